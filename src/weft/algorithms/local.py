@@ -1,0 +1,63 @@
+"""No federation: clients that train alone, as the baseline which a federation must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from weft.core.parts import Algorithm, LocalRule
+from weft.core.types import Finished, ServerState, Streams, Task, Tensors, Total
+
+OWN = "own"
+
+
+@dataclass(frozen=True)
+class _KeepOwn(LocalRule):
+    """Go on from the client's own parameters, and send nothing."""
+
+    memory: Streams
+
+    def begin(self, params: Tensors) -> Tensors:
+        return self.memory.get(OWN, params)
+
+    def finish(self, start: Tensors, end: Tensors, steps: int, lr: float) -> Finished:
+        return Finished({}, {OWN: end})
+
+
+@dataclass(frozen=True)
+class Local(Algorithm):
+    """Every client trains a model of its own in every round; nothing travels."""
+
+    stateful_clients: ClassVar[bool] = True
+    shares: ClassVar[bool] = False
+    streams: ClassVar[tuple[str, ...]] = ()
+    personal: ClassVar[bool] = True
+
+    def cohort(self, sampled: Sequence[int], population: int) -> Sequence[int]:
+        """Everybody trains."""
+        return range(population)
+
+    def rule(self, task: Task, memory: Streams) -> LocalRule:
+        """Train the client's own model."""
+        return _KeepOwn(memory)
+
+    def own_params(self, params: Tensors, memory: Streams) -> Tensors:
+        """The client's own model, or the starting one before its first round."""
+        return memory.get(OWN, params)
+
+    def step(self, state: ServerState, total: Total) -> ServerState:
+        """Count the round; there is nothing to change."""
+        return replace(state, round=state.round + 1)
+
+
+@dataclass(frozen=True)
+class OnlyClient(Algorithm):
+    """One client trains alone, and its model is the result (OpenFedLLM's `local0`, `local1`, ...)."""
+
+    shares: ClassVar[bool] = False
+    client: int = 0
+
+    def cohort(self, sampled: Sequence[int], population: int) -> Sequence[int]:
+        """The one client, in every round."""
+        return [self.client]

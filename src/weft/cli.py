@@ -1,0 +1,66 @@
+"""The command line: finds the verb and turns errors into sentences and exit codes.
+
+Exit codes: 0 done; 1 a failure; 2 the user's mistake, in one sentence; 130 interrupted (Ctrl-C). Nothing heavy is
+imported before a verb needs it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from weft import registry
+from weft.errors import ConfigError, WeftError
+
+HELP = {
+    "sft": "fine-tune on instructions, federated",
+    "demo": "three hospitals, in under three minutes, offline",
+    "compare": "print runs side by side",
+    "chat": "talk with a trained model",
+    "export": "write a run's adapter or merged model",
+}
+
+
+def version() -> str:
+    """Return Weft's version."""
+    from importlib.metadata import version as of
+
+    return of("weft")
+
+
+def overview() -> str:
+    """Return what `weft --help` prints."""
+    verbs = "\n".join(f"  {verb:<10} {HELP[verb]}" for verb in registry.COMMANDS)
+    return (
+        "weft: federated training of large language models on data that may not leave its owners\n\n"
+        f"usage: weft VERB [flags]\n\n{verbs}\n\n"
+        "`weft VERB --help` lists a verb's flags. Exit codes: 0 done, 1 failed, 2 your mistake, 130 interrupted."
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0 if words else 2
+    if words[0] in ("-V", "--version", "version"):
+        print(f"weft {version()}")
+        return 0
+    try:
+        module, _, function = registry.require(registry.COMMANDS, words[0], "verb").partition(":")
+        code: int = getattr(importlib.import_module(module), function)(words[1:])
+        return code
+    except ConfigError as error:
+        print(f"weft: {error}", file=sys.stderr)
+        return 2
+    except (WeftError, OSError) as error:
+        print(f"weft: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("weft: interrupted.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""`weft chat RUN`: talk with what a run trained, through the template that it was trained with."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from weft.arguments import Parser
+from weft.launch.finished import Run
+
+
+def run(argv: list[str]) -> int:
+    """Answer one prompt, or talk until the end of input."""
+    parser = Parser(prog="weft chat", description="Talk with a trained model.", allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", help="a run directory")
+    parser.add_argument("--prompt", help="answer this and stop")
+    parser.add_argument("--client", metavar="NAME", help="whose model, where each client has its own")
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="longest answer in tokens [256]")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy [0]")
+    parser.add_argument("--seed", type=int, default=0, help="of sampling [0]")
+    arguments = parser.parse(argv)
+    opened = Run(arguments.run)
+    model = opened.load_model(arguments.client)
+    turns: list[tuple[str, str]] = []
+
+    def reply(text: str) -> str:
+        turns.append(("user", text))
+        answer = generate(
+            opened,
+            model,
+            turns,
+            tokens=arguments.max_new_tokens,
+            temperature=arguments.temperature,
+            seed=arguments.seed,
+        )
+        turns.append(("assistant", answer))
+        return answer
+
+    if arguments.prompt is not None:
+        print(reply(arguments.prompt))
+        return 0
+    interactive = sys.stdin.isatty()
+    while True:
+        try:
+            text = input("> " if interactive else "").strip()
+        except EOFError:
+            return 0
+        if text:
+            print(reply(text), flush=True)
+
+
+def generate(
+    opened: Run, model: Any, turns: list[tuple[str, str]], *, tokens: int, temperature: float = 0.0, seed: int = 0
+) -> str:
+    """Return the model's answer to a conversation of (role, text), the last of which is the user's."""
+    import torch
+
+    from weft.data.formats import Turn
+    from weft.launch.population import load_template, template_name
+
+    tokenizer = opened.tokenizer
+    template = load_template(template_name(opened.config, tokenizer, opened.config.objective == "causal_lm"))
+    text = template.prompt([Turn(role, said) for role, said in turns], tokenizer)
+    starts_itself = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+    given = tokenizer(text, return_tensors="pt", add_special_tokens=not starts_itself).to(model.device)
+    ids = given["input_ids"]
+    if ids.shape[1] > 1 and ids[0, -1] == tokenizer.eos_token_id:  # some tokenizers end every text
+        ids = ids[:, :-1]
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None:
+        ids = ids[:, -max(1, limit - tokens) :]
+    torch.manual_seed(seed)
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    with torch.no_grad():
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            **sampling,
+        )
+    answer: str = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    return answer.strip()

@@ -1,0 +1,42 @@
+"""`weft export RUN`: what the run trained, as a folder that transformers or peft load."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from weft.arguments import Parser
+from weft.errors import ConfigError
+from weft.launch.finished import Run
+
+
+def run(argv: list[str]) -> int:
+    """Copy the adapter or model, or merge the adapter into its base."""
+    parser = Parser(prog="weft export", description="Write a run's adapter or merged model.", allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", help="a run directory")
+    parser.add_argument("--out", metavar="DIR", help="where to (default: RUN/merged or RUN/exported)")
+    parser.add_argument("--merge", action="store_true", help="merge the adapter into the base: a whole model, no peft")
+    parser.add_argument("--client", metavar="NAME", help="whose, where each client has its own")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of a merged model [float32]"
+    )
+    arguments = parser.parse(argv)
+    opened = Run(arguments.run)
+    weights = opened.weights(arguments.client)
+    out = Path(arguments.out or opened.path / ("merged" if arguments.merge else "exported"))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"'{out}' is there already and not empty: name another folder with --out.")
+    if arguments.merge and opened.config.use_peft:
+        _merge(opened, arguments.client, arguments.dtype, out)
+    else:
+        shutil.copytree(weights, out, dirs_exist_ok=True)
+    print(out)
+    return 0
+
+
+def _merge(opened: Run, client: str | None, dtype: str, out: Path) -> None:
+    import torch
+
+    model = opened.load_model(client, full_precision=True).merge_and_unload()
+    model.to(getattr(torch, dtype)).save_pretrained(out)
+    opened.tokenizer.save_pretrained(out)

@@ -1,0 +1,1 @@
+"""Codecs for updates; one file each, listed in `weft.registry.CODECS`."""

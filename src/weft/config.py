@@ -1,0 +1,238 @@
+"""The configuration of a run: one flat set of typed keys, which are the flags' names too.
+
+A run file (YAML) gives the keys, flags override them, `weft.train({...})` takes the same words. Unknown keys are
+refused with the nearest known one. This module imports nothing heavy and knows nothing of the parts themselves.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from weft import registry
+from weft.errors import ConfigError
+
+ALIASES = {
+    "log_with": "report_to",
+    "use_auth_token": "token",
+    "lr_scheduler": "lr_scheduler_type",
+    "data": "dataset_name",
+}
+"""Other names of keys: OpenFedLLM's, and short ones."""
+
+
+class Client(BaseModel):
+    """One named client with data of its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    data: str
+    eval: str | None = None
+    """Its held-out rows, where they lie apart; otherwise `eval_fraction` of its rows is kept out."""
+
+
+class RunConfig(BaseModel):
+    """Everything that says what a run is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    # Model
+    model_name_or_path: str = Field("meta-llama/Llama-2-7b-hf", description="a hub name or a folder")
+    trust_remote_code: bool = Field(False, description="run code that comes with the model")
+    token: bool = Field(False, description="use the stored Hugging Face token")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="precision of the model's arithmetic"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, ...")
+    load_in_8bit: bool = Field(False, description="8-bit base (bitsandbytes)")
+    load_in_4bit: bool = Field(False, description="4-bit base (bitsandbytes)")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+    use_peft: bool = Field(False, description="train a LoRA adapter; without it all parameters")
+    peft_lora_r: int = Field(8, ge=1, description="LoRA rank")
+    peft_lora_alpha: float = Field(16, gt=0, description="LoRA alpha")
+    peft_lora_dropout: float = Field(0.05, ge=0, lt=1, description="LoRA dropout")
+    peft_lora_target_modules: list[str] = Field(["auto"], description="auto, all-linear, or names of modules")
+    use_rslora: bool = Field(False, description="scale by alpha / sqrt(r)")
+    use_dora: bool = Field(False, description="weight-decomposed LoRA")
+
+    # Data
+    dataset_name: str | None = Field(None, description="a hub name, a file or a folder, split over the clients")
+    dataset_sample: int | None = Field(20000, ge=1, description="rows used at most")
+    dataset_split: str | None = Field(None, description="which split of a hub data set (default: train)")
+    local_data_dir: str | None = Field(None, description="folder in which dataset_name is looked for")
+    clients: list[Client] | None = Field(None, description="named clients with their own data: name=path ...")
+    template: str = Field(
+        "auto", description="alpaca, vicuna, chat; auto is chat where the model has a template, else alpaca"
+    )
+    seq_length: int = Field(512, ge=2, description="longest row in tokens")
+    truncation_side: Literal["right", "left"] = Field("right", description="the side cut from over-long rows")
+    instruction_column: str | None = Field(None, description="column of the question")
+    response_column: str | None = Field(None, description="column of the answer")
+    split_strategy: str = Field("iid", description="how one source is split over clients")
+
+    # Federation
+    objective: str = Field("sft", description="the training loss")
+    fed_alg: str = Field("fedavg", description="the algorithm, or a baseline: local, localN, central")
+    num_rounds: int = Field(500, ge=1, description="rounds")
+    num_clients: int = Field(2, ge=1, description="clients in the population")
+    sample_clients: int = Field(2, ge=1, description="clients in a round")
+    client_sampling: Literal["uniform", "size"] = Field("uniform", description="every client alike, or by its rows")
+    prox_mu: float = Field(0.01, ge=0, description="mu of FedProx")
+    fedopt_tau: float = Field(1e-3, gt=0, description="tau of the adaptive servers")
+    fedopt_eta: float = Field(1e-3, gt=0, description="server learning rate of the adaptive servers")
+    fedopt_beta1: float = Field(0.9, ge=0, lt=1, description="beta1 of the adaptive servers")
+    fedopt_beta2: float = Field(0.99, ge=0, lt=1, description="beta2 of the adaptive servers")
+    dpo_beta: float = Field(0.1, gt=0, description="beta of DPO")
+
+    # Local training
+    max_steps: int = Field(10, ge=-1, description="optimizer steps a client and round; -1: num_train_epochs instead")
+    num_train_epochs: int = Field(3, ge=1, description="passes over a client's rows a round, where max_steps is -1")
+    batch_size: int = Field(16, ge=1, description="rows a micro-batch")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches an optimizer step")
+    learning_rate: float = Field(2e-5, ge=0, description="peak learning rate")
+    lr_scheduler_type: Literal["cosine_by_round", "constant", "cosine", "linear"] = Field(
+        "cosine_by_round", description="over the whole run; cosine_by_round is OpenFedLLM's: constant within a round"
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up at the start of the run")
+    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="the same as a share of all steps")
+    min_learning_rate: float = Field(1e-6, ge=0, description="where cosine and linear end")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
+    max_grad_norm: float = Field(1.0, ge=0, description="gradient clipping; 0: none")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's beta1")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's beta2")
+    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+
+    # Evaluation
+    eval_fraction: float = Field(0.05, ge=0, lt=1, description="rows that each client keeps out")
+    eval_dataset_name: str | None = Field(None, description="held-out rows that lie apart; otherwise eval_fraction")
+    eval_every: int = Field(10, ge=0, description="rounds between evaluations; 0: only at the end")
+    eval_batch_size: int = Field(32, ge=1, description="rows a batch in evaluation")
+    choices: list[str] | None = Field(
+        None, description="the closed set of answers; found where it is small, [] for none"
+    )
+
+    # Run
+    output_dir: str = Field("output", description="the run directory")
+    seed: int = Field(2023, ge=0, description="everything random follows from it")
+    save_model_freq: int = Field(50, ge=0, description="rounds between checkpoints that are kept; 0: only the newest")
+    save_total_limit: int = Field(10, ge=1, description="how many of these are kept at most")
+    report_to: list[str] = Field(["none"], description="tensorboard, wandb, mlflow, trackio, none")
+    threads: int | None = Field(None, ge=1, description="CPU threads (default: torch's)")
+
+    # OpenFedLLM's flags that have no effect here, so that its scripts run as they stand
+    logging_steps: int = Field(100, description="accepted; every round is logged")
+    save_steps: int = Field(1000, description="accepted; see save_model_freq")
+    push_to_hub: bool = Field(False, description="accepted only as False; use `weft export` and the hub's own tool")
+    hub_model_id: str | None = Field(None, description="accepted; see push_to_hub")
+
+    @field_validator("peft_lora_target_modules", "report_to", "choices", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        """Take "a,b" for ["a", "b"]."""
+        if isinstance(value, str):
+            value = [value]
+        if isinstance(value, (list, tuple)):
+            return [word.strip() for part in value for word in str(part).split(",") if word.strip()]
+        return value
+
+    @field_validator("clients", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """Take ["name=path", ...] and {name: path} for clients."""
+        if isinstance(value, dict):
+            return [{"name": name, "data": str(data)} for name, data in value.items()]
+        if isinstance(value, str):
+            value = [value]
+        if isinstance(value, list):
+            return [_client(entry) if isinstance(entry, str) else entry for entry in value]
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> RunConfig:
+        """Refuse what cannot be, before anything is loaded."""
+        if self.load_in_8bit and self.load_in_4bit:
+            raise ConfigError("A base is loaded in 8 bits or in 4, not both: drop --load_in_8bit or --load_in_4bit.")
+        if (self.load_in_8bit or self.load_in_4bit) and not self.use_peft:
+            raise ConfigError("A quantised base cannot be trained itself: add --use_peft, or drop --load_in_8bit/4bit.")
+        if self.push_to_hub:
+            raise ConfigError("Weft sends nothing to the hub during a run: drop --push_to_hub, then use `weft export`.")
+        if self.dataset_name is None and not self.clients:
+            raise ConfigError("No data is named: write --dataset_name NAME_OR_PATH, or clients with their own files.")
+        if self.clients and self.dataset_name is not None:
+            raise ConfigError("Both dataset_name and clients are given: the data comes from one or the other.")
+        if self.clients and len({client.name for client in self.clients}) < len(self.clients):
+            raise ConfigError("Two clients have the same name: names must differ.")
+        check_algorithm(self.fed_alg)
+        registry.require(registry.OBJECTIVES, self.objective, "objective")
+        registry.require(registry.SPLITS, self.split_strategy, "split strategy")
+        if self.template != "auto":
+            registry.require(registry.TEMPLATES, self.template, "template")
+        return self
+
+
+VOLATILE = frozenset(
+    {"output_dir", "report_to", "save_model_freq", "save_total_limit", "logging_steps", "save_steps", "threads"}
+)
+"""Keys that may differ when a run is resumed, because no result depends on them."""
+
+
+def check_algorithm(name: str) -> int | None:
+    """Check the name of an algorithm; return the client of OpenFedLLM's `localN`, else None."""
+    alone = re.fullmatch(r"local(\d+)", name)
+    if alone:
+        return int(alone[1])
+    registry.require(registry.ALGORITHMS, name, "algorithm")
+    return None
+
+
+def _client(text: str) -> dict[str, str]:
+    name, separator, data = text.partition("=")
+    if not separator or not name or not data:
+        raise ConfigError(f"A client is written name=path, not '{text}'.")
+    return {"name": name, "data": data}
+
+
+def build(values: dict[str, Any]) -> RunConfig:
+    """Check the keys and return the typed configuration.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known), a value of the wrong kind, values that exclude each other.
+    """
+    values = {ALIASES.get(key, key): value for key, value in values.items()}
+    known = list(RunConfig.model_fields)
+    for key in values:
+        if key not in known:
+            guess = registry.nearest(key, known)
+            meant = f" Did you mean '{guess}'?" if guess else " `weft sft --help` lists all keys."
+            raise ConfigError(f"There is no key '{key}'.{meant}")
+    try:
+        return RunConfig(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"The value {first['input']!r} of '{where}' cannot be: {first['msg'].lower()}.") from None
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """Read a run file.
+
+    Raises:
+        ConfigError: no such file, broken YAML (with its line), or something other than keys and values in it.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError:
+        raise ConfigError(f"There is no run file '{path}' that can be read: check the path after --config.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"The run file '{path}' is not valid YAML{where}: write one `key: value` a line.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"The run file '{path}' holds no keys: write one `key: value` a line.")
+    return {str(key): value for key, value in values.items()}

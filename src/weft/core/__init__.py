@@ -1,0 +1,1 @@
+"""Contracts only: the values that travel, the parts that a run is composed of, and tensor arithmetic."""

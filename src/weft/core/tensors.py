@@ -1,0 +1,54 @@
+"""Arithmetic on tensors by name. All functions keep the order of names of their first argument."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from weft.core.types import Streams, Tensors
+
+
+def subtract(left: Tensors, right: Tensors) -> Tensors:
+    """Return left - right, name by name."""
+    values = torch._foreach_sub(list(left.values()), [right[name] for name in left])
+    return dict(zip(left, values, strict=True))
+
+
+def add(left: Tensors, right: Tensors, scale: float = 1.0) -> Tensors:
+    """Return left + scale * right, name by name."""
+    values = torch._foreach_add(list(left.values()), [right[name] for name in left], alpha=scale)
+    return dict(zip(left, values, strict=True))
+
+
+def copy(values: Tensors, device: torch.device | str | None = None) -> Tensors:
+    """Return copies that share no memory with `values`, on `device` if one is given."""
+    return {name: value.detach().to(device or value.device, copy=True) for name, value in values.items()}
+
+
+def lerp_(mean: Tensors, value: Tensors, share: float) -> None:
+    """Move `mean` in place towards `value` by `share` of the way; a share of 1 copies the value exactly."""
+    if share == 1.0:
+        torch._foreach_copy_(list(mean.values()), [value[name] for name in mean])
+    else:
+        torch._foreach_lerp_(list(mean.values()), [value[name] for name in mean], share)
+
+
+def num_bytes(values: Tensors | Streams) -> int:
+    """Return the bytes that the tensors hold, without any header."""
+    return sum(
+        value.numel() * value.element_size() if isinstance(value, Tensor) else num_bytes(value)
+        for value in values.values()
+    )
+
+
+def num_elements(values: Tensors) -> int:
+    """Return the number of elements of all tensors together."""
+    return sum(value.numel() for value in values.values())
+
+
+def all_finite(values: Tensors) -> bool:
+    """Say whether no element is NaN or infinite."""
+    if not values:
+        return True
+    norms = torch._foreach_norm([value.detach() for value in values.values()], float("inf"))
+    return bool(torch.isfinite(torch.stack([norm.float().cpu() for norm in norms])).all())

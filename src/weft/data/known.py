@@ -1,0 +1,44 @@
+"""Data sets of the hub whose columns need no guessing: those that OpenFedLLM names."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Columns(NamedTuple):
+    """Where questions and answers are in a data set, and which part of it is meant."""
+
+    instruction: str = "instruction"
+    input: str | None = None
+    response: str = "output"
+    config: str | None = None
+    split: str = "train"
+    distinct: bool = False
+    """Rows that repeat an instruction are left out."""
+
+
+_ALPACA = Columns(input="input")
+
+KNOWN = {
+    "lucasmccabe-lmi/CodeAlpaca-20k": _ALPACA,
+    "yahma/alpaca-cleaned": _ALPACA,
+    "FinGPT/fingpt-sentiment-train": _ALPACA,
+    "tatsu-lab/alpaca": _ALPACA,
+    "vicgalle/alpaca-gpt4": _ALPACA,
+    "gbharti/finance-alpaca": _ALPACA,
+    "WizardLM/WizardLM_evol_instruct_70k": Columns(),
+    "TIGER-Lab/MathInstruct": Columns(distinct=True),
+    "lighteval/MATH": Columns("problem", None, "solution", config="all"),
+    "gsm8k": Columns("question", None, "answer", config="main"),
+    "openai/gsm8k": Columns("question", None, "answer", config="main"),
+    "medalpaca/medical_meadow_medical_flashcards": Columns("input", None, "output"),
+    "HuggingFaceH4/ultrafeedback_binarized": Columns("prompt", None, "messages", split="train_sft"),
+}
+
+
+def find(source: str) -> Columns | None:
+    """Return what is known of a data set, also of a local copy in a folder of its name."""
+    if source in KNOWN:
+        return KNOWN[source]
+    path = source.replace("\\", "/").rstrip("/")
+    return next((columns for name, columns in KNOWN.items() if path.endswith("/" + name)), None)

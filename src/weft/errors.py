@@ -1,0 +1,45 @@
+"""What can go wrong, in one small tree.
+
+    WeftError
+    ├── ConfigError       the user's mistake: one sentence, exit code 2
+    │   ├── DataError     ... in the data: a file, a line, a column
+    │   └── MissingExtra  ... an optional package is not installed
+    ├── ClientFailed      one client could not finish a task: its update is dropped, the round goes on
+    │   └── Refused       ... or would not, and says why
+    └── RunError          a fault while running: nothing is lost, the run can be resumed, exit code 1
+
+A message says what was given, why it cannot be, and what to write instead.
+"""
+
+
+class WeftError(Exception):
+    """The root of every error that Weft raises on purpose."""
+
+
+class ConfigError(WeftError):
+    """The user asked for something that cannot be; the message holds the remedy."""
+
+
+class DataError(ConfigError):
+    """The user's data cannot be read or used as it is."""
+
+
+class MissingExtra(ConfigError):
+    """An optional package is needed and not installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package '{package}', which is not installed: run `pip install 'weft[{extra}]'`."
+        )
+
+
+class ClientFailed(WeftError):
+    """One client could not finish its task; the message holds none of its data."""
+
+
+class Refused(ClientFailed):
+    """A client will not do what a task asks of it."""
+
+
+class RunError(WeftError):
+    """A run stopped through no mistake of the user; what was committed is kept."""

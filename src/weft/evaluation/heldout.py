@@ -1,0 +1,140 @@
+"""Loss, perplexity, accuracy and macro-F1 on held-out rows.
+
+Clients report counts and sums only; `summarise` turns any sum of them into metrics, so one client, some and all
+are measured alike. Accuracy compares the likelihoods of a closed set of answers: nothing is generated or parsed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from weft.core.parts import Evaluator
+from weft.core.types import Metrics
+from weft.federation.site import View
+from weft.models.layout import Question, Row, lay_out, lay_out_choices
+from weft.models.resident import Resident
+from weft.objectives.causal_lm import next_token_loss
+
+CONFUSION = "confusion"
+
+
+class Asked(NamedTuple):
+    """A held-out row as a question with a closed set of answers; `right` is the index of the right one."""
+
+    question: Question
+    right: int
+
+
+@dataclass(frozen=True)
+class HeldOut(Evaluator):
+    """Evaluate rows in batches of `batch_size`, longest first."""
+
+    batch_size: int = 32
+    asked: Mapping[int, Asked] = field(default_factory=dict)
+    """By number of the table's row; empty where answers are no closed set."""
+
+    @torch.no_grad()
+    def evaluate(self, model: Resident, rows: View) -> Metrics:
+        """Return `loss_sum` (nats), `loss_tokens`, `rows`, and `confusion/RIGHT/GIVEN` counts."""
+        was_training = model.model.training
+        model.model.eval()
+        try:
+            metrics = self._losses(model, [rows[row] for row in range(len(rows))])
+            asked = [self.asked[int(row)] for row in rows.index if int(row) in self.asked]
+            for known, (given, _) in zip(asked, rank(model, [a.question for a in asked], self.batch_size), strict=True):
+                name = f"{CONFUSION}/{known.right}/{given}"
+                metrics[name] = metrics.get(name, 0.0) + 1.0
+        finally:
+            model.model.train(was_training)
+        return metrics
+
+    def _losses(self, model: Resident, rows: list[Row]) -> Metrics:
+        rows = sorted(rows, key=lambda row: -len(row[0]))
+        total, targets = 0.0, 0
+        for at in range(0, len(rows), self.batch_size):
+            batch = lay_out(rows[at : at + self.batch_size], pack=model.can_pack).to(model.device)
+            loss = next_token_loss(model, batch)
+            total += float(loss.total)
+            targets += loss.targets
+        return {"loss_sum": total, "loss_tokens": float(targets), "rows": float(len(rows))}
+
+
+@torch.no_grad()
+def rank(model: Resident, questions: Sequence[Question], batch_size: int) -> list[tuple[int, list[float]]]:
+    """Return for every question the likeliest choice and the log-probability (nats) of each.
+
+    Where the model packs exactly, a question's choices share one pass over its prompt.
+    """
+    order = sorted(range(len(questions)), key=lambda i: -len(questions[i].prompt))
+    found: list[tuple[int, list[float]]] = [(0, [])] * len(questions)
+    for at in range(0, len(order), batch_size):
+        chunk = order[at : at + batch_size]
+        scores = _score(model, [questions[i] for i in chunk])
+        for number, values in zip(chunk, scores, strict=True):
+            found[number] = (max(range(len(values)), key=values.__getitem__), values)
+    return found
+
+
+def _score(model: Resident, questions: Sequence[Question]) -> list[list[float]]:
+    if model.can_pack:
+        batch, owner = lay_out_choices(questions)
+    else:
+        # One line a choice: the prompt again in front of each.
+        alone = [Question(q.prompt, [choice]) for q in questions for choice in q.choices]
+        batch, owner = lay_out_choices(alone)
+        batch = type(batch)(batch.input_ids, None, None, batch.index, batch.targets, batch.rows, batch.tokens)
+    batch = batch.to(model.device)
+    logits = model.logits(batch).float()
+    of_target = torch.log_softmax(logits, dim=-1).gather(1, batch.targets[:, None])[:, 0]
+    counts = [len(q.choices) for q in questions]
+    sums = torch.zeros(sum(counts), dtype=torch.float64).index_add_(0, owner, of_target.double().cpu())
+    values = iter(sums.tolist())
+    return [[next(values) for _ in range(count)] for count in counts]
+
+
+def summarise(metrics: Metrics) -> dict[str, float | int | None]:
+    """Return `loss` (nats a token), `perplexity`, `accuracy`, `macro_f1`, `rows`; None for what was not measured."""
+    tokens = metrics.get("loss_tokens", 0.0)
+    loss = metrics["loss_sum"] / tokens if tokens else None
+    pairs = {
+        (name.split("/")[1], name.split("/")[2]): count
+        for name, count in metrics.items()
+        if name.startswith(CONFUSION + "/")
+    }
+    asked = sum(pairs.values())
+    right = sum(count for (gold, given), count in pairs.items() if gold == given)
+    return {
+        "loss": loss,
+        "perplexity": _exp(loss),
+        "accuracy": right / asked if asked else None,
+        "macro_f1": macro_f1(pairs) if asked else None,
+        "rows": int(metrics.get("rows", 0)),
+    }
+
+
+def macro_f1(pairs: Mapping[tuple[str, str], float]) -> float:
+    """Return the mean F1 over the classes that occur as right answers, from counts of (right, given)."""
+    classes = sorted({gold for gold, _ in pairs})
+    scores = []
+    for name in classes:
+        hit = pairs.get((name, name), 0.0)
+        named = sum(count for (_, given), count in pairs.items() if given == name)
+        there = sum(count for (gold, _), count in pairs.items() if gold == name)
+        scores.append(2 * hit / (named + there) if hit else 0.0)
+    return sum(scores) / len(scores)
+
+
+def add(left: Metrics, right: Metrics) -> Metrics:
+    """Return the sum of two clients' counts."""
+    return {name: left.get(name, 0.0) + right.get(name, 0.0) for name in left | right}
+
+
+def _exp(loss: float | None) -> float | None:
+    if loss is None:
+        return None
+    return math.exp(loss) if loss < 700 else math.inf

@@ -1,0 +1,1 @@
+"""The round, and all that turns parts, sites and a runtime into a run."""

@@ -1,0 +1,112 @@
+"""A site: what a client owns and nobody else sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from weft.core.types import Streams
+from weft.models.layout import Row
+
+
+class Table(Protocol):
+    """Tokenized rows, by number."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, row: int) -> Row: ...
+
+
+@dataclass(frozen=True)
+class View:
+    """Some rows of a table, which is not copied: ten thousand clients share one."""
+
+    table: Table
+    index: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, row: int) -> Row:
+        return self.table[int(self.index[row])]
+
+
+class MemoryStore(Protocol):
+    """Where clients keep what they remember between rounds."""
+
+    def load(self, client: str, round: int) -> Streams:
+        """Return what the client remembers before `round`: the newest of earlier rounds, or nothing."""
+        ...
+
+    def save(self, client: str, round: int, streams: Streams) -> None:
+        """Keep what the client remembers after `round`."""
+        ...
+
+
+@dataclass
+class InMemory:
+    """Client memories in this process, for runs without a directory."""
+
+    kept: dict[str, Streams] = field(default_factory=dict)
+
+    def load(self, client: str, round: int) -> Streams:
+        """Return the newest memory."""
+        return self.kept.get(client, {})
+
+    def save(self, client: str, round: int, streams: Streams) -> None:
+        """Replace the memory."""
+        self.kept[client] = streams
+
+
+@dataclass(frozen=True)
+class Site:
+    """A client with its rows."""
+
+    name: str
+    index: int
+    train: View
+    held: View
+    memory: MemoryStore
+
+
+@dataclass(frozen=True)
+class Sites:
+    """The population: sites are made when asked for, so that clients which never take part cost an index only."""
+
+    names: list[str]
+    train: list[np.ndarray]
+    held: list[np.ndarray]
+    table: Table
+    memory: MemoryStore
+
+    def __len__(self) -> int:
+        return len(self.train)
+
+    def __getitem__(self, index: int) -> Site:
+        if not 0 <= index < len(self.train):
+            raise IndexError(index)
+        return Site(
+            self.names[index],
+            index,
+            View(self.table, self.train[index]),
+            View(self.table, self.held[index]),
+            self.memory,
+        )
+
+    def __iter__(self) -> Iterator[Site]:
+        return (self[index] for index in range(len(self)))
+
+    def find(self, name: str) -> Site:
+        """Return the site of a name; KeyError if there is none."""
+        return self[self._places[name]]
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.names)}
+
+    def sizes(self) -> np.ndarray:
+        """Return (clients,): the training rows of each."""
+        return np.array([len(rows) for rows in self.train], dtype=np.int64)

@@ -1,0 +1,113 @@
+"""`--dry_run`: the resolved run and its plan in words and numbers, without loading a weight."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import yaml
+
+from weft.config import RunConfig
+from weft.federation.site import InMemory
+from weft.launch import compose
+from weft.launch.population import Population, populate, template_name
+from weft.launch.train import prepare_process
+from weft.models.adapters import add_lora
+from weft.models.load import arithmetic, check_context, load_model_config, load_tokenizer
+from weft.models.precision import choose_device
+from weft.runs.text import human_bytes, human_number
+
+
+class Sizes(NamedTuple):
+    """Numbers of parameters."""
+
+    all: int
+    trained: int
+    tensors: int
+
+
+def describe(config: RunConfig) -> str:
+    """Return the configuration as YAML, followed by the plan.
+
+    Raises:
+        ConfigError: whatever would stop the run before its first round.
+    """
+    prepare_process(config)
+    plan = compose.plan(config)
+    tokenizer = load_tokenizer(config)
+    own = load_model_config(config)
+    check_context(config, own)
+    text_only = plan.objective.text_only
+    population = populate(config, tokenizer, InMemory(), text_only=text_only, pool=plan.algorithm.pools_data)
+    sizes = count(config, own)
+    moved = 4 * sizes.trained if plan.algorithm.shares else 0
+    clients = len(
+        plan.algorithm.cohort(range(min(config.sample_clients, len(population.trained))), len(population.trained))
+    )
+    device = choose_device(config.device)
+    dtype = str(arithmetic(config, device)).removeprefix("torch.")
+    lines = {
+        "algorithm": f"{config.fed_alg}, weighted mean, no privacy, no codec, no protection",
+        "model": f"{config.model_name_or_path}: {human_number(sizes.all)} parameters, {dtype} on {device}",
+        "trained": f"{sizes.trained} parameters in {sizes.tensors} tensors"
+        + (f" (LoRA r={config.peft_lora_r})" if config.use_peft else " (all)"),
+        "clients": _clients(population, clients),
+        "template": template_name(config, tokenizer, text_only),
+        "answers": ", ".join(population.choices) if population.choices else "open (no closed set)",
+        "local work": f"{_steps(config)}, {config.gradient_accumulation_steps} x {config.batch_size} rows a step",
+        "travels": f"{human_bytes(moved)} down and {human_bytes(moved)} up for each client and round"
+        if moved
+        else "nothing",
+        "a round": f"{human_bytes(2 * moved * clients)} up+down",
+        "the run": f"{human_bytes(2 * moved * clients * config.num_rounds)} up+down in {config.num_rounds} rounds",
+        "memory": f"about {human_bytes(memory(config, own, sizes, dtype))} for weights, optimizer and one batch",
+    }
+    width = max(len(name) for name in lines)
+    shown = "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
+    settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return f"{settings}\n# The plan; nothing in it is refused.\n{shown}"
+
+
+def count(config: RunConfig, model_config: Any) -> Sizes:
+    """Count the parameters, and those that are trained, on a model without weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+        every = sum(p.numel() for p in model.parameters())
+        if config.use_peft:
+            model = add_lora(model, config, torch.float32)
+    trained = [p.numel() for p in model.parameters() if p.requires_grad]
+    return Sizes(every, sum(trained), len(trained))
+
+
+def memory(config: RunConfig, model_config: Any, sizes: Sizes, dtype: str) -> float:
+    """Estimate the bytes of a client: weights, masters, gradients, AdamW, and the activations of one batch.
+
+    Activations are taken as 34 s b h bytes a layer (Korthikanti et al. 2022, arXiv 2205.05198, without their attention
+    maps), 2 s b h where they are recomputed, logits as 8 bytes each on half of the positions.
+    """
+    text = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
+    width = 4 if dtype == "float32" else 2
+    base = {True: 0.55, False: width}[config.load_in_4bit] if not config.load_in_8bit else 1.05
+    weights = sizes.all * base
+    training = sizes.trained * (4 + 4 + 8 + (0 if width == 4 else 4))
+    tokens = config.batch_size * config.seq_length
+    hidden, layers = getattr(text, "hidden_size", 0), getattr(text, "num_hidden_layers", 0)
+    activations = tokens * hidden * layers * (2 if config.gradient_checkpointing else 17 * width)
+    return float(weights + training + activations + tokens / 2 * getattr(text, "vocab_size", 0) * 8)
+
+
+def _clients(population: Population, taking_part: int) -> str:
+    sizes = population.trained.sizes()
+    held = sum(len(rows) for rows in population.evaluated.held)
+    return (
+        f"{taking_part} of {len(population.trained)} in a round, {sizes.min()} to {sizes.max()} rows each, "
+        f"{sizes.sum()} in all, {held} held out"
+    )
+
+
+def _steps(config: RunConfig) -> str:
+    if config.max_steps > 0:
+        return f"{config.max_steps} AdamW steps a client and round"
+    return f"{config.num_train_epochs} passes over each client's rows a round"

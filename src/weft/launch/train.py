@@ -1,0 +1,332 @@
+"""A run from its configuration to its files: rounds are computed, recorded, committed, and resumed after a kill.
+
+Whatever is in metrics.jsonl is deterministic, so a run that was killed and resumed ends with the same bytes there
+and the same weights as one that was not; what is not deterministic (seconds, memory) is in timing.jsonl and
+summary.json.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weft.config import VOLATILE, RunConfig
+from weft.core.parts import Algorithm
+from weft.core.types import Metrics, ServerState, Streams
+from weft.errors import ConfigError
+from weft.evaluation.heldout import HeldOut, add, summarise
+from weft.federation.loop import RoundDone, Rounds, run_rounds
+from weft.federation.plan import Plan
+from weft.launch import compose
+from weft.launch.finished import Run
+from weft.launch.population import Population, populate
+from weft.models.adapters import save_model
+from weft.models.load import check_context, load_model_config, load_resident, load_tokenizer
+from weft.models.resident import Resident
+from weft.runs import checkpoint
+from weft.runs.layout import RunDir, write_atomic
+from weft.runs.metrics import MetricsLog, plain
+from weft.runs.progress import Progress
+from weft.runs.report import write_report
+from weft.runs.trackers import Trackers, resolve
+from weft.runtimes.inprocess import InProcess
+
+COMMIT_SECONDS = 5.0
+"""A kill costs at most the rounds of about this time, and the one that was under way."""
+
+
+@dataclass(frozen=True)
+class DiskMemory:
+    """Client memories in the run directory; what an uncommitted round wrote is not seen after a resume."""
+
+    run: RunDir
+
+    def load(self, client: str, round: int) -> Streams:
+        """Return what the client remembers after `round` rounds."""
+        return checkpoint.load_client_memory(self.run, client, round)
+
+    def save(self, client: str, round: int, streams: Streams) -> None:
+        """Keep what the client remembers after `round` rounds."""
+        checkpoint.save_client_memory(self.run, client, round, streams)
+
+
+@dataclass
+class Tally:
+    """Sums over the rounds so far; part of every checkpoint."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    train_loss: float | None = None
+    failures: dict[str, int] = field(default_factory=dict)
+    evaluation: dict[str, Any] | None = None
+
+    def add(self, done: RoundDone, record: dict[str, Any]) -> None:
+        """Count a finished round."""
+        self.seconds += done.seconds
+        self.tokens += record["tokens"]
+        self.bytes_up += record["bytes_up"]
+        self.bytes_down += record["bytes_down"]
+        if record["train_loss"] is not None:
+            self.train_loss = record["train_loss"]
+        for client in record["failures"]:
+            self.failures[client] = self.failures.get(client, 0) + 1
+
+
+def train(
+    config: RunConfig, *, resume: bool = False, overwrite: bool = False, quiet: bool = True, as_json: bool = False
+) -> Run:
+    """Run a configuration to its end and return the finished run.
+
+    Raises:
+        ConfigError: a mistake in the configuration or the data; nothing was changed.
+        KeyboardInterrupt: the round under way was dropped, the ones before it are committed.
+    """
+    prepare_process(config)
+    resolve(config.report_to)
+    plan = compose.plan(config)
+    tokenizer = load_tokenizer(config)
+    check_context(config, load_model_config(config))
+    with (
+        RunDir.create(
+            config.output_dir, config.model_dump(mode="json"), resume=resume, overwrite=overwrite, volatile=VOLATILE
+        ) as run,
+        Progress(config.num_rounds, quiet=quiet, as_json=as_json) as progress,
+    ):
+        population = populate(
+            config,
+            tokenizer,
+            DiskMemory(run),
+            text_only=plan.objective.text_only,
+            pool=plan.algorithm.pools_data,
+        )
+        tell(config, population, plan.algorithm, progress)
+        model = load_resident(config, tokenizer)
+        with Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers:
+            Training(config, run, plan, population, model, progress, trackers).run_all()
+        return Run(run.path)
+
+
+def prepare_process(config: RunConfig) -> None:
+    """Set what is the same for the whole process: threads, and kernels that give the same bits every time."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    torch.backends.cudnn.benchmark = False
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def tell(config: RunConfig, population: Population, algorithm: Algorithm, progress: Progress) -> None:
+    """Say once what a user would want to know before the first round."""
+    counts = population.counts
+    if config.sample_clients > len(population.trained) and not algorithm.pools_data and algorithm.shares:
+        progress.note(
+            f"sample_clients is {config.sample_clients} and there are {len(population.trained)} clients: all take part."
+        )
+    if counts.get("truncated"):
+        progress.note(
+            f"{counts['truncated']} of {counts['rows']} rows are longer than {config.seq_length} tokens and were cut "
+            f"on the {config.truncation_side}."
+        )
+    for reason, count in counts.items():
+        if count and reason not in ("rows", "truncated", "tokens"):
+            progress.note(f"{count} rows were left out ({reason.replace('_', ' ')}).")
+
+
+class Training:
+    """A run under way: it takes rounds from the federation and commits them to the directory."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run: RunDir,
+        plan: Plan,
+        population: Population,
+        model: Resident,
+        progress: Progress,
+        trackers: Trackers,
+    ) -> None:
+        self.config, self.run, self.plan, self.population = config, run, plan, population
+        self.model, self.progress, self.trackers = model, progress, trackers
+        self.tally = Tally()
+        self.metrics = MetricsLog(run.metrics_file)
+        self.timing = MetricsLog(run.timing_file)
+
+    def run_all(self) -> None:
+        """Run the rounds that are left, then write the results."""
+        with self.metrics, self.timing:
+            state = self._start()
+            committed, since = state, time.monotonic()
+            try:
+                for done in self._rounds(state):
+                    self._record(done)
+                    state = done.state
+                    if time.monotonic() - since > COMMIT_SECONDS or self._kept(state.round):
+                        self._commit(state)
+                        committed, since = state, time.monotonic()
+            except KeyboardInterrupt:
+                if state is not committed:
+                    self._commit(state)
+                raise
+            if state is not committed:
+                self._commit(state)
+        self._finish(state)
+
+    def _start(self) -> ServerState:
+        """Return the state to go on from: that of the newest checkpoint, or the model as it was loaded."""
+        found = checkpoint.latest(self.run, self.progress.note)
+        if found is None:
+            self.metrics.truncate(0)
+            self.timing.truncate(0)
+            checkpoint.rewind(self.run, 0)
+            return self.plan.algorithm.init(self.model.values())
+        state, extra = found
+        self.metrics.truncate(extra["metrics"])
+        self.timing.truncate(extra["timing"])
+        self.tally = Tally(**extra["tally"])
+        checkpoint.rewind(self.run, state.round)
+        return state
+
+    def _rounds(self, state: ServerState) -> Iterator[RoundDone]:
+        config, population = self.config, self.population
+        evaluator = HeldOut(config.eval_batch_size, population.asked)
+        runtime = InProcess(self.plan, self.model, evaluator, population.trained, population.evaluated)
+        by_size = config.client_sampling == "size"
+        return run_rounds(
+            self.plan,
+            state,
+            runtime,
+            Rounds(config.num_rounds, config.sample_clients, config.seed, config.eval_every),
+            clients=population.trained.names,
+            evaluated=population.tested(),
+            weights=population.trained.sizes() if by_size else None,
+        )
+
+    def _kept(self, round: int) -> bool:
+        return self.config.save_model_freq > 0 and round % self.config.save_model_freq == 0
+
+    def _commit(self, state: ServerState) -> None:
+        extra = {"metrics": self.metrics.commit(), "timing": self.timing.commit(), "tally": vars(self.tally)}
+        checkpoint.save(self.run, state, extra, keep_every=self.config.save_model_freq)
+
+    def _record(self, done: RoundDone) -> None:
+        record = round_record(done)
+        self.tally.add(done, record)
+        self.metrics.append(record)
+        timing = {
+            "round": record["round"],
+            "seconds": done.seconds,
+            "tokens_per_second": record["tokens"] / done.seconds,
+            "peak_memory_bytes": peak_memory(self.model.device),
+        }
+        self.timing.append(timing)
+        for client, reason in record["failures"].items():
+            self.progress.note(f"round {record['round']}: the update of '{client}' was dropped: {reason}.")
+        if not record["clients"] and record["failures"]:
+            self.progress.note(f"round {record['round']}: no update could be used; the model stays as it was.")
+        self.progress.round(record | timing)
+        self.trackers.log({f"train/{k}": v for k, v in (record | timing).items() if k != "round"}, record["round"])
+        if done.scores is not None:
+            self._record_evaluation(done.state.round, done.scores)
+
+    def _record_evaluation(self, round: int, scores: dict[str, Metrics]) -> None:
+        evaluation = evaluation_record(round, scores)
+        self.tally.evaluation = plain(evaluation)
+        self.metrics.append(evaluation)
+        self.progress.evaluation(evaluation)
+        self.trackers.log({f"eval/{k}": v for k, v in evaluation.items() if k != "round"}, round)
+
+    def _finish(self, state: ServerState) -> None:
+        """Write the trained weights, the summary and the report."""
+        self._save_weights(state)
+        evaluation = self.tally.evaluation or {}
+        summary = {
+            "rounds": state.round,
+            "seconds": self.tally.seconds,
+            "tokens": self.tally.tokens,
+            "bytes_up": self.tally.bytes_up,
+            "bytes_down": self.tally.bytes_down,
+            "peak_memory_bytes": peak_memory(self.model.device),
+            "train_loss": self.tally.train_loss,
+            "eval": {key: evaluation.get(key) for key in ("loss", "perplexity", "accuracy", "macro_f1")},
+            "clients": evaluation.get("clients", {}),
+            "failures": self.tally.failures,
+            "rows": self.population.counts,
+            "choices": self.population.choices,
+        }
+        write_atomic(self.run.summary_file, (json.dumps(plain(summary), indent=1) + "\n").encode())
+        write_report(self.run.path)
+        self.progress.done(summary)
+
+    def _save_weights(self, state: ServerState) -> None:
+        kind = "adapter" if self.config.use_peft else "model"
+        if not self.plan.algorithm.personal:
+            save_model(self.model.model, self.model.tokenizer, state.params, self.run.path / kind)
+            return
+        memory = DiskMemory(self.run)
+        for site in self.population.trained:
+            own = {k.removeprefix("rule."): v for k, v in memory.load(site.name, state.round).items()}
+            params = self.plan.algorithm.own_params(state.params, own)
+            save_model(self.model.model, self.model.tokenizer, params, self.run.client_dir(site.name) / kind)
+
+
+def round_record(done: RoundDone) -> dict[str, Any]:
+    """Return the line of metrics.jsonl for a round, counted from 1."""
+    record, sums = done.record, done.record.sums
+    tokens = sums.get("loss_tokens", 0.0)
+    clients = max(1, len(record.clients))
+    return {
+        "event": "round",
+        "round": done.state.round,
+        "clients": list(record.clients),
+        "train_loss": sums["loss_sum"] / tokens if tokens else None,
+        "tokens": int(sums.get("tokens", 0)),
+        "examples": int(sums.get("rows", 0)),
+        "bytes_up": record.bytes_up,
+        "bytes_down": record.bytes_down,
+        "learning_rate": sums.get("learning_rate", 0.0) / clients,
+        "failures": record.failures,
+    }
+
+
+def evaluation_record(round: int, scores: dict[str, Metrics]) -> dict[str, Any]:
+    """Return the line of metrics.jsonl for an evaluation: over all rows, and for each client."""
+    together: Metrics = {}
+    for metrics in scores.values():
+        together = add(together, metrics)
+    return {
+        "event": "eval",
+        "round": round,
+        **summarise(together),
+        "clients": {client: summarise(metrics) for client, metrics in scores.items()},
+    }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes that this process has held: on the GPU if it trains there, else in all."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def saved_config(path: str | Path) -> dict[str, Any]:
+    """Return the configuration of the run in a directory, to resume it; ConfigError if there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        return RunDir(path).read_config()
+    raise ConfigError(f"There is no run in '{path}'.")

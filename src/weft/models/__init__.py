@@ -1,0 +1,1 @@
+"""Models: loading, adapters, and the resident model of a process."""

@@ -1,0 +1,166 @@
+"""How rows of tokens are laid out as one batch of a causal language model.
+
+Rows are laid side by side in as few lines as they need (first fit, longest first), each line as long as the
+longest row, so that hardly a position is padding. Rows that share a line do not see each other: a mask keeps
+attention inside each row and positions begin anew. The batch is the same set of rows with the same loss as a
+padded one. Only the positions whose next token is learnt are listed, so that logits are computed there alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Row = tuple[np.ndarray, np.ndarray]
+"""Token ids (int32) and which of them are learnt (bool), both of shape (length,)."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass. B lines of L positions, N targets."""
+
+    input_ids: Tensor
+    """(B, L) int64; what is no row is zero."""
+    position_ids: Tensor | None
+    """(B, L) int64, or None where every line holds one row."""
+    mask: Tensor | None
+    """(B, 1, L, L) bool, True where attention is allowed, or None where plain causal attention does."""
+    index: Tensor
+    """(N,) int64, positions in the flattened (B * L) whose next token is learnt."""
+    targets: Tensor
+    """(N,) int64, these next tokens."""
+    rows: int
+    tokens: int
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device."""
+
+        def move(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device, non_blocking=True)
+
+        return Batch(
+            self.input_ids.to(device, non_blocking=True),
+            move(self.position_ids),
+            move(self.mask),
+            self.index.to(device, non_blocking=True),
+            self.targets.to(device, non_blocking=True),
+            self.rows,
+            self.tokens,
+        )
+
+
+def place(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Return which rows go on which line of `width` positions: first fit, longest first."""
+    lines: list[list[int]] = []
+    room: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        for line, free in enumerate(room):
+            if lengths[row] <= free:
+                lines[line].append(row)
+                room[line] -= lengths[row]
+                break
+        else:
+            lines.append([row])
+            room.append(width - lengths[row])
+    return lines
+
+
+def lay_out(rows: Sequence[Row], *, pack: bool) -> Batch:
+    """Lay rows out as a batch; without `pack` every row has a line of its own, padded on the right."""
+    lengths = [len(ids) for ids, _ in rows]
+    width = max(lengths)
+    lines = place(lengths, width) if pack else [[row] for row in range(len(rows))]
+    packed = len(lines) < len(rows)
+    ids = np.zeros((len(lines), width), dtype=np.int64)
+    positions = np.zeros_like(ids)
+    segments = np.full_like(ids, -1)
+    index: list[np.ndarray] = []
+    targets: list[np.ndarray] = []
+    for number, line in enumerate(lines):
+        at = 0
+        for row in line:
+            tokens, learn = rows[row]
+            end = at + len(tokens)
+            ids[number, at:end] = tokens
+            positions[number, at:end] = np.arange(len(tokens))
+            segments[number, at:end] = row
+            learnt = np.flatnonzero(learn[1:])
+            index.append(number * width + at + learnt)
+            targets.append(tokens[1:][learnt])
+            at = end
+    return Batch(
+        torch.from_numpy(ids),
+        torch.from_numpy(positions) if packed else None,
+        _causal_within(torch.from_numpy(segments)) if packed else None,
+        torch.from_numpy(np.concatenate(index)),
+        torch.from_numpy(np.concatenate(targets).astype(np.int64)),
+        len(rows),
+        sum(lengths),
+    )
+
+
+def _causal_within(segments: Tensor) -> Tensor:
+    """Return (B, 1, L, L): a position sees earlier ones of its own segment, and itself (padding too, so that no
+    line of the softmax is empty)."""
+    length = segments.shape[1]
+    same = segments[:, :, None] == segments[:, None, :]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    return (same & causal)[:, None]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt and the answers it may have, all as token ids."""
+
+    prompt: np.ndarray
+    choices: Sequence[np.ndarray]
+
+
+def lay_out_choices(questions: Sequence[Question]) -> tuple[Batch, Tensor]:
+    """Lay each prompt out once, followed by all its choices, none of which sees another.
+
+    Returns:
+        The batch, whose targets are all tokens of all choices, and (N,) int64: which choice each target belongs
+        to, counted through all questions.
+    """
+    width = max(len(q.prompt) + sum(len(choice) for choice in q.choices) for q in questions)
+    ids = np.zeros((len(questions), width), dtype=np.int64)
+    positions = np.zeros_like(ids)
+    segments = np.full_like(ids, -1)
+    index: list[int] = []
+    targets: list[int] = []
+    owner: list[int] = []
+    counted = 0
+    for line, question in enumerate(questions):
+        start = len(question.prompt)
+        ids[line, :start] = question.prompt
+        positions[line, :start] = np.arange(start)
+        segments[line, :start] = 0
+        at = start
+        for number, choice in enumerate(question.choices):
+            end = at + len(choice)
+            ids[line, at:end] = choice
+            positions[line, at:end] = start + np.arange(len(choice))
+            segments[line, at:end] = number + 1
+            # A choice's first token is predicted by the prompt's last, its others by the choice's own.
+            index += [line * width + start - 1, *(line * width + p for p in range(at, end - 1))]
+            targets += choice.tolist()
+            owner += [counted] * len(choice)
+            counted += 1
+            at = end
+    of = torch.from_numpy(segments)
+    mask = _causal_within(of) | ((of == 0)[:, None, None, :] & (of > 0)[:, None, :, None])
+    batch = Batch(
+        torch.from_numpy(ids),
+        torch.from_numpy(positions),
+        mask,
+        torch.tensor(index),
+        torch.tensor(targets),
+        len(questions),
+        int((segments >= 0).sum()),
+    )
+    return batch, torch.tensor(owner)

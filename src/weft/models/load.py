@@ -1,0 +1,165 @@
+"""Loading a causal language model and its tokenizer, from the hub or from a folder.
+
+Knows nothing of clients and rounds. transformers, peft and bitsandbytes are imported where they are used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from weft.config import RunConfig
+from weft.core.seeds import derive
+from weft.errors import ConfigError, MissingExtra
+from weft.models.adapters import add_lora
+from weft.models.precision import choose_device, choose_dtype
+from weft.models.resident import Resident
+
+
+@contextlib.contextmanager
+def _in_words(name: str) -> Iterator[None]:
+    """Turn what a loader raises into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        kind = "folder" if Path(name).is_dir() else "model"
+        raise ConfigError(
+            f"The {kind} '{name}' cannot be loaded ({lines[0].strip().rstrip('.')}): "
+            "give a hub name that is reachable, or a folder with config.json and weights."
+        ) from None
+
+
+def model_source(name: str) -> str:
+    """Return where a model lies: a finished run's `model/` for its directory, else the name as it is.
+
+    Raises:
+        ConfigError: a path that is not there, or a run that holds an adapter only.
+    """
+    path = Path(name).expanduser()
+    if not path.exists():
+        if name.startswith((".", "/", "~")):
+            raise ConfigError(f"There is no model folder '{name}': check the path, or give a hub name.")
+        return name
+    if (path / "model" / "config.json").exists():
+        return str(path / "model")
+    if (path / "adapter" / "adapter_config.json").exists():
+        raise ConfigError(
+            f"The run '{name}' holds an adapter, not a whole model: merge it first with "
+            f"`weft export {name} --merge --out DIR`, and name DIR."
+        )
+    return str(path)
+
+
+def load_tokenizer(config: RunConfig) -> Any:
+    """Return the tokenizer, with an end token; ConfigError if there is none."""
+    from transformers import AutoTokenizer
+
+    source = model_source(config.model_name_or_path)
+    with _in_words(config.model_name_or_path):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=config.trust_remote_code, token=config.token or None
+        )
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"The tokenizer of '{source}' has no end token (eos_token): set one in its folder.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model_config(config: RunConfig) -> Any:
+    """Return the model's own configuration, without its weights."""
+    from transformers import AutoConfig
+
+    with _in_words(config.model_name_or_path):
+        return AutoConfig.from_pretrained(
+            model_source(config.model_name_or_path),
+            trust_remote_code=config.trust_remote_code,
+            token=config.token or None,
+        )
+
+
+def base_model(config: RunConfig, *, full_precision: bool = False) -> Any:
+    """Load the model that a run starts from onto its device, in the precision that it trains in.
+
+    Args:
+        config: names model, device and precision.
+        full_precision: float32 and not quantised, whatever the configuration says.
+
+    Raises:
+        ConfigError: no such model or device.
+        MissingExtra: bitsandbytes is needed and absent.
+    """
+    from transformers import AutoModelForCausalLM
+
+    device = choose_device(config.device)
+    dtype = torch.float32 if full_precision else arithmetic(config, device)
+    extra: dict[str, Any] = {}
+    quantised = (config.load_in_8bit or config.load_in_4bit) and not full_precision
+    if quantised:
+        extra = {"quantization_config": _quantisation(config, dtype), "device_map": {"": str(device)}}
+    # Full fine-tuning keeps its masters in float32, so the weights must not lose bits on the way in.
+    loaded = dtype if config.use_peft else torch.float32
+    with _in_words(config.model_name_or_path):
+        model = AutoModelForCausalLM.from_pretrained(
+            model_source(config.model_name_or_path),
+            dtype=loaded,
+            trust_remote_code=config.trust_remote_code,
+            token=config.token or None,
+            **extra,
+        )
+    return model if quantised else model.to(device)
+
+
+def arithmetic(config: RunConfig, device: torch.device) -> torch.dtype:
+    """Return the number format that the model of a configuration computes in."""
+    own = load_model_config(config)
+    text = own.get_text_config() if hasattr(own, "get_text_config") else own
+    return choose_dtype(config.dtype, device, getattr(text, "hidden_size", 0))
+
+
+def load_resident(config: RunConfig, tokenizer: Any) -> Resident:
+    """Load the model, make trainable what the configuration says, and return it ready to train.
+
+    Raises:
+        ConfigError: no such model or device.
+        MissingExtra: bitsandbytes is needed and absent.
+    """
+    device = choose_device(config.device)
+    dtype = arithmetic(config, device)
+    model = base_model(config)
+    model.config.use_cache = False
+    torch.manual_seed(derive(config.seed, "adapter"))
+    trained = add_lora(model, config, dtype) if config.use_peft else model
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    return Resident(trained, tokenizer, device, dtype)
+
+
+def check_context(config: RunConfig, model_config: Any) -> None:
+    """Refuse rows longer than the model's context."""
+    limit = getattr(model_config, "max_position_embeddings", None)
+    if limit is not None and config.seq_length > limit:
+        raise ConfigError(
+            f"seq_length is {config.seq_length}, but the model's context ends at {limit}: write --seq_length {limit}."
+        )
+
+
+def _quantisation(config: RunConfig, dtype: torch.dtype) -> Any:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise MissingExtra("bitsandbytes", "quant", "A base in 8 or 4 bits") from None
+    from transformers import BitsAndBytesConfig
+
+    if config.load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )

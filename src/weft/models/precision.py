@@ -1,0 +1,52 @@
+"""Devices and number formats: what `auto` means on this machine."""
+
+from __future__ import annotations
+
+import torch
+
+from weft.errors import ConfigError
+
+NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+WIDE = 192
+"""From this hidden size on, bfloat16 is the faster on CPUs that have it (measured, docs/benchmarks.md)."""
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of a name; `auto` is the first accelerator, else the CPU.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"There is no device '{name}': write auto, cpu, cuda, cuda:0 or mps.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"The device '{name}' was asked for, but torch sees no GPU: write --device cpu or auto.")
+    return device
+
+
+def cpu_has_bfloat16() -> bool:
+    """Say whether this CPU multiplies bfloat16 matrices natively."""
+    capabilities = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "")()
+    if capabilities not in ("AVX512", "AMX"):
+        return False
+    try:
+        return " avx512_bf16 " in open("/proc/cpuinfo", encoding="utf-8").read()
+    except OSError:
+        return False
+
+
+def choose_dtype(name: str, device: torch.device, hidden_size: int) -> torch.dtype:
+    """Return the number format of the model's arithmetic; `auto` is bfloat16 where the hardware is faster at it."""
+    if name != "auto":
+        return NAMES[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    fast = device.type == "cpu" and hidden_size >= WIDE and cpu_has_bfloat16()
+    return torch.bfloat16 if fast else torch.float32

@@ -1,0 +1,130 @@
+"""The resident model: loaded once in a process, kept through all rounds and clients.
+
+A round puts the travelling parameters into it in place and takes them out again. Where the model computes in
+bfloat16 or float16, the trained parameters have float32 masters beside them: the optimizer works on the masters,
+the model on rounded copies. Knows nothing of rounds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from weft.core import tensors
+from weft.core.types import Tensors
+from weft.models.layout import Batch, lay_out
+
+
+class _Select:
+    """A pre-hook on the output layer that lets only the listed positions through.
+
+    It works for every model whose output layer is a module of its own, whatever comes after it (scaling, soft
+    caps), where a slice argument exists for some models only.
+    """
+
+    def __init__(self) -> None:
+        self.index: Tensor | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self.index is None:
+            return None
+        hidden = args[0]
+        return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, self.index)[None], *args[1:])
+
+
+class Resident:
+    """A model on its device, its tokenizer, and the float32 values of what is trained."""
+
+    def __init__(self, model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> None:
+        """Take over a model whose `requires_grad` flags say what is trained; it is moved nowhere."""
+        self.model = model
+        self.tokenizer = tokenizer
+        self.device = device
+        self.dtype = dtype
+        self.params: Tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._select = _Select()
+        self._base.get_output_embeddings().register_forward_pre_hook(self._select)
+        self.masters: Tensors = {}
+        for name, parameter in self.params.items():
+            if dtype == torch.float32 and parameter.dtype == torch.float32:
+                self.masters[name] = parameter
+            else:
+                self.masters[name] = parameter.detach().float().requires_grad_()
+                parameter.data = parameter.data.to(dtype)
+        self._rounded = [name for name in self.params if self.masters[name] is not self.params[name]]
+        self.can_pack = self._packing_is_exact()
+
+    def load(self, values: Tensors) -> None:
+        """Put values (float32, by name, of any device) into the model, in place."""
+        names = list(values)
+        with torch.no_grad():
+            torch._foreach_copy_([self.masters[n] for n in names], [values[n] for n in names])
+        self.sync()
+
+    def values(self) -> Tensors:
+        """Return float32 copies of what is trained, on the CPU."""
+        return tensors.copy(self.masters, "cpu")
+
+    @torch.no_grad()
+    def sync(self) -> None:
+        """Round the masters into the model."""
+        if self._rounded:
+            torch._foreach_copy_([self.params[n] for n in self._rounded], [self.masters[n] for n in self._rounded])
+
+    @torch.no_grad()
+    def collect_grads(self) -> None:
+        """Add the gradients of the rounded parameters to their masters', and clear them."""
+        for name in self._rounded:
+            grad = self.params[name].grad
+            if grad is None:
+                continue
+            master = self.masters[name]
+            master.grad = grad.float() if master.grad is None else master.grad.add_(grad)
+            self.params[name].grad = None
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return (N, V): the logits that predict the batch's N targets."""
+        self._select.index = batch.index
+        try:
+            out = self._base(
+                input_ids=batch.input_ids,
+                attention_mask=batch.mask,
+                position_ids=batch.position_ids,
+                use_cache=False,
+            )
+        finally:
+            self._select.index = None
+        logits: Tensor = out.logits
+        return logits[0]
+
+    @torch.no_grad()
+    def _packing_is_exact(self) -> bool:
+        """Find out whether rows that share a line are computed as if they were alone.
+
+        A model may ignore a mask or positions, carry state along the line (Mamba), or have positions of its own.
+        Two rows are computed alone and on one line, and must agree; and another first row must change nothing.
+        """
+        if getattr(self._base.config, "_attn_implementation", None) != "sdpa":
+            return False
+        size = min(int(self._base.get_input_embeddings().num_embeddings), 256)
+        rng = np.random.default_rng(0)
+        learn = np.ones(6, dtype=bool)
+        one, two, other = ((rng.integers(0, size, 6).astype(np.int32), learn) for _ in range(3))
+        filler = (rng.integers(0, size, 12).astype(np.int32), np.ones(12, dtype=bool))
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            alone = self.logits(lay_out([filler, one, two], pack=False).to(self.device)).float()[-5:]
+            shared = self.logits(lay_out([filler, one, two], pack=True).to(self.device)).float()[-5:]
+            changed = self.logits(lay_out([filler, other, two], pack=True).to(self.device)).float()[-5:]
+        except (TypeError, ValueError, RuntimeError, IndexError):
+            return False
+        finally:
+            self.model.train(was_training)
+        tolerance = 1e-4 if self.dtype == torch.float32 else 3e-2
+        close = (alone - shared).abs().max() <= tolerance * alone.abs().max().clamp(min=1e-6)
+        return bool(close) and torch.equal(shared, changed)

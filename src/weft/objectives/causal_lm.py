@@ -1,0 +1,35 @@
+"""Next-token prediction on learnt positions; plain text, all of it learnt, is pre-training's form of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+
+from weft.core.parts import Loss, Objective
+from weft.models.layout import Batch, Row, lay_out
+from weft.models.resident import Resident
+
+
+def next_token_loss(model: Resident, batch: Batch) -> Loss:
+    """Return the summed cross-entropy (nats) of the batch's targets, in float32."""
+    logits = model.logits(batch).float()
+    return Loss(F.cross_entropy(logits, batch.targets, reduction="sum"), len(batch.targets))
+
+
+@dataclass(frozen=True)
+class CausalLM(Objective):
+    """-sum log p(x_t | x_<t) over every token of plain text."""
+
+    pack: bool = True
+    text_only: ClassVar[bool] = True
+
+    def collate(self, rows: Sequence[Row]) -> Batch:
+        """Lay the rows out, sharing lines where the model allows it."""
+        return lay_out(rows, pack=self.pack)
+
+    def loss(self, model: Resident, batch: Batch) -> Loss:
+        """Return the summed loss of a batch."""
+        return next_token_loss(model, batch)

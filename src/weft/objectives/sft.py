@@ -1,0 +1,15 @@
+"""Supervised fine-tuning on instructions: next-token prediction on the answers only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from weft.objectives.causal_lm import CausalLM
+
+
+@dataclass(frozen=True)
+class SFT(CausalLM):
+    """-sum log p(answer_t | question, answer_<t); what is learnt is known from rendering the template."""
+
+    text_only: ClassVar[bool] = False

@@ -1,0 +1,1 @@
+"""Differential privacy; one file each, listed in `weft.registry.PRIVACY`."""

@@ -1,0 +1,12 @@
+"""No differential privacy: updates are averaged as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from weft.core.parts import Privacy
+
+
+@dataclass(frozen=True)
+class NoPrivacy(Privacy):
+    """Promise nothing, spend nothing."""

@@ -1,0 +1,234 @@
+"""Checkpoints: what the server and its clients remember, bit for bit, on disk.
+
+A checkpoint appears under its name only when it is whole and durable: a kill at any instant leaves the one before.
+Tensors are kept in safetensors files, nothing is ever unpickled. Does not know what the memory of a part means.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from weft.core.types import ServerState, Streams, Tensors
+from weft.errors import RunError
+from weft.runs.layout import RunDir, sync_directory, write_atomic
+
+CONTENTS = "contents"
+
+
+def save(
+    run: RunDir,
+    state: ServerState,
+    extra: dict[str, Any],
+    *,
+    keep: int = 2,
+    keep_every: int = 0,
+    keep_most: int | None = None,
+) -> Path:
+    """Write the checkpoint of `state.round` and return its directory; on return it is durable.
+
+    Args:
+        run: where; one process at a time may save there.
+        state: what the server remembers. Tensors of any device are kept with their dtype, shape and order.
+        extra: plain data that JSON holds, returned by `latest` as it is.
+        keep: how many of the newest checkpoints stay, at least 1.
+        keep_every: rounds that are multiples of this stay too; 0 for none.
+        keep_most: how many of those stay, the newest; None for all.
+    """
+    assert keep >= 1, "a run needs its newest checkpoint"
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    target = run.checkpoints / f"round_{state.round:06d}"
+    temporary = run.checkpoints / f".{target.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    tensor_file = temporary / "server.safetensors"
+    _write_tensors(tensor_file, state.params, state.memory)
+    record = {"round": state.round, "sha256": _digest(tensor_file), "extra": extra}
+    write_atomic(temporary / "state.json", json.dumps(record, indent=1).encode())
+    if target.exists():
+        # A directory cannot be replaced in one step: the former one stays readable under another name meanwhile.
+        former = target.with_suffix(".old")
+        shutil.rmtree(former, ignore_errors=True)
+        target.rename(former)
+    temporary.rename(target)
+    sync_directory(run.checkpoints)
+    _prune(run, state.round, keep, keep_every, keep_most)
+    return target
+
+
+def latest(run: RunDir, note: Callable[[str], None] = warnings.warn) -> tuple[ServerState, dict[str, Any]] | None:
+    """Return the newest whole checkpoint, tensors on the CPU, and its `extra`; None if there never was one.
+
+    A damaged checkpoint is passed over for the one before, and `note` is told.
+
+    Raises:
+        RunError: there are checkpoints and none of them can be read.
+    """
+    found = _checkpoints(run)
+    for path in reversed(found):
+        try:
+            return _read(path)
+        except _Damaged as error:
+            note(f"The checkpoint '{path.name}' is damaged ({error}) and is passed over for the one before.")
+    if found:
+        raise RunError(f"No checkpoint in '{run.checkpoints}' can be read: begin again with --overwrite.")
+    return None
+
+
+def rewind(run: RunDir, round: int) -> None:
+    """Forget what clients and server wrote after `round` rounds: it was never committed, or is to be done again."""
+    for path in _checkpoints(run):
+        if _round_of(path) > round:
+            shutil.rmtree(path)
+    for path in run.clients.glob("*/memory_*.safetensors"):
+        if _round_of(path) > round:
+            path.unlink()
+
+
+def save_client_memory(run: RunDir, client: str, round: int, streams: Streams) -> None:
+    """Write what a client remembers after `round`, durably; drops what no checkpoint can ask for any more."""
+    directory = run.client_dir(client)
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"memory_{round:06d}.safetensors"
+    temporary = directory / f".{path.name}.tmp"
+    _write_tensors(temporary, {}, streams)
+    os.replace(temporary, path)
+    sync_directory(directory)
+    memories = _memories(directory)
+    # A resume from any checkpoint that is left must find the memory that was the newest one then.
+    needed = {_newest(memories, _round_of(checkpoint)) for checkpoint in _checkpoints(run)} | {*memories[-2:]}
+    for former in memories:
+        if former not in needed:
+            former.unlink()
+
+
+def load_client_memory(run: RunDir, client: str, round: int) -> Streams:
+    """Return what a client remembers after `round` rounds, tensors on the CPU: its newest memory written by then.
+
+    Without one this is empty. What a later round wrote, which a resumed run has yet to do, is not seen.
+
+    Raises:
+        RunError: the memory is damaged.
+    """
+    path = _newest(_memories(run.client_dir(client)), round)
+    if path is None:
+        return {}
+    try:
+        return _read_tensors(path)[1]
+    except _Damaged as error:
+        raise RunError(
+            f"The memory of client '{client}' in '{path}' is damaged ({error}): begin again with --overwrite."
+        ) from error
+
+
+class _Damaged(Exception):
+    """A file is not as it was written."""
+
+
+def _read(path: Path) -> tuple[ServerState, dict[str, Any]]:
+    try:
+        record = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        expected, round, extra = record["sha256"], record["round"], record["extra"]
+        if _digest(path / "server.safetensors") != expected:
+            raise _Damaged("its tensors are not those that were saved")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _Damaged(f"{type(error).__name__}: {error}") from error
+    params, memory = _read_tensors(path / "server.safetensors")
+    return ServerState(params=params, memory=memory, round=round), extra
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _params_key(name: str) -> str:
+    return f"params/{name}"
+
+
+def _memory_key(stream: str, name: str) -> str:
+    # With the stream's own slashes encoded no two pairs make the same key.
+    return f"memory/{quote(stream, safe='')}/{name}"
+
+
+def _write_tensors(path: Path, params: Tensors, memory: Streams) -> None:
+    from safetensors.torch import save_file
+
+    flat = {_params_key(name): tensor for name, tensor in params.items()}
+    flat |= {
+        _memory_key(stream, name): tensor for stream, tensors in memory.items() for name, tensor in tensors.items()
+    }
+    # The file sorts its tensors and has no place for an empty stream: what there is, in order, goes with it as text.
+    contents = {"params": list(params), "memory": {stream: list(tensors) for stream, tensors in memory.items()}}
+    save_file(_apart(flat), path, metadata={CONTENTS: json.dumps(contents)})
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _apart(tensors: Tensors) -> Tensors:
+    """Return the tensors on the CPU, contiguous, each with a storage of its own, as safetensors demands."""
+    seen: set[int] = set()
+    result: Tensors = {}
+    for name, tensor in tensors.items():
+        alone = tensor.detach().cpu().contiguous()
+        storage = alone.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != alone.nbytes:
+            alone = alone.clone()
+        seen.add(alone.untyped_storage().data_ptr())
+        result[name] = alone
+    return result
+
+
+def _read_tensors(path: Path) -> tuple[Tensors, Streams]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            contents = json.loads(file.metadata()[CONTENTS])
+            params = {name: file.get_tensor(_params_key(name)) for name in contents["params"]}
+            memory = {
+                stream: {name: file.get_tensor(_memory_key(stream, name)) for name in names}
+                for stream, names in contents["memory"].items()
+            }
+            return params, memory
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise _Damaged(f"{type(error).__name__}: {error}") from error
+
+
+def _prune(run: RunDir, round: int, keep: int, keep_every: int, keep_most: int | None) -> None:
+    # A checkpoint of a later round was passed over as damaged, or belongs to what is being done again.
+    committed = [path for path in _checkpoints(run) if _round_of(path) <= round and path.suffix != ".old"]
+    regular = [path for path in committed if keep_every > 0 and _round_of(path) % keep_every == 0]
+    kept = {*committed[-keep:], *(regular if keep_most is None else regular[max(len(regular) - keep_most, 0) :])}
+    for path in run.checkpoints.iterdir():
+        if path not in kept and re.fullmatch(r"\.?round_\d+(\.old|\.tmp)?", path.name):
+            shutil.rmtree(path)
+
+
+def _checkpoints(run: RunDir) -> list[Path]:
+    """Return the checkpoints, oldest first; one that was being replaced goes before what replaces it."""
+    if not run.checkpoints.is_dir():
+        return []
+    found = [path for path in run.checkpoints.iterdir() if re.fullmatch(r"round_\d+(\.old)?", path.name)]
+    return sorted(found, key=lambda path: (_round_of(path), path.suffix != ".old"))
+
+
+def _memories(directory: Path) -> list[Path]:
+    return sorted(directory.glob("memory_*.safetensors"), key=_round_of)
+
+
+def _newest(paths: list[Path], round: int) -> Path | None:
+    """Return the last of the sorted paths that is of `round` or before."""
+    return next((path for path in reversed(paths) if _round_of(path) <= round), None)
+
+
+def _round_of(path: Path) -> int:
+    return int(path.name.partition(".")[0].rpartition("_")[2])

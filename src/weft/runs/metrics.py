@@ -1,0 +1,117 @@
+"""Numbers over time: one JSON object a line, committed with the round, cut back on resume.
+
+metrics.jsonl and timing.jsonl are both such logs. What is deterministic goes to the first, so that a resumed run
+writes the very same bytes as one that was never stopped; what is not goes to the second.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from weft.errors import DataError, RunError
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def plain(value: Any) -> Any:
+    """Return the value as JSON can hold it: NaN and infinities become None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def to_line(record: dict[str, Any]) -> str:
+    """Return a record as one line of JSON, without the line's end; floats are written so that they read back equal."""
+    return json.dumps(plain(record), allow_nan=False)
+
+
+class MetricsLog:
+    """A log that is only appended to; lines are sure to last once they are committed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = open(path, "ab")  # noqa: SIM115 - open for the life of the log
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add one line."""
+        self._file.write(to_line(record).encode() + b"\n")
+
+    def commit(self) -> int:
+        """Make all lines durable and return the length of the file, in bytes."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.seek(0, os.SEEK_END)
+
+    def truncate(self, offset: int) -> None:
+        """Forget what was written after `offset` bytes, which `commit` returned.
+
+        Raises:
+            RunError: the file is shorter than that.
+        """
+        size = self.commit()
+        if size < offset:
+            raise RunError(f"'{self._path}' has {size} bytes where {offset} were committed: something else cut it.")
+        self._file.truncate(offset)
+        self.commit()
+
+    def close(self) -> None:
+        """Commit and close."""
+        if not self._file.closed:
+            self.commit()
+            self._file.close()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a log; a missing file has none, and a last line that was cut short is left out.
+
+    Raises:
+        DataError: a line is no JSON object; its number is given.
+    """
+    if not path.exists():
+        return []
+    *lines, _cut_short = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise DataError(f"Line {number} of '{path}' is no JSON object: delete the line, or restore the file.")
+        records.append(record)
+    return records
+
+
+def to_frame(records: list[dict[str, Any]]) -> pandas.DataFrame:
+    """Return one row a round (the index), what was logged of it side by side; columns of evaluations begin "eval_".
+
+    Takes lines of metrics.jsonl, or these and those of timing.jsonl. The values of single clients are left out.
+    """
+    import pandas
+
+    rows: dict[int, dict[str, Any]] = {}
+    for record in records:
+        row = rows.setdefault(record["round"], {})
+        evaluation = record.get("event") == "eval"
+        skipped = {"event", "round", "clients"} if evaluation else {"event", "round"}
+        row.update({f"eval_{k}" if evaluation else k: v for k, v in record.items() if k not in skipped})
+    index = pandas.Index(sorted(rows), name="round", dtype="int64")
+    return pandas.DataFrame([rows[round] for round in index], index=index)

@@ -1,0 +1,140 @@
+"""What a person sees while a run goes on: one live line. Knows nothing of files or trackers.
+
+Silent when standard output is no terminal, or when asked to be; with `as_json`, one JSON object a line for programs.
+Warnings go to standard error in every case.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from weft.runs.metrics import to_line
+from weft.runs.text import human_bytes, human_duration, human_number
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.live import Live
+
+
+class Progress:
+    """Shows the rounds of a run as they are done.
+
+    Records are those of metrics.jsonl and timing.jsonl, merged; a value that is missing or None is not shown.
+    """
+
+    def __init__(self, rounds: int, *, quiet: bool, as_json: bool, console: Console | None = None) -> None:
+        self._rounds = rounds
+        self._as_json = as_json
+        self._notes: set[str] = set()
+        self._began = time.monotonic()
+        self._rounds_shown = 0
+        self._console = None if quiet or as_json else _terminal(console)
+        self._live: Live | None = None
+
+    def round(self, record: dict[str, Any]) -> None:
+        """Show a finished round."""
+        self._rounds_shown += 1
+        if self._as_json:
+            self._emit("round", record)
+        elif self._console is not None:
+            self._update(self._round_line(record))
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        """Show an evaluation; its line stays."""
+        if self._as_json:
+            self._emit("eval", record)
+        elif self._console is not None:
+            self._print(_joined(f"round {record['round']}/{self._rounds} evaluation", _scores(record)))
+
+    def note(self, text: str) -> None:
+        """Warn on standard error, of each thing once."""
+        if text not in self._notes:
+            self._notes.add(text)
+            self._pause()
+            print(f"weft: {text}", file=sys.stderr, flush=True)
+
+    def done(self, summary: dict[str, Any]) -> None:
+        """Show the outcome of the run."""
+        if self._as_json:
+            self._emit("done", summary)
+        elif self._console is not None:
+            parts = _present(summary, "train_loss", "loss {:.4f}") + _scores(summary.get("eval") or {}, "eval ")
+            moved = (summary.get("bytes_up") or 0) + (summary.get("bytes_down") or 0)
+            took = f"{summary.get('rounds', self._rounds)} rounds in {human_duration(summary.get('seconds') or 0)}"
+            self._print(_joined(took, [*parts, f"{human_bytes(moved)} sent"]))
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pause()
+
+    def _round_line(self, record: dict[str, Any]) -> str:
+        clients = len(record.get("clients") or [])
+        parts = [f"{clients} client{'' if clients == 1 else 's'}", *_present(record, "train_loss", "loss {:.4f}")]
+        if record.get("failures"):
+            parts.append(f"{len(record['failures'])} dropped")
+        if (speed := record.get("tokens_per_second")) is not None:
+            parts.append(f"{human_number(speed)} tokens/s")
+        parts.append(f"{human_bytes((record.get('bytes_up') or 0) + (record.get('bytes_down') or 0))} sent")
+        left = (time.monotonic() - self._began) / self._rounds_shown * max(self._rounds - record["round"], 0)
+        return _joined(f"round {record['round']}/{self._rounds}", [*parts, f"{human_duration(left)} left"])
+
+    def _emit(self, event: str, record: dict[str, Any]) -> None:
+        print(to_line({"event": event} | record), flush=True)
+
+    def _update(self, line: str) -> None:
+        from rich.live import Live
+        from rich.text import Text
+
+        text = Text(line)
+        if self._live is None:
+            # Drawn only when something changes: no thread of its own takes time from the training.
+            self._live = Live(text, console=self._console, auto_refresh=False, transient=True, redirect_stderr=False)
+            self._live.start(refresh=True)
+        else:
+            self._live.update(text, refresh=True)
+
+    def _print(self, line: str) -> None:
+        assert self._console is not None
+        self._pause()
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _pause(self) -> None:
+        """Take the live line away; the next round draws it again."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def _terminal(console: Console | None) -> Console | None:
+    """Return a console if there is a person before it."""
+    if console is None:
+        if not sys.stdout.isatty():
+            return None
+        from rich.console import Console
+
+        console = Console()
+    return console if console.is_terminal else None
+
+
+def _joined(head: str, parts: list[str]) -> str:
+    return "  ".join([head, *parts])
+
+
+def _present(record: dict[str, Any], key: str, form: str) -> list[str]:
+    return [form.format(record[key])] if record.get(key) is not None else []
+
+
+def _scores(record: dict[str, Any], prefix: str = "") -> list[str]:
+    return [
+        *_present(record, "loss", prefix + "loss {:.4f}"),
+        *_present(record, "perplexity", "perplexity {:.4g}"),
+        *_present(record, "accuracy", "accuracy {:.1%}"),
+        *_present(record, "macro_f1", "macro-F1 {:.3f}"),
+    ]

@@ -1,0 +1,226 @@
+"""One page about a run: self-contained HTML that opens anywhere, made from the files in the run directory alone.
+
+Loads no script, font or image from anywhere. Client names and reasons were written by others: all text is escaped.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from weft.runs import metrics
+from weft.runs.layout import RunDir, write_atomic
+from weft.runs.text import human_bytes, human_duration, human_number
+
+MOST_CLIENTS = 200
+SCORES = {"loss": "loss", "perplexity": "perplexity", "accuracy": "accuracy", "macro_f1": "macro-F1"}
+LABELS = {
+    "seconds": "time",
+    "bytes_up": "sent to the server",
+    "bytes_down": "sent to clients",
+    "peak_memory_bytes": "peak memory",
+    "train_loss": "training loss",
+}
+STYLE = """
+:root { color-scheme: light dark; --ink: #1d2329; --soft: #66717c; --line: #dde2e7; --page: #fff; --panel: #f6f8fa; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #dfe5ea; --soft: #93a0ac; --line: #323a42; --page: #14181c; --panel: #1c2126; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
+  max-width: 62rem; margin: 2.5rem auto; padding: 0 1.25rem; }
+h1 { font-size: 1.6rem; margin: 0 0 .75rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.1rem; margin: 2.25rem 0 .6rem; }
+dl { display: flex; flex-wrap: wrap; gap: .5rem 2.25rem; margin: 0; }
+dt { color: var(--soft); font-size: .82rem; } dd { margin: 0; font-weight: 600; overflow-wrap: anywhere; }
+figure { margin: 0; } svg { width: 100%; height: auto; color: var(--ink); }
+.table { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem 1.1rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
+th { color: var(--soft); font-weight: 500; font-size: .85rem; white-space: nowrap; }
+th:first-child, td:first-child, td.text, th.text { text-align: left; overflow-wrap: anywhere; }
+pre { background: var(--panel); padding: 1rem; border-radius: 6px; overflow-x: auto; font-size: .85rem; }
+p { color: var(--soft); }
+"""
+
+
+def write_report(run_path: str | os.PathLike[str]) -> Path:
+    """Write report.html from what is in the run directory, also of a run that is not finished; returns its path.
+
+    Raises:
+        ConfigError: there is no run.
+        DataError: a log is broken.
+    """
+    run = RunDir(run_path)
+    config = run.read_config()
+    records = metrics.read(run.metrics_file)
+    rounds = [record for record in records if record.get("event") == "round"]
+    evaluations = [record for record in records if record.get("event") == "eval"]
+    timing = metrics.read(run.timing_file)
+    summary: dict[str, Any] = {}
+    if run.summary_file.exists():
+        summary = json.loads(run.summary_file.read_text(encoding="utf-8"))
+    title = run.path.resolve().name
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        _header(config, rounds, finished=bool(summary)),
+        *_section("Training", _figure(rounds, evaluations)),
+        *_section("Summary", _summary(summary, rounds, evaluations, timing)),
+        *_section("Clients", _clients(summary.get("clients") or (evaluations or [{}])[-1].get("clients") or {})),
+        *_section("Dropped and refused", _failures(rounds, summary.get("failures") or {})),
+        *_section("Configuration", f"<pre>{escape(run.config_file.read_text(encoding='utf-8'))}</pre>"),
+    ]
+    page = (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)} - Weft report</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body>\n</html>\n"
+    )
+    write_atomic(run.report_file, page.encode("utf-8", "replace"))
+    return run.report_file
+
+
+def _section(heading: str, content: str) -> list[str]:
+    return [f"<h2>{heading}</h2>", content] if content else []
+
+
+def _header(config: dict[str, Any], rounds: list[dict[str, Any]], *, finished: bool) -> str:
+    done = rounds[-1]["round"] if rounds else 0
+    planned = config.get("num_rounds", done)
+    named = config.get("clients") or []
+    sources = [str(client.get("data")) for client in named[:3]] + (["..."] if named[3:] else [])
+    facts = {
+        "algorithm": config.get("fed_alg"),
+        "model": config.get("model_name_or_path"),
+        "data": ", ".join(sources) or config.get("dataset_name"),
+        "clients": len(named) or config.get("num_clients"),
+        "rounds": f"{done} of {planned}" + ("" if finished else ", not finished"),
+    }
+    shown = (f"<div><dt>{key}</dt><dd>{_cell(value)}</dd></div>" for key, value in facts.items() if value is not None)
+    return f"<dl>{''.join(shown)}</dl>"
+
+
+def _figure(rounds: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> str:
+    """Return the curves over the rounds as one SVG element, or nothing if there are none."""
+    panels = [
+        ("loss", [("train", rounds, "train_loss"), ("evaluation", evaluations, "loss")]),
+        ("score", [("accuracy", evaluations, "accuracy"), ("macro-F1", evaluations, "macro_f1")]),
+    ]
+    drawn = []
+    for label, curves in panels:
+        points = [(name, _curve(records, key), key) for name, records, key in curves]
+        if any(curve for _, curve, _ in points):
+            drawn.append((label, [point for point in points if point[1]]))
+    if not drawn:
+        return ""
+
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    ink = "#010203"  # no one's colour; it becomes that of the page's text, light or dark
+    colors = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ink)
+    with rc_context({**colors, "svg.fonttype": "none", "svg.hashsalt": "weft", "font.size": 10}):
+        figure = Figure(figsize=(9, 3.4) if len(drawn) > 1 else (9, 3.8), layout="constrained")
+        FigureCanvasSVG(figure)
+        for axes, (label, points) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
+            for name, curve, key in points:
+                color = "#d9822b" if key in ("loss", "macro_f1") else "#2f7fd1"
+                few = len(curve) == 1 or (len(curve) <= 60 and key != "train_loss")
+                axes.plot(*zip(*curve, strict=True), label=name, color=color, marker="o" if few else "", markersize=4)
+            axes.set(xlabel="round", ylabel=label)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.grid(alpha=0.25)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.legend(frameon=False)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    return f"<figure>{svg[svg.index('<svg') :].replace(ink, 'currentColor')}</figure>"
+
+
+def _curve(records: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
+    return [(record["round"], record[key]) for record in records if record.get(key) is not None]
+
+
+def _summary(
+    summary: dict[str, Any],
+    rounds: list[dict[str, Any]],
+    evaluations: list[dict[str, Any]],
+    timing: list[dict[str, Any]],
+) -> str:
+    """Return the table of the run's numbers; of an unfinished run, of what its logs hold so far."""
+    if not summary and rounds:
+        summary = {key: sum(r.get(key) or 0 for r in rounds) for key in ("tokens", "bytes_up", "bytes_down")}
+        summary["seconds"] = sum(record.get("seconds") or 0 for record in timing)
+        summary |= {"train_loss": rounds[-1].get("train_loss"), "eval": evaluations[-1] if evaluations else {}}
+    rows = [
+        (LABELS.get(key, key.replace("_", " ")), _quantity(key, value))
+        for key, value in summary.items()
+        if not isinstance(value, dict | list)
+    ]
+    scores = summary.get("eval") or {}
+    rows += [(f"evaluation {label}", _quantity(key, scores[key])) for key, label in SCORES.items() if key in scores]
+    return _table(["", ""], rows) if rows else ""
+
+
+def _clients(clients: dict[str, dict[str, Any]]) -> str:
+    shown = sorted(clients.items())[:MOST_CLIENTS]
+    rows = [(name, *(_quantity(key, scores.get(key)) for key in (*SCORES, "rows"))) for name, scores in shown]
+    more = len(clients) - len(shown)
+    return _table(["client", *SCORES.values(), "rows"], rows, more) if rows else ""
+
+
+def _failures(rounds: list[dict[str, Any]], total: dict[str, Any]) -> str:
+    """Return the table of clients whose answers were not used: how often, when last, and why."""
+    rows: dict[str, tuple[int, Any, Any]] = {name: (1, None, reason) for name, reason in total.items()}
+    logged: dict[str, tuple[int, Any, Any]] = {}
+    for record in rounds:
+        for name, reason in (record.get("failures") or {}).items():
+            logged[name] = (logged.get(name, (0,))[0] + 1, record["round"], reason)
+    rows |= logged
+    shown = [(name, *values) for name, values in sorted(rows.items())]
+    return (
+        _table(
+            ["client", "times", "last in round", "reason"], shown[:MOST_CLIENTS], len(shown) - MOST_CLIENTS, text=(3,)
+        )
+        if shown
+        else ""
+    )
+
+
+def _table(heads: list[str], rows: Iterable[Iterable[Any]], more: int = 0, text: tuple[int, ...] = ()) -> str:
+    """Return a table; the columns in `text` are set flush left, as the first one is."""
+    kind = ['class="text"' if column in text else "" for column in range(len(heads))]
+    head = "".join(f"<th {kind[i]}>{escape(name)}</th>" for i, name in enumerate(heads))
+    lines = "\n".join(
+        "<tr>" + "".join(f"<td {kind[i]}>{_cell(value)}</td>" for i, value in enumerate(row)) + "</tr>" for row in rows
+    )
+    rest = f"<p>and {more} more</p>" if more > 0 else ""
+    header = f"<thead><tr>{head}</tr></thead>" if any(heads) else ""
+    return f'<div class="table"><table>{header}<tbody>\n{lines}\n</tbody></table></div>{rest}'
+
+
+def _quantity(key: str, value: Any) -> Any:
+    """Return a known number as people read it; anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    if "bytes" in key:
+        return human_bytes(value)
+    if key == "seconds":
+        return human_duration(value)
+    if key == "accuracy":
+        return f"{value:.1%}"
+    if key in ("loss", "train_loss", "macro_f1"):
+        return f"{value:.4f}"
+    if key == "perplexity":
+        return f"{value:.2f}" if value < 1e5 else f"{value:.2e}"
+    return human_number(value) if isinstance(value, float) else f"{value:,}"
+
+
+def _cell(value: Any) -> str:
+    return "&ndash;" if value is None else escape(str(value))

@@ -1,0 +1,32 @@
+"""Numbers as people read them. Knows nothing of runs."""
+
+from __future__ import annotations
+
+
+def human_bytes(count: float) -> str:
+    """Return a number of bytes in decimal units: "512 B", "1.5 MB"."""
+    return f"{count:.0f} B" if count < 1000 else _scaled(count, [" kB", " MB", " GB", " TB", " PB"])
+
+
+def human_number(value: float) -> str:
+    """Return a count, short: "950", "12.3k", "1.2M"."""
+    return f"{value:.4g}" if abs(value) < 1000 else _scaled(value, ["k", "M", "G", "T"])
+
+
+def human_duration(seconds: float) -> str:
+    """Return a time in its two greatest units: "0.4 s", "42 s", "3 min 20 s", "2 h 5 min", "3 d 4 h"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for size, name, smaller, smaller_name in [(86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")]:
+        if whole >= size:
+            return f"{whole // size} {name} {whole % size // smaller} {smaller_name}"
+    return f"{whole} s"
+
+
+def _scaled(value: float, units: list[str]) -> str:
+    for unit in units:
+        value /= 1000
+        if abs(value) < 999.95 or unit == units[-1]:
+            break
+    return f"{value:.1f}{unit}"

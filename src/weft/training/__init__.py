@@ -1,0 +1,1 @@
+"""The local loop: optimizer steps on one client."""

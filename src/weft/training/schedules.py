@@ -1,0 +1,42 @@
+"""Learning rates over the whole run, with warm-up."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate at a step of a round.
+
+    `cosine` and `linear` fall step by step from `peak` to `floor` over all rounds; `cosine_by_round` is
+    OpenFedLLM's: floor + (peak - floor) (1 + cos(pi r / R)) / 2, constant within round r of R. Warm-up is linear.
+    """
+
+    kind: str
+    peak: float
+    floor: float
+    rounds: int
+    warmup_steps: int = 0
+    warmup_ratio: float = 0.0
+
+    def at(self, round: int, step: int, steps: int) -> float:
+        """Return the learning rate of a step (counted from 0) of a round (from 0) that has `steps` steps."""
+        now, total = round * steps + step, self.rounds * steps
+        floor = min(self.floor, self.peak)
+        warmup = self.warmup_steps or round_half(self.warmup_ratio * total)
+        if now < warmup:
+            return self.peak * (now + 1) / warmup
+        if self.kind == "constant":
+            return self.peak
+        if self.kind == "cosine_by_round":
+            return floor + (self.peak - floor) * (1 + math.cos(math.pi * round / self.rounds)) / 2
+        done = (now - warmup) / max(1, total - warmup)
+        fall = (1 + math.cos(math.pi * done)) / 2 if self.kind == "cosine" else 1 - done
+        return floor + (self.peak - floor) * fall
+
+
+def round_half(value: float) -> int:
+    """Round to the nearest whole number, halves up."""
+    return math.floor(value + 0.5)
