@@ -120,6 +120,7 @@ class RunConfig(BaseModel):
     seed: int = Field(2023, ge=0, description="everything random follows from it")
     save_model_freq: int = Field(50, ge=0, description="rounds between checkpoints that are kept; 0: only the newest")
     save_total_limit: int = Field(10, ge=1, description="how many of these are kept at most")
+    checkpoint_seconds: float = Field(5.0, ge=0, description="at most this much work is lost to a kill, and one round")
     report_to: list[str] = Field(["none"], description="tensorboard, wandb, mlflow, trackio, none")
     threads: int | None = Field(None, ge=1, description="CPU threads (default: torch's)")
 
@@ -175,7 +176,16 @@ class RunConfig(BaseModel):
 
 
 VOLATILE = frozenset(
-    {"output_dir", "report_to", "save_model_freq", "save_total_limit", "logging_steps", "save_steps", "threads"}
+    {
+        "output_dir",
+        "report_to",
+        "save_model_freq",
+        "save_total_limit",
+        "checkpoint_seconds",
+        "logging_steps",
+        "save_steps",
+        "threads",
+    }
 )
 """Keys that may differ when a run is resumed, because no result depends on them."""
 

@@ -88,7 +88,7 @@ def _open(path: Path) -> IO[bytes]:
     if path.suffix == ".zst":
         import zstandard
 
-        return zstandard.open(path, "rb")  # type: ignore[no-any-return]
+        return io.BufferedReader(zstandard.open(path, "rb"))
     return open(path, "rb")
 
 
@@ -99,7 +99,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     number = 0
     try:
         with _open(path) as file:
-            for number, line in enumerate(io.BufferedReader(file), start=1):  # type: ignore[type-var]
+            for number, line in enumerate(file, start=1):
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise DataError(

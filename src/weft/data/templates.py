@@ -127,7 +127,8 @@ class ChatTemplate(Template):
 
 ALPACA = Template(
     name="alpaca",
-    preamble="Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n",
+    preamble="Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n",
     question="### Instruction:\n",
     answer=" \n\n### Response:",
     between="\n\n",

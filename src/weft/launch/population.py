@@ -126,6 +126,10 @@ def populate(config: RunConfig, tokenizer: Any, memory: MemoryStore, *, text_onl
     table = encode(
         sources.examples, tokenizer, template, seq_length=config.seq_length, truncation_side=config.truncation_side
     )
+    if len(table) == 0:
+        raise DataError(
+            f"No row has a token of its answer within seq_length ({config.seq_length}): write a larger --seq_length."
+        )
     train, held = _shares(config, table, owned, tests, names)
     evaluated = Sites(names, train, held, table, memory)
     trained = evaluated

@@ -7,29 +7,25 @@ summary.json.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import resource
-import sys
 import time
+import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from weft.config import VOLATILE, RunConfig
 from weft.core.parts import Algorithm
 from weft.core.types import Metrics, ServerState, Streams
-from weft.errors import ConfigError
-from weft.evaluation.heldout import HeldOut, add, summarise
+from weft.evaluation.heldout import HeldOut
 from weft.federation.loop import RoundDone, Rounds, run_rounds
 from weft.federation.plan import Plan
 from weft.launch import compose
 from weft.launch.finished import Run
 from weft.launch.population import Population, populate
+from weft.launch.records import Tally, evaluation_record, peak_memory, round_record
 from weft.models.adapters import save_model
 from weft.models.load import check_context, load_model_config, load_resident, load_tokenizer
 from weft.models.resident import Resident
@@ -40,9 +36,6 @@ from weft.runs.progress import Progress
 from weft.runs.report import write_report
 from weft.runs.trackers import Trackers, resolve
 from weft.runtimes.inprocess import InProcess
-
-COMMIT_SECONDS = 5.0
-"""A kill costs at most the rounds of about this time, and the one that was under way."""
 
 
 @dataclass(frozen=True)
@@ -58,30 +51,6 @@ class DiskMemory:
     def save(self, client: str, round: int, streams: Streams) -> None:
         """Keep what the client remembers after `round` rounds."""
         checkpoint.save_client_memory(self.run, client, round, streams)
-
-
-@dataclass
-class Tally:
-    """Sums over the rounds so far; part of every checkpoint."""
-
-    seconds: float = 0.0
-    tokens: int = 0
-    bytes_up: int = 0
-    bytes_down: int = 0
-    train_loss: float | None = None
-    failures: dict[str, int] = field(default_factory=dict)
-    evaluation: dict[str, Any] | None = None
-
-    def add(self, done: RoundDone, record: dict[str, Any]) -> None:
-        """Count a finished round."""
-        self.seconds += done.seconds
-        self.tokens += record["tokens"]
-        self.bytes_up += record["bytes_up"]
-        self.bytes_down += record["bytes_down"]
-        if record["train_loss"] is not None:
-            self.train_loss = record["train_loss"]
-        for client in record["failures"]:
-            self.failures[client] = self.failures.get(client, 0) + 1
 
 
 def train(
@@ -128,6 +97,8 @@ def prepare_process(config: RunConfig) -> None:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    # transformers and peft warn of each other's names, which is nothing that a user could mend.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     logging.disable_progress_bar()
 
 
@@ -176,7 +147,7 @@ class Training:
                 for done in self._rounds(state):
                     self._record(done)
                     state = done.state
-                    if time.monotonic() - since > COMMIT_SECONDS or self._kept(state.round):
+                    if time.monotonic() - since >= self.config.checkpoint_seconds or self._kept(state.round):
                         self._commit(state)
                         committed, since = state, time.monotonic()
             except KeyboardInterrupt:
@@ -222,7 +193,8 @@ class Training:
 
     def _commit(self, state: ServerState) -> None:
         extra = {"metrics": self.metrics.commit(), "timing": self.timing.commit(), "tally": vars(self.tally)}
-        checkpoint.save(self.run, state, extra, keep_every=self.config.save_model_freq)
+        freq, most = self.config.save_model_freq, self.config.save_total_limit
+        checkpoint.save(self.run, state, extra, keep_every=freq, keep_most=most)
 
     def _record(self, done: RoundDone) -> None:
         record = round_record(done)
@@ -283,50 +255,3 @@ class Training:
             own = {k.removeprefix("rule."): v for k, v in memory.load(site.name, state.round).items()}
             params = self.plan.algorithm.own_params(state.params, own)
             save_model(self.model.model, self.model.tokenizer, params, self.run.client_dir(site.name) / kind)
-
-
-def round_record(done: RoundDone) -> dict[str, Any]:
-    """Return the line of metrics.jsonl for a round, counted from 1."""
-    record, sums = done.record, done.record.sums
-    tokens = sums.get("loss_tokens", 0.0)
-    clients = max(1, len(record.clients))
-    return {
-        "event": "round",
-        "round": done.state.round,
-        "clients": list(record.clients),
-        "train_loss": sums["loss_sum"] / tokens if tokens else None,
-        "tokens": int(sums.get("tokens", 0)),
-        "examples": int(sums.get("rows", 0)),
-        "bytes_up": record.bytes_up,
-        "bytes_down": record.bytes_down,
-        "learning_rate": sums.get("learning_rate", 0.0) / clients,
-        "failures": record.failures,
-    }
-
-
-def evaluation_record(round: int, scores: dict[str, Metrics]) -> dict[str, Any]:
-    """Return the line of metrics.jsonl for an evaluation: over all rows, and for each client."""
-    together: Metrics = {}
-    for metrics in scores.values():
-        together = add(together, metrics)
-    return {
-        "event": "eval",
-        "round": round,
-        **summarise(together),
-        "clients": {client: summarise(metrics) for client, metrics in scores.items()},
-    }
-
-
-def peak_memory(device: torch.device) -> int:
-    """Return the most bytes that this process has held: on the GPU if it trains there, else in all."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def saved_config(path: str | Path) -> dict[str, Any]:
-    """Return the configuration of the run in a directory, to resume it; ConfigError if there is none."""
-    with contextlib.suppress(FileNotFoundError):
-        return RunDir(path).read_config()
-    raise ConfigError(f"There is no run in '{path}'.")

@@ -11,6 +11,7 @@ import torch
 from weft.config import RunConfig
 from weft.core.types import Tensors
 from weft.errors import ConfigError
+from weft.models.dropout import quicken
 
 
 def lora_config(config: RunConfig) -> Any:
@@ -66,6 +67,7 @@ def add_lora(model: Any, config: RunConfig, dtype: torch.dtype) -> Any:
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
+    quicken(adapted)
     return adapted
 
 

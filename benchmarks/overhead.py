@@ -1,0 +1,97 @@
+"""What a round costs beside the bare PyTorch steps that it contains, on the same batches."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import machine, make_model, make_rows, median, verdict
+
+STEPS, ROUNDS = 10, 5
+
+
+def main(dtype: str = "auto") -> None:
+    """Alternate bare steps and whole rounds in one process, and print the ratio of the medians."""
+    import torch
+
+    from weft import config as configuration
+    from weft.federation.loop import Rounds, run_rounds
+    from weft.federation.site import InMemory
+    from weft.launch import compose
+    from weft.launch.population import populate
+    from weft.models.load import load_resident, load_tokenizer
+    from weft.runtimes.inprocess import InProcess
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        config = configuration.build(
+            {
+                "model_name_or_path": str(make_model(folder / "model")),
+                "dataset_name": str(make_rows(folder / "rows.jsonl", 2000, words=(60, 90))),
+                "template": "vicuna",
+                "use_peft": True,
+                "peft_lora_r": 16,
+                "peft_lora_target_modules": "all-linear",
+                "num_clients": 8,
+                "sample_clients": 1,
+                "num_rounds": 1000,
+                "max_steps": STEPS,
+                "batch_size": 16,
+                "seq_length": 256,
+                "learning_rate": 1e-4,
+                "eval_fraction": 0,
+                "dtype": dtype,
+            }
+        )
+        plan = compose.plan(config)
+        tokenizer = load_tokenizer(config)
+        population = populate(config, tokenizer, InMemory(), text_only=False, pool=False)
+        model = load_resident(config, tokenizer)
+        runtime = InProcess(plan, model, None, population.trained, population.evaluated)  # type: ignore[arg-type]
+        state = plan.algorithm.init(model.values())
+        rounds = run_rounds(plan, state, runtime, Rounds(1000, 1, 0, 0), clients=population.trained.names, evaluated=[])
+        rows = population.trained[0].train
+        windows = list(plan.local._windows(plan.objective, rows, STEPS, 0, 0))
+
+        def bare() -> None:
+            """A plain loop: forward, backward, clip, step; the same model, precision, batches and optimizer."""
+            model.model.train()
+            optimizer = torch.optim.AdamW(list(model.masters.values()), lr=1e-4, weight_decay=0.0, fused=True)
+            for window in windows:
+                loss = plan.objective.loss(model, window[0])
+                (loss.total / loss.targets).backward()
+                model.collect_grads()
+                torch.nn.utils.clip_grad_norm_(list(model.masters.values()), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+                model.sync()
+
+        bare()
+        next(rounds)
+        plain, whole = [], []
+        for _ in range(ROUNDS):
+            began = time.perf_counter()
+            bare()
+            plain.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            next(rounds)
+            whole.append(time.perf_counter() - began)
+        tokens = sum(window[0].tokens for window in windows)
+        print(f"# {machine()}, {model.dtype}")
+        print(
+            f"bare steps {median(plain):.3f} s, a round {median(whole):.3f} s, {tokens / median(whole):,.0f} tokens/s"
+        )
+        print(
+            verdict(
+                "a round / its bare steps (7.4 M Llama, LoRA r=16, 10 x 16 x 256)",
+                median(whole) / median(plain),
+                1.05,
+                most=True,
+            )
+        )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,184 @@
+"""`weft demo`: three hospitals that share no row, alone, together, and pooled. Offline, in under three minutes.
+
+Each of five pipelines does the same: pre-train a 1 M parameter Llama on notes, then fine-tune it with LoRA on
+questions, with the same rounds, steps, batches and learning rates, then sit the same exam. A hospital alone has its
+own notes and questions only; the federation sends parameters; the pooled model has everybody's rows at one place.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weft.arguments import Parser
+from weft.demo.hospitals import SPECIALITIES, choices, make_hospitals, public_glossary, write
+from weft.demo.picture import FEDERATION, POOLED, AnswerResult, ModelResult, Result
+from weft.errors import ConfigError
+
+PRETRAIN = {"num_rounds": 8, "max_steps": 25, "learning_rate": 2e-3}
+FINETUNE = {"num_rounds": 8, "max_steps": 15, "learning_rate": 2e-3}
+COMMON: dict[str, Any] = {
+    "lr_scheduler_type": "cosine",
+    "warmup_ratio": 0.05,
+    "batch_size": 16,
+    "seq_length": 128,
+    "num_clients": 3,
+    "sample_clients": 3,
+    "eval_every": 0,
+    "save_model_freq": 0,
+    "dataset_sample": None,
+}
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The demo's folder and seed."""
+
+    folder: Path
+    seed: int
+
+    def prepare(self) -> None:
+        """Write the hospitals' data and the untrained base model."""
+        from weft.demo.base import make_base
+
+        write(self.folder / "data", self.seed)
+        make_base(self.folder / "base", public_glossary(self.seed), self.seed)
+
+    def pipeline(self, name: str, fed_alg: str) -> ModelResult:
+        """Pre-train, fine-tune and examine one model."""
+        import weft
+
+        where = self.folder / name.replace(" ", "_")
+        base = weft.train(
+            {
+                **COMMON,
+                **PRETRAIN,
+                "objective": "causal_lm",
+                "model_name_or_path": str(self.folder / "base"),
+                "clients": self._clients("notes", exam=False),
+                "eval_fraction": 0,
+                "fed_alg": fed_alg,
+                "output_dir": str(where / "pretrained"),
+                "seed": self.seed,
+            },
+            quiet=True,
+        )
+        tuned = weft.train(
+            {
+                **COMMON,
+                **FINETUNE,
+                "model_name_or_path": str(base.path),
+                "clients": self._clients("questions", exam=True),
+                "template": "chat",
+                "choices": choices(),
+                "use_peft": True,
+                "peft_lora_r": 16,
+                "peft_lora_alpha": 32,
+                "peft_lora_dropout": 0.0,
+                "peft_lora_target_modules": "all-linear",
+                "fed_alg": fed_alg,
+                "output_dir": str(where / "finetuned"),
+                "seed": self.seed,
+            },
+            quiet=True,
+        )
+        parts = [base.summary, tuned.summary]
+        return ModelResult(
+            name=name,
+            accuracy=tuned.summary["eval"]["accuracy"],
+            per_hospital={client: scores["accuracy"] for client, scores in tuned.summary["clients"].items()},
+            bytes=sum(part["bytes_up"] + part["bytes_down"] for part in parts),
+            seconds=sum(part["seconds"] for part in parts),
+        )
+
+    def answers(self, names: list[str]) -> list[AnswerResult]:
+        """Ask one exam question of each hospital, and return what each model writes."""
+        import weft
+        from weft.commands.chat import generate
+
+        asked = [hospital.exam[0] for hospital in make_hospitals(self.seed)]
+        rows = [AnswerResult(question=row["instruction"], expected=row["output"], answers={}) for row in asked]
+        for name in names:
+            run = weft.open_run(self.folder / name.replace(" ", "_") / "finetuned")
+            for row in rows:
+                row["answers"][name] = generate(run, run.model, [("user", row["question"])], tokens=8)
+        return rows
+
+    def _clients(self, kind: str, *, exam: bool) -> list[dict[str, str]]:
+        data = self.folder / "data"
+        return [
+            {"name": f"hospital {name}", "data": str(data / kind / f"{name}.jsonl")}
+            | ({"eval": str(data / "exam" / f"{name}.jsonl")} if exam else {})
+            for name in SPECIALITIES
+        ]
+
+
+def run(argv: list[str]) -> int:
+    """Run the demo and show its table, its answers and its picture."""
+    parser = Parser(
+        prog="weft demo", description="Three hospitals, alone, together and pooled; offline.", allow_abbrev=False
+    )
+    parser.add_argument("--output_dir", default="demo-run", help="where to [demo-run]")
+    parser.add_argument("--seed", type=int, default=0, help="of data, model and training [0]")
+    parser.add_argument("--overwrite", action="store_true", help="delete a demo that is there already")
+    arguments = parser.parse(argv)
+    folder = Path(arguments.output_dir)
+    _clear(folder, arguments.overwrite)
+    demo = Demo(folder, arguments.seed)
+    result = _train_all(demo)
+    return _show(folder, result)
+
+
+def _clear(folder: Path, overwrite: bool) -> None:
+    import shutil
+
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / ".weft-demo").exists():
+        raise ConfigError(f"'{folder}' is there already and holds no demo: name another folder with --output_dir.")
+    if not overwrite:
+        raise ConfigError(f"'{folder}' holds a demo: add --overwrite to make it anew, or name another --output_dir.")
+    shutil.rmtree(folder)
+
+
+def _train_all(demo: Demo) -> Result:
+    from rich.console import Console
+
+    console = Console()
+    demo.folder.mkdir(parents=True, exist_ok=True)
+    (demo.folder / ".weft-demo").touch()
+    rounds = PRETRAIN["num_rounds"] * PRETRAIN["max_steps"], FINETUNE["num_rounds"] * FINETUNE["max_steps"]
+    console.print(
+        "Three hospitals have notes and questions about their own specialities: "
+        + "; ".join(f"{name}: {what}" for name, what in SPECIALITIES.items())
+        + f".\nEach model below makes {rounds[0]} pre-training steps on notes and {rounds[1]} LoRA steps on questions, "
+        "then answers everybody's questions, asked in words it has not seen.\n",
+        highlight=False,
+    )
+    demo.prepare()
+    arms = {f"hospital {name} alone": f"local{number}" for number, name in enumerate(SPECIALITIES)}
+    arms |= {FEDERATION: "fedavg", POOLED: "central"}
+    models = []
+    for name, fed_alg in arms.items():
+        with console.status(f"training: {name}"):
+            models.append(demo.pipeline(name, fed_alg))
+        console.print(f"  {name}: {models[-1]['seconds']:.0f} s", highlight=False)
+    return Result(models=models, answers=demo.answers(list(arms)))
+
+
+def _show(folder: Path, result: Result) -> int:
+    from rich.console import Console
+
+    from weft.demo.picture import answers_table, draw, table
+
+    console = Console()
+    console.print()
+    console.print(table(result))
+    console.print(answers_table(result))
+    picture = folder / "demo.png"
+    draw(picture, result)
+    (folder / "demo.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    console.print(f"The picture: {picture}", highlight=False)
+    return 0

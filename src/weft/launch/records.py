@@ -1,0 +1,78 @@
+"""What is written down of a run: a line for each round and evaluation, and sums over all of them."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from weft.core.types import Metrics
+from weft.evaluation.heldout import add, summarise
+from weft.federation.loop import RoundDone
+
+
+@dataclass
+class Tally:
+    """Sums over the rounds so far; part of every checkpoint."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    train_loss: float | None = None
+    failures: dict[str, int] = field(default_factory=dict)
+    evaluation: dict[str, Any] | None = None
+
+    def add(self, done: RoundDone, record: dict[str, Any]) -> None:
+        """Count a finished round."""
+        self.seconds += done.seconds
+        self.tokens += record["tokens"]
+        self.bytes_up += record["bytes_up"]
+        self.bytes_down += record["bytes_down"]
+        if record["train_loss"] is not None:
+            self.train_loss = record["train_loss"]
+        for client in record["failures"]:
+            self.failures[client] = self.failures.get(client, 0) + 1
+
+
+def round_record(done: RoundDone) -> dict[str, Any]:
+    """Return the line of metrics.jsonl for a round, counted from 1."""
+    record, sums = done.record, done.record.sums
+    tokens = sums.get("loss_tokens", 0.0)
+    clients = max(1, len(record.clients))
+    return {
+        "event": "round",
+        "round": done.state.round,
+        "clients": list(record.clients),
+        "train_loss": sums["loss_sum"] / tokens if tokens else None,
+        "tokens": int(sums.get("tokens", 0)),
+        "examples": int(sums.get("rows", 0)),
+        "bytes_up": record.bytes_up,
+        "bytes_down": record.bytes_down,
+        "learning_rate": sums.get("learning_rate", 0.0) / clients,
+        "failures": record.failures,
+    }
+
+
+def evaluation_record(round: int, scores: dict[str, Metrics]) -> dict[str, Any]:
+    """Return the line of metrics.jsonl for an evaluation: over all rows, and for each client."""
+    together: Metrics = {}
+    for metrics in scores.values():
+        together = add(together, metrics)
+    return {
+        "event": "eval",
+        "round": round,
+        **summarise(together),
+        "clients": {client: summarise(metrics) for client, metrics in scores.items()},
+    }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes that this process has held: on the GPU if it trains there, else in all."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,151 @@
+"""What the tests share: a tiny model with its tokenizer, tiny data, and shared data where it is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DATA = Path(os.environ.get("WEFT_DATA", ROOT.parent / "shared" / "data"))
+
+LABELS = ("red", "green", "blue")
+THINGS = ["apple", "leaf", "sky", "brick", "grass", "sea", "rose", "frog", "jay", "ruby", "moss", "ice"]
+
+
+def colour_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Rows whose answer, one of three, follows from the question's noun."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        place = rng.randrange(len(THINGS))
+        question = f"What colour is the {'big ' * rng.randint(0, 6)}{THINGS[place]}?"
+        rows.append({"instruction": question, "input": "", "output": LABELS[place % 3]})
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> Path:
+    """Write JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Two test processes on two cores: each has one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """A byte-level BPE tokenizer of a few hundred tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=640,
+        special_tokens=["<s>", "</s>", "<pad>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    from weft.data.templates import ALPACA, VICUNA
+
+    texts = [row["instruction"] + " " + row["output"] for row in colour_rows(200)]
+    fixed = [text for t in (ALPACA, VICUNA) for text in (t.preamble, t.question, t.answer)]
+    tokenizer.train_from_iterator(texts + fixed * 20, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=256
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer) -> Path:
+    """The folder of a random Llama of 30 k parameters with its tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tiny_tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=2,
+        )
+    )
+    model.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of 120 questions with three possible answers."""
+    return write_rows(tmp_path_factory.mktemp("data") / "colours.jsonl", colour_rows(120))
+
+
+@pytest.fixture
+def keys(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> dict[str, object]:
+    """The keys of a run of seconds."""
+    return {
+        "model_name_or_path": str(tiny_model),
+        "dataset_name": str(tiny_data),
+        "template": "vicuna",
+        "use_peft": True,
+        "num_clients": 3,
+        "sample_clients": 2,
+        "num_rounds": 3,
+        "max_steps": 2,
+        "batch_size": 4,
+        "seq_length": 128,
+        "learning_rate": 1e-3,
+        "eval_fraction": 0.1,
+        "eval_every": 2,
+        "output_dir": str(tmp_path / "run"),
+    }
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of the shared data sets; tests that need it are skipped where it is absent."""
+    if not DATA.is_dir():
+        pytest.skip(f"no shared data in {DATA}: set WEFT_DATA to its folder")
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def stories(shared_data: Path) -> Path:
+    """The folder of a real pre-trained Llama of 260 k parameters, beside the shared data."""
+    folder = shared_data.parent / "models" / "stories260K"
+    if not folder.is_dir():
+        pytest.skip(f"no model in {folder}")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def third_party_warnings():
+    """Warnings that libraries raise about themselves, which nobody here can mend."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
