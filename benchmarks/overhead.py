@@ -29,7 +29,7 @@ def main(dtype: str = "auto") -> None:
         config = configuration.build(
             {
                 "model_name_or_path": str(make_model(folder / "model")),
-                "dataset_name": str(make_rows(folder / "rows.jsonl", 2000, words=(60, 90))),
+                "dataset_name": str(make_rows(folder / "rows.jsonl", 2000, words=(110, 140))),
                 "template": "vicuna",
                 "use_peft": True,
                 "peft_lora_r": 16,

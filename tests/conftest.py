@@ -38,6 +38,15 @@ def write_rows(path: Path, rows: list[dict[str, str]]) -> Path:
     return path
 
 
+def flags(keys: dict[str, object]) -> list[str]:
+    """Write keys as flags."""
+    words: list[str] = []
+    for key, value in keys.items():
+        words.append(f"--{key}")
+        words += [str(part) for part in value] if isinstance(value, list) else [str(value)]
+    return words
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Two test processes on two cores: each has one thread."""

@@ -10,22 +10,13 @@ from typing import ClassVar
 import pytest
 import yaml
 
-from conftest import colour_rows, write_rows
+from conftest import colour_rows, flags, write_rows
 from weft import config as configuration
 from weft.cli import main
 from weft.core import parts
 from weft.errors import ConfigError
 from weft.federation.plan import Plan
 from weft.launch import compose
-
-
-def flags(keys: dict[str, object]) -> list[str]:
-    """Write keys as flags."""
-    words: list[str] = []
-    for key, value in keys.items():
-        words.append(f"--{key}")
-        words += [str(part) for part in value] if isinstance(value, list) else [str(value)]
-    return words
 
 
 def refusal(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:

@@ -8,7 +8,7 @@ own notes and questions only; the federation sends parameters; the pooled model 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Demo:
 
     folder: Path
     seed: int
+    pretrain: dict[str, float] = field(default_factory=lambda: dict(PRETRAIN))
+    finetune: dict[str, float] = field(default_factory=lambda: dict(FINETUNE))
 
     def prepare(self) -> None:
         """Write the hospitals' data and the untrained base model."""
@@ -54,7 +56,7 @@ class Demo:
         base = weft.train(
             {
                 **COMMON,
-                **PRETRAIN,
+                **self.pretrain,
                 "objective": "causal_lm",
                 "model_name_or_path": str(self.folder / "base"),
                 "clients": self._clients("notes", exam=False),
@@ -68,7 +70,7 @@ class Demo:
         tuned = weft.train(
             {
                 **COMMON,
-                **FINETUNE,
+                **self.finetune,
                 "model_name_or_path": str(base.path),
                 "clients": self._clients("questions", exam=True),
                 "template": "chat",
@@ -127,8 +129,8 @@ def run(argv: list[str]) -> int:
     folder = Path(arguments.output_dir)
     _clear(folder, arguments.overwrite)
     demo = Demo(folder, arguments.seed)
-    result = _train_all(demo)
-    return _show(folder, result)
+    show(folder, train_all(demo))
+    return 0
 
 
 def _clear(folder: Path, overwrite: bool) -> None:
@@ -143,17 +145,18 @@ def _clear(folder: Path, overwrite: bool) -> None:
     shutil.rmtree(folder)
 
 
-def _train_all(demo: Demo) -> Result:
+def train_all(demo: Demo) -> Result:
+    """Train and examine all five models, and say how it goes."""
     from rich.console import Console
 
     console = Console()
     demo.folder.mkdir(parents=True, exist_ok=True)
     (demo.folder / ".weft-demo").touch()
-    rounds = PRETRAIN["num_rounds"] * PRETRAIN["max_steps"], FINETUNE["num_rounds"] * FINETUNE["max_steps"]
+    steps = [f"{kind['num_rounds'] * kind['max_steps']:.0f}" for kind in (demo.pretrain, demo.finetune)]
     console.print(
         "Three hospitals have notes and questions about their own specialities: "
         + "; ".join(f"{name}: {what}" for name, what in SPECIALITIES.items())
-        + f".\nEach model below makes {rounds[0]} pre-training steps on notes and {rounds[1]} LoRA steps on questions, "
+        + f".\nEach model below makes {steps[0]} pre-training steps on notes and {steps[1]} LoRA steps on questions, "
         "then answers everybody's questions, asked in words it has not seen.\n",
         highlight=False,
     )
@@ -168,7 +171,8 @@ def _train_all(demo: Demo) -> Result:
     return Result(models=models, answers=demo.answers(list(arms)))
 
 
-def _show(folder: Path, result: Result) -> int:
+def show(folder: Path, result: Result) -> None:
+    """Print the tables, and write the picture and the numbers."""
     from rich.console import Console
 
     from weft.demo.picture import answers_table, draw, table
@@ -181,4 +185,3 @@ def _show(folder: Path, result: Result) -> int:
     draw(picture, result)
     (folder / "demo.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     console.print(f"The picture: {picture}", highlight=False)
-    return 0

@@ -86,10 +86,22 @@ def _open(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]
     if path.suffix == ".zst":
-        import zstandard
-
-        return io.BufferedReader(zstandard.open(path, "rb"))
+        return io.BytesIO(_unpacked(path.read_bytes()))
     return open(path, "rb")
+
+
+def _unpacked(content: bytes) -> bytes:
+    """Decompress zstd frames; the library's own reader takes a file that was cut short for a whole one."""
+    import zstandard
+
+    parts: list[bytes] = []
+    while content:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        parts.append(frame.decompress(content))
+        if not frame.eof:
+            raise zstandard.ZstdError("the last frame is not whole")
+        content = frame.unused_data
+    return b"".join(parts)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -31,7 +31,9 @@ def make_base(directory: Path, glossary: Iterable[str], seed: int = 0) -> None:
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     tokenizer = make_tokenizer(glossary)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -57,12 +57,12 @@ def table(result: Result) -> Table:
     from weft.runs.text import human_bytes, human_duration
 
     models = result["models"]
-    out = Table(title="Accuracy on the exam", title_justify="left")
-    out.add_column("trained by")
-    out.add_column("everybody's questions", justify="right", style="bold")
+    out = Table(title="Accuracy on the exam, by whose questions", title_justify="left")
+    out.add_column("trained by", no_wrap=True)
+    out.add_column("everybody's", justify="right", style="bold")
     for hospital in models[0]["per_hospital"]:
-        out.add_column(f"{hospital}'s", justify="right")
-    out.add_column("data that left", justify="right")
+        out.add_column(f"{hospital.removeprefix('hospital ')}'s", justify="right")
+    out.add_column("travelled", justify="right")
     out.add_column("time", justify="right")
     for model in models:
         shares = [model["accuracy"], *model["per_hospital"].values()]
