@@ -50,8 +50,7 @@ def shortened(words: list[str], tiny_model: Path, tiny_data: Path) -> list[str]:
     for word in words:
         key = out[-1].removeprefix("--") if out else ""
         out.append(str(SMALL[key]) if key in SMALL else names.get(word, word))
-    # Eight bits need a library and, until lately, a GPU: the rest of the command runs without.
-    return [word for word in out if word != "--load_in_8bit"]
+    return out
 
 
 def test_the_readme_opens_with_the_two_commands():

@@ -53,6 +53,7 @@ class _Sources:
         """
         rows = read_rows(source, split=config.dataset_split, token=config.token or None)
         if sample is not None and len(rows) > sample:
+            self.dropped["beyond dataset_sample"] = len(rows) - sample
             rows = [rows[int(row)] for row in sample_rows(len(rows), sample, seed=config.seed)]
         made = to_examples(
             rows,

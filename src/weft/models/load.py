@@ -137,7 +137,9 @@ def load_resident(config: RunConfig, tokenizer: Any) -> Resident:
     torch.manual_seed(derive(config.seed, "adapter"))
     trained = add_lora(model, config, dtype) if config.use_peft else model
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # Transformers 5 has another name for it, and warns of the former.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
         model.enable_input_require_grads()
     return Resident(trained, tokenizer, device, dtype)
 

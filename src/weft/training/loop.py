@@ -82,7 +82,8 @@ class GradientSteps:
         torch.manual_seed(derive(self.seed, "train", client, round))
         steps = self.num_steps(len(rows))
         optimizer = self._optimizer(model)
-        scaler = torch.amp.GradScaler(model.device.type, enabled=model.dtype == torch.float16)
+        # A round has few steps: a scale that starts high would lose the first of them to overflow, every round.
+        scaler = torch.amp.GradScaler(model.device.type, init_scale=1024.0, enabled=model.dtype == torch.float16)
         sums = torch.zeros((), device=model.device)
         counted = {"loss_tokens": 0.0, "tokens": 0.0, "rows": 0.0}
         lr_sum = 0.0
