@@ -84,9 +84,10 @@ class Run:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        from weft.models.load import base_model
+        from weft.models.load import base_model, hush
         from weft.models.precision import choose_device, choose_dtype
 
+        hush()
         weights = self.weights(client)
         if self.config.use_peft:
             from peft import PeftModel

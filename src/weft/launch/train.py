@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -94,12 +93,6 @@ def prepare_process(config: RunConfig) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     torch.backends.cudnn.benchmark = False
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    # transformers and peft warn of each other's names, which is nothing that a user could mend.
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-    logging.disable_progress_bar()
 
 
 def tell(config: RunConfig, population: Population, algorithm: Algorithm, progress: Progress) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,16 @@ from weft.errors import ConfigError, MissingExtra
 from weft.models.adapters import add_lora
 from weft.models.precision import choose_device, choose_dtype
 from weft.models.resident import Resident
+
+
+def hush() -> None:
+    """Silence what libraries say about themselves, which no user could mend: progress bars, casts, renamings."""
+    import transformers.utils.logging as talk
+
+    talk.set_verbosity_error()
+    talk.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 
 @contextlib.contextmanager
@@ -60,6 +72,7 @@ def load_tokenizer(config: RunConfig) -> Any:
     """Return the tokenizer, with an end token; ConfigError if there is none."""
     from transformers import AutoTokenizer
 
+    hush()
     source = model_source(config.model_name_or_path)
     with _in_words(config.model_name_or_path):
         tokenizer = AutoTokenizer.from_pretrained(
@@ -97,6 +110,7 @@ def base_model(config: RunConfig, *, full_precision: bool = False) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
+    hush()
     device = choose_device(config.device)
     dtype = torch.float32 if full_precision else arithmetic(config, device)
     extra: dict[str, Any] = {}

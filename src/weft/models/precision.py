@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from weft.errors import ConfigError
@@ -37,7 +39,7 @@ def cpu_has_bfloat16() -> bool:
     if capabilities not in ("AVX512", "AMX"):
         return False
     try:
-        return " avx512_bf16 " in open("/proc/cpuinfo", encoding="utf-8").read()
+        return " avx512_bf16 " in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return False
 
