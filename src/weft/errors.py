@@ -5,7 +5,6 @@
     │   ├── DataError     ... in the data: a file, a line, a column
     │   └── MissingExtra  ... an optional package is not installed
     ├── ClientFailed      one client could not finish a task: its update is dropped, the round goes on
-    │   └── Refused       ... or would not, and says why
     └── RunError          a fault while running: nothing is lost, the run can be resumed, exit code 1
 
 A message says what was given, why it cannot be, and what to write instead.
@@ -35,10 +34,6 @@ class MissingExtra(ConfigError):
 
 class ClientFailed(WeftError):
     """One client could not finish its task; the message holds none of its data."""
-
-
-class Refused(ClientFailed):
-    """A client will not do what a task asks of it."""
 
 
 class RunError(WeftError):

@@ -25,7 +25,6 @@ OBJECTIVES = {
     "sft": "weft.objectives.sft:SFT",
     "causal_lm": "weft.objectives.causal_lm:CausalLM",
 }
-RUNTIMES = {"inprocess": "weft.runtimes.inprocess:InProcess"}
 SPLITS = {"iid": "weft.data.partition:split_iid"}
 TEMPLATES = {
     "alpaca": "weft.data.templates:ALPACA",

@@ -41,11 +41,6 @@ def num_bytes(values: Tensors | Streams) -> int:
     )
 
 
-def num_elements(values: Tensors) -> int:
-    """Return the number of elements of all tensors together."""
-    return sum(value.numel() for value in values.values())
-
-
 def all_finite(values: Tensors) -> bool:
     """Say whether no element is NaN or infinite."""
     if not values:

@@ -134,6 +134,9 @@ def _figure(rounds: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> 
                 axes.plot(*zip(*curve, strict=True), label=name, color=color, marker="o" if few else "", markersize=4)
             axes.set(xlabel="round", ylabel=label)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_xlim(0, max(round for _, curve, _ in points for round, _ in curve) * 1.05)
+            if label == "score":
+                axes.set_ylim(0, 1.02)
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)
             axes.legend(frameon=False)
