@@ -15,7 +15,12 @@ OWN = ("config", "resume", "overwrite", "dry_run", "quiet", "json")
 
 def parser() -> Parser:
     """Return the parser of the verb: its own flags, and one for every key of a run."""
-    made = Parser(prog="weft sft", description="Fine-tune a model on instructions, federated.", allow_abbrev=False)
+    made = Parser(
+        prog="weft sft",
+        usage="weft sft [--config FILE] [--KEY VALUE ...]",
+        description="Fine-tune a model on instructions, federated.",
+        allow_abbrev=False,
+    )
     made.add_argument("--config", metavar="FILE", help="a run file (YAML); flags override its keys")
     made.add_argument("--resume", action="store_true", help="go on with the run in --output_dir")
     made.add_argument("--overwrite", action="store_true", help="delete the run that is in --output_dir")
@@ -57,6 +62,10 @@ def run(argv: list[str]) -> int:
             as_json=arguments.json,
         )
     except KeyboardInterrupt:
+        from weft.runs.layout import RunDir
+
+        if not RunDir(config.output_dir).holds_run:
+            raise
         again = f"weft sft --output_dir {shlex.quote(config.output_dir)} --resume"
         print(f"weft: interrupted; the finished rounds are kept. Go on with: {again}", file=sys.stderr)
         return 130
