@@ -66,28 +66,42 @@ def medquad(folder: Path) -> dict[str, Any]:
     }
 
 
+def arms(clients: int) -> dict[str, dict[str, Any]]:
+    """Return the runs that are compared; `central` makes as many steps as a client, or sees as many rows as all."""
+    return {
+        "fedavg": {"fed_alg": "fedavg"},
+        "local": {"fed_alg": "local"},
+        "central": {"fed_alg": "central"},
+        "central, all rows": {"fed_alg": "central", "gradient_accumulation_steps": clients},
+    }
+
+
 def main() -> None:
-    """Run what is named (tfns, medquad), or both, and print a row for each run."""
+    """Run what is named (tfns, medquad; then arms), or everything, and print a row for each run."""
     import weft
 
     print(f"# {machine()}")
+    chosen = sys.argv[1:]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        for name in sys.argv[1:] or ["tfns", "medquad"]:
+        for name in [word for word in chosen if word in ("tfns", "medquad")] or ["tfns", "medquad"]:
             keys = COMMON | (tfns() if name == "tfns" else medquad(folder))
-            for fed_alg in ("fedavg", "local", "central"):
-                began = time.perf_counter()
-                run = weft.train(keys | {"fed_alg": fed_alg, "output_dir": str(folder / name / fed_alg)}, quiet=True)
-                found, clients = run.summary["eval"], run.summary["clients"]
-                worst = max(scores["loss"] for scores in clients.values())
-                accuracy = found["accuracy"]
-                shown = "" if accuracy is None else f"accuracy {accuracy:.3f}  macro-F1 {found['macro_f1']:.3f}  "
-                print(
-                    f"{name:<8} {fed_alg:<8} loss {found['loss']:.4f}  worst client {worst:.4f}  {shown}"
-                    f"up+down {(run.summary['bytes_up'] + run.summary['bytes_down']) / 1e6:.1f} MB  "
-                    f"{time.perf_counter() - began:.0f} s",
-                    flush=True,
-                )
+            for arm, changes in arms(keys["sample_clients"]).items():
+                if arm in chosen or not set(chosen) & set(arms(1)):
+                    began = time.perf_counter()
+                    run = weft.train(keys | changes | {"output_dir": str(folder / name / arm)}, quiet=True)
+                    print(row(name, arm, run.summary, time.perf_counter() - began), flush=True)
+
+
+def row(name: str, arm: str, summary: dict[str, Any], seconds: float) -> str:
+    """Return the line of a run."""
+    found, clients = summary["eval"], summary["clients"]
+    worst = max(scores["loss"] for scores in clients.values())
+    accuracy = found["accuracy"]
+    shown = "" if accuracy is None else f"accuracy {accuracy:.3f}  macro-F1 {found['macro_f1']:.3f}  "
+    moved = (summary["bytes_up"] + summary["bytes_down"]) / 1e6
+    head = f"{name:<8} {arm:<18} loss {found['loss']:.4f}  worst client {worst:.4f}"
+    return f"{head}  {shown}up+down {moved:.1f} MB  {seconds:.0f} s"
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ BAD = {
     "weighs less than nothing": update("bad", weight=-1.0),
     "weighs infinitely": update("bad", weight=float("inf")),
     "weighs no number": update("bad", weight=float("nan")),
+    "has metrics that are no numbers": update("bad", metrics={"loss_sum": float("nan")}),
     "has no stream": update("bad", streams={}),
     "has another stream": update("bad", streams={"delta": {"w": torch.ones(3), "b": torch.ones(2)}, "more": {}}),
     "lacks a tensor": update("bad", streams={"delta": {"w": torch.ones(3)}}),

@@ -14,7 +14,7 @@ def admit(reply: Reply, state: ServerState, streams: tuple[str, ...], expected: 
 
     Raises:
         ClientFailed: the client failed, or its update is of another round, repeated, of other names, shapes or
-            number formats, not finite, or of a weight that is no positive number.
+            number formats, not finite (its metrics too), or of a weight that is no positive number.
     """
     if reply.client not in expected:
         raise ClientFailed("sent a reply that nobody waits for")
@@ -24,6 +24,8 @@ def admit(reply: Reply, state: ServerState, streams: tuple[str, ...], expected: 
         raise ClientFailed(f"sent an update of round {reply.round} in round {state.round}")
     if not (math.isfinite(reply.weight) and reply.weight > 0):
         raise ClientFailed(f"gave its update the weight {reply.weight}")
+    if not all(math.isfinite(value) for value in reply.metrics.values()):
+        raise ClientFailed("sent metrics that are not finite")
     if set(reply.streams) != set(streams):
         raise ClientFailed(f"sent the streams {sorted(reply.streams)} instead of {sorted(streams)}")
     for values in reply.streams.values():

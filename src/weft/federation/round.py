@@ -86,7 +86,7 @@ def _admitted(
             continue
         record.add(update)
         yield update
-    for client in expected - record.failures.keys():
+    for client in sorted(expected - record.failures.keys()):
         record.failures[client] = "sent no reply"
 
 
