@@ -14,6 +14,7 @@ from weft.aggregation.mean import Mean
 from weft.core.parts import Codec, Privacy, Protection, Runtime
 from weft.core.types import Failure, ServerState, Update
 from weft.federation.round import run_round
+from weft.federation.state import Asked
 from weft.launch import compose
 
 STATE = ServerState({"w": torch.zeros(3), "b": torch.zeros(2)}, round=4)
@@ -23,6 +24,10 @@ PLAN = compose.plan(configuration.build({"dataset_name": "any"}))
 def update(client: str, value: float = 1.0, weight: float = 1.0, **changes: object) -> Update:
     delta = {"w": torch.full((3,), value), "b": torch.full((2,), value)}
     return replace(Update(client, 4, 4, {"delta": delta}, weight), **changes)
+
+
+def asked(*clients: str) -> list[Asked]:
+    return [Asked(client, STATE.round) for client in clients]
 
 
 class Scripted(Runtime):
@@ -57,7 +62,7 @@ BAD = {
 @pytest.mark.parametrize("reply", BAD.values(), ids=BAD.keys())
 def test_what_may_not_be_averaged_is_dropped_and_recorded(reply):
     runtime = Scripted(update("a", 1.0), reply, update("b", 3.0))
-    state, record = run_round(PLAN, STATE, ["a", "bad", "b"], runtime)
+    state, record = run_round(PLAN, STATE, asked("a", "bad", "b"), runtime)
     assert torch.equal(state.params["w"], torch.full((3,), 2.0))
     assert record.clients == ("a", "b")
     assert list(record.failures) == ["bad"]
@@ -66,7 +71,7 @@ def test_what_may_not_be_averaged_is_dropped_and_recorded(reply):
 
 def test_a_repeated_update_counts_once_and_a_stranger_not_at_all():
     replies = (update("a", 1.0), update("a", 100.0), update("stranger", 100.0))
-    state, record = run_round(PLAN, STATE, ["a", "silent"], Scripted(*replies))
+    state, record = run_round(PLAN, STATE, asked("a", "silent"), Scripted(*replies))
     assert torch.equal(state.params["w"], torch.ones(3))
     assert record.clients == ("a",)
     assert record.failures["silent"] == "sent no reply"
@@ -74,7 +79,7 @@ def test_a_repeated_update_counts_once_and_a_stranger_not_at_all():
 
 
 def test_a_round_without_updates_keeps_the_model():
-    state, record = run_round(PLAN, STATE, ["a"], Scripted(Failure("a", 4, "no power")))
+    state, record = run_round(PLAN, STATE, asked("a"), Scripted(Failure("a", 4, "no power")))
     assert torch.equal(state.params["w"], STATE.params["w"])
     assert state.round == 5
     assert record.failures == {"a": "no power"}
@@ -98,7 +103,7 @@ def test_the_server_stages_come_in_their_order():
 
     watch = Watch()
     plan = replace(PLAN, privacy=watch, codec=watch, protection=watch)
-    run_round(plan, STATE, ["a", "b"], Scripted(update("a"), update("b")))
+    run_round(plan, STATE, asked("a", "b"), Scripted(update("a"), update("b")))
     assert seen == ["collect", "decode", "decode", "noise"]
 
 

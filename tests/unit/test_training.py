@@ -18,7 +18,7 @@ from weft.federation.sampling import sample_clients
 from weft.models.layout import lay_out
 from weft.models.resident import Resident
 from weft.objectives.causal_lm import CausalLM, next_token_loss
-from weft.training.loop import GradientSteps
+from weft.training.loop import GradientSteps, Job
 from weft.training.order import rows_of_round
 from weft.training.schedules import Schedule
 
@@ -37,7 +37,7 @@ def resident(tiny_model) -> Resident:
 
 
 def trained(resident: Resident, steps: GradientSteps, start) -> dict[str, torch.Tensor]:
-    return steps.work(resident, CausalLM(), ROWS, LocalRule(), start, 0, 0).finished.streams["delta"]
+    return steps.work(resident, CausalLM(), ROWS, LocalRule(), Job({}, start)).finished.streams["delta"]
 
 
 def test_a_round_is_a_plain_loop_to_the_last_bit(resident: Resident):
@@ -72,7 +72,7 @@ def test_a_loss_that_is_no_number_fails_the_client(resident: Resident):
             return Loss(good.total * float("nan"), good.targets)
 
     with pytest.raises(ClientFailed, match="not a finite number"):
-        STEPS.work(resident, Broken(), ROWS, LocalRule(), resident.values(), 0, 0)
+        STEPS.work(resident, Broken(), ROWS, LocalRule(), Job({}, resident.values()))
 
 
 def test_a_client_that_diverges_is_dropped_from_a_real_run(keys, tmp_path, monkeypatch: pytest.MonkeyPatch):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from weft.core.parts import Algorithm, LocalRule
-from weft.core.types import Finished, ServerState, Streams, Task, Tensors, Total
+from weft.core.types import Finished, LocalWork, ServerState, Streams, Task, Tensors, Total
 
 OWN = "own"
 
@@ -21,8 +21,8 @@ class _KeepOwn(LocalRule):
     def begin(self, params: Tensors) -> Tensors:
         return self.memory.get(OWN, params)
 
-    def finish(self, start: Tensors, end: Tensors, steps: int, lr: float) -> Finished:
-        return Finished({}, {OWN: end})
+    def finish(self, work: LocalWork) -> Finished:
+        return Finished({}, {OWN: work.end})
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Local(Algorithm):
     shares: ClassVar[bool] = False
     streams: ClassVar[tuple[str, ...]] = ()
     personal: ClassVar[bool] = True
+    remembers_coordinates: ClassVar[bool] = True
 
     def cohort(self, sampled: Sequence[int], population: int) -> Sequence[int]:
         """Everybody trains."""

@@ -7,16 +7,20 @@ said by a trait, a class attribute that `weft.federation.plan` compares once, be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from weft.core import tensors
+from weft.core.lowrank import Product
 from weft.core.types import (
     DELTA,
+    SCALARS,
     Finished,
+    LocalWork,
     Message,
     Metrics,
     Reply,
@@ -36,14 +40,24 @@ Exchange = Callable[[Sequence[Message]], Iterable[Reply]]
 
 
 class LocalRule:
-    """The client half of an algorithm: hooks into the local loop. The defaults are plain local training."""
+    """The client half of an algorithm: hooks into the local loop. The defaults are plain local training.
+
+    A rule sees the parameters that are shared; what a client keeps to itself is trained beside them, plainly.
+    """
+
+    wants_moments: bool = False
+    """Tell `finish` the optimizer's moments."""
 
     def begin(self, params: Tensors) -> Tensors:
         """Return what the client starts from, given the task's parameters."""
         return params
 
-    def prepare(self, model: nn.Module) -> None:
-        """Change what the model trains before the first step."""
+    def moments(self) -> Streams:
+        """Return AdamW's moments to start with (`exp_avg`, `exp_avg_sq`, `step`), or nothing for fresh ones."""
+        return {}
+
+    def prepare(self, params: Tensors) -> None:
+        """Look at the parameters, on their device, before the first step."""
 
     def loss_term(self, model: nn.Module, batch: Any) -> Tensor | float:
         """Return what is added to the mean loss of every micro-batch."""
@@ -52,19 +66,16 @@ class LocalRule:
     def adjust_grads(self, params: Tensors) -> None:
         """Change `.grad` of the parameters in place, after clipping and before the optimizer's step."""
 
+    def lr_factor(self, step: int) -> float:
+        """Return what the learning rate of the optimizer's step is multiplied by; `step` counts from 0."""
+        return 1.0
+
     def after_step(self, params: Tensors, lr: float) -> None:
-        """Change the parameters in place after the optimizer's step at learning rate `lr`."""
+        """Change the parameters in place after the optimizer's step; `lr` is the schedule's learning rate."""
 
-    def finish(self, start: Tensors, end: Tensors, steps: int, lr: float) -> Finished:
-        """Return what travels and what stays.
-
-        Args:
-            start: the parameters before the first step.
-            end: the parameters after the last.
-            steps: how many optimizer steps were made.
-            lr: the sum of the learning rates of these steps.
-        """
-        return Finished({DELTA: tensors.subtract(end, start)})
+    def finish(self, work: LocalWork) -> Finished:
+        """Return what travels and what stays."""
+        return Finished({DELTA: tensors.subtract(work.end, work.start)})
 
 
 @dataclass(frozen=True)
@@ -82,11 +93,26 @@ class Algorithm:
     shares: ClassVar[bool] = True
     """Parameters travel. Without it a task's parameters are the starting model that everybody has."""
     streams: ClassVar[tuple[str, ...]] = (DELTA,)
-    """What every client sends, each stream with the names and shapes of the task's parameters."""
+    """What every client sends with the names and shapes of the task's parameters."""
+    scalars: ClassVar[tuple[str, ...]] = ()
+    """The names of single numbers that every client sends beside them, in the stream SCALARS."""
     personal: ClassVar[bool] = False
     """Every client ends with a model of its own."""
     pools_data: ClassVar[bool] = False
     """All rows are brought together at one place: a baseline, not a federation."""
+    adds_mean: ClassVar[bool] = True
+    """The step adds the mean delta to the parameters, and nothing else."""
+    remembers_coordinates: ClassVar[bool] = False
+    """Server or clients remember values for each parameter, which lose their meaning where its basis is changed."""
+    partial_work: ClassVar[bool] = True
+    """A client that made fewer steps than asked may take part with what it has."""
+    asynchronous: ClassVar[bool] = False
+    """The server does not wait for a cohort: a client may have begun at an earlier version of the parameters."""
+
+    @property
+    def buffer(self) -> int:
+        """Updates that make a step of an asynchronous server; 0: as many as clients train at a time."""
+        return 0
 
     def cohort(self, sampled: Sequence[int], population: int) -> Sequence[int]:
         """Return the indexes of the round's clients, given those that were sampled."""
@@ -96,13 +122,24 @@ class Algorithm:
         """Return the state before the first round."""
         return ServerState(params)
 
-    def task(self, state: ServerState, client: str) -> Task:
-        """Return what a client is sent."""
-        return Task(client, state.round, state.round, state.params)
+    def task(self, state: ServerState, client: str, version: int) -> Task:
+        """Return what a client is sent that begins at `version`, which is the state's round unless asynchronous."""
+        return Task(client, state.round, version, state.params)
+
+    def like(self, params: Tensors) -> Streams:
+        """Return tensors of the names, shapes and dtypes that a client's streams must have, given its parameters."""
+        like = dict.fromkeys(self.streams, params)
+        if self.scalars:
+            like[SCALARS] = {name: torch.zeros(()) for name in self.scalars}
+        return like
 
     def rule(self, task: Task, memory: Streams) -> LocalRule:
         """Return the client's half for one task, given what the client remembers."""
         return LocalRule()
+
+    def own_rule(self, task: Task, memory: Streams) -> LocalRule | None:
+        """Return the rule of a second pass of local training, for a model that stays with the client, or None."""
+        return None
 
     def own_params(self, params: Tensors, memory: Streams) -> Tensors:
         """Return what a client uses for itself, given the shared parameters and its memory."""
@@ -116,6 +153,46 @@ class Algorithm:
         """Return the state after the round; the cohort in `total` is not empty."""
         params = tensors.add(state.params, total.streams[DELTA])
         return ServerState(params, state.memory, state.round + 1)
+
+
+@dataclass(frozen=True)
+class LoraAggregation:
+    """How the low-rank factors of a cohort become one; this base class averages them (FedIT).
+
+    A factor's kind is "A" (r, k), "B" (d, r), "R" (r, r, between them) or "" for what is no factor. FedIT (Zhang et al.
+    2023, arXiv 2305.05644): A and B are averaged as if they were any parameters.
+    """
+
+    single_updates: ClassVar[bool] = False
+    """The server multiplies each client's factors, so a sum of updates is not enough."""
+    keeps_basis: ClassVar[bool] = True
+    """A coordinate of the factors means the same in the next round."""
+    any_rank: ClassVar[bool] = True
+    """Clients may have smaller ranks: their factors are the leading ones."""
+    alternates: ClassVar[bool] = False
+    """What is trained depends on the round."""
+    plain: ClassVar[bool] = False
+    """Treats factors as any parameters, so that it fits training of any kind."""
+    shape: ClassVar[str] = ""
+    """What the model needs beside a LoRA: "middle" (an R), "twin" (a personal adapter), "side" (frozen factors)."""
+    frozen: ClassVar[tuple[str, ...]] = ()
+    """Kinds of factors that are never trained."""
+    kept: ClassVar[tuple[str, ...]] = ()
+    """Kinds of factors that are trained and stay with the client."""
+
+    def trained(self, kind: str, round: int) -> bool:
+        """Say whether factors of a kind are trained, and travel, in a round."""
+        return True
+
+    def combine(self, total: Total, state: ServerState, products: Mapping[str, Product]) -> Total:
+        """Return what the step is to add, and the new side adapter (SIDE) where there is one.
+
+        Args:
+            total: the cohort's mean delta of every factor.
+            state: before the round; `state.memory[SIDE]` is the side adapter so far.
+            products: the cohort's mean product s B_i A_i of every module, (d, k) in factors.
+        """
+        return total
 
 
 class Aggregator:

@@ -47,3 +47,25 @@ def all_finite(values: Tensors) -> bool:
         return True
     norms = torch._foreach_norm([value.detach() for value in values.values()], float("inf"))
     return bool(torch.isfinite(torch.stack([norm.float().cpu() for norm in norms])).all())
+
+
+def zeros(like: Tensors) -> Tensors:
+    """Return zeros of the same names, shapes, dtypes and devices."""
+    return {name: torch.zeros_like(value) for name, value in like.items()}
+
+
+def scale(values: Tensors, factor: float) -> Tensors:
+    """Return factor * values, name by name."""
+    return dict(zip(values, torch._foreach_mul(list(values.values()), factor), strict=True))
+
+
+def squared_norm(values: Tensors) -> float:
+    """Return the sum of the squares of all elements."""
+    return sum(float(value.double().square().sum()) for value in values.values())
+
+
+def pull_(params: Tensors, anchor: Tensors, share: float) -> None:
+    """Move trained parameters in place by `share` of their way to the anchor."""
+    for name, value in params.items():
+        if value.requires_grad:
+            value.sub_(value - anchor[name], alpha=share)

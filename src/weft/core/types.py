@@ -20,6 +20,12 @@ Metrics = dict[str, float]
 """Numbers by name. On the way to the server they are counts and sums, never rows."""
 
 DELTA = "delta"
+SCALARS = "scalars"
+"""The stream of single numbers, each a tensor of shape ()."""
+SIDE = "adapter.side"
+"""Frozen low-rank factors that every client adds beside its adapter: `MODULE.side_A`, `MODULE.side_B`."""
+FIXED = "adapter.fixed"
+"""Factors that nobody trains, kept by the server to know the products and to write the result."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class Task:
     base_version: int
     params: Tensors
     extra: Streams = field(default_factory=dict)
+    attempt: int = 0
+    """How often the round was begun before, with too few good replies."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +60,22 @@ class Probe:
     client: str
     round: int
     params: Tensors
+    extra: Streams = field(default_factory=dict)
+    own: bool = True
+    """Whether a client that has a model of its own measures that one, not the shared one."""
+
+
+@dataclass(frozen=True)
+class Undo:
+    """The client's update of a round was not used: it forgets what it remembered of it; server -> client."""
+
+    client: str
+    round: int
 
 
 @dataclass(frozen=True)
 class Score:
-    """The counts and sums of one evaluation: client -> server."""
+    """The counts and sums of one evaluation, or the empty answer to an Undo: client -> server."""
 
     client: str
     round: int
@@ -72,7 +91,7 @@ class Failure:
     reason: str
 
 
-Message = Task | Probe
+Message = Task | Probe | Undo
 Reply = Update | Score | Failure
 
 
@@ -83,6 +102,8 @@ class Total:
     streams: Streams
     clients: tuple[str, ...]
     weight: float
+    population: int = 0
+    """How many clients there are in all."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +113,24 @@ class ServerState:
     params: Tensors
     memory: Streams = field(default_factory=dict)
     round: int = 0
+    attempts: int = 0
+    """Rounds that were begun and repeated since the run began."""
+
+
+@dataclass(frozen=True)
+class LocalWork:
+    """What a client did in a round, as its rule is told."""
+
+    start: Tensors
+    """The shared parameters before the first step."""
+    end: Tensors
+    """The shared parameters after the last."""
+    steps: int
+    """Optimizer steps made."""
+    lr: float
+    """The sum of the learning rates of these steps."""
+    moments: Streams = field(default_factory=dict)
+    """AdamW's `exp_avg`, `exp_avg_sq` and `step` after the last step, where the rule asked for them."""
 
 
 @dataclass(frozen=True)

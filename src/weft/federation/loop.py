@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from dataclasses import dataclass, field
+from itertools import islice
 
 from weft.core.parts import Runtime
-from weft.core.types import Metrics, Probe, Score, ServerState
+from weft.core.types import SIDE, Metrics, Probe, Score, ServerState
+from weft.errors import RunError
+from weft.federation.conditions import Conditions
 from weft.federation.plan import Plan
-from weft.federation.round import RoundRecord, run_round
-from weft.federation.sampling import sample_clients
+from weft.federation.record import RoundRecord
+from weft.federation.round import run_round
+from weft.federation.sampling import Invited, Selection, arrivals
+from weft.federation.state import Asked
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,12 @@ class Rounds:
     """How rounds follow each other."""
 
     count: int
-    sample: int
-    seed: int
+    selection: Selection
     eval_every: int
     """Rounds between evaluations; 0: only after the last."""
+    max_attempts: int = 10
+    """How often in a row a round may be begun before the run stops."""
+    conditions: Conditions = field(default_factory=Conditions)
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class RoundDone:
     record: RoundRecord
     seconds: float
     scores: dict[str, Metrics] | None
+    clock: float | None = None
+    """Simulated time of an asynchronous round: 1 is what a client of speed 1 needs for its steps."""
 
 
 def run_rounds(
@@ -44,32 +51,58 @@ def run_rounds(
     *,
     clients: Sequence[str],
     evaluated: Sequence[str],
-    weights: np.ndarray | None = None,
 ) -> Iterator[RoundDone]:
-    """Run the rounds that are left, and yield each when it is done.
+    """Run the rounds that are left, and yield each when it is done, one that has to be repeated too.
 
     Args:
         plan: the composed parts.
         state: where to go on from; `state.round` rounds are behind it.
         runtime: what carries the messages.
-        rounds: how many, of how many clients.
+        rounds: how many, of which clients.
         clients: names of the population.
         evaluated: names of the clients that have held-out rows.
-        weights: (population,) chances of being sampled, or None for equal ones.
+
+    Raises:
+        RunError: too few clients answered too often in a row.
     """
-    for number in range(state.round, rounds.count):
+    cohorts = _arrivals(plan, rounds, clients, state.round) if plan.algorithm.asynchronous else None
+    attempt = 0
+    while state.round < rounds.count:
         began = time.perf_counter()
-        sampled = sample_clients(len(clients), rounds.sample, seed=rounds.seed, round=number, weights=weights)
-        cohort = [clients[index] for index in plan.algorithm.cohort(sampled, len(clients))]
-        state, record = run_round(plan, state, cohort, runtime)
+        clock: float | None = None
+        if cohorts is not None:
+            invited, clock = next(cohorts)
+        else:
+            sampled = rounds.selection.cohort(clients, state.round, attempt, state.round + state.attempts)
+            invited = [Invited(i, state.round) for i in plan.algorithm.cohort(sampled, len(clients))]
+        cohort = [Asked(clients[one.client], one.version, plan.sharing.rank_of(one.client)) for one in invited]
+        wanted = rounds.selection.count if plan.spare else 0
+        state, record = run_round(plan, state, cohort, runtime, population=len(clients), wanted=wanted)
         seconds = time.perf_counter() - began
+        if record.repeated:
+            attempt += 1
+            yield RoundDone(state, record, seconds, None, clock)
+            if attempt >= rounds.max_attempts:
+                raise RunError(
+                    f"Round {state.round + 1} was begun {attempt} times and fewer than {plan.quorum} clients answered: "
+                    "go on with --resume when they can be reached, or with a smaller --min_clients."
+                )
+            continue
+        attempt = 0
         last = state.round == rounds.count
         due = last or (rounds.eval_every > 0 and state.round % rounds.eval_every == 0)
         scores = evaluate(state, runtime, evaluated) if due and evaluated else None
-        yield RoundDone(state, record, seconds, scores)
+        yield RoundDone(state, record, seconds, scores, clock)
 
 
-def evaluate(state: ServerState, runtime: Runtime, clients: Sequence[str]) -> dict[str, Metrics]:
-    """Return the counts and sums of every client that answers."""
-    probes = [Probe(client, state.round, state.params) for client in clients]
+def _arrivals(plan: Plan, rounds: Rounds, clients: Sequence[str], behind: int) -> Iterator[tuple[list[Invited], float]]:
+    """Return the buffers of an asynchronous run from round `behind` on."""
+    size = plan.algorithm.buffer or rounds.selection.count
+    return islice(arrivals(rounds.selection, rounds.conditions, clients, size), behind, None)
+
+
+def evaluate(state: ServerState, runtime: Runtime, clients: Sequence[str], *, own: bool = True) -> dict[str, Metrics]:
+    """Return the counts and sums of every client that answers, of its own model or of the shared one."""
+    extra = {SIDE: state.memory[SIDE]} if SIDE in state.memory else {}
+    probes = [Probe(client, state.round, state.params, extra, own) for client in clients]
     return {reply.client: reply.metrics for reply in runtime.exchange(probes) if isinstance(reply, Score)}

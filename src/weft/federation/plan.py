@@ -5,10 +5,12 @@ What does not commute is found here by comparing traits, never names, before any
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from weft.core.parts import Aggregator, Algorithm, Codec, Objective, Privacy, Protection
 from weft.errors import ConfigError
+from weft.federation.rules import refusals
+from weft.federation.sharing import Sharing
 from weft.training.loop import GradientSteps
 
 
@@ -23,39 +25,26 @@ class Plan:
     protection: Protection
     objective: Objective
     local: GradientSteps
+    sharing: Sharing = field(default_factory=Sharing)
+    trainable: str = "full"
+    """What is trained: "full", "lora", or "dora" (whose product is normalised)."""
+    quorum: int = 0
+    """Good replies that a round needs to count; with fewer it is begun again."""
+    weigh_by_size: bool = True
+    """A client weighs as many as it has rows; otherwise all weigh the same."""
+    slow_clients: bool = False
+    """Some clients do not make all their steps in time."""
+    spare: bool = False
+    """More clients are asked than are used."""
+    personal_steps: int = 0
+    """Steps that every client makes on its own after the last round."""
 
     def __post_init__(self) -> None:
-        for refused, sentence in self._rules():
+        for refused, sentence in refusals(self):
             if refused:
                 raise ConfigError(sentence)
 
-    def _rules(self) -> list[tuple[bool, str]]:
-        algorithm, protection = self.algorithm, self.protection
-        name = type(algorithm).__name__
-        return [
-            (
-                protection.sum_only and not algorithm.sums_updates,
-                f"{name} looks at single updates, but {type(protection).__name__} shows the server sums only: choose "
-                "another algorithm, or --protection none.",
-            ),
-            (
-                protection.sum_only and not self.aggregator.additive,
-                f"{type(self.aggregator).__name__} compares single updates, but {type(protection).__name__} shows the "
-                "server sums only: write --aggregator mean, or --protection none.",
-            ),
-            (
-                protection.sum_only and not self.codec.dense,
-                f"Updates encoded by {type(self.codec).__name__} cannot be added up under {type(protection).__name__}: "
-                "choose another codec, or --protection none.",
-            ),
-            (
-                self.privacy.bounded and not self.aggregator.additive,
-                f"{type(self.privacy).__name__} accounts for a mean, and {type(self.aggregator).__name__} is none: "
-                "write --aggregator mean.",
-            ),
-            (
-                algorithm.pools_data and (protection.sum_only or self.privacy.bounded),
-                f"{name} brings all rows to one place, where there is nobody to protect them from: leave out "
-                "--protection and --privacy, or choose a federated algorithm.",
-            ),
-        ]
+    @property
+    def remembers(self) -> bool:
+        """Whether clients keep anything between rounds that follows from their training."""
+        return self.algorithm.stateful_clients or self.sharing.keeps or not self.codec.dense

@@ -1,6 +1,6 @@
 """One round of federated training, both sides, in order. The stages stand here and nowhere else.
 
-server   task       what each client is sent             algorithm.task
+server   task       what each client is sent             algorithm.task, sharing
 client   prepare    put it into the resident model       rule.begin, rule.prepare
 client   train      local steps, bent by the rule        local.work
 client   bound      clip, add local noise                privacy.on_client
@@ -8,108 +8,146 @@ client   compress   with error feedback                  codec.encode
 client   seal       mask or encrypt                      protection.seal
 wire     exchange   whatever the runtime is              runtime.exchange
 server   open       unmask, decode, check                protection.collect, codec.decode, admit
-server   combine    a streaming mean, or a robust one    algorithm.combine
+server   combine    a streaming mean, or a robust one    algorithm.combine, lora.combine
 server   noise      central differential privacy         privacy.on_server
 server   step       server optimizer                     algorithm.step
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 
 from weft.core import tensors
 from weft.core.parts import Evaluator, Runtime
-from weft.core.types import Message, Probe, Reply, Score, ServerState, Streams, Task, Update
+from weft.core.types import DELTA, FIXED, SIDE, Message, Probe, Reply, Score, ServerState, Streams, Task, Undo, Update
 from weft.errors import ClientFailed
 from weft.federation.admission import admit
 from weft.federation.plan import Plan
+from weft.federation.products import Products
+from weft.federation.record import RoundRecord
+from weft.federation.sharing import cut_like, pad, padded
 from weft.federation.site import Site
+from weft.federation.state import Asked, advance, expected_streams, task_for
 from weft.models.resident import Resident
+from weft.training.loop import Job
 
-RULE, CODEC = "rule.", "codec."
-"""Whose part of a client's memory a stream is."""
-
-
-@dataclass
-class RoundRecord:
-    """What is known of a round afterwards: who took part, counts and sums."""
-
-    round: int
-    clients: tuple[str, ...] = ()
-    failures: dict[str, str] = field(default_factory=dict)
-    sums: dict[str, float] = field(default_factory=dict)
-    bytes_up: int = 0
-    bytes_down: int = 0
-
-    def add(self, update: Update) -> None:
-        """Count an admitted update's metrics."""
-        for name, value in update.metrics.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+RULE, CODEC, OWN = "rule.", "codec.", "own"
+"""Whose part of a client's memory a stream is; OWN is the stream of trained parameters that do not travel."""
 
 
 def run_round(
-    plan: Plan, state: ServerState, cohort: Sequence[str], runtime: Runtime
+    plan: Plan, state: ServerState, cohort: Sequence[Asked], runtime: Runtime, *, population: int = 0, wanted: int = 0
 ) -> tuple[ServerState, RoundRecord]:
     """Run one round on the server and return the state after it.
 
-    A client that fails, or whose update cannot be averaged, is dropped and recorded. With no usable update the
-    parameters stay as they are and the round counts.
+    A client that fails, or whose update cannot be averaged, is dropped and recorded. With fewer good updates than
+    `plan.quorum` the state stays and counts an attempt; without a quorum and any update the round counts.
+
+    Args:
+        plan: the composed parts.
+        state: before the round.
+        cohort: who is asked.
+        runtime: what carries the messages.
+        population: how many clients there are in all.
+        wanted: how many good updates are used, the first that come; 0: all.
     """
     record = RoundRecord(state.round)
-    tasks = [plan.algorithm.task(state, client) for client in cohort]
+    tasks = {asked.client: task_for(plan, state, asked) for asked in cohort}
     if plan.algorithm.shares:
-        record.bytes_down = sum(tensors.num_bytes(t.params) + tensors.num_bytes(t.extra) for t in tasks)
-    replies = plan.protection.collect(runtime.exchange, tasks)
-    total = plan.algorithm.combine(_admitted(plan, state, cohort, replies, record), plan.aggregator)
-    record.clients = total.clients
+        record.bytes_down = sum(tensors.num_bytes(t.params) + tensors.num_bytes(t.extra) for t in tasks.values())
+    replies = plan.protection.collect(runtime.exchange, list(tasks.values()))
+    updates: Iterable[Update] = islice(_admitted(plan, state, tasks, replies, record), wanted or None)
+    products = None
+    if plan.sharing.scale is not None and plan.algorithm.shares and not plan.protection.sum_only:
+        exact = plan.sharing.lora.single_updates
+        products = Products(plan.sharing.scale, state.memory.get(FIXED, {}), exact=exact)
+        updates = products.watch(updates, {client: task.params for client, task in tasks.items()})
+    total = plan.algorithm.combine((padded(update, state.params) for update in updates), plan.aggregator)
+    total = replace(total, population=population)
+    record.close(total.clients, tasks, wanted)
+    record.repeated = len(total.clients) < plan.quorum
+    if plan.remembers:
+        unused = set(tasks) - set(() if record.repeated else total.clients)
+        list(runtime.exchange([Undo(client, state.round) for client in sorted(unused)]))
+    if record.repeated:
+        return replace(state, attempts=state.attempts + 1), record
     if not total.clients:
         return replace(state, round=state.round + 1), record
+    if products is not None:
+        total = plan.sharing.lora.combine(total, state, products.mean())
+        averaged = state.params | tensors.add(total.streams[DELTA], state.params)
+        record.product_error = products.error(averaged, state.memory, total.streams)
     total = plan.privacy.on_server(total)
-    return plan.algorithm.step(state, total), record
+    return advance(plan.algorithm, state, total), record
 
 
 def _admitted(
-    plan: Plan, state: ServerState, cohort: Sequence[str], replies: Iterable[Reply], record: RoundRecord
+    plan: Plan, state: ServerState, tasks: Mapping[str, Task], replies: Iterable[Reply], record: RoundRecord
 ) -> Iterator[Update]:
     """Open, decode and check what came back; yield what may be averaged, record the rest."""
-    expected = set(cohort)
+    expected = set(tasks)
     for reply in replies:
         try:
             if isinstance(reply, Update):
                 if plan.algorithm.shares:
                     record.bytes_up += tensors.num_bytes(reply.streams)
                 reply = plan.codec.decode(reply)
-            update = admit(reply, state, plan.algorithm.streams, expected)
+            like = expected_streams(plan, tasks[reply.client].params, state.round) if reply.client in tasks else {}
+            update = admit(reply, tasks, expected, like)
         except ClientFailed as failure:
             record.failures[reply.client] = str(failure)
             continue
         record.add(update)
         yield update
-    for client in sorted(expected - record.failures.keys()):
-        record.failures[client] = "sent no reply"
 
 
 def answer(message: Message, plan: Plan, site: Site, model: Resident, evaluator: Evaluator) -> Reply:
     """Answer a message at a client: the one function that a runtime may call there."""
+    if isinstance(message, Undo):
+        site.memory.drop(site.name, message.round + 1)
+        return Score(site.name, message.round, {})
     if isinstance(message, Probe):
-        memory = _part(site.memory.load(site.name, message.round), RULE)
-        model.load(plan.algorithm.own_params(message.params, memory))
+        show(message, plan, site, model)
         return Score(site.name, message.round, evaluator.evaluate(model, site.held))
     return _train(message, plan, site, model)
+
+
+def show(message: Probe, plan: Plan, site: Site, model: Resident) -> None:
+    """Put the model that a probe asks for into the resident model: the client's own, or the shared one."""
+    memory = site.memory.load(site.name, message.round) if message.own else {}
+    shared = pad(message.params, model.masters)
+    if message.own:
+        shared = plan.algorithm.own_params(shared, _part(memory, RULE))
+    model.put_side(message.extra.get(SIDE, {}))
+    model.load(model.initial | memory.get(OWN, {}) | shared)
 
 
 def _train(task: Task, plan: Plan, site: Site, model: Resident) -> Update:
     """Train on a task and return the sealed update; what stays with the client is saved first."""
     memory = site.memory.load(site.name, task.round)
-    rule = plan.algorithm.rule(task, _part(memory, RULE))
-    trained = plan.local.work(model, plan.objective, site.train, rule, task.params, site.index, task.round)
-    update = Update(
-        site.name, task.round, task.base_version, trained.finished.streams, float(len(site.train)), trained.metrics
-    )
+    like = expected_streams(plan, task.params, task.round)
+    extra = {stream: pad(values, model.masters) for stream, values in task.extra.items()}
+    given = replace(task, params=pad(task.params, model.masters), extra=extra)
+    rule = plan.algorithm.rule(given, _part(memory, RULE))
+    model.put_side(task.extra.get(SIDE, {}))
+    start = model.initial | memory.get(OWN, {})
+    trained = {*plan.sharing.trained(given.params, task.round), *model.initial}
+    job = Job(start, given.params, trained, site.index, task.round, site.share)
+    done = plan.local.work(model, plan.objective, site.train, rule, job)
+    remembered = _named(done.finished.memory, RULE)
+    second = plan.algorithm.own_rule(given, _part(memory, RULE))
+    if second is not None:
+        remembered |= _named(plan.local.work(model, plan.objective, site.train, second, job).finished.memory, RULE)
+    if done.kept:
+        remembered[OWN] = done.kept
+    streams = {stream: cut_like(values, like[stream]) for stream, values in done.finished.streams.items()}
+    weight = float(len(site.train)) if plan.weigh_by_size else 1.0
+    update = Update(site.name, task.round, task.base_version, streams, weight, done.metrics)
     update = plan.privacy.on_client(update)
     update, kept = plan.codec.encode(update, _part(memory, CODEC))
-    remembered = _named(trained.finished.memory, RULE) | _named(kept, CODEC)
+    remembered |= _named(kept, CODEC)
     if remembered:
         site.memory.save(site.name, task.round + 1, remembered)
     return plan.protection.seal(update)

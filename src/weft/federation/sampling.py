@@ -1,14 +1,36 @@
-"""Who takes part in a round, as a function of (seed, round) alone."""
+"""Who takes part in a round, as a function of the seed and the round alone."""
 
 from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from weft.core.seeds import generator
+from weft.errors import RunError
+from weft.federation.conditions import Conditions
+
+
+class Invited(NamedTuple):
+    """A client of a round: its index, and the version of the parameters that it begins from."""
+
+    client: int
+    version: int
 
 
 def sample_clients(
-    population: int, count: int, *, seed: int, round: int, weights: np.ndarray | None = None
+    population: int,
+    count: int,
+    *,
+    seed: int,
+    round: int,
+    weights: np.ndarray | None = None,
+    among: np.ndarray | None = None,
+    again: int = 0,
 ) -> list[int]:
     """Return the sorted indexes of `count` different clients.
 
@@ -18,9 +40,98 @@ def sample_clients(
         seed: the run's seed.
         round: the round, from 0.
         weights: (population,) chances in any unit, or None for equal ones.
+        among: the indexes to choose from, or None for all.
+        again: which draw of the round it is, from 0.
     """
-    if count >= population:
-        return list(range(population))
-    chances = None if weights is None else weights / weights.sum()
-    chosen = generator(seed, "cohort", round).choice(population, size=count, replace=False, p=chances)
+    candidates = np.arange(population) if among is None else among
+    if count >= len(candidates):
+        return [int(client) for client in candidates]
+    chances = None if weights is None else weights[candidates] / weights[candidates].sum()
+    words = ("cohort", round, again) if again else ("cohort", round)
+    chosen = generator(seed, *words).choice(candidates, size=count, replace=False, p=chances)
     return sorted(int(client) for client in chosen)
+
+
+@dataclass(frozen=True)
+class Availability:
+    """When clients can be reached: spans of rounds (first, last), counted from 1; not listed: always."""
+
+    spans: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
+    period: int | None = None
+    """After so many rounds it begins again."""
+
+    def there(self, clients: Sequence[str], clock: int) -> np.ndarray:
+        """Return the indexes of the clients that can be reached at a clock, counted from 0 in rounds begun."""
+        now = (clock % self.period if self.period else clock) + 1
+        return np.array(
+            [
+                index
+                for index, name in enumerate(clients)
+                if name not in self.spans or any(first <= now <= last for first, last in self.spans[name])
+            ],
+            dtype=np.int64,
+        )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How cohorts are chosen."""
+
+    seed: int
+    count: int
+    over: float = 0.0
+    """Share of clients asked beyond `count`; the first `count` good replies are used."""
+    weights: np.ndarray | None = None
+    availability: Availability | None = None
+
+    def cohort(self, clients: Sequence[str], round: int, attempt: int, clock: int) -> list[int]:
+        """Return the indexes of the clients that are asked in a round, begun for the `attempt`-th time."""
+        among = self.availability.there(clients, clock) if self.availability else None
+        asked = math.ceil(self.count * (1 + self.over))
+        return sample_clients(
+            len(clients), asked, seed=self.seed, round=round, weights=self.weights, among=among, again=attempt
+        )
+
+
+def arrivals(
+    selection: Selection, conditions: Conditions, clients: Sequence[str], buffer: int
+) -> Iterator[tuple[list[Invited], float]]:
+    """Yield for every server step the clients whose updates fill the buffer, and the time of the step.
+
+    `selection.count` clients train at any time, each for 1 / speed; one that is done is replaced by another, which
+    begins from the newest parameters. Nothing here depends on what is learnt, so the versions follow from the seed.
+
+    Raises:
+        RunError: nobody can be reached.
+    """
+    running: list[tuple[float, int, int]] = []
+    held: list[Invited] = []
+    version, now, draws = 0, 0.0, 0
+    while True:
+        busy = {client for _, client, _ in running} | {one.client for one in held}
+        reachable = (
+            selection.availability.there(clients, version) if selection.availability else np.arange(len(clients))
+        )
+        free = np.array([client for client in reachable if int(client) not in busy], dtype=np.int64)
+        wanted = selection.count - len(running)
+        if wanted > 0 and len(free):
+            for client in sample_clients(
+                len(clients),
+                wanted,
+                seed=selection.seed,
+                round=version,
+                weights=selection.weights,
+                among=free,
+                again=draws,
+            ):
+                heapq.heappush(running, (now + 1.0 / conditions.speed(client), client, version))
+            draws += 1
+        if not running:
+            raise RunError(f"No client can be reached in round {version + 1}: check the availability trace.")
+        now = running[0][0]
+        while running and running[0][0] == now:
+            _, client, began = heapq.heappop(running)
+            held.append(Invited(client, began))
+            if len(held) == buffer:
+                yield sorted(held), now
+                version, draws, held = version + 1, 0, []

@@ -45,20 +45,31 @@ class MemoryStore(Protocol):
         """Keep what the client remembers after `round`."""
         ...
 
+    def drop(self, client: str, round: int) -> None:
+        """Forget what was kept after `round`, if anything was."""
+        ...
+
 
 @dataclass
 class InMemory:
     """Client memories in this process, for runs without a directory."""
 
-    kept: dict[str, Streams] = field(default_factory=dict)
+    kept: dict[str, dict[int, Streams]] = field(default_factory=dict)
 
     def load(self, client: str, round: int) -> Streams:
-        """Return the newest memory."""
-        return self.kept.get(client, {})
+        """Return the newest memory of `round` or before."""
+        memories = self.kept.get(client, {})
+        return memories[max(memories)] if (memories := {r: m for r, m in memories.items() if r <= round}) else {}
 
     def save(self, client: str, round: int, streams: Streams) -> None:
-        """Replace the memory."""
-        self.kept[client] = streams
+        """Keep the memory beside the one before, which an Undo may ask for."""
+        former = self.kept.get(client, {})
+        newest = max((r for r in former if r < round), default=None)
+        self.kept[client] = ({} if newest is None else {newest: former[newest]}) | {round: streams}
+
+    def drop(self, client: str, round: int) -> None:
+        """Forget the memory of `round`."""
+        self.kept.get(client, {}).pop(round, None)
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,8 @@ class Site:
     train: View
     held: View
     memory: MemoryStore
+    share: float = 1.0
+    """Of its steps, how many it makes in the time that it is given (a simulation's slow client)."""
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from weft.config import RunConfig
+from weft.core import lowrank
+from weft.core.lowrank import PERSONAL, SIDE_A, SIDE_B, kind_of
+from weft.core.parts import LoraAggregation
 from weft.core.types import Tensors
 from weft.errors import ConfigError
 from weft.models.dropout import quicken
+from weft.models.side import adapted_layers, add_middle, add_twin
 
 
 def lora_config(config: RunConfig) -> Any:
@@ -36,13 +42,19 @@ def lora_config(config: RunConfig) -> Any:
     )
 
 
-def add_lora(model: Any, config: RunConfig, dtype: torch.dtype) -> Any:
+def add_lora(model: Any, config: RunConfig, dtype: torch.dtype, lora: LoraAggregation | None = None) -> Any:
     """Return the model with a trainable LoRA and everything else frozen.
 
     Where peft does not know the architecture, `auto` means every linear layer but the output.
 
+    Args:
+        model: a transformers model.
+        config: says rank, scaling and where.
+        dtype: of the trained parameters.
+        lora: says what else is put beside the layers, and which factors are not trained.
+
     Raises:
-        ConfigError: modules were named that the model does not have.
+        ConfigError: modules were named that the model does not have, or that can have no such adapter.
     """
     from peft import get_peft_model
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
@@ -55,7 +67,10 @@ def add_lora(model: Any, config: RunConfig, dtype: torch.dtype) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers in words that are to change
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # and corrects it by itself
             adapted = get_peft_model(model, wanted, autocast_adapter_dtype=False)
+            if lora is not None:
+                _shape(adapted, wanted, lora)
     except ValueError as error:
         if "not found in the base model" not in str(error):
             raise
@@ -71,22 +86,88 @@ def add_lora(model: Any, config: RunConfig, dtype: torch.dtype) -> Any:
     return adapted
 
 
+def _shape(model: Any, wanted: Any, lora: LoraAggregation) -> None:
+    """Put beside the layers what the aggregation needs, and freeze what it does not train."""
+    if lora.shape and not adapted_layers(model):
+        raise ConfigError(
+            f"{type(lora).__name__} needs LoRA on linear layers, and there is none: name linear layers in "
+            "peft_lora_target_modules, or write --lora_aggregation average."
+        )
+    if lora.shape == "middle":
+        add_middle(model)
+    if lora.shape == "twin":
+        add_twin(model, copy.deepcopy(wanted), PERSONAL)
+    for name, parameter in model.named_parameters():
+        if kind_of(name) and kind_of(name) in lora.frozen:
+            parameter.requires_grad_(False)
+
+
+def fixed_factors(model: nn.Module) -> Tensors:
+    """Return float32 copies, on the CPU, of the LoRA factors that are not trained."""
+    return {
+        name: parameter.detach().to("cpu", torch.float32, copy=True)
+        for name, parameter in model.named_parameters()
+        if kind_of(name) and not parameter.requires_grad
+    }
+
+
 def save_model(model: Any, tokenizer: Any, params: Tensors, folder: Path) -> None:
     """Write what transformers or peft load as it is, with `params` in place of the trained parameters.
 
     Args:
         model: a peft model (its adapter is written) or a transformers model (all of it).
         tokenizer: written beside it.
-        params: by the names of `model.named_parameters()`.
+        params: by the names of `model.named_parameters()`, all that the adapter consists of, and the side adapter. What
+            is no plain LoRA (a middle matrix, a personal or a side adapter) is folded into one of a larger rank.
         folder: made if it is not there.
     """
     from peft import PeftModel
 
     folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(model, PeftModel):
+    if not isinstance(model, PeftModel):
+        model.save_pretrained(str(folder), state_dict=_replaced(model.state_dict(), params))
+    elif all(kind_of(name) in ("A", "B") or ".lora_" in name for name in params) and not _is_folded(params):
         model.save_pretrained(str(folder), state_dict=dict(params), save_embedding_layers=False)
     else:
-        state = model.state_dict()
-        state.update({name: value.to(state[name].dtype) for name, value in params.items()})
-        model.save_pretrained(str(folder), state_dict=state)
+        _save_folded(model.peft_config["default"], params, folder)
     tokenizer.save_pretrained(str(folder))
+
+
+def _replaced(state: Tensors, params: Tensors) -> Tensors:
+    """Return a model's tensors with `params` in their places, under the names of tied tensors too."""
+    places: dict[int, list[str]] = {}
+    for name, value in state.items():
+        places.setdefault(value.data_ptr(), []).append(name)
+    new = {
+        tied: value.to(state[name].dtype) for name, value in params.items() for tied in places[state[name].data_ptr()]
+    }
+    return state | new
+
+
+def _is_folded(params: Tensors) -> bool:
+    return any(kind_of(n) == "R" or PERSONAL in n.split(".") or n.endswith((SIDE_A, SIDE_B)) for n in params)
+
+
+def _save_folded(wanted: Any, params: Tensors, folder: Path) -> None:
+    """Write one plain LoRA whose product is the sum of all that is put on each layer."""
+    from safetensors.torch import save_file
+
+    scale = wanted.lora_alpha / (wanted.r**0.5 if wanted.use_rslora else wanted.r)
+    parts = {module: [product] for module, product in lowrank.side_products(params).items()}
+    for adapter in ("default", PERSONAL):
+        for module, factors in lowrank.modules(params, adapter).items():
+            gate = float(params.get(f"{module}.lora_gate.{adapter}", torch.ones(())))
+            parts.setdefault(module, []).append(lowrank.product_of(params, factors, scale * gate))
+    whole = {module: lowrank.total(products) for module, products in parts.items()}
+    for module, (b, a) in whole.items():
+        if a.shape[0] > min(b.shape[0], a.shape[1]):
+            whole[module] = lowrank.truncate(whole[module])
+    ranks = {module.removeprefix("base_model.model."): one.a.shape[0] for module, one in whole.items()}
+    written = copy.deepcopy(wanted)
+    written.r = written.lora_alpha = max(max(ranks.values()), 1)
+    written.use_rslora, written.inference_mode = False, True
+    written.rank_pattern, written.alpha_pattern = ranks, dict(ranks)
+    written.save_pretrained(str(folder))
+    values = {f"{module}.lora_{kind}.weight": getattr(one, kind.lower()).contiguous()
+              for module, one in whole.items() for kind in "AB"}  # fmt: skip
+    save_file(values, folder / "adapter_model.safetensors", metadata={"format": "pt"})

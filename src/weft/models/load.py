@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from weft.config import RunConfig
+from weft.core.parts import LoraAggregation
 from weft.core.seeds import derive
 from weft.errors import ConfigError, MissingExtra
-from weft.models.adapters import add_lora
+from weft.models.adapters import add_lora, fixed_factors
 from weft.models.precision import choose_device, choose_dtype
 from weft.models.resident import Resident
 
@@ -137,8 +138,8 @@ def arithmetic(config: RunConfig, device: torch.device) -> torch.dtype:
     return choose_dtype(config.dtype, device, getattr(text, "hidden_size", 0))
 
 
-def load_resident(config: RunConfig, tokenizer: Any) -> Resident:
-    """Load the model, make trainable what the configuration says, and return it ready to train.
+def load_resident(config: RunConfig, tokenizer: Any, lora: LoraAggregation | None = None) -> Resident:
+    """Load the model, make trainable what the configuration and the aggregation say, and return it ready to train.
 
     Raises:
         ConfigError: no such model or device.
@@ -149,13 +150,15 @@ def load_resident(config: RunConfig, tokenizer: Any) -> Resident:
     model = base_model(config)
     model.config.use_cache = False
     torch.manual_seed(derive(config.seed, "adapter"))
-    trained = add_lora(model, config, dtype) if config.use_peft else model
+    trained = add_lora(model, config, dtype, lora) if config.use_peft else model
     if config.gradient_checkpointing:
         # Transformers 5 has another name for it, and warns of the former.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
         model.enable_input_require_grads()
-    return Resident(trained, tokenizer, device, dtype)
+    resident = Resident(trained, tokenizer, device, dtype)
+    resident.fixed = fixed_factors(trained)
+    return resident
 
 
 def check_context(config: RunConfig, model_config: Any) -> None:

@@ -7,6 +7,7 @@ the model on rounded copies. Knows nothing of rounds.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from weft.core import tensors
 from weft.core.types import Tensors
 from weft.models.layout import Batch, lay_out
+from weft.models.side import Side
 
 
 class _Select:
@@ -55,6 +57,11 @@ class Resident:
             else:
                 self.masters[name] = parameter.detach().float().requires_grad_()
                 parameter.data = parameter.data.to(dtype)
+        self.initial: Tensors = {}
+        """Trained parameters that do not travel, as they were loaded, on the CPU."""
+        self.fixed: Tensors = {}
+        """Factors of the adapter that are never trained, on the CPU."""
+        self._side: Side | None = None
         self._rounded = [name for name in self.params if self.masters[name] is not self.params[name]]
         self.can_pack = self._packing_is_exact()
 
@@ -64,6 +71,18 @@ class Resident:
         with torch.no_grad():
             torch._foreach_copy_([self.masters[n] for n in names], [values[n] for n in names])
         self.sync()
+
+    def train_only(self, names: Collection[str] | None) -> None:
+        """Let the named parameters have gradients, and no others; None: all that are trained."""
+        for name, parameter in self.params.items():
+            parameter.requires_grad_(names is None or name in names)
+
+    def put_side(self, values: Tensors) -> None:
+        """Add frozen low-rank factors to the output of every adapted layer, in place of those before."""
+        if self._side is None and values:
+            self._side = Side(self.model)
+        if self._side is not None:
+            self._side.load(values)
 
     def values(self) -> Tensors:
         """Return float32 copies of what is trained, on the CPU."""
@@ -110,7 +129,7 @@ class Resident:
         """
         if getattr(self._base.config, "_attn_implementation", None) != "sdpa":
             return False
-        size = min(int(self._base.get_input_embeddings().num_embeddings), 256)
+        size = min(int(self._base.config.get_text_config().vocab_size), 256)
         rng = np.random.default_rng(0)
         learn = np.ones(6, dtype=bool)
         one, two, other = ((rng.integers(0, size, 6).astype(np.int32), learn) for _ in range(3))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from weft.core.parts import Evaluator, Runtime
-from weft.core.types import Failure, Message, Probe, Reply
+from weft.core.types import Failure, Message, Probe, Reply, Task
 from weft.errors import ClientFailed
+from weft.federation.conditions import Conditions
 from weft.federation.plan import Plan
 from weft.federation.round import answer
-from weft.federation.site import Sites
+from weft.federation.site import Site, Sites
 from weft.models.resident import Resident
 
 
@@ -23,12 +24,27 @@ class InProcess(Runtime):
     evaluator: Evaluator
     trained: Sites
     evaluated: Sites
+    conditions: Conditions = field(default_factory=Conditions)
 
     def exchange(self, messages: Sequence[Message]) -> Iterator[Reply]:
-        """Answer the messages in their order. A client's failure becomes a reply here and nowhere else."""
-        for message in messages:
-            sites = self.evaluated if isinstance(message, Probe) else self.trained
+        """Answer the messages, those to faster clients first; a client's failure becomes a reply here, nowhere else."""
+        for message in sorted(messages, key=self._lateness):
             try:
-                yield answer(message, self.plan, sites.find(message.client), self.model, self.evaluator)
+                yield answer(message, self.plan, self._site(message), self.model, self.evaluator)
             except ClientFailed as failure:
                 yield Failure(message.client, message.round, str(failure))
+
+    def _lateness(self, message: Message) -> float:
+        if not isinstance(message, Task):
+            return 0.0
+        return -self.conditions.speed(self.trained.find(message.client).index)
+
+    def _site(self, message: Message) -> Site:
+        """Return the site that answers, as the simulated conditions leave it."""
+        if not isinstance(message, Task):
+            return (self.evaluated if isinstance(message, Probe) else self.trained).find(message.client)
+        if self.conditions.fails(message.round, message.attempt, message.client):
+            raise ClientFailed("dropped out (client_failure_rate)")
+        site = self.trained.find(message.client)
+        waits = self.plan.algorithm.asynchronous
+        return site if waits else replace(site, share=self.conditions.share(site.index))

@@ -7,8 +7,9 @@ made anew for every client and round.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import torch
@@ -16,7 +17,7 @@ import torch
 from weft.core import tensors
 from weft.core.parts import LocalRule, Objective
 from weft.core.seeds import derive
-from weft.core.types import Finished, Metrics, Tensors
+from weft.core.types import Finished, LocalWork, Metrics, Streams, Tensors
 from weft.errors import ClientFailed
 from weft.models.layout import Batch, Row
 from weft.models.resident import Resident
@@ -31,11 +32,30 @@ class Rows(Protocol):
     def __getitem__(self, row: int) -> Row: ...
 
 
+class Job(NamedTuple):
+    """What a client is to train in a round."""
+
+    own: Tensors
+    """Trained parameters that are the client's own."""
+    shared: Tensors
+    """Those that it was sent."""
+    trained: Collection[str] | None = None
+    """The names of what is trained in this round; None: everything."""
+    client: int = 0
+    round: int = 0
+    share: float = 1.0
+    """Of its steps, how many it makes."""
+
+
 class Trained(NamedTuple):
-    """What the local loop gives back: what a rule made of it, and sums for the records."""
+    """What the local loop gives back."""
 
     finished: Finished
+    """What the rule made of it."""
     metrics: Metrics
+    """Sums for the records."""
+    kept: Tensors
+    """The client's own parameters after the last step."""
 
 
 @dataclass(frozen=True)
@@ -60,57 +80,67 @@ class GradientSteps:
             return self.steps
         return max(1, math.ceil(num_rows * self.epochs / (self.batch_size * self.accumulation)))
 
-    def work(
-        self,
-        model: Resident,
-        objective: Objective,
-        rows: Rows,
-        rule: LocalRule,
-        start: Tensors,
-        client: int,
-        round: int,
-    ) -> Trained:
-        """Train from `start` and return what the rule makes of it.
+    def work(self, model: Resident, objective: Objective, rows: Rows, rule: LocalRule, job: Job) -> Trained:
+        """Train on a job and return what the rule makes of it.
 
         Raises:
-            ClientFailed: the loss or a parameter is no finite number at the end.
+            ClientFailed: the loss or a parameter is no finite number at the end, or there was no time for one step.
         """
-        start = rule.begin(start)
-        model.load(start)
-        rule.prepare(model.model)
+        shared = rule.begin(job.shared)
+        model.load(job.own | shared)
+        model.train_only(job.trained)
+        masters = {name: model.masters[name] for name in shared}
+        rule.prepare(masters)
         model.model.train()
-        torch.manual_seed(derive(self.seed, "train", client, round))
-        steps = self.num_steps(len(rows))
-        optimizer = self._optimizer(model)
+        torch.manual_seed(derive(self.seed, "train", job.client, job.round))
+        asked = self.num_steps(len(rows))
+        steps = int(asked * job.share)
+        if steps < 1:
+            raise ClientFailed(f"was too slow for one of {asked} steps")
+        optimizer = self._optimizer(model, rule.moments())
         # A round has few steps: a scale that starts high would lose the first of them to overflow, every round.
         scaler = torch.amp.GradScaler(model.device.type, init_scale=1024.0, enabled=model.dtype == torch.float16)
-        sums = torch.zeros((), device=model.device)
+        loss_sum, lr_sum = torch.zeros((), device=model.device), 0.0
         counted = {"loss_tokens": 0.0, "tokens": 0.0, "rows": 0.0}
-        lr_sum = 0.0
-        for step, window in enumerate(self._windows(objective, rows, steps, client, round)):
-            lr = self.schedule.at(round, step, steps)
+        windows = islice(self._windows(objective, rows, asked, job.client, job.round), steps)
+        for step, window in enumerate(windows):
+            lr = self.schedule.at(job.round, step, asked)
             lr_sum += lr
-            sums += self._step(model, objective, rule, optimizer, scaler, window, lr)
+            loss_sum += self._backward(model, objective, rule, scaler, window)
+            self._step(model, rule, optimizer, scaler, masters, lr, step)
             counted["loss_tokens"] += sum(len(batch.targets) for batch in window)
             counted["tokens"] += sum(batch.tokens for batch in window)
             counted["rows"] += sum(batch.rows for batch in window)
+        moments = _moments(model, optimizer) if rule.wants_moments else {}
         optimizer.zero_grad(set_to_none=True)
-        loss = float(sums)
+        loss = float(loss_sum)
         end = model.values()
         if not math.isfinite(loss) or not tensors.all_finite(end):
             raise ClientFailed(f"the training loss is not a finite number ({loss}) after {steps} steps")
         metrics = {"loss_sum": loss, "steps": float(steps), "learning_rate": lr_sum / steps, **counted}
-        return Trained(rule.finish(start, end, steps, lr_sum), metrics)
+        work = LocalWork(shared, {name: end[name] for name in shared}, steps, lr_sum, moments)
+        return Trained(rule.finish(work), metrics, {name: end[name] for name in job.own if name not in shared})
 
-    def _optimizer(self, model: Resident) -> torch.optim.AdamW:
-        return torch.optim.AdamW(
-            list(model.masters.values()),
+    def _optimizer(self, model: Resident, moments: Streams) -> torch.optim.AdamW:
+        trained = {name: master for name, master in model.masters.items() if model.params[name].requires_grad}
+        fused = model.device.type in ("cpu", "cuda")
+        optimizer = torch.optim.AdamW(
+            list(trained.values()),
             lr=0.0,
             betas=self.betas,
             eps=self.epsilon,
             weight_decay=self.weight_decay,
-            fused=model.device.type in ("cpu", "cuda"),
+            fused=fused,
         )
+        for name, master in trained.items():
+            found = {key: values[name] for key, values in moments.items() if name in values}
+            if found:
+                # torch.optim counts steps on the CPU, except where its kernels are fused.
+                optimizer.state[master] = {
+                    key: value.to("cpu" if key == "step" and not fused else model.device, copy=True)
+                    for key, value in found.items()
+                }
+        return optimizer
 
     def _windows(self, objective: Objective, rows: Rows, steps: int, client: int, round: int) -> Iterator[list[Batch]]:
         """Yield the micro-batches of each optimizer step."""
@@ -119,17 +149,10 @@ class GradientSteps:
         for window in order.reshape(steps, many, size):
             yield [objective.collate([rows[int(row)] for row in micro]) for micro in window]
 
-    def _step(
-        self,
-        model: Resident,
-        objective: Objective,
-        rule: LocalRule,
-        optimizer: torch.optim.AdamW,
-        scaler: torch.amp.GradScaler,
-        window: list[Batch],
-        lr: float,
+    def _backward(
+        self, model: Resident, objective: Objective, rule: LocalRule, scaler: torch.amp.GradScaler, window: list[Batch]
     ) -> torch.Tensor:
-        """Make one optimizer step; return the summed loss of its window, still on the device."""
+        """Gather the gradients of a window; return its summed loss, still on the device."""
         total = torch.zeros((), device=model.device)
         # One mean over all targets of the window, not a mean of means: short answers do not weigh more.
         targets = max(1, sum(len(batch.targets) for batch in window))
@@ -140,17 +163,37 @@ class GradientSteps:
             scaler.scale(loss.total / targets + term / len(window)).backward()  # type: ignore[no-untyped-call]
             model.collect_grads()
             total += loss.total.detach()
-        masters = model.masters
+        return total
+
+    def _step(
+        self,
+        model: Resident,
+        rule: LocalRule,
+        optimizer: torch.optim.AdamW,
+        scaler: torch.amp.GradScaler,
+        shared: Tensors,
+        lr: float,
+        step: int,
+    ) -> None:
+        """Make one optimizer step, bent by the rule, from the gradients at hand."""
         scaler.unscale_(optimizer)
         if self.max_grad_norm > 0:
-            torch.nn.utils.clip_grad_norm_(list(masters.values()), self.max_grad_norm)
-        rule.adjust_grads(masters)
+            torch.nn.utils.clip_grad_norm_(list(model.masters.values()), self.max_grad_norm)
+        rule.adjust_grads(shared)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * rule.lr_factor(step)
         scaler.step(optimizer)
         scaler.update()
         with torch.no_grad():
-            rule.after_step(masters, lr)
+            rule.after_step(shared, lr)
         model.sync()
         optimizer.zero_grad(set_to_none=True)
-        return total
+
+
+def _moments(model: Resident, optimizer: torch.optim.AdamW) -> Streams:
+    """Return the optimizer's state by kind and parameter, on the CPU."""
+    made: Streams = {}
+    for name, master in model.masters.items():
+        for key, value in optimizer.state.get(master, {}).items():
+            made.setdefault(key, {})[name] = value.detach().to("cpu", copy=True)
+    return made

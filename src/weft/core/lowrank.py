@@ -1,0 +1,136 @@
+"""Matrices in factors: W = B A with B (d, R) and A (R, k), never multiplied out.
+
+One routine, a QR of both factors and a small SVD between them, gives the best factors of a rank, the norm of a sum
+of products and the distance of two. Cost O((d + k) R^2 + R^3).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<kind>[ABR])\.(?P<adapter>\w+)\.weight")
+SIDE_A, SIDE_B = ".side_A", ".side_B"
+PERSONAL = "personal"
+"""The name of the adapter that stays with its client."""
+
+
+class Product(NamedTuple):
+    """The matrix b @ a."""
+
+    b: Tensor
+    """(d, R)"""
+    a: Tensor
+    """(R, k)"""
+
+
+def kind_of(name: str) -> str:
+    """Return "A", "B" or "R" for a parameter that is a factor of a LoRA, else ""."""
+    found = FACTOR.fullmatch(name)
+    return found["kind"] if found else ""
+
+
+def modules(names: Iterable[str], adapter: str = "default") -> dict[str, dict[str, str]]:
+    """Return for every module with a LoRA the parameter names of its factors by kind."""
+    found: dict[str, dict[str, str]] = {}
+    for name in names:
+        match = FACTOR.fullmatch(name)
+        if match and match["adapter"] == adapter:
+            found.setdefault(match["module"], {})[match["kind"]] = name
+    return found
+
+
+def product_of(params: Mapping[str, Tensor], factors: Mapping[str, str], scale: float) -> Product:
+    """Return scale * B (R) A of one module; `factors` names them by kind."""
+    b, a = params[factors["B"]], params[factors["A"]]
+    if "R" in factors:
+        b = b @ params[factors["R"]]
+    return Product(b * scale, a)
+
+
+def total(products: Sequence[Product], weights: Sequence[float] | None = None) -> Product:
+    """Return the weighted sum of products as one product, whose rank is the sum of theirs."""
+    weights = weights or [1.0] * len(products)
+    b = torch.cat([one.b * weight for one, weight in zip(products, weights, strict=True)], dim=1)
+    return Product(b, torch.cat([one.a for one in products], dim=0))
+
+
+def norm(product: Product) -> float:
+    """Return the Frobenius norm of b @ a."""
+    return float(_core(product)[2].norm())
+
+
+def truncate(product: Product, rank: int | None = None) -> Product:
+    """Return the best approximation of a rank in balanced factors: B = U S^1/2, A = S^1/2 V^T, by falling S.
+
+    Args:
+        product: what is approximated.
+        rank: of the result; the factors are filled up with zeros where the product has less. None: the product's own
+            numerical rank, so that nothing but rounding is lost.
+    """
+    if rank is None:
+        # What is kept without a bound is kept over all rounds: rounding must not add up.
+        found = _truncate(Product(product.b.double(), product.a.double()), None, product.b.dtype)
+        return Product(found.b.to(product.b.dtype), found.a.to(product.a.dtype))
+    return _truncate(product, rank, product.b.dtype)
+
+
+def _truncate(product: Product, rank: int | None, dtype: torch.dtype) -> Product:
+    left, right, core = _core(product)
+    # float64 costs little on the small matrix, and keeps what float32 factors hold.
+    u, s, vt = torch.linalg.svd(core.double(), full_matrices=False)
+    if rank is None:
+        most = min(product.b.shape[0], product.a.shape[1])
+        kept = int((s > s[:1] * torch.finfo(dtype).eps).sum()) if s.numel() else 0
+        width = kept = min(kept, most)
+    else:
+        width, kept = rank, min(rank, s.numel())
+    root = s[:kept].sqrt()
+    b = _times(left, (u[:, :kept] * root).to(product.b.dtype), product.b.shape[0])
+    a = _times(right, (vt[:kept].T * root).to(product.a.dtype), product.a.shape[1]).T
+    if kept < width:
+        b = torch.nn.functional.pad(b, (0, width - kept))
+        a = torch.nn.functional.pad(a, (0, 0, 0, width - kept))
+    return Product(b.contiguous(), a.contiguous())
+
+
+class _Reflectors(NamedTuple):
+    """A QR's orthogonal factor, kept as Householder reflectors: it is only ever multiplied by a few columns."""
+
+    values: Tensor
+    tau: Tensor
+
+
+def _core(product: Product) -> tuple[_Reflectors, _Reflectors, Tensor]:
+    """Return Q_B, Q_A and R_B R_A^T, so that b @ a = Q_B (R_B R_A^T) Q_A^T."""
+    left, right = torch.geqrf(product.b), torch.geqrf(product.a.T.contiguous())
+    r_b = left.a[: min(left.a.shape)].triu()
+    r_a = right.a[: min(right.a.shape)].triu()
+    return _Reflectors(*left), _Reflectors(*right), r_b @ r_a.T
+
+
+def _times(q: _Reflectors, columns: Tensor, rows: int) -> Tensor:
+    """Return Q @ columns, (rows, n)."""
+    tall = torch.nn.functional.pad(columns, (0, 0, 0, rows - columns.shape[0]))
+    return torch.ormqr(q.values, q.tau, tall)
+
+
+def side_products(side: Mapping[str, Tensor]) -> dict[str, Product]:
+    """Return the products of a side adapter by module."""
+    return {
+        name.removesuffix(SIDE_A): Product(side[name.removesuffix(SIDE_A) + SIDE_B], value)
+        for name, value in side.items()
+        if name.endswith(SIDE_A)
+    }
+
+
+def side_tensors(products: Mapping[str, Product]) -> dict[str, Tensor]:
+    """Return the products as a side adapter's tensors."""
+    made: dict[str, Tensor] = {}
+    for module, (b, a) in products.items():
+        made |= {module + SIDE_A: a, module + SIDE_B: b}
+    return made

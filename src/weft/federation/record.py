@@ -1,0 +1,39 @@
+"""What is known of a round afterwards: who took part, who did not and why, counts and sums."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from weft.core.types import Update
+
+
+@dataclass
+class RoundRecord:
+    """The record of a round."""
+
+    round: int
+    clients: tuple[str, ...] = ()
+    failures: dict[str, str] = field(default_factory=dict)
+    spare: tuple[str, ...] = ()
+    """Clients that were asked and not needed."""
+    sums: dict[str, float] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+    product_error: float | None = None
+    repeated: bool = False
+    """Too few good replies: nothing was averaged, and the round is begun again."""
+
+    def add(self, update: Update) -> None:
+        """Count an admitted update's metrics."""
+        for name, value in update.metrics.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def close(self, clients: tuple[str, ...], asked: Collection[str], wanted: int) -> None:
+        """Record whose updates were used; of the others, who was not needed and who was not heard."""
+        self.clients = clients
+        left = sorted(set(asked) - set(clients) - self.failures.keys())
+        if wanted and len(clients) == wanted:
+            self.spare = tuple(left)
+        else:
+            self.failures |= dict.fromkeys(left, "sent no reply")

@@ -1,0 +1,147 @@
+"""What cannot be combined, by traits: (whether it is so, the sentence that says it and the remedy)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from weft.federation.plan import Plan
+
+
+def refusals(plan: Plan) -> list[tuple[bool, str]]:
+    """Return all rules for a plan."""
+    return [*_protection(plan), *_lora(plan), *_personal(plan), *_conditions(plan)]
+
+
+def _protection(plan: Plan) -> list[tuple[bool, str]]:
+    algorithm, protection = plan.algorithm, plan.protection
+    name, hidden = type(algorithm).__name__, type(protection).__name__
+    lora = plan.sharing.lora
+    return [
+        (
+            protection.sum_only and not algorithm.sums_updates,
+            f"{name} looks at single updates, but {hidden} shows the server sums only: choose another algorithm, or "
+            "--protection none.",
+        ),
+        (
+            protection.sum_only and lora.single_updates,
+            f"{type(lora).__name__} multiplies each client's factors, but {hidden} shows the server sums only: write "
+            "--lora_aggregation ffa or rolora, or --protection none.",
+        ),
+        (
+            protection.sum_only and not plan.aggregator.additive,
+            f"{type(plan.aggregator).__name__} compares single updates, but {hidden} shows the server sums only: write "
+            "--aggregator mean, or --protection none.",
+        ),
+        (
+            protection.sum_only and not plan.codec.dense,
+            f"Updates encoded by {type(plan.codec).__name__} cannot be added up under {hidden}: choose another codec, "
+            "or --protection none.",
+        ),
+        (
+            plan.privacy.bounded and not plan.aggregator.additive,
+            f"{type(plan.privacy).__name__} accounts for a mean, and {type(plan.aggregator).__name__} is none: write "
+            "--aggregator mean.",
+        ),
+        (
+            plan.privacy.bounded and lora.single_updates,
+            f"{type(plan.privacy).__name__} accounts for a mean of updates, and {type(lora).__name__} averages "
+            "products: write --lora_aggregation ffa.",
+        ),
+        (
+            algorithm.pools_data and (protection.sum_only or plan.privacy.bounded),
+            f"{name} brings all rows to one place, where there is nobody to protect them from: leave out --protection "
+            "and --privacy, or choose a federated algorithm.",
+        ),
+    ]
+
+
+def _lora(plan: Plan) -> list[tuple[bool, str]]:
+    algorithm, lora = plan.algorithm, plan.sharing.lora
+    name, how = type(algorithm).__name__, type(lora).__name__
+    average = "write --lora_aggregation average"
+    return [
+        (
+            plan.trainable == "full" and not lora.plain,
+            f"{how} combines LoRA factors, but all parameters are trained: add --use_peft, or {average}.",
+        ),
+        (
+            plan.trainable == "dora" and not lora.plain,
+            f"{how} needs the product of the factors to be added as it is, but DoRA normalises it: leave out "
+            f"--use_dora, or {average}.",
+        ),
+        (
+            bool(plan.sharing.ranks) and plan.trainable != "lora",
+            "client_ranks are ranks of LoRA adapters, and none are trained here: add --use_peft (without --use_dora), "
+            "or leave out --client_ranks.",
+        ),
+        (
+            bool(plan.sharing.ranks) and not lora.any_rank,
+            f"{how} needs factors of one rank, but client_ranks are given: write --lora_aggregation svd or stack, or "
+            "leave out --client_ranks.",
+        ),
+        (
+            lora.single_updates and not algorithm.shares,
+            f"{name} sends no updates, so there is nothing for {how} to combine: {average}.",
+        ),
+        (
+            not lora.keeps_basis and algorithm.remembers_coordinates,
+            f"{how} changes the basis of the factors in every round, and {name} remembers values for their coordinates:"
+            " write --lora_aggregation average, ffa, rolora, fedsb or dual, or --fed_alg fedavg.",
+        ),
+        (
+            lora.single_updates and not algorithm.adds_mean,
+            f"{how} is exact for the mean of the updates, and {name} goes another way from there: write "
+            "--lora_aggregation average, ffa, rolora, fedsb or dual, or --fed_alg fedavg.",
+        ),
+        (
+            lora.alternates and algorithm.asynchronous,
+            f"{how} trains other factors in every round, and in {name} clients of several rounds meet: write "
+            "--lora_aggregation ffa, or a synchronous algorithm.",
+        ),
+    ]
+
+
+def _personal(plan: Plan) -> list[tuple[bool, str]]:
+    algorithm, sharing = plan.algorithm, plan.sharing
+    name = type(algorithm).__name__
+    what = "share" if sharing.patterns else type(sharing.lora).__name__
+    instead = "leave out --share" if sharing.patterns else "write --lora_aggregation average"
+    return [
+        (
+            sharing.keeps and not algorithm.shares,
+            f"{what} says which parameters travel, but with {name} none do: {instead}, or choose a federated "
+            "algorithm.",
+        ),
+        (
+            sharing.keeps and algorithm.personal,
+            f"{what} and {name} each give every client a model of its own: {instead}, or choose an algorithm with a "
+            "shared model only.",
+        ),
+        (
+            plan.personal_steps > 0 and (algorithm.personal or algorithm.pools_data),
+            f"{name} "
+            + ("has no clients to make personal steps" if algorithm.pools_data else "makes personal models already")
+            + ": leave out --personal_steps.",
+        ),
+    ]
+
+
+def _conditions(plan: Plan) -> list[tuple[bool, str]]:
+    algorithm = plan.algorithm
+    name = type(algorithm).__name__
+    return [
+        (
+            plan.slow_clients and not algorithm.partial_work and not algorithm.asynchronous,
+            f"{name} needs every client to make all its steps, but client_speed lets some make fewer: leave out "
+            "--client_speed, or choose an algorithm that takes partial work (fedavg, fednova, ...).",
+        ),
+        (
+            plan.spare and (algorithm.asynchronous or not algorithm.shares),
+            f"{name} does not wait for a cohort, so none of its clients are spare: leave out --over_selection.",
+        ),
+        (
+            plan.quorum > 0 and (algorithm.pools_data or not algorithm.shares),
+            f"With {name} nothing is averaged, so there is no quorum: leave out --min_clients.",
+        ),
+    ]

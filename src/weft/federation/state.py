@@ -1,0 +1,74 @@
+"""The server's state between rounds: what of it a client is sent, and how it goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from weft.core.parts import Algorithm
+from weft.core.types import DELTA, FIXED, SIDE, ServerState, Streams, Task, Tensors, Total
+from weft.federation.plan import Plan
+from weft.federation.sharing import cut
+
+RESERVED = (SIDE, FIXED)
+"""Server memory that is not the algorithm's."""
+
+
+class Asked(NamedTuple):
+    """A client of a round: its name, the version of the parameters that it begins from, and its rank."""
+
+    client: str
+    version: int
+    rank: int | None = None
+
+
+def begin(plan: Plan, values: Tensors, fixed: Tensors) -> ServerState:
+    """Return the state before the first round.
+
+    Args:
+        plan: the parts.
+        values: all trained parameters of the model as it was loaded.
+        fixed: factors that are never trained.
+    """
+    state = plan.algorithm.init({name: value for name, value in values.items() if plan.sharing.travels(name)})
+    return replace(state, memory=state.memory | {FIXED: fixed}) if fixed else state
+
+
+def task_for(plan: Plan, state: ServerState, asked: Asked) -> Task:
+    """Return what a client is sent: the algorithm's task, cut to the client's rank, and the side adapter."""
+    task = plan.algorithm.task(state, asked.client, asked.version)
+    extra = {stream: cut(values, asked.rank) for stream, values in task.extra.items()}
+    if SIDE in state.memory:
+        extra[SIDE] = state.memory[SIDE]
+    return replace(task, params=cut(task.params, asked.rank), extra=extra, attempt=state.attempts)
+
+
+def expected_streams(plan: Plan, params: Tensors, round: int) -> Streams:
+    """Return tensors like those that a client with these parameters sends back in a round."""
+    trained = plan.sharing.trained(params, round)
+    return plan.algorithm.like({name: params[name] for name in trained})
+
+
+def advance(algorithm: Algorithm, state: ServerState, total: Total) -> ServerState:
+    """Return the state after the algorithm's step on the parameters that the total holds; others stay."""
+    reserved = {stream: state.memory[stream] for stream in RESERVED if stream in state.memory}
+    reserved |= {SIDE: total.streams[SIDE]} if SIDE in total.streams else {}
+    memory = {stream: values for stream, values in state.memory.items() if stream not in RESERVED}
+    names = total.streams.get(DELTA, state.params)
+    part = replace(state, memory=memory)
+    if len(names) < len(state.params):
+        restricted = {
+            stream: {name: v for name, v in values.items() if name in names or name not in state.params}
+            for stream, values in memory.items()
+        }
+        part = replace(
+            state,
+            params={name: value for name, value in state.params.items() if name in names},
+            # Memory of other parameters only is, for these, none yet.
+            memory={stream: values for stream, values in restricted.items() if values},
+        )
+    after = algorithm.step(part, total)
+    kept = after.memory
+    if part.params is not state.params:
+        kept = memory | {stream: memory.get(stream, {}) | values for stream, values in kept.items()}
+    return ServerState(state.params | after.params, kept | reserved, after.round, state.attempts)

@@ -1,0 +1,49 @@
+"""FLoRA: factors are stacked and put aside, a fresh adapter follows (Wang et al. 2024, arXiv 2409.05976)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+
+from weft.core import lowrank, tensors
+from weft.core.lowrank import Product
+from weft.core.parts import LoraAggregation
+from weft.core.seeds import derive
+from weft.core.types import DELTA, SIDE, ServerState, Total
+
+
+@dataclass(frozen=True)
+class Stack(LoraAggregation):
+    """W <- W + s [B_1 .. B_K] [p_1 A_1; ..; p_K A_K]; then B = 0 and A is drawn anew.
+
+    The paper adds the stack to W. Here it is kept beside W as a frozen side adapter, so that a quantised base loses
+    nothing; its rank grows up to that of W unless `side_rank` bounds it.
+    """
+
+    single_updates: ClassVar[bool] = True
+    keeps_basis: ClassVar[bool] = False
+    shape: ClassVar[str] = "side"
+    side_rank: int | None = field(default=None, metadata={"key": "lora_side_rank"})
+    seed: int = field(default=0, metadata={"key": "seed"})
+
+    def combine(self, total: Total, state: ServerState, products: Mapping[str, Product]) -> Total:
+        """Return the step to a fresh adapter, and the side adapter with the stack in it."""
+        side = lowrank.side_products(state.memory.get(SIDE, {}))
+        for module, product in products.items():
+            parts = [side[module], product] if module in side else [product]
+            side[module] = lowrank.truncate(lowrank.total(parts), self.side_rank)
+        fresh = dict(state.params)
+        for factors in lowrank.modules(state.params).values():
+            fresh[factors["B"]] = torch.zeros_like(fresh[factors["B"]])
+            fresh[factors["A"]] = self._drawn(fresh[factors["A"]], factors["A"], state.round)
+        streams = total.streams | {DELTA: tensors.subtract(fresh, state.params), SIDE: lowrank.side_tensors(side)}
+        return replace(total, streams=streams)
+
+    def _drawn(self, like: torch.Tensor, name: str, round: int) -> torch.Tensor:
+        """Draw an A as LoRA does (Kaiming uniform with a = sqrt 5: bound 1 / sqrt k), for this round."""
+        random = torch.Generator().manual_seed(derive(self.seed, "fresh adapter", name, round))
+        bound = like.shape[1] ** -0.5
+        return torch.empty_like(like).uniform_(-bound, bound, generator=random)

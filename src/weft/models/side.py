@@ -1,0 +1,112 @@
+"""What is put beside the layers of a peft model: frozen side factors, a middle matrix, a gated personal adapter.
+
+Hooks do it, so that it works on every kind of base layer: Linear, Conv1D, quantised.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weft.core.lowrank import SIDE_A, SIDE_B
+from weft.core.types import Tensors
+
+
+def adapted_layers(model: nn.Module) -> dict[str, Any]:
+    """Return the modules of a peft model that have a LoRA, by name."""
+    return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A") and module.lora_A}
+
+
+class Side:
+    """Frozen factors beside every adapted layer: y + S_B (S_A x). They are the server's, and change between rounds."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._factors: dict[str, tuple[Tensor, Tensor]] = {}
+        self._given: Tensors = {}
+        self._where = next(model.parameters()).device
+        for name, layer in adapted_layers(model).items():
+            layer.get_base_layer().register_forward_hook(self._hook(name))
+
+    def load(self, values: Tensors) -> None:
+        """Take over factors by the names `MODULE.side_A` (R, k) and `MODULE.side_B` (d, R)."""
+        if values is self._given:
+            return
+        self._given = values
+        self._factors = {
+            name.removesuffix(SIDE_A): (
+                value.to(self._where),
+                values[name.removesuffix(SIDE_A) + SIDE_B].to(self._where),
+            )
+            for name, value in values.items()
+            if name.endswith(SIDE_A)
+        }
+
+    def _hook(self, name: str) -> Any:
+        def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            found = self._factors.get(name)
+            if found is None:
+                return output
+            a, b = (factor.to(args[0].dtype) for factor in found)
+            return output + nn.functional.linear(nn.functional.linear(args[0], a), b).to(output.dtype)
+
+        return add
+
+
+def add_middle(model: Any) -> None:
+    """Put a trainable R (r, r), zero at first, between the frozen factors of every LoRA: dW = s B R A.
+
+    A and B become the leading singular vectors of the layer's own weight, B times its singular values (LoRA-XS, Balazy
+    et al. 2024, arXiv 2405.17604, section 3).
+    """
+    for layer in adapted_layers(model).values():
+        down, up = layer.lora_A["default"], layer.lora_B["default"]
+        rank = down.weight.shape[0]
+        if not down.weight.is_meta:
+            u, s, v = _leading(_weight(layer), rank)
+            with torch.no_grad():
+                down.weight.copy_(v.T)
+                up.weight.copy_(u * s)
+        middle = nn.Linear(rank, rank, bias=False, device=down.weight.device, dtype=down.weight.dtype)
+        nn.init.zeros_(middle.weight)
+        layer.lora_R = nn.ModuleDict({"default": middle})
+        down.weight.requires_grad_(False)
+        up.weight.requires_grad_(False)
+        down.register_forward_hook(lambda module, args, output, middle=middle: middle(output))
+
+
+def add_twin(model: Any, wanted: Any, adapter: str) -> None:
+    """Add a second LoRA with a trainable gate, 1 at first, beside the first on every layer."""
+    model.add_adapter(adapter, wanted)
+    model.base_model.set_adapter(["default", adapter])
+    for layer in adapted_layers(model).values():
+        up = layer.lora_B[adapter]
+        gate = nn.Parameter(torch.ones((), device=up.weight.device, dtype=up.weight.dtype))
+        layer.lora_gate = nn.ParameterDict({adapter: gate})
+        up.register_forward_hook(lambda module, args, output, gate=gate: output * gate)
+
+
+def _weight(layer: Any) -> Tensor:
+    """Return the weight (d, k) of an adapted layer in float32, whatever its kind."""
+    base = layer.get_base_layer()
+    weight: Tensor = base.weight
+    if hasattr(weight, "quant_state") or hasattr(weight, "CB"):
+        from peft.utils.integrations import dequantize_module_weight
+
+        weight = dequantize_module_weight(base)
+    weight = torch.as_tensor(weight.detach()).float()
+    return weight.T if getattr(layer, "fan_in_fan_out", False) else weight
+
+
+def _leading(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the leading singular triples, filled up with zeros where the weight is smaller than the rank."""
+    have = min(rank, *weight.shape)
+    if min(weight.shape) <= 512:
+        u, s, vt = torch.linalg.svd(weight, full_matrices=False)
+        u, s, v = u[:, :have], s[:have], vt[:have].T
+    else:
+        u, s, v = torch.svd_lowrank(weight, q=min(have + 8, *weight.shape), niter=4)
+        u, s, v = u[:, :have], s[:have], v[:, :have]
+    fill = (0, rank - have)
+    return nn.functional.pad(u, fill), nn.functional.pad(s, fill), nn.functional.pad(v, fill)
