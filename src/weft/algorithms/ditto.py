@@ -1,0 +1,53 @@
+"""Ditto: a personal model beside the shared one (Li et al. 2021, arXiv 2012.04221)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from weft.core import tensors
+from weft.core.parts import Algorithm, LocalRule
+from weft.core.types import Finished, LocalWork, Streams, Task, Tensors
+
+OWN = "own"
+
+
+class _Personal(LocalRule):
+    """Train the client's own model, pulled towards the shared one."""
+
+    def __init__(self, own: Tensors, shared: Tensors, strength: float) -> None:
+        self.own, self.shared, self.strength = own, shared, strength
+        self.anchor: Tensors = {}
+
+    def begin(self, params: Tensors) -> Tensors:
+        return self.own
+
+    def prepare(self, params: Tensors) -> None:
+        self.anchor = {name: self.shared[name].to(value.device) for name, value in params.items()}
+
+    def after_step(self, params: Tensors, lr: float) -> None:
+        tensors.pull_(params, self.anchor, lr * self.strength)
+
+    def finish(self, work: LocalWork) -> Finished:
+        return Finished({}, {OWN: work.end})
+
+
+@dataclass(frozen=True)
+class Ditto(Algorithm):
+    """The shared w is FedAvg's; beside it every client trains v_i <- v_i - lr (grad F_i(v_i) + strength (v_i - w)).
+
+    `strength` is the paper's lambda; the pull is decoupled from AdamW, as FedProx's is.
+    """
+
+    stateful_clients: ClassVar[bool] = True
+    remembers_coordinates: ClassVar[bool] = True
+    personal: ClassVar[bool] = True
+    strength: float = 1.0
+
+    def own_rule(self, task: Task, memory: Streams) -> LocalRule:
+        """Train the personal model; one that never trained is the shared one."""
+        return _Personal(memory.get(OWN, task.params), task.params, self.strength)
+
+    def own_params(self, params: Tensors, memory: Streams) -> Tensors:
+        """The personal model."""
+        return memory.get(OWN, params)

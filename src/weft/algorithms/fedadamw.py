@@ -1,0 +1,103 @@
+"""FedAdamW: AdamW whose second moments are shared (Liu et al. 2025, arXiv 2510.27486)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from weft.core import tensors
+from weft.core.parts import Algorithm, LocalRule
+from weft.core.types import DELTA, SCALARS, Finished, LocalWork, ServerState, Streams, Task, Tensors, Total
+
+MEANS, DIRECTION, COUNT, RATES = "second_moments", "direction", "steps", "learning_rates"
+
+
+class _Continued(LocalRule):
+    """Begin with m = 0 and v at the cohort's mean, its steps counted on; follow the last round's direction."""
+
+    wants_moments = True
+
+    def __init__(self, means: Tensors, direction: Tensors, behind: int, beta1: float, alpha: float) -> None:
+        self.means, self.given, self.behind, self.beta1, self.alpha = means, direction, behind, beta1, alpha
+        self.start: Tensors = {}
+        self.direction: Tensors = {}
+
+    def begin(self, params: Tensors) -> Tensors:
+        self.start = params
+        return params
+
+    def moments(self) -> Streams:
+        if not self.behind:
+            return {}
+        count = torch.tensor(float(self.behind))
+        return {
+            "exp_avg": {name: torch.zeros_like(value) for name, value in self.start.items()},
+            "exp_avg_sq": {n: torch.full_like(value, float(self.means[n])) for n, value in self.start.items()},
+            "step": dict.fromkeys(self.start, count),
+        }
+
+    def prepare(self, params: Tensors) -> None:
+        self.direction = {name: self.given[name].to(value.device) for name, value in params.items()}
+
+    def lr_factor(self, step: int) -> float:
+        # AdamW divides m by 1 - beta1^t with the continued count t, but m is as old as this round only.
+        return (1 - self.beta1 ** (self.behind + step + 1)) / (1 - self.beta1 ** (step + 1))
+
+    def after_step(self, params: Tensors, lr: float) -> None:
+        for name, value in params.items():
+            if value.requires_grad:
+                value.sub_(self.direction[name], alpha=lr * self.alpha)
+
+    def finish(self, work: LocalWork) -> Finished:
+        squares = work.moments.get("exp_avg_sq", {})
+        means = {n: squares[n].mean() if n in squares else self.means[n].clone() for n in work.start}
+        scalars = {RATES: torch.tensor(work.lr), COUNT: torch.tensor(float(work.steps))}
+        return Finished({DELTA: tensors.subtract(work.end, work.start), MEANS: means, SCALARS: scalars})
+
+
+@dataclass(frozen=True)
+class FedAdamW(Algorithm):
+    """y <- y - lr (m^ / (sqrt v^ + eps) + alpha G + weight decay), then w <- w + D, G = -D / (sum of lr).
+
+    Every client begins with m = 0 and v = the mean of the last cohort's v, sent as one number a tensor (the paper's
+    blocks), with the step count going on. Learning rate 3e-4 and weight decay 0.01 are the paper's.
+    """
+
+    remembers_coordinates: ClassVar[bool] = True
+    partial_work: ClassVar[bool] = False
+    streams: ClassVar[tuple[str, ...]] = (DELTA,)
+    scalars: ClassVar[tuple[str, ...]] = (RATES, COUNT)
+    alpha: float = 0.5
+    beta1: float = field(default=0.9, metadata={"key": "adam_beta1"})
+
+    def like(self, params: Tensors) -> Streams:
+        """Beside the delta, one number for each tensor."""
+        return super().like(params) | {MEANS: {name: torch.zeros(()) for name in params}}
+
+    def init(self, params: Tensors) -> ServerState:
+        """Begin with nothing known."""
+        zeros = {name: torch.zeros(()) for name in params}
+        count = {COUNT: torch.zeros(())}
+        return ServerState(params, {MEANS: zeros, DIRECTION: tensors.zeros(params), COUNT: count})
+
+    def task(self, state: ServerState, client: str, version: int) -> Task:
+        """Send the means, the direction and the count along."""
+        return Task(client, state.round, version, state.params, dict(state.memory))
+
+    def rule(self, task: Task, memory: Streams) -> LocalRule:
+        """Go on where the last cohort was."""
+        behind = int(task.extra[COUNT][COUNT])
+        return _Continued(task.extra[MEANS], task.extra[DIRECTION], behind, self.beta1, self.alpha)
+
+    def step(self, state: ServerState, total: Total) -> ServerState:
+        """Add the mean delta; remember its direction and the mean second moments."""
+        numbers = total.streams[SCALARS]
+        rates = float(numbers[RATES])
+        memory = {
+            MEANS: total.streams[MEANS],
+            DIRECTION: tensors.scale(total.streams[DELTA], -1 / rates if rates else 0.0),
+            COUNT: {COUNT: (state.memory[COUNT][COUNT] + numbers[COUNT]).round()},
+        }
+        return ServerState(tensors.add(state.params, total.streams[DELTA]), memory, state.round + 1)

@@ -1,0 +1,64 @@
+"""FedBuff: a server that does not wait (Nguyen et al. 2022, arXiv 2106.06639)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from weft.core import tensors
+from weft.core.parts import Aggregator, Algorithm
+from weft.core.types import DELTA, ServerState, Task, Total, Update
+
+VERSION = "version."
+
+
+@dataclass(frozen=True)
+class FedBuff(Algorithm):
+    """With K updates in the buffer: w <- w + server_lr mean of s(t_i) D_i, s(t) = (1 + t)^-staleness_power.
+
+    t_i is how many steps the server made since client i began. The mean is weighted as FedAvg's and not divided by the
+    s(t_i), so that stale cohorts move the server less. As many clients as sample_clients train at any time.
+    """
+
+    adds_mean: ClassVar[bool] = False
+    sums_updates: ClassVar[bool] = False
+    asynchronous: ClassVar[bool] = True
+    buffer_size: int = 0
+    """0: as many as train at a time."""
+    server_lr: float = 1.0
+    staleness_power: float = 0.5
+    max_staleness: int = 10
+    """Versions kept at the server; a client that began before them is made to begin from the oldest."""
+
+    @property
+    def buffer(self) -> int:
+        """Updates that make a step."""
+        return self.buffer_size
+
+    def task(self, state: ServerState, client: str, version: int) -> Task:
+        """Send the version that the client began from."""
+        kept = max(version, state.round - self.max_staleness)
+        if kept == state.round:
+            return Task(client, state.round, kept, state.params)
+        return Task(client, state.round, kept, state.memory[f"{VERSION}{kept}"])
+
+    def combine(self, updates: Iterable[Update], aggregator: Aggregator) -> Total:
+        """Weigh the updates by their staleness."""
+        return aggregator.combine(self._faded(updates))
+
+    def _faded(self, updates: Iterable[Update]) -> Iterator[Update]:
+        for update in updates:
+            late = update.round - update.base_version
+            share = (1 + late) ** -self.staleness_power
+            faded = tensors.scale(update.streams[DELTA], share)
+            yield replace(update, streams=update.streams | {DELTA: faded})
+
+    def step(self, state: ServerState, total: Total) -> ServerState:
+        """Step, and keep the version that it began from for the clients that are still at it."""
+        params = tensors.add(state.params, total.streams[DELTA], self.server_lr)
+        oldest = state.round + 1 - self.max_staleness
+        memory = {name: values for name, values in state.memory.items() if int(name.removeprefix(VERSION)) >= oldest}
+        if self.max_staleness > 0:
+            memory[f"{VERSION}{state.round}"] = state.params
+        return ServerState(params, memory, state.round + 1)

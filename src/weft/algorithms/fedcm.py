@@ -1,0 +1,72 @@
+"""FedCM: clients follow the last round's direction (Xu et al. 2021, arXiv 2106.10874). Clients remember nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from weft.core import tensors
+from weft.core.parts import Algorithm, LocalRule
+from weft.core.types import DELTA, SCALARS, Finished, LocalWork, ServerState, Streams, Task, Tensors, Total
+
+DIRECTION, RATES = "direction", "learning_rates"
+
+
+class _Following(LocalRule):
+    """Blend each step with a direction of the server's: y <- y - lr (own d + other G); sends the sum of rates too."""
+
+    def __init__(self, direction: Tensors, own: float, other: float) -> None:
+        self.given, self.own, self.other = direction, own, other
+        self.direction: Tensors = {}
+
+    def prepare(self, params: Tensors) -> None:
+        self.direction = {name: self.given[name].to(value.device) for name, value in params.items()}
+
+    def lr_factor(self, step: int) -> float:
+        return self.own
+
+    def after_step(self, params: Tensors, lr: float) -> None:
+        for name, value in params.items():
+            if value.requires_grad:
+                value.sub_(self.direction[name], alpha=lr * self.other)
+
+    def finish(self, work: LocalWork) -> Finished:
+        return Finished({DELTA: tensors.subtract(work.end, work.start), SCALARS: {RATES: torch.tensor(work.lr)}})
+
+
+def direction_of(total: Total) -> Tensors:
+    """Return -D / (sum of learning rates): the cohort's mean step, in the units of a step."""
+    rates = float(total.streams[SCALARS][RATES])
+    return tensors.scale(total.streams[DELTA], -1 / rates if rates else 0.0)
+
+
+@dataclass(frozen=True)
+class FedCM(Algorithm):
+    """y <- y - lr (alpha d + (1 - alpha) G), w <- w + D; d is AdamW's step, G = -D / (sum of lr) of the last round.
+
+    In the first round there is nothing to follow, and clients step along d (the paper: along alpha d).
+    """
+
+    remembers_coordinates: ClassVar[bool] = True
+    scalars: ClassVar[tuple[str, ...]] = (RATES,)
+    alpha: float = 0.1
+
+    def init(self, params: Tensors) -> ServerState:
+        """Begin with G = 0."""
+        return ServerState(params, {DIRECTION: tensors.zeros(params)})
+
+    def task(self, state: ServerState, client: str, version: int) -> Task:
+        """Send G along."""
+        return Task(client, state.round, version, state.params, {DIRECTION: state.memory[DIRECTION]})
+
+    def rule(self, task: Task, memory: Streams) -> LocalRule:
+        """Blend the steps; in the first round there is nothing to follow."""
+        own = self.alpha if task.round else 1.0
+        return _Following(task.extra[DIRECTION], own, 1 - own)
+
+    def step(self, state: ServerState, total: Total) -> ServerState:
+        """Add the mean delta and remember its direction."""
+        params = tensors.add(state.params, total.streams[DELTA])
+        return ServerState(params, {DIRECTION: direction_of(total)}, state.round + 1)

@@ -1,0 +1,89 @@
+"""SCAFFOLD: control variates against the drift of clients (Karimireddy et al. 2020, arXiv 1910.06378)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from weft.core import tensors
+from weft.core.parts import Algorithm, LocalRule
+from weft.core.types import DELTA, Finished, LocalWork, ServerState, Streams, Task, Tensors, Total
+
+CONTROL = "control"
+
+
+class _Correct(LocalRule):
+    """Add c - c_i to every gradient (or step), and find the new c_i."""
+
+    def __init__(self, server: Tensors, own: Tensors, in_gradients: bool) -> None:
+        self.own = own
+        self.difference = tensors.subtract(server, own)
+        self.in_gradients = in_gradients
+        self.correction: Tensors = {}
+        self.seen: Tensors = {}
+
+    def prepare(self, params: Tensors) -> None:
+        self.correction = {name: self.difference[name].to(value.device) for name, value in params.items()}
+
+    def adjust_grads(self, params: Tensors) -> None:
+        if not self.in_gradients:
+            return
+        for name, value in params.items():
+            if value.grad is not None:
+                seen = self.seen.setdefault(name, torch.zeros_like(value.grad))
+                seen.add_(value.grad)
+                value.grad.add_(self.correction[name])
+
+    def after_step(self, params: Tensors, lr: float) -> None:
+        if not self.in_gradients:
+            for name, value in params.items():
+                if value.requires_grad:
+                    value.sub_(self.correction[name], alpha=lr)
+
+    def finish(self, work: LocalWork) -> Finished:
+        delta = tensors.subtract(work.end, work.start)
+        if self.in_gradients:
+            new = {name: value.cpu() / work.steps for name, value in self.seen.items()}
+        else:
+            # (x - y) / sum of lr is the mean step, the correction included.
+            moved = {name: value for name, value in delta.items() if bool(value.any())}
+            new = {name: -value / max(work.lr, 1e-30) - self.difference[name] for name, value in moved.items()}
+        own = {name: new.get(name, value) for name, value in self.own.items()}
+        return Finished({DELTA: delta, CONTROL: tensors.subtract(own, self.own)}, {CONTROL: own})
+
+
+@dataclass(frozen=True)
+class Scaffold(Algorithm):
+    """Clients step along g + c - c_i; c_i is the mean of what they saw, c the mean of all c_i.
+
+    space=gradient (default): the correction is added to the clipped gradient before AdamW, and c_i <- the mean of the
+    clipped gradients. space=update (the paper's option II, as OpenFedLLM has it): the correction is added to
+    AdamW's step, c_i <- (x - y) / (sum of lr) - (c - c_i). c <- c + |S| / N mean of (c_i+ - c_i).
+    """
+
+    stateful_clients: ClassVar[bool] = True
+    remembers_coordinates: ClassVar[bool] = True
+    streams: ClassVar[tuple[str, ...]] = (DELTA, CONTROL)
+    space: Literal["gradient", "update"] = "gradient"
+
+    def init(self, params: Tensors) -> ServerState:
+        """Begin with c = 0."""
+        return ServerState(params, {CONTROL: tensors.zeros(params)})
+
+    def task(self, state: ServerState, client: str, version: int) -> Task:
+        """Send c along."""
+        return Task(client, state.round, version, state.params, {CONTROL: state.memory[CONTROL]})
+
+    def rule(self, task: Task, memory: Streams) -> LocalRule:
+        """Correct by c - c_i; a client that never trained has c_i = 0."""
+        own = memory.get(CONTROL) or tensors.zeros(task.params)
+        return _Correct(task.extra[CONTROL], own, self.space == "gradient")
+
+    def step(self, state: ServerState, total: Total) -> ServerState:
+        """Add the mean delta, and the cohort's share of the change of c."""
+        share = len(total.clients) / max(total.population, len(total.clients))
+        control = tensors.add(state.memory[CONTROL], total.streams[CONTROL], share)
+        params = tensors.add(state.params, total.streams[DELTA])
+        return ServerState(params, {CONTROL: control}, state.round + 1)
