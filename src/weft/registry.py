@@ -14,8 +14,33 @@ from weft.errors import ConfigError
 
 ALGORITHMS = {
     "fedavg": "weft.algorithms.fedavg:FedAvg",
+    "fedprox": "weft.algorithms.fedprox:FedProx",
+    "scaffold": "weft.algorithms.scaffold:Scaffold",
+    "fedavgm": "weft.algorithms.fedavgm:FedAvgM",
+    "fedadagrad": "weft.algorithms.fedopt:FedAdagrad",
+    "fedyogi": "weft.algorithms.fedopt:FedYogi",
+    "fedadam": "weft.algorithms.fedopt:FedAdam",
+    "fednova": "weft.algorithms.fednova:FedNova",
+    "feddyn": "weft.algorithms.feddyn:FedDyn",
+    "fedexp": "weft.algorithms.fedexp:FedExP",
+    "fedcm": "weft.algorithms.fedcm:FedCM",
+    "fedadamw": "weft.algorithms.fedadamw:FedAdamW",
+    "diloco": "weft.algorithms.diloco:DiLoCo",
+    "ditto": "weft.algorithms.ditto:Ditto",
+    "fedbuff": "weft.algorithms.fedbuff:FedBuff",
     "local": "weft.algorithms.local:Local",
     "central": "weft.algorithms.central:Central",
+}
+LORA_AGGREGATIONS = {
+    "average": "weft.lora.average:Average",
+    "ffa": "weft.lora.ffa:FFA",
+    "rolora": "weft.lora.rolora:RoLoRA",
+    "stack": "weft.lora.stack:Stack",
+    "svd": "weft.lora.svd:SVD",
+    "residual": "weft.lora.residual:Residual",
+    "fedsa": "weft.lora.fedsa:FedSA",
+    "fedsb": "weft.lora.fedsb:FedSB",
+    "dual": "weft.lora.dual:Dual",
 }
 AGGREGATORS = {"mean": "weft.aggregation.mean:Mean"}
 PRIVACY = {"none": "weft.privacy.none:NoPrivacy"}
@@ -25,7 +50,18 @@ OBJECTIVES = {
     "sft": "weft.objectives.sft:SFT",
     "causal_lm": "weft.objectives.causal_lm:CausalLM",
 }
-SPLITS = {"iid": "weft.data.partition:split_iid"}
+SPLITS = {
+    "iid": "weft.data.splits:iid",
+    "dirichlet": "weft.data.splits:dirichlet",
+    "by": "weft.data.splits:by",
+    "domain": "weft.data.splits:domain",
+    "quantity": "weft.data.splits:quantity",
+    "length": "weft.data.splits:length",
+    "cluster": "weft.data.splits:cluster",
+    "shards": "weft.data.splits:shards",
+}
+NATURAL_SPLITS = ("by", "domain")
+"""Splits that say by themselves how many clients there are."""
 TEMPLATES = {
     "alpaca": "weft.data.templates:ALPACA",
     "vicuna": "weft.data.templates:VICUNA",
@@ -34,6 +70,7 @@ TEMPLATES = {
 }
 COMMANDS = {
     "sft": "weft.commands.sft:run",
+    "split": "weft.commands.split:run",
     "demo": "weft.commands.demo:run",
     "compare": "weft.commands.compare:run",
     "chat": "weft.commands.chat:run",

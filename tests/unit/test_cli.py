@@ -79,8 +79,8 @@ def test_dry_run_prints_the_plan_and_writes_nothing(keys, capsys):
 def test_json_progress(keys, capsys):
     assert main(["sft", *flags(keys), "--json"]) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [event["event"] for event in events] == ["round", "round", "eval", "round", "eval", "done"]
-    assert events[0]["bytes_up"] > 0
+    assert [event["event"] for event in events] == ["split", "round", "round", "eval", "round", "eval", "done"]
+    assert events[1]["bytes_up"] > 0
 
 
 def test_compare_export_and_chat(keys, tmp_path: Path, capsys):

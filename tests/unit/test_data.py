@@ -16,7 +16,7 @@ from conftest import colour_rows, write_rows
 from weft.data.encode import closed_set, encode, encode_choices
 from weft.data.formats import Example, Turn, to_examples
 from weft.data.load import read_rows, resolve_source
-from weft.data.partition import hold_out, sample_rows, split_iid
+from weft.data.partition import hold_out, sample_rows
 from weft.data.templates import ALPACA, CHAT, PLAIN, VICUNA
 from weft.errors import ConfigError, DataError
 
@@ -275,19 +275,6 @@ def test_closed_sets():
     assert closed_set(["a"] * 100) is None
     assert closed_set([str(i) for i in range(30)] * 100) is None
     assert closed_set(["a", "b"]) is None
-
-
-@settings(deadline=None)
-@given(st.integers(1, 200), st.integers(1, 20), st.integers(0, 5))
-def test_iid_parts_are_disjoint_complete_and_even(rows: int, clients: int, seed: int):
-    if clients > rows:
-        with pytest.raises(DataError, match=f"{clients} clients and {rows} rows"):
-            split_iid(rows, clients, seed=seed)
-        return
-    parts = split_iid(rows, clients, seed=seed)
-    assert sorted(np.concatenate(parts)) == list(range(rows))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
-    assert all((a == b).all() for a, b in zip(parts, split_iid(rows, clients, seed=seed), strict=True))
 
 
 @settings(deadline=None)

@@ -43,6 +43,8 @@ class Examples(NamedTuple):
 
     examples: list[Example]
     dropped: dict[str, int]
+    rows: list[int]
+    """The number of the row that each example was made of."""
 
 
 class _Unusable(Exception):
@@ -85,17 +87,19 @@ def to_examples(
     distinct = columns.instruction if columns and columns.distinct else None
     seen: set[str] = set()
     examples: list[Example] = []
+    kept: list[int] = []
     dropped: Counter[str] = Counter()
-    for row in rows:
+    for number, row in enumerate(rows):
         try:
             if distinct is not None:
                 if row.get(distinct) in seen:
                     raise _Unusable("repeated instruction")
                 seen.add(str(row.get(distinct)))
             examples.append(Example(make(row)))
+            kept.append(number)
         except _Unusable as reason:
             dropped[str(reason)] += 1
-    return Examples(examples, dict(dropped))
+    return Examples(examples, dict(dropped), kept)
 
 
 def _maker(row: dict[str, Any], source: str, instruction: str | None, response: str | None) -> Maker:

@@ -57,13 +57,18 @@ def _kind(path: Path) -> str | None:
     return suffixes[-1] if suffixes and suffixes[-1] in KINDS else None
 
 
-def _read_folder(folder: Path) -> list[Row]:
-    if (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
-        return _from_datasets(str(folder), lambda datasets: datasets.load_from_disk(str(folder)))
+def data_files(folder: Path) -> list[Path]:
+    """Return the data files of a folder by their names; DataError if there are none."""
     files = sorted(path for path in folder.iterdir() if path.is_file() and _kind(path) is not None)
     if not files:
         raise DataError(f"The folder '{folder}' holds no data file: {READ_AS} are read.")
-    return [row for path in files for row in _read_file(path)]
+    return files
+
+
+def _read_folder(folder: Path) -> list[Row]:
+    if (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
+        return _from_datasets(str(folder), lambda datasets: datasets.load_from_disk(str(folder)))
+    return [row for path in data_files(folder) for row in _read_file(path)]
 
 
 def _read_file(path: Path) -> list[Row]:

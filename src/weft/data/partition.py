@@ -1,23 +1,10 @@
-"""Sharing rows out: over clients, into training and held-out rows. Works on row numbers only."""
+"""Which rows are used, and which are held out. Works on row numbers only; `weft.data.splits` deals them to clients."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from weft.core.seeds import generator
-from weft.errors import DataError
-
-
-def split_iid(num_rows: int, num_clients: int, *, seed: int) -> list[np.ndarray]:
-    """Deal shuffled rows out in parts whose sizes differ by at most one; each part is sorted.
-
-    Raises:
-        DataError: more clients than rows.
-    """
-    if num_clients > num_rows:
-        raise DataError(f"There are {num_clients} clients and {num_rows} rows: write --num_clients {num_rows} or less.")
-    shuffled = generator(seed, "split").permutation(num_rows)
-    return [np.sort(part) for part in np.array_split(shuffled, num_clients)]
 
 
 def hold_out(rows: np.ndarray, fraction: float, *, seed: int, client: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,13 +9,15 @@ import numpy as np
 
 from weft import registry
 from weft.config import RunConfig
+from weft.data import splits
 from weft.data.encode import Encoded, closed_set, encode, encode_choices
-from weft.data.formats import Example, to_examples
-from weft.data.load import read_rows, resolve_source
-from weft.data.partition import hold_out, sample_rows
+from weft.data.formats import Example
+from weft.data.partition import hold_out
+from weft.data.skew import describe_split
 from weft.errors import DataError
 from weft.evaluation.heldout import Asked
 from weft.federation.site import MemoryStore, Sites
+from weft.launch.sources import Sources
 from weft.models.layout import Question
 
 
@@ -32,45 +33,12 @@ class Population:
     choices: list[str] | None
     counts: dict[str, int] = field(default_factory=dict)
     """Rows read, truncated, dropped and why; tokens."""
+    split: dict[str, Any] = field(default_factory=dict)
+    """What each client has, and how unlike the clients are."""
 
     def tested(self) -> list[str]:
         """Return the names of clients that have held-out rows."""
         return [name for name, held in zip(self.names, self.evaluated.held, strict=True) if len(held)]
-
-
-@dataclass
-class _Sources:
-    """Rows of several sources in one table."""
-
-    examples: list[Example] = field(default_factory=list)
-    dropped: dict[str, int] = field(default_factory=dict)
-
-    def add(self, config: RunConfig, source: str, text_only: bool, sample: int | None = None) -> range:
-        """Read a source; return which examples are its own.
-
-        Raises:
-            DataError: it cannot be read, or no row of it can be used.
-        """
-        rows = read_rows(source, split=config.dataset_split, token=config.token or None)
-        if sample is not None and len(rows) > sample:
-            self.dropped["beyond dataset_sample"] = len(rows) - sample
-            rows = [rows[int(row)] for row in sample_rows(len(rows), sample, seed=config.seed)]
-        made = to_examples(
-            rows,
-            source=source,
-            instruction_column=config.instruction_column,
-            response_column=config.response_column,
-            text_only=text_only,
-        )
-        for reason, count in made.dropped.items():
-            self.dropped[reason] = self.dropped.get(reason, 0) + count
-        first = len(self.examples)
-        self.examples += made.examples
-        if len(self.examples) == first:
-            raise DataError(
-                f"'{source}' has no row that can be used: check its columns and that answers are not empty."
-            )
-        return range(first, len(self.examples))
 
 
 def template_name(config: RunConfig, tokenizer: Any, text_only: bool) -> str:
@@ -104,25 +72,18 @@ def populate(config: RunConfig, tokenizer: Any, memory: MemoryStore, *, text_onl
     Raises:
         DataError: unreadable data, a client without rows, more clients than rows.
     """
-    sources = _Sources()
+    sources = Sources(config, text_only)
     owned: list[range] = []
     tests: list[range] = []
     if config.clients:
-        names = [client.name for client in config.clients]
         for client in config.clients:
-            owned.append(sources.add(config, resolve_source(client.data, config.local_data_dir), text_only))
-            if client.eval is not None:
-                tests.append(sources.add(config, resolve_source(client.eval, config.local_data_dir), text_only))
-            else:
-                tests.append(range(0))
+            owned.append(sources.add(client.data))
+            tests.append(range(0) if client.eval is None else sources.add(client.eval))
     else:
-        names = [f"client_{number}" for number in range(config.num_clients)]
-        source = resolve_source(config.dataset_name or "", config.local_data_dir)
-        owned.append(sources.add(config, source, text_only, config.dataset_sample))
+        apart = config.split_strategy == "domain"
+        owned.append(sources.add(config.dataset_name or "", sample=config.dataset_sample, files=apart))
         if config.eval_dataset_name is not None:
-            tests.append(
-                sources.add(config, resolve_source(config.eval_dataset_name, config.local_data_dir), text_only)
-            )
+            tests.append(sources.add(config.eval_dataset_name))
     template = load_template(template_name(config, tokenizer, text_only))
     table = encode(
         sources.examples, tokenizer, template, seq_length=config.seq_length, truncation_side=config.truncation_side
@@ -131,7 +92,7 @@ def populate(config: RunConfig, tokenizer: Any, memory: MemoryStore, *, text_onl
         raise DataError(
             f"No row has a token of its answer within seq_length ({config.seq_length}): write a larger --seq_length."
         )
-    train, held = _shares(config, table, owned, tests, names)
+    names, train, held = _shares(config, sources, table, owned, tests)
     evaluated = Sites(names, train, held, table, memory)
     trained = evaluated
     if pool:
@@ -139,20 +100,32 @@ def populate(config: RunConfig, tokenizer: Any, memory: MemoryStore, *, text_onl
         trained = Sites(["central"], [everything], [everything[:0]], table, memory)
     choices = _choices(config, sources.examples, table, train, text_only)
     asked = _ask(choices, sources.examples, table, held, tokenizer, template, config.seq_length)
-    return Population(names, trained, evaluated, asked, choices, {**table.counts, **sources.dropped})
+    split = _described(config, sources, table, names, [np.concatenate(own) for own in zip(train, held, strict=True)])
+    return Population(names, trained, evaluated, asked, choices, {**table.counts, **sources.dropped}, split)
+
+
+def _described(
+    config: RunConfig, sources: Sources, table: Encoded, names: list[str], rows: list[np.ndarray]
+) -> dict[str, Any]:
+    """Say what each client has; labels are those that the split went by, or the answers where it went by clients."""
+    natural = bool(config.clients) or config.split_strategy in registry.NATURAL_SPLITS
+    labels = (_answers if natural else _labels)(sources, table, np.arange(len(table)))
+    how = {"strategy": "clients" if config.clients else config.split_strategy, "column": config.split_column}
+    return how | describe_split(names, rows, table.lengths(), labels)
 
 
 def _shares(
-    config: RunConfig, table: Encoded, owned: list[range], tests: list[range], names: list[str]
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return the training and the held-out rows of every client."""
+    config: RunConfig, sources: Sources, table: Encoded, owned: list[range], tests: list[range]
+) -> tuple[list[str], list[np.ndarray], list[np.ndarray]]:
+    """Return the names, the training and the held-out rows of the clients."""
     parts = [_within(table, own) for own in owned]
     kept_out = [_within(table, test) for test in tests]
-    if not config.clients:
-        split: Callable[..., list[np.ndarray]] = registry.load(registry.SPLITS, config.split_strategy, "split strategy")
-        deal = [parts[0][rows] for rows in split(len(parts[0]), config.num_clients, seed=config.seed)]
+    if config.clients:
+        names = [client.name for client in config.clients]
+    else:
+        names, deal = _dealt(config, sources, table, parts[0])
         if kept_out:
-            return deal, list(np.array_split(kept_out[0], config.num_clients))
+            return names, deal, list(np.array_split(kept_out[0], len(deal)))
         parts, kept_out = deal, [parts[0][:0]] * len(deal)
     train, held = [], []
     for number, (rows, tested) in enumerate(zip(parts, kept_out, strict=True)):
@@ -165,7 +138,42 @@ def _shares(
         own, out = hold_out(rows, config.eval_fraction, seed=config.seed, client=number)
         train.append(own)
         held.append(out)
-    return train, held
+    return names, train, held
+
+
+def _dealt(config: RunConfig, sources: Sources, table: Encoded, rows: np.ndarray) -> tuple[list[str], list[np.ndarray]]:
+    """Deal the rows of one source to clients; return their names and rows."""
+    examples = [sources.examples[int(number)] for number in table.rows[rows]]
+    known = splits.Rows(
+        lengths=table.lengths()[rows],
+        labels=lambda: _labels(sources, table, rows),
+        texts=lambda: [" ".join(turn.text for turn in example.turns) for example in examples],
+        origins=[sources.origins[int(number)] for number in table.rows[rows]],
+        column=_labels(sources, table, rows) if sources.values else None,
+    )
+    split = registry.load(registry.SPLITS, config.split_strategy, "split strategy")
+    how = splits.How(
+        clients=config.num_clients,
+        seed=config.seed,
+        alpha=config.split_alpha,
+        min_rows=config.split_min_rows,
+        shards=config.shards_per_client,
+    )
+    shares: splits.Shares = split(known, how)
+    names = shares.names or [f"client_{number}" for number in range(len(shares.rows))]
+    return names, [rows[own] for own in shares.rows]
+
+
+def _labels(sources: Sources, table: Encoded, rows: np.ndarray) -> list[str] | None:
+    """Return the label of every row: of the column that is named, else its answer where these are few."""
+    if sources.values:
+        return [sources.values[int(number)] for number in table.rows[rows]]
+    return _answers(sources, table, rows)
+
+
+def _answers(sources: Sources, table: Encoded, rows: np.ndarray) -> list[str] | None:
+    answers = [sources.examples[int(number)].answer.strip() for number in table.rows[rows]]
+    return answers if closed_set(answers) else None
 
 
 def _within(table: Encoded, examples: range) -> np.ndarray:

@@ -30,6 +30,8 @@ WRITTEN = (
     "timing.jsonl",
     "checkpoints",
     "clients",
+    "split.json",
+    "split.svg",
     "adapter",
     "model",
     "trackers",
@@ -147,6 +149,16 @@ class RunDir:
     def report_file(self) -> Path:
         """The report, one HTML page."""
         return self.path / "report.html"
+
+    @property
+    def split_file(self) -> Path:
+        """What each client has, and how unlike the clients are."""
+        return self.path / "split.json"
+
+    @property
+    def split_picture(self) -> Path:
+        """The same as a picture."""
+        return self.path / "split.svg"
 
     @property
     def checkpoints(self) -> Path:
@@ -271,8 +283,8 @@ class RunDir:
 
 
 def _ours(name: str) -> bool:
-    """Whether a run that was killed before its config.yaml was there can have left this file."""
-    return name == LOCK or re.fullmatch(r"\.config\.yaml\.\d+\.tmp", name) is not None
+    """Whether a run that was killed before its config.yaml was there, or `weft split`, can have left this file."""
+    return name in (LOCK, "split.json", "split.svg") or re.fullmatch(r"\.config\.yaml\.\d+\.tmp", name) is not None
 
 
 def _shown(config: dict[str, Any], key: str) -> str:

@@ -34,6 +34,13 @@ class Progress:
         self._console = None if quiet or as_json else _terminal(console)
         self._live: Live | None = None
 
+    def split(self, found: dict[str, Any]) -> None:
+        """Show how the rows are shared out."""
+        if self._as_json:
+            self._emit("split", {"clients": len(found["clients"]), "skew": found["skew"]})
+        elif self._console is not None:
+            self._print(split_line(found))
+
     def round(self, record: dict[str, Any]) -> None:
         """Show a finished round."""
         self._rounds_shown += 1
@@ -77,6 +84,7 @@ class Progress:
     def _round_line(self, record: dict[str, Any]) -> str:
         clients = len(record.get("clients") or [])
         parts = [f"{clients} client{'' if clients == 1 else 's'}", *_present(record, "train_loss", "loss {:.4f}")]
+        parts += _present(record, "product_error", "product error {:.2g}")
         if record.get("failures"):
             parts.append(f"{len(record['failures'])} dropped")
         if (speed := record.get("tokens_per_second")) is not None:
@@ -110,6 +118,16 @@ class Progress:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+def split_line(found: dict[str, Any]) -> str:
+    """Return in one line what the clients have, and how unlike they are."""
+    sizes, skew = [one["rows"] for one in found["clients"].values()], found["skew"]
+    labels = f"  labels JS {skew['label_js']:.3f} (most {skew['label_js_max']:.3f})" if "label_js" in skew else ""
+    return (
+        f"split {found['strategy']}  {len(sizes)} clients of {min(sizes)} to {max(sizes)} rows  sizes Gini "
+        f"{skew['size_gini']:.3f}{labels}  lengths KS {skew['length_ks']:.3f} (most {skew['length_ks_max']:.3f})"
+    )
 
 
 def _terminal(console: Console | None) -> Console | None:

@@ -15,6 +15,8 @@ from typing import Any
 
 from weft.runs import metrics
 from weft.runs.layout import RunDir, write_atomic
+from weft.runs.progress import split_line
+from weft.runs.split_picture import draw_split
 from weft.runs.text import human_bytes, human_duration, human_number
 
 MOST_CLIENTS = 200
@@ -25,6 +27,7 @@ LABELS = {
     "bytes_down": "sent to clients",
     "peak_memory_bytes": "peak memory",
     "train_loss": "training loss",
+    "product_error": "product error",
 }
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --soft: #66717c; --line: #dde2e7; --page: #fff; --panel: #f6f8fa; }
@@ -62,13 +65,19 @@ def write_report(run_path: str | os.PathLike[str]) -> Path:
     summary: dict[str, Any] = {}
     if run.summary_file.exists():
         summary = json.loads(run.summary_file.read_text(encoding="utf-8"))
+    split: dict[str, Any] = {}
+    if run.split_file.exists():
+        split = json.loads(run.split_file.read_text(encoding="utf-8"))
+        write_atomic(run.split_picture, draw_split(split).encode())
     title = run.path.resolve().name
     body = [
         f"<h1>{escape(title)}</h1>",
         _header(config, rounds, finished=bool(summary)),
         *_section("Training", _figure(rounds, evaluations)),
         *_section("Summary", _summary(summary, rounds, evaluations, timing)),
+        *_section("Shared and own models", _models(summary.get("models") or {})),
         *_section("Clients", _clients(summary.get("clients") or (evaluations or [{}])[-1].get("clients") or {})),
+        *_section("Data", _split(split)),
         *_section("Dropped and refused", _failures(rounds, summary.get("failures") or {})),
         *_section("Configuration", f"<pre>{escape(run.config_file.read_text(encoding='utf-8'))}</pre>"),
     ]
@@ -107,6 +116,7 @@ def _figure(rounds: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> 
     """Return the curves over the rounds as one SVG element, or nothing if there are none."""
     panels = [
         ("loss", [("train", rounds, "train_loss"), ("evaluation", evaluations, "loss")]),
+        ("product error", [("product error", rounds, "product_error")]),
         ("score", [("accuracy", evaluations, "accuracy"), ("macro-F1", evaluations, "macro_f1")]),
     ]
     drawn = []
@@ -135,6 +145,8 @@ def _figure(rounds: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> 
             axes.set(xlabel="round", ylabel=label)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_xlim(0, max(round for _, curve, _ in points for round, _ in curve) * 1.05)
+            if label == "product error":
+                axes.set_yscale("log")
             if label == "score":
                 axes.set_ylim(0, 1.02)
             axes.grid(alpha=0.25)
@@ -147,7 +159,9 @@ def _figure(rounds: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> 
 
 
 def _curve(records: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
-    return [(record["round"], record[key]) for record in records if record.get(key) is not None]
+    # An exact average has an error of 0, for which a logarithmic axis has no place.
+    least = 1e-9 if key == "product_error" else -float("inf")
+    return [(record["round"], max(record[key], least)) for record in records if record.get(key) is not None]
 
 
 def _summary(
@@ -169,6 +183,29 @@ def _summary(
     scores = summary.get("eval") or {}
     rows += [(f"evaluation {label}", _quantity(key, scores[key])) for key, label in SCORES.items() if key in scores]
     return _table(["", ""], rows) if rows else ""
+
+
+def _models(models: dict[str, Any]) -> str:
+    """Return the table of what the shared model and clients' own are worth, and where."""
+    named = {
+        "shared": "shared model, everybody's rows",
+        "own": "own models, own rows",
+        "own_on_everybody": "own models, everybody's rows (mean)",
+    }
+    keys = ("loss", "accuracy", "macro_f1")
+    rows = [
+        (text, *(_quantity(key, models[name].get(key)) for key in keys))
+        for name, text in named.items()
+        if name in models
+    ]
+    return _table(["", *(SCORES[key] for key in keys)], rows) if rows else ""
+
+
+def _split(split: dict[str, Any]) -> str:
+    """Return the picture of the split, and how skewed it is."""
+    if not split:
+        return ""
+    return f"<p>{escape(split_line(split))}</p><figure>{draw_split(split, inline=True)}</figure>"
 
 
 def _clients(clients: dict[str, dict[str, Any]]) -> str:

@@ -1,0 +1,74 @@
+"""`weft split`: how rows would be shared out over clients, without training."""
+
+from __future__ import annotations
+
+import json
+
+from weft.arguments import Parser, add_config_flags
+from weft.config import build, read_file
+
+OWN = ("config", "dry_run", "json")
+
+
+def run(argv: list[str]) -> int:
+    """Print the split; without --dry_run write it and its picture to --output_dir."""
+    parser = Parser(
+        prog="weft split",
+        usage="weft split [--config FILE] [--dry_run] [--KEY VALUE ...]",
+        description="Show how rows are shared out over clients; takes the keys of a run and trains nothing.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="a run file (YAML); flags override its keys")
+    parser.add_argument("--dry_run", action="store_true", help="print, and write no file")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_config_flags(parser.add_argument_group("keys of a run"))  # type: ignore[arg-type]
+    arguments = parser.parse(argv)
+    flags = {key: value for key, value in vars(arguments).items() if key not in OWN}
+    config = build((read_file(arguments.config) if arguments.config else {}) | flags)
+
+    from weft.federation.site import InMemory
+    from weft.launch.compose import plan
+    from weft.launch.population import populate
+    from weft.models.load import load_tokenizer
+    from weft.runs.layout import RunDir, write_atomic
+    from weft.runs.progress import split_line
+    from weft.runs.split_picture import draw_split
+
+    text_only = plan(config).objective.text_only
+    found = populate(config, load_tokenizer(config), InMemory(), text_only=text_only, pool=False).split
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+    else:
+        _print(found)
+        print(split_line(found))
+    if not arguments.dry_run:
+        target = RunDir(config.output_dir)
+        target.path.mkdir(parents=True, exist_ok=True)
+        write_atomic(target.split_file, (json.dumps(found, indent=1) + "\n").encode())
+        write_atomic(target.split_picture, draw_split(found).encode())
+        if not arguments.json:
+            print(target.split_picture)
+    return 0
+
+
+def _print(found: dict[str, object]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    clients = found["clients"]
+    assert isinstance(clients, dict)
+    labels = found.get("labels") or []
+    assert isinstance(labels, list)
+    table = Table()
+    table.add_column("client")
+    for head in ("rows", "tokens (median)", *labels):
+        table.add_column(Text(head if len(head) <= 16 else head[:15] + "…"), justify="right")
+    shown = list(clients.items())
+    for name, one in shown[:50]:
+        counts = [str(count) for count in one.get("labels") or []]
+        table.add_row(Text(name), str(one["rows"]), f"{one['tokens'][1]:.0f}", *counts)
+    console = Console()
+    console.print(table)
+    if len(shown) > 50:
+        console.print(f"and {len(shown) - 50} clients more", highlight=False)
