@@ -18,7 +18,7 @@ def weights(run) -> dict[str, torch.Tensor]:
 
 
 def rounds(run) -> list:
-    kept = run.metrics.drop(columns=["clients", "bytes_up", "bytes_down"])
+    kept = run.metrics.drop(columns=["clients", "bytes_up", "bytes_down", "product_error"], errors="ignore")
     return kept.fillna(-1).to_dict("records")
 
 

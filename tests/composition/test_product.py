@@ -1,4 +1,7 @@
-"""The product of parts: every algorithm with every objective and kind of training runs two rounds."""
+"""The product of parts: every algorithm with every LoRA aggregation and kind of training runs, or is refused in words.
+
+What is allowed is written down here by names, apart from the traits by which the plan decides.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +14,103 @@ import pytest
 import weft
 from conftest import colour_rows, write_rows
 from weft import registry
+from weft.errors import ConfigError
 
 ALGORITHMS = [*registry.ALGORITHMS, "local1"]
-KINDS = {
+BASELINES = {"local", "local1", "central"}
+KINDS: dict[str, dict[str, object]] = {
     "lora": {"use_peft": True},
     "rslora": {"use_peft": True, "use_rslora": True, "peft_lora_target_modules": ["all-linear"]},
     "dora": {"use_peft": True, "use_dora": True},
     "full": {"use_peft": False},
 }
+ALLOWED = {
+    "average": set(ALGORITHMS),
+    "ffa": set(ALGORITHMS),
+    "fedsb": set(ALGORITHMS),
+    "rolora": set(ALGORITHMS) - {"fedbuff"},
+    "stack": {"fedavg", "fedprox"},
+    "svd": {"fedavg", "fedprox"},
+    "residual": {"fedavg", "fedprox", "scaffold", "fedcm", "fedadamw", "ditto"},
+    "fedsa": set(ALGORITHMS) - BASELINES - {"ditto"},
+    "dual": set(ALGORITHMS) - BASELINES - {"ditto"},
+}
 
 
-@pytest.mark.parametrize(
-    ("fed_alg", "objective", "kind"), list(itertools.product(ALGORITHMS, registry.OBJECTIVES, KINDS))
-)
-def test_two_rounds(keys, fed_alg: str, objective: str, kind: str, tmp_path: Path):
-    changes: dict[str, object] = {"fed_alg": fed_alg, "objective": objective, "num_rounds": 2} | KINDS[kind]
-    if objective == "causal_lm":
-        rows = [{"text": row["instruction"] + " " + row["output"]} for row in colour_rows(40)]
-        changes["dataset_name"] = str(write_rows(tmp_path / "text.jsonl", rows))
-    run = weft.train(keys | changes, quiet=True)
+def allowed(fed_alg: str, lora: str, kind: str) -> bool:
+    return fed_alg in ALLOWED[lora] if kind in ("lora", "rslora") else lora == "average"
+
+
+EVERY = list(itertools.product(ALGORITHMS, registry.LORA_AGGREGATIONS, KINDS))
+RUN = [one for one in EVERY if allowed(*one)]
+REFUSED = [one for one in EVERY if not allowed(*one)]
+
+
+def test_nothing_is_forgotten():
+    assert set(ALLOWED) == set(registry.LORA_AGGREGATIONS)
+    assert len(RUN) + len(REFUSED) == len(ALGORITHMS) * len(ALLOWED) * len(KINDS)
+    assert len(RUN) > 200
+
+
+@pytest.mark.parametrize(("fed_alg", "lora", "kind"), [one for one in RUN if one[2] != "rslora" or one[0] == "fedavg"])
+def test_two_rounds(keys, fed_alg: str, lora: str, kind: str):
+    changes = {"fed_alg": fed_alg, "lora_aggregation": lora, "num_rounds": 2, "eval_every": 0, "max_steps": 1}
+    run = weft.train(keys | changes | KINDS[kind], quiet=True)
     assert run.summary["rounds"] == 2
     assert math.isfinite(run.summary["eval"]["loss"])
     assert run.summary["failures"] == {}
+    known = kind in ("lora", "rslora") and fed_alg not in BASELINES and lora != "fedsa"
+    assert (run.summary["product_error"] is not None) == known
+
+
+def test_everything_else_is_refused_before_a_model_is_loaded(keys):
+    for fed_alg, lora, kind in REFUSED:
+        changes = {"fed_alg": fed_alg, "lora_aggregation": lora, "model_name_or_path": "there/is/none"} | KINDS[kind]
+        with pytest.raises(ConfigError) as refused:
+            weft.train(keys | changes)
+        sentence = str(refused.value)
+        assert any(remedy in sentence for remedy in ("write", "add", "leave out")), sentence
+        assert "\n" not in sentence
+        assert "there/is" not in sentence
+
+
+@pytest.mark.parametrize("fed_alg", ["fedavg", "local", "central"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_text(keys, fed_alg: str, kind: str, tmp_path: Path):
+    rows = [{"text": row["instruction"] + " " + row["output"]} for row in colour_rows(40)]
+    data = write_rows(tmp_path / "text.jsonl", rows)
+    changes = {"fed_alg": fed_alg, "objective": "causal_lm", "num_rounds": 2, "dataset_name": str(data)}
+    run = weft.train(keys | changes | KINDS[kind], quiet=True)
+    assert math.isfinite(run.summary["eval"]["loss"])
+
+
+MORE = {
+    "ranks for a full model": {"use_peft": False, "client_ranks": [4]},
+    "ranks for the residual": {"lora_aggregation": "residual", "client_ranks": [4]},
+    "sharing and no sharing": {"fed_alg": "local", "share": ["lora_A"]},
+    "two kinds of own models": {"fed_alg": "ditto", "share": ["lora_A"]},
+    "personal steps of local models": {"fed_alg": "local", "personal_steps": 5},
+    "personal steps of nobody": {"fed_alg": "central", "personal_steps": 5},
+    "slow clients where all steps count": {"fed_alg": "fedadamw", "client_speed": [0.5]},
+    "spare clients of nobody": {"fed_alg": "fedbuff", "over_selection": 0.5},
+    "a quorum of nobody": {"fed_alg": "local", "min_clients": 2},
+}
+
+
+@pytest.mark.parametrize("changes", MORE.values(), ids=MORE.keys())
+def test_other_refusals(keys, changes: dict[str, object]):
+    with pytest.raises(ConfigError, match=r"leave out|write"):
+        weft.train(keys | changes)
+
+
+def test_a_parameter_of_an_algorithm_is_checked(keys):
+    with pytest.raises(ConfigError, match="Did you mean 'outer_lr'"):
+        weft.train(keys | {"fed_alg": "diloco", "fed_args": {"outer_rl": 1}})
+    with pytest.raises(ConfigError, match="is set by --prox_mu"):
+        weft.train(keys | {"fed_alg": "fedprox", "fed_args": {"mu": 1}})
+    with pytest.raises(ConfigError, match="'keep', 'reset' or 'average'"):
+        weft.train(keys | {"fed_alg": "diloco", "fed_args": {"inner_state": "kept"}})
+    with pytest.raises(ConfigError, match=r"fedavg has no parameter 'mu'\. Known: none"):
+        weft.train(keys | {"fed_args": {"mu": 1}})
+    with pytest.raises(ConfigError, match="Did you mean 'fedadagrad'"):
+        weft.train(keys | {"fed_alg": "fedadgrad"})

@@ -3,34 +3,73 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_type_hints
 
 from weft import registry
 from weft.config import RunConfig, check_algorithm
 from weft.core.parts import Algorithm
 from weft.errors import ConfigError
 from weft.federation.plan import Plan
+from weft.federation.sampling import Selection
+from weft.federation.sharing import Sharing
+from weft.launch.population import Population
+from weft.launch.trace import read_trace
 from weft.training.loop import GradientSteps
 from weft.training.schedules import Schedule
 
 
-def part(table: dict[str, str], name: str, kind: str, config: RunConfig) -> Any:
-    """Make the part of a name; its fields are taken from the keys that their metadata names ("key"), if any."""
+def part(table: dict[str, str], name: str, kind: str, config: RunConfig, own: dict[str, Any] | None = None) -> Any:
+    """Make the part of a name.
+
+    Args:
+        table: where the name is looked up.
+        name: of the part.
+        kind: what it is, in words.
+        config: gives the fields whose metadata name a "key".
+        own: values of the other fields, by their names.
+
+    Raises:
+        ConfigError: no such name, or a field that the part does not have, or a value that it cannot take.
+    """
     made = registry.load(table, name, kind)
     keys = {field.name: field.metadata["key"] for field in fields(made) if "key" in field.metadata}
-    return made(**{field: getattr(config, key) for field, key in keys.items()})
+    values = {field: getattr(config, key) for field, key in keys.items()}
+    values |= _own_fields(made, name, keys, own or {})
+    return made(**values)
+
+
+def _own_fields(made: Any, name: str, keys: dict[str, str], own: dict[str, Any]) -> dict[str, Any]:
+    """Check the values of a part's own fields, and return them in their types."""
+    from pydantic import TypeAdapter, ValidationError
+
+    hints = get_type_hints(made)
+    known = [field.name for field in fields(made) if field.name not in keys]
+    values = {}
+    for field, value in own.items():
+        if field in keys:
+            raise ConfigError(f"'{field}' of {name} is set by --{keys[field]}, not in fed_args.")
+        if field not in known:
+            guess = registry.nearest(field, known)
+            meant = f" Did you mean '{guess}'?" if guess else ""
+            raise ConfigError(f"{name} has no parameter '{field}'.{meant} Known: {', '.join(known) or 'none'}.")
+        try:
+            values[field] = TypeAdapter(hints[field]).validate_python(value)
+        except ValidationError as error:
+            said = error.errors()[0]["msg"].lower()
+            raise ConfigError(f"The value '{value}' of '{field}' in fed_args cannot be: {said}.") from None
+    return values
 
 
 def algorithm(config: RunConfig) -> Algorithm:
     """Make the algorithm, `localN` included; ConfigError for a client that there is none of."""
     alone = check_algorithm(config.fed_alg)
     if alone is None:
-        made: Algorithm = part(registry.ALGORITHMS, config.fed_alg, "algorithm", config)
+        made: Algorithm = part(registry.ALGORITHMS, config.fed_alg, "algorithm", config, config.fed_args)
         return made
     from weft.algorithms.local import OnlyClient
 
     clients = len(config.clients) if config.clients else config.num_clients
-    if alone >= clients:
+    if alone >= clients > 0:
         raise ConfigError(
             f"fed_alg is local{alone}, but there are {clients} clients, counted from 0: local{clients - 1} is the last."
         )
@@ -47,6 +86,37 @@ def plan(config: RunConfig) -> Plan:
         protection=part(registry.PROTECTIONS, "none", "protection", config),
         objective=part(registry.OBJECTIVES, config.objective, "objective", config),
         local=local_steps(config),
+        sharing=sharing(config),
+        trainable=("dora" if config.use_dora else "lora") if config.use_peft else "full",
+        quorum=config.min_clients,
+        weigh_by_size=config.client_weight == "size",
+        slow_clients=any(speed < 1 for speed in config.client_speed or ()),
+        spare=config.over_selection > 0,
+        personal_steps=config.personal_steps,
+    )
+
+
+def sharing(config: RunConfig) -> Sharing:
+    """Return what of the model travels."""
+    return Sharing(
+        lora=part(registry.LORA_AGGREGATIONS, config.lora_aggregation, "LoRA aggregation", config),
+        scale=config.lora_scale if config.use_peft and not config.use_dora else None,
+        patterns=tuple(config.share or ()),
+        ranks=tuple(config.client_ranks or ()),
+    )
+
+
+def selection(config: RunConfig, population: Population) -> Selection:
+    """Return how cohorts are chosen from a population; DataError for a trace that cannot be read."""
+    names = population.trained.names
+    return Selection(
+        seed=config.seed,
+        count=config.sample_clients,
+        over=config.over_selection,
+        weights=population.trained.sizes() if config.client_sampling == "size" else None,
+        availability=read_trace(config.availability, names, config.availability_period)
+        if config.availability
+        else None,
     )
 
 

@@ -7,22 +7,28 @@ from typing import Any, NamedTuple
 import yaml
 
 from weft.config import RunConfig
+from weft.core.tensors import num_bytes
+from weft.federation.plan import Plan
 from weft.federation.site import InMemory
+from weft.federation.state import Asked, begin, expected_streams, task_for
 from weft.launch import compose
 from weft.launch.population import Population, populate, template_name
 from weft.launch.train import prepare_process
 from weft.models.adapters import add_lora
 from weft.models.load import arithmetic, check_context, load_model_config, load_tokenizer
 from weft.models.precision import choose_device
+from weft.runs.progress import split_line
 from weft.runs.text import human_bytes, human_number
 
 
 class Sizes(NamedTuple):
-    """Numbers of parameters."""
+    """Numbers of parameters, and the bytes of one client and round."""
 
     all: int
     trained: int
     tensors: int
+    down: float
+    up: float
 
 
 def describe(config: RunConfig) -> str:
@@ -38,15 +44,15 @@ def describe(config: RunConfig) -> str:
     check_context(config, own)
     text_only = plan.objective.text_only
     population = populate(config, tokenizer, InMemory(), text_only=text_only, pool=plan.algorithm.pools_data)
-    sizes = count(config, own)
-    moved = 4 * sizes.trained if plan.algorithm.shares else 0
+    sizes = count(config, own, plan)
+    moved = sizes.down + sizes.up
     clients = len(
         plan.algorithm.cohort(range(min(config.sample_clients, len(population.trained))), len(population.trained))
     )
     device = choose_device(config.device)
     dtype = str(arithmetic(config, device)).removeprefix("torch.")
     lines = {
-        "algorithm": f"{config.fed_alg}, weighted mean, no privacy, no codec, no protection",
+        "algorithm": _algorithm(config, plan),
         "model": f"{config.model_name_or_path}: {human_number(sizes.all)} parameters, {dtype} on {device}",
         "trained": f"{sizes.trained} parameters in {sizes.tensors} tensors"
         + (f" (LoRA r={config.peft_lora_r})" if config.use_peft else " (all)"),
@@ -54,11 +60,12 @@ def describe(config: RunConfig) -> str:
         "template": template_name(config, tokenizer, text_only),
         "answers": ", ".join(population.choices) if population.choices else "open (no closed set)",
         "local work": f"{_steps(config)}, {config.gradient_accumulation_steps} x {config.batch_size} rows a step",
-        "travels": f"{human_bytes(moved)} down and {human_bytes(moved)} up for each client and round"
+        "split": split_line(population.split),
+        "travels": f"{human_bytes(sizes.down)} down and {human_bytes(sizes.up)} up for each client and round"
         if moved
         else "nothing",
-        "a round": f"{human_bytes(2 * moved * clients)} up+down",
-        "the run": f"{human_bytes(2 * moved * clients * config.num_rounds)} up+down in {config.num_rounds} rounds",
+        "a round": f"{human_bytes(moved * clients)} up+down",
+        "the run": f"{human_bytes(moved * clients * config.num_rounds)} up+down in {config.num_rounds} rounds",
         "memory": f"about {human_bytes(memory(config, own, sizes, dtype))} for weights, optimizer and one batch",
     }
     width = max(len(name) for name in lines)
@@ -67,8 +74,11 @@ def describe(config: RunConfig) -> str:
     return f"{settings}\n# The plan; nothing in it is refused.\n{shown}"
 
 
-def count(config: RunConfig, model_config: Any) -> Sizes:
-    """Count the parameters, and those that are trained, on a model without weights."""
+def count(config: RunConfig, model_config: Any, plan: Plan) -> Sizes:
+    """Count the parameters, those that are trained, and the bytes that travel, on a model without weights.
+
+    What a side adapter adds to the bytes depends on the run and is left out.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -76,9 +86,17 @@ def count(config: RunConfig, model_config: Any) -> Sizes:
         model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
         every = sum(p.numel() for p in model.parameters())
         if config.use_peft:
-            model = add_lora(model, config, torch.float32)
-    trained = [p.numel() for p in model.parameters() if p.requires_grad]
-    return Sizes(every, sum(trained), len(trained))
+            model = add_lora(model, config, torch.float32, plan.sharing.lora)
+    trained = {name: p.detach().float() for name, p in model.named_parameters() if p.requires_grad}
+    down, up = 0.0, 0.0
+    if plan.algorithm.shares:
+        state = begin(plan, trained, {})
+        ranks = plan.sharing.ranks or (None,)
+        tasks = [task_for(plan, state, Asked("client", 0, rank)) for rank in ranks]
+        down = sum(num_bytes(task.params) + num_bytes(task.extra) for task in tasks) / len(tasks)
+        # What is trained may alternate from round to round.
+        up = sum(num_bytes(expected_streams(plan, t.params, r)) for t in tasks for r in (0, 1)) / (2 * len(tasks))
+    return Sizes(every, sum(p.numel() for p in trained.values()), len(trained), down, up)
 
 
 def memory(config: RunConfig, model_config: Any, sizes: Sizes, dtype: str) -> float:
@@ -96,6 +114,13 @@ def memory(config: RunConfig, model_config: Any, sizes: Sizes, dtype: str) -> fl
     hidden, layers = getattr(text, "hidden_size", 0), getattr(text, "num_hidden_layers", 0)
     activations = tokens * hidden * layers * (2 if config.gradient_checkpointing else 17 * width)
     return float(weights + training + activations + tokens / 2 * getattr(text, "vocab_size", 0) * 8)
+
+
+def _algorithm(config: RunConfig, plan: Plan) -> str:
+    own = ", ".join(f"{name} {value}" for name, value in config.fed_args.items())
+    lora = f", LoRA factors by {config.lora_aggregation}" if config.use_peft else ""
+    weights = "weighted" if plan.weigh_by_size else "unweighted"
+    return f"{config.fed_alg}{f' ({own})' if own else ''}, {weights} mean{lora}, no privacy, no codec, no protection"
 
 
 def _clients(population: Population, taking_part: int) -> str:

@@ -23,6 +23,8 @@ class Tally:
     bytes_up: int = 0
     bytes_down: int = 0
     train_loss: float | None = None
+    product_errors: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    """How many rounds have one, their sum and the largest."""
     failures: dict[str, int] = field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
 
@@ -34,6 +36,9 @@ class Tally:
         self.bytes_down += record["bytes_down"]
         if record["train_loss"] is not None:
             self.train_loss = record["train_loss"]
+        if (error := record.get("product_error")) is not None:
+            count, total, most = self.product_errors
+            self.product_errors = [count + 1, total + error, max(most, error)]
         for client in record["failures"]:
             self.failures[client] = self.failures.get(client, 0) + 1
 
@@ -43,9 +48,9 @@ def round_record(done: RoundDone) -> dict[str, Any]:
     record, sums = done.record, done.record.sums
     tokens = sums.get("loss_tokens", 0.0)
     clients = max(1, len(record.clients))
-    return {
-        "event": "round",
-        "round": done.state.round,
+    line: dict[str, Any] = {
+        "event": "repeated" if record.repeated else "round",
+        "round": record.round + 1,
         "clients": list(record.clients),
         "train_loss": sums["loss_sum"] / tokens if tokens else None,
         "tokens": int(sums.get("tokens", 0)),
@@ -55,6 +60,8 @@ def round_record(done: RoundDone) -> dict[str, Any]:
         "learning_rate": sums.get("learning_rate", 0.0) / clients,
         "failures": record.failures,
     }
+    optional = {"spare": list(record.spare) or None, "product_error": record.product_error, "clock": done.clock}
+    return line | {name: value for name, value in optional.items() if value is not None}
 
 
 def evaluation_record(round: int, scores: dict[str, Metrics]) -> dict[str, Any]:

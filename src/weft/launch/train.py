@@ -12,17 +12,23 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from weft.config import VOLATILE, RunConfig
+from weft.config import VOLATILE, RunConfig, check_algorithm
 from weft.core.parts import Algorithm
 from weft.core.types import Metrics, ServerState, Streams
+from weft.errors import ConfigError
 from weft.evaluation.heldout import HeldOut
+from weft.federation.conditions import Conditions
 from weft.federation.loop import RoundDone, Rounds, run_rounds
 from weft.federation.plan import Plan
+from weft.federation.site import Site
+from weft.federation.state import begin
 from weft.launch import compose
 from weft.launch.finished import Run
+from weft.launch.own import OwnModels, result_of
 from weft.launch.population import Population, populate
 from weft.launch.records import Tally, evaluation_record, peak_memory, round_record
 from weft.models.adapters import save_model
@@ -50,6 +56,10 @@ class DiskMemory:
     def save(self, client: str, round: int, streams: Streams) -> None:
         """Keep what the client remembers after `round` rounds."""
         checkpoint.save_client_memory(self.run, client, round, streams)
+
+    def drop(self, client: str, round: int) -> None:
+        """Forget what the client kept after `round` rounds."""
+        checkpoint.drop_client_memory(self.run, client, round)
 
 
 def train(
@@ -80,10 +90,22 @@ def train(
             pool=plan.algorithm.pools_data,
         )
         tell(config, population, plan.algorithm, progress)
-        model = load_resident(config, tokenizer)
+        write_atomic(run.split_file, (json.dumps(population.split, indent=1) + "\n").encode())
+        progress.split(population.split)
+        model = load_resident(config, tokenizer, plan.sharing.lora)
         with Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers:
             Training(config, run, plan, population, model, progress, trackers).run_all()
         return Run(run.path)
+
+
+def check_alone(config: RunConfig, population: Population) -> None:
+    """Refuse a `localN` beyond the clients that the data gave."""
+    alone = check_algorithm(config.fed_alg)
+    if alone is not None and alone >= len(population.names):
+        raise ConfigError(
+            f"fed_alg is {config.fed_alg}, but there are {len(population.names)} clients, counted from 0: "
+            f"local{len(population.names) - 1} is the last."
+        )
 
 
 def prepare_process(config: RunConfig) -> None:
@@ -98,6 +120,7 @@ def prepare_process(config: RunConfig) -> None:
 def tell(config: RunConfig, population: Population, algorithm: Algorithm, progress: Progress) -> None:
     """Say once what a user would want to know before the first round."""
     counts = population.counts
+    check_alone(config, population)
     if config.sample_clients > len(population.trained) and not algorithm.pools_data and algorithm.shares:
         progress.note(
             f"sample_clients is {config.sample_clients} and there are {len(population.trained)} clients: all take part."
@@ -153,12 +176,19 @@ class Training:
 
     def _start(self) -> ServerState:
         """Return the state to go on from: that of the newest checkpoint, or the model as it was loaded."""
+        values, sharing = self.model.values(), self.plan.sharing
+        self.model.initial = {name: value for name, value in values.items() if not sharing.travels(name)}
+        if len(self.model.initial) == len(values):
+            raise ConfigError(
+                f"share ({', '.join(sharing.patterns)}) fits no trained tensor, such as {next(iter(values))}: "
+                "write a part of a name, or a glob."
+            )
         found = checkpoint.latest(self.run, self.progress.note)
         if found is None:
             self.metrics.truncate(0)
             self.timing.truncate(0)
             checkpoint.rewind(self.run, 0)
-            return self.plan.algorithm.init(self.model.values())
+            return begin(self.plan, self.model.values(), self.model.fixed)
         state, extra = found
         self.metrics.truncate(extra["metrics"])
         self.timing.truncate(extra["timing"])
@@ -168,17 +198,23 @@ class Training:
 
     def _rounds(self, state: ServerState) -> Iterator[RoundDone]:
         config, population = self.config, self.population
-        evaluator = HeldOut(config.eval_batch_size, population.asked)
-        runtime = InProcess(self.plan, self.model, evaluator, population.trained, population.evaluated)
-        by_size = config.client_sampling == "size"
+        conditions = Conditions(config.seed, config.client_failure_rate, tuple(config.client_speed or ()))
+        self.runtime = InProcess(
+            self.plan, self.model, self._evaluator(), population.trained, population.evaluated, conditions
+        )
         return run_rounds(
             self.plan,
             state,
-            runtime,
-            Rounds(config.num_rounds, config.sample_clients, config.seed, config.eval_every),
+            self.runtime,
+            Rounds(
+                config.num_rounds,
+                compose.selection(config, population),
+                config.eval_every,
+                config.max_attempts,
+                conditions,
+            ),
             clients=population.trained.names,
             evaluated=population.tested(),
-            weights=population.trained.sizes() if by_size else None,
         )
 
     def _kept(self, round: int) -> bool:
@@ -192,6 +228,13 @@ class Training:
     def _record(self, done: RoundDone) -> None:
         record = round_record(done)
         self.tally.add(done, record)
+        if done.record.repeated:
+            self.metrics.append(record)
+            self.progress.note(
+                f"round {record['round']}: {len(record['clients'])} good replies, fewer than min_clients "
+                f"({self.config.min_clients}): it is begun again."
+            )
+            return
         self.metrics.append(record)
         timing = {
             "round": record["round"],
@@ -218,18 +261,23 @@ class Training:
 
     def _finish(self, state: ServerState) -> None:
         """Write the trained weights, the summary and the report."""
-        self._save_weights(state)
-        evaluation = self.tally.evaluation or {}
+        models = self._save_weights(state)
+        evaluation, errors = self.tally.evaluation or {}, self.tally.product_errors
         summary = {
             "rounds": state.round,
+            "attempts": state.round + state.attempts,
             "seconds": self.tally.seconds,
             "tokens": self.tally.tokens,
             "bytes_up": self.tally.bytes_up,
             "bytes_down": self.tally.bytes_down,
             "peak_memory_bytes": peak_memory(self.model.device),
             "train_loss": self.tally.train_loss,
+            "product_error": errors[1] / errors[0] if errors[0] else None,
+            "product_error_max": errors[2] if errors[0] else None,
             "eval": {key: evaluation.get(key) for key in ("loss", "perplexity", "accuracy", "macro_f1")},
             "clients": evaluation.get("clients", {}),
+            "models": models,
+            "skew": self.population.split.get("skew", {}),
             "failures": self.tally.failures,
             "rows": self.population.counts,
             "choices": self.population.choices,
@@ -238,13 +286,21 @@ class Training:
         write_report(self.run.path)
         self.progress.done(summary)
 
-    def _save_weights(self, state: ServerState) -> None:
+    def _save_weights(self, state: ServerState) -> dict[str, Any]:
+        """Write the shared model, and every client's own where there are such; return what they are worth."""
         kind = "adapter" if self.config.use_peft else "model"
-        if not self.plan.algorithm.personal:
-            save_model(self.model.model, self.model.tokenizer, state.params, self.run.path / kind)
-            return
-        memory = DiskMemory(self.run)
-        for site in self.population.trained:
-            own = {k.removeprefix("rule."): v for k, v in memory.load(site.name, state.round).items()}
-            params = self.plan.algorithm.own_params(state.params, own)
-            save_model(self.model.model, self.model.tokenizer, params, self.run.client_dir(site.name) / kind)
+        model, tokenizer = self.model.model, self.model.tokenizer
+        if self.plan.algorithm.shares or not self.plan.algorithm.personal:
+            save_model(model, tokenizer, result_of(state, self.model.initial), self.run.path / kind)
+        own = OwnModels(self.plan, state, self.model, self.population, self._evaluator())
+        if not own.exist:
+            return {}
+
+        def keep(site: Site) -> None:
+            if self.plan.personal_steps or site.memory.load(site.name, state.round):
+                save_model(model, tokenizer, own.whole(), self.run.client_dir(site.name) / kind)
+
+        return own.compare(self.config.eval_everybody, keep)
+
+    def _evaluator(self) -> HeldOut:
+        return HeldOut(self.config.eval_batch_size, self.population.asked)

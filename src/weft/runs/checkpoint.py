@@ -51,7 +51,7 @@ def save(
     temporary.mkdir()
     tensor_file = temporary / "server.safetensors"
     _write_tensors(tensor_file, state.params, state.memory)
-    record = {"round": state.round, "sha256": _digest(tensor_file), "extra": extra}
+    record = {"round": state.round, "attempts": state.attempts, "sha256": _digest(tensor_file), "extra": extra}
     write_atomic(temporary / "state.json", json.dumps(record, indent=1).encode())
     if target.exists():
         # A directory cannot be replaced in one step: the former one stays readable under another name meanwhile.
@@ -110,6 +110,11 @@ def save_client_memory(run: RunDir, client: str, round: int, streams: Streams) -
             former.unlink()
 
 
+def drop_client_memory(run: RunDir, client: str, round: int) -> None:
+    """Forget what a client wrote after `round`, if it wrote anything."""
+    (run.client_dir(client) / f"memory_{round:06d}.safetensors").unlink(missing_ok=True)
+
+
 def load_client_memory(run: RunDir, client: str, round: int) -> Streams:
     """Return what a client remembers after `round` rounds, tensors on the CPU: its newest memory written by then.
 
@@ -137,12 +142,13 @@ def _read(path: Path) -> tuple[ServerState, dict[str, Any]]:
     try:
         record = json.loads((path / "state.json").read_text(encoding="utf-8"))
         expected, round, extra = record["sha256"], record["round"], record["extra"]
+        attempts = record.get("attempts", 0)
         if _digest(path / "server.safetensors") != expected:
             raise _Damaged("its tensors are not those that were saved")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _Damaged(f"{type(error).__name__}: {error}") from error
     params, memory = _read_tensors(path / "server.safetensors")
-    return ServerState(params=params, memory=memory, round=round), extra
+    return ServerState(params=params, memory=memory, round=round, attempts=attempts), extra
 
 
 def _digest(path: Path) -> str:

@@ -1,0 +1,241 @@
+"""Algorithms in whole runs: identities to the last bit, memories, quorum, stragglers, resume."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import weft
+from conftest import colour_rows, write_rows
+from weft import registry
+from weft.runs import checkpoint
+from weft.runs.layout import RunDir
+
+
+def weights(run, client: str | None = None) -> dict[str, torch.Tensor]:
+    (file,) = run.weights(client).glob("*.safetensors")
+    return load_file(file)
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+SAME_AS_FEDAVG = {
+    "fedprox, mu 0": {"fed_alg": "fedprox", "prox_mu": 0},
+    "fedprox in the gradient, mu 0": {"fed_alg": "fedprox", "prox_mu": 0, "fed_args": {"form": "gradient"}},
+    "fednova, equal steps": {"fed_alg": "fednova"},
+    "diloco, outer lr 1, no momentum": {
+        "fed_alg": "diloco",
+        "fed_args": {"outer_lr": 1, "momentum": 0, "inner_state": "reset"},
+    },
+    "feddyn, alpha 0": {"fed_alg": "feddyn", "fed_args": {"alpha": 0}},
+    "feddyn in the gradient, alpha 0": {"fed_alg": "feddyn", "fed_args": {"alpha": 0, "form": "gradient"}},
+    "fedbuff, full synchronous buffer": {"fed_alg": "fedbuff"},
+    "fedavgm, no momentum": {"fed_alg": "fedavgm", "fedopt_beta1": 0},
+    "fedcm, alpha 1": {"fed_alg": "fedcm", "fed_args": {"alpha": 1}},
+    "ditto's shared model": {"fed_alg": "ditto"},
+    "fedit by name": {"lora_aggregation": "average"},
+    "ranks all the same": {"client_ranks": [8]},
+    "a quorum that is met": {"min_clients": 2},
+}
+
+
+@pytest.mark.parametrize("use_peft", [True, False])
+def test_special_cases_are_fedavg_bit_for_bit(keys, use_peft: bool, tmp_path: Path):
+    shared = keys | {"use_peft": use_peft, "eval_every": 0, "peft_lora_dropout": 0.1}
+    plain = weights(weft.train(shared | {"output_dir": str(tmp_path / "fedavg")}))
+    for name, changes in SAME_AS_FEDAVG.items():
+        if use_peft or "client_ranks" not in changes:
+            found = weft.train(shared | changes | {"output_dir": str(tmp_path / name)})
+            assert same(plain, weights(found)), name
+
+
+def test_ditto_without_a_pull_is_local_training(keys, tmp_path: Path):
+    everybody = keys | {"sample_clients": 3}
+    ditto = weft.train(everybody | {"fed_alg": "ditto", "fed_args": {"strength": 0}, "output_dir": str(tmp_path / "d")})
+    local = weft.train(everybody | {"fed_alg": "local", "output_dir": str(tmp_path / "l")})
+    for client in ("client_0", "client_1", "client_2"):
+        assert same(weights(ditto, client), weights(local, client))
+
+
+@pytest.mark.parametrize("space", ["gradient", "update"])
+def test_the_mean_of_the_clients_variates_is_the_servers(keys, space: str):
+    run = weft.train(keys | {"fed_alg": "scaffold", "sample_clients": 3, "fed_args": {"space": space}})
+    directory = RunDir(run.path)
+    state, _ = checkpoint.latest(directory)
+    own = [checkpoint.load_client_memory(directory, f"client_{i}", state.round)["rule.control"] for i in range(3)]
+    clients = json.loads(directory.split_file.read_text())["clients"]
+    held = {name: scores["rows"] for name, scores in run.summary["clients"].items()}
+    weight = [clients[f"client_{i}"]["rows"] - held[f"client_{i}"] for i in range(3)]
+    for name, value in state.memory["control"].items():
+        mean = sum(w * one[name] for w, one in zip(weight, own, strict=True)) / sum(weight)
+        torch.testing.assert_close(value, mean, rtol=1e-4, atol=1e-6 * float(value.abs().max()) + 1e-12)
+    assert any(value.any() for value in state.memory["control"].values())
+
+
+def test_fedprox_stays_closer_to_where_the_round_began(keys, tmp_path: Path):
+    one = keys | {"num_rounds": 1, "max_steps": 5, "lr_scheduler_type": "constant"}
+    start = weights(weft.train(one | {"learning_rate": 0, "output_dir": str(tmp_path / "start")}))
+
+    def moved(name: str, **changes: object) -> float:
+        end = weights(weft.train(one | changes | {"output_dir": str(tmp_path / name)}))
+        return sum(float((end[key] - start[key]).norm() ** 2) for key in end) ** 0.5
+
+    plain = moved("plain")
+    assert moved("weak", fed_alg="fedprox", prox_mu=100) < plain
+    assert moved("strong", fed_alg="fedprox", prox_mu=500) < 0.8 * plain
+
+
+def test_diloco_keeps_the_moments_where_it_is_told(keys, tmp_path: Path):
+    for state, there in (("keep", True), ("reset", False), ("average", False)):
+        arguments = {"fed_alg": "diloco", "fed_args": {"inner_state": state}, "sample_clients": 3}
+        run = RunDir(weft.train(keys | arguments | {"output_dir": str(tmp_path / state)}).path)
+        memory = checkpoint.load_client_memory(run, "client_0", 3)
+        assert bool(memory) == there
+        if there:
+            assert {float(v) for v in memory["rule.step"].values()} == {6.0}
+        latest, _ = checkpoint.latest(run)
+        assert ("exp_avg_sq" in latest.memory) == (state == "average")
+        if state == "average":
+            assert float(latest.memory["step"]["step"]) == 6.0
+
+
+MORE = [
+    {"fed_alg": "diloco", "fed_args": {"inner_state": "average"}},
+    {"fed_alg": "fedbuff", "client_speed": [1, 0.4], "num_clients": 6, "fed_args": {"buffer_size": 1}},
+    {"fed_alg": "scaffold", "client_ranks": [2, 8]},
+    {"client_failure_rate": 0.4, "min_clients": 2, "num_clients": 6},
+    {"over_selection": 0.5, "client_speed": [1, 0.5], "num_clients": 6},
+    {"share": ["lora_A"]},
+]
+RUNS = [{"fed_alg": name} for name in registry.ALGORITHMS]
+RUNS += [{"lora_aggregation": name} for name in registry.LORA_AGGREGATIONS if name != "average"]
+
+
+@pytest.mark.parametrize("changes", RUNS + MORE, ids=lambda changes: "-".join(str(v) for v in changes.values()))
+def test_every_memory_survives_a_kill(keys, changes: dict[str, object], tmp_path: Path):
+    """What a kill after round 2 leaves, later files of rounds under way included, ends as the undisturbed run."""
+    config = keys | {"num_rounds": 4, "max_steps": 1, "save_model_freq": 1, "checkpoint_seconds": 0} | changes
+    whole = weft.train(config | {"output_dir": str(tmp_path / "whole")}).path
+    broken = tmp_path / "broken"
+    shutil.copytree(whole, broken)
+    for path in (*broken.glob("checkpoints/round_00000[34]"), broken / "adapter", *broken.glob("clients/*/adapter")):
+        shutil.rmtree(path, ignore_errors=True)
+    (broken / "summary.json").unlink()
+    weft.train(config | {"output_dir": str(broken)}, resume=True)
+    files = ["metrics.jsonl", *(str(p.relative_to(whole)) for p in sorted(whole.glob("**/adapter/*.safetensors")))]
+    assert len(files) > 1
+    for name in files:
+        assert (whole / name).read_bytes() == (broken / name).read_bytes(), name
+
+
+def rounds(run, event: str = "round") -> list[dict]:
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == event]
+
+
+def test_a_round_with_too_few_replies_is_repeated_and_not_averaged(keys):
+    changes = {"num_clients": 8, "sample_clients": 4, "min_clients": 4, "client_failure_rate": 0.3, "num_rounds": 4}
+    run = weft.train(keys | changes | {"max_attempts": 100, "fed_alg": "scaffold"})
+    assert all(len(line["clients"]) == 4 for line in rounds(run))
+    repeated = rounds(run, "repeated")
+    assert repeated
+    assert all(len(line["clients"]) < 4 for line in repeated)
+    assert run.summary["attempts"] == 4 + len(repeated)
+    # Whoever trained in a repeated round only has forgotten it: c is the cohort's share of the c_i of those that count.
+    used = {client for line in rounds(run) for client in line["clients"]}
+    directory = RunDir(run.path)
+    kept = {f"client_{i}" for i in range(8) if checkpoint.load_client_memory(directory, f"client_{i}", 4)}
+    assert kept == used
+
+
+def test_a_quorum_that_is_never_met_stops_the_run_to_be_resumed(keys):
+    changes = {"sample_clients": 2, "min_clients": 2, "client_failure_rate": 0.99, "max_attempts": 3}
+    with pytest.raises(weft.errors.RunError, match="begun 3 times and fewer than 2 clients answered"):
+        weft.train(keys | changes)
+
+
+def test_more_are_asked_than_needed_and_the_fastest_count(keys):
+    changes = {"num_clients": 8, "sample_clients": 2, "over_selection": 1.0, "client_speed": [1, 0.5]}
+    run = weft.train(keys | changes)
+    for line in rounds(run):
+        assert len(line["clients"]) == 2
+        assert len(line["spare"]) == 2
+        slow = [name for name in line["clients"] if int(name[-1]) % 2]
+        fast_spare = [name for name in line["spare"] if int(name[-1]) % 2 == 0]
+        assert not (slow and fast_spare)
+
+
+def test_slow_clients_make_fewer_steps(keys):
+    run = weft.train(keys | {"sample_clients": 3, "max_steps": 4, "client_speed": [1, 0.5, 0.1], "eval_every": 0})
+    for line in rounds(run):
+        assert line["examples"] == (4 + 2) * 4
+        assert line["failures"] == {"client_2": "was too slow for one of 4 steps"}
+
+
+def test_an_asynchronous_server_does_not_wait_for_the_slow(keys, tmp_path: Path):
+    shared = keys | {
+        "num_clients": 6,
+        "sample_clients": 3,
+        "num_rounds": 6,
+        "client_speed": [1, 1, 0.25],
+        "max_steps": 1,
+    }
+    run = weft.train(shared | {"fed_alg": "fedbuff", "fed_args": {"buffer_size": 2}})
+    clocks = [line["clock"] for line in rounds(run)]
+    assert clocks == sorted(clocks)
+    # Waiting for a client of speed 1/4 takes 4 a round.
+    assert clocks[-1] < 4 * 6 / 2
+
+
+def test_availability_traces(keys, tmp_path: Path):
+    trace = tmp_path / "trace.csv"
+    trace.write_text("client,first,last\nclient_0,1,1\nclient_1,2,2\nclient_2,3,9\n")
+    run = weft.train(keys | {"sample_clients": 1, "availability": str(trace)})
+    assert [line["clients"] for line in rounds(run)] == [["client_0"], ["client_1"], ["client_2"]]
+    trace.write_text("client,first,last\nclent_0,1,1\n")
+    with pytest.raises(weft.errors.DataError, match="Did you mean 'client_0'"):
+        weft.train(keys | {"availability": str(trace)}, overwrite=True)
+
+
+def test_the_price_of_own_models_is_measured(keys, tmp_path: Path):
+    run = weft.train(keys | {"personal_steps": 3, "learning_rate": 1e-2})
+    models = run.summary["models"]
+    assert models["shared"]["loss"] == pytest.approx(run.summary["eval"]["loss"], rel=1e-5)
+    assert models["own"]["loss"] < models["shared"]["loss"]
+    assert set(models["clients"]["client_0"]) == {"shared", "own", "own_on_everybody"}
+    assert not same(weights(run, "client_0"), weights(run, "client_1"))
+    local = weft.train(keys | {"fed_alg": "local", "output_dir": str(tmp_path / "local")}).summary["models"]
+    assert "shared" not in local
+    assert local["own_on_everybody"]["loss"] > 0
+
+
+def test_share_keeps_the_rest_with_the_client(keys):
+    run = weft.train(keys | {"share": ["*.layers.0.*"], "sample_clients": 3})
+    shared, own = weights(run), [weights(run, f"client_{i}") for i in range(3)]
+    for name in shared:
+        assert torch.equal(own[0][name], own[1][name]) == (".layers.0." in name), name
+    full = weft.train(keys | {"output_dir": str(keys["output_dir"]) + "-full"})
+    assert run.summary["bytes_up"] < full.summary["bytes_up"]
+
+
+def test_one_weight_for_all(keys, tmp_path: Path):
+    sizes = {"a": 10, "b": 60}
+    files = {name: write_rows(tmp_path / f"{name}.jsonl", colour_rows(size, size)) for name, size in sizes.items()}
+    shared = {k: v for k, v in keys.items() if k != "dataset_name"} | {
+        "clients": [{"name": name, "data": str(path)} for name, path in files.items()],
+        "num_rounds": 1,
+        "eval_fraction": 0,
+    }
+    mean = weights(weft.train(shared | {"client_weight": "uniform", "output_dir": str(tmp_path / "all")}))
+    alone = [
+        weights(weft.train(shared | {"fed_alg": f"local{i}", "output_dir": str(tmp_path / f"{i}")})) for i in (0, 1)
+    ]
+    for name, value in mean.items():
+        torch.testing.assert_close(value, (alone[0][name] + alone[1][name]) / 2, rtol=1e-6, atol=1e-7)
