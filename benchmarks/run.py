@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NAMES = ["startup", "overhead", "usual", "memory"]
+NAMES = ["startup", "overhead", "usual", "memory", "lora"]
 
 
 def main() -> int:

@@ -46,7 +46,7 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
         many: dict[str, Any] = {}
         if field.annotation is bool:
             many = {"nargs": "?", "const": "true", "metavar": "true|false"}
-        elif "list" in kind:
+        elif "list" in kind or "dict" in kind:
             many = {"nargs": "*", "metavar": key.upper()}
         default = "" if field.default in (None, False) else f" [{_shown(field.default)}]"
         text = ((field.description or "") + default).replace("%", "%%")

@@ -332,7 +332,9 @@ def build(values: dict[str, Any]) -> RunConfig:
         return RunConfig(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        # Where a value may be of several types, pydantic names the type too.
+        inside = Client.model_fields.keys()
+        where = ".".join(str(p) for i, p in enumerate(first["loc"]) if i == 0 or isinstance(p, int) or p in inside)
         raise ConfigError(f"The value {first['input']!r} of '{where}' cannot be: {first['msg'].lower()}.") from None
 
 

@@ -42,6 +42,19 @@ LORA_AGGREGATIONS = {
     "fedsb": "weft.lora.fedsb:FedSB",
     "dual": "weft.lora.dual:Dual",
 }
+OTHER_NAMES = {
+    "fedit": "average",
+    "ffa_lora": "ffa",
+    "flora": "stack",
+    "flexlora": "svd",
+    "fedex": "residual",
+    "fedex_lora": "residual",
+    "fedsa_lora": "fedsa",
+    "fed_sb": "fedsb",
+    "fednesterov": "diloco",
+    "fedadgrad": "fedadagrad",
+}
+"""What papers and other tools call a part."""
 AGGREGATORS = {"mean": "weft.aggregation.mean:Mean"}
 PRIVACY = {"none": "weft.privacy.none:NoPrivacy"}
 CODECS = {"none": "weft.compression.identity:Identity"}
@@ -92,7 +105,8 @@ def require(table: dict[str, str], name: str, kind: str) -> str:
     """
     if name in table:
         return table[name]
-    guess = nearest(name, list(table))
+    other = OTHER_NAMES.get(name.lower().replace("-", "_"))
+    guess = other if other in table else nearest(name, list(table))
     meant = f" Did you mean '{guess}'?" if guess else ""
     raise ConfigError(f"There is no {kind} named '{name}'.{meant} Known: {', '.join(table)}.")
 

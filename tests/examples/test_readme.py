@@ -69,7 +69,7 @@ def test_every_command_of_the_readme_runs(workplace: Path, tiny_model: Path, tin
         code = main(shortened(words[1:], tiny_model, tiny_data))
         assert code == 0, (words, capsys.readouterr().err)
         ran += 1
-    assert ran == 7
+    assert ran == 10
     assert (workplace / "output" / "adapter" / "adapter_model.safetensors").exists()
     assert (workplace / "runs" / "merged" / "model.safetensors").exists()
 
@@ -116,3 +116,12 @@ def test_the_algorithm_of_the_docs_works(keys, monkeypatch: pytest.MonkeyPatch):
     found = checkpoint.latest(run.directory)
     assert found is not None
     assert set(found[0].memory) == {"momentum"}
+
+
+def test_the_page_of_algorithms_names_every_part():
+    from weft import registry
+
+    page = (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    for table in (registry.ALGORITHMS, registry.LORA_AGGREGATIONS, registry.SPLITS):
+        for name in table:
+            assert re.search(rf"^\|[^|]*`{name}`", page, flags=re.MULTILINE), name

@@ -1,7 +1,7 @@
 """Matrices in factors: W = B A with B (d, R) and A (R, k), never multiplied out.
 
-One routine, a QR of both factors and a small SVD between them, gives the best factors of a rank, the norm of a sum
-of products and the distance of two. Cost O((d + k) R^2 + R^3).
+One routine, a QR of both factors and a small SVD between them, gives the best factors of a rank, in O((d + k) R^2 +
+R^3); norms, and with them the distance of two products, need no more than the factors' Gram matrices.
 """
 
 from __future__ import annotations
@@ -60,8 +60,12 @@ def total(products: Sequence[Product], weights: Sequence[float] | None = None) -
 
 
 def norm(product: Product) -> float:
-    """Return the Frobenius norm of b @ a."""
-    return float(_core(product)[2].norm())
+    """Return the Frobenius norm of b @ a, from the Gram matrices of its factors: ||B A||^2 = <B^T B, A A^T>.
+
+    In float64 what cancels leaves about 1e-8 of the largest term, a tenth of what float32 factors hold.
+    """
+    b, a = product.b.double(), product.a.double()
+    return float(((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt())
 
 
 def truncate(product: Product, rank: int | None = None) -> Product:

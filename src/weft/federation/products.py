@@ -78,14 +78,9 @@ class Products:
             if module in after:
                 terms.append(Product(-after[module].b, after[module].a))
                 terms += [before[module]] if module in before else []
-            apart += lowrank.norm(_precise(lowrank.total(terms))) ** 2
+            apart += lowrank.norm(lowrank.total(terms)) ** 2
             whole += lowrank.norm(mean) ** 2
         return math.sqrt(apart / whole) if whole else 0.0
-
-
-def _precise(product: Product) -> Product:
-    """Return a difference in float64 where that is cheap, so that an exact method shows no error of this measure."""
-    return Product(product.b.double(), product.a.double()) if product.a.shape[0] <= LIMIT else product
 
 
 def _fitted(params: Tensors, factors: Mapping[str, str], scale: float) -> Product:

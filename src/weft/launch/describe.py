@@ -60,7 +60,7 @@ def describe(config: RunConfig) -> str:
         "template": template_name(config, tokenizer, text_only),
         "answers": ", ".join(population.choices) if population.choices else "open (no closed set)",
         "local work": f"{_steps(config)}, {config.gradient_accumulation_steps} x {config.batch_size} rows a step",
-        "split": split_line(population.split),
+        "split": split_line(population.split).removeprefix("split "),
         "travels": f"{human_bytes(sizes.down)} down and {human_bytes(sizes.up)} up for each client and round"
         if moved
         else "nothing",
