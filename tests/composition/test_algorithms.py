@@ -106,6 +106,46 @@ def test_diloco_keeps_the_moments_where_it_is_told(keys, tmp_path: Path):
             assert float(latest.memory["step"]["step"]) == 6.0
 
 
+def test_kept_moments_make_rounds_of_one_client_one_long_training(keys, tmp_path: Path):
+    """DiLoCo with one client, outer lr 1 and no momentum is AdamW that never stopped."""
+    one = keys | {"num_clients": 1, "sample_clients": 1, "lr_scheduler_type": "constant", "peft_lora_dropout": 0}
+    one |= {"eval_every": 0, "learning_rate": 1e-2}
+    kept = {"fed_alg": "diloco", "fed_args": {"outer_lr": 1, "momentum": 0}, "num_rounds": 4, "max_steps": 2}
+    rounds_ = weights(weft.train(one | kept | {"output_dir": str(tmp_path / "rounds")}))
+    whole = weights(weft.train(one | {"num_rounds": 1, "max_steps": 8, "output_dir": str(tmp_path / "whole")}))
+    reset = weights(weft.train(one | {"num_rounds": 4, "max_steps": 2, "output_dir": str(tmp_path / "reset")}))
+    for name, value in whole.items():
+        torch.testing.assert_close(rounds_[name], value, rtol=1e-4, atol=1e-6)
+    assert any(not torch.allclose(reset[name], value, rtol=1e-3, atol=1e-5) for name, value in whole.items())
+
+
+def test_fedadamw_is_adamw_with_what_the_server_sent(keys):
+    """A round against a loop written out: m from zero and corrected by the round's steps, v from the server's means."""
+    from weft.algorithms.fedadamw import COUNT, DIRECTION, MEANS, FedAdamW
+    from weft.core.types import Task
+
+    start = {"w": torch.tensor([1.0, -2.0])}
+    v0, behind, lr, alpha = 0.04, 20, 0.1, 0.5
+    extra = {MEANS: {"w": torch.tensor(v0)}, DIRECTION: {"w": torch.tensor([0.3, 0.1])}}
+    extra[COUNT] = {COUNT: torch.tensor(float(behind))}
+    rule = FedAdamW(alpha=alpha).rule(Task("a", 2, 2, start, extra), {})
+    parameter = torch.nn.Parameter(rule.begin(start)["w"].clone())
+    optimizer = torch.optim.AdamW([parameter], lr=0.0, weight_decay=0.0)
+    optimizer.state[parameter] = {key: values["w"].clone() for key, values in rule.moments().items()}
+    rule.prepare({"w": parameter})
+    y, m, v = start["w"].clone(), torch.zeros(2), torch.full((2,), v0)
+    for step, grad in enumerate([torch.tensor([0.5, -0.1]), torch.tensor([0.2, 0.4])]):
+        parameter.grad = grad
+        optimizer.param_groups[0]["lr"] = lr * rule.lr_factor(step)
+        optimizer.step()
+        with torch.no_grad():
+            rule.after_step({"w": parameter}, lr)
+        m, v = 0.9 * m + 0.1 * grad, 0.999 * v + 0.001 * grad**2
+        m_hat, v_hat = m / (1 - 0.9 ** (step + 1)), v / (1 - 0.999 ** (behind + step + 1))
+        y = y - lr * (m_hat / (v_hat.sqrt() + 1e-8) + alpha * extra[DIRECTION]["w"])
+        torch.testing.assert_close(parameter.detach(), y, rtol=1e-5, atol=1e-6)
+
+
 MORE = [
     {"fed_alg": "diloco", "fed_args": {"inner_state": "average"}},
     {"fed_alg": "fedbuff", "client_speed": [1, 0.4], "num_clients": 6, "fed_args": {"buffer_size": 1}},
@@ -192,6 +232,15 @@ def test_an_asynchronous_server_does_not_wait_for_the_slow(keys, tmp_path: Path)
     assert clocks == sorted(clocks)
     # Waiting for a client of speed 1/4 takes 4 a round.
     assert clocks[-1] < 4 * 6 / 2
+
+
+def test_an_asynchronous_server_goes_on_without_those_that_drop_out(keys):
+    changes = {"fed_alg": "fedbuff", "client_failure_rate": 0.6, "client_speed": [1, 0.3, 0.5], "num_rounds": 12}
+    run = weft.train(keys | changes | {"num_clients": 6, "sample_clients": 3, "max_steps": 1, "eval_every": 0})
+    found = rounds(run)
+    assert any(not line["clients"] for line in found)
+    assert any(line["clients"] for line in found)
+    assert run.summary["rounds"] == 12
 
 
 def test_availability_traces(keys, tmp_path: Path):

@@ -39,9 +39,10 @@ class FedBuff(Algorithm):
     def task(self, state: ServerState, client: str, version: int) -> Task:
         """Send the version that the client began from."""
         kept = max(version, state.round - self.max_staleness)
-        if kept == state.round:
-            return Task(client, state.round, kept, state.params)
-        return Task(client, state.round, kept, state.memory[f"{VERSION}{kept}"])
+        # A round without a usable update changes nothing, and so keeps no version: the next one is the same.
+        later = (f"{VERSION}{number}" for number in range(kept, state.round))
+        found = next((name for name in later if name in state.memory), None)
+        return Task(client, state.round, kept, state.memory[found] if found else state.params)
 
     def combine(self, updates: Iterable[Update], aggregator: Aggregator) -> Total:
         """Weigh the updates by their staleness."""

@@ -141,7 +141,7 @@ def _conditions(plan: Plan) -> list[tuple[bool, str]]:
             f"{name} does not wait for a cohort, so none of its clients are spare: leave out --over_selection.",
         ),
         (
-            plan.quorum > 0 and (algorithm.pools_data or not algorithm.shares),
-            f"With {name} nothing is averaged, so there is no quorum: leave out --min_clients.",
+            plan.quorum > 0 and (algorithm.asynchronous or not algorithm.shares),
+            f"{name} waits for no cohort, so there is no quorum of one: leave out --min_clients.",
         ),
     ]

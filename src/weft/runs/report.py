@@ -72,7 +72,7 @@ def write_report(run_path: str | os.PathLike[str]) -> Path:
     title = run.path.resolve().name
     body = [
         f"<h1>{escape(title)}</h1>",
-        _header(config, rounds, finished=bool(summary)),
+        _header(config, rounds, len(split.get("clients") or []), finished=bool(summary)),
         *_section("Training", _figure(rounds, evaluations)),
         *_section("Summary", _summary(summary, rounds, evaluations, timing)),
         *_section("Shared and own models", _models(summary.get("models") or {})),
@@ -96,7 +96,7 @@ def _section(heading: str, content: str) -> list[str]:
     return [f"<h2>{heading}</h2>", content] if content else []
 
 
-def _header(config: dict[str, Any], rounds: list[dict[str, Any]], *, finished: bool) -> str:
+def _header(config: dict[str, Any], rounds: list[dict[str, Any]], clients: int, *, finished: bool) -> str:
     done = rounds[-1]["round"] if rounds else 0
     planned = config.get("num_rounds", done)
     named = config.get("clients") or []
@@ -105,7 +105,7 @@ def _header(config: dict[str, Any], rounds: list[dict[str, Any]], *, finished: b
         "algorithm": config.get("fed_alg"),
         "model": config.get("model_name_or_path"),
         "data": ", ".join(sources) or config.get("dataset_name"),
-        "clients": len(named) or config.get("num_clients"),
+        "clients": clients or len(named) or config.get("num_clients"),
         "rounds": f"{done} of {planned}" + ("" if finished else ", not finished"),
     }
     shown = (f"<div><dt>{key}</dt><dd>{_cell(value)}</dd></div>" for key, value in facts.items() if value is not None)

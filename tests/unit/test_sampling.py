@@ -1,0 +1,77 @@
+"""Who takes part: functions of the seed, and schedules of a server that does not wait."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from weft.errors import RunError
+from weft.federation.conditions import Conditions
+from weft.federation.sampling import Availability, Selection, arrivals, sample_clients
+
+NAMES = [f"client_{n}" for n in range(20)]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 9), st.integers(0, 3))
+def test_cohorts_are_different_clients_and_depend_on_the_round(population: int, count: int, round: int, again: int):
+    found = sample_clients(population, count, seed=1, round=round, again=again)
+    assert found == sample_clients(population, count, seed=1, round=round, again=again)
+    assert len(set(found)) == len(found) == min(population, count)
+    assert all(0 <= client < population for client in found)
+
+
+def test_clients_are_sampled_by_weight():
+    weights = np.array([1.0] * 10 + [99.0] * 10)
+    seen = [c for r in range(200) for c in sample_clients(20, 2, seed=0, round=r, weights=weights)]
+    assert sum(client >= 10 for client in seen) > 0.95 * len(seen)
+
+
+def test_traces_say_who_can_be_reached():
+    trace = Availability({"client_0": [(1, 2), (5, 5)], "client_1": [(3, 4)]}, period=6)
+    there = [[int(i) for i in trace.there(NAMES[:3], clock)] for clock in range(7)]
+    assert there == [[0, 2], [0, 2], [1, 2], [1, 2], [0, 2], [2], [0, 2]]
+    selection = Selection(0, 2, availability=trace)
+    assert selection.cohort(NAMES[:3], round=5, attempt=0, clock=5) == [2]
+
+
+def test_simulated_drop_outs_come_at_their_rate():
+    conditions = Conditions(seed=3, failure_rate=0.25)
+    failed = [conditions.fails(round, 0, name) for round in range(100) for name in NAMES]
+    assert np.mean(failed) == pytest.approx(0.25, abs=0.03)
+    assert failed == [conditions.fails(round, 0, name) for round in range(100) for name in NAMES]
+    assert [Conditions(speeds=(1, 0.5)).share(client) for client in range(4)] == [1, 0.5, 1, 0.5]
+    assert Conditions(speeds=(2.0,)).share(0) == 1
+
+
+def test_with_equal_speeds_a_full_buffer_is_a_synchronous_cohort():
+    selection = Selection(7, 4)
+    for round, (invited, now) in enumerate(islice(arrivals(selection, Conditions(), NAMES, 4), 10)):
+        assert [one.client for one in invited] == selection.cohort(NAMES, round, 0, round)
+        assert {one.version for one in invited} == {round}
+        assert now == round + 1
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 6), st.integers(1, 6), st.lists(st.floats(0.2, 2), min_size=1, max_size=5))
+def test_an_asynchronous_schedule(running: int, buffer: int, speeds: list[float]):
+    found = list(islice(arrivals(Selection(1, running), Conditions(speeds=tuple(speeds)), NAMES, buffer), 12))
+    clock = 0.0
+    for version, (invited, now) in enumerate(found):
+        assert now >= clock
+        clock = now
+        assert len(invited) == buffer
+        assert len({one.client for one in invited}) == buffer
+        assert all(one.version <= version for one in invited)
+    again = list(islice(arrivals(Selection(1, running), Conditions(speeds=tuple(speeds)), NAMES, buffer), 12))
+    assert found == again
+
+
+def test_nobody_to_be_reached_is_said():
+    nobody = Availability({name: [(50, 60)] for name in NAMES})
+    with pytest.raises(RunError, match="No client can be reached in round 1"):
+        next(arrivals(Selection(0, 2, availability=nobody), Conditions(), NAMES, 2))
