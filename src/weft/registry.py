@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 from typing import Any
 
 from weft.errors import ConfigError
@@ -115,3 +116,12 @@ def load(table: dict[str, str], name: str, kind: str) -> Any:
     """Import and return the object that a name stands for; raises ConfigError as `require` does."""
     module, _, attribute = require(table, name, kind).partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def check_algorithm(name: str) -> int | None:
+    """Check the name of an algorithm; return the client of OpenFedLLM's `localN`, else None."""
+    alone = re.fullmatch(r"local(\d+)", name)
+    if alone:
+        return int(alone[1])
+    require(ALGORITHMS, name, "algorithm")
+    return None

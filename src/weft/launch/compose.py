@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any, get_type_hints
 
 from weft import registry
-from weft.config import RunConfig, check_algorithm
+from weft.config import RunConfig
 from weft.core.parts import Algorithm
 from weft.errors import ConfigError
 from weft.federation.plan import Plan
@@ -62,7 +62,7 @@ def _own_fields(made: Any, name: str, keys: dict[str, str], own: dict[str, Any])
 
 def algorithm(config: RunConfig) -> Algorithm:
     """Make the algorithm, `localN` included; ConfigError for a client that there is none of."""
-    alone = check_algorithm(config.fed_alg)
+    alone = registry.check_algorithm(config.fed_alg)
     if alone is None:
         made: Algorithm = part(registry.ALGORITHMS, config.fed_alg, "algorithm", config, config.fed_args)
         return made

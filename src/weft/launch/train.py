@@ -11,14 +11,12 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from weft.config import VOLATILE, RunConfig, check_algorithm
-from weft.core.parts import Algorithm
-from weft.core.types import Metrics, ServerState, Streams
+from weft.config import VOLATILE, RunConfig
+from weft.core.types import Metrics, ServerState
 from weft.errors import ConfigError
 from weft.evaluation.heldout import HeldOut
 from weft.federation.conditions import Conditions
@@ -28,6 +26,8 @@ from weft.federation.site import Site
 from weft.federation.state import begin
 from weft.launch import compose
 from weft.launch.finished import Run
+from weft.launch.memory import DiskMemory
+from weft.launch.notes import tell
 from weft.launch.own import OwnModels, result_of
 from weft.launch.population import Population, populate
 from weft.launch.records import Tally, evaluation_record, peak_memory, round_record
@@ -41,25 +41,6 @@ from weft.runs.progress import Progress
 from weft.runs.report import write_report
 from weft.runs.trackers import Trackers, resolve
 from weft.runtimes.inprocess import InProcess
-
-
-@dataclass(frozen=True)
-class DiskMemory:
-    """Client memories in the run directory; what an uncommitted round wrote is not seen after a resume."""
-
-    run: RunDir
-
-    def load(self, client: str, round: int) -> Streams:
-        """Return what the client remembers after `round` rounds."""
-        return checkpoint.load_client_memory(self.run, client, round)
-
-    def save(self, client: str, round: int, streams: Streams) -> None:
-        """Keep what the client remembers after `round` rounds."""
-        checkpoint.save_client_memory(self.run, client, round, streams)
-
-    def drop(self, client: str, round: int) -> None:
-        """Forget what the client kept after `round` rounds."""
-        checkpoint.drop_client_memory(self.run, client, round)
 
 
 def train(
@@ -98,16 +79,6 @@ def train(
         return Run(run.path)
 
 
-def check_alone(config: RunConfig, population: Population) -> None:
-    """Refuse a `localN` beyond the clients that the data gave."""
-    alone = check_algorithm(config.fed_alg)
-    if alone is not None and alone >= len(population.names):
-        raise ConfigError(
-            f"fed_alg is {config.fed_alg}, but there are {len(population.names)} clients, counted from 0: "
-            f"local{len(population.names) - 1} is the last."
-        )
-
-
 def prepare_process(config: RunConfig) -> None:
     """Set what is the same for the whole process: threads, and kernels that give the same bits every time."""
     if config.threads:
@@ -115,24 +86,6 @@ def prepare_process(config: RunConfig) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     torch.backends.cudnn.benchmark = False
-
-
-def tell(config: RunConfig, population: Population, algorithm: Algorithm, progress: Progress) -> None:
-    """Say once what a user would want to know before the first round."""
-    counts = population.counts
-    check_alone(config, population)
-    if config.sample_clients > len(population.trained) and not algorithm.pools_data and algorithm.shares:
-        progress.note(
-            f"sample_clients is {config.sample_clients} and there are {len(population.trained)} clients: all take part."
-        )
-    if counts.get("truncated"):
-        progress.note(
-            f"{counts['truncated']} of {counts['rows']} rows are longer than {config.seq_length} tokens and were cut "
-            f"on the {config.truncation_side}."
-        )
-    for reason, count in counts.items():
-        if count and reason not in ("rows", "truncated", "tokens"):
-            progress.note(f"{count} rows were left out ({reason.replace('_', ' ')}).")
 
 
 class Training:

@@ -1,0 +1,28 @@
+"""Clients' memories in the directory of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from weft.core.types import Streams
+from weft.runs import checkpoint
+from weft.runs.layout import RunDir
+
+
+@dataclass(frozen=True)
+class DiskMemory:
+    """Client memories in the run directory; what an uncommitted round wrote is not seen after a resume."""
+
+    run: RunDir
+
+    def load(self, client: str, round: int) -> Streams:
+        """Return what the client remembers after `round` rounds."""
+        return checkpoint.load_client_memory(self.run, client, round)
+
+    def save(self, client: str, round: int, streams: Streams) -> None:
+        """Keep what the client remembers after `round` rounds."""
+        checkpoint.save_client_memory(self.run, client, round, streams)
+
+    def drop(self, client: str, round: int) -> None:
+        """Forget what the client kept after `round` rounds."""
+        checkpoint.drop_client_memory(self.run, client, round)
