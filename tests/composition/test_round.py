@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -83,6 +84,28 @@ def test_a_round_without_updates_keeps_the_model():
     assert torch.equal(state.params["w"], STATE.params["w"])
     assert state.round == 5
     assert record.failures == {"a": "no power"}
+
+
+def test_updates_are_averaged_as_they_come_and_let_go():
+    """However large the cohort, the server holds the update at hand and the mean."""
+    alive: list[weakref.ref] = []
+    most = 0
+
+    class Streaming(Runtime):
+        def exchange(self, messages):
+            nonlocal most
+            for message in messages:
+                sent = update(message.client)
+                alive.append(weakref.ref(sent.streams["delta"]["w"]))
+                yield sent
+                del sent
+                most = max(most, sum(one() is not None for one in alive))
+
+    names = [f"client_{n}" for n in range(50)]
+    state, record = run_round(PLAN, STATE, asked(*names), Streaming())
+    assert len(record.clients) == 50
+    assert most <= 2
+    assert torch.equal(state.params["w"], torch.ones(3))
 
 
 def test_the_server_stages_come_in_their_order():

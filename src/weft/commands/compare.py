@@ -17,6 +17,7 @@ METRICS: dict[str, Callable[[float], str]] = {
     "eval perplexity": lambda value: f"{value:.3f}",
     "eval accuracy": lambda value: f"{value:.4f}",
     "eval macro_f1": lambda value: f"{value:.4f}",
+    "product_error": lambda value: f"{value:.2g}",
     "bytes_up": human_bytes,
     "bytes_down": human_bytes,
     "tokens": human_number,

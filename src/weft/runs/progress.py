@@ -40,6 +40,8 @@ class Progress:
             self._emit("split", {"clients": len(found["clients"]), "skew": found["skew"]})
         elif self._console is not None:
             self._print(split_line(found))
+        elif found["strategy"] not in ("iid", "clients"):
+            self.note(split_line(found))
 
     def round(self, record: dict[str, Any]) -> None:
         """Show a finished round."""
