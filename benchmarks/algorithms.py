@@ -4,13 +4,14 @@
     python benchmarks/algorithms.py medquad OUT.jsonl
     python benchmarks/algorithms.py table OUT.jsonl ...   print the tables
 
-TFNS: sentiment of financial tweets, 10 clients by Dirichlet 0.3 on the label, 5 in a round; macro-F1 on held-out rows.
+TFNS: sentiment of financial tweets, 10 clients by Dirichlet 0.3 on the label, all in a round; macro-F1, held-out rows.
 MedQuAD: medical questions, a client for each of its institutions; loss (nats a token) over all held-out rows.
 
-The base is a Llama of 0.4 M parameters, pre-trained here on public text. Algorithms train all its parameters, LoRA
-aggregations a LoRA of rank 8 on every linear layer. Every arm has a grid of three: three learning rates, or two values
-of its own parameter at the middle rate and the first at the low one. The setting is chosen on seed 0; the table shows
-seeds 1 to 3 (other splits, held-out rows and draws).
+The base is a Llama of 0.4 M parameters, pre-trained here on public text, for TFNS also on 150 batches of public
+labelled tweets: without, most runs stay at the most common label. Algorithms train all its parameters, LoRA aggregations a
+LoRA of rank 8 on every linear layer. Every arm has a grid of three: three learning rates, or two values of its own
+parameter at the middle rate and the first at the low one. The setting is chosen on seed 0; the table shows seeds 1 to 3
+(other splits, held-out rows and draws).
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ TASKS: dict[str, dict[str, Any]] = {
         "split_alpha": 0.3,
         "split_min_rows": 40,
         "num_clients": 10,
-        "sample_clients": 5,
-        "num_rounds": 20,
-        "max_steps": 10,
+        "sample_clients": 10,
+        "num_rounds": 15,
+        "max_steps": 5,
         "seq_length": 64,
         "eval_fraction": 0.1,
     },
@@ -80,8 +81,13 @@ LORA: dict[str, Any] = {
     "peft_lora_dropout": 0.0,
     "peft_lora_target_modules": ["all-linear"],
 }
-RATES = {False: (2e-3, 4e-3, 8e-3), True: (3e-3, 6e-3, 1.2e-2)}
-"""Learning rates, without and with LoRA."""
+RATES = {
+    ("tfns", False): (1e-3, 2e-3, 4e-3),
+    ("tfns", True): (2e-3, 4e-3, 8e-3),
+    ("medquad", False): (2e-3, 4e-3, 8e-3),
+    ("medquad", True): (3e-3, 6e-3, 1.2e-2),
+}
+"""Learning rates by task, without and with LoRA."""
 
 
 def of(key: str, *values: Any) -> list[dict[str, Any]]:
@@ -94,7 +100,10 @@ def own(name: str, *values: Any, **more: Any) -> list[dict[str, Any]]:
     return [{"fed_args": {name: value, **more}} for value in values]
 
 
-ADAPTIVE = [{"fedopt_tau": "auto"}, {"fedopt_tau": 1e-3, "fedopt_eta": 1e-2}]
+ADAPTIVE = [
+    {"fedopt_tau": "auto", "fedopt_beta1": 0.3},
+    {"fedopt_tau": 1e-3, "fedopt_eta": 1e-2, "fedopt_beta1": 0.3},
+]
 ARMS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "local": ({"fed_alg": "local", "eval_everybody": True}, []),
     "central": ({"fed_alg": "central"}, []),
@@ -128,10 +137,10 @@ ARMS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
 }
 
 
-def grid(arm: str) -> list[dict[str, Any]]:
+def grid(task: str, arm: str) -> list[dict[str, Any]]:
     """Return the three settings of an arm."""
     fixed, changes = ARMS[arm]
-    low, middle, high = RATES[fixed.get("use_peft", False)]
+    low, middle, high = RATES[task, fixed.get("use_peft", False)]
     if not changes:
         return [{"learning_rate": rate} for rate in (low, middle, high)]
     first, second = changes
@@ -195,6 +204,26 @@ def base() -> Path:
     return folder
 
 
+def warm() -> Path:
+    """Return the base after some steps on public labelled tweets: it has seen the task, as a pre-trained model has."""
+    folder = CACHE / "warm-base"
+    if not (folder / "config.json").exists():
+        import weft
+
+        rows = CACHE / "labelled.jsonl"
+        names = ("negative", "positive", "neutral")
+        with gzip.open(DATA / "eval" / "tfns_valid.jsonl.gz", "rt", encoding="utf-8") as file:
+            found = [json.loads(line) for line in file]
+        lines = [json.dumps({"instruction": row["text"], "output": names[row["label"]]}) + "\n" for row in found]
+        rows.write_text("".join(lines), encoding="utf-8")
+        keys = COMMON | {"fed_alg": "central", "num_clients": 1, "num_rounds": 1, "max_steps": 150, "seq_length": 64}
+        keys |= {"model_name_or_path": str(base()), "dataset_name": str(rows), "learning_rate": 2e-3}
+        run = weft.train(keys | {"output_dir": str(CACHE / "warm-run")}, overwrite=True)
+        print(f"warm base on {len(found)} public tweets: {run.summary['eval']}")
+        run.weights().rename(folder)
+    return folder
+
+
 def public_texts() -> Iterator[str]:
     """Yield pieces of encyclopedia articles and speeches, and tweets without labels (the set apart from the runs')."""
     for name in ("pretrain/wikitext2_valid_test", "pretrain/politics", "eval/tfns_valid"):
@@ -212,7 +241,13 @@ def measure(task: str, arm: str, setting: dict[str, Any], seed: int) -> dict[str
     import weft
 
     began = time.perf_counter()
-    keys = COMMON | TASKS[task] | {"model_name_or_path": str(base()), "seed": seed} | ARMS[arm][0] | setting
+    keys = (
+        COMMON
+        | TASKS[task]
+        | {"model_name_or_path": str(warm() if task == "tfns" else base()), "seed": seed}
+        | ARMS[arm][0]
+        | setting
+    )
     with tempfile.TemporaryDirectory() as folder:
         summary = weft.train(keys | {"output_dir": f"{folder}/run"}, quiet=True).summary
     models = summary["models"]
@@ -250,7 +285,7 @@ def run(task: str, out: Path, arms: list[str]) -> None:
         return known[key]
 
     for arm in arms or ARMS:
-        tried = [once(arm, setting, 0) for setting in grid(arm)]
+        tried = [once(arm, setting, 0) for setting in grid(task, arm)]
         best = max(tried, key=lambda found: score(task, found))["setting"]
         for seed in SEEDS:
             once(arm, best, seed)
