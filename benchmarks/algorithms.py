@@ -8,10 +8,10 @@ TFNS: sentiment of financial tweets, 10 clients by Dirichlet 0.3 on the label, a
 MedQuAD: medical questions, a client for each of its institutions; loss (nats a token) over all held-out rows.
 
 The base is a Llama of 0.4 M parameters, pre-trained here on public text, for TFNS also on 150 batches of public
-labelled tweets: without, most runs stay at the most common label. Algorithms train all its parameters, LoRA aggregations a
-LoRA of rank 8 on every linear layer. Every arm has a grid of three: three learning rates, or two values of its own
-parameter at the middle rate and the first at the low one. The setting is chosen on seed 0; the table shows seeds 1 to 3
-(other splits, held-out rows and draws).
+labelled tweets: without, most runs stay at the most common label. Algorithms train all its parameters, LoRA
+aggregations a LoRA of rank 8 on every linear layer. Every arm has a grid of three: three learning rates, or two
+values of its own parameter at the middle rate and the first at the low one. The setting is chosen on seed 0; the
+table shows seeds 1 to 3 (other splits, held-out rows and draws).
 """
 
 from __future__ import annotations

@@ -175,6 +175,18 @@ def test_every_memory_survives_a_kill(keys, changes: dict[str, object], tmp_path
         assert (whole / name).read_bytes() == (broken / name).read_bytes(), name
 
 
+def test_a_kill_among_the_personal_steps_costs_nothing_but_time(keys):
+    run = weft.train(keys | {"personal_steps": 2, "fed_alg": "fedprox"})
+    before = {path: path.read_bytes() for path in run.path.glob("**/adapter/*.safetensors")}
+    models = run.summary["models"]
+    (run.path / "summary.json").unlink()
+    shutil.rmtree(run.path / "clients" / "client_1")
+    again = weft.train(keys | {"personal_steps": 2, "fed_alg": "fedprox"}, resume=True)
+    assert len(before) == 4
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert again.summary["models"] == models
+
+
 def rounds(run, event: str = "round") -> list[dict]:
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["event"] == event]

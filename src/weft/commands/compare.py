@@ -15,6 +15,7 @@ METRICS: dict[str, Callable[[float], str]] = {
     "train_loss": lambda value: f"{value:.4f}",
     "eval loss": lambda value: f"{value:.4f}",
     "eval perplexity": lambda value: f"{value:.3f}",
+    "eval bits_per_byte": lambda value: f"{value:.4f}",
     "eval accuracy": lambda value: f"{value:.4f}",
     "eval macro_f1": lambda value: f"{value:.4f}",
     "product_error": lambda value: f"{value:.2g}",

@@ -27,8 +27,10 @@ class Encoded:
     starts: np.ndarray
     """(rows + 1,) int64: where each row begins."""
     rows: np.ndarray
-    """(rows,) int64: the example that each row was made of, increasing."""
+    """(rows,) int64: the example that each row was made of, never decreasing."""
     counts: dict[str, int]
+    text_bytes: np.ndarray | None = None
+    """(rows,) int64, of plain text: the bytes that the learnt tokens stand for, a text's all with its first row."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -58,18 +60,30 @@ def encode(
     *,
     seq_length: int,
     truncation_side: str = "right",
+    pieces: bool = False,
 ) -> Encoded:
     """Render and tokenize examples.
 
     A token is learnt if its characters reach into a learnt piece. Rows longer than `seq_length` are cut on the
     stated side; rows without a learnt token left are dropped. Both are counted.
+
+    Args:
+        examples: conversations, or plain text.
+        tokenizer: of the model.
+        template: how a conversation becomes text.
+        seq_length: longest row in tokens.
+        truncation_side: the side that over-long rows are cut on.
+        pieces: for plain text: nothing is cut off, long texts become several rows. A row begins with the last token
+            of the one before, so that every token is learnt once.
     """
     ids: list[np.ndarray] = []
     learn: list[np.ndarray] = []
     rows: list[int] = []
+    sizes: list[int] = []
     truncated = dropped = 0
+    begun = bool(_added(tokenizer)[0])
     for number, (tokens, learnt) in enumerate(tokenize(examples, tokenizer, template)):
-        if len(tokens) > seq_length:
+        if len(tokens) > seq_length and not pieces:
             truncated += 1
             keep = slice(0, seq_length) if truncation_side == "right" else slice(len(tokens) - seq_length, None)
             tokens, learnt = tokens[keep], learnt[keep]
@@ -77,9 +91,14 @@ def encode(
         if not learnt.any():
             dropped += 1
             continue
-        ids.append(tokens)
-        learn.append(learnt)
-        rows.append(number)
+        size = _bytes(examples[number].answer, tokens, tokenizer, begun) if pieces else 0
+        for at in range(0, max(1, len(tokens) - 1), max(1, seq_length - 1)):
+            part, part_learnt = tokens[at : at + seq_length], learnt[at : at + seq_length].copy()
+            part_learnt[:1] = False
+            ids.append(part)
+            learn.append(part_learnt)
+            rows.append(number)
+            sizes.append(0 if at else size)
     starts = np.zeros(len(ids) + 1, dtype=np.int64)
     np.cumsum([len(tokens) for tokens in ids], out=starts[1:])
     counts = {
@@ -94,7 +113,14 @@ def encode(
         starts,
         np.array(rows, dtype=np.int64),
         counts,
+        np.array(sizes, dtype=np.int64) if pieces else None,
     )
+
+
+def _bytes(text: str, tokens: np.ndarray, tokenizer: Any, begun: bool) -> int:
+    """Return the bytes of a text, without its first token's where no token comes before it."""
+    whole = len(text.encode())
+    return whole if begun else whole - len(tokenizer.decode(tokens[:1]).encode())
 
 
 def tokenize(

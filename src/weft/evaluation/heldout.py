@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from weft.core.parts import Evaluator
@@ -21,6 +22,8 @@ from weft.models.resident import Resident
 from weft.objectives.causal_lm import next_token_loss
 
 CONFUSION = "confusion"
+SCORES = ("loss", "perplexity", "bits_per_byte", "accuracy", "macro_f1")
+"""What `summarise` makes of counts and sums."""
 
 
 class Asked(NamedTuple):
@@ -37,14 +40,18 @@ class HeldOut(Evaluator):
     batch_size: int = 32
     asked: Mapping[int, Asked] = field(default_factory=dict)
     """By number of the table's row; empty where answers are no closed set."""
+    text_bytes: np.ndarray | None = None
+    """(all rows,) of plain text: the bytes that each row's targets stand for."""
 
     @torch.no_grad()
     def evaluate(self, model: Resident, rows: View) -> Metrics:
-        """Return `loss_sum` (nats), `loss_tokens`, `rows`, and `confusion/RIGHT/GIVEN` counts."""
+        """Return `loss_sum` (nats), `loss_tokens`, `rows`, `confusion/RIGHT/GIVEN` counts, and `text_bytes` of text."""
         was_training = model.model.training
         model.model.eval()
         try:
             metrics = self._losses(model, [rows[row] for row in range(len(rows))])
+            if self.text_bytes is not None:
+                metrics["text_bytes"] = float(self.text_bytes[rows.index].sum())
             asked = [self.asked[int(row)] for row in rows.index if int(row) in self.asked]
             for known, (given, _) in zip(asked, rank(model, [a.question for a in asked], self.batch_size), strict=True):
                 name = f"{CONFUSION}/{known.right}/{given}"
@@ -98,7 +105,11 @@ def _score(model: Resident, questions: Sequence[Question]) -> list[list[float]]:
 
 
 def summarise(metrics: Metrics) -> dict[str, float | int | None]:
-    """Return `loss` (nats a token), `perplexity`, `accuracy`, `macro_f1`, `rows`; None for what was not measured."""
+    """Return `loss` (nats a token), `perplexity`, `bits_per_byte`, `accuracy`, `macro_f1`, `rows`; None: not measured.
+
+    Bits per byte compares models of different tokenizers: the loss of all tokens, ends of texts included, over the
+    bytes of the text in UTF-8.
+    """
     tokens = metrics.get("loss_tokens", 0.0)
     loss = metrics["loss_sum"] / tokens if tokens else None
     pairs = {
@@ -106,11 +117,13 @@ def summarise(metrics: Metrics) -> dict[str, float | int | None]:
         for name, count in metrics.items()
         if name.startswith(CONFUSION + "/")
     }
+    size = metrics.get("text_bytes", 0.0)
     asked = sum(pairs.values())
     right = sum(count for (gold, given), count in pairs.items() if gold == given)
     return {
         "loss": loss,
         "perplexity": _exp(loss),
+        "bits_per_byte": metrics["loss_sum"] / math.log(2) / size if size else None,
         "accuracy": right / asked if asked else None,
         "macro_f1": macro_f1(pairs) if asked else None,
         "rows": int(metrics.get("rows", 0)),

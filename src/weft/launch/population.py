@@ -35,6 +35,8 @@ class Population:
     """Rows read, truncated, dropped and why; tokens."""
     split: dict[str, Any] = field(default_factory=dict)
     """What each client has, and how unlike the clients are."""
+    text_bytes: np.ndarray | None = None
+    """(all rows,) of plain text: the bytes that each row's targets stand for."""
 
     def tested(self) -> list[str]:
         """Return the names of clients that have held-out rows."""
@@ -86,7 +88,12 @@ def populate(config: RunConfig, tokenizer: Any, memory: MemoryStore, *, text_onl
             tests.append(sources.add(config.eval_dataset_name))
     template = load_template(template_name(config, tokenizer, text_only))
     table = encode(
-        sources.examples, tokenizer, template, seq_length=config.seq_length, truncation_side=config.truncation_side
+        sources.examples,
+        tokenizer,
+        template,
+        seq_length=config.seq_length,
+        truncation_side=config.truncation_side,
+        pieces=text_only,
     )
     if len(table) == 0:
         raise DataError(
@@ -101,7 +108,9 @@ def populate(config: RunConfig, tokenizer: Any, memory: MemoryStore, *, text_onl
     choices = _choices(config, sources.examples, table, train, text_only)
     asked = _ask(choices, sources.examples, table, held, tokenizer, template, config.seq_length)
     split = _described(config, sources, table, names, [np.concatenate(own) for own in zip(train, held, strict=True)])
-    return Population(names, trained, evaluated, asked, choices, {**table.counts, **sources.dropped}, split)
+    return Population(
+        names, trained, evaluated, asked, choices, {**table.counts, **sources.dropped}, split, table.text_bytes
+    )
 
 
 def _described(
@@ -109,7 +118,7 @@ def _described(
 ) -> dict[str, Any]:
     """Say what each client has; labels are those that the split went by, or the answers where it went by clients."""
     natural = bool(config.clients) or config.split_strategy in registry.NATURAL_SPLITS
-    labels = (_answers if natural else _labels)(sources, table, np.arange(len(table)))
+    labels = (_answers if natural else _labels)(sources, table.rows)
     how = {"strategy": "clients" if config.clients else config.split_strategy, "column": config.split_column}
     return how | describe_split(names, rows, table.lengths(), labels)
 
@@ -117,7 +126,10 @@ def _described(
 def _shares(
     config: RunConfig, sources: Sources, table: Encoded, owned: list[range], tests: list[range]
 ) -> tuple[list[str], list[np.ndarray], list[np.ndarray]]:
-    """Return the names, the training and the held-out rows of the clients."""
+    """Return the names, the training and the held-out rows of the clients.
+
+    What is dealt and held out is examples: the rows of a long text stay together.
+    """
     parts = [_within(table, own) for own in owned]
     kept_out = [_within(table, test) for test in tests]
     if config.clients:
@@ -125,31 +137,31 @@ def _shares(
     else:
         names, deal = _dealt(config, sources, table, parts[0])
         if kept_out:
-            return names, deal, list(np.array_split(kept_out[0], len(deal)))
+            tested = np.array_split(kept_out[0], len(deal))
+            return names, [_rows_of(table, own) for own in deal], [_rows_of(table, own) for own in tested]
         parts, kept_out = deal, [parts[0][:0]] * len(deal)
     train, held = [], []
-    for number, (rows, tested) in enumerate(zip(parts, kept_out, strict=True)):
-        if len(rows) == 0:
+    for number, (own, out) in enumerate(zip(parts, kept_out, strict=True)):
+        if len(own) == 0:
             raise DataError(f"The client '{names[number]}' has no row with an answer within seq_length: give it data.")
-        if len(tested):
-            train.append(rows)
-            held.append(tested)
-            continue
-        own, out = hold_out(rows, config.eval_fraction, seed=config.seed, client=number)
-        train.append(own)
-        held.append(out)
+        if not len(out):
+            own, out = hold_out(own, config.eval_fraction, seed=config.seed, client=number)
+        train.append(_rows_of(table, own))
+        held.append(_rows_of(table, out))
     return names, train, held
 
 
-def _dealt(config: RunConfig, sources: Sources, table: Encoded, rows: np.ndarray) -> tuple[list[str], list[np.ndarray]]:
-    """Deal the rows of one source to clients; return their names and rows."""
-    examples = [sources.examples[int(number)] for number in table.rows[rows]]
+def _dealt(
+    config: RunConfig, sources: Sources, table: Encoded, numbers: np.ndarray
+) -> tuple[list[str], list[np.ndarray]]:
+    """Deal the examples of one source to clients; return their names and the numbers of their examples."""
+    examples = [sources.examples[number] for number in numbers]
     known = splits.Rows(
-        lengths=table.lengths()[rows],
-        labels=lambda: _labels(sources, table, rows),
+        lengths=np.bincount(table.rows, weights=table.lengths())[numbers].astype(np.int64),
+        labels=lambda: _labels(sources, numbers),
         texts=lambda: [" ".join(turn.text for turn in example.turns) for example in examples],
-        origins=[sources.origins[int(number)] for number in table.rows[rows]],
-        column=_labels(sources, table, rows) if sources.values else None,
+        origins=[sources.origins[number] for number in numbers],
+        column=_labels(sources, numbers) if sources.values else None,
     )
     split = registry.load(registry.SPLITS, config.split_strategy, "split strategy")
     how = splits.How(
@@ -161,25 +173,29 @@ def _dealt(config: RunConfig, sources: Sources, table: Encoded, rows: np.ndarray
     )
     shares: splits.Shares = split(known, how)
     names = shares.names or [f"client_{number}" for number in range(len(shares.rows))]
-    return names, [rows[own] for own in shares.rows]
+    return names, [numbers[own] for own in shares.rows]
 
 
-def _labels(sources: Sources, table: Encoded, rows: np.ndarray) -> list[str] | None:
-    """Return the label of every row: of the column that is named, else its answer where these are few."""
-    if sources.values:
-        return [sources.values[int(number)] for number in table.rows[rows]]
-    return _answers(sources, table, rows)
+def _labels(sources: Sources, numbers: np.ndarray) -> list[str] | None:
+    """Return the label of every example: of the column that is named, else its answer where these are few."""
+    return [sources.values[number] for number in numbers] if sources.values else _answers(sources, numbers)
 
 
-def _answers(sources: Sources, table: Encoded, rows: np.ndarray) -> list[str] | None:
-    answers = [sources.examples[int(number)].answer.strip() for number in table.rows[rows]]
+def _answers(sources: Sources, numbers: np.ndarray) -> list[str] | None:
+    answers = [sources.examples[number].answer.strip() for number in numbers]
     return answers if closed_set(answers) else None
 
 
 def _within(table: Encoded, examples: range) -> np.ndarray:
-    """Return the rows of the table that were made of these examples."""
+    """Return which of these examples have rows in the table."""
     first, last = np.searchsorted(table.rows, [examples.start, examples.stop])
-    return np.arange(first, last)
+    return np.unique(table.rows[first:last])
+
+
+def _rows_of(table: Encoded, examples: np.ndarray) -> np.ndarray:
+    """Return the rows of the table that were made of these examples, in their order."""
+    first, last = (np.searchsorted(table.rows, examples, side=side) for side in ("left", "right"))
+    return np.concatenate([np.arange(a, b) for a, b in zip(first, last, strict=True)]) if len(examples) else first
 
 
 def _choices(

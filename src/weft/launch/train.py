@@ -18,7 +18,7 @@ import torch
 from weft.config import VOLATILE, RunConfig
 from weft.core.types import Metrics, ServerState
 from weft.errors import ConfigError
-from weft.evaluation.heldout import HeldOut
+from weft.evaluation.heldout import SCORES, HeldOut
 from weft.federation.conditions import Conditions
 from weft.federation.loop import RoundDone, Rounds, run_rounds
 from weft.federation.plan import Plan
@@ -227,7 +227,7 @@ class Training:
             "train_loss": self.tally.train_loss,
             "product_error": errors[1] / errors[0] if errors[0] else None,
             "product_error_max": errors[2] if errors[0] else None,
-            "eval": {key: evaluation.get(key) for key in ("loss", "perplexity", "accuracy", "macro_f1")},
+            "eval": {key: evaluation.get(key) for key in SCORES},
             "clients": evaluation.get("clients", {}),
             "models": models,
             "skew": self.population.split.get("skew", {}),
@@ -256,4 +256,4 @@ class Training:
         return own.compare(self.config.eval_everybody, keep)
 
     def _evaluator(self) -> HeldOut:
-        return HeldOut(self.config.eval_batch_size, self.population.asked)
+        return HeldOut(self.config.eval_batch_size, self.population.asked, self.population.text_bytes)

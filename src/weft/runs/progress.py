@@ -155,6 +155,7 @@ def _scores(record: dict[str, Any], prefix: str = "") -> list[str]:
     return [
         *_present(record, "loss", prefix + "loss {:.4f}"),
         *_present(record, "perplexity", "perplexity {:.4g}"),
+        *_present(record, "bits_per_byte", "bits/byte {:.3f}"),
         *_present(record, "accuracy", "accuracy {:.1%}"),
         *_present(record, "macro_f1", "macro-F1 {:.3f}"),
     ]

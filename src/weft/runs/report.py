@@ -20,7 +20,13 @@ from weft.runs.split_picture import draw_split
 from weft.runs.text import human_bytes, human_duration, human_number
 
 MOST_CLIENTS = 200
-SCORES = {"loss": "loss", "perplexity": "perplexity", "accuracy": "accuracy", "macro_f1": "macro-F1"}
+SCORES = {
+    "loss": "loss",
+    "perplexity": "perplexity",
+    "bits_per_byte": "bits per byte",
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+}
 LABELS = {
     "seconds": "time",
     "bytes_up": "sent to the server",
@@ -181,7 +187,11 @@ def _summary(
         if not isinstance(value, dict | list)
     ]
     scores = summary.get("eval") or {}
-    rows += [(f"evaluation {label}", _quantity(key, scores[key])) for key, label in SCORES.items() if key in scores]
+    rows += [
+        (f"evaluation {label}", _quantity(key, scores[key]))
+        for key, label in SCORES.items()
+        if scores.get(key) is not None
+    ]
     return _table(["", ""], rows) if rows else ""
 
 
@@ -210,9 +220,10 @@ def _split(split: dict[str, Any]) -> str:
 
 def _clients(clients: dict[str, dict[str, Any]]) -> str:
     shown = sorted(clients.items())[:MOST_CLIENTS]
-    rows = [(name, *(_quantity(key, scores.get(key)) for key in (*SCORES, "rows"))) for name, scores in shown]
+    keys = [key for key in SCORES if any(scores.get(key) is not None for scores in clients.values())]
+    rows = [(name, *(_quantity(key, scores.get(key)) for key in (*keys, "rows"))) for name, scores in shown]
     more = len(clients) - len(shown)
-    return _table(["client", *SCORES.values(), "rows"], rows, more) if rows else ""
+    return _table(["client", *(SCORES[key] for key in keys), "rows"], rows, more) if rows else ""
 
 
 def _failures(rounds: list[dict[str, Any]], total: dict[str, Any]) -> str:
@@ -255,7 +266,7 @@ def _quantity(key: str, value: Any) -> Any:
         return human_duration(value)
     if key == "accuracy":
         return f"{value:.1%}"
-    if key in ("loss", "train_loss", "macro_f1"):
+    if key in ("loss", "train_loss", "macro_f1", "bits_per_byte"):
         return f"{value:.4f}"
     if key == "perplexity":
         return f"{value:.2f}" if value < 1e5 else f"{value:.2e}"
