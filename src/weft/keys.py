@@ -36,6 +36,15 @@ class RunConfig(BaseModel):
     load_in_8bit: bool = Field(False, description="8-bit base (bitsandbytes)")
     load_in_4bit: bool = Field(False, description="4-bit base (bitsandbytes)")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+    size: Literal["5m", "15m", "60m", "150m"] | None = Field(
+        None, description="begin from nothing: a Llama of about so many parameters"
+    )
+    hidden_size: int | None = Field(None, ge=2, description="width of a model that begins from nothing")
+    num_layers: int | None = Field(None, ge=1, description="layers of a model that begins from nothing")
+    num_heads: int | None = Field(None, ge=1, description="attention heads of a model that begins from nothing")
+    tokenizer: str | None = Field(None, description="its tokenizer: a hub name or a folder")
+    tokenizer_text: str | None = Field(None, description="public text that a tokenizer is trained on")
+    vocab_size: int = Field(8192, ge=259, description="tokens of a trained tokenizer, at most")
     use_peft: bool = Field(False, description="train a LoRA adapter; without it all parameters")
     peft_lora_r: int = Field(8, ge=1, description="LoRA rank")
     peft_lora_alpha: float = Field(16, gt=0, description="LoRA alpha")
@@ -126,13 +135,17 @@ class RunConfig(BaseModel):
     batch_size: int = Field(16, ge=1, description="rows a micro-batch")
     gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches an optimizer step")
     learning_rate: float = Field(2e-5, ge=0, description="peak learning rate")
-    lr_scheduler_type: Literal["cosine_by_round", "constant", "cosine", "linear"] = Field(
-        "cosine_by_round", description="over the whole run; cosine_by_round is OpenFedLLM's: constant within a round"
+    lr_scheduler_type: Literal["cosine_by_round", "constant", "cosine", "linear", "wsd"] = Field(
+        "cosine_by_round",
+        description="over the whole run; cosine_by_round is OpenFedLLM's: constant within a round; wsd: constant, then "
+        "linear to 0",
     )
+    decay_ratio: float = Field(0.2, gt=0, le=1, description="share of all steps in which wsd falls")
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up at the start of the run")
     warmup_ratio: float = Field(0.0, ge=0, lt=1, description="the same as a share of all steps")
     min_learning_rate: float = Field(1e-6, ge=0, description="where cosine and linear end")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
+    decay_matrices_only: bool = Field(False, description="no weight decay on norms and biases")
     max_grad_norm: float = Field(1.0, ge=0, description="gradient clipping; 0: none")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's beta1")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's beta2")
@@ -226,6 +239,17 @@ class RunConfig(BaseModel):
             raise ConfigError("A base is loaded in 8 bits or in 4, not both: drop --load_in_8bit or --load_in_4bit.")
         if (self.load_in_8bit or self.load_in_4bit) and not self.use_peft:
             raise ConfigError("A quantised base cannot be trained itself: add --use_peft, or drop --load_in_8bit/4bit.")
+        if self.from_scratch and (self.use_peft or self.load_in_8bit or self.load_in_4bit):
+            raise ConfigError("A model that begins from nothing trains all its parameters: drop --use_peft, or --size.")
+        if self.from_scratch and (self.tokenizer is None) == (self.tokenizer_text is None):
+            raise ConfigError(
+                "A model that begins from nothing needs a tokenizer: write either --tokenizer NAME_OR_PATH, or "
+                "--tokenizer_text FILE with public text to train one on."
+            )
+        if not self.from_scratch and (self.tokenizer or self.tokenizer_text):
+            raise ConfigError(
+                "A model that is loaded has a tokenizer: drop --tokenizer, or begin from nothing by --size."
+            )
         if self.push_to_hub:
             raise ConfigError("Weft sends nothing to the hub during a run: drop --push_to_hub, then use `weft export`.")
         if self.dataset_name is None and not self.clients:
@@ -242,6 +266,20 @@ class RunConfig(BaseModel):
         if self.template != "auto":
             registry.require(registry.TEMPLATES, self.template, "template")
         return self
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether the model begins from nothing."""
+        return any(value is not None for value in (self.size, self.hidden_size, self.num_layers, self.num_heads))
+
+    @property
+    def start_name(self) -> str:
+        """What the run starts from, in words."""
+        return (
+            f"from nothing ({self.size or f'width {self.hidden_size}'})"
+            if self.from_scratch
+            else self.model_name_or_path
+        )
 
     def _check_numbers(self) -> None:
         """Refuse numbers that do not go together."""

@@ -84,6 +84,7 @@ TEMPLATES = {
 }
 COMMANDS = {
     "sft": "weft.commands.sft:run",
+    "pretrain": "weft.commands.pretrain:run",
     "split": "weft.commands.split:run",
     "demo": "weft.commands.demo:run",
     "compare": "weft.commands.compare:run",

@@ -34,10 +34,17 @@ def workplace(tmp_path: Path, tiny_model: Path, tiny_data: Path, monkeypatch: py
     (tmp_path / "data").mkdir()
     for number, name in enumerate(("hospital_a", "hospital_b", "hospital_c", "hospital_c_test")):
         write_rows(tmp_path / "data" / f"{name}.jsonl", colour_rows(20 + number, number))
+    (tmp_path / "data" / "domains").mkdir()
+    texts = [{"text": row["instruction"] + " " + row["output"]} for row in colour_rows(40)]
+    for name in ("public", "domains/a", "domains/b", "domains/c", "domains/d"):
+        write_rows(tmp_path / "data" / f"{name}.jsonl", texts)
     for file in (tmp_path / "examples").glob("*.yaml"):
-        keys = yaml.safe_load(file.read_text()) | SMALL | {"model_name_or_path": str(tiny_model)}
-        if "dataset_name" in keys:
-            keys["dataset_name"] = str(tiny_data)
+        keys = yaml.safe_load(file.read_text()) | SMALL
+        if "size" in keys:
+            keys |= {"size": None, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "vocab_size": 300}
+        else:
+            keys["model_name_or_path"] = str(tiny_model)
+            keys |= {"dataset_name": str(tiny_data)} if "dataset_name" in keys else {}
         file.write_text(yaml.safe_dump(keys))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -89,6 +96,13 @@ def test_named_clients_example(workplace: Path):
     run = weft.open_run("runs/hospitals")
     assert list(run.summary["clients"]) == ["hospital_a", "hospital_b", "hospital_c"]
     assert run.summary["clients"]["hospital_c"]["rows"] == 23
+
+
+def test_the_pre_training_example(workplace: Path):
+    assert main(["pretrain", "--config", "examples/pretrain.yaml", "--quiet"]) == 0
+    import weft
+
+    assert set(weft.open_run("runs/pretrain").summary["clients"]) == {"a", "b", "c", "d"}
 
 
 def test_the_python_example(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys):

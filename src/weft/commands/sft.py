@@ -2,73 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-import shlex
-import sys
-from typing import Any
-
-from weft.arguments import Parser, add_config_flags
-from weft.config import RunConfig, build, read_file
-
-OWN = ("config", "resume", "overwrite", "dry_run", "quiet", "json")
-
-
-def parser() -> Parser:
-    """Return the parser of the verb: its own flags, and one for every key of a run."""
-    made = Parser(
-        prog="weft sft",
-        usage="weft sft [--config FILE] [--KEY VALUE ...]",
-        description="Fine-tune a model on instructions, federated.",
-        allow_abbrev=False,
-    )
-    made.add_argument("--config", metavar="FILE", help="a run file (YAML); flags override its keys")
-    made.add_argument("--resume", action="store_true", help="go on with the run in --output_dir")
-    made.add_argument("--overwrite", action="store_true", help="delete the run that is in --output_dir")
-    made.add_argument("--dry_run", action="store_true", help="print the resolved run and its plan, and stop")
-    made.add_argument("--quiet", action="store_true", help="no progress")
-    made.add_argument("--json", action="store_true", help="progress as one JSON object a line")
-    add_config_flags(made.add_argument_group("keys of a run"))  # type: ignore[arg-type]
-    return made
-
-
-def resolve(arguments: argparse.Namespace) -> RunConfig:
-    """Return the configuration: the run file, overridden by flags; the saved one where only --resume is given."""
-    values: dict[str, Any] = read_file(arguments.config) if arguments.config else {}
-    flags = {key: value for key, value in vars(arguments).items() if key not in OWN}
-    if arguments.resume and not arguments.config and set(flags) == {"output_dir"}:
-        from weft.runs.layout import RunDir
-
-        values = RunDir(flags["output_dir"]).read_config()
-    return build(values | flags)
+from weft.verbs import train_verb
 
 
 def run(argv: list[str]) -> int:
     """Train, or describe what would be trained."""
-    arguments = parser().parse(argv)
-    config = resolve(arguments)
-    if arguments.dry_run:
-        from weft.launch.describe import describe
-
-        print(describe(config))
-        return 0
-    from weft.launch.train import train
-
-    try:
-        finished = train(
-            config,
-            resume=arguments.resume,
-            overwrite=arguments.overwrite,
-            quiet=arguments.quiet,
-            as_json=arguments.json,
-        )
-    except KeyboardInterrupt:
-        from weft.runs.layout import RunDir
-
-        if not RunDir(config.output_dir).holds_run:
-            raise
-        again = f"weft sft --output_dir {shlex.quote(config.output_dir)} --resume"
-        print(f"weft: interrupted; the finished rounds are kept. Go on with: {again}", file=sys.stderr)
-        return 130
-    if not arguments.json:
-        print(finished.path)
-    return 0
+    return train_verb("sft", "Fine-tune a model on instructions, federated.", argv)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from pathlib import Path
 
 from weft.arguments import Parser, add_config_flags
 from weft.config import build, read_file
@@ -29,13 +31,16 @@ def run(argv: list[str]) -> int:
     from weft.federation.site import InMemory
     from weft.launch.compose import plan
     from weft.launch.population import populate
+    from weft.launch.start import with_tokenizer
     from weft.models.load import load_tokenizer
     from weft.runs.layout import RunDir, write_atomic
     from weft.runs.progress import split_line
     from weft.runs.split_picture import draw_split
 
     text_only = plan(config).objective.text_only
-    found = populate(config, load_tokenizer(config), InMemory(), text_only=text_only, pool=False).split
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = load_tokenizer(with_tokenizer(config, Path(folder)))
+    found = populate(config, tokenizer, InMemory(), text_only=text_only, pool=False).split
     if arguments.json:
         print(json.dumps(found, indent=1))
     else:

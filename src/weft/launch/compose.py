@@ -130,6 +130,7 @@ def local_steps(config: RunConfig) -> GradientSteps:
             rounds=config.num_rounds,
             warmup_steps=config.warmup_steps,
             warmup_ratio=config.warmup_ratio,
+            decay_ratio=config.decay_ratio,
         ),
         seed=config.seed,
         steps=max(0, config.max_steps),
@@ -138,6 +139,7 @@ def local_steps(config: RunConfig) -> GradientSteps:
         accumulation=config.gradient_accumulation_steps,
         max_grad_norm=config.max_grad_norm,
         weight_decay=config.weight_decay,
+        decay_matrices_only=config.decay_matrices_only,
         betas=(config.adam_beta1, config.adam_beta2),
         epsilon=config.adam_epsilon,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
@@ -13,6 +15,7 @@ from weft.federation.site import InMemory
 from weft.federation.state import Asked, begin, expected_streams, task_for
 from weft.launch import compose
 from weft.launch.population import Population, populate, template_name
+from weft.launch.start import with_tokenizer
 from weft.launch.train import prepare_process
 from weft.models.adapters import add_lora
 from weft.models.load import arithmetic, check_context, load_model_config, load_tokenizer
@@ -37,6 +40,9 @@ def describe(config: RunConfig) -> str:
     Raises:
         ConfigError: whatever would stop the run before its first round.
     """
+    if config.tokenizer_text is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            return describe(with_tokenizer(config, Path(folder)))
     prepare_process(config)
     plan = compose.plan(config)
     tokenizer = load_tokenizer(config)
@@ -53,7 +59,7 @@ def describe(config: RunConfig) -> str:
     dtype = str(arithmetic(config, device)).removeprefix("torch.")
     lines = {
         "algorithm": _algorithm(config, plan),
-        "model": f"{config.model_name_or_path}: {human_number(sizes.all)} parameters, {dtype} on {device}",
+        "model": f"{config.start_name}: {human_number(sizes.all)} parameters, {dtype} on {device}",
         "trained": f"{sizes.trained} parameters in {sizes.tensors} tensors"
         + (f" (LoRA r={config.peft_lora_r})" if config.use_peft else " (all)"),
         "clients": _clients(population, clients),

@@ -31,9 +31,11 @@ from weft.launch.notes import tell
 from weft.launch.own import OwnModels, result_of
 from weft.launch.population import Population, populate
 from weft.launch.records import Tally, evaluation_record, peak_memory, round_record
+from weft.launch.start import with_tokenizer
 from weft.models.adapters import save_model
 from weft.models.load import check_context, load_model_config, load_resident, load_tokenizer
 from weft.models.resident import Resident
+from weft.models.scratch import shape_of
 from weft.runs import checkpoint
 from weft.runs.layout import RunDir, write_atomic
 from weft.runs.metrics import MetricsLog, plain
@@ -55,14 +57,20 @@ def train(
     prepare_process(config)
     resolve(config.report_to)
     plan = compose.plan(config)
-    tokenizer = load_tokenizer(config)
-    check_context(config, load_model_config(config))
+    if config.from_scratch:
+        shape_of(config)
+    tokenizer = None
+    if config.tokenizer_text is None:
+        tokenizer = load_tokenizer(config)
+        check_context(config, load_model_config(config))
     with (
         RunDir.create(
             config.output_dir, config.model_dump(mode="json"), resume=resume, overwrite=overwrite, volatile=VOLATILE
         ) as run,
         Progress(config.num_rounds, quiet=quiet, as_json=as_json) as progress,
     ):
+        config = with_tokenizer(config, run.path / "tokenizer")
+        tokenizer = tokenizer or load_tokenizer(config)
         population = populate(
             config,
             tokenizer,

@@ -74,8 +74,8 @@ def load_tokenizer(config: RunConfig) -> Any:
     from transformers import AutoTokenizer
 
     hush()
-    source = model_source(config.model_name_or_path)
-    with _in_words(config.model_name_or_path):
+    source = (config.tokenizer or "") if config.from_scratch else model_source(config.model_name_or_path)
+    with _in_words(source):
         tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=config.trust_remote_code, token=config.token or None
         )
@@ -90,6 +90,12 @@ def load_model_config(config: RunConfig) -> Any:
     """Return the model's own configuration, without its weights."""
     from transformers import AutoConfig
 
+    if config.from_scratch:
+        from weft.models.scratch import llama_config
+
+        tokenizer = load_tokenizer(config)
+        ends = {f"{end}_token_id": getattr(tokenizer, f"{end}_token_id") for end in ("bos", "eos", "pad")}
+        return llama_config(config, len(tokenizer), ends)
     with _in_words(config.model_name_or_path):
         return AutoConfig.from_pretrained(
             model_source(config.model_name_or_path),
@@ -113,6 +119,9 @@ def base_model(config: RunConfig, *, full_precision: bool = False) -> Any:
 
     hush()
     device = choose_device(config.device)
+    if config.from_scratch:
+        torch.manual_seed(derive(config.seed, "weights"))
+        return AutoModelForCausalLM.from_config(load_model_config(config), dtype=torch.float32).to(device)
     dtype = torch.float32 if full_precision else arithmetic(config, device)
     extra: dict[str, Any] = {}
     quantised = (config.load_in_8bit or config.load_in_4bit) and not full_precision

@@ -32,6 +32,7 @@ WRITTEN = (
     "clients",
     "split.json",
     "split.svg",
+    "tokenizer",
     "adapter",
     "model",
     "trackers",

@@ -109,13 +109,18 @@ def _header(config: dict[str, Any], rounds: list[dict[str, Any]], clients: int, 
     sources = [str(client.get("data")) for client in named[:3]] + (["..."] if named[3:] else [])
     facts = {
         "algorithm": config.get("fed_alg"),
-        "model": config.get("model_name_or_path"),
+        "model": _model(config),
         "data": ", ".join(sources) or config.get("dataset_name"),
         "clients": clients or len(named) or config.get("num_clients"),
         "rounds": f"{done} of {planned}" + ("" if finished else ", not finished"),
     }
     shown = (f"<div><dt>{key}</dt><dd>{_cell(value)}</dd></div>" for key, value in facts.items() if value is not None)
     return f"<dl>{''.join(shown)}</dl>"
+
+
+def _model(config: dict[str, Any]) -> Any:
+    shape = [config.get("size"), config.get("hidden_size"), config.get("num_layers")]
+    return "from nothing" if any(value is not None for value in shape) else config.get("model_name_or_path")
 
 
 def _figure(rounds: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> str:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -71,6 +71,7 @@ class GradientSteps:
     accumulation: int = 1
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
+    decay_matrices_only: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
 
@@ -124,8 +125,13 @@ class GradientSteps:
     def _optimizer(self, model: Resident, moments: Streams) -> torch.optim.AdamW:
         trained = {name: master for name, master in model.masters.items() if model.params[name].requires_grad}
         fused = model.device.type in ("cpu", "cuda")
+        groups: list[dict[str, Any]] = [{"params": list(trained.values())}]
+        if self.decay_matrices_only:
+            matrices = [value for value in trained.values() if value.dim() > 1]
+            others = [value for value in trained.values() if value.dim() <= 1]
+            groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}] if others else groups
         optimizer = torch.optim.AdamW(
-            list(trained.values()),
+            groups,
             lr=0.0,
             betas=self.betas,
             eps=self.epsilon,

@@ -11,7 +11,9 @@ class Schedule:
     """The learning rate at a step of a round.
 
     `cosine` and `linear` fall step by step from `peak` to `floor` over all rounds; `cosine_by_round` is
-    OpenFedLLM's: floor + (peak - floor) (1 + cos(pi r / R)) / 2, constant within round r of R. Warm-up is linear.
+    OpenFedLLM's: floor + (peak - floor) (1 + cos(pi r / R)) / 2, constant within round r of R. `wsd` stays at `peak`
+    and falls linearly to 0 in the last `decay_ratio` of all steps (Hu et al. 2024, arXiv 2404.06395). Warm-up is
+    linear.
     """
 
     kind: str
@@ -20,6 +22,7 @@ class Schedule:
     rounds: int
     warmup_steps: int = 0
     warmup_ratio: float = 0.0
+    decay_ratio: float = 0.2
 
     def at(self, round: int, step: int, steps: int) -> float:
         """Return the learning rate of a step (counted from 0) of a round (from 0) that has `steps` steps."""
@@ -32,6 +35,9 @@ class Schedule:
             return self.peak
         if self.kind == "cosine_by_round":
             return floor + (self.peak - floor) * (1 + math.cos(math.pi * round / self.rounds)) / 2
+        if self.kind == "wsd":
+            left = (total - now) / max(1, round_half(self.decay_ratio * total))
+            return self.peak * min(1.0, left)
         done = (now - warmup) / max(1, total - warmup)
         fall = (1 + math.cos(math.pi * done)) / 2 if self.kind == "cosine" else 1 - done
         return floor + (self.peak - floor) * fall

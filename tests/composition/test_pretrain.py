@@ -1,0 +1,166 @@
+"""Pre-training: from nothing and from a model, by files as clients."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import weft
+from conftest import THINGS, flags, write_rows
+from weft.cli import main
+from weft.commands.pretrain import defaults, outer_lr
+from weft.models.scratch import SHAPES
+from weft.training.schedules import Schedule
+
+
+@pytest.fixture
+def domains(tmp_path: Path) -> Path:
+    """A folder of three files of text, each with words of its own."""
+    folder = tmp_path / "domains"
+    folder.mkdir()
+    rng = random.Random(0)
+    for number, name in enumerate(("fruit", "plants", "sky")):
+        texts = [" ".join(rng.choices(THINGS[number * 4 : number * 4 + 4], k=rng.randint(5, 40))) for _ in range(40)]
+        write_rows(folder / f"{name}.jsonl", [{"text": text} for text in texts])
+    return folder
+
+
+@pytest.fixture
+def scratch(domains: Path, tmp_path: Path) -> dict[str, object]:
+    """The keys of a run from nothing, of seconds."""
+    return {
+        "dataset_name": str(domains),
+        "split_strategy": "domain",
+        "sample_clients": 3,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "tokenizer_text": str(domains),
+        "vocab_size": 300,
+        "num_rounds": 4,
+        "max_steps": 5,
+        "batch_size": 8,
+        "seq_length": 32,
+        "learning_rate": 1e-2,
+        "eval_every": 2,
+        "output_dir": str(tmp_path / "run"),
+    }
+
+
+def test_a_model_from_nothing_learns_and_is_an_ordinary_model(scratch, capsys):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert main(["pretrain", *flags(scratch), "--quiet"]) == 0
+    run = weft.open_run(str(scratch["output_dir"]))
+    evaluations = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    bits = [line["bits_per_byte"] for line in evaluations if line["event"] == "eval"]
+    assert bits[-1] < 0.7 * bits[0]
+    assert set(run.summary["clients"]) == {"fruit", "plants", "sky"}
+    assert run.summary["eval"]["bits_per_byte"] == bits[-1]
+    assert run.config.fed_args == {"outer_lr": 0.6, "momentum": 0.9}
+    model = AutoModelForCausalLM.from_pretrained(run.path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(run.path / "model")
+    assert len(tokenizer) == model.config.vocab_size <= 300
+    assert model.config.hidden_size == 32
+    # A text begins with <s>, so that the model has seen what comes first.
+    assert tokenizer("leaf")["input_ids"][0] == tokenizer.bos_token_id
+
+
+def test_the_start_follows_from_the_seed_and_a_resumed_run_is_the_same(scratch, tmp_path: Path):
+    import shutil
+
+    given = scratch | defaults(scratch) | {"save_model_freq": 1, "checkpoint_seconds": 0}
+    one = weft.train(given)
+    broken = tmp_path / "broken"
+    shutil.copytree(one.path, broken)
+    for path in (*broken.glob("checkpoints/round_00000[34]"), broken / "model"):
+        shutil.rmtree(path)
+    (broken / "summary.json").unlink()
+    again = weft.train(given | {"output_dir": str(broken)}, resume=True)
+    other = weft.train(given | {"output_dir": str(tmp_path / "other")})
+    files = [load_file(run.path / "model" / "model.safetensors") for run in (one, again, other)]
+    assert all(torch.equal(files[0][name], more[name]) for more in files[1:] for name in files[0])
+    differing = weft.train(given | {"seed": 1, "num_rounds": 1, "output_dir": str(tmp_path / "seed")})
+    assert not torch.equal(
+        load_file(differing.path / "model" / "model.safetensors")["model.norm.weight"], files[0]["model.norm.weight"]
+    )
+
+
+def test_pre_training_goes_on_from_a_model(scratch, tiny_model: Path):
+    keys = {k: v for k, v in scratch.items() if k not in ("hidden_size", "num_layers", "num_heads", "tokenizer_text")}
+    keys |= {"model_name_or_path": str(tiny_model), "num_rounds": 1}
+    assert main(["pretrain", *flags(keys), "--quiet"]) == 0
+    assert weft.open_run(str(keys["output_dir"])).summary["eval"]["bits_per_byte"] > 0
+
+
+def test_sizes_are_what_they_are_called():
+    from transformers import LlamaForCausalLM
+
+    from weft.config import build
+    from weft.models.scratch import llama_config
+
+    for size in SHAPES:
+        config = build({"dataset_name": "x", "size": size, "tokenizer": "y"})
+        with torch.device("meta"):
+            model = LlamaForCausalLM(llama_config(config, 8192, {}))
+        assert sum(p.numel() for p in model.parameters()) == pytest.approx(int(size[:-1]) * 1e6, rel=0.05)
+
+
+def test_a_schedule_that_stays_and_falls():
+    schedule = Schedule("wsd", 1.0, 0.0, rounds=10, warmup_steps=2, decay_ratio=0.2)
+    rates = [schedule.at(round, step, 5) for round in range(10) for step in range(5)]
+    assert rates[:2] == [0.5, 1.0]
+    assert rates[2:40] == [1.0] * 38
+    assert rates[40:] == pytest.approx([1.0 - n / 10 for n in range(10)])
+
+
+def test_norms_do_not_decay_where_matrices_alone_do(scratch):
+    """Without gradients (a learning rate that moves nothing) only the decay would move weights."""
+    from weft.config import build
+    from weft.core.parts import LocalRule
+    from weft.launch.compose import local_steps
+    from weft.models.resident import Resident
+    from weft.training.loop import GradientSteps
+
+    steps = local_steps(build(scratch | {"weight_decay": 0.5, "decay_matrices_only": True}))
+    assert isinstance(steps, GradientSteps)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3))
+
+    class Fake(Resident):
+        def __init__(self) -> None:
+            self.device = torch.device("cpu")
+            self.params = self.masters = dict(model.named_parameters())
+
+    optimizer = steps._optimizer(Fake(), LocalRule().moments())
+    found = {group["weight_decay"]: [tuple(p.shape) for p in group["params"]] for group in optimizer.param_groups}
+    assert found == {0.5: [(3, 3)], 0.0: [(3,)]}
+
+
+def test_the_outer_learning_rate_follows_the_clients():
+    assert [outer_lr(clients) for clients in (1, 2, 4, 8)] == [0.4, 0.6, 0.6, 0.8]
+    assert defaults({"sample_clients": 8})["fed_args"] == {"outer_lr": 0.8, "momentum": 0.9}
+    assert "fed_args" not in defaults({"fed_alg": "fedavg"})
+    assert "fed_args" not in defaults({"fed_args": {"outer_lr": 1}})
+
+
+BAD = {
+    "no tokenizer": ({"tokenizer_text": None}, "write either --tokenizer NAME_OR_PATH"),
+    "two tokenizers": ({"tokenizer": "x"}, "write either --tokenizer NAME_OR_PATH"),
+    "half a shape": ({"num_layers": None}, "add --num_layers, or write --size"),
+    "odd heads": ({"hidden_size": 36}, "a head must have an even number of places"),
+    "an adapter on nothing": ({"use_peft": True}, "trains all its parameters"),
+    "no such text": ({"tokenizer_text": "there/is/none.jsonl"}, "no file or folder 'there/is/none.jsonl'"),
+    "an unknown size": ({"size": "5b"}, "'5m', '15m', '60m' or '150m'"),
+}
+
+
+@pytest.mark.parametrize(("changes", "said"), BAD.values(), ids=BAD.keys())
+def test_mistakes_are_said_in_a_sentence(scratch, changes: dict[str, object], said: str):
+    given = {k: v for k, v in (scratch | changes).items() if v is not None}
+    with pytest.raises(weft.errors.ConfigError, match=said):
+        weft.train(given)
