@@ -14,8 +14,8 @@ import yaml
 import weft
 from conftest import flags
 from weft.cli import main
-from weft.commands.sft import parser, resolve
 from weft.config import RunConfig, build
+from weft.verbs import parser, resolve
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "accelerate", "numpy", "pandas", "matplotlib")
 OPENFEDLLM = (
@@ -41,6 +41,11 @@ def test_help_imports_nothing_heavy(words: list[str]):
     assert done.stdout.strip() == "[]"
 
 
+def resolved(words: list[str]) -> RunConfig:
+    """Return the configuration that words of `weft sft` stand for."""
+    return resolve(parser("sft", "Fine-tune.").parse(words), lambda given: {})
+
+
 def test_importing_weft_is_free():
     code = f"import sys, weft, weft.config; print([name for name in {HEAVY!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -48,7 +53,7 @@ def test_importing_weft_is_free():
 
 
 def test_every_flag_of_openfedllm_is_accepted():
-    config = resolve(parser().parse(OPENFEDLLM))
+    config = resolved(OPENFEDLLM)
     assert config.use_peft
     assert config.gradient_checkpointing
     assert config.report_to == ["none"]
@@ -59,9 +64,9 @@ def test_flags_override_the_file_in_every_spelling(tmp_path: Path):
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump({"dataset_name": "d", "num_rounds": 7, "batch_size": 3}))
     words = ["--config", str(file), "--batch-size", "5", "--seq_length=99", "--use_peft", "--report_to", "none"]
-    config = resolve(parser().parse(words))
+    config = resolved(words)
     assert (config.num_rounds, config.batch_size, config.seq_length, config.use_peft) == (7, 5, 99, True)
-    assert resolve(parser().parse([*words, "--use_peft", "false"])).use_peft is False
+    assert resolved([*words, "--use_peft", "false"]).use_peft is False
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(keys, capsys):
