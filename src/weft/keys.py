@@ -71,6 +71,12 @@ class RunConfig(BaseModel):
     dataset_split: str | None = Field(None, description="which split of a hub data set (default: train)")
     local_data_dir: str | None = Field(None, description="folder in which dataset_name is looked for")
     clients: list[Client] | None = Field(None, description="named clients with their own data: name=path ...")
+    public_data: str | None = Field(
+        None, description="rows that everybody may see: a client that takes part in every round, or see public_share"
+    )
+    public_share: float = Field(
+        0.0, ge=0, lt=1, description="share of every client's batches that is drawn from public_data instead"
+    )
     template: str = Field(
         "auto", description="alpaca, vicuna, chat; auto is chat where the model has a template, else alpaca"
     )
@@ -258,6 +264,8 @@ class RunConfig(BaseModel):
             raise ConfigError("Both dataset_name and clients are given: the data comes from one or the other.")
         if self.clients and len({client.name for client in self.clients}) < len(self.clients):
             raise ConfigError("Two clients have the same name: names must differ.")
+        if self.public_share and self.public_data is None:
+            raise ConfigError("public_share is given, but no public_data to take it from: write --public_data FILE.")
         self._check_numbers()
         registry.check_algorithm(self.fed_alg)
         registry.require(registry.LORA_AGGREGATIONS, self.lora_aggregation, "LoRA aggregation")

@@ -93,6 +93,7 @@ MORE = {
     "personal steps of nobody": {"fed_alg": "central", "personal_steps": 5},
     "slow clients where all steps count": {"fed_alg": "fedadamw", "client_speed": [0.5]},
     "spare clients of nobody": {"fed_alg": "fedbuff", "over_selection": 0.5},
+    "public rows in a buffer": {"fed_alg": "fedbuff", "public_data": "any"},
     "a quorum of nobody": {"fed_alg": "local", "min_clients": 2},
     "a quorum of a buffer": {"fed_alg": "fedbuff", "min_clients": 2},
 }

@@ -36,6 +36,8 @@ class Plan:
     """Some clients do not make all their steps in time."""
     spare: bool = False
     """More clients are asked than are used."""
+    everywhere: bool = False
+    """Somebody takes part in every round: the public rows."""
     personal_steps: int = 0
     """Steps that every client makes on its own after the last round."""
 

@@ -134,7 +134,7 @@ def _train(task: Task, plan: Plan, site: Site, model: Resident) -> Update:
     model.put_side(task.extra.get(SIDE, {}))
     start = model.initial | memory.get(OWN, {})
     trained = {*plan.sharing.trained(given.params, task.round), *model.initial}
-    job = Job(start, given.params, trained, site.index, task.round, site.share)
+    job = Job(start, given.params, trained, site.index, task.round, site.share, site.public)
     done = plan.local.work(model, plan.objective, site.train, rule, job)
     remembered = _named(done.finished.memory, RULE)
     second = plan.algorithm.own_rule(given, _part(memory, RULE))

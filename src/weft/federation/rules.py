@@ -141,6 +141,11 @@ def _conditions(plan: Plan) -> list[tuple[bool, str]]:
             f"{name} does not wait for a cohort, so none of its clients are spare: leave out --over_selection.",
         ),
         (
+            plan.everywhere and algorithm.asynchronous,
+            f"{name} waits for no cohort, so public_data cannot be part of every one: write --public_share, or choose "
+            "a synchronous algorithm.",
+        ),
+        (
             plan.quorum > 0 and (algorithm.asynchronous or not algorithm.shares),
             f"{name} waits for no cohort, so there is no quorum of one: leave out --min_clients.",
         ),

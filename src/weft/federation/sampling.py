@@ -83,14 +83,24 @@ class Selection:
     """Share of clients asked beyond `count`; the first `count` good replies are used."""
     weights: np.ndarray | None = None
     availability: Availability | None = None
+    always: tuple[int, ...] = ()
+    """Clients that take part in every round, beside the `count`."""
+
+    @property
+    def used(self) -> int:
+        """Good replies that make a round."""
+        return self.count + len(self.always)
 
     def cohort(self, clients: Sequence[str], round: int, attempt: int, clock: int) -> list[int]:
         """Return the indexes of the clients that are asked in a round, begun for the `attempt`-th time."""
         among = self.availability.there(clients, clock) if self.availability else None
+        if self.always:
+            among = np.setdiff1d(np.arange(len(clients)) if among is None else among, self.always)
         asked = math.ceil(self.count * (1 + self.over))
-        return sample_clients(
+        sampled = sample_clients(
             len(clients), asked, seed=self.seed, round=round, weights=self.weights, among=among, again=attempt
         )
+        return [*sampled, *self.always]
 
 
 def arrivals(

@@ -83,6 +83,8 @@ class Site:
     memory: MemoryStore
     share: float = 1.0
     """Of its steps, how many it makes in the time that it is given (a simulation's slow client)."""
+    public: View | None = None
+    """Rows that everybody has, for a share of every batch."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ class Sites:
     held: list[np.ndarray]
     table: Table
     memory: MemoryStore
+    public: np.ndarray | None = None
+    """Rows that everybody has."""
 
     def __len__(self) -> int:
         return len(self.train)
@@ -107,6 +111,7 @@ class Sites:
             View(self.table, self.train[index]),
             View(self.table, self.held[index]),
             self.memory,
+            public=None if self.public is None else View(self.table, self.public),
         )
 
     def __iter__(self) -> Iterator[Site]:

@@ -12,7 +12,7 @@ from weft.errors import ConfigError
 from weft.federation.plan import Plan
 from weft.federation.sampling import Selection
 from weft.federation.sharing import Sharing
-from weft.launch.population import Population
+from weft.launch.population import PUBLIC, Population
 from weft.launch.trace import read_trace
 from weft.training.loop import GradientSteps
 from weft.training.schedules import Schedule
@@ -92,6 +92,7 @@ def plan(config: RunConfig) -> Plan:
         weigh_by_size=config.client_weight == "size",
         slow_clients=any(speed < 1 for speed in config.client_speed or ()),
         spare=config.over_selection > 0,
+        everywhere=config.public_data is not None and not config.public_share,
         personal_steps=config.personal_steps,
     )
 
@@ -113,6 +114,7 @@ def selection(config: RunConfig, population: Population) -> Selection:
         seed=config.seed,
         count=config.sample_clients,
         over=config.over_selection,
+        always=(names.index(PUBLIC),) if PUBLIC in names else (),
         weights=population.trained.sizes() if config.client_sampling == "size" else None,
         availability=read_trace(config.availability, names, config.availability_period)
         if config.availability
@@ -135,6 +137,7 @@ def local_steps(config: RunConfig) -> GradientSteps:
         seed=config.seed,
         steps=max(0, config.max_steps),
         epochs=config.num_train_epochs,
+        public_share=config.public_share,
         batch_size=config.batch_size,
         accumulation=config.gradient_accumulation_steps,
         max_grad_norm=config.max_grad_norm,

@@ -44,6 +44,8 @@ class OwnModels:
     def each(self) -> Iterator[Site]:
         """Put the own model of one client after the other into the resident model, after its personal steps."""
         for site in self.population.trained:
+            if site.name not in self.population.names:  # the public rows are nobody's own
+                continue
             self._show(site, own=True)
             if self.plan.personal_steps:
                 self._tune(site)
@@ -106,7 +108,7 @@ class OwnModels:
         local = self.plan.local
         schedule = replace(local.schedule, kind="constant", warmup_steps=0, warmup_ratio=0.0)
         steps = replace(local, steps=self.plan.personal_steps, schedule=schedule)
-        job = Job({}, self.model.values(), None, site.index, self.state.round)
+        job = Job({}, self.model.values(), None, site.index, self.state.round, public=site.public)
         steps.work(self.model, self.plan.objective, site.train, LocalRule(), job)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,9 @@ from weft.evaluation.heldout import Asked
 from weft.federation.site import MemoryStore, Sites
 from weft.launch.sources import Sources
 from weft.models.layout import Question
+
+PUBLIC = "public"
+"""The client that has the public rows and takes part in every round."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ def populate(config: RunConfig, tokenizer: Any, memory: MemoryStore, *, text_onl
         owned.append(sources.add(config.dataset_name or "", sample=config.dataset_sample, files=apart))
         if config.eval_dataset_name is not None:
             tests.append(sources.add(config.eval_dataset_name))
+    public = None if config.public_data is None else sources.add(config.public_data, public=True)
     template = load_template(template_name(config, tokenizer, text_only))
     table = encode(
         sources.examples,
@@ -100,10 +104,12 @@ def populate(config: RunConfig, tokenizer: Any, memory: MemoryStore, *, text_onl
             f"No row has a token of its answer within seq_length ({config.seq_length}): write a larger --seq_length."
         )
     names, train, held = _shares(config, sources, table, owned, tests)
-    evaluated = Sites(names, train, held, table, memory)
-    trained = evaluated
+    everybodys = None if public is None else _rows_of(table, _within(table, public))
+    evaluated = trained = Sites(names, train, held, table, memory, everybodys if config.public_share else None)
+    if everybodys is not None and not config.public_share:
+        trained = _with_public(evaluated, everybodys)
     if pool:
-        everything = np.concatenate(train)
+        everything = np.concatenate(trained.train if everybodys is None else [*train, everybodys])
         trained = Sites(["central"], [everything], [everything[:0]], table, memory)
     choices = _choices(config, sources.examples, table, train, text_only)
     asked = _ask(choices, sources.examples, table, held, tokenizer, template, config.seq_length)
@@ -111,6 +117,13 @@ def populate(config: RunConfig, tokenizer: Any, memory: MemoryStore, *, text_onl
     return Population(
         names, trained, evaluated, asked, choices, {**table.counts, **sources.dropped}, split, table.text_bytes
     )
+
+
+def _with_public(sites: Sites, rows: np.ndarray) -> Sites:
+    """Return the clients and, last, one that has the public rows."""
+    if PUBLIC in sites.names:
+        raise DataError(f"A client is called '{PUBLIC}', which is the name of the public_data: give it another name.")
+    return replace(sites, names=[*sites.names, PUBLIC], train=[*sites.train, rows], held=[*sites.held, rows[:0]])
 
 
 def _described(

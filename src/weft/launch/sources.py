@@ -28,13 +28,14 @@ class Sources:
     """Of every example, the value of split_column, where one is named."""
     dropped: dict[str, int] = field(default_factory=dict)
 
-    def add(self, name: str, *, sample: int | None = None, files: bool = False) -> range:
+    def add(self, name: str, *, sample: int | None = None, files: bool = False, public: bool = False) -> range:
         """Read a source; return which examples are its own.
 
         Args:
             name: of a file, a folder or a hub data set.
             sample: rows used at most; of every file its share, where files are apart.
             files: the files of a folder may differ in their columns, and their names are kept.
+            public: it is not split, and need not have the column of the split.
 
         Raises:
             DataError: it cannot be read, or no row of it can be used.
@@ -45,12 +46,12 @@ class Sources:
         if files and path.is_dir():
             found = data_files(path)
             for file in found:
-                self._add(str(file), None if sample is None else -(-sample // len(found)))
+                self._add(str(file), None if sample is None else -(-sample // len(found)), public)
         else:
-            self._add(source, sample)
+            self._add(source, sample, public)
         return range(first, len(self.examples))
 
-    def _add(self, source: str, sample: int | None) -> None:
+    def _add(self, source: str, sample: int | None, public: bool) -> None:
         config = self.config
         rows = read_rows(source, split=config.dataset_split, token=config.token or None)
         if sample is not None and len(rows) > sample:
@@ -72,7 +73,7 @@ class Sources:
         self.examples += made.examples
         self.origins += [Path(source).name.partition(".")[0]] * len(made.examples)
         if config.split_column is not None and not config.clients:
-            self.values += _column(rows, made.rows, config.split_column, source)
+            self.values += [""] * len(made.rows) if public else _column(rows, made.rows, config.split_column, source)
 
     def _drop(self, reason: str, count: int) -> None:
         self.dropped[reason] = self.dropped.get(reason, 0) + count

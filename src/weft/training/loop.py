@@ -22,7 +22,7 @@ from weft.errors import ClientFailed
 from weft.models.layout import Batch, Row
 from weft.models.resident import Resident
 from weft.training.order import rows_of_round
-from weft.training.schedules import Schedule
+from weft.training.schedules import Schedule, round_half
 
 
 class Rows(Protocol):
@@ -45,6 +45,8 @@ class Job(NamedTuple):
     round: int = 0
     share: float = 1.0
     """Of its steps, how many it makes."""
+    public: Rows | None = None
+    """Rows that everybody has, for a share of every batch."""
 
 
 class Trained(NamedTuple):
@@ -67,6 +69,8 @@ class GradientSteps:
     steps: int
     """Optimizer steps a round; below 1: `epochs` passes over the client's rows."""
     epochs: int = 1
+    public_share: float = 0.0
+    """Of the rows of every micro-batch, how many are public ones, where there are such."""
     batch_size: int = 16
     accumulation: int = 1
     max_grad_norm: float = 1.0
@@ -103,7 +107,7 @@ class GradientSteps:
         scaler = torch.amp.GradScaler(model.device.type, init_scale=1024.0, enabled=model.dtype == torch.float16)
         loss_sum, lr_sum = torch.zeros((), device=model.device), 0.0
         counted = {"loss_tokens": 0.0, "tokens": 0.0, "rows": 0.0}
-        windows = islice(self._windows(objective, rows, asked, job.client, job.round), steps)
+        windows = islice(self._windows(objective, rows, asked, job), steps)
         for step, window in enumerate(windows):
             lr = self.schedule.at(job.round, step, asked)
             lr_sum += lr
@@ -148,12 +152,30 @@ class GradientSteps:
                 }
         return optimizer
 
-    def _windows(self, objective: Objective, rows: Rows, steps: int, client: int, round: int) -> Iterator[list[Batch]]:
+    def _windows(self, objective: Objective, rows: Rows, steps: int, job: Job) -> Iterator[list[Batch]]:
         """Yield the micro-batches of each optimizer step."""
         size, many = self.batch_size, self.accumulation
-        order = rows_of_round(len(rows), steps * many * size, seed=self.seed, client=client, round=round)
-        for window in order.reshape(steps, many, size):
-            yield [objective.collate([rows[int(row)] for row in micro]) for micro in window]
+        shared = round_half(self.public_share * size) if job.public is not None else 0
+        drawn = [(rows, "order", size - shared)]
+        if job.public is not None and shared:
+            drawn.append((job.public, "public order", shared))
+        orders = [
+            rows_of_round(
+                len(table), steps * many * count, seed=self.seed, client=job.client, round=job.round, purpose=purpose
+            ).reshape(steps, many, count)
+            for table, purpose, count in drawn
+        ]
+        for step in range(steps):
+            yield [
+                objective.collate(
+                    [
+                        table[int(row)]
+                        for (table, _, _), order in zip(drawn, orders, strict=True)
+                        for row in order[step, micro]
+                    ]
+                )
+                for micro in range(many)
+            ]
 
     def _backward(
         self, model: Resident, objective: Objective, rule: LocalRule, scaler: torch.amp.GradScaler, window: list[Batch]

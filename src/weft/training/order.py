@@ -7,7 +7,9 @@ import numpy as np
 from weft.core.seeds import generator
 
 
-def rows_of_round(num_rows: int, count: int, *, seed: int, client: int, round: int) -> np.ndarray:
+def rows_of_round(
+    num_rows: int, count: int, *, seed: int, client: int, round: int, purpose: str = "order"
+) -> np.ndarray:
     """Return `count` row numbers: a slice of an endless sequence of shuffled passes over the client's rows.
 
     Round r takes places r * count to (r + 1) * count, so a client that takes part in every round sees every row
@@ -17,7 +19,7 @@ def rows_of_round(num_rows: int, count: int, *, seed: int, client: int, round: i
     parts: list[np.ndarray] = []
     while count > 0:
         epoch, offset = divmod(first, num_rows)
-        shuffled = generator(seed, "order", client, epoch).permutation(num_rows)
+        shuffled = generator(seed, purpose, client, epoch).permutation(num_rows)
         taken = shuffled[offset : offset + count]
         parts.append(taken)
         first += len(taken)
