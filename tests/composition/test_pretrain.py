@@ -63,6 +63,11 @@ def test_a_model_from_nothing_learns_and_is_an_ordinary_model(scratch, capsys):
     assert set(run.summary["clients"]) == {"fruit", "plants", "sky"}
     assert run.summary["eval"]["bits_per_byte"] == bits[-1]
     assert run.config.fed_args == {"outer_lr": 0.6, "momentum": 0.9}
+    size = sum(value.nbytes for value in load_file(run.path / "model" / "model.safetensors").values())
+    # 3 clients, 4 rounds: 12 times up; data parallelism moves both ways in each of 5 steps.
+    assert run.summary["bytes_up"] == 12 * size
+    assert run.summary["data_parallel_bytes"] == 12 * 5 * 2 * size
+    assert 0 < run.summary["flop_utilisation"] < 1
     model = AutoModelForCausalLM.from_pretrained(run.path / "model")
     tokenizer = AutoTokenizer.from_pretrained(run.path / "model")
     assert len(tokenizer) == model.config.vocab_size <= 300

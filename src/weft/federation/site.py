@@ -58,8 +58,8 @@ class InMemory:
 
     def load(self, client: str, round: int) -> Streams:
         """Return the newest memory of `round` or before."""
-        memories = self.kept.get(client, {})
-        return memories[max(memories)] if (memories := {r: m for r, m in memories.items() if r <= round}) else {}
+        memories = {written: memory for written, memory in self.kept.get(client, {}).items() if written <= round}
+        return memories[max(memories)] if memories else {}
 
     def save(self, client: str, round: int, streams: Streams) -> None:
         """Keep the memory beside the one before, which an Undo may ask for."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ class Tally:
 
     seconds: float = 0.0
     tokens: int = 0
+    steps: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
     train_loss: float | None = None
@@ -32,6 +34,7 @@ class Tally:
         """Count a finished round."""
         self.seconds += done.seconds
         self.tokens += record["tokens"]
+        self.steps += int(done.record.sums.get("steps", 0))
         self.bytes_up += record["bytes_up"]
         self.bytes_down += record["bytes_down"]
         if record["train_loss"] is not None:
@@ -75,6 +78,20 @@ def evaluation_record(round: int, scores: dict[str, Metrics]) -> dict[str, Any]:
         **summarise(together),
         "clients": {client: summarise(metrics) for client, metrics in scores.items()},
     }
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
+    """Return the floating-point operations a second of a matrix product on this machine, the best of some."""
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        product = left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - began)
+    del product
+    return 2 * size**3 / best
 
 
 def peak_memory(device: torch.device) -> int:

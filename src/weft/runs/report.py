@@ -31,6 +31,8 @@ LABELS = {
     "seconds": "time",
     "bytes_up": "sent to the server",
     "bytes_down": "sent to clients",
+    "data_parallel_bytes": "data parallelism would have sent",
+    "flop_utilisation": "of the machine's matrix rate",
     "peak_memory_bytes": "peak memory",
     "train_loss": "training loss",
     "product_error": "product error",
@@ -189,7 +191,7 @@ def _summary(
     rows = [
         (LABELS.get(key, key.replace("_", " ")), _quantity(key, value))
         for key, value in summary.items()
-        if not isinstance(value, dict | list)
+        if value is not None and not isinstance(value, dict | list)
     ]
     scores = summary.get("eval") or {}
     rows += [
@@ -269,7 +271,7 @@ def _quantity(key: str, value: Any) -> Any:
         return human_bytes(value)
     if key == "seconds":
         return human_duration(value)
-    if key == "accuracy":
+    if key in ("accuracy", "flop_utilisation"):
         return f"{value:.1%}"
     if key in ("loss", "train_loss", "macro_f1", "bits_per_byte"):
         return f"{value:.4f}"
