@@ -123,6 +123,8 @@ ARMS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "ditto": ({"fed_alg": "ditto"}, own("strength", 3.0, 30.0)),
     "fedbuff": ({"fed_alg": "fedbuff", "client_speed": [1.0, 0.5, 0.33]}, own("staleness_power", 0.0, 0.5)),
     "personal steps": ({"eval_everybody": True}, of("personal_steps", 10, 40)),
+    "fedavg, slow clients": ({"client_speed": [1.0, 0.6, 0.2]}, []),
+    "fednova, slow clients": ({"fed_alg": "fednova", "client_speed": [1.0, 0.6, 0.2]}, []),
     "LoRA: local": (LORA | {"fed_alg": "local", "eval_everybody": True}, []),
     "LoRA: central": (LORA | {"fed_alg": "central"}, []),
     "LoRA: average": (LORA, []),
