@@ -187,6 +187,22 @@ def test_a_kill_among_the_personal_steps_costs_nothing_but_time(keys):
     assert again.summary["models"] == models
 
 
+def test_a_run_of_an_older_version_is_resumed(keys):
+    """Keys that were not there yet stand for their defaults; one that was changed does not."""
+    import yaml
+
+    run = weft.train(keys)
+    file = run.path / "config.yaml"
+    head, _, text = file.read_text().partition("\n")
+    saved = yaml.safe_load(text)
+    older = {key: value for key, value in saved.items() if key not in ("lora_aggregation", "client_ranks", "size")}
+    file.write_text(head + "\n" + yaml.safe_dump(older))
+    assert weft.train(keys, resume=True).summary["rounds"] == 3
+    file.write_text(head + "\n" + yaml.safe_dump(older))
+    with pytest.raises(weft.errors.ConfigError, match="lora_aggregation was 'average' and is now 'ffa'"):
+        weft.train(keys | {"lora_aggregation": "ffa"}, resume=True)
+
+
 def rounds(run, event: str = "round") -> list[dict]:
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["event"] == event]

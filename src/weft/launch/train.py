@@ -66,7 +66,12 @@ def train(
         check_context(config, load_model_config(config))
     with (
         RunDir.create(
-            config.output_dir, config.model_dump(mode="json"), resume=resume, overwrite=overwrite, volatile=VOLATILE
+            config.output_dir,
+            config.model_dump(mode="json"),
+            resume=resume,
+            overwrite=overwrite,
+            volatile=VOLATILE,
+            defaults={name: field.default for name, field in RunConfig.model_fields.items()},
         ) as run,
         Progress(config.num_rounds, quiet=quiet, as_json=as_json) as progress,
     ):

@@ -14,6 +14,7 @@ import hashlib
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -93,10 +94,12 @@ class RunDir:
         resume: bool,
         overwrite: bool,
         volatile: frozenset[str],
+        defaults: Mapping[str, Any] | None = None,
     ) -> RunDir:
         """Make, take up again (`resume`) or empty (`overwrite`) a run directory, lock it and write config.yaml.
 
-        `config` is plain data; its keys in `volatile` may differ from those of the run that is resumed.
+        `config` is plain data; its keys in `volatile` may differ from those of the run that is resumed, and a key that
+        the run was made without (by an older version) stands for its value in `defaults`.
 
         Raises:
             ConfigError: the directory is in use, holds something else, holds a run and neither `resume` nor
@@ -111,7 +114,7 @@ class RunDir:
             run._check(resume=resume, overwrite=overwrite)
             text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
             if run.holds_run and resume:
-                run._compare(yaml.safe_load(text), volatile)
+                run._compare(yaml.safe_load(text), volatile, defaults or {})
             elif run.holds_run:
                 run._clear()
             write_atomic(run.config_file, (HEADER + text).encode())
@@ -261,8 +264,8 @@ class RunDir:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, str(os.getpid()).encode())
 
-    def _compare(self, given: dict[str, Any], volatile: frozenset[str]) -> None:
-        saved = self.read_config()
+    def _compare(self, given: dict[str, Any], volatile: frozenset[str], defaults: Mapping[str, Any]) -> None:
+        saved = {**defaults, **self.read_config()}
         differing = [
             f"{key} was {_shown(saved, key)} and is now {_shown(given, key)}"
             for key in dict.fromkeys([*saved, *given])
