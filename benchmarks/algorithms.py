@@ -262,8 +262,9 @@ def measure(task: str, arm: str, setting: dict[str, Any], seed: int) -> dict[str
 
 
 def score(task: str, found: dict[str, Any]) -> float:
-    """Return what an arm is tuned by, more is better: of the shared model, or of own models on everybody's rows."""
-    best = found["shared"] or found["abroad"] or found["own"]
+    """Return what an arm is tuned by, more is better: of the shared model where it is whole, else of own models."""
+    whole = found["shared"] if found["arm"] != "LoRA: fedsa" else None
+    best = whole or found["abroad"] or found["own"]
     return float(best["macro_f1"]) if task == "tfns" else -float(best["loss"])
 
 
