@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from weft import registry
+from weft import checks, registry
 from weft.errors import ConfigError
 
 
@@ -241,38 +241,7 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> RunConfig:
         """Refuse what cannot be, before anything is loaded."""
-        if self.load_in_8bit and self.load_in_4bit:
-            raise ConfigError("A base is loaded in 8 bits or in 4, not both: drop --load_in_8bit or --load_in_4bit.")
-        if (self.load_in_8bit or self.load_in_4bit) and not self.use_peft:
-            raise ConfigError("A quantised base cannot be trained itself: add --use_peft, or drop --load_in_8bit/4bit.")
-        if self.from_scratch and (self.use_peft or self.load_in_8bit or self.load_in_4bit):
-            raise ConfigError("A model that begins from nothing trains all its parameters: drop --use_peft, or --size.")
-        if self.from_scratch and (self.tokenizer is None) == (self.tokenizer_text is None):
-            raise ConfigError(
-                "A model that begins from nothing needs a tokenizer: write either --tokenizer NAME_OR_PATH, or "
-                "--tokenizer_text FILE with public text to train one on."
-            )
-        if not self.from_scratch and (self.tokenizer or self.tokenizer_text):
-            raise ConfigError(
-                "A model that is loaded has a tokenizer: drop --tokenizer, or begin from nothing by --size."
-            )
-        if self.push_to_hub:
-            raise ConfigError("Weft sends nothing to the hub during a run: drop --push_to_hub, then use `weft export`.")
-        if self.dataset_name is None and not self.clients:
-            raise ConfigError("No data is named: write --dataset_name NAME_OR_PATH, or clients with their own files.")
-        if self.clients and self.dataset_name is not None:
-            raise ConfigError("Both dataset_name and clients are given: the data comes from one or the other.")
-        if self.clients and len({client.name for client in self.clients}) < len(self.clients):
-            raise ConfigError("Two clients have the same name: names must differ.")
-        if self.public_share and self.public_data is None:
-            raise ConfigError("public_share is given, but no public_data to take it from: write --public_data FILE.")
-        self._check_numbers()
-        registry.check_algorithm(self.fed_alg)
-        registry.require(registry.LORA_AGGREGATIONS, self.lora_aggregation, "LoRA aggregation")
-        registry.require(registry.OBJECTIVES, self.objective, "objective")
-        registry.require(registry.SPLITS, self.split_strategy, "split strategy")
-        if self.template != "auto":
-            registry.require(registry.TEMPLATES, self.template, "template")
+        checks.check(self)
         return self
 
     @property
@@ -288,26 +257,6 @@ class RunConfig(BaseModel):
             if self.from_scratch
             else self.model_name_or_path
         )
-
-    def _check_numbers(self) -> None:
-        """Refuse numbers that do not go together."""
-        if self.num_clients == 0 and self.split_strategy not in registry.NATURAL_SPLITS and not self.clients:
-            raise ConfigError("num_clients is 0: write how many clients there are, 1 or more.")
-        for rank in self.client_ranks or ():
-            if not 1 <= rank <= self.peft_lora_r:
-                raise ConfigError(
-                    f"A client's rank is {rank}, but ranks go from 1 to peft_lora_r ({self.peft_lora_r}): write a "
-                    "larger --peft_lora_r."
-                )
-        if any(speed <= 0 for speed in self.client_speed or ()):
-            raise ConfigError("client_speed holds a speed that is not above 0: write 0.5 for a client half as fast.")
-        if isinstance(self.fedopt_tau, float) and self.fedopt_tau <= 0:
-            raise ConfigError(f"fedopt_tau is {self.fedopt_tau}, but must be above 0, or auto.")
-        if self.min_clients > self.sample_clients:
-            raise ConfigError(
-                f"min_clients is {self.min_clients}, but a round has {self.sample_clients} clients: write a smaller "
-                "--min_clients, or a larger --sample_clients."
-            )
 
     @property
     def lora_scale(self) -> float:

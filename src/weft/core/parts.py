@@ -80,10 +80,9 @@ class LocalRule:
 
 @dataclass(frozen=True)
 class Algorithm:
-    """The server half of a federated algorithm; this base class is FedAvg.
+    """The server half of a federated algorithm; this base class is FedAvg (McMahan et al. 2017, arXiv 1602.05629):
 
-    FedAvg (McMahan et al. 2017, arXiv 1602.05629, algorithm 1): w <- w + sum_i p_i (w_i - w), p_i by the number of
-    the client's rows.
+    w <- w + sum_i p_i (w_i - w), p_i by the number of the client's rows.
     """
 
     sums_updates: ClassVar[bool] = True
@@ -91,7 +90,7 @@ class Algorithm:
     stateful_clients: ClassVar[bool] = False
     """Clients remember something between rounds."""
     shares: ClassVar[bool] = True
-    """Parameters travel. Without it a task's parameters are the starting model that everybody has."""
+    """Parameters travel; otherwise a task's are the starting model that everybody has."""
     streams: ClassVar[tuple[str, ...]] = (DELTA,)
     """What every client sends with the names and shapes of the task's parameters."""
     scalars: ClassVar[tuple[str, ...]] = ()
@@ -107,7 +106,7 @@ class Algorithm:
     partial_work: ClassVar[bool] = True
     """A client that made fewer steps than asked may take part with what it has."""
     asynchronous: ClassVar[bool] = False
-    """The server does not wait for a cohort: a client may have begun at an earlier version of the parameters."""
+    """The server does not wait for a cohort: a client may have begun at an earlier version."""
 
     @property
     def buffer(self) -> int:
@@ -159,8 +158,7 @@ class Algorithm:
 class LoraAggregation:
     """How the low-rank factors of a cohort become one; this base class averages them (FedIT).
 
-    A factor's kind is "A" (r, k), "B" (d, r), "R" (r, r, between them) or "" for what is no factor. FedIT (Zhang et al.
-    2023, arXiv 2305.05644): A and B are averaged as if they were any parameters.
+    A factor's kind is "A" (r, k), "B" (d, r), "R" (r, r, between them) or "" for what is no factor.
     """
 
     single_updates: ClassVar[bool] = False

@@ -91,14 +91,13 @@ def encode(
         if not learnt.any():
             dropped += 1
             continue
-        size = _bytes(examples[number].answer, tokens, tokenizer, begun) if pieces else 0
-        for at in range(0, max(1, len(tokens) - 1), max(1, seq_length - 1)):
-            part, part_learnt = tokens[at : at + seq_length], learnt[at : at + seq_length].copy()
-            part_learnt[:1] = False
+        for part, part_learnt in _pieces(tokens, learnt, seq_length):
             ids.append(part)
             learn.append(part_learnt)
             rows.append(number)
-            sizes.append(0 if at else size)
+        if pieces:
+            own = len(rows) - len(sizes)
+            sizes += [_bytes(examples[number].answer, tokens, tokenizer, begun), *[0] * (own - 1)]
     starts = np.zeros(len(ids) + 1, dtype=np.int64)
     np.cumsum([len(tokens) for tokens in ids], out=starts[1:])
     counts = {
@@ -115,6 +114,14 @@ def encode(
         counts,
         np.array(sizes, dtype=np.int64) if pieces else None,
     )
+
+
+def _pieces(tokens: np.ndarray, learnt: np.ndarray, seq_length: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield a row in pieces of at most `seq_length`, each beginning with the last token of the one before."""
+    for at in range(0, max(1, len(tokens) - 1), max(1, seq_length - 1)):
+        part = learnt[at : at + seq_length].copy()
+        part[:1] = False
+        yield tokens[at : at + seq_length], part
 
 
 def _bytes(text: str, tokens: np.ndarray, tokenizer: Any, begun: bool) -> int:

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from weft.data.vocabulary import byte_pairs
+
 VOCABULARY = 1280
 LONGEST = 128
 
@@ -56,21 +58,10 @@ def make_base(directory: Path, glossary: Iterable[str], seed: int = 0) -> None:
 
 def make_tokenizer(lines: Iterable[str]) -> Any:
     """A fast tokenizer of at most `VOCABULARY` tokens, with `<s>`, `</s>`, `<pad>` and a short chat template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=["<s>", "</s>", "<pad>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(lines, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=byte_pairs(lines, VOCABULARY),
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",

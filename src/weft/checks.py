@@ -1,0 +1,74 @@
+"""What of a run's keys cannot be, or cannot be together; said before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from weft import registry
+from weft.errors import ConfigError
+
+
+def check(config: Any) -> None:
+    """Refuse a configuration (weft.keys.RunConfig) that cannot be run.
+
+    Raises:
+        ConfigError: with the remedy.
+    """
+    _check_pairs(config)
+    _check_numbers(config)
+    _check_names(config)
+
+
+def _check_pairs(config: Any) -> None:
+    if config.load_in_8bit and config.load_in_4bit:
+        raise ConfigError("A base is loaded in 8 bits or in 4, not both: drop --load_in_8bit or --load_in_4bit.")
+    if (config.load_in_8bit or config.load_in_4bit) and not config.use_peft:
+        raise ConfigError("A quantised base cannot be trained itself: add --use_peft, or drop --load_in_8bit/4bit.")
+    if config.from_scratch and (config.use_peft or config.load_in_8bit or config.load_in_4bit):
+        raise ConfigError("A model that begins from nothing trains all its parameters: drop --use_peft, or --size.")
+    if config.from_scratch and (config.tokenizer is None) == (config.tokenizer_text is None):
+        raise ConfigError(
+            "A model that begins from nothing needs a tokenizer: write either --tokenizer NAME_OR_PATH, or "
+            "--tokenizer_text FILE with public text to train one on."
+        )
+    if not config.from_scratch and (config.tokenizer or config.tokenizer_text):
+        raise ConfigError("A model that is loaded has a tokenizer: drop --tokenizer, or begin from nothing by --size.")
+    if config.push_to_hub:
+        raise ConfigError("Weft sends nothing to the hub during a run: drop --push_to_hub, then use `weft export`.")
+    if config.dataset_name is None and not config.clients:
+        raise ConfigError("No data is named: write --dataset_name NAME_OR_PATH, or clients with their own files.")
+    if config.clients and config.dataset_name is not None:
+        raise ConfigError("Both dataset_name and clients are given: the data comes from one or the other.")
+    if config.clients and len({client.name for client in config.clients}) < len(config.clients):
+        raise ConfigError("Two clients have the same name: names must differ.")
+    if config.public_share and config.public_data is None:
+        raise ConfigError("public_share is given, but no public_data to take it from: write --public_data FILE.")
+
+
+def _check_numbers(config: Any) -> None:
+    if config.num_clients == 0 and config.split_strategy not in registry.NATURAL_SPLITS and not config.clients:
+        raise ConfigError("num_clients is 0: write how many clients there are, 1 or more.")
+    for rank in config.client_ranks or ():
+        if not 1 <= rank <= config.peft_lora_r:
+            raise ConfigError(
+                f"A client's rank is {rank}, but ranks go from 1 to peft_lora_r ({config.peft_lora_r}): write a "
+                "larger --peft_lora_r."
+            )
+    if any(speed <= 0 for speed in config.client_speed or ()):
+        raise ConfigError("client_speed holds a speed that is not above 0: write 0.5 for a client half as fast.")
+    if isinstance(config.fedopt_tau, float) and config.fedopt_tau <= 0:
+        raise ConfigError(f"fedopt_tau is {config.fedopt_tau}, but must be above 0, or auto.")
+    if config.min_clients > config.sample_clients:
+        raise ConfigError(
+            f"min_clients is {config.min_clients}, but a round has {config.sample_clients} clients: write a smaller "
+            "--min_clients, or a larger --sample_clients."
+        )
+
+
+def _check_names(config: Any) -> None:
+    registry.check_algorithm(config.fed_alg)
+    registry.require(registry.LORA_AGGREGATIONS, config.lora_aggregation, "LoRA aggregation")
+    registry.require(registry.OBJECTIVES, config.objective, "objective")
+    registry.require(registry.SPLITS, config.split_strategy, "split strategy")
+    if config.template != "auto":
+        registry.require(registry.TEMPLATES, config.template, "template")
