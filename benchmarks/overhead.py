@@ -18,11 +18,13 @@ def main(dtype: str = "auto") -> None:
 
     from weft import config as configuration
     from weft.federation.loop import Rounds, run_rounds
+    from weft.federation.sampling import Selection
     from weft.federation.site import InMemory
     from weft.launch import compose
     from weft.launch.population import populate
     from weft.models.load import load_resident, load_tokenizer
     from weft.runtimes.inprocess import InProcess
+    from weft.training.loop import Job
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -51,9 +53,10 @@ def main(dtype: str = "auto") -> None:
         model = load_resident(config, tokenizer)
         runtime = InProcess(plan, model, None, population.trained, population.evaluated)  # type: ignore[arg-type]
         state = plan.algorithm.init(model.values())
-        rounds = run_rounds(plan, state, runtime, Rounds(1000, 1, 0, 0), clients=population.trained.names, evaluated=[])
+        names = population.trained.names
+        rounds = run_rounds(plan, state, runtime, Rounds(1000, Selection(0, 1), 0), clients=names, evaluated=[])
         rows = population.trained[0].train
-        windows = list(plan.local._windows(plan.objective, rows, STEPS, 0, 0))
+        windows = list(plan.local._windows(plan.objective, rows, STEPS, Job({}, {})))
 
         def bare() -> None:
             """A plain loop: forward, backward, clip, step; the same model, precision, batches and optimizer."""

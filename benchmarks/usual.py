@@ -102,6 +102,7 @@ class Usual:
 def weft_rounds(config: Any) -> Any:
     """Return the iterator of Weft's rounds, its model loaded."""
     from weft.federation.loop import Rounds, run_rounds
+    from weft.federation.sampling import Selection
     from weft.federation.site import InMemory
     from weft.launch import compose
     from weft.launch.population import populate
@@ -117,7 +118,7 @@ def weft_rounds(config: Any) -> Any:
         plan,
         plan.algorithm.init(model.values()),
         runtime,
-        Rounds(1000, CLIENTS, 0, 0),
+        Rounds(1000, Selection(0, CLIENTS), 0),
         clients=population.trained.names,
         evaluated=[],
     )
