@@ -96,8 +96,8 @@ def encode(
             learn.append(part_learnt)
             rows.append(number)
         if pieces:
-            own = len(rows) - len(sizes)
-            sizes += [_bytes(examples[number].answer, tokens, tokenizer, begun), *[0] * (own - 1)]
+            size = _bytes(examples[number].answer, tokens, tokenizer, begun)
+            sizes += [size, *[0] * (len(rows) - len(sizes) - 1)]
     starts = np.zeros(len(ids) + 1, dtype=np.int64)
     np.cumsum([len(tokens) for tokens in ids], out=starts[1:])
     counts = {

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from weft.core.parts import Runtime
-from weft.core.types import SIDE, Metrics, Probe, Score, ServerState
+from weft.core.types import Metrics, Probe, Score, ServerState
 from weft.errors import RunError
 from weft.federation.conditions import Conditions
 from weft.federation.plan import Plan
 from weft.federation.record import RoundRecord
 from weft.federation.round import run_round
 from weft.federation.sampling import Invited, Selection, arrivals
-from weft.federation.state import Asked
+from weft.federation.state import Asked, beside
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,5 @@ def _arrivals(plan: Plan, rounds: Rounds, clients: Sequence[str], behind: int) -
 
 def evaluate(state: ServerState, runtime: Runtime, clients: Sequence[str], *, own: bool = True) -> dict[str, Metrics]:
     """Return the counts and sums of every client that answers, of its own model or of the shared one."""
-    extra = {SIDE: state.memory[SIDE]} if SIDE in state.memory else {}
-    probes = [Probe(client, state.round, state.params, extra, own) for client in clients]
+    probes = [Probe(client, state.round, state.params, beside(state), own) for client in clients]
     return {reply.client: reply.metrics for reply in runtime.exchange(probes) if isinstance(reply, Score)}

@@ -27,6 +27,7 @@ class Products:
         self.scale, self.fixed, self.exact = scale, fixed, exact
         self.weight = 0.0
         self._parts: dict[str, list[tuple[Product, float]]] = {}
+        self._means: dict[str, Product] = {}
 
     def watch(self, updates: Iterable[Update], bases: Mapping[str, Tensors]) -> Iterator[Update]:
         """Pass updates on; `bases` are the parameters that each client began from, in its own rank."""
@@ -38,6 +39,7 @@ class Products:
 
     def _add(self, params: Tensors, weight: float) -> None:
         self.weight += weight
+        self._means = {}
         for module, factors in lowrank.modules(params).items():
             if not {"A", "B"} <= factors.keys():
                 continue
@@ -49,11 +51,11 @@ class Products:
 
     def mean(self) -> dict[str, Product]:
         """Return the weighted mean of the products of every module whose factors the server knows."""
-        means = {}
-        for module, parts in self._parts.items():
-            products, weights = _apart(parts)
-            means[module] = lowrank.total(products, [weight / self.weight for weight in weights])
-        return means
+        if not self._means:  # made once a round: for a large cohort it is a copy of everybody's factors
+            for module, parts in self._parts.items():
+                products, weights = _apart(parts)
+                self._means[module] = lowrank.total(products, [weight / self.weight for weight in weights])
+        return self._means
 
     def error(self, params: Tensors, former: Streams, now: Streams) -> float | None:
         """Return how far the mean product is from what the server would go on with, relative to the former.

@@ -32,9 +32,7 @@ class Sharing:
 
     def travels(self, name: str) -> bool:
         """Say whether a trained parameter is shared."""
-        if kind_of(name) in self.lora.kept and kind_of(name):
-            return False
-        if PERSONAL in name.split("."):
+        if kind_of(name) in self.lora.kept or PERSONAL in name.split("."):
             return False
         return not self.patterns or any(fnmatchcase(name, p) or p in name for p in self.patterns)
 

@@ -38,9 +38,12 @@ def task_for(plan: Plan, state: ServerState, asked: Asked) -> Task:
     """Return what a client is sent: the algorithm's task, cut to the client's rank, and the side adapter."""
     task = plan.algorithm.task(state, asked.client, asked.version)
     extra = {stream: cut(values, asked.rank) for stream, values in task.extra.items()}
-    if SIDE in state.memory:
-        extra[SIDE] = state.memory[SIDE]
-    return replace(task, params=cut(task.params, asked.rank), extra=extra, attempt=state.attempts)
+    return replace(task, params=cut(task.params, asked.rank), extra=extra | beside(state), attempt=state.attempts)
+
+
+def beside(state: ServerState) -> Streams:
+    """Return what goes with the parameters wherever they are put into a model: the side adapter, if there is one."""
+    return {SIDE: state.memory[SIDE]} if SIDE in state.memory else {}
 
 
 def expected_streams(plan: Plan, params: Tensors, round: int) -> Streams:

@@ -16,6 +16,7 @@ from weft.evaluation.heldout import HeldOut, add, summarise
 from weft.federation.plan import Plan
 from weft.federation.round import show
 from weft.federation.site import Site
+from weft.federation.state import beside
 from weft.launch.population import Population
 from weft.models.resident import Resident
 from weft.training.loop import Job
@@ -100,8 +101,8 @@ class OwnModels:
         return (site for site in self.population.evaluated if len(site.held))
 
     def _show(self, site: Site, *, own: bool) -> None:
-        extra = {SIDE: self.state.memory[SIDE]} if SIDE in self.state.memory else {}
-        show(Probe(site.name, self.state.round, self.state.params, extra, own), self.plan, site, self.model)
+        probe = Probe(site.name, self.state.round, self.state.params, beside(self.state), own)
+        show(probe, self.plan, site, self.model)
 
     def _tune(self, site: Site) -> None:
         """Make the personal steps from the model in place, at the run's learning rate throughout."""

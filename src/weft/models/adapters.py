@@ -98,7 +98,7 @@ def _shape(model: Any, wanted: Any, lora: LoraAggregation) -> None:
     if lora.shape == "twin":
         add_twin(model, copy.deepcopy(wanted), PERSONAL)
     for name, parameter in model.named_parameters():
-        if kind_of(name) and kind_of(name) in lora.frozen:
+        if kind_of(name) in lora.frozen:
             parameter.requires_grad_(False)
 
 
@@ -126,7 +126,7 @@ def save_model(model: Any, tokenizer: Any, params: Tensors, folder: Path) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     if not isinstance(model, PeftModel):
         model.save_pretrained(str(folder), state_dict=_replaced(model.state_dict(), params))
-    elif all(kind_of(name) in ("A", "B") or ".lora_" in name for name in params) and not _is_folded(params):
+    elif not _is_folded(params):
         model.save_pretrained(str(folder), state_dict=dict(params), save_embedding_layers=False)
     else:
         _save_folded(model.peft_config["default"], params, folder)
