@@ -140,6 +140,9 @@ class RunConfig(BaseModel):
     num_train_epochs: int = Field(3, ge=1, description="passes over a client's rows a round, where max_steps is -1")
     batch_size: int = Field(16, ge=1, description="rows a micro-batch")
     gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches an optimizer step")
+    optimizer: Literal["adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        "adamw", description="of the local steps; with moments in 8 bits, also paged out to the CPU (bitsandbytes)"
+    )
     learning_rate: float = Field(2e-5, ge=0, description="peak learning rate")
     lr_scheduler_type: Literal["cosine_by_round", "constant", "cosine", "linear", "wsd"] = Field(
         "cosine_by_round",
@@ -150,7 +153,7 @@ class RunConfig(BaseModel):
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up at the start of the run")
     warmup_ratio: float = Field(0.0, ge=0, lt=1, description="the same as a share of all steps")
     min_learning_rate: float = Field(1e-6, ge=0, description="where cosine and linear end")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay, decoupled in AdamW")
     decay_matrices_only: bool = Field(False, description="no weight decay on norms and biases")
     max_grad_norm: float = Field(1.0, ge=0, description="gradient clipping; 0: none")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's beta1")

@@ -15,6 +15,7 @@ from weft.errors import ConfigError
 
 ALGORITHMS = {
     "fedavg": "weft.algorithms.fedavg:FedAvg",
+    "fedsgd": "weft.algorithms.fedsgd:FedSGD",
     "fedprox": "weft.algorithms.fedprox:FedProx",
     "scaffold": "weft.algorithms.scaffold:Scaffold",
     "fedavgm": "weft.algorithms.fedavgm:FedAvgM",
@@ -53,6 +54,8 @@ OTHER_NAMES = {
     "fedsa_lora": "fedsa",
     "fed_sb": "fedsb",
     "fednesterov": "diloco",
+    "ddp": "fedsgd",
+    "data_parallel": "fedsgd",
     "fedadgrad": "fedadagrad",
 }
 """What papers and other tools call a part."""

@@ -127,21 +127,11 @@ def test_a_schedule_that_stays_and_falls():
 def test_norms_do_not_decay_where_matrices_alone_do(scratch):
     """Without gradients (a learning rate that moves nothing) only the decay would move weights."""
     from weft.config import build
-    from weft.core.parts import LocalRule
     from weft.launch.compose import local_steps
-    from weft.models.resident import Resident
-    from weft.training.loop import GradientSteps
 
     steps = local_steps(build(scratch | {"weight_decay": 0.5, "decay_matrices_only": True}))
-    assert isinstance(steps, GradientSteps)
-    model = torch.nn.Sequential(torch.nn.Linear(3, 3))
-
-    class Fake(Resident):
-        def __init__(self) -> None:
-            self.device = torch.device("cpu")
-            self.params = self.masters = dict(model.named_parameters())
-
-    optimizer = steps._optimizer(Fake(), LocalRule().moments())
+    params = dict(torch.nn.Linear(3, 3).named_parameters())
+    optimizer = steps.optimizer.make(params, {}, torch.device("cpu"))
     found = {group["weight_decay"]: [tuple(p.shape) for p in group["params"]] for group in optimizer.param_groups}
     assert found == {0.5: [(3, 3)], 0.0: [(3,)]}
 

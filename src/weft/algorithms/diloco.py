@@ -55,6 +55,11 @@ class DiLoCo(Algorithm):
         """Clients remember their moments where they keep them."""
         return self.inner_state == "keep"
 
+    @property
+    def uses_moments(self) -> bool:  # type: ignore[override]
+        """Moments are averaged as AdamW's."""
+        return self.inner_state == "average"
+
     def like(self, params: Tensors) -> Streams:
         """The moments too, where they are averaged."""
         like = super().like(params)

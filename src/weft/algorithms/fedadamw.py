@@ -66,6 +66,7 @@ class FedAdamW(Algorithm):
     """
 
     remembers_coordinates: ClassVar[bool] = True
+    uses_moments: ClassVar[bool] = True
     partial_work: ClassVar[bool] = False
     streams: ClassVar[tuple[str, ...]] = (DELTA,)
     scalars: ClassVar[tuple[str, ...]] = (RATES, COUNT)

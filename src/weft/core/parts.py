@@ -47,6 +47,8 @@ class LocalRule:
 
     wants_moments: bool = False
     """Tell `finish` the optimizer's moments."""
+    clips: bool = True
+    """Gradients are clipped at the client."""
 
     def begin(self, params: Tensors) -> Tensors:
         """Return what the client starts from, given the task's parameters."""
@@ -103,6 +105,10 @@ class Algorithm:
     """The step adds the mean delta to the parameters, and nothing else."""
     remembers_coordinates: ClassVar[bool] = False
     """Server or clients remember values for each parameter, which lose their meaning where its basis is changed."""
+    uses_moments: ClassVar[bool] = False
+    """It works with AdamW's moments themselves, which other optimizers do not have."""
+    one_step: ClassVar[bool] = False
+    """A client and round is a single step, made at the server."""
     partial_work: ClassVar[bool] = True
     """A client that made fewer steps than asked may take part with what it has."""
     asynchronous: ClassVar[bool] = False

@@ -137,6 +137,16 @@ def _conditions(plan: Plan) -> list[tuple[bool, str]]:
             "--client_speed, or choose an algorithm that takes partial work (fedavg, fednova, ...).",
         ),
         (
+            algorithm.uses_moments and not plan.local.optimizer.plain,
+            f"{name} works with AdamW's moments in full, which {plan.local.optimizer.kind} does not have: write "
+            "--optimizer adamw, or choose another algorithm.",
+        ),
+        (
+            algorithm.one_step and (plan.local.steps != 1 or plan.local.accumulation != 1),
+            f"{name} exchanges the gradient of every step, so a round is one step: write --max_steps 1 and "
+            "--gradient_accumulation_steps 1, or choose an algorithm with local steps.",
+        ),
+        (
             plan.spare and (algorithm.asynchronous or not algorithm.shares),
             f"{name} does not wait for a cohort, so none of its clients are spare: leave out --over_selection.",
         ),

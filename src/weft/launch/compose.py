@@ -15,6 +15,7 @@ from weft.federation.sharing import Sharing
 from weft.launch.population import PUBLIC, Population
 from weft.launch.trace import read_trace
 from weft.training.loop import GradientSteps
+from weft.training.optimizers import Optimizer
 from weft.training.schedules import Schedule
 
 
@@ -141,8 +142,11 @@ def local_steps(config: RunConfig) -> GradientSteps:
         batch_size=config.batch_size,
         accumulation=config.gradient_accumulation_steps,
         max_grad_norm=config.max_grad_norm,
-        weight_decay=config.weight_decay,
-        decay_matrices_only=config.decay_matrices_only,
-        betas=(config.adam_beta1, config.adam_beta2),
-        epsilon=config.adam_epsilon,
+        optimizer=Optimizer(
+            kind=config.optimizer,
+            weight_decay=config.weight_decay,
+            decay_matrices_only=config.decay_matrices_only,
+            betas=(config.adam_beta1, config.adam_beta2),
+            epsilon=config.adam_epsilon,
+        ),
     )

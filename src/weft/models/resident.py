@@ -77,6 +77,10 @@ class Resident:
         for name, parameter in self.params.items():
             parameter.requires_grad_(names is None or name in names)
 
+    def trained(self) -> Tensors:
+        """Return the float32 values, on the device, of what is trained at present."""
+        return {name: master for name, master in self.masters.items() if self.params[name].requires_grad}
+
     def put_side(self, values: Tensors) -> None:
         """Add frozen low-rank factors to the output of every adapted layer, in place of those before."""
         if self._side is None and values:

@@ -1,26 +1,27 @@
 """The local loop: optimizer steps of one client in one round.
 
-The loop knows a model, an objective, rows and a rule that bends the steps; it knows nothing of the server. AdamW is
-made anew for every client and round.
+The loop knows a model, an objective, rows and a rule that bends the steps; it knows nothing of the server. The
+optimizer is made anew for every client and round.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
 from weft.core import tensors
 from weft.core.parts import LocalRule, Objective
 from weft.core.seeds import derive
-from weft.core.types import Finished, LocalWork, Metrics, Streams, Tensors
+from weft.core.types import Finished, LocalWork, Metrics, Tensors
 from weft.errors import ClientFailed
 from weft.models.layout import Batch, Row
 from weft.models.resident import Resident
+from weft.training.optimizers import Optimizer, moments_of
 from weft.training.order import rows_of_round
 from weft.training.schedules import Schedule, round_half
 
@@ -62,7 +63,7 @@ class Trained(NamedTuple):
 
 @dataclass(frozen=True)
 class GradientSteps:
-    """Local training by AdamW steps (Loshchilov and Hutter 2019)."""
+    """Local training by steps of an optimizer."""
 
     schedule: Schedule
     seed: int
@@ -74,10 +75,7 @@ class GradientSteps:
     batch_size: int = 16
     accumulation: int = 1
     max_grad_norm: float = 1.0
-    weight_decay: float = 0.0
-    decay_matrices_only: bool = False
-    betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = 1e-8
+    optimizer: Optimizer = field(default_factory=Optimizer)
 
     def num_steps(self, num_rows: int) -> int:
         """Return the optimizer steps of a round for a client of `num_rows` rows."""
@@ -102,7 +100,7 @@ class GradientSteps:
         steps = int(asked * job.share)
         if steps < 1:
             raise ClientFailed(f"was too slow for one of {asked} steps")
-        optimizer = self._optimizer(model, rule.moments())
+        optimizer = self.optimizer.make(model.trained(), rule.moments(), model.device)
         # A round has few steps: a scale that starts high would lose the first of them to overflow, every round.
         scaler = torch.amp.GradScaler(model.device.type, init_scale=1024.0, enabled=model.dtype == torch.float16)
         loss_sum, lr_sum = torch.zeros((), device=model.device), 0.0
@@ -116,7 +114,7 @@ class GradientSteps:
             counted["loss_tokens"] += sum(len(batch.targets) for batch in window)
             counted["tokens"] += sum(batch.tokens for batch in window)
             counted["rows"] += sum(batch.rows for batch in window)
-        moments = _moments(model, optimizer) if rule.wants_moments else {}
+        moments = moments_of(optimizer, model.masters) if rule.wants_moments else {}
         optimizer.zero_grad(set_to_none=True)
         loss = float(loss_sum)
         end = model.values()
@@ -125,32 +123,6 @@ class GradientSteps:
         metrics = {"loss_sum": loss, "steps": float(steps), "learning_rate": lr_sum / steps, **counted}
         work = LocalWork(shared, {name: end[name] for name in shared}, steps, lr_sum, moments)
         return Trained(rule.finish(work), metrics, {name: end[name] for name in job.own if name not in shared})
-
-    def _optimizer(self, model: Resident, moments: Streams) -> torch.optim.AdamW:
-        trained = {name: master for name, master in model.masters.items() if model.params[name].requires_grad}
-        fused = model.device.type in ("cpu", "cuda")
-        groups: list[dict[str, Any]] = [{"params": list(trained.values())}]
-        if self.decay_matrices_only:
-            matrices = [value for value in trained.values() if value.dim() > 1]
-            others = [value for value in trained.values() if value.dim() <= 1]
-            groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}] if others else groups
-        optimizer = torch.optim.AdamW(
-            groups,
-            lr=0.0,
-            betas=self.betas,
-            eps=self.epsilon,
-            weight_decay=self.weight_decay,
-            fused=fused,
-        )
-        for name, master in trained.items():
-            found = {key: values[name] for key, values in moments.items() if name in values}
-            if found:
-                # torch.optim counts steps on the CPU, except where its kernels are fused.
-                optimizer.state[master] = {
-                    key: value.to("cpu" if key == "step" and not fused else model.device, copy=True)
-                    for key, value in found.items()
-                }
-        return optimizer
 
     def _windows(self, objective: Objective, rows: Rows, steps: int, job: Job) -> Iterator[list[Batch]]:
         """Yield the micro-batches of each optimizer step."""
@@ -197,7 +169,7 @@ class GradientSteps:
         self,
         model: Resident,
         rule: LocalRule,
-        optimizer: torch.optim.AdamW,
+        optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
         shared: Tensors,
         lr: float,
@@ -205,7 +177,7 @@ class GradientSteps:
     ) -> None:
         """Make one optimizer step, bent by the rule, from the gradients at hand."""
         scaler.unscale_(optimizer)
-        if self.max_grad_norm > 0:
+        if self.max_grad_norm > 0 and rule.clips:
             torch.nn.utils.clip_grad_norm_(list(model.masters.values()), self.max_grad_norm)
         rule.adjust_grads(shared)
         for group in optimizer.param_groups:
@@ -216,12 +188,3 @@ class GradientSteps:
             rule.after_step(shared, lr)
         model.sync()
         optimizer.zero_grad(set_to_none=True)
-
-
-def _moments(model: Resident, optimizer: torch.optim.AdamW) -> Streams:
-    """Return the optimizer's state by kind and parameter, on the CPU."""
-    made: Streams = {}
-    for name, master in model.masters.items():
-        for key, value in optimizer.state.get(master, {}).items():
-            made.setdefault(key, {})[name] = value.detach().to("cpu", copy=True)
-    return made

@@ -1,0 +1,208 @@
+"""Federated pre-training from nothing beside central and data-parallel training; needs the shared data.
+
+    python benchmarks/pretraining.py OUT.jsonl [ARM ...]    run what OUT lacks
+    python benchmarks/pretraining.py table OUT.jsonl        print the tables
+
+Nine domains of text (at most 1.2 MB of each), a Llama of 4.3 M parameters, a tokenizer of 4,096 tokens from a sample of
+all domains, bfloat16 arithmetic. Every arm sees the same number of tokens: TOKENS = STEPS x 16 rows of 128, dealt to
+the clients of a round. The learning rate is central training's best of three on seed 0, for all arms; DiLoCo's outer
+learning rate is the scaling laws' (0.4, 0.6, 0.6, 0.8 for 1, 2, 4, 8 clients), its momentum 0.9.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from common import machine
+
+DATA = Path(os.environ.get("WEFT_DATA", "../shared/data")) / "pretrain"
+CACHE = Path(os.environ.get("WEFT_CACHE", Path(tempfile.gettempdir()) / "weft-benchmarks")) / "pretraining"
+LARGEST, STEPS, ROWS, LENGTH, INNER = 1_200_000, 600, 16, 128, 50
+RATES = (1e-3, 2e-3, 4e-3)
+SEEDS = (1, 2)
+
+
+def domains() -> Path:
+    """Return a folder with a file for each domain, of at most LARGEST bytes; made once."""
+    folder = CACHE / "domains"
+    if not folder.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(dir=CACHE))
+        sample = []
+        for path in sorted(DATA.glob("*.jsonl.gz")):
+            with gzip.open(path, "rt", encoding="utf-8") as file:
+                texts = [json.loads(line)["text"] for line in file]
+            kept, size = [], 0
+            for text in texts:
+                size += len(text.encode())
+                if size > LARGEST:
+                    break
+                kept.append(text)
+            sample += [{"text": text[:2000]} for text in kept[::7]]
+            write(made / f"{path.name.partition('.')[0]}.jsonl", [{"text": text} for text in kept])
+        write(CACHE / "sample.jsonl", sample)
+        made.rename(folder)
+    return folder
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def tokenizer() -> Path:
+    """Return the folder of the tokenizer; made once."""
+    folder = CACHE / "tokenizer"
+    if not (folder / "tokenizer.json").exists():
+        from weft.data.vocabulary import train_tokenizer
+
+        domains()
+        rows = (CACHE / "sample.jsonl").read_text(encoding="utf-8").splitlines()
+        train_tokenizer((json.loads(row)["text"] for row in rows), 4096).save_pretrained(folder)
+    return folder
+
+
+def federated(clients: int, **more: Any) -> dict[str, Any]:
+    """Return the keys of a run of so many clients, which share the batch."""
+    keys = {"num_clients": clients, "sample_clients": clients, "batch_size": ROWS // clients, "max_steps": INNER}
+    return keys | {"num_rounds": STEPS // INNER, "split_strategy": "iid"} | more
+
+
+def domain(**more: Any) -> dict[str, Any]:
+    """Return the keys of a run with a client for each of the nine domains, with 2 rows a step."""
+    steps = STEPS * ROWS // (9 * 2)
+    keys = {"split_strategy": "domain", "num_clients": 0, "sample_clients": 9, "client_weight": "uniform"}
+    return keys | {"batch_size": 2, "max_steps": INNER, "num_rounds": round(steps / INNER)} | more
+
+
+def outer(clients: int) -> dict[str, Any]:
+    from weft.commands.pretrain import outer_lr
+
+    return {"fed_alg": "diloco", "fed_args": {"outer_lr": outer_lr(clients), "momentum": 0.9}}
+
+
+ARMS: dict[str, dict[str, Any]] = {
+    "central": federated(1, fed_alg="central"),
+    "DiLoCo, 4 clients": federated(4, **outer(4)),
+    "FedAvg, 4 clients": federated(4, fed_alg="fedavg"),
+    "DiLoCo, 1 client": federated(1, **outer(1)),
+    "DiLoCo, 2 clients": federated(2, **outer(2)),
+    "domains: local": domain(fed_alg="local", eval_everybody=True),
+    "domains: DiLoCo": domain(**outer(9)),
+    "domains: FedAvg": domain(fed_alg="fedavg"),
+    "domains: central": domain(fed_alg="central", batch_size=18),
+    "DiLoCo, 8 clients": federated(8, **outer(8)),
+    "data parallel, 4 clients": federated(4, fed_alg="fedsgd", max_steps=1, num_rounds=STEPS),
+}
+
+
+def one(arm: str, seed: int, rate: float) -> dict[str, Any]:
+    """Run an arm; return what is kept of it."""
+    import weft
+    from weft.commands.pretrain import RECIPE
+
+    with tempfile.TemporaryDirectory() as out:
+        keys = RECIPE | {
+            "size": "5m",
+            "tokenizer": str(tokenizer()),
+            "dataset_name": str(domains()),
+            "dataset_sample": None,
+            "seq_length": LENGTH,
+            "dtype": "bfloat16",
+            "eval_fraction": 0.03,
+            "eval_every": 0,
+            "save_model_freq": 0,
+            "checkpoint_seconds": 1e6,
+            "learning_rate": rate,
+            "seed": seed,
+            "output_dir": f"{out}/run",
+        }
+        began = time.perf_counter()
+        run = weft.train(keys | ARMS[arm])
+        summary = run.summary
+        each = {name: found["bits_per_byte"] for name, found in summary["clients"].items()}
+        return {
+            "arm": arm,
+            "seed": seed,
+            "rate": rate,
+            "loss": summary["eval"]["loss"],
+            "bits_per_byte": summary["eval"]["bits_per_byte"],
+            "domains": each,
+            "models": summary["models"],
+            "tokens": summary["tokens"],
+            "bytes": summary["bytes_up"] + summary["bytes_down"],
+            "seconds": summary["seconds"],
+            "whole": time.perf_counter() - began,
+            "flop_utilisation": summary["flop_utilisation"],
+            "machine": machine(),
+        }
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def run(path: Path, arms: list[str]) -> None:
+    """Run what the file lacks: the learning rates on seed 0, then every arm on every seed."""
+    for rate in RATES:
+        keep(path, "central", 0, rate)
+    found = [row for row in read(path) if row["seed"] == 0]
+    best = min(found, key=lambda row: row["loss"])["rate"]
+    for seed in SEEDS:
+        for arm in arms or ARMS:
+            keep(path, arm, seed, best)
+
+
+def keep(path: Path, arm: str, seed: int, rate: float) -> None:
+    if any((row["arm"], row["seed"], row["rate"]) == (arm, seed, rate) for row in read(path)):
+        return
+    made = one(arm, seed, rate)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(made) + "\n")
+    print(arm, seed, rate, f"{made['loss']:.4f}", f"{made['bits_per_byte']:.4f}", f"{made['whole']:.0f}s", flush=True)
+
+
+def table(path: Path) -> None:
+    """Print the arms: mean over the seeds."""
+    rows = [row for row in read(path) if row["seed"] in SEEDS]
+    central = {(row["arm"].startswith("domains"), row["seed"]): row for row in rows if row["arm"].endswith("central")}
+    per_step = next((row["bytes"] for row in rows if row["arm"].startswith("data parallel")), None)
+    print(f"{rows[0]['tokens']:.0f} tokens, learning rate {rows[0]['rate']}, {rows[0]['machine']}\n")
+    print("| arm | seeds | loss | against central | bits per byte | mean over domains | MB | seconds |")
+    print("|--|--|--|--|--|--|--|--|")
+    for arm in ARMS:
+        found = [row for row in rows if row["arm"] == arm]
+        if not found:
+            continue
+        kind = arm.startswith("domains")
+        more = [row["loss"] / central[kind, row["seed"]]["loss"] - 1 for row in found if (kind, row["seed"]) in central]
+        domain = f"{mean([mean(row['domains'].values()) for row in found]):.3f}" if kind else ""
+        print(
+            f"| {arm} | {len(found)} | {mean(row['loss'] for row in found):.4f} | {mean(more):+.2%} | "
+            f"{mean(row['bits_per_byte'] for row in found):.4f} | {domain} | {found[0]['bytes'] / 1e6:.0f} | "
+            f"{mean(row['seconds'] for row in found):.0f} |"
+        )
+    for row in rows:
+        if row["arm"] == "DiLoCo, 4 clients" and per_step and row["seed"] == SEEDS[0]:
+            print(f"\nData parallel sends {per_step / row['bytes']:.0f} times the bytes of DiLoCo with 4 clients.")
+        if row["models"]:
+            print(f"seed {row['seed']}, own models:", json.dumps(row["models"]))
+
+
+def mean(values: Any) -> float:
+    return statistics.mean(list(values))
+
+
+if __name__ == "__main__":
+    verb, *rest = sys.argv[1:]
+    if verb == "table":
+        table(Path(rest[0]))
+    else:
+        run(Path(verb), rest)

@@ -1,0 +1,83 @@
+"""The optimizers of the local loop, and their state as plain tensors: in before the first step, out after the last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weft.core.types import Streams, Tensors
+from weft.errors import MissingExtra
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW (Loshchilov and Hutter 2019), also with moments in 8 bits (Dettmers et al. 2022), or SGD."""
+
+    kind: str = "adamw"
+    """adamw, sgd, adamw_8bit, or paged_adamw_8bit, whose moments move to the CPU where the GPU is full."""
+    weight_decay: float = 0.0
+    decay_matrices_only: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+
+    @property
+    def plain(self) -> bool:
+        """Whether its moments are AdamW's `exp_avg` and `exp_avg_sq`, in full."""
+        return self.kind == "adamw"
+
+    def make(self, trained: Tensors, moments: Streams, device: torch.device) -> torch.optim.Optimizer:
+        """Return an optimizer of these parameters, on `device`, that goes on from moments, where there are any.
+
+        Raises:
+            MissingExtra: bitsandbytes is needed and absent.
+        """
+        optimizer = self._fresh(self._groups(trained), device)
+        for name, parameter in trained.items():
+            found = {key: values[name] for key, values in moments.items() if name in values}
+            if found:
+                optimizer.state[parameter] = {key: self._back(key, value, device) for key, value in found.items()}
+        return optimizer
+
+    def _groups(self, trained: Tensors) -> list[dict[str, Any]]:
+        matrices = [value for value in trained.values() if value.dim() > 1]
+        others = [value for value in trained.values() if value.dim() <= 1]
+        if self.decay_matrices_only and others:
+            return [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+        return [{"params": list(trained.values())}]
+
+    def _fresh(self, groups: list[dict[str, Any]], device: torch.device) -> torch.optim.Optimizer:
+        if self.kind == "sgd":
+            return torch.optim.SGD(groups, lr=0.0, weight_decay=self.weight_decay)
+        how: dict[str, Any] = {"betas": self.betas, "eps": self.epsilon, "weight_decay": self.weight_decay}
+        if self.plain:
+            return torch.optim.AdamW(groups, lr=0.0, fused=_fused(device), **how)
+        try:
+            import bitsandbytes
+        except ImportError:
+            raise MissingExtra("bitsandbytes", "quant", f"The optimizer {self.kind}") from None
+        paged = self.kind.startswith("paged") and device.type == "cuda"  # on the CPU there is nowhere to move them
+        made: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, lr=0.0, is_paged=paged, **how)
+        return made
+
+    def _back(self, key: str, value: Tensor, device: torch.device) -> Any:
+        if key == "step" and not self.plain:
+            return int(value)
+        # torch.optim counts steps on the CPU, except where its kernels are fused.
+        return value.to("cpu" if key == "step" and not _fused(device) else device, copy=True)
+
+
+def _fused(device: torch.device) -> bool:
+    return device.type in ("cpu", "cuda")
+
+
+def moments_of(optimizer: torch.optim.Optimizer, trained: Tensors) -> Streams:
+    """Return an optimizer's state by kind and parameter, on the CPU."""
+    made: Streams = {}
+    for name, parameter in trained.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if value is not None:  # SGD without momentum
+                made.setdefault(key, {})[name] = torch.as_tensor(value).detach().to("cpu", copy=True)
+    return made

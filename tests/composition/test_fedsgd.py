@@ -1,0 +1,117 @@
+"""Data-parallel training: FedSGD, and DiLoCo with a single inner SGD step, against a loop written out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import weft
+from conftest import write_rows
+from weft.config import build
+from weft.errors import ConfigError
+from weft.federation.site import InMemory
+from weft.launch import compose
+from weft.launch.population import populate
+from weft.models.load import load_resident, load_tokenizer
+from weft.training.optimizers import Optimizer
+from weft.training.order import rows_of_round
+
+TEXT = {"objective": "causal_lm", "use_peft": False, "clients": None, "eval_fraction": 0.0, "eval_every": 0}
+
+
+@pytest.fixture
+def texts(keys, tmp_path: Path) -> dict:
+    rows = [{"text": f"the {one} dog and the {two} cat"} for one in "abcd" for two in "efghij"]
+    data = write_rows(tmp_path / "text.jsonl", rows)
+    own = {"dataset_name": str(data), "num_clients": 2, "sample_clients": 2, "batch_size": 3, "max_steps": 1}
+    own |= {"num_rounds": 4, "learning_rate": 0.05, "lr_scheduler_type": "cosine", "client_weight": "uniform"}
+    return keys | TEXT | own | {"output_dir": str(tmp_path / "out"), "dtype": "float32"}
+
+
+def weights(run) -> dict[str, torch.Tensor]:
+    (file,) = run.weights().glob("*.safetensors")
+    return load_file(file)
+
+
+def by_hand(keys: dict, make) -> dict[str, torch.Tensor]:
+    """Train one model on the mean of the clients' gradients, on the rows that they would draw."""
+    config = build(keys)
+    tokenizer = load_tokenizer(config)
+    people = populate(config, tokenizer, InMemory(), text_only=True, pool=False)
+    model = load_resident(config, tokenizer)
+    steps, objective = compose.local_steps(config), compose.plan(config).objective
+    optimizer = make(list(model.masters.values()))
+    model.model.train()
+    for round in range(config.num_rounds):
+        for site in people.trained:
+            order = rows_of_round(len(site.train), config.batch_size, seed=config.seed, client=site.index, round=round)
+            loss = objective.loss(model, objective.collate([site.train[int(row)] for row in order]))
+            (loss.total / loss.targets / len(people.trained)).backward()
+        torch.nn.utils.clip_grad_norm_(list(model.masters.values()), config.max_grad_norm or float("inf"))
+        optimizer.param_groups[0]["lr"] = steps.schedule.at(round, 0, 1)
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.values()
+
+
+def close(run, expected: dict[str, torch.Tensor], **tolerance: float) -> None:
+    for name, value in weights(run).items():
+        torch.testing.assert_close(value, expected[name], **tolerance)
+
+
+def test_fedsgd_is_data_parallel_adamw(texts):
+    keys = texts | {"fed_alg": "fedsgd", "learning_rate": 1e-2, "weight_decay": 0.1, "adam_beta2": 0.95}
+    expected = by_hand(
+        keys, lambda params: torch.optim.AdamW(params, lr=0.0, weight_decay=0.1, betas=(0.9, 0.95), fused=False)
+    )
+    close(weft.train(keys), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_diloco_with_one_sgd_step_is_data_parallel_sgd(texts, tmp_path: Path):
+    keys = texts | {"optimizer": "sgd", "max_grad_norm": 0.0}
+    expected = by_hand(keys, lambda params: torch.optim.SGD(params, lr=0.0))
+    diloco = keys | {"fed_alg": "diloco", "fed_args": {"outer_lr": 1.0, "momentum": 0.0}}
+    close(weft.train(diloco), expected, rtol=1e-5, atol=1e-7)
+    close(weft.train(keys | {"fed_alg": "fedsgd", "output_dir": str(tmp_path / "g")}), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_fedsgd_wants_single_steps(texts):
+    with pytest.raises(ConfigError, match="write --max_steps 1"):
+        weft.train(texts | {"fed_alg": "fedsgd", "max_steps": 2})
+
+
+def test_algorithms_on_moments_want_adamw(texts):
+    with pytest.raises(ConfigError, match="write --optimizer adamw"):
+        weft.train(texts | {"fed_alg": "fedadamw", "optimizer": "sgd"})
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"])
+def test_an_optimizer_goes_on_from_its_state(kind: str):
+    if kind.endswith("8bit"):
+        pytest.importorskip("bitsandbytes")
+    from weft.training.optimizers import moments_of
+
+    torch.manual_seed(0)
+    device, how = torch.device("cpu"), Optimizer(kind, weight_decay=0.1)
+    begun = {"w": torch.randn(64, 80), "b": torch.randn(4)}
+    gradients = [{name: torch.randn_like(value) for name, value in begun.items()} for _ in range(4)]
+
+    def steps(params, optimizer, which) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2
+        for each in which:
+            for name, param in params.items():
+                param.grad = each[name]
+            optimizer.step()
+
+    whole = {name: value.clone().requires_grad_() for name, value in begun.items()}
+    steps(whole, how.make(whole, {}, device), gradients)
+    halves = {name: value.clone().requires_grad_() for name, value in begun.items()}
+    first = how.make(halves, {}, device)
+    steps(halves, first, gradients[:2])
+    steps(halves, how.make(halves, moments_of(first, halves), device), gradients[2:])
+    assert all(torch.equal(whole[name], halves[name]) for name in whole)
+    assert not torch.equal(whole["w"], begun["w"])
