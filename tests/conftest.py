@@ -48,6 +48,12 @@ def flags(keys: dict[str, object]) -> list[str]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing is kept beyond the tests."""
+    os.environ["WEFT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Two test processes on two cores: each has one thread."""
     import torch

@@ -30,6 +30,7 @@ ALIASES = {
 VOLATILE = frozenset(
     {
         "output_dir",
+        "token_cache",
         "report_to",
         "save_model_freq",
         "save_total_limit",

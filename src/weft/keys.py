@@ -77,6 +77,9 @@ class RunConfig(BaseModel):
     public_share: float = Field(
         0.0, ge=0, lt=1, description="share of every client's batches that is drawn from public_data instead"
     )
+    token_cache: str | None = Field(
+        None, description="folder in which tokenized text is kept [$WEFT_CACHE/tokens, or ~/.cache/weft/tokens]"
+    )
     template: str = Field(
         "auto", description="alpaca, vicuna, chat; auto is chat where the model has a template, else alpaca"
     )
@@ -166,6 +169,7 @@ class RunConfig(BaseModel):
 
     # Evaluation
     eval_fraction: float = Field(0.05, ge=0, lt=1, description="rows that each client keeps out")
+    eval_rows: int | None = Field(None, ge=1, description="of them, how many at most")
     eval_dataset_name: str | None = Field(None, description="held-out rows that lie apart; otherwise eval_fraction")
     eval_every: int = Field(10, ge=0, description="rounds between evaluations; 0: only at the end")
     eval_batch_size: int = Field(32, ge=1, description="rows a batch in evaluation")

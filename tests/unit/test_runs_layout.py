@@ -9,8 +9,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from weft.core.files import write_atomic
 from weft.errors import ConfigError
-from weft.runs.layout import RunDir, path_component, write_atomic
+from weft.runs.layout import RunDir, path_component
 
 CONFIG = {"fed_alg": "fedavg", "learning_rate": 1e-5, "num_rounds": 3, "clients": [{"name": "a", "data": "x.jsonl"}]}
 VOLATILE = frozenset({"num_rounds"})

@@ -8,6 +8,8 @@ from weft.verbs import train_verb
 
 RECIPE: dict[str, Any] = {
     "objective": "causal_lm",
+    "dataset_sample": None,
+    "eval_rows": 500,
     "fed_alg": "diloco",
     "max_steps": 50,
     "learning_rate": 1e-3,

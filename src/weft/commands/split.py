@@ -28,12 +28,13 @@ def run(argv: list[str]) -> int:
     flags = {key: value for key, value in vars(arguments).items() if key not in OWN}
     config = build((read_file(arguments.config) if arguments.config else {}) | flags)
 
+    from weft.core.files import write_atomic
     from weft.federation.site import InMemory
     from weft.launch.compose import plan
     from weft.launch.population import populate
     from weft.launch.start import with_tokenizer
     from weft.models.load import load_tokenizer
-    from weft.runs.layout import RunDir, write_atomic
+    from weft.runs.layout import RunDir
     from weft.runs.progress import split_line
     from weft.runs.split_picture import draw_split
 

@@ -27,10 +27,10 @@ class Encoded:
     starts: np.ndarray
     """(rows + 1,) int64: where each row begins."""
     rows: np.ndarray
-    """(rows,) int64: the example that each row was made of, never decreasing."""
+    """(rows,) int64: the example that each row was made of, increasing."""
     counts: dict[str, int]
-    text_bytes: np.ndarray | None = None
-    """(rows,) int64, of plain text: the bytes that the learnt tokens stand for, a text's all with its first row."""
+    number: int
+    """How many examples there were."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -39,9 +39,18 @@ class Encoded:
         here = slice(int(self.starts[row]), int(self.starts[row + 1]))
         return self.ids[here], self.learn[here]
 
+    @property
     def lengths(self) -> np.ndarray:
-        """Return (rows,): tokens of each row."""
-        return np.diff(self.starts)
+        """(examples,): tokens of each, 0 for those that were left out."""
+        return np.bincount(self.rows, weights=np.diff(self.starts), minlength=self.number).astype(np.int64)
+
+    def within(self, numbers: np.ndarray) -> np.ndarray:
+        """Return those of these examples that have a row."""
+        return np.intersect1d(numbers, self.rows)
+
+    def rows_of(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the rows that were made of these examples, in their order."""
+        return np.searchsorted(self.rows, numbers)
 
 
 class _Segment(NamedTuple):
@@ -60,7 +69,6 @@ def encode(
     *,
     seq_length: int,
     truncation_side: str = "right",
-    pieces: bool = False,
 ) -> Encoded:
     """Render and tokenize examples.
 
@@ -68,22 +76,18 @@ def encode(
     stated side; rows without a learnt token left are dropped. Both are counted.
 
     Args:
-        examples: conversations, or plain text.
+        examples: conversations.
         tokenizer: of the model.
         template: how a conversation becomes text.
         seq_length: longest row in tokens.
         truncation_side: the side that over-long rows are cut on.
-        pieces: for plain text: nothing is cut off, long texts become several rows. A row begins with the last token
-            of the one before, so that every token is learnt once.
     """
     ids: list[np.ndarray] = []
     learn: list[np.ndarray] = []
     rows: list[int] = []
-    sizes: list[int] = []
     truncated = dropped = 0
-    begun = bool(_added(tokenizer)[0])
     for number, (tokens, learnt) in enumerate(tokenize(examples, tokenizer, template)):
-        if len(tokens) > seq_length and not pieces:
+        if len(tokens) > seq_length:
             truncated += 1
             keep = slice(0, seq_length) if truncation_side == "right" else slice(len(tokens) - seq_length, None)
             tokens, learnt = tokens[keep], learnt[keep]
@@ -91,13 +95,9 @@ def encode(
         if not learnt.any():
             dropped += 1
             continue
-        for part, part_learnt in _pieces(tokens, learnt, seq_length):
-            ids.append(part)
-            learn.append(part_learnt)
-            rows.append(number)
-        if pieces:
-            size = _bytes(examples[number].answer, tokens, tokenizer, begun)
-            sizes += [size, *[0] * (len(rows) - len(sizes) - 1)]
+        ids.append(tokens)
+        learn.append(learnt)
+        rows.append(number)
     starts = np.zeros(len(ids) + 1, dtype=np.int64)
     np.cumsum([len(tokens) for tokens in ids], out=starts[1:])
     counts = {
@@ -112,22 +112,8 @@ def encode(
         starts,
         np.array(rows, dtype=np.int64),
         counts,
-        np.array(sizes, dtype=np.int64) if pieces else None,
+        len(examples),
     )
-
-
-def _pieces(tokens: np.ndarray, learnt: np.ndarray, seq_length: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield a row in pieces of at most `seq_length`, each beginning with the last token of the one before."""
-    for at in range(0, max(1, len(tokens) - 1), max(1, seq_length - 1)):
-        part = learnt[at : at + seq_length].copy()
-        part[:1] = False
-        yield tokens[at : at + seq_length], part
-
-
-def _bytes(text: str, tokens: np.ndarray, tokenizer: Any, begun: bool) -> int:
-    """Return the bytes of a text, without its first token's where no token comes before it."""
-    whole = len(text.encode())
-    return whole if begun else whole - len(tokenizer.decode(tokens[:1]).encode())
 
 
 def tokenize(
@@ -148,7 +134,7 @@ def _tokenize(examples: list[Example], tokenizer: Any, template: Template) -> It
     rendered = [_segments(template.pieces(example, tokenizer)) for example in examples]
     flat = [segment for segments in rendered for segment in segments]
     spans = _offsets(flat, tokenizer, special=template.special)
-    begin, end = _added(tokenizer)
+    begin, end = added(tokenizer)
     at = 0
     for segments in rendered:
         ids: list[int] = []
@@ -213,7 +199,7 @@ def _piecewise(segment: _Segment, tokenizer: Any) -> tuple[list[int], list[tuple
     return ids, spans
 
 
-def _added(tokenizer: Any) -> tuple[list[int], int]:
+def added(tokenizer: Any) -> tuple[list[int], int]:
     """Return the ids that the tokenizer puts before a text, and the end token."""
     end = int(tokenizer.eos_token_id)
     with_added = tokenizer.encode("a", add_special_tokens=True)

@@ -80,7 +80,7 @@ def to_examples(
         if column is not None and column not in rows[0]:
             guess = nearest(column, list(rows[0]))
             meant = f" Did you mean '{guess}'?" if guess else ""
-            raise DataError(f"'{source}' has no column '{column}', but {_names(rows[0])}.{meant}")
+            raise DataError(f"'{source}' has no column '{column}', but {columns_of(rows[0])}.{meant}")
     first = rows[0]
     make = _text_maker(first, source) if text_only else _maker(first, source, instruction_column, response_column)
     columns = known.find(source)
@@ -122,14 +122,16 @@ def _maker(row: dict[str, Any], source: str, instruction: str | None, response: 
     if instruction is None or response is None:
         missing = "questions" if instruction is None else "answers"
         flag = "--instruction_column" if instruction is None else "--response_column"
-        raise DataError(f"'{source}' has {_names(row)}, none of which is known to hold {missing}: write {flag} NAME.")
+        raise DataError(
+            f"'{source}' has {columns_of(row)}, none of which is known to hold {missing}: write {flag} NAME."
+        )
     return lambda row: _pair(row, instruction, extra, response)
 
 
 def _text_maker(row: dict[str, Any], source: str) -> Maker:
     column = next((column for column in TEXTS if column in row), None)
     if column is None:
-        raise DataError(f"'{source}' has {_names(row)}, but plain text is read from a column 'text': rename one.")
+        raise DataError(f"'{source}' has {columns_of(row)}, but plain text is read from a column 'text': rename one.")
     return lambda row: (Turn("assistant", _said(row.get(column), "empty text")),)
 
 
@@ -173,5 +175,6 @@ def _said(value: Any, reason: str) -> str:
     return str(value)
 
 
-def _names(row: dict[str, Any]) -> str:
+def columns_of(row: dict[str, Any]) -> str:
+    """Name the columns of a row, for a message."""
     return "the columns " + ", ".join(f"'{name}'" for name in row)

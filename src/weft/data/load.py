@@ -5,6 +5,8 @@ What cannot be read is refused in one sentence with the file and, where there is
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import csv
 import gzip
 import io
@@ -21,6 +23,8 @@ Row = dict[str, Any]
 
 KINDS = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 PACKED = (".gz", ".zst")
+PLACE, BROKEN = "\x00place", "\x00broken"
+"""Columns of our own."""
 READ_AS = ", ".join([*KINDS, ".jsonl.gz", ".jsonl.zst"])
 
 
@@ -45,12 +49,13 @@ def read_rows(source: str, *, split: str | None = None, token: bool | None = Non
         return _read_folder(path)
     if path.is_file():
         return _read_file(path)
-    if source.startswith((".", "/", "~")) or _kind(path) is not None:
+    if source.startswith((".", "/", "~")) or kind_of(path) is not None:
         raise DataError(f"There is no file or folder '{source}': check the path.")
-    return _read_hub(source, split, token)
+    return [dict(row) for row in hub_set(source, split, token)]
 
 
-def _kind(path: Path) -> str | None:
+def kind_of(path: Path) -> str | None:
+    """Return the ending that says how a file is read, or None."""
     suffixes = path.suffixes[-2:]
     if suffixes and suffixes[-1] in PACKED:
         suffixes = suffixes[:-1]
@@ -59,26 +64,31 @@ def _kind(path: Path) -> str | None:
 
 def data_files(folder: Path) -> list[Path]:
     """Return the data files of a folder by their names; DataError if there are none."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and _kind(path) is not None)
+    files = sorted(path for path in folder.iterdir() if path.is_file() and kind_of(path) is not None)
     if not files:
         raise DataError(f"The folder '{folder}' holds no data file: {READ_AS} are read.")
     return files
 
 
+def saved_set(folder: Path) -> bool:
+    """Say whether a folder is a data set that the `datasets` library saved."""
+    return (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists()
+
+
 def _read_folder(folder: Path) -> list[Row]:
-    if (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
-        return _from_datasets(str(folder), lambda datasets: datasets.load_from_disk(str(folder)))
+    if saved_set(folder):
+        return [dict(row) for row in hub_set(str(folder), None, None)]
     return [row for path in data_files(folder) for row in _read_file(path)]
 
 
 def _read_file(path: Path) -> list[Row]:
-    kind = _kind(path)
+    kind = kind_of(path)
     if kind is None:
         raise DataError(f"'{path}' is of no kind that is read: {READ_AS} are.")
     if kind == ".parquet":
-        return _read_parquet(path)
+        return list(parquet_rows(path))
     if kind == ".jsonl":
-        return list(_json_lines(path))
+        return list(json_lines(path))
     text = _text(path)
     if kind == ".json":
         return _read_json(path, text)
@@ -91,51 +101,95 @@ def _open(path: Path) -> IO[bytes]:
     if path.suffix == ".gz":
         return gzip.open(path, "rb")  # type: ignore[return-value]
     if path.suffix == ".zst":
-        return io.BytesIO(_unpacked(path.read_bytes()))
+        return io.BufferedReader(_Frames(open(path, "rb")), 1 << 20)
     return open(path, "rb")
 
 
-def _unpacked(content: bytes) -> bytes:
-    """Decompress zstd frames; the library's own reader takes a file that was cut short for a whole one."""
-    import zstandard
+class _Frames(io.RawIOBase):
+    """The content of zstd frames; the library's own reader takes a file that was cut short for a whole one."""
 
-    parts: list[bytes] = []
-    while content:
-        frame = zstandard.ZstdDecompressor().decompressobj()
-        parts.append(frame.decompress(content))
-        if not frame.eof:
-            raise zstandard.ZstdError("the last frame is not whole")
-        content = frame.unused_data
-    return b"".join(parts)
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.left = file, b""
+        self.frame: Any = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        import zstandard
+
+        while not self.left:
+            packed = self.frame.unused_data if self.frame is not None and self.frame.eof else b""
+            packed = packed or self.file.read(1 << 17)
+            if not packed:
+                if self.frame is not None and not self.frame.eof:
+                    raise zstandard.ZstdError("the last frame is not whole")
+                return 0
+            if self.frame is None or self.frame.eof:
+                self.frame = zstandard.ZstdDecompressor().decompressobj()
+            self.left = self.frame.decompress(packed)
+        given = self.left[: len(buffer)]
+        buffer[: len(given)] = given
+        self.left = self.left[len(given) :]
+        return len(given)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(path: Path, errors: str = "strict") -> Iterator[tuple[int, str]]:
     """Yield the numbered lines of a text file, split at newlines only (JSON strings may hold U+2028)."""
+    number = 0
+    with _broken_said(path, lambda: f"after line {number}"), _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8", errors)
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"Line {number} of '{path}' is not UTF-8 (byte {error.start}): save the file as UTF-8."
+                ) from None
+
+
+@contextlib.contextmanager
+def _broken_said(path: Path, where: Callable[[], str]) -> Iterator[None]:
+    """Turn what reading a broken or forbidden file raises into one sentence."""
     import zstandard
 
-    number = 0
     try:
-        with _open(path) as file:
-            for number, line in enumerate(file, start=1):
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"Line {number} of '{path}' is not UTF-8 (byte {error.start}): save the file as UTF-8."
-        ) from None
+        yield
     except (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile) as error:
-        raise DataError(f"'{path}' is cut short or broken after line {number} ({error}): copy it again.") from None
+        raise DataError(f"'{path}' is cut short or broken {where()} ({error}): copy it again.") from None
     except OSError as error:
         raise DataError(
             f"'{path}' cannot be read ({error.strerror or error}): check the file and its rights."
         ) from None
 
 
+def text_chunks(path: Path, size: int = 1 << 20) -> Iterator[tuple[bytes, str]]:
+    """Yield a text file in chunks, as bytes and as text, with what is no UTF-8 replaced."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
+    done = 0
+    with _broken_said(path, lambda: f"after byte {done}"), _open(path) as file:
+        while raw := file.read(size):
+            done += len(raw)
+            yield raw, decoder.decode(raw)
+        yield b"", decoder.decode(b"", final=True)
+
+
 def _text(path: Path) -> str:
     return "".join(line for _, line in _lines(path))
 
 
-def _json_lines(path: Path) -> Iterator[Row]:
-    for number, line in _lines(path):
+def json_lines(path: Path, *, errors: str = "strict") -> Iterator[Row]:
+    """Yield the objects of a file of JSON lines.
+
+    With `errors="replace"`, bytes that are no UTF-8 are replaced, such a row has a true BROKEN, and every row has in
+    PLACE how many characters were read with it.
+    """
+    read = 0
+    for number, line in _lines(path, errors):
+        read += len(line)
         if not line.strip():
             continue
         try:
@@ -144,6 +198,10 @@ def _json_lines(path: Path) -> Iterator[Row]:
             raise DataError(f"Line {number} of '{path}' is not JSON ({error}): mend or remove the line.") from None
         if not isinstance(row, dict):
             raise DataError(f"Line {number} of '{path}' is no object with columns: write {{\"column\": value}}.")
+        if errors == "replace":
+            row[PLACE] = read
+            if "\ufffd" in line:
+                row[BROKEN] = True
         yield row
 
 
@@ -152,7 +210,7 @@ def _read_json(path: Path, text: str) -> list[Row]:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":  # JSON lines under the name of JSON
-            return list(_json_lines(path))
+            return list(json_lines(path))
         raise DataError(f"Line {error.lineno} of '{path}' is not JSON ({error.msg}): mend the file.") from None
     if isinstance(rows, dict):
         rows = rows.get("data", [rows])
@@ -180,32 +238,35 @@ def _read_csv(path: Path, text: str) -> list[Row]:
     return rows
 
 
-def _read_parquet(path: Path) -> list[Row]:
+def parquet_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a parquet file, a thousand in memory at a time."""
     import pyarrow
     import pyarrow.parquet
 
     try:
-        rows: list[Row] = pyarrow.parquet.read_table(path).to_pylist()
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(1000):
+                yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"'{path}' is no whole parquet file ({_first_line(error)}): copy it again.") from None
-    return rows
 
 
-def _read_hub(name: str, split: str | None, token: bool | None) -> list[Row]:
+def hub_set(name: str, split: str | None, token: bool | None) -> Any:
+    """Return a data set of the hub, or one that was saved to a folder, its rows still on disk."""
+    if Path(name).is_dir():
+        return _from_datasets(name, lambda datasets: datasets.load_from_disk(name))
     columns = known.find(name)
     config = columns.config if columns else None
     part = split or (columns.split if columns else "train")
     return _from_datasets(name, lambda datasets: datasets.load_dataset(name, config, split=part, token=token))
 
 
-def _from_datasets(name: str, load: Callable[[Any], Any]) -> list[Row]:
+def _from_datasets(name: str, load: Callable[[Any], Any]) -> Any:
     import datasets
 
     try:
         found = load(datasets)
-        if isinstance(found, dict):
-            found = found.get("train") or next(iter(found.values()))
-        return [dict(row) for row in found]
+        return (found.get("train") or next(iter(found.values()))) if isinstance(found, dict) else found
     except Exception as error:  # every kind of network, hub and file error comes out of this library
         raise DataError(
             f"'{name}' is no local file or folder, and could not be loaded as a data set "

@@ -7,12 +7,14 @@ import numpy as np
 from weft.core.seeds import generator
 
 
-def hold_out(rows: np.ndarray, fraction: float, *, seed: int, client: int) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(
+    rows: np.ndarray, fraction: float, *, seed: int, client: int, most: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows to train on and those held out, both sorted.
 
-    A fraction above 0 holds out at least one row, and always leaves one to train on.
+    A fraction above 0 holds out at least one row, `most` at most, and always leaves one to train on.
     """
-    count = min(max(1, round(fraction * len(rows))), len(rows) - 1) if fraction > 0 else 0
+    count = min(max(1, round(fraction * len(rows))), len(rows) - 1, most or len(rows)) if fraction > 0 else 0
     shuffled = generator(seed, "held out", client).permutation(len(rows))
     return rows[np.sort(shuffled[count:])], rows[np.sort(shuffled[:count])]
 

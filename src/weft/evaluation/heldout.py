@@ -7,11 +7,10 @@ are measured alike. Accuracy compares the likelihoods of a closed set of answers
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from weft.core.parts import Evaluator
@@ -40,8 +39,8 @@ class HeldOut(Evaluator):
     batch_size: int = 32
     asked: Mapping[int, Asked] = field(default_factory=dict)
     """By number of the table's row; empty where answers are no closed set."""
-    text_bytes: np.ndarray | None = None
-    """(all rows,) of plain text: the bytes that each row's targets stand for."""
+    text_bytes: Callable[[int], int] | None = None
+    """Of plain text: the bytes that the targets of a row of the table stand for."""
 
     @torch.no_grad()
     def evaluate(self, model: Resident, rows: View) -> Metrics:
@@ -51,7 +50,7 @@ class HeldOut(Evaluator):
         try:
             metrics = self._losses(model, [rows[row] for row in range(len(rows))])
             if self.text_bytes is not None:
-                metrics["text_bytes"] = float(self.text_bytes[rows.index].sum())
+                metrics["text_bytes"] = float(sum(self.text_bytes(int(row)) for row in rows.index))
             asked = [self.asked[int(row)] for row in rows.index if int(row) in self.asked]
             for known, (given, _) in zip(asked, rank(model, [a.question for a in asked], self.batch_size), strict=True):
                 name = f"{CONFUSION}/{known.right}/{given}"

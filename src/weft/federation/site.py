@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -25,7 +25,7 @@ class View:
     """Some rows of a table, which is not copied: ten thousand clients share one."""
 
     table: Table
-    index: np.ndarray
+    index: Sequence[int] | np.ndarray
 
     def __len__(self) -> int:
         return len(self.index)
@@ -92,11 +92,11 @@ class Sites:
     """The population: sites are made when asked for, so that clients which never take part cost an index only."""
 
     names: list[str]
-    train: list[np.ndarray]
-    held: list[np.ndarray]
+    train: Sequence[Sequence[int] | np.ndarray]
+    held: Sequence[Sequence[int] | np.ndarray]
     table: Table
     memory: MemoryStore
-    public: np.ndarray | None = None
+    public: Sequence[int] | np.ndarray | None = None
     """Rows that everybody has."""
 
     def __len__(self) -> int:

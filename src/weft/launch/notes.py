@@ -5,6 +5,7 @@ from __future__ import annotations
 from weft import registry
 from weft.config import RunConfig
 from weft.core.parts import Algorithm
+from weft.data.store import BROKEN
 from weft.errors import ConfigError
 from weft.launch.population import Population
 from weft.runs.progress import Progress
@@ -23,8 +24,10 @@ def tell(config: RunConfig, population: Population, algorithm: Algorithm, progre
             f"{counts['truncated']} of {counts['rows']} rows are longer than {config.seq_length} tokens and were cut "
             f"on the {config.truncation_side}."
         )
+    if counts.get(BROKEN):
+        progress.note(f"{counts[BROKEN]} documents hold bytes that are no UTF-8; they were replaced.")
     for reason, count in counts.items():
-        if count and reason not in ("rows", "truncated", "tokens"):
+        if count and reason not in ("rows", "truncated", "tokens", BROKEN):
             progress.note(f"{count} rows were left out ({reason.replace('_', ' ')}).")
 
 

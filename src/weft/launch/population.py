@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,16 +11,20 @@ import numpy as np
 from weft import registry
 from weft.config import RunConfig
 from weft.data import splits
-from weft.data.encode import Encoded, closed_set, encode, encode_choices
+from weft.data.documents import Documents
+from weft.data.encode import Encoded, closed_set, encode_choices
 from weft.data.formats import Example
 from weft.data.partition import hold_out
 from weft.data.skew import describe_split
+from weft.data.store import Report
+from weft.data.tokens import TextTokenizer
 from weft.errors import DataError
 from weft.evaluation.heldout import Asked
 from weft.federation.site import MemoryStore, Sites
-from weft.launch.sources import Sources
+from weft.launch.sources import Conversations, Sources, Texts
 from weft.models.layout import Question
 
+Table = Encoded | Documents
 PUBLIC = "public"
 """The client that has the public rows and takes part in every round."""
 
@@ -38,8 +43,8 @@ class Population:
     """Rows read, truncated, dropped and why; tokens."""
     split: dict[str, Any] = field(default_factory=dict)
     """What each client has, and how unlike the clients are."""
-    text_bytes: np.ndarray | None = None
-    """(all rows,) of plain text: the bytes that each row's targets stand for."""
+    text_bytes: Callable[[int], int] | None = None
+    """Of plain text: the bytes that a row's targets stand for."""
 
     def tested(self) -> list[str]:
         """Return the names of clients that have held-out rows."""
@@ -64,7 +69,15 @@ def load_template(name: str) -> Any:
     return registry.load(registry.TEMPLATES, name, "template")
 
 
-def populate(config: RunConfig, tokenizer: Any, memory: MemoryStore, *, text_only: bool, pool: bool) -> Population:
+def populate(
+    config: RunConfig,
+    tokenizer: Any,
+    memory: MemoryStore,
+    *,
+    text_only: bool,
+    pool: bool,
+    report: Report = lambda *_: None,
+) -> Population:
     """Read, tokenize and share out the data.
 
     Args:
@@ -73,53 +86,58 @@ def populate(config: RunConfig, tokenizer: Any, memory: MemoryStore, *, text_onl
         memory: where clients keep what they remember.
         text_only: rows are text to continue, not questions and answers.
         pool: one client trains on everybody's rows (held-out rows stay with their clients).
+        report: told how far the tokenizing of text is.
 
     Raises:
         DataError: unreadable data, a client without rows, more clients than rows.
     """
-    sources = Sources(config, text_only)
-    owned: list[range] = []
-    tests: list[range] = []
-    if config.clients:
-        for client in config.clients:
-            owned.append(sources.add(client.data))
-            tests.append(range(0) if client.eval is None else sources.add(client.eval))
-    else:
-        apart = config.split_strategy == "domain"
-        owned.append(sources.add(config.dataset_name or "", sample=config.dataset_sample, files=apart))
-        if config.eval_dataset_name is not None:
-            tests.append(sources.add(config.eval_dataset_name))
-    public = None if config.public_data is None else sources.add(config.public_data, public=True)
+    sources: Texts | Conversations
+    sources = Texts(config, tokenizer=TextTokenizer(tokenizer), report=report) if text_only else Conversations(config)
+    owned, tests, public = _read(config, sources)
     template = load_template(template_name(config, tokenizer, text_only))
-    table = encode(
-        sources.examples,
-        tokenizer,
-        template,
-        seq_length=config.seq_length,
-        truncation_side=config.truncation_side,
-        pieces=text_only,
-    )
+    table = sources.table() if isinstance(sources, Texts) else sources.table(tokenizer, template)
     if len(table) == 0:
         raise DataError(
             f"No row has a token of its answer within seq_length ({config.seq_length}): write a larger --seq_length."
         )
     names, train, held = _shares(config, sources, table, owned, tests)
-    everybodys = None if public is None else _rows_of(table, _within(table, public))
-    evaluated = trained = Sites(names, train, held, table, memory, everybodys if config.public_share else None)
+    held_rows = [table.rows_of(own) for own in held]
+    everybodys = None if public is None else table.within(public)
+    shared = table.rows_of(everybodys) if everybodys is not None and config.public_share else None
+    evaluated = trained = Sites(names, [table.rows_of(own) for own in train], held_rows, table, memory, shared)
     if everybodys is not None and not config.public_share:
-        trained = _with_public(evaluated, everybodys)
+        trained = _with_public(evaluated, table.rows_of(everybodys))
     if pool:
-        everything = np.concatenate(trained.train if everybodys is None else [*train, everybodys])
-        trained = Sites(["central"], [everything], [everything[:0]], table, memory)
-    choices = _choices(config, sources.examples, table, train, text_only)
-    asked = _ask(choices, sources.examples, table, held, tokenizer, template, config.seq_length)
+        everything = np.concatenate([*train, *([] if everybodys is None else [everybodys])])
+        trained = Sites(["central"], [table.rows_of(everything)], [held_rows[0][:0]], table, memory)
+    choices: list[str] | None = None
+    asked: dict[int, Asked] = {}
+    if isinstance(table, Encoded) and isinstance(sources, Conversations):
+        choices = _choices(config, sources.examples, train)
+        asked = _ask(choices, sources.examples, held, table, tokenizer, template, config.seq_length)
     split = _described(config, sources, table, names, [np.concatenate(own) for own in zip(train, held, strict=True)])
-    return Population(
-        names, trained, evaluated, asked, choices, {**table.counts, **sources.dropped}, split, table.text_bytes
-    )
+    counts = {**table.counts, **sources.dropped}
+    sizes = table.text_bytes if isinstance(table, Documents) else None
+    return Population(names, trained, evaluated, asked, choices, counts, split, sizes)
 
 
-def _with_public(sites: Sites, rows: np.ndarray) -> Sites:
+def _read(config: RunConfig, sources: Sources) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray | None]:
+    """Read all sources; return the examples of each owner, those of its tests, and the public ones."""
+    owned: list[np.ndarray] = []
+    tests: list[np.ndarray] = []
+    if config.clients:
+        for client in config.clients:
+            owned.append(sources.add(client.data))
+            tests.append(owned[-1][:0] if client.eval is None else sources.add(client.eval))
+    else:
+        apart = config.split_strategy == "domain"
+        owned.append(sources.add(config.dataset_name or "", sample=config.dataset_sample, files=apart))
+        if config.eval_dataset_name is not None:
+            tests.append(sources.add(config.eval_dataset_name))
+    return owned, tests, None if config.public_data is None else sources.add(config.public_data, public=True)
+
+
+def _with_public(sites: Sites, rows: Sequence[int] | np.ndarray) -> Sites:
     """Return the clients and, last, one that has the public rows."""
     if PUBLIC in sites.names:
         raise DataError(f"A client is called '{PUBLIC}', which is the name of the public_data: give it another name.")
@@ -127,54 +145,53 @@ def _with_public(sites: Sites, rows: np.ndarray) -> Sites:
 
 
 def _described(
-    config: RunConfig, sources: Sources, table: Encoded, names: list[str], rows: list[np.ndarray]
+    config: RunConfig, sources: Sources, table: Table, names: list[str], owned: list[np.ndarray]
 ) -> dict[str, Any]:
     """Say what each client has; labels are those that the split went by, or the answers where it went by clients."""
     natural = bool(config.clients) or config.split_strategy in registry.NATURAL_SPLITS
-    labels = (_answers if natural else _labels)(sources, table.rows)
+    labels = (sources.answers if natural else sources.labels)(np.arange(len(sources.origins)))
     how = {"strategy": "clients" if config.clients else config.split_strategy, "column": config.split_column}
-    return how | describe_split(names, rows, table.lengths(), labels)
+    return how | describe_split(names, owned, table.lengths, labels)
 
 
 def _shares(
-    config: RunConfig, sources: Sources, table: Encoded, owned: list[range], tests: list[range]
+    config: RunConfig, sources: Sources, table: Table, owned: list[np.ndarray], tests: list[np.ndarray]
 ) -> tuple[list[str], list[np.ndarray], list[np.ndarray]]:
-    """Return the names, the training and the held-out rows of the clients.
+    """Return the names, and which examples each client trains on and holds out.
 
     What is dealt and held out is examples: the rows of a long text stay together.
     """
-    parts = [_within(table, own) for own in owned]
-    kept_out = [_within(table, test) for test in tests]
+    parts = [table.within(own) for own in owned]
+    kept_out = [table.within(test) for test in tests]
     if config.clients:
         names = [client.name for client in config.clients]
     else:
         names, deal = _dealt(config, sources, table, parts[0])
         if kept_out:
-            tested = np.array_split(kept_out[0], len(deal))
-            return names, [_rows_of(table, own) for own in deal], [_rows_of(table, own) for own in tested]
+            return names, deal, np.array_split(kept_out[0], len(deal))
         parts, kept_out = deal, [parts[0][:0]] * len(deal)
     train, held = [], []
     for number, (own, out) in enumerate(zip(parts, kept_out, strict=True)):
         if len(own) == 0:
             raise DataError(f"The client '{names[number]}' has no row with an answer within seq_length: give it data.")
         if not len(out):
-            own, out = hold_out(own, config.eval_fraction, seed=config.seed, client=number)
-        train.append(_rows_of(table, own))
-        held.append(_rows_of(table, out))
+            most = config.eval_rows
+            own, out = hold_out(own, config.eval_fraction, seed=config.seed, client=number, most=most)
+        train.append(own)
+        held.append(out)
     return names, train, held
 
 
 def _dealt(
-    config: RunConfig, sources: Sources, table: Encoded, numbers: np.ndarray
+    config: RunConfig, sources: Sources, table: Table, numbers: np.ndarray
 ) -> tuple[list[str], list[np.ndarray]]:
     """Deal the examples of one source to clients; return their names and the numbers of their examples."""
-    examples = [sources.examples[number] for number in numbers]
     known = splits.Rows(
-        lengths=np.bincount(table.rows, weights=table.lengths())[numbers].astype(np.int64),
-        labels=lambda: _labels(sources, numbers),
-        texts=lambda: [" ".join(turn.text for turn in example.turns) for example in examples],
+        lengths=table.lengths[numbers],
+        labels=lambda: sources.labels(numbers),
+        texts=lambda: sources.texts(numbers),
         origins=[sources.origins[number] for number in numbers],
-        column=_labels(sources, numbers) if sources.values else None,
+        column=sources.labels(numbers) if sources.values else None,
     )
     split = registry.load(registry.SPLITS, config.split_strategy, "split strategy")
     how = splits.How(
@@ -189,44 +206,18 @@ def _dealt(
     return names, [numbers[own] for own in shares.rows]
 
 
-def _labels(sources: Sources, numbers: np.ndarray) -> list[str] | None:
-    """Return the label of every example: of the column that is named, else its answer where these are few."""
-    return [sources.values[number] for number in numbers] if sources.values else _answers(sources, numbers)
-
-
-def _answers(sources: Sources, numbers: np.ndarray) -> list[str] | None:
-    answers = [sources.examples[number].answer.strip() for number in numbers]
-    return answers if closed_set(answers) else None
-
-
-def _within(table: Encoded, examples: range) -> np.ndarray:
-    """Return which of these examples have rows in the table."""
-    first, last = np.searchsorted(table.rows, [examples.start, examples.stop])
-    return np.unique(table.rows[first:last])
-
-
-def _rows_of(table: Encoded, examples: np.ndarray) -> np.ndarray:
-    """Return the rows of the table that were made of these examples, in their order."""
-    first, last = (np.searchsorted(table.rows, examples, side=side) for side in ("left", "right"))
-    return np.concatenate([np.arange(a, b) for a, b in zip(first, last, strict=True)]) if len(examples) else first
-
-
-def _choices(
-    config: RunConfig, examples: list[Example], table: Encoded, train: list[np.ndarray], text_only: bool
-) -> list[str] | None:
+def _choices(config: RunConfig, examples: list[Example], train: list[np.ndarray]) -> list[str] | None:
     """Return the closed set of answers: the one that is named, or the one that training answers form."""
-    if text_only:
-        return None
     if config.choices is not None:
         return list(config.choices) or None
-    return closed_set(examples[int(table.rows[row])].answer for rows in train for row in rows)
+    return closed_set(examples[number].answer for own in train for number in own)
 
 
 def _ask(
     choices: list[str] | None,
     examples: list[Example],
-    table: Encoded,
     held: list[np.ndarray],
+    table: Encoded,
     tokenizer: Any,
     template: Any,
     seq_length: int,
@@ -234,12 +225,10 @@ def _ask(
     """Make questions of the held-out rows whose answer is one of the choices."""
     if not choices:
         return {}
-    rows = np.concatenate(held)
-    made = encode_choices(
-        [examples[int(table.rows[row])] for row in rows], tokenizer, template, choices, seq_length=seq_length
-    )
+    numbers = np.concatenate(held)
+    made = encode_choices([examples[number] for number in numbers], tokenizer, template, choices, seq_length=seq_length)
     return {
         int(row): Asked(Question(made.prompts[i], made.choices[i]), int(made.right[i]))
-        for i, row in enumerate(rows)
+        for i, row in enumerate(table.rows_of(numbers))
         if made.right[i] >= 0
     }

@@ -1,35 +1,44 @@
-"""The sources of a run, read into one list of examples, with what a split may want to know of them."""
+"""The sources of a run: conversations read into one list, or text tokenized to disk; both with what a split looks at.
+
+Examples are numbered through all sources. A table has for some of them rows to train on.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from weft.config import RunConfig
+from weft.data.documents import Documents
+from weft.data.encode import Encoded, closed_set, encode
 from weft.data.formats import Example, to_examples
-from weft.data.load import Row, data_files, read_rows, resolve_source
+from weft.data.load import Row, data_files, read_rows, resolve_source, saved_set
 from weft.data.partition import sample_rows
+from weft.data.store import Report, Store, open_store
+from weft.data.texts import TextSource
+from weft.data.tokens import TextTokenizer
 from weft.errors import DataError
 from weft.registry import nearest
 
 
 @dataclass
 class Sources:
-    """Examples of several sources in one list."""
+    """Examples of several sources; `Conversations` and `Texts` say what they are."""
 
     config: RunConfig
-    text_only: bool
-    """Rows are text to continue, not questions and answers."""
-    examples: list[Example] = field(default_factory=list)
     origins: list[str] = field(default_factory=list)
     """Of every example, the name of its file without endings."""
     values: list[str] = field(default_factory=list)
     """Of every example, the value of split_column, where one is named."""
     dropped: dict[str, int] = field(default_factory=dict)
 
-    def add(self, name: str, *, sample: int | None = None, files: bool = False, public: bool = False) -> range:
-        """Read a source; return which examples are its own.
+    def add(self, name: str, *, sample: int | None = None, files: bool = False, public: bool = False) -> np.ndarray:
+        """Read a source; return the numbers of its examples.
 
         Args:
             name: of a file, a folder or a hub data set.
@@ -42,17 +51,43 @@ class Sources:
         """
         source = resolve_source(name, self.config.local_data_dir)
         path = Path(source).expanduser()
-        first = len(self.examples)
-        if files and path.is_dir():
-            found = data_files(path)
-            for file in found:
-                self._add(str(file), None if sample is None else -(-sample // len(found)), public)
-        else:
-            self._add(source, sample, public)
-        return range(first, len(self.examples))
+        if not (files and path.is_dir()):
+            return self._add(source, sample, public)
+        found = data_files(path)
+        each = None if sample is None else -(-sample // len(found))
+        return np.concatenate([self._add(str(file), each, public) for file in found])
 
-    def _add(self, source: str, sample: int | None, public: bool) -> None:
-        config = self.config
+    def _add(self, source: str, sample: int | None, public: bool) -> np.ndarray:
+        raise TypeError(f"{type(self).__name__} must define _add")
+
+    def texts(self, numbers: np.ndarray) -> list[str]:
+        """Return the words of these examples."""
+        raise TypeError(f"{type(self).__name__} must define texts")
+
+    def answers(self, numbers: np.ndarray) -> list[str] | None:
+        """Return the answers of these examples where they are few, else None."""
+        return None
+
+    def labels(self, numbers: np.ndarray) -> list[str] | None:
+        """Return the label of each: of the column that is named, else its answer where these are few."""
+        return [self.values[number] for number in numbers] if self.values else self.answers(numbers)
+
+    @property
+    def _labelled(self) -> bool:
+        return self.config.split_column is not None and not self.config.clients
+
+    def _drop(self, reason: str, count: int) -> None:
+        self.dropped[reason] = self.dropped.get(reason, 0) + count
+
+
+@dataclass
+class Conversations(Sources):
+    """Questions and answers, in memory."""
+
+    examples: list[Example] = field(default_factory=list)
+
+    def _add(self, source: str, sample: int | None, public: bool) -> np.ndarray:
+        config, first = self.config, len(self.examples)
         rows = read_rows(source, split=config.dataset_split, token=config.token or None)
         if sample is not None and len(rows) > sample:
             self._drop("beyond dataset_sample", len(rows) - sample)
@@ -62,7 +97,6 @@ class Sources:
             source=source,
             instruction_column=config.instruction_column,
             response_column=config.response_column,
-            text_only=self.text_only,
         )
         for reason, count in made.dropped.items():
             self._drop(reason, count)
@@ -71,12 +105,80 @@ class Sources:
                 f"'{source}' has no row that can be used: check its columns and that answers are not empty."
             )
         self.examples += made.examples
-        self.origins += [Path(source).name.partition(".")[0]] * len(made.examples)
-        if config.split_column is not None and not config.clients:
-            self.values += [""] * len(made.rows) if public else _column(rows, made.rows, config.split_column, source)
+        self.origins += [origin_of(source)] * len(made.examples)
+        if self._labelled:
+            column = config.split_column or ""
+            self.values += [""] * len(made.rows) if public else _column(rows, made.rows, column, source)
+        return np.arange(first, len(self.examples))
 
-    def _drop(self, reason: str, count: int) -> None:
-        self.dropped[reason] = self.dropped.get(reason, 0) + count
+    def table(self, tokenizer: Any, template: Any) -> Encoded:
+        """Return the rows of all examples."""
+        side = self.config.truncation_side
+        return encode(self.examples, tokenizer, template, seq_length=self.config.seq_length, truncation_side=side)
+
+    def texts(self, numbers: np.ndarray) -> list[str]:
+        """Return all that is said in these examples."""
+        return [" ".join(turn.text for turn in self.examples[number].turns) for number in numbers]
+
+    def answers(self, numbers: np.ndarray) -> list[str] | None:
+        """Return the answers where they are few."""
+        answers = [self.examples[number].answer.strip() for number in numbers]
+        return answers if closed_set(answers) else None
+
+
+@dataclass
+class Texts(Sources):
+    """Plain text: documents that are tokenized to disk when they are added."""
+
+    tokenizer: TextTokenizer = field(kw_only=True)
+    report: Report = field(default=lambda *_: None)
+    stores: list[Store] = field(default_factory=list)
+
+    def _add(self, source: str, sample: int | None, public: bool) -> np.ndarray:
+        path = Path(source).expanduser()
+        if path.is_dir() and not saved_set(path):
+            found = data_files(path)
+            numbers = np.concatenate([self._open(str(file), public) for file in found])
+        else:
+            numbers = self._open(source, public)
+        if sample is not None and len(numbers) > sample:
+            self._drop("beyond dataset_sample", len(numbers) - sample)
+            numbers = numbers[sample_rows(len(numbers), sample, seed=self.config.seed)]
+        return numbers
+
+    def _open(self, source: str, public: bool) -> np.ndarray:
+        config, first = self.config, len(self.origins)
+        column = config.split_column if self._labelled and not public else None
+        text = TextSource(source, config.dataset_split, config.token or None, column)
+        store = open_store(text, self.tokenizer, token_cache(config), self.report)
+        for reason, count in store.counts.items():
+            self._drop(reason, count)
+        count = len(store.documents)
+        self.stores.append(store)
+        self.origins += [origin_of(source)] * count
+        if self._labelled:
+            self.values += [store.values[code] for code in store.documents[:, 2]] if column else [""] * count
+        return np.arange(first, first + count)
+
+    def table(self) -> Documents:
+        """Return the rows of all documents."""
+        return Documents(self.stores, self.config.seq_length, len(self.tokenizer.begin))
+
+    def texts(self, numbers: np.ndarray) -> list[str]:
+        """Return the documents, from their tokens."""
+        table, decode = self.table(), self.tokenizer.tokenizer.decode
+        return [decode(table.document(int(number)), skip_special_tokens=True) for number in numbers]
+
+
+def origin_of(source: str) -> str:
+    """Return what a client of this source is called: the file's name without endings."""
+    return Path(source).name.partition(".")[0]
+
+
+def token_cache(config: RunConfig) -> Path:
+    """Return the folder in which tokenized text is kept."""
+    chosen = config.token_cache or os.path.join(os.environ.get("WEFT_CACHE", "~/.cache/weft"), "tokens")
+    return Path(chosen).expanduser()
 
 
 def _column(rows: Sequence[Row], kept: Sequence[int], column: str, source: str) -> list[str]:

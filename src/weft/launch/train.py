@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from weft.config import VOLATILE, RunConfig
+from weft.core.files import write_atomic
 from weft.core.tensors import num_bytes
 from weft.core.types import Metrics, ServerState
 from weft.errors import ConfigError
@@ -38,7 +39,7 @@ from weft.models.load import check_context, load_model_config, load_resident, lo
 from weft.models.resident import Resident
 from weft.models.scratch import shape_of
 from weft.runs import checkpoint
-from weft.runs.layout import RunDir, write_atomic
+from weft.runs.layout import RunDir
 from weft.runs.metrics import MetricsLog, plain
 from weft.runs.progress import Progress
 from weft.runs.report import write_report
@@ -83,6 +84,7 @@ def train(
             DiskMemory(run),
             text_only=plan.objective.text_only,
             pool=plan.algorithm.pools_data,
+            report=progress.tokenizing,
         )
         tell(config, population, plan.algorithm, progress)
         write_atomic(run.split_file, (json.dumps(population.split, indent=1) + "\n").encode())

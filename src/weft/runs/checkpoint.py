@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from weft.core.files import sync_directory, write_atomic
 from weft.core.types import ServerState, Streams, Tensors
 from weft.errors import RunError
-from weft.runs.layout import RunDir, sync_directory, write_atomic
+from weft.runs.layout import RunDir
 
 CONTENTS = "contents"
 

@@ -34,6 +34,14 @@ class Progress:
         self._console = None if quiet or as_json else _terminal(console)
         self._live: Live | None = None
 
+    def tokenizing(self, source: str, read: int, size: int, tokens: int) -> None:
+        """Show how far a text is tokenized; `size` 0: not known."""
+        if self._console is not None:
+            seconds = time.monotonic() - self._began
+            parts = [f"{min(read / size, 1):.0%} of {human_bytes(size)}"] if size else []
+            parts += [f"{human_number(tokens)} tokens", f"{human_number(tokens / max(seconds, 1e-3))} tokens/s"]
+            self._update(_joined(f"tokenizing {source}", parts))
+
     def split(self, found: dict[str, Any]) -> None:
         """Show how the rows are shared out."""
         if self._as_json:

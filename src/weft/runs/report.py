@@ -13,8 +13,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from weft.core.files import write_atomic
 from weft.runs import metrics
-from weft.runs.layout import RunDir, write_atomic
+from weft.runs.layout import RunDir
 from weft.runs.progress import split_line
 from weft.runs.split_picture import draw_split
 from weft.runs.text import human_bytes, human_duration, human_number

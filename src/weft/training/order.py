@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from weft.core.seeds import generator
+from weft.core.seeds import derive, generator
+
+LARGE = 1 << 20
+"""Beyond so many rows an order is computed place by place, not drawn as a whole."""
 
 
 def rows_of_round(
@@ -19,9 +22,40 @@ def rows_of_round(
     parts: list[np.ndarray] = []
     while count > 0:
         epoch, offset = divmod(first, num_rows)
-        shuffled = generator(seed, purpose, client, epoch).permutation(num_rows)
-        taken = shuffled[offset : offset + count]
+        if num_rows <= LARGE:
+            taken = generator(seed, purpose, client, epoch).permutation(num_rows)[offset : offset + count]
+        else:
+            places = np.arange(offset, min(offset + count, num_rows), dtype=np.uint64)
+            taken = shuffled_places(places, num_rows, derive(seed, purpose, client, epoch))
         parts.append(taken)
         first += len(taken)
         count -= len(taken)
     return np.concatenate(parts)
+
+
+def shuffled_places(places: np.ndarray, size: int, key: int) -> np.ndarray:
+    """Return where a pseudo-random permutation of `size` numbers sends these places (uint64), in constant memory.
+
+    A Feistel network of four rounds on the next even power of two; what falls outside goes through it again (Black and
+    Rogaway 2002, cycle walking).
+    """
+    half = np.uint64(((size - 1).bit_length() + 1) // 2)
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    keys = [np.uint64(derive(key, "feistel", number)) for number in range(4)]
+    found = places.copy()
+    outside = np.arange(len(found))
+    while len(outside):
+        left, right = found[outside] >> half, found[outside] & mask
+        for each in keys:
+            left, right = right, left ^ (_mixed(right + each) & mask)
+        found[outside] = (left << half) | right
+        outside = outside[found[outside] >= size]
+    return found.astype(np.int64)
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """Return the values with their bits mixed (the finalizer of SplitMix64)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: np.ndarray = values ^ (values >> np.uint64(31))
+    return mixed

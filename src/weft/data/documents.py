@@ -1,0 +1,93 @@
+"""Documents of token stores as rows of a table: nothing is in memory but where each document begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from weft.data.store import Store
+
+
+class Pieces(Sequence[int]):
+    """The rows of some documents in their order, without a number in memory for each."""
+
+    def __init__(self, first: np.ndarray, counts: np.ndarray) -> None:
+        """Take the first row of each document, and how many rows it has."""
+        self.first, self.ends = first, np.cumsum(counts)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __getitem__(self, place: int | slice) -> Any:
+        if isinstance(place, slice):
+            return [self[n] for n in range(*place.indices(len(self)))]
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        document = int(np.searchsorted(self.ends, place, side="right"))
+        before = int(self.ends[document - 1]) if document else 0
+        return int(self.first[document]) + place - before
+
+    def __iter__(self) -> Iterator[int]:
+        return (self[place] for place in range(len(self)))
+
+
+class Documents:
+    """A table of the documents of several stores, each in rows of at most `seq_length` tokens.
+
+    A row begins with the last token of the one before, so that every token is learnt once.
+    """
+
+    def __init__(self, stores: Sequence[Store], seq_length: int, begin: int) -> None:
+        """Line up the stores; `begin` tokens at the start of every document are not learnt."""
+        self.seq_length, self.begin = seq_length, max(1, begin)
+        self._shards = [shard for store in stores for shard in store.tokens]
+        behind = np.cumsum([0, *(len(store.documents) for store in stores)])
+        self._shard_of = np.concatenate([store.shard_of + at for store, at in zip(stores, behind, strict=False)])
+        known = np.concatenate([store.documents for store in stores])
+        self.lengths, self._sizes = known[:, 0], known[:, 1]
+        ends = np.cumsum(self.lengths)
+        starts = ends - self.lengths
+        self._offsets = starts[self._shard_of]
+        """Tokens before each shard."""
+        self._starts = starts
+        self.pieces = -(-np.maximum(self.lengths - 1, 1) // max(1, seq_length - 1))
+        self._rows = np.concatenate([[0], np.cumsum(self.pieces)])
+        self.counts = {"rows": len(known), "truncated": 0, "tokens": int(ends[-1])}
+
+    def __len__(self) -> int:
+        return int(self._rows[-1])
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        document, piece = self._place(row)
+        at = piece * (self.seq_length - 1)
+        size = min(self.seq_length, int(self.lengths[document]) - at)
+        shard = int(np.searchsorted(self._shard_of, document, side="right")) - 1
+        first = int(self._starts[document] - self._offsets[shard]) + at
+        learn = np.ones(size, dtype=bool)
+        learn[: 1 if piece else self.begin] = False
+        return self._shards[shard][first : first + size].astype(np.int32), learn
+
+    def _place(self, row: int) -> tuple[int, int]:
+        document = int(np.searchsorted(self._rows, row, side="right")) - 1
+        return document, row - int(self._rows[document])
+
+    def text_bytes(self, row: int) -> int:
+        """Return the bytes that a row's targets stand for: a document's all with its first row."""
+        document, piece = self._place(row)
+        return 0 if piece else int(self._sizes[document])
+
+    def within(self, numbers: np.ndarray) -> np.ndarray:
+        """Return those of these documents that have rows: all."""
+        return numbers
+
+    def rows_of(self, numbers: np.ndarray) -> Pieces:
+        """Return the rows of these documents, in their order."""
+        return Pieces(self._rows[numbers], self.pieces[numbers])
+
+    def document(self, number: int) -> np.ndarray:
+        """Return all ids of a document."""
+        rows = range(int(self._rows[number]), int(self._rows[number + 1]))
+        parts = [self[row][0] for row in rows]
+        return np.concatenate([parts[0], *(part[1:] for part in parts[1:])])

@@ -1,0 +1,220 @@
+"""Tokenized text on disk: made once in shards, checked, resumed, and read through memory maps.
+
+A folder holds `manifest.json` and for each shard `N.tokens` (uint16 or uint32 ids, documents one behind the other) and
+`N.docs` (int64, (documents, 3): tokens, bytes of text that the learnt tokens stand for, code of the column's value).
+The manifest is written behind each shard, so that a killed run goes on with the next.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weft.core.files import write_atomic
+from weft.data.texts import Document, TextSource
+from weft.data.tokens import TextTokenizer
+from weft.errors import DataError
+
+SHARD = 1 << 26
+"""Tokens of a shard at least, but for the last."""
+BROKEN = "broken encoding"
+CHARACTERS = 1 << 21
+"""Text that is tokenized at a time."""
+
+Report = Callable[[str, int, int, int], None]
+"""Told the source, the bytes read, the bytes in all (0: not known) and the tokens made."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """The tokens of one source."""
+
+    tokens: Sequence[np.ndarray]
+    """Of each shard (tokens,), mapped."""
+    documents: np.ndarray
+    """(documents, 3) int64: tokens, bytes, code of the value."""
+    shard_of: np.ndarray
+    """(shards,) the first document of each shard."""
+    values: list[str] = field(default_factory=list)
+    """What the codes stand for."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Documents left out, or mended, and why."""
+
+
+def open_store(
+    source: TextSource, tokenizer: TextTokenizer, folder: Path, report: Report = lambda *_: None, *, shard: int = SHARD
+) -> Store:
+    """Return the tokens of a source, made where they are not there or not whole.
+
+    Args:
+        source: of the text.
+        tokenizer: of the model.
+        folder: where stores are kept, each in a folder of its own.
+        report: told how far it is.
+        shard: tokens of a shard.
+
+    Raises:
+        DataError: the text cannot be read, or holds nothing.
+    """
+    mine = place_of(source, tokenizer, folder)
+    mine.mkdir(parents=True, exist_ok=True)
+    with open(mine / "lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two runs on the same text: one makes the tokens, the other waits
+        manifest = _checked(mine)
+        if not manifest["done"]:
+            manifest = _make(source, tokenizer, mine, manifest, report, shard)
+    if not sum(part["documents"] for part in manifest["shards"]):
+        raise DataError(f"'{source.name}' has no row that can be used: check its columns and that texts are not empty.")
+    return _opened(mine, manifest)
+
+
+def place_of(source: TextSource, tokenizer: TextTokenizer, folder: Path) -> Path:
+    """Return the folder of the tokens of a source."""
+    return folder / f"{source.path.name[:40]}-{tokenizer.fingerprint[:12]}-{source.fingerprint()[:24]}"
+
+
+def _checked(folder: Path) -> dict[str, Any]:
+    """Return the manifest with the shards that are whole, up to the first that is not."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        manifest = {"shards": [], "values": [], "done": False}
+    for number, part in enumerate(manifest["shards"]):
+        if not all(_whole(folder / name, seen) for name, seen in part["files"].items()):
+            manifest |= {"shards": manifest["shards"][:number], "done": False}
+            break
+    return manifest
+
+
+def _whole(path: Path, seen: dict[str, int]) -> bool:
+    """Say whether a file is as it was written; its content is read only where size and time leave a doubt."""
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    if found.st_size != seen["size"]:
+        return False
+    return found.st_mtime_ns == seen["mtime_ns"] or _checksum(path) == seen["crc32"]
+
+
+def _checksum(path: Path) -> int:
+    value = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 24):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _make(
+    source: TextSource,
+    tokenizer: TextTokenizer,
+    folder: Path,
+    manifest: dict[str, Any],
+    report: Report,
+    shard: int,
+) -> dict[str, Any]:
+    """Tokenize what the manifest does not have yet."""
+    shards, codes = list(manifest["shards"]), {value: code for code, value in enumerate(manifest["values"])}
+    made = sum(part["tokens"] for part in shards)
+    behind = shards[-1]["read"] if shards else 0
+    writer = _Writer(folder, tokenizer.dtype, len(shards))
+
+    def close(done: bool) -> dict[str, Any]:
+        if writer.documents or any(writer.counts.values()):
+            shards.append(writer.close())
+        now = {"shards": shards, "values": list(codes), "done": done}
+        write_atomic(folder / "manifest.json", json.dumps(now).encode())
+        return now
+
+    try:
+        for batch, ids in _ahead(islice(source.documents(), behind, None), tokenizer):
+            for document, tokens in zip(batch, ids, strict=True):
+                size = 0 if tokens is None else tokenizer.bytes_of(document.text, tokens)
+                writer.add(document, tokens, size, codes.setdefault(document.value, len(codes)))
+            made += sum(len(tokens) for tokens in ids if tokens is not None)
+            behind += len(batch)
+            writer.read = behind
+            report(source.name, batch[-1].at, source.size(), made)
+            if writer.tokens >= shard:
+                close(False)
+                writer = _Writer(folder, tokenizer.dtype, len(shards))
+        return close(True)
+    finally:
+        writer.file.close()
+
+
+def _ahead(
+    documents: Iterator[Document], tokenizer: TextTokenizer
+) -> Iterator[tuple[list[Document], list[np.ndarray | None]]]:
+    """Yield documents and their ids in batches; the next is read and tokenized while one is written."""
+
+    def batch() -> tuple[list[Document], list[np.ndarray | None]]:
+        taken, size = [], 0
+        for document in documents:
+            taken.append(document)
+            size += len(document.text or "")
+            if size >= CHARACTERS:
+                break
+        return taken, tokenizer.encode([document.text for document in taken])
+
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(batch)
+        while (found := coming.result())[0]:
+            coming = pool.submit(batch)
+            yield found
+
+
+class _Writer:
+    """The files of one shard."""
+
+    def __init__(self, folder: Path, dtype: np.dtype[Any], number: int) -> None:
+        self.folder, self.dtype, self.name = folder, dtype, f"{number:06d}"
+        self.documents: list[tuple[int, int, int]] = []
+        self.tokens = self.read = 0
+        self.counts = {"empty text": 0, BROKEN: 0}
+        self.file = open(folder / f"{self.name}.tokens", "wb")  # noqa: SIM115
+
+    def add(self, document: Document, tokens: np.ndarray | None, size: int, code: int) -> None:
+        """Write a document."""
+        if tokens is None:
+            self.counts["empty text"] += 1
+            return
+        self.counts[BROKEN] += document.broken
+        self.file.write(tokens.astype(self.dtype).tobytes())
+        self.documents.append((len(tokens), size, code))
+        self.tokens += len(tokens)
+
+    def close(self) -> dict[str, Any]:
+        """Finish the shard; return its part of the manifest."""
+        self.file.close()
+        docs = self.folder / f"{self.name}.docs"
+        docs.write_bytes(np.array(self.documents, dtype=np.int64).tobytes())
+        files = {}
+        for path in (self.folder / f"{self.name}.tokens", docs):
+            seen = path.stat()
+            files[path.name] = {"size": seen.st_size, "mtime_ns": seen.st_mtime_ns, "crc32": _checksum(path)}
+        part = {"tokens": self.tokens, "documents": len(self.documents), "read": self.read, "counts": self.counts}
+        return part | {"dtype": self.dtype.name, "files": files}
+
+
+def _opened(folder: Path, manifest: dict[str, Any]) -> Store:
+    tokens, documents, first = [], [], [0]
+    counts: dict[str, int] = {}
+    for number, part in enumerate(manifest["shards"]):
+        for reason, count in part["counts"].items():
+            counts[reason] = counts.get(reason, 0) + count
+        if part["tokens"]:
+            name = f"{number:06d}"
+            tokens.append(np.memmap(folder / f"{name}.tokens", part["dtype"], "r"))
+            documents.append(np.fromfile(folder / f"{name}.docs", dtype=np.int64).reshape(-1, 3))
+            first.append(first[-1] + part["documents"])
+    return Store(tokens, np.concatenate(documents), np.array(first[:-1]), manifest["values"], counts)

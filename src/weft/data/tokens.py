@@ -1,0 +1,77 @@
+"""Plain text to ids, many texts at a time, with nothing kept but the ids."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from weft.data.encode import added
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """A Hugging Face tokenizer for plain text: what it puts before a text, the text, the end token."""
+
+    tokenizer: Any
+    _sizes: dict[int, int] = field(default_factory=dict)
+
+    @cached_property
+    def begin(self) -> list[int]:
+        """Tokens before every text."""
+        return added(self.tokenizer)[0]
+
+    @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        """The smallest type that holds its ids."""
+        return np.dtype(np.uint16 if len(self.tokenizer) <= 1 << 16 else np.uint32)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells it from any other that gives other ids."""
+        fast = getattr(self.tokenizer, "backend_tokenizer", None) if self._fast else None
+        parts = fast.to_str() if fast else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        ends = [self.begin, self.tokenizer.eos_token_id, type(self.tokenizer).__name__]
+        return hashlib.sha256((parts + json.dumps(ends)).encode()).hexdigest()
+
+    @property
+    def _fast(self) -> bool:
+        return bool(getattr(self.tokenizer, "is_fast", False))
+
+    def encode(self, texts: Sequence[str | None]) -> list[np.ndarray | None]:
+        """Return the ids (int64) of each text, ends included; None for what is no text.
+
+        Names of special tokens within a text are text.
+        """
+        given = [text for text in texts if text is not None]
+        if self._fast:
+            fast = self.tokenizer.backend_tokenizer
+            former, fast.encode_special_tokens = fast.encode_special_tokens, True
+            try:
+                found = [one.ids for one in fast.encode_batch_fast(given, add_special_tokens=False)]
+            finally:
+                fast.encode_special_tokens = former
+        else:
+            found = [self.tokenizer.encode(text, add_special_tokens=False) for text in given]
+        made = iter(found)
+        end = [int(self.tokenizer.eos_token_id)]
+        return [None if text is None else np.array(self._ended(next(made), end)) for text in texts]
+
+    def _ended(self, ids: list[int], end: list[int]) -> list[int]:
+        begin = [] if self.begin and ids[: len(self.begin)] == self.begin else self.begin
+        return begin + ids + end
+
+    def bytes_of(self, text: str | None, ids: np.ndarray) -> int:
+        """Return the bytes of a text in UTF-8, without its first token's where no token comes before it."""
+        whole = len((text or "").encode())
+        if self.begin:
+            return whole
+        first = int(ids[0])
+        if first not in self._sizes:
+            self._sizes[first] = len(self.tokenizer.decode([first]).encode())
+        return whole - self._sizes[first]
