@@ -26,13 +26,16 @@ def _check_pairs(config: Any) -> None:
         raise ConfigError("A quantised base cannot be trained itself: add --use_peft, or drop --load_in_8bit/4bit.")
     if config.from_scratch and (config.use_peft or config.load_in_8bit or config.load_in_4bit):
         raise ConfigError("A model that begins from nothing trains all its parameters: drop --use_peft, or --size.")
-    if config.from_scratch and (config.tokenizer is None) == (config.tokenizer_text is None):
+    ways = [config.tokenizer is not None, config.tokenizer_text is not None, config.federated_tokenizer]
+    if config.from_scratch and sum(ways) != 1:
         raise ConfigError(
             "A model that begins from nothing needs a tokenizer: write either --tokenizer NAME_OR_PATH, or "
-            "--tokenizer_text FILE with public text to train one on."
+            "--tokenizer_text FILE with public text to train one on, or --federated_tokenizer."
         )
-    if not config.from_scratch and (config.tokenizer or config.tokenizer_text):
+    if not config.from_scratch and any(ways):
         raise ConfigError("A model that is loaded has a tokenizer: drop --tokenizer, or begin from nothing by --size.")
+    if config.federated_tokenizer and config.split_strategy == "length" and not config.clients:
+        raise ConfigError("The split 'length' goes by tokens, and there is no tokenizer yet: choose another split.")
     if config.push_to_hub:
         raise ConfigError("Weft sends nothing to the hub during a run: drop --push_to_hub, then use `weft export`.")
     if config.dataset_name is None and not config.clients:

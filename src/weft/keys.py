@@ -44,6 +44,16 @@ class RunConfig(BaseModel):
     num_heads: int | None = Field(None, ge=1, description="attention heads of a model that begins from nothing")
     tokenizer: str | None = Field(None, description="its tokenizer: a hub name or a folder")
     tokenizer_text: str | None = Field(None, description="public text that a tokenizer is trained on")
+    federated_tokenizer: bool = Field(
+        False, description="train the tokenizer from the clients' counts of frequent words; no text is sent"
+    )
+    tokenizer_min_count: int = Field(5, ge=1, description="a client sends only words that it has at least so often")
+    tokenizer_min_clients: int = Field(2, ge=1, description="only words that so many clients sent are used")
+    tokenizer_noise: float = Field(
+        0.0,
+        ge=0,
+        description="scale of the discrete Laplace noise on a word's sum: epsilon is 1 / scale for one word more",
+    )
     vocab_size: int = Field(8192, ge=259, description="tokens of a trained tokenizer, at most")
     use_peft: bool = Field(False, description="train a LoRA adapter; without it all parameters")
     peft_lora_r: int = Field(8, ge=1, description="LoRA rank")
@@ -58,6 +68,7 @@ class RunConfig(BaseModel):
     lora_side_rank: int | None = Field(
         None, ge=1, description="largest rank of what stack and residual keep aside (default: nothing is lost)"
     )
+    lora_merge_every: int = Field(10, ge=1, description="rounds after which merge puts the adapter aside, rank by rank")
     client_ranks: list[int] | None = Field(
         None, description="LoRA ranks of the clients in their order, repeated; at most peft_lora_r"
     )
@@ -103,6 +114,9 @@ class RunConfig(BaseModel):
     objective: str = Field("sft", description="the training loss")
     fed_alg: str = Field("fedavg", description="the algorithm, or a baseline: local, localN, central")
     num_rounds: int = Field(500, ge=1, description="rounds")
+    recipe: Literal["diloco", "photon"] = Field(
+        "diloco", description="what `weft pretrain` fills in: kept inner states, or stateless clients at higher rates"
+    )
     fed_args: dict[str, Any] = Field(
         {}, description="the algorithm's own parameters: name=value ...; a wrong name lists them"
     )
@@ -255,6 +269,11 @@ class RunConfig(BaseModel):
     def from_scratch(self) -> bool:
         """Whether the model begins from nothing."""
         return any(value is not None for value in (self.size, self.hidden_size, self.num_layers, self.num_heads))
+
+    @property
+    def trains_tokenizer(self) -> bool:
+        """Whether the run makes its own tokenizer first."""
+        return self.federated_tokenizer or self.tokenizer_text is not None
 
     @property
     def start_name(self) -> str:

@@ -210,3 +210,24 @@ def test_on_a_quantised_base(keys, lora: str):
     if lora == "residual":
         assert max(errors(run)) < 1e-6
     assert run.summary["failures"] == {}
+
+
+def test_merging_changes_nothing_but_the_rank(keys, tmp_path: Path):
+    """At the round of a merge the model is what plain averages give; from there on the ranks add up."""
+    changes = {"num_rounds": 5, "eval_every": 1, "learning_rate": 1e-2, "peft_lora_r": 4, "dtype": "float32"}
+    plain = weft.train(keys | changes | {"output_dir": str(tmp_path / "plain")})
+    run = weft.train(keys | changes | {"lora_aggregation": "merge", "lora_merge_every": 2})
+    evaluations = [
+        [json.loads(line)["loss"] for line in (one.path / "metrics.jsonl").read_text().splitlines() if '"eval"' in line]
+        for one in (plain, run)
+    ]
+    assert evaluations[1][:2] == pytest.approx(evaluations[0][:2], rel=1e-5)
+    assert evaluations[1][4] < evaluations[1][1]
+    assert max(lowrank_ranks(run)) == 3 * 4
+    state, _ = checkpoint.latest(RunDir(run.path), print)
+    assert {value.shape[0] for name, value in state.memory[SIDE].items() if name.endswith("side_A")} == {8}
+
+
+def lowrank_ranks(run) -> list[int]:
+    """Return the rank of the product of every layer of a written adapter."""
+    return [int(torch.linalg.matrix_rank(value, rtol=1e-5)) for value in products(run).values()]

@@ -143,6 +143,14 @@ def test_the_outer_learning_rate_follows_the_clients():
     assert "fed_args" not in defaults({"fed_args": {"outer_lr": 1}})
 
 
+def test_the_stateless_recipe(scratch):
+    photon = defaults({"recipe": "photon"})
+    assert photon["fed_args"] == {"outer_lr": 0.7, "momentum": 0.7, "inner_state": "reset"}
+    assert photon["learning_rate"] > defaults({})["learning_rate"]
+    run = weft.train(photon | scratch | {"recipe": "photon", "num_rounds": 1})
+    assert not list((run.path / "clients").glob("*"))
+
+
 BAD = {
     "no tokenizer": ({"tokenizer_text": None}, "write either --tokenizer NAME_OR_PATH"),
     "two tokenizers": ({"tokenizer": "x"}, "write either --tokenizer NAME_OR_PATH"),

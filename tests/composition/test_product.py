@@ -31,6 +31,7 @@ ALLOWED = {
     "rolora": set(ALGORITHMS) - {"fedbuff"},
     "stack": {"fedavg", "fedprox"},
     "svd": {"fedavg", "fedprox"},
+    "merge": {"fedavg", "fedprox"},
     "residual": {"fedavg", "fedprox", "scaffold", "fedcm", "fedadamw", "ditto"},
     "fedsa": set(ALGORITHMS) - BASELINES - {"ditto"},
     "dual": set(ALGORITHMS) - BASELINES - {"ditto"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,8 +11,12 @@ import torch
 from weft.core import tensors
 from weft.core.parts import Algorithm, LocalRule
 from weft.core.types import DELTA, SCALARS, Finished, LocalWork, ServerState, Streams, Task, Tensors, Total
+from weft.errors import ConfigError
 
 MOMENTUM, FIRST, SECOND, COUNT = "momentum", "exp_avg", "exp_avg_sq", "step"
+LOCAL, ANCHOR, SEEN = "local", "anchor", "seen"
+"""What a client of a streamed model keeps: its own values, the server's as last heard; what the server keeps: when a
+client's update was last used."""
 
 
 class _Inner(LocalRule):
@@ -36,6 +41,25 @@ class _Inner(LocalRule):
         return Finished({DELTA: delta, SCALARS: {COUNT: count.clone()}, **moments})
 
 
+class _Streaming(_Inner):
+    """Go on from one's own values, but for the parts that the server sent; send how far one part has come."""
+
+    def __init__(self, memory: Streams, keep: bool, part: Callable[[Tensors], Tensors]) -> None:
+        moments = {key: values for key, values in memory.items() if key not in (LOCAL, ANCHOR)}
+        super().__init__(moments if keep else {}, False, {})
+        self.memory, self.part, self.wants_moments = memory, part, keep
+        self.anchor: Tensors = {}
+
+    def begin(self, params: Tensors) -> Tensors:
+        self.anchor = self.memory.get(ANCHOR, {}) | params
+        return self.memory.get(LOCAL, {}) | params
+
+    def finish(self, work: LocalWork) -> Finished:
+        part = self.part(work.end)
+        kept = {LOCAL: work.end, ANCHOR: self.anchor} | self.given | work.moments
+        return Finished({DELTA: tensors.subtract(part, self.anchor)}, kept)
+
+
 @dataclass(frozen=True)
 class DiLoCo(Algorithm):
     """g = -D, m <- momentum m + g, w <- w - outer_lr (g + momentum m), as torch's SGD with nesterov.
@@ -49,11 +73,36 @@ class DiLoCo(Algorithm):
     outer_lr: float = 0.7
     momentum: float = 0.9
     inner_state: Literal["keep", "reset", "average"] = "keep"
+    fragments: int = 1
+
+    def __post_init__(self) -> None:
+        if self.fragments < 1 or (self.fragments > 1 and self.inner_state == "average"):
+            raise ConfigError(
+                f"fragments={self.fragments} with inner_state={self.inner_state} cannot be: fragments are 1 or more; "
+                "beyond 1 the inner state is kept or reset."
+            )
+
+    @property
+    def period(self) -> int:
+        """Every part travels once in so many rounds."""
+        return self.fragments
+
+    def sent_back(self, params: Tensors, round: int) -> Tensors:
+        """The part of the round."""
+        return params if self.fragments == 1 else _part(params, self.fragments, round)
+
+    def init(self, params: Tensors) -> ServerState:
+        """Refuse more parts than there are blocks."""
+        if self.fragments > len(blocks := _blocks(params)):
+            raise ConfigError(
+                f"fragments is {self.fragments}, but the model has only {len(blocks)} blocks to send apart."
+            )
+        return super().init(params)
 
     @property
     def stateful_clients(self) -> bool:  # type: ignore[override]
         """Clients remember their moments where they keep them."""
-        return self.inner_state == "keep"
+        return self.inner_state == "keep" or self.fragments > 1
 
     @property
     def uses_moments(self) -> bool:  # type: ignore[override]
@@ -70,10 +119,15 @@ class DiLoCo(Algorithm):
     def task(self, state: ServerState, client: str, version: int) -> Task:
         """Send averaged moments along."""
         extra = {key: state.memory[key] for key in (FIRST, SECOND, COUNT) if key in state.memory}
-        return Task(client, state.round, version, state.params, extra)
+        params = state.params
+        if self.fragments > 1 and int(state.memory.get(SEEN, {}).get(client, _NEVER)) == state.round - 1:
+            params = self.sent_back(params, state.round - 1)
+        return Task(client, state.round, version, params, extra)
 
     def rule(self, task: Task, memory: Streams) -> LocalRule:
         """Go on with the moments."""
+        if self.fragments > 1:
+            return _Streaming(memory, self.inner_state == "keep", lambda params: self.sent_back(params, task.round))
         if self.inner_state == "reset":
             return LocalRule()
         if self.inner_state == "keep":
@@ -93,4 +147,29 @@ class DiLoCo(Algorithm):
         if self.inner_state == "average":
             memory |= {FIRST: total.streams[FIRST], SECOND: total.streams[SECOND]}
             memory[COUNT] = {COUNT: total.streams[SCALARS][COUNT].round()}
+        if self.fragments > 1:
+            memory[SEEN] = {client: torch.tensor(state.round) for client in total.clients}
         return ServerState(params, memory, state.round + 1)
+
+
+_NEVER = torch.tensor(-2)
+
+
+def _blocks(params: Tensors) -> dict[str, list[str]]:
+    """Return the names of each block, a block being what has the same first number in its name, or no number."""
+    found: dict[str, list[str]] = {}
+    for name in params:
+        number = next((word for word in name.split(".") if word.isdigit()), None)
+        found.setdefault(name if number is None else number, []).append(name)
+    return found
+
+
+def _part(params: Tensors, parts: int, round: int) -> Tensors:
+    """Return the part of a round: blocks, the largest first, each put to what is the smallest part so far."""
+    sizes = {block: sum(params[name].numel() for name in names) for block, names in _blocks(params).items()}
+    filled, chosen = [0] * parts, dict[str, int]()
+    for block in sorted(sizes, key=lambda block: (-sizes[block], block)):
+        chosen[block] = filled.index(min(filled))
+        filled[chosen[block]] += sizes[block]
+    mine = {name for block, names in _blocks(params).items() if chosen[block] == round % parts for name in names}
+    return {name: value for name, value in params.items() if name in mine}

@@ -27,11 +27,20 @@ def outer_lr(clients: int) -> float:
     return {1: 0.4, 2: 0.6, 3: 0.6, 4: 0.6}.get(clients, 0.8)
 
 
+PHOTON: dict[str, Any] = RECIPE | {"learning_rate": 2e-3, "batch_size": 8}
+"""Photon's (Sani et al. 2024, arXiv 2411.02908): nothing stays with clients, small batches, a high learning rate."""
+
+
 def defaults(given: dict[str, Any]) -> dict[str, Any]:
     """Return the recipe; DiLoCo's outer learning rate follows the number of clients."""
-    made = dict(RECIPE)
-    if given.get("fed_alg", "diloco") == "diloco" and "fed_args" not in given:
+    photon = given.get("recipe") == "photon"
+    made = dict(PHOTON if photon else RECIPE)
+    if given.get("lora_aggregation") == "merge":  # its fresh adapters survive no momentum
+        made["fed_alg"] = "fedavg"
+    if given.get("fed_alg", made["fed_alg"]) == "diloco" and "fed_args" not in given:
         made["fed_args"] = {"outer_lr": outer_lr(int(given.get("sample_clients", 2))), "momentum": 0.9}
+        if photon:
+            made["fed_args"] = {"outer_lr": 0.7, "momentum": 0.7, "inner_state": "reset"}
     return made
 
 

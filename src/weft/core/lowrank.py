@@ -13,6 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from weft.core.seeds import derive
+from weft.core.types import Tensors
+
 FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<kind>[ABR])\.(?P<adapter>\w+)\.weight")
 SIDE_A, SIDE_B = ".side_A", ".side_B"
 PERSONAL = "personal"
@@ -137,4 +140,19 @@ def side_tensors(products: Mapping[str, Product]) -> dict[str, Tensor]:
     made: dict[str, Tensor] = {}
     for module, (b, a) in products.items():
         made |= {module + SIDE_A: a, module + SIDE_B: b}
+    return made
+
+
+def fresh(params: Tensors, seed: int, round: int) -> Tensors:
+    """Return the parameters with every B zero and every A drawn anew, as LoRA does, for this round.
+
+    Kaiming uniform with a = sqrt 5: within 1 / sqrt k of 0.
+    """
+    made = dict(params)
+    for factors in modules(params).values():
+        made[factors["B"]] = torch.zeros_like(made[factors["B"]])
+        like = made[factors["A"]]
+        random = torch.Generator().manual_seed(derive(seed, "fresh adapter", factors["A"], round))
+        bound = like.shape[1] ** -0.5
+        made[factors["A"]] = torch.empty_like(like).uniform_(-bound, bound, generator=random)
     return made

@@ -115,6 +115,15 @@ class Algorithm:
     """The server does not wait for a cohort: a client may have begun at an earlier version."""
 
     @property
+    def period(self) -> int:
+        """Rounds after which the same parameters travel again; beyond 1, a client keeps the rest in the meantime."""
+        return 1
+
+    def sent_back(self, params: Tensors, round: int) -> Tensors:
+        """Return which of the trained parameters a client sends back in a round."""
+        return params
+
+    @property
     def buffer(self) -> int:
         """Updates that make a step of an asynchronous server; 0: as many as clients train at a time."""
         return 0

@@ -1,13 +1,21 @@
-"""A tokenizer of one's own, trained on public text."""
+"""A tokenizer of one's own: trained on public text, or federated, on sums of the clients' counts of frequent words."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from weft.config import RunConfig
+from weft.core.seeds import generator
 from weft.data.formats import to_examples
 from weft.data.load import read_rows, resolve_source
+from weft.errors import DataError
+
+MOST = 50_000_000
+"""Words that a tokenizer is trained on at most: beyond that, all counts are divided alike."""
 
 
 def own_tokenizer(config: RunConfig) -> Any:
@@ -19,21 +27,102 @@ def own_tokenizer(config: RunConfig) -> Any:
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     """Return a byte-level BPE tokenizer of at most `vocab_size` tokens; the same texts give the same tokenizer."""
+    return _wrapped(byte_pairs(texts, vocab_size))
+
+
+def byte_tokenizer() -> Any:
+    """Return a tokenizer whose tokens are bytes."""
+    return train_tokenizer([], 259)
+
+
+def words_of(texts: Iterable[str], least: int) -> dict[str, int]:
+    """Return what a client sends: how often it has each word that it has at least `least` times.
+
+    Words are what byte-level BPE never joins: letters, digits or signs with the space before them.
+    """
+    from tokenizers import pre_tokenizers
+
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    counted: Counter[str] = Counter()
+    for text in texts:
+        counted.update(text[first:last] for _, (first, last) in split.pre_tokenize_str(text))
+    return {word: count for word, count in counted.items() if count >= least and "\0" not in word}
+
+
+def common_words(sent: Sequence[dict[str, int]], clients: int, noise: float, seed: int) -> dict[str, int]:
+    """Return the sums of the words that at least `clients` clients sent, in alphabetical order.
+
+    Args:
+        sent: by each client.
+        clients: that must have sent a word.
+        noise: scale b of the discrete Laplace noise that is added to each sum, P(z) ~ exp(-|z| / b); what falls under 1
+            is left out.
+        seed: of the noise.
+
+    Raises:
+        DataError: no word is left.
+    """
+    sums: Counter[str] = Counter()
+    senders: Counter[str] = Counter()
+    for counts in sent:
+        sums.update(counts)
+        senders.update(counts.keys())
+    kept = {word: sums[word] for word in sorted(sums) if senders[word] >= clients}
+    if noise:
+        random = generator(seed, "tokenizer noise")
+        stop = 1 - np.exp(-1 / noise)
+        noises = random.geometric(stop, len(kept)) - random.geometric(stop, len(kept))
+        kept = {word: count for word, z in zip(kept, noises, strict=True) if (count := kept[word] + int(z)) > 0}
+    if not kept:
+        raise DataError(
+            f"No word was sent by {clients} clients, so there is nothing to make a tokenizer of: write a smaller "
+            "--tokenizer_min_count or --tokenizer_min_clients."
+        )
+    return kept
+
+
+def tokenizer_of_words(words: dict[str, int], vocab_size: int) -> Any:
+    """Return the tokenizer that `train_tokenizer` would make of a text with so many of each word."""
+    from tokenizers import pre_tokenizers
+
+    parted = pre_tokenizers.Split("\0", "removed")
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer = byte_pairs(_spelled(words), vocab_size, pre_tokenizers.Sequence([parted, whole]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return _wrapped(tokenizer)
+
+
+def _spelled(words: dict[str, int]) -> Iterator[str]:
+    """Yield every word as often as it is counted, parted by NUL."""
+    share = min(1.0, MOST / sum(words.values()))
+    for word, count in words.items():
+        left = max(1, round(count * share))
+        while left > 0:
+            yield f"{word}\0" * min(left, 1000)
+            left -= 1000
+
+
+def _wrapped(tokenizer: Any) -> Any:
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = byte_pairs(texts, vocab_size)
     # A text begins with <s>, so that its first token is predicted too.
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
-def byte_pairs(texts: Iterable[str], vocab_size: int) -> Any:
-    """Return a byte-level BPE of the `tokenizers` library, with `<s>`, `</s>` and `<pad>` as its first tokens."""
+def byte_pairs(texts: Iterable[str], vocab_size: int, words: Any = None) -> Any:
+    """Return a byte-level BPE of the `tokenizers` library, with `<s>`, `</s>` and `<pad>` as its first tokens.
+
+    Args:
+        texts: to train it on.
+        vocab_size: tokens at most.
+        words: the pre-tokenizer that parts the texts into words [byte-level BPE's].
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = words or pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -60,7 +60,8 @@ def run_round(
     replies = plan.protection.collect(runtime.exchange, list(tasks.values()))
     updates: Iterable[Update] = islice(_admitted(plan, state, tasks, replies, record), wanted or None)
     products = None
-    if plan.sharing.scale is not None and plan.algorithm.shares and not plan.protection.sum_only:
+    whole = plan.algorithm.shares and plan.algorithm.period == 1
+    if plan.sharing.scale is not None and whole and not plan.protection.sum_only:
         exact = plan.sharing.lora.single_updates
         products = Products(plan.sharing.scale, state.memory.get(FIXED, {}), exact=exact)
         updates = products.watch(updates, {client: task.params for client, task in tasks.items()})
@@ -94,7 +95,8 @@ def _admitted(
                 if plan.algorithm.shares:
                     record.bytes_up += tensors.num_bytes(reply.streams)
                 reply = plan.codec.decode(reply)
-            like = expected_streams(plan, tasks[reply.client].params, state.round) if reply.client in tasks else {}
+            known = state.params | tasks[reply.client].params if reply.client in tasks else {}
+            like = expected_streams(plan, known, state.round) if known else {}
             update = admit(reply, tasks, expected, like)
         except ClientFailed as failure:
             record.failures[reply.client] = str(failure)
@@ -127,13 +129,14 @@ def show(message: Probe, plan: Plan, site: Site, model: Resident) -> None:
 def _train(task: Task, plan: Plan, site: Site, model: Resident) -> Update:
     """Train on a task and return the sealed update; what stays with the client is saved first."""
     memory = site.memory.load(site.name, task.round)
-    like = expected_streams(plan, task.params, task.round)
+    shared = {name: value for name, value in model.masters.items() if name not in model.initial}
+    like = expected_streams(plan, shared | task.params, task.round)
     extra = {stream: pad(values, model.masters) for stream, values in task.extra.items()}
     given = replace(task, params=pad(task.params, model.masters), extra=extra)
     rule = plan.algorithm.rule(given, _part(memory, RULE))
     model.put_side(task.extra.get(SIDE, {}))
     start = model.initial | memory.get(OWN, {})
-    trained = {*plan.sharing.trained(given.params, task.round), *model.initial}
+    trained = {*plan.sharing.trained(shared, task.round), *model.initial}
     job = Job(start, given.params, trained, site.index, task.round, site.share, site.public)
     done = plan.local.work(model, plan.objective, site.train, rule, job)
     remembered = _named(done.finished.memory, RULE)

@@ -60,6 +60,7 @@ def _lora(plan: Plan) -> list[tuple[bool, str]]:
     algorithm, lora = plan.algorithm, plan.sharing.lora
     name, how = type(algorithm).__name__, type(lora).__name__
     average = "write --lora_aggregation average"
+    sums = lora.single_updates or lora.shape == "side"  # what is put aside is made of the mean of the updates
     return [
         (
             plan.trainable == "full" and not lora.plain,
@@ -81,7 +82,7 @@ def _lora(plan: Plan) -> list[tuple[bool, str]]:
             "leave out --client_ranks.",
         ),
         (
-            lora.single_updates and not algorithm.shares,
+            sums and not algorithm.shares,
             f"{name} sends no updates, so there is nothing for {how} to combine: {average}.",
         ),
         (
@@ -90,8 +91,8 @@ def _lora(plan: Plan) -> list[tuple[bool, str]]:
             " write --lora_aggregation average, ffa, rolora, fedsb or dual, or --fed_alg fedavg.",
         ),
         (
-            lora.single_updates and not algorithm.adds_mean,
-            f"{how} is exact for the mean of the updates, and {name} goes another way from there: write "
+            sums and not algorithm.adds_mean,
+            f"{how} is made for the mean of the updates, and {name} goes another way from there: write "
             "--lora_aggregation average, ffa, rolora, fedsb or dual, or --fed_alg fedavg.",
         ),
         (

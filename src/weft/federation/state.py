@@ -47,9 +47,9 @@ def beside(state: ServerState) -> Streams:
 
 
 def expected_streams(plan: Plan, params: Tensors, round: int) -> Streams:
-    """Return tensors like those that a client with these parameters sends back in a round."""
-    trained = plan.sharing.trained(params, round)
-    return plan.algorithm.like({name: params[name] for name in trained})
+    """Return tensors like those that a client with these parameters, all that are shared, sends back in a round."""
+    trained = {name: params[name] for name in plan.sharing.trained(params, round)}
+    return plan.algorithm.like(plan.algorithm.sent_back(trained, round))
 
 
 def advance(algorithm: Algorithm, state: ServerState, total: Total) -> ServerState:

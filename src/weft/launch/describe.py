@@ -18,7 +18,7 @@ from weft.launch.population import Population, populate, template_name
 from weft.launch.start import with_tokenizer
 from weft.launch.train import prepare_process
 from weft.models.adapters import add_lora
-from weft.models.load import arithmetic, check_context, load_model_config, load_tokenizer
+from weft.models.load import arithmetic, check_fits, load_model_config, load_tokenizer
 from weft.models.precision import choose_device
 from weft.runs.progress import split_line
 from weft.runs.text import human_bytes, human_number
@@ -40,14 +40,14 @@ def describe(config: RunConfig) -> str:
     Raises:
         ConfigError: whatever would stop the run before its first round.
     """
-    if config.tokenizer_text is not None:
+    if config.trains_tokenizer:
         with tempfile.TemporaryDirectory() as folder:
             return describe(with_tokenizer(config, Path(folder)))
     prepare_process(config)
     plan = compose.plan(config)
     tokenizer = load_tokenizer(config)
     own = load_model_config(config)
-    check_context(config, own)
+    check_fits(config, tokenizer, own)
     text_only = plan.objective.text_only
     population = populate(config, tokenizer, InMemory(), text_only=text_only, pool=plan.algorithm.pools_data)
     sizes = count(config, own, plan)
@@ -100,8 +100,10 @@ def count(config: RunConfig, model_config: Any, plan: Plan) -> Sizes:
         ranks = plan.sharing.ranks or (None,)
         tasks = [task_for(plan, state, Asked("client", 0, rank)) for rank in ranks]
         down = sum(num_bytes(task.params) + num_bytes(task.extra) for task in tasks) / len(tasks)
-        # What is trained may alternate from round to round.
-        up = sum(num_bytes(expected_streams(plan, t.params, r)) for t in tasks for r in (0, 1)) / (2 * len(tasks))
+        rounds = range(2 * plan.algorithm.period)  # what is trained may alternate from round to round
+        up = sum(num_bytes(expected_streams(plan, t.params, r)) for t in tasks for r in rounds)
+        up /= len(rounds) * len(tasks)
+        down = up if plan.algorithm.period > 1 else down
     return Sizes(every, sum(p.numel() for p in trained.values()), len(trained), down, up)
 
 

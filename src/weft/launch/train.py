@@ -35,7 +35,7 @@ from weft.launch.population import Population, populate
 from weft.launch.records import Tally, evaluation_record, matrix_rate, peak_memory, round_record
 from weft.launch.start import with_tokenizer
 from weft.models.adapters import save_model
-from weft.models.load import check_context, load_model_config, load_resident, load_tokenizer
+from weft.models.load import check_fits, load_model_config, load_resident, load_tokenizer
 from weft.models.resident import Resident
 from weft.models.scratch import shape_of
 from weft.runs import checkpoint
@@ -62,9 +62,9 @@ def train(
     if config.from_scratch:
         shape_of(config)
     tokenizer = None
-    if config.tokenizer_text is None:
+    if not config.trains_tokenizer:
         tokenizer = load_tokenizer(config)
-        check_context(config, load_model_config(config))
+        check_fits(config, tokenizer, load_model_config(config))
     with (
         RunDir.create(
             config.output_dir,
@@ -76,7 +76,7 @@ def train(
         ) as run,
         Progress(config.num_rounds, quiet=quiet, as_json=as_json) as progress,
     ):
-        config = with_tokenizer(config, run.path / "tokenizer")
+        config = with_tokenizer(config, run.path / "tokenizer", progress.note)
         tokenizer = tokenizer or load_tokenizer(config)
         population = populate(
             config,

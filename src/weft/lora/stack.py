@@ -6,12 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-import torch
-
 from weft.core import lowrank, tensors
 from weft.core.lowrank import Product
 from weft.core.parts import LoraAggregation
-from weft.core.seeds import derive
 from weft.core.types import DELTA, SIDE, ServerState, Total
 
 
@@ -35,15 +32,6 @@ class Stack(LoraAggregation):
         for module, product in products.items():
             parts = [side[module], product] if module in side else [product]
             side[module] = lowrank.truncate(lowrank.total(parts), self.side_rank)
-        fresh = dict(state.params)
-        for factors in lowrank.modules(state.params).values():
-            fresh[factors["B"]] = torch.zeros_like(fresh[factors["B"]])
-            fresh[factors["A"]] = self._drawn(fresh[factors["A"]], factors["A"], state.round)
+        fresh = lowrank.fresh(state.params, self.seed, state.round)
         streams = total.streams | {DELTA: tensors.subtract(fresh, state.params), SIDE: lowrank.side_tensors(side)}
         return replace(total, streams=streams)
-
-    def _drawn(self, like: torch.Tensor, name: str, round: int) -> torch.Tensor:
-        """Draw an A as LoRA does (Kaiming uniform with a = sqrt 5: bound 1 / sqrt k), for this round."""
-        random = torch.Generator().manual_seed(derive(self.seed, "fresh adapter", name, round))
-        bound = like.shape[1] ** -0.5
-        return torch.empty_like(like).uniform_(-bound, bound, generator=random)

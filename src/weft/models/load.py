@@ -170,8 +170,15 @@ def load_resident(config: RunConfig, tokenizer: Any, lora: LoraAggregation | Non
     return resident
 
 
-def check_context(config: RunConfig, model_config: Any) -> None:
-    """Refuse rows longer than the model's context."""
+def check_fits(config: RunConfig, tokenizer: Any, model_config: Any) -> None:
+    """Refuse rows longer than the model's context, and a tokenizer with ids that the model has no embedding for."""
+    text = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
+    places = getattr(text, "vocab_size", None)
+    if places is not None and max(tokenizer.get_vocab().values()) >= places:
+        raise ConfigError(
+            f"The tokenizer of '{config.model_name_or_path}' has the id {max(tokenizer.get_vocab().values())}, but the "
+            f"model has {places} embeddings: give a folder whose tokenizer and model belong together."
+        )
     limit = getattr(model_config, "max_position_embeddings", None)
     if limit is not None and config.seq_length > limit:
         raise ConfigError(
