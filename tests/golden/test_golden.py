@@ -27,7 +27,6 @@ BY_NAME = {
     ("fed_alg", "fedbuff"): 5.951441,
     ("fed_alg", "local"): 5.953577,
     ("fed_alg", "central"): 5.950258,
-    ("lora_aggregation", "merge"): 0.0,
     ("lora_aggregation", "ffa"): 6.004861,
     ("lora_aggregation", "rolora"): 6.008487,
     ("lora_aggregation", "stack"): 5.990098,
