@@ -36,6 +36,7 @@ def _check_pairs(config: Any) -> None:
         raise ConfigError("A model that is loaded has a tokenizer: drop --tokenizer, or begin from nothing by --size.")
     if config.federated_tokenizer and config.split_strategy == "length" and not config.clients:
         raise ConfigError("The split 'length' goes by tokens, and there is no tokenizer yet: choose another split.")
+    _check_placement(config)
     if config.push_to_hub:
         raise ConfigError("Weft sends nothing to the hub during a run: drop --push_to_hub, then use `weft export`.")
     if config.dataset_name is None and not config.clients:
@@ -46,6 +47,27 @@ def _check_pairs(config: Any) -> None:
         raise ConfigError("Two clients have the same name: names must differ.")
     if config.public_share and config.public_data is None:
         raise ConfigError("public_share is given, but no public_data to take it from: write --public_data FILE.")
+
+
+def _check_placement(config: Any) -> None:
+    """Refuse places for a model, or parts of it, that do not go together."""
+    quantised = config.load_in_8bit or config.load_in_4bit
+    if config.model_offload != "none" and (not config.use_peft or config.use_dora or quantised):
+        raise ConfigError(
+            "Layers that wait elsewhere are frozen and whole: add --use_peft (without --use_dora, --load_in_8bit and "
+            "--load_in_4bit), or drop --model_offload."
+        )
+    if config.parallel != "none" and (config.model_offload != "none" or quantised):
+        raise ConfigError(
+            "A model in several processes is neither quantised nor offloaded by layers: drop --load_in_8bit/4bit and "
+            "--model_offload; with --parallel fsdp, --cpu_offload may help."
+        )
+    if config.cpu_offload and config.parallel != "fsdp":
+        raise ConfigError("cpu_offload goes with sharding: add --parallel fsdp, or drop --cpu_offload.")
+    if config.parallel in ("tensor", "pipeline") and config.use_peft:
+        raise ConfigError("Tensor and pipeline parallelism train all parameters: drop --use_peft, or write fsdp.")
+    if config.parallel != "none" and (config.dtype == "float16" or "8bit" in config.optimizer):
+        raise ConfigError("A model in several processes trains in float32 or bfloat16, with adamw or sgd in full.")
 
 
 def _check_numbers(config: Any) -> None:

@@ -36,6 +36,14 @@ class RunConfig(BaseModel):
     load_in_8bit: bool = Field(False, description="8-bit base (bitsandbytes)")
     load_in_4bit: bool = Field(False, description="4-bit base (bitsandbytes)")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+    parallel: Literal["none", "fsdp", "tensor", "pipeline"] = Field(
+        "none",
+        description="one model in the processes that torchrun starts: sharded, split within layers, or by layers",
+    )
+    model_offload: Literal["none", "cpu", "disk"] = Field(
+        "none", description="where the layers of a frozen base wait while they do not compute"
+    )
+    cpu_offload: bool = Field(False, description="with fsdp: shards, gradients and moments on the CPU between uses")
     size: Literal["5m", "15m", "60m", "150m"] | None = Field(
         None, description="begin from nothing: a Llama of about so many parameters"
     )

@@ -39,6 +39,7 @@ class Ditto(Algorithm):
     `strength` is the paper's lambda; the pull is decoupled from AdamW, as FedProx's is.
     """
 
+    plain_steps: ClassVar[bool] = False
     stateful_clients: ClassVar[bool] = True
     remembers_coordinates: ClassVar[bool] = True
     personal: ClassVar[bool] = True

@@ -65,6 +65,7 @@ class FedAdamW(Algorithm):
     blocks), with the step count going on. Learning rate 3e-4 and weight decay 0.01 are the paper's.
     """
 
+    plain_steps: ClassVar[bool] = False
     remembers_coordinates: ClassVar[bool] = True
     uses_moments: ClassVar[bool] = True
     partial_work: ClassVar[bool] = False

@@ -49,6 +49,7 @@ class FedCM(Algorithm):
     In the first round there is nothing to follow, and clients step along d (the paper: along alpha d).
     """
 
+    plain_steps: ClassVar[bool] = False
     remembers_coordinates: ClassVar[bool] = True
     scalars: ClassVar[tuple[str, ...]] = (RATES,)
     alpha: float = 0.1

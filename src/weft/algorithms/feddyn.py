@@ -53,6 +53,7 @@ class FedDyn(Algorithm):
     form=gradient (the paper's): it is added to the gradient, and `alpha` is the paper's.
     """
 
+    plain_steps: ClassVar[bool] = False
     adds_mean: ClassVar[bool] = False
     stateful_clients: ClassVar[bool] = True
     remembers_coordinates: ClassVar[bool] = True

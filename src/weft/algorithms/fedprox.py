@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from weft.core import tensors
 from weft.core.parts import Algorithm, LocalRule
@@ -39,6 +39,7 @@ class FedProx(Algorithm):
     gradient (form=gradient, the paper's) AdamW's normalisation takes its size away.
     """
 
+    plain_steps: ClassVar[bool] = False
     mu: float = field(default=0.01, metadata={"key": "prox_mu"})
     form: Literal["decoupled", "gradient"] = "decoupled"
 

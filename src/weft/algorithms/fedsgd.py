@@ -41,6 +41,7 @@ class FedSGD(Algorithm):
     What every other algorithm saves traffic against: the model and its gradient travel at every step.
     """
 
+    plain_steps: ClassVar[bool] = False
     adds_mean: ClassVar[bool] = False
     one_step: ClassVar[bool] = True
     partial_work: ClassVar[bool] = False

@@ -63,6 +63,7 @@ class Scaffold(Algorithm):
     AdamW's step, c_i <- (x - y) / (sum of lr) - (c - c_i). c <- c + |S| / N mean of (c_i+ - c_i).
     """
 
+    plain_steps: ClassVar[bool] = False
     stateful_clients: ClassVar[bool] = True
     remembers_coordinates: ClassVar[bool] = True
     streams: ClassVar[tuple[str, ...]] = (DELTA, CONTROL)

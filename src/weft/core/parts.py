@@ -107,6 +107,8 @@ class Algorithm:
     """Server or clients remember values for each parameter, which lose their meaning where its basis is changed."""
     uses_moments: ClassVar[bool] = False
     """It works with AdamW's moments themselves, which other optimizers do not have."""
+    plain_steps: ClassVar[bool] = True
+    """Its local steps are the optimizer's: no hook of its rule looks at parameters or gradients between them."""
     one_step: ClassVar[bool] = False
     """A client and round is a single step, made at the server."""
     partial_work: ClassVar[bool] = True
@@ -287,6 +289,8 @@ class Objective:
 
     text_only: ClassVar[bool] = False
     """Rows are plain text, not conversations."""
+    by_token: ClassVar[bool] = False
+    """The loss is the summed cross-entropy of the batch's targets."""
 
     def collate(self, rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> Any:
         """Return a batch of rows, each (token ids, which of them are learnt)."""

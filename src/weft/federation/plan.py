@@ -38,6 +38,10 @@ class Plan:
     """More clients are asked than are used."""
     everywhere: bool = False
     """Somebody takes part in every round: the public rows."""
+    parallel: str = "none"
+    """How one model is spread over processes."""
+    offloaded: bool = False
+    """Layers of the base are not in memory."""
     personal_steps: int = 0
     """Steps that every client makes on its own after the last round."""
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def refusals(plan: Plan) -> list[tuple[bool, str]]:
     """Return all rules for a plan."""
-    return [*_protection(plan), *_lora(plan), *_personal(plan), *_conditions(plan)]
+    return [*_protection(plan), *_lora(plan), *_personal(plan), *_conditions(plan), *_placement(plan)]
 
 
 def _protection(plan: Plan) -> list[tuple[bool, str]]:
@@ -159,5 +159,35 @@ def _conditions(plan: Plan) -> list[tuple[bool, str]]:
         (
             plan.quorum > 0 and (algorithm.asynchronous or not algorithm.shares),
             f"{name} waits for no cohort, so there is no quorum of one: leave out --min_clients.",
+        ),
+    ]
+
+
+def _placement(plan: Plan) -> list[tuple[bool, str]]:
+    algorithm, sharing, spread = plan.algorithm, plan.sharing, plan.parallel != "none"
+    name, how = type(algorithm).__name__, type(sharing.lora).__name__
+    return [
+        (
+            spread and not algorithm.plain_steps,
+            f"{name} bends every local step by values of its own, which are not spread over processes: write "
+            "--parallel none, or choose an algorithm with plain local steps (fedavg, diloco, fedadam, ...).",
+        ),
+        (
+            spread and (algorithm.personal or sharing.keeps or plan.personal_steps > 0 or bool(sharing.ranks)),
+            "Clients' own models, parts and ranks are not spread over processes: write --parallel none, or leave them "
+            "out.",
+        ),
+        (
+            spread and not sharing.lora.plain,
+            f"{how} is not spread over processes: write --lora_aggregation average, or --parallel none.",
+        ),
+        (
+            plan.parallel == "pipeline" and not plan.objective.by_token,
+            f"A pipeline trains on next tokens, and {type(plan.objective).__name__} does not: write --parallel fsdp.",
+        ),
+        (
+            plan.offloaded and bool(sharing.lora.shape or sharing.lora.frozen),
+            f"{how} needs the layers of the base at hand, and they wait elsewhere: write --lora_aggregation average, "
+            "or drop --model_offload.",
         ),
     ]

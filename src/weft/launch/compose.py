@@ -94,6 +94,8 @@ def plan(config: RunConfig) -> Plan:
         slow_clients=any(speed < 1 for speed in config.client_speed or ()),
         spare=config.over_selection > 0,
         everywhere=config.public_data is not None and not config.public_share,
+        parallel=config.parallel,
+        offloaded=config.model_offload != "none",
         personal_steps=config.personal_steps,
     )
 

@@ -125,7 +125,8 @@ def save_model(model: Any, tokenizer: Any, params: Tensors, folder: Path) -> Non
 
     folder.mkdir(parents=True, exist_ok=True)
     if not isinstance(model, PeftModel):
-        model.save_pretrained(str(folder), state_dict=_replaced(model.state_dict(), params))
+        empty = next(model.parameters()).is_meta  # then the parameters are all there is
+        model.save_pretrained(str(folder), state_dict=dict(params) if empty else _replaced(model.state_dict(), params))
     elif not _is_folded(params):
         model.save_pretrained(str(folder), state_dict=dict(params), save_embedding_layers=False)
     else:
@@ -138,9 +139,10 @@ def _replaced(state: Tensors, params: Tensors) -> Tensors:
     places: dict[int, list[str]] = {}
     for name, value in state.items():
         places.setdefault(value.data_ptr(), []).append(name)
-    new = {
-        tied: value.to(state[name].dtype) for name, value in params.items() for tied in places[state[name].data_ptr()]
-    }
+    new: Tensors = {}
+    for name, value in params.items():
+        rounded = value.to(state[name].dtype)  # one tensor for all of its names, or it would be written twice
+        new |= dict.fromkeys(places[state[name].data_ptr()], rounded)
     return state | new
 
 

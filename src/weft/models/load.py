@@ -20,6 +20,8 @@ from weft.core.parts import LoraAggregation
 from weft.core.seeds import derive
 from weft.errors import ConfigError, MissingExtra
 from weft.models.adapters import add_lora, fixed_factors
+from weft.models.group import Group
+from weft.models.offload import away, revive, tidy
 from weft.models.precision import choose_device, choose_dtype
 from weft.models.resident import Resident
 
@@ -127,6 +129,12 @@ def base_model(config: RunConfig, *, full_precision: bool = False) -> Any:
     quantised = (config.load_in_8bit or config.load_in_4bit) and not full_precision
     if quantised:
         extra = {"quantization_config": _quantisation(config, dtype), "device_map": {"": str(device)}}
+    if config.model_offload != "none":
+        with torch.device("meta"):
+            shell = AutoModelForCausalLM.from_config(
+                load_model_config(config), trust_remote_code=config.trust_remote_code
+            )
+        extra = away(config, shell, device)
     # Full fine-tuning keeps its masters in float32, so the weights must not lose bits on the way in.
     loaded = dtype if config.use_peft else torch.float32
     with _in_words(config.model_name_or_path):
@@ -137,7 +145,9 @@ def base_model(config: RunConfig, *, full_precision: bool = False) -> Any:
             token=config.token or None,
             **extra,
         )
-    return model if quantised else model.to(device)
+    if "offload_folder" in extra:
+        tidy(model, extra["offload_folder"])
+    return model if extra else model.to(device)
 
 
 def arithmetic(config: RunConfig, device: torch.device) -> torch.dtype:
@@ -147,27 +157,75 @@ def arithmetic(config: RunConfig, device: torch.device) -> torch.dtype:
     return choose_dtype(config.dtype, device, getattr(text, "hidden_size", 0))
 
 
-def load_resident(config: RunConfig, tokenizer: Any, lora: LoraAggregation | None = None) -> Resident:
+def load_resident(
+    config: RunConfig, tokenizer: Any, lora: LoraAggregation | None = None, group: Group | None = None
+) -> Resident:
     """Load the model, make trainable what the configuration and the aggregation say, and return it ready to train.
 
+    Args:
+        config: names the model.
+        tokenizer: of the model.
+        lora: how its adapter is shaped.
+        group: the processes that it is spread over.
+
     Raises:
-        ConfigError: no such model or device.
+        ConfigError: no such model or device, or one that cannot be spread so.
         MissingExtra: bitsandbytes is needed and absent.
     """
+    if group is not None:
+        return _spread(config, tokenizer, lora, group)
     device = choose_device(config.device)
     dtype = arithmetic(config, device)
-    model = base_model(config)
+    trained = _trainable(base_model(config), config, dtype, lora)
+    resident = Resident(trained, tokenizer, device, dtype)
+    resident.fixed = fixed_factors(trained)
+    return resident
+
+
+def _trainable(model: Any, config: RunConfig, dtype: torch.dtype, lora: LoraAggregation | None) -> Any:
+    """Return the model with its adapter, if it has one, and with its activations recomputed, if they are."""
     model.config.use_cache = False
     torch.manual_seed(derive(config.seed, "adapter"))
     trained = add_lora(model, config, dtype, lora) if config.use_peft else model
-    if config.gradient_checkpointing:
+    if config.model_offload != "none":
+        revive(trained, choose_device(config.device), config.seed)
+    # Without recomputation, the layers that a backward pass needs would all stay on the device until then.
+    if config.gradient_checkpointing or config.model_offload != "none":
         # Transformers 5 has another name for it, and warns of the former.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
         model.enable_input_require_grads()
-    resident = Resident(trained, tokenizer, device, dtype)
-    resident.fixed = fixed_factors(trained)
-    return resident
+    return trained
+
+
+def _spread(config: RunConfig, tokenizer: Any, lora: LoraAggregation | None, group: Group) -> Resident:
+    """Load the model at the leader, and spread it over the processes of a group."""
+    from transformers import AutoModelForCausalLM
+
+    from weft.models.spread import Spread, shard, split
+    from weft.models.stages import Staged
+
+    def empty(dtype: torch.dtype = torch.float32) -> Any:
+        with torch.device("meta"):
+            own = load_model_config(config)
+            made = AutoModelForCausalLM.from_config(own, dtype=dtype, trust_remote_code=config.trust_remote_code)
+            return _trainable(made, config, dtype, lora)
+
+    hush()
+    dtype = arithmetic(config, group.device)
+    # FSDP keeps shards in float32 and rounds on the way to a layer.
+    whole, shell = None, empty(torch.float32 if config.parallel == "fsdp" else dtype)
+    if group.leads:
+        home = config.model_copy(update={"device": "cpu"})
+        whole = _trainable(base_model(home, full_precision=True), config, torch.float32, lora)
+    base = shell.get_base_model() if config.use_peft else shell
+    if config.parallel == "pipeline":
+        return Staged(whole, shell, empty(), tokenizer, group, dtype)
+    if config.parallel == "fsdp":
+        shard(base, group, dtype, offload=config.cpu_offload)
+    else:
+        split(base, group)
+    return Spread(whole, shell, empty(), tokenizer, group, dtype, splits_batch=config.parallel == "fsdp")
 
 
 def check_fits(config: RunConfig, tokenizer: Any, model_config: Any) -> None:

@@ -7,7 +7,7 @@ the model on rounded copies. Knows nothing of rounds.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from weft.core import tensors
-from weft.core.types import Tensors
+from weft.core.types import Streams, Tensors
 from weft.models.layout import Batch, lay_out
 from weft.models.side import Side
 
@@ -40,9 +40,14 @@ class _Select:
 class Resident:
     """A model on its device, its tokenizer, and the float32 values of what is trained."""
 
+    share = 1.0
+    """What a loss is multiplied by before its gradient is taken."""
+
     def __init__(self, model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> None:
         """Take over a model whose `requires_grad` flags say what is trained; it is moved nowhere."""
         self.model = model
+        self.writable = model
+        """What is saved: the same model, or one of its shape without weights."""
         self.tokenizer = tokenizer
         self.device = device
         self.dtype = dtype
@@ -91,6 +96,34 @@ class Resident:
     def values(self) -> Tensors:
         """Return float32 copies of what is trained, on the CPU."""
         return tensors.copy(self.masters, "cpu")
+
+    def deal(self, moments: Streams) -> Streams:
+        """Return copies, on the device, of an optimizer's values for the parameters that are here."""
+        return {key: tensors.copy(values, self.device) for key, values in moments.items()}
+
+    def gather(self, moments: Streams) -> Streams:
+        """Return copies of an optimizer's values on the CPU."""
+        return {key: tensors.copy(values, "cpu") for key, values in moments.items()}
+
+    def next_token_gradient(self, batch: Batch, targets: float) -> Tensor | None:
+        """Add a gradient and return the summed loss, where the model does both itself; here it does neither."""
+        return None
+
+    def own_part(self, rows: Sequence[Any]) -> Sequence[Any]:
+        """Return the rows of a micro-batch that this process computes."""
+        return rows
+
+    def total(self, numbers: list[float]) -> list[float]:
+        """Return the sums of every process's numbers."""
+        return numbers
+
+    def clip(self, most: float) -> None:
+        """Clip the gradients to a norm."""
+        torch.nn.utils.clip_grad_norm_(list(self.masters.values()), most)
+
+    def finite(self) -> bool:
+        """Say whether no trained parameter is NaN or infinite."""
+        return tensors.all_finite(self.masters)
 
     @torch.no_grad()
     def sync(self) -> None:

@@ -25,6 +25,7 @@ class CausalLM(Objective):
 
     pack: bool = True
     text_only: ClassVar[bool] = True
+    by_token: ClassVar[bool] = True
 
     def collate(self, rows: Sequence[Row]) -> Batch:
         """Lay the rows out, sharing lines where the model allows it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from weft.core.parts import Evaluator, Runtime
@@ -15,6 +15,10 @@ from weft.federation.site import Site, Sites
 from weft.models.resident import Resident
 
 
+def silent(message: Message, site: Site) -> None:
+    """Tell nobody what is about to be answered."""
+
+
 @dataclass(frozen=True)
 class InProcess(Runtime):
     """Train at `trained` sites and evaluate at `evaluated` ones (which differ where all rows are pooled)."""
@@ -25,12 +29,16 @@ class InProcess(Runtime):
     trained: Sites
     evaluated: Sites
     conditions: Conditions = field(default_factory=Conditions)
+    announce: Callable[[Message, Site], None] = silent
+    """Told every message before it is answered, and where."""
 
     def exchange(self, messages: Sequence[Message]) -> Iterator[Reply]:
         """Answer the messages, those to faster clients first; a client's failure becomes a reply here, nowhere else."""
         for message in sorted(messages, key=self._lateness):
             try:
-                yield answer(message, self.plan, self._site(message), self.model, self.evaluator)
+                site = self._site(message)
+                self.announce(message, site)
+                yield answer(message, self.plan, site, self.model, self.evaluator)
             except ClientFailed as failure:
                 yield Failure(message.client, message.round, str(failure))
 

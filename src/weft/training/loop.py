@@ -7,14 +7,13 @@ optimizer is made anew for every client and round.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple, Protocol
 
 import torch
 
-from weft.core import tensors
 from weft.core.parts import LocalRule, Objective
 from weft.core.seeds import derive
 from weft.core.types import Finished, LocalWork, Metrics, Tensors
@@ -100,12 +99,12 @@ class GradientSteps:
         steps = int(asked * job.share)
         if steps < 1:
             raise ClientFailed(f"was too slow for one of {asked} steps")
-        optimizer = self.optimizer.make(model.trained(), rule.moments(), model.device)
+        optimizer = self.optimizer.make(model.trained(), model.deal(rule.moments()), model.device)
         # A round has few steps: a scale that starts high would lose the first of them to overflow, every round.
         scaler = torch.amp.GradScaler(model.device.type, init_scale=1024.0, enabled=model.dtype == torch.float16)
         loss_sum, lr_sum = torch.zeros((), device=model.device), 0.0
         counted = {"loss_tokens": 0.0, "tokens": 0.0, "rows": 0.0}
-        windows = islice(self._windows(objective, rows, asked, job), steps)
+        windows = islice(self._windows(objective, rows, asked, job, model.own_part), steps)
         for step, window in enumerate(windows):
             lr = self.schedule.at(job.round, step, asked)
             lr_sum += lr
@@ -114,18 +113,26 @@ class GradientSteps:
             counted["loss_tokens"] += sum(len(batch.targets) for batch in window)
             counted["tokens"] += sum(batch.tokens for batch in window)
             counted["rows"] += sum(batch.rows for batch in window)
-        moments = moments_of(optimizer, model.masters) if rule.wants_moments else {}
+        moments = model.gather(moments_of(optimizer, model.trained())) if rule.wants_moments else {}
         optimizer.zero_grad(set_to_none=True)
-        loss = float(loss_sum)
+        loss, *sums = model.total([float(loss_sum), *counted.values()])
+        counted = dict(zip(counted, sums, strict=True))
         end = model.values()
-        if not math.isfinite(loss) or not tensors.all_finite(end):
+        if not math.isfinite(loss) or not model.finite():
             raise ClientFailed(f"the training loss is not a finite number ({loss}) after {steps} steps")
         metrics = {"loss_sum": loss, "steps": float(steps), "learning_rate": lr_sum / steps, **counted}
         work = LocalWork(shared, {name: end[name] for name in shared}, steps, lr_sum, moments)
         return Trained(rule.finish(work), metrics, {name: end[name] for name in job.own if name not in shared})
 
-    def _windows(self, objective: Objective, rows: Rows, steps: int, job: Job) -> Iterator[list[Batch]]:
-        """Yield the micro-batches of each optimizer step."""
+    def _windows(
+        self,
+        objective: Objective,
+        rows: Rows,
+        steps: int,
+        job: Job,
+        mine: Callable[[Sequence[Row]], Sequence[Row]] = lambda rows: rows,
+    ) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of each optimizer step, or this process's part of them."""
         size, many = self.batch_size, self.accumulation
         shared = round_half(self.public_share * size) if job.public is not None else 0
         drawn = [(rows, "order", size - shared)]
@@ -140,11 +147,13 @@ class GradientSteps:
         for step in range(steps):
             yield [
                 objective.collate(
-                    [
-                        table[int(row)]
-                        for (table, _, _), order in zip(drawn, orders, strict=True)
-                        for row in order[step, micro]
-                    ]
+                    mine(
+                        [
+                            table[int(row)]
+                            for (table, _, _), order in zip(drawn, orders, strict=True)
+                            for row in order[step, micro]
+                        ]
+                    )
                 )
                 for micro in range(many)
             ]
@@ -155,12 +164,17 @@ class GradientSteps:
         """Gather the gradients of a window; return its summed loss, still on the device."""
         total = torch.zeros((), device=model.device)
         # One mean over all targets of the window, not a mean of means: short answers do not weigh more.
-        targets = max(1, sum(len(batch.targets) for batch in window))
+        targets = max(1.0, model.total([float(sum(len(batch.targets) for batch in window))])[0])
         for batch in window:
             batch = batch.to(model.device)
+            if objective.by_token and (summed := model.next_token_gradient(batch, targets)) is not None:
+                model.collect_grads()
+                total += summed
+                continue
             loss = objective.loss(model, batch)
             term = rule.loss_term(model.model, batch)
-            scaler.scale(loss.total / targets + term / len(window)).backward()  # type: ignore[no-untyped-call]
+            mean = (loss.total / targets + term / len(window)) * model.share
+            scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
             model.collect_grads()
             total += loss.total.detach()
         return total
@@ -178,7 +192,7 @@ class GradientSteps:
         """Make one optimizer step, bent by the rule, from the gradients at hand."""
         scaler.unscale_(optimizer)
         if self.max_grad_norm > 0 and rule.clips:
-            torch.nn.utils.clip_grad_norm_(list(model.masters.values()), self.max_grad_norm)
+            model.clip(self.max_grad_norm)
         rule.adjust_grads(shared)
         for group in optimizer.param_groups:
             group["lr"] = lr * rule.lr_factor(step)

@@ -28,9 +28,14 @@ class Optimizer:
         """Whether its moments are AdamW's `exp_avg` and `exp_avg_sq`, in full."""
         return self.kind == "adamw"
 
-    def make(self, trained: Tensors, moments: Streams, device: torch.device) -> torch.optim.Optimizer:
-        """Return an optimizer of these parameters, on `device`, that goes on from moments, where there are any.
-
+    def make(
+        self,
+        trained: Tensors,
+        moments: Streams,
+        device: torch.device,
+    ) -> torch.optim.Optimizer:
+        """Return an optimizer of these parameters, on `device`, that goes on from moments, where there are any, and
+        takes them over.
         Raises:
             MissingExtra: bitsandbytes is needed and absent.
         """
@@ -42,11 +47,13 @@ class Optimizer:
         return optimizer
 
     def _groups(self, trained: Tensors) -> list[dict[str, Any]]:
-        matrices = [value for value in trained.values() if value.dim() > 1]
-        others = [value for value in trained.values() if value.dim() <= 1]
-        if self.decay_matrices_only and others:
-            return [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
-        return [{"params": list(trained.values())}]
+        groups: dict[tuple[bool, type], dict[str, Any]] = {}
+        for value in trained.values():
+            decays = value.dim() > 1 or not self.decay_matrices_only
+            own = {} if decays else {"weight_decay": 0.0}
+            # Shards and whole tensors cannot be stepped together.
+            groups.setdefault((decays, type(value.data)), {"params": [], **own})["params"].append(value)
+        return list(groups.values())
 
     def _fresh(self, groups: list[dict[str, Any]], device: torch.device) -> torch.optim.Optimizer:
         if self.kind == "sgd":
@@ -66,18 +73,21 @@ class Optimizer:
         if key == "step" and not self.plain:
             return int(value)
         # torch.optim counts steps on the CPU, except where its kernels are fused.
-        return value.to("cpu" if key == "step" and not _fused(device) else device, copy=True)
+        return value.to("cpu") if key == "step" and not _fused(device) else value
 
 
 def _fused(device: torch.device) -> bool:
     return device.type in ("cpu", "cuda")
 
 
-def moments_of(optimizer: torch.optim.Optimizer, trained: Tensors) -> Streams:
-    """Return an optimizer's state by kind and parameter, on the CPU."""
+def moments_of(
+    optimizer: torch.optim.Optimizer,
+    trained: Tensors,
+) -> Streams:
+    """Return an optimizer's state by kind and parameter, without copying it."""
     made: Streams = {}
     for name, parameter in trained.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             if value is not None:  # SGD without momentum
-                made.setdefault(key, {})[name] = torch.as_tensor(value).detach().to("cpu", copy=True)
+                made.setdefault(key, {})[name] = torch.as_tensor(value).detach()
     return made

@@ -1,0 +1,232 @@
+"""A run under way: rounds are computed, recorded, committed, and the results written.
+
+Whatever is in metrics.jsonl is deterministic, so a run that was killed and resumed ends with the same bytes there
+and the same weights as one that was not; what is not deterministic (seconds, memory) is in timing.jsonl and
+summary.json.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from weft.config import RunConfig
+from weft.core.files import write_atomic
+from weft.core.tensors import num_bytes
+from weft.core.types import Metrics, ServerState
+from weft.errors import ConfigError
+from weft.evaluation.heldout import SCORES, HeldOut
+from weft.federation.conditions import Conditions
+from weft.federation.loop import RoundDone, Rounds, run_rounds
+from weft.federation.plan import Plan
+from weft.federation.site import Site
+from weft.federation.state import begin
+from weft.launch import compose, together
+from weft.launch.own import OwnModels, result_of
+from weft.launch.population import Population
+from weft.launch.records import Tally, evaluation_record, matrix_rate, peak_memory, round_record
+from weft.models.adapters import save_model
+from weft.models.group import Group
+from weft.models.resident import Resident
+from weft.runs import checkpoint
+from weft.runs.layout import RunDir
+from weft.runs.metrics import MetricsLog, plain
+from weft.runs.progress import Progress
+from weft.runs.report import write_report
+from weft.runs.trackers import Trackers
+from weft.runtimes.inprocess import InProcess, silent
+
+
+class Training:
+    """A run under way: it takes rounds from the federation and commits them to the directory."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run: RunDir,
+        plan: Plan,
+        population: Population,
+        model: Resident,
+        progress: Progress,
+        trackers: Trackers,
+        group: Group | None = None,
+    ) -> None:
+        self.config, self.run, self.plan, self.population = config, run, plan, population
+        self.model, self.progress, self.trackers = model, progress, trackers
+        self.together = together.Announcer(group) if group is not None else None
+        self.tally = Tally()
+        self.metrics = MetricsLog(run.metrics_file)
+        self.timing = MetricsLog(run.timing_file)
+
+    def run_all(self) -> None:
+        """Run the rounds that are left, then write the results."""
+        with self.metrics, self.timing:
+            state = self._start()
+            committed, since = state, time.monotonic()
+            try:
+                for done in self._rounds(state):
+                    self._record(done)
+                    state = done.state
+                    if time.monotonic() - since >= self.config.checkpoint_seconds or self._kept(state.round):
+                        self._commit(state)
+                        committed, since = state, time.monotonic()
+            except KeyboardInterrupt:
+                if state is not committed:
+                    self._commit(state)
+                raise
+            if state is not committed:
+                self._commit(state)
+        if self.together:
+            self.together.end()
+        self._finish(state)
+
+    def _start(self) -> ServerState:
+        """Return the state to go on from: that of the newest checkpoint, or the model as it was loaded."""
+        values, sharing = self.model.values(), self.plan.sharing
+        self.model.initial = {name: value for name, value in values.items() if not sharing.travels(name)}
+        if len(self.model.initial) == len(values):
+            raise ConfigError(
+                f"share ({', '.join(sharing.patterns)}) fits no trained tensor, such as {next(iter(values))}: "
+                "write a part of a name, or a glob."
+            )
+        found = checkpoint.latest(self.run, self.progress.note)
+        if found is None:
+            self.metrics.truncate(0)
+            self.timing.truncate(0)
+            checkpoint.rewind(self.run, 0)
+            return begin(self.plan, values, self.model.fixed)
+        state, extra = found
+        self.metrics.truncate(extra["metrics"])
+        self.timing.truncate(extra["timing"])
+        self.tally = Tally(**extra["tally"])
+        checkpoint.rewind(self.run, state.round)
+        return state
+
+    def _rounds(self, state: ServerState) -> Iterator[RoundDone]:
+        config, population = self.config, self.population
+        conditions = Conditions(config.seed, config.client_failure_rate, tuple(config.client_speed or ()))
+        sites, announce = (population.trained, population.evaluated), self.together or silent
+        self.runtime = InProcess(self.plan, self.model, self._evaluator(), *sites, conditions, announce)
+        return run_rounds(
+            self.plan,
+            state,
+            self.runtime,
+            Rounds(
+                config.num_rounds,
+                compose.selection(config, population),
+                config.eval_every,
+                config.max_attempts,
+                conditions,
+            ),
+            clients=population.trained.names,
+            evaluated=population.tested(),
+        )
+
+    def _kept(self, round: int) -> bool:
+        return self.config.save_model_freq > 0 and round % self.config.save_model_freq == 0
+
+    def _commit(self, state: ServerState) -> None:
+        extra = {"metrics": self.metrics.commit(), "timing": self.timing.commit(), "tally": vars(self.tally)}
+        freq, most = self.config.save_model_freq, self.config.save_total_limit
+        checkpoint.save(self.run, state, extra, keep_every=freq, keep_most=most)
+
+    def _record(self, done: RoundDone) -> None:
+        record = round_record(done)
+        self.tally.add(done, record)
+        if done.record.repeated:
+            self.metrics.append(record)
+            self.progress.note(
+                f"round {record['round']}: {len(record['clients'])} good replies, fewer than min_clients "
+                f"({self.config.min_clients}): it is begun again."
+            )
+            return
+        self.metrics.append(record)
+        timing = {
+            "round": record["round"],
+            "seconds": done.seconds,
+            "tokens_per_second": record["tokens"] / done.seconds,
+            "peak_memory_bytes": peak_memory(self.model.device),
+        }
+        self.timing.append(timing)
+        for client, reason in record["failures"].items():
+            self.progress.note(f"round {record['round']}: the update of '{client}' was dropped: {reason}.")
+        if not record["clients"] and record["failures"]:
+            self.progress.note(f"round {record['round']}: no update could be used; the model stays as it was.")
+        self.progress.round(record | timing)
+        self.trackers.log({f"train/{k}": v for k, v in (record | timing).items() if k != "round"}, record["round"])
+        if done.scores is not None:
+            self._record_evaluation(done.state.round, done.scores)
+
+    def _record_evaluation(self, round: int, scores: dict[str, Metrics]) -> None:
+        evaluation = evaluation_record(round, scores)
+        self.tally.evaluation = plain(evaluation)
+        self.metrics.append(evaluation)
+        self.progress.evaluation(evaluation)
+        self.trackers.log({f"eval/{k}": v for k, v in evaluation.items() if k != "round"}, round)
+
+    def _finish(self, state: ServerState) -> None:
+        """Write the trained weights, the summary and the report."""
+        models = self._save_weights(state)
+        evaluation, errors = self.tally.evaluation or {}, self.tally.product_errors
+        summary = {
+            "rounds": state.round,
+            "attempts": state.round + state.attempts,
+            "seconds": self.tally.seconds,
+            "tokens": self.tally.tokens,
+            "bytes_up": self.tally.bytes_up,
+            "bytes_down": self.tally.bytes_down,
+            "data_parallel_bytes": 2 * self.tally.steps * num_bytes(self.model.masters),
+            "flop_utilisation": self._utilisation(),
+            "peak_memory_bytes": peak_memory(self.model.device),
+            "train_loss": self.tally.train_loss,
+            "product_error": errors[1] / errors[0] if errors[0] else None,
+            "product_error_max": errors[2] if errors[0] else None,
+            "eval": {key: evaluation.get(key) for key in SCORES},
+            "clients": evaluation.get("clients", {}),
+            "models": models,
+            "skew": self.population.split.get("skew", {}),
+            "failures": self.tally.failures,
+            "rows": self.population.counts,
+            "choices": self.population.choices,
+        }
+        write_atomic(self.run.summary_file, (json.dumps(plain(summary), indent=1) + "\n").encode())
+        write_report(self.run.path)
+        self.progress.done(summary)
+
+    def _save_weights(self, state: ServerState) -> dict[str, Any]:
+        """Write the shared model, and every client's own where there are such; return what they are worth."""
+        kind = "adapter" if self.config.use_peft else "model"
+        model, tokenizer = self.model.writable, self.model.tokenizer
+        if self.plan.algorithm.shares or not self.plan.algorithm.personal:
+            save_model(model, tokenizer, result_of(state, self.model.initial), self.run.path / kind)
+        own = OwnModels(self.plan, state, self.model, self.population, self._evaluator())
+        if not own.exist:
+            return {}
+
+        def keep(site: Site) -> None:
+            if self.plan.personal_steps or site.memory.load(site.name, state.round):
+                save_model(model, tokenizer, own.whole(), self.run.client_dir(site.name) / kind)
+
+        return own.compare(self.config.eval_everybody, keep)
+
+    def _utilisation(self) -> float | None:
+        """Return the share of the machine's matrix rate that training on plain text came to.
+
+        A weight costs 2 operations a token forward and 4 backward, 2 where it is frozen; one of an input embedding that
+        is not the output's too costs none.
+        """
+        if not self.plan.objective.text_only or not self.tally.seconds:
+            return None
+        whole = self.model.model
+        weights = sum(parameter.numel() for parameter in whole.parameters())
+        inputs, outputs = whole.get_input_embeddings().weight, whole.get_output_embeddings().weight
+        if inputs is not outputs:
+            weights -= inputs.numel()
+        each = 4 if self.config.use_peft else 6
+        done: float = each * weights * self.tally.tokens / self.tally.seconds
+        return done / matrix_rate(self.model.device, self.model.dtype)
+
+    def _evaluator(self) -> HeldOut:
+        return HeldOut(self.config.eval_batch_size, self.population.asked, self.population.text_bytes)
