@@ -117,3 +117,18 @@ def test_a_parameter_of_an_algorithm_is_checked(keys):
         weft.train(keys | {"fed_args": {"mu": 1}})
     with pytest.raises(ConfigError, match="Did you mean 'fedadagrad'"):
         weft.train(keys | {"fed_alg": "fedadgrad"})
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> str:
+    rows = [{"text": f"{row['instruction']} {row['output']}"} for row in colour_rows(90)]
+    return str(write_rows(tmp_path / "texts.jsonl", rows))
+
+
+@pytest.mark.parametrize("fed_alg", ALGORITHMS)
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_pre_training_with_every_algorithm(keys, texts: str, fed_alg: str, kind: str):
+    changes = {"objective": "causal_lm", "dataset_name": texts, "fed_alg": fed_alg, "num_rounds": 2, "max_steps": 1}
+    run = weft.train(keys | changes | {"eval_every": 0} | KINDS[kind], quiet=True)
+    assert run.summary["rounds"] == 2
+    assert 0 < run.summary["eval"]["bits_per_byte"] < 20

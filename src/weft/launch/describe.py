@@ -14,6 +14,7 @@ from weft.federation.plan import Plan
 from weft.federation.site import InMemory
 from weft.federation.state import Asked, begin, expected_streams, task_for
 from weft.launch import compose
+from weft.launch.fitting import describe_memory, needs_of
 from weft.launch.population import Population, populate, template_name
 from weft.launch.start import with_tokenizer
 from weft.launch.train import prepare_process
@@ -72,7 +73,7 @@ def describe(config: RunConfig) -> str:
         else "nothing",
         "a round": f"{human_bytes(moved * clients)} up+down",
         "the run": f"{human_bytes(moved * clients * config.num_rounds)} up+down in {config.num_rounds} rounds",
-        "memory": f"about {human_bytes(memory(config, own, sizes, dtype))} for weights, optimizer and one batch",
+        "memory": describe_memory(config, needs_of(own, sizes.all, sizes.trained, dtype), device),
     }
     width = max(len(name) for name in lines)
     shown = "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
@@ -105,23 +106,6 @@ def count(config: RunConfig, model_config: Any, plan: Plan) -> Sizes:
         up /= len(rounds) * len(tasks)
         down = up if plan.algorithm.period > 1 else down
     return Sizes(every, sum(p.numel() for p in trained.values()), len(trained), down, up)
-
-
-def memory(config: RunConfig, model_config: Any, sizes: Sizes, dtype: str) -> float:
-    """Estimate the bytes of a client: weights, masters, gradients, AdamW, and the activations of one batch.
-
-    Activations are taken as 34 s b h bytes a layer (Korthikanti et al. 2022, arXiv 2205.05198, without their attention
-    maps), 2 s b h where they are recomputed, logits as 8 bytes each on half of the positions.
-    """
-    text = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
-    width = 4 if dtype == "float32" else 2
-    base = {True: 0.55, False: width}[config.load_in_4bit] if not config.load_in_8bit else 1.05
-    weights = sizes.all * base
-    training = sizes.trained * (4 + 4 + 8 + (0 if width == 4 else 4))
-    tokens = config.batch_size * config.seq_length
-    hidden, layers = getattr(text, "hidden_size", 0), getattr(text, "num_hidden_layers", 0)
-    activations = tokens * hidden * layers * (2 if config.gradient_checkpointing else 17 * width)
-    return float(weights + training + activations + tokens / 2 * getattr(text, "vocab_size", 0) * 8)
 
 
 def _algorithm(config: RunConfig, plan: Plan) -> str:

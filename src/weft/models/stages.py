@@ -53,7 +53,7 @@ class Staged(Resident):
         super().__init__(shell, tokenizer, group.device, dtype)
         self.writable = writable
         own = self.masters
-        self.masters = {name: own.get(name, parameter) for name, parameter in every.items()}
+        self.masters = {**every, **own}
         self.load({name: source[name].detach() for name in every})
         self.can_pack = self._packing_is_exact()
 
