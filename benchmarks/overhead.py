@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 import time
@@ -12,8 +13,23 @@ from common import machine, make_model, make_rows, median, verdict
 STEPS, ROUNDS = 10, 5
 
 
-def main(dtype: str = "auto") -> None:
-    """Alternate bare steps and whole rounds in one process, and print the ratio of the medians."""
+SFT = {
+    "template": "vicuna",
+    "use_peft": True,
+    "peft_lora_r": 16,
+    "peft_lora_target_modules": "all-linear",
+    "seq_length": 256,
+}
+PRETRAIN = {"objective": "causal_lm", "fed_alg": "diloco", "dataset_sample": None, "seq_length": 256}
+
+
+def main(verb: str = "sft", dtype: str = "auto") -> None:
+    """Alternate bare steps and whole rounds in one process, and print the ratio of the medians.
+
+    Args:
+        verb: sft (LoRA, FedAvg), or pretrain (all parameters, DiLoCo with kept moments).
+        dtype: of the arithmetic.
+    """
     import torch
 
     from weft import config as configuration
@@ -21,42 +37,47 @@ def main(dtype: str = "auto") -> None:
     from weft.federation.sampling import Selection
     from weft.federation.site import InMemory
     from weft.launch import compose
+    from weft.launch.memory import DiskMemory
     from weft.launch.population import populate
     from weft.models.load import load_resident, load_tokenizer
+    from weft.runs.layout import RunDir
     from weft.runtimes.inprocess import InProcess
     from weft.training.loop import Job
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        rows = make_rows(folder / "rows.jsonl", 2000, words=(110, 140))
+        if verb == "pretrain":
+            texts = [json.loads(line)["output"] * 2 for line in rows.read_text(encoding="utf-8").splitlines()]
+            rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
         config = configuration.build(
             {
                 "model_name_or_path": str(make_model(folder / "model")),
-                "dataset_name": str(make_rows(folder / "rows.jsonl", 2000, words=(110, 140))),
-                "template": "vicuna",
-                "use_peft": True,
-                "peft_lora_r": 16,
-                "peft_lora_target_modules": "all-linear",
+                "dataset_name": str(rows),
+                "token_cache": str(folder / "tokens"),
                 "num_clients": 8,
                 "sample_clients": 1,
                 "num_rounds": 1000,
                 "max_steps": STEPS,
                 "batch_size": 16,
-                "seq_length": 256,
                 "learning_rate": 1e-4,
                 "eval_fraction": 0,
                 "dtype": dtype,
             }
+            | (PRETRAIN if verb == "pretrain" else SFT)
         )
         plan = compose.plan(config)
         tokenizer = load_tokenizer(config)
-        population = populate(config, tokenizer, InMemory(), text_only=False, pool=False)
+        text_only = plan.objective.text_only
+        (folder / "run").mkdir()
+        memory = DiskMemory(RunDir(folder / "run")) if text_only else InMemory()
+        population = populate(config, tokenizer, memory, text_only=text_only, pool=False)
         model = load_resident(config, tokenizer)
         runtime = InProcess(plan, model, None, population.trained, population.evaluated)  # type: ignore[arg-type]
         state = plan.algorithm.init(model.values())
         names = population.trained.names
         rounds = run_rounds(plan, state, runtime, Rounds(1000, Selection(0, 1), 0), clients=names, evaluated=[])
-        rows = population.trained[0].train
-        windows = list(plan.local._windows(plan.objective, rows, STEPS, Job({}, {})))
+        windows = list(plan.local._windows(plan.objective, population.trained[0].train, STEPS, Job({}, {})))
 
         def bare() -> None:
             """A plain loop: forward, backward, clip, step; the same model, precision, batches and optimizer."""
@@ -88,7 +109,7 @@ def main(dtype: str = "auto") -> None:
         )
         print(
             verdict(
-                "a round / its bare steps (7.4 M Llama, LoRA r=16, 10 x 16 x 256)",
+                f"a round / its bare steps (7.4 M Llama, {verb}, 10 x 16 x 256)",
                 median(whole) / median(plain),
                 1.05,
                 most=True,

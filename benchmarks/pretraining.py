@@ -3,11 +3,11 @@
     python benchmarks/pretraining.py OUT.jsonl [ARM ...]    run what OUT lacks
     python benchmarks/pretraining.py table OUT.jsonl        print the tables
 
-Nine domains of text (at most 1.2 MB of each), a Llama of 4.3 M parameters, a tokenizer of 4,096 tokens from a sample of
-all domains, bfloat16 arithmetic. Every arm sees the same number of tokens: TOKENS = STEPS x 16 rows of 128, dealt to
-the clients of a round. Learning rates are the best of RATES on seed 0: central training's for what makes every step on
-the whole batch, that of DiLoCo with 4 clients for the others. DiLoCo's outer learning rate is the scaling laws' (0.4,
-0.6, 0.6, 0.8 for 1, 2, 4, 8 clients), its momentum 0.9.
+Nine domains of text (at most 1.2 MB of each, and 40 kB held out: the same for every arm), a Llama of 4.3 M
+parameters, a tokenizer of 4,096 tokens from a sample of all domains, bfloat16 arithmetic. Every arm sees the same
+number of tokens: STEPS x 16 rows of at most 128, dealt to the clients of a round, at one learning rate. DiLoCo's outer
+learning rate is the scaling laws' (0.4, 0.6, 0.6, 0.8 for 1, 2, 4, 8 clients), its momentum 0.9, its rounds INNER
+steps.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import random
 import statistics
 import sys
 import tempfile
@@ -26,37 +27,60 @@ from common import machine
 
 DATA = Path(os.environ.get("WEFT_DATA", "../shared/data")) / "pretrain"
 CACHE = Path(os.environ.get("WEFT_CACHE", Path(tempfile.gettempdir()) / "weft-benchmarks")) / "pretraining"
-LARGEST, STEPS, ROWS, LENGTH, INNER = 1_200_000, 600, 16, 128, 50
-RATES = (1e-3, 2e-3, 4e-3)
+LARGEST, HELD, STEPS, ROWS, LENGTH, INNER = 1_200_000, 40_000, 600, 16, 128, 50
+RATE = 2e-3
 SEEDS = (1, 2)
-TUNED = ("central", "DiLoCo, 4 clients")
 
 
 def domains() -> Path:
-    """Return a folder with a file for each domain, of at most LARGEST bytes; made once."""
+    """Return a folder with `train/` and `held/`, a file in each for every domain, and all held-out text; made once."""
     folder = CACHE / "domains"
     if not folder.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(dir=CACHE))
-        sample = []
+        for part in ("train", "held"):
+            (made / part).mkdir()
+        sample, everything = [], []
         for path in sorted(DATA.glob("*.jsonl.gz")):
             with gzip.open(path, "rt", encoding="utf-8") as file:
-                texts = [json.loads(line)["text"] for line in file]
-            kept, size = [], 0
-            for text in texts:
-                size += len(text.encode())
-                if size > LARGEST:
-                    break
-                kept.append(text)
-            sample += [{"text": text[:2000]} for text in kept[::7]]
-            write(made / f"{path.name.partition('.')[0]}.jsonl", [{"text": text} for text in kept])
-        write(CACHE / "sample.jsonl", sample)
+                # A document may be a whole book: passages, so that what is held out is a sample.
+                texts = [part for line in file for part in passages(json.loads(line)["text"])]
+            random.Random(0).shuffle(texts)
+            held, texts = cut(texts, HELD)
+            kept, _ = cut(texts, LARGEST)
+            name = f"{path.name.partition('.')[0]}.jsonl"
+            write(made / "train" / name, kept)
+            write(made / "held" / name, held)
+            sample += kept[::7]
+            everything += held
+        write(made / "held.jsonl", everything)
+        write(made / "sample.jsonl", sample)
         made.rename(folder)
     return folder
 
 
-def write(path: Path, rows: list[dict[str, str]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+def passages(text: str, size: int = 4000) -> list[str]:
+    """Return a text in parts of about `size` characters that end with a line."""
+    parts, left = [], text
+    while len(left) > size:
+        at = left.find("\n", size) + 1 or len(left)
+        parts.append(left[:at])
+        left = left[at:]
+    return [part for part in [*parts, left] if part.strip()]
+
+
+def cut(texts: list[str], most: int) -> tuple[list[str], list[str]]:
+    """Return texts of `most` bytes, and the rest."""
+    size = 0
+    for number, text in enumerate(texts):
+        size += len(text.encode())
+        if size > most:
+            return texts[:number], texts[number:]
+    return texts, []
+
+
+def write(path: Path, texts: list[str]) -> None:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
 
 
 def tokenizer() -> Path:
@@ -65,8 +89,7 @@ def tokenizer() -> Path:
     if not (folder / "tokenizer.json").exists():
         from weft.data.vocabulary import train_tokenizer
 
-        domains()
-        rows = (CACHE / "sample.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = (domains() / "sample.jsonl").read_text(encoding="utf-8").splitlines()
         train_tokenizer((json.loads(row)["text"] for row in rows), 4096).save_pretrained(folder)
     return folder
 
@@ -74,14 +97,20 @@ def tokenizer() -> Path:
 def federated(clients: int, **more: Any) -> dict[str, Any]:
     """Return the keys of a run of so many clients, which share the batch."""
     keys = {"num_clients": clients, "sample_clients": clients, "batch_size": ROWS // clients, "max_steps": INNER}
-    return keys | {"num_rounds": STEPS // INNER, "split_strategy": "iid"} | more
+    data = {"dataset_name": str(CACHE / "domains/train"), "eval_dataset_name": str(CACHE / "domains/held.jsonl")}
+    return keys | data | {"num_rounds": STEPS // INNER, "split_strategy": "iid"} | more
 
 
 def domain(**more: Any) -> dict[str, Any]:
     """Return the keys of a run with a client for each of the nine domains, with 2 rows a step."""
-    steps = STEPS * ROWS // (9 * 2)
-    keys = {"split_strategy": "domain", "num_clients": 0, "sample_clients": 9, "client_weight": "uniform"}
-    return keys | {"batch_size": 2, "max_steps": INNER, "num_rounds": round(steps / INNER)} | more
+    folder = CACHE / "domains"
+    names = sorted(path.name.partition(".")[0] for path in DATA.glob("*.jsonl.gz"))
+    clients = [
+        {"name": name, "data": str(folder / "train" / f"{name}.jsonl"), "eval": str(folder / "held" / f"{name}.jsonl")}
+        for name in names
+    ]
+    keys = {"clients": clients, "sample_clients": 9, "client_weight": "uniform", "batch_size": 2, "max_steps": INNER}
+    return keys | {"num_rounds": round(STEPS * ROWS / (9 * 2) / INNER)} | more
 
 
 def outer(clients: int) -> dict[str, Any]:
@@ -105,7 +134,7 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 
 
-def one(arm: str, seed: int, rate: float) -> dict[str, Any]:
+def one(arm: str, seed: int) -> dict[str, Any]:
     """Run an arm; return what is kept of it."""
     import weft
     from weft.commands.pretrain import RECIPE
@@ -114,15 +143,14 @@ def one(arm: str, seed: int, rate: float) -> dict[str, Any]:
         keys = RECIPE | {
             "size": "5m",
             "tokenizer": str(tokenizer()),
-            "dataset_name": str(domains()),
             "dataset_sample": None,
+            "eval_rows": None,
             "seq_length": LENGTH,
             "dtype": "bfloat16",
-            "eval_fraction": 0.03,
             "eval_every": 0,
             "save_model_freq": 0,
             "checkpoint_seconds": 1e6,
-            "learning_rate": rate,
+            "learning_rate": RATE,
             "seed": seed,
             "output_dir": f"{out}/run",
         }
@@ -133,7 +161,6 @@ def one(arm: str, seed: int, rate: float) -> dict[str, Any]:
         return {
             "arm": arm,
             "seed": seed,
-            "rate": rate,
             "loss": summary["eval"]["loss"],
             "bits_per_byte": summary["eval"]["bits_per_byte"],
             "domains": each,
@@ -152,40 +179,30 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def run(path: Path, arms: list[str]) -> None:
-    """Run what the file lacks: the learning rates on seed 0, then every arm on every seed."""
-    for arm in TUNED:
-        for rate in RATES:
-            keep(path, arm, 0, rate)
+    """Run what the file lacks."""
+    tokenizer()
     for seed in SEEDS:
         for arm in arms or ARMS:
-            keep(path, arm, seed, rate_of(path, arm))
+            keep(path, arm, seed)
 
 
-def rate_of(path: Path, arm: str) -> float:
-    """Return the learning rate of an arm."""
-    tuned = TUNED[0] if "central" in arm or "parallel" in arm else TUNED[1]
-    found = [row for row in read(path) if row["seed"] == 0 and row["arm"] == tuned]
-    best: float = min(found, key=lambda row: row["loss"])["rate"]
-    return best
-
-
-def keep(path: Path, arm: str, seed: int, rate: float) -> None:
-    if any((row["arm"], row["seed"], row["rate"]) == (arm, seed, rate) for row in read(path)):
+def keep(path: Path, arm: str, seed: int) -> None:
+    if any((row["arm"], row["seed"]) == (arm, seed) for row in read(path)):
         return
-    made = one(arm, seed, rate)
+    made = one(arm, seed)
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(made) + "\n")
-    print(arm, seed, rate, f"{made['loss']:.4f}", f"{made['bits_per_byte']:.4f}", f"{made['whole']:.0f}s", flush=True)
+    print(arm, seed, f"{made['loss']:.4f}", f"{made['bits_per_byte']:.4f}", f"{made['whole']:.0f}s", flush=True)
 
 
 def table(path: Path) -> None:
     """Print the arms: mean over the seeds."""
-    rows = [row for row in read(path) if row["seed"] in SEEDS and row["rate"] == rate_of(path, row["arm"])]
+    rows = [row for row in read(path) if row["seed"] in SEEDS]
     central = {(row["arm"].startswith("domains"), row["seed"]): row for row in rows if row["arm"].endswith("central")}
     per_step = next((row["bytes"] for row in rows if row["arm"].startswith("data parallel")), None)
     print(f"{rows[0]['tokens']:.0f} tokens, {rows[0]['machine']}\n")
-    print("| arm | rate | seeds | loss | against central | bits per byte | mean over domains | MB | seconds |")
-    print("|--|--|--|--|--|--|--|--|--|")
+    print("| arm | seeds | loss | against central | bits per byte | mean over domains | MB | seconds |")
+    print("|--|--|--|--|--|--|--|--|")
     for arm in ARMS:
         found = [row for row in rows if row["arm"] == arm]
         if not found:
@@ -195,7 +212,7 @@ def table(path: Path) -> None:
         domain = f"{mean([mean(row['domains'].values()) for row in found]):.3f}" if kind else ""
         loss = mean(row["loss"] for row in found)
         print(
-            f"| {arm} | {found[0]['rate']} | {len(found)} | {loss:.4f} | {mean(more):+.2%} | "
+            f"| {arm} | {len(found)} | {loss:.4f} | {mean(more):+.2%} | "
             f"{mean(row['bits_per_byte'] for row in found):.4f} | {domain} | {found[0]['bytes'] / 1e6:.0f} | "
             f"{mean(row['seconds'] for row in found):.0f} |"
         )

@@ -176,6 +176,12 @@ def test_bytes_that_are_no_text_are_replaced_and_counted(tiny_tokenizer, tmp_pat
     store = open_store(TextSource(str(tmp_path / "a.jsonl")), TextTokenizer(tiny_tokenizer), tmp_path / "cache")
     assert ids(store) == expected(tiny_tokenizer, ["sea \ufffd sky", "leaf"])
     assert store.counts == {"empty text": 2, "broken encoding": 1}
+    # The sign of a replacement may be in a text by itself.
+    write_rows(tmp_path / "c.jsonl", [{"text": "sea \ufffd"}])
+    (tmp_path / "d.jsonl").write_text('{"text": "sea \ufffd"}\n', encoding="utf-8")
+    for name in ("c.jsonl", "d.jsonl"):
+        store = open_store(TextSource(str(tmp_path / name)), TextTokenizer(tiny_tokenizer), tmp_path / "cache")
+        assert store.counts["broken encoding"] == 0
     (tmp_path / "b.txt").write_bytes(b"sea \xfe sky")
     store = open_store(TextSource(str(tmp_path / "b.txt")), TextTokenizer(tiny_tokenizer), tmp_path / "cache")
     assert store.counts["broken encoding"] == 1

@@ -12,33 +12,34 @@ import pytest
 
 import weft
 from conftest import THINGS, write_rows
-from weft.data.encode import encode
-from weft.data.formats import Example, Turn
-from weft.data.templates import PLAIN
+from weft.data.documents import Documents
+from weft.data.store import open_store
+from weft.data.texts import TextSource
+from weft.data.tokens import TextTokenizer
 
 RNG = random.Random(0)
 TEXTS = [" ".join(RNG.choices(THINGS, k=RNG.randint(3, 60))) + " é∑" for _ in range(40)]
 
 
-def examples() -> list[Example]:
-    return [Example((Turn("assistant", text),)) for text in TEXTS]
+def table(tokenizer, folder: Path, seq_length: int) -> Documents:
+    data = write_rows(folder / "texts.jsonl", [{"text": text} for text in TEXTS])
+    text = TextTokenizer(tokenizer)
+    return Documents([open_store(TextSource(str(data)), text, folder / "cache")], seq_length, len(text.begin))
 
 
 @pytest.mark.parametrize("seq_length", [2, 5, 16, 500])
-def test_every_token_is_learnt_once(tiny_tokenizer, seq_length: int):
-    table = encode(examples(), tiny_tokenizer, PLAIN, seq_length=seq_length, pieces=True)
-    whole = encode(examples(), tiny_tokenizer, PLAIN, seq_length=100_000, pieces=True)
-    assert table.lengths().max() <= seq_length
-    assert table.counts["truncated"] == 0
+def test_every_token_is_learnt_once(tiny_tokenizer, tmp_path: Path, seq_length: int):
+    cut, whole = (table(tiny_tokenizer, tmp_path, length) for length in (seq_length, 100_000))
+    assert max(len(cut[row][0]) for row in range(len(cut))) <= seq_length
     for number in range(len(TEXTS)):
-        rows = np.flatnonzero(table.rows == number)
-        learnt = [ids[mask] for ids, mask in (table[int(row)] for row in rows)]
+        rows = cut.rows_of(np.array([number]))
+        learnt = [ids[mask] for ids, mask in (cut[row] for row in rows)]
         ids, _ = whole[number]
         assert (np.concatenate(learnt) == ids[1:]).all()
-        assert int(table.text_bytes[rows].sum()) == int(whole.text_bytes[number])
+        assert sum(cut.text_bytes(row) for row in rows) == whole.text_bytes(number)
     # Without a token before it, the first one is not predicted, and its bytes do not count.
     first = len(tiny_tokenizer.decode(whole[0][0][:1]).encode())
-    assert int(whole.text_bytes[0]) == len(TEXTS[0].encode()) - first
+    assert whole.text_bytes(0) == len(TEXTS[0].encode()) - first
 
 
 def test_texts_stay_whole_and_bits_per_byte_are_the_loss_over_the_bytes(keys, tmp_path: Path):
@@ -57,10 +58,10 @@ def test_texts_stay_whole_and_bits_per_byte_are_the_loss_over_the_bytes(keys, tm
     for site in sites:
         for view, held in ((site.train, False), (site.held, True)):
             for row in view.index:
-                owners.setdefault(int(view.table.rows[row]), set()).add((site.name, held))
+                owners.setdefault(view.table._place(row)[0], set()).add((site.name, held))
     assert set(owners) == set(range(len(TEXTS)))
     assert all(len(where) == 1 for where in owners.values())
     # The random model gives about log(vocabulary) nats a token.
     tokens = sum(int(site.held[row][1].sum()) for site in sites for row in range(len(site.held)))
-    size = sum(int(population.text_bytes[site.held.index].sum()) for site in sites)
+    size = sum(population.text_bytes(row) for site in sites for row in site.held.index)
     assert found["bits_per_byte"] == pytest.approx(found["loss"] * tokens / math.log(2) / size, rel=1e-6)

@@ -60,7 +60,6 @@ def to_examples(
     source: str,
     instruction_column: str | None = None,
     response_column: str | None = None,
-    text_only: bool = False,
 ) -> Examples:
     """Turn rows into examples.
 
@@ -69,7 +68,6 @@ def to_examples(
         source: their name, by which some columns are known, and which errors mention.
         instruction_column: the column of the question, if it is not to be recognised.
         response_column: the column of the answer, likewise.
-        text_only: rows are plain text.
 
     Raises:
         DataError: no rows, or columns that are not recognised or not there.
@@ -82,7 +80,7 @@ def to_examples(
             meant = f" Did you mean '{guess}'?" if guess else ""
             raise DataError(f"'{source}' has no column '{column}', but {columns_of(rows[0])}.{meant}")
     first = rows[0]
-    make = _text_maker(first, source) if text_only else _maker(first, source, instruction_column, response_column)
+    make = _maker(first, source, instruction_column, response_column)
     columns = known.find(source)
     distinct = columns.instruction if columns and columns.distinct else None
     seen: set[str] = set()
@@ -126,13 +124,6 @@ def _maker(row: dict[str, Any], source: str, instruction: str | None, response: 
             f"'{source}' has {columns_of(row)}, none of which is known to hold {missing}: write {flag} NAME."
         )
     return lambda row: _pair(row, instruction, extra, response)
-
-
-def _text_maker(row: dict[str, Any], source: str) -> Maker:
-    column = next((column for column in TEXTS if column in row), None)
-    if column is None:
-        raise DataError(f"'{source}' has {columns_of(row)}, but plain text is read from a column 'text': rename one.")
-    return lambda row: (Turn("assistant", _said(row.get(column), "empty text")),)
 
 
 def _pair(row: dict[str, Any], instruction: str, extra: str | None, response: str) -> tuple[Turn, ...]:

@@ -14,7 +14,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from weft.data import known
 from weft.errors import DataError
@@ -138,17 +138,27 @@ class _Frames(io.RawIOBase):
         super().close()
 
 
-def _lines(path: Path, errors: str = "strict") -> Iterator[tuple[int, str]]:
+class _Line(NamedTuple):
+    number: int
+    text: str
+    broken: bool
+    """It holds bytes that are no UTF-8, which were replaced."""
+
+
+def _lines(path: Path, errors: str = "strict") -> Iterator[_Line]:
     """Yield the numbered lines of a text file, split at newlines only (JSON strings may hold U+2028)."""
     number = 0
     with _broken_said(path, lambda: f"after line {number}"), _open(path) as file:
         for number, line in enumerate(file, start=1):
+            kind = "utf-8-sig" if number == 1 else "utf-8"
             try:
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8", errors)
+                yield _Line(number, line.decode(kind), False)
             except UnicodeDecodeError as error:
-                raise DataError(
-                    f"Line {number} of '{path}' is not UTF-8 (byte {error.start}): save the file as UTF-8."
-                ) from None
+                if errors == "strict":
+                    raise DataError(
+                        f"Line {number} of '{path}' is not UTF-8 (byte {error.start}): save the file as UTF-8."
+                    ) from None
+                yield _Line(number, line.decode(kind, errors), True)
 
 
 @contextlib.contextmanager
@@ -178,7 +188,7 @@ def text_chunks(path: Path, size: int = 1 << 20) -> Iterator[tuple[bytes, str]]:
 
 
 def _text(path: Path) -> str:
-    return "".join(line for _, line in _lines(path))
+    return "".join(line.text for line in _lines(path))
 
 
 def json_lines(path: Path, *, errors: str = "strict") -> Iterator[Row]:
@@ -188,7 +198,7 @@ def json_lines(path: Path, *, errors: str = "strict") -> Iterator[Row]:
     PLACE how many characters were read with it.
     """
     read = 0
-    for number, line in _lines(path, errors):
+    for number, line, broken in _lines(path, errors):
         read += len(line)
         if not line.strip():
             continue
@@ -200,7 +210,7 @@ def json_lines(path: Path, *, errors: str = "strict") -> Iterator[Row]:
             raise DataError(f"Line {number} of '{path}' is no object with columns: write {{\"column\": value}}.")
         if errors == "replace":
             row[PLACE] = read
-            if "\ufffd" in line:
+            if broken:
                 row[BROKEN] = True
         yield row
 

@@ -107,6 +107,22 @@ class TextSource:
         return Document(text, bool(row.pop(load.BROKEN, False)), value, at)
 
 
+def text_sources(
+    name: str, *, split: str | None = None, token: bool | None = None, column: str | None = None
+) -> list[TextSource]:
+    """Return the sources of a name: a file, the files of a folder, or a data set of the hub.
+
+    Raises:
+        DataError: nothing there, or an empty folder.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir() and not load.saved_set(path):
+        return [TextSource(str(file), split, token, column) for file in load.data_files(path)]
+    if not path.exists() and (name.startswith((".", "/", "~")) or load.kind_of(path) is not None):
+        raise DataError(f"There is no file or folder '{name}': check the path.")
+    return [TextSource(name, split, token, column)]
+
+
 def _passages(path: Path) -> Iterator[Document]:
     """Yield a plain text file in passages that end at blank lines."""
     left, at = "", 0

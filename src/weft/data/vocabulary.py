@@ -10,8 +10,8 @@ import numpy as np
 
 from weft.config import RunConfig
 from weft.core.seeds import generator
-from weft.data.formats import to_examples
-from weft.data.load import read_rows, resolve_source
+from weft.data.load import resolve_source
+from weft.data.texts import text_sources
 from weft.errors import DataError
 
 MOST = 50_000_000
@@ -21,8 +21,8 @@ MOST = 50_000_000
 def own_tokenizer(config: RunConfig) -> Any:
     """Return a tokenizer trained on the public text that a run names; DataError if it cannot be read."""
     source = resolve_source(config.tokenizer_text or "", config.local_data_dir)
-    made = to_examples(read_rows(source, token=config.token or None), source=source, text_only=True)
-    return train_tokenizer((example.answer for example in made.examples), config.vocab_size)
+    found = (one for text in text_sources(source, token=config.token or None) for one in text.documents())
+    return train_tokenizer((document.text for document in found if document.text is not None), config.vocab_size)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:

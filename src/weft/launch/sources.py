@@ -17,10 +17,10 @@ from weft.config import RunConfig
 from weft.data.documents import Documents
 from weft.data.encode import Encoded, closed_set, encode
 from weft.data.formats import Example, to_examples
-from weft.data.load import Row, data_files, read_rows, resolve_source, saved_set
+from weft.data.load import Row, data_files, read_rows, resolve_source
 from weft.data.partition import sample_rows
 from weft.data.store import Report, Store, open_store
-from weft.data.texts import TextSource
+from weft.data.texts import TextSource, text_sources
 from weft.data.tokens import TextTokenizer
 from weft.errors import DataError
 from weft.registry import nearest
@@ -135,29 +135,25 @@ class Texts(Sources):
     stores: list[Store] = field(default_factory=list)
 
     def _add(self, source: str, sample: int | None, public: bool) -> np.ndarray:
-        path = Path(source).expanduser()
-        if path.is_dir() and not saved_set(path):
-            found = data_files(path)
-            numbers = np.concatenate([self._open(str(file), public) for file in found])
-        else:
-            numbers = self._open(source, public)
+        config = self.config
+        column = config.split_column if self._labelled and not public else None
+        found = text_sources(source, split=config.dataset_split, token=config.token or None, column=column)
+        numbers = np.concatenate([self._open(text) for text in found])
         if sample is not None and len(numbers) > sample:
             self._drop("beyond dataset_sample", len(numbers) - sample)
-            numbers = numbers[sample_rows(len(numbers), sample, seed=self.config.seed)]
+            numbers = numbers[sample_rows(len(numbers), sample, seed=config.seed)]
         return numbers
 
-    def _open(self, source: str, public: bool) -> np.ndarray:
-        config, first = self.config, len(self.origins)
-        column = config.split_column if self._labelled and not public else None
-        text = TextSource(source, config.dataset_split, config.token or None, column)
-        store = open_store(text, self.tokenizer, token_cache(config), self.report)
+    def _open(self, text: TextSource) -> np.ndarray:
+        first = len(self.origins)
+        store = open_store(text, self.tokenizer, token_cache(self.config), self.report)
         for reason, count in store.counts.items():
             self._drop(reason, count)
         count = len(store.documents)
         self.stores.append(store)
-        self.origins += [origin_of(source)] * count
+        self.origins += [origin_of(text.name)] * count
         if self._labelled:
-            self.values += [store.values[code] for code in store.documents[:, 2]] if column else [""] * count
+            self.values += [store.values[code] for code in store.documents[:, 2]] if text.column else [""] * count
         return np.arange(first, first + count)
 
     def table(self) -> Documents:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from weft.config import RunConfig
 from weft.data.vocabulary import byte_tokenizer, common_words, own_tokenizer, tokenizer_of_words, words_of
 from weft.federation.site import InMemory, Site
 from weft.launch.population import populate
+from weft.launch.sources import token_cache
 
 WHOLE = 1 << 40
 """A row length that no document has."""
@@ -37,10 +39,12 @@ def with_tokenizer(config: RunConfig, folder: Path, note: Callable[[str], None] 
 
 def _federated(config: RunConfig) -> tuple[Any, dict[str, Any]]:
     """Return a tokenizer made of the clients' counts, and what was sent for it."""
-    plain = config.model_copy(update={"seq_length": WHOLE})
-    tokenizer = byte_tokenizer()
-    clients = populate(plain, tokenizer, InMemory(), text_only=True, pool=False).trained
-    sent = [_counted(site, tokenizer, config.tokenizer_min_count) for site in clients]
+    tokenizer, kept_in = byte_tokenizer(), token_cache(config)
+    kept_in.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bytes-", dir=kept_in) as folder:
+        plain = config.model_copy(update={"seq_length": WHOLE, "token_cache": folder})
+        clients = populate(plain, tokenizer, InMemory(), text_only=True, pool=False).trained
+        sent = [_counted(site, tokenizer, config.tokenizer_min_count) for site in clients]
     kept = common_words(sent, config.tokenizer_min_clients, config.tokenizer_noise, config.seed)
     told = {
         "clients": {
