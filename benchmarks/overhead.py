@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from common import machine, make_model, make_rows, median, verdict
 
@@ -55,7 +56,7 @@ def main(verb: str = "sft", dtype: str = "auto") -> None:
                 "model_name_or_path": str(make_model(folder / "model")),
                 "dataset_name": str(rows),
                 "token_cache": str(folder / "tokens"),
-                "num_clients": 8,
+                "num_clients": 1,
                 "sample_clients": 1,
                 "num_rounds": 1000,
                 "max_steps": STEPS,
@@ -77,9 +78,13 @@ def main(verb: str = "sft", dtype: str = "auto") -> None:
         state = plan.algorithm.init(model.values())
         names = population.trained.names
         rounds = run_rounds(plan, state, runtime, Rounds(1000, Selection(0, 1), 0), clients=names, evaluated=[])
-        windows = list(plan.local._windows(plan.objective, population.trained[0].train, STEPS, Job({}, {})))
+        rows_of_client = population.trained[0].train
 
-        def bare() -> None:
+        def windows_of(round: int) -> list[list[Any]]:
+            """Return the batches of a round, laid out."""
+            return list(plan.local._windows(plan.objective, rows_of_client, STEPS, Job({}, {}, round=round)))
+
+        def bare(windows: list[list[Any]]) -> None:
             """A plain loop: forward, backward, clip, step; the same model, precision, batches and optimizer."""
             model.model.train()
             optimizer = torch.optim.AdamW(list(model.masters.values()), lr=1e-4, weight_decay=0.0, fused=True)
@@ -92,21 +97,20 @@ def main(verb: str = "sft", dtype: str = "auto") -> None:
                 optimizer.zero_grad()
                 model.sync()
 
-        bare()
+        bare(windows_of(0))
         next(rounds)
-        plain, whole = [], []
-        for _ in range(ROUNDS):
+        plain, whole, tokens = [], [], 0
+        for number in range(1, ROUNDS + 1):
+            windows = windows_of(number)
+            tokens += sum(window[0].tokens for window in windows)
             began = time.perf_counter()
-            bare()
+            bare(windows)
             plain.append(time.perf_counter() - began)
             began = time.perf_counter()
             next(rounds)
             whole.append(time.perf_counter() - began)
-        tokens = sum(window[0].tokens for window in windows)
         print(f"# {machine()}, {model.dtype}")
-        print(
-            f"bare steps {median(plain):.3f} s, a round {median(whole):.3f} s, {tokens / median(whole):,.0f} tokens/s"
-        )
+        print(f"bare steps {median(plain):.3f} s, a round {median(whole):.3f} s, {tokens / sum(whole):,.0f} tokens/s")
         print(
             verdict(
                 f"a round / its bare steps (7.4 M Llama, {verb}, 10 x 16 x 256)",

@@ -130,6 +130,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "domains: FedAvg": domain(fed_alg="fedavg"),
     "domains: central": domain(fed_alg="central", batch_size=18),
     "DiLoCo, 8 clients": federated(8, **outer(8)),
+    "central, 300 steps": federated(1, fed_alg="central") | {"num_rounds": 300 // INNER},
+    "DiLoCo, 4 clients, 300 steps": federated(4, **outer(4)) | {"num_rounds": 300 // INNER},
     "data parallel, 4 clients": federated(4, fed_alg="fedsgd", max_steps=1, num_rounds=STEPS),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -80,6 +81,6 @@ def train_verb(verb: str, description: str, argv: list[str], defaults: Defaults 
         again = f"weft {verb} --output_dir {shlex.quote(config.output_dir)} --resume"
         print(f"weft: interrupted; the finished rounds are kept. Go on with: {again}", file=sys.stderr)
         return 130
-    if not arguments.json:
+    if not arguments.json and os.environ.get("RANK", "0") == "0":  # of the processes of one client, the first speaks
         print(finished.path)
     return 0

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -80,7 +81,9 @@ def joined(parallel: str, device: str) -> Iterator[Group | None]:
     mine = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(mine)
-    dist.init_process_group("nccl" if cuda else "gloo", device_id=mine if cuda else None)
+    # The others wait while the leader tokenizes, and through a server's pauses: a peer that is gone ends torchrun.
+    wait = timedelta(days=7)
+    dist.init_process_group("nccl" if cuda else "gloo", device_id=mine if cuda else None, timeout=wait)
     try:
         yield Group(dist.get_rank(), dist.get_world_size(), mine)
     finally:
