@@ -203,7 +203,7 @@ def test_names_of_special_tokens_are_text(tiny_tokenizer, tmp_path: Path):
 BAD = {
     "empty.jsonl": (b"", "is empty"),
     "blank.jsonl": (b'{"text": " "}\n', "no row that can be used"),
-    "other.jsonl": (b'{"words": "a"}\n', "plain text is read from a column 'text'"),
+    "other.jsonl": (b'{"words": "a"}\n', "has the columns 'words', but plain text is read from a column 'text'"),
     "cut.jsonl.zst": (zstandard.compress(b'{"text": "a"}\n' * 9000)[:-9], "cut short or broken"),
     "cut.jsonl.gz": (gzip.compress(b'{"text": "a"}\n' * 9000)[:-9], "cut short or broken"),
     "line.jsonl": (b'{"text": "a"}\n{"text"\n', "Line 2 of"),
@@ -268,3 +268,14 @@ def test_orders_of_many_rows_are_permutations_without_being_drawn(size: int):
 @given(st.integers(2, 3000), st.integers(0, 2**62))
 def test_a_shuffled_order_has_every_place_once(size: int, key: int):
     assert sorted(shuffled_places(np.arange(size, dtype=np.uint64), size, key)) == list(range(size))
+
+
+def test_a_column_goes_with_every_document(tiny_tokenizer, tmp_path: Path):
+    rows = [{"text": "sea", "who": "a"}, {"text": "sky", "who": ""}, {"text": "leaf", "who": "a"}, {"text": "ice"}]
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    store = open_store(TextSource(str(path), column="who"), TextTokenizer(tiny_tokenizer), tmp_path / "cache")
+    assert [store.values[code] for code in store.documents[:, 2]] == ["a", "(none)", "a", "(none)"]
+    with pytest.raises(
+        DataError, match=r"no column 'whom' to split by, but the columns 'text', 'who'.*Did you mean 'who'"
+    ):
+        open_store(TextSource(str(path), column="whom"), TextTokenizer(tiny_tokenizer), tmp_path / "cache")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -76,9 +76,7 @@ def to_examples(
         raise DataError(f"'{source}' is empty: give a file with at least one row.")
     for column in (instruction_column, response_column):
         if column is not None and column not in rows[0]:
-            guess = nearest(column, list(rows[0]))
-            meant = f" Did you mean '{guess}'?" if guess else ""
-            raise DataError(f"'{source}' has no column '{column}', but {columns_of(rows[0])}.{meant}")
+            raise no_column(source, column, rows[0])
     first = rows[0]
     make = _maker(first, source, instruction_column, response_column)
     columns = known.find(source)
@@ -166,6 +164,14 @@ def _said(value: Any, reason: str) -> str:
     return str(value)
 
 
-def columns_of(row: dict[str, Any]) -> str:
+def no_column(source: str, column: str, known: Iterable[str], purpose: str = "") -> DataError:
+    """Return what is said of a column that is not there, with the nearest that is."""
+    names = list(known)
+    guess = nearest(column, names)
+    meant = f" Did you mean '{guess}'?" if guess else ""
+    return DataError(f"'{source}' has no column '{column}'{purpose}, but {columns_of(names)}.{meant}")
+
+
+def columns_of(row: Iterable[str]) -> str:
     """Name the columns of a row, for a message."""
     return "the columns " + ", ".join(f"'{name}'" for name in row)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from weft.data import load
-from weft.data.formats import TEXTS, columns_of
+from weft.data.formats import TEXTS, columns_of, no_column
 from weft.errors import DataError
 
 PASSAGE = 4096
@@ -88,13 +88,14 @@ class TextSource:
         first = next(rows, None)
         if first is None:
             raise DataError(f"'{self.name}' is empty: give a file with at least one row.")
+        names = [name for name in first if name not in (load.PLACE, load.BROKEN)]
         column = next((column for column in TEXTS if column in first), None)
         if column is None:
             raise DataError(
-                f"'{self.name}' has {columns_of(first)}, but plain text is read from a column 'text': rename one."
+                f"'{self.name}' has {columns_of(names)}, but plain text is read from a column 'text': rename one."
             )
         if self.column is not None and self.column not in first:
-            raise DataError(f"'{self.name}' has no column '{self.column}' to split by, but {columns_of(first)}.")
+            raise no_column(self.name, self.column, names, " to split by")
         yield self._document(first, column)
         for row in rows:
             yield self._document(row, column)

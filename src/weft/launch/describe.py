@@ -21,7 +21,7 @@ from weft.launch.train import prepare_process
 from weft.models.adapters import add_lora
 from weft.models.load import arithmetic, check_fits, load_model_config, load_tokenizer
 from weft.models.precision import choose_device
-from weft.runs.progress import split_line
+from weft.runs.progress import Progress, split_line
 from weft.runs.text import human_bytes, human_number
 
 
@@ -50,7 +50,9 @@ def describe(config: RunConfig) -> str:
     own = load_model_config(config)
     check_fits(config, tokenizer, own)
     text_only = plan.objective.text_only
-    population = populate(config, tokenizer, InMemory(), text_only=text_only, pool=plan.algorithm.pools_data)
+    with Progress(config.num_rounds, quiet=False, as_json=False) as progress:
+        pool, report = plan.algorithm.pools_data, progress.tokenizing
+        population = populate(config, tokenizer, InMemory(), text_only=text_only, pool=pool, report=report)
     sizes = count(config, own, plan)
     moved = sizes.down + sizes.up
     clients = len(

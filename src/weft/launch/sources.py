@@ -16,14 +16,13 @@ import numpy as np
 from weft.config import RunConfig
 from weft.data.documents import Documents
 from weft.data.encode import Encoded, closed_set, encode
-from weft.data.formats import Example, to_examples
+from weft.data.formats import Example, no_column, to_examples
 from weft.data.load import Row, data_files, read_rows, resolve_source
 from weft.data.partition import sample_rows
 from weft.data.store import Report, Store, open_store
 from weft.data.texts import TextSource, text_sources
 from weft.data.tokens import TextTokenizer
 from weft.errors import DataError
-from weft.registry import nearest
 
 
 @dataclass
@@ -181,9 +180,6 @@ def _column(rows: Sequence[Row], kept: Sequence[int], column: str, source: str) 
     """Return a column's value of every kept row; DataError if no row has the column."""
     known = list(dict.fromkeys(key for row in rows[:100] for key in row))
     if column not in known:
-        guess = nearest(column, known)
-        meant = f" Did you mean '{guess}'?" if guess else ""
-        names = ", ".join(f"'{name}'" for name in known)
-        raise DataError(f"'{source}' has no column '{column}' to split by, but {names}.{meant}")
+        raise no_column(source, column, known, " to split by")
     values = (rows[row].get(column) for row in kept)
     return ["(none)" if value is None or value == "" else str(value) for value in values]

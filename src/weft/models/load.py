@@ -222,6 +222,11 @@ def _spread(config: RunConfig, tokenizer: Any, lora: LoraAggregation | None, gro
     if config.parallel == "pipeline":
         return Staged(whole, shell, empty(), tokenizer, group, dtype)
     if config.parallel == "fsdp":
+        if config.batch_size < group.size:
+            raise ConfigError(
+                f"batch_size is {config.batch_size}, too few rows for {group.size} processes: write --batch_size "
+                f"{group.size} or more."
+            )
         shard(base, group, dtype, offload=config.cpu_offload)
     else:
         split(base, group)
