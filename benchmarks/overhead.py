@@ -69,10 +69,10 @@ def main(verb: str = "sft", dtype: str = "auto") -> None:
         )
         plan = compose.plan(config)
         tokenizer = load_tokenizer(config)
-        text_only = plan.objective.text_only
+        kind = plan.objective.rows
         (folder / "run").mkdir()
-        memory = DiskMemory(RunDir(folder / "run")) if text_only else InMemory()
-        population = populate(config, tokenizer, memory, text_only=text_only, pool=False)
+        memory = DiskMemory(RunDir(folder / "run")) if kind == "text" else InMemory()
+        population = populate(config, tokenizer, memory, rows=kind, pool=False)
         model = load_resident(config, tokenizer)
         runtime = InProcess(plan, model, None, population.trained, population.evaluated)  # type: ignore[arg-type]
         state = plan.algorithm.init(model.values())

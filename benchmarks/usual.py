@@ -111,7 +111,7 @@ def weft_rounds(config: Any) -> Any:
 
     plan = compose.plan(config)
     tokenizer = load_tokenizer(config)
-    population = populate(config, tokenizer, InMemory(), text_only=False, pool=False)
+    population = populate(config, tokenizer, InMemory(), rows="conversations", pool=False)
     model = load_resident(config, tokenizer)
     runtime = InProcess(plan, model, None, population.trained, population.evaluated)  # type: ignore[arg-type]
     return run_rounds(

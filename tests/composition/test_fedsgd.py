@@ -40,7 +40,7 @@ def by_hand(keys: dict, make) -> dict[str, torch.Tensor]:
     """Train one model on the mean of the clients' gradients, on the rows that they would draw."""
     config = build(keys)
     tokenizer = load_tokenizer(config)
-    people = populate(config, tokenizer, InMemory(), text_only=True, pool=False)
+    people = populate(config, tokenizer, InMemory(), rows="text", pool=False)
     model = load_resident(config, tokenizer)
     steps, objective = compose.local_steps(config), compose.plan(config).objective
     optimizer = make(list(model.masters.values()))

@@ -127,7 +127,7 @@ def held_out_loss(run, model, client: str, *, sums: bool = False):
     from weft.launch.population import populate
     from weft.models.load import load_tokenizer
 
-    population = populate(run.config, load_tokenizer(run.config), InMemory(), text_only=False, pool=False)
+    population = populate(run.config, load_tokenizer(run.config), InMemory(), rows="conversations", pool=False)
     site = population.evaluated.find(client)
     total, count = 0.0, 0
     for row in range(len(site.held)):

@@ -52,7 +52,7 @@ def test_texts_stay_whole_and_bits_per_byte_are_the_loss_over_the_bytes(keys, tm
     from weft.launch.population import populate
     from weft.models.load import load_tokenizer
 
-    population = populate(run.config, load_tokenizer(run.config), InMemory(), text_only=True, pool=False)
+    population = populate(run.config, load_tokenizer(run.config), InMemory(), rows="text", pool=False)
     sites = list(population.evaluated)
     owners: dict[int, set[tuple[str, bool]]] = {}
     for site in sites:

@@ -59,7 +59,9 @@ def generate(
     from weft.launch.population import load_template, template_name
 
     tokenizer = opened.tokenizer
-    template = load_template(template_name(opened.config, tokenizer, opened.config.objective == "causal_lm"))
+    template = load_template(
+        template_name(opened.config, tokenizer, "text" if opened.config.objective == "causal_lm" else "conversations")
+    )
     text = template.prompt([Turn(role, said) for role, said in turns], tokenizer)
     starts_itself = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
     given = tokenizer(text, return_tensors="pt", add_special_tokens=not starts_itself).to(model.device)

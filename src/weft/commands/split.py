@@ -38,10 +38,10 @@ def run(argv: list[str]) -> int:
     from weft.runs.progress import split_line
     from weft.runs.split_picture import draw_split
 
-    text_only = plan(config).objective.text_only
+    rows = plan(config).objective.rows
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = load_tokenizer(with_tokenizer(config, Path(folder)))
-    found = populate(config, tokenizer, InMemory(), text_only=text_only, pool=False).split
+    found = populate(config, tokenizer, InMemory(), rows=rows, pool=False).split
     if arguments.json:
         print(json.dumps(found, indent=1))
     else:

@@ -287,8 +287,10 @@ class Loss(NamedTuple):
 class Objective:
     """The training loss: what rows become, and what is minimised."""
 
-    text_only: ClassVar[bool] = False
-    """Rows are plain text, not conversations."""
+    rows: ClassVar[str] = "conversations"
+    """What rows are: "conversations", "text", "pairs" (a preferred answer and another) or "judged" (good or bad)."""
+    needs_reference: ClassVar[bool] = False
+    """The loss compares with the log-probabilities of the model that the run began from."""
     by_token: ClassVar[bool] = False
     """The loss is the summed cross-entropy of the batch's targets."""
 

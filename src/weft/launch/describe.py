@@ -49,10 +49,10 @@ def describe(config: RunConfig) -> str:
     tokenizer = load_tokenizer(config)
     own = load_model_config(config)
     check_fits(config, tokenizer, own)
-    text_only = plan.objective.text_only
+    rows = plan.objective.rows
     with Progress(config.num_rounds, quiet=False, as_json=False) as progress:
         pool, report = plan.algorithm.pools_data, progress.tokenizing
-        population = populate(config, tokenizer, InMemory(), text_only=text_only, pool=pool, report=report)
+        population = populate(config, tokenizer, InMemory(), rows=rows, pool=pool, report=report)
     sizes = count(config, own, plan)
     moved = sizes.down + sizes.up
     clients = len(
@@ -66,7 +66,7 @@ def describe(config: RunConfig) -> str:
         "trained": f"{sizes.trained} parameters in {sizes.tensors} tensors"
         + (f" (LoRA r={config.peft_lora_r})" if config.use_peft else " (all)"),
         "clients": _clients(population, clients),
-        "template": template_name(config, tokenizer, text_only),
+        "template": template_name(config, tokenizer, rows),
         "answers": ", ".join(population.choices) if population.choices else "open (no closed set)",
         "local work": f"{_steps(config)}, {config.gradient_accumulation_steps} x {config.batch_size} rows a step",
         "split": split_line(population.split).removeprefix("split "),

@@ -51,9 +51,9 @@ class Population:
         return [name for name, held in zip(self.names, self.evaluated.held, strict=True) if len(held)]
 
 
-def template_name(config: RunConfig, tokenizer: Any, text_only: bool) -> str:
+def template_name(config: RunConfig, tokenizer: Any, rows: str) -> str:
     """Return the template that `auto` stands for."""
-    if text_only:
+    if rows == "text":
         return "plain"
     if config.template != "auto":
         return config.template
@@ -74,7 +74,7 @@ def populate(
     tokenizer: Any,
     memory: MemoryStore,
     *,
-    text_only: bool,
+    rows: str,
     pool: bool,
     report: Report = lambda *_: None,
 ) -> Population:
@@ -84,7 +84,7 @@ def populate(
         config: names the sources.
         tokenizer: turns text into ids.
         memory: where clients keep what they remember.
-        text_only: rows are text to continue, not questions and answers.
+        rows: what they are, as an objective says it.
         pool: one client trains on everybody's rows (held-out rows stay with their clients).
         report: told how far the tokenizing of text is.
 
@@ -92,9 +92,11 @@ def populate(
         DataError: unreadable data, a client without rows, more clients than rows.
     """
     sources: Texts | Conversations
-    sources = Texts(config, tokenizer=TextTokenizer(tokenizer), report=report) if text_only else Conversations(config)
+    sources = (
+        Texts(config, tokenizer=TextTokenizer(tokenizer), report=report) if rows == "text" else Conversations(config)
+    )
     owned, tests, public = _read(config, sources)
-    template = load_template(template_name(config, tokenizer, text_only))
+    template = load_template(template_name(config, tokenizer, rows))
     table = sources.table() if isinstance(sources, Texts) else sources.table(tokenizer, template)
     if len(table) == 0:
         raise DataError(

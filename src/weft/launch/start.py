@@ -43,7 +43,7 @@ def _federated(config: RunConfig) -> tuple[Any, dict[str, Any]]:
     kept_in.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bytes-", dir=kept_in) as folder:
         plain = config.model_copy(update={"seq_length": WHOLE, "token_cache": folder})
-        clients = populate(plain, tokenizer, InMemory(), text_only=True, pool=False).trained
+        clients = populate(plain, tokenizer, InMemory(), rows="text", pool=False).trained
         sent = [_counted(site, tokenizer, config.tokenizer_min_count) for site in clients]
     kept = common_words(sent, config.tokenizer_min_clients, config.tokenizer_noise, config.seed)
     told = {

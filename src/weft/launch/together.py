@@ -67,8 +67,8 @@ def follow(config: RunConfig, plan: Plan, group: Group) -> None:
         update={"tokenizer": told["tokenizer"], "tokenizer_text": None, "federated_tokenizer": False}
     )
     tokenizer = load_tokenizer(config)
-    text_only, pool = plan.objective.text_only, plan.algorithm.pools_data
-    people = populate(config, tokenizer, InMemory(), text_only=text_only, pool=pool)
+    rows, pool = plan.objective.rows, plan.algorithm.pools_data
+    people = populate(config, tokenizer, InMemory(), rows=rows, pool=pool)
     model = load_resident(config, tokenizer, plan.sharing.lora, group)
     model.values()  # the leader begins with the values that it loaded
     evaluator = HeldOut(config.eval_batch_size, people.asked, people.text_bytes)

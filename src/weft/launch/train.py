@@ -81,7 +81,7 @@ def _train(config: RunConfig, plan: Plan, tokenizer: Any, group: Group | None, w
             config,
             tokenizer,
             DiskMemory(run),
-            text_only=plan.objective.text_only,
+            rows=plan.objective.rows,
             pool=plan.algorithm.pools_data,
             report=progress.tokenizing,
         )

@@ -217,7 +217,7 @@ class Training:
         A weight costs 2 operations a token forward and 4 backward, 2 where it is frozen; one of an input embedding that
         is not the output's too costs none.
         """
-        if not self.plan.objective.text_only or not self.tally.seconds:
+        if self.plan.objective.rows != "text" or not self.tally.seconds:
             return None
         whole = self.model.model
         weights = sum(parameter.numel() for parameter in whole.parameters())

@@ -24,7 +24,7 @@ class CausalLM(Objective):
     """-sum log p(x_t | x_<t) over every token of plain text."""
 
     pack: bool = True
-    text_only: ClassVar[bool] = True
+    rows: ClassVar[str] = "text"
     by_token: ClassVar[bool] = True
 
     def collate(self, rows: Sequence[Row]) -> Batch:

@@ -12,4 +12,4 @@ from weft.objectives.causal_lm import CausalLM
 class SFT(CausalLM):
     """-sum log p(answer_t | question, answer_<t); what is learnt is known from rendering the template."""
 
-    text_only: ClassVar[bool] = False
+    rows: ClassVar[str] = "conversations"
