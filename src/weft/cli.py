@@ -15,6 +15,7 @@ from weft.errors import ConfigError, WeftError
 HELP = {
     "sft": "fine-tune on instructions, federated",
     "pretrain": "pre-train on plain text, from nothing or from an open model, federated",
+    "dpo": "align a model with preferences, federated: DPO and its family",
     "split": "show how rows are shared out over clients, without training",
     "demo": "three hospitals, in under three minutes, offline",
     "compare": "print runs side by side",

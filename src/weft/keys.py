@@ -158,7 +158,12 @@ class RunConfig(BaseModel):
     )
     fedopt_beta1: float = Field(0.9, ge=0, lt=1, description="beta1 of the adaptive servers")
     fedopt_beta2: float = Field(0.99, ge=0, lt=1, description="beta2 of the adaptive servers")
-    dpo_beta: float = Field(0.1, gt=0, description="beta of DPO")
+    loss: Literal["dpo", "ipo", "simpo", "orpo", "kto", "robust_dpo"] = Field(
+        "dpo", description="how `weft dpo` learns from preferences"
+    )
+    dpo_beta: float = Field(0.1, gt=0, description="beta of DPO and its family")
+    label_smoothing: float = Field(0.1, ge=0, lt=0.5, description="share of wrong labels that robust_dpo expects")
+    simpo_gamma: float = Field(0.5, ge=0, description="margin of SimPO")
 
     # Local training
     max_steps: int = Field(10, ge=-1, description="optimizer steps a client and round; -1: num_train_epochs instead")

@@ -68,6 +68,7 @@ PROTECTIONS = {"none": "weft.protection.plain:Plain"}
 OBJECTIVES = {
     "sft": "weft.objectives.sft:SFT",
     "causal_lm": "weft.objectives.causal_lm:CausalLM",
+    "preference": "weft.objectives.preference:Preference",
 }
 SPLITS = {
     "iid": "weft.data.splits:iid",
@@ -90,6 +91,7 @@ TEMPLATES = {
 COMMANDS = {
     "sft": "weft.commands.sft:run",
     "pretrain": "weft.commands.pretrain:run",
+    "dpo": "weft.commands.dpo:run",
     "split": "weft.commands.split:run",
     "demo": "weft.commands.demo:run",
     "compare": "weft.commands.compare:run",

@@ -38,13 +38,15 @@ def workplace(tmp_path: Path, tiny_model: Path, tiny_data: Path, monkeypatch: py
     texts = [{"text": row["instruction"] + " " + row["output"]} for row in colour_rows(40)]
     for name in ("public", "domains/a", "domains/b", "domains/c", "domains/d"):
         write_rows(tmp_path / "data" / f"{name}.jsonl", texts)
+    answers = [row | {"prompt": row["instruction"], "chosen": row["output"]} for row in colour_rows(40)]
+    write_rows(tmp_path / "data" / "preferences.jsonl", [row | {"rejected": "none of these"} for row in answers])
     for file in (tmp_path / "examples").glob("*.yaml"):
         keys = yaml.safe_load(file.read_text()) | SMALL
         if "size" in keys:
             keys |= {"size": None, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "vocab_size": 300}
         else:
             keys["model_name_or_path"] = str(tiny_model)
-            keys |= {"dataset_name": str(tiny_data)} if "dataset_name" in keys else {}
+            keys |= {"dataset_name": str(tiny_data)} if "dataset_name" in keys and file.stem != "dpo" else {}
         file.write_text(yaml.safe_dump(keys))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -103,6 +105,15 @@ def test_the_pre_training_example(workplace: Path):
     import weft
 
     assert set(weft.open_run("runs/pretrain").summary["clients"]) == {"a", "b", "c", "d"}
+
+
+def test_the_preference_example(workplace: Path):
+    assert main(["dpo", "--config", "examples/dpo.yaml", "--template", "vicuna", "--quiet"]) == 0
+    import weft
+
+    run = weft.open_run("runs/dpo")
+    assert len(run.summary["clients"]) == 5
+    assert 0 <= run.summary["eval"]["preference_accuracy"] <= 1
 
 
 def test_the_python_example(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys):

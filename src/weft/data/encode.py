@@ -234,11 +234,11 @@ def encode_choices(
     for example in examples:
         rows = [next(made) for _ in choices]
         # The last run of learnt tokens is the answer, with what the template puts behind it left out.
-        starts = [_last_run(learnt)[0] for _, learnt in rows]
+        starts = [last_run(learnt)[0] for _, learnt in rows]
         shared = min(starts)
         while any((row[0][:shared] != rows[0][0][:shared]).any() for row in rows):
             shared -= 1
-        answers = [tokens[shared : _last_run(learnt)[1]] for tokens, learnt in rows]
+        answers = [tokens[shared : last_run(learnt)[1]] for tokens, learnt in rows]
         room = max(1, seq_length - max(len(answer) for answer in answers))
         found.prompts.append(rows[0][0][max(0, shared - room) : shared])
         found.choices.append(answers)
@@ -251,7 +251,7 @@ def _with_answer(example: Example, text: str) -> Example:
     return Example((*example.turns[:last], Turn("assistant", text)))
 
 
-def _last_run(learnt: np.ndarray) -> tuple[int, int]:
+def last_run(learnt: np.ndarray) -> tuple[int, int]:
     """Return where the last run of True begins and ends."""
     places = np.flatnonzero(learnt)
     last = int(places[-1])

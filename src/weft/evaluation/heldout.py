@@ -16,12 +16,15 @@ import torch
 from weft.core.parts import Evaluator
 from weft.core.types import Metrics
 from weft.federation.site import View
-from weft.models.layout import Question, Row, lay_out, lay_out_choices
+from weft.models.layout import Question, Row, lay_out
 from weft.models.resident import Resident
 from weft.objectives.causal_lm import next_token_loss
+from weft.objectives.choices import choice_logps
 
 CONFUSION = "confusion"
-SCORES = ("loss", "perplexity", "bits_per_byte", "accuracy", "macro_f1")
+PREFERRED = ("preference_accuracy", "reward_margin", "chosen_logp", "rejected_logp")
+"""Means over judged pairs."""
+SCORES = ("loss", "perplexity", "bits_per_byte", "accuracy", "macro_f1", *PREFERRED)
 """What `summarise` makes of counts and sums."""
 
 
@@ -87,25 +90,14 @@ def rank(model: Resident, questions: Sequence[Question], batch_size: int) -> lis
 
 
 def _score(model: Resident, questions: Sequence[Question]) -> list[list[float]]:
-    if model.can_pack:
-        batch, owner = lay_out_choices(questions)
-    else:
-        # One line a choice: the prompt again in front of each.
-        alone = [Question(q.prompt, [choice]) for q in questions for choice in q.choices]
-        batch, owner = lay_out_choices(alone)
-        batch = type(batch)(batch.input_ids, None, None, batch.index, batch.targets, batch.rows, batch.tokens)
-    batch = batch.to(model.device)
-    logits = model.logits(batch).float()
-    of_target = torch.log_softmax(logits, dim=-1).gather(1, batch.targets[:, None])[:, 0]
-    counts = [len(q.choices) for q in questions]
-    sums = torch.zeros(sum(counts), dtype=torch.float64).index_add_(0, owner, of_target.double().cpu())
-    values = iter(sums.tolist())
-    return [[next(values) for _ in range(count)] for count in counts]
+    values = iter(choice_logps(model, questions).tolist())
+    return [[next(values) for _ in question.choices] for question in questions]
 
 
 def summarise(metrics: Metrics) -> dict[str, float | int | None]:
-    """Return `loss` (nats a token), `perplexity`, `bits_per_byte`, `accuracy`, `macro_f1`, `rows`; None: not measured.
+    """Return SCORES and `rows`; None: not measured. `loss` is in nats a token; of preferences it is a mean over rows.
 
+    What is said of preferences is there for preferences only.
     Bits per byte compares models of different tokenizers: the loss of all tokens, ends of texts included, over the
     bytes of the text in UTF-8.
     """
@@ -116,15 +108,16 @@ def summarise(metrics: Metrics) -> dict[str, float | int | None]:
         for name, count in metrics.items()
         if name.startswith(CONFUSION + "/")
     }
-    size = metrics.get("text_bytes", 0.0)
+    size, judged = metrics.get("text_bytes", 0.0), metrics.get("judged", 0.0)
     asked = sum(pairs.values())
     right = sum(count for (gold, given), count in pairs.items() if gold == given)
     return {
         "loss": loss,
-        "perplexity": _exp(loss),
+        "perplexity": None if judged else _exp(loss),
         "bits_per_byte": metrics["loss_sum"] / math.log(2) / size if size else None,
         "accuracy": right / asked if asked else None,
         "macro_f1": macro_f1(pairs) if asked else None,
+        **{name: metrics[f"{name}_sum"] / judged for name in PREFERRED if judged},
         "rows": int(metrics.get("rows", 0)),
     }
 

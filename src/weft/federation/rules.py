@@ -182,8 +182,9 @@ def _placement(plan: Plan) -> list[tuple[bool, str]]:
             f"{how} is not spread over processes: write --lora_aggregation average, or --parallel none.",
         ),
         (
-            plan.parallel == "pipeline" and not plan.objective.by_token,
-            f"A pipeline trains on next tokens, and {type(plan.objective).__name__} does not: write --parallel fsdp.",
+            spread and not plan.objective.by_token,
+            f"Several processes train one model on next tokens, and {type(plan.objective).__name__} does not: write "
+            "--parallel none.",
         ),
         (
             plan.offloaded and bool(sharing.lora.shape or sharing.lora.frozen),

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from weft.core.types import Streams
-from weft.models.layout import Row
 
 
 class Table(Protocol):
-    """Tokenized rows, by number."""
+    """Tokenized rows, by number: whatever the objective collates."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, row: int) -> Row: ...
+    def __getitem__(self, row: int) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class View:
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, row: int) -> Row:
+    def __getitem__(self, row: int) -> Any:
         return self.table[int(self.index[row])]
 
 

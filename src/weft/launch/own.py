@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from weft.core.parts import LocalRule
+from weft.core.parts import Evaluator, LocalRule
 from weft.core.types import FIXED, SIDE, Metrics, Probe, ServerState, Tensors
-from weft.evaluation.heldout import HeldOut, add, summarise
+from weft.evaluation.heldout import add, summarise
 from weft.federation.plan import Plan
 from weft.federation.round import show
 from weft.federation.site import Site
@@ -21,7 +21,7 @@ from weft.launch.population import Population
 from weft.models.resident import Resident
 from weft.training.loop import Job
 
-SCORES = ("loss", "accuracy", "macro_f1")
+SCORES = ("loss", "accuracy", "macro_f1", "preference_accuracy", "reward_margin")
 FEW = 50
 """Clients up to which everybody's rows are tried by every model, unless it is asked for."""
 
@@ -34,7 +34,7 @@ class OwnModels:
     state: ServerState
     model: Resident
     population: Population
-    evaluator: HeldOut
+    evaluator: Evaluator
 
     @property
     def exist(self) -> bool:
@@ -94,7 +94,7 @@ class OwnModels:
         if shared:
             result["shared"] = _short(shared)
         if abroad:
-            result["own_on_everybody"] = {key: _mean([one[key] for one in abroad]) for key in SCORES}
+            result["own_on_everybody"] = {key: _mean([one[key] for one in abroad]) for key in abroad[0]}
         return result
 
     def _tested(self) -> Iterator[Site]:
@@ -120,7 +120,7 @@ def result_of(state: ServerState, initial: Tensors) -> Tensors:
 
 def _short(metrics: Metrics) -> dict[str, Any]:
     found = summarise(metrics)
-    return {key: found[key] for key in SCORES}
+    return {key: found[key] for key in SCORES if key in found}
 
 
 def _mean(values: list[Any]) -> float | None:

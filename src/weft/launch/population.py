@@ -14,6 +14,7 @@ from weft.data import splits
 from weft.data.documents import Documents
 from weft.data.encode import Encoded, closed_set, encode_choices
 from weft.data.formats import Example
+from weft.data.pairs import PairTable
 from weft.data.partition import hold_out
 from weft.data.skew import describe_split
 from weft.data.store import Report
@@ -21,10 +22,10 @@ from weft.data.tokens import TextTokenizer
 from weft.errors import DataError
 from weft.evaluation.heldout import Asked
 from weft.federation.site import MemoryStore, Sites
-from weft.launch.sources import Conversations, Sources, Texts
+from weft.launch.sources import Conversations, Judgements, Sources, Texts
 from weft.models.layout import Question
 
-Table = Encoded | Documents
+Table = Encoded | Documents | PairTable
 PUBLIC = "public"
 """The client that has the public rows and takes part in every round."""
 
@@ -91,10 +92,7 @@ def populate(
     Raises:
         DataError: unreadable data, a client without rows, more clients than rows.
     """
-    sources: Texts | Conversations
-    sources = (
-        Texts(config, tokenizer=TextTokenizer(tokenizer), report=report) if rows == "text" else Conversations(config)
-    )
+    sources = _sources(config, tokenizer, rows, report)
     owned, tests, public = _read(config, sources)
     template = load_template(template_name(config, tokenizer, rows))
     table = sources.table() if isinstance(sources, Texts) else sources.table(tokenizer, template)
@@ -103,6 +101,9 @@ def populate(
             f"No row has a token of its answer within seq_length ({config.seq_length}): write a larger --seq_length."
         )
     names, train, held = _shares(config, sources, table, owned, tests)
+    if isinstance(table, PairTable) and rows == "judged":
+        for own in [*train, *held, *([] if public is None else [table.within(public)])]:
+            table.pair_up(table.rows_of(own))
     held_rows = [table.rows_of(own) for own in held]
     everybodys = None if public is None else table.within(public)
     shared = table.rows_of(everybodys) if everybodys is not None and config.public_share else None
@@ -121,6 +122,12 @@ def populate(
     counts = {**table.counts, **sources.dropped}
     sizes = table.text_bytes if isinstance(table, Documents) else None
     return Population(names, trained, evaluated, asked, choices, counts, split, sizes)
+
+
+def _sources(config: RunConfig, tokenizer: Any, rows: str, report: Report) -> Texts | Conversations | Judgements:
+    if rows == "text":
+        return Texts(config, tokenizer=TextTokenizer(tokenizer), report=report)
+    return Conversations(config) if rows == "conversations" else Judgements(config, judged=rows == "judged")
 
 
 def _read(config: RunConfig, sources: Sources) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray | None]:

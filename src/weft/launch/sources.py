@@ -18,7 +18,9 @@ from weft.data.documents import Documents
 from weft.data.encode import Encoded, closed_set, encode
 from weft.data.formats import Example, no_column, to_examples
 from weft.data.load import Row, data_files, read_rows, resolve_source
+from weft.data.pairs import PairTable, encode_preferences
 from weft.data.partition import sample_rows
+from weft.data.preferences import Preference, to_preferences
 from weft.data.store import Report, Store, open_store
 from weft.data.texts import TextSource, text_sources
 from weft.data.tokens import TextTokenizer
@@ -27,7 +29,7 @@ from weft.errors import DataError
 
 @dataclass
 class Sources:
-    """Examples of several sources; `Conversations` and `Texts` say what they are."""
+    """Examples of several sources; `Conversations`, `Judgements` and `Texts` say what they are."""
 
     config: RunConfig
     origins: list[str] = field(default_factory=list)
@@ -123,6 +125,43 @@ class Conversations(Sources):
         """Return the answers where they are few."""
         answers = [self.examples[number].answer.strip() for number in numbers]
         return answers if closed_set(answers) else None
+
+
+@dataclass
+class Judgements(Sources):
+    """Preferences, in memory."""
+
+    judged: bool = field(kw_only=True)
+    """One answer and whether it is good, not two."""
+    examples: list[Preference] = field(default_factory=list)
+
+    def _add(self, source: str, sample: int | None, public: bool) -> np.ndarray:
+        config, first = self.config, len(self.examples)
+        split = config.dataset_split or ("train_prefs" if source.endswith("ultrafeedback_binarized") else None)
+        rows = read_rows(source, split=split, token=config.token or None)
+        if sample is not None and len(rows) > sample:
+            self._drop("beyond dataset_sample", len(rows) - sample)
+            rows = [rows[int(row)] for row in sample_rows(len(rows), sample, seed=config.seed)]
+        made = to_preferences(rows, source=source, judged=self.judged)
+        for reason, count in made.dropped.items():
+            self._drop(reason, count)
+        if not made.examples:
+            raise DataError(f"'{source}' has no row that can be used ({', '.join(made.dropped)}): check its columns.")
+        self.examples += made.examples
+        self.origins += [origin_of(source)] * len(made.examples)
+        if self._labelled:
+            column = config.split_column or ""
+            self.values += [""] * len(made.rows) if public else _column(rows, made.rows, column, source)
+        return np.arange(first, len(self.examples))
+
+    def table(self, tokenizer: Any, template: Any) -> PairTable:
+        """Return the rows of all examples."""
+        length = self.config.seq_length
+        return encode_preferences(self.examples, tokenizer, template, seq_length=length, judged=self.judged)
+
+    def texts(self, numbers: np.ndarray) -> list[str]:
+        """Return what is asked in these examples."""
+        return [" ".join(turn.text for turn in self.examples[number].turns) for number in numbers]
 
 
 @dataclass

@@ -17,6 +17,7 @@ from weft.launch.finished import Run
 from weft.launch.memory import DiskMemory
 from weft.launch.notes import tell
 from weft.launch.population import populate
+from weft.launch.reference import refer
 from weft.launch.start import with_tokenizer
 from weft.launch.underway import Training
 from weft.models.group import Group, joined
@@ -89,6 +90,8 @@ def _train(config: RunConfig, plan: Plan, tokenizer: Any, group: Group | None, w
         write_atomic(run.split_file, (json.dumps(population.split, indent=1) + "\n").encode())
         progress.split(population.split)
         model = load_resident(config, tokenizer, plan.sharing.lora, group)
+        if plan.objective.needs_reference:
+            refer(population, model, run, config.eval_batch_size, progress.note)
         with Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers:
             Training(config, run, plan, population, model, progress, trackers, group).run_all()
         return Run(run.path)

@@ -17,7 +17,8 @@ from weft.core.files import write_atomic
 from weft.core.tensors import num_bytes
 from weft.core.types import Metrics, ServerState
 from weft.errors import ConfigError
-from weft.evaluation.heldout import SCORES, HeldOut
+from weft.evaluation.heldout import PREFERRED, SCORES, HeldOut
+from weft.evaluation.preferred import Preferred
 from weft.federation.conditions import Conditions
 from weft.federation.loop import RoundDone, Rounds, run_rounds
 from weft.federation.plan import Plan
@@ -30,6 +31,7 @@ from weft.launch.records import Tally, evaluation_record, matrix_rate, peak_memo
 from weft.models.adapters import save_model
 from weft.models.group import Group
 from weft.models.resident import Resident
+from weft.objectives.preference import Preference
 from weft.runs import checkpoint
 from weft.runs.layout import RunDir
 from weft.runs.metrics import MetricsLog, plain
@@ -183,7 +185,7 @@ class Training:
             "train_loss": self.tally.train_loss,
             "product_error": errors[1] / errors[0] if errors[0] else None,
             "product_error_max": errors[2] if errors[0] else None,
-            "eval": {key: evaluation.get(key) for key in SCORES},
+            "eval": {key: evaluation.get(key) for key in SCORES if key in evaluation or key not in PREFERRED},
             "clients": evaluation.get("clients", {}),
             "models": models,
             "skew": self.population.split.get("skew", {}),
@@ -228,5 +230,7 @@ class Training:
         done: float = each * weights * self.tally.tokens / self.tally.seconds
         return done / matrix_rate(self.model.device, self.model.dtype)
 
-    def _evaluator(self) -> HeldOut:
+    def _evaluator(self) -> HeldOut | Preferred:
+        if isinstance(self.plan.objective, Preference):
+            return Preferred(self.plan.objective, self.config.eval_batch_size)
         return HeldOut(self.config.eval_batch_size, self.population.asked, self.population.text_bytes)

@@ -33,6 +33,7 @@ WRITTEN = (
     "checkpoints",
     "clients",
     "split.json",
+    "reference.npy",
     "split.svg",
     "tokenizer",
     "adapter",
@@ -131,6 +132,11 @@ class RunDir:
     def report_file(self) -> Path:
         """The report, one HTML page."""
         return self.path / "report.html"
+
+    @property
+    def reference_file(self) -> Path:
+        """What the starting model gave to everybody's preferences."""
+        return self.path / "reference.npy"
 
     @property
     def split_file(self) -> Path:

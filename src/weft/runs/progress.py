@@ -166,4 +166,6 @@ def _scores(record: dict[str, Any], prefix: str = "") -> list[str]:
         *_present(record, "bits_per_byte", "bits/byte {:.3f}"),
         *_present(record, "accuracy", "accuracy {:.1%}"),
         *_present(record, "macro_f1", "macro-F1 {:.3f}"),
+        *_present(record, "preference_accuracy", "preferred {:.1%}"),
+        *_present(record, "reward_margin", "margin {:.3f}"),
     ]

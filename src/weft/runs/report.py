@@ -27,6 +27,10 @@ SCORES = {
     "bits_per_byte": "bits per byte",
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",
+    "preference_accuracy": "preference accuracy",
+    "reward_margin": "reward margin",
+    "chosen_logp": "log-probability, chosen",
+    "rejected_logp": "log-probability, rejected",
 }
 LABELS = {
     "seconds": "time",

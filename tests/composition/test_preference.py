@@ -1,0 +1,277 @@
+"""Alignment with preferences: the losses against trl's, and whole runs."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import weft
+from conftest import flags, write_rows
+from weft.cli import main
+from weft.data.pairs import Pair
+from weft.data.preferences import to_preferences
+from weft.errors import ConfigError, DataError
+from weft.objectives.preference import Preference
+
+LOSSES = ["dpo", "ipo", "simpo", "orpo", "kto", "robust_dpo"]
+
+
+def rows(count: int, seed: int = 0) -> list[dict[str, object]]:
+    """Short answers are preferred."""
+    rng = random.Random(seed)
+    made = []
+    for _ in range(count):
+        question = f"What colour is the {rng.choice(['sky', 'sea', 'leaf', 'rose'])}?"
+        made.append({"prompt": question, "chosen": rng.choice(["red", "blue"]), "rejected": "green green leaf"})
+    return made
+
+
+def judged(count: int) -> list[dict[str, object]]:
+    found = []
+    for number, row in enumerate(rows(count)):
+        good = number % 2 == 0
+        found.append({"prompt": row["prompt"], "completion": row["chosen" if good else "rejected"], "label": good})
+    return found
+
+
+@pytest.fixture
+def pairs(keys, tmp_path: Path) -> dict[str, object]:
+    data = write_rows(tmp_path / "pairs.jsonl", rows(60))
+    own = {"objective": "preference", "dataset_name": str(data), "peft_lora_dropout": 0.0, "learning_rate": 1e-2}
+    return keys | own | {"num_rounds": 4, "max_steps": 4, "dtype": "float32", "eval_every": 0}
+
+
+@pytest.fixture
+def labels(pairs, tmp_path: Path) -> dict[str, object]:
+    return pairs | {"loss": "kto", "dataset_name": str(write_rows(tmp_path / "labels.jsonl", judged(60)))}
+
+
+def batch_of(objective: Preference, count: int = 5):
+    rng = np.random.default_rng(0)
+
+    def ids(n: int) -> np.ndarray:
+        return rng.integers(3, 200, n).astype(np.int32)
+
+    made = [
+        Pair(ids(4 + n), (ids(3 + n), ids(6 - n)), -rng.random(2).astype(np.float32) * 20, bool(n % 2))
+        for n in range(count)
+    ]
+    return objective.collate(made)
+
+
+def theirs(name: str, logps: torch.Tensor, objective: Preference, batch) -> torch.Tensor:
+    """What trl makes of the same log-probabilities."""
+    import types
+
+    if name == "orpo":
+        from trl.experimental.orpo.orpo_trainer import ORPOTrainer
+
+        own = types.SimpleNamespace(beta=objective.beta, accelerator=types.SimpleNamespace(device="cpu"))
+        mean = logps / batch.lengths
+        losses = ORPOTrainer.odds_ratio_loss(own, mean[:, 0], mean[:, 1])[0]
+        return -mean[:, 0] - losses  # the trainer's: nll - beta log sigma(log odds)
+    if name == "simpo":
+        from trl.experimental.cpo.cpo_trainer import CPOTrainer
+
+        own = types.SimpleNamespace(
+            beta=objective.beta,
+            alpha=0.0,
+            loss_type="simpo",
+            simpo_gamma=objective.gamma,
+            label_smoothing=0.0,
+            accelerator=types.SimpleNamespace(device="cpu"),
+        )
+        mean = logps / batch.lengths
+        return CPOTrainer.cpo_loss(own, mean[:, 0], mean[:, 1])[0]
+    raise AssertionError(name)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["simpo", "orpo"])
+def test_losses_without_a_reference_are_those_of_trl(name: str):
+    pytest.importorskip("trl")
+    objective = Preference(loss_name=name, beta=0.7, gamma=0.3)
+    batch = batch_of(objective)
+    logps = (-torch.rand(5, 2) * 10 - 1).requires_grad_()
+    ours, other = objective.losses(logps, batch), theirs(name, logps, objective, batch)
+    torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-6)
+    first, second = (torch.autograd.grad(loss.sum(), logps, retain_graph=True)[0] for loss in (ours, other))
+    torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6)
+
+
+def test_losses_worked_by_hand():
+    """h = (-1 + 3) - (-4 + 5) = 1; with beta 0.5 and answers of 3 and 6 tokens."""
+    sigma = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    logps, reference = torch.tensor([[-1.0, -4.0]]), torch.tensor([[-3.0, -5.0]])
+    expected = {
+        "dpo": -np.log(sigma(0.5)),
+        "robust_dpo": (-0.9 * np.log(sigma(0.5)) + 0.1 * np.log(sigma(-0.5))) / 0.8,
+        "ipo": (2 / 3 - 1 / 6 - 1) ** 2,
+        "simpo": -np.log(sigma(0.5 * (-1 / 3 + 4 / 6) - 0.5)),
+        "orpo": 1 / 3
+        - 0.5 * np.log(sigma((-1 / 3 + 4 / 6) - (np.log(1 - np.exp(-1 / 3)) - np.log(1 - np.exp(-4 / 6))))),
+        "kto": 1 - sigma(0.5 * (2 - 1)),  # z is the other answer's log-ratio, 1
+    }
+    for name, value in expected.items():
+        objective = Preference(loss_name=name, beta=0.5)
+        pair = Pair(np.array([5]), (np.array([1, 2, 3]), np.arange(6)), reference[0].numpy(), True)
+        found = objective.losses(logps, objective.collate([pair]))
+        assert float(found[0]) == pytest.approx(float(value), rel=1e-5), name
+    bad = Preference(loss_name="kto", beta=0.5)
+    pair = pair._replace(good=False)
+    assert float(bad.losses(logps, bad.collate([pair]))[0]) == pytest.approx(1 - float(sigma(0.5 * (1 - 2))))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_learns_what_is_preferred(pairs, labels, name: str):
+    run = weft.train((labels if name == "kto" else pairs) | {"loss": name, "num_rounds": 6, "max_steps": 8})
+    found = run.summary["eval"]
+    # KTO saturates at 1 and learns slowly from batches of four; it begins at a loss of 1/2.
+    assert found["preference_accuracy"] >= (0.6 if name == "kto" else 0.9)
+    assert name != "kto" or found["loss"] < 0.49
+    assert found["reward_margin"] > 0
+    assert found["perplexity"] is None
+    assert all(np.isfinite(found[key]) for key in ("loss", "chosen_logp", "rejected_logp"))
+    assert (run.path / "reference.npy").exists() == (name not in ("simpo", "orpo"))
+
+
+def test_the_reference_is_the_starting_model_and_is_computed_once(pairs, monkeypatch: pytest.MonkeyPatch):
+    from weft.launch import reference
+
+    run = weft.train(pairs | {"num_rounds": 1, "learning_rate": 0.0})
+    # Nothing was learnt: the policy is the reference, every margin is 0 and the loss log 2.
+    assert run.summary["eval"]["loss"] == pytest.approx(np.log(2), rel=1e-5)
+    assert run.summary["eval"]["reward_margin"] == pytest.approx(0, abs=1e-4)
+    kept = np.load(run.path / "reference.npy")
+    assert kept.shape == (60, 2)
+    assert np.isfinite(kept).all()
+
+    def twice(*_: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(reference, "choice_logps", twice)
+    (run.path / "summary.json").unlink()
+    weft.train(pairs | {"num_rounds": 1, "learning_rate": 0.0}, resume=True)
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto"])
+def test_a_resumed_run_is_the_same(pairs, labels, tmp_path: Path, name: str):
+    import shutil
+
+    from safetensors.torch import load_file
+
+    given = (labels if name == "kto" else pairs) | {"save_model_freq": 1, "checkpoint_seconds": 0}
+    one = weft.train(given)
+    broken = tmp_path / "broken"
+    shutil.copytree(one.path, broken)
+    for path in (*broken.glob("checkpoints/round_00000[34]"), broken / "adapter"):
+        shutil.rmtree(path)
+    (broken / "summary.json").unlink()
+    again = weft.train(given | {"output_dir": str(broken)}, resume=True)
+    left, right = (load_file(run.path / "adapter" / "adapter_model.safetensors") for run in (one, again))
+    assert all(torch.equal(left[key], right[key]) for key in left)
+    assert (one.path / "metrics.jsonl").read_bytes() == (broken / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("alg", ["scaffold", "ditto", "diloco", "fedadam", "local", "central", "fedbuff"])
+def test_other_algorithms(pairs, alg: str):
+    run = weft.train(pairs | {"fed_alg": alg, "num_rounds": 2})
+    assert run.summary["eval"]["preference_accuracy"] is not None
+    if alg in ("local", "ditto"):
+        assert "reward_margin" in run.summary["models"]["own"]
+
+
+def test_full_training_and_the_command(pairs, tmp_path: Path):
+    keys = {k: v for k, v in pairs.items() if k not in ("objective", "use_peft", "peft_lora_dropout")}
+    assert main(["dpo", *flags(keys | {"num_rounds": 1, "output_dir": str(tmp_path / "full")}), "--quiet"]) == 0
+    run = weft.open_run(str(tmp_path / "full"))
+    assert (run.path / "model" / "config.json").exists()
+    assert run.config.peft_lora_dropout == 0.0
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert all("preference_accuracy" in line for line in lines if line["event"] == "eval")
+    page = (run.path / "report.html").read_text()
+    assert "preference accuracy" in page
+
+
+HUMAN = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: which?\n\nAssistant:"
+
+
+def test_preferences_of_every_kind_are_read():
+    message = lambda role, text: {"role": role, "content": text}  # noqa: E731
+    talk = [message("user", "hi"), message("assistant", "hello"), message("user", "which?")]
+    kinds = [
+        {"chosen": HUMAN + " this", "rejected": HUMAN + " that"},
+        {"prompt": HUMAN, "chosen": "this", "rejected": "that"},
+        {"prompt": talk, "chosen": [message("assistant", "this")], "rejected": [message("assistant", "that")]},
+        {
+            "prompt": "hi",
+            "chosen": [*talk, message("assistant", "this")],
+            "rejected": [*talk, message("assistant", "that")],
+        },
+    ]
+    for row in kinds:
+        (found,) = to_preferences([row], source="x", judged=False).examples
+        assert [(turn.role, turn.text.strip()) for turn in found.turns] == [
+            ("user", "hi"),
+            ("assistant", "hello"),
+            ("user", "which?"),
+        ]
+        assert (found.answer.strip(), found.other.strip()) == ("this", "that")
+
+
+DROPPED = {
+    "equal answers": {"prompt": "q", "chosen": "a", "rejected": " a"},
+    "no prompt": {"prompt": "", "chosen": "a", "rejected": "b"},
+    "empty chosen answer": {"prompt": "q", "chosen": " ", "rejected": "b"},
+    "answer or prompt that is no text": {"prompt": "q", "chosen": 3, "rejected": "b"},
+    "dialogues that differ before the last answer": {
+        "prompt": None,
+        "chosen": "\n\nHuman: x\n\nAssistant: a",
+        "rejected": "\n\nHuman: y\n\nAssistant: b",
+    },
+}
+
+
+def test_rows_that_cannot_be_used_are_dropped_and_counted():
+    good = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    found = to_preferences([good, *DROPPED.values()], source="x", judged=False)
+    assert len(found.examples) == 1
+    assert found.dropped == dict.fromkeys(DROPPED, 1)
+    labels = [{"prompt": "q", "completion": "a", "label": value} for value in (True, "false", 0, "perhaps")]
+    made = to_preferences(labels, source="x", judged=True)
+    assert [one.good for one in made.examples] == [True, False, False]
+    assert made.dropped == {"label that is neither true nor false": 1}
+
+
+BAD = {
+    "labels for pairs": ([{"prompt": "q", "completion": "a", "label": True}], "dpo", "labels go with --loss kto"),
+    "pairs for labels": ([{"prompt": "q", "chosen": "a", "rejected": "b"}], "kto", "pairs go with --loss dpo"),
+    "neither": ([{"prompt": "q", "output": "a"}], "dpo", "preferences are read from 'chosen' and 'rejected'"),
+    "nothing": ([], "dpo", "is empty"),
+}
+
+
+@pytest.mark.parametrize(("data", "loss", "said"), BAD.values(), ids=BAD.keys())
+def test_other_data_is_refused_in_words(pairs, tmp_path: Path, data, loss: str, said: str):
+    path = write_rows(tmp_path / "bad.jsonl", data)
+    with pytest.raises(DataError, match=said):
+        weft.train(pairs | {"dataset_name": str(path), "loss": loss})
+
+
+def test_answers_that_do_not_fit_are_dropped_and_prompts_are_cut(pairs, tmp_path: Path, capsys):
+    data = [*rows(40), {"prompt": "q", "chosen": "leaf " * 300, "rejected": "b"}]
+    data += [{"prompt": "sea " * 300, "chosen": "a", "rejected": "b"}]
+    path = write_rows(tmp_path / "long.jsonl", data)
+    run = weft.train(pairs | {"dataset_name": str(path), "num_rounds": 1, "seq_length": 128})
+    assert run.summary["rows"]["no_answer_within_seq_length"] == 1
+    assert run.summary["rows"]["truncated"] == 1
+
+
+def test_several_processes_are_for_next_tokens(pairs):
+    with pytest.raises(ConfigError, match="write --parallel none"):
+        weft.train(pairs | {"parallel": "fsdp"})
