@@ -64,43 +64,78 @@ def batch_of(objective: Preference, count: int = 5):
     return objective.collate(made)
 
 
+class Outputs:
+    """What trl's trainers take from a model: log-probabilities of tokens; all else is nought."""
+
+    def __init__(self, per_token: torch.Tensor) -> None:
+        self.log_probs, self.aux_loss = per_token, None
+
+    def __getattr__(self, name: str) -> torch.Tensor:
+        return torch.zeros_like(self.log_probs, dtype=torch.bool if name == "is_top1" else None)
+
+
+def spread_out(logps: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (N, T) log-probabilities of tokens that add up to `logps` (N,), and (N, T + 1) which tokens they are."""
+    longest = int(lengths.max())
+    there = torch.arange(longest)[None] < lengths[:, None]
+    mask = torch.cat([torch.zeros(len(lengths), 1, dtype=torch.long), there.long()], dim=1)
+    return there * (logps / lengths)[:, None], mask
+
+
 def theirs(name: str, logps: torch.Tensor, objective: Preference, batch) -> torch.Tensor:
-    """What trl makes of the same log-probabilities."""
-    import types
+    """Return the mean loss that trl's own trainer makes of the same log-probabilities."""
+    from collections import defaultdict
+    from unittest.mock import MagicMock
 
-    if name == "orpo":
-        from trl.experimental.orpo.orpo_trainer import ORPOTrainer
-
-        own = types.SimpleNamespace(beta=objective.beta, accelerator=types.SimpleNamespace(device="cpu"))
+    trainer = MagicMock()
+    trainer.beta, trainer.alpha, trainer.label_smoothing = objective.beta, 0.0, objective.smoothing
+    trainer.simpo_gamma, trainer.loss_type, trainer.model.training = objective.gamma, name, False
+    trainer.accelerator.device = torch.device("cpu")
+    trainer.accelerator.gather = trainer.accelerator.gather_for_metrics = lambda value: value
+    trainer._metrics = defaultdict(lambda: defaultdict(list))
+    trainer.aux_loss_enabled = trainer.use_weighting = False
+    trainer.precompute_ref_logps = trainer.calculate_KL = True
+    if name in ("simpo", "orpo"):
         mean = logps / batch.lengths
-        losses = ORPOTrainer.odds_ratio_loss(own, mean[:, 0], mean[:, 1])[0]
-        return -mean[:, 0] - losses  # the trainer's: nll - beta log sigma(log odds)
-    if name == "simpo":
+        if name == "orpo":
+            from trl.experimental.orpo.orpo_trainer import ORPOTrainer
+
+            return (-mean[:, 0] - ORPOTrainer.odds_ratio_loss(trainer, mean[:, 0], mean[:, 1])[0]).mean()
         from trl.experimental.cpo.cpo_trainer import CPOTrainer
 
-        own = types.SimpleNamespace(
-            beta=objective.beta,
-            alpha=0.0,
-            loss_type="simpo",
-            simpo_gamma=objective.gamma,
-            label_smoothing=0.0,
-            accelerator=types.SimpleNamespace(device="cpu"),
-        )
-        mean = logps / batch.lengths
-        return CPOTrainer.cpo_loss(own, mean[:, 0], mean[:, 1])[0]
-    raise AssertionError(name)
+        trainer.label_smoothing = 0.0
+        return CPOTrainer.cpo_loss(trainer, mean[:, 0], mean[:, 1])[0].mean()
+    if name == "kto":
+        from trl.trainer.kto_trainer import KTOTrainer
+
+        per_token, mask = spread_out(logps[:, 0], batch.lengths[:, 0])
+        trainer.desirable_weight = trainer.undesirable_weight = 1.0
+        trainer._compute_kl_logps = lambda model, batch: logps[:, 1]
+        inputs = {"label": batch.good, "ref_logps": batch.reference[:, 0], "ref_KL_logps": batch.reference[:, 1]}
+        kind = KTOTrainer
+    else:
+        from trl.trainer.dpo_trainer import DPOTrainer
+
+        per_token, mask = spread_out(logps.t().reshape(-1), batch.lengths.t().reshape(-1))
+        trainer.loss_types, trainer.loss_weights = [{"dpo": "sigmoid", "robust_dpo": "robust"}.get(name, name)], [1.0]
+        trainer.ld_alpha, trainer.f_divergence_type = None, "reverse_kl"
+        inputs = dict(zip(("ref_chosen_logps", "ref_rejected_logps"), batch.reference.unbind(1), strict=True))
+        kind = DPOTrainer
+    inputs |= {"input_ids": torch.zeros_like(mask), "attention_mask": torch.ones_like(mask), "completion_mask": mask}
+    return kind._compute_loss(trainer, lambda **_: Outputs(per_token), inputs, False)
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["simpo", "orpo"])
-def test_losses_without_a_reference_are_those_of_trl(name: str):
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_and_gradients_are_those_of_trl(name: str):
     pytest.importorskip("trl")
+    torch.manual_seed(0)
     objective = Preference(loss_name=name, beta=0.7, gamma=0.3)
     batch = batch_of(objective)
     logps = (-torch.rand(5, 2) * 10 - 1).requires_grad_()
-    ours, other = objective.losses(logps, batch), theirs(name, logps, objective, batch)
+    ours, other = objective.losses(logps, batch).mean(), theirs(name, logps, objective, batch)
     torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-6)
-    first, second = (torch.autograd.grad(loss.sum(), logps, retain_graph=True)[0] for loss in (ours, other))
+    first, second = (torch.autograd.grad(loss, logps, allow_unused=True)[0] for loss in (ours, other))
     torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6)
 
 

@@ -132,3 +132,25 @@ def test_pre_training_with_every_algorithm(keys, texts: str, fed_alg: str, kind:
     run = weft.train(keys | changes | {"eval_every": 0} | KINDS[kind], quiet=True)
     assert run.summary["rounds"] == 2
     assert 0 < run.summary["eval"]["bits_per_byte"] < 20
+
+
+@pytest.fixture
+def preferences(tmp_path: Path) -> dict[str, str]:
+    rows = [row | {"prompt": row["instruction"]} for row in colour_rows(60)]
+    pairs = [row | {"chosen": row["output"], "rejected": "no colour"} for row in rows]
+    labels = [row | {"completion": row["output"], "label": number % 2 == 0} for number, row in enumerate(rows)]
+    paths = {"pairs": write_rows(tmp_path / "pairs.jsonl", pairs), "judged": write_rows(tmp_path / "l.jsonl", labels)}
+    return {name: str(path) for name, path in paths.items()}
+
+
+PREFER = [(loss, "fedavg", kind) for loss in ("ipo", "simpo", "orpo", "kto", "robust_dpo") for kind in ("lora", "full")]
+PREFER += [(loss, fed_alg, "lora") for loss in ("dpo", "kto") for fed_alg in ALGORITHMS]
+
+
+@pytest.mark.parametrize(("loss", "fed_alg", "kind"), PREFER)
+def test_preferences_with_every_algorithm(keys, preferences: dict[str, str], loss: str, fed_alg: str, kind: str):
+    data = preferences["judged" if loss == "kto" else "pairs"]
+    changes = {"objective": "preference", "loss": loss, "dataset_name": data, "fed_alg": fed_alg, "max_steps": 1}
+    run = weft.train(keys | changes | {"num_rounds": 2, "eval_every": 0} | KINDS[kind], quiet=True)
+    assert run.summary["rounds"] == 2
+    assert 0 <= run.summary["eval"]["preference_accuracy"] <= 1
