@@ -304,7 +304,7 @@ def test_answers_that_do_not_fit_are_dropped_and_prompts_are_cut(pairs, tmp_path
     path = write_rows(tmp_path / "long.jsonl", data)
     run = weft.train(pairs | {"dataset_name": str(path), "num_rounds": 1, "seq_length": 128})
     assert run.summary["rows"]["no_answer_within_seq_length"] == 1
-    assert run.summary["rows"]["truncated"] == 1
+    assert run.summary["rows"]["prompts_cut"] == 1
 
 
 def test_several_processes_are_for_next_tokens(pairs):

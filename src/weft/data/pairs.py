@@ -13,6 +13,8 @@ from weft.data.formats import Example, Turn
 from weft.data.preferences import Preference
 from weft.data.templates import Template
 
+PROMPTS_CUT = "prompts_cut"
+
 
 class Pair(NamedTuple):
     """One row. Where answers are judged, the second is another row's, whose log-ratio estimates the divergence."""
@@ -112,7 +114,7 @@ def encode_preferences(
         good.append(example.good)
         rows.append(number)
     tokens = sum(len(part) for kind in (prompts, answers, others) for part in kind)
-    counts = {"rows": len(examples), "truncated": cut, "no_answer_within_seq_length": dropped, "tokens": tokens}
+    counts = {"rows": len(examples), PROMPTS_CUT: cut, "no_answer_within_seq_length": dropped, "tokens": tokens}
     return PairTable(
         prompts,
         answers,

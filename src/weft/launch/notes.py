@@ -5,6 +5,7 @@ from __future__ import annotations
 from weft import registry
 from weft.config import RunConfig
 from weft.core.parts import Algorithm
+from weft.data.pairs import PROMPTS_CUT
 from weft.data.store import BROKEN
 from weft.errors import ConfigError
 from weft.launch.population import Population
@@ -26,8 +27,12 @@ def tell(config: RunConfig, population: Population, algorithm: Algorithm, progre
         )
     if counts.get(BROKEN):
         progress.note(f"{counts[BROKEN]} documents hold bytes that are no UTF-8; they were replaced.")
+    if counts.get(PROMPTS_CUT):
+        progress.note(
+            f"{counts[PROMPTS_CUT]} of {counts['rows']} prompts leave no room for their answers; cut on the left."
+        )
     for reason, count in counts.items():
-        if count and reason not in ("rows", "truncated", "tokens", BROKEN):
+        if count and reason not in ("rows", "truncated", "tokens", BROKEN, PROMPTS_CUT):
             progress.note(f"{count} rows were left out ({reason.replace('_', ' ')}).")
 
 
