@@ -4,8 +4,8 @@
     python benchmarks/preference.py table OUT.jsonl   print the table
 
 HH-RLHF's harmless dialogues (2,312 pairs), dealt at random to five clients, 15 % of each held out; stories260K, all
-parameters trained by DPO (beta 0.1), 6 rounds of 6 steps of 8 pairs, rows of at most 256 tokens. Everybody's held-out pairs are measured: by the
-shared model, and by each client's own (the mean over clients).
+parameters trained by DPO (beta 0.1), 6 rounds of 6 steps of 8 pairs, rows of at most 256 tokens. Everybody's held-out
+pairs are measured: by the shared model, and by each client's own (the mean over clients).
 """
 
 from __future__ import annotations
