@@ -307,6 +307,27 @@ def test_answers_that_do_not_fit_are_dropped_and_prompts_are_cut(pairs, tmp_path
     assert run.summary["rows"]["prompts_cut"] == 1
 
 
+def test_judged_answers_are_compared_with_those_of_the_same_client(labels, tmp_path: Path):
+    from weft.config import build
+    from weft.federation.site import InMemory
+    from weft.launch.population import populate
+    from weft.models.load import load_tokenizer
+
+    alone = write_rows(tmp_path / "alone.jsonl", judged(1))
+    clients = {"many": labels["dataset_name"], "one": str(alone)}
+    given = {k: v for k, v in labels.items() if k not in ("dataset_name", "num_clients")}
+    config = build(given | {"clients": clients, "eval_fraction": 0.0})
+    people = populate(config, load_tokenizer(config), InMemory(), rows="judged", pool=False)
+    for site in people.trained:
+        mine = {tuple(site.train.table.answers[int(row)].tolist()) for row in site.train.index}
+        for row in range(len(site.train)):
+            own, other = site.train[row].answers
+            assert len(own)
+            assert tuple(other.tolist()) in mine
+    run = weft.train(given | {"clients": clients, "eval_fraction": 0.0, "num_rounds": 1})
+    assert run.summary["failures"] == {}
+
+
 def test_several_processes_are_for_next_tokens(pairs):
     with pytest.raises(ConfigError, match="write --parallel none"):
         weft.train(pairs | {"parallel": "fsdp"})

@@ -52,8 +52,7 @@ class PairTable:
         return len(self.rows)
 
     def __getitem__(self, row: int) -> Pair:
-        partner = int(self.partner[row])
-        other = self.others[row] if partner == row else self.answers[partner]
+        other = self.others[row] if len(self.others[row]) else self.answers[int(self.partner[row])]
         return Pair(self.prompts[row], (self.answers[row], other), self.reference[row], bool(self.good[row]))
 
     @property
