@@ -214,7 +214,7 @@ def _models(models: dict[str, Any]) -> str:
         "own": "own models, own rows",
         "own_on_everybody": "own models, everybody's rows (mean)",
     }
-    keys = ("loss", "accuracy", "macro_f1")
+    keys = [key for key in SCORES if any(models.get(name, {}).get(key) is not None for name in named)]
     rows = [
         (text, *(_quantity(key, models[name].get(key)) for key in keys))
         for name, text in named.items()
