@@ -61,8 +61,8 @@ def run(path: Path) -> None:
     """Run what the file lacks."""
     import weft
 
-    for seed in SEEDS:
-        for arm, changes in ARMS.items():
+    for arm, changes in ARMS.items():
+        for seed in SEEDS:
             if any((row["arm"], row["seed"]) == (arm, seed) for row in read(path)):
                 continue
             with tempfile.TemporaryDirectory() as out:
@@ -83,6 +83,8 @@ def table(path: Path) -> None:
     print(f"| | {' | '.join(SHOWN)} | seeds |\n|--|--|--|--|--|")
     for arm in ARMS:
         found = [row for row in rows if row["arm"] == arm]
+        if not found:
+            continue
         cells = []
         for name in SHOWN:
             values = [row[name] for row in found]

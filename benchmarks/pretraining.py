@@ -222,7 +222,8 @@ def table(path: Path) -> None:
         if row["arm"] == "DiLoCo, 4 clients" and per_step and row["seed"] == SEEDS[0]:
             print(f"\nData parallel sends {per_step / row['bytes']:.0f} times the bytes of DiLoCo with 4 clients.")
         if row["models"]:
-            print(f"seed {row['seed']}, own models:", json.dumps(row["models"]))
+            losses = {where: f"{row['models'][where]['loss']:.4f}" for where in ("own", "own_on_everybody")}
+            print(f"seed {row['seed']}, each client's own model: loss", json.dumps(losses))
 
 
 def mean(values: Any) -> float:
