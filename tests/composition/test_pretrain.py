@@ -76,6 +76,17 @@ def test_a_model_from_nothing_learns_and_is_an_ordinary_model(scratch, capsys):
     assert tokenizer("leaf")["input_ids"][0] == tokenizer.bos_token_id
 
 
+def test_fine_tuning_goes_on_from_the_run(scratch, tiny_data: Path, tmp_path: Path):
+    base = weft.train(scratch | defaults(scratch) | {"num_rounds": 1})
+    keys = {"model_name_or_path": str(base.path), "dataset_name": str(tiny_data), "template": "vicuna", "num_rounds": 1}
+    keys |= {"max_steps": 1, "batch_size": 2, "seq_length": 512, "output_dir": str(tmp_path / "tuned"), "eval_every": 0}
+    assert main(["sft", *flags(keys), "--quiet"]) == 0
+    tuned = load_file(tmp_path / "tuned" / "model" / "model.safetensors")
+    begun = load_file(base.path / "model" / "model.safetensors")
+    assert tuned.keys() == begun.keys()
+    assert not torch.equal(tuned["model.norm.weight"], begun["model.norm.weight"])
+
+
 def test_the_start_follows_from_the_seed_and_a_resumed_run_is_the_same(scratch, tmp_path: Path):
     import shutil
 
