@@ -7,7 +7,7 @@ Nine domains of text (at most 1.2 MB of each, and 40 kB held out: the same for e
 parameters, a tokenizer of 4,096 tokens from a sample of all domains, bfloat16 arithmetic. Every arm sees the same
 number of tokens: STEPS x 16 rows of at most 128, dealt to the clients of a round, at one learning rate. DiLoCo's outer
 learning rate is the scaling laws' (0.4, 0.6, 0.6, 0.8 for 1, 2, 4, 8 clients), its momentum 0.9, its rounds INNER
-steps.
+steps. Central training is a single round, since AdamW is made anew in every round of FedAvg's kind.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ def outer(clients: int) -> dict[str, Any]:
 
 
 ARMS: dict[str, dict[str, Any]] = {
-    "central": federated(1, fed_alg="central"),
+    "central": federated(1, fed_alg="central") | {"num_rounds": 1, "max_steps": STEPS},
+    "central, AdamW anew every 50 steps": federated(1, fed_alg="central"),
     "DiLoCo, 4 clients": federated(4, **outer(4)),
     "FedAvg, 4 clients": federated(4, fed_alg="fedavg"),
     "DiLoCo, 1 client": federated(1, **outer(1)),
@@ -128,9 +129,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "domains: local": domain(fed_alg="local", eval_everybody=True),
     "domains: DiLoCo": domain(**outer(9)),
     "domains: FedAvg": domain(fed_alg="fedavg"),
-    "domains: central": domain(fed_alg="central", batch_size=18),
+    "domains: central": domain(fed_alg="central", batch_size=18) | {"num_rounds": 1, "max_steps": STEPS * ROWS // 18},
     "DiLoCo, 8 clients": federated(8, **outer(8)),
-    "central, 300 steps": federated(1, fed_alg="central") | {"num_rounds": 300 // INNER},
+    "central, 300 steps": federated(1, fed_alg="central") | {"num_rounds": 1, "max_steps": 300},
     "DiLoCo, 4 clients, 300 steps": federated(4, **outer(4)) | {"num_rounds": 300 // INNER},
     "data parallel, 4 clients": federated(4, fed_alg="fedsgd", max_steps=1, num_rounds=STEPS),
 }

@@ -115,3 +115,11 @@ def test_an_optimizer_goes_on_from_its_state(kind: str):
     steps(halves, how.make(halves, moments_of(first, halves), device), gradients[2:])
     assert all(torch.equal(whole[name], halves[name]) for name in whole)
     assert not torch.equal(whole["w"], begun["w"])
+
+
+def test_diloco_that_only_goes_on_is_uninterrupted_adamw(texts, tmp_path: Path):
+    """One client, kept moments, outer learning rate 1, no momentum: rounds leave no trace."""
+    own = {"num_clients": 1, "sample_clients": 1, "learning_rate": 1e-2}
+    rounds = {"fed_alg": "diloco", "fed_args": {"outer_lr": 1.0, "momentum": 0.0}, "num_rounds": 3, "max_steps": 4}
+    whole = {"fed_alg": "central", "num_rounds": 1, "max_steps": 12, "output_dir": str(tmp_path / "whole")}
+    close(weft.train(texts | own | rounds), weights(weft.train(texts | own | whole)), rtol=1e-5, atol=1e-6)
