@@ -73,6 +73,21 @@ class Sources:
         """Return the label of each: of the column that is named, else its answer where these are few."""
         return [self.values[number] for number in numbers] if self.values else self.answers(numbers)
 
+    def _read(self, source: str, split: str | None, sample: int | None) -> list[Row]:
+        """Return the rows of a source, or `sample` of them."""
+        rows = read_rows(source, split=split, token=self.config.token or None)
+        if sample is not None and len(rows) > sample:
+            self._drop("beyond dataset_sample", len(rows) - sample)
+            rows = [rows[int(row)] for row in sample_rows(len(rows), sample, seed=self.config.seed)]
+        return rows
+
+    def _know(self, source: str, rows: Sequence[Row], kept: Sequence[int], public: bool) -> None:
+        """Remember of the rows that were kept where they are from, and their value of the column of the split."""
+        self.origins += [origin_of(source)] * len(kept)
+        if self._labelled:
+            column = self.config.split_column or ""
+            self.values += [""] * len(kept) if public else _column(rows, kept, column, source)
+
     @property
     def _labelled(self) -> bool:
         return self.config.split_column is not None and not self.config.clients
@@ -89,10 +104,7 @@ class Conversations(Sources):
 
     def _add(self, source: str, sample: int | None, public: bool) -> np.ndarray:
         config, first = self.config, len(self.examples)
-        rows = read_rows(source, split=config.dataset_split, token=config.token or None)
-        if sample is not None and len(rows) > sample:
-            self._drop("beyond dataset_sample", len(rows) - sample)
-            rows = [rows[int(row)] for row in sample_rows(len(rows), sample, seed=config.seed)]
+        rows = self._read(source, config.dataset_split, sample)
         made = to_examples(
             rows,
             source=source,
@@ -106,10 +118,7 @@ class Conversations(Sources):
                 f"'{source}' has no row that can be used: check its columns and that answers are not empty."
             )
         self.examples += made.examples
-        self.origins += [origin_of(source)] * len(made.examples)
-        if self._labelled:
-            column = config.split_column or ""
-            self.values += [""] * len(made.rows) if public else _column(rows, made.rows, column, source)
+        self._know(source, rows, made.rows, public)
         return np.arange(first, len(self.examples))
 
     def table(self, tokenizer: Any, template: Any) -> Encoded:
@@ -138,20 +147,14 @@ class Judgements(Sources):
     def _add(self, source: str, sample: int | None, public: bool) -> np.ndarray:
         config, first = self.config, len(self.examples)
         split = config.dataset_split or ("train_prefs" if source.endswith("ultrafeedback_binarized") else None)
-        rows = read_rows(source, split=split, token=config.token or None)
-        if sample is not None and len(rows) > sample:
-            self._drop("beyond dataset_sample", len(rows) - sample)
-            rows = [rows[int(row)] for row in sample_rows(len(rows), sample, seed=config.seed)]
+        rows = self._read(source, split, sample)
         made = to_preferences(rows, source=source, judged=self.judged)
         for reason, count in made.dropped.items():
             self._drop(reason, count)
         if not made.examples:
             raise DataError(f"'{source}' has no row that can be used ({', '.join(made.dropped)}): check its columns.")
         self.examples += made.examples
-        self.origins += [origin_of(source)] * len(made.examples)
-        if self._labelled:
-            column = config.split_column or ""
-            self.values += [""] * len(made.rows) if public else _column(rows, made.rows, column, source)
+        self._know(source, rows, made.rows, public)
         return np.arange(first, len(self.examples))
 
     def table(self, tokenizer: Any, template: Any) -> PairTable:
