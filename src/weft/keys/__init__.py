@@ -1,0 +1,111 @@
+"""The keys of a run: flat, typed, and the names of the flags too. `weft.config` reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+
+from weft import checks, registry
+from weft.errors import ConfigError
+from weft.keys.alignment import AlignmentKeys
+from weft.keys.data import Client, DataKeys
+from weft.keys.federation import FederationKeys
+from weft.keys.model import ModelKeys
+from weft.keys.run import RunKeys
+from weft.keys.training import TrainingKeys
+
+__all__ = ["Client", "RunConfig"]
+
+
+class RunConfig(RunKeys, TrainingKeys, AlignmentKeys, FederationKeys, DataKeys, ModelKeys):
+    """Everything that says what a run is; its keys are listed in the order of its bases from the last."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("peft_lora_target_modules", "report_to", "choices", "share", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        """Take "a,b" for ["a", "b"]."""
+        if isinstance(value, str):
+            value = [value]
+        if isinstance(value, (list, tuple)):
+            return [word.strip() for part in value for word in str(part).split(",") if word.strip()]
+        return value
+
+    @field_validator("client_ranks", "client_speed", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        """Take "8,16" for [8, 16], and a number for a list of one."""
+        parts = value if isinstance(value, (list, tuple)) else [value] if value is not None else []
+        words = [word for part in parts for word in str(part).split(",") if word.strip()]
+        return words or None
+
+    @field_validator("fed_args", mode="before")
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
+        """Take ["mu=0.1", ...] and "mu=0.1,nu=2" for {"mu": "0.1", ...}."""
+        if value is None or isinstance(value, dict):
+            return value or {}
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        words = [word.strip() for part in parts for word in str(part).split(",") if word.strip()]
+        for word in words:
+            if "=" not in word:
+                raise ConfigError(f"A parameter of the algorithm is written name=value in fed_args, not '{word}'.")
+        return dict(word.split("=", 1) for word in words)
+
+    @field_validator("clients", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """Take ["name=path", ...] and {name: path} for clients."""
+        if isinstance(value, dict):
+            return [{"name": name, "data": str(data)} for name, data in value.items()]
+        if isinstance(value, str):
+            value = [value]
+        if isinstance(value, list):
+            return [_client(entry) if isinstance(entry, str) else entry for entry in value]
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _everybody(cls, values: Any) -> Any:
+        """A natural split has as many clients as it has values, unless a number is given."""
+        natural = isinstance(values, dict) and values.get("split_strategy") in registry.NATURAL_SPLITS
+        return values | {"num_clients": 0} if natural and "num_clients" not in values else values
+
+    @model_validator(mode="after")
+    def _fits(self) -> RunConfig:
+        """Refuse what cannot be, before anything is loaded."""
+        checks.check(self)
+        return self
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether the model begins from nothing."""
+        return any(value is not None for value in (self.size, self.hidden_size, self.num_layers, self.num_heads))
+
+    @property
+    def trains_tokenizer(self) -> bool:
+        """Whether the run makes its own tokenizer first."""
+        return self.federated_tokenizer or self.tokenizer_text is not None
+
+    @property
+    def start_name(self) -> str:
+        """What the run starts from, in words."""
+        return (
+            f"from nothing ({self.size or f'width {self.hidden_size}'})"
+            if self.from_scratch
+            else self.model_name_or_path
+        )
+
+    @property
+    def lora_scale(self) -> float:
+        """The s of s B A: alpha / r, or alpha / sqrt r for rsLoRA."""
+        return self.peft_lora_alpha / (self.peft_lora_r**0.5 if self.use_rslora else self.peft_lora_r)
+
+
+def _client(text: str) -> dict[str, str]:
+    name, separator, data = text.partition("=")
+    if not separator or not name or not data:
+        raise ConfigError(f"A client is written name=path, not '{text}'.")
+    return {"name": name, "data": data}

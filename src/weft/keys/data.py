@@ -1,0 +1,54 @@
+"""Keys of the data: where rows come from, how they become tokens, who gets them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Client(BaseModel):
+    """One named client with data of its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    data: str
+    eval: str | None = None
+    """Its held-out rows, where they lie apart; otherwise `eval_fraction` of its rows is kept out."""
+
+
+class DataKeys(BaseModel):
+    """The data."""
+
+    dataset_name: str | None = Field(None, description="a hub name, a file or a folder, split over the clients")
+    dataset_sample: int | None = Field(20000, ge=1, description="rows used at most")
+    dataset_split: str | None = Field(None, description="which split of a hub data set (default: train)")
+    local_data_dir: str | None = Field(None, description="folder in which dataset_name is looked for")
+    clients: list[Client] | None = Field(None, description="named clients with their own data: name=path ...")
+    public_data: str | None = Field(
+        None, description="rows that everybody may see: a client that takes part in every round, or see public_share"
+    )
+    public_share: float = Field(
+        0.0, ge=0, lt=1, description="share of every client's batches that is drawn from public_data instead"
+    )
+    token_cache: str | None = Field(
+        None, description="folder in which tokenized text is kept [$WEFT_CACHE/tokens, or ~/.cache/weft/tokens]"
+    )
+    template: str = Field(
+        "auto", description="alpaca, vicuna, chat; auto is chat where the model has a template, else alpaca"
+    )
+    seq_length: int = Field(512, ge=2, description="longest row in tokens")
+    truncation_side: Literal["right", "left"] = Field("right", description="the side cut from over-long rows")
+    instruction_column: str | None = Field(None, description="column of the question")
+    response_column: str | None = Field(None, description="column of the answer")
+    split_strategy: str = Field(
+        "iid", description="how one source is split over clients: iid, dirichlet, by, domain, quantity, length, ..."
+    )
+    split_column: str | None = Field(
+        None, description="the column that dirichlet, by and shards go by (default: the answers, where they are few)"
+    )
+    split_alpha: float = Field(
+        0.5, gt=0, description="concentration of dirichlet, quantity, length and cluster: small is skewed"
+    )
+    split_min_rows: int = Field(1, ge=1, description="rows that every client must get; a random split is drawn again")
+    shards_per_client: int = Field(2, ge=1, description="sorted shards that a client gets with shards")

@@ -1,0 +1,51 @@
+"""Keys of the federation: the algorithm, the clients, and how they take part."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+
+class FederationKeys(BaseModel):
+    """The federation."""
+
+    objective: str = Field("sft", description="the training loss")
+    fed_alg: str = Field("fedavg", description="the algorithm, or a baseline: local, localN, central")
+    num_rounds: int = Field(500, ge=1, description="rounds")
+    recipe: Literal["diloco", "photon"] = Field(
+        "diloco", description="what `weft pretrain` fills in: kept inner states, or stateless clients at higher rates"
+    )
+    fed_args: dict[str, Any] = Field(
+        {}, description="the algorithm's own parameters: name=value ...; a wrong name lists them"
+    )
+    num_clients: int = Field(
+        2, ge=0, description="clients in the population; 0: as many as the column or the folder has (by, domain)"
+    )
+    sample_clients: int = Field(2, ge=1, description="clients in a round")
+    client_sampling: Literal["uniform", "size"] = Field("uniform", description="every client alike, or by its rows")
+    client_weight: Literal["size", "uniform"] = Field(
+        "size", description="what a client's update weighs: its rows, or the same as any other"
+    )
+    availability: str | None = Field(
+        None, description="a CSV of client,first,last: the rounds (from 1) in which a client can be reached"
+    )
+    availability_period: int | None = Field(None, ge=1, description="rounds after which the trace begins again")
+    min_clients: int = Field(0, ge=0, description="good replies without which a round is repeated, not averaged")
+    max_attempts: int = Field(10, ge=1, description="how often a round is begun before the run stops, to be resumed")
+    over_selection: float = Field(
+        0.0, ge=0, description="share of clients asked beyond sample_clients; the first good replies count"
+    )
+    client_failure_rate: float = Field(0.0, ge=0, lt=1, description="simulated: chance that a client drops out")
+    client_speed: list[float] | None = Field(
+        None, description="simulated: clients' speeds, repeated; below 1 makes that share of its steps in a round"
+    )
+    prox_mu: float = Field(0.01, ge=0, description="mu of FedProx")
+    fedopt_tau: float | Literal["auto"] = Field(
+        1e-3, description="tau of the adaptive servers; auto: the median size of the first round's changes"
+    )
+    fedopt_eta: float | None = Field(
+        None, gt=0, description="server learning rate of the adaptive servers [0.001; twice tau where that is auto]"
+    )
+    fedopt_beta1: float = Field(0.9, ge=0, lt=1, description="beta1 of the adaptive servers")
+    fedopt_beta2: float = Field(0.99, ge=0, lt=1, description="beta2 of the adaptive servers")

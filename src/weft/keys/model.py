@@ -1,0 +1,71 @@
+"""Keys of the model: what it is, how it computes, what of it is trained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ModelKeys(BaseModel):
+    """The model."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model_name_or_path: str = Field("meta-llama/Llama-2-7b-hf", description="a hub name or a folder")
+    trust_remote_code: bool = Field(False, description="run code that comes with the model")
+    token: bool = Field(False, description="use the stored Hugging Face token")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="precision of the model's arithmetic"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, ...")
+    load_in_8bit: bool = Field(False, description="8-bit base (bitsandbytes)")
+    load_in_4bit: bool = Field(False, description="4-bit base (bitsandbytes)")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+    parallel: Literal["none", "fsdp", "tensor", "pipeline"] = Field(
+        "none",
+        description="one model in the processes that torchrun starts: sharded, split within layers, or by layers",
+    )
+    model_offload: Literal["none", "cpu", "disk"] = Field(
+        "none", description="where the layers of a frozen base wait while they do not compute"
+    )
+    cpu_offload: bool = Field(False, description="with fsdp: shards, gradients and moments on the CPU between uses")
+    size: Literal["5m", "15m", "60m", "150m"] | None = Field(
+        None, description="begin from nothing: a Llama of about so many parameters"
+    )
+    hidden_size: int | None = Field(None, ge=2, description="width of a model that begins from nothing")
+    num_layers: int | None = Field(None, ge=1, description="layers of a model that begins from nothing")
+    num_heads: int | None = Field(None, ge=1, description="attention heads of a model that begins from nothing")
+    tokenizer: str | None = Field(None, description="its tokenizer: a hub name or a folder")
+    tokenizer_text: str | None = Field(None, description="public text that a tokenizer is trained on")
+    federated_tokenizer: bool = Field(
+        False, description="train the tokenizer from the clients' counts of frequent words; no text is sent"
+    )
+    tokenizer_min_count: int = Field(5, ge=1, description="a client sends only words that it has at least so often")
+    tokenizer_min_clients: int = Field(2, ge=1, description="only words that so many clients sent are used")
+    tokenizer_noise: float = Field(
+        0.0,
+        ge=0,
+        description="scale of the discrete Laplace noise on a word's sum: epsilon is 1 / scale for one word more",
+    )
+    vocab_size: int = Field(8192, ge=259, description="tokens of a trained tokenizer, at most")
+    use_peft: bool = Field(False, description="train a LoRA adapter; without it all parameters")
+    peft_lora_r: int = Field(8, ge=1, description="LoRA rank")
+    peft_lora_alpha: float = Field(16, gt=0, description="LoRA alpha")
+    peft_lora_dropout: float = Field(0.05, ge=0, lt=1, description="LoRA dropout")
+    peft_lora_target_modules: list[str] = Field(["auto"], description="auto, all-linear, or names of modules")
+    use_rslora: bool = Field(False, description="scale by alpha / sqrt(r)")
+    use_dora: bool = Field(False, description="weight-decomposed LoRA")
+    lora_aggregation: str = Field(
+        "average", description="how clients' factors become one: average, ffa, rolora, stack, svd, residual, ..."
+    )
+    lora_side_rank: int | None = Field(
+        None, ge=1, description="largest rank of what stack and residual keep aside (default: nothing is lost)"
+    )
+    lora_merge_every: int = Field(10, ge=1, description="rounds after which merge puts the adapter aside, rank by rank")
+    client_ranks: list[int] | None = Field(
+        None, description="LoRA ranks of the clients in their order, repeated; at most peft_lora_r"
+    )
+    share: list[str] | None = Field(
+        None, description="which trained tensors travel: globs or parts of their names; others stay with the client"
+    )

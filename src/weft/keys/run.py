@@ -1,0 +1,23 @@
+"""Keys of the run: its folder, seed and records."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+
+class RunKeys(BaseModel):
+    """The run."""
+
+    output_dir: str = Field("output", description="the run directory")
+    seed: int = Field(2023, ge=0, description="everything random follows from it")
+    save_model_freq: int = Field(50, ge=0, description="rounds between checkpoints that are kept; 0: only the newest")
+    save_total_limit: int = Field(10, ge=1, description="how many of these are kept at most")
+    checkpoint_seconds: float = Field(5.0, ge=0, description="at most this much work is lost to a kill, and one round")
+    report_to: list[str] = Field(["none"], description="tensorboard, wandb, mlflow, trackio, none")
+    threads: int | None = Field(None, ge=1, description="CPU threads (default: torch's)")
+
+    # OpenFedLLM's flags that have no effect here, so that its scripts run as they stand
+    logging_steps: int = Field(100, description="accepted; every round is logged")
+    save_steps: int = Field(1000, description="accepted; see save_model_freq")
+    push_to_hub: bool = Field(False, description="accepted only as False; use `weft export` and the hub's own tool")
+    hub_model_id: str | None = Field(None, description="accepted; see push_to_hub")
