@@ -47,7 +47,7 @@ KEYS: dict[str, Any] = {
 ARMS: dict[str, dict[str, Any]] = {
     "local": {"fed_alg": "local"},
     "fedavg": {},
-    "central": {"fed_alg": "central"},
+    "fedavgm": {"fed_alg": "fedavgm"},
     "diloco": {"fed_alg": "diloco", "fed_args": {"outer_lr": 0.7, "momentum": 0.9}},
 }
 SHOWN = ("preference_accuracy", "reward_margin", "loss")

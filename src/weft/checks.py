@@ -17,6 +17,35 @@ def check(config: Any) -> None:
     _check_pairs(config)
     _check_numbers(config)
     _check_names(config)
+    _check_rewards(config)
+
+
+def _check_rewards(config: Any) -> None:
+    """Refuse what `weft grpo` could not begin with; where it does not run, these keys say nothing."""
+    if config.objective != "grpo":
+        return
+    if config.max_new_tokens >= config.seq_length:
+        raise ConfigError(
+            f"max_new_tokens is {config.max_new_tokens}, which leaves no room for a prompt in seq_length "
+            f"({config.seq_length}): write a larger --seq_length, or a smaller --max_new_tokens."
+        )
+    if not config.reward:
+        raise ConfigError(f"No reward is named: write --reward {', '.join(registry.REWARDS)}, or a Python file.")
+    for name in config.reward:
+        if ".py" not in name and name not in registry.REWARDS:
+            guess = registry.nearest(name, list(registry.REWARDS))
+            meant = f" Did you mean '{guess}'?" if guess else ""
+            raise ConfigError(
+                f"There is no reward named '{name}'.{meant} Known: {', '.join(registry.REWARDS)}; or a Python file, "
+                "FILE.py or FILE.py:FUNCTION."
+            )
+    if "regex" in config.reward and config.reward_pattern is None:
+        raise ConfigError("The reward 'regex' looks for a pattern: write --reward_pattern PATTERN.")
+    if config.reward_weights is not None and len(config.reward_weights) != len(config.reward):
+        raise ConfigError(
+            f"There are {len(config.reward)} rewards and {len(config.reward_weights)} reward_weights: write one for "
+            "each."
+        )
 
 
 def _check_pairs(config: Any) -> None:

@@ -16,6 +16,7 @@ HELP = {
     "sft": "fine-tune on instructions, federated",
     "pretrain": "pre-train on plain text, from nothing or from an open model, federated",
     "dpo": "align a model with preferences, federated: DPO and its family",
+    "grpo": "let a model learn from verifiable rewards, federated",
     "split": "show how rows are shared out over clients, without training",
     "demo": "three hospitals, in under three minutes, offline",
     "compare": "print runs side by side",

@@ -69,7 +69,10 @@ OBJECTIVES = {
     "sft": "weft.objectives.sft:SFT",
     "causal_lm": "weft.objectives.causal_lm:CausalLM",
     "preference": "weft.objectives.preference:Preference",
+    "grpo": "weft.objectives.grpo:GRPO",
 }
+REWARDS = ("exact", "numeric", "regex", "format", "length")
+"""Rewards by name; any other is a Python file."""
 SPLITS = {
     "iid": "weft.data.splits:iid",
     "dirichlet": "weft.data.splits:dirichlet",
@@ -92,6 +95,7 @@ COMMANDS = {
     "sft": "weft.commands.sft:run",
     "pretrain": "weft.commands.pretrain:run",
     "dpo": "weft.commands.dpo:run",
+    "grpo": "weft.commands.grpo:run",
     "split": "weft.commands.split:run",
     "demo": "weft.commands.demo:run",
     "compare": "weft.commands.compare:run",

@@ -154,3 +154,12 @@ def test_preferences_with_every_algorithm(keys, preferences: dict[str, str], los
     run = weft.train(keys | changes | {"num_rounds": 2, "eval_every": 0} | KINDS[kind], quiet=True)
     assert run.summary["rounds"] == 2
     assert 0 <= run.summary["eval"]["preference_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("fed_alg", ALGORITHMS)
+def test_rewards_with_every_algorithm(keys, fed_alg: str):
+    changes = {"objective": "grpo", "reward": "length", "max_new_tokens": 4, "num_generations": 2, "batch_size": 2}
+    changes |= {"fed_alg": fed_alg, "max_steps": 1, "num_rounds": 2, "eval_every": 0}
+    run = weft.train(keys | changes | KINDS["full" if fed_alg == "fedavg" else "lora"], quiet=True)
+    assert run.summary["rounds"] == 2
+    assert 0 <= run.summary["eval"]["reward"] <= 1

@@ -11,6 +11,7 @@ import torch
 
 import weft
 from conftest import colour_rows, write_rows
+from weft.core.parts import Objective
 from weft.launch.compose import local_steps
 from weft.training.loop import Job
 
@@ -49,7 +50,7 @@ def test_central_training_has_the_public_rows_too(keys, public: str):
     assert rounds(with_them)[0]["examples"] == pytest.approx(rounds(alone)[0]["examples"] + 30, abs=4)
 
 
-class Spy:
+class Spy(Objective):
     """An objective that only remembers which rows it was given."""
 
     def __init__(self) -> None:

@@ -65,10 +65,13 @@ def config(keys, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("fed_alg", ["fedavg", "local", "scaffold"])
-def test_killed_runs_end_bit_identical(config: Path, fed_alg: str, tmp_path: Path):
+ANSWERS = "--objective grpo --reward length --max_new_tokens 4 --num_generations 4 --batch_size 1 --grpo_iterations 2"
+
+
+@pytest.mark.parametrize(("fed_alg", "more"), [("fedavg", ""), ("local", ""), ("scaffold", ""), ("fedavg", ANSWERS)])
+def test_killed_runs_end_bit_identical(config: Path, fed_alg: str, more: str, tmp_path: Path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    flags = ["--fed_alg", fed_alg, "--output_dir"]
+    flags = ["--fed_alg", fed_alg, *more.split(), "--output_dir"]
     undisturbed = start(config, *flags, str(whole))
     process = start(config, *flags, str(broken))
     kills, rng = 0, random.Random(0)

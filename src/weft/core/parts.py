@@ -288,11 +288,27 @@ class Objective:
     """The training loss: what rows become, and what is minimised."""
 
     rows: ClassVar[str] = "conversations"
-    """What rows are: "conversations", "text", "pairs" (a preferred answer and another) or "judged" (good or bad)."""
+    """What rows are: "conversations", "text", "pairs" (a preferred answer and another), "judged" (good or bad) or
+    "prompts" (to be answered by the model itself)."""
     needs_reference: ClassVar[bool] = False
     """The loss compares with the log-probabilities of the model that the run began from."""
+    needs_start: ClassVar[bool] = False
+    """It compares with the model that the run began from while it trains or is evaluated."""
+    reuse: ClassVar[int] = 1
+    """Steps that are made with the same rows before others are drawn."""
     by_token: ClassVar[bool] = False
     """The loss is the summed cross-entropy of the batch's targets."""
+
+    def start(self) -> None:
+        """Get ready; ConfigError where something that it needs cannot be used."""
+
+    def act(self, model: Any, rows: Sequence[Any], seed: int) -> Sequence[Any]:
+        """Return what is learnt from, given rows and the model as it is at this step."""
+        return rows
+
+    def counts(self, batch: Any) -> Metrics:
+        """Return sums for the records, beside the loss."""
+        return {}
 
     def collate(self, rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> Any:
         """Return a batch of rows, each (token ids, which of them are learnt)."""

@@ -24,7 +24,11 @@ from weft.objectives.choices import choice_logps
 CONFUSION = "confusion"
 PREFERRED = ("preference_accuracy", "reward_margin", "chosen_logp", "rejected_logp")
 """Means over judged pairs."""
-SCORES = ("loss", "perplexity", "bits_per_byte", "accuracy", "macro_f1", *PREFERRED)
+REWARDED = ("reward", "answer_tokens", "cut")
+"""Means over answers."""
+OPTIONAL = (*PREFERRED, *REWARDED, "kl")
+"""What only some objectives are measured by."""
+SCORES = ("loss", "perplexity", "bits_per_byte", "accuracy", "macro_f1", *OPTIONAL)
 """What `summarise` makes of counts and sums."""
 
 
@@ -97,7 +101,8 @@ def _score(model: Resident, questions: Sequence[Question]) -> list[list[float]]:
 def summarise(metrics: Metrics) -> dict[str, float | int | None]:
     """Return SCORES and `rows`; None: not measured. `loss` is in nats a token; of preferences it is a mean over rows.
 
-    What is said of preferences is there for preferences only.
+    What is said of preferences and rewards is there for these only; `kl` (nats a token of the answers) is where there
+    is a reference.
     Bits per byte compares models of different tokenizers: the loss of all tokens, ends of texts included, over the
     bytes of the text in UTF-8.
     """
@@ -109,6 +114,7 @@ def summarise(metrics: Metrics) -> dict[str, float | int | None]:
         if name.startswith(CONFUSION + "/")
     }
     size, judged = metrics.get("text_bytes", 0.0), metrics.get("judged", 0.0)
+    answers, compared = metrics.get("answers", 0.0), metrics.get("kl_tokens", 0.0)
     asked = sum(pairs.values())
     right = sum(count for (gold, given), count in pairs.items() if gold == given)
     return {
@@ -118,6 +124,8 @@ def summarise(metrics: Metrics) -> dict[str, float | int | None]:
         "accuracy": right / asked if asked else None,
         "macro_f1": macro_f1(pairs) if asked else None,
         **{name: metrics[f"{name}_sum"] / judged for name in PREFERRED if judged},
+        **{name: metrics[f"{name}_sum"] / answers for name in REWARDED if answers},
+        **({"kl": metrics["kl_sum"] / compared} if compared else {}),
         "rows": int(metrics.get("rows", 0)),
     }
 
@@ -132,11 +140,6 @@ def macro_f1(pairs: Mapping[tuple[str, str], float]) -> float:
         there = sum(count for (gold, _), count in pairs.items() if gold == name)
         scores.append(2 * hit / (named + there) if hit else 0.0)
     return sum(scores) / len(scores)
-
-
-def add(left: Metrics, right: Metrics) -> Metrics:
-    """Return the sum of two clients' counts."""
-    return {name: left.get(name, 0.0) + right.get(name, 0.0) for name in left | right}
 
 
 def _exp(loss: float | None) -> float | None:

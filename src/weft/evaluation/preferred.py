@@ -10,8 +10,9 @@ import torch
 from weft.core.parts import Evaluator
 from weft.core.types import Metrics
 from weft.federation.site import View
+from weft.models.layout import Question
 from weft.models.resident import Resident
-from weft.objectives.choices import choice_logps
+from weft.objectives.choices import choice_logps, divergence
 from weft.objectives.preference import Preference
 
 NAMES = ("loss_sum", "preference_accuracy_sum", "reward_margin_sum", "chosen_logp_sum", "rejected_logp_sum")
@@ -51,4 +52,11 @@ class Preferred(Evaluator):
         finally:
             model.model.train(was_training)
         count = float(len(rows))
-        return sums | {"loss_tokens": count, "rows": count, "judged": count}
+        sums |= {"loss_tokens": count, "rows": count, "judged": count}
+        if self.objective.needs_reference:
+            pairs = [rows[row] for row in range(len(rows))]
+            seen = 1 if self.objective.rows == "judged" else 2
+            questions = [Question(pair.prompt, pair.answers[:seen]) for pair in pairs]
+            sums["kl_sum"], tokens = divergence(model, questions)
+            sums["kl_tokens"] = float(tokens)
+        return sums

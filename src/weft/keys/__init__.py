@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import ConfigDict, field_validator, model_validator
 
 from weft import checks, registry
 from weft.errors import ConfigError
@@ -23,7 +23,7 @@ class RunConfig(RunKeys, TrainingKeys, AlignmentKeys, FederationKeys, DataKeys, 
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    @field_validator("peft_lora_target_modules", "report_to", "choices", "share", mode="before")
+    @field_validator("peft_lora_target_modules", "report_to", "choices", "share", "reward", mode="before")
     @classmethod
     def _words(cls, value: Any) -> Any:
         """Take "a,b" for ["a", "b"]."""
@@ -33,7 +33,7 @@ class RunConfig(RunKeys, TrainingKeys, AlignmentKeys, FederationKeys, DataKeys, 
             return [word.strip() for part in value for word in str(part).split(",") if word.strip()]
         return value
 
-    @field_validator("client_ranks", "client_speed", mode="before")
+    @field_validator("client_ranks", "client_speed", "reward_weights", mode="before")
     @classmethod
     def _numbers(cls, value: Any) -> Any:
         """Take "8,16" for [8, 16], and a number for a list of one."""

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from weft.core.metrics import plus
 from weft.core.parts import Evaluator, LocalRule
 from weft.core.types import FIXED, SIDE, Metrics, Probe, ServerState, Tensors
-from weft.evaluation.heldout import add, summarise
+from weft.evaluation.heldout import summarise
 from weft.federation.plan import Plan
 from weft.federation.round import show
 from weft.federation.site import Site
@@ -21,7 +22,7 @@ from weft.launch.population import Population
 from weft.models.resident import Resident
 from weft.training.loop import Job
 
-SCORES = ("loss", "accuracy", "macro_f1", "preference_accuracy", "reward_margin")
+SCORES = ("loss", "accuracy", "macro_f1", "preference_accuracy", "reward_margin", "reward")
 FEW = 50
 """Clients up to which everybody's rows are tried by every model, unless it is asked for."""
 
@@ -76,16 +77,16 @@ class OwnModels:
                 self._show(site, own=False)
                 found = self.evaluator.evaluate(self.model, site.held)
                 clients[site.name]["shared"] = _short(found)
-                shared = add(shared, found)
+                shared = plus(shared, found)
         abroad = []
         for site in self.each():
             keep(site)
             mine: Metrics = {}
             for other in self._tested() if asked else [site] if len(site.held) else []:
                 found = self.evaluator.evaluate(self.model, other.held)
-                mine = add(mine, found)
+                mine = plus(mine, found)
                 if other.name == site.name:
-                    own = add(own, found)
+                    own = plus(own, found)
                     clients[site.name]["own"] = _short(found)
             if asked and mine:
                 clients[site.name]["own_on_everybody"] = _short(mine)

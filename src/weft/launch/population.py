@@ -16,16 +16,17 @@ from weft.data.encode import Encoded, closed_set, encode_choices
 from weft.data.formats import Example
 from weft.data.pairs import PairTable
 from weft.data.partition import hold_out
+from weft.data.prompts import PromptTable
 from weft.data.skew import describe_split
 from weft.data.store import Report
 from weft.data.tokens import TextTokenizer
 from weft.errors import DataError
 from weft.evaluation.heldout import Asked
 from weft.federation.site import MemoryStore, Sites
-from weft.launch.sources import Conversations, Judgements, Sources, Texts
+from weft.launch.sources import Conversations, Judgements, Prompts, Sources, Texts, needs_answer
 from weft.models.layout import Question
 
-Table = Encoded | Documents | PairTable
+Table = Encoded | Documents | PairTable | PromptTable
 PUBLIC = "public"
 """The client that has the public rows and takes part in every round."""
 
@@ -127,6 +128,8 @@ def populate(
 def _sources(config: RunConfig, tokenizer: Any, rows: str, report: Report) -> Texts | Conversations | Judgements:
     if rows == "text":
         return Texts(config, tokenizer=TextTokenizer(tokenizer), report=report)
+    if rows == "prompts":
+        return Prompts(config, needs_answer=needs_answer(config))
     return Conversations(config) if rows == "conversations" else Judgements(config, judged=rows == "judged")
 
 

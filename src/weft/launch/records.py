@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from weft.core.metrics import plus
 from weft.core.types import Metrics
-from weft.evaluation.heldout import add, summarise
+from weft.evaluation.heldout import summarise
 from weft.federation.loop import RoundDone
+from weft.rewards.score import FAULTS
 
 
 @dataclass
@@ -63,6 +65,13 @@ def round_record(done: RoundDone) -> dict[str, Any]:
         "learning_rate": sums.get("learning_rate", 0.0) / clients,
         "failures": record.failures,
     }
+    answers = sums.get("answers", 0.0)
+    if answers:
+        line["reward"] = sums["reward_sum"] / answers
+        line["answer_tokens"] = sums["answer_tokens_sum"] / answers
+        line["cut"] = sums["cut_sum"] / answers
+        line["groups_alike"] = sums["alike"] / sums["groups"]
+        line["reward_faults"] = {fault: int(count) for fault in FAULTS if (count := sums.get(f"reward_{fault}", 0.0))}
     optional = {"spare": list(record.spare) or None, "product_error": record.product_error, "clock": done.clock}
     return line | {name: value for name, value in optional.items() if value is not None}
 
@@ -71,7 +80,7 @@ def evaluation_record(round: int, scores: dict[str, Metrics]) -> dict[str, Any]:
     """Return the line of metrics.jsonl for an evaluation: over all rows, and for each client."""
     together: Metrics = {}
     for metrics in scores.values():
-        together = add(together, metrics)
+        together = plus(together, metrics)
     return {
         "event": "eval",
         "round": round,

@@ -16,15 +16,17 @@ import numpy as np
 from weft.config import RunConfig
 from weft.data.documents import Documents
 from weft.data.encode import Encoded, closed_set, encode
-from weft.data.formats import Example, no_column, to_examples
+from weft.data.formats import Example, Examples, no_column, to_examples
 from weft.data.load import Row, data_files, read_rows, resolve_source
 from weft.data.pairs import PairTable, encode_preferences
 from weft.data.partition import sample_rows
 from weft.data.preferences import Preference, to_preferences
+from weft.data.prompts import PromptTable, encode_prompts, to_prompts
 from weft.data.store import Report, Store, open_store
 from weft.data.texts import TextSource, text_sources
 from weft.data.tokens import TextTokenizer
 from weft.errors import DataError
+from weft.rewards.builtin import NEEDS_ANSWER
 
 
 @dataclass
@@ -105,12 +107,7 @@ class Conversations(Sources):
     def _add(self, source: str, sample: int | None, public: bool) -> np.ndarray:
         config, first = self.config, len(self.examples)
         rows = self._read(source, config.dataset_split, sample)
-        made = to_examples(
-            rows,
-            source=source,
-            instruction_column=config.instruction_column,
-            response_column=config.response_column,
-        )
+        made = self._made(rows, source)
         for reason, count in made.dropped.items():
             self._drop(reason, count)
         if not made.examples:
@@ -120,6 +117,15 @@ class Conversations(Sources):
         self.examples += made.examples
         self._know(source, rows, made.rows, public)
         return np.arange(first, len(self.examples))
+
+    def _made(self, rows: list[Row], source: str) -> Examples:
+        config = self.config
+        return to_examples(
+            rows,
+            source=source,
+            instruction_column=config.instruction_column,
+            response_column=config.response_column,
+        )
 
     def table(self, tokenizer: Any, template: Any) -> Encoded:
         """Return the rows of all examples."""
@@ -134,6 +140,29 @@ class Conversations(Sources):
         """Return the answers where they are few."""
         answers = [self.examples[number].answer.strip() for number in numbers]
         return answers if closed_set(answers) else None
+
+
+@dataclass
+class Prompts(Conversations):
+    """Questions that the model answers itself, in memory."""
+
+    needs_answer: bool = field(kw_only=True)
+    """A reward compares with the row's own answer."""
+
+    def _made(self, rows: list[Row], source: str) -> Examples:
+        config = self.config
+        return to_prompts(
+            rows,
+            source=source,
+            instruction_column=config.instruction_column,
+            response_column=config.response_column,
+            needs_answer=self.needs_answer,
+        )
+
+    def table(self, tokenizer: Any, template: Any) -> PromptTable:  # type: ignore[override]
+        """Return the rows of all examples."""
+        most = self.config.seq_length - self.config.max_new_tokens
+        return encode_prompts(self.examples, tokenizer, template, most=most)
 
 
 @dataclass
@@ -205,6 +234,11 @@ class Texts(Sources):
         """Return the documents, from their tokens."""
         table, decode = self.table(), self.tokenizer.tokenizer.decode
         return [decode(table.document(int(number)), skip_special_tokens=True) for number in numbers]
+
+
+def needs_answer(config: RunConfig) -> bool:
+    """Say whether one of the rewards compares with a row's own answer."""
+    return any(name in NEEDS_ANSWER for name in config.reward)
 
 
 def origin_of(source: str) -> str:

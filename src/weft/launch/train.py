@@ -90,6 +90,9 @@ def _train(config: RunConfig, plan: Plan, tokenizer: Any, group: Group | None, w
         write_atomic(run.split_file, (json.dumps(population.split, indent=1) + "\n").encode())
         progress.split(population.split)
         model = load_resident(config, tokenizer, plan.sharing.lora, group)
+        plan.objective.start()
+        if plan.objective.needs_start:
+            model.remember()
         if plan.objective.needs_reference:
             refer(population, model, run, config.eval_batch_size, progress.note)
         with Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers:

@@ -14,11 +14,13 @@ from typing import Any
 
 from weft.config import RunConfig
 from weft.core.files import write_atomic
+from weft.core.parts import Evaluator
 from weft.core.tensors import num_bytes
 from weft.core.types import Metrics, ServerState
 from weft.errors import ConfigError
-from weft.evaluation.heldout import PREFERRED, SCORES, HeldOut
+from weft.evaluation.heldout import OPTIONAL, SCORES, HeldOut
 from weft.evaluation.preferred import Preferred
+from weft.evaluation.rewarded import Rewarded
 from weft.federation.conditions import Conditions
 from weft.federation.loop import RoundDone, Rounds, run_rounds
 from weft.federation.plan import Plan
@@ -31,6 +33,7 @@ from weft.launch.records import Tally, evaluation_record, matrix_rate, peak_memo
 from weft.models.adapters import save_model
 from weft.models.group import Group
 from weft.models.resident import Resident
+from weft.objectives.grpo import GRPO
 from weft.objectives.preference import Preference
 from weft.runs import checkpoint
 from weft.runs.layout import RunDir
@@ -154,6 +157,9 @@ class Training:
         self.timing.append(timing)
         for client, reason in record["failures"].items():
             self.progress.note(f"round {record['round']}: the update of '{client}' was dropped: {reason}.")
+        if faults := record.get("reward_faults"):
+            said = ", ".join(f"{count} {fault.replace('_', ' ')}" for fault, count in faults.items())
+            self.progress.note(f"round {record['round']}: rewards that failed count as 0 ({said}).")
         if not record["clients"] and record["failures"]:
             self.progress.note(f"round {record['round']}: no update could be used; the model stays as it was.")
         self.progress.round(record | timing)
@@ -185,7 +191,7 @@ class Training:
             "train_loss": self.tally.train_loss,
             "product_error": errors[1] / errors[0] if errors[0] else None,
             "product_error_max": errors[2] if errors[0] else None,
-            "eval": {key: evaluation.get(key) for key in SCORES if key in evaluation or key not in PREFERRED},
+            "eval": {key: evaluation.get(key) for key in SCORES if key in evaluation or key not in OPTIONAL},
             "clients": evaluation.get("clients", {}),
             "models": models,
             "skew": self.population.split.get("skew", {}),
@@ -230,7 +236,9 @@ class Training:
         done: float = each * weights * self.tally.tokens / self.tally.seconds
         return done / matrix_rate(self.model.device, self.model.dtype)
 
-    def _evaluator(self) -> HeldOut | Preferred:
+    def _evaluator(self) -> Evaluator:
         if isinstance(self.plan.objective, Preference):
             return Preferred(self.plan.objective, self.config.eval_batch_size)
+        if isinstance(self.plan.objective, GRPO):
+            return Rewarded(self.plan.objective, self.config.eval_batch_size)
         return HeldOut(self.config.eval_batch_size, self.population.asked, self.population.text_bytes)

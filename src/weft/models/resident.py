@@ -7,7 +7,8 @@ the model on rounded copies. Knows nothing of rounds.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -66,9 +67,13 @@ class Resident:
         """Trained parameters that do not travel, as they were loaded, on the CPU."""
         self.fixed: Tensors = {}
         """Factors of the adapter that are never trained, on the CPU."""
+        self.started: Tensors = {}
+        """What is trained as it was when `remember` was called, on the CPU."""
         self._side: Side | None = None
         self._rounded = [name for name in self.params if self.masters[name] is not self.params[name]]
         self.can_pack = self._packing_is_exact()
+        self.can_cache: bool | None = None
+        """Whether answers drawn with a cache are the same as without; found out when it is first asked for."""
 
     def load(self, values: Tensors) -> None:
         """Put values (float32, by name, of any device) into the model, in place."""
@@ -92,6 +97,33 @@ class Resident:
             self._side = Side(self.model)
         if self._side is not None:
             self._side.load(values)
+
+    def remember(self) -> None:
+        """Keep what is trained as it is now, for `as_started`."""
+        self.started = self.values()
+
+    @contextmanager
+    def as_started(self) -> Iterator[None]:
+        """Be, for a while, the model that was remembered: a reference without a second model."""
+        now, side = tensors.copy(self.masters, self.device), self._side.given if self._side is not None else {}
+        self.put_side({})
+        self.load(self.started)
+        try:
+            yield
+        finally:
+            self.load(now)
+            self.put_side(side)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Compute without gradients and without dropout, for a while."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.train(was_training)
 
     def values(self) -> Tensors:
         """Return float32 copies of what is trained, on the CPU."""
@@ -156,6 +188,34 @@ class Resident:
             self._select.index = None
         logits: Tensor = out.logits
         return logits[0]
+
+    def continued(
+        self, input_ids: Tensor, mask: Tensor, position_ids: Tensor, cache: Any, index: Tensor
+    ) -> tuple[Tensor, Any]:
+        """Return the logits (N, V) at some positions of lines that go on, and the cache to go on from.
+
+        Args:
+            input_ids: (B, L) what is new.
+            mask: (B, all so far) which positions are tokens.
+            position_ids: (B, L).
+            cache: of what came before, or None at the beginning.
+            index: (N,) positions in the flattened (B * L).
+
+        Returns:
+            The logits, and the cache with what is new.
+        """
+        self._select.index = index
+        try:
+            out = self._base(
+                input_ids=input_ids,
+                attention_mask=mask,
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=True,
+            )
+        finally:
+            self._select.index = None
+        return out.logits[0], out.past_key_values
 
     @torch.no_grad()
     def _packing_is_exact(self) -> bool:

@@ -24,16 +24,16 @@ class Side:
 
     def __init__(self, model: nn.Module) -> None:
         self._factors: dict[str, tuple[Tensor, Tensor]] = {}
-        self._given: Tensors = {}
+        self.given: Tensors = {}
         self._where = next(model.parameters()).device
         for name, layer in adapted_layers(model).items():
             layer.get_base_layer().register_forward_hook(self._hook(name))
 
     def load(self, values: Tensors) -> None:
         """Take over factors by the names `MODULE.side_A` (R, k) and `MODULE.side_B` (d, R)."""
-        if values is self._given:
+        if values is self.given:
             return
-        self._given = values
+        self.given = values
         self._factors = {
             name.removesuffix(SIDE_A): (
                 value.to(self._where),

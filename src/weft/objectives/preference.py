@@ -70,6 +70,11 @@ class Preference(Objective):
         """All but SimPO and ORPO."""
         return self.loss_name not in FREE
 
+    @property
+    def needs_start(self) -> bool:  # type: ignore[override]
+        """What has a reference is told its divergence from it."""
+        return self.needs_reference
+
     def collate(self, rows: Sequence[Pair]) -> PairBatch:  # type: ignore[override]
         """Return the batch."""
         lengths = torch.tensor([[len(answer) for answer in row.answers] for row in rows])

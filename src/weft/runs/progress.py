@@ -94,6 +94,7 @@ class Progress:
     def _round_line(self, record: dict[str, Any]) -> str:
         clients = len(record.get("clients") or [])
         parts = [f"{clients} client{'' if clients == 1 else 's'}", *_present(record, "train_loss", "loss {:.4f}")]
+        parts += _present(record, "reward", "reward {:.3f}")
         parts += _present(record, "product_error", "product error {:.2g}")
         if record.get("failures"):
             parts.append(f"{len(record['failures'])} dropped")
@@ -168,4 +169,6 @@ def _scores(record: dict[str, Any], prefix: str = "") -> list[str]:
         *_present(record, "macro_f1", "macro-F1 {:.3f}"),
         *_present(record, "preference_accuracy", "preferred {:.1%}"),
         *_present(record, "reward_margin", "margin {:.3f}"),
+        *_present(record, "reward", "reward {:.3f}"),
+        *_present(record, "kl", "KL {:.3g}"),
     ]

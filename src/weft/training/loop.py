@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from weft.core.metrics import plus
 from weft.core.parts import LocalRule, Objective
 from weft.core.seeds import derive
 from weft.core.types import Finished, LocalWork, Metrics, Tensors
@@ -104,7 +105,12 @@ class GradientSteps:
         scaler = torch.amp.GradScaler(model.device.type, init_scale=1024.0, enabled=model.dtype == torch.float16)
         loss_sum, lr_sum = torch.zeros((), device=model.device), 0.0
         counted = {"loss_tokens": 0.0, "tokens": 0.0, "rows": 0.0}
-        windows = islice(self._windows(objective, rows, asked, job, model.own_part), steps)
+        done: Metrics = {}
+
+        def act(drawn: Sequence[Row], seed: int) -> Sequence[Row]:
+            return objective.act(model, model.own_part(drawn), seed)
+
+        windows = islice(self._windows(objective, rows, asked, job, act), steps)
         for step, window in enumerate(windows):
             lr = self.schedule.at(job.round, step, asked)
             lr_sum += lr
@@ -113,6 +119,9 @@ class GradientSteps:
             counted["loss_tokens"] += sum(len(batch.targets) for batch in window)
             counted["tokens"] += sum(batch.tokens for batch in window)
             counted["rows"] += sum(batch.rows for batch in window)
+            if step % objective.reuse == 0:
+                for batch in window:
+                    done = plus(done, objective.counts(batch))
         moments = model.gather(moments_of(optimizer, model.trained())) if rule.wants_moments else {}
         optimizer.zero_grad(set_to_none=True)
         loss, *sums = model.total([float(loss_sum), *counted.values()])
@@ -120,7 +129,7 @@ class GradientSteps:
         end = model.values()
         if not math.isfinite(loss) or not model.finite():
             raise ClientFailed(f"the training loss is not a finite number ({loss}) after {steps} steps")
-        metrics = {"loss_sum": loss, "steps": float(steps), "learning_rate": lr_sum / steps, **counted}
+        metrics = {"loss_sum": loss, "steps": float(steps), "learning_rate": lr_sum / steps, **counted, **done}
         work = LocalWork(shared, {name: end[name] for name in shared}, steps, lr_sum, moments)
         return Trained(rule.finish(work), metrics, {name: end[name] for name in job.own if name not in shared})
 
@@ -130,9 +139,9 @@ class GradientSteps:
         rows: Rows,
         steps: int,
         job: Job,
-        mine: Callable[[Sequence[Row]], Sequence[Row]] = lambda rows: rows,
+        act: Callable[[Sequence[Row], int], Sequence[Row]] = lambda rows, seed: rows,
     ) -> Iterator[list[Batch]]:
-        """Yield the micro-batches of each optimizer step, or this process's part of them."""
+        """Yield the micro-batches of each optimizer step: of what `act` makes of the rows when the step is due."""
         size, many = self.batch_size, self.accumulation
         shared = round_half(self.public_share * size) if job.public is not None else 0
         drawn = [(rows, "order", size - shared)]
@@ -144,19 +153,19 @@ class GradientSteps:
             ).reshape(steps, many, count)
             for table, purpose, count in drawn
         ]
+        window: list[Batch] = []
         for step in range(steps):
-            yield [
-                objective.collate(
-                    mine(
-                        [
-                            table[int(row)]
-                            for (table, _, _), order in zip(drawn, orders, strict=True)
-                            for row in order[step, micro]
-                        ]
-                    )
-                )
-                for micro in range(many)
-            ]
+            if step % objective.reuse == 0:
+                window = []
+                for micro in range(many):
+                    chosen = [
+                        table[int(row)]
+                        for (table, _, _), order in zip(drawn, orders, strict=True)
+                        for row in order[step // objective.reuse, micro]
+                    ]
+                    seed = derive(self.seed, "act", job.client, job.round, step, micro)
+                    window.append(objective.collate(act(chosen, seed)))
+            yield window
 
     def _backward(
         self, model: Resident, objective: Objective, rule: LocalRule, scaler: torch.amp.GradScaler, window: list[Batch]

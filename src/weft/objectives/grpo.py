@@ -1,0 +1,230 @@
+"""Group-relative policy optimisation with verifiable rewards (Shao et al. 2024, arXiv 2402.03300, section 4.1).
+
+For every prompt G answers o_i are drawn from the model and scored; A_i = (r_i - mean r) / (std r + 1e-4) over the
+group (std with G - 1). With q_t = pi(o_t) / pi_old(o_t) and the reference the model that the run began from:
+
+    per token  -min(q A, clip(q, 1 - e, 1 + e) A) + beta (ref / pi - log(ref / pi) - 1)
+    grpo       its mean over an answer's tokens, then over answers
+    dapo       its mean over all tokens                                            (Yu et al. 2025, arXiv 2503.14476)
+    dr_grpo    its sum over an answer's tokens / max_new_tokens, mean over answers, A not divided by the std
+                                                                                   (Liu et al. 2025, arXiv 2503.20783)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import islice
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weft.core.metrics import plus
+from weft.core.parts import Loss, Objective
+from weft.core.types import Metrics
+from weft.data.prompts import Prompt
+from weft.models.generate import Answer, Sampling, decoded, generate
+from weft.models.layout import Question
+from weft.models.resident import Resident
+from weft.objectives.choices import most_tokens, score_choices, within
+from weft.rewards.score import Claim, Judge, Scores, score_all
+
+LINE = 4096
+"""Positions up to which a prompt's answers share a line of the training batch."""
+
+
+class Group(NamedTuple):
+    """The answers to one prompt."""
+
+    prompt: np.ndarray
+    answers: list[np.ndarray]
+    """G of them, ids (T_i,) each."""
+    advantages: np.ndarray
+    """(G,) float32."""
+    old: np.ndarray
+    """(sum T_i,) float32: log-probabilities when they were drawn; empty where they are used once."""
+    reference: np.ndarray
+    """(sum T_i,) float32: those of the starting model; empty where there is no KL term."""
+    counts: Metrics
+
+
+@dataclass(frozen=True)
+class GroupBatch:
+    """Some groups."""
+
+    questions: list[Question]
+    advantages: Tensor
+    """(answers,)."""
+    lengths: Tensor
+    """(answers,) tokens of each."""
+    old: Tensor
+    reference: Tensor
+    targets: Tensor
+    """What the loss is a mean over: answers, or tokens."""
+    rows: int
+    tokens: int
+    counts: Metrics
+
+    def to(self, device: torch.device) -> GroupBatch:
+        """Return the batch on a device."""
+        parts = ("advantages", "lengths", "old", "reference", "targets")
+        return replace(self, **{name: getattr(self, name).to(device) for name in parts})
+
+
+@dataclass(frozen=True)
+class GRPO(Objective):
+    """The losses above."""
+
+    rows: ClassVar[str] = "prompts"
+    loss_name: str = field(default="grpo", metadata={"key": "grpo_loss"})
+    beta: float = field(default=0.04, metadata={"key": "grpo_kl"})
+    clip: float = field(default=0.2, metadata={"key": "grpo_clip"})
+    iterations: int = field(default=1, metadata={"key": "grpo_iterations"})
+    generations: int = field(default=8, metadata={"key": "num_generations"})
+    max_new_tokens: int = field(default=256, metadata={"key": "max_new_tokens"})
+    temperature: float = field(default=1.0, metadata={"key": "temperature"})
+    top_p: float = field(default=1.0, metadata={"key": "top_p"})
+    rewards: list[str] = field(default_factory=lambda: ["exact"], metadata={"key": "reward"})
+    weights: list[float] | None = field(default=None, metadata={"key": "reward_weights"})
+    seconds: float = field(default=5.0, metadata={"key": "reward_seconds"})
+    pattern: str | None = field(default=None, metadata={"key": "reward_pattern"})
+    form: str = field(default="", metadata={"key": "reward_format"})
+    length: int = field(default=200, metadata={"key": "reward_length"})
+
+    @property
+    def needs_start(self) -> bool:  # type: ignore[override]
+        """Where there is a KL term; evaluation tells the divergence in any case."""
+        return True
+
+    @property
+    def reuse(self) -> int:  # type: ignore[override]
+        """Steps on the same answers."""
+        return self.iterations
+
+    @cached_property
+    def judges(self) -> list[Judge]:
+        """The rewards, each with its process."""
+        settings = {"pattern": self.pattern, "format": self.form, "length": self.length}
+        return [Judge(name, self.seconds, settings) for name in self.rewards]
+
+    def start(self) -> None:
+        """Start the rewards' processes; ConfigError for a reward that cannot be used."""
+        for judge in self.judges:
+            judge.start()
+
+    def score(self, tokenizer: object, prompts: Sequence[Prompt], answers: Sequence[Sequence[Answer]]) -> Scores:
+        """Return the rewards of all answers to all prompts, in their order."""
+        claims = [
+            Claim(prompt.question, decoded(tokenizer, answer), prompt.answer)
+            for prompt, group in zip(prompts, answers, strict=True)
+            for answer in group
+        ]
+        return score_all(self.judges, self.weights or [1.0] * len(self.rewards), claims)
+
+    def act(self, model: Resident, rows: Sequence[Prompt], seed: int) -> list[Group]:
+        """Draw answers to the prompts from the model as it is now, and score them."""
+        how = Sampling(self.max_new_tokens, self.temperature, self.top_p)
+        drawn = generate(model, [row.ids for row in rows], how, copies=self.generations, seed=seed)
+        totals, faults = self.score(model.tokenizer, rows, drawn)
+        questions = [Question(row.ids, [one.ids for one in group]) for row, group in zip(rows, drawn, strict=True)]
+        old = self._logps(model, questions) if self.iterations > 1 else []
+        reference: list[np.ndarray] = []
+        if self.beta:
+            with model.as_started():
+                reference = self._logps(model, questions)
+        nothing = np.zeros(0, dtype=np.float32)
+        groups = []
+        for place, (question, group) in enumerate(zip(questions, drawn, strict=True)):
+            rewards = np.array(totals[place * self.generations : (place + 1) * self.generations])
+            groups.append(
+                Group(
+                    question.prompt,
+                    list(question.choices),
+                    self.advantages(rewards),
+                    old[place] if old else nothing,
+                    reference[place] if reference else nothing,
+                    counted(rewards, group) | {"alike": float(np.ptp(rewards) == 0)},
+                )
+            )
+        groups[0].counts.update({f"reward_{fault}": float(count) for fault, count in faults.items()})
+        return groups
+
+    def advantages(self, rewards: np.ndarray) -> np.ndarray:
+        """Return (G,): what each answer's reward is above its group's."""
+        above: np.ndarray = rewards - rewards.mean()
+        if self.loss_name != "dr_grpo":
+            above = above / (rewards.std(ddof=1) + 1e-4)
+        return above.astype(np.float32)
+
+    def _logps(self, model: Resident, questions: Sequence[Question]) -> list[np.ndarray]:
+        """Return for every question the log-probabilities of its choices' tokens, one after the other."""
+        lines = [line for question in questions for line in _lines(question)]
+        with model.evaluating():
+            found = [score_choices(model, some).logps.cpu().numpy() for some in within(lines, most_tokens(model))]
+        sizes = [sum(len(choice) for choice in question.choices) for question in questions]
+        return [np.asarray(part) for part in np.split(np.concatenate(found), np.cumsum(sizes)[:-1])]
+
+    def collate(self, groups: Sequence[Group]) -> GroupBatch:  # type: ignore[override]
+        """Return the batch."""
+        lengths = torch.tensor([len(answer) for group in groups for answer in group.answers])
+        counts: Metrics = {}
+        for group in groups:
+            counts = plus(counts, group.counts)
+        tokens = int(lengths.sum())
+        return GroupBatch(
+            [line for group in groups for line in _lines(Question(group.prompt, group.answers))],
+            torch.from_numpy(np.concatenate([group.advantages for group in groups])),
+            lengths,
+            torch.from_numpy(np.concatenate([group.old for group in groups])),
+            torch.from_numpy(np.concatenate([group.reference for group in groups])),
+            torch.arange(tokens if self.loss_name == "dapo" else len(lengths)),
+            len(groups),
+            tokens + sum(len(group.prompt) for group in groups),
+            counts,
+        )
+
+    def counts(self, batch: GroupBatch) -> Metrics:
+        """Return what is known of the answers: rewards, lengths, faults."""
+        return batch.counts
+
+    def loss(self, model: Resident, batch: GroupBatch) -> Loss:
+        """Return the summed loss of a batch."""
+        return Loss(self.of_tokens(score_choices(model, batch.questions).logps, batch), len(batch.targets))
+
+    def of_tokens(self, logps: Tensor, batch: GroupBatch) -> Tensor:
+        """Return the summed loss, given the (N,) log-probabilities of all tokens of all answers."""
+        owner = torch.repeat_interleave(batch.lengths)
+        advantage = batch.advantages[owner]
+        ratio = (logps - (batch.old if len(batch.old) else logps.detach())).exp()
+        clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
+        losses = -torch.minimum(ratio * advantage, clipped * advantage)
+        if self.beta:
+            behind = batch.reference - logps
+            losses = losses + self.beta * (behind.exp() - behind - 1)
+        if self.loss_name == "grpo":
+            return (losses / batch.lengths[owner]).sum()
+        return losses.sum() / (self.max_new_tokens if self.loss_name == "dr_grpo" else 1)
+
+
+def counted(rewards: np.ndarray, answers: Sequence[Answer]) -> Metrics:
+    """Return sums over answers: of rewards, tokens, and those that were cut."""
+    return {
+        "answers": float(len(answers)),
+        "reward_sum": float(rewards.sum()),
+        "answer_tokens_sum": float(sum(len(answer.ids) for answer in answers)),
+        "cut_sum": float(sum(not answer.ended for answer in answers)),
+        "groups": 1.0,
+    }
+
+
+def _lines(question: Question) -> list[Question]:
+    """Return the question in as many as it takes for each to fit a line."""
+    room = max(1, (LINE - len(question.prompt)) // max(len(choice) for choice in question.choices))
+    choices = iter(question.choices)
+    made = []
+    while some := list(islice(choices, room)):
+        made.append(Question(question.prompt, some))
+    return made

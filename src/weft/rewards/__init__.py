@@ -1,0 +1,1 @@
+"""Verifiable rewards: what an answer is worth, computed, not judged."""

@@ -1,0 +1,79 @@
+"""The process in which rewards are computed, so that one that hangs or breaks harms nothing: `python -m` this module.
+
+It reads a line of JSON with the settings, answers whether they can be used, then reads a line for every answer to be
+scored and writes its reward. What a reward prints goes to standard error.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from weft.rewards import builtin
+
+
+def load(name: str, settings: dict[str, Any]) -> builtin.Reward:
+    """Return the reward of a name, or the function of FILE.py[:FUNCTION]."""
+    path, _, function = name.partition(".py")
+    if name == path:
+        made: builtin.Reward = getattr(builtin, name)(settings)
+        return made
+    spec = importlib.util.spec_from_file_location("weft_reward", f"{path}.py")
+    if spec is None or spec.loader is None:
+        raise ImportError(f"'{path}.py' is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(Path(f"{path}.py").resolve().parent))
+    spec.loader.exec_module(module)
+    found: builtin.Reward = getattr(module, function.removeprefix(":") or "reward")
+    return found
+
+
+def score(reward: Callable[..., Any], job: dict[str, str], said: set[str]) -> dict[str, Any]:
+    """Return the reward of one answer, or what went wrong; each kind of error is shown once."""
+    try:
+        return {"reward": float(reward(job["prompt"], job["completion"], job["answer"]))}
+    except Exception as error:
+        kind = type(error).__name__
+        if kind not in said:
+            said.add(kind)
+            traceback.print_exc()
+        return {"error": kind}
+
+
+def main() -> None:
+    """Serve one parent until its end of the pipe closes."""
+    # What rewards read and print must not meet the messages: these get descriptors of their own.
+    jobs, answers = os.fdopen(os.dup(0), "r", encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+
+    def say(message: dict[str, Any]) -> None:
+        answers.write(json.dumps(message) + "\n")
+        answers.flush()
+
+    settings = json.loads(jobs.readline())
+    try:
+        reward = load(settings["name"], settings)
+    except Exception as error:
+        say({"error": f"{type(error).__name__}: {error}"})
+        return
+    say({"ready": True})
+    said: set[str] = set()
+    for line in jobs:
+        # Whoever started this may be gone by the time that a reward hangs: the alarm ends the process then.
+        signal.setitimer(signal.ITIMER_REAL, 2 * settings["seconds"] + 1)
+        result = score(reward, json.loads(line), said)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        say(result)
+
+
+if __name__ == "__main__":
+    main()

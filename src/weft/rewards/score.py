@@ -1,0 +1,156 @@
+"""Scoring answers: every reward in a child process with a time limit, faults counted and worth nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from weft.errors import ConfigError
+
+STARTING = 60.0
+"""Seconds that a reward's file may take to be loaded."""
+FAULTS = ("raised", "not_finite", "hung")
+"""What can go wrong with a reward: it raises (or its process dies), gives NaN or infinity, does not return in time."""
+
+
+class Claim(NamedTuple):
+    """An answer to be scored."""
+
+    prompt: str
+    """What was asked last."""
+    completion: str
+    answer: str
+    """The row's own."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """One reward, computed in a process of its own, which lives as long as this object."""
+
+    name: str
+    """exact, numeric, regex, format, length, or FILE.py[:FUNCTION]."""
+    seconds: float
+    """Most time for one answer."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    _running: list[_Child] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Start the process if it does not run.
+
+        Raises:
+            ConfigError: the reward cannot be loaded.
+        """
+        if self._running:
+            return
+        child = _Child()
+        weakref.finalize(self, child.kill)
+        self._running.append(child)
+        child.send({"name": self.name, "seconds": self.seconds, **self.settings})
+        said = child.receive(STARTING)
+        if said is None or "error" in said:
+            self._stop()
+            what = f"took more than {STARTING:.0f} s to load" if said is None else f"cannot be used ({said['error']})"
+            raise ConfigError(f"The reward '{self.name}' {what}: mend it, or write another --reward.")
+
+    def score(self, claim: Claim) -> tuple[float, str | None]:
+        """Return the reward and None, or 0 and which of FAULTS there was."""
+        self.start()
+        child = self._running[0]
+        child.send(claim._asdict())
+        said = child.receive(self.seconds)
+        if said is None:
+            self._stop()
+            return 0.0, "hung"
+        if "reward" not in said:
+            if child.ended:
+                self._stop()
+            return 0.0, "raised"
+        value = said["reward"]
+        return (value, None) if math.isfinite(value) else (0.0, "not_finite")
+
+    def _stop(self) -> None:
+        self._running.pop().kill()
+
+
+class Scores(NamedTuple):
+    """The rewards of some answers."""
+
+    totals: list[float]
+    """Of each, the weighted sum."""
+    faults: dict[str, int]
+    """How many rewards counted as 0 for which of FAULTS."""
+
+
+def score_all(judges: Sequence[Judge], weights: Sequence[float], claims: Sequence[Claim]) -> Scores:
+    """Return the weighted sum of the rewards of every answer."""
+    totals = [0.0] * len(claims)
+    faults = dict.fromkeys(FAULTS, 0)
+    for judge, weight in zip(judges, weights, strict=True):
+        for place, claim in enumerate(claims):
+            value, fault = judge.score(claim)
+            totals[place] += weight * value
+            if fault is not None:
+                faults[fault] += 1
+    return Scores(totals, faults)
+
+
+class _Child:
+    """The process of a reward, in a session of its own, so that whatever it starts ends with it."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "weft.rewards.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self.rest = b""
+        self.ended = False
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send a line; a process that is gone is found out when its answer does not come."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(message).encode() + b"\n")
+            self.process.stdin.flush()
+        except OSError:
+            self.ended = True
+
+    def receive(self, seconds: float) -> dict[str, Any] | None:
+        """Return the next line, {"error": ...} where the process has ended, or None when the time is over."""
+        assert self.process.stdout is not None
+        until = time.monotonic() + seconds
+        with selectors.DefaultSelector() as waiting:
+            waiting.register(self.process.stdout, selectors.EVENT_READ)
+            while b"\n" not in self.rest:
+                if not waiting.select(max(0.0, until - time.monotonic())):
+                    return None
+                read = os.read(self.process.stdout.fileno(), 1 << 16)
+                if not read:
+                    self.ended = True
+                    return {"error": "its process ended"}
+                self.rest += read
+        line, _, self.rest = self.rest.partition(b"\n")
+        said: dict[str, Any] = json.loads(line)
+        return said
+
+    def kill(self) -> None:
+        """End the process and all that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        self.process.wait()

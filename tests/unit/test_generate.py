@@ -1,0 +1,92 @@
+"""Answers drawn many at a time, against the plain ways of drawing them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from weft.models.generate import Sampling, _draw, decoded, generate
+from weft.models.resident import Resident
+
+SMALL = {"vocab_size": 640, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+HIDDEN = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+KINDS = {
+    "llama": (transformers.LlamaForCausalLM, transformers.LlamaConfig, HIDDEN),
+    "gpt2": (transformers.GPT2LMHeadModel, transformers.GPT2Config, {"n_embd": 32, "n_layer": 2, "n_head": 2}),
+    "bloom": (transformers.BloomForCausalLM, transformers.BloomConfig, {"hidden_size": 32, "n_layer": 2, "n_head": 2}),
+    "gemma2": (
+        transformers.Gemma2ForCausalLM,
+        transformers.Gemma2Config,
+        HIDDEN | {"num_key_value_heads": 1, "head_dim": 16, "sliding_window": 6},
+    ),
+    "mamba": (
+        transformers.MambaForCausalLM,
+        transformers.MambaConfig,
+        {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+    ),
+}
+
+
+def resident(kind: str, tokenizer, seed: int = 0) -> Resident:
+    model, config, sizes = KINDS[kind]
+    torch.manual_seed(seed)
+    made = model(config(**SMALL, **sizes)).eval()
+    for parameter in made.parameters():  # enough for one token to be likelier than the others
+        parameter.data *= 3
+    return Resident(made, tokenizer, torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def prompts() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(3, 600, length).astype(np.int32) for length in (3, 9, 5)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_at_a_time_are_as_one_alone(kind: str, tiny_tokenizer, prompts: list[np.ndarray]):
+    model = resident(kind, tiny_tokenizer)
+    together = generate(model, prompts, Sampling(8, temperature=0.0))
+    assert model.can_cache is (kind != "mamba")
+    for prompt, (answer,) in zip(prompts, together, strict=True):
+        line = [int(token) for token in prompt]
+        for token in answer.ids:
+            with torch.no_grad():
+                expected = int(model.model(torch.tensor([line]), use_cache=False).logits[0, -1].argmax())
+            assert int(token) == expected
+            line.append(expected)
+        assert len(answer.ids) == 8 or answer.ended
+
+
+def test_a_seed_gives_the_same_answers(tiny_tokenizer, prompts: list[np.ndarray]):
+    model = resident("llama", tiny_tokenizer)
+
+    def drawn(seed: int) -> list[list[list[int]]]:
+        return [
+            [one.ids.tolist() for one in group] for group in generate(model, prompts, Sampling(6), copies=4, seed=seed)
+        ]
+
+    assert drawn(1) == drawn(1) != drawn(2)
+    assert len({tuple(ids) for ids in drawn(1)[0]}) > 1  # copies differ
+
+
+def test_answers_end_and_are_cut(tiny_tokenizer, prompts: list[np.ndarray]):
+    model = resident("llama", tiny_tokenizer)
+    answers = [one for group in generate(model, prompts, Sampling(200, 3.0), copies=8) for one in group]
+    ended = [one for one in answers if one.ended]
+    assert ended
+    assert all(one.ids[-1] == 1 and 1 not in one.ids[:-1] for one in ended)
+    assert all(len(one.ids) == 200 for one in answers if not one.ended)
+    assert "</s>" not in decoded(tiny_tokenizer, ended[0])
+
+
+def test_only_the_likeliest_tokens_are_drawn():
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).expand(2000, -1)
+    chance = torch.Generator().manual_seed(0)
+    assert set(_draw(logits, Sampling(1, top_p=0.75), chance).tolist()) == {0, 1}
+    every = torch.bincount(_draw(logits, Sampling(1), chance), minlength=4) / 2000
+    assert torch.allclose(every, torch.tensor([0.5, 0.3, 0.15, 0.05]), atol=0.04)
+    cold = torch.bincount(_draw(logits, Sampling(1, temperature=0.5), chance), minlength=4) / 2000
+    squares = torch.tensor([0.25, 0.09, 0.0225, 0.0025])
+    assert torch.allclose(cold, squares / squares.sum(), atol=0.04)
