@@ -122,6 +122,7 @@ def _check_numbers(config: Any) -> None:
 def _check_names(config: Any) -> None:
     registry.check_algorithm(config.fed_alg)
     registry.require(registry.LORA_AGGREGATIONS, config.lora_aggregation, "LoRA aggregation")
+    registry.require(registry.WEIGHTINGS, config.client_weight, "client weight")
     registry.require(registry.OBJECTIVES, config.objective, "objective")
     registry.require(registry.SPLITS, config.split_strategy, "split strategy")
     if config.template != "auto":

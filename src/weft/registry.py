@@ -61,6 +61,12 @@ OTHER_NAMES = {
     "fedadgrad": "fedadagrad",
 }
 """What papers and other tools call a part."""
+WEIGHTINGS = {
+    "size": "weft.weighting.size:Size",
+    "uniform": "weft.weighting.uniform:Uniform",
+    "minimax": "weft.weighting.minimax:Minimax",
+    "gain": "weft.weighting.gain:Gain",
+}
 AGGREGATORS = {"mean": "weft.aggregation.mean:Mean"}
 PRIVACY = {"none": "weft.privacy.none:NoPrivacy"}
 CODECS = {"none": "weft.compression.identity:Identity"}

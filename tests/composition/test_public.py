@@ -11,7 +11,7 @@ import torch
 
 import weft
 from conftest import colour_rows, write_rows
-from weft.core.parts import Objective
+from weft.core.objective import Objective
 from weft.launch.compose import local_steps
 from weft.training.loop import Job
 

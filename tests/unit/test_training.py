@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from weft.core.parts import LocalRule, Loss
+from weft.core.objective import Loss
+from weft.core.parts import LocalRule
 from weft.errors import ClientFailed
 from weft.federation.sampling import sample_clients
 from weft.models.layout import lay_out

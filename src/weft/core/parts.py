@@ -33,7 +33,7 @@ from weft.core.types import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
+    pass
 
 Exchange = Callable[[Sequence[Message]], Iterable[Reply]]
 """Carry messages to the clients and yield what comes back, in any order, failures included."""
@@ -99,6 +99,8 @@ class Algorithm:
     """The names of single numbers that every client sends beside them, in the stream SCALARS."""
     personal: ClassVar[bool] = False
     """Every client ends with a model of its own."""
+    one_model: ClassVar[bool] = True
+    """The server's parameters are one model; otherwise a client chooses from several."""
     pools_data: ClassVar[bool] = False
     """All rows are brought together at one place: a baseline, not a federation."""
     adds_mean: ClassVar[bool] = True
@@ -141,6 +143,19 @@ class Algorithm:
     def task(self, state: ServerState, client: str, version: int) -> Task:
         """Return what a client is sent that begins at `version`, which is the state's round unless asynchronous."""
         return Task(client, state.round, version, state.params)
+
+    def beside(self, state: ServerState) -> Streams:
+        """Return what is sent along wherever the parameters are sent to be used, not trained."""
+        return {}
+
+    def choose(self, task: Task, loss: Callable[[Tensors], float]) -> tuple[Task, Streams]:
+        """Return the task as the client takes it, and what it says of its choice.
+
+        Args:
+            task: as it was sent.
+            loss: of parameters on some of the client's own rows.
+        """
+        return task, {}
 
     def like(self, params: Tensors) -> Streams:
         """Return tensors of the names, shapes and dtypes that a client's streams must have, given its parameters."""
@@ -221,6 +236,19 @@ class Aggregator:
         raise TypeError(f"{type(self).__name__} must define combine")
 
 
+class Weighting:
+    """What a client's update weighs in the cohort's mean; this base class weighs by rows."""
+
+    by_rows: ClassVar[bool] = True
+    """A client says how many rows it has; otherwise it says 1."""
+    single_updates: ClassVar[bool] = False
+    """The server looks at each client's metrics, and remembers something of each."""
+
+    def factor(self, client: str, metrics: Metrics, memory: Tensors) -> tuple[float, Tensors]:
+        """Return by what the weight that the client gave is multiplied, above 0, and what is remembered anew."""
+        return 1.0, {}
+
+
 class Budget(NamedTuple):
     """What differential privacy has been spent: (epsilon, delta)."""
 
@@ -275,56 +303,6 @@ class Protection:
     def collect(self, exchange: Exchange, messages: Sequence[Message]) -> Iterable[Reply]:
         """Exchange the messages, in as many phases as the protection needs, and yield opened replies."""
         return exchange(messages)
-
-
-class Loss(NamedTuple):
-    """A loss summed over a number of targets."""
-
-    total: Tensor
-    targets: int
-
-
-class Objective:
-    """The training loss: what rows become, and what is minimised."""
-
-    rows: ClassVar[str] = "conversations"
-    """What rows are: "conversations", "text", "pairs" (a preferred answer and another), "judged" (good or bad) or
-    "prompts" (to be answered by the model itself)."""
-    needs_reference: ClassVar[bool] = False
-    """The loss compares with the log-probabilities of the model that the run began from."""
-    needs_start: ClassVar[bool] = False
-    """It compares with the model that the run began from while it trains or is evaluated."""
-    reuse: ClassVar[int] = 1
-    """Steps that are made with the same rows before others are drawn."""
-    by_token: ClassVar[bool] = False
-    """The loss is the summed cross-entropy of the batch's targets."""
-
-    def start(self) -> None:
-        """Get ready; ConfigError where something that it needs cannot be used."""
-
-    def act(self, model: Any, rows: Sequence[Any], seed: int) -> Sequence[Any]:
-        """Return what is learnt from, given rows and the model as it is at this step."""
-        return rows
-
-    def counts(self, batch: Any) -> Metrics:
-        """Return sums for the records, beside the loss."""
-        return {}
-
-    def collate(self, rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> Any:
-        """Return a batch of rows, each (token ids, which of them are learnt)."""
-        raise TypeError(f"{type(self).__name__} must define collate")
-
-    def loss(self, model: Any, batch: Any) -> Loss:
-        """Return the loss of a batch, summed over its targets."""
-        raise TypeError(f"{type(self).__name__} must define loss")
-
-
-class Evaluator:
-    """What measures a model on a client's held-out rows."""
-
-    def evaluate(self, model: Any, rows: Any) -> Metrics:
-        """Return counts and sums, which can be added up over clients."""
-        raise TypeError(f"{type(self).__name__} must define evaluate")
 
 
 class Runtime:

@@ -24,6 +24,8 @@ SCALARS = "scalars"
 """The stream of single numbers, each a tensor of shape ()."""
 SIDE = "adapter.side"
 """Frozen low-rank factors that every client adds beside its adapter: `MODULE.side_A`, `MODULE.side_B`."""
+WEIGHTS = "weights"
+"""What the server remembers of clients to weigh them, by names that begin as the weighting likes."""
 FIXED = "adapter.fixed"
 """Factors that nobody trains, kept by the server to know the products and to write the result."""
 

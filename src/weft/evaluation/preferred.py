@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from weft.core.parts import Evaluator
+from weft.core.objective import Evaluator
 from weft.core.types import Metrics
 from weft.federation.site import View
 from weft.models.layout import Question

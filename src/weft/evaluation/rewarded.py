@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from weft.core.metrics import plus
-from weft.core.parts import Evaluator
+from weft.core.objective import Evaluator
 from weft.core.types import Metrics
 from weft.federation.site import View
 from weft.models.generate import Sampling, generate

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from weft.core.parts import Runtime
+from weft.core.parts import Algorithm, Runtime
 from weft.core.types import Metrics, Probe, Score, ServerState
 from weft.errors import RunError
 from weft.federation.conditions import Conditions
@@ -91,7 +91,7 @@ def run_rounds(
         attempt = 0
         last = state.round == rounds.count
         due = last or (rounds.eval_every > 0 and state.round % rounds.eval_every == 0)
-        scores = evaluate(state, runtime, evaluated) if due and evaluated else None
+        scores = evaluate(plan.algorithm, state, runtime, evaluated) if due and evaluated else None
         yield RoundDone(state, record, seconds, scores, clock)
 
 
@@ -101,7 +101,9 @@ def _arrivals(plan: Plan, rounds: Rounds, clients: Sequence[str], behind: int) -
     return islice(arrivals(rounds.selection, rounds.conditions, clients, size), behind, None)
 
 
-def evaluate(state: ServerState, runtime: Runtime, clients: Sequence[str], *, own: bool = True) -> dict[str, Metrics]:
+def evaluate(
+    algorithm: Algorithm, state: ServerState, runtime: Runtime, clients: Sequence[str], *, own: bool = True
+) -> dict[str, Metrics]:
     """Return the counts and sums of every client that answers, of its own model or of the shared one."""
-    probes = [Probe(client, state.round, state.params, beside(state), own) for client in clients]
+    probes = [Probe(client, state.round, state.params, beside(algorithm, state), own) for client in clients]
     return {reply.client: reply.metrics for reply in runtime.exchange(probes) if isinstance(reply, Score)}

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from weft.core.parts import Aggregator, Algorithm, Codec, Objective, Privacy, Protection
+from weft.core.objective import Objective
+from weft.core.parts import Aggregator, Algorithm, Codec, Privacy, Protection, Weighting
 from weft.errors import ConfigError
 from weft.federation.rules import refusals
 from weft.federation.sharing import Sharing
@@ -30,8 +31,7 @@ class Plan:
     """What is trained: "full", "lora", or "dora" (whose product is normalised)."""
     quorum: int = 0
     """Good replies that a round needs to count; with fewer it is begun again."""
-    weigh_by_size: bool = True
-    """A client weighs as many as it has rows; otherwise all weigh the same."""
+    weighting: Weighting = field(default_factory=Weighting)
     slow_clients: bool = False
     """Some clients do not make all their steps in time."""
     spare: bool = False

@@ -20,8 +20,25 @@ from dataclasses import replace
 from itertools import islice
 
 from weft.core import tensors
-from weft.core.parts import Evaluator, Runtime
-from weft.core.types import DELTA, FIXED, SIDE, Message, Probe, Reply, Score, ServerState, Streams, Task, Undo, Update
+from weft.core.objective import Evaluator
+from weft.core.parts import Runtime
+from weft.core.seeds import derive
+from weft.core.types import (
+    DELTA,
+    FIXED,
+    SIDE,
+    WEIGHTS,
+    Message,
+    Probe,
+    Reply,
+    Score,
+    ServerState,
+    Streams,
+    Task,
+    Tensors,
+    Undo,
+    Update,
+)
 from weft.errors import ClientFailed
 from weft.federation.admission import admit
 from weft.federation.plan import Plan
@@ -30,9 +47,12 @@ from weft.federation.record import RoundRecord
 from weft.federation.sharing import cut_like, pad, padded
 from weft.federation.site import Site
 from weft.federation.state import Asked, advance, expected_streams, task_for
+from weft.federation.weigher import Weigher
 from weft.models.resident import Resident
 from weft.training.loop import Job
 
+CHOICE_ROWS = 64
+"""Rows by which a client chooses from several models."""
 RULE, CODEC, OWN = "rule.", "codec.", "own"
 """Whose part of a client's memory a stream is; OWN is the stream of trained parameters that do not travel."""
 
@@ -58,9 +78,10 @@ def run_round(
     if plan.algorithm.shares:
         record.bytes_down = sum(tensors.num_bytes(t.params) + tensors.num_bytes(t.extra) for t in tasks.values())
     replies = plan.protection.collect(runtime.exchange, list(tasks.values()))
-    updates: Iterable[Update] = islice(_admitted(plan, state, tasks, replies, record), wanted or None)
+    weigher = Weigher(plan.weighting, state.memory.get(WEIGHTS, {}))
+    updates: Iterable[Update] = map(weigher, islice(_admitted(plan, state, tasks, replies, record), wanted or None))
     products = None
-    whole = plan.algorithm.shares and plan.algorithm.period == 1
+    whole = plan.algorithm.shares and plan.algorithm.period == 1 and plan.algorithm.one_model
     if plan.sharing.scale is not None and whole and not plan.protection.sum_only:
         exact = plan.sharing.lora.single_updates
         products = Products(plan.sharing.scale, state.memory.get(FIXED, {}), exact=exact)
@@ -81,7 +102,7 @@ def run_round(
         averaged = state.params | tensors.add(total.streams[DELTA], state.params)
         record.product_error = products.error(averaged, state.memory, total.streams)
     total = plan.privacy.on_server(total)
-    return advance(plan.algorithm, state, total), record
+    return advance(plan.algorithm, replace(state, memory=state.memory | weigher.memory), total), record
 
 
 def _admitted(
@@ -111,19 +132,30 @@ def answer(message: Message, plan: Plan, site: Site, model: Resident, evaluator:
         site.memory.drop(site.name, message.round + 1)
         return Score(site.name, message.round, {})
     if isinstance(message, Probe):
-        show(message, plan, site, model)
-        return Score(site.name, message.round, evaluator.evaluate(model, site.held))
+        said = show(message, plan, site, model)
+        chosen = {f"{stream}/{int(value)}": 1.0 for stream, values in said.items() for value in values.values()}
+        return Score(site.name, message.round, evaluator.evaluate(model, site.held) | chosen)
     return _train(message, plan, site, model)
 
 
-def show(message: Probe, plan: Plan, site: Site, model: Resident) -> None:
-    """Put the model that a probe asks for into the resident model: the client's own, or the shared one."""
+def show(message: Probe, plan: Plan, site: Site, model: Resident) -> Streams:
+    """Put the model that a probe asks for into the resident model: the client's own, or the shared one.
+
+    Returns:
+        What the client says of its choice, where it had one.
+    """
     memory = site.memory.load(site.name, message.round) if message.own else {}
     shared = pad(message.params, model.masters)
-    if message.own:
-        shared = plan.algorithm.own_params(shared, _part(memory, RULE))
+    start = model.initial | memory.get(OWN, {})
     model.put_side(message.extra.get(SIDE, {}))
-    model.load(model.initial | memory.get(OWN, {}) | shared)
+    said: Streams = {}
+    if message.own:
+        extra = {stream: pad(values, model.masters) for stream, values in message.extra.items()}
+        given = Task(site.name, message.round, message.round, shared, extra)
+        given, said = plan.algorithm.choose(given, lambda params: _loss(start | params, plan, site, model))
+        shared = plan.algorithm.own_params(given.params, _part(memory, RULE))
+    model.load(start | shared)
+    return said
 
 
 def _train(task: Task, plan: Plan, site: Site, model: Resident) -> Update:
@@ -133,9 +165,10 @@ def _train(task: Task, plan: Plan, site: Site, model: Resident) -> Update:
     like = expected_streams(plan, shared | task.params, task.round)
     extra = {stream: pad(values, model.masters) for stream, values in task.extra.items()}
     given = replace(task, params=pad(task.params, model.masters), extra=extra)
-    rule = plan.algorithm.rule(given, _part(memory, RULE))
     model.put_side(task.extra.get(SIDE, {}))
     start = model.initial | memory.get(OWN, {})
+    given, said = plan.algorithm.choose(given, lambda params: _loss(start | params, plan, site, model))
+    rule = plan.algorithm.rule(given, _part(memory, RULE))
     trained = {*plan.sharing.trained(shared, task.round), *model.initial}
     job = Job(start, given.params, trained, site.index, task.round, site.share, site.public)
     done = plan.local.work(model, plan.objective, site.train, rule, job)
@@ -145,8 +178,9 @@ def _train(task: Task, plan: Plan, site: Site, model: Resident) -> Update:
         remembered |= _named(plan.local.work(model, plan.objective, site.train, second, job).finished.memory, RULE)
     if done.kept:
         remembered[OWN] = done.kept
-    streams = {stream: cut_like(values, like[stream]) for stream, values in done.finished.streams.items()}
-    weight = float(len(site.train)) if plan.weigh_by_size else 1.0
+    sent = done.finished.streams | said
+    streams = {stream: cut_like(values, like[stream]) for stream, values in sent.items()}
+    weight = float(len(site.train)) if plan.weighting.by_rows else 1.0
     update = Update(site.name, task.round, task.base_version, streams, weight, done.metrics)
     update = plan.privacy.on_client(update)
     update, kept = plan.codec.encode(update, _part(memory, CODEC))
@@ -154,6 +188,13 @@ def _train(task: Task, plan: Plan, site: Site, model: Resident) -> Update:
     if remembered:
         site.memory.save(site.name, task.round + 1, remembered)
     return plan.protection.seal(update)
+
+
+def _loss(params: Tensors, plan: Plan, site: Site, model: Resident) -> float:
+    """Return the loss of parameters on the first of the client's own rows; the model is left with them."""
+    model.load(params)
+    rows = [site.train[row] for row in range(min(len(site.train), CHOICE_ROWS))]
+    return plan.objective.assess(model, rows, plan.local.batch_size, derive(plan.local.seed, "choice", site.name))
 
 
 def _part(memory: Streams, prefix: str) -> Streams:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def refusals(plan: Plan) -> list[tuple[bool, str]]:
     """Return all rules for a plan."""
-    return [*_protection(plan), *_lora(plan), *_personal(plan), *_conditions(plan), *_placement(plan)]
+    return [*_protection(plan), *_lora(plan), *_clusters(plan), *_personal(plan), *_conditions(plan), *_placement(plan)]
 
 
 def _protection(plan: Plan) -> list[tuple[bool, str]]:
@@ -37,6 +37,17 @@ def _protection(plan: Plan) -> list[tuple[bool, str]]:
             protection.sum_only and not plan.codec.dense,
             f"Updates encoded by {type(plan.codec).__name__} cannot be added up under {hidden}: choose another codec, "
             "or --protection none.",
+        ),
+        (
+            plan.weighting.single_updates and (protection.sum_only or plan.privacy.bounded),
+            f"{type(plan.weighting).__name__} weighs every client by its own loss or reward, which "
+            f"{hidden if protection.sum_only else type(plan.privacy).__name__} keeps from the server: write "
+            "--client_weight size or uniform.",
+        ),
+        (
+            plan.weighting.single_updates and not algorithm.shares,
+            f"{name} sends no updates, so there is nothing for {type(plan.weighting).__name__} to weigh: write "
+            "--client_weight size, or choose a federated algorithm.",
         ),
         (
             plan.privacy.bounded and not plan.aggregator.additive,
@@ -99,6 +110,25 @@ def _lora(plan: Plan) -> list[tuple[bool, str]]:
             lora.alternates and algorithm.asynchronous,
             f"{how} trains other factors in every round, and in {name} clients of several rounds meet: write "
             "--lora_aggregation ffa, or a synchronous algorithm.",
+        ),
+    ]
+
+
+def _clusters(plan: Plan) -> list[tuple[bool, str]]:
+    algorithm, lora = plan.algorithm, plan.sharing.lora
+    several = not algorithm.one_model
+    kept = algorithm.stateful_clients or algorithm.period > 1 or not algorithm.shares
+    return [
+        (
+            several and (kept or algorithm.asynchronous or algorithm.one_step),
+            "Clusters are several models that clients move between, and this algorithm keeps something of one model at "
+            "its clients, or waits for no cohort: leave out --cluster, or write --fed_alg fedavg, fedprox, fedavgm, "
+            "fedadam, fedyogi, fedadagrad, fednova, fedexp or fedcm.",
+        ),
+        (
+            several and (lora.single_updates or lora.shape in ("side", "twin") or bool(lora.kept)),
+            f"{type(lora).__name__} keeps a product or a part of one model, and clusters are several: write "
+            "--lora_aggregation average, ffa, rolora or fedsb, or leave out --cluster.",
         ),
     ]
 

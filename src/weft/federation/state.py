@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from weft.core.parts import Algorithm
-from weft.core.types import DELTA, FIXED, SIDE, ServerState, Streams, Task, Tensors, Total
+from weft.core.types import DELTA, FIXED, SIDE, WEIGHTS, ServerState, Streams, Task, Tensors, Total
 from weft.federation.plan import Plan
 from weft.federation.sharing import cut
 
-RESERVED = (SIDE, FIXED)
+RESERVED = (SIDE, FIXED, WEIGHTS)
 """Server memory that is not the algorithm's."""
 
 
@@ -38,11 +38,16 @@ def task_for(plan: Plan, state: ServerState, asked: Asked) -> Task:
     """Return what a client is sent: the algorithm's task, cut to the client's rank, and the side adapter."""
     task = plan.algorithm.task(state, asked.client, asked.version)
     extra = {stream: cut(values, asked.rank) for stream, values in task.extra.items()}
-    return replace(task, params=cut(task.params, asked.rank), extra=extra | beside(state), attempt=state.attempts)
+    return replace(task, params=cut(task.params, asked.rank), extra=extra | _side(state), attempt=state.attempts)
 
 
-def beside(state: ServerState) -> Streams:
-    """Return what goes with the parameters wherever they are put into a model: the side adapter, if there is one."""
+def beside(algorithm: Algorithm, state: ServerState) -> Streams:
+    """Return what goes with the parameters wherever they are put into a model to be used."""
+    return _side(state) | algorithm.beside(state)
+
+
+def _side(state: ServerState) -> Streams:
+    """Return the side adapter, if there is one."""
     return {SIDE: state.memory[SIDE]} if SIDE in state.memory else {}
 
 

@@ -24,9 +24,15 @@ class FederationKeys(BaseModel):
     )
     sample_clients: int = Field(2, ge=1, description="clients in a round")
     client_sampling: Literal["uniform", "size"] = Field("uniform", description="every client alike, or by its rows")
-    client_weight: Literal["size", "uniform"] = Field(
-        "size", description="what a client's update weighs: its rows, or the same as any other"
+    client_weight: str = Field(
+        "size",
+        description="what a client's update weighs: its rows (size), the same as any other (uniform), more the worse "
+        "it fares (minimax), or more the more it gains (gain)",
     )
+    cluster: int = Field(
+        1, ge=1, description="so many models instead of one; a client trains the one that fits its own rows best"
+    )
+    weight_rate: float = Field(1.0, gt=0, description="how strongly minimax and gain weigh")
     availability: str | None = Field(
         None, description="a CSV of client,first,last: the rounds (from 1) in which a client can be reached"
     )

@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any, get_type_hints
 
 from weft import registry
+from weft.algorithms.clustered import Clustered
 from weft.config import RunConfig
 from weft.core.parts import Algorithm
 from weft.errors import ConfigError
@@ -80,7 +81,9 @@ def algorithm(config: RunConfig) -> Algorithm:
 def plan(config: RunConfig) -> Plan:
     """Return the composed plan; ConfigError for parts that cannot be combined."""
     return Plan(
-        algorithm=algorithm(config),
+        algorithm=Clustered(algorithm(config), config.cluster, config.seed)
+        if config.cluster > 1
+        else algorithm(config),
         aggregator=part(registry.AGGREGATORS, "mean", "aggregator", config),
         privacy=part(registry.PRIVACY, "none", "privacy", config),
         codec=part(registry.CODECS, "none", "codec", config),
@@ -90,7 +93,7 @@ def plan(config: RunConfig) -> Plan:
         sharing=sharing(config),
         trainable=("dora" if config.use_dora else "lora") if config.use_peft else "full",
         quorum=config.min_clients,
-        weigh_by_size=config.client_weight == "size",
+        weighting=part(registry.WEIGHTINGS, config.client_weight, "client weight", config),
         slow_clients=any(speed < 1 for speed in config.client_speed or ()),
         spare=config.over_selection > 0,
         everywhere=config.public_data is not None and not config.public_share,

@@ -113,8 +113,8 @@ def count(config: RunConfig, model_config: Any, plan: Plan) -> Sizes:
 def _algorithm(config: RunConfig, plan: Plan) -> str:
     own = ", ".join(f"{name} {value}" for name, value in config.fed_args.items())
     lora = f", LoRA factors by {config.lora_aggregation}" if config.use_peft else ""
-    weights = "weighted" if plan.weigh_by_size else "unweighted"
-    return f"{config.fed_alg}{f' ({own})' if own else ''}, {weights} mean{lora}, no privacy, no codec, no protection"
+    mean = f"mean by {config.client_weight}{lora}"
+    return f"{config.fed_alg}{f' ({own})' if own else ''}, {mean}, no privacy, no codec, no protection"
 
 
 def _clients(population: Population, taking_part: int) -> str:

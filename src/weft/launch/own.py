@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from weft.core.metrics import plus
-from weft.core.parts import Evaluator, LocalRule
+from weft.core.objective import Evaluator
+from weft.core.parts import LocalRule
 from weft.core.types import FIXED, SIDE, Metrics, Probe, ServerState, Tensors
 from weft.evaluation.heldout import summarise
 from weft.federation.plan import Plan
@@ -72,7 +73,7 @@ class OwnModels:
         clients: dict[str, dict[str, Any]] = {name: {} for name in self.population.names}
         shared: Metrics = {}
         own: Metrics = {}
-        if self.plan.algorithm.shares:
+        if self.plan.algorithm.shares and self.plan.algorithm.one_model:
             for site in self._tested():
                 self._show(site, own=False)
                 found = self.evaluator.evaluate(self.model, site.held)
@@ -102,7 +103,7 @@ class OwnModels:
         return (site for site in self.population.evaluated if len(site.held))
 
     def _show(self, site: Site, *, own: bool) -> None:
-        probe = Probe(site.name, self.state.round, self.state.params, beside(self.state), own)
+        probe = Probe(site.name, self.state.round, self.state.params, beside(self.plan.algorithm, self.state), own)
         show(probe, self.plan, site, self.model)
 
     def _tune(self, site: Site) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from weft.algorithms.clustered import CHOICE
 from weft.core.metrics import plus
 from weft.core.types import Metrics
 from weft.evaluation.heldout import summarise
@@ -85,8 +86,14 @@ def evaluation_record(round: int, scores: dict[str, Metrics]) -> dict[str, Any]:
         "event": "eval",
         "round": round,
         **summarise(together),
-        "clients": {client: summarise(metrics) for client, metrics in scores.items()},
+        "clients": {client: summarise(metrics) | _cluster(metrics) for client, metrics in scores.items()},
     }
+
+
+def _cluster(metrics: Metrics) -> dict[str, int]:
+    """Return which of several models a client chose, where there are several."""
+    chosen = [int(name.partition("/")[2]) for name in metrics if name.startswith(f"{CHOICE}/")]
+    return {"cluster": chosen[0]} if chosen else {}
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:

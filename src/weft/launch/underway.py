@@ -14,7 +14,7 @@ from typing import Any
 
 from weft.config import RunConfig
 from weft.core.files import write_atomic
-from weft.core.parts import Evaluator
+from weft.core.objective import Evaluator
 from weft.core.tensors import num_bytes
 from weft.core.types import Metrics, ServerState
 from weft.errors import ConfigError
@@ -207,14 +207,15 @@ class Training:
         """Write the shared model, and every client's own where there are such; return what they are worth."""
         kind = "adapter" if self.config.use_peft else "model"
         model, tokenizer = self.model.writable, self.model.tokenizer
-        if self.plan.algorithm.shares or not self.plan.algorithm.personal:
+        algorithm = self.plan.algorithm
+        if algorithm.one_model and (algorithm.shares or not algorithm.personal):
             save_model(model, tokenizer, result_of(state, self.model.initial), self.run.path / kind)
         own = OwnModels(self.plan, state, self.model, self.population, self._evaluator())
         if not own.exist:
             return {}
 
         def keep(site: Site) -> None:
-            if self.plan.personal_steps or site.memory.load(site.name, state.round):
+            if self.plan.personal_steps or not algorithm.one_model or site.memory.load(site.name, state.round):
                 save_model(model, tokenizer, own.whole(), self.run.client_dir(site.name) / kind)
 
         return own.compare(self.config.eval_everybody, keep)

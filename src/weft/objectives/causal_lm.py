@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from weft.core.parts import Loss, Objective
+from weft.core.objective import Loss, Objective
 from weft.models.layout import Batch, Row, lay_out
 from weft.models.resident import Resident
 

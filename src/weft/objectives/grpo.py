@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from weft.core.metrics import plus
-from weft.core.parts import Loss, Objective
+from weft.core.objective import Loss, Objective
 from weft.core.types import Metrics
 from weft.data.prompts import Prompt
 from weft.models.generate import Answer, Sampling, decoded, generate
@@ -151,6 +151,16 @@ class GRPO(Objective):
             )
         groups[0].counts.update({f"reward_{fault}": float(count) for fault, count in faults.items()})
         return groups
+
+    def assess(self, model: Resident, rows: Sequence[Prompt], batch_size: int, seed: int) -> float:
+        """Return less the mean reward of an answer to each prompt."""
+        how = Sampling(self.max_new_tokens, self.temperature, self.top_p)
+        total = 0.0
+        for at in range(0, len(rows), batch_size):
+            some = rows[at : at + batch_size]
+            drawn = generate(model, [row.ids for row in some], how, seed=seed)
+            total += sum(self.score(model.tokenizer, some, drawn).totals)
+        return -total / len(rows)
 
     def advantages(self, rewards: np.ndarray) -> np.ndarray:
         """Return (G,): what each answer's reward is above its group's."""

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weft.core.parts import Loss, Objective
+from weft.core.objective import Loss, Objective
 from weft.data.pairs import Pair
 from weft.models.layout import Question
 from weft.models.resident import Resident

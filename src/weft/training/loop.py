@@ -15,7 +15,8 @@ from typing import NamedTuple, Protocol
 import torch
 
 from weft.core.metrics import plus
-from weft.core.parts import LocalRule, Objective
+from weft.core.objective import Objective
+from weft.core.parts import LocalRule
 from weft.core.seeds import derive
 from weft.core.types import Finished, LocalWork, Metrics, Tensors
 from weft.errors import ClientFailed

@@ -1,0 +1,39 @@
+"""Weights by relative gain: clients that have just learnt something weigh more.
+
+After the idea of FGRPO (Chen et al. 2026, arXiv 2606.03094), whose formula was not at hand; this one is ours.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from weft.core.parts import Weighting
+from weft.core.types import Metrics, Tensors
+
+
+@dataclass(frozen=True)
+class Gain(Weighting):
+    """w_i = rows_i exp(rate g_i), g_i = (s_i - h_i) / |h_i| within -1 and 1, h_i <- (h_i + s_i) / 2.
+
+    s is the round's mean reward of the client's answers, or less its training loss where nothing is rewarded; h is what
+    it was before, so scales of rewards that differ between clients do not matter. A client's first round has g = 0.
+    """
+
+    single_updates: ClassVar[bool] = True
+    rate: float = field(default=1.0, metadata={"key": "weight_rate"})
+
+    def factor(self, client: str, metrics: Metrics, memory: Tensors) -> tuple[float, Tensors]:
+        """Return the factor of the client's rows, and remember its history."""
+        if metrics.get("answers"):
+            score = metrics["reward_sum"] / metrics["answers"]
+        else:
+            score = -metrics["loss_sum"] / max(1.0, metrics["loss_tokens"])
+        if client not in memory:
+            return 1.0, {client: torch.tensor(score)}
+        former = float(memory[client])
+        gain = max(-1.0, min(1.0, (score - former) / max(abs(former), 1e-6)))
+        return math.exp(self.rate * gain), {client: torch.tensor((former + score) / 2)}

@@ -1,0 +1,38 @@
+"""Minimax weights: the clients that are worst off weigh more (Mohri et al. 2019, arXiv 1902.00146)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from weft.core.parts import Weighting
+from weft.core.types import Metrics, Tensors
+
+MOST = 5.0
+
+
+@dataclass(frozen=True)
+class Minimax(Weighting):
+    """Exponentiated gradient ascent on the mixture: log w_i <- log w_i + rate (loss_i - mean loss).
+
+    The loss is the client's training loss of the round, the mean that of all clients when each was heard last; the
+    logarithm stays within -5 and 5. Clients that are not asked keep their weight.
+    """
+
+    by_rows: ClassVar[bool] = False
+    single_updates: ClassVar[bool] = True
+    rate: float = field(default=1.0, metadata={"key": "weight_rate"})
+
+    def factor(self, client: str, metrics: Metrics, memory: Tensors) -> tuple[float, Tensors]:
+        """Return the client's new weight, and remember it with the client's loss."""
+        loss = metrics["loss_sum"] / max(1.0, metrics["loss_tokens"])
+        known = {name: float(value) for name, value in memory.items() if name.startswith("loss/")} | {
+            f"loss/{client}": loss
+        }
+        former = float(memory.get(f"log/{client}", torch.zeros(())))
+        now = former + self.rate * (loss - sum(known.values()) / len(known))
+        now = max(-MOST, min(MOST, now))
+        return math.exp(now), {f"loss/{client}": torch.tensor(loss), f"log/{client}": torch.tensor(now)}

@@ -1,0 +1,12 @@
+"""Weights by size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from weft.core.parts import Weighting
+
+
+@dataclass(frozen=True)
+class Size(Weighting):
+    """A client weighs as many as it has rows (McMahan et al. 2017, arXiv 1602.05629)."""
