@@ -4,7 +4,7 @@
     python benchmarks/opposed.py table OUT.jsonl   print the table
 
 20 personas of 200 statements each, every one a client, 25 % of each held out; stories260K first learns to answer Yes or
-No (any, drawn at random), then a LoRA (r 16, all linear layers) is trained by DPO (beta 0.1), 20 rounds of 10 steps of 8
+No (any, drawn at random), then a LoRA (r 16, all linear layers) is trained by DPO (beta 0.1), 12 rounds of 6 steps of 8
 pairs. Accuracy: on each client's own held-out pairs, by what the client uses; mean over the 20 and the worst of them.
 """
 
@@ -14,6 +14,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 import statistics
 import sys
 import tempfile
@@ -25,16 +26,21 @@ from common import machine
 
 DATA = Path(os.environ.get("WEFT_DATA", "../shared/data"))
 SEEDS = (1, 2, 3)
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}"
+    "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+"""The statements say themselves where the answer goes."""
 KEYS: dict[str, Any] = {
     "objective": "preference",
     "dataset_sample": None,
-    "template": "vicuna",
+    "template": "chat",
     "num_clients": 0,
     "split_strategy": "by",
     "split_column": "persona",
     "sample_clients": 20,
-    "num_rounds": 20,
-    "max_steps": 10,
+    "num_rounds": 12,
+    "max_steps": 6,
     "batch_size": 8,
     "seq_length": 256,
     "use_peft": True,
@@ -68,8 +74,15 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def prepare(folder: Path, seed: int) -> tuple[str, str]:
     """Return a model that answers statements by Yes or No, whichever, and the file of the preferences."""
+    from transformers import AutoTokenizer
+
     import weft
 
+    base = folder / "base"
+    shutil.copytree(DATA.parent / "models" / "stories260K", base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(base)
     rng = random.Random(seed)
     with gzip.open(DATA / "preference" / "personas.jsonl.gz", "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
@@ -79,9 +92,8 @@ def prepare(folder: Path, seed: int) -> tuple[str, str]:
         path.write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
     run = weft.train(
         {
-            "model_name_or_path": str(DATA.parent / "models" / "stories260K"),
+            "model_name_or_path": str(base),
             "dataset_name": str(start),
-            "template": "vicuna",
             "num_clients": 1,
             "sample_clients": 1,
             "num_rounds": 1,

@@ -21,6 +21,7 @@ SFT = {
     "peft_lora_target_modules": "all-linear",
     "seq_length": 256,
 }
+DPO = SFT | {"objective": "preference", "batch_size": 8}
 PRETRAIN = {"objective": "causal_lm", "fed_alg": "diloco", "dataset_sample": None, "seq_length": 256}
 
 
@@ -28,7 +29,7 @@ def main(verb: str = "sft", dtype: str = "auto") -> None:
     """Alternate bare steps and whole rounds in one process, and print the ratio of the medians.
 
     Args:
-        verb: sft (LoRA, FedAvg), or pretrain (all parameters, DiLoCo with kept moments).
+        verb: sft (LoRA, FedAvg), dpo (the same, on pairs), or pretrain (all parameters, DiLoCo with kept moments).
         dtype: of the arithmetic.
     """
     import torch
@@ -40,6 +41,7 @@ def main(verb: str = "sft", dtype: str = "auto") -> None:
     from weft.launch import compose
     from weft.launch.memory import DiskMemory
     from weft.launch.population import populate
+    from weft.launch.reference import refer
     from weft.models.load import load_resident, load_tokenizer
     from weft.runs.layout import RunDir
     from weft.runtimes.inprocess import InProcess
@@ -51,6 +53,13 @@ def main(verb: str = "sft", dtype: str = "auto") -> None:
         if verb == "pretrain":
             texts = [json.loads(line)["output"] * 2 for line in rows.read_text(encoding="utf-8").splitlines()]
             rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+        if verb == "dpo":
+            made = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+            pairs = [
+                {"prompt": row["instruction"], "chosen": row["output"], "rejected": other["output"]}
+                for row, other in zip(made, made[1:] + made[:1], strict=True)
+            ]
+            rows.write_text("".join(json.dumps(row) + "\n" for row in pairs), encoding="utf-8")
         config = configuration.build(
             {
                 "model_name_or_path": str(make_model(folder / "model")),
@@ -65,15 +74,17 @@ def main(verb: str = "sft", dtype: str = "auto") -> None:
                 "eval_fraction": 0,
                 "dtype": dtype,
             }
-            | (PRETRAIN if verb == "pretrain" else SFT)
+            | {"sft": SFT, "dpo": DPO, "pretrain": PRETRAIN}[verb]
         )
         plan = compose.plan(config)
         tokenizer = load_tokenizer(config)
         kind = plan.objective.rows
         (folder / "run").mkdir()
-        memory = DiskMemory(RunDir(folder / "run")) if kind == "text" else InMemory()
+        memory = InMemory() if kind == "conversations" else DiskMemory(RunDir(folder / "run"))
         population = populate(config, tokenizer, memory, rows=kind, pool=False)
         model = load_resident(config, tokenizer)
+        if plan.objective.needs_reference:
+            refer(population, model, RunDir(folder / "run"), 16, print)
         runtime = InProcess(plan, model, None, population.trained, population.evaluated)  # type: ignore[arg-type]
         state = plan.algorithm.init(model.values())
         names = population.trained.names
@@ -113,7 +124,7 @@ def main(verb: str = "sft", dtype: str = "auto") -> None:
         print(f"bare steps {median(plain):.3f} s, a round {median(whole):.3f} s, {tokens / sum(whole):,.0f} tokens/s")
         print(
             verdict(
-                f"a round / its bare steps (7.4 M Llama, {verb}, 10 x 16 x 256)",
+                f"a round / its bare steps (7.4 M Llama, {verb}, 10 x {config.batch_size} x 256)",
                 median(whole) / median(plain),
                 1.05,
                 most=True,

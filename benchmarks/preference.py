@@ -47,6 +47,7 @@ KEYS: dict[str, Any] = {
 ARMS: dict[str, dict[str, Any]] = {
     "local": {"fed_alg": "local"},
     "fedavg": {},
+    "fedavg, server_lr 1.5": {"fed_alg": "fedavgm", "fedopt_beta1": 0.0, "fed_args": {"server_lr": 1.5}},
     "fedavgm": {"fed_alg": "fedavgm"},
     "diloco": {"fed_alg": "diloco", "fed_args": {"outer_lr": 0.7, "momentum": 0.9}},
 }

@@ -331,3 +331,82 @@ def test_judged_answers_are_compared_with_those_of_the_same_client(labels, tmp_p
 def test_several_processes_are_for_next_tokens(pairs):
     with pytest.raises(ConfigError, match="write --parallel none"):
         weft.train(pairs | {"parallel": "fsdp"})
+
+
+def test_the_divergence_from_the_reference_by_hand(pairs):
+    """KL over the vocabulary at every token of both answers, from two models loaded whole."""
+    run = weft.train(pairs | {"num_rounds": 2, "use_peft": False, "learning_rate": 1e-3})
+    assert weft.open_run(run.path).summary["eval"]["kl"] > 0
+    still = weft.train(pairs | {"num_rounds": 1, "learning_rate": 0.0, "output_dir": f"{pairs['output_dir']}0"})
+    assert still.summary["eval"]["kl"] == pytest.approx(0, abs=1e-6)
+
+    from transformers import AutoModelForCausalLM
+
+    from weft.models.layout import Question
+    from weft.models.resident import Resident
+    from weft.objectives.choices import divergence
+
+    first = AutoModelForCausalLM.from_pretrained(pairs["model_name_or_path"], dtype=torch.float32).eval()
+    second = AutoModelForCausalLM.from_pretrained(run.path / "model", dtype=torch.float32).eval()
+    resident = Resident(first, run.tokenizer, torch.device("cpu"), torch.float32)
+    reference = AutoModelForCausalLM.from_pretrained(pairs["model_name_or_path"], dtype=torch.float32).eval()
+    resident.remember()
+    resident.load({name: value.detach() for name, value in second.named_parameters() if name in resident.masters})
+    rng = np.random.default_rng(0)
+    questions = [
+        Question(rng.integers(3, 200, 5).astype(np.int32), [rng.integers(3, 200, n).astype(np.int32) for n in (3, 4)])
+        for _ in range(3)
+    ]
+    expected = 0.0
+    for question in questions:
+        for choice in question.choices:
+            line = torch.tensor([[*map(int, question.prompt), *map(int, choice)]])
+            with torch.no_grad():
+                ours, theirs_ = (model(line).logits[0, 4:-1].log_softmax(-1) for model in (second, reference))
+            expected += float((ours.exp() * (ours - theirs_)).sum())
+    total, tokens = divergence(resident, questions)
+    assert tokens == 21
+    assert total == pytest.approx(expected, rel=1e-3)
+    assert all(torch.equal(resident.masters[n], p) for n, p in second.named_parameters() if n in resident.masters)
+
+
+def test_swapped_columns_are_found():
+    row = {"prompt": "Why?", "rejected": "so", "chosen": "because"}
+    with pytest.raises(DataError, match="look swapped"):
+        to_preferences([row], source="x", judged=False, chosen_column="rejected", rejected_column="chosen")
+    named = {"prompt": "Why?", "loser": "so", "winner": "because"}
+    found = to_preferences([named], source="x", judged=False, chosen_column="winner", rejected_column="loser")
+    assert (found.examples[0].answer, found.examples[0].other) == ("because", "so")
+    with pytest.raises(DataError, match=r"'winer'.*Did you mean 'winner'"):
+        to_preferences([named], source="x", judged=False, chosen_column="winer", rejected_column="loser")
+    scored = [row | {"score_chosen": 1.0, "score_rejected": 8.0}] * 3 + [row | {"score_chosen": 9, "score_rejected": 8}]
+    with pytest.raises(DataError, match="In 3 of 4 scored rows"):
+        to_preferences(scored, source="x", judged=False)
+    assert len(to_preferences(scored[2:], source="x", judged=False).examples) == 2  # as many either way
+
+
+OPENFEDLLM = (
+    "--model_name_or_path {model} --dataset_name Anthropic/hh-rlhf --dataset_sample 20000 --fed_alg fedavg "
+    "--num_clients 5 --sample_clients 2 --learning_rate 5e-4 --max_steps 10 --num_rounds 200 --batch_size 16 "
+    "--gradient_accumulation_steps 1 --seq_length 512 --use_peft --output_dir {out} --template vicuna_v1.1"
+)
+"""training_scripts/run_dpo.sh, but for the model, the folder and --load_in_8bit."""
+
+
+def test_openfedllms_command_trains(tiny_model: Path, tmp_path: Path):
+    folder = tmp_path / "data" / "Anthropic" / "hh-rlhf"
+    folder.mkdir(parents=True)
+    dialogues = [
+        {
+            "chosen": f"\n\nHuman: what of {n}?\n\nAssistant: red",
+            "rejected": f"\n\nHuman: what of {n}?\n\nAssistant: no",
+        }
+        for n in range(40)
+    ]
+    write_rows(folder / "train.jsonl", dialogues)
+    words = OPENFEDLLM.format(model=tiny_model, out=tmp_path / "output").split()
+    words += ["--local_data_dir", str(tmp_path / "data"), "--num_rounds", "2", "--seq_length", "256"]
+    assert main(["dpo", *words, "--quiet"]) == 0
+    run = weft.open_run(tmp_path / "output")
+    assert (run.config.template, run.config.dpo_beta, run.config.min_learning_rate) == ("vicuna_v1.1", 0.1, 1e-5)
+    assert run.summary["eval"]["preference_accuracy"] is not None

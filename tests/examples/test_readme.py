@@ -40,13 +40,18 @@ def workplace(tmp_path: Path, tiny_model: Path, tiny_data: Path, monkeypatch: py
         write_rows(tmp_path / "data" / f"{name}.jsonl", texts)
     answers = [row | {"prompt": row["instruction"], "chosen": row["output"]} for row in colour_rows(40)]
     write_rows(tmp_path / "data" / "preferences.jsonl", [row | {"rejected": "none of these"} for row in answers])
+    judged = [row | {"completion": row["output"], "label": number % 3 > 0} for number, row in enumerate(answers)]
+    write_rows(tmp_path / "data" / "feedback.jsonl", judged)
+    sums = [{"prompt": f"{a} + {b}", "answer": f"{a} + {b} = {a + b}"} for a in range(6) for b in range(6)]
+    write_rows(tmp_path / "data" / "sums.jsonl", sums)
     for file in (tmp_path / "examples").glob("*.yaml"):
         keys = yaml.safe_load(file.read_text()) | SMALL
         if "size" in keys:
             keys |= {"size": None, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "vocab_size": 300}
         else:
             keys["model_name_or_path"] = str(tiny_model)
-            keys |= {"dataset_name": str(tiny_data)} if "dataset_name" in keys and file.stem != "dpo" else {}
+            aligned = file.stem in ("dpo", "kto", "grpo")
+            keys |= {"dataset_name": str(tiny_data)} if "dataset_name" in keys and not aligned else {}
         file.write_text(yaml.safe_dump(keys))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -107,13 +112,17 @@ def test_the_pre_training_example(workplace: Path):
     assert set(weft.open_run("runs/pretrain").summary["clients"]) == {"a", "b", "c", "d"}
 
 
-def test_the_preference_example(workplace: Path):
-    assert main(["dpo", "--config", "examples/dpo.yaml", "--template", "vicuna", "--quiet"]) == 0
+@pytest.mark.parametrize(
+    ("verb", "name", "measured"),
+    [("dpo", "dpo", "preference_accuracy"), ("dpo", "kto", "preference_accuracy"), ("grpo", "grpo", "reward")],
+)
+def test_the_examples_of_alignment(workplace: Path, verb: str, name: str, measured: str):
+    assert main([verb, "--config", f"examples/{name}.yaml", "--template", "vicuna", "--quiet"]) == 0
     import weft
 
-    run = weft.open_run("runs/dpo")
+    run = weft.open_run(f"runs/{name}")
     assert len(run.summary["clients"]) == 5
-    assert 0 <= run.summary["eval"]["preference_accuracy"] <= 1
+    assert 0 <= run.summary["eval"][measured] <= 2
 
 
 def test_the_python_example(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys):

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from weft.data.formats import QUESTIONS, ROLES, Turn, columns_of
+from weft.data.formats import QUESTIONS, ROLES, Turn, columns_of, no_column
 from weft.errors import DataError
 
+WORSE = re.compile(r"reject|worse|worst|los(er|e|ing)|dispref|negative|bad", re.IGNORECASE)
+"""Names of columns that hold the answer which was not preferred."""
 SPEAKERS = re.compile(r"\n\n(Human|Assistant): ?")
 
 
@@ -41,20 +43,32 @@ class _Unusable(Exception):
     """A row is left out; the text is the reason."""
 
 
-def to_preferences(rows: Sequence[dict[str, Any]], *, source: str, judged: bool) -> Preferences:
+def to_preferences(
+    rows: Sequence[dict[str, Any]],
+    *,
+    source: str,
+    judged: bool,
+    chosen_column: str | None = None,
+    rejected_column: str | None = None,
+) -> Preferences:
     """Turn rows into preferences.
 
     Args:
         rows: all with the columns of the first.
         source: their name, which errors mention.
         judged: rows have one answer and a label (KTO), not two answers.
+        chosen_column: the column of the preferred answer, where it is not `chosen`.
+        rejected_column: the column of the other, where it is not `rejected`.
 
     Raises:
-        DataError: no rows, or columns that are not there.
+        DataError: no rows, columns that are not there, or two that are swapped by all that is known of them.
     """
     if not rows:
         raise DataError(f"'{source}' is empty: give a file with at least one row.")
-    wanted = ("completion", "label") if judged else ("chosen", "rejected")
+    wanted = ("completion", "label") if judged else (chosen_column or "chosen", rejected_column or "rejected")
+    for named, column in (("--chosen_column", chosen_column), ("--rejected_column", rejected_column)):
+        if column is not None and not judged and column not in rows[0]:
+            raise no_column(source, column, rows[0], f" ({named})")
     if not all(column in rows[0] for column in wanted):
         hint = ""
         if judged and "chosen" in rows[0]:
@@ -65,12 +79,14 @@ def to_preferences(rows: Sequence[dict[str, Any]], *, source: str, judged: bool)
             f"'{source}' has {columns_of(rows[0])}, but preferences are read from '{wanted[0]}' and "
             f"'{wanted[1]}'{hint}: rename the columns."
         )
+    if not judged:
+        _check_order(rows, source, *wanted)
     examples: list[Preference] = []
     kept: list[int] = []
     dropped: Counter[str] = Counter()
     for number, row in enumerate(rows):
         try:
-            examples.append(_judged(row) if judged else _pair(row))
+            examples.append(_judged(row) if judged else _pair(row, *wanted))
             kept.append(number)
         except _Unusable as reason:
             dropped[str(reason)] += 1
@@ -85,9 +101,36 @@ def _judged(row: dict[str, Any]) -> Preference:
     raise _Unusable("label that is neither true nor false")
 
 
-def _pair(row: dict[str, Any]) -> Preference:
-    turns, better = _apart(_prompt(row), row.get("chosen"), "chosen answer")
-    others, worse = _apart(_prompt(row), row.get("rejected"), "rejected answer")
+def _check_order(rows: Sequence[dict[str, Any]], source: str, chosen: str, rejected: str) -> None:
+    """Refuse columns that are swapped: by their names, or by scores that stand beside them."""
+    if WORSE.search(chosen) and not WORSE.search(rejected):
+        raise DataError(
+            f"chosen_column is '{chosen}' and rejected_column is '{rejected}', which look swapped: write "
+            f"--chosen_column {rejected} --rejected_column {chosen}, or rename the columns of '{source}' if their "
+            "names do not say what they hold."
+        )
+    scores = [
+        (row[better], row[worse])
+        for row in rows
+        for better, worse in (
+            (f"score_{chosen}", f"score_{rejected}"),
+            (f"{chosen}_score", f"{rejected}_score"),
+            (f"{chosen}-rating", f"{rejected}-rating"),
+            (f"{chosen}_rating", f"{rejected}_rating"),
+        )
+        if isinstance(row.get(better), (int, float)) and isinstance(row.get(worse), (int, float))
+    ]
+    against = sum(better < worse for better, worse in scores)
+    if against > sum(better > worse for better, worse in scores):
+        raise DataError(
+            f"In {against} of {len(scores)} scored rows of '{source}' the answer in '{rejected}' has the higher score, "
+            f"so '{chosen}' and '{rejected}' look swapped: write --chosen_column {rejected} --rejected_column {chosen}."
+        )
+
+
+def _pair(row: dict[str, Any], chosen: str, rejected: str) -> Preference:
+    turns, better = _apart(_prompt(row), row.get(chosen), "chosen answer")
+    others, worse = _apart(_prompt(row), row.get(rejected), "rejected answer")
     if turns != others:
         raise _Unusable("dialogues that differ before the last answer")
     if better.strip() == worse.strip():

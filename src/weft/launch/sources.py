@@ -177,7 +177,13 @@ class Judgements(Sources):
         config, first = self.config, len(self.examples)
         split = config.dataset_split or ("train_prefs" if source.endswith("ultrafeedback_binarized") else None)
         rows = self._read(source, split, sample)
-        made = to_preferences(rows, source=source, judged=self.judged)
+        made = to_preferences(
+            rows,
+            source=source,
+            judged=self.judged,
+            chosen_column=config.chosen_column,
+            rejected_column=config.rejected_column,
+        )
         for reason, count in made.dropped.items():
             self._drop(reason, count)
         if not made.examples:
