@@ -4,7 +4,7 @@
     python benchmarks/opposed.py table OUT.jsonl   print the table
 
 20 personas of 200 statements each, every one a client, 25 % of each held out; stories260K first learns to answer Yes or
-No (any, drawn at random), then a LoRA (r 16, all linear layers) is trained by DPO (beta 0.1), 12 rounds of 6 steps of 8
+No (any, drawn at random), then a LoRA (r 16, all linear layers) is trained by DPO (beta 0.1), 10 rounds of 6 steps of 8
 pairs. Accuracy: on each client's own held-out pairs, by what the client uses; mean over the 20 and the worst of them.
 """
 
@@ -39,7 +39,7 @@ KEYS: dict[str, Any] = {
     "split_strategy": "by",
     "split_column": "persona",
     "sample_clients": 20,
-    "num_rounds": 12,
+    "num_rounds": 10,
     "max_steps": 6,
     "batch_size": 8,
     "seq_length": 256,
@@ -60,11 +60,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "alone": {"fed_alg": "local"},
     "shared": {},
     "minimax": {"client_weight": "minimax"},
-    "cluster 2": {"cluster": 2},
     "cluster 4": {"cluster": 4},
     "dual": {"lora_aggregation": "dual"},
     "personal steps": {"personal_steps": 60},
-    "ditto": {"fed_alg": "ditto"},
 }
 
 

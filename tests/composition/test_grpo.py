@@ -238,3 +238,9 @@ def test_the_reference_holds_the_model_back(asked):
         keys = {"grpo_kl": kl, "num_rounds": 4, "max_steps": 6, "eval_every": 0, "learning_rate": 2e-2}
         found[kl] = weft.train(asked | keys | {"output_dir": f"{asked['output_dir']}{kl}"}, quiet=True).summary["eval"]
     assert found[5.0]["kl"] < found[0.0]["kl"] / 2
+
+
+def test_the_plan_says_what_is_drawn(asked, capsys):
+    assert main(["grpo", *flags({k: v for k, v in asked.items() if k != "objective"}), "--dry_run"]) == 0
+    assert "4 to a prompt, of at most 6 tokens, rewarded by length" in capsys.readouterr().out
+    assert main(["grpo", *flags(asked | {"reward": "nowhere.py"}), "--dry_run"]) == 2

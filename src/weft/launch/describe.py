@@ -50,6 +50,7 @@ def describe(config: RunConfig) -> str:
     own = load_model_config(config)
     check_fits(config, tokenizer, own)
     rows = plan.objective.rows
+    plan.objective.start()
     with Progress(config.num_rounds, quiet=False, as_json=False) as progress:
         pool, report = plan.algorithm.pools_data, progress.tokenizing
         population = populate(config, tokenizer, InMemory(), rows=rows, pool=pool, report=report)
@@ -67,7 +68,7 @@ def describe(config: RunConfig) -> str:
         + (f" (LoRA r={config.peft_lora_r})" if config.use_peft else " (all)"),
         "clients": _clients(population, clients),
         "template": template_name(config, tokenizer, rows),
-        "answers": ", ".join(population.choices) if population.choices else "open (no closed set)",
+        "answers": _answers(config, population, rows),
         "local work": f"{_steps(config)}, {config.gradient_accumulation_steps} x {config.batch_size} rows a step",
         "split": split_line(population.split).removeprefix("split "),
         "travels": f"{human_bytes(sizes.down)} down and {human_bytes(sizes.up)} up for each client and round"
@@ -124,6 +125,13 @@ def _clients(population: Population, taking_part: int) -> str:
         f"{taking_part} of {len(population.trained)} in a round, {sizes.min()} to {sizes.max()} rows each, "
         f"{sizes.sum()} in all, {held} held out"
     )
+
+
+def _answers(config: RunConfig, population: Population, rows: str) -> str:
+    if rows == "prompts":
+        rewards = ", ".join(config.reward)
+        return f"{config.num_generations} to a prompt, of at most {config.max_new_tokens} tokens, rewarded by {rewards}"
+    return ", ".join(population.choices) if population.choices else "open (no closed set)"
 
 
 def _steps(config: RunConfig) -> str:

@@ -31,6 +31,7 @@ class Tally:
     product_errors: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     """How many rounds have one, their sum and the largest."""
     failures: dict[str, int] = field(default_factory=dict)
+    reward_faults: dict[str, int] = field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
 
     def add(self, done: RoundDone, record: dict[str, Any]) -> None:
@@ -45,6 +46,8 @@ class Tally:
         if (error := record.get("product_error")) is not None:
             count, total, most = self.product_errors
             self.product_errors = [count + 1, total + error, max(most, error)]
+        for fault, count in record.get("reward_faults", {}).items():
+            self.reward_faults[fault] = self.reward_faults.get(fault, 0) + count
         for client in record["failures"]:
             self.failures[client] = self.failures.get(client, 0) + 1
 

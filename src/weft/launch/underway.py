@@ -196,6 +196,7 @@ class Training:
             "models": models,
             "skew": self.population.split.get("skew", {}),
             "failures": self.tally.failures,
+            "reward_faults": self.tally.reward_faults,
             "rows": self.population.counts,
             "choices": self.population.choices,
         }

@@ -31,6 +31,11 @@ SCORES = {
     "reward_margin": "reward margin",
     "chosen_logp": "log-probability, chosen",
     "rejected_logp": "log-probability, rejected",
+    "reward": "reward",
+    "answer_tokens": "tokens an answer",
+    "cut": "answers cut",
+    "kl": "KL to the reference",
+    "cluster": "cluster",
 }
 LABELS = {
     "seconds": "time",
@@ -136,6 +141,8 @@ def _figure(rounds: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> 
         ("loss", [("train", rounds, "train_loss"), ("evaluation", evaluations, "loss")]),
         ("product error", [("product error", rounds, "product_error")]),
         ("score", [("accuracy", evaluations, "accuracy"), ("macro-F1", evaluations, "macro_f1")]),
+        ("preference accuracy", [("evaluation", evaluations, "preference_accuracy")]),
+        ("reward", [("training", rounds, "reward"), ("evaluation, likeliest answers", evaluations, "reward")]),
     ]
     drawn = []
     for label, curves in panels:
@@ -157,15 +164,16 @@ def _figure(rounds: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> 
         FigureCanvasSVG(figure)
         for axes, (label, points) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
             for name, curve, key in points:
-                color = "#d9822b" if key in ("loss", "macro_f1") else "#2f7fd1"
+                second = key in ("loss", "macro_f1") or name.startswith("evaluation,")
                 few = len(curve) == 1 or (len(curve) <= 60 and key != "train_loss")
+                color = "#d9822b" if second else "#2f7fd1"
                 axes.plot(*zip(*curve, strict=True), label=name, color=color, marker="o" if few else "", markersize=4)
             axes.set(xlabel="round", ylabel=label)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_xlim(0, max(round for _, curve, _ in points for round, _ in curve) * 1.05)
             if label == "product error":
                 axes.set_yscale("log")
-            if label == "score":
+            if label in ("score", "preference accuracy"):
                 axes.set_ylim(0, 1.02)
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)
