@@ -410,3 +410,30 @@ def test_openfedllms_command_trains(tiny_model: Path, tmp_path: Path):
     run = weft.open_run(tmp_path / "output")
     assert (run.config.template, run.config.dpo_beta, run.config.min_learning_rate) == ("vicuna_v1.1", 0.1, 1e-5)
     assert run.summary["eval"]["preference_accuracy"] is not None
+
+
+def test_it_goes_on_from_an_adapter(keys, pairs, tmp_path: Path, capsys):
+    first = weft.train(keys | {"peft_lora_r": 4, "learning_rate": 1e-2, "output_dir": str(tmp_path / "first")})
+    again = pairs | {"model_name_or_path": str(first.path), "num_rounds": 1, "learning_rate": 0.0}
+    run = weft.train(again | {"output_dir": str(tmp_path / "again")})
+    # Nothing was learnt: the adapter is the one that the run began from, and that is the reference.
+    name = "adapter/adapter_model.safetensors"
+    assert (run.path / name).read_bytes() == (first.path / name).read_bytes()
+    assert (run.config.peft_lora_r, run.config.peft_lora_target_modules) == (4, ["q_proj", "v_proj"])
+    assert run.summary["eval"]["reward_margin"] == pytest.approx(0, abs=1e-4)
+    assert run.summary["eval"]["kl"] == pytest.approx(0, abs=1e-6)
+    bare = weft.train(again | {"model_name_or_path": pairs["model_name_or_path"], "output_dir": str(tmp_path / "bare")})
+    assert run.summary["eval"]["chosen_logp"] > bare.summary["eval"]["chosen_logp"]  # it was fine-tuned on such answers
+    assert run.model is not None
+    folder = weft.train(again | {"model_name_or_path": str(first.path / "adapter"), "output_dir": str(tmp_path / "f")})
+    assert (folder.path / name).read_bytes() == (first.path / name).read_bytes()
+    capsys.readouterr()
+    for changes, words in (
+        ({"use_peft": "false"}, "add --use_peft"),
+        ({"lora_aggregation": "dual"}, "factors of its own"),
+    ):
+        assert main(["dpo", *flags(again | changes | {"output_dir": str(tmp_path / "no")})]) == 2
+        assert words in capsys.readouterr().err
+    (first.path / name).write_bytes(b"broken")
+    assert main(["dpo", *flags(again | {"output_dir": str(tmp_path / "no")})]) == 2
+    assert "cannot be loaded" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from weft.launch.train import prepare_process
 from weft.models.adapters import add_lora
 from weft.models.load import arithmetic, check_fits, load_model_config, load_tokenizer
 from weft.models.precision import choose_device
+from weft.models.starting import from_adapter
 from weft.runs.progress import Progress, split_line
 from weft.runs.text import human_bytes, human_number
 
@@ -44,6 +45,7 @@ def describe(config: RunConfig) -> str:
     if config.trains_tokenizer:
         with tempfile.TemporaryDirectory() as folder:
             return describe(with_tokenizer(config, Path(folder)))
+    config = from_adapter(config)
     prepare_process(config)
     plan = compose.plan(config)
     tokenizer = load_tokenizer(config)

@@ -23,6 +23,7 @@ from weft.launch.underway import Training
 from weft.models.group import Group, joined
 from weft.models.load import check_fits, load_model_config, load_resident, load_tokenizer
 from weft.models.scratch import shape_of
+from weft.models.starting import from_adapter
 from weft.runs.layout import RunDir
 from weft.runs.progress import Progress
 from weft.runs.trackers import Trackers, resolve
@@ -37,6 +38,7 @@ def train(
         ConfigError: a mistake in the configuration or the data; nothing was changed.
         KeyboardInterrupt: the round under way was dropped, the ones before it are committed.
     """
+    config = from_adapter(config)
     prepare_process(config)
     resolve(config.report_to)
     plan = compose.plan(config)

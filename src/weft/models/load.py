@@ -24,6 +24,7 @@ from weft.models.group import Group
 from weft.models.offload import away, revive, tidy
 from weft.models.precision import choose_device, choose_dtype
 from weft.models.resident import Resident
+from weft.models.starting import fill, read_adapter, starting_adapter
 
 
 def hush() -> None:
@@ -51,10 +52,10 @@ def _in_words(name: str) -> Iterator[None]:
 
 
 def model_source(name: str) -> str:
-    """Return where a model lies: a finished run's `model/` for its directory, else the name as it is.
+    """Return where a model lies: a finished run's `model/`, the base of an adapter, else the name as it is.
 
     Raises:
-        ConfigError: a path that is not there, or a run that holds an adapter only.
+        ConfigError: a path that is not there.
     """
     path = Path(name).expanduser()
     if not path.exists():
@@ -63,12 +64,8 @@ def model_source(name: str) -> str:
         return name
     if (path / "model" / "config.json").exists():
         return str(path / "model")
-    if (path / "adapter" / "adapter_config.json").exists():
-        raise ConfigError(
-            f"The run '{name}' holds an adapter, not a whole model: merge it first with "
-            f"`weft export {name} --merge --out DIR`, and name DIR."
-        )
-    return str(path)
+    adapter = starting_adapter(name)
+    return model_source(read_adapter(adapter)["base"]) if adapter is not None else str(path)
 
 
 def load_tokenizer(config: RunConfig) -> Any:
@@ -77,6 +74,9 @@ def load_tokenizer(config: RunConfig) -> Any:
 
     hush()
     source = (config.tokenizer or "") if config.from_scratch else model_source(config.model_name_or_path)
+    adapter = None if config.from_scratch else starting_adapter(config.model_name_or_path)
+    if adapter is not None and (adapter / "tokenizer_config.json").exists():
+        source = str(adapter)
     with _in_words(source):
         tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=config.trust_remote_code, token=config.token or None
@@ -187,6 +187,9 @@ def _trainable(model: Any, config: RunConfig, dtype: torch.dtype, lora: LoraAggr
     model.config.use_cache = False
     torch.manual_seed(derive(config.seed, "adapter"))
     trained = add_lora(model, config, dtype, lora) if config.use_peft else model
+    adapter = None if config.from_scratch else starting_adapter(config.model_name_or_path)
+    if adapter is not None:
+        fill(trained, adapter)
     if config.model_offload != "none":
         revive(trained, choose_device(config.device), config.seed)
     # Without recomputation, the layers that a backward pass needs would all stay on the device until then.
