@@ -18,6 +18,34 @@ def check(config: Any) -> None:
     _check_numbers(config)
     _check_names(config)
     _check_rewards(config)
+    _check_prompt(config)
+
+
+def _check_prompt(config: Any) -> None:
+    """Refuse what cannot be together with a prompt that is learnt."""
+    if config.prompt_method is None:
+        if config.private_tokens:
+            raise ConfigError("private_tokens are part of a prompt: write --prompt_method soft, prefix or p_tuning.")
+        return
+    count = config.num_virtual_tokens + config.private_tokens
+    if config.use_peft or config.from_scratch:
+        raise ConfigError(
+            f"A prompt is learnt before a frozen model: drop {'--use_peft' if config.use_peft else '--size'}, or "
+            "--prompt_method."
+        )
+    if config.objective == "causal_lm":
+        raise ConfigError("Prompts are learnt from questions and answers: use `weft prompt`, not `weft pretrain`.")
+    if config.prompt_method != "prefix" and count >= config.seq_length - 1:
+        raise ConfigError(
+            f"A prompt of {count} vectors leaves no room for text in seq_length ({config.seq_length}): write a larger "
+            "--seq_length, or fewer --num_virtual_tokens."
+        )
+    if config.prompt_method == "prefix" and config.gradient_checkpointing:
+        raise ConfigError("A prefix is a cache, which recomputed layers cannot have: drop --gradient_checkpointing.")
+    if config.prompt_init_text is not None and config.prompt_method != "soft":
+        raise ConfigError("Only a soft prompt can begin as a text: write --prompt_method soft, or drop the text.")
+    if config.parallel != "none" or config.model_offload != "none":
+        raise ConfigError("A prompt is learnt before a model that is whole in one process: drop --parallel/offload.")
 
 
 def _check_rewards(config: Any) -> None:

@@ -17,6 +17,7 @@ HELP = {
     "pretrain": "pre-train on plain text, from nothing or from an open model, federated",
     "dpo": "align a model with preferences, federated: DPO and its family",
     "grpo": "let a model learn from verifiable rewards, federated",
+    "prompt": "learn a prompt before a frozen model, federated",
     "split": "show how rows are shared out over clients, without training",
     "demo": "three hospitals, in under three minutes, offline",
     "compare": "print runs side by side",

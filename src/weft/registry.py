@@ -102,6 +102,7 @@ COMMANDS = {
     "pretrain": "weft.commands.pretrain:run",
     "dpo": "weft.commands.dpo:run",
     "grpo": "weft.commands.grpo:run",
+    "prompt": "weft.commands.prompt:run",
     "split": "weft.commands.split:run",
     "demo": "weft.commands.demo:run",
     "compare": "weft.commands.compare:run",

@@ -156,6 +156,18 @@ def test_preferences_with_every_algorithm(keys, preferences: dict[str, str], los
     assert 0 <= run.summary["eval"]["preference_accuracy"] <= 1
 
 
+PROMPTS = [("soft", fed_alg) for fed_alg in ALGORITHMS] + [("prefix", "fedavg"), ("p_tuning", "fedavg")]
+PROMPTS += [("prefix", "scaffold"), ("p_tuning", "fedadam")]
+
+
+@pytest.mark.parametrize(("method", "fed_alg"), PROMPTS)
+def test_prompts_with_every_algorithm(keys, method: str, fed_alg: str):
+    changes = {"use_peft": False, "prompt_method": method, "num_virtual_tokens": 4, "fed_alg": fed_alg, "max_steps": 1}
+    run = weft.train(keys | changes | {"num_rounds": 2, "eval_every": 0}, quiet=True)
+    assert run.summary["rounds"] == 2
+    assert 0 <= run.summary["eval"]["accuracy"] <= 1
+
+
 @pytest.mark.parametrize("fed_alg", ALGORITHMS)
 def test_rewards_with_every_algorithm(keys, fed_alg: str):
     changes = {"objective": "grpo", "reward": "length", "max_new_tokens": 4, "num_generations": 2, "batch_size": 2}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
 
 from weft.arguments import Parser
@@ -73,7 +74,9 @@ def generate(
         ids = ids[:, -max(1, limit - tokens) :]
     torch.manual_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # peft says so of prompts, whatever positions are given; those that count are the model's own.
+        warnings.filterwarnings("ignore", message="Position ids are not supported")
         out = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),

@@ -26,6 +26,11 @@ def run(argv: list[str]) -> int:
     out = Path(arguments.out or opened.path / ("merged" if arguments.merge else "exported"))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"'{out}' is there already and not empty: name another folder with --out.")
+    if arguments.merge and opened.config.prompt_method is not None:
+        raise ConfigError(
+            "A prompt stands before a model and cannot be merged into it: leave out --merge, and load what is written "
+            "by peft."
+        )
     if arguments.merge and opened.config.use_peft:
         _merge(opened, arguments.client, arguments.dtype, out)
     else:

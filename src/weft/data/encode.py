@@ -14,6 +14,7 @@ from weft.data.formats import Example, Turn
 from weft.data.templates import Piece, Template
 
 CHUNK = 2000
+NO_LEAD = np.zeros(0, dtype=np.int32)
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def encode(
     *,
     seq_length: int,
     truncation_side: str = "right",
+    lead: np.ndarray = NO_LEAD,
 ) -> Encoded:
     """Render and tokenize examples.
 
@@ -81,16 +83,17 @@ def encode(
         template: how a conversation becomes text.
         seq_length: longest row in tokens.
         truncation_side: the side that over-long rows are cut on.
+        lead: ids that every row begins with, and that are never cut.
     """
     ids: list[np.ndarray] = []
     learn: list[np.ndarray] = []
     rows: list[int] = []
     truncated = dropped = 0
-    for number, (tokens, learnt) in enumerate(tokenize(examples, tokenizer, template)):
+    for number, (tokens, learnt) in enumerate(tokenize(examples, tokenizer, template, lead)):
         if len(tokens) > seq_length:
             truncated += 1
-            keep = slice(0, seq_length) if truncation_side == "right" else slice(len(tokens) - seq_length, None)
-            tokens, learnt = tokens[keep], learnt[keep]
+            left = truncation_side == "left"
+            tokens, learnt = (cut_left(v, seq_length, lead) if left else v[:seq_length] for v in (tokens, learnt))
         learnt[:1] = False  # nothing comes before the first token to predict it from
         if not learnt.any():
             dropped += 1
@@ -116,21 +119,29 @@ def encode(
     )
 
 
+def cut_left(values: np.ndarray, most: int, lead: np.ndarray) -> np.ndarray:
+    """Return the last of a row's values, but for those of its lead, `most` in all."""
+    kept = max(0, most - len(lead))
+    return values if len(values) <= most else np.concatenate([values[: len(lead)], values[len(values) - kept :]])
+
+
 def tokenize(
-    examples: Iterable[Example], tokenizer: Any, template: Template
+    examples: Iterable[Example], tokenizer: Any, template: Template, lead: np.ndarray = NO_LEAD
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (ids int32, learnt bool) of every example, whole."""
+    """Yield (ids int32, learnt bool) of every example, whole, behind the lead."""
     chunk: list[Example] = []
     for example in examples:
         chunk.append(example)
         if len(chunk) == CHUNK:
-            yield from _tokenize(chunk, tokenizer, template)
+            yield from _tokenize(chunk, tokenizer, template, lead)
             chunk = []
     if chunk:
-        yield from _tokenize(chunk, tokenizer, template)
+        yield from _tokenize(chunk, tokenizer, template, lead)
 
 
-def _tokenize(examples: list[Example], tokenizer: Any, template: Template) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _tokenize(
+    examples: list[Example], tokenizer: Any, template: Template, lead: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     rendered = [_segments(template.pieces(example, tokenizer)) for example in examples]
     flat = [segment for segments in rendered for segment in segments]
     spans = _offsets(flat, tokenizer, special=template.special)
@@ -150,7 +161,10 @@ def _tokenize(examples: list[Example], tokenizer: Any, template: Template) -> It
             if segment.end:
                 ids.append(end)
                 learnt.append(segment.end_learnt)
-        yield np.array(ids, dtype=np.int32), np.array(learnt, dtype=bool)
+        yield (
+            np.concatenate([lead, np.array(ids, dtype=np.int32)]),
+            np.concatenate([np.zeros(len(lead), dtype=bool), np.array(learnt, dtype=bool)]),
+        )
 
 
 def _segments(pieces: list[Piece]) -> list[_Segment]:
@@ -220,7 +234,13 @@ class Choices(NamedTuple):
 
 
 def encode_choices(
-    examples: Sequence[Example], tokenizer: Any, template: Template, choices: Sequence[str], *, seq_length: int
+    examples: Sequence[Example],
+    tokenizer: Any,
+    template: Template,
+    choices: Sequence[str],
+    *,
+    seq_length: int,
+    lead: np.ndarray = NO_LEAD,
 ) -> Choices:
     """Tokenize every example with each choice as its last answer.
 
@@ -229,7 +249,7 @@ def encode_choices(
     """
     place = {text: number for number, text in enumerate(choices)}
     asked = (_with_answer(example, text) for example in examples for text in choices)
-    made = tokenize(asked, tokenizer, template)
+    made = tokenize(asked, tokenizer, template, lead)
     found = Choices([], [], [])
     for example in examples:
         rows = [next(made) for _ in choices]
@@ -240,7 +260,7 @@ def encode_choices(
             shared -= 1
         answers = [tokens[shared : last_run(learnt)[1]] for tokens, learnt in rows]
         room = max(1, seq_length - max(len(answer) for answer in answers))
-        found.prompts.append(rows[0][0][max(0, shared - room) : shared])
+        found.prompts.append(cut_left(rows[0][0][:shared], room, lead))
         found.choices.append(answers)
         found.right.append(place.get(example.answer, place.get(example.answer.strip(), -1)))
     return found

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from weft.data.encode import last_run, tokenize
+from weft.data.encode import NO_LEAD, cut_left, last_run, tokenize
 from weft.data.formats import Example, Turn
 from weft.data.preferences import Preference
 from weft.data.templates import Template
@@ -77,7 +77,13 @@ class PairTable:
 
 
 def encode_preferences(
-    examples: Sequence[Preference], tokenizer: Any, template: Template, *, seq_length: int, judged: bool
+    examples: Sequence[Preference],
+    tokenizer: Any,
+    template: Template,
+    *,
+    seq_length: int,
+    judged: bool,
+    lead: np.ndarray = NO_LEAD,
 ) -> PairTable:
     """Tokenize preferences.
 
@@ -95,7 +101,7 @@ def encode_preferences(
         for one in examples
         for text in ([one.answer] if judged else [one.answer, one.other])
     )
-    made = tokenize(said, tokenizer, template)
+    made = tokenize(said, tokenizer, template, lead)
     for number, example in enumerate(examples):
         both = [next(made)] if judged else [next(made), next(made)]
         shared = min(last_run(learnt)[0] for _, learnt in both)
@@ -103,11 +109,11 @@ def encode_preferences(
             shared -= 1
         ends = [tokens[shared : last_run(learnt)[1]] for tokens, learnt in both]
         room = seq_length - max(len(end) for end in ends)
-        if room < 1:
+        if room < 1 + len(lead):
             dropped += 1
             continue
         cut += shared > room
-        prompts.append(both[0][0][max(0, shared - room) : shared])
+        prompts.append(cut_left(both[0][0][:shared], room, lead))
         answers.append(ends[0])
         others.append(ends[-1] if not judged else ends[0][:0])
         good.append(example.good)

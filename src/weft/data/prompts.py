@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from weft.data import known
-from weft.data.encode import last_run, tokenize
+from weft.data.encode import NO_LEAD, cut_left, last_run, tokenize
 from weft.data.formats import ANSWERS, DIALOGUES, Example, Examples, Turn, to_examples
 from weft.data.pairs import PROMPTS_CUT
 from weft.data.templates import Template
@@ -89,7 +89,9 @@ def to_prompts(
     return made._replace(examples=asked)
 
 
-def encode_prompts(examples: Sequence[Example], tokenizer: Any, template: Template, *, most: int) -> PromptTable:
+def encode_prompts(
+    examples: Sequence[Example], tokenizer: Any, template: Template, *, most: int, lead: np.ndarray = NO_LEAD
+) -> PromptTable:
     """Tokenize all that comes before each example's last answer, as fine-tuning on that answer would.
 
     A prompt of more than `most` tokens is cut on the left and counted.
@@ -98,10 +100,10 @@ def encode_prompts(examples: Sequence[Example], tokenizer: Any, template: Templa
     filled = [one if one.answer else Example((*one.turns[:-1], Turn("assistant", "-"))) for one in examples]
     prompts: list[Prompt] = []
     cut = 0
-    for example, (ids, learnt) in zip(examples, tokenize(filled, tokenizer, template), strict=True):
+    for example, (ids, learnt) in zip(examples, tokenize(filled, tokenizer, template, lead), strict=True):
         asked = ids[: last_run(learnt)[0]]
         cut += len(asked) > most
         question = next((turn.text for turn in reversed(example.turns) if turn.role == "user"), "")
-        prompts.append(Prompt(asked[max(0, len(asked) - most) :], question, example.answer))
+        prompts.append(Prompt(cut_left(asked, most, lead), question, example.answer))
     tokens = sum(len(prompt.ids) for prompt in prompts)
     return PromptTable(prompts, {"rows": len(examples), PROMPTS_CUT: cut, "tokens": tokens})

@@ -28,7 +28,7 @@ class Plan:
     local: GradientSteps
     sharing: Sharing = field(default_factory=Sharing)
     trainable: str = "full"
-    """What is trained: "full", "lora", or "dora" (whose product is normalised)."""
+    """What is trained: "full", "lora", "dora" (whose product is normalised) or "prompt"."""
     quorum: int = 0
     """Good replies that a round needs to count; with fewer it is begun again."""
     weighting: Weighting = field(default_factory=Weighting)

@@ -74,8 +74,8 @@ def _lora(plan: Plan) -> list[tuple[bool, str]]:
     sums = lora.single_updates or lora.shape == "side"  # what is put aside is made of the mean of the updates
     return [
         (
-            plan.trainable == "full" and not lora.plain,
-            f"{how} combines LoRA factors, but all parameters are trained: add --use_peft, or {average}.",
+            plan.trainable in ("full", "prompt") and not lora.plain,
+            f"{how} combines LoRA factors, and none are trained here: add --use_peft, or {average}.",
         ),
         (
             plan.trainable == "dora" and not lora.plain,

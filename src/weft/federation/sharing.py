@@ -25,10 +25,13 @@ class Sharing:
     ranks: tuple[int, ...] = ()
     """Ranks of the clients by their index, over and over; empty: everybody has the adapter's."""
 
+    private: bool = False
+    """Clients have a prompt of their own behind the shared one."""
+
     @property
     def keeps(self) -> bool:
         """Whether clients keep trained parameters to themselves."""
-        return bool(self.patterns or self.lora.kept or self.lora.shape == "twin")
+        return bool(self.patterns or self.lora.kept or self.lora.shape == "twin" or self.private)
 
     def travels(self, name: str) -> bool:
         """Say whether a trained parameter is shared."""

@@ -12,13 +12,14 @@ from weft.keys.alignment import AlignmentKeys
 from weft.keys.data import Client, DataKeys
 from weft.keys.federation import FederationKeys
 from weft.keys.model import ModelKeys
+from weft.keys.prompt import PromptKeys
 from weft.keys.run import RunKeys
 from weft.keys.training import TrainingKeys
 
 __all__ = ["Client", "RunConfig"]
 
 
-class RunConfig(RunKeys, TrainingKeys, AlignmentKeys, FederationKeys, DataKeys, ModelKeys):
+class RunConfig(RunKeys, TrainingKeys, AlignmentKeys, FederationKeys, DataKeys, PromptKeys, ModelKeys):
     """Everything that says what a run is; its keys are listed in the order of its bases from the last."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -83,6 +84,11 @@ class RunConfig(RunKeys, TrainingKeys, AlignmentKeys, FederationKeys, DataKeys, 
     def from_scratch(self) -> bool:
         """Whether the model begins from nothing."""
         return any(value is not None for value in (self.size, self.hidden_size, self.num_layers, self.num_heads))
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the base is frozen, and an adapter or a prompt is trained."""
+        return self.use_peft or self.prompt_method is not None
 
     @property
     def trains_tokenizer(self) -> bool:

@@ -91,7 +91,7 @@ def plan(config: RunConfig) -> Plan:
         objective=part(registry.OBJECTIVES, config.objective, "objective", config),
         local=local_steps(config),
         sharing=sharing(config),
-        trainable=("dora" if config.use_dora else "lora") if config.use_peft else "full",
+        trainable=_trainable(config),
         quorum=config.min_clients,
         weighting=part(registry.WEIGHTINGS, config.client_weight, "client weight", config),
         slow_clients=any(speed < 1 for speed in config.client_speed or ()),
@@ -103,6 +103,12 @@ def plan(config: RunConfig) -> Plan:
     )
 
 
+def _trainable(config: RunConfig) -> str:
+    if config.prompt_method is not None:
+        return "prompt"
+    return ("dora" if config.use_dora else "lora") if config.use_peft else "full"
+
+
 def sharing(config: RunConfig) -> Sharing:
     """Return what of the model travels."""
     return Sharing(
@@ -110,6 +116,7 @@ def sharing(config: RunConfig) -> Sharing:
         scale=config.lora_scale if config.use_peft and not config.use_dora else None,
         patterns=tuple(config.share or ()),
         ranks=tuple(config.client_ranks or ()),
+        private=config.private_tokens > 0,
     )
 
 

@@ -21,6 +21,7 @@ from weft.launch.train import prepare_process
 from weft.models.adapters import add_lora
 from weft.models.load import arithmetic, check_fits, load_model_config, load_tokenizer
 from weft.models.precision import choose_device
+from weft.models.prompts import add_prompt
 from weft.models.starting import from_adapter
 from weft.runs.progress import Progress, split_line
 from weft.runs.text import human_bytes, human_number
@@ -66,8 +67,7 @@ def describe(config: RunConfig) -> str:
     lines = {
         "algorithm": _algorithm(config, plan),
         "model": f"{config.start_name}: {human_number(sizes.all)} parameters, {dtype} on {device}",
-        "trained": f"{sizes.trained} parameters in {sizes.tensors} tensors"
-        + (f" (LoRA r={config.peft_lora_r})" if config.use_peft else " (all)"),
+        "trained": f"{sizes.trained} parameters in {sizes.tensors} tensors" + _what(config),
         "clients": _clients(population, clients),
         "template": template_name(config, tokenizer, rows),
         "answers": _answers(config, population, rows),
@@ -97,6 +97,8 @@ def count(config: RunConfig, model_config: Any, plan: Plan) -> Sizes:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
         every = sum(p.numel() for p in model.parameters())
+        if config.prompt_method is not None:
+            model = add_prompt(model, config, torch.float32, None)
         if config.use_peft:
             model = add_lora(model, config, torch.float32, plan.sharing.lora)
     trained = {name: p.detach().float() for name, p in model.named_parameters() if p.requires_grad}
@@ -127,6 +129,14 @@ def _clients(population: Population, taking_part: int) -> str:
         f"{taking_part} of {len(population.trained)} in a round, {sizes.min()} to {sizes.max()} rows each, "
         f"{sizes.sum()} in all, {held} held out"
     )
+
+
+def _what(config: RunConfig) -> str:
+    if config.prompt_method is not None:
+        private = f", {config.private_tokens} of them private" if config.private_tokens else ""
+        count = config.num_virtual_tokens + config.private_tokens
+        return f" ({config.prompt_method} prompt of {count} vectors{private})"
+    return f" (LoRA r={config.peft_lora_r})" if config.use_peft else " (all)"
 
 
 def _answers(config: RunConfig, population: Population, rows: str) -> str:

@@ -49,7 +49,7 @@ class Run:
         Raises:
             ConfigError: there is none, or a client must be named.
         """
-        kind = "adapter" if self.config.use_peft else "model"
+        kind = "adapter" if self.config.adapts else "model"
         base = self.directory.client_dir(client) if client else self.path
         if (base / kind).is_dir():
             return base / kind
@@ -63,7 +63,7 @@ class Run:
         """The tokenizer that the run was trained with."""
         from transformers import AutoTokenizer
 
-        if not self.config.use_peft or any(self.path.glob("adapter")):
+        if not self.config.adapts or any(self.path.glob("adapter")):
             return AutoTokenizer.from_pretrained(self.weights())
         from weft.models.load import load_tokenizer
 
@@ -89,7 +89,7 @@ class Run:
 
         hush()
         weights = self.weights(client)
-        if self.config.use_peft:
+        if self.config.adapts:
             from peft import PeftModel
 
             base = base_model(self.config, full_precision=full_precision)

@@ -25,6 +25,7 @@ from weft.evaluation.heldout import Asked
 from weft.federation.site import MemoryStore, Sites
 from weft.launch.sources import Conversations, Judgements, Prompts, Sources, Texts, needs_answer
 from weft.models.layout import Question
+from weft.models.prompts import lead_of
 
 Table = Encoded | Documents | PairTable | PromptTable
 PUBLIC = "public"
@@ -118,7 +119,7 @@ def populate(
     asked: dict[int, Asked] = {}
     if isinstance(table, Encoded) and isinstance(sources, Conversations):
         choices = _choices(config, sources.examples, train)
-        asked = _ask(choices, sources.examples, held, table, tokenizer, template, config.seq_length)
+        asked = _ask(choices, sources.examples, held, table, tokenizer, template, config)
     split = _described(config, sources, table, names, [np.concatenate(own) for own in zip(train, held, strict=True)])
     counts = {**table.counts, **sources.dropped}
     sizes = table.text_bytes if isinstance(table, Documents) else None
@@ -232,13 +233,15 @@ def _ask(
     table: Encoded,
     tokenizer: Any,
     template: Any,
-    seq_length: int,
+    config: RunConfig,
 ) -> dict[int, Asked]:
     """Make questions of the held-out rows whose answer is one of the choices."""
     if not choices:
         return {}
     numbers = np.concatenate(held)
-    made = encode_choices([examples[number] for number in numbers], tokenizer, template, choices, seq_length=seq_length)
+    shown = [examples[number] for number in numbers]
+    length, lead = config.seq_length, lead_of(config)
+    made = encode_choices(shown, tokenizer, template, choices, seq_length=length, lead=lead)
     return {
         int(row): Asked(Question(made.prompts[i], made.choices[i]), int(made.right[i]))
         for i, row in enumerate(table.rows_of(numbers))

@@ -26,6 +26,7 @@ from weft.data.store import Report, Store, open_store
 from weft.data.texts import TextSource, text_sources
 from weft.data.tokens import TextTokenizer
 from weft.errors import DataError
+from weft.models.prompts import lead_of
 from weft.rewards.builtin import NEEDS_ANSWER
 
 
@@ -129,8 +130,15 @@ class Conversations(Sources):
 
     def table(self, tokenizer: Any, template: Any) -> Encoded:
         """Return the rows of all examples."""
-        side = self.config.truncation_side
-        return encode(self.examples, tokenizer, template, seq_length=self.config.seq_length, truncation_side=side)
+        config = self.config
+        return encode(
+            self.examples,
+            tokenizer,
+            template,
+            seq_length=config.seq_length,
+            truncation_side=config.truncation_side,
+            lead=lead_of(config),
+        )
 
     def texts(self, numbers: np.ndarray) -> list[str]:
         """Return all that is said in these examples."""
@@ -162,7 +170,7 @@ class Prompts(Conversations):
     def table(self, tokenizer: Any, template: Any) -> PromptTable:  # type: ignore[override]
         """Return the rows of all examples."""
         most = self.config.seq_length - self.config.max_new_tokens
-        return encode_prompts(self.examples, tokenizer, template, most=most)
+        return encode_prompts(self.examples, tokenizer, template, most=most, lead=lead_of(self.config))
 
 
 @dataclass
@@ -194,8 +202,8 @@ class Judgements(Sources):
 
     def table(self, tokenizer: Any, template: Any) -> PairTable:
         """Return the rows of all examples."""
-        length = self.config.seq_length
-        return encode_preferences(self.examples, tokenizer, template, seq_length=length, judged=self.judged)
+        length, lead = self.config.seq_length, lead_of(self.config)
+        return encode_preferences(self.examples, tokenizer, template, seq_length=length, judged=self.judged, lead=lead)
 
     def texts(self, numbers: np.ndarray) -> list[str]:
         """Return what is asked in these examples."""

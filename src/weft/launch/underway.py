@@ -206,11 +206,14 @@ class Training:
 
     def _save_weights(self, state: ServerState) -> dict[str, Any]:
         """Write the shared model, and every client's own where there are such; return what they are worth."""
-        kind = "adapter" if self.config.use_peft else "model"
+        kind = "adapter" if self.config.adapts else "model"
         model, tokenizer = self.model.writable, self.model.tokenizer
         algorithm = self.plan.algorithm
         if algorithm.one_model and (algorithm.shares or not algorithm.personal):
-            save_model(model, tokenizer, result_of(state, self.model.initial), self.run.path / kind)
+            shared = result_of(state, self.model.initial)
+            if self.config.private_tokens:
+                shared = {name: value for name, value in shared.items() if self.plan.sharing.travels(name)}
+            save_model(model, tokenizer, shared, self.run.path / kind)
         own = OwnModels(self.plan, state, self.model, self.population, self._evaluator())
         if not own.exist:
             return {}
@@ -234,7 +237,7 @@ class Training:
         inputs, outputs = whole.get_input_embeddings().weight, whole.get_output_embeddings().weight
         if inputs is not outputs:
             weights -= inputs.numel()
-        each = 4 if self.config.use_peft else 6
+        each = 4 if self.config.adapts else 6
         done: float = each * weights * self.tally.tokens / self.tally.seconds
         return done / matrix_rate(self.model.device, self.model.dtype)
 

@@ -17,6 +17,7 @@ from weft.core.parts import LoraAggregation
 from weft.core.types import Tensors
 from weft.errors import ConfigError
 from weft.models.dropout import quicken
+from weft.models.prompts import save_prompt
 from weft.models.side import adapted_layers, add_middle, add_twin
 
 
@@ -127,6 +128,8 @@ def save_model(model: Any, tokenizer: Any, params: Tensors, folder: Path) -> Non
     if not isinstance(model, PeftModel):
         empty = next(model.parameters()).is_meta  # then the parameters are all there is
         model.save_pretrained(str(folder), state_dict=dict(params) if empty else _replaced(model.state_dict(), params))
+    elif model.peft_config["default"].is_prompt_learning:
+        save_prompt(model, params, folder)
     elif not _is_folded(params):
         model.save_pretrained(str(folder), state_dict=dict(params), save_embedding_layers=False)
     else:

@@ -23,6 +23,7 @@ from weft.models.adapters import add_lora, fixed_factors
 from weft.models.group import Group
 from weft.models.offload import away, revive, tidy
 from weft.models.precision import choose_device, choose_dtype
+from weft.models.prompts import Front, add_prompt
 from weft.models.resident import Resident
 from weft.models.starting import fill, read_adapter, starting_adapter
 
@@ -136,7 +137,7 @@ def base_model(config: RunConfig, *, full_precision: bool = False) -> Any:
             )
         extra = away(config, shell, device)
     # Full fine-tuning keeps its masters in float32, so the weights must not lose bits on the way in.
-    loaded = dtype if config.use_peft else torch.float32
+    loaded = dtype if config.adapts else torch.float32
     with _in_words(config.model_name_or_path):
         model = AutoModelForCausalLM.from_pretrained(
             model_source(config.model_name_or_path),
@@ -176,17 +177,22 @@ def load_resident(
         return _spread(config, tokenizer, lora, group)
     device = choose_device(config.device)
     dtype = arithmetic(config, device)
-    trained = _trainable(base_model(config), config, dtype, lora)
-    resident = Resident(trained, tokenizer, device, dtype)
+    trained = _trainable(base_model(config), config, dtype, lora, tokenizer)
+    front = Front(trained, config.prompt_method) if config.prompt_method is not None else None
+    resident = Resident(trained, tokenizer, device, dtype, front)
     resident.fixed = fixed_factors(trained)
     return resident
 
 
-def _trainable(model: Any, config: RunConfig, dtype: torch.dtype, lora: LoraAggregation | None) -> Any:
+def _trainable(
+    model: Any, config: RunConfig, dtype: torch.dtype, lora: LoraAggregation | None, tokenizer: Any = None
+) -> Any:
     """Return the model with its adapter, if it has one, and with its activations recomputed, if they are."""
     model.config.use_cache = False
     torch.manual_seed(derive(config.seed, "adapter"))
     trained = add_lora(model, config, dtype, lora) if config.use_peft else model
+    if config.prompt_method is not None:
+        trained = add_prompt(model, config, dtype, tokenizer)
     adapter = None if config.from_scratch else starting_adapter(config.model_name_or_path)
     if adapter is not None:
         fill(trained, adapter)
@@ -246,6 +252,12 @@ def check_fits(config: RunConfig, tokenizer: Any, model_config: Any) -> None:
             f"model has {places} embeddings: give a folder whose tokenizer and model belong together."
         )
     limit = getattr(model_config, "max_position_embeddings", None)
+    before = config.num_virtual_tokens + config.private_tokens if config.prompt_method == "prefix" else 0
+    if limit is not None and before + config.seq_length > limit > config.seq_length:
+        raise ConfigError(
+            f"A prefix of {before} and rows of {config.seq_length} tokens are longer than the model's context "
+            f"({limit}): write --seq_length {max(2, limit - before)}, or a shorter prompt."
+        )
     if limit is not None and config.seq_length > limit:
         raise ConfigError(
             f"seq_length is {config.seq_length}, but the model's context ends at {limit}: write --seq_length {limit}."

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weft.core import tensors
 from weft.core.types import Streams, Tensors
 from weft.models.layout import Batch, lay_out
+from weft.models.prompts import Front
 from weft.models.side import Side
 
 
@@ -44,9 +46,12 @@ class Resident:
     share = 1.0
     """What a loss is multiplied by before its gradient is taken."""
 
-    def __init__(self, model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> None:
-        """Take over a model whose `requires_grad` flags say what is trained; it is moved nowhere."""
+    def __init__(
+        self, model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype, front: Front | None = None
+    ) -> None:
+        """Take over a model whose `requires_grad` flags say what is trained, and its prompt; it is moved nowhere."""
         self.model = model
+        self.front = front
         self.writable = model
         """What is saved: the same model, or one of its shape without weights."""
         self.tokenizer = tokenizer
@@ -176,12 +181,20 @@ class Resident:
 
     def logits(self, batch: Batch) -> Tensor:
         """Return (N, V): the logits that predict the batch's N targets."""
+        mask, positions = batch.mask, batch.position_ids
+        cache = None
+        if self.front is not None and self.front.length:
+            cache = self.front.cache(len(batch.input_ids))
+            # All rows of a line see the prefix, and count on from it.
+            mask = None if mask is None else F.pad(mask, (self.front.length, 0), value=True)
+            positions = None if positions is None else positions + self.front.length
         self._select.index = batch.index
         try:
             out = self._base(
                 input_ids=batch.input_ids,
-                attention_mask=batch.mask,
-                position_ids=batch.position_ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
                 use_cache=False,
             )
         finally:
@@ -204,6 +217,10 @@ class Resident:
         Returns:
             The logits, and the cache with what is new.
         """
+        if self.front is not None and self.front.length:
+            cache = self.front.cache(len(input_ids)) if cache is None else cache
+            mask = F.pad(mask, (self.front.length, 0), value=1)
+            position_ids = position_ids + self.front.length
         self._select.index = index
         try:
             out = self._base(

@@ -1,0 +1,168 @@
+"""Prompts that are learnt: vectors in front of every row, made by peft; the model itself is frozen.
+
+Soft prompts and p-tuning stand where embeddings of tokens would: rows begin with negative ids, -1 for the first vector,
+and a hook on the embedding layer puts the vectors there, so that rows are packed, cut and answered as any others.
+Prefixes are keys and values of every layer (Li & Liang 2021, arXiv 2101.00190): they come as a cache that is not empty.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from weft.config import RunConfig
+from weft.core.lowrank import PERSONAL
+from weft.core.types import Tensors
+from weft.errors import ConfigError
+
+EMBEDDED = ("soft", "p_tuning")
+"""Methods whose vectors stand among the embeddings."""
+
+
+def lead_of(config: RunConfig) -> np.ndarray:
+    """Return the negative ids that every row begins with."""
+    if config.prompt_method not in EMBEDDED:
+        return np.zeros(0, dtype=np.int32)
+    return -np.arange(1, config.num_virtual_tokens + config.private_tokens + 1, dtype=np.int32)
+
+
+def add_prompt(model: Any, config: RunConfig, dtype: torch.dtype, tokenizer: Any) -> Any:
+    """Return the model behind a trainable prompt, everything else frozen.
+
+    Args:
+        model: a transformers model.
+        config: says the method, how many vectors, and the text that they begin as.
+        dtype: of the trained parameters.
+        tokenizer: of the model.
+
+    Raises:
+        ConfigError: peft cannot put such a prompt before this model.
+    """
+    from peft import get_peft_model
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            made = get_peft_model(model, _wanted(config, config.num_virtual_tokens), autocast_adapter_dtype=False)
+            if config.private_tokens:
+                made.add_adapter(PERSONAL, _wanted(config, config.private_tokens))
+                made.set_adapter("default")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"No {config.prompt_method} prompt can be put before this model ({str(error).splitlines()[0]}): write "
+            "another --prompt_method."
+        ) from None
+    for encoder in made.prompt_encoder.values():
+        for parameter in encoder.parameters():
+            parameter.requires_grad_(True)
+            parameter.data = parameter.data.to(dtype)
+    if config.prompt_method == "soft" and not next(made.parameters()).is_meta:
+        _begin(made, config, tokenizer)
+    return made
+
+
+def _wanted(config: RunConfig, count: int) -> Any:
+    """Return peft's configuration of a prompt of so many vectors."""
+    from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
+
+    if config.prompt_method == "prefix":
+        return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=count)
+    if config.prompt_method == "p_tuning":
+        size = config.prompt_hidden_size
+        return PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=count, encoder_hidden_size=size)
+    return PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=count)
+
+
+@torch.no_grad()
+def _begin(model: Any, config: RunConfig, tokenizer: Any) -> None:
+    """Let vectors begin as the embeddings of a text, over and over, or of tokens drawn from the vocabulary."""
+    for name, encoder in model.prompt_encoder.items():
+        weight = encoder.embedding.weight
+        ids = tokenizer.encode(config.prompt_init_text or "", add_special_tokens=False)
+        if not ids or name != "default":
+            ids = torch.randint(len(tokenizer), (len(weight),)).tolist()
+        ids = (ids * -(-len(weight) // len(ids)))[: len(weight)]
+        table = model.get_base_model().get_input_embeddings()
+        weight.copy_(table(torch.tensor(ids, device=weight.device)).to(weight.dtype))
+
+
+class Front:
+    """What stands before every row of a model with a prompt."""
+
+    def __init__(self, model: Any, method: str) -> None:
+        self._encoders = list(model.prompt_encoder.values())
+        self._base = model.get_base_model()
+        self._virtual: Tensor | None = None
+        self.length = 0
+        """Positions that a cache has taken before a row begins."""
+        if method == "prefix":
+            self.length = sum(encoder.embedding.num_embeddings for encoder in self._encoders)
+            self._shape = model.peft_config["default"]
+        else:
+            table = self._base.get_input_embeddings()
+            table.register_forward_pre_hook(self._take)
+            table.register_forward_hook(self._put)
+
+    def vectors(self) -> Tensor:
+        """Return (n, width): what the encoders make of their numbers, the shared ones first."""
+        made = []
+        for encoder in self._encoders:
+            numbers = torch.arange(encoder.embedding.num_embeddings, device=encoder.embedding.weight.device)
+            made.append(encoder(numbers[None])[0])
+        return torch.cat(made)
+
+    def cache(self, lines: int) -> Any:
+        """Return the cache that so many lines begin with; None where the prompt is among the embeddings."""
+        if not self.length:
+            return None
+        from transformers import DynamicCache
+
+        shape = self._shape
+        layers, heads = shape.num_layers, shape.num_attention_heads
+        values = self.vectors().view(self.length, layers, 2, heads, shape.token_dim // heads)
+        values = values.permute(1, 2, 3, 0, 4)[:, :, None].expand(-1, -1, lines, -1, -1, -1)
+        cache = DynamicCache(config=self._base.config.get_text_config())
+        for layer, (key, value) in enumerate(values):
+            cache.update(key, value, layer)
+        return cache
+
+    def _take(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        ids = args[0]
+        self._virtual = ids
+        return (ids.clamp(min=0), *args[1:])
+
+    def _put(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        ids, self._virtual = self._virtual, None
+        assert ids is not None
+        places = ids < 0
+        vectors = self.vectors().to(output.dtype)
+        chosen = vectors[(-ids[places] - 1).long()]
+        return output.masked_scatter(places[..., None], chosen)
+
+
+def save_prompt(model: Any, params: Tensors, folder: Path) -> None:
+    """Write a prompt as peft loads it: its vectors, and a configuration that says how many there are.
+
+    Args:
+        model: of peft; its prompts take over the values.
+        params: by the names of the model's parameters; those of a private prompt only where it is to be written too.
+        folder: there already.
+    """
+    from safetensors.torch import save_file
+
+    named = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in params.items():
+            named[name].copy_(value)
+        kinds = [kind for kind in model.prompt_encoder if any(f".{kind}." in name for name in params)]
+        vectors = torch.cat([model.get_prompt_embedding_to_save(kind).float() for kind in kinds])
+    written = copy.deepcopy(model.peft_config["default"])
+    written.num_virtual_tokens, written.inference_mode = len(vectors), True
+    written.save_pretrained(str(folder))
+    save_file({"prompt_embeddings": vectors.contiguous()}, folder / "adapter_model.safetensors", {"format": "pt"})
