@@ -40,10 +40,14 @@ def _check_prompt(config: Any) -> None:
             f"A prompt of {count} vectors leaves no room for text in seq_length ({config.seq_length}): write a larger "
             "--seq_length, or fewer --num_virtual_tokens."
         )
+    if config.prompt_method == "black_box" and config.learning_rate == 0:
+        raise ConfigError("A search of step size 0 has no width: write a --learning_rate above 0, such as 1.")
     if config.prompt_method == "prefix" and config.gradient_checkpointing:
         raise ConfigError("A prefix is a cache, which recomputed layers cannot have: drop --gradient_checkpointing.")
-    if config.prompt_init_text is not None and config.prompt_method != "soft":
-        raise ConfigError("Only a soft prompt can begin as a text: write --prompt_method soft, or drop the text.")
+    if config.prompt_init_text is not None and config.prompt_method not in ("soft", "black_box"):
+        raise ConfigError(
+            "Only vectors can begin as a text: write --prompt_method soft or black_box, or drop the text."
+        )
     if config.parallel != "none" or config.model_offload != "none":
         raise ConfigError("A prompt is learnt before a model that is whole in one process: drop --parallel/offload.")
 

@@ -29,6 +29,7 @@ ALGORITHMS = {
     "fedadamw": "weft.algorithms.fedadamw:FedAdamW",
     "diloco": "weft.algorithms.diloco:DiLoCo",
     "ditto": "weft.algorithms.ditto:Ditto",
+    "fedbpt": "weft.algorithms.fedbpt:FedBPT",
     "fedbuff": "weft.algorithms.fedbuff:FedBuff",
     "local": "weft.algorithms.local:Local",
     "central": "weft.algorithms.central:Central",

@@ -6,14 +6,15 @@ from typing import Any
 
 from weft.verbs import train_verb
 
-RATES = {"soft": 3e-2, "prefix": 1e-2, "p_tuning": 3e-3}
-"""Learning rates: vectors that begin as embeddings move far, a net's weights do not."""
+RATES = {"soft": 3e-2, "prefix": 1e-2, "p_tuning": 3e-3, "black_box": 1.0}
+"""Learning rates: vectors that begin as embeddings move far, a net's weights do not; of a search, its first width."""
 
 
 def defaults(given: dict[str, Any]) -> dict[str, Any]:
     """Return the verb's own defaults."""
     method = given.get("prompt_method", "soft")
-    return {"prompt_method": method, "learning_rate": RATES.get(method, 3e-2)}
+    made: dict[str, Any] = {"prompt_method": method, "learning_rate": RATES.get(method, 3e-2)}
+    return made | ({"fed_alg": "fedbpt"} if method == "black_box" else {})
 
 
 def run(argv: list[str]) -> int:

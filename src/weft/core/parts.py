@@ -58,6 +58,10 @@ class LocalRule:
         """Return AdamW's moments to start with (`exp_avg`, `exp_avg_sq`, `step`), or nothing for fresh ones."""
         return {}
 
+    def search(self) -> Tensors:
+        """Return how wide a search without gradients begins (`sigma` (), `variance` (d,)), or nothing for a sphere."""
+        return {}
+
     def prepare(self, params: Tensors) -> None:
         """Look at the parameters, on their device, before the first step."""
 
@@ -111,6 +115,8 @@ class Algorithm:
     """It works with AdamW's moments themselves, which other optimizers do not have."""
     plain_steps: ClassVar[bool] = True
     """Its local steps are the optimizer's: no hook of its rule looks at parameters or gradients between them."""
+    gradient_free: ClassVar[bool] = False
+    """It is made for searches without gradients."""
     one_step: ClassVar[bool] = False
     """A client and round is a single step, made at the server."""
     partial_work: ClassVar[bool] = True

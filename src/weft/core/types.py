@@ -22,6 +22,8 @@ Metrics = dict[str, float]
 DELTA = "delta"
 SCALARS = "scalars"
 """The stream of single numbers, each a tensor of shape ()."""
+SEARCH = "search"
+"""What a search without gradients has tried, or where it is to go on."""
 SIDE = "adapter.side"
 """Frozen low-rank factors that every client adds beside its adapter: `MODULE.side_A`, `MODULE.side_B`."""
 WEIGHTS = "weights"
@@ -132,7 +134,8 @@ class LocalWork:
     lr: float
     """The sum of the learning rates of these steps."""
     moments: Streams = field(default_factory=dict)
-    """AdamW's `exp_avg`, `exp_avg_sq` and `step` after the last step, where the rule asked for them."""
+    """AdamW's `exp_avg`, `exp_avg_sq` and `step` after the last step, where the rule asked for them; of a search,
+    SEARCH: `solutions` (count, d), `fitness` (count,), `scale` (d,) of the last generation."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,15 @@ if TYPE_CHECKING:
 
 def refusals(plan: Plan) -> list[tuple[bool, str]]:
     """Return all rules for a plan."""
-    return [*_protection(plan), *_lora(plan), *_clusters(plan), *_personal(plan), *_conditions(plan), *_placement(plan)]
+    return [
+        *_protection(plan),
+        *_lora(plan),
+        *_clusters(plan),
+        *_searches(plan),
+        *_personal(plan),
+        *_conditions(plan),
+        *_placement(plan),
+    ]
 
 
 def _protection(plan: Plan) -> list[tuple[bool, str]]:
@@ -154,6 +162,29 @@ def _personal(plan: Plan) -> list[tuple[bool, str]]:
             f"{name} "
             + ("has no clients to make personal steps" if algorithm.pools_data else "makes personal models already")
             + ": leave out --personal_steps.",
+        ),
+    ]
+
+
+def _searches(plan: Plan) -> list[tuple[bool, str]]:
+    algorithm, without = plan.algorithm, not plan.local.needs_gradients
+    name = type(algorithm).__name__
+    bends = not algorithm.plain_steps or algorithm.uses_moments or algorithm.one_step or algorithm.period > 1
+    return [
+        (
+            without and (bends or (algorithm.stateful_clients and algorithm.shares)),
+            f"{name} works on gradients or keeps an optimizer's values, and a black box has neither: write --fed_alg "
+            "fedbpt, fedavg, fedavgm, fedadam, fedexp, local or central.",
+        ),
+        (
+            without and (plan.personal_steps > 0 or plan.sharing.private),
+            "Personal steps and private vectors are learnt by gradients, which a black box has not: leave them out, or "
+            "write --prompt_method soft.",
+        ),
+        (
+            not without and algorithm.gradient_free,
+            f"{name} sends candidates of a search without gradients: write --prompt_method black_box, or another "
+            "--fed_alg.",
         ),
     ]
 

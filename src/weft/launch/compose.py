@@ -15,6 +15,7 @@ from weft.federation.sampling import Selection
 from weft.federation.sharing import Sharing
 from weft.launch.population import PUBLIC, Population
 from weft.launch.trace import read_trace
+from weft.training.evolution import Evolution
 from weft.training.loop import GradientSteps
 from weft.training.optimizers import Optimizer
 from weft.training.schedules import Schedule
@@ -137,7 +138,12 @@ def selection(config: RunConfig, population: Population) -> Selection:
 
 def local_steps(config: RunConfig) -> GradientSteps:
     """Return the local training that a configuration describes."""
-    return GradientSteps(
+    how: dict[str, Any] = {}
+    kind = GradientSteps
+    if config.prompt_method == "black_box":
+        kind, how = Evolution, {"population": config.population}
+    return kind(
+        **how,
         schedule=Schedule(
             kind=config.lr_scheduler_type,
             peak=config.learning_rate,

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from weft.config import RunConfig
 from weft.core.lowrank import PERSONAL
+from weft.core.seeds import derive
 from weft.core.types import Tensors
 from weft.errors import ConfigError
 
-EMBEDDED = ("soft", "p_tuning")
+EMBEDDED = ("soft", "p_tuning", "black_box")
 """Methods whose vectors stand among the embeddings."""
 
 
@@ -58,12 +59,16 @@ def add_prompt(model: Any, config: RunConfig, dtype: torch.dtype, tokenizer: Any
             f"No {config.prompt_method} prompt can be put before this model ({str(error).splitlines()[0]}): write "
             "another --prompt_method."
         ) from None
+    if config.prompt_method in ("soft", "black_box") and not next(made.parameters()).is_meta:
+        _begin(made, config, tokenizer)
+    if config.prompt_method == "black_box":
+        made.prompt_encoder["default"] = Projected(made.prompt_encoder["default"], config.black_box_dim, config.seed)
     for encoder in made.prompt_encoder.values():
         for parameter in encoder.parameters():
             parameter.requires_grad_(True)
             parameter.data = parameter.data.to(dtype)
-    if config.prompt_method == "soft" and not next(made.parameters()).is_meta:
-        _begin(made, config, tokenizer)
+        if isinstance(encoder, Projected):
+            encoder.embedding.requires_grad_(False)
     return made
 
 
@@ -90,6 +95,31 @@ def _begin(model: Any, config: RunConfig, tokenizer: Any) -> None:
         ids = (ids * -(-len(weight) // len(ids)))[: len(weight)]
         table = model.get_base_model().get_input_embeddings()
         weight.copy_(table(torch.tensor(ids, device=weight.device)).to(weight.dtype))
+
+
+class Projected(nn.Module):
+    """Vectors P = P0 + A z: z (d,) is all that is searched for, A is drawn from the seed, P0 is where it begins.
+
+    A's entries have the standard deviation of P0's over the root of d (Sun et al. 2022, arXiv 2201.03514, section 3.3).
+    """
+
+    def __init__(self, encoder: Any, dimension: int, seed: int) -> None:
+        super().__init__()
+        self.embedding = encoder.embedding
+        begun = self.embedding.weight
+        self.z = nn.Parameter(torch.zeros(dimension, device=begun.device))
+        drawn = torch.randn(
+            begun.numel(), dimension, generator=torch.Generator().manual_seed(derive(seed, "projection"))
+        )
+        spread = 1.0 if begun.is_meta else float(begun.detach().float().std())
+        self.projection: Tensor
+        self.register_buffer("projection", (drawn * spread / dimension**0.5).to(begun.device), persistent=False)
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """Return the vectors (lines, n, width) of these numbers."""
+        begun: Tensor = self.embedding.weight
+        moved = (self.projection @ self.z.float()).view_as(begun)
+        return (begun + moved.to(begun.dtype))[numbers]
 
 
 class Front:

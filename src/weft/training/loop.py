@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 
@@ -66,6 +66,7 @@ class Trained(NamedTuple):
 class GradientSteps:
     """Local training by steps of an optimizer."""
 
+    needs_gradients: ClassVar[bool] = True
     schedule: Schedule
     seed: int
     steps: int

@@ -1,0 +1,115 @@
+"""FedBPT: one search distribution for all clients of a black box (Sun et al. 2023, arXiv 2310.01467)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weft.core.evolution import Search
+from weft.core.parts import Aggregator, Algorithm, LocalRule
+from weft.core.types import SEARCH, Finished, LocalWork, ServerState, Streams, Task, Tensors, Total, Update
+
+SOLUTIONS, FITNESS, SCALE = "solutions", "fitness", "scale"
+
+
+class _Try(LocalRule):
+    """Search from the server's distribution, and send the last generation."""
+
+    def __init__(self, given: Tensors) -> None:
+        self.given = given
+
+    def search(self) -> Tensors:
+        return self.given
+
+    def finish(self, work: LocalWork) -> Finished:
+        return Finished({SEARCH: work.moments[SEARCH]})
+
+
+@dataclass(frozen=True)
+class FedBPT(Algorithm):
+    """Clients search for some generations from N(m, s^2 diag(v)) and send their last generation with its losses.
+
+    The server tells its own CMA-ES all of them, ranked by each client's losses less their mean over their standard
+    deviation, so that a client of easy rows does not outbid the others; s becomes what makes the mean scale of a
+    coordinate the clients' mean one.
+    """
+
+    sums_updates: ClassVar[bool] = False
+    adds_mean: ClassVar[bool] = False
+    remembers_coordinates: ClassVar[bool] = True
+    streams: ClassVar[tuple[str, ...]] = (SEARCH,)
+    gradient_free: ClassVar[bool] = True
+    population: int = field(default=20, metadata={"key": "population"})
+    sigma: float = field(default=0.1, metadata={"key": "learning_rate"})
+
+    def init(self, params: Tensors) -> ServerState:
+        """Begin with the same scale everywhere."""
+        return self._state(Search.at(_flat(params), self.sigma), params, 0)
+
+    def task(self, state: ServerState, client: str, version: int) -> Task:
+        """Send mean and scales."""
+        kept = state.memory[SEARCH]
+        return Task(client, state.round, version, state.params, {SEARCH: {n: kept[n] for n in ("sigma", "variance")}})
+
+    def like(self, params: Tensors) -> Streams:
+        """A generation, its losses, and how wide the client's search has become."""
+        size = sum(value.numel() for value in params.values())
+        shapes = {SOLUTIONS: (self.population, size), FITNESS: (self.population,), SCALE: (size,)}
+        return {SEARCH: {name: torch.zeros(shape) for name, shape in shapes.items()}}
+
+    def rule(self, task: Task, memory: Streams) -> LocalRule:
+        """Search, and send what was tried."""
+        return _Try(task.extra[SEARCH])
+
+    def combine(self, updates: Iterable[Update], aggregator: Aggregator) -> Total:
+        """Put all clients' candidates together, and take the weighted mean of their scales."""
+        solutions: list[Tensor] = []
+        ranked: list[Tensor] = []
+        clients: list[str] = []
+        scale, weight = None, 0.0
+        for update in updates:
+            sent = update.streams[SEARCH]
+            losses = sent[FITNESS].double()
+            solutions.append(sent[SOLUTIONS])
+            ranked.append((losses - losses.mean()) / losses.std().clamp(min=1e-12))
+            clients.append(update.client)
+            weight += update.weight
+            share = update.weight / weight
+            scale = sent[SCALE] if scale is None else scale + share * (sent[SCALE] - scale)
+        if scale is None:
+            return Total({}, (), 0.0)
+        streams = {SEARCH: {SOLUTIONS: torch.cat(solutions), FITNESS: torch.cat(ranked), SCALE: scale}}
+        return Total(streams, tuple(clients), weight)
+
+    def step(self, state: ServerState, total: Total) -> ServerState:
+        """Tell the server's search."""
+        found = {name: value.double().numpy() for name, value in total.streams[SEARCH].items()}
+        kept = {name: value.numpy() for name, value in state.memory[SEARCH].items()}
+        search = Search(
+            _flat(state.params),
+            float(kept["sigma"]),
+            kept["variance"],
+            kept["path"],
+            kept["step_path"],
+            int(kept["count"]),
+        ).tell(found[SOLUTIONS], found[FITNESS])
+        wide = float(found[SCALE].mean() / np.sqrt(search.variance).mean())
+        return self._state(replace(search, sigma=wide), state.params, state.round + 1)
+
+    def _state(self, search: Search, like: Tensors, round: int) -> ServerState:
+        arrays = {"variance": search.variance, "path": search.path, "step_path": search.step_path}
+        kept = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+        kept |= {"sigma": torch.tensor(search.sigma, dtype=torch.float64), "count": torch.tensor(search.count)}
+        flat = torch.from_numpy(search.mean).float()
+        parts = flat.split([value.numel() for value in like.values()])  # type: ignore[no-untyped-call]
+        mean = {name: part.reshape(value.shape) for (name, value), part in zip(like.items(), parts, strict=True)}
+        return ServerState(mean, {SEARCH: kept}, round)
+
+
+def _flat(params: Tensors) -> np.ndarray:
+    return np.concatenate([value.double().numpy().ravel() for value in params.values()])

@@ -1,0 +1,93 @@
+"""Local training without gradients: CMA-ES on the mean loss of some rows, for models that can only be asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from weft.core.evolution import Search
+from weft.core.objective import Objective
+from weft.core.parts import LocalRule
+from weft.core.seeds import derive, generator
+from weft.core.types import SEARCH, LocalWork, Tensors
+from weft.errors import ClientFailed
+from weft.models.resident import Resident
+from weft.training.loop import GradientSteps, Job, Rows, Trained
+from weft.training.order import rows_of_round
+
+
+@dataclass(frozen=True)
+class Evolution(GradientSteps):
+    """`steps` generations of `population` candidates each; the step size is the schedule's learning rate."""
+
+    needs_gradients: ClassVar[bool] = False
+    population: int = 20
+
+    def work(self, model: Resident, objective: Objective, rows: Rows, rule: LocalRule, job: Job) -> Trained:
+        """Search from the job's parameters and return what the rule makes of where it came to.
+
+        Raises:
+            ClientFailed: no candidate has a finite loss, or there was no time for one generation.
+        """
+        shared = rule.begin(job.shared)
+        names = list(shared)
+        asked = self.num_steps(len(rows))
+        steps = int(asked * job.share)
+        if steps < 1:
+            raise ClientFailed(f"was too slow for one of {asked} generations")
+        start = np.concatenate([shared[name].double().numpy().ravel() for name in names])
+        given = rule.search()
+        sigma = float(given["sigma"]) if given else self.schedule.at(job.round, 0, asked)
+        search = Search.at(start, sigma, given["variance"].double().numpy() if given else None)
+        chance = generator(self.seed, "candidates", job.client, job.round)
+        size = self.batch_size * self.accumulation
+        order = rows_of_round(
+            len(rows), steps * size, seed=self.seed, client=job.client, round=job.round, purpose="order"
+        ).reshape(steps, size)
+        tokens, fitness, candidates = 0, np.zeros(0), np.zeros((0, len(start)))
+        for step in range(steps):
+            chosen = [rows[int(row)] for row in order[step]]
+            tokens += self.population * objective.collate(chosen).tokens
+            candidates = search.ask(self.population, chance)
+            seed = derive(self.seed, "candidates", job.client, job.round, step)
+            fitness = np.array([self._loss(model, objective, chosen, job, shared, one, seed) for one in candidates])
+            if not np.isfinite(fitness).any():
+                raise ClientFailed("no candidate has a finite loss")
+            search = search.tell(candidates, np.where(np.isfinite(fitness), fitness, np.inf))
+        end = _unflat(search.mean, shared)
+        best = float(np.where(np.isfinite(fitness), fitness, np.nanmax(fitness)).mean())
+        counted = {"loss_tokens": float(size), "tokens": float(tokens), "rows": float(steps * size)}
+        metrics = {"loss_sum": best * size, "steps": float(steps), "learning_rate": sigma, **counted}
+        tried = {
+            "solutions": torch.from_numpy(candidates).float(),
+            "fitness": torch.from_numpy(np.nan_to_num(fitness, nan=1e30, posinf=1e30)).float(),
+            "scale": torch.from_numpy(search.sigma * np.sqrt(search.variance)).float(),
+        }
+        done = LocalWork(shared, end, steps, sigma * steps, {SEARCH: tried})
+        return Trained(rule.finish(done), metrics, {})
+
+    def _loss(
+        self,
+        model: Resident,
+        objective: Objective,
+        rows: Sequence[object],
+        job: Job,
+        shared: Tensors,
+        candidate: np.ndarray,
+        seed: int,
+    ) -> float:
+        model.load(job.own | _unflat(candidate, shared))
+        loss = objective.assess(model, rows, self.batch_size, seed)
+        return loss if math.isfinite(loss) else math.nan
+
+
+def _unflat(values: np.ndarray, like: Tensors) -> Tensors:
+    """Return a flat vector as tensors of these names and shapes."""
+    flat = torch.from_numpy(values).float()
+    parts = flat.split([value.numel() for value in like.values()])  # type: ignore[no-untyped-call]
+    return {name: part.reshape(value.shape) for (name, value), part in zip(like.items(), parts, strict=True)}
