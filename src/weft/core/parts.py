@@ -115,6 +115,8 @@ class Algorithm:
     """It works with AdamW's moments themselves, which other optimizers do not have."""
     plain_steps: ClassVar[bool] = True
     """Its local steps are the optimizer's: no hook of its rule looks at parameters or gradients between them."""
+    zeroth_order: ClassVar[bool] = False
+    """Local steps are differences of losses along numbered directions, and parameters are made anew from w0."""
     gradient_free: ClassVar[bool] = False
     """It is made for searches without gradients."""
     one_step: ClassVar[bool] = False
@@ -149,6 +151,14 @@ class Algorithm:
     def task(self, state: ServerState, client: str, version: int) -> Task:
         """Return what a client is sent that begins at `version`, which is the state's round unless asynchronous."""
         return Task(client, state.round, version, state.params)
+
+    def sent(self, state: ServerState) -> Tensors:
+        """Return the parameters that are sent wherever they are to be used, not trained."""
+        return state.params
+
+    def rebuilt(self, params: Tensors, extra: Streams, start: Tensors) -> Tensors:
+        """Return the parameters that a message stands for, given what came with it and what the client began with."""
+        return params
 
     def beside(self, state: ServerState) -> Streams:
         """Return what is sent along wherever the parameters are sent to be used, not trained."""

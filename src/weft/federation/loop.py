@@ -105,5 +105,5 @@ def evaluate(
     algorithm: Algorithm, state: ServerState, runtime: Runtime, clients: Sequence[str], *, own: bool = True
 ) -> dict[str, Metrics]:
     """Return the counts and sums of every client that answers, of its own model or of the shared one."""
-    probes = [Probe(client, state.round, state.params, beside(algorithm, state), own) for client in clients]
+    probes = [Probe(client, state.round, algorithm.sent(state), beside(algorithm, state), own) for client in clients]
     return {reply.client: reply.metrics for reply in runtime.exchange(probes) if isinstance(reply, Score)}

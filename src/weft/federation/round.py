@@ -82,7 +82,8 @@ def run_round(
     updates: Iterable[Update] = map(weigher, islice(_admitted(plan, state, tasks, replies, record), wanted or None))
     products = None
     whole = plan.algorithm.shares and plan.algorithm.period == 1 and plan.algorithm.one_model
-    if plan.sharing.scale is not None and whole and not plan.protection.sum_only:
+    watched = whole and DELTA in plan.algorithm.streams and not plan.protection.sum_only
+    if plan.sharing.scale is not None and watched:
         exact = plan.sharing.lora.single_updates
         products = Products(plan.sharing.scale, state.memory.get(FIXED, {}), exact=exact)
         updates = products.watch(updates, {client: task.params for client, task in tasks.items()})
@@ -145,12 +146,12 @@ def show(message: Probe, plan: Plan, site: Site, model: Resident) -> Streams:
         What the client says of its choice, where it had one.
     """
     memory = site.memory.load(site.name, message.round) if message.own else {}
-    shared = pad(message.params, model.masters)
+    extra = {stream: pad(values, model.masters) for stream, values in message.extra.items()}
+    shared = pad(plan.algorithm.rebuilt(message.params, extra, model.started), model.masters)
     start = model.initial | memory.get(OWN, {})
     model.put_side(message.extra.get(SIDE, {}))
     said: Streams = {}
     if message.own:
-        extra = {stream: pad(values, model.masters) for stream, values in message.extra.items()}
         given = Task(site.name, message.round, message.round, shared, extra)
         given, said = plan.algorithm.choose(given, lambda params: _loss(start | params, plan, site, model))
         shared = plan.algorithm.own_params(given.params, _part(memory, RULE))
@@ -164,7 +165,8 @@ def _train(task: Task, plan: Plan, site: Site, model: Resident) -> Update:
     shared = {name: value for name, value in model.masters.items() if name not in model.initial}
     like = expected_streams(plan, shared | task.params, task.round)
     extra = {stream: pad(values, model.masters) for stream, values in task.extra.items()}
-    given = replace(task, params=pad(task.params, model.masters), extra=extra)
+    params = plan.algorithm.rebuilt(task.params, extra, model.started)
+    given = replace(task, params=pad(params, model.masters), extra=extra)
     model.put_side(task.extra.get(SIDE, {}))
     start = model.initial | memory.get(OWN, {})
     given, said = plan.algorithm.choose(given, lambda params: _loss(start | params, plan, site, model))

@@ -167,8 +167,10 @@ def _personal(plan: Plan) -> list[tuple[bool, str]]:
 
 
 def _searches(plan: Plan) -> list[tuple[bool, str]]:
+    lora, several = plan.sharing.lora, not plan.algorithm.one_model
     algorithm, without = plan.algorithm, not plan.local.needs_gradients
     name = type(algorithm).__name__
+    without = without and not algorithm.zeroth_order
     bends = not algorithm.plain_steps or algorithm.uses_moments or algorithm.one_step or algorithm.period > 1
     return [
         (
@@ -182,7 +184,22 @@ def _searches(plan: Plan) -> list[tuple[bool, str]]:
             "write --prompt_method soft.",
         ),
         (
-            not without and algorithm.gradient_free,
+            algorithm.zeroth_order
+            and (several or plan.sharing.keeps or plan.personal_steps > 0 or bool(lora.alternates)),
+            f"{name} makes all that is trained from what the run began with: leave out --share, --cluster, "
+            "--personal_steps and --private_tokens, and write --lora_aggregation average.",
+        ),
+        (
+            algorithm.zeroth_order and (bool(plan.sharing.ranks) or lora.shape != "" or plan.local.public_share > 0),
+            f"{name} has one model of one shape and one set of rows: leave out --client_ranks and --public_share, and "
+            "write --lora_aggregation average.",
+        ),
+        (
+            algorithm.zeroth_order and not plan.local.along_directions,
+            f"{name} steps along directions of its own, and a black box is searched otherwise: write --fed_alg fedbpt.",
+        ),
+        (
+            plan.local.needs_gradients and algorithm.gradient_free,
             f"{name} sends candidates of a search without gradients: write --prompt_method black_box, or another "
             "--fed_alg.",
         ),

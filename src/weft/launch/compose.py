@@ -19,6 +19,7 @@ from weft.training.evolution import Evolution
 from weft.training.loop import GradientSteps
 from weft.training.optimizers import Optimizer
 from weft.training.schedules import Schedule
+from weft.training.zeroth import SeedSteps
 
 
 def part(table: dict[str, str], name: str, kind: str, config: RunConfig, own: dict[str, Any] | None = None) -> Any:
@@ -81,16 +82,15 @@ def algorithm(config: RunConfig) -> Algorithm:
 
 def plan(config: RunConfig) -> Plan:
     """Return the composed plan; ConfigError for parts that cannot be combined."""
+    made = algorithm(config)
     return Plan(
-        algorithm=Clustered(algorithm(config), config.cluster, config.seed)
-        if config.cluster > 1
-        else algorithm(config),
+        algorithm=Clustered(made, config.cluster, config.seed) if config.cluster > 1 else made,
         aggregator=part(registry.AGGREGATORS, "mean", "aggregator", config),
         privacy=part(registry.PRIVACY, "none", "privacy", config),
         codec=part(registry.CODECS, "none", "codec", config),
         protection=part(registry.PROTECTIONS, "none", "protection", config),
         objective=part(registry.OBJECTIVES, config.objective, "objective", config),
-        local=local_steps(config),
+        local=local_steps(config, zeroth_order=made.zeroth_order),
         sharing=sharing(config),
         trainable=_trainable(config),
         quorum=config.min_clients,
@@ -136,10 +136,10 @@ def selection(config: RunConfig, population: Population) -> Selection:
     )
 
 
-def local_steps(config: RunConfig) -> GradientSteps:
+def local_steps(config: RunConfig, *, zeroth_order: bool = False) -> GradientSteps:
     """Return the local training that a configuration describes."""
     how: dict[str, Any] = {}
-    kind = GradientSteps
+    kind = SeedSteps if zeroth_order else GradientSteps
     if config.prompt_method == "black_box":
         kind, how = Evolution, {"population": config.population}
     return kind(

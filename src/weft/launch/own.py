@@ -103,7 +103,8 @@ class OwnModels:
         return (site for site in self.population.evaluated if len(site.held))
 
     def _show(self, site: Site, *, own: bool) -> None:
-        probe = Probe(site.name, self.state.round, self.state.params, beside(self.plan.algorithm, self.state), own)
+        algorithm = self.plan.algorithm
+        probe = Probe(site.name, self.state.round, algorithm.sent(self.state), beside(algorithm, self.state), own)
         show(probe, self.plan, site, self.model)
 
     def _tune(self, site: Site) -> None:

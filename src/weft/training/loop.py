@@ -67,6 +67,7 @@ class GradientSteps:
     """Local training by steps of an optimizer."""
 
     needs_gradients: ClassVar[bool] = True
+    along_directions: ClassVar[bool] = False
     schedule: Schedule
     seed: int
     steps: int

@@ -1,0 +1,47 @@
+"""Directions that a number stands for: a model as a sum of them over where it began.
+
+Directions come from a counter-based generator on the CPU and are added by single multiplications and subtractions, in
+the order of their numbers, so that the same sums give the same bits everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weft.core.seeds import generator
+from weft.core.types import Tensors
+
+
+def direction(seed: int, number: int, like: Tensors) -> Tensors:
+    """Return z (standard normal, float32, on the CPU) of the shapes of `like`."""
+    chance = generator(seed, "direction", number)
+    return {
+        name: torch.from_numpy(chance.standard_normal(tuple(value.shape), dtype=np.float32))
+        for name, value in like.items()
+    }
+
+
+def rebuild(start: Tensors, sums: Tensor, seed: int) -> Tensors:
+    """Return start - sum_j sums[j] z_j, j in order; sums (K,) float32, start on the CPU."""
+    made = {name: value.detach().float().clone() for name, value in start.items()}
+    for number in torch.nonzero(sums)[:, 0].tolist():
+        factor = float(sums[number])
+        for name, value in direction(seed, number, made).items():
+            made[name].sub_(value.mul_(factor))
+    return made
+
+
+def digest(params: Tensors) -> Tensor:
+    """Return (32,) uint8: the SHA-256 of names, shapes and values; zeros for what has no values."""
+    if any(value.is_meta for value in params.values()):
+        return torch.zeros(32, dtype=torch.uint8)
+    told = hashlib.sha256()
+    for name in sorted(params):
+        value = params[name].detach().float().cpu().contiguous()
+        told.update(f"{name} {tuple(value.shape)}\n".encode())
+        told.update(value.numpy().tobytes())
+    return torch.tensor(list(told.digest()), dtype=torch.uint8)

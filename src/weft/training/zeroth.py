@@ -1,0 +1,77 @@
+"""Local training by differences of losses along known directions: full parameters in the memory of inference."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from weft.core import tensors
+from weft.core.directions import direction
+from weft.core.objective import Objective
+from weft.core.parts import LocalRule
+from weft.core.seeds import generator
+from weft.core.types import SEARCH, LocalWork
+from weft.errors import ClientFailed
+from weft.models.resident import Resident
+from weft.training.loop import GradientSteps, Job, Rows, Trained
+
+
+@dataclass(frozen=True)
+class SeedSteps(GradientSteps):
+    """y <- y - lr rho z_j, rho = (L(y + e z_j) - L(y - e z_j)) / 2e, j drawn from K (MeZO, Malladi et al. 2023)."""
+
+    needs_gradients: ClassVar[bool] = False
+    along_directions: ClassVar[bool] = True
+
+    def work(self, model: Resident, objective: Objective, rows: Rows, rule: LocalRule, job: Job) -> Trained:
+        """Train on a job; the rule is told the sum of lr rho of each direction.
+
+        Raises:
+            ClientFailed: a loss is no finite number, or there was no time for one step.
+        """
+        told = rule.search()
+        count, epsilon, seed = int(told["count"]), float(told["epsilon"]), int(told["seed"])
+        shared = rule.begin(job.shared)
+        model.load(job.own | shared)
+        masters = {name: model.masters[name] for name in shared}
+        asked = self.num_steps(len(rows))
+        steps = int(asked * job.share)
+        if steps < 1:
+            raise ClientFailed(f"was too slow for one of {asked} steps")
+        drawn = generator(self.seed, "directions", job.client, job.round).integers(0, count, steps)
+        sums = torch.zeros(count)
+        lr_sum, loss_sum = 0.0, 0.0
+        counted = {"loss_tokens": 0.0, "tokens": 0.0, "rows": 0.0}
+        windows = self._windows(objective, rows, asked, job, lambda some, key: objective.act(model, some, key))
+        with model.evaluating():
+            for step, window in zip(range(steps), windows, strict=False):
+                lr = self.schedule.at(job.round, step, asked)
+                number = int(drawn[step])
+                z = tensors.copy(direction(seed, number, masters), model.device)
+                targets = sum(len(batch.targets) for batch in window)
+                losses = []
+                for move in (epsilon, -2 * epsilon):
+                    self._move(model, masters, z, move)
+                    total = sum(float(objective.loss(model, batch.to(model.device)).total) for batch in window)
+                    losses.append(total / targets)
+                slope = (losses[0] - losses[1]) / (2 * epsilon)
+                if not math.isfinite(slope):
+                    raise ClientFailed(f"the loss is not a finite number after {step} steps")
+                self._move(model, masters, z, epsilon - lr * slope)
+                sums[number] += lr * slope
+                lr_sum += lr
+                loss_sum += sum(losses) / 2 * targets
+                counted["loss_tokens"] += targets
+                counted["tokens"] += sum(batch.tokens for batch in window)
+                counted["rows"] += sum(batch.rows for batch in window)
+        metrics = {"loss_sum": loss_sum, "steps": float(steps), "learning_rate": lr_sum / steps, **counted}
+        done = LocalWork(shared, shared, steps, lr_sum, {SEARCH: {"sums": sums}})
+        return Trained(rule.finish(done), metrics, {})
+
+    def _move(self, model: Resident, masters: dict[str, torch.Tensor], z: dict[str, torch.Tensor], by: float) -> None:
+        for name, master in masters.items():
+            master.add_(z[name], alpha=by)
+        model.sync()
