@@ -28,16 +28,19 @@ METHODS: dict[str, dict[str, Any]] = {
     "prefix": {"prompt_method": "prefix", "num_virtual_tokens": LEAD},
     "p_tuning": {"prompt_method": "p_tuning", "num_virtual_tokens": LEAD, "prompt_hidden_size": 64},
     "LoRA": LORA,
+    "black_box": {"prompt_method": "black_box", "num_virtual_tokens": LEAD, "fed_alg": "fedbpt"},
 }
 RATES = {
-    ("tfns", "soft"): 1e-1,
-    ("tfns", "prefix"): 3e-2,
-    ("tfns", "p_tuning"): 1e-2,
+    ("tfns", "soft"): 1e-2,
+    ("tfns", "prefix"): 3e-1,
+    ("tfns", "p_tuning"): 3e-3,
     ("tfns", "LoRA"): 4e-3,
+    ("tfns", "black_box"): 1.0,
     ("medquad", "soft"): 1e-1,
-    ("medquad", "prefix"): 3e-2,
-    ("medquad", "p_tuning"): 1e-2,
+    ("medquad", "prefix"): 3e-1,
+    ("medquad", "p_tuning"): 3e-2,
     ("medquad", "LoRA"): 6e-3,
+    ("medquad", "black_box"): 1.0,
 }
 """The best of some on one seed, by the federation's score."""
 WAYS = {"local": {"fed_alg": "local"}, "federated": {}, "central": {"fed_alg": "central"}}
@@ -53,7 +56,7 @@ def keys_of(task: str, method: str, rate: float | None = None) -> dict[str, Any]
     keys = COMMON | TASKS[task] | {"model_name_or_path": str(warm() if task == "tfns" else base())}
     if method == "none":
         return keys | {"learning_rate": 0.0, "num_rounds": 1, "max_steps": 1}
-    lead = LEAD if method in ("soft", "p_tuning") else 0
+    lead = 0 if method in ("prefix", "LoRA") else LEAD
     keys |= METHODS[method] | {"learning_rate": RATES[task, method] if rate is None else rate}
     return keys | {"seq_length": keys["seq_length"] + lead, "eval_everybody": True}
 

@@ -154,7 +154,12 @@ MORE = [
     {"over_selection": 0.5, "client_speed": [1, 0.5], "num_clients": 6},
     {"share": ["lora_A"]},
 ]
-RUNS = [{"fed_alg": name} for name in registry.ALGORITHMS]
+MORE += [
+    {"prompt_method": "black_box", "use_peft": False, "fed_alg": "fedbpt", "black_box_dim": 4, "population": 4},
+    {"prompt_method": "soft", "use_peft": False, "num_virtual_tokens": 4, "private_tokens": 2},
+    {"cluster": 2},
+]
+RUNS = [{"fed_alg": name} for name in registry.ALGORITHMS if name != "fedbpt"]
 RUNS += [{"lora_aggregation": name} for name in registry.LORA_AGGREGATIONS if name != "average"]
 
 

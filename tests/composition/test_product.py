@@ -16,7 +16,10 @@ from conftest import colour_rows, write_rows
 from weft import registry
 from weft.errors import ConfigError
 
-ALGORITHMS = [*registry.ALGORITHMS, "local1"]
+ALGORITHMS = [name for name in [*registry.ALGORITHMS, "local1"] if name != "fedbpt"]
+"""fedbpt is for searches without gradients only: see test_prompt.py."""
+SEEDS = {"fedkseed"}
+"""One number for each of some directions: no parameters travel, so nothing is done to them on the way."""
 BASELINES = {"local", "local1", "central"}
 KINDS: dict[str, dict[str, object]] = {
     "lora": {"use_peft": True},
@@ -27,14 +30,14 @@ KINDS: dict[str, dict[str, object]] = {
 ALLOWED = {
     "average": set(ALGORITHMS),
     "ffa": set(ALGORITHMS),
-    "fedsb": set(ALGORITHMS),
-    "rolora": set(ALGORITHMS) - {"fedbuff"},
+    "fedsb": set(ALGORITHMS) - SEEDS,
+    "rolora": set(ALGORITHMS) - {"fedbuff"} - SEEDS,
     "stack": {"fedavg", "fedprox"},
     "svd": {"fedavg", "fedprox"},
     "merge": {"fedavg", "fedprox"},
     "residual": {"fedavg", "fedprox", "scaffold", "fedcm", "fedadamw", "ditto"},
-    "fedsa": set(ALGORITHMS) - BASELINES - {"ditto"},
-    "dual": set(ALGORITHMS) - BASELINES - {"ditto"},
+    "fedsa": set(ALGORITHMS) - BASELINES - {"ditto"} - SEEDS,
+    "dual": set(ALGORITHMS) - BASELINES - {"ditto"} - SEEDS,
 }
 
 
@@ -60,7 +63,7 @@ def test_two_rounds(keys, fed_alg: str, lora: str, kind: str):
     assert run.summary["rounds"] == 2
     assert math.isfinite(run.summary["eval"]["loss"])
     assert run.summary["failures"] == {}
-    known = kind in ("lora", "rslora") and fed_alg not in BASELINES and lora != "fedsa"
+    known = kind in ("lora", "rslora") and fed_alg not in BASELINES | SEEDS and lora != "fedsa"
     assert (run.summary["product_error"] is not None) == known
 
 
@@ -157,7 +160,7 @@ def test_preferences_with_every_algorithm(keys, preferences: dict[str, str], los
 
 
 PROMPTS = [("soft", fed_alg) for fed_alg in ALGORITHMS] + [("prefix", "fedavg"), ("p_tuning", "fedavg")]
-PROMPTS += [("prefix", "scaffold"), ("p_tuning", "fedadam")]
+PROMPTS += [("prefix", "scaffold"), ("p_tuning", "fedadam"), ("black_box", "fedbpt"), ("black_box", "fedavgm")]
 
 
 @pytest.mark.parametrize(("method", "fed_alg"), PROMPTS)

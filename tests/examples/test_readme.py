@@ -112,6 +112,16 @@ def test_the_pre_training_example(workplace: Path):
     assert set(weft.open_run("runs/pretrain").summary["clients"]) == {"a", "b", "c", "d"}
 
 
+@pytest.mark.parametrize(("verb", "name"), [("prompt", "prompt"), ("prompt", "black_box"), ("sft", "seeds")])
+def test_the_examples_of_prompts_and_seeds(workplace: Path, verb: str, name: str):
+    assert main([verb, "--config", f"examples/{name}.yaml", "--template", "alpaca", "--quiet"]) == 0
+    import weft
+
+    run = weft.open_run(f"runs/{name}")
+    assert run.summary["failures"] == {}
+    assert 0 < run.summary["eval"]["loss"] < 20
+
+
 @pytest.mark.parametrize(
     ("verb", "name", "measured"),
     [("dpo", "dpo", "preference_accuracy"), ("dpo", "kto", "preference_accuracy"), ("grpo", "grpo", "reward")],

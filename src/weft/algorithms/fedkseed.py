@@ -41,7 +41,6 @@ class FedKSeed(Algorithm):
     bits, whether it took part before or not. `seeds` is K; `epsilon` how far the loss is looked at on either side.
     """
 
-    plain_steps: ClassVar[bool] = False
     adds_mean: ClassVar[bool] = False
     remembers_coordinates: ClassVar[bool] = True
     zeroth_order: ClassVar[bool] = True

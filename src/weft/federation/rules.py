@@ -246,6 +246,10 @@ def _placement(plan: Plan) -> list[tuple[bool, str]]:
     name, how = type(algorithm).__name__, type(sharing.lora).__name__
     return [
         (
+            spread and not plan.local.needs_gradients,
+            f"{name} learns without gradients, which are all that is spread over processes: write --parallel none.",
+        ),
+        (
             spread and not algorithm.plain_steps,
             f"{name} bends every local step by values of its own, which are not spread over processes: write "
             "--parallel none, or choose an algorithm with plain local steps (fedavg, diloco, fedadam, ...).",
