@@ -35,7 +35,7 @@ def _check_prompt(config: Any) -> None:
         )
     if config.objective == "causal_lm":
         raise ConfigError("Prompts are learnt from questions and answers: use `weft prompt`, not `weft pretrain`.")
-    if config.prompt_method != "prefix" and count >= config.seq_length - 1:
+    if config.prompt_method not in ("prefix", "text") and count >= config.seq_length - 1:
         raise ConfigError(
             f"A prompt of {count} vectors leaves no room for text in seq_length ({config.seq_length}): write a larger "
             "--seq_length, or fewer --num_virtual_tokens."
@@ -44,7 +44,9 @@ def _check_prompt(config: Any) -> None:
         raise ConfigError("A search of step size 0 has no width: write a --learning_rate above 0, such as 1.")
     if config.prompt_method == "prefix" and config.gradient_checkpointing:
         raise ConfigError("A prefix is a cache, which recomputed layers cannot have: drop --gradient_checkpointing.")
-    if config.prompt_init_text is not None and config.prompt_method not in ("soft", "black_box"):
+    if config.prompt_method == "text" and (config.objective != "sft" or config.private_tokens):
+        raise ConfigError("Words are scored by the likelihood of answers: use `weft prompt`, without --private_tokens.")
+    if config.prompt_init_text is not None and config.prompt_method not in ("soft", "black_box", "text"):
         raise ConfigError(
             "Only vectors can begin as a text: write --prompt_method soft or black_box, or drop the text."
         )

@@ -31,6 +31,7 @@ ALGORITHMS = {
     "ditto": "weft.algorithms.ditto:Ditto",
     "fedbpt": "weft.algorithms.fedbpt:FedBPT",
     "fedkseed": "weft.algorithms.fedkseed:FedKSeed",
+    "fedtext": "weft.algorithms.fedtext:FedText",
     "fedbuff": "weft.algorithms.fedbuff:FedBuff",
     "local": "weft.algorithms.local:Local",
     "central": "weft.algorithms.central:Central",

@@ -159,7 +159,7 @@ MORE += [
     {"prompt_method": "soft", "use_peft": False, "num_virtual_tokens": 4, "private_tokens": 2},
     {"cluster": 2},
 ]
-RUNS = [{"fed_alg": name} for name in registry.ALGORITHMS if name != "fedbpt"]
+RUNS = [{"fed_alg": name} for name in registry.ALGORITHMS if name not in ("fedbpt", "fedtext")]
 RUNS += [{"lora_aggregation": name} for name in registry.LORA_AGGREGATIONS if name != "average"]
 
 

@@ -112,7 +112,9 @@ def test_the_pre_training_example(workplace: Path):
     assert set(weft.open_run("runs/pretrain").summary["clients"]) == {"a", "b", "c", "d"}
 
 
-@pytest.mark.parametrize(("verb", "name"), [("prompt", "prompt"), ("prompt", "black_box"), ("sft", "seeds")])
+@pytest.mark.parametrize(
+    ("verb", "name"), [("prompt", "prompt"), ("prompt", "black_box"), ("sft", "seeds"), ("prompt", "text_prompt")]
+)
 def test_the_examples_of_prompts_and_seeds(workplace: Path, verb: str, name: str):
     assert main([verb, "--config", f"examples/{name}.yaml", "--template", "alpaca", "--quiet"]) == 0
     import weft

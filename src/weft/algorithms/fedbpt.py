@@ -43,7 +43,7 @@ class FedBPT(Algorithm):
     adds_mean: ClassVar[bool] = False
     remembers_coordinates: ClassVar[bool] = True
     streams: ClassVar[tuple[str, ...]] = (SEARCH,)
-    gradient_free: ClassVar[bool] = True
+    local: ClassVar[str] = "search"
     population: int = field(default=20, metadata={"key": "population"})
     sigma: float = field(default=0.1, metadata={"key": "learning_rate"})
 

@@ -43,7 +43,7 @@ class FedKSeed(Algorithm):
 
     adds_mean: ClassVar[bool] = False
     remembers_coordinates: ClassVar[bool] = True
-    zeroth_order: ClassVar[bool] = True
+    local: ClassVar[str] = "directions"
     streams: ClassVar[tuple[str, ...]] = (SEARCH,)
     seeds: int = 1024
     epsilon: float = 1e-3

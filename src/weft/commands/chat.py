@@ -30,6 +30,7 @@ def run(argv: list[str]) -> int:
             opened,
             model,
             turns,
+            instruction=opened.instruction(arguments.client),
             tokens=arguments.max_new_tokens,
             temperature=arguments.temperature,
             seed=arguments.seed,
@@ -51,12 +52,23 @@ def run(argv: list[str]) -> int:
 
 
 def generate(
-    opened: Run, model: Any, turns: list[tuple[str, str]], *, tokens: int, temperature: float = 0.0, seed: int = 0
+    opened: Run,
+    model: Any,
+    turns: list[tuple[str, str]],
+    *,
+    tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    instruction: str = "",
 ) -> str:
-    """Return the model's answer to a conversation of (role, text), the last of which is the user's."""
+    """Return the model's answer to a conversation of (role, text), the last of which is the user's.
+
+    An instruction stands before all of it, as in the scoring that it was found by.
+    """
     import torch
 
     from weft.data.formats import Turn
+    from weft.data.words import Words
     from weft.launch.population import load_template, template_name
 
     tokenizer = opened.tokenizer
@@ -69,6 +81,10 @@ def generate(
     ids = given["input_ids"]
     if ids.shape[1] > 1 and ids[0, -1] == tokenizer.eos_token_id:  # some tokenizers end every text
         ids = ids[:, :-1]
+    if instruction:
+        words = Words(tokenizer)
+        row = words.into(ids[0].cpu().numpy().astype("int32"), words.tokens(instruction))
+        ids = torch.from_numpy(row.astype("int64"))[None].to(model.device)
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None:
         ids = ids[:, -max(1, limit - tokens) :]

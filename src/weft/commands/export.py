@@ -33,6 +33,9 @@ def run(argv: list[str]) -> int:
         )
     if arguments.merge and opened.config.use_peft:
         _merge(opened, arguments.client, arguments.dtype, out)
+    elif weights.is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.copy(weights, out)
     else:
         shutil.copytree(weights, out, dirs_exist_ok=True)
     print(out)

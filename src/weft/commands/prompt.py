@@ -14,7 +14,8 @@ def defaults(given: dict[str, Any]) -> dict[str, Any]:
     """Return the verb's own defaults."""
     method = given.get("prompt_method", "soft")
     made: dict[str, Any] = {"prompt_method": method, "learning_rate": RATES.get(method, 3e-2)}
-    return made | ({"fed_alg": "fedbpt"} if method == "black_box" else {})
+    own = {"black_box": "fedbpt", "text": "fedtext"}
+    return made | ({"fed_alg": own[method]} if method in own else {})
 
 
 def run(argv: list[str]) -> int:

@@ -115,10 +115,9 @@ class Algorithm:
     """It works with AdamW's moments themselves, which other optimizers do not have."""
     plain_steps: ClassVar[bool] = True
     """Its local steps are the optimizer's: no hook of its rule looks at parameters or gradients between them."""
-    zeroth_order: ClassVar[bool] = False
-    """Local steps are differences of losses along numbered directions, and parameters are made anew from w0."""
-    gradient_free: ClassVar[bool] = False
-    """It is made for searches without gradients."""
+    local: ClassVar[str] = "gradients"
+    """The local work that it is made for: "gradients", "search" (candidates and their losses), "directions" (numbered
+    ones, from which parameters are made anew) or "words" (texts and their scores)."""
     one_step: ClassVar[bool] = False
     """A client and round is a single step, made at the server."""
     partial_work: ClassVar[bool] = True
@@ -179,6 +178,9 @@ class Algorithm:
         if self.scalars:
             like[SCALARS] = {name: torch.zeros(()) for name in self.scalars}
         return like
+
+    def check(self, update: Update) -> None:
+        """Refuse an update of the right shapes whose content cannot be: raise ClientFailed."""
 
     def rule(self, task: Task, memory: Streams) -> LocalRule:
         """Return the client's half for one task, given what the client remembers."""

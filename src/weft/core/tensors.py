@@ -43,9 +43,10 @@ def num_bytes(values: Tensors | Streams) -> int:
 
 def all_finite(values: Tensors) -> bool:
     """Say whether no element is NaN or infinite."""
-    if not values:
+    numbers = [value.detach() for value in values.values() if value.is_floating_point()]
+    if not numbers:
         return True
-    norms = torch._foreach_norm([value.detach() for value in values.values()], float("inf"))
+    norms = torch._foreach_norm(numbers, float("inf"))
     return bool(torch.isfinite(torch.stack([norm.float().cpu() for norm in norms])).all())
 
 

@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from weft.core.objective import Evaluator
 from weft.core.types import Metrics
+from weft.data.words import Words
 from weft.federation.site import View
 from weft.models.layout import Question, Row, lay_out
 from weft.models.resident import Resident
@@ -55,11 +57,13 @@ class HeldOut(Evaluator):
         was_training = model.model.training
         model.model.eval()
         try:
-            metrics = self._losses(model, [rows[row] for row in range(len(rows))])
+            said, words = _said(model)
+            metrics = self._losses(model, [words.row(rows[row], said) for row in range(len(rows))])
             if self.text_bytes is not None:
                 metrics["text_bytes"] = float(sum(self.text_bytes(int(row)) for row in rows.index))
             asked = [self.asked[int(row)] for row in rows.index if int(row) in self.asked]
-            for known, (given, _) in zip(asked, rank(model, [a.question for a in asked], self.batch_size), strict=True):
+            questions = [Question(words.into(a.question.prompt, said), a.question.choices) for a in asked]
+            for known, (given, _) in zip(asked, rank(model, questions, self.batch_size), strict=True):
                 name = f"{CONFUSION}/{known.right}/{given}"
                 metrics[name] = metrics.get(name, 0.0) + 1.0
         finally:
@@ -75,6 +79,12 @@ class HeldOut(Evaluator):
             total += float(loss.total)
             targets += loss.targets
         return {"loss_sum": total, "loss_tokens": float(targets), "rows": float(len(rows))}
+
+
+def _said(model: Resident) -> tuple[np.ndarray, Words]:
+    """Return the tokens of the model's instruction, none where it has none, and what puts them into rows."""
+    words, found = Words(model.tokenizer), getattr(model.model, "instruction", None)
+    return words.tokens(found.text() if found is not None else ""), words
 
 
 @torch.no_grad()

@@ -120,6 +120,7 @@ def _admitted(
             known = state.params | tasks[reply.client].params if reply.client in tasks else {}
             like = expected_streams(plan, known, state.round) if known else {}
             update = admit(reply, tasks, expected, like)
+            plan.algorithm.check(update)
         except ClientFailed as failure:
             record.failures[reply.client] = str(failure)
             continue

@@ -14,7 +14,7 @@ def refusals(plan: Plan) -> list[tuple[bool, str]]:
         *_protection(plan),
         *_lora(plan),
         *_clusters(plan),
-        *_searches(plan),
+        *_local_work(plan),
         *_personal(plan),
         *_conditions(plan),
         *_placement(plan),
@@ -166,42 +166,44 @@ def _personal(plan: Plan) -> list[tuple[bool, str]]:
     ]
 
 
-def _searches(plan: Plan) -> list[tuple[bool, str]]:
-    lora, several = plan.sharing.lora, not plan.algorithm.one_model
-    algorithm, without = plan.algorithm, not plan.local.needs_gradients
-    name = type(algorithm).__name__
-    without = without and not algorithm.zeroth_order
+def _local_work(plan: Plan) -> list[tuple[bool, str]]:
+    algorithm, lora, kind = plan.algorithm, plan.sharing.lora, plan.local.kind
+    name, own = type(algorithm).__name__, plan.personal_steps > 0 or plan.sharing.private
     bends = not algorithm.plain_steps or algorithm.uses_moments or algorithm.one_step or algorithm.period > 1
+    bends = bends or (algorithm.stateful_clients and algorithm.shares)
+    along = kind == "directions"
     return [
         (
-            without and (bends or (algorithm.stateful_clients and algorithm.shares)),
-            f"{name} works on gradients or keeps an optimizer's values, and a black box has neither: write --fed_alg "
-            "fedbpt, fedavg, fedavgm, fedadam, fedexp, local or central.",
+            kind == "search" and (algorithm.local not in ("search", "gradients") or bends),
+            f"{name} works on gradients, keeps an optimizer's values or learns otherwise; a black box has none: write "
+            "--fed_alg fedbpt, fedavg, fedavgm, fedadam, fedexp, local or central.",
         ),
         (
-            without and (plan.personal_steps > 0 or plan.sharing.private),
-            "Personal steps and private vectors are learnt by gradients, which a black box has not: leave them out, or "
+            kind == "words" and algorithm.local != "words" and algorithm.shares and not algorithm.pools_data,
+            f"{name} averages numbers, and these are words: write --fed_alg fedtext, local or central.",
+        ),
+        (
+            kind == "words" and algorithm.pools_data and plan.aggregator.additive and not algorithm.adds_mean,
+            f"{name} cannot carry words: write --fed_alg fedtext.",
+        ),
+        (
+            kind != "gradients" and own,
+            "Personal steps and private vectors are learnt by gradients, and there are none here: leave them out, or "
             "write --prompt_method soft.",
         ),
         (
-            algorithm.zeroth_order
-            and (several or plan.sharing.keeps or plan.personal_steps > 0 or bool(lora.alternates)),
-            f"{name} makes all that is trained from what the run began with: leave out --share, --cluster, "
-            "--personal_steps and --private_tokens, and write --lora_aggregation average.",
+            kind == "gradients" and algorithm.local != "gradients",
+            f"{name} is made for prompts that are found without gradients: write --prompt_method "
+            f"{'text' if algorithm.local == 'words' else 'black_box'}, or another --fed_alg.",
         ),
         (
-            algorithm.zeroth_order and (bool(plan.sharing.ranks) or lora.shape != "" or plan.local.public_share > 0),
-            f"{name} has one model of one shape and one set of rows: leave out --client_ranks and --public_share, and "
+            along and (plan.sharing.keeps or not algorithm.one_model or lora.alternates or lora.shape != ""),
+            f"{name} makes all that is trained from what the run began with: leave out --share and --cluster, and "
             "write --lora_aggregation average.",
         ),
         (
-            algorithm.zeroth_order and not plan.local.along_directions,
-            f"{name} steps along directions of its own, and a black box is searched otherwise: write --fed_alg fedbpt.",
-        ),
-        (
-            plan.local.needs_gradients and algorithm.gradient_free,
-            f"{name} sends candidates of a search without gradients: write --prompt_method black_box, or another "
-            "--fed_alg.",
+            along and (bool(plan.sharing.ranks) or plan.local.public_share > 0),
+            f"{name} has one model of one shape and one set of rows: leave out --client_ranks and --public_share.",
         ),
     ]
 
@@ -246,7 +248,7 @@ def _placement(plan: Plan) -> list[tuple[bool, str]]:
     name, how = type(algorithm).__name__, type(sharing.lora).__name__
     return [
         (
-            spread and not plan.local.needs_gradients,
+            spread and plan.local.kind != "gradients",
             f"{name} learns without gradients, which are all that is spread over processes: write --parallel none.",
         ),
         (

@@ -10,16 +10,22 @@ from pydantic import BaseModel, Field
 class PromptKeys(BaseModel):
     """Prompts."""
 
-    prompt_method: Literal["soft", "prefix", "p_tuning", "black_box"] | None = Field(
+    prompt_method: Literal["soft", "prefix", "p_tuning", "black_box", "text"] | None = Field(
         None,
         description="what `weft prompt` learns: vectors before the text (soft), keys and values of every layer "
-        "(prefix), vectors that a small net makes (p_tuning), or vectors found without gradients (black_box)",
+        "(prefix), those that a small net makes (p_tuning), those found without gradients (black_box), or words (text)",
     )
     num_virtual_tokens: int = Field(20, ge=1, description="vectors of the shared prompt")
     private_tokens: int = Field(0, ge=0, description="vectors of each client's own, behind the shared ones; never sent")
     prompt_init_text: str | None = Field(
         None, description="text whose embeddings a soft prompt begins as (default: tokens drawn at random)"
     )
+    prompt_candidates: list[str] = Field(
+        [], description="instructions to begin with, dealt to the clients in turn: texts, or a file of one a line"
+    )
+    prompt_pool: int = Field(8, ge=2, description="instructions that are scored in a round")
+    prompt_proposals: int = Field(2, ge=1, description="instructions that a client proposes in a round")
+    prompt_length: int = Field(200, ge=8, description="longest instruction in bytes")
     black_box_dim: int = Field(
         100, ge=2, description="numbers that are searched for, projected to all vectors at random"
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from weft import registry
 from weft.algorithms.clustered import Clustered
 from weft.config import RunConfig
 from weft.core.parts import Algorithm
+from weft.core.texts import unfit
 from weft.errors import ConfigError
 from weft.federation.plan import Plan
 from weft.federation.sampling import Selection
@@ -19,6 +21,7 @@ from weft.training.evolution import Evolution
 from weft.training.loop import GradientSteps
 from weft.training.optimizers import Optimizer
 from weft.training.schedules import Schedule
+from weft.training.wording import Wording
 from weft.training.zeroth import SeedSteps
 
 
@@ -90,7 +93,7 @@ def plan(config: RunConfig) -> Plan:
         codec=part(registry.CODECS, "none", "codec", config),
         protection=part(registry.PROTECTIONS, "none", "protection", config),
         objective=part(registry.OBJECTIVES, config.objective, "objective", config),
-        local=local_steps(config, zeroth_order=made.zeroth_order),
+        local=local_steps(config, made.local, pools=made.pools_data),
         sharing=sharing(config),
         trainable=_trainable(config),
         quorum=config.min_clients,
@@ -136,12 +139,47 @@ def selection(config: RunConfig, population: Population) -> Selection:
     )
 
 
-def local_steps(config: RunConfig, *, zeroth_order: bool = False) -> GradientSteps:
-    """Return the local training that a configuration describes."""
+def read_candidates(config: RunConfig) -> tuple[str, ...]:
+    """Return the instructions that clients know; ConfigError for one that is too long or not to be shown."""
+    found: list[str] = []
+    for word in config.prompt_candidates:
+        path = Path(word)
+        is_file = len(word) < 250 and path.suffix == ".txt" and path.is_file()
+        found += path.read_text(encoding="utf-8").splitlines() if is_file else [word]
+    found = [text.strip() for text in found if text.strip()]
+    for text in found:
+        if unfit(text):
+            raise ConfigError(f"The instruction {text[:40]!r} holds control characters: remove them.")
+        if len(text.encode()) > config.prompt_length:
+            raise ConfigError(
+                f"The instruction {text[:40]!r}... has {len(text.encode())} bytes, and prompt_length is "
+                f"{config.prompt_length}: shorten it, or write a larger --prompt_length."
+            )
+    return tuple(found)
+
+
+def local_steps(config: RunConfig, wanted: str = "gradients", *, pools: bool = False) -> GradientSteps:
+    """Return the local training that a configuration describes, for an algorithm that wants a kind of it.
+
+    Args:
+        config: the run.
+        wanted: "directions", or what the configuration says.
+        pools: all rows, and all that clients know, are at one place.
+    """
     how: dict[str, Any] = {}
-    kind = SeedSteps if zeroth_order else GradientSteps
+    kind = SeedSteps if wanted == "directions" else GradientSteps
     if config.prompt_method == "black_box":
         kind, how = Evolution, {"population": config.population}
+    if config.prompt_method == "text":
+        kind, how = (
+            Wording,
+            {
+                "candidates": read_candidates(config),
+                "clients": 1 if pools else max(1, len(config.clients or ()) or config.num_clients),
+                "proposals": config.prompt_proposals,
+                "length": config.prompt_length,
+            },
+        )
     return kind(
         **how,
         schedule=Schedule(

@@ -19,6 +19,7 @@ from weft.launch.population import Population, populate, template_name
 from weft.launch.start import with_tokenizer
 from weft.launch.train import prepare_process
 from weft.models.adapters import add_lora
+from weft.models.instruction import Instruction
 from weft.models.load import arithmetic, check_fits, load_model_config, load_tokenizer
 from weft.models.precision import choose_device
 from weft.models.prompts import add_prompt
@@ -97,7 +98,10 @@ def count(config: RunConfig, model_config: Any, plan: Plan) -> Sizes:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
         every = sum(p.numel() for p in model.parameters())
-        if config.prompt_method is not None:
+        if config.prompt_method == "text":
+            model.requires_grad_(False)
+            model.instruction = Instruction(config.prompt_length).to("meta")
+        elif config.prompt_method is not None:
             model = add_prompt(model, config, torch.float32, None)
         if config.use_peft:
             model = add_lora(model, config, torch.float32, plan.sharing.lora)
@@ -132,6 +136,8 @@ def _clients(population: Population, taking_part: int) -> str:
 
 
 def _what(config: RunConfig) -> str:
+    if config.prompt_method == "text":
+        return f" (an instruction of at most {config.prompt_length} bytes)"
     if config.prompt_method is not None:
         private = f", {config.private_tokens} of them private" if config.private_tokens else ""
         count = config.num_virtual_tokens + config.private_tokens

@@ -49,6 +49,8 @@ class Run:
         Raises:
             ConfigError: there is none, or a client must be named.
         """
+        if self.config.prompt_method == "text":
+            return self._prompt_file(client)
         kind = "adapter" if self.config.adapts else "model"
         base = self.directory.client_dir(client) if client else self.path
         if (base / kind).is_dir():
@@ -58,12 +60,26 @@ class Run:
         of = f" of the client '{client}'" if client else ""
         raise ConfigError(f"There is no {kind}{of} in '{self.path}': the run is not finished, or has no such client.")
 
+    def instruction(self, client: str | None = None) -> str:
+        """Return the prompt in words that the run found, "" where it looked for none; ConfigError as for `weights`."""
+        if self.config.prompt_method != "text":
+            return ""
+        return self._prompt_file(client).read_text(encoding="utf-8").strip("\n")
+
+    def _prompt_file(self, client: str | None) -> Path:
+        path = self.directory.prompt_file(client)
+        if path.is_file():
+            return path
+        if client is None and any(self.directory.clients.glob("*/prompt.txt")):
+            raise ConfigError(f"Every client of '{self.path}' has its own prompt: name one with --client NAME.")
+        raise ConfigError(f"There is no prompt in '{path.parent}': the run is not finished, or has no such client.")
+
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer that the run was trained with."""
         from transformers import AutoTokenizer
 
-        if not self.config.adapts or any(self.path.glob("adapter")):
+        if self.config.prompt_method != "text" and (not self.config.adapts or any(self.path.glob("adapter"))):
             return AutoTokenizer.from_pretrained(self.weights())
         from weft.models.load import load_tokenizer
 
@@ -89,7 +105,9 @@ class Run:
 
         hush()
         weights = self.weights(client)
-        if self.config.adapts:
+        if self.config.prompt_method == "text":
+            model = base_model(self.config, full_precision=full_precision)
+        elif self.config.adapts:
             from peft import PeftModel
 
             base = base_model(self.config, full_precision=full_precision)

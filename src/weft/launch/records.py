@@ -76,6 +76,8 @@ def round_record(done: RoundDone) -> dict[str, Any]:
         line["cut"] = sums["cut_sum"] / answers
         line["groups_alike"] = sums["alike"] / sums["groups"]
         line["reward_faults"] = {fault: int(count) for fault in FAULTS if (count := sums.get(f"reward_{fault}", 0.0))}
+    if sums.get("texts_scored"):
+        line["texts_scored"], line["texts_refused"] = int(sums["texts_scored"]), int(sums["texts_refused"])
     optional = {"spare": list(record.spare) or None, "product_error": record.product_error, "clock": done.clock}
     return line | {name: value for name, value in optional.items() if value is not None}
 

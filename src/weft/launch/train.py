@@ -93,7 +93,7 @@ def _train(config: RunConfig, plan: Plan, tokenizer: Any, group: Group | None, w
         progress.split(population.split)
         model = load_resident(config, tokenizer, plan.sharing.lora, group)
         plan.objective.start()
-        if plan.objective.needs_start or plan.algorithm.zeroth_order:
+        if plan.objective.needs_start or plan.local.kind == "directions":
             model.remember()
         if plan.objective.needs_reference:
             refer(population, model, run, config.eval_batch_size, progress.note)

@@ -32,6 +32,7 @@ from weft.launch.population import Population
 from weft.launch.records import Tally, evaluation_record, matrix_rate, peak_memory, round_record
 from weft.models.adapters import save_model
 from weft.models.group import Group
+from weft.models.instruction import text_of
 from weft.models.resident import Resident
 from weft.objectives.grpo import GRPO
 from weft.objectives.preference import Preference
@@ -213,14 +214,21 @@ class Training:
             shared = result_of(state, self.model.initial)
             if self.config.private_tokens:
                 shared = {name: value for name, value in shared.items() if self.plan.sharing.travels(name)}
-            save_model(model, tokenizer, shared, self.run.path / kind)
+            if self.config.prompt_method == "text":
+                write_atomic(self.run.prompt_file(), (text_of(shared) + "\n").encode())
+            else:
+                save_model(model, tokenizer, shared, self.run.path / kind)
         own = OwnModels(self.plan, state, self.model, self.population, self._evaluator())
         if not own.exist:
             return {}
 
         def keep(site: Site) -> None:
             if self.plan.personal_steps or not algorithm.one_model or site.memory.load(site.name, state.round):
-                save_model(model, tokenizer, own.whole(), self.run.client_dir(site.name) / kind)
+                if self.config.prompt_method == "text":
+                    self.run.client_dir(site.name).mkdir(parents=True, exist_ok=True)
+                    write_atomic(self.run.prompt_file(site.name), (text_of(own.whole()) + "\n").encode())
+                else:
+                    save_model(model, tokenizer, own.whole(), self.run.client_dir(site.name) / kind)
 
         return own.compare(self.config.eval_everybody, keep)
 

@@ -21,6 +21,7 @@ from weft.core.seeds import derive
 from weft.errors import ConfigError, MissingExtra
 from weft.models.adapters import add_lora, fixed_factors
 from weft.models.group import Group
+from weft.models.instruction import Instruction
 from weft.models.offload import away, revive, tidy
 from weft.models.precision import choose_device, choose_dtype
 from weft.models.prompts import Front, add_prompt
@@ -178,8 +179,10 @@ def load_resident(
     device = choose_device(config.device)
     dtype = arithmetic(config, device)
     trained = _trainable(base_model(config), config, dtype, lora, tokenizer)
-    front = Front(trained, config.prompt_method) if config.prompt_method is not None else None
-    resident = Resident(trained, tokenizer, device, dtype, front)
+    vectors = config.prompt_method not in (None, "text")
+    resident = Resident(
+        trained, tokenizer, device, dtype, Front(trained, config.prompt_method or "") if vectors else None
+    )
     resident.fixed = fixed_factors(trained)
     return resident
 
@@ -191,7 +194,10 @@ def _trainable(
     model.config.use_cache = False
     torch.manual_seed(derive(config.seed, "adapter"))
     trained = add_lora(model, config, dtype, lora) if config.use_peft else model
-    if config.prompt_method is not None:
+    if config.prompt_method == "text":
+        model.requires_grad_(False)
+        model.instruction = Instruction(config.prompt_length, config.prompt_init_text or "")
+    elif config.prompt_method is not None:
         trained = add_prompt(model, config, dtype, tokenizer)
     adapter = None if config.from_scratch else starting_adapter(config.model_name_or_path)
     if adapter is not None:
@@ -252,10 +258,11 @@ def check_fits(config: RunConfig, tokenizer: Any, model_config: Any) -> None:
             f"model has {places} embeddings: give a folder whose tokenizer and model belong together."
         )
     limit = getattr(model_config, "max_position_embeddings", None)
-    before = config.num_virtual_tokens + config.private_tokens if config.prompt_method == "prefix" else 0
+    ahead = {"prefix": config.num_virtual_tokens + config.private_tokens, "text": config.prompt_length}
+    before = ahead.get(config.prompt_method or "", 0)
     if limit is not None and before + config.seq_length > limit > config.seq_length:
         raise ConfigError(
-            f"A prefix of {before} and rows of {config.seq_length} tokens are longer than the model's context "
+            f"A prompt of up to {before} tokens and rows of {config.seq_length} are longer than the model's context "
             f"({limit}): write --seq_length {max(2, limit - before)}, or a shorter prompt."
         )
     if limit is not None and config.seq_length > limit:

@@ -173,6 +173,10 @@ class RunDir:
         """What experiment trackers write."""
         return self.path / "trackers"
 
+    def prompt_file(self, client: str | None = None) -> Path:
+        """The prompt in words that was found, of one client where each has its own."""
+        return (self.client_dir(client) if client else self.path) / "prompt.txt"
+
     def client_dir(self, name: str) -> Path:
         """Return the directory of a client of any name, inside `clients`, not made yet."""
         return self.clients / path_component(name)

@@ -25,7 +25,7 @@ from weft.training.order import rows_of_round
 class Evolution(GradientSteps):
     """`steps` generations of `population` candidates each; the step size is the schedule's learning rate."""
 
-    needs_gradients: ClassVar[bool] = False
+    kind: ClassVar[str] = "search"
     population: int = 20
 
     def work(self, model: Resident, objective: Objective, rows: Rows, rule: LocalRule, job: Job) -> Trained:

@@ -66,8 +66,8 @@ class Trained(NamedTuple):
 class GradientSteps:
     """Local training by steps of an optimizer."""
 
-    needs_gradients: ClassVar[bool] = True
-    along_directions: ClassVar[bool] = False
+    kind: ClassVar[str] = "gradients"
+    """How it learns; an algorithm says which it is made for."""
     schedule: Schedule
     seed: int
     steps: int

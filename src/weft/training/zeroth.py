@@ -23,8 +23,7 @@ from weft.training.loop import GradientSteps, Job, Rows, Trained
 class SeedSteps(GradientSteps):
     """y <- y - lr rho z_j, rho = (L(y + e z_j) - L(y - e z_j)) / 2e, j drawn from K (MeZO, Malladi et al. 2023)."""
 
-    needs_gradients: ClassVar[bool] = False
-    along_directions: ClassVar[bool] = True
+    kind: ClassVar[str] = "directions"
 
     def work(self, model: Resident, objective: Objective, rows: Rows, rule: LocalRule, job: Job) -> Trained:
         """Train on a job; the rule is told the sum of lr rho of each direction.

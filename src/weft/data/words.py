@@ -1,0 +1,34 @@
+"""Putting a text into rows of token ids that are there already."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from weft.data.encode import added
+
+
+class Words:
+    """Puts a text into rows of token ids, behind the tokens that every row begins with."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.begin = np.array(added(tokenizer)[0], dtype=np.int32)
+
+    def tokens(self, text: str) -> np.ndarray:
+        """Return the ids of a text and the line's end after it; of no text none."""
+        if not text:
+            return np.zeros(0, dtype=np.int32)
+        return np.array(self.tokenizer.encode(text + "\n", add_special_tokens=False), dtype=np.int32)
+
+    def into(self, ids: np.ndarray, words: np.ndarray) -> np.ndarray:
+        """Return the row's ids with these behind its beginning."""
+        at = len(self.begin) if np.array_equal(ids[: len(self.begin)], self.begin) else 0
+        return np.concatenate([ids[:at], words, ids[at:]])
+
+    def row(self, row: tuple[np.ndarray, np.ndarray], words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return a row with these in it, none of them learnt."""
+        ids, learn = row
+        longer = self.into(ids, words)
+        return longer, np.concatenate([np.zeros(len(longer) - len(ids), dtype=bool), learn])
