@@ -18,6 +18,7 @@ HELP = {
     "dpo": "align a model with preferences, federated: DPO and its family",
     "grpo": "let a model learn from verifiable rewards, federated",
     "prompt": "learn a prompt before a frozen model, federated",
+    "emulate": "make a smaller stand-in of a model that may not be given away",
     "split": "show how rows are shared out over clients, without training",
     "demo": "three hospitals, in under three minutes, offline",
     "compare": "print runs side by side",

@@ -107,6 +107,7 @@ COMMANDS = {
     "dpo": "weft.commands.dpo:run",
     "grpo": "weft.commands.grpo:run",
     "prompt": "weft.commands.prompt:run",
+    "emulate": "weft.commands.emulate:run",
     "split": "weft.commands.split:run",
     "demo": "weft.commands.demo:run",
     "compare": "weft.commands.compare:run",

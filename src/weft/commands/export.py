@@ -16,6 +16,9 @@ def run(argv: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="a run directory")
     parser.add_argument("--out", metavar="DIR", help="where to (default: RUN/merged or RUN/exported)")
     parser.add_argument("--merge", action="store_true", help="merge the adapter into the base: a whole model, no peft")
+    parser.add_argument(
+        "--plug_in", metavar="MODEL", help="the model that the run's emulator stands for: put the ends back"
+    )
     parser.add_argument("--client", metavar="NAME", help="whose, where each client has its own")
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of a merged model [float32]"
@@ -26,6 +29,12 @@ def run(argv: list[str]) -> int:
     out = Path(arguments.out or opened.path / ("merged" if arguments.merge else "exported"))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"'{out}' is there already and not empty: name another folder with --out.")
+    if arguments.plug_in is not None:
+        from weft.launch.plug_in import plug_in
+
+        plug_in(opened, arguments.client, arguments.plug_in, out, merge=arguments.merge, dtype=arguments.dtype)
+        print(out)
+        return 0
     if arguments.merge and opened.config.prompt_method is not None:
         raise ConfigError(
             "A prompt stands before a model and cannot be merged into it: leave out --merge, and load what is written "

@@ -19,8 +19,9 @@ from weft.launch.population import Population, populate, template_name
 from weft.launch.start import with_tokenizer
 from weft.launch.train import prepare_process
 from weft.models.adapters import add_lora
+from weft.models.emulator import emulator_of, train_ends
 from weft.models.instruction import Instruction
-from weft.models.load import arithmetic, check_fits, load_model_config, load_tokenizer
+from weft.models.load import arithmetic, check_fits, load_model_config, load_tokenizer, model_source
 from weft.models.precision import choose_device
 from weft.models.prompts import add_prompt
 from weft.models.starting import from_adapter
@@ -103,8 +104,12 @@ def count(config: RunConfig, model_config: Any, plan: Plan) -> Sizes:
             model.instruction = Instruction(config.prompt_length).to("meta")
         elif config.prompt_method is not None:
             model = add_prompt(model, config, torch.float32, None)
+        emulator = None if config.from_scratch else emulator_of(model_source(config.model_name_or_path))
+        if emulator is not None and not config.adapts:
+            train_ends(model, emulator)
         if config.use_peft:
-            model = add_lora(model, config, torch.float32, plan.sharing.lora)
+            where = None if emulator is None else emulator.trained
+            model = add_lora(model, config, torch.float32, plan.sharing.lora, where)
     trained = {name: p.detach().float() for name, p in model.named_parameters() if p.requires_grad}
     down, up = 0.0, 0.0
     if plan.algorithm.shares:

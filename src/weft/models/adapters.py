@@ -17,6 +17,7 @@ from weft.core.parts import LoraAggregation
 from weft.core.types import Tensors
 from weft.errors import ConfigError
 from weft.models.dropout import quicken
+from weft.models.emulator import decoder_layers
 from weft.models.prompts import save_prompt
 from weft.models.side import adapted_layers, add_middle, add_twin
 
@@ -43,7 +44,13 @@ def lora_config(config: RunConfig) -> Any:
     )
 
 
-def add_lora(model: Any, config: RunConfig, dtype: torch.dtype, lora: LoraAggregation | None = None) -> Any:
+def add_lora(
+    model: Any,
+    config: RunConfig,
+    dtype: torch.dtype,
+    lora: LoraAggregation | None = None,
+    layers: list[int] | None = None,
+) -> Any:
     """Return the model with a trainable LoRA and everything else frozen.
 
     Where peft does not know the architecture, `auto` means every linear layer but the output.
@@ -53,6 +60,7 @@ def add_lora(model: Any, config: RunConfig, dtype: torch.dtype, lora: LoraAggreg
         config: says rank, scaling and where.
         dtype: of the trained parameters.
         lora: says what else is put beside the layers, and which factors are not trained.
+        layers: the layers that have one; None: all.
 
     Raises:
         ConfigError: modules were named that the model does not have, or that can have no such adapter.
@@ -63,6 +71,10 @@ def add_lora(model: Any, config: RunConfig, dtype: torch.dtype, lora: LoraAggreg
     wanted = lora_config(config)
     if wanted.target_modules is None and getattr(model.config, "model_type", "") not in KNOWN:
         wanted.target_modules = "all-linear"
+    if layers is not None and wanted.target_modules == "all-linear":  # peft wants names where layers are chosen
+        every = decoder_layers(model)[2].named_modules()
+        wanted.target_modules = {name.rpartition(".")[2] for name, m in every if isinstance(m, nn.Linear)}
+    wanted.layers_to_transform = layers
     if wanted.target_modules is None and model.config.model_type in ("gpt2",):
         wanted.fan_in_fan_out = True
     try:

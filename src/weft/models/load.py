@@ -20,6 +20,7 @@ from weft.core.parts import LoraAggregation
 from weft.core.seeds import derive
 from weft.errors import ConfigError, MissingExtra
 from weft.models.adapters import add_lora, fixed_factors
+from weft.models.emulator import emulator_of, train_ends
 from weft.models.group import Group
 from weft.models.instruction import Instruction
 from weft.models.offload import away, revive, tidy
@@ -193,7 +194,11 @@ def _trainable(
     """Return the model with its adapter, if it has one, and with its activations recomputed, if they are."""
     model.config.use_cache = False
     torch.manual_seed(derive(config.seed, "adapter"))
-    trained = add_lora(model, config, dtype, lora) if config.use_peft else model
+    emulator = None if config.from_scratch else emulator_of(model_source(config.model_name_or_path))
+    if emulator is not None and not config.use_peft and config.prompt_method is None:
+        train_ends(model, emulator)
+    where = None if emulator is None else emulator.trained
+    trained = add_lora(model, config, dtype, lora, where) if config.use_peft else model
     if config.prompt_method == "text":
         model.requires_grad_(False)
         model.instruction = Instruction(config.prompt_length, config.prompt_init_text or "")
