@@ -3,10 +3,10 @@
     python benchmarks/offsite.py OUT.jsonl         run what OUT lacks: three seeds
     python benchmarks/offsite.py table OUT.jsonl   print the table
 
-MedQuAD, dealt at random to five clients; stories260K (five layers), the first and the last trained by FedAvg, 8 rounds of
-8 steps. The emulator has the ends and one or two of the three layers between, as they are or distilled on public text
-(300 steps). Loss (nats a token) on everybody's held-out rows: of the emulator before and after, of the model with the ends
-put back, and of the model whose ends were tuned in it.
+MedQuAD, dealt at random to five clients; stories260K (five layers), the first and the last trained by FedAvg, 8 rounds
+of 8 steps. The emulator has the ends and one or two of the three layers between, as they are or distilled on public
+text (300 steps). Loss (nats a token) on everybody's held-out rows: of the emulator before and after, of the model with
+the ends put back, and of the model whose ends were tuned in it.
 """
 
 from __future__ import annotations
