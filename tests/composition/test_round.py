@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from weft import config as configuration
 from weft.aggregation.mean import Mean
-from weft.core.parts import Codec, Privacy, Protection, Runtime
+from weft.core.exchange import Codec, Privacy, Protection, Runtime
 from weft.core.types import Failure, ServerState, Update
 from weft.federation.round import run_round
 from weft.federation.state import Asked

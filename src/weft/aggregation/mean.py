@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from weft.core import tensors
-from weft.core.parts import Aggregator
+from weft.core.exchange import Aggregator
 from weft.core.types import Streams, Total, Update
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from weft.core.parts import Aggregator, Algorithm, LocalRule
+from weft.core.exchange import Aggregator
+from weft.core.parts import Algorithm, LocalRule
 from weft.core.seeds import derive
 from weft.core.types import DELTA, ServerState, Streams, Task, Tensors, Total, Update
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from weft.core.evolution import Search
-from weft.core.parts import Aggregator, Algorithm, LocalRule
+from weft.core.exchange import Aggregator
+from weft.core.parts import Algorithm, LocalRule
 from weft.core.types import SEARCH, Finished, LocalWork, ServerState, Streams, Task, Tensors, Total, Update
 
 SOLUTIONS, FITNESS, SCALE = "solutions", "fitness", "scale"

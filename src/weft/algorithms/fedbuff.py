@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from weft.core import tensors
-from weft.core.parts import Aggregator, Algorithm
+from weft.core.exchange import Aggregator
+from weft.core.parts import Algorithm
 from weft.core.types import DELTA, ServerState, Task, Total, Update
 
 VERSION = "version."

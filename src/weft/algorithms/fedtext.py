@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from weft.core.parts import Aggregator, Algorithm, LocalRule
+from weft.core.exchange import Aggregator
+from weft.core.parts import Algorithm, LocalRule
 from weft.core.texts import to_bytes, to_texts
 from weft.core.types import SEARCH, Finished, LocalWork, ServerState, Streams, Task, Tensors, Total, Update
 from weft.errors import ClientFailed

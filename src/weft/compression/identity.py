@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from weft.core.parts import Codec
+from weft.core.exchange import Codec
 
 
 @dataclass(frozen=True)

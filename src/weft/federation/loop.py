@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from weft.core.parts import Algorithm, Runtime
+from weft.core.exchange import Runtime
+from weft.core.parts import Algorithm
 from weft.core.types import Metrics, Probe, Score, ServerState
 from weft.errors import RunError
 from weft.federation.conditions import Conditions

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from weft.core.exchange import Aggregator, Codec, Privacy, Protection, Weighting
 from weft.core.objective import Objective
-from weft.core.parts import Aggregator, Algorithm, Codec, Privacy, Protection, Weighting
+from weft.core.parts import Algorithm
 from weft.errors import ConfigError
 from weft.federation.rules import refusals
 from weft.federation.sharing import Sharing

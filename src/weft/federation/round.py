@@ -20,8 +20,8 @@ from dataclasses import replace
 from itertools import islice
 
 from weft.core import tensors
+from weft.core.exchange import Runtime
 from weft.core.objective import Evaluator
-from weft.core.parts import Runtime
 from weft.core.seeds import derive
 from weft.core.types import (
     DELTA,

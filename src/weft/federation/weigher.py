@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from weft.core.parts import Weighting
+from weft.core.exchange import Weighting
 from weft.core.types import WEIGHTS, Streams, Tensors, Update
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from weft.core.exchange import Runtime
 from weft.core.objective import Evaluator
-from weft.core.parts import Runtime
 from weft.core.types import Failure, Message, Probe, Reply, Task
 from weft.errors import ClientFailed
 from weft.federation.conditions import Conditions

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from weft.core.parts import Weighting
+from weft.core.exchange import Weighting
 from weft.core.types import Metrics, Tensors
 
 MOST = 5.0

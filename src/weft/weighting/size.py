@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from weft.core.parts import Weighting
+from weft.core.exchange import Weighting
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from weft.core.parts import Weighting
+from weft.core.exchange import Weighting
 
 
 @dataclass(frozen=True)
