@@ -177,7 +177,7 @@ def test_other_objectives(prompted, objective: str, tmp_path: Path):
         ({"num_virtual_tokens": 128}, "leaves no room"),
         ({"prompt_method": "prefix", "num_virtual_tokens": 200}, "longer than the model's context"),
         ({"prompt_method": "prefix", "gradient_checkpointing": True}, "drop --gradient_checkpointing"),
-        ({"prompt_method": "prefix", "prompt_init_text": "x"}, "Only a soft prompt"),
+        ({"prompt_method": "prefix", "prompt_init_text": "x"}, "Only vectors"),
         ({"prompt_method": "sofd"}, "prompt_method"),
         ({"lora_aggregation": "stack"}, "add --use_peft"),
         ({"prompt_method": None, "private_tokens": 2}, "private_tokens are part of a prompt"),
@@ -253,12 +253,12 @@ def test_a_search_goes_on_bit_identical(black_box, tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"fed_alg": "scaffold"}, "a black box has neither"),
-        ({"fed_alg": "diloco"}, "a black box has neither"),
+        ({"fed_alg": "scaffold"}, "a black box has none"),
+        ({"fed_alg": "diloco"}, "a black box has none"),
         ({"learning_rate": 0.0}, "has no width"),
         ({"personal_steps": 3}, "learnt by gradients"),
         ({"private_tokens": 2}, "learnt by gradients"),
-        ({"prompt_method": "soft"}, "search without gradients"),
+        ({"prompt_method": "soft"}, "found without gradients"),
     ],
 )
 def test_what_a_black_box_cannot(black_box, changes: dict[str, object], words: str):
