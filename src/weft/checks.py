@@ -23,6 +23,12 @@ def check(config: Any) -> None:
 
 def _check_prompt(config: Any) -> None:
     """Refuse what cannot be together with a prompt that is learnt."""
+    if config.few_shot and config.objective != "sft":
+        raise ConfigError(
+            "Examples stand before questions with answers: use --few_shot with `weft sft` or `weft prompt`."
+        )
+    if config.few_shot and config.fed_alg == "central":
+        raise ConfigError("Examples are each client's own, and central has no clients: leave out --few_shot.")
     if config.prompt_method is None:
         if config.private_tokens:
             raise ConfigError("private_tokens are part of a prompt: write --prompt_method soft, prefix or p_tuning.")

@@ -264,3 +264,43 @@ def test_a_search_goes_on_bit_identical(black_box, tmp_path: Path):
 def test_what_a_black_box_cannot(black_box, changes: dict[str, object], words: str):
     with pytest.raises(ConfigError, match=words):
         weft.train(black_box | changes, quiet=True)
+
+
+@pytest.mark.parametrize("method", ["soft", None])
+def test_examples_of_a_clients_own_stand_before_its_rows(prompted, method: str | None, tmp_path: Path):
+    from weft.data.encode import added
+    from weft.federation.site import InMemory
+    from weft.launch import compose
+    from weft.launch.examples import show_examples
+    from weft.launch.population import populate
+
+    keys = prompted | {"prompt_method": method, "few_shot": 1, "seq_length": 64, "use_peft": method is None}
+    config = build(keys | {"template": "vicuna"})
+    tokenizer = load_tokenizer(config)
+    population = populate(config, tokenizer, InMemory(), rows="conversations", pool=False)
+    plain = [population.trained[i].train[0] for i in range(3)]
+    model, plan = load_resident(config, tokenizer), compose.plan(config)
+    show_examples(config, population, plan.objective, model, print)
+    lead = 0 if method is None else 6
+    for number, (ids, learn) in enumerate(plain):
+        longer, also = population.trained[number].train[0]
+        more = len(longer) - len(ids)
+        assert more > 0
+        start = lead + len(added(tokenizer)[0])  # the prompt's vectors, and what the tokenizer puts before a text
+        assert longer[:start].tolist() == ids[:start].tolist()
+        assert longer[start + more :].tolist() == ids[start:].tolist()
+        assert not also[: start + more].any()
+        assert also[start + more :].tolist() == learn[start:].tolist()
+        example = tokenizer.decode(longer[start : start + more])
+        own = [tokenizer.decode(row[0][row[0] >= 0]) for row in (_plain(population, number))]
+        assert any(example.strip() in text for text in own)  # it is one of the client's own rows
+    run = weft.train(keys | {"template": "vicuna", "output_dir": str(tmp_path / "shown"), "num_rounds": 2}, quiet=True)
+    bare = weft.train(keys | {"template": "vicuna", "few_shot": 0, "num_rounds": 2}, quiet=True)
+    assert run.summary["bytes_up"] == bare.summary["bytes_up"]  # nothing of them travels
+    assert run.summary["eval"]["loss"] != bare.summary["eval"]["loss"]
+    assert run.summary["failures"] == {}
+
+
+def _plain(population, number: int) -> list:
+    site = population.trained[number]
+    return [site.train.table[int(row)] for row in site.train.index]

@@ -24,7 +24,9 @@ class Words:
 
     def into(self, ids: np.ndarray, words: np.ndarray) -> np.ndarray:
         """Return the row's ids with these behind its beginning."""
-        at = len(self.begin) if np.array_equal(ids[: len(self.begin)], self.begin) else 0
+        at = int(np.argmax(ids >= 0))  # behind the vectors of a prompt, which are negative
+        if np.array_equal(ids[at : at + len(self.begin)], self.begin):
+            at += len(self.begin)
         return np.concatenate([ids[:at], words, ids[at:]])
 
     def row(self, row: tuple[np.ndarray, np.ndarray], words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from weft.core.types import Streams
+from weft.data.words import Words
 
 
 class Table(Protocol):
@@ -19,18 +20,28 @@ class Table(Protocol):
     def __getitem__(self, row: int) -> Any: ...
 
 
+class Shown(NamedTuple):
+    """Examples of a client's own, as tokens that stand before its rows, and what puts them there."""
+
+    words: Words
+    tokens: np.ndarray
+
+
 @dataclass(frozen=True)
 class View:
     """Some rows of a table, which is not copied: ten thousand clients share one."""
 
     table: Table
     index: Sequence[int] | np.ndarray
+    shown: Shown | None = None
+    """What stands before each of them."""
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, row: int) -> Any:
-        return self.table[int(self.index[row])]
+        found = self.table[int(self.index[row])]
+        return found if self.shown is None else self.shown.words.row(found, self.shown.tokens)
 
 
 class MemoryStore(Protocol):
@@ -97,6 +108,8 @@ class Sites:
     memory: MemoryStore
     public: Sequence[int] | np.ndarray | None = None
     """Rows that everybody has."""
+    shown: dict[int, Shown] = field(default_factory=dict)
+    """Examples that a client, by its number, puts before its rows."""
 
     def __len__(self) -> int:
         return len(self.train)
@@ -107,8 +120,8 @@ class Sites:
         return Site(
             self.names[index],
             index,
-            View(self.table, self.train[index]),
-            View(self.table, self.held[index]),
+            View(self.table, self.train[index], self.shown.get(index)),
+            View(self.table, self.held[index], self.shown.get(index)),
             self.memory,
             public=None if self.public is None else View(self.table, self.public),
         )

@@ -23,6 +23,11 @@ class PromptKeys(BaseModel):
     prompt_candidates: list[str] = Field(
         [], description="instructions to begin with, dealt to the clients in turn: texts, or a file of one a line"
     )
+    few_shot: int = Field(
+        0,
+        ge=0,
+        description="of each client's own training rows, how many stand before each row as examples; never sent",
+    )
     prompt_pool: int = Field(8, ge=2, description="instructions that are scored in a round")
     prompt_proposals: int = Field(2, ge=1, description="instructions that a client proposes in a round")
     prompt_length: int = Field(200, ge=8, description="longest instruction in bytes")

@@ -13,6 +13,7 @@ from weft.config import VOLATILE, RunConfig
 from weft.core.files import write_atomic
 from weft.federation.plan import Plan
 from weft.launch import compose, together
+from weft.launch.examples import show_examples
 from weft.launch.finished import Run
 from weft.launch.memory import DiskMemory
 from weft.launch.notes import tell
@@ -97,6 +98,8 @@ def _train(config: RunConfig, plan: Plan, tokenizer: Any, group: Group | None, w
             model.remember()
         if plan.objective.needs_reference:
             refer(population, model, run, config.eval_batch_size, progress.note)
+        if config.few_shot:
+            show_examples(config, population, plan.objective, model, progress.note)
         with Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers:
             Training(config, run, plan, population, model, progress, trackers, group).run_all()
         return Run(run.path)
