@@ -13,7 +13,7 @@ import yaml
 from conftest import colour_rows, flags, write_rows
 from weft import config as configuration
 from weft.cli import main
-from weft.core import parts
+from weft.core import exchange, parts
 from weft.errors import ConfigError
 from weft.federation.plan import Plan
 from weft.launch import compose
@@ -147,7 +147,7 @@ def test_rows_that_are_cut_or_dropped_are_counted(keys, tmp_path: Path, capsys):
     assert "1 rows were left out (empty answer)" in said
 
 
-class _SumOnly(parts.Protection):
+class _SumOnly(exchange.Protection):
     sum_only: ClassVar[bool] = True
 
 
@@ -161,11 +161,11 @@ class _Pools(parts.Algorithm):
     pools_data: ClassVar[bool] = True
 
 
-class _Bounded(parts.Privacy):
+class _Bounded(exchange.Privacy):
     bounded: ClassVar[bool] = True
 
 
-class _Sparse(parts.Codec):
+class _Sparse(exchange.Codec):
     dense: ClassVar[bool] = False
 
 
@@ -173,9 +173,9 @@ class _Sparse(parts.Codec):
     ("changes", "remedy"),
     [
         ({"protection": _SumOnly(), "algorithm": _Peeks()}, "--protection none"),
-        ({"protection": _SumOnly(), "aggregator": parts.Aggregator()}, "--aggregator mean"),
+        ({"protection": _SumOnly(), "aggregator": exchange.Aggregator()}, "--aggregator mean"),
         ({"protection": _SumOnly(), "codec": _Sparse()}, "another codec"),
-        ({"privacy": _Bounded(), "aggregator": parts.Aggregator()}, "--aggregator mean"),
+        ({"privacy": _Bounded(), "aggregator": exchange.Aggregator()}, "--aggregator mean"),
         ({"privacy": _Bounded(), "algorithm": _Pools()}, "a federated algorithm"),
     ],
 )
