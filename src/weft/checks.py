@@ -29,6 +29,7 @@ def _check_prompt(config: Any) -> None:
         )
     if config.few_shot and config.fed_alg == "central":
         raise ConfigError("Examples are each client's own, and central has no clients: leave out --few_shot.")
+    _check_endpoint(config)
     if config.prompt_method is None:
         if config.private_tokens:
             raise ConfigError("private_tokens are part of a prompt: write --prompt_method soft, prefix or p_tuning.")
@@ -58,6 +59,22 @@ def _check_prompt(config: Any) -> None:
         )
     if config.parallel != "none" or config.model_offload != "none":
         raise ConfigError("A prompt is learnt before a model that is whole in one process: drop --parallel/offload.")
+
+
+def _check_endpoint(config: Any) -> None:
+    if config.endpoint is None:
+        return
+    if config.prompt_method not in ("black_box", "text"):
+        raise ConfigError(
+            "A model behind an endpoint can only be asked: write --prompt_method black_box or text with `weft prompt`, "
+            "or leave out --endpoint."
+        )
+    if config.objective != "sft":
+        raise ConfigError("An endpoint is asked how likely answers are: use `weft prompt`, or leave out --endpoint.")
+    if not config.endpoint.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"endpoint is '{config.endpoint}', which is no URL: write one such as http://127.0.0.1:8000/v1."
+        )
 
 
 def _check_rewards(config: Any) -> None:

@@ -38,6 +38,10 @@ VOLATILE = frozenset(
         "logging_steps",
         "save_steps",
         "threads",
+        "endpoint_key",
+        "endpoint_timeout",
+        "endpoint_retries",
+        "endpoint_parallel",
     }
 )
 """Keys that may differ when a run is resumed, because no result depends on them."""

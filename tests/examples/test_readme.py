@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from conftest import ROOT, colour_rows, write_rows
+from serving import serving
 from weft.cli import main
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -122,6 +123,13 @@ def test_the_examples_of_prompts_and_seeds(workplace: Path, verb: str, name: str
     run = weft.open_run(f"runs/{name}")
     assert run.summary["failures"] == {}
     assert 0 < run.summary["eval"]["loss"] < 20
+
+
+def test_the_example_of_an_endpoint(workplace: Path, tiny_model: Path):
+    with serving(tiny_model) as server:
+        words = ["prompt", "--config", "examples/endpoint.yaml", "--template", "alpaca", "--endpoint", server.url]
+        assert main([*words, "--quiet"]) == 0
+    assert (workplace / "runs" / "endpoint" / "prompt.txt").is_file()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 from weft.arguments import Parser
+from weft.errors import ConfigError
 from weft.launch.finished import Run
 
 
@@ -21,6 +22,11 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of sampling [0]")
     arguments = parser.parse(argv)
     opened = Run(arguments.run)
+    if opened.config.endpoint is not None:
+        raise ConfigError(
+            f"The model of this run is behind {opened.config.endpoint}: ask it there, with the text of "
+            f"'{opened.weights(arguments.client)}' before the question."
+        )
     model = opened.load_model(arguments.client)
     turns: list[tuple[str, str]] = []
 

@@ -9,6 +9,12 @@ import numpy as np
 from weft.data.encode import added
 
 
+def said_by(model: Any) -> tuple[np.ndarray, Words]:
+    """Return the tokens of a resident model's instruction, none where it has none, and what puts them into rows."""
+    words, found = Words(model.tokenizer), getattr(model.model, "instruction", None)
+    return words.tokens(found.text() if found is not None else ""), words
+
+
 class Words:
     """Puts a text into rows of token ids, behind the tokens that every row begins with."""
 

@@ -16,7 +16,7 @@ import torch
 
 from weft.core.objective import Evaluator
 from weft.core.types import Metrics
-from weft.data.words import Words
+from weft.data.words import said_by
 from weft.federation.site import View
 from weft.models.layout import Question, Row, lay_out
 from weft.models.resident import Resident
@@ -57,7 +57,7 @@ class HeldOut(Evaluator):
         was_training = model.model.training
         model.model.eval()
         try:
-            said, words = _said(model)
+            said, words = said_by(model)
             metrics = self._losses(model, [words.row(rows[row], said) for row in range(len(rows))])
             if self.text_bytes is not None:
                 metrics["text_bytes"] = float(sum(self.text_bytes(int(row)) for row in rows.index))
@@ -73,6 +73,10 @@ class HeldOut(Evaluator):
         return metrics
 
     def _losses(self, model: Resident, rows: list[Row]) -> Metrics:
+        told = model.asked_likelihoods(rows)
+        if told is not None:
+            total, targets = -sum(one for one, _ in told), sum(count for _, count in told)
+            return {"loss_sum": total, "loss_tokens": float(targets), "rows": float(len(rows))}
         rows = sorted(rows, key=lambda row: -len(row[0]))
         total, targets = 0.0, 0
         for at in range(0, len(rows), self.batch_size):
@@ -81,12 +85,6 @@ class HeldOut(Evaluator):
             total += float(loss.total)
             targets += loss.targets
         return {"loss_sum": total, "loss_tokens": float(targets), "rows": float(len(rows))}
-
-
-def _said(model: Resident) -> tuple[np.ndarray, Words]:
-    """Return the tokens of the model's instruction, none where it has none, and what puts them into rows."""
-    words, found = Words(model.tokenizer), getattr(model.model, "instruction", None)
-    return words.tokens(found.text() if found is not None else ""), words
 
 
 @torch.no_grad()
@@ -106,7 +104,8 @@ def rank(model: Resident, questions: Sequence[Question], batch_size: int) -> lis
 
 
 def _score(model: Resident, questions: Sequence[Question]) -> list[list[float]]:
-    values = iter(choice_logps(model, questions).tolist())
+    told = model.asked_likelihoods([row for question in questions for row in question.rows()])
+    values = iter(choice_logps(model, questions).tolist() if told is None else [total for total, _ in told])
     return [[next(values) for _ in question.choices] for question in questions]
 
 

@@ -91,6 +91,11 @@ class RunConfig(RunKeys, TrainingKeys, AlignmentKeys, FederationKeys, DataKeys, 
         return self.use_peft or self.prompt_method is not None
 
     @property
+    def finds_words(self) -> bool:
+        """Whether the run's outcome is a text."""
+        return self.prompt_method == "text" or self.endpoint is not None
+
+    @property
     def trains_tokenizer(self) -> bool:
         """Whether the run makes its own tokenizer first."""
         return self.federated_tokenizer or self.tokenizer_text is not None

@@ -37,4 +37,14 @@ class PromptKeys(BaseModel):
     population: int = Field(
         20, ge=4, description="candidates a generation of the search; --max_steps counts generations"
     )
+    endpoint: str | None = Field(
+        None,
+        description="URL of an OpenAI-compatible API (up to /v1) where the model is, for black_box and text; "
+        "model_name_or_path then gives the tokenizer, and black_box's words",
+    )
+    endpoint_model: str | None = Field(None, description="the model's name there (default: model_name_or_path)")
+    endpoint_key: str = Field("OPENAI_API_KEY", description="the environment variable that holds the key")
+    endpoint_timeout: float = Field(60.0, gt=0, description="seconds for one answer of the endpoint")
+    endpoint_retries: int = Field(4, ge=0, description="times that a failed request is sent again")
+    endpoint_parallel: int = Field(4, ge=1, description="requests to the endpoint at a time")
     prompt_hidden_size: int = Field(128, ge=1, description="width of the net that makes the vectors of p_tuning")

@@ -10,6 +10,7 @@ import yaml
 
 from weft.config import RunConfig
 from weft.core.tensors import num_bytes
+from weft.core.types import Tensors
 from weft.federation.plan import Plan
 from weft.federation.site import InMemory
 from weft.federation.state import Asked, begin, expected_streams, task_for
@@ -52,8 +53,10 @@ def describe(config: RunConfig) -> str:
     prepare_process(config)
     plan = compose.plan(config)
     tokenizer = load_tokenizer(config)
-    own = load_model_config(config)
-    check_fits(config, tokenizer, own)
+    own = None
+    if config.endpoint is None:
+        own = load_model_config(config)
+        check_fits(config, tokenizer, own)
     rows = plan.objective.rows
     plan.objective.start()
     with Progress(config.num_rounds, quiet=False, as_json=False) as progress:
@@ -64,11 +67,9 @@ def describe(config: RunConfig) -> str:
     clients = len(
         plan.algorithm.cohort(range(min(config.sample_clients, len(population.trained))), len(population.trained))
     )
-    device = choose_device(config.device)
-    dtype = str(arithmetic(config, device)).removeprefix("torch.")
     lines = {
         "algorithm": _algorithm(config, plan),
-        "model": f"{config.start_name}: {human_number(sizes.all)} parameters, {dtype} on {device}",
+        **_model(config, own, sizes),
         "trained": f"{sizes.trained} parameters in {sizes.tensors} tensors" + _what(config),
         "clients": _clients(population, clients),
         "template": template_name(config, tokenizer, rows),
@@ -80,7 +81,7 @@ def describe(config: RunConfig) -> str:
         else "nothing",
         "a round": f"{human_bytes(moved * clients)} up+down",
         "the run": f"{human_bytes(moved * clients * config.num_rounds)} up+down in {config.num_rounds} rounds",
-        "memory": describe_memory(config, needs_of(own, sizes.all, sizes.trained, dtype), device),
+        **_memory(config, own, sizes),
     }
     width = max(len(name) for name in lines)
     shown = "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
@@ -88,14 +89,30 @@ def describe(config: RunConfig) -> str:
     return f"{settings}\n# The plan; nothing in it is refused.\n{shown}"
 
 
-def count(config: RunConfig, model_config: Any, plan: Plan) -> Sizes:
-    """Count the parameters, those that are trained, and the bytes that travel, on a model without weights.
+def _model(config: RunConfig, own: Any, sizes: Sizes) -> dict[str, str]:
+    if own is None:
+        return {"model": f"{config.endpoint_model or config.model_name_or_path} behind {config.endpoint}"}
+    device = choose_device(config.device)
+    dtype = str(arithmetic(config, device)).removeprefix("torch.")
+    return {"model": f"{config.start_name}: {human_number(sizes.all)} parameters, {dtype} on {device}"}
 
-    What a side adapter adds to the bytes depends on the run and is left out.
-    """
+
+def _memory(config: RunConfig, own: Any, sizes: Sizes) -> dict[str, str]:
+    if own is None:
+        return {}
+    device = choose_device(config.device)
+    dtype = str(arithmetic(config, device)).removeprefix("torch.")
+    return {"memory": describe_memory(config, needs_of(own, sizes.all, sizes.trained, dtype), device)}
+
+
+def _parameters(config: RunConfig, model_config: Any, plan: Plan) -> tuple[int, Tensors]:
+    """Return how many parameters there are, and those that are trained, on a model without weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
+    if model_config is None:
+        words = config.prompt_method == "text"
+        return 0, {"learnt": torch.zeros(config.prompt_length if words else config.black_box_dim)}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
         every = sum(p.numel() for p in model.parameters())
@@ -110,7 +127,16 @@ def count(config: RunConfig, model_config: Any, plan: Plan) -> Sizes:
         if config.use_peft:
             where = None if emulator is None else emulator.trained
             model = add_lora(model, config, torch.float32, plan.sharing.lora, where)
-    trained = {name: p.detach().float() for name, p in model.named_parameters() if p.requires_grad}
+    return every, {name: p.detach().float() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def count(config: RunConfig, model_config: Any, plan: Plan) -> Sizes:
+    """Count the parameters, those that are trained, and the bytes that travel.
+
+    What a side adapter adds to the bytes depends on the run and is left out. Without a model's configuration the model
+    is elsewhere.
+    """
+    every, trained = _parameters(config, model_config, plan)
     down, up = 0.0, 0.0
     if plan.algorithm.shares:
         state = begin(plan, trained, {})

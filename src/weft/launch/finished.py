@@ -49,7 +49,7 @@ class Run:
         Raises:
             ConfigError: there is none, or a client must be named.
         """
-        if self.config.prompt_method == "text":
+        if self.config.finds_words:
             return self._prompt_file(client)
         kind = "adapter" if self.config.adapts else "model"
         base = self.directory.client_dir(client) if client else self.path
@@ -62,7 +62,7 @@ class Run:
 
     def instruction(self, client: str | None = None) -> str:
         """Return the prompt in words that the run found, "" where it looked for none; ConfigError as for `weights`."""
-        if self.config.prompt_method != "text":
+        if not self.config.finds_words:
             return ""
         return self._prompt_file(client).read_text(encoding="utf-8").strip("\n")
 
@@ -79,7 +79,7 @@ class Run:
         """The tokenizer that the run was trained with."""
         from transformers import AutoTokenizer
 
-        if self.config.prompt_method != "text" and (not self.config.adapts or any(self.path.glob("adapter"))):
+        if not self.config.finds_words and (not self.config.adapts or any(self.path.glob("adapter"))):
             return AutoTokenizer.from_pretrained(self.weights())
         from weft.models.load import load_tokenizer
 
@@ -105,7 +105,7 @@ class Run:
 
         hush()
         weights = self.weights(client)
-        if self.config.prompt_method == "text":
+        if self.config.finds_words:
             model = base_model(self.config, full_precision=full_precision)
         elif self.config.adapts:
             from peft import PeftModel

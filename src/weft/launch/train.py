@@ -11,6 +11,7 @@ import torch
 
 from weft.config import VOLATILE, RunConfig
 from weft.core.files import write_atomic
+from weft.data.words import Words
 from weft.federation.plan import Plan
 from weft.launch import compose, together
 from weft.launch.examples import show_examples
@@ -22,7 +23,9 @@ from weft.launch.reference import refer
 from weft.launch.start import with_tokenizer
 from weft.launch.underway import Training
 from weft.models.group import Group, joined
-from weft.models.load import check_fits, load_model_config, load_resident, load_tokenizer
+from weft.models.load import base_model, check_fits, load_model_config, load_resident, load_tokenizer
+from weft.models.remote import ask_elsewhere
+from weft.models.resident import Resident
 from weft.models.scratch import shape_of
 from weft.models.starting import from_adapter
 from weft.runs.layout import RunDir
@@ -48,7 +51,8 @@ def train(
     tokenizer = None
     if not config.trains_tokenizer:
         tokenizer = load_tokenizer(config)
-        check_fits(config, tokenizer, load_model_config(config))
+        if config.endpoint is None:
+            check_fits(config, tokenizer, load_model_config(config))
     with joined(config.parallel, config.device) as group:
         if group is not None and not group.leads:
             together.follow(config, plan, group)
@@ -92,7 +96,7 @@ def _train(config: RunConfig, plan: Plan, tokenizer: Any, group: Group | None, w
         tell(config, population, plan.algorithm, progress)
         write_atomic(run.split_file, (json.dumps(population.split, indent=1) + "\n").encode())
         progress.split(population.split)
-        model = load_resident(config, tokenizer, plan.sharing.lora, group)
+        model = resident(config, tokenizer, plan, group)
         plan.objective.start()
         if plan.objective.needs_start or plan.local.kind == "directions":
             model.remember()
@@ -103,6 +107,19 @@ def _train(config: RunConfig, plan: Plan, tokenizer: Any, group: Group | None, w
         with Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers:
             Training(config, run, plan, population, model, progress, trackers, group).run_all()
         return Run(run.path)
+
+
+def resident(config: RunConfig, tokenizer: Any, plan: Plan, group: Group | None = None) -> Resident:
+    """Return the run's model, or what asks it where it is; raises as `load_resident` and `ask_elsewhere` do."""
+    if config.endpoint is None:
+        return load_resident(config, tokenizer, plan.sharing.lora, group)
+
+    def table() -> torch.Tensor:
+        near = config.model_copy(update={"device": "cpu"})
+        embeddings: torch.Tensor = base_model(near).get_input_embeddings().weight.detach()
+        return embeddings
+
+    return ask_elsewhere(config, tokenizer, Words(tokenizer).begin, table)
 
 
 def prepare_process(config: RunConfig) -> None:

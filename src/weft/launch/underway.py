@@ -16,7 +16,7 @@ from weft.config import RunConfig
 from weft.core.files import write_atomic
 from weft.core.objective import Evaluator
 from weft.core.tensors import num_bytes
-from weft.core.types import Metrics, ServerState
+from weft.core.types import Metrics, ServerState, Tensors
 from weft.errors import ConfigError
 from weft.evaluation.heldout import OPTIONAL, SCORES, HeldOut
 from weft.evaluation.preferred import Preferred
@@ -32,7 +32,6 @@ from weft.launch.population import Population
 from weft.launch.records import Tally, evaluation_record, matrix_rate, peak_memory, round_record
 from weft.models.adapters import save_model
 from weft.models.group import Group
-from weft.models.instruction import text_of
 from weft.models.resident import Resident
 from weft.objectives.grpo import GRPO
 from weft.objectives.preference import Preference
@@ -155,7 +154,10 @@ class Training:
             "tokens_per_second": record["tokens"] / done.seconds,
             "peak_memory_bytes": peak_memory(self.model.device),
         }
-        self.timing.append(timing)
+        asked = {name: int(count) for name, count in done.record.sums.items() if name.startswith("endpoint_")}
+        self.timing.append(timing | asked)
+        if again := asked.get("endpoint_retries"):
+            self.progress.note(f"round {record['round']}: {again} requests to the endpoint were sent again.")
         for client, reason in record["failures"].items():
             self.progress.note(f"round {record['round']}: the update of '{client}' was dropped: {reason}.")
         if faults := record.get("reward_faults"):
@@ -214,8 +216,8 @@ class Training:
             shared = result_of(state, self.model.initial)
             if self.config.private_tokens:
                 shared = {name: value for name, value in shared.items() if self.plan.sharing.travels(name)}
-            if self.config.prompt_method == "text":
-                write_atomic(self.run.prompt_file(), (text_of(shared) + "\n").encode())
+            if self.config.finds_words:
+                write_atomic(self.run.prompt_file(), self._words(shared))
             else:
                 save_model(model, tokenizer, shared, self.run.path / kind)
         own = OwnModels(self.plan, state, self.model, self.population, self._evaluator())
@@ -224,13 +226,19 @@ class Training:
 
         def keep(site: Site) -> None:
             if self.plan.personal_steps or not algorithm.one_model or site.memory.load(site.name, state.round):
-                if self.config.prompt_method == "text":
+                if self.config.finds_words:
                     self.run.client_dir(site.name).mkdir(parents=True, exist_ok=True)
-                    write_atomic(self.run.prompt_file(site.name), (text_of(own.whole()) + "\n").encode())
+                    write_atomic(self.run.prompt_file(site.name), self._words(own.whole()))
                 else:
                     save_model(model, tokenizer, own.whole(), self.run.client_dir(site.name) / kind)
 
         return own.compare(self.config.eval_everybody, keep)
+
+    def _words(self, params: Tensors) -> bytes:
+        """Return the text that parameters say, as a file's bytes."""
+        self.model.load(params)
+        said: str = self.model.model.instruction.text()
+        return (said + "\n").encode()
 
     def _utilisation(self) -> float | None:
         """Return the share of the machine's matrix rate that training on plain text came to.

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from weft.core.texts import to_bytes, to_texts
-from weft.core.types import Tensors
 
 NAME = "instruction.bytes"
 """The text among the model's parameters: its bytes, as numbers."""
@@ -22,8 +21,3 @@ class Instruction(nn.Module):
     def text(self) -> str:
         """Return the text."""
         return to_texts(self.bytes.detach().round().to("cpu", torch.uint8)[None])[0]
-
-
-def text_of(params: Tensors) -> str:
-    """Return the text among parameters."""
-    return to_texts(params[NAME].round().to("cpu", torch.uint8)[None])[0]

@@ -119,6 +119,11 @@ class Question:
     prompt: np.ndarray
     choices: Sequence[np.ndarray]
 
+    def rows(self) -> list[Row]:
+        """Return a row for every choice, behind the prompt, the choice alone learnt."""
+        made = [np.concatenate([self.prompt, choice]) for choice in self.choices]
+        return [(ids, np.arange(len(ids)) >= len(self.prompt)) for ids in made]
+
 
 def lay_out_choices(questions: Sequence[Question]) -> tuple[Batch, Tensor]:
     """Lay each prompt out once, followed by all its choices, none of which sees another.

@@ -28,7 +28,7 @@ EMBEDDED = ("soft", "p_tuning", "black_box")
 
 def lead_of(config: RunConfig) -> np.ndarray:
     """Return the negative ids that every row begins with."""
-    if config.prompt_method not in EMBEDDED:
+    if config.prompt_method not in EMBEDDED or config.endpoint is not None:
         return np.zeros(0, dtype=np.int32)
     return -np.arange(1, config.num_virtual_tokens + config.private_tokens + 1, dtype=np.int32)
 

@@ -146,6 +146,19 @@ class Resident:
         """Add a gradient and return the summed loss, where the model does both itself; here it does neither."""
         return None
 
+    def asked_likelihoods(self, rows: Sequence[Any]) -> list[tuple[float, int]] | None:
+        """Return for every row the log-probability (nats) of what is learnt of it and the number of its tokens, where
+        the model can only be asked; here it cannot."""
+        return None
+
+    def asked_texts(self, prompt: str, count: int, tokens: int, seed: int) -> list[str] | None:
+        """Return what the model writes behind a text, where it can only be asked; here it cannot."""
+        return None
+
+    def asked_tally(self) -> dict[str, float]:
+        """Return sums of how it was asked since the last call; here there are none."""
+        return {}
+
     def own_part(self, rows: Sequence[Any]) -> Sequence[Any]:
         """Return the rows of a micro-batch that this process computes."""
         return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from weft.core.objective import Objective
 from weft.core.parts import LocalRule
 from weft.core.seeds import derive, generator
 from weft.core.types import SEARCH, LocalWork, Tensors
+from weft.data.words import said_by
 from weft.errors import ClientFailed
 from weft.models.resident import Resident
 from weft.training.loop import GradientSteps, Job, Rows, Trained
@@ -63,6 +64,7 @@ class Evolution(GradientSteps):
         best = float(np.where(np.isfinite(fitness), fitness, np.nanmax(fitness)).mean())
         counted = {"loss_tokens": float(size), "tokens": float(tokens), "rows": float(steps * size)}
         metrics = {"loss_sum": best * size, "steps": float(steps), "learning_rate": sigma, **counted}
+        metrics |= model.asked_tally()
         tried = {
             "solutions": torch.from_numpy(candidates).float(),
             "fitness": torch.from_numpy(np.nan_to_num(fitness, nan=1e30, posinf=1e30)).float(),
@@ -75,13 +77,16 @@ class Evolution(GradientSteps):
         self,
         model: Resident,
         objective: Objective,
-        rows: Sequence[object],
+        rows: Sequence[Any],
         job: Job,
         shared: Tensors,
         candidate: np.ndarray,
         seed: int,
     ) -> float:
         model.load(job.own | _unflat(candidate, shared))
+        said, words = said_by(model)
+        if len(said):
+            rows = [words.row(row, said) for row in rows]
         loss = objective.assess(model, rows, self.batch_size, seed)
         return loss if math.isfinite(loss) else math.nan
 

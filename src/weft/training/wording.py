@@ -80,6 +80,7 @@ class Wording(GradientSteps):
             "learning_rate": 0.0,
             "texts_scored": float(count),
             "texts_refused": float(refused),
+            **model.asked_tally(),
         }
         sent = {
             "scores": torch.tensor(scores, dtype=torch.float32),
@@ -104,13 +105,21 @@ class Wording(GradientSteps):
         found = [text for text in own if text not in pool][: self.proposals]
         refused = 0
         if best and len(found) < self.proposals:
-            asked = np.array(model.tokenizer.encode(ASK.format(best)), dtype=np.int32)
-            how = Sampling(max(8, self.length // 4), temperature=1.0, top_p=0.95)
-            (answers,) = generate(model, [asked], how, copies=self.proposals - len(found), seed=seed)
-            for answer in answers:
-                text = " ".join(decoded(model.tokenizer, answer).split("\n")[0].split())
+            for answer in self._rewrites(model, ASK.format(best), self.proposals - len(found), seed):
+                text = " ".join(answer.strip().split("\n")[0].split())
                 if not text or unfit(text) or len(text.encode()) > self.length:
                     refused += 1
                 elif text not in pool and text not in found:
                     found.append(text)
         return found, refused
+
+    def _rewrites(self, model: Resident, prompt: str, count: int, seed: int) -> list[str]:
+        """Return what the model writes behind a text, so many times."""
+        most = max(8, self.length // 4)
+        told = model.asked_texts(prompt, count, most, seed)
+        if told is not None:
+            return told
+        how = Sampling(most, temperature=1.0, top_p=0.95)
+        asked = np.array(model.tokenizer.encode(prompt), dtype=np.int32)
+        (answers,) = generate(model, [asked], how, copies=count, seed=seed)
+        return [decoded(model.tokenizer, answer) for answer in answers]
