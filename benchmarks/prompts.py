@@ -30,23 +30,43 @@ METHODS: dict[str, dict[str, Any]] = {
     "p_tuning": {"prompt_method": "p_tuning", "num_virtual_tokens": LEAD, "prompt_hidden_size": 64},
     "LoRA": LORA,
     "black_box": {"prompt_method": "black_box", "num_virtual_tokens": LEAD, "fed_alg": "fedbpt"},
+    "text": {"prompt_method": "text", "fed_alg": "fedtext", "prompt_length": 60},
 }
+WORDS = {
+    "tfns": [
+        "What is the mood of this tweet about a company?",
+        "Say whether this news is good, bad or neither.",
+        "bearish, bullish or neutral",
+        "You are a careful financial analyst.",
+        "Will the price rise or fall?",
+        "Answer with one word.",
+    ],
+    "medquad": [
+        "You are a doctor who explains things to patients.",
+        "Answer the question about a disease.",
+        "Answer in whole sentences.",
+        "symptoms, causes, treatment",
+        "Say what it is and who should see a doctor.",
+        "A page of a public health institute:",
+    ],
+}
+"""Instructions that are dealt to the clients; a model of this size writes no others that are of use."""
 RATES = {
     ("tfns", "soft"): 1e-2,
     ("tfns", "prefix"): 3e-1,
     ("tfns", "p_tuning"): 3e-3,
     ("tfns", "LoRA"): 4e-3,
     ("tfns", "black_box"): 1.0,
+    ("tfns", "text"): 1.0,
     ("medquad", "soft"): 1e-1,
     ("medquad", "prefix"): 3e-1,
     ("medquad", "p_tuning"): 3e-2,
     ("medquad", "LoRA"): 6e-3,
     ("medquad", "black_box"): 1.0,
+    ("medquad", "text"): 1.0,
 }
 """The best of some on one seed, by the federation's score."""
 WAYS = {"local": {"fed_alg": "local"}, "federated": {}, "central": {"fed_alg": "central"}}
-SLOW = {("tfns", "black_box"), ("medquad", "black_box")}
-"""A search asks twenty candidates a step: once is enough."""
 SCORE = {"tfns": "macro_f1", "tfns iid": "macro_f1", "medquad": "loss"}
 
 
@@ -59,8 +79,10 @@ def keys_of(task: str, method: str, rate: float | None = None) -> dict[str, Any]
     keys = COMMON | WORK[task] | {"model_name_or_path": str(base() if task == "medquad" else warm())}
     if method == "none":
         return keys | {"learning_rate": 0.0, "num_rounds": 1, "max_steps": 1}
-    lead = 0 if method in ("prefix", "LoRA") else LEAD
+    lead = 0 if method in ("prefix", "LoRA", "text") else LEAD
     keys |= METHODS[method] | {"learning_rate": RATES[task.split()[0], method] if rate is None else rate}
+    if method == "text":
+        keys |= {"prompt_candidates": WORDS[task.split()[0]]}
     return keys | {"seq_length": keys["seq_length"] + lead, "eval_everybody": True}
 
 
@@ -89,7 +111,6 @@ def run(path: Path) -> None:
     torch.set_num_threads(1)
     jobs = [(task, "none", "federated") for task in SCORE]
     jobs += [(task, method, way) for task in SCORE for method in METHODS for way in WAYS]
-    jobs = [(task, method, way) for task, method, way in jobs if (task, method) not in SLOW]
     for seed in SEEDS:
         for task, method, way in jobs:
             key = (task, method, way, seed)

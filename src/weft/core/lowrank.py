@@ -17,6 +17,8 @@ from weft.core.seeds import derive
 from weft.core.types import Tensors
 
 FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<kind>[ABR])\.(?P<adapter>\w+)\.weight")
+LAYER = re.compile(r"(?<=\.)(\d+)(?=\.)")
+"""The number of a layer in a parameter's name: the first that stands alone."""
 SIDE_A, SIDE_B = ".side_A", ".side_B"
 PERSONAL = "personal"
 """The name of the adapter that stays with its client."""
@@ -35,6 +37,12 @@ def kind_of(name: str) -> str:
     """Return "A", "B" or "R" for a parameter that is a factor of a LoRA, else ""."""
     found = FACTOR.fullmatch(name)
     return found["kind"] if found else ""
+
+
+def layer_of(name: str) -> int | None:
+    """Return the number of the layer that a parameter belongs to, None where it belongs to none."""
+    found = LAYER.search(name)
+    return int(found[1]) if found else None
 
 
 def modules(names: Iterable[str], adapter: str = "default") -> dict[str, dict[str, str]]:

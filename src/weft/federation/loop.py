@@ -76,7 +76,8 @@ def run_rounds(
         else:
             sampled = rounds.selection.cohort(clients, state.round, attempt, state.round + state.attempts)
             invited = [Invited(i, state.round) for i in plan.algorithm.cohort(sampled, len(clients))]
-        cohort = [Asked(clients[one.client], one.version, plan.sharing.rank_of(one.client)) for one in invited]
+        sharing = plan.sharing
+        cohort = [Asked(clients[i], version, sharing.rank_of(i), sharing.layers_of(i)) for i, version in invited]
         wanted = rounds.selection.used if plan.spare else 0
         state, record = run_round(plan, state, cohort, runtime, population=len(clients), wanted=wanted)
         seconds = time.perf_counter() - began

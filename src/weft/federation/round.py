@@ -44,7 +44,7 @@ from weft.federation.admission import admit
 from weft.federation.plan import Plan
 from weft.federation.products import Products
 from weft.federation.record import RoundRecord
-from weft.federation.sharing import cut_like, pad, padded
+from weft.federation.sharing import Holders, cut_like, held, pad, padded
 from weft.federation.site import Site
 from weft.federation.state import Asked, advance, expected_streams, task_for
 from weft.federation.weigher import Weigher
@@ -83,12 +83,15 @@ def run_round(
     products = None
     whole = plan.algorithm.shares and plan.algorithm.period == 1 and plan.algorithm.one_model
     watched = whole and DELTA in plan.algorithm.streams and not plan.protection.sum_only
-    if plan.sharing.scale is not None and watched:
+    holders = Holders(state.params) if plan.sharing.layers else None
+    if holders is not None:
+        updates = holders.watch(updates)
+    elif plan.sharing.scale is not None and watched:
         exact = plan.sharing.lora.single_updates
         products = Products(plan.sharing.scale, state.memory.get(FIXED, {}), exact=exact)
         updates = products.watch(updates, {client: task.params for client, task in tasks.items()})
     total = plan.algorithm.combine((padded(update, state.params) for update in updates), plan.aggregator)
-    total = replace(total, population=population)
+    total = replace(total if holders is None else holders.mean(total), population=population)
     record.close(total.clients, tasks, wanted)
     record.repeated = len(total.clients) < plan.quorum
     if plan.remembers:
@@ -117,7 +120,7 @@ def _admitted(
                 if plan.algorithm.shares:
                     record.bytes_up += tensors.num_bytes(reply.streams)
                 reply = plan.codec.decode(reply)
-            known = state.params | tasks[reply.client].params if reply.client in tasks else {}
+            known = _known(plan, state, tasks[reply.client]) if reply.client in tasks else {}
             like = expected_streams(plan, known, state.round) if known else {}
             update = admit(reply, tasks, expected, like)
             plan.algorithm.check(update)
@@ -128,16 +131,22 @@ def _admitted(
         yield update
 
 
+def _known(plan: Plan, state: ServerState, task: Task) -> Tensors:
+    """Return the parameters that a client has which was sent a task."""
+    return task.params if plan.sharing.layers else state.params | task.params
+
+
 def answer(message: Message, plan: Plan, site: Site, model: Resident, evaluator: Evaluator) -> Reply:
     """Answer a message at a client: the one function that a runtime may call there."""
     if isinstance(message, Undo):
         site.memory.drop(site.name, message.round + 1)
         return Score(site.name, message.round, {})
-    if isinstance(message, Probe):
+    with model.thinned(plan.sharing.layers_of(site.index)):
+        if isinstance(message, Task):
+            return _train(message, plan, site, model)
         said = show(message, plan, site, model)
         chosen = {f"{stream}/{int(value)}": 1.0 for stream, values in said.items() for value in values.values()}
         return Score(site.name, message.round, evaluator.evaluate(model, site.held) | chosen)
-    return _train(message, plan, site, model)
 
 
 def show(message: Probe, plan: Plan, site: Site, model: Resident) -> Streams:
@@ -163,7 +172,8 @@ def show(message: Probe, plan: Plan, site: Site, model: Resident) -> Streams:
 def _train(task: Task, plan: Plan, site: Site, model: Resident) -> Update:
     """Train on a task and return the sealed update; what stays with the client is saved first."""
     memory = site.memory.load(site.name, task.round)
-    shared = {name: value for name, value in model.masters.items() if name not in model.initial}
+    masters = held(model.masters, plan.sharing.layers_of(site.index))
+    shared = {name: value for name, value in masters.items() if name not in model.initial}
     like = expected_streams(plan, shared | task.params, task.round)
     extra = {stream: pad(values, model.masters) for stream, values in task.extra.items()}
     params = plan.algorithm.rebuilt(task.params, extra, model.started)

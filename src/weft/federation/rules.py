@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from weft.core.types import DELTA
+from weft.federation.limits import conditions, local_work, placement
+
 if TYPE_CHECKING:
     from weft.federation.plan import Plan
 
@@ -14,10 +17,11 @@ def refusals(plan: Plan) -> list[tuple[bool, str]]:
         *_protection(plan),
         *_lora(plan),
         *_clusters(plan),
-        *_local_work(plan),
+        *_depths(plan),
+        *local_work(plan),
         *_personal(plan),
-        *_conditions(plan),
-        *_placement(plan),
+        *conditions(plan),
+        *placement(plan),
     ]
 
 
@@ -141,6 +145,39 @@ def _clusters(plan: Plan) -> list[tuple[bool, str]]:
     ]
 
 
+def _depths(plan: Plan) -> list[tuple[bool, str]]:
+    algorithm, sharing, lora = plan.algorithm, plan.sharing, plan.sharing.lora
+    fewer = bool(sharing.layers)
+    other = algorithm.streams != (DELTA,) or bool(algorithm.scalars) or algorithm.one_step
+    other = other or algorithm.pools_data or not algorithm.shares or not algorithm.one_model
+    own = algorithm.personal or sharing.keeps or plan.personal_steps > 0 or algorithm.stateful_clients
+    return [
+        (
+            fewer
+            and (other or own or algorithm.asynchronous or algorithm.period > 1 or algorithm.local != "gradients"),
+            f"With client_layers clients have parts of one model, and {type(algorithm).__name__}, or what clients keep "
+            "for themselves, needs the whole: leave out --client_layers, or write --fed_alg fedavg, fedprox, fedavgm "
+            "or fedadam, without --share, --personal_steps and --cluster.",
+        ),
+        (
+            fewer and (lora.single_updates or bool(lora.shape)),
+            f"{type(lora).__name__} combines the factors of whole models, and client_layers gives parts: write "
+            "--lora_aggregation average, ffa or rolora.",
+        ),
+        (
+            fewer and (plan.trainable == "prompt" or plan.parallel != "none" or plan.offloaded),
+            "client_layers leaves out layers of a model that is whole in one process, with what is trained in them: "
+            "leave out --client_layers, or prompts, --parallel and --model_offload.",
+        ),
+        (
+            fewer and (plan.privacy.bounded or not plan.aggregator.additive),
+            "A mean over those who have a layer is not the one that "
+            f"{type(plan.privacy if plan.privacy.bounded else plan.aggregator).__name__} is made for: leave out "
+            "--client_layers.",
+        ),
+    ]
+
+
 def _personal(plan: Plan) -> list[tuple[bool, str]]:
     algorithm, sharing = plan.algorithm, plan.sharing
     name = type(algorithm).__name__
@@ -162,117 +199,5 @@ def _personal(plan: Plan) -> list[tuple[bool, str]]:
             f"{name} "
             + ("has no clients to make personal steps" if algorithm.pools_data else "makes personal models already")
             + ": leave out --personal_steps.",
-        ),
-    ]
-
-
-def _local_work(plan: Plan) -> list[tuple[bool, str]]:
-    algorithm, lora, kind = plan.algorithm, plan.sharing.lora, plan.local.kind
-    name, own = type(algorithm).__name__, plan.personal_steps > 0 or plan.sharing.private
-    bends = not algorithm.plain_steps or algorithm.uses_moments or algorithm.one_step or algorithm.period > 1
-    bends = bends or (algorithm.stateful_clients and algorithm.shares)
-    along = kind == "directions"
-    return [
-        (
-            kind == "search" and (algorithm.local not in ("search", "gradients") or bends),
-            f"{name} works on gradients, keeps an optimizer's values or learns otherwise; a black box has none: write "
-            "--fed_alg fedbpt, fedavg, fedavgm, fedadam, fedexp, local or central.",
-        ),
-        (
-            kind == "words" and algorithm.local != "words" and algorithm.shares and not algorithm.pools_data,
-            f"{name} averages numbers, and these are words: write --fed_alg fedtext, local or central.",
-        ),
-        (
-            kind == "words" and algorithm.pools_data and plan.aggregator.additive and not algorithm.adds_mean,
-            f"{name} cannot carry words: write --fed_alg fedtext.",
-        ),
-        (
-            kind != "gradients" and own,
-            "Personal steps and private vectors are learnt by gradients, and there are none here: leave them out, or "
-            "write --prompt_method soft.",
-        ),
-        (
-            kind == "gradients" and algorithm.local != "gradients",
-            f"{name} is made for prompts that are found without gradients: write --prompt_method "
-            f"{'text' if algorithm.local == 'words' else 'black_box'}, or another --fed_alg.",
-        ),
-        (
-            along and (plan.sharing.keeps or not algorithm.one_model or lora.alternates or lora.shape != ""),
-            f"{name} makes all that is trained from what the run began with: leave out --share and --cluster, and "
-            "write --lora_aggregation average.",
-        ),
-        (
-            along and (bool(plan.sharing.ranks) or plan.local.public_share > 0),
-            f"{name} has one model of one shape and one set of rows: leave out --client_ranks and --public_share.",
-        ),
-    ]
-
-
-def _conditions(plan: Plan) -> list[tuple[bool, str]]:
-    algorithm = plan.algorithm
-    name = type(algorithm).__name__
-    return [
-        (
-            plan.slow_clients and not algorithm.partial_work and not algorithm.asynchronous,
-            f"{name} needs every client to make all its steps, but client_speed lets some make fewer: leave out "
-            "--client_speed, or choose an algorithm that takes partial work (fedavg, fednova, ...).",
-        ),
-        (
-            algorithm.uses_moments and not plan.local.optimizer.plain,
-            f"{name} works with AdamW's moments in full, which {plan.local.optimizer.kind} does not have: write "
-            "--optimizer adamw, or choose another algorithm.",
-        ),
-        (
-            algorithm.one_step and (plan.local.steps != 1 or plan.local.accumulation != 1),
-            f"{name} exchanges the gradient of every step, so a round is one step: write --max_steps 1 and "
-            "--gradient_accumulation_steps 1, or choose an algorithm with local steps.",
-        ),
-        (
-            plan.spare and (algorithm.asynchronous or not algorithm.shares),
-            f"{name} does not wait for a cohort, so none of its clients are spare: leave out --over_selection.",
-        ),
-        (
-            plan.everywhere and algorithm.asynchronous,
-            f"{name} waits for no cohort, so public_data cannot be part of every one: write --public_share, or choose "
-            "a synchronous algorithm.",
-        ),
-        (
-            plan.quorum > 0 and (algorithm.asynchronous or not algorithm.shares),
-            f"{name} waits for no cohort, so there is no quorum of one: leave out --min_clients.",
-        ),
-    ]
-
-
-def _placement(plan: Plan) -> list[tuple[bool, str]]:
-    algorithm, sharing, spread = plan.algorithm, plan.sharing, plan.parallel != "none"
-    name, how = type(algorithm).__name__, type(sharing.lora).__name__
-    return [
-        (
-            spread and plan.local.kind != "gradients",
-            f"{name} learns without gradients, which are all that is spread over processes: write --parallel none.",
-        ),
-        (
-            spread and not algorithm.plain_steps,
-            f"{name} bends every local step by values of its own, which are not spread over processes: write "
-            "--parallel none, or choose an algorithm with plain local steps (fedavg, diloco, fedadam, ...).",
-        ),
-        (
-            spread and (algorithm.personal or sharing.keeps or plan.personal_steps > 0 or bool(sharing.ranks)),
-            "Clients' own models, parts and ranks are not spread over processes: write --parallel none, or leave them "
-            "out.",
-        ),
-        (
-            spread and not sharing.lora.plain,
-            f"{how} is not spread over processes: write --lora_aggregation average, or --parallel none.",
-        ),
-        (
-            spread and not plan.objective.by_token,
-            f"Several processes train one model on next tokens, and {type(plan.objective).__name__} does not: write "
-            "--parallel none.",
-        ),
-        (
-            plan.offloaded and bool(sharing.lora.shape or sharing.lora.frozen),
-            f"{how} needs the layers of the base at hand, and they wait elsewhere: write --lora_aggregation average, "
-            "or drop --model_offload.",
         ),
     ]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 import torch
 
-from weft.core.lowrank import PERSONAL, kind_of
+from weft.core.lowrank import PERSONAL, kind_of, layer_of
 from weft.core.parts import LoraAggregation
-from weft.core.types import Tensors, Update
+from weft.core.types import DELTA, Tensors, Total, Update
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Sharing:
     ranks: tuple[int, ...] = ()
     """Ranks of the clients by their index, over and over; empty: everybody has the adapter's."""
 
+    layers: tuple[tuple[int, ...], ...] = ()
+    """The decoder's layers that the clients have, by their index, over and over; empty: everybody has all."""
     private: bool = False
     """Clients have a prompt of their own behind the shared one."""
 
@@ -46,6 +48,47 @@ class Sharing:
     def rank_of(self, client: int) -> int | None:
         """Return the rank of a client, or None where it is the adapter's own."""
         return self.ranks[client % len(self.ranks)] if self.ranks else None
+
+    def layers_of(self, client: int) -> tuple[int, ...] | None:
+        """Return the layers that a client has, or None where it has all."""
+        return self.layers[client % len(self.layers)] if self.layers else None
+
+
+def held(values: Tensors, layers: Collection[int] | None) -> Tensors:
+    """Return the parameters of these layers, and those of none; None: all."""
+    if layers is None:
+        return values
+    return {name: value for name, value in values.items() if layer_of(name) is None or layer_of(name) in layers}
+
+
+class Holders:
+    """Makes each parameter's mean one over the clients that have it (Diao et al. 2021, arXiv 2010.01264, eq. 3)."""
+
+    def __init__(self, like: Tensors) -> None:
+        self._like = like
+        self._all = 0.0
+        self._weights: dict[str, float] = {}
+
+    def watch(self, updates: Iterable[Update]) -> Iterator[Update]:
+        """Pass updates on, with zeros for the parameters that a client does not have."""
+        for update in updates:
+            delta = update.streams[DELTA]
+            self._all += update.weight
+            for name in delta:
+                self._weights[name] = self._weights.get(name, 0.0) + update.weight
+            names = {name for one in (delta, self._like) for name in one}
+            full = {n: delta[n] if n in delta else torch.zeros_like(self._like[n]) for n in sorted(names)}
+            yield replace(update, streams=update.streams | {DELTA: full})
+
+    def mean(self, total: Total) -> Total:
+        """Return the total with each parameter's mean over its holders; what nobody has stays as it is."""
+        if DELTA not in total.streams:
+            return total
+        delta = total.streams[DELTA].items()
+        of = {
+            name: value * (self._all / self._weights[name]) if name in self._weights else value for name, value in delta
+        }
+        return replace(total, streams=total.streams | {DELTA: of})
 
 
 def cut(values: Tensors, rank: int | None) -> Tensors:

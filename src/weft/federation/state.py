@@ -8,18 +8,19 @@ from typing import NamedTuple
 from weft.core.parts import Algorithm
 from weft.core.types import DELTA, FIXED, SIDE, WEIGHTS, ServerState, Streams, Task, Tensors, Total
 from weft.federation.plan import Plan
-from weft.federation.sharing import cut
+from weft.federation.sharing import cut, held
 
 RESERVED = (SIDE, FIXED, WEIGHTS)
 """Server memory that is not the algorithm's."""
 
 
 class Asked(NamedTuple):
-    """A client of a round: its name, the version of the parameters that it begins from, and its rank."""
+    """A client of a round: its name, the version of the parameters that it begins from, its rank and its layers."""
 
     client: str
     version: int
     rank: int | None = None
+    layers: tuple[int, ...] | None = None
 
 
 def begin(plan: Plan, values: Tensors, fixed: Tensors) -> ServerState:
@@ -35,10 +36,15 @@ def begin(plan: Plan, values: Tensors, fixed: Tensors) -> ServerState:
 
 
 def task_for(plan: Plan, state: ServerState, asked: Asked) -> Task:
-    """Return what a client is sent: the algorithm's task, cut to the client's rank, and the side adapter."""
+    """Return what a client is sent: the algorithm's task, cut to the client's rank and layers, and the side adapter."""
     task = plan.algorithm.task(state, asked.client, asked.version)
-    extra = {stream: cut(values, asked.rank) for stream, values in task.extra.items()}
-    return replace(task, params=cut(task.params, asked.rank), extra=extra | _side(state), attempt=state.attempts)
+    extra = {stream: held(cut(values, asked.rank), asked.layers) for stream, values in task.extra.items()}
+    return replace(
+        task,
+        params=held(cut(task.params, asked.rank), asked.layers),
+        extra=extra | _side(state),
+        attempt=state.attempts,
+    )
 
 
 def beside(algorithm: Algorithm, state: ServerState) -> Streams:

@@ -34,7 +34,7 @@ class RunConfig(RunKeys, TrainingKeys, AlignmentKeys, FederationKeys, DataKeys, 
             return [word.strip() for part in value for word in str(part).split(",") if word.strip()]
         return value
 
-    @field_validator("client_ranks", "client_speed", "reward_weights", mode="before")
+    @field_validator("client_ranks", "client_layers", "client_speed", "reward_weights", mode="before")
     @classmethod
     def _numbers(cls, value: Any) -> Any:
         """Take "8,16" for [8, 16], and a number for a list of one."""

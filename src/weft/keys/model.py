@@ -66,6 +66,9 @@ class ModelKeys(BaseModel):
     client_ranks: list[int] | None = Field(
         None, description="LoRA ranks of the clients in their order, repeated; at most peft_lora_r"
     )
+    client_layers: list[int] | None = Field(
+        None, description="how many of the decoder's layers the clients have, in their order, repeated; the ends stay"
+    )
     share: list[str] | None = Field(
         None, description="which trained tensors travel: globs or parts of their names; others stay with the client"
     )

@@ -120,8 +120,27 @@ def sharing(config: RunConfig) -> Sharing:
         scale=config.lora_scale if config.use_peft and not config.use_dora else None,
         patterns=tuple(config.share or ()),
         ranks=tuple(config.client_ranks or ()),
+        layers=_layers(config),
         private=config.private_tokens > 0,
     )
+
+
+def _layers(config: RunConfig) -> tuple[tuple[int, ...], ...]:
+    """Return the layers of the model that clients have; ConfigError for a number that cannot be."""
+    if config.client_layers is None:
+        return ()
+    from weft.models.emulator import choose_layers
+    from weft.models.load import load_model_config
+    from weft.models.scratch import shape_of
+
+    if config.from_scratch:
+        count = shape_of(config)["num_layers"]
+    else:
+        count = load_model_config(config).get_text_config().num_hidden_layers
+    for number in config.client_layers:
+        if not 1 <= number <= count:
+            raise ConfigError(f"A client has {number} layers, and the model {count}: write numbers from 1 to {count}.")
+    return tuple(tuple(choose_layers(count, number, ends=min(1, number // 2))) for number in config.client_layers)
 
 
 def selection(config: RunConfig, population: Population) -> Selection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,8 +141,9 @@ def count(config: RunConfig, model_config: Any, plan: Plan) -> Sizes:
     down, up = 0.0, 0.0
     if plan.algorithm.shares:
         state = begin(plan, trained, {})
-        ranks = plan.sharing.ranks or (None,)
-        tasks = [task_for(plan, state, Asked("client", 0, rank)) for rank in ranks]
+        sharing = plan.sharing
+        kinds = range(math.lcm(max(1, len(sharing.ranks)), max(1, len(sharing.layers))))
+        tasks = [task_for(plan, state, Asked("client", 0, sharing.rank_of(i), sharing.layers_of(i))) for i in kinds]
         down = sum(num_bytes(task.params) + num_bytes(task.extra) for task in tasks) / len(tasks)
         rounds = range(2 * plan.algorithm.period)  # what is trained may alternate from round to round
         up = sum(num_bytes(expected_streams(plan, t.params, r)) for t in tasks for r in rounds)

@@ -8,8 +8,8 @@ how many at either end are to be trained.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from weft.core.lowrank import LAYER
 from weft.errors import ConfigError
 
 FILE = "emulator.json"
-LAYER = re.compile(r"(?<=\.)(\d+)(?=\.)")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def choose_layers(layers: int, keep: int, ends: int) -> list[int]:
             f"--keep_layers {2 * ends} to {layers}."
         )
     middle = keep - 2 * ends
-    between = torch.linspace(ends, layers - ends - 1, middle).round().long().tolist() if middle else []
+    between = torch.linspace(ends, layers - ends - 1, middle).round().long().tolist() if middle != 1 else [layers // 2]
     return [*range(ends), *between, *range(layers - ends, layers)]
 
 
@@ -95,6 +95,28 @@ def leave_out(model: Any, kept: Sequence[int]) -> None:
     if getattr(config, "layer_types", None):
         config.layer_types = [config.layer_types[place] for place in kept]
     config.num_hidden_layers = len(kept)
+
+
+@contextmanager
+def only_layers(model: Any, kept: Sequence[int] | None) -> Iterator[None]:
+    """Leave out all layers of a model but these, for a while; None: keep all."""
+    if kept is None:
+        yield
+        return
+    parent, name, layers = decoder_layers(model)
+    places = {module: module.layer_idx for module in layers.modules() if hasattr(module, "layer_idx")}
+    config = model.config.get_text_config()
+    types = list(config.layer_types) if getattr(config, "layer_types", None) else None
+    leave_out(model, kept)
+    try:
+        yield
+    finally:
+        setattr(parent, name, layers)
+        for module, place in places.items():
+            module.layer_idx = place
+        config.num_hidden_layers = len(layers)
+        if types is not None:
+            config.layer_types = types
 
 
 def train_ends(model: Any, emulator: Emulator) -> None:

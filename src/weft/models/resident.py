@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from weft.core import tensors
 from weft.core.types import Streams, Tensors
+from weft.models.emulator import only_layers
 from weft.models.layout import Batch, lay_out
 from weft.models.prompts import Front
 from weft.models.side import Side
@@ -118,6 +119,12 @@ class Resident:
         finally:
             self.load(now)
             self.put_side(side)
+
+    @contextmanager
+    def thinned(self, layers: Sequence[int] | None) -> Iterator[None]:
+        """Have only these of the decoder's layers for a while; None: all."""
+        with only_layers(self._base, layers):
+            yield
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
