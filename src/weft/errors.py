@@ -5,6 +5,8 @@
     │   ├── DataError     ... in the data: a file, a line, a column
     │   └── MissingExtra  ... an optional package is not installed
     ├── ClientFailed      one client could not finish a task: its update is dropped, the round goes on
+    │   ├── BadUpdate     ... or it sent what no honest client sends
+    │   └── LateUpdate    ... or it sent it too late, or twice
     └── RunError          a fault while running: nothing is lost, the run can be resumed, exit code 1
 
 A message says what was given, why it cannot be, and what to write instead.
@@ -34,6 +36,14 @@ class MissingExtra(ConfigError):
 
 class ClientFailed(WeftError):
     """One client could not finish its task; the message holds none of its data."""
+
+
+class BadUpdate(ClientFailed):
+    """What a client sent is damaged, or not what was asked for."""
+
+
+class LateUpdate(ClientFailed):
+    """What a client sent came when nobody waited for it any more."""
 
 
 class RunError(WeftError):

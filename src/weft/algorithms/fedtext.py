@@ -13,7 +13,7 @@ from weft.core.exchange import Aggregator
 from weft.core.parts import Algorithm, LocalRule
 from weft.core.texts import to_bytes, to_texts
 from weft.core.types import SEARCH, Finished, LocalWork, ServerState, Streams, Task, Tensors, Total, Update
-from weft.errors import ClientFailed
+from weft.errors import BadUpdate
 
 POOL, FILLED, SCORES, PROPOSALS = "pool", "filled", "scores", "proposals"
 
@@ -70,7 +70,7 @@ class FedText(Algorithm):
         try:
             to_texts(update.streams[SEARCH][PROPOSALS])
         except ValueError as error:
-            raise ClientFailed(f"proposed {error}") from None
+            raise BadUpdate(f"proposed {error}") from None
 
     def rule(self, task: Task, memory: Streams) -> LocalRule:
         """Score the pool."""

@@ -28,6 +28,8 @@ SIDE = "adapter.side"
 """Frozen low-rank factors that every client adds beside its adapter: `MODULE.side_A`, `MODULE.side_B`."""
 WEIGHTS = "weights"
 """What the server remembers of clients to weigh them, by names that begin as the weighting likes."""
+BAD = "bad"
+"""How many bad updates the server had of each client."""
 FIXED = "adapter.fixed"
 """Factors that nobody trains, kept by the server to know the products and to write the result."""
 
@@ -55,6 +57,8 @@ class Update:
     streams: Streams
     weight: float
     metrics: Metrics = field(default_factory=dict)
+    attempt: int = 0
+    """Of the task."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,8 @@ class Failure:
     client: str
     round: int
     reason: str
+    bad: bool = False
+    """It did answer, with what no honest client sends."""
 
 
 Message = Task | Probe | Undo

@@ -6,44 +6,81 @@ import math
 from collections.abc import Mapping
 
 from weft.core import tensors
-from weft.core.types import Reply, Streams, Task, Update
-from weft.errors import ClientFailed
+from weft.core.types import Failure, Reply, Score, Streams, Task, Update
+from weft.core.wire import unpack
+from weft.errors import BadUpdate, ClientFailed, LateUpdate
+
+LARGEST = 1e18
+"""Of a metric."""
 
 
-def admit(reply: Reply, tasks: Mapping[str, Task], expected: set[str], like: Streams) -> Update:
-    """Return the update if it may be averaged; its client is then no longer expected.
+def opened(raw: bytes, sender: str, round: int, *, run: str = "", most: int, tensors: int) -> Reply:
+    """Return the reply that came from a client; what cannot be one is a failure of that client.
+
+    Args:
+        raw: what came.
+        sender: who sent it, as the transport knows it.
+        round: that it was asked in.
+        run: that it must be of.
+        most: bytes that it may have.
+        tensors: tensors that it may have.
+    """
+    try:
+        reply = unpack(raw, run=run, most=most, tensors=tensors)
+        if not isinstance(reply, (Update, Score, Failure)):
+            raise BadUpdate("sent no reply")
+        if reply.client != sender:
+            raise BadUpdate("sent a reply in the name of another")
+    except BadUpdate as error:
+        return Failure(sender, round, str(error), bad=True)
+    return reply
+
+
+def admit(
+    reply: Reply, tasks: Mapping[str, Task], expected: set[str], like: Streams, heaviest: float = math.inf
+) -> Update:
+    """Return the update if it may be averaged; its client is no longer expected, whatever it sent.
 
     Args:
         reply: what came back.
         tasks: what was sent, by client.
         expected: the clients that have not answered yet.
         like: tensors of the names, shapes and dtypes that the client's streams must have.
+        heaviest: the largest weight that the client may have: its rows, as far as they are known.
 
     Raises:
-        ClientFailed: the client failed, or its update is of another round, repeated, of other names, shapes or
-            number formats, not finite (its metrics too), or of a weight that is no positive number.
+        BadUpdate: the update is of other names, shapes or number formats, not finite (its metrics too), of a version
+            or a round that is still to come, or of a weight that cannot be.
+        LateUpdate: nobody waits for it: it is of an earlier round or attempt, or repeated.
+        ClientFailed: the client could not answer.
     """
-    if reply.client not in expected:
+    if reply.client not in tasks and not any(reply.round < task.round for task in tasks.values()):
         raise ClientFailed("sent a reply that nobody waits for")
-    if not isinstance(reply, Update):
-        raise ClientFailed(getattr(reply, "reason", "sent no update"))
+    if reply.client not in expected:
+        raise LateUpdate("sent a reply that nobody waits for any more")
     task = tasks[reply.client]
-    if (reply.round, reply.base_version) != (task.round, task.base_version):
-        raise ClientFailed(f"sent an update of round {reply.round} in round {task.round}")
-    if not (math.isfinite(reply.weight) and reply.weight > 0):
-        raise ClientFailed(f"gave its update the weight {reply.weight}")
-    if not all(math.isfinite(value) for value in reply.metrics.values()):
-        raise ClientFailed("sent metrics that are not finite")
+    if isinstance(reply, Update) and (reply.round, reply.attempt) < (task.round, task.attempt):
+        raise LateUpdate(f"sent an update of round {reply.round} in round {task.round}, or of an earlier attempt")
+    expected.discard(reply.client)
+    if isinstance(reply, Failure) and not reply.bad:
+        raise ClientFailed(reply.reason)
+    if not isinstance(reply, Update):
+        raise BadUpdate(getattr(reply, "reason", "sent no update"))
+    if (reply.round, reply.base_version, reply.attempt) != (task.round, task.base_version, task.attempt):
+        raise BadUpdate(f"sent an update of round {reply.round} and version {reply.base_version} in round {task.round}")
+    if not (math.isfinite(reply.weight) and 0 < reply.weight <= heaviest):
+        raise BadUpdate(f"gave its update the weight {reply.weight}")
+    if not all(abs(value) <= LARGEST for value in reply.metrics.values()):
+        raise BadUpdate("sent metrics that are not finite")
     if set(reply.streams) != set(like):
-        raise ClientFailed(f"sent the streams {sorted(reply.streams)} instead of {sorted(like)}")
+        raise BadUpdate(f"sent the streams {sorted(reply.streams)} instead of {sorted(like)}")
     for stream, values in reply.streams.items():
         if values.keys() != like[stream].keys():
-            raise ClientFailed("sent other parameters than the task has")
+            raise BadUpdate("sent other parameters than the task has")
         for name, value in values.items():
             wanted = like[stream][name]
             if value.shape != wanted.shape or value.dtype != wanted.dtype:
-                raise ClientFailed(f"sent '{name}' as {value.dtype} {tuple(value.shape)}")
+                raise BadUpdate(f"sent '{name}' as {value.dtype} {tuple(value.shape)}")
         if not tensors.all_finite(values):
-            raise ClientFailed("sent numbers that are not finite")
-    expected.discard(reply.client)
+            raise BadUpdate("sent numbers that are not finite")
     return reply

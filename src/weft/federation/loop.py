@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+import numpy as np
+
 from weft.core.exchange import Runtime
 from weft.core.parts import Algorithm
-from weft.core.types import Metrics, Probe, Score, ServerState
+from weft.core.types import BAD, Metrics, Probe, Score, ServerState
 from weft.errors import RunError
 from weft.federation.conditions import Conditions
 from weft.federation.plan import Plan
@@ -30,6 +33,14 @@ class Rounds:
     max_attempts: int = 10
     """How often in a row a round may be begun before the run stops."""
     conditions: Conditions = field(default_factory=Conditions)
+    rows: Sequence[float] | np.ndarray | None = None
+    """Training rows of the clients, as far as they are known; None: not at all."""
+    max_bad_updates: int = 0
+    """Bad updates after which a client is not asked again; 0: it always is."""
+
+    def known(self, client: int) -> float:
+        """Return how many rows a client is known to have; endlessly many where nothing is known."""
+        return math.inf if self.rows is None else float(self.rows[client])
 
 
 @dataclass(frozen=True)
@@ -74,10 +85,16 @@ def run_rounds(
         if cohorts is not None:
             invited, clock = next(cohorts)
         else:
-            sampled = rounds.selection.cohort(clients, state.round, attempt, state.round + state.attempts)
+            aside = [i for i, name in enumerate(clients) if name in set_aside(state, rounds.max_bad_updates)]
+            sampled = rounds.selection.cohort(clients, state.round, attempt, state.round + state.attempts, aside)
             invited = [Invited(i, state.round) for i in plan.algorithm.cohort(sampled, len(clients))]
+            if not invited and aside:
+                raise RunError(f"All clients that can be reached sent {rounds.max_bad_updates} bad updates.")
         sharing = plan.sharing
-        cohort = [Asked(clients[i], version, sharing.rank_of(i), sharing.layers_of(i)) for i, version in invited]
+        cohort = [
+            Asked(clients[i], version, sharing.rank_of(i), sharing.layers_of(i), rounds.known(i))
+            for i, version in invited
+        ]
         wanted = rounds.selection.used if plan.spare else 0
         state, record = run_round(plan, state, cohort, runtime, population=len(clients), wanted=wanted)
         seconds = time.perf_counter() - began
@@ -95,6 +112,11 @@ def run_rounds(
         due = last or (rounds.eval_every > 0 and state.round % rounds.eval_every == 0)
         scores = evaluate(plan.algorithm, state, runtime, evaluated) if due and evaluated else None
         yield RoundDone(state, record, seconds, scores, clock)
+
+
+def set_aside(state: ServerState, most: int) -> set[str]:
+    """Return the clients that sent so many bad updates that they are not asked again."""
+    return {client for client, count in state.memory.get(BAD, {}).items() if most and int(count) >= most}
 
 
 def _arrivals(plan: Plan, rounds: Rounds, clients: Sequence[str], behind: int) -> Iterator[tuple[list[Invited], float]]:

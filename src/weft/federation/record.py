@@ -18,6 +18,10 @@ class RoundRecord:
     spare: tuple[str, ...] = ()
     """Clients that were asked and not needed."""
     sums: dict[str, float] = field(default_factory=dict)
+    bad: list[str] = field(default_factory=list)
+    """Clients that sent what no honest client sends."""
+    late: int = 0
+    """Replies that nobody waited for: too late, or repeated."""
     bytes_up: int = 0
     bytes_down: int = 0
     product_error: float | None = None

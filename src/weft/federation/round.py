@@ -39,14 +39,14 @@ from weft.core.types import (
     Undo,
     Update,
 )
-from weft.errors import ClientFailed
+from weft.errors import BadUpdate, ClientFailed, LateUpdate
 from weft.federation.admission import admit
 from weft.federation.plan import Plan
 from weft.federation.products import Products
 from weft.federation.record import RoundRecord
 from weft.federation.sharing import Holders, cut_like, held, pad, padded
 from weft.federation.site import Site
-from weft.federation.state import Asked, advance, expected_streams, task_for
+from weft.federation.state import Asked, advance, blame, expected_streams, task_for
 from weft.federation.weigher import Weigher
 from weft.models.resident import Resident
 from weft.training.loop import Job
@@ -79,7 +79,9 @@ def run_round(
         record.bytes_down = sum(tensors.num_bytes(t.params) + tensors.num_bytes(t.extra) for t in tasks.values())
     replies = plan.protection.collect(runtime.exchange, list(tasks.values()))
     weigher = Weigher(plan.weighting, state.memory.get(WEIGHTS, {}))
-    updates: Iterable[Update] = map(weigher, islice(_admitted(plan, state, tasks, replies, record), wanted or None))
+    rows = {asked.client: asked.rows for asked in cohort}
+    good = _admitted(plan, state, tasks, rows, replies, record)
+    updates: Iterable[Update] = map(weigher, islice(good, wanted or None))
     products = None
     whole = plan.algorithm.shares and plan.algorithm.period == 1 and plan.algorithm.one_model
     watched = whole and DELTA in plan.algorithm.streams and not plan.protection.sum_only
@@ -94,6 +96,7 @@ def run_round(
     total = replace(total if holders is None else holders.mean(total), population=population)
     record.close(total.clients, tasks, wanted)
     record.repeated = len(total.clients) < plan.quorum
+    state = blame(state, record.bad)
     if plan.remembers:
         unused = set(tasks) - set(() if record.repeated else total.clients)
         list(runtime.exchange([Undo(client, state.round) for client in sorted(unused)]))
@@ -110,7 +113,12 @@ def run_round(
 
 
 def _admitted(
-    plan: Plan, state: ServerState, tasks: Mapping[str, Task], replies: Iterable[Reply], record: RoundRecord
+    plan: Plan,
+    state: ServerState,
+    tasks: Mapping[str, Task],
+    rows: Mapping[str, float],
+    replies: Iterable[Reply],
+    record: RoundRecord,
 ) -> Iterator[Update]:
     """Open, decode and check what came back; yield what may be averaged, record the rest."""
     expected = set(tasks)
@@ -122,10 +130,15 @@ def _admitted(
                 reply = plan.codec.decode(reply)
             known = _known(plan, state, tasks[reply.client]) if reply.client in tasks else {}
             like = expected_streams(plan, known, state.round) if known else {}
-            update = admit(reply, tasks, expected, like)
+            heaviest = rows.get(reply.client, 0.0) if plan.weighting.by_rows else 1.0
+            update = admit(reply, tasks, expected, like, heaviest)
             plan.algorithm.check(update)
+        except LateUpdate:
+            record.late += 1
+            continue
         except ClientFailed as failure:
             record.failures[reply.client] = str(failure)
+            record.bad += [reply.client] * isinstance(failure, BadUpdate)
             continue
         record.add(update)
         yield update
@@ -194,7 +207,7 @@ def _train(task: Task, plan: Plan, site: Site, model: Resident) -> Update:
     sent = done.finished.streams | said
     streams = {stream: cut_like(values, like[stream]) for stream, values in sent.items()}
     weight = float(len(site.train)) if plan.weighting.by_rows else 1.0
-    update = Update(site.name, task.round, task.base_version, streams, weight, done.metrics)
+    update = Update(site.name, task.round, task.base_version, streams, weight, done.metrics, task.attempt)
     update = plan.privacy.on_client(update)
     update, kept = plan.codec.encode(update, _part(memory, CODEC))
     remembered |= _named(kept, CODEC)

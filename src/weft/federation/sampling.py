@@ -91,16 +91,21 @@ class Selection:
         """Good replies that make a round."""
         return self.count + len(self.always)
 
-    def cohort(self, clients: Sequence[str], round: int, attempt: int, clock: int) -> list[int]:
-        """Return the indexes of the clients that are asked in a round, begun for the `attempt`-th time."""
+    def cohort(
+        self, clients: Sequence[str], round: int, attempt: int, clock: int, aside: Sequence[int] = ()
+    ) -> list[int]:
+        """Return the indexes of the clients that are asked in a round, begun for the `attempt`-th time.
+
+        Those set `aside` are not.
+        """
         among = self.availability.there(clients, clock) if self.availability else None
-        if self.always:
-            among = np.setdiff1d(np.arange(len(clients)) if among is None else among, self.always)
+        if self.always or aside:
+            among = np.setdiff1d(np.arange(len(clients)) if among is None else among, [*self.always, *aside])
         asked = math.ceil(self.count * (1 + self.over))
         sampled = sample_clients(
             len(clients), asked, seed=self.seed, round=round, weights=self.weights, among=among, again=attempt
         )
-        return [*sampled, *self.always]
+        return [*sampled, *(client for client in self.always if client not in aside)]
 
 
 def arrivals(

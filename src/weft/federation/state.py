@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
+
 from weft.core.parts import Algorithm
-from weft.core.types import DELTA, FIXED, SIDE, WEIGHTS, ServerState, Streams, Task, Tensors, Total
+from weft.core.types import BAD, DELTA, FIXED, SIDE, WEIGHTS, ServerState, Streams, Task, Tensors, Total
 from weft.federation.plan import Plan
 from weft.federation.sharing import cut, held
 
-RESERVED = (SIDE, FIXED, WEIGHTS)
+RESERVED = (SIDE, FIXED, WEIGHTS, BAD)
 """Server memory that is not the algorithm's."""
 
 
@@ -21,6 +25,8 @@ class Asked(NamedTuple):
     version: int
     rank: int | None = None
     layers: tuple[int, ...] | None = None
+    rows: float = math.inf
+    """Training rows that it is known to have."""
 
 
 def begin(plan: Plan, values: Tensors, fixed: Tensors) -> ServerState:
@@ -45,6 +51,16 @@ def task_for(plan: Plan, state: ServerState, asked: Asked) -> Task:
         extra=extra | _side(state),
         attempt=state.attempts,
     )
+
+
+def blame(state: ServerState, clients: Sequence[str]) -> ServerState:
+    """Return the state with a bad update more of each of these clients."""
+    if not clients:
+        return state
+    counts = dict(state.memory.get(BAD, {}))
+    for client in clients:
+        counts[client] = counts.get(client, torch.zeros((), dtype=torch.int64)) + 1
+    return replace(state, memory=state.memory | {BAD: counts})
 
 
 def beside(algorithm: Algorithm, state: ServerState) -> Streams:

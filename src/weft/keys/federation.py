@@ -42,6 +42,9 @@ class FederationKeys(BaseModel):
     over_selection: float = Field(
         0.0, ge=0, description="share of clients asked beyond sample_clients; the first good replies count"
     )
+    max_bad_updates: int = Field(
+        3, ge=0, description="bad updates (not what was asked for) after which a client is not asked again; 0: always"
+    )
     client_failure_rate: float = Field(0.0, ge=0, lt=1, description="simulated: chance that a client drops out")
     client_speed: list[float] | None = Field(
         None, description="simulated: clients' speeds, repeated; below 1 makes that share of its steps in a round"

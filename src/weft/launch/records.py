@@ -31,6 +31,8 @@ class Tally:
     product_errors: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     """How many rounds have one, their sum and the largest."""
     failures: dict[str, int] = field(default_factory=dict)
+    bad_updates: dict[str, int] = field(default_factory=dict)
+    late_updates: int = 0
     reward_faults: dict[str, int] = field(default_factory=dict)
     evaluation: dict[str, Any] | None = None
 
@@ -48,6 +50,9 @@ class Tally:
             self.product_errors = [count + 1, total + error, max(most, error)]
         for fault, count in record.get("reward_faults", {}).items():
             self.reward_faults[fault] = self.reward_faults.get(fault, 0) + count
+        for client in record.get("bad", []):
+            self.bad_updates[client] = self.bad_updates.get(client, 0) + 1
+        self.late_updates += record.get("late", 0)
         for client in record["failures"]:
             self.failures[client] = self.failures.get(client, 0) + 1
 
@@ -78,7 +83,14 @@ def round_record(done: RoundDone) -> dict[str, Any]:
         line["reward_faults"] = {fault: int(count) for fault in FAULTS if (count := sums.get(f"reward_{fault}", 0.0))}
     if sums.get("texts_scored"):
         line["texts_scored"], line["texts_refused"] = int(sums["texts_scored"]), int(sums["texts_refused"])
-    optional = {"spare": list(record.spare) or None, "product_error": record.product_error, "clock": done.clock}
+    if record.bad:
+        line["bad"] = sorted(record.bad)
+    optional = {
+        "late": record.late or None,
+        "spare": list(record.spare) or None,
+        "product_error": record.product_error,
+        "clock": done.clock,
+    }
     return line | {name: value for name, value in optional.items() if value is not None}
 
 

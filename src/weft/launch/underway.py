@@ -22,7 +22,7 @@ from weft.evaluation.heldout import OPTIONAL, SCORES, HeldOut
 from weft.evaluation.preferred import Preferred
 from weft.evaluation.rewarded import Rewarded
 from weft.federation.conditions import Conditions
-from weft.federation.loop import RoundDone, Rounds, run_rounds
+from weft.federation.loop import RoundDone, Rounds, run_rounds, set_aside
 from weft.federation.plan import Plan
 from weft.federation.site import Site
 from weft.federation.state import begin
@@ -124,6 +124,8 @@ class Training:
                 config.eval_every,
                 config.max_attempts,
                 conditions,
+                population.trained.sizes(),
+                config.max_bad_updates,
             ),
             clients=population.trained.names,
             evaluated=population.tested(),
@@ -158,8 +160,7 @@ class Training:
         self.timing.append(timing | asked)
         if again := asked.get("endpoint_retries"):
             self.progress.note(f"round {record['round']}: {again} requests to the endpoint were sent again.")
-        for client, reason in record["failures"].items():
-            self.progress.note(f"round {record['round']}: the update of '{client}' was dropped: {reason}.")
+        self._note_failures(done, record)
         if faults := record.get("reward_faults"):
             said = ", ".join(f"{count} {fault.replace('_', ' ')}" for fault, count in faults.items())
             self.progress.note(f"round {record['round']}: rewards that failed count as 0 ({said}).")
@@ -169,6 +170,15 @@ class Training:
         self.trackers.log({f"train/{k}": v for k, v in (record | timing).items() if k != "round"}, record["round"])
         if done.scores is not None:
             self._record_evaluation(done.state.round, done.scores)
+
+    def _note_failures(self, done: RoundDone, record: dict[str, Any]) -> None:
+        aside = set_aside(done.state, self.config.max_bad_updates)
+        for client, reason in record["failures"].items():
+            self.progress.note(f"round {record['round']}: the update of '{client}' was dropped: {reason}.")
+            if client in aside and client in done.record.bad:
+                self.progress.note(f"'{client}' sent {self.config.max_bad_updates} bad updates and is set aside.")
+        if done.record.late:
+            self.progress.note(f"round {record['round']}: {done.record.late} replies came too late or twice.")
 
     def _record_evaluation(self, round: int, scores: dict[str, Metrics]) -> None:
         evaluation = evaluation_record(round, scores)
@@ -199,6 +209,8 @@ class Training:
             "models": models,
             "skew": self.population.split.get("skew", {}),
             "failures": self.tally.failures,
+            "bad_updates": self.tally.bad_updates,
+            "late_updates": self.tally.late_updates,
             "reward_faults": self.tally.reward_faults,
             "rows": self.population.counts,
             "choices": self.population.choices,
