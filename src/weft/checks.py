@@ -152,6 +152,8 @@ def _check_placement(config: Any) -> None:
         raise ConfigError("cpu_offload goes with sharding: add --parallel fsdp, or drop --cpu_offload.")
     if config.parallel in ("tensor", "pipeline") and config.use_peft:
         raise ConfigError("Tensor and pipeline parallelism train all parameters: drop --use_peft, or write fsdp.")
+    if config.parallel != "none" and config.runtime != "inprocess":
+        raise ConfigError("A model in several processes is trained by torchrun's: drop --parallel, or --runtime.")
     if config.parallel != "none" and (config.dtype == "float16" or "8bit" in config.optimizer):
         raise ConfigError("A model in several processes trains in float32 or bfloat16, with adamw or sgd in full.")
 

@@ -52,8 +52,18 @@ class RunConfig(RunKeys, TrainingKeys, AlignmentKeys, FederationKeys, DataKeys, 
         words = [word.strip() for part in parts for word in str(part).split(",") if word.strip()]
         for word in words:
             if "=" not in word:
-                raise ConfigError(f"A parameter of the algorithm is written name=value in fed_args, not '{word}'.")
+                raise ConfigError(f"This is written name=value, as in fed_args or client_resources, not '{word}'.")
         return dict(word.split("=", 1) for word in words)
+
+    @field_validator("client_resources", mode="before")
+    @classmethod
+    def _amounts(cls, value: Any) -> Any:
+        """Take ["cpu=1", "gpu=0.5"] and "cpu=1,gpu=0.5" for {"cpu": 1, "gpu": 0.5}."""
+        found = cls._pairs(value)
+        for name in found:
+            if name not in ("cpu", "gpu"):
+                raise ConfigError(f"client_resources are cpu and gpu, not '{name}': write such as cpu=1 gpu=0.5.")
+        return found
 
     @field_validator("clients", mode="before")
     @classmethod

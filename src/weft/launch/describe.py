@@ -18,8 +18,8 @@ from weft.federation.state import Asked, begin, expected_streams, task_for
 from weft.launch import compose
 from weft.launch.fitting import describe_memory, needs_of
 from weft.launch.population import Population, populate, template_name
+from weft.launch.prepare import prepare_process
 from weft.launch.start import with_tokenizer
-from weft.launch.train import prepare_process
 from weft.models.adapters import add_lora
 from weft.models.emulator import emulator_of, train_ends
 from weft.models.instruction import Instruction

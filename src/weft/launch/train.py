@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from weft.config import VOLATILE, RunConfig
 from weft.core.files import write_atomic
-from weft.data.words import Words
 from weft.federation.plan import Plan
 from weft.launch import compose, together
 from weft.launch.examples import show_examples
@@ -19,13 +15,12 @@ from weft.launch.finished import Run
 from weft.launch.memory import DiskMemory
 from weft.launch.notes import tell
 from weft.launch.population import populate
+from weft.launch.prepare import prepare_process, resident
 from weft.launch.reference import refer
 from weft.launch.start import with_tokenizer
 from weft.launch.underway import Training
 from weft.models.group import Group, joined
-from weft.models.load import base_model, check_fits, load_model_config, load_resident, load_tokenizer
-from weft.models.remote import ask_elsewhere
-from weft.models.resident import Resident
+from weft.models.load import check_fits, load_model_config, load_tokenizer
 from weft.models.scratch import shape_of
 from weft.models.starting import from_adapter
 from weft.runs.layout import RunDir
@@ -107,25 +102,3 @@ def _train(config: RunConfig, plan: Plan, tokenizer: Any, group: Group | None, w
         with Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers:
             Training(config, run, plan, population, model, progress, trackers, group).run_all()
         return Run(run.path)
-
-
-def resident(config: RunConfig, tokenizer: Any, plan: Plan, group: Group | None = None) -> Resident:
-    """Return the run's model, or what asks it where it is; raises as `load_resident` and `ask_elsewhere` do."""
-    if config.endpoint is None:
-        return load_resident(config, tokenizer, plan.sharing.lora, group)
-
-    def table() -> torch.Tensor:
-        near = config.model_copy(update={"device": "cpu"})
-        embeddings: torch.Tensor = base_model(near).get_input_embeddings().weight.detach()
-        return embeddings
-
-    return ask_elsewhere(config, tokenizer, Words(tokenizer).begin, table)
-
-
-def prepare_process(config: RunConfig) -> None:
-    """Set what is the same for the whole process: threads, and kernels that give the same bits every time."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    torch.backends.cudnn.benchmark = False

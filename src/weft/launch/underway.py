@@ -13,35 +13,33 @@ from collections.abc import Iterator
 from typing import Any
 
 from weft.config import RunConfig
+from weft.core.exchange import Runtime
 from weft.core.files import write_atomic
-from weft.core.objective import Evaluator
 from weft.core.tensors import num_bytes
 from weft.core.types import Metrics, ServerState, Tensors
-from weft.errors import ConfigError
-from weft.evaluation.heldout import OPTIONAL, SCORES, HeldOut
-from weft.evaluation.preferred import Preferred
-from weft.evaluation.rewarded import Rewarded
+from weft.errors import ConfigError, RunError
+from weft.evaluation.heldout import OPTIONAL, SCORES
 from weft.federation.conditions import Conditions
 from weft.federation.loop import RoundDone, Rounds, run_rounds, set_aside
 from weft.federation.plan import Plan
 from weft.federation.site import Site
 from weft.federation.state import begin
+from weft.federation.station import Station
 from weft.launch import compose, together
 from weft.launch.own import OwnModels, result_of
 from weft.launch.population import Population
+from weft.launch.prepare import evaluator_of
 from weft.launch.records import Tally, evaluation_record, matrix_rate, peak_memory, round_record
+from weft.launch.worker import runtime_of
 from weft.models.adapters import save_model
 from weft.models.group import Group
 from weft.models.resident import Resident
-from weft.objectives.grpo import GRPO
-from weft.objectives.preference import Preference
 from weft.runs import checkpoint
 from weft.runs.layout import RunDir
 from weft.runs.metrics import MetricsLog, plain
 from weft.runs.progress import Progress
 from weft.runs.report import write_report
 from weft.runs.trackers import Trackers
-from weft.runtimes.inprocess import InProcess, silent
 
 
 class Training:
@@ -61,6 +59,7 @@ class Training:
         self.config, self.run, self.plan, self.population = config, run, plan, population
         self.model, self.progress, self.trackers = model, progress, trackers
         self.together = together.Announcer(group) if group is not None else None
+        self.evaluator = evaluator_of(config, plan, population)
         self.tally = Tally()
         self.metrics = MetricsLog(run.metrics_file)
         self.timing = MetricsLog(run.timing_file)
@@ -68,21 +67,7 @@ class Training:
     def run_all(self) -> None:
         """Run the rounds that are left, then write the results."""
         with self.metrics, self.timing:
-            state = self._start()
-            committed, since = state, time.monotonic()
-            try:
-                for done in self._rounds(state):
-                    self._record(done)
-                    state = done.state
-                    if time.monotonic() - since >= self.config.checkpoint_seconds or self._kept(state.round):
-                        self._commit(state)
-                        committed, since = state, time.monotonic()
-            except KeyboardInterrupt:
-                if state is not committed:
-                    self._commit(state)
-                raise
-            if state is not committed:
-                self._commit(state)
+            state = self._all_rounds(self._start())
         if self.together:
             self.together.end()
         self._finish(state)
@@ -109,15 +94,35 @@ class Training:
         checkpoint.rewind(self.run, state.round)
         return state
 
-    def _rounds(self, state: ServerState) -> Iterator[RoundDone]:
+    def _all_rounds(self, state: ServerState) -> ServerState:
+        """Run and commit the rounds that are left; return the state after the last."""
         config, population = self.config, self.population
+        committed, since = state, time.monotonic()
         conditions = Conditions(config.seed, config.client_failure_rate, tuple(config.client_speed or ()))
-        sites, announce = (population.trained, population.evaluated), self.together or silent
-        self.runtime = InProcess(self.plan, self.model, self._evaluator(), *sites, conditions, announce)
+        sites = (population.trained, population.evaluated)
+        station = Station(self.plan, self.model, self.evaluator, *sites, conditions)
+        with runtime_of(config, station, population, self.progress, self.together) as runtime:
+            try:
+                for done in self._rounds(state, runtime, conditions):
+                    self._record(done)
+                    state = done.state
+                    if time.monotonic() - since >= config.checkpoint_seconds or self._kept(state.round):
+                        self._commit(state)
+                        committed, since = state, time.monotonic()
+            except (KeyboardInterrupt, RunError):
+                if state is not committed:
+                    self._commit(state)
+                raise
+        if state is not committed:
+            self._commit(state)
+        return state
+
+    def _rounds(self, state: ServerState, runtime: Runtime, conditions: Conditions) -> Iterator[RoundDone]:
+        config, population = self.config, self.population
         return run_rounds(
             self.plan,
             state,
-            self.runtime,
+            runtime,
             Rounds(
                 config.num_rounds,
                 compose.selection(config, population),
@@ -232,7 +237,7 @@ class Training:
                 write_atomic(self.run.prompt_file(), self._words(shared))
             else:
                 save_model(model, tokenizer, shared, self.run.path / kind)
-        own = OwnModels(self.plan, state, self.model, self.population, self._evaluator())
+        own = OwnModels(self.plan, state, self.model, self.population, self.evaluator)
         if not own.exist:
             return {}
 
@@ -268,10 +273,3 @@ class Training:
         each = 4 if self.config.adapts else 6
         done: float = each * weights * self.tally.tokens / self.tally.seconds
         return done / matrix_rate(self.model.device, self.model.dtype)
-
-    def _evaluator(self) -> Evaluator:
-        if isinstance(self.plan.objective, Preference):
-            return Preferred(self.plan.objective, self.config.eval_batch_size)
-        if isinstance(self.plan.objective, GRPO):
-            return Rewarded(self.plan.objective, self.config.eval_batch_size)
-        return HeldOut(self.config.eval_batch_size, self.population.asked, self.population.text_bytes)

@@ -1,0 +1,54 @@
+"""What a process needs before it can answer for clients: its settings, the model, what measures it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from weft.config import RunConfig
+from weft.core.objective import Evaluator
+from weft.data.words import Words
+from weft.evaluation.heldout import HeldOut
+from weft.evaluation.preferred import Preferred
+from weft.evaluation.rewarded import Rewarded
+from weft.federation.plan import Plan
+from weft.launch.population import Population
+from weft.models.group import Group
+from weft.models.load import base_model, load_resident
+from weft.models.remote import ask_elsewhere
+from weft.models.resident import Resident
+from weft.objectives.grpo import GRPO
+from weft.objectives.preference import Preference
+
+
+def resident(config: RunConfig, tokenizer: Any, plan: Plan, group: Group | None = None) -> Resident:
+    """Return the run's model, or what asks it where it is; raises as `load_resident` and `ask_elsewhere` do."""
+    if config.endpoint is None:
+        return load_resident(config, tokenizer, plan.sharing.lora, group)
+
+    def table() -> torch.Tensor:
+        near = config.model_copy(update={"device": "cpu"})
+        embeddings: torch.Tensor = base_model(near).get_input_embeddings().weight.detach()
+        return embeddings
+
+    return ask_elsewhere(config, tokenizer, Words(tokenizer).begin, table)
+
+
+def prepare_process(config: RunConfig) -> None:
+    """Set what is the same for the whole process: threads, and kernels that give the same bits every time."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    torch.backends.cudnn.benchmark = False
+
+
+def evaluator_of(config: RunConfig, plan: Plan, population: Population) -> Evaluator:
+    """Return what measures a model on a client's held-out rows."""
+    if isinstance(plan.objective, Preference):
+        return Preferred(plan.objective, config.eval_batch_size)
+    if isinstance(plan.objective, GRPO):
+        return Rewarded(plan.objective, config.eval_batch_size)
+    return HeldOut(config.eval_batch_size, population.asked, population.text_bytes)

@@ -1,0 +1,162 @@
+"""The Ray runtime: clients are answered by actors, each a process with a model of its own, as many at a time.
+
+Data and what clients remember stay with this process: an actor is sent a message with what its client remembers, and
+sends back the answer with what it is to remember. So any actor can answer for any client, and one that dies is replaced
+and its message answered by another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from weft.core.exchange import Runtime
+from weft.core.types import Failure, Message, Probe, Reply, Streams, Task, Tensors, Undo
+from weft.core.wire import pack
+from weft.errors import BadUpdate, ClientFailed
+from weft.federation.admission import opened
+from weft.federation.site import Site
+from weft.federation.station import Station
+
+TRIES = 3
+"""How many actors may die of a message before its client is given up."""
+
+
+@dataclass
+class Carried:
+    """The memory of one client, as it came with a message; what is saved goes back with the answer."""
+
+    given: Streams
+    saved: tuple[int, Streams] | None = None
+
+    def load(self, client: str, round: int) -> Streams:
+        """Return what came."""
+        return self.given
+
+    def save(self, client: str, round: int, streams: Streams) -> None:
+        """Keep it for the answer."""
+        self.saved = (round, streams)
+
+    def drop(self, client: str, round: int) -> None:
+        """Forget it."""
+        self.saved = None
+
+
+@dataclass
+class _Sent:
+    """A message under way."""
+
+    place: int
+    message: Message
+    site: Site
+    actor: Any
+
+
+@dataclass
+class Actors(Runtime):
+    """Hands messages to free actors, and their answers on in the order in which they count."""
+
+    station: Station
+    """The sites; its model is not asked."""
+    start: Callable[[], Any]
+    """Returns a new actor, whose `answer` takes a message, its parameters and a memory."""
+    count: int
+    note: Callable[[str], None]
+    running: dict[Any, _Sent] = field(default_factory=dict)
+    free: list[Any] = field(default_factory=list)
+
+    def exchange(self, messages: Sequence[Message]) -> Iterator[Reply]:
+        """Answer the messages; replies come in the order of the in-process runtime, so the numbers are the same."""
+        ordered = self.station.ordered(messages)
+        self._drain()
+        while len(self.free) < self.count:
+            self.free.append(self.start())
+        kept: dict[int, Any] = {}
+        done: dict[int, Reply] = {}
+        deaths: dict[int, int] = {}
+        waiting = list(range(len(ordered)))
+        for place in range(len(ordered)):
+            while place not in done:
+                while waiting and self.free:
+                    self._hand_out(waiting.pop(0), ordered, kept, done)
+                    if place in done:
+                        break
+                if place not in done:
+                    self._take_in(done, deaths, waiting)
+            yield done.pop(place)
+
+    def _hand_out(self, place: int, ordered: list[Message], kept: dict[int, Any], done: dict[int, Reply]) -> None:
+        """Give a message to a free actor; what needs none is answered here."""
+        import ray
+
+        message = ordered[place]
+        try:
+            site = self.station.site(message)
+        except ClientFailed as failure:
+            done[place] = Failure(message.client, message.round, str(failure))
+            return
+        if isinstance(message, Undo):
+            done[place] = self.station.reply(message)
+            return
+        params = message.params
+        if id(params) not in kept:
+            kept[id(params)] = ray.put(pack(Task("all", 0, 0, params)))
+        own = isinstance(message, Task) or message.own
+        memory = site.memory.load(site.name, message.round) if own else {}
+        bare = pack(replace(message, params=Tensors()))
+        actor = self.free.pop()
+        ref = actor.answer.remote(bare, kept[id(params)], memory, site.share)
+        self.running[ref] = _Sent(place, message, site, actor)
+
+    def _take_in(self, done: dict[int, Reply], deaths: dict[int, int], waiting: list[int]) -> None:
+        """Wait for an answer; an actor that died is replaced, and its message handed out again."""
+        import ray
+
+        (ref,), _ = ray.wait(list(self.running), num_returns=1)
+        sent = self.running.pop(ref)
+        site, message = sent.site, sent.message
+        try:
+            raw, saved = ray.get(ref)
+        except ray.exceptions.RayActorError:
+            deaths[sent.place] = deaths.get(sent.place, 0) + 1
+            self.note(f"an actor died while it answered for '{site.name}'; another begins.")
+            self.free.append(self.start())
+            if deaths[sent.place] < TRIES:
+                waiting.insert(0, sent.place)
+            else:
+                done[sent.place] = Failure(message.client, message.round, f"{TRIES} actors died of it")
+            return
+        self.free.append(sent.actor)
+        reply = opened(raw, site.name, message.round, most=1 << 62, tensors=1 << 20)
+        if isinstance(reply, Failure) and reply.bad:
+            raise BadUpdate(reply.reason)
+        if saved is not None:
+            site.memory.save(site.name, *saved)
+        done[sent.place] = reply
+
+    def _drain(self) -> None:
+        """Wait for what nobody needs any more."""
+        import ray
+
+        for ref, sent in list(self.running.items()):
+            try:
+                ray.get(ref)
+                self.free.append(sent.actor)
+            except ray.exceptions.RayActorError:
+                pass
+            del self.running[ref]
+
+
+def answered(
+    station: Station, raw: bytes, params: bytes, memory: Streams, share: float
+) -> tuple[bytes, tuple[int, Streams] | None]:
+    """Answer at an actor what `Actors` handed out."""
+    from weft.core.wire import unpack
+
+    message, shared = unpack(raw, tensors=1 << 20), unpack(params, tensors=1 << 20)
+    assert isinstance(message, (Task, Probe))
+    assert isinstance(shared, Task)
+    carried = Carried(memory)
+    reply = station.reply(replace(message, params=shared.params), memory=carried, share=share)
+    return pack(reply), carried.saved

@@ -1,0 +1,137 @@
+"""The Ray runtime: the numbers of one process, from several."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import weft
+from conftest import colour_rows, flags, write_rows
+from weft.cli import main
+from weft.errors import ConfigError
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """One Ray for all tests here: to start one takes seconds."""
+    from weft.config import build
+    from weft.launch.worker import join
+
+    join(build({"dataset_name": "any"}), cpus=2)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def spread(keys) -> dict[str, object]:
+    own = {"runtime": "ray", "num_actors": 2, "threads": 1, "sample_clients": 3, "eval_every": 1, "num_rounds": 2}
+    return keys | own
+
+
+def result(run) -> dict[str, torch.Tensor]:
+    (file,) = run.weights().glob("*model.safetensors")
+    return load_file(file)
+
+
+PAIRS = {"objective": "preference", "loss": "dpo"}
+KINDS = {
+    "fedavg": {},
+    "scaffold": {"fed_alg": "scaffold"},
+    "flora with ranks": {"lora_aggregation": "stack", "client_ranks": [2, 4, 8]},
+    "dpo": PAIRS,
+    "personal parts": {"share": ["lora_A"], "client_failure_rate": 0.3, "client_speed": [1.0, 0.5]},
+}
+
+
+@pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS.keys())
+def test_results_are_those_of_one_process_bit_for_bit(spread, changes: dict[str, object], tmp_path: Path):
+    given = spread | changes
+    if changes is PAIRS:
+        rows = [row | {"prompt": row["instruction"], "chosen": row["output"]} for row in colour_rows(60)]
+        rows = [row | {"rejected": "none"} for row in rows]
+        given |= {"dataset_name": str(write_rows(tmp_path / "pairs.jsonl", rows))}
+    there = weft.train(given, quiet=True)
+    here = weft.train(given | {"runtime": "inprocess", "output_dir": str(tmp_path / "here")}, quiet=True)
+    assert (there.path / "metrics.jsonl").read_bytes() == (here.path / "metrics.jsonl").read_bytes()
+    ours, theirs = result(there), result(here)
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_dead_actors_client_is_answered_by_another(spread, tmp_path: Path):
+    """A process of an actor is killed while the run is under way."""
+    killed = []
+
+    def kill() -> None:
+        while not killed:
+            for line in Path("/proc").glob("[0-9]*/cmdline"):
+                try:
+                    if b"ray::Worker" in line.read_bytes():
+                        os.kill(int(line.parent.name), signal.SIGKILL)
+                        killed.append(int(line.parent.name))
+                        return
+                except (OSError, ValueError):
+                    continue
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    run = weft.train(spread | {"num_rounds": 3}, quiet=True)
+    thread.join()
+    assert killed
+    assert run.summary["failures"] == {}
+    here = {"runtime": "inprocess", "output_dir": str(tmp_path / "here"), "num_rounds": 3}
+    other = weft.train(spread | here, quiet=True)
+    assert (run.path / "metrics.jsonl").read_bytes() == (other.path / "metrics.jsonl").read_bytes()
+
+
+def test_a_run_goes_on_under_another_runtime(spread, tmp_path: Path):
+    first = spread | {"num_rounds": 4, "save_model_freq": 1, "checkpoint_seconds": 0}
+    whole = weft.train(first | {"runtime": "inprocess", "output_dir": str(tmp_path / "whole")}, quiet=True)
+    broken = weft.train(first | {"runtime": "inprocess"}, quiet=True)
+    import shutil
+
+    for path in broken.path.glob("checkpoints/round_00000[34]"):
+        shutil.rmtree(path)
+    (broken.path / "summary.json").unlink()
+    resumed = weft.train(first, resume=True, quiet=True)
+    assert (resumed.path / "metrics.jsonl").read_bytes() == (whole.path / "metrics.jsonl").read_bytes()
+
+
+def test_plain_text_is_read_by_every_actor(spread, tmp_path: Path):
+    rows = [{"text": row["instruction"] + " " + row["output"]} for row in colour_rows(60)]
+    data = {"objective": "causal_lm", "dataset_name": str(write_rows(tmp_path / "text.jsonl", rows)), "num_rounds": 1}
+    there = weft.train(spread | data, quiet=True)
+    here = weft.train(spread | data | {"runtime": "inprocess", "output_dir": str(tmp_path / "here")}, quiet=True)
+    assert json.loads((there.path / "metrics.jsonl").read_text().splitlines()[-1]) == json.loads(
+        (here.path / "metrics.jsonl").read_text().splitlines()[-1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_actors": 9}, "room for 2 actors"),
+        ({"client_resources": {"gpu": 1.0}}, "room for 0 actors"),
+        ({"parallel": "fsdp", "use_peft": False}, "drop --parallel"),
+    ],
+)
+def test_what_cannot_be_is_said(spread, changes: dict[str, object], words: str):
+    with pytest.raises(ConfigError, match=words):
+        weft.train(spread | changes, quiet=True)
+
+
+def test_flags_name_resources(spread, capsys):
+    assert main(["sft", *flags(spread | {"client_resources": "tpu=1"}), "--dry_run"]) == 2
+    assert "cpu and gpu, not 'tpu'" in capsys.readouterr().err
