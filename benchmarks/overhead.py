@@ -85,7 +85,7 @@ def main(verb: str = "sft", dtype: str = "auto") -> None:
         population = populate(config, tokenizer, memory, rows=kind, pool=False)
         model = load_resident(config, tokenizer)
         if plan.objective.needs_reference:
-            refer(population, model, RunDir(folder / "run"), 16, print)
+            refer(population, model, RunDir(folder / "run").reference_file, 16, print)
         runtime = InProcess(Station(plan, model, None, population.trained, population.evaluated))  # type: ignore[arg-type]
         state = plan.algorithm.init(model.values())
         names = population.trained.names

@@ -125,7 +125,9 @@ def _check_pairs(config: Any) -> None:
     _check_placement(config)
     if config.push_to_hub:
         raise ConfigError("Weft sends nothing to the hub during a run: drop --push_to_hub, then use `weft export`.")
-    if config.dataset_name is None and not config.clients:
+    if config.runtime == "nvflare":
+        _check_sites(config)
+    elif config.dataset_name is None and not config.clients:
         raise ConfigError("No data is named: write --dataset_name NAME_OR_PATH, or clients with their own files.")
     if config.clients and config.dataset_name is not None:
         raise ConfigError("Both dataset_name and clients are given: the data comes from one or the other.")
@@ -133,6 +135,24 @@ def _check_pairs(config: Any) -> None:
         raise ConfigError("Two clients have the same name: names must differ.")
     if config.public_share and config.public_data is None:
         raise ConfigError("public_share is given, but no public_data to take it from: write --public_data FILE.")
+
+
+def _check_sites(config: Any) -> None:
+    """Refuse what a run of sites that have their own data cannot have."""
+    named = [key for key in ("dataset_name", "clients", "public_data", "eval_dataset_name") if getattr(config, key)]
+    if named:
+        raise ConfigError(f"With --runtime nvflare every site names its own data in site.yaml: drop --{named[0]}.")
+    if config.client_failure_rate or config.client_speed or config.availability:
+        raise ConfigError(
+            "Sites fail and are slow by themselves: drop --client_failure_rate, --client_speed and --availability."
+        )
+    if config.fed_alg == "central" or config.fed_alg.startswith("local") or config.personal_steps:
+        raise ConfigError(
+            "Baselines and personal steps compare what lies at one place: with --runtime nvflare write --fed_alg "
+            "fedavg or another that is federated, and leave out --personal_steps."
+        )
+    if config.federated_tokenizer or config.tokenizer_text:
+        raise ConfigError("Sites share a tokenizer that is there: write --tokenizer NAME_OR_PATH.")
 
 
 def _check_placement(config: Any) -> None:

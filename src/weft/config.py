@@ -41,6 +41,7 @@ VOLATILE = frozenset(
         "runtime",
         "ray_address",
         "num_actors",
+        "silence_timeout",
         "client_resources",
         "endpoint_key",
         "endpoint_timeout",

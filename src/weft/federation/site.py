@@ -110,6 +110,8 @@ class Sites:
     """Rows that everybody has."""
     shown: dict[int, Shown] = field(default_factory=dict)
     """Examples that a client, by its number, puts before its rows."""
+    first: int = 0
+    """The number that the first of them has in the federation."""
 
     def __len__(self) -> int:
         return len(self.train)
@@ -119,9 +121,9 @@ class Sites:
             raise IndexError(index)
         return Site(
             self.names[index],
-            index,
-            View(self.table, self.train[index], self.shown.get(index)),
-            View(self.table, self.held[index], self.shown.get(index)),
+            self.first + index,
+            View(self.table, self.train[index], self.shown.get(self.first + index)),
+            View(self.table, self.held[index], self.shown.get(self.first + index)),
             self.memory,
             public=None if self.public is None else View(self.table, self.public),
         )

@@ -24,7 +24,7 @@ class RunConfig(RunKeys, TrainingKeys, AlignmentKeys, FederationKeys, DataKeys, 
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    @field_validator("peft_lora_target_modules", "report_to", "choices", "share", "reward", mode="before")
+    @field_validator("peft_lora_target_modules", "report_to", "choices", "share", "reward", "sites", mode="before")
     @classmethod
     def _words(cls, value: Any) -> Any:
         """Take "a,b" for ["a", "b"]."""

@@ -16,12 +16,20 @@ class RunKeys(BaseModel):
     save_total_limit: int = Field(10, ge=1, description="how many of these are kept at most")
     checkpoint_seconds: float = Field(5.0, ge=0, description="at most this much work is lost to a kill, and one round")
     report_to: list[str] = Field(["none"], description="tensorboard, wandb, mlflow, trackio, none")
-    runtime: Literal["inprocess", "ray"] = Field(
-        "inprocess", description="what carries the messages: this process, or Ray's actors"
+    runtime: Literal["inprocess", "ray", "nvflare"] = Field(
+        "inprocess",
+        description="what carries the messages: this process, Ray's actors, or NVIDIA FLARE to "
+        "sites that have their own data (weft submit)",
     )
     ray_address: str | None = Field(None, description="of a Ray cluster to join (default: one is started here)")
     num_actors: int | None = Field(None, ge=1, description="clients that train at a time (default: as there is room)")
     client_resources: dict[str, float] = Field({}, description="what an actor needs, such as cpu=1 gpu=0.5")
+    sites: list[str] | None = Field(
+        None, description="with nvflare: the sites, in their order (default: all that are there, by name)"
+    )
+    silence_timeout: float = Field(
+        600.0, gt=0, description="with nvflare: seconds without a word or progress after which a site's turn is over"
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads (default: torch's)")
 
     # OpenFedLLM's flags that have no effect here, so that its scripts run as they stand

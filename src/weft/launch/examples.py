@@ -36,7 +36,7 @@ def show_examples(
         short += left_out
         if len(tokens):
             population.trained.shown[site.index] = Shown(words, tokens)
-            if site.index < len(population.evaluated):
+            if site.index < population.evaluated.first + len(population.evaluated):
                 population.evaluated.shown[site.index] = Shown(words, tokens)
     if short:
         note(f"{short} examples were left out: with a row of {config.seq_length} tokens they exceed the context.")

@@ -80,6 +80,7 @@ def populate(
     rows: str,
     pool: bool,
     report: Report = lambda *_: None,
+    first: int = 0,
 ) -> Population:
     """Read, tokenize and share out the data.
 
@@ -90,6 +91,7 @@ def populate(
         rows: what they are, as an objective says it.
         pool: one client trains on everybody's rows (held-out rows stay with their clients).
         report: told how far the tokenizing of text is.
+        first: the number that the first of the clients has in the federation.
 
     Raises:
         DataError: unreadable data, a client without rows, more clients than rows.
@@ -102,14 +104,16 @@ def populate(
         raise DataError(
             f"No row has a token of its answer within seq_length ({config.seq_length}): write a larger --seq_length."
         )
-    names, train, held = _shares(config, sources, table, owned, tests)
+    names, train, held = _shares(config, sources, table, owned, tests, first)
     if isinstance(table, PairTable) and rows == "judged":
         for own in [*train, *held, *([] if public is None else [table.within(public)])]:
             table.pair_up(table.rows_of(own))
     held_rows = [table.rows_of(own) for own in held]
     everybodys = None if public is None else table.within(public)
     shared = table.rows_of(everybodys) if everybodys is not None and config.public_share else None
-    evaluated = trained = Sites(names, [table.rows_of(own) for own in train], held_rows, table, memory, shared)
+    evaluated = trained = Sites(
+        names, [table.rows_of(own) for own in train], held_rows, table, memory, shared, first=first
+    )
     if everybodys is not None and not config.public_share:
         trained = _with_public(evaluated, table.rows_of(everybodys))
     if pool:
@@ -168,7 +172,7 @@ def _described(
 
 
 def _shares(
-    config: RunConfig, sources: Sources, table: Table, owned: list[np.ndarray], tests: list[np.ndarray]
+    config: RunConfig, sources: Sources, table: Table, owned: list[np.ndarray], tests: list[np.ndarray], first: int
 ) -> tuple[list[str], list[np.ndarray], list[np.ndarray]]:
     """Return the names, and which examples each client trains on and holds out.
 
@@ -189,7 +193,7 @@ def _shares(
             raise DataError(f"The client '{names[number]}' has no row with an answer within seq_length: give it data.")
         if not len(out):
             most = config.eval_rows
-            own, out = hold_out(own, config.eval_fraction, seed=config.seed, client=number, most=most)
+            own, out = hold_out(own, config.eval_fraction, seed=config.seed, client=first + number, most=most)
         train.append(own)
         held.append(out)
     return names, train, held

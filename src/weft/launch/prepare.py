@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +16,9 @@ from weft.evaluation.heldout import HeldOut
 from weft.evaluation.preferred import Preferred
 from weft.evaluation.rewarded import Rewarded
 from weft.federation.plan import Plan
+from weft.launch.examples import show_examples
 from weft.launch.population import Population
+from weft.launch.reference import refer
 from weft.models.group import Group
 from weft.models.load import base_model, load_resident
 from weft.models.remote import ask_elsewhere
@@ -43,6 +47,28 @@ def prepare_process(config: RunConfig) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     torch.backends.cudnn.benchmark = False
+
+
+def equip(
+    config: RunConfig, plan: Plan, population: Population, model: Resident, path: Path, note: Callable[[str], None]
+) -> None:
+    """Do what comes before the first round, with the model as the run begins from it.
+
+    Args:
+        config: the run.
+        plan: its parts.
+        population: gets what the starting model says of its rows.
+        model: as it was loaded.
+        path: of the file that keeps this.
+        note: told what takes a while.
+    """
+    plan.objective.start()
+    if plan.objective.needs_start or plan.local.kind == "directions":
+        model.remember()
+    if plan.objective.needs_reference:
+        refer(population, model, path, config.eval_batch_size, note)
+    if config.few_shot:
+        show_examples(config, population, plan.objective, model, note)
 
 
 def evaluator_of(config: RunConfig, plan: Plan, population: Population) -> Evaluator:

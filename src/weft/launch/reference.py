@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,18 +15,16 @@ from weft.launch.population import Population
 from weft.models.layout import Question
 from weft.models.resident import Resident
 from weft.objectives.choices import choice_logps
-from weft.runs.layout import RunDir
 
 
 @torch.no_grad()
-def refer(population: Population, model: Resident, run: RunDir, batch_size: int, note: Callable[[str], None]) -> None:
-    """Fill the reference of the population's table, from the run's file where it is there and whole.
+def refer(population: Population, model: Resident, path: Path, batch_size: int, note: Callable[[str], None]) -> None:
+    """Fill the reference of the population's table, from the file where it is there and whole.
 
     The model must still be the one that the run began from. Each row is computed by itself.
     """
     table = population.trained.table
     assert isinstance(table, PairTable)
-    path = run.reference_file
     try:
         found = np.load(path, allow_pickle=False)
     except (OSError, ValueError):

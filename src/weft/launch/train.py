@@ -8,15 +8,14 @@ from typing import Any, NamedTuple
 
 from weft.config import VOLATILE, RunConfig
 from weft.core.files import write_atomic
+from weft.errors import ConfigError
 from weft.federation.plan import Plan
 from weft.launch import compose, together
-from weft.launch.examples import show_examples
 from weft.launch.finished import Run
 from weft.launch.memory import DiskMemory
 from weft.launch.notes import tell
 from weft.launch.population import populate
-from weft.launch.prepare import prepare_process, resident
-from weft.launch.reference import refer
+from weft.launch.prepare import equip, prepare_process, resident
 from weft.launch.start import with_tokenizer
 from weft.launch.underway import Training
 from weft.models.group import Group, joined
@@ -37,6 +36,8 @@ def train(
         ConfigError: a mistake in the configuration or the data; nothing was changed.
         KeyboardInterrupt: the round under way was dropped, the ones before it are committed.
     """
+    if config.runtime == "nvflare":
+        raise ConfigError("A run of sites is handed to their server: write `weft submit RUN.yaml`, or `weft up`.")
     config = from_adapter(config)
     prepare_process(config)
     resolve(config.report_to)
@@ -92,13 +93,7 @@ def _train(config: RunConfig, plan: Plan, tokenizer: Any, group: Group | None, w
         write_atomic(run.split_file, (json.dumps(population.split, indent=1) + "\n").encode())
         progress.split(population.split)
         model = resident(config, tokenizer, plan, group)
-        plan.objective.start()
-        if plan.objective.needs_start or plan.local.kind == "directions":
-            model.remember()
-        if plan.objective.needs_reference:
-            refer(population, model, run, config.eval_batch_size, progress.note)
-        if config.few_shot:
-            show_examples(config, population, plan.objective, model, progress.note)
+        equip(config, plan, population, model, run.reference_file, progress.note)
         with Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers:
             Training(config, run, plan, population, model, progress, trackers, group).run_all()
         return Run(run.path)

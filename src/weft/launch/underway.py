@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from weft.config import RunConfig
@@ -55,11 +57,28 @@ class Training:
         progress: Progress,
         trackers: Trackers,
         group: Group | None = None,
+        begin: Callable[[Station], AbstractContextManager[Runtime]] | None = None,
+        hear: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> None:
+        """Take all of a run.
+
+        Args:
+            config: its keys.
+            run: its directory.
+            plan: its parts.
+            population: its clients.
+            model: the server's, which is also that of clients that are here.
+            progress: told what happens.
+            trackers: and these.
+            group: the processes that the model is spread over.
+            begin: returns what carries messages to clients that are not here.
+            hear: told every round's record.
+        """
         self.config, self.run, self.plan, self.population = config, run, plan, population
         self.model, self.progress, self.trackers = model, progress, trackers
         self.together = together.Announcer(group) if group is not None else None
         self.evaluator = evaluator_of(config, plan, population)
+        self.begin, self.hear = begin, hear
         self.tally = Tally()
         self.metrics = MetricsLog(run.metrics_file)
         self.timing = MetricsLog(run.timing_file)
@@ -101,7 +120,8 @@ class Training:
         conditions = Conditions(config.seed, config.client_failure_rate, tuple(config.client_speed or ()))
         sites = (population.trained, population.evaluated)
         station = Station(self.plan, self.model, self.evaluator, *sites, conditions)
-        with runtime_of(config, station, population, self.progress, self.together) as runtime:
+        here = partial(runtime_of, config, population=population, progress=self.progress, announce=self.together)
+        with (self.begin or here)(station) as runtime:
             try:
                 for done in self._rounds(state, runtime, conditions):
                     self._record(done)
@@ -172,6 +192,7 @@ class Training:
         if not record["clients"] and record["failures"]:
             self.progress.note(f"round {record['round']}: no update could be used; the model stays as it was.")
         self.progress.round(record | timing)
+        self.hear({"round": record | timing})
         self.trackers.log({f"train/{k}": v for k, v in (record | timing).items() if k != "round"}, record["round"])
         if done.scores is not None:
             self._record_evaluation(done.state.round, done.scores)
@@ -190,6 +211,7 @@ class Training:
         self.tally.evaluation = plain(evaluation)
         self.metrics.append(evaluation)
         self.progress.evaluation(evaluation)
+        self.hear({"evaluation": evaluation})
         self.trackers.log({f"eval/{k}": v for k, v in evaluation.items() if k != "round"}, round)
 
     def _finish(self, state: ServerState) -> None:
@@ -238,7 +260,7 @@ class Training:
             else:
                 save_model(model, tokenizer, shared, self.run.path / kind)
         own = OwnModels(self.plan, state, self.model, self.population, self.evaluator)
-        if not own.exist:
+        if not own.exist or self.begin is not None:  # those of clients elsewhere stay with them
             return {}
 
         def keep(site: Site) -> None:

@@ -1,0 +1,147 @@
+"""What runs at a site: it agrees to a run or refuses it, and answers the run's messages on rows that never leave.
+
+Errors that are sent hold no data: those that Weft raises on purpose are sentences without any, of others only the kind
+is told; the whole is in the site's own log.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from weft.config import RunConfig, build
+from weft.core.types import Failure, Probe, Score, Task, Undo, Update
+from weft.core.wire import pack, unpack
+from weft.errors import ConfigError, WeftError
+from weft.federation.station import Station
+from weft.launch import compose
+from weft.launch.law import Site, agreement, own_config, refusal, reportable, wrong_model
+from weft.launch.memory import DiskMemory
+from weft.launch.population import populate
+from weft.launch.prepare import equip, evaluator_of, prepare_process, resident
+from weft.models.fingerprint import fingerprint
+from weft.models.load import check_fits, load_model_config, load_tokenizer
+from weft.runs.layout import RunDir, path_component
+from weft.runtimes.remote import WHO
+
+log = logging.getLogger("weft.site")
+
+
+class Refused(WeftError):
+    """The site takes no part; the message holds none of its data."""
+
+
+class Attendant:
+    """Answers for one site. Messages are bytes: a hello in JSON first, then those of `weft.core.wire`."""
+
+    def __init__(self, law: Site, folder: Path, name: str, version: str) -> None:
+        """Take the site's law, a folder of its own, its name as the others know it, and Weft's version here."""
+        self.law, self.folder, self.name, self.version = law, folder, name, version
+        self.station: Station | None = None
+        self.run = ""
+        self._steps = 0
+
+    def progress(self) -> int:
+        """Return how many passes of the model there have been: it grows while there is work."""
+        return self._steps
+
+    def work(self, raw: bytes) -> bytes:
+        """Answer a message; whatever goes wrong is an answer too."""
+        if raw[:1] == b"{":
+            try:
+                return json.dumps(self.hello(json.loads(raw))).encode()
+            except Refused as error:
+                log.warning("refused: %s", error)
+                return json.dumps({"refused": str(error)}).encode()
+            except WeftError as error:
+                log.exception("the site cannot take part")
+                said = "its data or model cannot be used" if isinstance(error, ConfigError) else "it failed"
+                return json.dumps({"refused": f"{said}; the site's own log says more"}).encode()
+            except Exception as error:
+                log.exception("the site cannot take part")
+                return json.dumps({"refused": f"it failed ({type(error).__name__}); its own log says more"}).encode()
+        return self._answer(raw)
+
+    def hello(self, words: dict[str, Any]) -> dict[str, Any]:
+        """Read the run, agree to it, and load data and model.
+
+        Args:
+            words: `run` (its keys), `id`, `index` (the site's number), `clients` (of a round), `base` (the hash of the
+                server's model).
+
+        Returns:
+            How many rows there are to train on and held out, and the hash of what both must agree on.
+
+        Raises:
+            Refused: the law of the site, or another model or version.
+        """
+        keys = dict(words["run"])
+        if keys.get("trust_remote_code"):
+            raise Refused("the run trusts remote code, and no code travels")
+        config = _known(keys)
+        why = refusal(self.law, config, int(words["clients"]))
+        if why is not None:
+            raise Refused(why)
+        own = build(own_config(self.law, keys, self.name) | {"output_dir": str(self.folder)})
+        prepare_process(own)
+        plan, tokenizer = compose.plan(own), load_tokenizer(own)
+        if own.endpoint is None:
+            check_fits(own, tokenizer, load_model_config(own))
+        model = resident(own, tokenizer, plan)
+        base = fingerprint(model)
+        why = wrong_model(self.law, config, base)
+        if why is not None:
+            raise Refused(why)
+        if base != words["base"]:
+            raise Refused("the base model here is not the server's: its weights have another hash")
+        run = RunDir(self.folder / path_component(str(words["id"])))
+        run.path.mkdir(parents=True, exist_ok=True)
+        index = int(words["index"])
+        memory, rows = DiskMemory(run), plan.objective.rows
+        population = populate(own, tokenizer, memory, rows=rows, pool=False, first=index)
+        equip(own, plan, population, model, run.reference_file, log.info)
+        values = model.values()
+        model.initial = {name: value for name, value in values.items() if not plan.sharing.travels(name)}
+        model.model.register_forward_pre_hook(self._step)
+        evaluator = evaluator_of(own, plan, population)
+        self.station = Station(plan, model, evaluator, population.trained, population.evaluated)
+        self.run = str(words["id"])
+        return {
+            "rows": len(population.trained.train[0]),
+            "held": len(population.evaluated.held[0]),
+            "agreed": agreement(keys, base, self.version),
+        }
+
+    def _step(self, *_: object) -> None:
+        self._steps += 1
+
+    def _answer(self, raw: bytes) -> bytes:
+        if self.station is None:
+            return WHO
+        message = unpack(raw, run=self.run, tensors=1 << 20)
+        assert isinstance(message, (Task, Probe, Undo))
+        try:
+            reply = self.station.reply(message)
+        except WeftError:
+            log.exception("round %d", message.round)
+            reply = Failure(message.client, message.round, "the site failed; its own log says more")
+        except Exception as error:
+            log.exception("round %d", message.round)
+            said = f"the site failed ({type(error).__name__}); its own log says more"
+            reply = Failure(message.client, message.round, said)
+        if isinstance(reply, Update):
+            metrics = reportable(self.law, reply.metrics)
+            reply = Update(**vars(reply) | {"metrics": metrics})
+        elif isinstance(reply, Score):
+            reply = Score(reply.client, reply.round, reportable(self.law, reply.metrics))
+        return pack(reply, self.run)
+
+
+def _known(keys: dict[str, Any]) -> RunConfig:
+    """Return the run as it was sent, checked; Refused for one that is not known here."""
+    try:
+        return build(keys)
+    except ConfigError as error:
+        raise Refused(f"the run cannot be read by the Weft here ({error})") from None

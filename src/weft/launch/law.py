@@ -1,0 +1,197 @@
+"""site.yaml: a site's own law. It names the site's data and hardware, and what the site agrees to take part in.
+
+A task outside it is refused by the site itself, in one sentence; nothing that the server sends can change it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from weft.config import VOLATILE, RunConfig
+from weft.core.types import Metrics
+from weft.errors import ConfigError
+
+COUNTS = ("steps", "rows", "tokens", "learning_rate")
+"""What is always said of a turn: how much was done."""
+SITES_OWN = frozenset(
+    {
+        "dataset_name",
+        "clients",
+        "eval_dataset_name",
+        "instruction_column",
+        "response_column",
+        "device",
+        "threads",
+        "token_cache",
+        "local_data_dir",
+        "token",
+        "trust_remote_code",
+        "endpoint",
+        "endpoint_key",
+    }
+)
+"""Keys that a site sets for itself, whatever a run says."""
+
+
+class SiteData(BaseModel):
+    """Where a site's rows are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    path: str
+    eval: str | None = None
+    instruction_column: str | None = None
+    response_column: str | None = None
+    template: str | None = None
+
+
+class Accepted(BaseModel):
+    """What a site agrees to; what is not named is not limited, but for the models."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    models: dict[str, str | None]
+    """Names as runs write them; beside each a folder of the site's own, or a hash (sha256:...), or nothing."""
+    objectives: list[str] | None = None
+    trainable: list[str] | None = None
+    algorithms: list[str] | None = None
+    max_rounds: int | None = Field(None, ge=1)
+    min_clients: int | None = Field(None, ge=1)
+    protection: list[str] | None = None
+    privacy: list[str] | None = None
+    max_epsilon: float | None = Field(None, gt=0)
+    report: list[str] | None = None
+    """Beginnings of the names of metrics that may be sent, beside counts: loss, confusion, reward, ..."""
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        """Take a list of names for names without anything beside them."""
+        return dict.fromkeys(value) if isinstance(value, list) else value
+
+
+class Site(BaseModel):
+    """A site's law."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    data: SiteData
+    accept: Accepted
+    device: str = "auto"
+    threads: int | None = Field(None, ge=1)
+    endpoint: str | None = None
+    endpoint_key: str = "OPENAI_API_KEY"
+    token_cache: str | None = None
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _path(cls, value: Any) -> Any:
+        """Take a path for data of no more than that."""
+        return {"path": value} if isinstance(value, str) else value
+
+
+def read_law(path: str | Path) -> Site:
+    """Read a site.yaml; its data lies beside it where the path is relative.
+
+    Raises:
+        ConfigError: it cannot be read, or says something that it cannot.
+    """
+    file = Path(path).expanduser()
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        law = Site.model_validate(values)
+    except OSError:
+        raise ConfigError(f"There is no '{path}' that can be read: write what this site agrees to into it.") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise ConfigError(f"'{path}' is not valid YAML: write one `key: value` a line.") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise ConfigError(f"'{path}': {where} cannot be ({first['msg'].lower()}).") from None
+    places = {name: getattr(law.data, name) for name in ("path", "eval")}
+    here = {name: str(file.parent / place) for name, place in places.items() if place and not Path(place).is_absolute()}
+    for place in (value for value in (places | here).values() if value):
+        if not Path(place).expanduser().exists():
+            raise ConfigError(f"'{path}': there is no data at '{place}': check the path.")
+    return law.model_copy(update={"data": law.data.model_copy(update=here)})
+
+
+def refusal(law: Site, run: RunConfig, clients: int) -> str | None:
+    """Return why a site takes no part in a run, in one sentence that holds none of its data; None: it does.
+
+    Args:
+        law: the site's.
+        run: as it was sent.
+        clients: how many take part in a round.
+    """
+    accept = law.accept
+    trained = "prompt" if run.prompt_method else "lora" if run.use_peft else "full"
+    limits = [
+        ("the model", run.model_name_or_path, list(accept.models)),
+        ("the objective", run.objective, accept.objectives),
+        ("training of the kind", trained, accept.trainable),
+        ("the algorithm", run.fed_alg, accept.algorithms),
+        ("the protection", "none", accept.protection),
+        ("the privacy", "none", accept.privacy),
+    ]
+    for what, given, allowed in limits:
+        if allowed is not None and given not in allowed:
+            return f"{what} '{given}' is not among what this site accepts ({', '.join(allowed) or 'none'})"
+    if accept.max_rounds is not None and run.num_rounds > accept.max_rounds:
+        return f"the run has {run.num_rounds} rounds, and this site accepts {accept.max_rounds} at most"
+    if accept.min_clients is not None and clients < accept.min_clients:
+        return f"a round has {clients} clients, and this site asks for {accept.min_clients} at least"
+    if accept.max_epsilon is not None:
+        return f"the run has no differential privacy, and this site asks for an epsilon of {accept.max_epsilon:g}"
+    if run.runtime != "nvflare" or run.parallel != "none":
+        return "the run is not one for sites"
+    if run.objective == "grpo" and any(".py" in reward for reward in run.reward):
+        return "the run names code of its own for its reward, and no code travels"
+    return None
+
+
+def own_config(law: Site, run: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the keys by which a site runs: the run's, and in place of SITES_OWN its own."""
+    kept = {key: value for key, value in run.items() if key not in SITES_OWN}
+    beside = law.accept.models.get(str(run.get("model_name_or_path")))
+    if beside and not beside.startswith("sha256:"):
+        kept["model_name_or_path"] = beside
+    data = law.data
+    if data.template is not None:
+        kept["template"] = data.template
+    return kept | {
+        "runtime": "inprocess",
+        "clients": [{"name": name, "data": data.path, "eval": data.eval}],
+        "instruction_column": data.instruction_column,
+        "response_column": data.response_column,
+        "device": law.device,
+        "threads": law.threads or run.get("threads"),
+        "token_cache": law.token_cache,
+        "endpoint": law.endpoint if run.get("endpoint") else None,
+        "endpoint_key": law.endpoint_key,
+    }
+
+
+def wrong_model(law: Site, run: RunConfig, found: str) -> str | None:
+    """Return why a model is not the one that the site accepts, given its hash; None: it is."""
+    beside = law.accept.models.get(run.model_name_or_path)
+    if beside and beside.startswith("sha256:") and beside.removeprefix("sha256:") != found:
+        return f"the model '{run.model_name_or_path}' here has the hash {found[:16]}..., and site.yaml asks for another"
+    return None
+
+
+def agreement(run: dict[str, Any], base: str, version: str) -> str:
+    """Return the hash of what server and sites must agree on: Weft's version, the run, and the base model."""
+    words = {key: value for key, value in run.items() if key not in VOLATILE | SITES_OWN}
+    return hashlib.sha256(json.dumps([version, words, base], sort_keys=True).encode()).hexdigest()
+
+
+def reportable(law: Site, metrics: Metrics) -> Metrics:
+    """Return what of a client's metrics may be sent."""
+    if law.accept.report is None:
+        return metrics
+    allowed = (*COUNTS, *law.accept.report)
+    return {name: value for name, value in metrics.items() if name.startswith(tuple(allowed))}

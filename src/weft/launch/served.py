@@ -1,0 +1,209 @@
+"""A run whose clients are sites elsewhere: the server's half."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from weft import config as configuration
+from weft.config import VOLATILE, RunConfig
+from weft.core.exchange import Runtime
+from weft.core.tensors import num_bytes
+from weft.core.types import Tensors
+from weft.errors import ConfigError, RunError
+from weft.federation.plan import Plan
+from weft.federation.site import InMemory, Sites
+from weft.federation.state import expected_streams
+from weft.federation.station import Station
+from weft.launch import compose
+from weft.launch.finished import Run
+from weft.launch.law import agreement
+from weft.launch.population import Population
+from weft.launch.prepare import prepare_process, resident
+from weft.launch.underway import Training
+from weft.models.fingerprint import fingerprint
+from weft.models.load import check_fits, load_model_config, load_tokenizer
+from weft.models.resident import Resident
+from weft.runs.layout import RunDir
+from weft.runs.progress import Progress
+from weft.runs.trackers import Trackers
+from weft.runtimes.remote import Line, Remote
+
+HELLO = 1 << 16
+"""Bytes of a site's answer to the hello."""
+
+
+class Nowhere:
+    """Rows that are elsewhere: they can be counted, not read."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, row: int) -> Any:
+        raise IndexError("these rows are at their site")
+
+
+@dataclass(frozen=True)
+class Willing:
+    """The sites that take part, in their order."""
+
+    names: list[str]
+    rows: list[int]
+    held: list[int]
+    refused: dict[str, str]
+    words: dict[str, bytes]
+    """The hello that each was said."""
+    agreed: str
+
+    def same(self, name: str, raw: bytes) -> bool:
+        """Say whether a site answers as it did."""
+        said, place = _read(raw), self.names.index(name)
+        found = (said.get("rows"), said.get("held"), said.get("agreed"))
+        return found == (self.rows[place], self.held[place], self.agreed)
+
+    def population(self) -> Population:
+        """Return them as the population of a run."""
+        ends, test_ends = np.cumsum(self.rows), np.cumsum(self.held)
+        train = [np.arange(end - count, end) for end, count in zip(ends, self.rows, strict=True)]
+        held = [np.arange(end - count, end) for end, count in zip(test_ends, self.held, strict=True)]
+        sites = Sites(self.names, train, held, Nowhere(sum(self.rows)), InMemory())
+        clients = [
+            {"name": name, "rows": rows, "held": held}
+            for name, rows, held in zip(self.names, self.rows, self.held, strict=True)
+        ]
+        split = {"strategy": "clients", "clients": clients, "skew": {}, "refused": self.refused}
+        return Population(self.names, sites, sites, {}, None, {}, split)
+
+
+def serve(
+    keys: dict[str, Any],
+    line: Line,
+    sites: list[str],
+    version: str,
+    *,
+    resume: bool = False,
+    hear: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> Run:
+    """Run a configuration with sites elsewhere, from the newest checkpoint on where `resume`.
+
+    Args:
+        keys: of the run, `output_dir` among them.
+        line: carries bytes to the sites.
+        sites: who can be asked.
+        version: of Weft here.
+        resume: go on with the run in `output_dir`, if there is one.
+        hear: told what a status would say: the sites, and every round.
+
+    Raises:
+        ConfigError: a mistake in the configuration, or a site that is named is not there.
+        RunError: too few sites take part, or answered.
+    """
+    config = configuration.build(keys)
+    prepare_process(config)
+    order = _order(config, sites)
+    plan, tokenizer = compose.plan(config), load_tokenizer(config)
+    check_fits(config, tokenizer, load_model_config(config))
+    model = resident(config, tokenizer, plan)
+    base = fingerprint(model)
+    with (
+        RunDir.create(
+            config.output_dir,
+            config.model_dump(mode="json"),
+            resume=resume and RunDir(config.output_dir).holds_run,
+            overwrite=False,
+            volatile=VOLATILE,
+        ) as run,
+        Progress(config.num_rounds, quiet=False, as_json=True) as progress,
+        Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers,
+    ):
+        remote = Remote(line, run_id(keys), config.silence_timeout, lambda: (1, 1), note=progress.note)
+        willing = _agree(remote, config, keys, order, base, version, progress.note)
+        hear({"sites": dict(zip(willing.names, willing.rows, strict=True)), "refused": willing.refused})
+        plan.objective.start()
+        if plan.objective.needs_start or plan.local.kind == "directions":
+            model.remember()
+        remote.greet, remote.known = willing.words.get, willing.same
+        remote.largest = lambda: largest(plan, model)
+        remote.in_order = not plan.spare
+
+        @contextmanager
+        def begin(station: Station) -> Iterator[Runtime]:
+            yield remote
+
+        Training(config, run, plan, willing.population(), model, progress, trackers, begin=begin, hear=hear).run_all()
+        return Run(run.path)
+
+
+def run_id(keys: dict[str, Any]) -> str:
+    """Return what tells a run from others at a site: it names the folder of what a client remembers."""
+    return str(keys["output_dir"]).rstrip("/").rsplit("/", 1)[-1]
+
+
+def largest(plan: Plan, model: Resident) -> tuple[int, int]:
+    """Return the bytes and tensors that any reply of a client may have."""
+    values: Tensors = {name: value for name, value in model.masters.items() if plan.sharing.travels(name)}
+    sizes, counts = [], []
+    for round in range(2 * plan.algorithm.period):
+        streams = expected_streams(plan, values, round)
+        sizes.append(num_bytes(streams))
+        counts.append(sum(len(values) for values in streams.values()))
+    return max(sizes) + (1 << 20) + 512 * max(counts), max(counts)
+
+
+def _order(config: RunConfig, sites: list[str]) -> list[str]:
+    """Return the sites of the run in their order."""
+    missing = sorted(set(config.sites or ()) - set(sites))
+    if missing:
+        raise ConfigError(f"The site '{missing[0]}' is not there: start it, or leave it out of --sites.")
+    return config.sites or sorted(sites)
+
+
+def _agree(
+    remote: Remote,
+    config: RunConfig,
+    keys: dict[str, Any],
+    order: list[str],
+    base: str,
+    version: str,
+    note: Callable[[str], None],
+) -> Willing:
+    """Say hello to all sites, and go on with those that agree."""
+    wanted = agreement(keys, base, version)
+    count = min(config.sample_clients, len(order))
+    hello = {"run": keys, "id": remote.run, "clients": count, "base": base}
+    words = {name: json.dumps(hello | {"index": i}).encode() for i, name in enumerate(order)}
+    names, rows, held, refused = [], [], [], {}
+    for name, raw in remote.ask_all(words).items():
+        said = _read(raw) if isinstance(raw, bytes) else {"refused": raw}
+        if "refused" not in said and said.get("agreed") != wanted:
+            said = {"refused": "it has another version of Weft, or read another run"}
+        if "refused" in said:
+            refused[name] = str(said["refused"])[:500]
+            note(f"the site '{name}' takes no part: {refused[name]}.")
+            continue
+        names.append(name)
+        rows.append(int(said["rows"]))
+        held.append(int(said["held"]))
+    if len(names) < max(1, config.min_clients):
+        why = "; ".join(f"{name}: {said}" for name, said in refused.items())
+        raise RunError(f"{len(names)} of {len(order)} sites take part, too few for a round ({why}).")
+    return Willing(names, rows, held, refused, words, wanted)
+
+
+def _read(raw: bytes) -> dict[str, Any]:
+    """Return what a site says to a hello; what is no such thing is a refusal."""
+    try:
+        said = json.loads(raw[:HELLO])
+        if "refused" in said or (0 < int(said["rows"]) < 1 << 40 and 0 <= int(said["held"]) < 1 << 40):
+            return dict(said)
+    except (ValueError, KeyError, TypeError):
+        pass
+    return {"refused": "its answer cannot be read"}

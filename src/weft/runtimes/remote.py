@@ -1,0 +1,206 @@
+"""Messages to sites elsewhere: each is asked by a thread of its own, and is alive as long as it goes on.
+
+A line carries bytes to a site and back; NVIDIA FLARE is one. A site is asked once and then listened to; it answers at
+once when it is done, and says in between how far it is. Only silence ends its turn: no word, or no progress, for
+`silence` seconds. A line that breaks is tried again until then, and an answer that was lost on its way is asked for
+again, not worked out twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from weft.core.exchange import Runtime
+from weft.core.types import Failure, Message, Reply
+from weft.core.wire import pack
+from weft.federation.admission import opened
+
+WAIT = 10.0
+"""Seconds that a site holds an answer back for, before it says how far it is."""
+WHO = b"who are you?"
+"""What a site answers that knows of no run: it has begun anew, and is said hello again."""
+LIVES = 4
+"""How often a site may begin anew with a message."""
+AGAIN = 0.5
+"""Seconds before a line that broke is tried again."""
+
+
+class LineBroken(Exception):
+    """Nothing was heard."""
+
+
+class Heard(NamedTuple):
+    """What a site says of a message."""
+
+    progress: int
+    """A number that grows while it works."""
+    answer: bytes | None
+    """Its reply, when it is done."""
+
+
+class Line(Protocol):
+    """Carries bytes to sites and back."""
+
+    def ask(self, client: str, ticket: str, raw: bytes | None, wait: float) -> Heard:
+        """Give a site a message, or (None) listen for its answer.
+
+        Args:
+            client: the site.
+            ticket: of the message; a site that has seen it does not begin again.
+            raw: the message, or None where the site has it.
+            wait: seconds that the site may hold the answer back.
+
+        Raises:
+            LineBroken: nothing was heard.
+            KeyError: the site does not know the ticket: it has begun anew.
+        """
+        ...
+
+
+@dataclass
+class Remote(Runtime):
+    """Asks all sites at a time."""
+
+    line: Line
+    run: str
+    silence: float
+    """Seconds without a word or progress after which a site's turn is over."""
+    largest: Callable[[], tuple[int, int]]
+    """Returns the bytes and the tensors that a reply may have."""
+    in_order: bool = True
+    """Replies count in the order of the messages, whoever is first; otherwise as they come."""
+    note: Callable[[str], None] = print
+    greet: Callable[[str], bytes | None] = lambda _: None
+    """Returns the hello of a site."""
+    known: Callable[[str, bytes], bool] = lambda *_: True
+    """Says whether a site answers a second hello as it did the first."""
+    session: str = field(default_factory=lambda: secrets.token_hex(4))
+    begun: int = 0
+    heard: dict[str, float] = field(default_factory=dict)
+    """When each site was last heard."""
+
+    def exchange(self, messages: Sequence[Message]) -> Iterator[Reply]:
+        """Yield the replies; a site that fell silent is a failure."""
+        self.begun += 1
+        number, over = self.begun, threading.Event()
+        came: queue.Queue[tuple[int, Reply]] = queue.Queue()
+
+        def ask(place: int, message: Message) -> None:
+            came.put((place, self._answer(message, f"{number}-{place}", over)))
+
+        for place, message in enumerate(messages):
+            threading.Thread(target=ask, args=(place, message), daemon=True, name=f"ask-{message.client}").start()
+        early: dict[int, Reply] = {}
+        try:
+            for place in range(len(messages)):
+                if not self.in_order:
+                    yield came.get()[1]
+                    continue
+                while place not in early:
+                    found, reply = came.get()
+                    early[found] = reply
+                yield early.pop(place)
+        finally:
+            over.set()
+
+    def ask_all(self, words: Mapping[str, bytes]) -> dict[str, bytes | str]:
+        """Ask every site what is written for it; return the answers, or in words why there is none."""
+        over = threading.Event()
+        with ThreadPoolExecutor(max_workers=max(1, len(words))) as pool:
+            asked = {
+                name: pool.submit(self._ask, name, raw, f"{self.session}/hello/{name}", over)
+                for name, raw in words.items()
+            }
+            return {name: one.result() for name, one in asked.items()}
+
+    def _answer(self, message: Message, number: str, over: threading.Event) -> Reply:
+        """Ask until the site is done, or silent, or nobody wants to know any more."""
+        ticket = f"{self.session}/{type(message).__name__}/{message.round}/{number}"
+        sent = pack(message, self.run)
+        raw = self._ask(message.client, sent, ticket, over)
+        hello = self.greet(message.client) if raw == WHO else None
+        if hello is not None:
+            self.note(f"the site '{message.client}' has begun anew and is said hello again.")
+            said = self._ask(message.client, hello, f"{ticket}/hello", over)
+            if isinstance(said, bytes) and self.known(message.client, said):
+                raw = self._ask(message.client, sent, f"{ticket}/again", over)
+            else:
+                raw = "came back with other rows, or refuses by now"
+        if isinstance(raw, str):
+            return Failure(message.client, message.round, raw)
+        most, tensors = self.largest()
+        return opened(raw, message.client, message.round, run=self.run, most=most, tensors=tensors)
+
+    def _ask(self, client: str, whole: bytes, ticket: str, over: threading.Event) -> bytes | str:
+        """Return what a site answers, or why there is no answer."""
+        raw: bytes | None = whole
+        last, progress, lives = time.monotonic(), -1, LIVES
+        wait = min(WAIT, self.silence / 4)
+        reason = "could not be reached"
+        while not over.is_set():
+            try:
+                said = self.line.ask(client, ticket, raw, wait)
+                self.heard[client] = time.monotonic()
+                raw = None
+                if said.answer is not None:
+                    return said.answer
+                if said.progress > progress:
+                    last, progress = time.monotonic(), said.progress
+                reason = "made no progress"
+            except KeyError:
+                raw, progress, lives = whole, -1, lives - 1
+                if not lives:
+                    return f"began anew {LIVES} times"
+            except LineBroken as broken:
+                reason = f"could not be reached ({broken})" if str(broken) else "could not be reached"
+                over.wait(AGAIN)
+            if time.monotonic() - last > self.silence:
+                return f"{reason} for {self.silence:g} s"
+        return "was not waited for"
+
+
+class Desk:
+    """The site's end of a line: it works on one message at a time, in a thread, and keeps the answer until the next."""
+
+    def __init__(self, work: Callable[[bytes], bytes], progress: Callable[[], int]) -> None:
+        self._work, self._progress = work, progress
+        self._lock = threading.Condition()
+        self._ticket = ""
+        self._answer: bytes | None = None
+        self._busy = False
+
+    def ask(self, ticket: str, raw: bytes | None, wait: float) -> Heard:
+        """Begin with a message that is new, and wait a while for its answer; KeyError for one that is not known."""
+        end = time.monotonic() + wait
+        with self._lock:
+            if ticket != self._ticket:
+                if raw is None:
+                    raise KeyError(ticket)
+                # The one before is not wanted any more, but a model cannot do two things at a time.
+                while self._busy:
+                    if not self._lock.wait(max(0.0, min(1.0, end - time.monotonic()))) and time.monotonic() >= end:
+                        return Heard(self._progress(), None)
+                self._ticket, self._answer, self._busy = ticket, None, True
+                threading.Thread(target=self._run, args=(ticket, raw), daemon=True, name="answer").start()
+            while self._answer is None:
+                if not self._lock.wait(max(0.0, end - time.monotonic())) and time.monotonic() >= end:
+                    break
+            return Heard(self._progress(), self._answer)
+
+    def _run(self, ticket: str, raw: bytes) -> None:
+        answer = b""
+        with contextlib.suppress(Exception):  # whoever does the work says what went wrong
+            answer = self._work(raw)
+        with self._lock:
+            self._busy = False
+            if ticket == self._ticket:
+                self._answer = answer
+            self._lock.notify_all()
