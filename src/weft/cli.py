@@ -24,6 +24,13 @@ HELP = {
     "compare": "print runs side by side",
     "chat": "talk with a trained model",
     "export": "write a run's adapter or merged model",
+    "server": "the server of a federation of sites: its kits, its process",
+    "client": "a site of a federation",
+    "submit": "hand a run to the server of sites",
+    "status": "how the sites and the runs are",
+    "logs": "what a run said, on the server's machine",
+    "stop": "end a run of sites; the rounds that are done are kept",
+    "up": "a server, its sites and a run on this machine, in one terminal",
 }
 
 

@@ -113,6 +113,13 @@ COMMANDS = {
     "compare": "weft.commands.compare:run",
     "chat": "weft.commands.chat:run",
     "export": "weft.commands.export:run",
+    "server": "weft.commands.server:run",
+    "client": "weft.commands.client:run",
+    "submit": "weft.commands.submit:run",
+    "status": "weft.commands.submit:status",
+    "logs": "weft.commands.submit:logs",
+    "stop": "weft.commands.submit:stop",
+    "up": "weft.commands.up:run",
 }
 
 

@@ -19,7 +19,7 @@ from weft.errors import ConfigError, RunError
 from weft.launch.attendant import Attendant
 from weft.launch.law import Site, read_law
 from weft.launch.served import serve
-from weft.runtimes.remote import Desk, Heard, LineBroken
+from weft.runtimes.desk import Desk, Heard, LineBroken
 
 NAMES = ("hospital_a", "hospital_b", "hospital_c")
 

@@ -24,7 +24,7 @@ from weft.launch.prepare import equip, evaluator_of, prepare_process, resident
 from weft.models.fingerprint import fingerprint
 from weft.models.load import check_fits, load_model_config, load_tokenizer
 from weft.runs.layout import RunDir, path_component
-from weft.runtimes.remote import WHO
+from weft.runtimes.desk import WHO
 
 log = logging.getLogger("weft.site")
 

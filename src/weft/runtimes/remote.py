@@ -8,7 +8,6 @@ again, not worked out twice.
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import secrets
 import threading
@@ -16,34 +15,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from weft.core.exchange import Runtime
 from weft.core.types import Failure, Message, Reply
 from weft.core.wire import pack
+from weft.errors import RunError
 from weft.federation.admission import opened
+from weft.runtimes.desk import WAIT, WHO, Heard, LineBroken
 
-WAIT = 10.0
-"""Seconds that a site holds an answer back for, before it says how far it is."""
-WHO = b"who are you?"
-"""What a site answers that knows of no run: it has begun anew, and is said hello again."""
+LOADING = 600.0
+"""Seconds that a site has to load its model and its rows, before it says anything."""
 LIVES = 4
 """How often a site may begin anew with a message."""
 AGAIN = 0.5
 """Seconds before a line that broke is tried again."""
-
-
-class LineBroken(Exception):
-    """Nothing was heard."""
-
-
-class Heard(NamedTuple):
-    """What a site says of a message."""
-
-    progress: int
-    """A number that grows while it works."""
-    answer: bytes | None
-    """Its reply, when it is done."""
 
 
 class Line(Protocol):
@@ -60,6 +46,7 @@ class Line(Protocol):
 
         Raises:
             LineBroken: nothing was heard.
+            RunError: nothing will be heard any more.
             KeyError: the site does not know the ticket: it has begun anew.
         """
         ...
@@ -91,10 +78,19 @@ class Remote(Runtime):
         """Yield the replies; a site that fell silent is a failure."""
         self.begun += 1
         number, over = self.begun, threading.Event()
-        came: queue.Queue[tuple[int, Reply]] = queue.Queue()
+        came: queue.Queue[tuple[int, Reply | RunError]] = queue.Queue()
 
         def ask(place: int, message: Message) -> None:
-            came.put((place, self._answer(message, f"{number}-{place}", over)))
+            try:
+                came.put((place, self._answer(message, f"{number}-{place}", over)))
+            except RunError as error:
+                came.put((place, error))
+
+        def take() -> tuple[int, Reply]:
+            place, reply = came.get()
+            if isinstance(reply, RunError):
+                raise reply
+            return place, reply
 
         for place, message in enumerate(messages):
             threading.Thread(target=ask, args=(place, message), daemon=True, name=f"ask-{message.client}").start()
@@ -102,10 +98,10 @@ class Remote(Runtime):
         try:
             for place in range(len(messages)):
                 if not self.in_order:
-                    yield came.get()[1]
+                    yield take()[1]
                     continue
                 while place not in early:
-                    found, reply = came.get()
+                    found, reply = take()
                     early[found] = reply
                 yield early.pop(place)
         finally:
@@ -116,7 +112,7 @@ class Remote(Runtime):
         over = threading.Event()
         with ThreadPoolExecutor(max_workers=max(1, len(words))) as pool:
             asked = {
-                name: pool.submit(self._ask, name, raw, f"{self.session}/hello/{name}", over)
+                name: pool.submit(self._ask, name, raw, f"{self.session}/hello/{name}", over, LOADING)
                 for name, raw in words.items()
             }
             return {name: one.result() for name, one in asked.items()}
@@ -129,21 +125,24 @@ class Remote(Runtime):
         hello = self.greet(message.client) if raw == WHO else None
         if hello is not None:
             self.note(f"the site '{message.client}' has begun anew and is said hello again.")
-            said = self._ask(message.client, hello, f"{ticket}/hello", over)
+            said = self._ask(message.client, hello, f"{ticket}/hello", over, LOADING)
             if isinstance(said, bytes) and self.known(message.client, said):
                 raw = self._ask(message.client, sent, f"{ticket}/again", over)
             else:
                 raw = "came back with other rows, or refuses by now"
+        if raw == WHO:
+            raw = "its process ended while it worked"
         if isinstance(raw, str):
             return Failure(message.client, message.round, raw)
         most, tensors = self.largest()
         return opened(raw, message.client, message.round, run=self.run, most=most, tensors=tensors)
 
-    def _ask(self, client: str, whole: bytes, ticket: str, over: threading.Event) -> bytes | str:
-        """Return what a site answers, or why there is no answer."""
+    def _ask(self, client: str, whole: bytes, ticket: str, over: threading.Event, silence: float = 0.0) -> bytes | str:
+        """Return what a site answers, or why there is no answer; it may be silent for longer than for a turn."""
+        silence = max(silence, self.silence)
         raw: bytes | None = whole
         last, progress, lives = time.monotonic(), -1, LIVES
-        wait = min(WAIT, self.silence / 4)
+        wait = min(WAIT, silence / 4)
         reason = "could not be reached"
         while not over.is_set():
             try:
@@ -162,45 +161,6 @@ class Remote(Runtime):
             except LineBroken as broken:
                 reason = f"could not be reached ({broken})" if str(broken) else "could not be reached"
                 over.wait(AGAIN)
-            if time.monotonic() - last > self.silence:
-                return f"{reason} for {self.silence:g} s"
+            if time.monotonic() - last > silence:
+                return f"{reason} for {silence:g} s"
         return "was not waited for"
-
-
-class Desk:
-    """The site's end of a line: it works on one message at a time, in a thread, and keeps the answer until the next."""
-
-    def __init__(self, work: Callable[[bytes], bytes], progress: Callable[[], int]) -> None:
-        self._work, self._progress = work, progress
-        self._lock = threading.Condition()
-        self._ticket = ""
-        self._answer: bytes | None = None
-        self._busy = False
-
-    def ask(self, ticket: str, raw: bytes | None, wait: float) -> Heard:
-        """Begin with a message that is new, and wait a while for its answer; KeyError for one that is not known."""
-        end = time.monotonic() + wait
-        with self._lock:
-            if ticket != self._ticket:
-                if raw is None:
-                    raise KeyError(ticket)
-                # The one before is not wanted any more, but a model cannot do two things at a time.
-                while self._busy:
-                    if not self._lock.wait(max(0.0, min(1.0, end - time.monotonic()))) and time.monotonic() >= end:
-                        return Heard(self._progress(), None)
-                self._ticket, self._answer, self._busy = ticket, None, True
-                threading.Thread(target=self._run, args=(ticket, raw), daemon=True, name="answer").start()
-            while self._answer is None:
-                if not self._lock.wait(max(0.0, end - time.monotonic())) and time.monotonic() >= end:
-                    break
-            return Heard(self._progress(), self._answer)
-
-    def _run(self, ticket: str, raw: bytes) -> None:
-        answer = b""
-        with contextlib.suppress(Exception):  # whoever does the work says what went wrong
-            answer = self._work(raw)
-        with self._lock:
-            self._busy = False
-            if ticket == self._ticket:
-                self._answer = answer
-            self._lock.notify_all()

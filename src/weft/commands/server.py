@@ -1,0 +1,47 @@
+"""`weft server`: the server of a federation of sites: its kits, its process."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from weft.arguments import Parser
+from weft.errors import ConfigError
+
+
+def run(argv: list[str]) -> int:
+    """Make kits, add a site to them, or run the server."""
+    parser = Parser(prog="weft server", description="The server of a federation of sites.", allow_abbrev=False)
+    parser.add_argument("what", choices=["init", "add", "start"], help="make kits, make one more, run the server")
+    parser.add_argument("place", nargs="?", help="add: the folder of the kits; start: the server's kit")
+    parser.add_argument("site", nargs="?", help="add: the name of the new site")
+    parser.add_argument("--host", default="localhost", help="name or address by which sites reach the server")
+    parser.add_argument("--port", type=int, default=8002, help="the one port that it listens to [8002]")
+    parser.add_argument("--clients", default="", help="names of the sites: a,b,c")
+    parser.add_argument("--out", default="kits", help="folder of the kits [kits]")
+    arguments = parser.parse(argv)
+    if arguments.what == "start":
+        if not arguments.place:
+            raise ConfigError("Which server? Write `weft server start kits/server`.")
+        from weft.launch.party import keep_running
+
+        print(f"weft: the server runs; its words go to {arguments.place}/console.log. Ctrl-C ends it.", file=sys.stderr)
+        return keep_running(Path(arguments.place), None, lambda said: print(f"weft: {said}", file=sys.stderr))
+    from weft.launch.kits import add_kit, make_kits
+
+    if arguments.what == "add":
+        if not arguments.place or not arguments.site:
+            raise ConfigError("Which site, to which kits? Write `weft server add kits hospital_d`.")
+        print(add_kit(Path(arguments.place), arguments.site))
+        return 0
+    names = [name.strip() for name in arguments.clients.split(",") if name.strip()]
+    out = Path(arguments.out)
+    make_kits(arguments.host, names, out, arguments.port)
+    for name in ("server", *names, "admin"):
+        print(out / name)
+    print(
+        f"weft: give each party its own folder by a safe way, keep {out / 'authority'} where nobody else reads it, "
+        f"and open port {arguments.port} of {arguments.host} to the sites.",
+        file=sys.stderr,
+    )
+    return 0

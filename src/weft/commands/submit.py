@@ -1,0 +1,132 @@
+"""`weft submit RUN.yaml`, and `weft status | logs | stop`: what an administrator does with the server of sites."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from weft.arguments import Parser
+from weft.config import RunConfig, build, read_file
+from weft.errors import ConfigError, RunError
+from weft.verbs import parser as verb_parser
+
+VERBS = ("sft", "pretrain", "dpo", "grpo", "prompt")
+OWN = ("file", "kit", "name", "wait")
+
+
+def run(argv: list[str]) -> int:
+    """Hand a run in."""
+    from weft.launch.errands import errands, follow
+
+    arguments, config, name = read_run("submit", argv)
+    kit = Path(arguments.kit)
+    if arguments.wait:
+        last = follow(kit, config, name, tell)
+        if last.get("state") != "done":
+            raise RunError(f"The run '{name}' failed: {last.get('error', 'its log at the server says more')}")
+        return 0
+    with errands(kit) as desk:
+        print(desk.submit(config, name))
+    return 0
+
+
+def read_run(verb: str, argv: list[str]) -> tuple[argparse.Namespace, RunConfig, str]:
+    """Return the arguments, the run that they describe, and its name; ConfigError for one that cannot be."""
+    which = argv[0] if argv and argv[0] in VERBS else "sft"
+    words = argv[1:] if argv and argv[0] in VERBS else argv
+    made = verb_parser(verb, "Hand a run to the server of a federation of sites.")
+    made.usage = f"weft {verb} [{'|'.join(VERBS)}] RUN.yaml [--KEY VALUE ...]"
+    made.add_argument("file", nargs="?", metavar="RUN.yaml", help="the run file")
+    made.add_argument("--kit", default="kits/admin", help="the administrator's kit [kits/admin]")
+    made.add_argument("--name", help="of the run at the server [the file's]; the same name goes on with the same run")
+    made.add_argument("--wait", action="store_true", help="stay to its end; hand it in again where its job falls")
+    if verb == "up":
+        made.add_argument("--site", action="append", default=[], metavar="NAME=FILE", help="a site's own site.yaml")
+        made.add_argument("--work", help="folder of kits and results [weft-up]")
+        made.add_argument("--port", type=int, help="of the server, on this machine alone [a free one]")
+    arguments = made.parse(words)
+    known = RunConfig.model_fields
+    values: dict[str, Any] = read_file(arguments.file or arguments.config) if arguments.file or arguments.config else {}
+    given = values | {key: value for key, value in vars(arguments).items() if key in known}
+    given |= {} if verb == "up" else {"runtime": "nvflare"}
+    module = importlib.import_module(f"weft.commands.{which}")
+    defaults: Any = getattr(module, "defaults", lambda _: {})
+    name = arguments.name or Path(arguments.file or arguments.config or "run").stem.lower()
+    return arguments, build(defaults(given) | given), name
+
+
+def tell(said: dict[str, Any]) -> None:
+    """Print what is new of a run's status."""
+    rounds = said.get("rounds") or []
+    if said.get("refused"):
+        for site, why in said["refused"].items():
+            print(f"weft: the site '{site}' takes no part: {why}.", file=sys.stderr)
+    last = rounds[-1] if rounds else {}
+    print(json.dumps({"state": said.get("state")} | last, default=str), flush=True)
+
+
+def _simple(verb: str, description: str, argv: list[str]) -> argparse.Namespace:
+    parser = Parser(prog=f"weft {verb}", description=description, allow_abbrev=False)
+    parser.add_argument("name", nargs="?", help="of the run, or the number of its job [the newest]")
+    parser.add_argument("--kit", default="kits/admin", help="the administrator's kit [kits/admin]")
+    if verb == "logs":
+        parser.add_argument("--server", default="kits/server", help="the server's kit, on its machine [kits/server]")
+    return parser.parse(argv)
+
+
+def status(argv: list[str]) -> int:
+    """Print the sites that are there, and how runs are."""
+    from weft.launch.errands import errands
+
+    arguments = _simple("status", "How the sites and the runs are.", argv)
+    with errands(Path(arguments.kit)) as desk:
+        print(f"sites: {', '.join(desk.sites()) or 'none'}")
+        for job in desk.jobs()[:20]:
+            name, number = str(job.get("job_name") or job.get("name")), str(job["job_id"])
+            if arguments.name not in (None, name, number):
+                continue
+            said = desk.status(number) if "RUNNING" in str(job.get("status")) else None
+            print(f"{name}  {number}  {job.get('status')}  {_short(said)}".rstrip())
+            for site, why in (said or {}).get("refused", {}).items():
+                print(f"  {site} takes no part: {why}")
+    return 0
+
+
+def _short(said: dict[str, Any] | None) -> str:
+    rounds = [one["round"] for one in (said or {}).get("rounds", []) if "round" in one]
+    if not rounds:
+        return str((said or {}).get("state", ""))
+    last = rounds[-1]
+    loss = "" if last.get("train_loss") is None else f", loss {last['train_loss']:.4f}"
+    return f"round {last['round']}{loss}"
+
+
+def logs(argv: list[str]) -> int:
+    """Print a run's log, on the server's machine."""
+    arguments = _simple("logs", "What a run said, on the server's machine.", argv)
+    folder = Path(arguments.server) / "runs"
+    found = sorted(folder.glob(f"{arguments.name or '*'}.log"), key=os.path.getmtime)
+    if not found:
+        raise ConfigError(f"There is no log of a run in '{folder}': give the server's kit by --server, on its machine.")
+    print(found[-1].read_text(encoding="utf-8"), end="")
+    return 0
+
+
+def stop(argv: list[str]) -> int:
+    """End a run; what it has committed stays, and the same name goes on with it."""
+    from weft.launch.errands import OVER, errands
+
+    arguments = _simple("stop", "End a run; the rounds that are done are kept.", argv)
+    with errands(Path(arguments.kit)) as desk:
+        for job in desk.jobs():
+            name, number = str(job.get("job_name") or job.get("name")), str(job["job_id"])
+            if arguments.name in (None, name, number) and not str(job.get("status")).startswith(OVER):
+                desk.stop(number)
+                print(number)
+                return 0
+    raise ConfigError(f"No run{f' {arguments.name!r}' if arguments.name else ''} is under way.")

@@ -1,0 +1,37 @@
+"""`weft up RUN.yaml --clients 3`: a server, its sites and a run on this machine alone, in one terminal."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from weft.commands.submit import read_run, tell
+from weft.errors import ConfigError, RunError
+
+
+def run(argv: list[str]) -> int:
+    """Make kits, start a server and sites, hand the run in, wait for it, and end all of it."""
+    words, count = _clients(argv)
+    arguments, config, name = read_run("up", words)
+    from weft.launch.loopback import up
+
+    for word in arguments.site:
+        if "=" not in word:
+            raise ConfigError(f"A site is written NAME=site.yaml, not '{word}'.")
+    laws = {word.partition("=")[0]: Path(word.partition("=")[2]) for word in arguments.site}
+    work = Path(arguments.work or "weft-up")
+    last = up(config, name, work, count=count, laws=laws, port=arguments.port, hear=tell)
+    if last.get("state") != "done":
+        raise RunError(f"The run '{name}' failed: {last.get('error', f'{work} holds its logs')}")
+    print(work / "kits" / "server" / "runs" / name)
+    print(f"weft: logs and kits are in {work}.", file=sys.stderr)
+    return 0
+
+
+def _clients(argv: list[str]) -> tuple[list[str], int | None]:
+    """Take `--clients N` out of the words: a number of sites, where a run's own key names files."""
+    words = list(argv)
+    for place, word in enumerate(words[:-1]):
+        if word == "--clients" and words[place + 1].isdigit():
+            return words[:place] + words[place + 2 :], int(words[place + 1])
+    return words, None

@@ -1,0 +1,210 @@
+"""What an administrator does with the server of a federation of sites: hand in runs, ask how they are, stop them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from weft.config import RunConfig
+from weft.errors import ConfigError, MissingExtra, RunError
+from weft.launch.kits import ADMIN, kind_of_kit
+from weft.runs.layout import path_component
+
+OVER = ("FINISHED", "ABORTED", "FAILED", "REJECTED", "DELETED")
+EVERY = 1.0
+"""Seconds between two questions of someone who waits."""
+
+
+class Errands:
+    """A session with a server, opened anew where it breaks."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+
+    def submit(self, config: RunConfig, name: str) -> str:
+        """Hand in a run; return the number of its job."""
+        with tempfile.TemporaryDirectory() as folder, hushed():
+            return str(self.session.submit_job(str(write_job(config, name, Path(folder)))))
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Return what is known of all jobs, the newest first."""
+        with hushed():
+            found = self.session.list_jobs(detailed=True)
+        return sorted(found, key=lambda job: str(job.get("submit_time_iso") or job.get("submit_time")), reverse=True)
+
+    def state(self, job: str) -> str:
+        """Return the state of a job in FLARE's words."""
+        with hushed():
+            return str(self.session.get_job_meta(job).get("status", ""))
+
+    def meta(self, job: str) -> dict[str, Any]:
+        """Return what FLARE knows of a job."""
+        with hushed():
+            return dict(self.session.get_job_meta(job))
+
+    def status(self, job: str) -> dict[str, Any] | None:
+        """Return what the run itself says, or None while it does not run."""
+        from weft.launch.flare import STATUS
+
+        try:
+            with hushed():
+                return dict(self.session.do_app_command(job, STATUS, {}))
+        except Exception:
+            return None
+
+    def stop(self, job: str) -> None:
+        """End a job; what it has committed stays."""
+        with hushed():
+            self.session.abort_job(job)
+
+    def sites(self) -> list[str]:
+        """Return the sites that are connected."""
+        with hushed():
+            found = self.session.get_system_info()
+        return sorted(client.name for client in found.client_info)
+
+
+@contextmanager
+def errands(kit: Path, patience: float = 10.0) -> Iterator[Errands]:
+    """Open a session by the administrator's kit.
+
+    Raises:
+        ConfigError: no such kit.
+        MissingExtra: FLARE is not installed.
+        RunError: the server cannot be reached, or does not know this administrator.
+    """
+    if kind_of_kit(kit) != "admin":
+        raise ConfigError(f"'{kit}' is not the administrator's kit: give the folder `admin` of the kits by --kit.")
+    try:
+        from nvflare.fuel.flare_api.flare_api import new_secure_session
+    except ImportError:
+        raise MissingExtra("nvflare", "nvflare", "A run of sites") from None
+    try:
+        with hushed():
+            session = new_secure_session(ADMIN, str(kit.resolve()), timeout=patience)
+    except Exception as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunError(
+            f"The server cannot be reached with '{kit}' ({said}): see that `weft server start` runs, and that the host "
+            "and the port in the kit lead to it."
+        ) from None
+    try:
+        yield Errands(session)
+    finally:
+        with contextlib.suppress(Exception), hushed():
+            session.close()
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Keep what the library prints from the user."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def write_job(config: RunConfig, name: str, folder: Path) -> Path:
+    """Write a job of FLARE: the names of two classes, and the run's keys; return its folder."""
+    if path_component(name) != name or name.startswith("."):
+        raise ConfigError(f"A run cannot be called '{name}': write lower-case letters, digits, - and _ after --name.")
+    keys = config.model_dump(mode="json") | {"output_dir": name}
+    collab: dict[str, Any] = {"collab_obj_ids": [], "props": {}}
+    threads = {"max_inbound_call_threads": 32, "max_outbound_call_threads": 100}
+    server = {
+        "workflows": [
+            {
+                "id": "controller",
+                "path": "nvflare.collab.runtime.controller.CollabController",
+                "args": {"server_obj_id": "_server"} | collab | threads,
+            }
+        ],
+        "components": [{"id": "_server", "path": "weft.launch.flare.Server", "args": {"run": keys, "name": name}}],
+    }
+    executor: dict[str, Any] = {
+        "path": "nvflare.collab.runtime.executor.CollabExecutor",
+        "args": {"client_obj_id": "_client"},
+    }
+    executor["args"] |= collab | threads
+    client = {
+        "executors": [{"tasks": ["*"], "executor": executor}],
+        "components": [{"id": "_client", "path": "weft.launch.flare.Site", "args": {}}],
+    }
+    filters: dict[str, Any] = {"format_version": 2, "task_data_filters": [], "task_result_filters": []}
+    least = max(1, config.min_clients)
+    where = ["server", *config.sites] if config.sites else ["@ALL"]
+    meta = {"name": name, "resource_spec": {}, "min_clients": least, "deploy_map": {"app": where}}
+    job = folder / name
+    (job / "app" / "config").mkdir(parents=True)
+    for path, content in (
+        (job / "meta.json", meta),
+        (job / "app" / "config" / "config_fed_server.json", filters | server),
+        (job / "app" / "config" / "config_fed_client.json", filters | client),
+    ):
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return job
+
+
+def follow(
+    kit: Path, config: RunConfig, name: str, hear: Callable[[dict[str, Any]], None], *, lives: int = 20
+) -> dict[str, Any]:
+    """Hand in a run and wait for its end; hand it in again, to go on, where its job fell.
+
+    Args:
+        kit: the administrator's.
+        config: the run.
+        name: of the run at the server.
+        hear: told what the run says, whenever that changes.
+        lives: how often it is handed in at most.
+
+    Returns:
+        The last status; its `state` is "done" or "failed".
+
+    Raises:
+        RunError: it fell too often.
+    """
+    last: dict[str, Any] = {}
+    for _ in range(lives):
+        last, job = {}, ""
+        with contextlib.suppress(RunError), errands(kit) as desk:
+            job = desk.submit(config, name)
+        while job:
+            time.sleep(EVERY)
+            try:
+                with errands(kit) as desk:
+                    last = _watch(desk, job, last, hear)
+            except RunError:
+                continue  # the server is away: it is asked until it is back
+            break
+        if last.get("state") == "done" or last.get("final"):
+            return last
+        hear({"state": f"the job fell ({last.get('error', 'its server or too many sites went away')})"})
+    raise RunError(f"The run '{name}' fell {lives} times: see its log at the server.")
+
+
+def _watch(desk: Errands, job: str, last: dict[str, Any], hear: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Ask for a job until it is over."""
+    while True:
+        said = desk.status(job)
+        if said is not None and said != last:
+            hear(said)
+            last = said
+        try:
+            state = desk.state(job)
+        except Exception as error:
+            raise RunError(f"the server does not answer ({type(error).__name__})") from None
+        if state.startswith(OVER):
+            over = "COMPLETED" in state and last.get("state") != "failed"
+            return last | ({"state": "done"} if over else {"state": last.get("state", state)})
+        time.sleep(EVERY)

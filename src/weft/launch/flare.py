@@ -1,0 +1,132 @@
+"""A run of sites as a job of NVIDIA FLARE: what its processes make of it, here and at the sites.
+
+All use of FLARE's Collab API is in this file. The job holds two names of classes and the run's keys, no code: sites run
+the Weft that is installed there (`weft.launch.kits` lets them load nothing else).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from nvflare.collab import collab
+from nvflare.collab.api.exceptions import RunAborted
+
+from weft.errors import ConfigError, RunError, WeftError
+from weft.launch.child import Child
+from weft.runtimes.desk import Desk, Heard, LineBroken
+
+SITE, KIT = "WEFT_SITE", "WEFT_KIT"
+"""Environment variables: where site.yaml and the kit lie."""
+STATUS = "weft_status"
+"""What an administrator asks the server for."""
+MARGIN = 15.0
+"""Seconds that a call may take beyond what a site holds its answer back for."""
+LAST = 200
+"""Rounds that a status tells of."""
+
+
+class CollabLine:
+    """Carries bytes by Collab calls; the sender of an answer is the site that was called, as its certificate says."""
+
+    def __init__(self, proxies: dict[str, Any]) -> None:
+        self._proxies = proxies
+
+    def ask(self, client: str, ticket: str, raw: bytes | None, wait: float) -> Heard:
+        """Call a site."""
+        try:
+            said = self._proxies[client](timeout=wait + MARGIN).ask(ticket, raw, wait)
+        except RunAborted:
+            raise RunError("the job was ended") from None
+        except Exception as error:
+            raise LineBroken(type(error).__name__) from None
+        if not isinstance(said, dict) or not isinstance(said.get("progress"), int):
+            raise LineBroken("an answer of no known form")
+        if said.get("unknown"):
+            raise KeyError(ticket)
+        answer = said.get("answer")
+        return Heard(said["progress"], answer if isinstance(answer, bytes) else None)
+
+
+class Server:
+    """The server's half of a job."""
+
+    def __init__(self, run: dict[str, Any], name: str) -> None:
+        self.run, self.name = run, name
+        self.status: dict[str, Any] = {"name": name, "state": "begins", "rounds": []}
+
+    @collab.main  # type: ignore[untyped-decorator]
+    def main(self) -> str:
+        """Run all rounds; what is said goes to the run's log."""
+        from weft.launch.served import serve
+
+        folder = Path(os.environ[KIT]) / "runs" / self.name
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        proxies = {proxy.name: proxy for proxy in collab.clients}
+        collab.fl_ctx.get_engine().register_app_command(STATUS, lambda *_, **__: json.loads(json.dumps(self.status)))
+        keys = self.run | {"output_dir": str(folder)}
+        with (
+            open(folder.parent / f"{self.name}.log", "a", encoding="utf-8", buffering=1) as log,
+            contextlib.redirect_stdout(log),
+            contextlib.redirect_stderr(log),
+        ):
+            try:
+                self._tell({"state": "asks the sites"})
+                serve(keys, CollabLine(proxies), list(proxies), version("weft"), resume=True, hear=self._tell)
+            except WeftError as error:
+                print(f"weft: {error}", file=sys.stderr)
+                self._tell({"state": "failed", "error": str(error), "final": isinstance(error, ConfigError)})
+                self._keep(folder)
+                raise
+        self._tell({"state": "done"})
+        self._keep(folder)
+        return "done"
+
+    def _tell(self, said: dict[str, Any]) -> None:
+        rounds = self.status["rounds"]
+        if "round" in said or "evaluation" in said:
+            rounds.append(said)
+            del rounds[:-LAST]
+            self.status["state"] = "trains"
+        else:
+            self.status |= said
+
+    def _keep(self, folder: Path) -> None:
+        """Leave the last status beside the run, where `weft status` looks when the job has ended."""
+        (folder.parent / f"{self.name}.json").write_text(json.dumps(self.status) + "\n", encoding="utf-8")
+
+
+class Site:
+    """A site's half of a job: it passes messages to one long-lived process, where the model stays between rounds."""
+
+    def __init__(self) -> None:
+        self._child: Child | None = None
+        self._desk: Desk | None = None
+
+    @collab.init  # type: ignore[untyped-decorator]
+    def begin(self) -> None:
+        """Begin the process with the model when the first message comes."""
+        folder = Path(os.environ[KIT]) / "weft"
+        self._child = Child(Path(os.environ[SITE]), folder, str(collab.site_name))
+        self._desk = Desk(self._child.work, self._child.progress)
+
+    @collab.final  # type: ignore[untyped-decorator]
+    def end(self) -> None:
+        """End that process with the job."""
+        if self._child is not None:
+            self._child.close()
+
+    @collab.publish  # type: ignore[untyped-decorator]
+    def ask(self, ticket: str, raw: bytes, wait: float) -> dict[str, Any]:
+        """Take a message, or say how far the one before is."""
+        assert self._desk is not None
+        try:
+            heard = self._desk.ask(ticket, raw, wait)
+        except KeyError:
+            return {"progress": 0, "unknown": True}
+        return {"progress": heard.progress, "answer": heard.answer}

@@ -1,0 +1,178 @@
+"""A federation of sites on this machine alone, to try and to test: everything is real but the distance."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from weft.config import RunConfig, build
+from weft.core.seeds import generator
+from weft.data.load import read_rows, resolve_source
+from weft.errors import ConfigError, RunError
+from weft.launch.errands import errands, follow
+from weft.launch.kits import make_kits
+from weft.launch.party import command, end, start
+
+READY = 60.0
+"""Seconds that server and sites have to find each other."""
+
+
+class Federation:
+    """Kits, and the processes that run by them."""
+
+    def __init__(self, work: Path, laws: Mapping[str, Path], port: int | None = None) -> None:
+        """Make kits for sites by these laws.
+
+        Args:
+            work: a folder for all of it; kits that were there are made anew.
+            laws: each site's site.yaml.
+            port: of the server; None: a free one.
+        """
+        self.work, self.laws = work, dict(laws)
+        self.kits = work / "kits"
+        self.port = port or free_port()
+        kept = self.kits / "server" / "runs"
+        if kept.is_dir():
+            shutil.move(kept, work / "runs")
+        shutil.rmtree(self.kits, ignore_errors=True)
+        make_kits("localhost", list(self.laws), self.kits, self.port)
+        if (work / "runs").is_dir():
+            shutil.move(work / "runs", kept)
+        self.parties: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def admin(self) -> Path:
+        """The administrator's kit."""
+        return self.kits / "admin"
+
+    def start(self, name: str) -> None:
+        """Start the server, or a site."""
+        kit = self.kits / name
+        self.parties[name] = start(*command(kit, self.laws.get(name)), kit)
+
+    def stop(self, name: str) -> None:
+        """End the server, or a site."""
+        end(self.parties.pop(name))
+
+    def begin(self) -> None:
+        """Start everybody, and wait until the sites are connected; RunError where they are not in time."""
+        for name in ("server", *self.laws):
+            self.start(name)
+        self.wait(set(self.laws))
+
+    def wait(self, sites: set[str], patience: float = READY) -> None:
+        """Wait until these sites are connected; RunError where they are not in time."""
+        until, why = time.monotonic() + patience, "they did not connect"
+        while time.monotonic() < until:
+            try:
+                with errands(self.admin, patience=5.0) as desk:
+                    while time.monotonic() < until:
+                        if sites <= set(desk.sites()):
+                            return
+                        time.sleep(0.2)
+            except RunError as error:
+                why = str(error)
+            time.sleep(0.3)
+        raise RunError(f"The sites were not there within {patience:g} s ({why}): see the console.log in {self.kits}.")
+
+    def close(self) -> None:
+        """End everybody: first the sites."""
+        for name in [*(name for name in self.parties if name != "server"), "server"]:
+            if name in self.parties:
+                self.stop(name)
+
+
+@contextmanager
+def federation(work: Path, laws: Mapping[str, Path], port: int | None = None) -> Iterator[Federation]:
+    """Run a server and sites by these laws, and end them."""
+    made = Federation(work, laws, port)
+    try:
+        made.begin()
+        yield made
+    finally:
+        made.close()
+
+
+def up(
+    config: RunConfig,
+    name: str,
+    work: Path,
+    *,
+    count: int | None,
+    laws: Mapping[str, Path],
+    port: int | None,
+    hear: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Run a configuration by a server and sites on this machine; return the last status.
+
+    Args:
+        config: a run in one process: its clients become sites, or its rows are dealt to `count` of them.
+        name: of the run.
+        work: a folder for all of it.
+        count: sites to deal the rows to, where no clients are named.
+        laws: sites with a site.yaml of their own, instead of both.
+        port: of the server; None: a free one.
+        hear: told what the run says.
+
+    Raises:
+        ConfigError: no data, or a run that sites cannot have.
+        RunError: the federation did not come up, or fell too often.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    made = dict(laws) or _laws(config, work, count)
+    left = {"dataset_name", "clients", "eval_dataset_name", "runtime"}
+    keys = {key: value for key, value in config.model_dump(mode="json").items() if key not in left}
+    run = build(keys | {"runtime": "nvflare", "sites": config.sites or list(made)})
+    with federation(work, made, port) as parties:
+        return follow(parties.admin, run, name, hear)
+
+
+def _laws(config: RunConfig, work: Path, count: int | None) -> dict[str, Path]:
+    """Write a site.yaml for every client of a run: it agrees to this model."""
+    if config.clients:
+        data = {client.name: {"path": client.data, "eval": client.eval} for client in config.clients}
+    elif config.dataset_name:
+        dealt = _dealt(config, work, count or config.num_clients)
+        data = {site: {"path": str(path), "eval": None} for site, path in dealt.items()}
+    else:
+        raise ConfigError("No data is named: write --dataset_name FILE, clients, or --site NAME=site.yaml.")
+    made = {}
+    for site, own in data.items():
+        columns = {key: getattr(config, key) for key in ("instruction_column", "response_column")}
+        own = {key: str(Path(value).resolve()) for key, value in own.items() if value} | columns
+        law = {"data": own, "accept": {"models": [config.model_name_or_path]}, "threads": config.threads}
+        made[site] = work / "sites" / f"{site}.yaml"
+        made[site].parent.mkdir(parents=True, exist_ok=True)
+        made[site].write_text(yaml.safe_dump(law, sort_keys=False), encoding="utf-8")
+    return made
+
+
+def _dealt(config: RunConfig, work: Path, count: int) -> dict[str, Path]:
+    """Deal the rows of a run's source to files, one a site, at random."""
+    rows = list(read_rows(resolve_source(config.dataset_name or "", config.local_data_dir), split=config.dataset_split))
+    order = generator(config.seed, "sites").permutation(len(rows))[: config.dataset_sample]
+    folder = work / "sites"
+    folder.mkdir(parents=True, exist_ok=True)
+    made = {}
+    for number in range(count):
+        path = folder / f"site_{number}.jsonl"
+        own = [rows[int(row)] for row in order[number::count]]
+        path.write_text("".join(json.dumps(row, default=str) + "\n" for row in own), encoding="utf-8")
+        made[f"site_{number}"] = path
+    return made
+
+
+def free_port() -> int:
+    """Return a port that nobody listens to now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
