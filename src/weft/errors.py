@@ -3,6 +3,7 @@
     WeftError
     ├── ConfigError       the user's mistake: one sentence, exit code 2
     │   ├── DataError     ... in the data: a file, a line, a column
+    │   ├── RunInUse      ... another process writes to the run
     │   └── MissingExtra  ... an optional package is not installed
     ├── ClientFailed      one client could not finish a task: its update is dropped, the round goes on
     │   ├── BadUpdate     ... or it sent what no honest client sends
@@ -23,6 +24,10 @@ class ConfigError(WeftError):
 
 class DataError(ConfigError):
     """The user's data cannot be read or used as it is."""
+
+
+class RunInUse(ConfigError):
+    """Another process writes to the run's directory."""
 
 
 class MissingExtra(ConfigError):

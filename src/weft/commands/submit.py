@@ -21,12 +21,13 @@ OWN = ("file", "kit", "name", "wait")
 
 def run(argv: list[str]) -> int:
     """Hand a run in."""
-    from weft.launch.errands import errands, follow
+    from weft.launch.errands import errands
+    from weft.launch.follow import Follower
 
     arguments, config, name = read_run("submit", argv)
     kit = Path(arguments.kit)
     if arguments.wait:
-        last = follow(kit, config, name, tell)
+        last = Follower(kit, config, name, tell).follow()
         if last.get("state") != "done":
             raise RunError(f"The run '{name}' failed: {last.get('error', 'its log at the server says more')}")
         return 0

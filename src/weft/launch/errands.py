@@ -7,8 +7,7 @@ import io
 import json
 import logging
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ from weft.launch.kits import ADMIN, kind_of_kit
 from weft.runs.layout import path_component
 
 OVER = ("FINISHED", "ABORTED", "FAILED", "REJECTED", "DELETED")
-EVERY = 1.0
-"""Seconds between two questions of someone who waits."""
 
 
 class Errands:
@@ -65,11 +62,16 @@ class Errands:
         with hushed():
             self.session.abort_job(job)
 
-    def sites(self) -> list[str]:
-        """Return the sites that are connected."""
+    def since(self) -> str:
+        """Return when the server was started."""
+        with hushed():
+            return str(self.session.get_system_info().server_info.start_time)
+
+    def sites(self) -> dict[str, float]:
+        """Return the sites that are connected, and since when."""
         with hushed():
             found = self.session.get_system_info()
-        return sorted(client.name for client in found.client_info)
+        return {str(one.name): float(one.last_connect_time) for one in found.client_info}
 
 
 @contextmanager
@@ -87,6 +89,7 @@ def errands(kit: Path, patience: float = 10.0) -> Iterator[Errands]:
         from nvflare.fuel.flare_api.flare_api import new_secure_session
     except ImportError:
         raise MissingExtra("nvflare", "nvflare", "A run of sites") from None
+    logging.getLogger().addHandler(logging.NullHandler())  # what its threads complain of is said here, in words
     try:
         with hushed():
             session = new_secure_session(ADMIN, str(kit.resolve()), timeout=patience)
@@ -154,57 +157,3 @@ def write_job(config: RunConfig, name: str, folder: Path) -> Path:
     ):
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return job
-
-
-def follow(
-    kit: Path, config: RunConfig, name: str, hear: Callable[[dict[str, Any]], None], *, lives: int = 20
-) -> dict[str, Any]:
-    """Hand in a run and wait for its end; hand it in again, to go on, where its job fell.
-
-    Args:
-        kit: the administrator's.
-        config: the run.
-        name: of the run at the server.
-        hear: told what the run says, whenever that changes.
-        lives: how often it is handed in at most.
-
-    Returns:
-        The last status; its `state` is "done" or "failed".
-
-    Raises:
-        RunError: it fell too often.
-    """
-    last: dict[str, Any] = {}
-    for _ in range(lives):
-        last, job = {}, ""
-        with contextlib.suppress(RunError), errands(kit) as desk:
-            job = desk.submit(config, name)
-        while job:
-            time.sleep(EVERY)
-            try:
-                with errands(kit) as desk:
-                    last = _watch(desk, job, last, hear)
-            except RunError:
-                continue  # the server is away: it is asked until it is back
-            break
-        if last.get("state") == "done" or last.get("final"):
-            return last
-        hear({"state": f"the job fell ({last.get('error', 'its server or too many sites went away')})"})
-    raise RunError(f"The run '{name}' fell {lives} times: see its log at the server.")
-
-
-def _watch(desk: Errands, job: str, last: dict[str, Any], hear: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Ask for a job until it is over."""
-    while True:
-        said = desk.status(job)
-        if said is not None and said != last:
-            hear(said)
-            last = said
-        try:
-            state = desk.state(job)
-        except Exception as error:
-            raise RunError(f"the server does not answer ({type(error).__name__})") from None
-        if state.startswith(OVER):
-            over = "COMPLETED" in state and last.get("state") != "failed"
-            return last | ({"state": "done"} if over else {"state": last.get("state", state)})
-        time.sleep(EVERY)

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from nvflare.collab import collab
 from nvflare.collab.api.exceptions import RunAborted
 
-from weft.errors import ConfigError, RunError, WeftError
+from weft.errors import ConfigError, RunError, RunInUse, WeftError
 from weft.launch.child import Child
 from weft.runtimes.desk import Desk, Heard, LineBroken
 
@@ -25,8 +26,10 @@ SITE, KIT = "WEFT_SITE", "WEFT_KIT"
 """Environment variables: where site.yaml and the kit lie."""
 STATUS = "weft_status"
 """What an administrator asks the server for."""
-MARGIN = 15.0
-"""Seconds that a call may take beyond what a site holds its answer back for."""
+MARGIN, SLOWEST = 10.0, 5e6
+"""Seconds that a call may take beyond what a site holds its answer back for, and bytes a second of a slow line."""
+PATIENCE = 90.0
+"""Seconds that a run which is in use is waited for."""
 LAST = 200
 """Rounds that a status tells of."""
 
@@ -36,11 +39,14 @@ class CollabLine:
 
     def __init__(self, proxies: dict[str, Any]) -> None:
         self._proxies = proxies
+        self._sizes: dict[str, int] = {}
 
     def ask(self, client: str, ticket: str, raw: bytes | None, wait: float) -> Heard:
         """Call a site."""
+        # An answer is about as large as what was sent.
+        size = self._sizes[client] = len(raw) if raw is not None else self._sizes.get(client, 0)
         try:
-            said = self._proxies[client](timeout=wait + MARGIN).ask(ticket, raw, wait)
+            said = self._proxies[client](timeout=wait + MARGIN + size / SLOWEST).ask(ticket, raw, wait)
         except RunAborted:
             raise RunError("the job was ended") from None
         except Exception as error:
@@ -77,7 +83,7 @@ class Server:
         ):
             try:
                 self._tell({"state": "asks the sites"})
-                serve(keys, CollabLine(proxies), list(proxies), version("weft"), resume=True, hear=self._tell)
+                self._serve(serve, keys, CollabLine(proxies), list(proxies))
             except WeftError as error:
                 print(f"weft: {error}", file=sys.stderr)
                 self._tell({"state": "failed", "error": str(error), "final": isinstance(error, ConfigError)})
@@ -86,6 +92,18 @@ class Server:
         self._tell({"state": "done"})
         self._keep(folder)
         return "done"
+
+    def _serve(self, serve: Any, keys: dict[str, Any], line: CollabLine, sites: list[str]) -> None:
+        """Run; wait a while for a process of a server that was killed to let go of the run."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                serve(keys, line, sites, version("weft"), resume=True, hear=self._tell)
+                return
+            except RunInUse:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(1.0)
 
     def _tell(self, said: dict[str, Any]) -> None:
         rounds = self.status["rounds"]

@@ -18,7 +18,8 @@ from weft.config import RunConfig, build
 from weft.core.seeds import generator
 from weft.data.load import read_rows, resolve_source
 from weft.errors import ConfigError, RunError
-from weft.launch.errands import errands, follow
+from weft.launch.errands import errands
+from weft.launch.follow import Follower
 from weft.launch.kits import make_kits
 from weft.launch.party import command, end, start
 
@@ -133,7 +134,7 @@ def up(
     keys = {key: value for key, value in config.model_dump(mode="json").items() if key not in left}
     run = build(keys | {"runtime": "nvflare", "sites": config.sites or list(made)})
     with federation(work, made, port) as parties:
-        return follow(parties.admin, run, name, hear)
+        return Follower(parties.admin, run, name, hear).follow()
 
 
 def _laws(config: RunConfig, work: Path, count: int | None) -> dict[str, Path]:

@@ -23,7 +23,7 @@ from urllib.parse import quote
 import yaml
 
 from weft.core.files import write_atomic
-from weft.errors import ConfigError
+from weft.errors import ConfigError, RunInUse
 
 LOCK = ".lock"
 HEADER = "# The resolved configuration of a Weft run.\n"
@@ -241,7 +241,7 @@ class RunDir:
         except BlockingIOError:
             holder = os.read(descriptor, 32).decode(errors="replace").strip()
             os.close(descriptor)
-            raise ConfigError(
+            raise RunInUse(
                 f"The output directory '{self.path}' is in use by another run (process {holder or 'unknown'}): "
                 "wait for it, stop it, or give another --output_dir."
             ) from None

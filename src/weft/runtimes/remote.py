@@ -71,8 +71,6 @@ class Remote(Runtime):
     """Says whether a site answers a second hello as it did the first."""
     session: str = field(default_factory=lambda: secrets.token_hex(4))
     begun: int = 0
-    heard: dict[str, float] = field(default_factory=dict)
-    """When each site was last heard."""
 
     def exchange(self, messages: Sequence[Message]) -> Iterator[Reply]:
         """Yield the replies; a site that fell silent is a failure."""
@@ -138,29 +136,31 @@ class Remote(Runtime):
         return opened(raw, message.client, message.round, run=self.run, most=most, tensors=tensors)
 
     def _ask(self, client: str, whole: bytes, ticket: str, over: threading.Event, silence: float = 0.0) -> bytes | str:
-        """Return what a site answers, or why there is no answer; it may be silent for longer than for a turn."""
+        """Return what a site answers, or why there is no answer; as long as it is heard it may do so for longer."""
         silence = max(silence, self.silence)
         raw: bytes | None = whole
-        last, progress, lives = time.monotonic(), -1, LIVES
-        wait = min(WAIT, silence / 4)
-        reason = "could not be reached"
+        last = heard = time.monotonic()
+        progress, lives = -1, LIVES
+        wait = min(WAIT, self.silence / 4)
+        reason = ""
         while not over.is_set():
             try:
                 said = self.line.ask(client, ticket, raw, wait)
-                self.heard[client] = time.monotonic()
+                heard = time.monotonic()
                 raw = None
                 if said.answer is not None:
                     return said.answer
                 if said.progress > progress:
                     last, progress = time.monotonic(), said.progress
-                reason = "made no progress"
             except KeyError:
                 raw, progress, lives = whole, -1, lives - 1
                 if not lives:
                     return f"began anew {LIVES} times"
             except LineBroken as broken:
-                reason = f"could not be reached ({broken})" if str(broken) else "could not be reached"
+                reason = f" ({broken})" if str(broken) else ""
                 over.wait(AGAIN)
+            if time.monotonic() - heard > self.silence:
+                return f"could not be reached{reason} for {self.silence:g} s"
             if time.monotonic() - last > silence:
-                return f"{reason} for {silence:g} s"
+                return f"made no progress for {silence:g} s"
         return "was not waited for"
