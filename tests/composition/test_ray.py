@@ -44,13 +44,12 @@ def result(run) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
-PAIRS = {"objective": "preference", "loss": "dpo"}
+PAIRS = {"objective": "preference", "loss": "dpo", "num_actors": 1}
 KINDS = {
     "fedavg": {},
-    "scaffold": {"fed_alg": "scaffold"},
-    "flora with ranks": {"lora_aggregation": "stack", "client_ranks": [2, 4, 8]},
+    "scaffold": {"fed_alg": "scaffold", "client_failure_rate": 0.3, "client_speed": [1.0, 0.5, 1.0]},
+    "flora with ranks": {"lora_aggregation": "stack", "client_ranks": [2, 4, 8], "num_actors": 1},
     "dpo": PAIRS,
-    "personal parts": {"share": ["lora_A"], "client_failure_rate": 0.3, "client_speed": [1.0, 0.5]},
 }
 
 
@@ -111,7 +110,12 @@ def test_a_run_goes_on_under_another_runtime(spread, tmp_path: Path):
 
 def test_plain_text_is_read_by_every_actor(spread, tmp_path: Path):
     rows = [{"text": row["instruction"] + " " + row["output"]} for row in colour_rows(60)]
-    data = {"objective": "causal_lm", "dataset_name": str(write_rows(tmp_path / "text.jsonl", rows)), "num_rounds": 1}
+    data = {
+        "objective": "causal_lm",
+        "dataset_name": str(write_rows(tmp_path / "text.jsonl", rows)),
+        "num_rounds": 1,
+        "num_actors": 1,
+    }
     there = weft.train(spread | data, quiet=True)
     here = weft.train(spread | data | {"runtime": "inprocess", "output_dir": str(tmp_path / "here")}, quiet=True)
     assert json.loads((there.path / "metrics.jsonl").read_text().splitlines()[-1]) == json.loads(

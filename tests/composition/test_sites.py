@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import weft
 from conftest import colour_rows, write_rows
-from weft.errors import ConfigError, RunError
+from weft.errors import ConfigError
 from weft.launch.attendant import Attendant
 from weft.launch.law import Site, read_law
 from weft.launch.served import serve
@@ -268,18 +268,18 @@ def test_what_a_site_refuses_reaches_the_server_in_words(run, sites: Office, cha
     sites.begin("hospital_b")
     done = serve(run | {"min_clients": 2}, sites, list(NAMES), "1")
     assert done.summary["clients"].keys() == {"hospital_a", "hospital_c"}
-    with pytest.raises(RunError, match=f"2 of 3 sites take part.*hospital_b: .*{words}") as stopped:
+    with pytest.raises(ConfigError, match=f"2 of 3 sites take part.*hospital_b: .*{words}") as stopped:
         serve(run | {"min_clients": 3, "output_dir": str(done.path) + "-2"}, sites, list(NAMES), "1")
     assert str(folder) not in str(stopped.value)
 
 
 def test_versions_must_agree_and_no_code_travels(run, sites: Office, tmp_path: Path):
-    with pytest.raises(RunError, match="another version of Weft"):
+    with pytest.raises(ConfigError, match="another version of Weft"):
         serve(run, sites, list(NAMES), "2")
     prompts = {"objective": "grpo", "reward": ["own.py:score"], "use_peft": True, "max_new_tokens": 8}
-    with pytest.raises(RunError, match="no code travels"):
+    with pytest.raises(ConfigError, match="no code travels"):
         serve(run | prompts | {"output_dir": str(tmp_path / "runs/b")}, sites, list(NAMES), "1")
-    with pytest.raises(RunError, match="no code travels"):
+    with pytest.raises(ConfigError, match="no code travels"):
         serve(run | {"trust_remote_code": True, "output_dir": str(tmp_path / "runs/c")}, sites, list(NAMES), "1")
 
 

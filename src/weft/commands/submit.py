@@ -86,7 +86,7 @@ def status(argv: list[str]) -> int:
 
     arguments = _simple("status", "How the sites and the runs are.", argv)
     with errands(Path(arguments.kit)) as desk:
-        print(f"sites: {', '.join(desk.sites()) or 'none'}")
+        print(f"sites: {', '.join(sorted(desk.sites())) or 'none'}")
         for job in desk.jobs()[:20]:
             name, number = str(job.get("job_name") or job.get("name")), str(job["job_id"])
             if arguments.name not in (None, name, number):

@@ -103,8 +103,8 @@ def serve(
         hear: told what a status would say: the sites, and every round.
 
     Raises:
-        ConfigError: a mistake in the configuration, or a site that is named is not there.
-        RunError: too few sites take part, or answered.
+        ConfigError: a mistake in the configuration, a site that is named is not there, or too many refuse.
+        RunError: too few sites can be reached, or answered.
     """
     config = configuration.build(keys)
     prepare_process(config)
@@ -180,9 +180,10 @@ def _agree(
     count = min(config.sample_clients, len(order))
     hello = {"run": keys, "id": remote.run, "clients": count, "base": base}
     words = {name: json.dumps(hello | {"index": i}).encode() for i, name in enumerate(order)}
-    names, rows, held, refused = [], [], [], {}
+    names, rows, held, refused, away = [], [], [], {}, 0
     for name, raw in remote.ask_all(words).items():
         said = _read(raw) if isinstance(raw, bytes) else {"refused": raw}
+        away += isinstance(raw, str)
         if "refused" not in said and said.get("agreed") != wanted:
             said = {"refused": "it has another version of Weft, or read another run"}
         if "refused" in said:
@@ -192,9 +193,11 @@ def _agree(
         names.append(name)
         rows.append(int(said["rows"]))
         held.append(int(said["held"]))
-    if len(names) < max(1, config.min_clients):
+    least = max(1, config.min_clients)
+    if len(names) < least:
         why = "; ".join(f"{name}: {said}" for name, said in refused.items())
-        raise RunError(f"{len(names)} of {len(order)} sites take part, too few for a round ({why}).")
+        few = f"{len(names)} of {len(order)} sites take part, too few for a round ({why})."
+        raise RunError(few) if len(names) + away >= least else ConfigError(few)
     return Willing(names, rows, held, refused, words, wanted)
 
 

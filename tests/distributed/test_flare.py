@@ -1,0 +1,234 @@
+"""Sites over NVIDIA FLARE: real processes, real certificates, mutual TLS on loopback."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import weft
+from conftest import colour_rows, write_rows
+from weft.cli import main
+from weft.config import build
+from weft.errors import ConfigError
+from weft.launch.errands import errands, write_job
+from weft.launch.follow import Follower
+from weft.launch.kits import add_kit, make_kits
+from weft.launch.loopback import Federation, federation, free_port
+from weft.launch.party import command, end, start
+
+pytest.importorskip("nvflare")
+# FLARE leaves a session's sockets to the garbage collector, which says so.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+SITES = ("hospital_a", "hospital_b")
+
+
+@pytest.fixture(scope="module")
+def parties(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Federation]:
+    """A server and two sites that run through all tests of this file."""
+    work = tmp_path_factory.mktemp("federation")
+    laws = {}
+    for number, name in enumerate(SITES):
+        rows = [row | {"prompt": row["instruction"]} for row in colour_rows(24 + 3 * number, number)]
+        rows = [row | {"chosen": row["output"], "rejected": "none"} for row in rows]
+        write_rows(work / f"{name}.jsonl", rows)
+        accept = {"models": [str(tiny_model)], "max_rounds": 5 if name == "hospital_b" else 100}
+        laws[name] = work / f"{name}.yaml"
+        laws[name].write_text(yaml.safe_dump({"data": f"{name}.jsonl", "threads": 1, "accept": accept}))
+    with federation(work, laws) as made:
+        yield made
+    gc.collect()
+
+
+@pytest.fixture
+def run(keys, parties: Federation) -> dict[str, object]:
+    left = {key: value for key, value in keys.items() if key not in ("dataset_name", "num_clients")}
+    own = {"runtime": "nvflare", "sites": list(SITES), "threads": 1, "silence_timeout": 20.0, "eval_every": 1}
+    return left | own | {"choices": ["red", "green", "blue"]}
+
+
+def here(run: dict[str, object], parties: Federation, tmp_path: Path):
+    clients = [{"name": name, "data": str(parties.work / f"{name}.jsonl")} for name in SITES]
+    own = {key: value for key, value in run.items() if key not in ("sites", "runtime")}
+    return weft.train(own | {"clients": clients, "output_dir": str(tmp_path / "here")}, quiet=True)
+
+
+def there(parties: Federation, name: str) -> Path:
+    return parties.kits / "server" / "runs" / name
+
+
+def same(ours: Path, theirs: Path) -> None:
+    assert (ours / "metrics.jsonl").read_bytes() == (theirs / "metrics.jsonl").read_bytes()
+    one, other = (load_file(next(path.glob("adapter/*.safetensors"))) for path in (ours, theirs))
+    assert list(one) == list(other)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+KINDS = {
+    "fedavg": {},
+    "flora": {"lora_aggregation": "stack", "client_ranks": [2, 8]},
+    "dpo": {"objective": "preference", "loss": "dpo"},
+}
+
+
+def test_results_are_those_of_one_process_bit_for_bit(run, parties: Federation, tmp_path: Path):
+    """Three runs at a time; the next test has SCAFFOLD."""
+
+    def follow(kind: str) -> dict[str, object]:
+        return Follower(parties.admin, build(run | KINDS[kind]), kind, lambda _: None).follow()
+
+    with ThreadPoolExecutor() as pool:
+        ends = dict(zip(KINDS, pool.map(follow, KINDS), strict=True))
+    for kind, last in ends.items():
+        assert last["state"] == "done", (kind, last)
+        same(there(parties, kind), here(run | KINDS[kind], parties, tmp_path / kind).path)
+
+
+def pids(word: str, of: Path) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if word in words and str(of) in words:
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_killed_processes_lose_no_committed_round(run, parties: Federation, tmp_path: Path):
+    """kill -9 of a site's model in a round, then of the server: the numbers are those of a run without."""
+    given = run | {"num_rounds": 5, "checkpoint_seconds": 0, "fed_alg": "scaffold", "max_steps": 12}
+    stages = ["site", "server"]
+
+    def hear(said: dict[str, object]) -> None:
+        rounds = [one["round"]["round"] for one in said.get("rounds", []) if "round" in one]
+        if rounds and rounds[-1] >= 1 and stages[:1] == ["site"]:
+            stages.pop(0)
+            (model,) = pids("weft.launch.child", parties.kits / "hospital_a")
+            os.kill(model, signal.SIGKILL)
+        elif rounds and rounds[-1] >= 2 and stages[:1] == ["server"]:
+            stages.pop(0)
+            parties.parties["server"].send_signal(signal.SIGKILL)
+            parties.parties.pop("server").wait()
+            parties.start("server")
+
+    last = Follower(parties.admin, build(given), "killed", hear).follow()
+    assert last["state"] == "done", last
+    assert stages == []
+    same(there(parties, "killed"), here(given, parties, tmp_path).path)
+
+
+def test_what_a_site_refuses_reaches_the_administrator_in_words(run, parties: Federation, capsys):
+    file = parties.work / "long.yaml"
+    file.write_text(yaml.safe_dump({key: value for key, value in run.items() if key != "output_dir"}))
+    words = [str(file), "--kit", str(parties.admin), "--num_rounds", "6", "--min_clients", "2", "--wait"]
+    assert main(["submit", *words]) == 1
+    said = capsys.readouterr().err
+    assert "hospital_b: the run has 6 rounds, and this site accepts 5 at most" in said
+    assert str(parties.work) not in said.replace(str(parties.admin), "")
+    assert main(["status", "--kit", str(parties.admin)]) == 0
+    assert "sites: hospital_a, hospital_b" in capsys.readouterr().out
+    assert main(["logs", "long", "--server", str(parties.kits / "server")]) == 0
+    assert "takes no part" in capsys.readouterr().out
+    assert main(["stop", "--kit", str(parties.admin)]) == 2
+
+
+def test_a_job_with_code_or_another_class_is_refused(run, parties: Federation, tmp_path: Path):
+    """The site's own settings refuse it, whoever sends it."""
+    config = build(run)
+    for name, spoil in (("code", True), ("class", False)):
+        job = write_job(config, name, tmp_path)
+        if spoil:
+            (job / "app" / "custom").mkdir()
+            (job / "app" / "custom" / "evil.py").write_text("open('/tmp/weft-evil', 'w').close()\n")
+        else:
+            path = job / "app" / "config" / "config_fed_client.json"
+            words = json.loads(path.read_text())
+            words["components"][0]["path"] = "nvflare.app_common.np.np_trainer.NPTrainer"
+            path.write_text(json.dumps(words))
+        with errands(parties.admin) as desk:
+            number = desk.session.submit_job(str(job))
+            for _ in range(200):
+                if desk.state(number).startswith("FINISHED"):
+                    break
+                time.sleep(0.2)
+            assert desk.state(number).startswith("FINISHED")
+            assert "COMPLETED" not in desk.state(number), name
+    assert not Path("/tmp/weft-evil").exists()
+
+
+def test_who_has_no_kit_of_this_federation_is_refused(parties: Federation, tmp_path: Path):
+    """A site of another authority, and one that puts another's certificate into a kit of this one."""
+    make_kits("localhost", ["stranger", "hospital_a"], tmp_path / "other", parties.port)
+    add_kit(parties.kits, "hospital_c")
+    wrong = tmp_path / "wrong"
+    shutil.copytree(parties.kits / "hospital_c", wrong)
+    for name in ("client.crt", "client.key"):
+        shutil.copy(tmp_path / "other" / "hospital_a" / "startup" / name, wrong / "startup" / name)
+    law = parties.laws["hospital_a"]
+    kits = {"stranger": tmp_path / "other" / "stranger", "wrong": wrong, "right": parties.kits / "hospital_c"}
+    begun = {name: start(*command(kit, law), kit) for name, kit in kits.items()}
+    try:
+        parties.wait({"hospital_c"})
+        time.sleep(2.0)
+        with errands(parties.admin) as desk:
+            assert set(desk.sites()) == {*SITES, "hospital_c"}
+    finally:
+        for process in begun.values():
+            end(process)
+
+
+def test_only_the_servers_port_is_listened_to_and_on_loopback_alone(parties: Federation):
+    """Beside it, processes of one party speak over loopback ports of their own."""
+    listening = []
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        words = line.split()
+        if words[3] == "0A":
+            address, port = words[1].split(":")
+            listening.append((address, int(port, 16)))
+    assert ("0100007F", parties.port) in listening
+    assert ("00000000", parties.port) not in listening
+
+
+def test_up_trains_on_real_data(shared_data: Path, stories: Path, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = shared_data / "instruct" / "tfns_train.jsonl.gz"
+    keys = {"model_name_or_path": str(stories), "dataset_name": str(source), "dataset_sample": 300, "use_peft": True}
+    keys |= {"num_rounds": 2, "max_steps": 2, "batch_size": 4, "seq_length": 128, "sample_clients": 3, "threads": 1}
+    Path("run.yaml").write_text(yaml.safe_dump(keys | {"truncation_side": "left"}))
+    assert main(["up", "run.yaml", "--clients", "3"]) == 0, capsys.readouterr().err
+    found = weft.open_run(tmp_path / "weft-up" / "kits" / "server" / "runs" / "run")
+    assert len(found.summary["clients"]) == 3
+    assert found.summary["rounds"] == 2
+    assert found.summary["failures"] == {}
+
+
+def test_kits_are_not_made_over_others(tmp_path: Path):
+    make_kits("localhost", ["a"], tmp_path / "kits", free_port())
+    with pytest.raises(ConfigError, match="not empty"):
+        make_kits("localhost", ["a"], tmp_path / "kits")
+    with pytest.raises(ConfigError, match="already"):
+        add_kit(tmp_path / "kits", "a")
+    with pytest.raises(ConfigError, match="cannot be called 'A b'"):
+        make_kits("localhost", ["A b"], tmp_path / "other")
+    with pytest.raises(ConfigError, match="no start-up kit"):
+        command(tmp_path / "kits" / "authority", None)
+    with pytest.raises(ConfigError, match="--site"):
+        command(tmp_path / "kits" / "a", None)
+    key = tmp_path / "kits" / "a" / "startup" / "client.key"
+    assert key.stat().st_mode & 0o077 == 0
