@@ -286,3 +286,33 @@ def test_a_repeated_and_a_late_update_are_counted_and_dropped():
     assert record.failures == {}
     assert record.bad == []
     assert all(torch.equal(state.params[name], value) for name, value in once.params.items())
+
+
+class Unsteady(Runtime):
+    """Clients of whom three in ten drop out, by failing or by silence."""
+
+    def __init__(self) -> None:
+        self.chance = random.Random(1)
+
+    def exchange(self, messages):
+        for task in messages:
+            drawn = self.chance.random()
+            if drawn < 0.15:
+                yield Failure(task.client, task.round, "dropped out")
+            elif drawn > 0.3:
+                yield update(task.client, round=task.round, base_version=task.base_version, attempt=task.attempt)
+
+
+def test_two_hundred_rounds_of_clients_that_drop_out_all_commit_or_begin_again():
+    plan = replace(PLAN, quorum=4)
+    clients = [f"c{i}" for i in range(5)]
+    how = Rounds(200, Selection(1, 5), 0, max_attempts=50, rows=[10.0] * 5)
+    done = list(run_rounds(plan, replace(STATE, round=0), Unsteady(), how, clients=clients, evaluated=[]))
+    committed = [one for one in done if not one.record.repeated]
+    assert [one.state.round for one in committed] == list(range(1, 201))
+    assert all(len(one.record.clients) >= 4 for one in committed)
+    again = [one for one in done if one.record.repeated]
+    assert again
+    assert all(len(one.record.clients) < 4 for one in again)
+    assert done[-1].state.attempts == len(again)
+    assert all(set(one.record.clients) | set(one.record.failures) == set(clients) for one in done)
