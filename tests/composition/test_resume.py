@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import yaml
 
+from forking import Forks
 from weft.runs.layout import RunDir
 
 RESULTS = ("metrics.jsonl", "adapter/adapter_model.safetensors", "clients/*/adapter/adapter_model.safetensors")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forks() -> Iterator[Forks]:
+    Process.forks = Forks()
+    yield Process.forks
+    Process.forks.close()
+
+
 class Process:
     """A `weft sft` of its own, whose words go to a file."""
 
+    forks: ClassVar[Forks]
+
     def __init__(self, config: Path, *flags: str) -> None:
         self.file = config.with_suffix(f".{time.monotonic_ns()}.log")
-        command = [sys.executable, "-m", "weft.cli", "sft", "--config", str(config), *flags]
-        with open(self.file, "w") as log:
-            self.popen = subprocess.Popen(command, stdout=log, stderr=log)
+        self.pid = self.forks.start(["sft", "--config", str(config), *flags], self.file)
 
     def running(self) -> bool:
-        return self.popen.poll() is None
+        return self.forks.code(self.pid, wait=False) is None
 
     def stop(self, with_signal: signal.Signals) -> int:
-        self.popen.send_signal(with_signal)
-        return self.popen.wait()
+        os.kill(self.pid, with_signal)
+        return self.wait()
 
     def wait(self) -> int:
-        return self.popen.wait()
+        code = self.forks.code(self.pid, wait=True)
+        assert code is not None
+        return code
 
     def said(self) -> str:
         return self.file.read_text()

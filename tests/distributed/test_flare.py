@@ -86,16 +86,25 @@ KINDS = {
 
 
 def test_results_are_those_of_one_process_bit_for_bit(run, parties: Federation, tmp_path: Path):
-    """Three runs at a time; the next test has SCAFFOLD."""
+    """Three runs at a time, and one that a site refuses; the next test has SCAFFOLD."""
 
     def follow(kind: str) -> dict[str, object]:
         return Follower(parties.admin, build(run | KINDS[kind]), kind, lambda _: None).follow()
 
     with ThreadPoolExecutor() as pool:
+        long = pool.submit(refused, run, parties)
         ends = dict(zip(KINDS, pool.map(follow, KINDS), strict=True))
+        said = str(long.result()["error"])
+    assert "hospital_b: the run has 6 rounds, and this site accepts 5 at most" in said
+    assert str(parties.work) not in said
     for kind, last in ends.items():
         assert last["state"] == "done", (kind, last)
         same(there(parties, kind), here(run | KINDS[kind], parties, tmp_path / kind).path)
+
+
+def refused(run: dict[str, object], parties: Federation) -> dict[str, object]:
+    config = build(run | {"num_rounds": 6, "min_clients": 2})
+    return Follower(parties.admin, config, "long", lambda _: None).follow()
 
 
 def pids(word: str, of: Path) -> list[int]:
@@ -133,14 +142,8 @@ def test_killed_processes_lose_no_committed_round(run, parties: Federation, tmp_
     same(there(parties, "killed"), here(given, parties, tmp_path).path)
 
 
-def test_what_a_site_refuses_reaches_the_administrator_in_words(run, parties: Federation, capsys):
-    file = parties.work / "long.yaml"
-    file.write_text(yaml.safe_dump({key: value for key, value in run.items() if key != "output_dir"}))
-    words = [str(file), "--kit", str(parties.admin), "--num_rounds", "6", "--min_clients", "2", "--wait"]
-    assert main(["submit", *words]) == 1
-    said = capsys.readouterr().err
-    assert "hospital_b: the run has 6 rounds, and this site accepts 5 at most" in said
-    assert str(parties.work) not in said.replace(str(parties.admin), "")
+def test_the_administrators_commands(parties: Federation, capsys):
+    """After the runs above."""
     assert main(["status", "--kit", str(parties.admin)]) == 0
     assert "sites: hospital_a, hospital_b" in capsys.readouterr().out
     assert main(["logs", "long", "--server", str(parties.kits / "server")]) == 0

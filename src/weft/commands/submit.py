@@ -126,8 +126,8 @@ def stop(argv: list[str]) -> int:
     with errands(Path(arguments.kit)) as desk:
         for job in desk.jobs():
             name, number = str(job.get("job_name") or job.get("name")), str(job["job_id"])
-            if arguments.name in (None, name, number) and not str(job.get("status")).startswith(OVER):
-                desk.stop(number)
+            wanted = arguments.name in (None, name, number) and not str(job.get("status")).startswith(OVER)
+            if wanted and desk.stop(number):
                 print(number)
                 return 0
     raise ConfigError(f"No run{f' {arguments.name!r}' if arguments.name else ''} is under way.")

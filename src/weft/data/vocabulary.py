@@ -81,20 +81,23 @@ def common_words(sent: Sequence[dict[str, int]], clients: int, noise: float, see
     return kept
 
 
-def tokenizer_of_words(words: dict[str, int], vocab_size: int) -> Any:
-    """Return the tokenizer that `train_tokenizer` would make of a text with so many of each word."""
+def tokenizer_of_words(words: dict[str, int], vocab_size: int, most: int = MOST) -> Any:
+    """Return the tokenizer that `train_tokenizer` would make of a text with so many of each word.
+
+    With more than `most` words in all, the counts are divided alike.
+    """
     from tokenizers import pre_tokenizers
 
     parted = pre_tokenizers.Split("\0", "removed")
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer = byte_pairs(_spelled(words), vocab_size, pre_tokenizers.Sequence([parted, whole]))
+    tokenizer = byte_pairs(_spelled(words, most), vocab_size, pre_tokenizers.Sequence([parted, whole]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return _wrapped(tokenizer)
 
 
-def _spelled(words: dict[str, int]) -> Iterator[str]:
+def _spelled(words: dict[str, int], most: int) -> Iterator[str]:
     """Yield every word as often as it is counted, parted by NUL."""
-    share = min(1.0, MOST / sum(words.values()))
+    share = min(1.0, most / sum(words.values()))
     for word, count in words.items():
         left = max(1, round(count * share))
         while left > 0:

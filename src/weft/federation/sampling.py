@@ -85,6 +85,8 @@ class Selection:
     availability: Availability | None = None
     always: tuple[int, ...] = ()
     """Clients that take part in every round, beside the `count`."""
+    absent: tuple[int, ...] = ()
+    """Clients that take no part at all."""
 
     @property
     def used(self) -> int:
@@ -99,8 +101,9 @@ class Selection:
         Those set `aside` are not.
         """
         among = self.availability.there(clients, clock) if self.availability else None
-        if self.always or aside:
-            among = np.setdiff1d(np.arange(len(clients)) if among is None else among, [*self.always, *aside])
+        if self.always or self.absent or aside:
+            others = [*self.always, *self.absent, *aside]
+            among = np.setdiff1d(np.arange(len(clients)) if among is None else among, others)
         asked = math.ceil(self.count * (1 + self.over))
         sampled = sample_clients(
             len(clients), asked, seed=self.seed, round=round, weights=self.weights, among=among, again=attempt

@@ -151,6 +151,7 @@ def selection(config: RunConfig, population: Population) -> Selection:
         count=config.sample_clients,
         over=config.over_selection,
         always=(names.index(PUBLIC),) if PUBLIC in names else (),
+        absent=population.absent,
         weights=population.trained.sizes() if config.client_sampling == "size" else None,
         availability=read_trace(config.availability, names, config.availability_period)
         if config.availability

@@ -57,10 +57,14 @@ class Errands:
         except Exception:
             return None
 
-    def stop(self, job: str) -> None:
-        """End a job; what it has committed stays."""
-        with hushed():
-            self.session.abort_job(job)
+    def stop(self, job: str) -> bool:
+        """End a job; what it has committed stays. Return whether it ran: one of a server that was killed does not."""
+        try:
+            with hushed():
+                self.session.abort_job(job)
+        except Exception:
+            return False
+        return True
 
     def since(self) -> str:
         """Return when the server was started."""

@@ -32,8 +32,10 @@ class Follower:
         self.last: dict[str, Any] = {}
         self.began = ""
         """Since when the server ran then."""
-        self.there: dict[str, float] = {}
-        """Since when each site was connected as the job was handed in."""
+        self.quiet: dict[str, float] = {}
+        """When each site that is missed had last been heard as it was missed first."""
+        self.back: dict[str, int] = {}
+        """The round in which it was heard again."""
 
     def follow(self, lives: int = 50) -> dict[str, Any]:
         """Hand the run in, as often as it takes, and return its last status: its `state` is "done" or "failed".
@@ -64,7 +66,7 @@ class Follower:
 
     def _submit(self) -> str:
         with errands(self.kit) as desk:
-            self.there, self.began = desk.sites(), desk.since()
+            self.quiet, self.back, self.began = {}, {}, desk.since()
             return desk.submit(self.config, self.name)
 
     def _watch(self, desk: Errands, job: str) -> None:
@@ -79,6 +81,7 @@ class Follower:
                 if back := self._returned(desk, said):
                     self.hear({"state": f"{', '.join(back)} came back"})
                     desk.stop(job)
+                    self.quiet, self.back = {}, {}
             try:
                 state = desk.state(job)
             except Exception as error:
@@ -90,11 +93,22 @@ class Follower:
             time.sleep(EVERY)
 
     def _returned(self, desk: Errands, said: dict[str, Any]) -> list[str]:
-        """Return the sites of the run that are missed in it, and have connected since it was handed in."""
+        """Return the sites that are missed in the run and connected again, for two rounds at least.
+
+        One whose line was cut for a while is found again by itself, in the round after.
+        """
         rounds = [one["round"] for one in said.get("rounds", []) if "round" in one]
         if not rounds:
             return []
+        last = rounds[-1]["round"]
         missed = {site for site, why in rounds[-1]["failures"].items() if "could not be reached" in why}
-        missed |= set(self.config.sites or ()) - set(said.get("sites", ())) - set(said.get("refused", ()))
+        missed |= {site for site, why in said.get("refused", {}).items() if "connected" in why or "reached" in why}
         now = desk.sites() if missed else {}
-        return sorted(site for site in missed if site in now and now[site] != self.there.get(site))
+        self.quiet = {site: since for site, since in self.quiet.items() if site in missed}
+        self.back = {site: round for site, round in self.back.items() if site in missed}
+        for site in missed:
+            if site not in self.quiet:
+                self.quiet[site] = now.get(site, 0.0)
+            elif now.get(site, 0.0) != self.quiet[site] and site in now:  # its heart beats again
+                self.back.setdefault(site, last)
+        return sorted(site for site, round in self.back.items() if last >= round + 2)

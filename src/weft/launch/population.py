@@ -48,6 +48,8 @@ class Population:
     """What each client has, and how unlike the clients are."""
     text_bytes: Callable[[int], int] | None = None
     """Of plain text: the bytes that a row's targets stand for."""
+    absent: tuple[int, ...] = ()
+    """Clients that take no part."""
 
     def tested(self) -> list[str]:
         """Return the names of clients that have held-out rows."""

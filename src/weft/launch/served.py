@@ -53,7 +53,7 @@ class Nowhere:
 
 @dataclass(frozen=True)
 class Willing:
-    """The sites that take part, in their order."""
+    """All sites in their order; those that take no part have no rows."""
 
     names: list[str]
     rows: list[int]
@@ -80,7 +80,8 @@ class Willing:
             for name, rows, held in zip(self.names, self.rows, self.held, strict=True)
         ]
         split = {"strategy": "clients", "clients": clients, "skew": {}, "refused": self.refused}
-        return Population(self.names, sites, sites, {}, None, {}, split)
+        absent = tuple(place for place, rows in enumerate(self.rows) if not rows)
+        return Population(self.names, sites, sites, {}, None, {}, split, absent=absent)
 
 
 def serve(
@@ -103,12 +104,12 @@ def serve(
         hear: told what a status would say: the sites, and every round.
 
     Raises:
-        ConfigError: a mistake in the configuration, a site that is named is not there, or too many refuse.
+        ConfigError: a mistake in the configuration, or too many sites refuse.
         RunError: too few sites can be reached, or answered.
     """
     config = configuration.build(keys)
     prepare_process(config)
-    order = _order(config, sites)
+    order = config.sites or sorted(sites)
     plan, tokenizer = compose.plan(config), load_tokenizer(config)
     check_fits(config, tokenizer, load_model_config(config))
     model = resident(config, tokenizer, plan)
@@ -125,8 +126,9 @@ def serve(
         Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers,
     ):
         remote = Remote(line, run_id(keys), config.silence_timeout, lambda: (1, 1), note=progress.note)
-        willing = _agree(remote, config, keys, order, base, version, progress.note)
-        hear({"sites": dict(zip(willing.names, willing.rows, strict=True)), "refused": willing.refused})
+        willing = _agree(remote, config, keys, order, sites, base, version, progress.note)
+        rows = {name: rows for name, rows in zip(willing.names, willing.rows, strict=True) if rows}
+        hear({"sites": rows, "refused": willing.refused})
         plan.objective.start()
         if plan.objective.needs_start or plan.local.kind == "directions":
             model.remember()
@@ -158,19 +160,12 @@ def largest(plan: Plan, model: Resident) -> tuple[int, int]:
     return max(sizes) + (1 << 20) + 512 * max(counts), max(counts)
 
 
-def _order(config: RunConfig, sites: list[str]) -> list[str]:
-    """Return the sites of the run in their order."""
-    missing = sorted(set(config.sites or ()) - set(sites))
-    if missing:
-        raise ConfigError(f"The site '{missing[0]}' is not there: start it, or leave it out of --sites.")
-    return config.sites or sorted(sites)
-
-
 def _agree(
     remote: Remote,
     config: RunConfig,
     keys: dict[str, Any],
     order: list[str],
+    there: list[str],
     base: str,
     version: str,
     note: Callable[[str], None],
@@ -180,8 +175,11 @@ def _agree(
     count = min(config.sample_clients, len(order))
     hello = {"run": keys, "id": remote.run, "clients": count, "base": base}
     words = {name: json.dumps(hello | {"index": i}).encode() for i, name in enumerate(order)}
-    names, rows, held, refused, away = [], [], [], {}, 0
-    for name, raw in remote.ask_all(words).items():
+    refused: dict[str, str] = {}
+    rows, held, away = [], [], 0
+    answers = remote.ask_all({name: raw for name, raw in words.items() if name in there})
+    for name in order:
+        raw = answers.get(name, "it is not connected")
         said = _read(raw) if isinstance(raw, bytes) else {"refused": raw}
         away += isinstance(raw, str)
         if "refused" not in said and said.get("agreed") != wanted:
@@ -189,16 +187,14 @@ def _agree(
         if "refused" in said:
             refused[name] = str(said["refused"])[:500]
             note(f"the site '{name}' takes no part: {refused[name]}.")
-            continue
-        names.append(name)
-        rows.append(int(said["rows"]))
-        held.append(int(said["held"]))
-    least = max(1, config.min_clients)
-    if len(names) < least:
+        rows.append(int(said.get("rows", 0)) if name not in refused else 0)
+        held.append(int(said.get("held", 0)) if name not in refused else 0)
+    least, part = max(1, config.min_clients), len(order) - len(refused)
+    if part < least:
         why = "; ".join(f"{name}: {said}" for name, said in refused.items())
-        few = f"{len(names)} of {len(order)} sites take part, too few for a round ({why})."
-        raise RunError(few) if len(names) + away >= least else ConfigError(few)
-    return Willing(names, rows, held, refused, words, wanted)
+        few = f"{part} of {len(order)} sites take part, too few for a round ({why})."
+        raise RunError(few) if part + away >= least else ConfigError(few)
+    return Willing(order, rows, held, refused, words, wanted)
 
 
 def _read(raw: bytes) -> dict[str, Any]:
