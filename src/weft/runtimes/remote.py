@@ -20,7 +20,6 @@ from typing import Protocol
 from weft.core.exchange import Runtime
 from weft.core.types import Failure, Message, Reply
 from weft.core.wire import pack
-from weft.errors import RunError
 from weft.federation.admission import opened
 from weft.runtimes.desk import WAIT, WHO, Heard, LineBroken
 
@@ -76,17 +75,17 @@ class Remote(Runtime):
         """Yield the replies; a site that fell silent is a failure."""
         self.begun += 1
         number, over = self.begun, threading.Event()
-        came: queue.Queue[tuple[int, Reply | RunError]] = queue.Queue()
+        came: queue.Queue[tuple[int, Reply | Exception]] = queue.Queue()
 
         def ask(place: int, message: Message) -> None:
             try:
                 came.put((place, self._answer(message, f"{number}-{place}", over)))
-            except RunError as error:
+            except Exception as error:  # whoever waits for this thread must hear of it
                 came.put((place, error))
 
         def take() -> tuple[int, Reply]:
             place, reply = came.get()
-            if isinstance(reply, RunError):
+            if isinstance(reply, Exception):
                 raise reply
             return place, reply
 
