@@ -25,11 +25,11 @@ class Forks:
         self._news = threading.Condition()
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def start(self, words: list[str], log: Path) -> int:
-        """Begin a process whose words go to a file; return its number."""
+    def start(self, words: list[str], log: Path, env: dict[str, str] | None = None) -> int:
+        """Begin a process whose words go to a file, with these variables too; return its number."""
         assert self._server.stdin is not None
         with self._news:
-            self._server.stdin.write(json.dumps([str(log), *words]) + "\n")
+            self._server.stdin.write(json.dumps([str(log), env or {}, *words]) + "\n")
             self._server.stdin.flush()
             self._news.wait_for(lambda: self._begun, timeout=60)
             return self._begun.pop()
@@ -59,8 +59,9 @@ class Forks:
                 self._news.notify_all()
 
 
-def child(log: str, words: list[str]) -> None:
+def child(log: str, env: dict[str, str], words: list[str]) -> None:
     """Be `weft`, and end as it does."""
+    os.environ.update(env)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -92,10 +93,10 @@ def serve() -> None:
         tell("ended", pid, os.waitstatus_to_exitcode(status))
 
     for line in sys.stdin:
-        log, *words = json.loads(line)
+        log, env, *words = json.loads(line)
         pid = os.fork()
         if pid == 0:
-            child(log, words)
+            child(log, env, words)
         tell("begun", pid)
         threading.Thread(target=reap, args=(pid,), daemon=True).start()
 

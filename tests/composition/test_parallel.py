@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 import weft
 from conftest import flags
+from forking import Forks
 from weft import registry
 from weft.core.parts import LocalRule
 from weft.errors import ConfigError
@@ -49,6 +51,21 @@ def together(keys: dict, output: Path, *more: str) -> subprocess.CompletedProces
     return subprocess.run(words, capture_output=True, text=True, timeout=240, env=env)
 
 
+def at_once(forks: Forks, keys: dict, output: Path) -> None:
+    """Run `weft sft` in two processes as torchrun begins them, without waiting for what they import."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    words, logs = ["sft", *flags(keys | {"output_dir": str(output)}), "--quiet"], []
+    pids = []
+    for rank in ("0", "1"):
+        logs.append(output.with_suffix(f".{rank}.log"))
+        pids.append(forks.start(words, logs[-1], env | {"RANK": rank, "LOCAL_RANK": rank}))
+    codes = [forks.code(pid, wait=True) for pid in pids]
+    assert codes == [0, 0], [log.read_text()[-2000:] for log in logs]
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     (file,) = [*folder.glob("model/*.safetensors"), *folder.glob("adapter/*.safetensors")]
     return load_file(file)
@@ -63,11 +80,10 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_two_processes_are_one(keys, untied: Path, tmp_path: Path, way: str):
+def test_two_processes_are_one(keys, untied: Path, tmp_path: Path, way: str, forks: Forks):
     own = {"use_peft": False, "fed_alg": "diloco", "dtype": "float32", "num_rounds": 2, "eval_every": 1}
     given = keys | own | {"model_name_or_path": str(untied)} | WAYS[way]
-    done = together(given, tmp_path / "two")
-    assert done.returncode == 0, done.stderr[-3000:]
+    at_once(forks, given, tmp_path / "two")
     alone = weft.train(given | {"parallel": "none", "cpu_offload": False, "output_dir": str(tmp_path / "one")})
     one, two = weights(alone.path), weights(tmp_path / "two")
     assert one.keys() == two.keys()
@@ -83,10 +99,10 @@ def test_two_processes_are_one(keys, untied: Path, tmp_path: Path, way: str):
             assert left.get(key) == (None if left.get(key) is None else pytest.approx(right[key], rel=1e-5))
 
 
-def test_a_run_in_two_processes_is_gone_on_with(keys, tmp_path: Path):
+def test_a_run_in_two_processes_is_gone_on_with(keys, tmp_path: Path, forks: Forks):
     own = {"use_peft": False, "fed_alg": "diloco", "dtype": "float32", "parallel": "fsdp", "checkpoint_seconds": 0}
     given = keys | own | {"num_rounds": 3, "eval_every": 0, "save_model_freq": 1}
-    assert together(given, tmp_path / "whole").returncode == 0
+    at_once(forks, given, tmp_path / "whole")
     import shutil
 
     shutil.copytree(tmp_path / "whole", tmp_path / "broken")

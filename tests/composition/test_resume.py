@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,11 +20,9 @@ from weft.runs.layout import RunDir
 RESULTS = ("metrics.jsonl", "adapter/adapter_model.safetensors", "clients/*/adapter/adapter_model.safetensors")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def forks() -> Iterator[Forks]:
-    Process.forks = Forks()
-    yield Process.forks
-    Process.forks.close()
+@pytest.fixture(autouse=True)
+def by_forks(forks: Forks) -> None:
+    Process.forks = forks
 
 
 class Process:

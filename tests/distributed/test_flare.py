@@ -90,7 +90,7 @@ KINDS = {
 }
 
 
-def test_results_are_those_of_one_process_bit_for_bit(run, parties: Federation, tmp_path: Path):
+def test_results_are_those_of_one_process_bit_for_bit(run, parties: Federation, tmp_path: Path, capsys):
     """Two runs at a time, and one that a site refuses; the next test has SCAFFOLD."""
 
     def follow(kind: str) -> dict[str, object]:
@@ -105,10 +105,16 @@ def test_results_are_those_of_one_process_bit_for_bit(run, parties: Federation, 
     for kind, last in ends.items():
         assert last["state"] == "done", (kind, last)
         same(there(parties, kind.replace(" ", "-")), here(run | KINDS[kind], parties, tmp_path / kind).path)
+    capsys.readouterr()
+    assert main(["status", "--kit", str(parties.admin)]) == 0
+    assert "sites: hospital_a, hospital_b" in capsys.readouterr().out
+    assert main(["logs", "long", "--server", str(parties.kits / "server")]) == 0
+    assert "takes no part" in capsys.readouterr().out
+    assert main(["stop", "--kit", str(parties.admin)]) == 2
 
 
 def refused(run: dict[str, object], parties: Federation) -> dict[str, object]:
-    config = build(run | {"num_rounds": 6, "min_clients": 2})
+    config = build(run | {"num_rounds": 6, "min_clients": 1, "sites": ["hospital_b"], "sample_clients": 1})
     return Follower(parties.admin, config, "long", lambda _: None).follow()
 
 
@@ -147,19 +153,10 @@ def test_killed_processes_lose_no_committed_round(run, parties: Federation, tmp_
     same(there(parties, "killed"), here(given, parties, tmp_path).path)
 
 
-def test_the_administrators_commands(parties: Federation, capsys):
-    """After the runs above."""
-    assert main(["status", "--kit", str(parties.admin)]) == 0
-    assert "sites: hospital_a, hospital_b" in capsys.readouterr().out
-    assert main(["logs", "long", "--server", str(parties.kits / "server")]) == 0
-    assert "takes no part" in capsys.readouterr().out
-    assert main(["stop", "--kit", str(parties.admin)]) == 2
-
-
 def test_a_job_with_code_is_refused(run, parties: Federation, tmp_path: Path):
     """The site's own settings refuse it, whoever sends it: also classes of FLARE that a run does not need."""
     trace = tmp_path / "it-ran"
-    job = write_job(build(run), "code", tmp_path)
+    job = write_job(build(run | {"sites": ["hospital_a"]}), "code", tmp_path)
     (job / "app" / "custom").mkdir()
     (job / "app" / "custom" / "evil.py").write_text(f"open({str(trace)!r}, 'w').close()\n\n\nclass Evil:\n    pass\n")
     path = job / "app" / "config" / "config_fed_client.json"

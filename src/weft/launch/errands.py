@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from weft.errors import ConfigError, MissingExtra, RunError
 from weft.launch.kits import ADMIN, kind_of_kit
 from weft.runs.layout import path_component
 
+SILENCE = threading.RLock()
 OVER = ("FINISHED", "ABORTED", "FAILED", "REJECTED", "DELETED")
 
 
@@ -112,14 +114,15 @@ def errands(kit: Path, patience: float = 10.0) -> Iterator[Errands]:
 
 @contextmanager
 def hushed() -> Iterator[None]:
-    """Keep what the library prints from the user."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
+    """Keep what the library prints from the user; one thread at a time, as there is one standard output."""
+    with SILENCE:
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                yield
+        finally:
+            logging.disable(before)
 
 
 def write_job(config: RunConfig, name: str, folder: Path) -> Path:
