@@ -23,7 +23,8 @@ class Forks:
         self._ended: dict[int, int] = {}
         self._begun: list[int] = []
         self._news = threading.Condition()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def start(self, words: list[str], log: Path, env: dict[str, str] | None = None) -> int:
         """Begin a process whose words go to a file, with these variables too; return its number."""
@@ -44,8 +45,11 @@ class Forks:
     def close(self) -> None:
         """End."""
         assert self._server.stdin is not None
+        assert self._server.stdout is not None
         self._server.stdin.close()
         self._server.wait()
+        self._listener.join()
+        self._server.stdout.close()
 
     def _listen(self) -> None:
         assert self._server.stdout is not None

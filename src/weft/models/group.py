@@ -86,5 +86,6 @@ def joined(parallel: str, device: str) -> Iterator[Group | None]:
     dist.init_process_group("nccl" if cuda else "gloo", device_id=mine if cuda else None, timeout=wait)
     try:
         yield Group(dist.get_rank(), dist.get_world_size(), mine)
+        dist.barrier()  # torchrun ends them all where one of them is gone before the leader has written its results
     finally:
         dist.destroy_process_group()
