@@ -56,7 +56,7 @@ class CollabLine:
         if said.get("unknown"):
             raise KeyError(ticket)
         answer = said.get("answer")
-        return Heard(said["progress"], answer if isinstance(answer, bytes) else None)
+        return Heard(said["progress"], answer if isinstance(answer, bytes) else None, bool(said.get("taken", True)))
 
 
 class Server:
@@ -147,4 +147,4 @@ class Site:
             heard = self._desk.ask(ticket, raw, wait)
         except KeyError:
             return {"progress": 0, "unknown": True}
-        return {"progress": heard.progress, "answer": heard.answer}
+        return {"progress": heard.progress, "answer": heard.answer, "taken": heard.taken}

@@ -28,6 +28,8 @@ class Heard(NamedTuple):
     """A number that grows while it works."""
     answer: bytes | None
     """Its reply, when it is done."""
+    taken: bool = True
+    """It has the message; otherwise it is still busy with another, and has to be given it again."""
 
 
 class Desk:
@@ -50,7 +52,7 @@ class Desk:
                 # The one before is not wanted any more, but a model cannot do two things at a time.
                 while self._busy:
                     if not self._lock.wait(max(0.0, min(1.0, end - time.monotonic()))) and time.monotonic() >= end:
-                        return Heard(self._progress(), None)
+                        return Heard(self._progress(), None, taken=False)
                 self._ticket, self._answer, self._busy = ticket, None, True
                 threading.Thread(target=self._run, args=(ticket, raw), daemon=True, name="answer").start()
             while self._answer is None:

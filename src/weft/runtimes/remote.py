@@ -146,7 +146,7 @@ class Remote(Runtime):
             try:
                 said = self.line.ask(client, ticket, raw, wait)
                 heard = time.monotonic()
-                raw = None
+                raw = None if said.taken else whole
                 if said.answer is not None:
                     return said.answer
                 if said.progress > progress:
