@@ -20,7 +20,7 @@ from weft.launch import compose
 from weft.launch.law import Site, agreement, own_config, refusal, reportable, wrong_model
 from weft.launch.memory import DiskMemory
 from weft.launch.population import populate
-from weft.launch.prepare import equip, evaluator_of, prepare_process, resident
+from weft.launch.prepare import equip, evaluator_of, prepare_process, resident, set_apart
 from weft.models.fingerprint import fingerprint
 from weft.models.load import check_fits, load_model_config, load_tokenizer
 from weft.runs.layout import RunDir, path_component
@@ -102,8 +102,7 @@ class Attendant:
         memory, rows = DiskMemory(run), plan.objective.rows
         population = populate(own, tokenizer, memory, rows=rows, pool=False, first=index)
         equip(own, plan, population, model, run.reference_file, log.info)
-        values = model.values()
-        model.initial = {name: value for name, value in values.items() if not plan.sharing.travels(name)}
+        set_apart(plan, model)
         model.model.register_forward_pre_hook(self._step)
         evaluator = evaluator_of(own, plan, population)
         self.station = Station(plan, model, evaluator, population.trained, population.evaluated)

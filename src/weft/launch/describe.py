@@ -68,9 +68,10 @@ def describe(config: RunConfig) -> str:
     clients = len(
         plan.algorithm.cohort(range(min(config.sample_clients, len(population.trained))), len(population.trained))
     )
+    model, memory = _model(config, own, sizes)
     lines = {
         "algorithm": _algorithm(config, plan),
-        **_model(config, own, sizes),
+        **model,
         "trained": f"{sizes.trained} parameters in {sizes.tensors} tensors" + _what(config),
         "clients": _clients(population, clients),
         "template": template_name(config, tokenizer, rows),
@@ -82,7 +83,7 @@ def describe(config: RunConfig) -> str:
         else "nothing",
         "a round": f"{human_bytes(moved * clients)} up+down",
         "the run": f"{human_bytes(moved * clients * config.num_rounds)} up+down in {config.num_rounds} rounds",
-        **_memory(config, own, sizes),
+        **memory,
     }
     width = max(len(name) for name in lines)
     shown = "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
@@ -90,20 +91,15 @@ def describe(config: RunConfig) -> str:
     return f"{settings}\n# The plan; nothing in it is refused.\n{shown}"
 
 
-def _model(config: RunConfig, own: Any, sizes: Sizes) -> dict[str, str]:
+def _model(config: RunConfig, own: Any, sizes: Sizes) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the lines of the model and, where it is here, of its memory."""
     if own is None:
-        return {"model": f"{config.endpoint_model or config.model_name_or_path} behind {config.endpoint}"}
+        return {"model": f"{config.endpoint_model or config.model_name_or_path} behind {config.endpoint}"}, {}
     device = choose_device(config.device)
     dtype = str(arithmetic(config, device)).removeprefix("torch.")
-    return {"model": f"{config.start_name}: {human_number(sizes.all)} parameters, {dtype} on {device}"}
-
-
-def _memory(config: RunConfig, own: Any, sizes: Sizes) -> dict[str, str]:
-    if own is None:
-        return {}
-    device = choose_device(config.device)
-    dtype = str(arithmetic(config, device)).removeprefix("torch.")
-    return {"memory": describe_memory(config, needs_of(own, sizes.all, sizes.trained, dtype), device)}
+    needs = needs_of(own, sizes.all, sizes.trained, dtype)
+    said = f"{config.start_name}: {human_number(sizes.all)} parameters, {dtype} on {device}"
+    return {"model": said}, {"memory": describe_memory(config, needs, device)}
 
 
 def _parameters(config: RunConfig, model_config: Any, plan: Plan) -> tuple[int, Tensors]:

@@ -44,11 +44,6 @@ class Errands:
         with hushed():
             return str(self.session.get_job_meta(job).get("status", ""))
 
-    def meta(self, job: str) -> dict[str, Any]:
-        """Return what FLARE knows of a job."""
-        with hushed():
-            return dict(self.session.get_job_meta(job))
-
     def status(self, job: str) -> dict[str, Any] | None:
         """Return what the run itself says, or None while it does not run."""
         from weft.launch.flare import STATUS

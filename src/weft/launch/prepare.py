@@ -11,6 +11,7 @@ import torch
 
 from weft.config import RunConfig
 from weft.core.objective import Evaluator
+from weft.core.types import Tensors
 from weft.data.words import Words
 from weft.evaluation.heldout import HeldOut
 from weft.evaluation.preferred import Preferred
@@ -49,6 +50,20 @@ def prepare_process(config: RunConfig) -> None:
     torch.backends.cudnn.benchmark = False
 
 
+def make_ready(plan: Plan, model: Resident) -> None:
+    """Let the objective get ready, and the model remember how it began where something compares with that."""
+    plan.objective.start()
+    if plan.objective.needs_start or plan.local.kind == "directions":
+        model.remember()
+
+
+def set_apart(plan: Plan, model: Resident) -> Tensors:
+    """Note in a model as it was loaded what of it does not travel; return all that is trained."""
+    values = model.values()
+    model.initial = {name: value for name, value in values.items() if not plan.sharing.travels(name)}
+    return values
+
+
 def equip(
     config: RunConfig, plan: Plan, population: Population, model: Resident, path: Path, note: Callable[[str], None]
 ) -> None:
@@ -62,9 +77,7 @@ def equip(
         path: of the file that keeps this.
         note: told what takes a while.
     """
-    plan.objective.start()
-    if plan.objective.needs_start or plan.local.kind == "directions":
-        model.remember()
+    make_ready(plan, model)
     if plan.objective.needs_reference:
         refer(population, model, path, config.eval_batch_size, note)
     if config.few_shot:

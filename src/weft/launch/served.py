@@ -24,7 +24,7 @@ from weft.launch import compose
 from weft.launch.finished import Run
 from weft.launch.law import agreement
 from weft.launch.population import Population
-from weft.launch.prepare import prepare_process, resident
+from weft.launch.prepare import make_ready, prepare_process, resident
 from weft.launch.underway import Training
 from weft.models.fingerprint import fingerprint
 from weft.models.load import check_fits, load_model_config, load_tokenizer
@@ -129,9 +129,7 @@ def serve(
         willing = _agree(remote, config, keys, order, sites, base, version, progress.note)
         rows = {name: rows for name, rows in zip(willing.names, willing.rows, strict=True) if rows}
         hear({"sites": rows, "refused": willing.refused})
-        plan.objective.start()
-        if plan.objective.needs_start or plan.local.kind == "directions":
-            model.remember()
+        make_ready(plan, model)
         remote.greet, remote.known = willing.words.get, willing.same
         remote.largest = lambda: largest(plan, model)
         remote.in_order = not plan.spare

@@ -30,7 +30,7 @@ from weft.federation.station import Station
 from weft.launch import compose, together
 from weft.launch.own import OwnModels, result_of
 from weft.launch.population import Population
-from weft.launch.prepare import evaluator_of
+from weft.launch.prepare import evaluator_of, set_apart
 from weft.launch.records import Tally, evaluation_record, matrix_rate, peak_memory, round_record
 from weft.launch.worker import runtime_of
 from weft.models.adapters import save_model
@@ -93,8 +93,7 @@ class Training:
 
     def _start(self) -> ServerState:
         """Return the state to go on from: that of the newest checkpoint, or the model as it was loaded."""
-        values, sharing = self.model.values(), self.plan.sharing
-        self.model.initial = {name: value for name, value in values.items() if not sharing.travels(name)}
+        values, sharing = set_apart(self.plan, self.model), self.plan.sharing
         if len(self.model.initial) == len(values):
             raise ConfigError(
                 f"share ({', '.join(sharing.patterns)}) fits no trained tensor, such as {next(iter(values))}: "

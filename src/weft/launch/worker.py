@@ -18,7 +18,7 @@ from weft.federation.site import InMemory, Site
 from weft.federation.station import Station, silent
 from weft.launch import compose
 from weft.launch.population import Population, populate
-from weft.launch.prepare import evaluator_of, prepare_process, resident
+from weft.launch.prepare import evaluator_of, make_ready, prepare_process, resident, set_apart
 from weft.models.load import load_tokenizer
 from weft.runs.progress import Progress
 from weft.runtimes.actors import Actors, answered
@@ -37,11 +37,8 @@ class Worker:
             pool = plan.algorithm.pools_data
             population = populate(config, tokenizer, InMemory(), rows=plan.objective.rows, pool=pool)
         model = resident(config, tokenizer, plan)
-        plan.objective.start()
-        if plan.objective.needs_start or plan.local.kind == "directions":
-            model.remember()
-        values = model.values()
-        model.initial = {name: value for name, value in values.items() if not plan.sharing.travels(name)}
+        make_ready(plan, model)
+        set_apart(plan, model)
         evaluator = evaluator_of(config, plan, population)
         self.station = Station(plan, model, evaluator, population.trained, population.evaluated)
 
