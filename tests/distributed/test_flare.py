@@ -47,7 +47,7 @@ def parties(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Itera
         rows = [row | {"prompt": row["instruction"]} for row in colour_rows(24 + 3 * number, number)]
         rows = [row | {"chosen": row["output"], "rejected": "none"} for row in rows]
         write_rows(work / f"{name}.jsonl", rows)
-        accept = {"models": [str(tiny_model)], "max_rounds": 5 if name == "hospital_b" else 100}
+        accept = {"models": [str(tiny_model)], "max_rounds": 12 if name == "hospital_b" else 100}
         laws[name] = work / f"{name}.yaml"
         laws[name].write_text(yaml.safe_dump({"data": f"{name}.jsonl", "threads": 1, "accept": accept}))
     with federation(work, laws) as made:
@@ -100,7 +100,7 @@ def test_results_are_those_of_one_process_bit_for_bit(run, parties: Federation, 
         long = pool.submit(refused, run, parties)
         ends = dict(zip(KINDS, pool.map(follow, KINDS), strict=True))
         said = str(long.result()["error"])
-    assert "hospital_b: the run has 6 rounds, and this site accepts 5 at most" in said
+    assert "hospital_b: the run has 13 rounds, and this site accepts 12 at most" in said
     assert str(parties.work) not in said
     for kind, last in ends.items():
         assert last["state"] == "done", (kind, last)
@@ -114,7 +114,7 @@ def test_results_are_those_of_one_process_bit_for_bit(run, parties: Federation, 
 
 
 def refused(run: dict[str, object], parties: Federation) -> dict[str, object]:
-    config = build(run | {"num_rounds": 6, "min_clients": 1, "sites": ["hospital_b"], "sample_clients": 1})
+    config = build(run | {"num_rounds": 13, "min_clients": 1, "sites": ["hospital_b"], "sample_clients": 1})
     return Follower(parties.admin, config, "long", lambda _: None).follow()
 
 
@@ -131,8 +131,11 @@ def pids(word: str, of: Path) -> list[int]:
 
 
 def test_killed_processes_lose_no_committed_round(run, parties: Federation, tmp_path: Path):
-    """kill -9 of a site's model in a round, then of the server: the numbers are those of a run without."""
-    given = run | {"num_rounds": 5, "checkpoint_seconds": 0, "fed_alg": "scaffold", "max_steps": 12}
+    """kill -9 of a site's model in a round, then of the server: the numbers are those of a run without.
+
+    Rounds are long beside the second between two looks, so that both are killed before the end.
+    """
+    given = run | {"num_rounds": 12, "checkpoint_seconds": 0, "fed_alg": "scaffold", "max_steps": 60}
     stages = ["site", "server"]
 
     def hear(said: dict[str, object]) -> None:
