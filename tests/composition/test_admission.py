@@ -188,9 +188,17 @@ def test_ten_thousand_damaged_updates_and_two_thousand_hostile_ones_change_nothi
 
 def header(entries: dict[str, object], said: dict[str, object] | None = None, body: bytes = b"") -> bytes:
     """Return a file as an attacker may write it, its digest right."""
-    known = {"v": 1, "kind": "Update", "run": "r", "client": "bad", "round": 4, "base_version": 4, "attempt": 0}
+    known = {
+        "v": wire.VERSION,
+        "kind": "Update",
+        "run": "r",
+        "client": "bad",
+        "round": 4,
+        "base_version": 4,
+        "attempt": 0,
+    }
     known |= {"weight": 1.0, "metrics": {}, "parts": ["stream.delta"], "names": []} | (said or {})
-    known["digest"] = wire._digest(known, entries, [body])
+    known["digest"] = wire._signature(known, entries, wire._digest([memoryview(body)]))
     text = json.dumps(entries | {"__metadata__": {"weft": json.dumps(known)}}).encode()
     return len(text).to_bytes(8, "little") + text + body
 

@@ -9,15 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import threading
 from collections.abc import Iterable
+from dataclasses import dataclass
+from mmap import mmap
 from typing import Any, NoReturn
 
 import torch
+import xxhash
 
 from weft.core.types import Failure, Message, Metrics, Probe, Reply, Score, Streams, Task, Tensors, Undo, Update
 from weft.errors import BadUpdate
 
-VERSION = 1
+Raw = bytes | mmap | memoryview
+"""What came: bytes, a file of them, or memory that another process wrote."""
+VERSION = 2
+EMPTY = torch.empty(0)
 FORMATS = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -37,62 +44,108 @@ LONGEST = 300
 """Characters of a name."""
 
 
-def pack(message: Message | Reply, run: str = "") -> bytes:
-    """Return a message or a reply of a run as bytes."""
-    kind = type(message).__name__
-    said: dict[str, Any] = {"v": VERSION, "kind": kind, "run": run, "client": message.client, "round": message.round}
+@dataclass(frozen=True)
+class Body:
+    """The tensors of a message as bytes: several messages may have the same."""
+
+    parts: list[str]
+    names: list[list[str]]
+    header: dict[str, Any]
+    pieces: list[memoryview]
+    digest: str
+
+
+def body_of(message: Message | Reply) -> Body:
+    """Return what a message holds of tensors; the bytes are the tensors' own."""
     parts: Streams = {}
     if isinstance(message, (Task, Probe)):
         parts = {"params": message.params} | {f"extra.{stream}": v for stream, v in message.extra.items()}
+    elif isinstance(message, Update):
+        parts = {f"stream.{stream}": values for stream, values in message.streams.items()}
+    header: dict[str, Any] = {}
+    names: list[list[str]] = []
+    pieces: list[memoryview] = []
+    end = 0
+    for part, values in parts.items():
+        for name, value in values.items():
+            raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            span = [end, end + len(raw)]
+            header[str(len(names))] = {"dtype": NAMES[value.dtype], "shape": list(value.shape), "data_offsets": span}
+            names.append([part, name])
+            pieces.append(raw)
+            end += len(raw)
+    return Body(list(parts), names, header, pieces, _digest(pieces))
+
+
+class Packer:
+    """Packs messages of one exchange: tensors that several of them have are read once."""
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+        self._lock = threading.Lock()
+        self._known: dict[tuple[object, ...], tuple[Message, Body]] = {}
+
+    def pack(self, message: Message) -> bytes:
+        """Return a message as bytes."""
+        if not isinstance(message, (Task, Probe)):
+            return pack(message, self.run)
+        key = (id(message.params), *((name, id(values)) for name, values in message.extra.items()))
+        with self._lock:
+            if key not in self._known:
+                # The message stays with its body, so that no other tensors can come to have the same id.
+                self._known[key] = message, body_of(message)
+            body = self._known[key][1]
+        return pack(message, self.run, body)
+
+
+def pack(message: Message | Reply, run: str = "", body: Body | None = None) -> bytes:
+    """Return a message or a reply of a run as bytes; `body`, where its tensors have been read already."""
+    kind = type(message).__name__
+    said: dict[str, Any] = {"v": VERSION, "kind": kind, "run": run, "client": message.client, "round": message.round}
     if isinstance(message, Task):
         said |= {"base_version": message.base_version, "attempt": message.attempt}
     elif isinstance(message, Probe):
         said |= {"own": message.own}
     elif isinstance(message, Update):
-        parts = {f"stream.{stream}": values for stream, values in message.streams.items()}
         said |= {"base_version": message.base_version, "attempt": message.attempt, "weight": message.weight}
         said |= {"metrics": message.metrics}
     elif isinstance(message, Score):
         said |= {"metrics": message.metrics}
     elif isinstance(message, Failure):
         said |= {"reason": message.reason}
-    named = [(part, name, value) for part, values in parts.items() for name, value in values.items()]
-    said |= {"parts": list(parts), "names": [[part, name] for part, name, _ in named]}
-    header: dict[str, Any] = {}
-    body, end = [], 0
-    for number, (_, _, value) in enumerate(named):
-        raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        span = [end, end + len(raw)]
-        header[str(number)] = {"dtype": NAMES[value.dtype], "shape": list(value.shape), "data_offsets": span}
-        body.append(raw)
-        end += len(raw)
-    words = json.dumps(said | {"digest": _digest(said, header, body)})
-    text = json.dumps({"__metadata__": {"weft": words}} | header, separators=(",", ":")).encode()
+    body = body or body_of(message)
+    said |= {"parts": body.parts, "names": body.names}
+    words = json.dumps(said | {"digest": _signature(said, body.header, body.digest)})
+    text = json.dumps({"__metadata__": {"weft": words}} | body.header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(8, "little"), text, *body])
+    return b"".join([len(text).to_bytes(8, "little"), text, *body.pieces])
 
 
-def _split(raw: bytes) -> tuple[dict[str, Any], memoryview]:
+def _split(raw: Raw) -> tuple[dict[str, Any], memoryview]:
     """Return the header of a file, and the bytes of its tensors."""
     size = int.from_bytes(raw[:8], "little")
-    return json.loads(raw[8 : 8 + size], object_pairs_hook=_once), memoryview(raw)[8 + size :]
+    return json.loads(bytes(raw[8 : 8 + size]), object_pairs_hook=_once), memoryview(raw)[8 + size :]
 
 
-def _digest(said: dict[str, Any], header: dict[str, Any], body: Iterable[bytes | memoryview]) -> str:
-    """Return what changes with any bit of a message: it finds what was damaged, not what was forged."""
-    tensors = {name: value for name, value in header.items() if name != "__metadata__"}
-    words = {name: value for name, value in said.items() if name != "digest"}
-    digest = hashlib.sha256(json.dumps([words, tensors], sort_keys=True).encode())
-    for piece in body:
+def _digest(pieces: Iterable[memoryview]) -> str:
+    digest = xxhash.xxh3_128()
+    for piece in pieces:
         digest.update(piece)
     return digest.hexdigest()
 
 
-def unpack(raw: bytes, *, run: str = "", most: int | None = None, tensors: int = 1 << 14) -> Message | Reply:
+def _signature(said: dict[str, Any], header: dict[str, Any], body: str) -> str:
+    """Return what changes with any bit of a message: it finds what was damaged, not what was forged."""
+    tensors = {name: value for name, value in header.items() if name != "__metadata__"}
+    words = {name: value for name, value in said.items() if name != "digest"}
+    return hashlib.sha256(json.dumps([words, tensors, body], sort_keys=True).encode()).hexdigest()
+
+
+def unpack(raw: Raw, *, run: str = "", most: int | None = None, tensors: int = 1 << 14) -> Message | Reply:
     """Return what bytes hold.
 
     Args:
-        raw: what came.
+        raw: what came; tensors lie in it where it can be written to, otherwise in copies.
         run: the run that it must be of.
         most: bytes that it may have.
         tensors: tensors that it may have.
@@ -129,7 +182,7 @@ def unpack(raw: bytes, *, run: str = "", most: int | None = None, tensors: int =
     return Undo(client, round)
 
 
-def _header(raw: bytes, most: int) -> tuple[dict[str, Any], list[torch.Tensor]]:
+def _header(raw: Raw, most: int) -> tuple[dict[str, Any], list[torch.Tensor]]:
     """Check a file's header, and return what it says and its tensors in the order of their numbers."""
     if len(raw) < 8:
         _bad("too few bytes")
@@ -145,7 +198,7 @@ def _header(raw: bytes, most: int) -> tuple[dict[str, Any], list[torch.Tensor]]:
         _bad("a header that cannot be read")
     if not isinstance(said, dict) or len(header) > most:
         _bad("more tensors than can be, or a header that says nothing")
-    if said.get("digest") != _digest(said, header, [body]):
+    if said.get("digest") != _signature(said, header, _digest([body])):
         _bad("a message that was damaged on its way")
     return said, _tensors(header, body)
 
@@ -170,11 +223,16 @@ def _tensors(header: dict[str, Any], body: memoryview) -> list[torch.Tensor]:
         if begin != end or stop > len(body):
             _bad("tensors that overlap, or are not there")
         end = stop
-        flat = torch.frombuffer(bytearray(body[begin:stop]), dtype=format) if stop > begin else torch.empty(0)
+        flat = torch.frombuffer(_writable(body[begin:stop], begin, format), dtype=format) if stop > begin else EMPTY
         found[number] = flat.to(format).reshape(shape)
     if end != len(body):
         _bad("bytes that belong to no tensor")
     return found
+
+
+def _writable(piece: memoryview, begin: int, format: torch.dtype) -> memoryview | bytearray:
+    """Return bytes that a tensor can lie in: these, or a copy."""
+    return bytearray(piece) if piece.readonly or begin % format.itemsize else piece
 
 
 def _parts(said: dict[str, Any], found: list[torch.Tensor]) -> Streams:

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 
 from weft.core import tensors
 from weft.core.types import Failure, Reply, Score, Streams, Task, Update
-from weft.core.wire import unpack
+from weft.core.wire import Raw, unpack
 from weft.errors import BadUpdate, ClientFailed, LateUpdate
 
 LARGEST = 1e18
 """Of a metric."""
 
 
-def opened(raw: bytes, sender: str, round: int, *, run: str = "", most: int, tensors: int) -> Reply:
+def opened(raw: Raw, sender: str, round: int, *, run: str = "", most: int, tensors: int) -> Reply:
     """Return the reply that came from a client; what cannot be one is a failure of that client.
 
     Args:

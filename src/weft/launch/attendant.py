@@ -13,7 +13,7 @@ from typing import Any
 
 from weft.config import RunConfig, build
 from weft.core.types import Failure, Probe, Score, Task, Undo, Update
-from weft.core.wire import pack, unpack
+from weft.core.wire import Raw, pack, unpack
 from weft.errors import ConfigError, WeftError
 from weft.federation.station import Station
 from weft.launch import compose
@@ -47,11 +47,11 @@ class Attendant:
         """Return how many passes of the model there have been: it grows while there is work."""
         return self._steps
 
-    def work(self, raw: bytes) -> bytes:
+    def work(self, raw: Raw) -> bytes:
         """Answer a message; whatever goes wrong is an answer too."""
-        if raw[:1] == b"{":
+        if bytes(raw[:1]) == b"{":
             try:
-                return json.dumps(self.hello(json.loads(raw))).encode()
+                return json.dumps(self.hello(json.loads(bytes(raw)))).encode()
             except Refused as error:
                 log.warning("refused: %s", error)
                 return json.dumps({"refused": str(error)}).encode()
@@ -116,7 +116,7 @@ class Attendant:
     def _step(self, *_: object) -> None:
         self._steps += 1
 
-    def _answer(self, raw: bytes) -> bytes:
+    def _answer(self, raw: Raw) -> bytes:
         if self.station is None:
             return WHO
         message = unpack(raw, run=self.run, tensors=1 << 20)

@@ -15,9 +15,10 @@ import time
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
+from weft.launch.passing import receive, send
 from weft.runtimes.desk import WHO
 
-ANSWER, PROGRESS = b"A", b"P"
+PROGRESS = b"it goes on"
 EVERY = 0.25
 """Seconds between two words of how far the work is."""
 
@@ -39,11 +40,11 @@ class Child:
         """Let it answer a message; where it ends meanwhile, it has to be said hello again."""
         line = self._there()
         try:
-            line.send_bytes(raw)
+            send(line, raw)
             while True:
-                said = line.recv_bytes()
-                if said[:1] == ANSWER:
-                    return said[1:]
+                said = receive(line)
+                if said != PROGRESS:
+                    return said[:]
                 self.steps += 1
         except (EOFError, OSError):
             self.close()
@@ -99,18 +100,18 @@ def main(words: list[str]) -> int:
             if attendant.progress() != last:
                 last = attendant.progress()
                 with contextlib.suppress(OSError), sending:
-                    line.send_bytes(PROGRESS)
+                    send(line, PROGRESS)
         os._exit(0)
 
     threading.Thread(target=tell, daemon=True).start()
     while True:
         try:
-            raw = line.recv_bytes()
+            raw = receive(line)
         except EOFError:
             return 0
         answer = attendant.work(raw)
         with sending:
-            line.send_bytes(ANSWER + answer)
+            send(line, answer)
 
 
 if __name__ == "__main__":

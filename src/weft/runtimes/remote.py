@@ -19,7 +19,7 @@ from typing import Protocol
 
 from weft.core.exchange import Runtime
 from weft.core.types import Failure, Message, Reply
-from weft.core.wire import pack
+from weft.core.wire import Packer
 from weft.federation.admission import opened
 from weft.runtimes.desk import WAIT, WHO, Heard, LineBroken
 
@@ -74,12 +74,12 @@ class Remote(Runtime):
     def exchange(self, messages: Sequence[Message]) -> Iterator[Reply]:
         """Yield the replies; a site that fell silent is a failure."""
         self.begun += 1
-        number, over = self.begun, threading.Event()
+        number, over, packer = self.begun, threading.Event(), Packer(self.run)
         came: queue.Queue[tuple[int, Reply | Exception]] = queue.Queue()
 
         def ask(place: int, message: Message) -> None:
             try:
-                came.put((place, self._answer(message, f"{number}-{place}", over)))
+                came.put((place, self._answer(message, packer, f"{number}-{place}", over)))
             except Exception as error:  # whoever waits for this thread must hear of it
                 came.put((place, error))
 
@@ -114,10 +114,10 @@ class Remote(Runtime):
             }
             return {name: one.result() for name, one in asked.items()}
 
-    def _answer(self, message: Message, number: str, over: threading.Event) -> Reply:
+    def _answer(self, message: Message, packer: Packer, number: str, over: threading.Event) -> Reply:
         """Ask until the site is done, or silent, or nobody wants to know any more."""
         ticket = f"{self.session}/{type(message).__name__}/{message.round}/{number}"
-        sent = pack(message, self.run)
+        sent = packer.pack(message)
         raw = self._ask(message.client, sent, ticket, over)
         hello = self.greet(message.client) if raw == WHO else None
         if hello is not None:
