@@ -42,9 +42,7 @@ class Worker:
         evaluator = evaluator_of(config, plan, population)
         self.station = Station(plan, model, evaluator, population.trained, population.evaluated)
 
-    def answer(
-        self, raw: bytes, params: bytes, memory: Streams, share: float
-    ) -> tuple[bytes, tuple[int, Streams] | None]:
+    def answer(self, raw: bytes, params: Any, memory: Streams, share: float) -> tuple[Any, tuple[int, Streams] | None]:
         """Answer a message."""
         return answered(self.station, raw, params, memory, share)
 

@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from weft.core.exchange import Runtime
 from weft.core.types import Failure, Message, Probe, Reply, Streams, Task, Tensors, Undo
 from weft.core.wire import pack
@@ -101,7 +104,7 @@ class Actors(Runtime):
             return
         params = message.params
         if id(params) not in kept:
-            kept[id(params)] = ray.put(pack(Task("all", 0, 0, params)))
+            kept[id(params)] = ray.put(_array(pack(Task("all", 0, 0, params))))
         own = isinstance(message, Task) or message.own
         memory = site.memory.load(site.name, message.round) if own else {}
         bare = pack(replace(message, params=Tensors()))
@@ -128,7 +131,7 @@ class Actors(Runtime):
                 done[sent.place] = Failure(message.client, message.round, f"{TRIES} actors died of it")
             return
         self.free.append(sent.actor)
-        reply = opened(raw, site.name, message.round, most=1 << 62, tensors=1 << 20)
+        reply = opened(raw.data, site.name, message.round, most=1 << 62, tensors=1 << 20)
         if isinstance(reply, Failure) and reply.bad:
             raise BadUpdate(reply.reason)
         if saved is not None:
@@ -149,14 +152,19 @@ class Actors(Runtime):
 
 
 def answered(
-    station: Station, raw: bytes, params: bytes, memory: Streams, share: float
-) -> tuple[bytes, tuple[int, Streams] | None]:
+    station: Station, raw: bytes, params: NDArray[np.uint8], memory: Streams, share: float
+) -> tuple[NDArray[np.uint8], tuple[int, Streams] | None]:
     """Answer at an actor what `Actors` handed out."""
     from weft.core.wire import unpack
 
-    message, shared = unpack(raw, tensors=1 << 20), unpack(params, tensors=1 << 20)
+    message, shared = unpack(raw, tensors=1 << 20), unpack(params.data, tensors=1 << 20)
     assert isinstance(message, (Task, Probe))
     assert isinstance(shared, Task)
     carried = Carried(memory)
     reply = station.reply(replace(message, params=shared.params), memory=carried, share=share)
-    return pack(reply), carried.saved
+    return _array(pack(reply)), carried.saved
+
+
+def _array(raw: bytes) -> NDArray[np.uint8]:
+    """Return bytes as what Ray lets others read where it lies, without a copy each."""
+    return np.frombuffer(raw, dtype=np.uint8)
