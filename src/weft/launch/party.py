@@ -18,6 +18,8 @@ from weft.launch.law import read_law
 
 PAUSE = 2.0
 """Seconds before a process that fell is started again."""
+HUGE = "glibc.malloc.hugetlb=1"
+"""Large pages for what comes and goes by the hundred megabytes: less time to get memory, where the system has them."""
 PATIENCE = 20.0
 """Seconds that it has to end when it is asked to."""
 
@@ -39,7 +41,9 @@ def command(kit: Path, site: Path | None = None) -> tuple[list[str], dict[str, s
         raise MissingExtra("nvflare", "nvflare", "A run of sites") from None
     kit = kit.resolve()
     kind = kind_of_kit(kit)
-    env = os.environ | {"WEFT_KIT": str(kit), "PYTHONUNBUFFERED": "1", "MALLOC_ARENA_MAX": "2"}
+    env = (
+        {"GLIBC_TUNABLES": HUGE} | os.environ | {"WEFT_KIT": str(kit), "PYTHONUNBUFFERED": "1", "MALLOC_ARENA_MAX": "2"}
+    )
     if kind == "admin":
         raise ConfigError(f"'{kit}' is the administrator's kit: use it with `weft submit`.")
     if kind == "client":
