@@ -3,6 +3,7 @@ else is."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 import weft
 from conftest import colour_rows, write_rows
+from weft.core.wire import unpack
 from weft.errors import ConfigError, RunError
 from weft.launch.attendant import Attendant
 from weft.launch.law import Site, read_law
@@ -34,6 +36,8 @@ class Office:
         self.asked: list[tuple[str, bytes | None]] = []
         self.answered: list[bytes] = []
         self.cut: set[str] = set()
+        self.deaf: set[str] = set()
+        """Sites that hear, and are not heard."""
         self.lose = 0
         """Answers that are lost from now on."""
         self.slow: dict[str, float] = {}
@@ -59,6 +63,8 @@ class Office:
         if client in self.cut:
             raise LineBroken("cut")
         said = self.desks[client].ask(ticket, raw, min(wait, 0.2))
+        if client in self.deaf:
+            raise LineBroken("lost")
         with self.lock:
             if said.answer is not None:
                 if self.lose:
@@ -192,6 +198,26 @@ def test_a_site_that_is_cut_off_is_missed_and_comes_back(run, sites: Office):
     rounds = [line for line in lines(done) if line["event"] == "round"]
     assert [len(line["clients"]) for line in rounds] == [3, 2, 3, 3]
     assert "could not be reached (cut) for 1 s" in rounds[1]["failures"]["hospital_c"]
+
+
+def test_what_a_silent_site_has_to_forget_is_said_when_it_is_heard_again(run, sites: Office, tmp_path: Path):
+    """It was cut off after it had worked: its variate must not be that of a round which did not count."""
+
+    def hear(said: dict[str, object]) -> None:
+        number = said.get("round", {}).get("round", 0)
+        if number == 1:
+            sites.deaf.add("hospital_c")
+        if number == 2:
+            sites.deaf.clear()
+            assert not [raw for client, raw in sites.asked if client == "hospital_c" and raw and b"Undo" in raw]
+
+    given = run | {"num_rounds": 3, "silence_timeout": 1.0, "min_clients": 2, "fed_alg": "scaffold", "eval_every": 0}
+    done = serve(given, sites, list(NAMES), "1", hear=hear)
+    rounds = [line for line in lines(done) if line["event"] == "round"]
+    assert [len(line["clients"]) for line in rounds] == [3, 2, 3]
+    sent = [raw for client, raw in sites.asked if client == "hospital_c" and raw and raw[:1] != b"{"]
+    kinds = [type(unpack(raw, run="run")).__name__ for raw in sent]
+    assert [kind for kind, _ in itertools.groupby(kinds)] == ["Task", "Undo", "Task", "Probe"]
 
 
 def test_a_site_that_begins_anew_is_said_hello_again_and_goes_on(run, sites: Office, tmp_path: Path):

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from weft.core.exchange import Runtime
-from weft.core.types import Failure, Message, Reply
+from weft.core.types import Failure, Message, Reply, Undo
 from weft.core.wire import Packer
 from weft.federation.admission import opened
 from weft.runtimes.desk import WAIT, WHO, Heard, LineBroken
@@ -70,6 +70,8 @@ class Remote(Runtime):
     """Says whether a site answers a second hello as it did the first."""
     session: str = field(default_factory=lambda: secrets.token_hex(4))
     begun: int = 0
+    owed: dict[str, list[Undo]] = field(default_factory=dict)
+    """What silent sites are to forget, before anything else once they are heard again; a site here is silent."""
 
     def exchange(self, messages: Sequence[Message]) -> Iterator[Reply]:
         """Yield the replies; a site that fell silent is a failure."""
@@ -115,7 +117,26 @@ class Remote(Runtime):
             return {name: one.result() for name, one in asked.items()}
 
     def _answer(self, message: Message, packer: Packer, number: str, over: threading.Event) -> Reply:
-        """Ask until the site is done, or silent, or nobody wants to know any more."""
+        """Return what a site answers; one that was silent is told first what it has to forget, when it is heard."""
+        client, owed = message.client, self.owed.get(message.client)
+        if owed is not None:
+            if isinstance(message, Undo):
+                owed.append(message)
+                return Failure(client, message.round, "could not be reached before")
+            while owed:
+                if isinstance(said := self._said(owed[0], packer, f"{number}-{len(owed)}", over), str):
+                    return Failure(client, message.round, said)
+                owed.pop(0)
+            del self.owed[client]
+        raw = self._said(message, packer, number, over)
+        if isinstance(raw, str):
+            self.owed[client] = []
+            return Failure(client, message.round, raw)
+        most, tensors = self.largest()
+        return opened(raw, client, message.round, run=self.run, most=most, tensors=tensors)
+
+    def _said(self, message: Message, packer: Packer, number: str, over: threading.Event) -> bytes | str:
+        """Ask until the site is done, or (a reason) silent, or nobody wants to know any more."""
         ticket = f"{self.session}/{type(message).__name__}/{message.round}/{number}"
         sent = packer.pack(message)
         raw = self._ask(message.client, sent, ticket, over)
@@ -123,16 +144,12 @@ class Remote(Runtime):
         if hello is not None:
             self.note(f"the site '{message.client}' has begun anew and is said hello again.")
             said = self._ask(message.client, hello, f"{ticket}/hello", over, LOADING)
-            if isinstance(said, bytes) and self.known(message.client, said):
-                raw = self._ask(message.client, sent, f"{ticket}/again", over)
-            else:
-                raw = "came back with other rows, or refuses by now"
-        if raw == WHO:
-            raw = "its process ended while it worked"
-        if isinstance(raw, str):
-            return Failure(message.client, message.round, raw)
-        most, tensors = self.largest()
-        return opened(raw, message.client, message.round, run=self.run, most=most, tensors=tensors)
+            if isinstance(said, str):
+                return said
+            if not self.known(message.client, said):
+                return "came back with other rows, or refuses by now"
+            raw = self._ask(message.client, sent, f"{ticket}/again", over)
+        return "its process ended while it worked" if raw == WHO else raw
 
     def _ask(self, client: str, whole: bytes, ticket: str, over: threading.Event, silence: float = 0.0) -> bytes | str:
         """Return what a site answers, or why there is no answer; as long as it is heard it may do so for longer."""
