@@ -1,15 +1,21 @@
 """kill -9 of the process that runs the rounds, at random instants: does what it resumes to have the same bits?
 
-    python benchmarks/kills.py [KILLS]     200 by default
+    python benchmarks/kills.py [KILLS]           200 by default
+    python benchmarks/kills.py sites [KILLS]     of sites' processes, 50 by default
 
 Runs of 30 rounds (SCAFFOLD with LoRA, memories of clients, every round committed) are killed and resumed to their end,
 half of the kills at a random time, half while a file is being written; each run's metrics and adapter are then compared
 with an undisturbed run's. After every kill the rounds that had been committed must still be there. Processes are forked
 from one that has imported everything, so that a life takes no time to begin.
+
+With `sites`, two sites of a federation on this machine (SCAFFOLD over mutual TLS) lose the process that has their
+model, at a random instant of every round; the run must end with the bits of one in a single process, and no turn
+dropped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -104,6 +110,72 @@ def result(run: Path) -> tuple[bytes, bytes]:
     return (run / "metrics.jsonl").read_bytes(), (run / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
+def kill_sites(kills: int) -> None:
+    """Kill a site's process in every round, at a random instant, and compare with a run in one process."""
+    import threading
+
+    import weft
+    from weft.config import build
+    from weft.launch.follow import follow
+    from weft.launch.loopback import federation
+
+    rng, done, over = random.Random(0), [], threading.Event()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, names = Path(temporary), ("a", "b")
+        make_model(folder / "model", hidden=64, layers=2, vocabulary=1024)
+        keys = keys_of(folder, "whole") | {"num_rounds": kills + 1, "sample_clients": 2, "max_steps": 40}
+        del keys["dataset_name"], keys["num_clients"]
+        laws = {}
+        for number, name in enumerate(names):
+            make_rows(folder / f"{name}.jsonl", 30 + number, words=(3, 6))
+            laws[name] = folder / f"{name}.yaml"
+            law = {"data": f"{name}.jsonl", "threads": 1, "accept": {"models": [keys["model_name_or_path"]]}}
+            laws[name].write_text(json.dumps(law))
+        given = {key: value for key, value in keys.items() if key != "output_dir"}
+        run = build(given | {"runtime": "nvflare", "sites": list(names)})
+
+        def kill(timing: Path, sites: Path) -> None:
+            seen = -1
+            while not over.is_set() and len(done) < kills:
+                rounds = len(timing.read_bytes().splitlines()) if timing.exists() else 0
+                if rounds == seen or rounds == 0:
+                    time.sleep(0.01)
+                    continue
+                seen = rounds
+                time.sleep(rng.uniform(0.0, 1.0))
+                site = rng.choice(names)
+                for number in processes("weft.launch.child", str(sites / site)):
+                    os.kill(number, signal.SIGKILL)
+                    done.append(site)
+
+        with federation(folder / "up", laws) as parties:
+            there = parties.kits / "server" / "runs" / "kills"
+            killer = threading.Thread(target=kill, args=(there / "timing.jsonl", parties.kits))
+            killer.start()
+            last = follow(parties.admin, run, "kills", lambda _: None)
+            over.set()
+            killer.join()
+            clients = [{"name": name, "data": str(folder / f"{name}.jsonl")} for name in names]
+            weft.train(keys | {"clients": clients}, quiet=True)
+            rounds = [json.loads(line) for line in (there / "metrics.jsonl").read_text().splitlines()]
+            dropped = sum(len(line["failures"]) for line in rounds if line["event"] == "round")
+            same = result(there) == result(folder / "whole")
+    print(f"{len(done)} kills of sites' processes, run {last['state']}: {dropped} turns dropped, bits equal: {same}")
+    if dropped or not same:
+        raise SystemExit(1)
+
+
+def processes(*words: str) -> list[int]:
+    """Return the processes whose command has all these words."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            said = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if all(word in said for word in words):
+                found.append(int(path.parent.name))
+    return found
+
+
 def main(kills: int) -> None:
     """Kill until there were so many."""
     import peft  # noqa: F401
@@ -140,4 +212,7 @@ def main(kills: int) -> None:
 
 if __name__ == "__main__":
     print(machine())
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 200)
+    if sys.argv[1:2] == ["sites"]:
+        kill_sites(int(sys.argv[2]) if len(sys.argv) > 2 else 50)
+    else:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 200)
