@@ -150,7 +150,7 @@ def flare(folder: Path) -> None:
     import weft
     from weft.config import build
     from weft.launch.errands import errands, write_job
-    from weft.launch.follow import Follower
+    from weft.launch.follow import follow
     from weft.launch.loopback import Federation
 
     sites = ["a", "b"]
@@ -186,7 +186,7 @@ def flare(folder: Path) -> None:
         bare = json.loads((folder / "echo.json").read_text(encoding="utf-8"))
         for size, run in runs.items():
             given = build(left[size] | {"runtime": "nvflare", "sites": sites})
-            Follower(parties.admin, given, size, lambda _: None).follow()
+            follow(parties.admin, given, size, lambda _: None)
             one = weft.train(alone(run) | {"output_dir": str(folder / f"here-{size}")}, quiet=True)
             there = seconds(parties.kits / "server" / "runs" / size)
             told(f"flare, {size}", bytes[size], bare[size], seconds(one.path), there)

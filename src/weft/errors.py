@@ -53,3 +53,7 @@ class LateUpdate(ClientFailed):
 
 class RunError(WeftError):
     """A run stopped through no mistake of the user; what was committed is kept."""
+
+
+class ServerAway(RunError):
+    """The server of a federation of sites does not answer."""

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,13 +20,14 @@ from safetensors.torch import load_file
 
 import weft
 from conftest import colour_rows, write_rows
+from cutting import Gate
 from weft.cli import main
 from weft.config import build
 from weft.errors import ConfigError
 from weft.launch.errands import errands, write_job
-from weft.launch.follow import Follower
+from weft.launch.follow import follow
 from weft.launch.kits import add_kit, make_kits
-from weft.launch.loopback import Federation, federation, free_port
+from weft.launch.loopback import Federation, free_port
 from weft.launch.party import command, end, start
 
 pytest.importorskip("nvflare")
@@ -39,20 +41,38 @@ SITES = ("hospital_a", "hospital_b")
 
 
 @pytest.fixture(scope="module")
-def parties(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Federation]:
-    """A server and two sites that run through all tests of this file."""
+def gated(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[tuple[Federation, Gate]]:
+    """A server and two sites that run through all tests of this file, one of them behind a gate."""
     work = tmp_path_factory.mktemp("federation")
     laws = {}
     for number, name in enumerate(SITES):
         rows = [row | {"prompt": row["instruction"]} for row in colour_rows(24 + 3 * number, number)]
         rows = [row | {"chosen": row["output"], "rejected": "none"} for row in rows]
         write_rows(work / f"{name}.jsonl", rows)
-        accept = {"models": [str(tiny_model)], "max_rounds": 12 if name == "hospital_b" else 100}
+        accept = {"models": [str(tiny_model)], "max_rounds": 1000}
         laws[name] = work / f"{name}.yaml"
         laws[name].write_text(yaml.safe_dump({"data": f"{name}.jsonl", "threads": 1, "accept": accept}))
-    with federation(work, laws) as made:
-        yield made
+    made = Federation(work, laws)
+    gate = Gate(made.port)
+    path = made.kits / "hospital_a" / "startup" / "fed_client.json"
+    path.write_text(path.read_text().replace(f"localhost:{made.port}", f"localhost:{gate.port}"))
+    try:
+        made.begin()
+        yield made, gate
+    finally:
+        made.close()
+        gate.close()
     gc.collect()
+
+
+@pytest.fixture
+def parties(gated: tuple[Federation, Gate]) -> Federation:
+    return gated[0]
+
+
+@pytest.fixture
+def gate(gated: tuple[Federation, Gate]) -> Gate:
+    return gated[1]
 
 
 @pytest.fixture
@@ -93,14 +113,14 @@ KINDS = {
 def test_results_are_those_of_one_process_bit_for_bit(run, parties: Federation, tmp_path: Path, capsys):
     """Two runs at a time, and one that a site refuses; the next test has SCAFFOLD."""
 
-    def follow(kind: str) -> dict[str, object]:
-        return Follower(parties.admin, build(run | KINDS[kind]), kind.replace(" ", "-"), lambda _: None).follow()
+    def ran(kind: str) -> dict[str, object]:
+        return follow(parties.admin, build(run | KINDS[kind]), kind.replace(" ", "-"), lambda _: None)
 
     with ThreadPoolExecutor() as pool:
         long = pool.submit(refused, run, parties)
-        ends = dict(zip(KINDS, pool.map(follow, KINDS), strict=True))
+        ends = dict(zip(KINDS, pool.map(ran, KINDS), strict=True))
         said = str(long.result()["error"])
-    assert "hospital_b: the run has 13 rounds, and this site accepts 12 at most" in said
+    assert "hospital_b: the run has 1001 rounds, and this site accepts 1000 at most" in said
     assert str(parties.work) not in said
     for kind, last in ends.items():
         assert last["state"] == "done", (kind, last)
@@ -114,8 +134,8 @@ def test_results_are_those_of_one_process_bit_for_bit(run, parties: Federation, 
 
 
 def refused(run: dict[str, object], parties: Federation) -> dict[str, object]:
-    config = build(run | {"num_rounds": 13, "min_clients": 1, "sites": ["hospital_b"], "sample_clients": 1})
-    return Follower(parties.admin, config, "long", lambda _: None).follow()
+    config = build(run | {"num_rounds": 1001, "min_clients": 1, "sites": ["hospital_b"], "sample_clients": 1})
+    return follow(parties.admin, config, "long", lambda _: None)
 
 
 def pids(word: str, of: Path) -> list[int]:
@@ -150,10 +170,59 @@ def test_killed_processes_lose_no_committed_round(run, parties: Federation, tmp_
             parties.parties.pop("server").wait()
             parties.start("server")
 
-    last = Follower(parties.admin, build(given), "killed", hear).follow()
+    last = follow(parties.admin, build(given), "killed", hear)
     assert last["state"] == "done", last
     assert stages == []
     same(there(parties, "killed"), here(given, parties, tmp_path).path)
+
+
+def test_a_cut_line_and_a_site_that_was_away_end_no_run(run, parties: Federation, gate: Gate):
+    """The others go on; who was cut off is found again by itself, who began anew when the run is handed in again.
+
+    Nobody waits for it: the server's steward does that. A run that is stopped is not handed in again.
+    """
+    given = run | {"num_rounds": 1000, "checkpoint_seconds": 0, "max_steps": 60, "silence_timeout": 4.0}
+    given |= {"eval_every": 0}
+    parts: list[tuple[str, set[str]]] = []
+    stage = "whole"
+    jobs = set()
+
+    def hear(said: dict[str, object]) -> None:
+        nonlocal stage
+        jobs.add(said.get("job"))
+        rounds = [one["round"] for one in said.get("rounds", []) if "round" in one]
+        if not rounds or said.get("final"):
+            return
+        missed = set(rounds[-1]["failures"])
+        assert missed <= {"hospital_a"}, rounds[-1]
+        parts.append((stage, missed))
+        if stage == "whole" and not missed:
+            gate.cut()
+            stage = "cut"
+        elif stage == "cut" and missed:
+            gate.mend()
+            stage = "mended"
+        elif stage == "mended" and not missed:
+            parties.stop("hospital_a")
+            stage = "away"
+        elif stage == "away" and missed:
+            parties.start("hospital_a")
+            jobs.clear()
+            stage = "started"
+        elif stage == "started" and not missed and "hospital_a" in rounds[-1]["clients"]:
+            stage = "over"
+            threading.Thread(target=main, args=(["stop", "away", "--kit", str(parties.admin)],)).start()
+
+    last = follow(parties.admin, build(given), "away", hear)
+    assert stage == "over", (stage, parts)
+    assert last["state"] == "stopped"
+    assert len(jobs - {None}) == 2  # the one that was ended for hospital_a, and the one with it
+    time.sleep(3.0)
+    with errands(parties.admin) as desk:
+        newest = desk.jobs()[0]
+        assert newest["job_id"] == last["job"]
+        assert newest["status"].startswith("FINISHED")
+        parties.wait(set(SITES))
 
 
 def test_a_job_with_code_is_refused(run, parties: Federation, tmp_path: Path):

@@ -22,12 +22,12 @@ OWN = ("file", "kit", "name", "wait")
 def run(argv: list[str]) -> int:
     """Hand a run in."""
     from weft.launch.errands import errands
-    from weft.launch.follow import Follower
+    from weft.launch.follow import follow
 
     arguments, config, name = read_run("submit", argv)
     kit = Path(arguments.kit)
     if arguments.wait:
-        last = Follower(kit, config, name, tell).follow()
+        last = follow(kit, config, name, tell)
         if last.get("state") != "done":
             raise RunError(f"The run '{name}' failed: {last.get('error', 'its log at the server says more')}")
         return 0
@@ -45,7 +45,7 @@ def read_run(verb: str, argv: list[str]) -> tuple[argparse.Namespace, RunConfig,
     made.add_argument("file", nargs="?", metavar="RUN.yaml", help="the run file")
     made.add_argument("--kit", default="kits/admin", help="the administrator's kit [kits/admin]")
     made.add_argument("--name", help="of the run at the server [the file's]; the same name goes on with the same run")
-    made.add_argument("--wait", action="store_true", help="stay to its end; hand it in again where its job falls")
+    made.add_argument("--wait", action="store_true", help="stay to its end, and print its rounds")
     if verb == "up":
         made.add_argument("--site", action="append", default=[], metavar="NAME=FILE", help="a site's own site.yaml")
         made.add_argument("--work", help="folder of kits and results [weft-up]")
@@ -81,16 +81,19 @@ def _simple(verb: str, description: str, argv: list[str]) -> argparse.Namespace:
 
 
 def status(argv: list[str]) -> int:
-    """Print the sites that are there, and how runs are."""
+    """Print the sites that are there, and how runs are: the last job of each, or all of the one that is named."""
     from weft.launch.errands import errands
+    from weft.launch.follow import named
 
     arguments = _simple("status", "How the sites and the runs are.", argv)
     with errands(Path(arguments.kit)) as desk:
         print(f"sites: {', '.join(sorted(desk.sites())) or 'none'}")
-        for job in desk.jobs()[:20]:
-            name, number = str(job.get("job_name") or job.get("name")), str(job["job_id"])
-            if arguments.name not in (None, name, number):
-                continue
+        seen: set[str] = set()
+        for job in desk.jobs():
+            name, number = named(job), str(job["job_id"])
+            if arguments.name not in (None, name, number) or (arguments.name is None and name in seen):
+                continue  # a run may have had many jobs
+            seen.add(name)
             said = desk.status(number) if "RUNNING" in str(job.get("status")) else None
             print(f"{name}  {number}  {job.get('status')}  {_short(said)}".rstrip())
             for site, why in (said or {}).get("refused", {}).items():
@@ -121,13 +124,20 @@ def logs(argv: list[str]) -> int:
 def stop(argv: list[str]) -> int:
     """End a run; what it has committed stays, and the same name goes on with it."""
     from weft.launch.errands import OVER, errands
+    from weft.launch.follow import named
 
     arguments = _simple("stop", "End a run; the rounds that are done are kept.", argv)
     with errands(Path(arguments.kit)) as desk:
-        for job in desk.jobs():
-            name, number = str(job.get("job_name") or job.get("name")), str(job["job_id"])
-            wanted = arguments.name in (None, name, number) and not str(job.get("status")).startswith(OVER)
-            if wanted and desk.stop(number):
-                print(number)
+        jobs = [job for job in desk.jobs() if arguments.name in (None, named(job), str(job["job_id"]))]
+        for job in jobs:
+            if not str(job.get("status")).startswith(OVER) and desk.end(str(job["job_id"])):
+                print(job["job_id"])
                 return 0
+        if (
+            arguments.name and jobs and "COMPLETED" not in str(jobs[0].get("status"))
+        ):  # it fell, and waits to be handed in again
+            for job in jobs:
+                desk.forget(str(job["job_id"]))
+            print(f"'{arguments.name}' is not handed in again.")
+            return 0
     raise ConfigError(f"No run{f' {arguments.name!r}' if arguments.name else ''} is under way.")

@@ -8,17 +8,25 @@ import json
 import logging
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from weft.config import RunConfig
-from weft.errors import ConfigError, MissingExtra, RunError
-from weft.launch.kits import ADMIN, kind_of_kit
+from weft.errors import ConfigError, MissingExtra, ServerAway
+from weft.launch.kits import kind_of_kit
 from weft.runs.layout import path_component
 
 SILENCE = threading.RLock()
+HEARD = 2.5
+"""Seconds that who watches a run has to hear that it is stopped."""
+GONE = "FINISHED:ABANDONED"
+"""What FLARE calls a job that a server left behind."""
+LEFT = (GONE, "FINISHED:CAN_NOT_SCHEDULE")
+"""States of jobs that may never have begun, and are handed in again nonetheless."""
 OVER = ("FINISHED", "ABORTED", "FAILED", "REJECTED", "DELETED")
 
 
@@ -33,16 +41,23 @@ class Errands:
         with tempfile.TemporaryDirectory() as folder, hushed():
             return str(self.session.submit_job(str(write_job(config, name, Path(folder)))))
 
-    def jobs(self) -> list[dict[str, Any]]:
-        """Return what is known of all jobs, the newest first."""
+    def again(self, job: str) -> str:
+        """Hand a job in again as it is; return the number of the new one."""
         with hushed():
-            found = self.session.list_jobs(detailed=True)
+            return str(self.session.clone_job(job))
+
+    def jobs(self, limit: int | None = None) -> list[dict[str, Any]]:
+        """Return what is known of all jobs, or of the newest, the newest first."""
+        with hushed():
+            found = self.session.list_jobs(detailed=True, limit=limit, reverse=True)
+            since = self.since()
+        found = [job | {"status": _state(job, since)} for job in found]
         return sorted(found, key=lambda job: str(job.get("submit_time_iso") or job.get("submit_time")), reverse=True)
 
     def state(self, job: str) -> str:
         """Return the state of a job in FLARE's words."""
         with hushed():
-            return str(self.session.get_job_meta(job).get("status", ""))
+            return _state(self.session.get_job_meta(job), self.since())
 
     def status(self, job: str) -> dict[str, Any] | None:
         """Return what the run itself says, or None while it does not run."""
@@ -54,6 +69,21 @@ class Errands:
         except Exception:
             return None
 
+    def end(self, job: str) -> bool:
+        """End a job for good; otherwise as `stop`."""
+        from weft.launch.flare import STOP
+
+        with contextlib.suppress(Exception):  # one that has not begun cannot be told, and need not be
+            with hushed():
+                self.session.do_app_command(job, STOP, {})
+            time.sleep(HEARD)
+        return self.stop(job)
+
+    def forget(self, job: str) -> None:
+        """Let nobody hand in again what is over."""
+        with contextlib.suppress(Exception), hushed():
+            self.session.delete_job(job)
+
     def stop(self, job: str) -> bool:
         """End a job; what it has committed stays. Return whether it ran: one of a server that was killed does not."""
         try:
@@ -63,10 +93,10 @@ class Errands:
             return False
         return True
 
-    def since(self) -> str:
-        """Return when the server was started."""
+    def since(self) -> float:
+        """Return when the server was started, in seconds since 1970."""
         with hushed():
-            return str(self.session.get_system_info().server_info.start_time)
+            return float(self.session.get_system_info().server_info.start_time)
 
     def sites(self) -> dict[str, float]:
         """Return the sites that are connected, and since when."""
@@ -77,12 +107,12 @@ class Errands:
 
 @contextmanager
 def errands(kit: Path, patience: float = 10.0) -> Iterator[Errands]:
-    """Open a session by the administrator's kit.
+    """Open a session by the administrator's kit, or the steward's.
 
     Raises:
         ConfigError: no such kit.
         MissingExtra: FLARE is not installed.
-        RunError: the server cannot be reached, or does not know this administrator.
+        ServerAway: the server cannot be reached, or does not know this administrator.
     """
     if kind_of_kit(kit) != "admin":
         raise ConfigError(f"'{kit}' is not the administrator's kit: give the folder `admin` of the kits by --kit.")
@@ -93,10 +123,10 @@ def errands(kit: Path, patience: float = 10.0) -> Iterator[Errands]:
     logging.getLogger().addHandler(logging.NullHandler())  # what its threads complain of is said here, in words
     try:
         with hushed():
-            session = new_secure_session(ADMIN, str(kit.resolve()), timeout=patience)
+            session = new_secure_session(_who(kit), str(kit.resolve()), timeout=patience)
     except Exception as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunError(
+        raise ServerAway(
             f"The server cannot be reached with '{kit}' ({said}): see that `weft server start` runs, and that the host "
             "and the port in the kit lead to it."
         ) from None
@@ -105,6 +135,19 @@ def errands(kit: Path, patience: float = 10.0) -> Iterator[Errands]:
     finally:
         with contextlib.suppress(Exception), hushed():
             session.close()
+
+
+def _state(job: Mapping[str, Any], since: float) -> str:
+    """Return the state of a job: what began before the server did runs no more, though FLARE says so."""
+    said, began = str(job.get("status", "")), job.get("start_time")
+    if said.startswith(OVER) or not began:
+        return said
+    return GONE if datetime.fromisoformat(str(began)).timestamp() < since else said
+
+
+def _who(kit: Path) -> str:
+    words = json.loads((kit / "startup" / "fed_admin.json").read_text(encoding="utf-8"))
+    return str(words["admin"]["username"])
 
 
 @contextmanager

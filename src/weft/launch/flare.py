@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,24 @@ from nvflare.collab import collab
 from nvflare.collab.api.exceptions import RunAborted
 from nvflare.fuel.utils import buffer_list
 
+from weft.core.files import write_atomic
 from weft.errors import ConfigError, RunError, RunInUse, WeftError
 from weft.launch.child import Child
 from weft.runtimes.desk import Desk, Heard, LineBroken
 
 SITE, KIT = "WEFT_SITE", "WEFT_KIT"
 """Environment variables: where site.yaml and the kit lie."""
-STATUS = "weft_status"
-"""What an administrator asks the server for."""
+STATUS, STOP = "weft_status", "weft_stop"
+"""What an administrator asks the server for, and tells it."""
 MARGIN, SLOWEST = 10.0, 5e6
-"""Seconds that a call may take beyond what a site holds its answer back for, and bytes a second of a slow line."""
+"""Seconds that a call may take beyond what a site holds its answer back for, at most, and bytes a second of a slow
+line."""
 PATIENCE = 90.0
 """Seconds that a run which is in use is waited for."""
 LAST = 200
 """Rounds that a status tells of."""
+LINGER = 3.0
+"""Seconds that a job stays which failed, so that who watches it hears why."""
 
 
 def _in_short(buffers: Any) -> str:
@@ -59,7 +64,8 @@ class CollabLine:
         # An answer is about as large as what was sent.
         size = self._sizes[client] = len(raw) if raw is not None else self._sizes.get(client, 0)
         try:
-            said = self._proxies[client](timeout=wait + MARGIN + size / SLOWEST).ask(ticket, raw, wait)
+            patience = wait + min(MARGIN, 4 * wait) + size / SLOWEST
+            said = self._proxies[client](timeout=patience).ask(ticket, raw, wait)
         except RunAborted:
             raise RunError("the job was ended") from None
         except Exception as error:
@@ -78,6 +84,8 @@ class Server:
     def __init__(self, run: dict[str, Any], name: str) -> None:
         self.run, self.name = run, name
         self.status: dict[str, Any] = {"name": name, "state": "begins", "rounds": []}
+        self._file: Path | None = None
+        """Where the status is kept, for the steward and for when the job is over."""
 
     @collab.main  # type: ignore[untyped-decorator]
     def main(self) -> str:
@@ -87,7 +95,11 @@ class Server:
         folder = Path(os.environ[KIT]) / "runs" / self.name
         folder.parent.mkdir(parents=True, exist_ok=True)
         proxies = {proxy.name: proxy for proxy in collab.clients}
-        collab.fl_ctx.get_engine().register_app_command(STATUS, lambda *_, **__: json.loads(json.dumps(self.status)))
+        engine = collab.fl_ctx.get_engine()
+        engine.register_app_command(STATUS, lambda *_, **__: json.loads(json.dumps(self.status)))
+        engine.register_app_command(STOP, self._stopped)
+        self._file = folder.parent / f"{self.name}.json"
+        self._tell({"state": "begins", "job": str(collab.fl_ctx.get_job_id())})
         keys = self.run | {"output_dir": str(folder)}
         with (
             open(folder.parent / f"{self.name}.log", "a", encoding="utf-8", buffering=1) as log,
@@ -97,13 +109,17 @@ class Server:
             try:
                 self._tell({"state": "asks the sites"})
                 self._serve(serve, keys, CollabLine(proxies), list(proxies))
-            except WeftError as error:
-                print(f"weft: {error}", file=sys.stderr)
-                self._tell({"state": "failed", "error": str(error), "final": isinstance(error, ConfigError)})
-                self._keep(folder)
+            except Exception as error:
+                known = isinstance(error, WeftError)
+                if not known:
+                    traceback.print_exc()
+                said = str(error) if known else f"{type(error).__name__}; its log at the server says more"
+                print(f"weft: {said}", file=sys.stderr)
+                if not self.status.get("final"):
+                    self._tell({"state": "failed", "error": said, "final": isinstance(error, ConfigError)})
+                    time.sleep(LINGER)
                 raise
         self._tell({"state": "done"})
-        self._keep(folder)
         return "done"
 
     def _serve(self, serve: Any, keys: dict[str, Any], line: CollabLine, sites: list[str]) -> None:
@@ -118,18 +134,21 @@ class Server:
                     raise
                 time.sleep(1.0)
 
+    def _stopped(self, *_: Any, **__: Any) -> dict[str, Any]:
+        """Note that an administrator ends the run, so that nobody begins it again."""
+        self._tell({"state": "stopped", "final": True})
+        return {}
+
     def _tell(self, said: dict[str, Any]) -> None:
         rounds = self.status["rounds"]
         if "round" in said or "evaluation" in said:
             rounds.append(said)
             del rounds[:-LAST]
-            self.status["state"] = "trains"
+            self.status["state"] = "stopped" if self.status.get("final") else "trains"
         else:
             self.status |= said
-
-    def _keep(self, folder: Path) -> None:
-        """Leave the last status beside the run, where `weft status` looks when the job has ended."""
-        (folder.parent / f"{self.name}.json").write_text(json.dumps(self.status) + "\n", encoding="utf-8")
+        if self._file is not None:
+            write_atomic(self._file, json.dumps(self.status).encode())
 
 
 class Site:

@@ -17,7 +17,7 @@ from typing import Any
 
 from weft.errors import ConfigError, MissingExtra
 
-ADMIN = "admin@weft.local"
+ADMIN, STEWARD = "admin@weft.local", "steward@weft.local"
 DAYS = 360
 """How long certificates are valid; FLARE's own."""
 CLASSES = [
@@ -37,6 +37,8 @@ PERMISSIONS = {
     "shell_commands": "none",
     "byoc": "none",
 }
+REPEAT = {"server": {"submit_job": "none", "clone_job": "any"}, "client": {}}
+"""What the steward of a server may do there and at sites (`weft.launch.steward`): repeat a job, not hand one in."""
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 
 
@@ -103,7 +105,7 @@ def _provision(out: Path, project: dict[str, Any], wanted: list[str], *, first: 
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         Provisioner(str(work), prepare_builders(words)).provision(prepare_project(words))
     made = max((work / "weft").glob("prod_*"))
-    names = {"server": project["host"], "admin": ADMIN} if first else {}
+    names = {"server": project["host"], "server/steward": STEWARD, "admin": ADMIN} if first else {}
     for name, source in (names | {client: client for client in wanted}).items():
         shutil.move(str(made / source), str(out / name))
         _harden(out / name, project)
@@ -117,12 +119,13 @@ def _words(project: dict[str, Any]) -> dict[str, Any]:
     server = {"name": host, "type": "server", "org": "weft", "fed_learn_port": port, "default_host": host}
     clients = [{"name": name, "type": "client", "org": name.replace("-", "_")} for name in project["clients"]]
     admin = {"name": ADMIN, "type": "admin", "org": "weft", "role": "project_admin"}
+    steward = {"name": STEWARD, "type": "admin", "org": "weft", "role": "lead"}
     path = "nvflare.lighter.impl"
     return {
         "api_version": 3,
         "name": "weft",
         "description": "Weft",
-        "participants": [server, *clients, admin],
+        "participants": [server, *clients, admin, steward],
         "builders": [
             {"path": f"{path}.workspace.WorkspaceBuilder"},
             {"path": f"{path}.static_file.StaticFileBuilder", "args": {"config_folder": "config", "scheme": "tcp"}},
@@ -138,7 +141,8 @@ def _harden(kit: Path, project: dict[str, Any]) -> None:
         key.chmod(0o600)
     local = kit / "local"
     settings = json.loads((local / "resources.json.default").read_text(encoding="utf-8"))
-    if kind_of_kit(kit) != "admin":
+    kind = kind_of_kit(kit)
+    if kind != "admin":
         settings["class_list_enforcement_mode"] = "enforce"
         settings["class_allow_list"] = CLASSES
         settings["allow_log_streaming"] = False
@@ -147,7 +151,10 @@ def _harden(kit: Path, project: dict[str, Any]) -> None:
         left_out = ("site_log_streamer", "log_receiver")
         settings["components"] = [part for part in settings["components"] if part["id"] not in left_out]
         (local / "resources.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        rules = {"format_version": "1.0", "permissions": {"project_admin": PERMISSIONS}}
+        rules = {
+            "format_version": "1.0",
+            "permissions": {"project_admin": PERMISSIONS, "lead": PERMISSIONS | REPEAT[kind]},
+        }
         (local / "authorization.json").write_text(json.dumps(rules, indent=1) + "\n", encoding="utf-8")
 
 

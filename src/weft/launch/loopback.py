@@ -19,9 +19,9 @@ from weft.core.seeds import generator
 from weft.data.load import read_rows, resolve_source
 from weft.errors import ConfigError, RunError
 from weft.launch.errands import errands
-from weft.launch.follow import Follower
+from weft.launch.follow import follow
 from weft.launch.kits import make_kits
-from weft.launch.party import command, end, start
+from weft.launch.party import command, end, start, start_steward
 
 READY = 60.0
 """Seconds that server and sites have to find each other."""
@@ -49,6 +49,7 @@ class Federation:
         if (work / "runs").is_dir():
             shutil.move(work / "runs", kept)
         self.parties: dict[str, subprocess.Popen[bytes]] = {}
+        self.steward: subprocess.Popen[bytes] | None = None
 
     @property
     def admin(self) -> Path:
@@ -59,6 +60,8 @@ class Federation:
         """Start the server, or a site."""
         kit = self.kits / name
         self.parties[name] = start(*command(kit, self.laws.get(name)), kit)
+        if name == "server" and self.steward is None:
+            self.steward = start_steward(kit)
 
     def stop(self, name: str) -> None:
         """End the server, or a site."""
@@ -86,7 +89,11 @@ class Federation:
         raise RunError(f"The sites were not there within {patience:g} s ({why}): see the console.log in {self.kits}.")
 
     def close(self) -> None:
-        """End everybody: first the sites."""
+        """End everybody: first who would begin runs again, then the sites."""
+        if self.steward is not None:
+            self.steward.kill()
+            self.steward.wait()
+            self.steward = None
         for name in [*(name for name in self.parties if name != "server"), "server"]:
             if name in self.parties:
                 self.stop(name)
@@ -134,7 +141,7 @@ def up(
     keys = {key: value for key, value in config.model_dump(mode="json").items() if key not in left}
     run = build(keys | {"runtime": "nvflare", "sites": config.sites or list(made)})
     with federation(work, made, port) as parties:
-        return Follower(parties.admin, run, name, hear).follow()
+        return follow(parties.admin, run, name, hear)
 
 
 def _laws(config: RunConfig, work: Path, count: int | None) -> dict[str, Path]:

@@ -68,11 +68,17 @@ def keep_running(kit: Path, site: Path | None, note: Callable[[str], None]) -> i
     asked: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda got, _: asked.append(got))
+    steward: subprocess.Popen[bytes] | None = None
     while True:
         child = start(words, env, kit)
         while child.poll() is None and not asked:
+            if site is None and (steward is None or steward.poll() is not None):
+                steward = start_steward(kit)
             time.sleep(0.1)
         if asked:
+            if steward is not None:
+                steward.kill()
+                steward.wait()
             end(child)
             return 0
         note(f"the process ended ({child.returncode}); it begins anew. Its words are in {kit / 'console.log'}.")
@@ -84,6 +90,13 @@ def start(words: list[str], env: dict[str, str], kit: Path) -> subprocess.Popen[
     """Start a party's process; its words go to a file in its kit."""
     with open(kit / "console.log", "ab") as log:
         return subprocess.Popen(words, env=env, stdout=log, stderr=log, start_new_session=True)
+
+
+def start_steward(kit: Path) -> subprocess.Popen[bytes]:
+    """Start what looks after a server's runs; it ends with this process."""
+    with open(kit / "steward.log", "ab") as log:
+        words = [sys.executable, "-u", "-m", "weft.launch.steward", str(kit.resolve())]
+        return subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
 
 
 def end(child: subprocess.Popen[bytes]) -> None:
