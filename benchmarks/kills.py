@@ -123,7 +123,7 @@ def kill_sites(kills: int) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder, names = Path(temporary), ("a", "b")
         make_model(folder / "model", hidden=64, layers=2, vocabulary=1024)
-        keys = keys_of(folder, "whole") | {"num_rounds": kills + 1, "sample_clients": 2, "max_steps": 40}
+        keys = keys_of(folder, "whole") | {"num_rounds": 2 * kills, "sample_clients": 2, "max_steps": 40}
         del keys["dataset_name"], keys["num_clients"]
         laws = {}
         for number, name in enumerate(names):

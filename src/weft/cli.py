@@ -7,6 +7,7 @@ imported before a verb needs it.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from weft import registry
@@ -53,7 +54,16 @@ def overview() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    words = sys.argv[1:] if argv is None else argv
+    try:
+        code = _run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read what is printed has gone, such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
         return 0 if words else 2
@@ -67,6 +77,8 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"weft: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        raise
     except (WeftError, OSError) as error:
         print(f"weft: {error}", file=sys.stderr)
         return 1

@@ -139,6 +139,12 @@ def test_results_are_those_of_one_process_bit_for_bit(run, sites: Office, change
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert there.summary["clients"].keys() == one.summary["clients"].keys()
+    for name in NAMES:  # who takes part has the result, and its own model where it has one
+        (kept,) = (tmp_path / "work" / name / "run").glob("*/*model.safetensors")
+        own = one.path / "clients" / name / kept.parent.name / kept.name
+        wanted = load_file(own) if own.exists() else theirs
+        assert own.exists() == ("share" in changes)
+        assert all(torch.equal(value, wanted[key]) for key, value in load_file(kept).items())
 
 
 def test_rows_and_paths_never_leave(run, sites: Office):

@@ -71,6 +71,8 @@ class Probe:
     extra: Streams = field(default_factory=dict)
     own: bool = True
     """Whether a client that has a model of its own measures that one, not the shared one."""
+    keep: bool = False
+    """The run is over: the client writes that model down, instead of measuring it."""
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def pack(message: Message | Reply, run: str = "", body: Body | None = None) -> b
     if isinstance(message, Task):
         said |= {"base_version": message.base_version, "attempt": message.attempt}
     elif isinstance(message, Probe):
-        said |= {"own": message.own}
+        said |= {"own": message.own, "keep": message.keep}
     elif isinstance(message, Update):
         said |= {"base_version": message.base_version, "attempt": message.attempt, "weight": message.weight}
         said |= {"metrics": message.metrics}
@@ -167,7 +167,7 @@ def unpack(raw: Raw, *, run: str = "", most: int | None = None, tensors: int = 1
         params = parts.pop("params", {})
         extra = {stream.removeprefix("extra."): values for stream, values in parts.items()}
         if kind == "Probe":
-            return Probe(client, round, params, extra, bool(said.get("own", True)))
+            return Probe(client, round, params, extra, bool(said.get("own", True)), bool(said.get("keep", False)))
         return Task(client, round, _number(said, "base_version"), params, extra, _number(said, "attempt"))
     if kind == "Update":
         streams = {stream.removeprefix("stream."): values for stream, values in parts.items()}

@@ -12,15 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from weft.config import RunConfig, build
-from weft.core.types import Failure, Probe, Score, Task, Undo, Update
+from weft.core.files import write_atomic
+from weft.core.types import SIDE, Failure, Probe, Reply, Score, Task, Undo, Update
 from weft.core.wire import Raw, pack, unpack
 from weft.errors import ConfigError, WeftError
+from weft.federation.round import show
 from weft.federation.station import Station
 from weft.launch import compose
 from weft.launch.law import Site, agreement, own_config, refusal, reportable, wrong_model
 from weft.launch.memory import DiskMemory
+from weft.launch.own import tune, words_of
 from weft.launch.population import populate
 from weft.launch.prepare import equip, evaluator_of, prepare_process, resident, set_apart
+from weft.models.adapters import save_model
 from weft.models.fingerprint import fingerprint
 from weft.models.load import check_fits, load_model_config, load_tokenizer
 from weft.runs.layout import RunDir, path_component
@@ -40,7 +44,7 @@ class Attendant:
         """Take the site's law, a folder of its own, its name as the others know it, and Weft's version here."""
         self.law, self.folder, self.name, self.version = law, folder, name, version
         self.station: Station | None = None
-        self.run = ""
+        self.run, self.place, self.config = "", folder, RunConfig.model_construct()
         self._steps = 0
 
     def progress(self) -> int:
@@ -106,7 +110,7 @@ class Attendant:
         model.model.register_forward_pre_hook(self._step)
         evaluator = evaluator_of(own, plan, population)
         self.station = Station(plan, model, evaluator, population.trained, population.evaluated)
-        self.run = str(words["id"])
+        self.run, self.place, self.config = str(words["id"]), run.path, own
         return {
             "rows": len(population.trained.train[0]),
             "held": len(population.evaluated.held[0]),
@@ -122,7 +126,10 @@ class Attendant:
         message = unpack(raw, run=self.run, tensors=1 << 20)
         assert isinstance(message, (Task, Probe, Undo))
         try:
-            reply = self.station.reply(message)
+            if isinstance(message, Probe) and message.keep:
+                reply: Reply = self._keep(message)
+            else:
+                reply = self.station.reply(message)
         except WeftError:
             log.exception("round %d", message.round)
             reply = Failure(message.client, message.round, "the site failed; its own log says more")
@@ -136,6 +143,20 @@ class Attendant:
         elif isinstance(reply, Score):
             reply = Score(reply.client, reply.round, reportable(self.law, reply.metrics))
         return pack(reply, self.run)
+
+    def _keep(self, message: Probe) -> Score:
+        """Write down the model that the run leaves here: the site's own where it has one, else the shared one."""
+        assert self.station is not None
+        plan, model, site = self.station.plan, self.station.model, self.station.trained.find(message.client)
+        show(message, plan, site, model)
+        tune(plan, model, site, message.round)
+        if self.config.finds_words:
+            write_atomic(self.place / "prompt.txt", words_of(model))
+        else:
+            values = model.values() | model.fixed | message.extra.get(SIDE, {})
+            kind = "adapter" if self.config.adapts else "model"
+            save_model(model.writable, model.tokenizer, values, self.place / kind)
+        return Score(message.client, message.round, {})
 
 
 def _known(keys: dict[str, Any]) -> RunConfig:

@@ -50,8 +50,7 @@ class OwnModels:
             if site.name not in self.population.names:  # the public rows are nobody's own
                 continue
             self._show(site, own=True)
-            if self.plan.personal_steps:
-                self._tune(site)
+            tune(self.plan, self.model, site, self.state.round)
             yield site
 
     def whole(self) -> Tensors:
@@ -107,13 +106,21 @@ class OwnModels:
         probe = Probe(site.name, self.state.round, algorithm.sent(self.state), beside(algorithm, self.state), own)
         show(probe, self.plan, site, self.model)
 
-    def _tune(self, site: Site) -> None:
-        """Make the personal steps from the model in place, at the run's learning rate throughout."""
-        local = self.plan.local
-        schedule = replace(local.schedule, kind="constant", warmup_steps=0, warmup_ratio=0.0)
-        steps = replace(local, steps=self.plan.personal_steps, schedule=schedule)
-        job = Job({}, self.model.values(), None, site.index, self.state.round, public=site.public)
-        steps.work(self.model, self.plan.objective, site.train, LocalRule(), job)
+
+def tune(plan: Plan, model: Resident, site: Site, round: int) -> None:
+    """Make the personal steps, if there are any, from the model in place, at the run's learning rate throughout."""
+    if not plan.personal_steps:
+        return
+    schedule = replace(plan.local.schedule, kind="constant", warmup_steps=0, warmup_ratio=0.0)
+    steps = replace(plan.local, steps=plan.personal_steps, schedule=schedule)
+    job = Job({}, model.values(), None, site.index, round, public=site.public)
+    steps.work(model, plan.objective, site.train, LocalRule(), job)
+
+
+def words_of(model: Resident) -> bytes:
+    """Return the text that the parameters in place say, as a file's bytes."""
+    said: str = model.model.instruction.text()
+    return (said + "\n").encode()
 
 
 def result_of(state: ServerState, initial: Tensors) -> Tensors:

@@ -14,11 +14,11 @@ from weft import config as configuration
 from weft.config import VOLATILE, RunConfig
 from weft.core.exchange import Runtime
 from weft.core.tensors import num_bytes
-from weft.core.types import Tensors
+from weft.core.types import Failure, Probe, Tensors
 from weft.errors import ConfigError, RunError
 from weft.federation.plan import Plan
 from weft.federation.site import InMemory, Sites
-from weft.federation.state import expected_streams
+from weft.federation.state import beside, expected_streams
 from weft.federation.station import Station
 from weft.launch import compose
 from weft.launch.finished import Run
@@ -138,7 +138,12 @@ def serve(
         def begin(station: Station) -> Iterator[Runtime]:
             yield remote
 
-        Training(config, run, plan, willing.population(), model, progress, trackers, begin=begin, hear=hear).run_all()
+        training = Training(config, run, plan, willing.population(), model, progress, trackers, begin=begin, hear=hear)
+        state, sent = training.run_all(), plan.algorithm.sent
+        extra = beside(plan.algorithm, state)
+        for reply in remote.exchange([Probe(name, state.round, sent(state), extra, keep=True) for name in rows]):
+            if isinstance(reply, Failure):
+                progress.note(f"the site '{reply.client}' did not get the result: {reply.reason}.")
         return Run(run.path)
 
 

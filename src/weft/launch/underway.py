@@ -18,7 +18,7 @@ from weft.config import RunConfig
 from weft.core.exchange import Runtime
 from weft.core.files import write_atomic
 from weft.core.tensors import num_bytes
-from weft.core.types import Metrics, ServerState, Tensors
+from weft.core.types import Metrics, ServerState
 from weft.errors import ConfigError, RunError
 from weft.evaluation.heldout import OPTIONAL, SCORES
 from weft.federation.conditions import Conditions
@@ -28,7 +28,7 @@ from weft.federation.site import Site
 from weft.federation.state import begin
 from weft.federation.station import Station
 from weft.launch import compose, together
-from weft.launch.own import OwnModels, result_of
+from weft.launch.own import OwnModels, result_of, words_of
 from weft.launch.population import Population
 from weft.launch.prepare import evaluator_of, set_apart
 from weft.launch.records import Tally, evaluation_record, matrix_rate, peak_memory, round_record
@@ -83,13 +83,14 @@ class Training:
         self.metrics = MetricsLog(run.metrics_file)
         self.timing = MetricsLog(run.timing_file)
 
-    def run_all(self) -> None:
-        """Run the rounds that are left, then write the results."""
+    def run_all(self) -> ServerState:
+        """Run the rounds that are left, then write the results; return the state after the last."""
         with self.metrics, self.timing:
             state = self._all_rounds(self._start())
         if self.together:
             self.together.end()
         self._finish(state)
+        return state
 
     def _start(self) -> ServerState:
         """Return the state to go on from: that of the newest checkpoint, or the model as it was loaded."""
@@ -255,7 +256,8 @@ class Training:
             if self.config.private_tokens:
                 shared = {name: value for name, value in shared.items() if self.plan.sharing.travels(name)}
             if self.config.finds_words:
-                write_atomic(self.run.prompt_file(), self._words(shared))
+                self.model.load(shared)
+                write_atomic(self.run.prompt_file(), words_of(self.model))
             else:
                 save_model(model, tokenizer, shared, self.run.path / kind)
         own = OwnModels(self.plan, state, self.model, self.population, self.evaluator)
@@ -266,17 +268,11 @@ class Training:
             if self.plan.personal_steps or not algorithm.one_model or site.memory.load(site.name, state.round):
                 if self.config.finds_words:
                     self.run.client_dir(site.name).mkdir(parents=True, exist_ok=True)
-                    write_atomic(self.run.prompt_file(site.name), self._words(own.whole()))
+                    write_atomic(self.run.prompt_file(site.name), words_of(self.model))
                 else:
                     save_model(model, tokenizer, own.whole(), self.run.client_dir(site.name) / kind)
 
         return own.compare(self.config.eval_everybody, keep)
-
-    def _words(self, params: Tensors) -> bytes:
-        """Return the text that parameters say, as a file's bytes."""
-        self.model.load(params)
-        said: str = self.model.model.instruction.text()
-        return (said + "\n").encode()
 
     def _utilisation(self) -> float | None:
         """Return the share of the machine's matrix rate that training on plain text came to.

@@ -25,7 +25,7 @@ from weft.runtimes.desk import WAIT, WHO, Heard, LineBroken
 
 LOADING = 600.0
 """Seconds that a site has to load its model and its rows, before it says anything."""
-LIVES = 4
+LIVES = 3
 """How often a site may begin anew with a message."""
 AGAIN = 0.5
 """Seconds before a line that broke is tried again."""
@@ -140,15 +140,18 @@ class Remote(Runtime):
         ticket = f"{self.session}/{type(message).__name__}/{message.round}/{number}"
         sent = packer.pack(message)
         raw = self._ask(message.client, sent, ticket, over)
-        hello = self.greet(message.client) if raw == WHO else None
-        if hello is not None:
+        hello = self.greet(message.client)
+        for life in range(LIVES if hello is not None else 0):
+            if raw != WHO or hello is None:
+                return raw
             self.note(f"the site '{message.client}' has begun anew and is said hello again.")
-            said = self._ask(message.client, hello, f"{ticket}/hello", over, LOADING)
+            said = self._ask(message.client, hello, f"{ticket}/hello/{life}", over, LOADING)
             if isinstance(said, str):
                 return said
-            if not self.known(message.client, said):
-                return "came back with other rows, or refuses by now"
-            raw = self._ask(message.client, sent, f"{ticket}/again", over)
+            if said != WHO:
+                if not self.known(message.client, said):
+                    return "came back with other rows, or refuses by now"
+                raw = self._ask(message.client, sent, f"{ticket}/again/{life}", over)
         return "its process ended while it worked" if raw == WHO else raw
 
     def _ask(self, client: str, whole: bytes, ticket: str, over: threading.Event, silence: float = 0.0) -> bytes | str:
