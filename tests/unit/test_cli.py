@@ -125,3 +125,11 @@ def test_trackers_get_the_numbers(keys):
     pytest.importorskip("tensorboard")
     run = weft.train(keys | {"report_to": "tensorboard"}, quiet=True)
     assert list(run.path.rglob("events.out.tfevents*"))
+
+
+def test_who_stops_reading_gets_no_traceback():
+    words = f"{sys.executable} -m weft --help | true"
+    ended = subprocess.run(
+        ["bash", "-c", words + "; exit ${PIPESTATUS[0]}"], capture_output=True, text=True, check=False
+    )
+    assert ended.stderr == ""
