@@ -50,9 +50,9 @@ class Care:
 class Steward:
     """Looks after the runs of one server."""
 
-    def __init__(self, kit: Path, note: Callable[[str], None]) -> None:
-        """Take the server's kit, which holds the steward's own, and who is told what is done."""
-        self.kit, self.note = kit, note
+    def __init__(self, kit: Path, note: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        """Take the server's kit, which holds the steward's own, who is told what is done, and a clock in seconds."""
+        self.kit, self.note, self.clock = kit, note, clock
         self.runs: dict[str, Care] = {}
 
     def tend(self) -> None:
@@ -96,13 +96,13 @@ class Steward:
         if not care.since:
             rounds = any("round" in one for one in said.get("rounds", []))
             care.falls = 0 if rounds else care.falls + 1
-            care.since, care.there = time.monotonic(), there
+            care.since, care.there = self.clock(), there
             why = said.get("error") or "its process ended"
             then = "is left alone" if silent and care.falls > FALLS else "is handed in again"
             self.note(f"{name}: its job is over ({why}); it {then}.")
         if silent and care.falls > FALLS:
             return
-        waited = time.monotonic() - care.since
+        waited = self.clock() - care.since
         missing = set(said.get("sites", {})) - there
         due = waited >= min(LONGEST, 2.0**care.falls - 1) or there - care.there
         if due and (not missing or waited >= TOGETHER):
