@@ -72,7 +72,7 @@ def keep_running(kit: Path, site: Path | None, note: Callable[[str], None]) -> i
     while True:
         child = start(words, env, kit)
         while child.poll() is None and not asked:
-            if site is None and (steward is None or steward.poll() is not None):
+            if site is None and (kit / "steward").is_dir() and (steward is None or steward.poll() is not None):
                 steward = start_steward(kit)
             time.sleep(0.1)
         if asked:
