@@ -144,6 +144,8 @@ class Server:
         if "round" in said or "evaluation" in said:
             rounds.append(said)
             del rounds[:-LAST]
+            if len(rounds) > 1:
+                return
             self.status["state"] = "stopped" if self.status.get("final") else "trains"
         else:
             self.status |= said
