@@ -28,6 +28,8 @@ def run(argv: list[str]) -> int:
     kit = Path(arguments.kit)
     if arguments.wait:
         last = follow(kit, config, name, tell)
+        if last.get("state") == "stopped":
+            raise RunError(f"The run '{name}' was stopped: `weft submit` goes on with it.")
         if last.get("state") != "done":
             raise RunError(f"The run '{name}' failed: {last.get('error', 'its log at the server says more')}")
         return 0

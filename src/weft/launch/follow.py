@@ -15,13 +15,13 @@ from weft.launch.errands import LEFT, OVER, Errands, errands
 EVERY = 1.0
 """Seconds between two questions."""
 AT_ONCE = 30.0
-"""Seconds that a run which was ended is waited for: one that the steward ended goes on at once, others not at all."""
+"""Seconds that a run is waited for which was ended, or never began: the steward goes on with it at once, or never."""
 PATIENCE = 400.0
 """Seconds that a run which fell is waited for; the steward takes at most 300."""
 
 
 def follow(kit: Path, config: RunConfig, name: str, hear: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Hand a run in, and return its last status: its `state` is "done" or "failed".
+    """Hand a run in, and return its last status: its `state` is "done", "failed" or "stopped".
 
     Args:
         kit: the administrator's.
@@ -64,29 +64,30 @@ class _Watch:
 
     def look(self, desk: Errands) -> dict[str, Any] | None:
         """Return the run's last status if it is over; raises as `follow`, and ServerAway."""
-        said = desk.status(self.job)
-        if said is not None and said != self.last:
-            self.hear(said)
-            self.last = said
         try:
             state = desk.state(self.job)
             newest = next(str(job["job_id"]) for job in desk.jobs(limit=50) if named(job) == self.name)
         except Exception as error:
             raise ServerAway(f"The server does not answer ({type(error).__name__}).") from None
         if not state.startswith(OVER):
+            said = desk.status(self.job)
+            if said is not None and said != self.last:
+                self.hear(said)
+                self.last = said
             return None
         if "COMPLETED" in state and self.last.get("state") != "failed":
             return self.last | {"state": "done"}
-        if self.last.get("final") or not (self.last or state in LEFT):
-            return {"error": f"its job is {state}", "state": "failed"} | self.last
+        if self.last.get("final"):
+            return self.last
         if newest != self.job:
             self.job, self.last, self.fell = newest, {}, 0.0
             return None
-        why = self.last.get("error") or "its server or a site went away"
+        why = self.last.get("error") or f"its job is {state}"
         if not self.fell:
             self.fell = time.monotonic()
             self.hear({"state": f"waits to be handed in again: {why}"})
-        if time.monotonic() - self.fell > (AT_ONCE if "ABORTED" in state else PATIENCE):
+        soon = "ABORTED" in state or not (self.last or state in LEFT)
+        if time.monotonic() - self.fell > (AT_ONCE if soon else PATIENCE):
             raise RunError(
                 f"The run '{self.name}' fell ({why}), and its server does not hand it in again: see its log."
             )
