@@ -167,24 +167,26 @@ def test_an_answer_that_is_lost_is_asked_for_again_and_not_worked_out_twice(run,
 def test_a_slow_site_is_waited_for_and_a_silent_one_is_not(run, sites: Office):
     """What goes on is alive; only silence ends a turn."""
     slow = sites.attendants["hospital_b"]
-    sites.slow["hospital_b"] = 3.0
-    done = serve(run | {"num_rounds": 1, "silence_timeout": 1.0, "min_clients": 2}, sites, list(NAMES), "1")
+    sites.slow["hospital_b"] = 1.5
+    done = serve(run | {"num_rounds": 1, "silence_timeout": 0.7, "min_clients": 2}, sites, list(NAMES), "1")
     assert set(done.summary["failures"]) == {"hospital_b"}
-    assert "made no progress for 1 s" in lines(done)[0]["failures"]["hospital_b"]
-    sites.slow["hospital_b"] = 2.0
+    assert "made no progress for 0.7 s" in lines(done)[0]["failures"]["hospital_b"]
     sites.begin("hospital_b")
     slow = sites.attendants["hospital_b"]
 
+    over = threading.Event()
+
     def live() -> None:
-        for _ in range(60):
+        while not over.wait(0.1):
             slow._steps += 1
-            time.sleep(0.1)
 
     thread = threading.Thread(target=live)
     thread.start()
     other = run | {"num_rounds": 1, "silence_timeout": 1.0, "output_dir": str(done.path) + "-2"}
     done = serve(other, sites, list(NAMES), "1")
+    over.set()
     thread.join()
+    sites.slow.clear()
     assert done.summary["failures"] == {}
 
 

@@ -74,7 +74,8 @@ class _Watch:
             if said is not None and said != self.last:
                 self.hear(said)
                 self.last = said
-            return None
+            # FLARE takes some seconds to end a job; the run itself is over before.
+            return self.last if self.last.get("state") == "done" or self.last.get("final") else None
         if "COMPLETED" in state and self.last.get("state") != "failed":
             return self.last | {"state": "done"}
         if self.last.get("final"):
