@@ -21,6 +21,8 @@ from weft.launch.kits import kind_of_kit
 from weft.runs.layout import path_component
 
 SILENCE = threading.RLock()
+CLOSING = 3.0
+"""Seconds that FLARE has to close a session by itself."""
 HEARD = 2.5
 """Seconds that who watches a run has to hear that it is stopped."""
 GONE = "FINISHED:ABANDONED"
@@ -133,8 +135,31 @@ def errands(kit: Path, patience: float = 10.0) -> Iterator[Errands]:
     try:
         yield Errands(session)
     finally:
-        with contextlib.suppress(Exception), hushed():
+        with hushed():
+            _close(session)
+
+
+def _close(session: Any) -> None:
+    """Close a session.
+
+    FLARE waits for ever for a connection that is made anew while it closes the others, as happens where the server has
+    just been started again; so they are closed again.
+    """
+
+    def close() -> None:
+        with contextlib.suppress(Exception):
             session.close()
+
+    closing = threading.Thread(target=close, daemon=True)
+    closing.start()
+    closing.join(CLOSING)
+    for _ in range(20):
+        if not closing.is_alive():
+            return
+        with contextlib.suppress(Exception):
+            for connector in list(session.api.cell.core_cell.communicator.conn_manager.connectors.values()):
+                connector.driver.shutdown()
+        closing.join(0.5)
 
 
 def _state(job: Mapping[str, Any], since: float) -> str:
