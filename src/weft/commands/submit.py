@@ -135,9 +135,8 @@ def stop(argv: list[str]) -> int:
             if not str(job.get("status")).startswith(OVER) and desk.end(str(job["job_id"])):
                 print(job["job_id"])
                 return 0
-        if (
-            arguments.name and jobs and "COMPLETED" not in str(jobs[0].get("status"))
-        ):  # it fell, and waits to be handed in again
+        fell = bool(jobs) and "COMPLETED" not in str(jobs[0].get("status"))
+        if arguments.name and fell:  # it waits to be handed in again
             for job in jobs:
                 desk.forget(str(job["job_id"]))
             print(f"'{arguments.name}' is not handed in again.")

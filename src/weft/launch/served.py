@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from weft import config as configuration
 from weft.config import VOLATILE, RunConfig
 from weft.core.exchange import Runtime
 from weft.core.tensors import num_bytes
-from weft.core.types import Failure, Probe, Tensors
+from weft.core.types import Failure, Probe, ServerState, Tensors
 from weft.errors import ConfigError, RunError
 from weft.federation.plan import Plan
 from weft.federation.site import InMemory, Sites
@@ -139,12 +139,16 @@ def serve(
             yield remote
 
         training = Training(config, run, plan, willing.population(), model, progress, trackers, begin=begin, hear=hear)
-        state, sent = training.run_all(), plan.algorithm.sent
-        extra = beside(plan.algorithm, state)
-        for reply in remote.exchange([Probe(name, state.round, sent(state), extra, keep=True) for name in rows]):
-            if isinstance(reply, Failure):
-                progress.note(f"the site '{reply.client}' did not get the result: {reply.reason}.")
+        _hand_out(training.run_all(), plan, remote, rows)
         return Run(run.path)
+
+
+def _hand_out(state: ServerState, plan: Plan, remote: Remote, sites: Iterable[str]) -> None:
+    """Let the sites write down the model that the run leaves them."""
+    params, extra = plan.algorithm.sent(state), beside(plan.algorithm, state)
+    for reply in remote.exchange([Probe(site, state.round, params, extra, keep=True) for site in sites]):
+        if isinstance(reply, Failure):
+            remote.note(f"the site '{reply.client}' did not get the result: {reply.reason}.")
 
 
 def run_id(keys: dict[str, Any]) -> str:
