@@ -130,6 +130,11 @@ def test_results_are_those_of_one_process_bit_for_bit(run, parties: Federation, 
     assert "sites: hospital_a, hospital_b" in capsys.readouterr().out
     assert main(["logs", "long", "--server", str(parties.kits / "server")]) == 0
     assert "takes no part" in capsys.readouterr().out
+    with errands(parties.admin) as desk:  # FLARE ends jobs some seconds after their runs
+        for _ in range(300):
+            if all(job["status"].startswith("FINISHED") for job in desk.jobs()):
+                break
+            time.sleep(0.1)
     assert main(["stop", "--kit", str(parties.admin)]) == 2
 
 
