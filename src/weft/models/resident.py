@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from weft.core import tensors
 from weft.core.types import Streams, Tensors
+from weft.models.compat import cache_arguments, cache_of
 from weft.models.emulator import only_layers
 from weft.models.layout import Batch, lay_out
 from weft.models.prompts import Front
@@ -214,8 +215,8 @@ class Resident:
                 input_ids=batch.input_ids,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=False,
+                **cache_arguments(self._base, cache),
             )
         finally:
             self._select.index = None
@@ -247,12 +248,12 @@ class Resident:
                 input_ids=input_ids,
                 attention_mask=mask,
                 position_ids=position_ids,
-                past_key_values=cache,
                 use_cache=True,
+                **cache_arguments(self._base, cache),
             )
         finally:
             self._select.index = None
-        return out.logits[0], out.past_key_values
+        return out.logits[0], cache_of(self._base, out)
 
     @torch.no_grad()
     def _packing_is_exact(self) -> bool:
