@@ -7,23 +7,24 @@ renamed, and releases before it, keep the former name.
 from __future__ import annotations
 
 import inspect
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from torch import nn
 
 
-@lru_cache(maxsize=64)
-def _cache_name(model_class: type[nn.Module]) -> str:
-    """Return the argument of `forward` that takes the keys and values of what came before."""
-    return "cache" if "cache" in inspect.signature(model_class.forward).parameters else "past_key_values"
+@cache
+def _cache_name(forward: Callable[..., Any]) -> str:
+    """Return the argument of a model's `forward` that takes the keys and values of what came before."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
-def cache_arguments(model: nn.Module, cache: Any) -> dict[str, Any]:
+def cache_arguments(model: nn.Module, given: Any) -> dict[str, Any]:
     """Return the arguments of `model(...)` that hand over a cache: none where there is no cache."""
-    return {} if cache is None else {_cache_name(type(model)): cache}
+    return {} if given is None else {_cache_name(type(model).forward): given}
 
 
 def cache_of(model: nn.Module, outputs: Any) -> Any:
     """Return the cache in a model's outputs."""
-    return outputs[_cache_name(type(model))]
+    return outputs[_cache_name(type(model).forward)]
