@@ -13,6 +13,7 @@ from weft import config as configuration
 from weft.config import VOLATILE
 from weft.core.exchange import Runtime
 from weft.core.tensors import num_bytes
+from weft.core.texts import printable
 from weft.core.types import Failure, Probe, ServerState, Tensors
 from weft.errors import ConfigError, RunError
 from weft.federation.plan import Plan
@@ -221,7 +222,7 @@ def _agree(
         if "refused" not in said and said.get("agreed") != wanted:
             said = {"refused": "it has another version of Weft, or read another run"}
         if "refused" in said:
-            refused[name] = str(said["refused"])[:500]
+            refused[name] = printable(str(said["refused"]))
         else:
             found[name] = said
     agreed = len(found)
