@@ -175,3 +175,32 @@ def third_party_warnings():
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         yield
+
+
+@pytest.fixture
+def sites(keys, tmp_path: Path):
+    """Three sites of 24, 27 and 30 rows, over a fake line."""
+    import yaml
+
+    from office import NAMES, Office
+    from weft.launch.law import read_law
+
+    laws = {}
+    for number, name in enumerate(NAMES):
+        folder = tmp_path / "sites" / name
+        folder.mkdir(parents=True)
+        write_rows(folder / "rows.jsonl", colour_rows(24 + 3 * number, number))
+        law = {"data": "rows.jsonl", "accept": {"models": [keys["model_name_or_path"]]}, "threads": 1}
+        (folder / "site.yaml").write_text(yaml.safe_dump(law))
+        laws[name] = read_law(folder / "site.yaml")
+    return Office(laws, tmp_path / "work")
+
+
+@pytest.fixture
+def run(keys, tmp_path: Path) -> dict[str, object]:
+    """The keys of a run of these sites."""
+    from office import NAMES
+
+    left = {key: value for key, value in keys.items() if key not in ("dataset_name", "num_clients")}
+    own = {"runtime": "nvflare", "sites": list(NAMES), "sample_clients": 3, "threads": 1, "silence_timeout": 3.0}
+    return left | own | {"choices": ["red", "green", "blue"], "eval_every": 1, "output_dir": str(tmp_path / "runs/run")}

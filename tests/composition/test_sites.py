@@ -6,7 +6,6 @@ from __future__ import annotations
 import itertools
 import json
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -16,82 +15,11 @@ from safetensors.torch import load_file
 
 import weft
 from conftest import colour_rows, write_rows
+from office import NAMES, Office
 from weft.core.wire import unpack
 from weft.errors import ConfigError, RunError
-from weft.launch.attendant import Attendant
 from weft.launch.law import Site, read_law
 from weft.launch.served import serve
-from weft.runtimes.desk import Desk, Heard, LineBroken
-
-NAMES = ("hospital_a", "hospital_b", "hospital_c")
-
-
-class Office:
-    """Sites in threads of this process, asked without a network; it can be told to lose, cut and kill."""
-
-    def __init__(self, laws: dict[str, Site], folder: Path) -> None:
-        self.laws, self.folder = laws, folder
-        self.desks: dict[str, Desk] = {}
-        self.attendants: dict[str, Attendant] = {}
-        self.asked: list[tuple[str, bytes | None]] = []
-        self.answered: list[bytes] = []
-        self.cut: set[str] = set()
-        self.deaf: set[str] = set()
-        """Sites that hear, and are not heard."""
-        self.lose = 0
-        """Answers that are lost from now on."""
-        self.slow: dict[str, float] = {}
-        self.lock, self.one = threading.Lock(), threading.Lock()
-        for name in laws:
-            self.begin(name)
-
-    def begin(self, name: str) -> None:
-        """Let a site begin anew: whatever it had in memory is gone."""
-        made = Attendant(self.laws[name], self.folder / name, name, "1")
-        self.attendants[name] = made
-
-        def work(raw: bytes) -> bytes:
-            time.sleep(self.slow.get(name, 0.0) if raw[:1] != b"{" else 0.0)
-            with self.one:  # a process has one model and one stream of random numbers
-                return made.work(raw)
-
-        self.desks[name] = Desk(work, made.progress)
-
-    def ask(self, client: str, ticket: str, raw: bytes | None, wait: float) -> Heard:
-        with self.lock:
-            self.asked.append((client, raw))
-        if client in self.cut:
-            raise LineBroken("cut")
-        said = self.desks[client].ask(ticket, raw, min(wait, 0.2))
-        if client in self.deaf:
-            raise LineBroken("lost")
-        with self.lock:
-            if said.answer is not None:
-                if self.lose:
-                    self.lose -= 1
-                    raise LineBroken("lost")
-                self.answered.append(said.answer)
-        return said
-
-
-@pytest.fixture
-def sites(keys, tmp_path: Path) -> Office:
-    laws = {}
-    for number, name in enumerate(NAMES):
-        folder = tmp_path / "sites" / name
-        folder.mkdir(parents=True)
-        write_rows(folder / "rows.jsonl", colour_rows(24 + 3 * number, number))
-        law = {"data": "rows.jsonl", "accept": {"models": [keys["model_name_or_path"]]}, "threads": 1}
-        (folder / "site.yaml").write_text(yaml.safe_dump(law))
-        laws[name] = read_law(folder / "site.yaml")
-    return Office(laws, tmp_path / "work")
-
-
-@pytest.fixture
-def run(keys, tmp_path: Path) -> dict[str, object]:
-    left = {key: value for key, value in keys.items() if key not in ("dataset_name", "num_clients")}
-    own = {"runtime": "nvflare", "sites": list(NAMES), "sample_clients": 3, "threads": 1, "silence_timeout": 3.0}
-    return left | own | {"choices": ["red", "green", "blue"], "eval_every": 1, "output_dir": str(tmp_path / "runs/run")}
 
 
 def here(run: dict[str, object], sites: Office, tmp_path: Path, **changes: object):

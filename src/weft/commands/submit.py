@@ -13,6 +13,7 @@ from typing import Any
 from weft.arguments import Parser
 from weft.config import RunConfig, build, read_file
 from weft.errors import ConfigError, RunError
+from weft.launch.texts import with_texts
 from weft.verbs import parser as verb_parser
 
 VERBS = ("sft", "pretrain", "dpo", "grpo", "prompt")
@@ -60,7 +61,12 @@ def read_run(verb: str, argv: list[str]) -> tuple[argparse.Namespace, RunConfig,
     module = importlib.import_module(f"weft.commands.{which}")
     defaults: Any = getattr(module, "defaults", lambda _: {})
     name = arguments.name or Path(arguments.file or arguments.config or "run").stem.lower()
-    return arguments, build(defaults(given) | given), name
+    config = with_texts(build(defaults(given) | given))
+    if config.trust_remote_code:
+        raise ConfigError(
+            "A run of sites carries no code: leave out --trust_remote_code, and name a model without any."
+        )
+    return arguments, config, name
 
 
 def tell(said: dict[str, Any]) -> None:

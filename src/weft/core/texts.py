@@ -35,3 +35,9 @@ def to_texts(values: Tensor) -> list[str]:
 def unfit(text: str) -> bool:
     """Say whether a text holds characters that are not to be shown (control, format, private, surrogate)."""
     return any(unicodedata.category(letter).startswith("C") for letter in text)
+
+
+def printable(text: str, most: int = 500) -> str:
+    """Return somebody else's words as they may be written to a terminal, a log or a file: escaped, and cut."""
+    shown = (letter if not unfit(letter) else letter.encode("unicode_escape").decode() for letter in text[:most])
+    return "".join(shown)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
+from weft.algorithms.clustered import CHOICE
 from weft.core import tensors
-from weft.core.types import Failure, Reply, Score, Streams, Task, Update
+from weft.core.texts import printable, unfit
+from weft.core.types import Failure, Metrics, Reply, Score, Streams, Task, Update
 from weft.core.wire import Raw, unpack
 from weft.errors import BadUpdate, ClientFailed, LateUpdate
 
@@ -33,7 +36,34 @@ def opened(raw: Raw, sender: str, round: int, *, run: str = "", most: int, tenso
             raise BadUpdate("sent a reply in the name of another")
     except BadUpdate as error:
         return Failure(sender, round, str(error), bad=True)
+    except Exception as error:  # whatever a client sends is that client's failure, and nobody else's
+        return Failure(sender, round, f"sent what cannot be read ({type(error).__name__})", bad=True)
+    return replace(reply, reason=printable(reply.reason)) if isinstance(reply, Failure) else reply
+
+
+def admit_score(reply: Reply) -> Score:
+    """Return the scores of a client if they may be counted.
+
+    Raises:
+        BadUpdate: no scores, numbers that are not finite, or names that are not to be shown.
+        ClientFailed: the client could not answer.
+    """
+    if isinstance(reply, Failure) and not reply.bad:
+        raise ClientFailed(reply.reason)
+    if not isinstance(reply, Score):
+        raise BadUpdate(getattr(reply, "reason", "sent no scores"))
+    check_metrics(reply.metrics)
     return reply
+
+
+def check_metrics(metrics: Metrics) -> None:
+    """Refuse metrics that cannot be counted or written down: raise BadUpdate."""
+    if not all(abs(value) <= LARGEST for value in metrics.values()):
+        raise BadUpdate("sent metrics that are not finite")
+    for name in metrics:
+        kind, _, number = name.partition("/")
+        if unfit(name) or (kind == CHOICE and not (number.isascii() and number.isdecimal() and len(number) < 10)):
+            raise BadUpdate("sent metrics of names that cannot be")
 
 
 def admit(
@@ -70,8 +100,7 @@ def admit(
         raise BadUpdate(f"sent an update of round {reply.round} and version {reply.base_version} in round {task.round}")
     if not (math.isfinite(reply.weight) and 0 < reply.weight <= heaviest):
         raise BadUpdate(f"gave its update the weight {reply.weight}")
-    if not all(abs(value) <= LARGEST for value in reply.metrics.values()):
-        raise BadUpdate("sent metrics that are not finite")
+    check_metrics(reply.metrics)
     if set(reply.streams) != set(like):
         raise BadUpdate(f"sent the streams {sorted(reply.streams)} instead of {sorted(like)}")
     for stream, values in reply.streams.items():

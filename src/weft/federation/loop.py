@@ -12,8 +12,9 @@ import numpy as np
 
 from weft.core.exchange import Runtime
 from weft.core.parts import Algorithm
-from weft.core.types import BAD, Metrics, Probe, Score, ServerState
-from weft.errors import RunError
+from weft.core.types import BAD, Metrics, Probe, ServerState
+from weft.errors import ClientFailed, RunError
+from weft.federation.admission import admit_score
 from weft.federation.conditions import Conditions
 from weft.federation.plan import Plan
 from weft.federation.record import RoundRecord
@@ -110,7 +111,9 @@ def run_rounds(
         attempt = 0
         last = state.round == rounds.count
         due = last or (rounds.eval_every > 0 and state.round % rounds.eval_every == 0)
-        scores = evaluate(plan.algorithm, state, runtime, evaluated) if due and evaluated else None
+        scores = None
+        if due and evaluated:
+            scores = evaluate(plan.algorithm, state, runtime, evaluated, failures=record.failures)
         yield RoundDone(state, record, seconds, scores, clock)
 
 
@@ -126,8 +129,30 @@ def _arrivals(plan: Plan, rounds: Rounds, clients: Sequence[str], behind: int) -
 
 
 def evaluate(
-    algorithm: Algorithm, state: ServerState, runtime: Runtime, clients: Sequence[str], *, own: bool = True
+    algorithm: Algorithm,
+    state: ServerState,
+    runtime: Runtime,
+    clients: Sequence[str],
+    *,
+    own: bool = True,
+    failures: dict[str, str] | None = None,
 ) -> dict[str, Metrics]:
-    """Return the counts and sums of every client that answers, of its own model or of the shared one."""
+    """Return the counts and sums of every client that answers, of its own model or of the shared one.
+
+    Args:
+        algorithm: what the parameters are sent by.
+        state: what is evaluated.
+        runtime: what carries the messages.
+        clients: who is asked.
+        own: whether a client that has a model of its own measures that one.
+        failures: takes why a client's scores are missing, unless it has failed before.
+    """
     probes = [Probe(client, state.round, algorithm.sent(state), beside(algorithm, state), own) for client in clients]
-    return {reply.client: reply.metrics for reply in runtime.exchange(probes) if isinstance(reply, Score)}
+    scores: dict[str, Metrics] = {}
+    for reply in runtime.exchange(probes):
+        try:
+            scores[reply.client] = admit_score(reply).metrics
+        except ClientFailed as failure:
+            if failures is not None:
+                failures.setdefault(reply.client, f"was not evaluated: {failure}")
+    return scores

@@ -19,6 +19,7 @@ from weft.errors import ConfigError, WeftError
 from weft.federation.round import show
 from weft.federation.station import Station
 from weft.launch import compose
+from weft.launch.bounds import Bounds
 from weft.launch.law import Site, agreement, own_config, refusal, reportable, wrong_model
 from weft.launch.memory import DiskMemory
 from weft.launch.own import tune, words_of
@@ -45,6 +46,7 @@ class Attendant:
         self.law, self.folder, self.name, self.version = law, folder, name, version
         self.station: Station | None = None
         self.run, self.place, self.config = "", folder, RunConfig.model_construct()
+        self.bounds: Bounds | None = None
         self._steps = 0
 
     def progress(self) -> int:
@@ -82,8 +84,6 @@ class Attendant:
             Refused: the law of the site, or another model or version.
         """
         keys = dict(words["run"])
-        if keys.get("trust_remote_code"):
-            raise Refused("the run trusts remote code, and no code travels")
         config = _known(keys)
         why = refusal(self.law, config, int(words["clients"]))
         if why is not None:
@@ -110,11 +110,13 @@ class Attendant:
         model.model.register_forward_pre_hook(self._step)
         evaluator = evaluator_of(own, plan, population)
         self.station = Station(plan, model, evaluator, population.trained, population.evaluated)
+        self.bounds = Bounds(run.path / "work.json", own, self.law.accept.max_hours)
         self.run, self.place, self.config = str(words["id"]), run.path, own
         return {
             "rows": len(population.trained.train[0]),
             "held": len(population.evaluated.held[0]),
             "agreed": agreement(keys, base, self.version),
+            "least": self.law.accept.min_clients or 0,
         }
 
     def _step(self, *_: object) -> None:
@@ -123,13 +125,19 @@ class Attendant:
     def _answer(self, raw: Raw) -> bytes:
         if self.station is None:
             return WHO
+        assert self.bounds is not None
         message = unpack(raw, run=self.run, tensors=1 << 20)
         assert isinstance(message, (Task, Probe, Undo))
         try:
-            if isinstance(message, Probe) and message.keep:
-                reply: Reply = self._keep(message)
+            why = self.bounds.refusal(message)
+            if why is not None:
+                log.warning("refused: %s", why)
+                reply: Reply = Failure(message.client, message.round, why)
+            elif isinstance(message, Probe) and message.keep:
+                reply = self._keep(message)
             else:
-                reply = self.station.reply(message)
+                with self.bounds.work(message):
+                    reply = self.station.reply(message)
         except WeftError:
             log.exception("round %d", message.round)
             reply = Failure(message.client, message.round, "the site failed; its own log says more")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, get_type_hints
 
 from weft import registry
@@ -161,12 +160,7 @@ def selection(config: RunConfig, population: Population) -> Selection:
 
 def read_candidates(config: RunConfig) -> tuple[str, ...]:
     """Return the instructions that clients know; ConfigError for one that is too long or not to be shown."""
-    found: list[str] = []
-    for word in config.prompt_candidates:
-        path = Path(word)
-        is_file = len(word) < 250 and path.suffix == ".txt" and path.is_file()
-        found += path.read_text(encoding="utf-8").splitlines() if is_file else [word]
-    found = [text.strip() for text in found if text.strip()]
+    found = [text.strip() for text in config.prompt_candidates if text.strip()]
     for text in found:
         if unfit(text):
             raise ConfigError(f"The instruction {text[:40]!r} holds control characters: remove them.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
 import time
@@ -23,8 +24,11 @@ from nvflare.fuel.utils import buffer_list
 from weft.core.files import write_atomic
 from weft.errors import ConfigError, RunError, RunInUse, WeftError
 from weft.launch.child import Child
-from weft.runtimes.desk import Desk, Heard, LineBroken
+from weft.runtimes.desk import WAIT, Desk, Heard, LineBroken
 
+log = logging.getLogger("weft.site")
+SERVER = "server"
+"""The server's name in a job."""
 SITE, KIT = "WEFT_SITE", "WEFT_KIT"
 """Environment variables: where site.yaml and the kit lie."""
 STATUS, STOP = "weft_status", "weft_stop"
@@ -50,6 +54,10 @@ def _in_short(buffers: Any) -> str:
 
 
 buffer_list.ConsumableBufferList.__repr__ = _in_short
+
+
+class NotTheServer(WeftError):
+    """A call that does not come from the server of the job."""
 
 
 class CollabLine:
@@ -174,9 +182,20 @@ class Site:
             self._child.close()
 
     @collab.publish  # type: ignore[untyped-decorator]
-    def ask(self, ticket: str, raw: bytes, wait: float) -> dict[str, Any]:
-        """Take a message, or say how far the one before is."""
+    def ask(self, ticket: str, raw: bytes | None, wait: float) -> dict[str, Any]:
+        """Take a message of the server, or say how far the one before is.
+
+        FLARE lets every party of a job call this. The caller is the message's origin, which FLARE's server binds to
+        the sender's certificate before it passes anything on (a test forges it).
+
+        Raises:
+            NotTheServer: another site calls.
+        """
         assert self._desk is not None
+        if collab.caller != SERVER:
+            log.warning("a call of '%s' was refused: only the server may ask this site", collab.caller)
+            raise NotTheServer("only the server may ask this site")
+        wait = min(max(float(wait), 0.0), WAIT)
         try:
             heard = self._desk.ask(ticket, raw, wait)
         except KeyError:

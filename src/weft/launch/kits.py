@@ -90,7 +90,7 @@ def kind_of_kit(kit: Path) -> str:
 
 def _provision(out: Path, project: dict[str, Any], wanted: list[str], *, first: bool) -> None:
     for name in project["clients"]:
-        if not NAME.fullmatch(name) or name in ("server", "admin", "authority"):
+        if not NAME.fullmatch(name) or name in ("server", "admin", "authority", project["host"]):
             raise ConfigError(f"A site cannot be called '{name}': write lower-case letters, digits, - and _.")
     try:
         from nvflare.lighter.prov_utils import prepare_builders

@@ -11,32 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from weft import registry
 from weft.config import VOLATILE, RunConfig
 from weft.core.types import Metrics
 from weft.errors import ConfigError
+from weft.launch.permits import AT_SERVER, FROM_RUN, FROM_SITE, ON_DEMAND, forbidden
+from weft.registry import nearest
 
 COUNTS = ("steps", "rows", "tokens", "learning_rate")
 """What is always said of a turn: how much was done."""
-SITES_OWN = frozenset(
-    {
-        "dataset_name",
-        "clients",
-        "eval_dataset_name",
-        "instruction_column",
-        "response_column",
-        "device",
-        "threads",
-        "token_cache",
-        "local_data_dir",
-        "token",
-        "trust_remote_code",
-        "endpoint",
-        "endpoint_key",
-    }
-)
-"""Keys that a site sets for itself, whatever a run says."""
+NAMES = {
+    "objectives": list(registry.OBJECTIVES),
+    "trainable": ["lora", "prompt", "full"],
+    "algorithms": list(registry.ALGORITHMS),
+}
+"""What a policy's lists may hold."""
 
 
 class SiteData(BaseModel):
@@ -47,6 +38,8 @@ class SiteData(BaseModel):
     eval: str | None = None
     instruction_column: str | None = None
     response_column: str | None = None
+    chosen_column: str | None = None
+    rejected_column: str | None = None
     template: str | None = None
 
 
@@ -59,7 +52,15 @@ class Accepted(BaseModel):
     objectives: list[str] | None = None
     trainable: list[str] | None = None
     algorithms: list[str] | None = None
+    from_scratch: bool = False
+    """Models that begin from nothing."""
+    tokenizers: list[str] = []
+    """Names of tokenizers beside the models' own."""
     max_rounds: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(None, ge=1)
+    """Optimizer steps in a round, at most; a run that counts epochs has no such number."""
+    max_hours: float | None = Field(None, gt=0)
+    """Hours of work for one run, at most, evaluations among them."""
     min_clients: int | None = Field(None, ge=1)
     protection: list[str] | None = None
     privacy: list[str] | None = None
@@ -72,6 +73,18 @@ class Accepted(BaseModel):
     def _names(cls, value: Any) -> Any:
         """Take a list of names for names without anything beside them."""
         return dict.fromkeys(value) if isinstance(value, list) else value
+
+    @field_validator("objectives", "trainable", "algorithms")
+    @classmethod
+    def _known(cls, value: list[str] | None, info: ValidationInfo) -> list[str] | None:
+        """Refuse a name that no run can have: a typing error would refuse every run."""
+        known = NAMES[str(info.field_name)]
+        for name in value or ():
+            if name not in known:
+                guess = nearest(name, known)
+                meant = f"did you mean '{guess}'?" if guess else f"write one of {', '.join(known)}"
+                raise ValueError(f"there is no '{name}': {meant}")
+        return value
 
 
 class Site(BaseModel):
@@ -128,9 +141,13 @@ def refusal(law: Site, run: RunConfig, clients: int) -> str | None:
         clients: how many take part in a round.
     """
     accept = law.accept
+    set_by_run = {key: getattr(run, key) for key in RunConfig.model_fields}
+    why = forbidden(set_by_run, from_scratch=accept.from_scratch, tokenizers=tuple(accept.tokenizers))
+    if why is not None:
+        return why
     trained = "prompt" if run.prompt_method else "lora" if run.use_peft else "full"
-    limits = [
-        ("the model", run.model_name_or_path, list(accept.models)),
+    limits: list[tuple[str, str, list[str] | None]] = [
+        ("the model", run.model_name_or_path, None if run.from_scratch else list(accept.models)),
         ("the objective", run.objective, accept.objectives),
         ("training of the kind", trained, accept.trainable),
         ("the algorithm", run.fed_alg, accept.algorithms),
@@ -150,23 +167,26 @@ def refusal(law: Site, run: RunConfig, clients: int) -> str | None:
         return "the run is not one for sites"
     if run.objective == "grpo" and any(".py" in reward for reward in run.reward):
         return "the run names code of its own for its reward, and no code travels"
+    if accept.max_steps is not None and not 0 < run.max_steps <= accept.max_steps:
+        asked = f"{run.max_steps} steps" if run.max_steps > 0 else f"{run.num_train_epochs} epochs"
+        return f"a round has {asked}, and this site accepts {accept.max_steps} steps at most"
     return None
 
 
 def own_config(law: Site, run: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the keys by which a site runs: the run's, and in place of SITES_OWN its own."""
-    kept = {key: value for key, value in run.items() if key not in SITES_OWN}
+    """Return the keys by which a site runs: those of the run that it takes, and its own."""
+    kept = {key: value for key, value in run.items() if key in FROM_RUN | ON_DEMAND}
     beside = law.accept.models.get(str(run.get("model_name_or_path")))
     if beside and not beside.startswith("sha256:"):
         kept["model_name_or_path"] = beside
     data = law.data
     if data.template is not None:
         kept["template"] = data.template
+    columns = ("instruction_column", "response_column", "chosen_column", "rejected_column")
     return kept | {
         "runtime": "inprocess",
         "clients": [{"name": name, "data": data.path, "eval": data.eval}],
-        "instruction_column": data.instruction_column,
-        "response_column": data.response_column,
+        **{column: getattr(data, column) for column in columns},
         "device": law.device,
         "threads": law.threads or run.get("threads"),
         "token_cache": law.token_cache,
@@ -185,7 +205,7 @@ def wrong_model(law: Site, run: RunConfig, found: str) -> str | None:
 
 def agreement(run: dict[str, Any], base: str, version: str) -> str:
     """Return the hash of what server and sites must agree on: Weft's version, the run, and the base model."""
-    words = {key: value for key, value in run.items() if key not in VOLATILE | SITES_OWN}
+    words = {key: value for key, value in run.items() if key not in VOLATILE | FROM_SITE | AT_SERVER}
     return hashlib.sha256(json.dumps([version, words, base], sort_keys=True).encode()).hexdigest()
 
 

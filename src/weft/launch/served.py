@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
-import numpy as np
-
 from weft import config as configuration
-from weft.config import VOLATILE, RunConfig
+from weft.config import VOLATILE
 from weft.core.exchange import Runtime
 from weft.core.tensors import num_bytes
+from weft.core.texts import printable
 from weft.core.types import Failure, Probe, ServerState, Tensors
 from weft.errors import ConfigError, RunError
 from weft.federation.plan import Plan
@@ -36,6 +36,8 @@ from weft.runtimes.remote import Line, Remote
 
 HELLO = 1 << 16
 """Bytes of a site's answer to the hello."""
+MOST_ROWS = 1 << 31
+"""Rows that a site may claim: more than anybody has, and few enough to count with."""
 
 
 class Nowhere:
@@ -51,6 +53,12 @@ class Nowhere:
         raise IndexError("these rows are at their site")
 
 
+def _places(counts: list[int]) -> list[range]:
+    """Return the numbers of every site's rows; nothing is allocated for what a site claims to have."""
+    ends = list(accumulate(counts))
+    return [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
+
+
 @dataclass(frozen=True)
 class Willing:
     """All sites in their order; those that take no part have no rows."""
@@ -62,6 +70,8 @@ class Willing:
     words: dict[str, bytes]
     """The hello that each was said."""
     agreed: str
+    quorum: int
+    """Good updates without which no site that takes part has agreed to a round."""
 
     def same(self, name: str, raw: bytes) -> bool:
         """Say whether a site answers as it did."""
@@ -71,9 +81,7 @@ class Willing:
 
     def population(self) -> Population:
         """Return them as the population of a run."""
-        ends, test_ends = np.cumsum(self.rows), np.cumsum(self.held)
-        train = [np.arange(end - count, end) for end, count in zip(ends, self.rows, strict=True)]
-        held = [np.arange(end - count, end) for end, count in zip(test_ends, self.held, strict=True)]
+        train, held = _places(self.rows), _places(self.held)
         sites = Sites(self.names, train, held, Nowhere(sum(self.rows)), InMemory())
         clients = [
             {"name": name, "rows": rows, "held": held}
@@ -108,6 +116,8 @@ def serve(
         RunError: too few sites can be reached, or answered.
     """
     config = configuration.build(keys)
+    if config.trust_remote_code:
+        raise ConfigError("The run trusts remote code, and no code travels to sites or their server.")
     prepare_process(config)
     order = config.sites or sorted(sites)
     plan, tokenizer = compose.plan(config), load_tokenizer(config)
@@ -126,13 +136,16 @@ def serve(
         Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers,
     ):
         remote = Remote(line, run_id(keys), config.silence_timeout, lambda: (1, 1), note=progress.note)
-        willing = _agree(remote, config, keys, order, sites, base, version, progress.note)
+        cohort = 1 if plan.algorithm.asynchronous else config.sample_clients
+        willing = _agree(remote, config.min_clients, cohort, keys, order, sites, base, version, progress.note)
         rows = {name: rows for name, rows in zip(willing.names, willing.rows, strict=True) if rows}
         hear({"sites": rows, "refused": willing.refused})
         make_ready(plan, model)
         remote.greet, remote.known = willing.words.get, willing.same
         remote.largest = lambda: largest(plan, model)
         remote.in_order = not plan.spare
+        if plan.algorithm.shares and not plan.algorithm.asynchronous:
+            plan = replace(plan, quorum=max(plan.quorum, willing.quorum))
 
         @contextmanager
         def begin(station: Station) -> Iterator[Runtime]:
@@ -169,7 +182,8 @@ def largest(plan: Plan, model: Resident) -> tuple[int, int]:
 
 def _agree(
     remote: Remote,
-    config: RunConfig,
+    min_clients: int,
+    cohort: int,
     keys: dict[str, Any],
     order: list[str],
     there: list[str],
@@ -177,39 +191,81 @@ def _agree(
     version: str,
     note: Callable[[str], None],
 ) -> Willing:
-    """Say hello to all sites, and go on with those that agree."""
+    """Say hello to all sites, and go on with those that agree.
+
+    Args:
+        remote: asks them.
+        min_clients: sites without which the run does not begin.
+        cohort: clients of a round, at most.
+        keys: of the run.
+        order: all sites.
+        there: those that can be asked.
+        base: hash of the server's model.
+        version: of Weft here.
+        note: told who takes no part, and why.
+
+    Raises:
+        ConfigError: too few take part.
+        RunError: too few take part, and some could not be asked.
+    """
     wanted = agreement(keys, base, version)
-    count = min(config.sample_clients, len(order))
+    count = min(cohort, len(order))
     hello = {"run": keys, "id": remote.run, "clients": count, "base": base}
     words = {name: json.dumps(hello | {"index": i}).encode() for i, name in enumerate(order)}
     refused: dict[str, str] = {}
-    rows, held, away = [], [], 0
+    found: dict[str, dict[str, Any]] = {}
     answers = remote.ask_all({name: raw for name, raw in words.items() if name in there})
+    away = sum(isinstance(answers.get(name, ""), str) for name in order)
     for name in order:
         raw = answers.get(name, "it is not connected")
         said = _read(raw) if isinstance(raw, bytes) else {"refused": raw}
-        away += isinstance(raw, str)
         if "refused" not in said and said.get("agreed") != wanted:
             said = {"refused": "it has another version of Weft, or read another run"}
         if "refused" in said:
-            refused[name] = str(said["refused"])[:500]
-            note(f"the site '{name}' takes no part: {refused[name]}.")
-        rows.append(int(said.get("rows", 0)) if name not in refused else 0)
-        held.append(int(said.get("held", 0)) if name not in refused else 0)
-    least, part = max(1, config.min_clients), len(order) - len(refused)
+            refused[name] = printable(str(said["refused"]))
+        else:
+            found[name] = said
+    agreed = len(found)
+    quorum = _hold_quorum(found, refused, cohort)
+    if away:  # sites that ask for a larger cohort may have it when the others are there
+        away += agreed - len(found)
+    for name, why in refused.items():
+        note(f"the site '{name}' takes no part: {why}.")
+    least, part = max(1, min_clients), len(found)
     if part < least:
         why = "; ".join(f"{name}: {said}" for name, said in refused.items())
         few = f"{part} of {len(order)} sites take part, too few for a round ({why})."
         raise RunError(few) if part + away >= least else ConfigError(few)
-    return Willing(order, rows, held, refused, words, wanted)
+    rows = [int(found[name]["rows"]) if name in found else 0 for name in order]
+    held = [int(found[name]["held"]) if name in found else 0 for name in order]
+    return Willing(order, rows, held, refused, words, wanted, quorum)
+
+
+def _hold_quorum(found: dict[str, dict[str, Any]], refused: dict[str, str], sample: int) -> int:
+    """Move sites whose smallest cohort is more than those that take part from `found` to `refused`.
+
+    Each that leaves makes the cohort smaller, so they are looked at again until all that stay have enough.
+
+    Returns:
+        The largest of the smallest cohorts of those that stay, which every round has to hold.
+    """
+    while True:
+        count = min(sample, len(found))
+        few = [name for name, said in found.items() if int(said.get("least", 0)) > count]
+        if not few:
+            return max((int(said.get("least", 0)) for said in found.values()), default=0)
+        for name in few:
+            least = int(found.pop(name)["least"])
+            refused[name] = f"{count} take part in a round, and this site asks for {least} at least"
 
 
 def _read(raw: bytes) -> dict[str, Any]:
     """Return what a site says to a hello; what is no such thing is a refusal."""
     try:
         said = json.loads(raw[:HELLO])
-        if "refused" in said or (0 < int(said["rows"]) < 1 << 40 and 0 <= int(said["held"]) < 1 << 40):
+        rows, held = int(said.get("rows", 0)), int(said.get("held", 0))
+        if "refused" in said or (0 < rows < MOST_ROWS and 0 <= held < MOST_ROWS and int(said.get("least", 0)) >= 0):
             return dict(said)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         pass
     return {"refused": "its answer cannot be read"}

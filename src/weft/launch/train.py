@@ -17,6 +17,7 @@ from weft.launch.notes import tell
 from weft.launch.population import populate
 from weft.launch.prepare import equip, prepare_process, resident
 from weft.launch.start import with_tokenizer
+from weft.launch.texts import with_texts
 from weft.launch.underway import Training
 from weft.models.group import Group, joined
 from weft.models.load import check_fits, load_model_config, load_tokenizer
@@ -38,7 +39,7 @@ def train(
     """
     if config.runtime == "nvflare":
         raise ConfigError("A run of sites is handed to their server: write `weft submit RUN.yaml`, or `weft up`.")
-    config = from_adapter(config)
+    config = with_texts(from_adapter(config))
     prepare_process(config)
     resolve(config.report_to)
     plan = compose.plan(config)

@@ -1,0 +1,79 @@
+"""Which of a run's keys a site takes from the run. Every key is in one of four sets, and a test holds them to that.
+
+The list is of what is allowed: a key that nobody has thought about does not reach a site's files, its network or its
+hardware.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+FROM_RUN = frozenset(
+    """
+    model_name_or_path dtype load_in_8bit load_in_4bit gradient_checkpointing parallel
+    use_peft peft_lora_r peft_lora_alpha peft_lora_dropout peft_lora_target_modules use_rslora use_dora
+    lora_aggregation lora_side_rank lora_merge_every client_ranks client_layers share
+    prompt_method num_virtual_tokens private_tokens prompt_init_text prompt_candidates few_shot prompt_pool
+    prompt_proposals prompt_length black_box_dim population prompt_hidden_size endpoint_model
+    template seq_length truncation_side dataset_sample public_share
+    objective fed_alg fed_args num_rounds num_clients sample_clients client_sampling client_weight cluster weight_rate
+    client_speed over_selection prox_mu fedopt_tau fedopt_eta fedopt_beta1 fedopt_beta2
+    loss dpo_beta label_smoothing simpo_gamma reward reward_weights reward_pattern reward_format reward_length
+    reward_seconds num_generations max_new_tokens temperature top_p grpo_loss grpo_clip grpo_kl grpo_iterations
+    max_steps num_train_epochs batch_size gradient_accumulation_steps optimizer learning_rate lr_scheduler_type
+    decay_ratio warmup_steps warmup_ratio min_learning_rate weight_decay decay_matrices_only max_grad_norm adam_beta1
+    adam_beta2 adam_epsilon personal_steps
+    eval_fraction eval_rows eval_every eval_batch_size eval_everybody choices seed min_clients max_attempts
+    """.split()
+)
+"""What a run says, and a site does: numbers, names of parts, texts. None of them is opened as a file at a site."""
+FROM_SITE = frozenset(
+    """
+    dataset_name clients eval_dataset_name instruction_column response_column chosen_column rejected_column device
+    threads token_cache local_data_dir token endpoint endpoint_key model_offload cpu_offload
+    """.split()
+)
+"""What a site says for itself, whatever a run says: its data, hardware, files and keys."""
+AT_SERVER = frozenset(
+    """
+    output_dir save_model_freq save_total_limit checkpoint_seconds report_to runtime ray_address num_actors
+    client_resources sites silence_timeout logging_steps save_steps push_to_hub hub_model_id availability
+    availability_period max_bad_updates client_failure_rate recipe dataset_split split_strategy split_column
+    split_alpha split_min_rows shards_per_client endpoint_timeout endpoint_retries endpoint_parallel vocab_size
+    tokenizer_min_count tokenizer_min_clients tokenizer_noise
+    """.split()
+)
+"""What says nothing to a site: its own Weft keeps the defaults."""
+SHAPE = ("size", "hidden_size", "num_layers", "num_heads")
+"""What makes a model from nothing."""
+ON_DEMAND = frozenset(
+    {"trust_remote_code", "public_data", "tokenizer", "tokenizer_text", "federated_tokenizer", *SHAPE}
+)
+"""What a site refuses unless its policy names it: code, files and models that are not the ones it has accepted."""
+ALL = FROM_RUN | FROM_SITE | AT_SERVER | ON_DEMAND
+NEVER = ("trust_remote_code", "public_data", "tokenizer_text", "federated_tokenizer")
+"""Those of ON_DEMAND that no policy can name."""
+
+
+def forbidden(run: Mapping[str, Any], *, from_scratch: bool, tokenizers: tuple[str, ...]) -> str | None:
+    """Return why a site does not take a run's keys, in one sentence; None: it does.
+
+    Args:
+        run: the keys, as they were sent, by their full names.
+        from_scratch: whether the site agrees to models that begin from nothing.
+        tokenizers: names of tokenizers that it agrees to.
+    """
+    for key in sorted(set(run) - ALL):
+        return f"the run sets '{key}', which a site takes from nobody"
+    for key in NEVER:
+        if run.get(key):
+            return f"the run sets {key}, and no code travels: a site takes no code, files or tokenizers from a run"
+    shape = [key for key in SHAPE if run.get(key) is not None]
+    if shape and not from_scratch:
+        return f"the run begins a model from nothing ({', '.join(shape)}), and this site does not accept from_scratch"
+    name = run.get("tokenizer")
+    if name is not None and name not in tokenizers:
+        allowed = ", ".join(tokenizers) or "none"
+        return f"the tokenizer '{name}' is not among what this site accepts ({allowed})"
+    return None

@@ -1,0 +1,199 @@
+"""What a run, and the server that hands it out, can make a site do: what was agreed to, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import colour_rows, write_rows
+from office import NAMES, Office
+from weft.commands.submit import read_run
+from weft.config import RunConfig, build
+from weft.core.types import Failure, Probe, Task
+from weft.core.wire import pack, unpack
+from weft.errors import ConfigError, RunError
+from weft.launch.bounds import Bounds
+from weft.launch.law import read_law
+from weft.launch.permits import AT_SERVER, FROM_RUN, FROM_SITE, ON_DEMAND
+from weft.launch.served import serve
+
+
+def accept(sites: Office, name: str, **values: object) -> None:
+    """Change a site's policy, and let it begin anew."""
+    law = sites.laws[name]
+    sites.laws[name] = law.model_copy(update={"accept": law.accept.model_copy(update=values)})
+    sites.begin(name)
+
+
+def test_every_key_of_a_run_is_in_one_set():
+    """A new key is put into one of the sets of weft.launch.permits before it can reach a site."""
+    sets = (FROM_RUN, FROM_SITE, AT_SERVER, ON_DEMAND)
+    for key in RunConfig.model_fields:
+        assert sum(key in one for one in sets) == 1, f"put '{key}' into one of the sets in weft.launch.permits"
+    assert set().union(*sets) == set(RunConfig.model_fields)
+
+
+FORBIDDEN = {
+    "a shape beside an accepted name": ({"hidden_size": 16, "num_layers": 1, "num_heads": 2}, "from nothing"),
+    "a size": ({"size": "5m"}, "from nothing"),
+    "a tokenizer of the server's choice": ({"tokenizer": "/etc"}, "the tokenizer '/etc' is not among"),
+    "public rows": ({"public_data": "/etc/passwd"}, "sets public_data"),
+    "remote code": ({"trust_remote_code": True}, "sets trust_remote_code"),
+    "text for a tokenizer": ({"tokenizer_text": "/etc/passwd"}, "tokenizer_text"),
+}
+
+
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_a_site_refuses_what_is_not_the_models_it_accepts(run, sites: Office, name: str):
+    """The hello of a hostile server: an honest one would not send some of these."""
+    keys, words = FORBIDDEN[name]
+    hello = {"run": run | keys, "id": "run", "index": 0, "clients": 3, "base": "00"}
+    said = json.loads(sites.attendants["hospital_a"].work(json.dumps(hello).encode()))
+    assert words in said["refused"] or "cannot be read" in said["refused"], said
+    assert not (sites.folder / "hospital_a").exists()
+
+
+def test_other_names_of_a_key_go_through_the_same_door(run, sites: Office, monkeypatch):
+    seen: list[RunConfig] = []
+    monkeypatch.setattr("weft.launch.attendant.prepare_process", seen.append)
+    changes = {"use_auth_token": True, "device": "cuda:7", "local_data_dir": "/"}
+    hello = {"run": run | changes, "id": "run", "index": 0, "clients": 3, "base": "00"}
+    sites.attendants["hospital_a"].work(json.dumps(hello).encode())
+    (config, *_) = seen
+    assert (config.token, config.local_data_dir) == (False, None)
+    assert config.device == "auto"
+
+
+def test_a_site_opens_no_file_that_a_run_names(keys, sites: Office, tmp_path: Path):
+    """The server's word that a text is a path: the text itself is proposed, never the file's lines."""
+    secret = tmp_path / "secret.txt"
+    secret.write_text("the patient in room 4\n")
+    run = {key: value for key, value in keys.items() if key not in ("dataset_name", "num_clients", "use_peft")}
+    run |= {"runtime": "nvflare", "sites": list(NAMES), "sample_clients": 3, "threads": 1, "silence_timeout": 3.0}
+    run |= {"prompt_method": "text", "fed_alg": "fedtext", "prompt_candidates": [str(secret)], "num_rounds": 1}
+    run |= {"seq_length": 100, "prompt_length": 150}
+    serve(run | {"output_dir": str(tmp_path / "runs/run")}, sites, list(NAMES), "1")
+    assert sites.answered
+    assert not any(b"room 4" in raw for raw in sites.answered)
+
+
+def test_files_of_texts_are_read_where_a_run_is_handed_in(tmp_path: Path, tiny_model: Path):
+    """The control of the test above: the lines do travel, from the run's author."""
+    (tmp_path / "mine.txt").write_text("Answer in one word.\n\nThink first.\n")
+    keys = {"model_name_or_path": str(tiny_model), "prompt_method": "text", "fed_alg": "fedtext"}
+    (tmp_path / "run.yaml").write_text(
+        json.dumps(keys | {"prompt_candidates": [str(tmp_path / "mine.txt"), "Be brief."]})
+    )
+    _, config, _ = read_run("submit", ["prompt", str(tmp_path / "run.yaml")])
+    assert config.prompt_candidates == ["Answer in one word.", "Think first.", "Be brief."]
+
+
+def test_remote_code_is_refused_at_the_submission(tmp_path: Path):
+    (tmp_path / "run.yaml").write_text("trust_remote_code: true\n")
+    with pytest.raises(ConfigError, match="leave out --trust_remote_code"):
+        read_run("submit", [str(tmp_path / "run.yaml")])
+
+
+def ask(sites: Office, message: Task | Probe) -> object:
+    return unpack(sites.attendants["hospital_a"].work(pack(message, "run")), run="run")
+
+
+def test_a_message_beyond_the_agreement_is_not_answered(run, sites: Office):
+    """After an agreement of three rounds; the control is a message within it."""
+    serve(run | {"num_rounds": 3}, sites, list(NAMES), "1")
+    params = {name: torch.zeros_like(v) for name, v in sites.attendants["hospital_a"].station.model.masters.items()}
+    for message, words in (
+        (Task("hospital_a", 1_000_000, 0, params), "is of round 1000001, and the site agreed to 3"),
+        (Task("hospital_a", 3, 3, params), "is of round 4"),
+        (Task("hospital_a", 1, 2, params), "begins at version 2"),
+        (Probe("hospital_a", 4, params), "is of round 5"),
+    ):
+        said = ask(sites, message)
+        assert isinstance(said, Failure)
+        assert words in said.reason
+    assert not isinstance(ask(sites, Task("hospital_a", 2, 2, params)), Failure)
+
+
+def test_work_is_counted_through_a_restart_and_ends_at_the_policys_hours(run, tmp_path: Path):
+    left = {key: value for key, value in run.items() if key not in ("sites", "silence_timeout")}
+    config = build(left | {"runtime": "inprocess", "dataset_name": "rows.jsonl"})
+    bounds = Bounds(tmp_path / "work.json", config, max_hours=1.0)
+    task = Task("a", 0, 0, {})
+    with bounds.work(task):
+        pass
+    assert bounds.refusal(task) is None
+    bounds.seconds = 3601.0
+    with bounds.work(task):
+        pass
+    again = Bounds(tmp_path / "work.json", config, max_hours=1.0)
+    assert again.done == 2
+    assert "1.00 hours" in str(again.refusal(task))
+    assert again.refusal(Probe("a", 0, {}, keep=True)) is None
+    assert Bounds(tmp_path / "work.json", config).refusal(task) is None
+    again.max_hours, again.done = None, again.tasks
+    assert "all that the run it agreed to can need" in str(again.refusal(task))
+
+
+def test_steps_beyond_the_policy_are_refused(run, sites: Office, tmp_path: Path):
+    accept(sites, "hospital_b", max_steps=1)
+    with pytest.raises(ConfigError, match="hospital_b: a round has 2 steps, and this site accepts 1 steps at most"):
+        serve(run | {"min_clients": 3}, sites, list(NAMES), "1")
+    epochs = run | {"min_clients": 3, "max_steps": -1, "output_dir": str(tmp_path / "runs/b")}
+    with pytest.raises(ConfigError, match="a round has 3 epochs"):
+        serve(epochs, sites, list(NAMES), "1")
+
+
+def test_only_sites_that_take_part_count_for_the_smallest_cohort(run, sites: Office, tmp_path: Path):
+    """A site that asks for three is not one of two, whether the third is away or refuses."""
+    accept(sites, "hospital_a", min_clients=3)
+    with pytest.raises(RunError, match=r"hospital_a: .*asks for 3 at least"):
+        serve(run | {"min_clients": 3}, sites, ["hospital_a", "hospital_b"], "1")
+    accept(sites, "hospital_c", models={"another": None})
+    done = serve(run | {"output_dir": str(tmp_path / "runs/b")}, sites, list(NAMES), "1")
+    assert done.summary["clients"].keys() == {"hospital_b"}
+
+
+def test_the_smallest_cohort_is_the_quorum_of_every_round(run, sites: Office, tmp_path: Path):
+    """One of three falls silent: the rounds of two others stand only where nobody asked for three."""
+    sites.slow["hospital_c"] = 30.0
+    sites.laws["hospital_c"] = read_law(Path(sites.laws["hospital_c"].data.path).parent / "site.yaml")
+    quick = run | {"silence_timeout": 0.5, "max_attempts": 2, "num_rounds": 1, "eval_every": 0}
+    done = serve(quick | {"output_dir": str(tmp_path / "runs/free")}, sites, list(NAMES), "1")
+    assert done.summary["rounds"] == 1
+    accept(sites, "hospital_a", min_clients=3)
+    with pytest.raises(RunError, match="fewer than 3 clients answered"):
+        serve(quick | {"output_dir": str(tmp_path / "runs/held")}, sites, list(NAMES), "1")
+
+
+@pytest.mark.parametrize("claim", [{"rows": 1 << 39}, {"rows": 1e400}, {"rows": "9" * 5000}, {"rows": [[]]}, [], 3])
+def test_what_a_site_claims_allocates_nothing_and_ends_no_run(run, sites: Office, monkeypatch, claim):
+    plain = sites.attendants["hospital_c"].work
+
+    def lie(raw: bytes) -> bytes:
+        said = json.loads(plain(raw)) if raw[:1] == b"{" else None
+        return plain(raw) if said is None else json.dumps(said | claim if isinstance(claim, dict) else claim).encode()
+
+    monkeypatch.setattr(sites.attendants["hospital_c"], "work", lie)
+    done = serve(run | {"num_rounds": 1, "eval_every": 0}, sites, list(NAMES), "1")
+    assert done.summary["rounds"] == 1
+    assert done.summary["clients"].keys() <= {"hospital_a", "hospital_b"}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("algorithms: [fedavgg]", "did you mean 'fedavg'"),
+        ("objectives: [preferences]", "did you mean 'preference'"),
+        ("trainable: [adapter]", "write one of lora, prompt, full"),
+    ],
+)
+def test_a_typing_error_in_a_policy_is_refused_with_the_nearest_name(
+    sites: Office, tmp_path: Path, line: str, words: str
+):
+    write_rows(tmp_path / "rows.jsonl", colour_rows(3))
+    (tmp_path / "site.yaml").write_text(f"data: rows.jsonl\naccept:\n  models: [a]\n  {line}\n")
+    with pytest.raises(ConfigError, match=words):
+        read_law(tmp_path / "site.yaml")

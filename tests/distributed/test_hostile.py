@@ -1,0 +1,79 @@
+"""Hostile parties of their own processes, over real FLARE: a peer that plays the server."""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conftest import colour_rows, write_rows
+from weft.config import build
+from weft.launch.follow import follow
+from weft.launch.loopback import Federation
+from weft.launch.party import command, start
+
+pytest.importorskip("nvflare")
+# FLARE leaves a session's sockets to the garbage collector, which says so.
+pytestmark = [
+    pytest.mark.xdist_group("flare"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+HOSTILE = Path(__file__).parent / "hostile"
+VICTIMS = ("hospital_a", "hospital_b")
+
+
+@pytest.fixture
+def federation(tmp_path: Path, tiny_model: Path):
+    """Two sites, and a third whose processes run the attacker's code."""
+    laws = {}
+    for number, name in enumerate((*VICTIMS, "hospital_c")):
+        write_rows(tmp_path / f"{name}.jsonl", colour_rows(24 + 3 * number, number))
+        laws[name] = tmp_path / f"{name}.yaml"
+        law = {"data": f"{name}.jsonl", "threads": 1, "accept": {"models": [str(tiny_model)]}}
+        laws[name].write_text(yaml.safe_dump(law))
+    made = Federation(tmp_path, laws)
+    yield made
+    made.close()
+    gc.collect()
+
+
+def logs(made: Federation, name: str) -> str:
+    kit = made.kits / name
+    return "".join(path.read_text(errors="replace") for path in kit.rglob("*log*") if path.is_file())
+
+
+def test_a_site_that_plays_the_server_is_not_answered(keys, federation: Federation, tmp_path: Path, tiny_model: Path):
+    """As itself it is refused by the victim's process; with the server's address forged, by FLARE's server."""
+    run = {key: value for key, value in keys.items() if key not in ("dataset_name", "num_clients", "output_dir")}
+    run |= {"runtime": "nvflare", "threads": 1, "silence_timeout": 20.0, "num_rounds": 40, "max_steps": 30}
+    run |= {"eval_every": 0, "sample_clients": 3, "sites": [*VICTIMS, "hospital_c"]}
+    words = {"run": run | {"output_dir": "runs/evil"}, "id": "evil", "index": 0, "clients": 3, "base": "0" * 64}
+    (tmp_path / "hello.json").write_text(json.dumps(words))
+    out = tmp_path / "outcomes.json"
+    for name in ("server", *VICTIMS):
+        federation.start(name)
+    kit = federation.kits / "hospital_c"
+    told, env = command(kit, federation.laws["hospital_c"])
+    bad = {"PYTHONPATH": f"{HOSTILE}:{env.get('PYTHONPATH', '')}", "HOSTILE_OUT": str(out)}
+    bad["HOSTILE_HELLO"] = str(tmp_path / "hello.json")
+    federation.parties["hospital_c"] = start(told, env | bad, kit)
+    federation.wait({*VICTIMS, "hospital_c"})
+    last = follow(federation.admin, build(run), "honest", lambda _: None)
+    assert last["state"] == "done", last
+    until = time.monotonic() + 90
+    while not out.exists() and time.monotonic() < until:
+        time.sleep(0.2)
+    outcomes = json.loads(out.read_text())
+    assert {(victim, forge) for victim, forge, _ in outcomes} == {(v, f) for v in VICTIMS for f in ("False", "True")}
+    assert not [said for *_, said in outcomes if said.startswith("answered")], outcomes
+    assert "auth token for client hospital_c is bound to origin" in logs(federation, "server")
+    for victim in VICTIMS:
+        said = logs(federation, victim)
+        assert "a call of 'hospital_c' was refused" in said
+        assert not (federation.kits / victim / "weft" / "evil").exists()
+        assert (federation.kits / victim / "weft" / "honest").exists()
