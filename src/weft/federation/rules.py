@@ -57,6 +57,11 @@ def _protection(plan: Plan) -> list[tuple[bool, str]]:
             "--client_weight size or uniform.",
         ),
         (
+            plan.weighting.single_updates and algorithm.adds_up,
+            f"{name} adds up over rounds what clients send, and {type(plan.weighting).__name__} weighs a client "
+            "otherwise in every round: write --client_weight size or uniform, or --fed_alg fedavg.",
+        ),
+        (
             plan.weighting.single_updates and not algorithm.shares,
             f"{name} sends no updates, so there is nothing for {type(plan.weighting).__name__} to weigh: write "
             "--client_weight size, or choose a federated algorithm.",
