@@ -22,8 +22,8 @@ class _FedOpt(Algorithm):
     form: whose m and v. D is the cohort's mean update.
         openfedllm (default)   m begins at the first D, v at tau^2, and v goes by m^2, which is smoother than D^2
         paper                  m begins at 0, v at tau^2, and v goes by D^2 (algorithm 2; v_-1 is the least allowed)
-        flower                 as paper, but v begins at 0; FedAdam's eta is corrected as Adam's is, by a count that is one
-                               ahead: sqrt(1 - beta2^(r+1)) / (1 - beta1^(r+1)) in round r = 1, 2, ...
+        flower                 as paper, but v begins at 0; FedAdam's eta is corrected as Adam's is, by a count that
+                               is one ahead: sqrt(1 - beta2^(r+1)) / (1 - beta1^(r+1)) in round r = 1, 2, ...
     FedAdagrad has m = D in all three (the paper's choice, beta1 = 0), so openfedllm and paper are one.
 
     tau and eta are OpenFedLLM's constants by default. They suit changes of 1e-3; where changes are smaller, tau rules

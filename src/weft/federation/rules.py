@@ -128,6 +128,12 @@ def _lora(plan: Plan) -> list[tuple[bool, str]]:
             f"{how} trains other factors in every round, and in {name} clients of several rounds meet: write "
             "--lora_aggregation ffa, or a synchronous algorithm.",
         ),
+        (
+            lora.alternates and algorithm.period > 1,
+            f"{how} trains other factors in every round, and of {name} other parts travel in every round, so that some "
+            "would be trained in rounds only in which they do not travel: write --lora_aggregation ffa, or leave out "
+            "fragments in --fed_args.",
+        ),
     ]
 
 
