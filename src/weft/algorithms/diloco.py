@@ -33,10 +33,10 @@ class _Inner(LocalRule):
     def finish(self, work: LocalWork) -> Finished:
         delta = tensors.subtract(work.end, work.start)
         if not self.send:
-            return Finished({DELTA: delta}, self.given | work.moments)
+            return Finished({DELTA: delta}, _together(self.given, work.moments))
         zeros = tensors.zeros(self.params)
         moments = {key: zeros | work.moments.get(key, {}) for key in (FIRST, SECOND)}
-        counts = list(work.moments.get(COUNT, {}).values())
+        counts = [count for name, count in work.moments.get(COUNT, {}).items() if name in self.params]
         count = counts[0] if counts else torch.tensor(float(work.steps))
         return Finished({DELTA: delta, SCALARS: {COUNT: count.clone()}, **moments})
 
@@ -56,7 +56,7 @@ class _Streaming(_Inner):
 
     def finish(self, work: LocalWork) -> Finished:
         part = self.part(work.end)
-        kept = {LOCAL: work.end, ANCHOR: self.anchor} | self.given | work.moments
+        kept = {LOCAL: work.end, ANCHOR: self.anchor} | _together(self.given, work.moments)
         return Finished({DELTA: tensors.subtract(part, self.anchor)}, kept)
 
 
@@ -65,7 +65,8 @@ class DiLoCo(Algorithm):
     """g = -D, m <- momentum m + g, w <- w - outer_lr (g + momentum m), as torch's SGD with nesterov.
 
     inner_state: what becomes of AdamW's moments between rounds: keep (they stay with the client, the paper's), reset
-    (made anew), average (they travel and are averaged, at three times the bytes).
+    (made anew), average (they travel and are averaged, at three times the bytes; those of parameters that do not travel
+    are made anew). Parameters that are not trained in a round (RoLoRA) keep theirs, and the steps that these have seen.
     """
 
     adds_mean: ClassVar[bool] = False
@@ -132,9 +133,7 @@ class DiLoCo(Algorithm):
             return LocalRule()
         if self.inner_state == "keep":
             return _Inner(memory, False, task.params)
-        given = {key: task.extra[key] for key in (FIRST, SECOND) if key in task.extra}
-        if given:
-            given[COUNT] = dict.fromkeys(task.params, task.extra[COUNT][COUNT])
+        given = {key: task.extra[key] for key in (FIRST, SECOND, COUNT) if key in task.extra}
         return _Inner(given, True, task.params)
 
     def step(self, state: ServerState, total: Total) -> ServerState:
@@ -146,13 +145,18 @@ class DiLoCo(Algorithm):
         memory = {MOMENTUM: momentum}
         if self.inner_state == "average":
             memory |= {FIRST: total.streams[FIRST], SECOND: total.streams[SECOND]}
-            memory[COUNT] = {COUNT: total.streams[SCALARS][COUNT].round()}
+            memory[COUNT] = dict.fromkeys(delta, total.streams[SCALARS][COUNT].round())
         if self.fragments > 1:
             memory[SEEN] = {client: torch.tensor(state.round) for client in total.clients}
         return ServerState(params, memory, state.round + 1)
 
 
 _NEVER = torch.tensor(-2)
+
+
+def _together(former: Streams, now: Streams) -> Streams:
+    """Return the moments as they are now, with the former ones of what was not trained now."""
+    return former | {key: former.get(key, {}) | values for key, values in now.items()}
 
 
 def _blocks(params: Tensors) -> dict[str, list[str]]:

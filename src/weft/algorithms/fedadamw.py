@@ -19,27 +19,30 @@ class _Continued(LocalRule):
 
     wants_moments = True
 
-    def __init__(self, means: Tensors, direction: Tensors, behind: int, beta1: float, alpha: float) -> None:
-        self.means, self.given, self.behind, self.beta1, self.alpha = means, direction, behind, beta1, alpha
+    def __init__(self, means: Tensors, direction: Tensors, counts: Tensors, beta1: float, alpha: float) -> None:
+        self.means, self.given, self.counts, self.beta1, self.alpha = means, direction, counts, beta1, alpha
         self.start: Tensors = {}
         self.direction: Tensors = {}
+        self.behind = 0
 
     def begin(self, params: Tensors) -> Tensors:
         self.start = params
         return params
 
     def moments(self) -> Streams:
-        if not self.behind:
+        known = {name: value for name, value in self.start.items() if float(self.counts[name])}
+        if not known:
             return {}
-        count = torch.tensor(float(self.behind))
         return {
-            "exp_avg": {name: torch.zeros_like(value) for name, value in self.start.items()},
-            "exp_avg_sq": {n: torch.full_like(value, float(self.means[n])) for n, value in self.start.items()},
-            "step": dict.fromkeys(self.start, count),
+            "exp_avg": {name: torch.zeros_like(value) for name, value in known.items()},
+            "exp_avg_sq": {n: torch.full_like(value, float(self.means[n])) for n, value in known.items()},
+            "step": {name: self.counts[name].float() for name in known},
         }
 
     def prepare(self, params: Tensors) -> None:
         self.direction = {name: self.given[name].to(value.device) for name, value in params.items()}
+        # What is trained together has made the same steps.
+        self.behind = max((int(self.counts[name]) for name in params), default=0)
 
     def lr_factor(self, step: int) -> float:
         # AdamW divides m by 1 - beta1^t with the continued count t, but m is as old as this round only.
@@ -47,8 +50,7 @@ class _Continued(LocalRule):
 
     def after_step(self, params: Tensors, lr: float) -> None:
         for name, value in params.items():
-            if value.requires_grad:
-                value.sub_(self.direction[name], alpha=lr * self.alpha)
+            value.sub_(self.direction[name], alpha=lr * self.alpha)
 
     def finish(self, work: LocalWork) -> Finished:
         squares = work.moments.get("exp_avg_sq", {})
@@ -59,10 +61,11 @@ class _Continued(LocalRule):
 
 @dataclass(frozen=True)
 class FedAdamW(Algorithm):
-    """y <- y - lr (m^ / (sqrt v^ + eps) + alpha G + weight decay), then w <- w + D, G = -D / (sum of lr).
+    """y <- y - lr (m^ / (sqrt v^ + eps) + alpha G + weight_decay y), then w <- w + D, G = -D / (sum of lr).
 
     Every client begins with m = 0 and v = the mean of the last cohort's v, sent as one number a tensor (the paper's
-    blocks), with the step count going on. Learning rate 3e-4 and weight decay 0.01 are the paper's.
+    blocks), with the step count going on; m^ is corrected by the steps of the round, v^ by all that the tensor has
+    seen. Learning rate 3e-4 and weight decay 0.01 are the paper's.
     """
 
     plain_steps: ClassVar[bool] = False
@@ -81,17 +84,16 @@ class FedAdamW(Algorithm):
     def init(self, params: Tensors) -> ServerState:
         """Begin with nothing known."""
         zeros = {name: torch.zeros(()) for name in params}
-        count = {COUNT: torch.zeros(())}
-        return ServerState(params, {MEANS: zeros, DIRECTION: tensors.zeros(params), COUNT: count})
+        return ServerState(params, {MEANS: zeros, DIRECTION: tensors.zeros(params), COUNT: dict(zeros)})
 
     def task(self, state: ServerState, client: str, version: int) -> Task:
-        """Send the means, the direction and the count along."""
+        """Send the means, the direction and the counts along."""
         return Task(client, state.round, version, state.params, dict(state.memory))
 
     def rule(self, task: Task, memory: Streams) -> LocalRule:
         """Go on where the last cohort was."""
-        behind = int(task.extra[COUNT][COUNT])
-        return _Continued(task.extra[MEANS], task.extra[DIRECTION], behind, self.beta1, self.alpha)
+        means, direction, counts = (task.extra[stream] for stream in (MEANS, DIRECTION, COUNT))
+        return _Continued(means, direction, counts, self.beta1, self.alpha)
 
     def step(self, state: ServerState, total: Total) -> ServerState:
         """Add the mean delta; remember its direction and the mean second moments."""
@@ -100,6 +102,6 @@ class FedAdamW(Algorithm):
         memory = {
             MEANS: total.streams[MEANS],
             DIRECTION: tensors.scale(total.streams[DELTA], -1 / rates if rates else 0.0),
-            COUNT: {COUNT: (state.memory[COUNT][COUNT] + numbers[COUNT]).round()},
+            COUNT: {name: (count + numbers[COUNT]).round() for name, count in state.memory[COUNT].items()},
         }
         return ServerState(tensors.add(state.params, total.streams[DELTA]), memory, state.round + 1)

@@ -15,22 +15,26 @@ DIRECTION, RATES = "direction", "learning_rates"
 
 
 class _Following(LocalRule):
-    """Blend each step with a direction of the server's: y <- y - lr (own d + other G); sends the sum of rates too."""
+    """Blend each step with a direction of the server's: y <- y - lr (own d + (1 - own) G); sends the sum of rates too.
 
-    def __init__(self, direction: Tensors, own: float, other: float) -> None:
-        self.given, self.own, self.other = direction, own, other
+    Where there is no direction yet, own is 1.
+    """
+
+    def __init__(self, direction: Tensors, own: float) -> None:
+        self.given, self.own = direction, own
         self.direction: Tensors = {}
 
     def prepare(self, params: Tensors) -> None:
         self.direction = {name: self.given[name].to(value.device) for name, value in params.items()}
+        if not any(bool(value.any()) for value in self.direction.values()):
+            self.own = 1.0
 
     def lr_factor(self, step: int) -> float:
         return self.own
 
     def after_step(self, params: Tensors, lr: float) -> None:
         for name, value in params.items():
-            if value.requires_grad:
-                value.sub_(self.direction[name], alpha=lr * self.other)
+            value.sub_(self.direction[name], alpha=lr * (1 - self.own))
 
     def finish(self, work: LocalWork) -> Finished:
         return Finished({DELTA: tensors.subtract(work.end, work.start), SCALARS: {RATES: torch.tensor(work.lr)}})
@@ -46,7 +50,8 @@ def direction_of(total: Total) -> Tensors:
 class FedCM(Algorithm):
     """y <- y - lr (alpha d + (1 - alpha) G), w <- w + D; d is AdamW's step, G = -D / (sum of lr) of the last round.
 
-    In the first round there is nothing to follow, and clients step along d (the paper: along alpha d).
+    Weight decay is no part of d: it acts whole, as it would without FedCM. In the first round, and where a cluster or a
+    factor was never trained before, there is nothing to follow, and clients step along d (the paper: along alpha d).
     """
 
     plain_steps: ClassVar[bool] = False
@@ -63,9 +68,8 @@ class FedCM(Algorithm):
         return Task(client, state.round, version, state.params, {DIRECTION: state.memory[DIRECTION]})
 
     def rule(self, task: Task, memory: Streams) -> LocalRule:
-        """Blend the steps; in the first round there is nothing to follow."""
-        own = self.alpha if task.round else 1.0
-        return _Following(task.extra[DIRECTION], own, 1 - own)
+        """Blend the steps."""
+        return _Following(task.extra[DIRECTION], self.alpha)
 
     def step(self, state: ServerState, total: Total) -> ServerState:
         """Add the mean delta and remember its direction."""

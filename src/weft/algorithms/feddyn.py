@@ -5,18 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+import torch
+
 from weft.core import tensors
 from weft.core.parts import Algorithm, LocalRule
-from weft.core.types import DELTA, Finished, LocalWork, ServerState, Streams, Task, Tensors, Total
+from weft.core.types import DELTA, SCALARS, Finished, LocalWork, ServerState, Streams, Task, Tensors, Total
 
-DUAL = "dual"
+DUAL, STEPS = "dual", "steps"
 
 
 class _Regularised(LocalRule):
-    """Step along g - h_i + alpha (y - w)."""
+    """Step along g - h_i + a (y - w); with a strength of 0, along g."""
 
-    def __init__(self, alpha: float, own: Tensors, decoupled: bool) -> None:
-        self.alpha, self.own, self.decoupled = alpha, own, decoupled
+    def __init__(self, strength: float, own: Tensors, decoupled: bool, tells: bool) -> None:
+        self.strength, self.own, self.decoupled, self.tells = strength, own, decoupled, tells
         self.anchor: Tensors = {}
         self.dual: Tensors = {}
 
@@ -29,33 +31,39 @@ class _Regularised(LocalRule):
             return
         for name, value in params.items():
             if value.grad is not None:
-                value.grad.sub_(self.dual[name]).add_(value.detach() - self.anchor[name], alpha=self.alpha)
+                value.grad.sub_(self.dual[name]).add_(value.detach() - self.anchor[name], alpha=self.strength)
 
     def after_step(self, params: Tensors, lr: float) -> None:
         if not self.decoupled:
             return
         for name, value in params.items():
-            if value.requires_grad:
-                force = (value - self.anchor[name]).mul_(self.alpha).sub_(self.dual[name])
-                value.sub_(force, alpha=lr)
+            force = (value - self.anchor[name]).mul_(self.strength).sub_(self.dual[name])
+            value.sub_(force, alpha=lr)
 
     def finish(self, work: LocalWork) -> Finished:
         delta = tensors.subtract(work.end, work.start)
-        return Finished({DELTA: delta}, {DUAL: tensors.add(self.own, delta, -self.alpha)})
+        said = {SCALARS: {STEPS: torch.tensor(float(work.steps))}} if self.tells else {}
+        return Finished({DELTA: delta} | said, {DUAL: tensors.add(self.own, delta, -self.strength)})
 
 
 @dataclass(frozen=True)
 class FedDyn(Algorithm):
-    """h_i <- h_i - a (w_i - w), h <- h - a / N sum D_i, w <- mean of w_i - h / a (a = 0: plain averaging).
+    """h_i <- h_i - a (w_i - w), h <- h - a sum p_i D_i, w <- mean of w_i - h / a (alpha = 0: plain averaging).
+
+    p_i = w_i / (the weight of all N clients), so that h stays sum p_i h_i whoever is in the cohort (the paper's 1 / N
+    is the case of equal weights). The fixed point is where sum p_i grad f_i = 0: with `--client_weight size` the
+    optimum of all rows together, with `uniform` that of equal clients.
 
     form=decoupled (default): the force a (y - w) - h_i acts after AdamW's step, times its learning rate; `alpha` is in
-    units of 1 / (learning rate x steps), so that 1 pulls a client back about as far as a round takes it.
-    form=gradient (the paper's): it is added to the gradient, and `alpha` is the paper's.
+    units of 1 / (learning rate x steps), so that 1 pulls a client back about as far as a round takes it. Where clients
+    make passes over their rows (max_steps -1), steps are the mean of the first cohort's, whose round is FedAvg's.
+    form=gradient (the paper's): it is added to the gradient before clipping, and `alpha` is the paper's.
     """
 
     plain_steps: ClassVar[bool] = False
     adds_mean: ClassVar[bool] = False
     stateful_clients: ClassVar[bool] = True
+    adds_up: ClassVar[bool] = True
     remembers_coordinates: ClassVar[bool] = True
     alpha: float = 0.3
     form: Literal["decoupled", "gradient"] = "decoupled"
@@ -63,26 +71,45 @@ class FedDyn(Algorithm):
     steps: int = field(default=1, metadata={"key": "max_steps"})
 
     @property
-    def strength(self) -> float:
-        """The a of the rule."""
-        reach = self.learning_rate * max(1, self.steps)
-        return self.alpha if self.form == "gradient" or reach == 0 else self.alpha / reach
+    def measures(self) -> bool:
+        """Whether the steps of a round are to be found out."""
+        return self.form == "decoupled" and self.steps < 1
+
+    @property
+    def scalars(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The client's steps, where they are to be found out."""
+        return (STEPS,) if self.measures else ()
+
+    def strength(self, memory: Streams) -> float:
+        """Return the a of the rule, given what came with a task or what the server remembers; 0: not known yet."""
+        if self.form == "gradient":
+            return self.alpha
+        steps = float(memory[STEPS][STEPS]) if STEPS in memory else max(0, self.steps)
+        reach = self.learning_rate * steps
+        return self.alpha / reach if reach else 0.0
 
     def init(self, params: Tensors) -> ServerState:
         """Begin with h = 0."""
         return ServerState(params, {DUAL: tensors.zeros(params)})
 
+    def task(self, state: ServerState, client: str, version: int) -> Task:
+        """Send the steps along, where they were found out."""
+        extra = {STEPS: state.memory[STEPS]} if STEPS in state.memory else {}
+        return Task(client, state.round, version, state.params, extra)
+
     def rule(self, task: Task, memory: Streams) -> LocalRule:
         """Regularise by what the client remembers; one that never trained has h_i = 0."""
         own = memory.get(DUAL) or tensors.zeros(task.params)
-        return _Regularised(self.strength, own, self.form == "decoupled")
+        return _Regularised(self.strength(task.extra), own, self.form == "decoupled", self.measures)
 
     def step(self, state: ServerState, total: Total) -> ServerState:
         """Average, and correct by h / a."""
-        delta, a = total.streams[DELTA], self.strength
-        share = len(total.clients) / max(total.population, len(total.clients))
-        dual = tensors.add(state.memory[DUAL], delta, -a * share)
+        delta, a = total.streams[DELTA], self.strength(state.memory)
+        dual = tensors.add(state.memory[DUAL], delta, -a * total.share)
         params = tensors.add(state.params, delta)
         if a > 0:
             params = tensors.add(params, dual, -1 / a)
-        return ServerState(params, {DUAL: dual}, state.round + 1)
+        kept = {STEPS: state.memory[STEPS]} if STEPS in state.memory else {}
+        if self.measures and not kept:
+            kept = {STEPS: {STEPS: total.streams[SCALARS][STEPS]}}
+        return ServerState(params, {DUAL: dual} | kept, state.round + 1)

@@ -17,7 +17,14 @@ MOMENTUM, SQUARES, TAU = "momentum", "squares", "tau"
 
 @dataclass(frozen=True)
 class _FedOpt(Algorithm):
-    """w <- w + eta m / (sqrt v + tau), coordinate by coordinate; v starts at tau^2.
+    """w <- w + eta m / (sqrt v + tau), coordinate by coordinate.
+
+    form: whose m and v. D is the cohort's mean update.
+        openfedllm (default)   m begins at the first D, v at tau^2, and v goes by m^2, which is smoother than D^2
+        paper                  m begins at 0, v at tau^2, and v goes by D^2 (algorithm 2; v_-1 is the least allowed)
+        flower                 as paper, but v begins at 0; FedAdam's eta is corrected as Adam's is, by a count that
+                               is one ahead: sqrt(1 - beta2^(r+1)) / (1 - beta1^(r+1)) in round r = 1, 2, ...
+    FedAdagrad has m = D in all three (the paper's choice, beta1 = 0), so openfedllm and paper are one.
 
     tau and eta are OpenFedLLM's constants by default. They suit changes of 1e-3; where changes are smaller, tau rules
     and the server hardly adapts. tau=auto measures the median of |D| in the first round (of what changed at all) and
@@ -30,27 +37,37 @@ class _FedOpt(Algorithm):
     eta: float | None = field(default=None, metadata={"key": "fedopt_eta"})
     beta1: float = field(default=0.9, metadata={"key": "fedopt_beta1"})
     beta2: float = field(default=0.99, metadata={"key": "fedopt_beta2"})
+    form: Literal["openfedllm", "paper", "flower"] = "openfedllm"
 
     @abstractmethod
+    def squares(self, value: Tensor, square: Tensor) -> Tensor:
+        """Return the new v from the former one and the square that it goes by."""
+
     def direction(self, delta: Tensor, former: Tensor | None) -> Tensor:
-        """Return the new m from the mean update and the former m."""
+        """Return the new m from the mean update and the former m: the running mean."""
+        if former is None:
+            return delta if self.form == "openfedllm" else (1 - self.beta1) * delta
+        return self.beta1 * former + (1 - self.beta1) * delta
 
-    @abstractmethod
-    def squares(self, value: Tensor, direction: Tensor) -> Tensor:
-        """Return the new v."""
+    def correction(self, round: int) -> float:
+        """Return what eta is multiplied by in a round, counted from 0."""
+        return 1.0
 
     def step(self, state: ServerState, total: Total) -> ServerState:
         """Take the adaptive step."""
         delta = total.streams[DELTA]
         tau = self._tau(state, delta)
         eta = self.eta if self.eta is not None else (2 * tau if self.tau == "auto" else 1e-3)
+        eta *= self.correction(state.round)
         former, squares = state.memory.get(MOMENTUM, {}), state.memory.get(SQUARES, {})
+        least = 0.0 if self.form == "flower" else tau**2
         params: Tensors = {}
         m: Tensors = {}
         v: Tensors = {}
         for name, value in state.params.items():
             m[name] = self.direction(delta[name], former.get(name))
-            v[name] = self.squares(squares.get(name, torch.full_like(value, tau**2)), m[name])
+            by = m[name] if self.form == "openfedllm" else delta[name]
+            v[name] = self.squares(squares.get(name, torch.full_like(value, least)), by**2)
             params[name] = value + eta * m[name] / (v[name].sqrt() + tau)
         memory = {MOMENTUM: m, SQUARES: v, TAU: {TAU: torch.tensor(tau, dtype=torch.float64)}}
         return ServerState(params, memory, state.round + 1)
@@ -65,11 +82,6 @@ class _FedOpt(Algorithm):
         return float(sizes.median()) if len(sizes) else 1e-3
 
 
-def _smoothed(delta: Tensor, former: Tensor | None, beta: float) -> Tensor:
-    """Return the running mean, which begins at the first delta (OpenFedLLM's; the paper begins at zero)."""
-    return delta if former is None else beta * former + (1 - beta) * delta
-
-
 @dataclass(frozen=True)
 class FedAdagrad(_FedOpt):
     """m = D, v <- v + D^2."""
@@ -78,33 +90,31 @@ class FedAdagrad(_FedOpt):
         """The mean update itself."""
         return delta
 
-    def squares(self, value: Tensor, direction: Tensor) -> Tensor:
+    def squares(self, value: Tensor, square: Tensor) -> Tensor:
         """The sum of squares."""
-        return value + direction**2
+        return value + square
 
 
 @dataclass(frozen=True)
 class FedYogi(_FedOpt):
-    """m <- beta1 m + (1 - beta1) D, v <- v - (1 - beta2) m^2 sign(v - m^2)."""
+    """m <- beta1 m + (1 - beta1) D, v <- v - (1 - beta2) s sign(v - s), s = m^2 or D^2 by the form."""
 
-    def direction(self, delta: Tensor, former: Tensor | None) -> Tensor:
-        """The running mean."""
-        return _smoothed(delta, former, self.beta1)
-
-    def squares(self, value: Tensor, direction: Tensor) -> Tensor:
-        """Towards m^2, by an amount that depends on m^2 only."""
-        square = direction**2
+    def squares(self, value: Tensor, square: Tensor) -> Tensor:
+        """Towards the square, by an amount that depends on it only."""
         return value - (1 - self.beta2) * square * torch.sign(value - square)
 
 
 @dataclass(frozen=True)
 class FedAdam(_FedOpt):
-    """m <- beta1 m + (1 - beta1) D, v <- beta2 v + (1 - beta2) m^2."""
+    """m <- beta1 m + (1 - beta1) D, v <- beta2 v + (1 - beta2) s, s = m^2 or D^2 by the form."""
 
-    def direction(self, delta: Tensor, former: Tensor | None) -> Tensor:
-        """The running mean."""
-        return _smoothed(delta, former, self.beta1)
+    def correction(self, round: int) -> float:
+        """Flower's, in its form."""
+        if self.form != "flower":
+            return 1.0
+        count = float(round + 2)
+        return float((1 - self.beta2**count) ** 0.5 / (1 - self.beta1**count))
 
-    def squares(self, value: Tensor, direction: Tensor) -> Tensor:
+    def squares(self, value: Tensor, square: Tensor) -> Tensor:
         """The running mean of squares."""
-        return self.beta2 * value + (1 - self.beta2) * direction**2
+        return self.beta2 * value + (1 - self.beta2) * square

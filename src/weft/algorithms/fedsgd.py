@@ -76,17 +76,17 @@ class FedSGD(Algorithm):
         if self.optimizer == "sgd":
             gradient = {n: g.add(state.params[n], alpha=self._decay(g)) for n, g in gradient.items()}
             return ServerState(tensors.add(state.params, gradient, -lr), {}, state.round + 1)
-        count = state.memory[COUNT][COUNT] + 1 if state.memory else torch.ones(())
+        count = {n: state.memory.get(COUNT, {}).get(n, torch.zeros(())) + 1 for n in gradient}
         former = [state.memory.get(key) or tensors.zeros(gradient) for key in (FIRST, SECOND)]
         first = {n: former[0][n].lerp(g, 1 - self.beta1) for n, g in gradient.items()}
         second = {n: former[1][n].mul(self.beta2).addcmul(g, g, value=1 - self.beta2) for n, g in gradient.items()}
-        share = [1 - beta ** float(count) for beta in (self.beta1, self.beta2)]
         params = {}
         for name, g in gradient.items():
+            share = [1 - beta ** float(count[name]) for beta in (self.beta1, self.beta2)]
             scale = second[name].div(share[1]).sqrt_().add_(self.epsilon)
             kept = state.params[name] * (1 - lr * self._decay(g))
             params[name] = kept.addcdiv_(first[name], scale, value=-lr / share[0])
-        return ServerState(params, {FIRST: first, SECOND: second, COUNT: {COUNT: count}}, state.round + 1)
+        return ServerState(params, {FIRST: first, SECOND: second, COUNT: count}, state.round + 1)
 
     def _decay(self, value: torch.Tensor) -> float:
         return self.weight_decay if value.dim() > 1 or not self.matrices_only else 0.0

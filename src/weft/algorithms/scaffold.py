@@ -39,8 +39,7 @@ class _Correct(LocalRule):
     def after_step(self, params: Tensors, lr: float) -> None:
         if not self.in_gradients:
             for name, value in params.items():
-                if value.requires_grad:
-                    value.sub_(self.correction[name], alpha=lr)
+                value.sub_(self.correction[name], alpha=lr)
 
     def finish(self, work: LocalWork) -> Finished:
         delta = tensors.subtract(work.end, work.start)
@@ -56,15 +55,21 @@ class _Correct(LocalRule):
 
 @dataclass(frozen=True)
 class Scaffold(Algorithm):
-    """Clients step along g + c - c_i; c_i is the mean of what they saw, c the mean of all c_i.
+    """Clients step along g + c - c_i; c_i is the mean of what they saw, c = sum p_i c_i over all N clients.
 
-    space=gradient (default): the correction is added to the clipped gradient before AdamW, and c_i <- the mean of the
-    clipped gradients. space=update (the paper's option II, as OpenFedLLM has it): the correction is added to
-    AdamW's step, c_i <- (x - y) / (sum of lr) - (c - c_i). c <- c + |S| / N mean of (c_i+ - c_i).
+    space=gradient (default): the correction is added to the gradient before clipping and AdamW, and c_i <- the mean of
+    the gradients as they came. space=update (the paper's option II, as OpenFedLLM has it): the correction is added to
+    AdamW's step, c_i <- (x - y) / (sum of lr) - (c - c_i). With SGD and without clipping both are option II.
+
+    c <- c + sum over the cohort of p_i (c_i+ - c_i), p_i = w_i / (the weight of all N clients), not of the cohort:
+    otherwise c would not stay the sum of the c_i (the paper's 1 / N is the case of equal weights). So the fixed point
+    is where sum p_i grad f_i = 0, whoever is sampled or drops out: with `--client_weight size` the optimum of all rows
+    together, with `uniform` that of equal clients.
     """
 
     plain_steps: ClassVar[bool] = False
     stateful_clients: ClassVar[bool] = True
+    adds_up: ClassVar[bool] = True
     remembers_coordinates: ClassVar[bool] = True
     streams: ClassVar[tuple[str, ...]] = (DELTA, CONTROL)
     space: Literal["gradient", "update"] = "gradient"
@@ -84,7 +89,6 @@ class Scaffold(Algorithm):
 
     def step(self, state: ServerState, total: Total) -> ServerState:
         """Add the mean delta, and the cohort's share of the change of c."""
-        share = len(total.clients) / max(total.population, len(total.clients))
-        control = tensors.add(state.memory[CONTROL], total.streams[CONTROL], share)
+        control = tensors.add(state.memory[CONTROL], total.streams[CONTROL], total.share)
         params = tensors.add(state.params, total.streams[DELTA])
         return ServerState(params, {CONTROL: control}, state.round + 1)

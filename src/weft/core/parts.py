@@ -58,17 +58,23 @@ class LocalRule:
         return {}
 
     def prepare(self, params: Tensors) -> None:
-        """Look at the parameters, on their device, before the first step."""
+        """Look at the parameters that are trained in this round, on their device, before the first step.
+
+        The hooks below see the same ones.
+        """
 
     def loss_term(self, model: nn.Module, batch: Any) -> Tensor | float:
         """Return what is added to the mean loss of every micro-batch."""
         return 0.0
 
     def adjust_grads(self, params: Tensors) -> None:
-        """Change `.grad` of the parameters in place, after clipping and before the optimizer's step."""
+        """Change `.grad` of the parameters in place, before clipping and the optimizer's step."""
 
     def lr_factor(self, step: int) -> float:
-        """Return what the learning rate of the optimizer's step is multiplied by; `step` counts from 0."""
+        """Return what the optimizer's step is multiplied by, but not its weight decay; `step` counts from 0.
+
+        With 0 the optimizer changes nothing at all.
+        """
         return 1.0
 
     def after_step(self, params: Tensors, lr: float) -> None:
@@ -104,6 +110,8 @@ class Algorithm:
     """All rows are brought together at one place: a baseline, not a federation."""
     adds_mean: ClassVar[bool] = True
     """The step adds the mean delta to the parameters, and nothing else."""
+    adds_up: ClassVar[bool] = False
+    """The server adds up over rounds what clients send, which takes a weight of each client that stays the same."""
     remembers_coordinates: ClassVar[bool] = False
     """Server or clients remember values for each parameter, which lose their meaning where its basis is changed."""
     uses_moments: ClassVar[bool] = False

@@ -42,8 +42,8 @@ def num_bytes(values: Tensors | Streams) -> int:
 
 
 def all_finite(values: Tensors) -> bool:
-    """Say whether no element is NaN or infinite."""
-    numbers = [value.detach() for value in values.values() if value.is_floating_point()]
+    """Say whether no element is NaN or infinite; tensors without content have none."""
+    numbers = [value.detach() for value in values.values() if value.is_floating_point() and not value.is_meta]
     if not numbers:
         return True
     norms = torch._foreach_norm(numbers, float("inf"))
@@ -66,7 +66,6 @@ def squared_norm(values: Tensors) -> float:
 
 
 def pull_(params: Tensors, anchor: Tensors, share: float) -> None:
-    """Move trained parameters in place by `share` of their way to the anchor."""
+    """Move parameters in place by `share` of their way to the anchor."""
     for name, value in params.items():
-        if value.requires_grad:
-            value.sub_(value - anchor[name], alpha=share)
+        value.sub_(value - anchor[name], alpha=share)

@@ -114,8 +114,17 @@ class Total:
     streams: Streams
     clients: tuple[str, ...]
     weight: float
-    population: int = 0
-    """How many clients there are in all."""
+    whole: float = 0.0
+    """What all clients together weigh, those that were not asked too; 0: not known, the cohort stands for them."""
+
+    @property
+    def share(self) -> float:
+        """Of that weight, how much the cohort has: share times a mean is the cohort's part of a mean over all clients.
+
+        A sum of such parts over rounds is what it would be had every client sent its part at once, whoever is in which
+        cohort: that takes one divisor in all rounds. The mean of the cohort alone has another one in every round.
+        """
+        return self.weight / max(self.whole, self.weight)
 
 
 @dataclass(frozen=True)

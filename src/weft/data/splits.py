@@ -63,7 +63,10 @@ def iid(rows: Rows, how: How) -> Shares:
 
 
 def dirichlet(rows: Rows, how: How) -> Shares:
-    """Share out the rows of every label by proportions drawn from Dirichlet(alpha) (Hsu et al. 2019, arXiv 1909.06335).
+    """Share out the rows of every label by proportions over clients drawn from Dirichlet(alpha).
+
+    As Yurochkin et al. 2019 (arXiv 1905.12022): label by label, so that sizes differ too. Hsu et al. 2019 (1909.06335)
+    draw proportions over labels, client by client.
 
     Raises:
         DataError: no labels, or an alpha that leaves some client under `min_rows` in every draw.

@@ -142,8 +142,11 @@ def summarise(metrics: Metrics) -> dict[str, float | int | None]:
 
 
 def macro_f1(pairs: Mapping[tuple[str, str], float]) -> float:
-    """Return the mean F1 over the classes that occur as right answers, from counts of (right, given)."""
-    classes = sorted({gold for gold, _ in pairs})
+    """Return the mean F1 over the classes that are right or given anywhere, from counts of (right, given).
+
+    A class that is never right, or never found, counts as 0: scikit-learn's f1_score(average="macro", zero_division=0).
+    """
+    classes = sorted({name for pair, count in pairs.items() if count for name in pair})
     scores = []
     for name in classes:
         hit = pairs.get((name, name), 0.0)

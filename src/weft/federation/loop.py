@@ -43,6 +43,13 @@ class Rounds:
         """Return how many rows a client is known to have; endlessly many where nothing is known."""
         return math.inf if self.rows is None else float(self.rows[client])
 
+    def whole(self, clients: int, *, by_rows: bool) -> float:
+        """Return what all clients that may take part weigh together: their rows, or their number; 0: not known."""
+        there = [client for client in range(clients) if client not in self.selection.absent]
+        if not by_rows:
+            return float(len(there))
+        return 0.0 if self.rows is None else sum(self.known(client) for client in there)
+
 
 @dataclass(frozen=True)
 class RoundDone:
@@ -80,6 +87,7 @@ def run_rounds(
     """
     cohorts = _arrivals(plan, rounds, clients, state.round) if plan.algorithm.asynchronous else None
     attempt = 0
+    whole = rounds.whole(len(clients), by_rows=plan.weighting.by_rows)
     while state.round < rounds.count:
         began = time.perf_counter()
         clock: float | None = None
@@ -97,7 +105,7 @@ def run_rounds(
             for i, version in invited
         ]
         wanted = rounds.selection.used if plan.spare else 0
-        state, record = run_round(plan, state, cohort, runtime, population=len(clients), wanted=wanted)
+        state, record = run_round(plan, state, cohort, runtime, whole=whole, wanted=wanted)
         seconds = time.perf_counter() - began
         if record.repeated:
             attempt += 1

@@ -58,7 +58,7 @@ RULE, CODEC, OWN = "rule.", "codec.", "own"
 
 
 def run_round(
-    plan: Plan, state: ServerState, cohort: Sequence[Asked], runtime: Runtime, *, population: int = 0, wanted: int = 0
+    plan: Plan, state: ServerState, cohort: Sequence[Asked], runtime: Runtime, *, whole: float = 0.0, wanted: int = 0
 ) -> tuple[ServerState, RoundRecord]:
     """Run one round on the server and return the state after it.
 
@@ -70,7 +70,7 @@ def run_round(
         state: before the round.
         cohort: who is asked.
         runtime: what carries the messages.
-        population: how many clients there are in all.
+        whole: what all clients together weigh; 0: not known.
         wanted: how many good updates are used, the first that come; 0: all.
     """
     record = RoundRecord(state.round)
@@ -83,8 +83,8 @@ def run_round(
     good = _admitted(plan, state, tasks, rows, replies, record)
     updates: Iterable[Update] = map(weigher, islice(good, wanted or None))
     products = None
-    whole = plan.algorithm.shares and plan.algorithm.period == 1 and plan.algorithm.one_model
-    watched = whole and DELTA in plan.algorithm.streams and not plan.protection.sum_only
+    one = plan.algorithm.shares and plan.algorithm.period == 1 and plan.algorithm.one_model
+    watched = one and DELTA in plan.algorithm.streams and not plan.protection.sum_only
     holders = Holders(state.params) if plan.sharing.layers else None
     if holders is not None:
         updates = holders.watch(updates)
@@ -93,7 +93,7 @@ def run_round(
         products = Products(plan.sharing.scale, state.memory.get(FIXED, {}), exact=exact)
         updates = products.watch(updates, {client: task.params for client, task in tasks.items()})
     total = plan.algorithm.combine((padded(update, state.params) for update in updates), plan.aggregator)
-    total = replace(total if holders is None else holders.mean(total), population=population)
+    total = replace(total if holders is None else holders.mean(total), whole=whole)
     record.close(total.clients, tasks, wanted)
     record.repeated = len(total.clients) < plan.quorum
     state = blame(state, record.bad)

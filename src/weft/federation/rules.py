@@ -57,6 +57,11 @@ def _protection(plan: Plan) -> list[tuple[bool, str]]:
             "--client_weight size or uniform.",
         ),
         (
+            plan.weighting.single_updates and algorithm.adds_up,
+            f"{name} adds up over rounds what clients send, and {type(plan.weighting).__name__} weighs a client "
+            "otherwise in every round: write --client_weight size or uniform, or --fed_alg fedavg.",
+        ),
+        (
             plan.weighting.single_updates and not algorithm.shares,
             f"{name} sends no updates, so there is nothing for {type(plan.weighting).__name__} to weigh: write "
             "--client_weight size, or choose a federated algorithm.",
@@ -122,6 +127,12 @@ def _lora(plan: Plan) -> list[tuple[bool, str]]:
             lora.alternates and algorithm.asynchronous,
             f"{how} trains other factors in every round, and in {name} clients of several rounds meet: write "
             "--lora_aggregation ffa, or a synchronous algorithm.",
+        ),
+        (
+            lora.alternates and algorithm.period > 1,
+            f"{how} trains other factors in every round, and of {name} other parts travel in every round, so that some "
+            "would be trained in rounds only in which they do not travel: write --lora_aggregation ffa, or leave out "
+            "fragments in --fed_args.",
         ),
     ]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from weft.core.seeds import generator
+from weft.core.shares import at_least
 from weft.errors import RunError
 from weft.federation.conditions import Conditions
 
@@ -104,7 +104,7 @@ class Selection:
         if self.always or self.absent or aside:
             others = [*self.always, *self.absent, *aside]
             among = np.setdiff1d(np.arange(len(clients)) if among is None else among, others)
-        asked = math.ceil(self.count * (1 + self.over))
+        asked = at_least(self.count, 1 + self.over)
         sampled = sample_clients(
             len(clients), asked, seed=self.seed, round=round, weights=self.weights, among=among, again=attempt
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from weft.core.objective import Evaluator
+from weft.core.seeds import derive
 from weft.core.types import Failure, Message, Probe, Reply, Task
 from weft.errors import ClientFailed
 from weft.federation.conditions import Conditions
@@ -31,7 +32,11 @@ class Station:
     conditions: Conditions = field(default_factory=Conditions)
 
     def ordered(self, messages: Sequence[Message]) -> list[Message]:
-        """Return the messages in the order in which their answers count: those to faster clients first."""
+        """Return the messages in the order in which their answers count: those to faster clients first.
+
+        Where only the first answers count, it is drawn by lot who of equally fast clients comes first; otherwise those
+        at the end of the list would never be heard.
+        """
         return sorted(messages, key=self._lateness)
 
     def site(self, message: Message) -> Site:
@@ -70,7 +75,9 @@ class Station:
         except ClientFailed as failure:
             return Failure(message.client, message.round, str(failure))
 
-    def _lateness(self, message: Message) -> float:
+    def _lateness(self, message: Message) -> tuple[float, int]:
         if not isinstance(message, Task):
-            return 0.0
-        return -self.conditions.speed(self.trained.find(message.client).index)
+            return 0.0, 0
+        words = ("arrives", message.round, message.attempt, message.client)
+        lot = derive(self.conditions.seed, *words) if self.plan.spare else 0
+        return -self.conditions.speed(self.trained.find(message.client).index), lot

@@ -22,6 +22,10 @@ class Scored(NamedTuple):
     owner: Tensor
     """(N,) int64: which choice each is of, counted through all questions."""
 
+    def at(self, temperature: float) -> Scored:
+        """Return the same of a model whose answers are drawn at a temperature, which divides its logits."""
+        return self if temperature == 1.0 else self._replace(logits=self.logits / temperature)
+
     @property
     def logps(self) -> Tensor:
         """(N,): the log-probability (nats) of each token."""

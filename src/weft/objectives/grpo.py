@@ -1,7 +1,8 @@
 """Group-relative policy optimisation with verifiable rewards (Shao et al. 2024, arXiv 2402.03300, section 4.1).
 
 For every prompt G answers o_i are drawn from the model and scored; A_i = (r_i - mean r) / (std r + 1e-4) over the
-group (std with G - 1). With q_t = pi(o_t) / pi_old(o_t) and the reference the model that the run began from:
+group (std with G - 1). With q_t = pi(o_t) / pi_old(o_t) and the reference the model that the run began from, all three
+at the temperature that answers are drawn at (as trl's; what top_p cuts off is not counted out):
 
     per token  -min(q A, clip(q, 1 - e, 1 + e) A) + beta (ref / pi - log(ref / pi) - 1)
     grpo       its mean over an answer's tokens, then over answers
@@ -173,7 +174,7 @@ class GRPO(Objective):
         """Return for every question the log-probabilities of its choices' tokens, one after the other."""
         lines = [line for question in questions for line in _lines(question)]
         with model.evaluating():
-            found = [score_choices(model, some).logps.cpu().numpy() for some in within(lines, most_tokens(model))]
+            found = [self._scored(model, some).cpu().numpy() for some in within(lines, most_tokens(model))]
         sizes = [sum(len(choice) for choice in question.choices) for question in questions]
         return [np.asarray(part) for part in np.split(np.concatenate(found), np.cumsum(sizes)[:-1])]
 
@@ -202,7 +203,11 @@ class GRPO(Objective):
 
     def loss(self, model: Resident, batch: GroupBatch) -> Loss:
         """Return the summed loss of a batch."""
-        return Loss(self.of_tokens(score_choices(model, batch.questions).logps, batch), len(batch.targets))
+        return Loss(self.of_tokens(self._scored(model, batch.questions), batch), len(batch.targets))
+
+    def _scored(self, model: Resident, questions: Sequence[Question]) -> Tensor:
+        """Return (N,): the log-probability of every token of all choices, as it was drawn."""
+        return score_choices(model, questions).at(self.temperature).logps
 
     def of_tokens(self, logps: Tensor, batch: GroupBatch) -> Tensor:
         """Return the summed loss, given the (N,) log-probabilities of all tokens of all answers."""

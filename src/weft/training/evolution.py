@@ -14,6 +14,7 @@ from weft.core.evolution import Search
 from weft.core.objective import Objective
 from weft.core.parts import LocalRule
 from weft.core.seeds import derive, generator
+from weft.core.shares import at_most
 from weft.core.types import SEARCH, LocalWork, Tensors
 from weft.data.words import said_by
 from weft.errors import ClientFailed
@@ -38,7 +39,7 @@ class Evolution(GradientSteps):
         shared = rule.begin(job.shared)
         names = list(shared)
         asked = self.num_steps(len(rows))
-        steps = int(asked * job.share)
+        steps = at_most(asked, job.share)
         if steps < 1:
             raise ClientFailed(f"was too slow for one of {asked} generations")
         start = np.concatenate([shared[name].double().numpy().ravel() for name in names])

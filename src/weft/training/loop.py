@@ -14,10 +14,12 @@ from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 
+from weft.core import tensors
 from weft.core.metrics import plus
 from weft.core.objective import Objective
 from weft.core.parts import LocalRule
 from weft.core.seeds import derive
+from weft.core.shares import at_most
 from weft.core.types import Finished, LocalWork, Metrics, Tensors
 from weft.errors import ClientFailed
 from weft.models.layout import Batch, Row
@@ -25,6 +27,9 @@ from weft.models.resident import Resident
 from weft.training.optimizers import Optimizer, moments_of
 from weft.training.order import rows_of_round
 from weft.training.schedules import Schedule, round_half
+
+DECAY = "own_decay"
+"""In an optimizer's group: its weight decay, as the run has it."""
 
 
 class Rows(Protocol):
@@ -90,23 +95,24 @@ class GradientSteps:
         """Train on a job and return what the rule makes of it.
 
         Raises:
-            ClientFailed: the loss or a parameter is no finite number at the end, or there was no time for one step.
+            ClientFailed: the loss, a parameter or what is to be sent is no finite number at the end, every step
+                overflowed, or there was no time for one.
         """
         shared = rule.begin(job.shared)
         model.load(job.own | shared)
         model.train_only(job.trained)
-        masters = {name: model.masters[name] for name in shared}
+        masters = {name: master for name, master in model.trained().items() if name in shared}
         rule.prepare(masters)
         model.model.train()
         torch.manual_seed(derive(self.seed, "train", job.client, job.round))
         asked = self.num_steps(len(rows))
-        steps = int(asked * job.share)
+        steps = at_most(asked, job.share)
         if steps < 1:
             raise ClientFailed(f"was too slow for one of {asked} steps")
         optimizer = self.optimizer.make(model.trained(), model.deal(rule.moments()), model.device)
         # A round has few steps: a scale that starts high would lose the first of them to overflow, every round.
         scaler = torch.amp.GradScaler(model.device.type, init_scale=1024.0, enabled=model.dtype == torch.float16)
-        loss_sum, lr_sum = torch.zeros((), device=model.device), 0.0
+        loss_sum, lr_sum, made = torch.zeros((), device=model.device), 0.0, 0
         counted = {"loss_tokens": 0.0, "tokens": 0.0, "rows": 0.0}
         done: Metrics = {}
 
@@ -116,9 +122,9 @@ class GradientSteps:
         windows = islice(self._windows(objective, rows, asked, job, act), steps)
         for step, window in enumerate(windows):
             lr = self.schedule.at(job.round, step, asked)
-            lr_sum += lr
             loss_sum += self._backward(model, objective, rule, scaler, window)
-            self._step(model, rule, optimizer, scaler, masters, lr, step)
+            if self._step(model, rule, optimizer, scaler, masters, lr, made):
+                lr_sum, made = lr_sum + lr, made + 1
             counted["loss_tokens"] += sum(len(batch.targets) for batch in window)
             counted["tokens"] += sum(batch.tokens for batch in window)
             counted["rows"] += sum(batch.rows for batch in window)
@@ -131,10 +137,14 @@ class GradientSteps:
         counted = dict(zip(counted, sums, strict=True))
         end = model.values()
         if not math.isfinite(loss) or not model.finite():
-            raise ClientFailed(f"the training loss is not a finite number ({loss}) after {steps} steps")
-        metrics = {"loss_sum": loss, "steps": float(steps), "learning_rate": lr_sum / steps, **counted, **done}
-        work = LocalWork(shared, {name: end[name] for name in shared}, steps, lr_sum, moments)
-        return Trained(rule.finish(work), metrics, {name: end[name] for name in job.own if name not in shared})
+            raise ClientFailed(f"the training loss is not a finite number ({loss}) after {steps} steps{_narrow(model)}")
+        if not made:
+            raise ClientFailed(f"the gradients of each of {steps} steps overflowed{_narrow(model)}")
+        metrics = {"loss_sum": loss, "steps": float(made), "learning_rate": lr_sum / made, **counted, **done}
+        finished = rule.finish(LocalWork(shared, {name: end[name] for name in shared}, made, lr_sum, moments))
+        if not all(map(tensors.all_finite, finished.streams.values())):
+            raise ClientFailed(f"what {steps} steps have made is not finite{_narrow(model)}")
+        return Trained(finished, metrics, {name: end[name] for name in job.own if name not in shared})
 
     def _windows(
         self,
@@ -199,18 +209,36 @@ class GradientSteps:
         scaler: torch.amp.GradScaler,
         shared: Tensors,
         lr: float,
-        step: int,
-    ) -> None:
-        """Make one optimizer step, bent by the rule, from the gradients at hand."""
+        made: int,
+    ) -> bool:
+        """Make one optimizer step, bent by the rule, from the gradients at hand; `made` were made before it.
+
+        Returns:
+            False where float16 overflowed: nothing is changed but the scale of the loss, and the rule sees nothing.
+        """
         scaler.unscale_(optimizer)
+        grads = {name: value.grad for name, value in model.masters.items() if value.grad is not None}
+        if scaler.is_enabled() and not tensors.all_finite(grads):  # the scaler itself knows it, and keeps it for itself
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            return False
+        rule.adjust_grads(shared)
         if self.max_grad_norm > 0 and rule.clips:
             model.clip(self.max_grad_norm)
-        rule.adjust_grads(shared)
+        factor = rule.lr_factor(made)
         for group in optimizer.param_groups:
-            group["lr"] = lr * rule.lr_factor(step)
+            decay = group.setdefault(DECAY, group["weight_decay"])
+            # The optimizer multiplies both by the learning rate; the factor is the step's alone.
+            group["lr"], group["weight_decay"] = lr * factor, decay / factor if factor else decay
         scaler.step(optimizer)
         scaler.update()
         with torch.no_grad():
             rule.after_step(shared, lr)
         model.sync()
         optimizer.zero_grad(set_to_none=True)
+        return True
+
+
+def _narrow(model: Resident) -> str:
+    """Return what may help where numbers are not finite, if they are of the narrowest format."""
+    return " in float16: write --dtype bfloat16 or float32" if model.dtype == torch.float16 else ""

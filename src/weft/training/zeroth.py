@@ -13,6 +13,7 @@ from weft.core.directions import direction
 from weft.core.objective import Objective
 from weft.core.parts import LocalRule
 from weft.core.seeds import generator
+from weft.core.shares import at_most
 from weft.core.types import SEARCH, LocalWork
 from weft.errors import ClientFailed
 from weft.models.resident import Resident
@@ -37,7 +38,7 @@ class SeedSteps(GradientSteps):
         model.load(job.own | shared)
         masters = {name: model.masters[name] for name in shared}
         asked = self.num_steps(len(rows))
-        steps = int(asked * job.share)
+        steps = at_most(asked, job.share)
         if steps < 1:
             raise ClientFailed(f"was too slow for one of {asked} steps")
         drawn = generator(self.seed, "directions", job.client, job.round).integers(0, count, steps)
