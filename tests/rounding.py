@@ -25,6 +25,9 @@ GRADIENT = 2000 * UNIT * 0.02
 """r of the module's text."""
 EPSILON = 1e-2
 """e of the module's text: about as large as the gradients, so that AdamW still scales each of them by its own size."""
+LOSS = 2 * 2000 * UNIT / 6 / 100**0.5
+"""How far, relatively, two losses of the tiny model lie apart: a logit of a size of 1 is a sum as above, a token's loss
+(6 at first) moves by twice what its logits move by, and a loss is the mean of 100 tokens or more."""
 STEADY = {"adam_epsilon": EPSILON}
 """Keys of a run that is compared with one of another order of arithmetic."""
 
