@@ -130,7 +130,7 @@ def _draw_bars(axes: Any, models: list[ModelResult], chance: float) -> None:
     axes.axvline(chance, color="black", linestyle=(0, (4, 3)), linewidth=1.2)
     axes.text(chance + 0.012, len(models) - 0.46, f"guessing: {_percent(chance)}", va="center", size=9)
     axes.set_yticks(range(len(models)), [model["name"] for model in models], size=11)
-    axes.set_ylim(len(models) - 0.25, -0.5)
+    axes.set_ylim(*_rows(models))
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"], color="#555555")
     axes.set_title("accuracy on everybody's questions", loc="left", size=11, color="#333333")
@@ -149,12 +149,18 @@ def _draw_grid(axes: Any, models: list[ModelResult]) -> None:
             axes.text(column, row, _percent(share), ha="center", va="center", color=colour)
     axes.set_xticks(range(len(hospitals)), hospitals)
     axes.set_yticks([])
+    axes.set_ylim(*_rows(models))
     axes.set_xticks([edge + 0.5 for edge in range(len(hospitals) - 1)], minor=True)
     axes.set_yticks([edge + 0.5 for edge in range(len(models) - 1)], minor=True)
     axes.grid(which="minor", color="white", linewidth=2)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
     axes.set_title("... and on whose", loc="left", size=11, color="#333333")
+
+
+def _rows(models: list[ModelResult]) -> tuple[float, float]:
+    """The lower and the upper edge of both drawings: a row for each model, and room for a line of text below."""
+    return len(models) - 0.25, -0.5
 
 
 def _percent(share: float) -> str:
