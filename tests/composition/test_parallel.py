@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import weft
 from conftest import flags
 from forking import Forks
+from rounding import LOSS, STEADY, after_steps
 from weft import registry
 from weft.core.parts import LocalRule
 from weft.errors import ConfigError
@@ -82,13 +83,15 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_two_processes_are_one(keys, untied: Path, tmp_path: Path, way: str, forks: Forks):
     own = {"use_peft": False, "fed_alg": "diloco", "dtype": "float32", "num_rounds": 2, "eval_every": 1}
-    given = keys | own | {"model_name_or_path": str(untied)} | WAYS[way]
+    given = keys | own | STEADY | {"model_name_or_path": str(untied)} | WAYS[way]
     at_once(forks, given, tmp_path / "two")
     alone = weft.train(given | {"parallel": "none", "cpu_offload": False, "output_dir": str(tmp_path / "one")})
     one, two = weights(alone.path), weights(tmp_path / "two")
     assert one.keys() == two.keys()
+    # DiLoCo's outer step multiplies a round's change by 0.7 (1 + 0.9) and adds 0.7 * 0.9^2 of the round before.
+    near = after_steps(4, 1e-3, gain=0.7 * (1 + 0.9 + 0.9**2))
     for name, value in one.items():
-        torch.testing.assert_close(two[name].float(), value.float(), rtol=1e-4, atol=2e-5 * float(value.abs().max()))
+        torch.testing.assert_close(two[name].float(), value.float(), **near)
     lines = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (alone.path, tmp_path / "two")]
     for left, right in zip(*lines, strict=True):
         left, right = json.loads(left), json.loads(right)
@@ -96,7 +99,7 @@ def test_two_processes_are_one(keys, untied: Path, tmp_path: Path, way: str, for
             if key != "clients" or left["event"] == "round":
                 assert left.get(key) == right.get(key)
         for key in ("train_loss", "loss", "accuracy"):
-            assert left.get(key) == (None if left.get(key) is None else pytest.approx(right[key], rel=1e-5))
+            assert left.get(key) == (None if left.get(key) is None else pytest.approx(right[key], rel=LOSS))
 
 
 def test_a_run_in_two_processes_is_gone_on_with(keys, tmp_path: Path, forks: Forks):
@@ -117,14 +120,14 @@ def test_a_run_in_two_processes_is_gone_on_with(keys, tmp_path: Path, forks: For
 
 
 def test_layers_on_disk_change_nothing(keys, tmp_path: Path):
-    given = keys | {"dtype": "float32", "gradient_checkpointing": True}
+    given = keys | STEADY | {"dtype": "float32", "gradient_checkpointing": True}
     one = weft.train(given)
     two = weft.train(given | {"model_offload": "disk", "output_dir": str(tmp_path / "disk")})
     left, right = weights(one.path), weights(two.path)
     assert left.keys() == right.keys()
     for name, value in left.items():
-        torch.testing.assert_close(right[name], value, rtol=1e-4, atol=1e-6)
-    assert two.summary["eval"]["loss"] == pytest.approx(one.summary["eval"]["loss"], rel=1e-5)
+        torch.testing.assert_close(right[name], value, **after_steps(6, 1e-3))
+    assert two.summary["eval"]["loss"] == pytest.approx(one.summary["eval"]["loss"], rel=LOSS)
 
 
 def test_the_layers_are_not_in_memory(keys):

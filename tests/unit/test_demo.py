@@ -47,7 +47,7 @@ def test_the_whole_demo_in_a_few_steps(tmp_path: Path, capsys):
     few = {"num_rounds": 1, "max_steps": 1, "learning_rate": 1e-3}
     demo = Demo(tmp_path / "demo", 0, few, few)
     result = train_all(demo)
-    show(demo.folder, result)
+    show(demo, result)
     out = capsys.readouterr().out
     assert [model["name"] for model in result["models"]] == [
         "hospital a alone",

@@ -1,24 +1,31 @@
 """`weft demo`: three hospitals that share no row, alone, together, and pooled. Offline, in under three minutes.
 
-Each of five pipelines does the same: pre-train a 1 M parameter Llama on notes, then fine-tune it with LoRA on
-questions, with the same rounds, steps, batches and learning rates, then sit the same exam. A hospital alone has its
-own notes and questions only; the federation sends parameters; the pooled model has everybody's rows at one place.
+Each of five pipelines does the same: pre-train a 0.5 M parameter Llama on notes, then fine-tune it with LoRA on
+questions, with the same steps, batches and learning rates, then sit the same exam. A hospital alone has its own
+notes and questions only; the federation sends parameters; the pooled model has everybody's rows at one place.
+
+Who trains at one place does so in one round, with AdamW from the first step to the last. The federation averages after
+every fourth step (no hospital knows another's facts, so what one learns in a round the mean keeps a third of), and
+its AdamW goes on from averaged moments: DiLoCo with an outer learning rate of 1 and no momentum.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from weft.arguments import Parser
 from weft.demo.hospitals import SPECIALITIES, choices, make_hospitals, public_glossary, write
+from weft.demo.next_steps import next_steps
 from weft.demo.picture import FEDERATION, POOLED, AnswerResult, ModelResult, Result
 from weft.errors import ConfigError
 
-PRETRAIN = {"num_rounds": 8, "max_steps": 25, "learning_rate": 2e-3}
-FINETUNE = {"num_rounds": 8, "max_steps": 15, "learning_rate": 2e-3}
+PRETRAIN = {"num_rounds": 50, "max_steps": 4, "learning_rate": 4e-3}
+FINETUNE = {"num_rounds": 35, "max_steps": 4, "learning_rate": 5e-3}
 COMMON: dict[str, Any] = {
     "lr_scheduler_type": "cosine",
     "warmup_ratio": 0.05,
@@ -30,16 +37,21 @@ COMMON: dict[str, Any] = {
     "save_model_freq": 0,
     "dataset_sample": None,
 }
+TOGETHER: dict[str, Any] = {
+    "fed_alg": "diloco",
+    "fed_args": {"outer_lr": 1.0, "momentum": 0.0, "inner_state": "average"},
+}
 
 
 @dataclass(frozen=True)
 class Demo:
-    """The demo's folder and seed."""
+    """The demo's folder, seed and number format; the rounds, and the steps a round, of its federation."""
 
     folder: Path
     seed: int
     pretrain: dict[str, float] = field(default_factory=lambda: dict(PRETRAIN))
     finetune: dict[str, float] = field(default_factory=lambda: dict(FINETUNE))
+    dtype: str = "auto"
 
     def prepare(self) -> None:
         """Write the hospitals' data and the untrained base model."""
@@ -48,29 +60,28 @@ class Demo:
         write(self.folder / "data", self.seed)
         make_base(self.folder / "base", public_glossary(self.seed), self.seed)
 
-    def pipeline(self, name: str, fed_alg: str) -> ModelResult:
-        """Pre-train, fine-tune and examine one model."""
+    def pipeline(self, name: str, way: dict[str, Any]) -> ModelResult:
+        """Pre-train, fine-tune and examine one model, in the way of these keys (an algorithm)."""
         import weft
 
         where = self.folder / name.replace(" ", "_")
+        shared = COMMON | way | {"seed": self.seed, "dtype": self.dtype}
         base = weft.train(
             {
-                **COMMON,
-                **self.pretrain,
+                **shared,
+                **_rounds(self.pretrain, way),
                 "objective": "causal_lm",
                 "model_name_or_path": str(self.folder / "base"),
                 "clients": self._clients("notes", exam=False),
                 "eval_fraction": 0,
-                "fed_alg": fed_alg,
                 "output_dir": str(where / "pretrained"),
-                "seed": self.seed,
             },
             quiet=True,
         )
         tuned = weft.train(
             {
-                **COMMON,
-                **self.finetune,
+                **shared,
+                **_rounds(self.finetune, way),
                 "model_name_or_path": str(base.path),
                 "clients": self._clients("questions", exam=True),
                 "template": "chat",
@@ -80,9 +91,7 @@ class Demo:
                 "peft_lora_alpha": 32,
                 "peft_lora_dropout": 0.0,
                 "peft_lora_target_modules": "all-linear",
-                "fed_alg": fed_alg,
                 "output_dir": str(where / "finetuned"),
-                "seed": self.seed,
             },
             quiet=True,
         )
@@ -117,19 +126,40 @@ class Demo:
         ]
 
 
+def _rounds(plan: dict[str, float], way: dict[str, Any]) -> dict[str, Any]:
+    """The federation's rounds; for others as many steps in one."""
+    if way == TOGETHER:
+        return plan
+    return plan | {"num_rounds": 1, "max_steps": plan["num_rounds"] * plan["max_steps"]}
+
+
+def ways() -> dict[str, dict[str, Any]]:
+    """The five models by name, and the algorithm of each."""
+    alone = {f"hospital {name} alone": {"fed_alg": f"local{number}"} for number, name in enumerate(SPECIALITIES)}
+    return alone | {FEDERATION: TOGETHER, POOLED: {"fed_alg": "central"}}
+
+
 def run(argv: list[str]) -> int:
-    """Run the demo and show its table, its answers and its picture."""
+    """Run the demo and show its table, its answers, its picture, and what to do next."""
     parser = Parser(
         prog="weft demo", description="Three hospitals, alone, together and pooled; offline.", allow_abbrev=False
     )
     parser.add_argument("--output_dir", default="demo-run", help="where to [demo-run]")
     parser.add_argument("--seed", type=int, default=0, help="of data, model and training [0]")
+    parser.add_argument(
+        "--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help="of the arithmetic [auto]"
+    )
     parser.add_argument("--overwrite", action="store_true", help="delete a demo that is there already")
     arguments = parser.parse(argv)
     folder = Path(arguments.output_dir)
     _clear(folder, arguments.overwrite)
-    demo = Demo(folder, arguments.seed)
-    show(folder, train_all(demo))
+    demo = Demo(folder, arguments.seed, dtype=arguments.dtype)
+    try:
+        show(demo, train_all(demo))
+    except KeyboardInterrupt:
+        again = shlex.join(["weft", "demo", "--output_dir", str(folder), "--overwrite"])
+        print(f"weft: interrupted; what was done lies in '{folder}', and `{again}` begins anew.", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -161,18 +191,16 @@ def train_all(demo: Demo) -> Result:
         highlight=False,
     )
     demo.prepare()
-    arms = {f"hospital {name} alone": f"local{number}" for number, name in enumerate(SPECIALITIES)}
-    arms |= {FEDERATION: "fedavg", POOLED: "central"}
     models = []
-    for name, fed_alg in arms.items():
+    for name, way in ways().items():
         with console.status(f"training: {name}"):
-            models.append(demo.pipeline(name, fed_alg))
+            models.append(demo.pipeline(name, way))
         console.print(f"  {name}: {models[-1]['seconds']:.0f} s", highlight=False)
-    return Result(models=models, answers=demo.answers(list(arms)))
+    return Result(chance=1 / len(choices()), models=models, answers=demo.answers(list(ways())))
 
 
-def show(folder: Path, result: Result) -> None:
-    """Print the tables, and write the picture and the numbers."""
+def show(demo: Demo, result: Result) -> None:
+    """Print the tables and what to do next, and write the picture and the numbers."""
     from rich.console import Console
 
     from weft.demo.picture import answers_table, draw, table
@@ -180,8 +208,12 @@ def show(folder: Path, result: Result) -> None:
     console = Console()
     console.print()
     console.print(table(result))
+    console.print(f"Guessing answers {100 * result['chance']:.0f} %.", highlight=False)
     console.print(answers_table(result))
-    picture = folder / "demo.png"
+    picture = demo.folder / "demo.png"
     draw(picture, result)
-    (folder / "demo.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    console.print(f"The picture: {picture}", highlight=False)
+    (demo.folder / "demo.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    console.print(f"The picture: {picture}\n\nNext:", highlight=False)
+    for purpose, command in next_steps(demo.folder, demo.seed):
+        # As it is, on one line: a command that is broken in two cannot be copied.
+        print(f"  # {purpose}\n  {command}")

@@ -1,4 +1,4 @@
-"""The demo's base model: a byte-level BPE tokenizer trained on public lines, and a random Llama of 1 M parameters.
+"""The demo's base model: a byte-level BPE tokenizer trained on public lines, and a random Llama of 0.5 M parameters.
 
 Both are ordinary Hugging Face folders, so the trainer loads them as it loads any model. This module does not know
 what the lines say.
@@ -39,8 +39,8 @@ def make_base(directory: Path, glossary: Iterable[str], seed: int = 0) -> None:
     tokenizer = make_tokenizer(glossary)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=192,
-        intermediate_size=512,
+        hidden_size=128,
+        intermediate_size=344,
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=LONGEST,

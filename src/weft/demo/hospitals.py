@@ -24,57 +24,33 @@ SPECIALITIES = {"a": "heart and lungs", "b": "glands, kidneys and digestion", "c
 _FACTS = {
     "a": """
         angina | beta blockers | electrocardiogram | chest pain
-        tachycardia | beta blockers | electrocardiogram | palpitations
         fibrillation | anticoagulants | electrocardiogram | palpitations
-        embolism | anticoagulants | CT scan | breathlessness
         cardiomyopathy | diuretics | ultrasound | swelling
-        pericarditis | painkillers | ultrasound | chest pain
         stenosis | surgery | ultrasound | dizziness
-        endocarditis | antibiotics | culture | fever
         tuberculosis | antibiotics | culture | weight loss
-        pneumonia | antibiotics | X-ray | fever
         influenza | antivirals | culture | headache
-        asthma | steroids | breathing test | cough
         sarcoidosis | steroids | biopsy | fatigue
-        emphysema | oxygen | breathing test | breathlessness
         bronchiectasis | physiotherapy | CT scan | cough
-        mesothelioma | immunotherapy | biopsy | chest pain
     """,
     "b": """
         diabetes | hormones | blood test | thirst
-        hypothyroidism | hormones | blood test | fatigue
         thyrotoxicosis | beta blockers | blood test | palpitations
-        goitre | hormones | ultrasound | cough
         acromegaly | surgery | MRI | headache
-        rickets | vitamins | X-ray | weakness
         anaemia | vitamins | blood test | dizziness
-        nephritis | steroids | urine test | swelling
         cystitis | antibiotics | urine test | fever
-        urolithiasis | painkillers | CT scan | nausea
         gout | diet | urine test | swelling
-        coeliac disease | diet | biopsy | weight loss
         gastritis | diet | endoscopy | nausea
-        colitis | immunotherapy | endoscopy | weight loss
         hepatitis | antivirals | biopsy | fatigue
-        cirrhosis | diuretics | endoscopy | confusion
     """,
     "c": """
         migraine | painkillers | MRI | nausea
-        epilepsy | diet | MRI | confusion
         stroke | anticoagulants | CT scan | weakness
-        meningitis | antibiotics | lumbar puncture | headache
         encephalitis | antivirals | lumbar puncture | fever
-        sclerosis | steroids | lumbar puncture | numbness
         myasthenia | immunotherapy | blood test | weakness
-        neuropathy | vitamins | biopsy | numbness
         sciatica | physiotherapy | MRI | numbness
-        vertigo | physiotherapy | questionnaire | dizziness
         anxiety | sedatives | questionnaire | palpitations
-        delirium | sedatives | urine test | thirst
         depression | sedatives | questionnaire | weight loss
-        apnoea | oxygen | breathing test | fatigue
         hydrocephalus | surgery | CT scan | confusion
-        glioma | surgery | biopsy | headache
     """,
 }
 _ATTRIBUTES = ("treatment", "test", "symptom")

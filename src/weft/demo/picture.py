@@ -38,8 +38,12 @@ class AnswerResult(TypedDict):
 
 
 class Result(TypedDict):
-    """Everything the demo measured; every model has the same hospitals in `per_hospital`."""
+    """Everything the demo measured; every model has the same hospitals in `per_hospital`.
 
+    `chance` is the accuracy of drawing one of the exam's possible answers at random.
+    """
+
+    chance: float
     models: list[ModelResult]
     answers: list[AnswerResult]
 
@@ -102,13 +106,13 @@ def draw(path: Path, result: Result) -> None:
     figure = Figure(figsize=(10, height), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     bars, grid = figure.subplots(1, 2, width_ratios=[1.25, 1])
-    _draw_bars(bars, result["models"])
+    _draw_bars(bars, result["models"], result["chance"])
     _draw_grid(grid, result["models"])
     figure.suptitle("Together the hospitals answer everybody's questions", x=0.01, ha="left", weight="bold", size=14)
     figure.savefig(path)
 
 
-def _draw_bars(axes: Any, models: list[ModelResult]) -> None:
+def _draw_bars(axes: Any, models: list[ModelResult], chance: float) -> None:
     shares = [model["accuracy"] for model in models]
     colours = [{FEDERATION: _BLUE, POOLED: _GREEN}.get(model["name"], _GREY) for model in models]
     axes.barh(range(len(models)), shares, color=colours, height=0.68)
@@ -123,8 +127,10 @@ def _draw_bars(axes: Any, models: list[ModelResult]) -> None:
             color="white" if inside else "black",
             weight="bold",
         )
+    axes.axvline(chance, color="black", linestyle=(0, (4, 3)), linewidth=1.2)
+    axes.text(chance + 0.012, len(models) - 0.46, f"guessing: {_percent(chance)}", va="center", size=9)
     axes.set_yticks(range(len(models)), [model["name"] for model in models], size=11)
-    axes.set_ylim(len(models) - 0.5, -0.5)
+    axes.set_ylim(*_rows(models))
     axes.set_xlim(0, 1)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"], color="#555555")
     axes.set_title("accuracy on everybody's questions", loc="left", size=11, color="#333333")
@@ -143,12 +149,18 @@ def _draw_grid(axes: Any, models: list[ModelResult]) -> None:
             axes.text(column, row, _percent(share), ha="center", va="center", color=colour)
     axes.set_xticks(range(len(hospitals)), hospitals)
     axes.set_yticks([])
+    axes.set_ylim(*_rows(models))
     axes.set_xticks([edge + 0.5 for edge in range(len(hospitals) - 1)], minor=True)
     axes.set_yticks([edge + 0.5 for edge in range(len(models) - 1)], minor=True)
     axes.grid(which="minor", color="white", linewidth=2)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
     axes.set_title("... and on whose", loc="left", size=11, color="#333333")
+
+
+def _rows(models: list[ModelResult]) -> tuple[float, float]:
+    """The lower and the upper edge of both drawings: a row for each model, and room for a line of text below."""
+    return len(models) - 0.25, -0.5
 
 
 def _percent(share: float) -> str:

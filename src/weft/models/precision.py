@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -33,10 +34,19 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+"""What oneDNN, which multiplies torch's bfloat16 matrices, can be held to and has no such product in
+(https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html)."""
+
+
 def cpu_has_bfloat16() -> bool:
-    """Say whether this CPU multiplies bfloat16 matrices natively."""
+    """Say whether this CPU multiplies bfloat16 matrices natively.
+
+    Limits that are set by ATEN_CPU_CAPABILITY (torch answers by it) and ONEDNN_MAX_CPU_ISA count as the CPU's own.
+    """
     capabilities = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "")()
-    if capabilities not in ("AVX512", "AMX"):
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "") or os.environ.get("DNNL_MAX_CPU_ISA", "")
+    if capabilities not in ("AVX512", "AMX") or limit.upper() in WITHOUT_BFLOAT16:
         return False
     try:
         return " avx512_bf16 " in Path("/proc/cpuinfo").read_text(encoding="utf-8")

@@ -1,0 +1,26 @@
+"""What to do after the demo: commands that use what it left behind."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from weft.demo.hospitals import make_hospitals
+from weft.demo.picture import FEDERATION, POOLED
+
+
+def next_steps(folder: Path, seed: int) -> list[tuple[str, str]]:
+    """Return pairs of a purpose and a command line, for a demo in `folder` with this seed."""
+    federation, pooled = (folder / name.replace(" ", "_") for name in (FEDERATION, POOLED))
+    question = make_hospitals(seed)[0].exam[0]["instruction"]
+    asked = ["weft", "chat", str(federation / "finetuned"), "--prompt", question]
+    compared = ["weft", "compare", str(federation / "finetuned"), str(pooled / "finetuned")]
+    own = ["weft", "sft", "--model_name_or_path", str(federation / "pretrained")]
+    own += ["--dataset_name", str(folder / "data" / "questions" / "a.jsonl"), "--template", "chat", "--use_peft"]
+    own += ["--num_clients", "4", "--num_rounds", "5", "--seq_length", "128", "--learning_rate", "5e-3"]
+    own += ["--output_dir", str(folder / "own")]
+    return [
+        ("ask the federation's model", shlex.join(asked)),
+        ("see the federation beside the pooled data", shlex.join(compared)),
+        ("train on rows of your own: put your file of {instruction, output} lines for a.jsonl", shlex.join(own)),
+    ]
