@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 from weft import registry
@@ -206,3 +208,21 @@ def _check_names(config: Any) -> None:
     registry.require(registry.SPLITS, config.split_strategy, "split strategy")
     if config.template != "auto":
         registry.require(registry.TEMPLATES, config.template, "template")
+    if config.prompt_template is not None:
+        if config.template not in ("auto", "chat"):
+            raise ConfigError(
+                f"template is {config.template}, and prompt_template is a template too: write one of them."
+            )
+        if not Path(config.prompt_template).expanduser().is_file():
+            raise ConfigError(
+                f"There is no template '{config.prompt_template}': check the path after --prompt_template."
+            )
+    if config.template_date is not None and not _is_day(config.template_date):
+        raise ConfigError(f"template_date is '{config.template_date}', which is no day: write one as 2026-01-31.")
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False

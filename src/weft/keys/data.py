@@ -37,10 +37,21 @@ class DataKeys(BaseModel):
     template: str = Field(
         "auto", description="alpaca, vicuna, chat; auto is chat where the model has a template, else alpaca"
     )
+    prompt_template: str | None = Field(
+        None, description="a chat template of your own: a file of Jinja, in place of the tokenizer's"
+    )
+    template_date: str | None = Field(
+        None, description="the day that a chat template with a clock writes, as 2026-01-31 (default: the run's first)"
+    )
     seq_length: int = Field(512, ge=2, description="longest row in tokens")
     truncation_side: Literal["right", "left"] = Field("right", description="the side cut from over-long rows")
-    instruction_column: str | None = Field(None, description="column of the question")
-    response_column: str | None = Field(None, description="column of the answer")
+    instruction_column: str | None = Field(
+        None, description="column of the question; several with commas between are joined by blank lines"
+    )
+    response_column: str | None = Field(None, description="column of the answer, or several likewise")
+    instruction_prefix: str | None = Field(
+        None, description="a text that stands before every question, such as 'Summarise:'"
+    )
     split_strategy: str = Field(
         "iid", description="how one source is split over clients: iid, dirichlet, by, domain, quantity, length, ..."
     )

@@ -26,6 +26,8 @@ SITES_OWN = frozenset(
         "eval_dataset_name",
         "instruction_column",
         "response_column",
+        "instruction_prefix",
+        "prompt_template",
         "device",
         "threads",
         "token_cache",
@@ -47,7 +49,9 @@ class SiteData(BaseModel):
     eval: str | None = None
     instruction_column: str | None = None
     response_column: str | None = None
+    instruction_prefix: str | None = None
     template: str | None = None
+    prompt_template: str | None = None
 
 
 class Accepted(BaseModel):
@@ -111,7 +115,7 @@ def read_law(path: str | Path) -> Site:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise ConfigError(f"'{path}': {where} cannot be ({first['msg'].lower()}).") from None
-    places = {name: getattr(law.data, name) for name in ("path", "eval")}
+    places = {name: getattr(law.data, name) for name in ("path", "eval", "prompt_template")}
     here = {name: str(file.parent / place) for name, place in places.items() if place and not Path(place).is_absolute()}
     for place in (value for value in (places | here).values() if value):
         if not Path(place).expanduser().exists():
@@ -167,6 +171,8 @@ def own_config(law: Site, run: dict[str, Any], name: str) -> dict[str, Any]:
         "clients": [{"name": name, "data": data.path, "eval": data.eval}],
         "instruction_column": data.instruction_column,
         "response_column": data.response_column,
+        "instruction_prefix": data.instruction_prefix,
+        "prompt_template": data.prompt_template,
         "device": law.device,
         "threads": law.threads or run.get("threads"),
         "token_cache": law.token_cache,

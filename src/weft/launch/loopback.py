@@ -23,6 +23,8 @@ from weft.launch.follow import follow
 from weft.launch.kits import make_kits
 from weft.launch.party import command, end, start, start_steward
 
+OWN_KEYS = ("instruction_column", "response_column", "instruction_prefix")
+"""Of a run's keys, those of its data, which sites set for themselves."""
 READY = 60.0
 """Seconds that server and sites have to find each other."""
 
@@ -155,7 +157,9 @@ def _laws(config: RunConfig, work: Path, count: int | None) -> dict[str, Path]:
         raise ConfigError("No data is named: write --dataset_name FILE, clients, or --site NAME=site.yaml.")
     made = {}
     for site, own in data.items():
-        columns = {key: getattr(config, key) for key in ("instruction_column", "response_column")}
+        columns = {key: getattr(config, key) for key in OWN_KEYS}
+        if config.prompt_template is not None:
+            columns["prompt_template"] = str(Path(config.prompt_template).expanduser().resolve())
         own = {key: str(Path(value).resolve()) for key, value in own.items() if value} | columns
         law = {"data": own, "accept": {"models": [config.model_name_or_path]}, "threads": config.threads}
         made[site] = work / "sites" / f"{site}.yaml"

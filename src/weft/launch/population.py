@@ -12,18 +12,21 @@ from weft import registry
 from weft.config import RunConfig
 from weft.data import splits
 from weft.data.documents import Documents
-from weft.data.encode import Encoded, closed_set, encode_choices
+from weft.data.encode import NO_ANSWER, Encoded, closed_set, encode_choices
 from weft.data.formats import Example
 from weft.data.pairs import PairTable
 from weft.data.partition import hold_out
 from weft.data.prompts import PromptTable
+from weft.data.rows import Account
 from weft.data.skew import describe_split
 from weft.data.store import Report
+from weft.data.templates import THOUGHTLESS
 from weft.data.tokens import TextTokenizer
 from weft.errors import DataError
 from weft.evaluation.heldout import Asked
 from weft.federation.site import MemoryStore, Sites
-from weft.launch.sources import Conversations, Judgements, Prompts, Sources, Texts, needs_answer
+from weft.launch.day import today
+from weft.launch.sources import BEYOND, Conversations, Judgements, Prompts, Sources, Texts, needs_answer
 from weft.models.layout import Question
 from weft.models.prompts import lead_of
 
@@ -43,13 +46,15 @@ class Population:
     asked: dict[int, Asked]
     choices: list[str] | None
     counts: dict[str, int] = field(default_factory=dict)
-    """Rows read, truncated, dropped and why; tokens."""
+    """Rows, truncated, without a place for their answer; tokens."""
     split: dict[str, Any] = field(default_factory=dict)
     """What each client has, and how unlike the clients are."""
     text_bytes: Callable[[int], int] | None = None
     """Of plain text: the bytes that a row's targets stand for."""
     absent: tuple[int, ...] = ()
     """Clients that take no part."""
+    account: Account = field(default_factory=Account)
+    """What was read, left out and not used."""
 
     def tested(self) -> list[str]:
         """Return the names of clients that have held-out rows."""
@@ -65,13 +70,14 @@ def template_name(config: RunConfig, tokenizer: Any, rows: str) -> str:
     return "chat" if tokenizer.chat_template else "alpaca"
 
 
-def load_template(name: str) -> Any:
-    """Return the template of a name."""
+def load_template(name: str, day: str | None = None) -> Any:
+    """Return the template of a name; one with a clock writes this day, else today."""
     if name == "plain":
         from weft.data.templates import PLAIN
 
         return PLAIN
-    return registry.load(registry.TEMPLATES, name, "template")
+    template = registry.load(registry.TEMPLATES, name, "template")
+    return replace(template, date=day or today(), told={}) if name == "chat" else template
 
 
 def populate(
@@ -100,12 +106,9 @@ def populate(
     """
     sources = _sources(config, tokenizer, rows, report)
     owned, tests, public = _read(config, sources)
-    template = load_template(template_name(config, tokenizer, rows))
+    template = load_template(template_name(config, tokenizer, rows), config.template_date)
     table = sources.table() if isinstance(sources, Texts) else sources.table(tokenizer, template)
-    if len(table) == 0:
-        raise DataError(
-            f"No row has a token of its answer within seq_length ({config.seq_length}): write a larger --seq_length."
-        )
+    _complete(config, sources, table, template)
     names, train, held = _shares(config, sources, table, owned, tests, first)
     if isinstance(table, PairTable) and rows == "judged":
         for own in [*train, *held, *([] if public is None else [table.within(public)])]:
@@ -127,9 +130,32 @@ def populate(
         choices = _choices(config, sources.examples, train)
         asked = _ask(choices, sources.examples, held, table, tokenizer, template, config)
     split = _described(config, sources, table, names, [np.concatenate(own) for own in zip(train, held, strict=True)])
-    counts = {**table.counts, **sources.dropped}
+    counts = table.counts
     sizes = table.text_bytes if isinstance(table, Documents) else None
-    return Population(names, trained, evaluated, asked, choices, counts, split, sizes)
+    return Population(names, trained, evaluated, asked, choices, counts, split, sizes, account=sources.account)
+
+
+def _complete(config: RunConfig, sources: Sources, table: Table, template: Any) -> None:
+    """Add to the account what became of the rows when they were tokenized; refuse a table without rows."""
+    account, gone = sources.account, {} if isinstance(table, Documents) else table.gone
+    for reason, (count, first) in gone.items():
+        account.left.add(reason, sources.place(first), count)
+    for told in getattr(template, "told", {}):
+        if told != THOUGHTLESS or not isinstance(table, PromptTable):
+            account.note(told)
+    account.used = len(sources.origins) - sum(count for count, _ in gone.values())
+    if isinstance(table, Documents):
+        account.used -= account.left.get(BEYOND, (0, ""))[0]
+    if len(table):
+        return
+    if set(gone) <= {NO_ANSWER}:
+        raise DataError(
+            f"No row has a token of its answer within seq_length ({config.seq_length}): write a larger --seq_length."
+        )
+    raise DataError(
+        f"No row can be used ({account.left.reasons()}): write --template alpaca or vicuna, or a template of your own "
+        "after --prompt_template."
+    )
 
 
 def _sources(config: RunConfig, tokenizer: Any, rows: str, report: Report) -> Texts | Conversations | Judgements:

@@ -6,6 +6,7 @@ Examples are numbered through all sources. A table has for some of them rows to 
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,17 +18,21 @@ from weft.config import RunConfig
 from weft.data.documents import Documents
 from weft.data.encode import Encoded, closed_set, encode
 from weft.data.formats import Example, Examples, no_column, to_examples
-from weft.data.load import Row, data_files, read_rows, resolve_source
+from weft.data.load import data_files, read_rows, resolve_source
 from weft.data.pairs import PairTable, encode_preferences
 from weft.data.partition import sample_rows
 from weft.data.preferences import Preference, to_preferences
-from weft.data.prompts import PromptTable, encode_prompts, to_prompts
+from weft.data.prompts import PromptTable, encode_prompts
+from weft.data.rows import Account, File, Left, Rows
 from weft.data.store import Report, Store, open_store
 from weft.data.texts import TextSource, text_sources
 from weft.data.tokens import TextTokenizer
+from weft.data.turns import NO_SIGN
 from weft.errors import DataError
 from weft.models.prompts import lead_of
 from weft.rewards.builtin import NEEDS_ANSWER
+
+BEYOND = "beyond dataset_sample"
 
 
 @dataclass
@@ -39,7 +44,16 @@ class Sources:
     """Of every example, the name of its file without endings."""
     values: list[str] = field(default_factory=list)
     """Of every example, the value of split_column, where one is named."""
-    dropped: dict[str, int] = field(default_factory=dict)
+    account: Account = field(default_factory=Account)
+    """What was read, left out and not used."""
+    files: list[File] = field(default_factory=list)
+    which: array[int] = field(default_factory=lambda: array("i"))
+    numbers: array[int] = field(default_factory=lambda: array("q"))
+    """Of every example its file, and its place in it."""
+
+    def place(self, example: int) -> str:
+        """Return where the row of an example stands, in words; "" where that is not kept."""
+        return self.files[self.which[example]].place(self.numbers[example]) if example < len(self.which) else ""
 
     def add(self, name: str, *, sample: int | None = None, files: bool = False, public: bool = False) -> np.ndarray:
         """Read a source; return the numbers of its examples.
@@ -76,27 +90,36 @@ class Sources:
         """Return the label of each: of the column that is named, else its answer where these are few."""
         return [self.values[number] for number in numbers] if self.values else self.answers(numbers)
 
-    def _read(self, source: str, split: str | None, sample: int | None) -> list[Row]:
+    def _read(self, source: str, split: str | None, sample: int | None) -> Rows:
         """Return the rows of a source, or `sample` of them."""
-        rows = read_rows(source, split=split, token=self.config.token or None)
+        rows, account = read_rows(source, split=split, token=self.config.token or None), self.account
+        account.read[source] = account.read.get(source, 0) + rows.read()
+        account.left.take(rows.left)
+        account.notes.update(dict.fromkeys(rows.notes))
         if sample is not None and len(rows) > sample:
-            self._drop("beyond dataset_sample", len(rows) - sample)
-            rows = [rows[int(row)] for row in sample_rows(len(rows), sample, seed=self.config.seed)]
+            account.left.add(BEYOND, count=len(rows) - sample)
+            rows = rows.pick(int(row) for row in sample_rows(len(rows), sample, seed=self.config.seed))
         return rows
 
-    def _know(self, source: str, rows: Sequence[Row], kept: Sequence[int], public: bool) -> None:
+    def _know(self, source: str, rows: Rows, kept: Sequence[int], left: Left, public: bool) -> None:
         """Remember of the rows that were kept where they are from, and their value of the column of the split."""
+        if not kept:
+            raise DataError(
+                f"'{source}' has no row that can be used ({left.reasons()}): mend the rows, or name other columns."
+            )
+        self.account.left.take(left)
         self.origins += [origin_of(source)] * len(kept)
+        self.which.extend(array("i", (len(self.files) + rows.which[row] for row in kept)))
+        self.numbers.extend(array("q", (rows.numbers[row] for row in kept)))
+        self.files += rows.files
         if self._labelled:
             column = self.config.split_column or ""
             self.values += [""] * len(kept) if public else _column(rows, kept, column, source)
+            self.account.unused.pop(column, None)
 
     @property
     def _labelled(self) -> bool:
         return self.config.split_column is not None and not self.config.clients
-
-    def _drop(self, reason: str, count: int) -> None:
-        self.dropped[reason] = self.dropped.get(reason, 0) + count
 
 
 @dataclass
@@ -109,23 +132,20 @@ class Conversations(Sources):
         config, first = self.config, len(self.examples)
         rows = self._read(source, config.dataset_split, sample)
         made = self._made(rows, source)
-        for reason, count in made.dropped.items():
-            self._drop(reason, count)
-        if not made.examples:
-            raise DataError(
-                f"'{source}' has no row that can be used: check its columns and that answers are not empty."
-            )
+        self._know(source, rows, made.rows, made.left, public)
         self.examples += made.examples
-        self._know(source, rows, made.rows, public)
         return np.arange(first, len(self.examples))
 
-    def _made(self, rows: list[Row], source: str) -> Examples:
+    def _made(self, rows: Rows, source: str, asked: bool = False) -> Examples:
         config = self.config
         return to_examples(
             rows,
             source=source,
             instruction_column=config.instruction_column,
             response_column=config.response_column,
+            prefix=config.instruction_prefix,
+            asked=asked,
+            account=self.account,
         )
 
     def table(self, tokenizer: Any, template: Any) -> Encoded:
@@ -157,15 +177,13 @@ class Prompts(Conversations):
     needs_answer: bool = field(kw_only=True)
     """A reward compares with the row's own answer."""
 
-    def _made(self, rows: list[Row], source: str) -> Examples:
-        config = self.config
-        return to_prompts(
-            rows,
-            source=source,
-            instruction_column=config.instruction_column,
-            response_column=config.response_column,
-            needs_answer=self.needs_answer,
-        )
+    def _made(self, rows: Rows, source: str, asked: bool = False) -> Examples:
+        try:
+            return super()._made(rows, source, asked=not self.needs_answer)
+        except DataError as error:
+            if rows and self.needs_answer and "--response_column" in str(error):
+                raise DataError(f"{error} The reward compares with a row's own answer.") from None
+            raise
 
     def table(self, tokenizer: Any, template: Any) -> PromptTable:  # type: ignore[override]
         """Return the rows of all examples."""
@@ -191,13 +209,12 @@ class Judgements(Sources):
             judged=self.judged,
             chosen_column=config.chosen_column,
             rejected_column=config.rejected_column,
+            instruction_column=config.instruction_column,
+            prefix=config.instruction_prefix,
+            account=self.account,
         )
-        for reason, count in made.dropped.items():
-            self._drop(reason, count)
-        if not made.examples:
-            raise DataError(f"'{source}' has no row that can be used ({', '.join(made.dropped)}): check its columns.")
+        self._know(source, rows, made.rows, made.left, public)
         self.examples += made.examples
-        self._know(source, rows, made.rows, public)
         return np.arange(first, len(self.examples))
 
     def table(self, tokenizer: Any, template: Any) -> PairTable:
@@ -224,16 +241,15 @@ class Texts(Sources):
         found = text_sources(source, split=config.dataset_split, token=config.token or None, column=column)
         numbers = np.concatenate([self._open(text) for text in found])
         if sample is not None and len(numbers) > sample:
-            self._drop("beyond dataset_sample", len(numbers) - sample)
+            self.account.left.add(BEYOND, count=len(numbers) - sample)
             numbers = numbers[sample_rows(len(numbers), sample, seed=config.seed)]
         return numbers
 
     def _open(self, text: TextSource) -> np.ndarray:
         first = len(self.origins)
         store = open_store(text, self.tokenizer, token_cache(self.config), self.report)
-        for reason, count in store.counts.items():
-            self._drop(reason, count)
         count = len(store.documents)
+        store.tell(text, self.account)
         self.stores.append(store)
         self.origins += [origin_of(text.name)] * count
         if self._labelled:
@@ -266,10 +282,10 @@ def token_cache(config: RunConfig) -> Path:
     return Path(chosen).expanduser()
 
 
-def _column(rows: Sequence[Row], kept: Sequence[int], column: str, source: str) -> list[str]:
+def _column(rows: Rows, kept: Sequence[int], column: str, source: str) -> list[str]:
     """Return a column's value of every kept row; DataError if no row has the column."""
     known = list(dict.fromkeys(key for row in rows[:100] for key in row))
     if column not in known:
         raise no_column(source, column, known, " to split by")
     values = (rows[row].get(column) for row in kept)
-    return ["(none)" if value is None or value == "" else str(value) for value in values]
+    return ["(none)" if value is None or value == "" else NO_SIGN.sub("\ufffd", str(value)) for value in values]

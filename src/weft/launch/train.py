@@ -11,6 +11,7 @@ from weft.core.files import write_atomic
 from weft.errors import ConfigError
 from weft.federation.plan import Plan
 from weft.launch import compose, together
+from weft.launch.day import dated, keep_template
 from weft.launch.finished import Run
 from weft.launch.memory import DiskMemory
 from weft.launch.notes import tell
@@ -49,6 +50,7 @@ def train(
         tokenizer = load_tokenizer(config)
         if config.endpoint is None:
             check_fits(config, tokenizer, load_model_config(config))
+        config = dated(config, tokenizer, resume=resume)
     with joined(config.parallel, config.device) as group:
         if group is not None and not group.leads:
             together.follow(config, plan, group)
@@ -79,6 +81,7 @@ def _train(config: RunConfig, plan: Plan, tokenizer: Any, group: Group | None, w
     ):
         config = with_tokenizer(config, run.path / "tokenizer", progress.note)
         tokenizer = tokenizer or load_tokenizer(config)
+        keep_template(config, run, tokenizer)
         if group is not None:
             together.begin(config, group)
         population = populate(

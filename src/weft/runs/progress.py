@@ -28,6 +28,7 @@ class Progress:
     def __init__(self, rounds: int, *, quiet: bool, as_json: bool, console: Console | None = None) -> None:
         self._rounds = rounds
         self._as_json = as_json
+        self._quiet = quiet or as_json
         self._notes: set[str] = set()
         self._began = time.monotonic()
         self._rounds_shown = 0
@@ -72,6 +73,13 @@ class Progress:
             self._notes.add(text)
             self._pause()
             print(f"weft: {text}", file=sys.stderr, flush=True)
+
+    def read(self, text: str, odd: bool) -> None:
+        """Show what was read; where no person looks on, only if something is `odd` about it."""
+        if self._console is not None:
+            self._print(text)
+        elif odd and not self._quiet:
+            self.note(text)
 
     def done(self, summary: dict[str, Any]) -> None:
         """Show the outcome of the run."""
