@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from weft.data import known
-from weft.data.rows import Row, Rows
+from weft.data.rows import Row, Rows, shown
 from weft.data.turns import Turn, Unusable, missing, said
 from weft.errors import DataError
 from weft.registry import nearest
@@ -82,7 +83,7 @@ class Cells:
             found = self._shapes[key] = shape_of(key)
         return found
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """All columns of the rows."""
         kinds = {tuple(row): None for row in self.rows}
@@ -174,4 +175,4 @@ def no_column(source: str, column: str, known: Iterable[str], purpose: str = "")
 
 def columns_of(row: Iterable[str]) -> str:
     """Name the columns of a row, for a message."""
-    return "the columns " + ", ".join(f"'{name}'" for name in row)
+    return "the columns " + ", ".join(f"'{shown(name)}'" for name in row)

@@ -101,7 +101,7 @@ def _unknown(source: str, row: Row, wanted: str) -> DataError:
     hint = ""
     if "chosen" in row and "rejected" in row:
         hint = ", or learn from pairs with `weft dpo`"
-    elif any(name in row for name in TEXTS):
+    elif any(normal(name) in TEXTS for name in row):
         hint = ", or learn from plain text with `weft pretrain`"
     return DataError(
         f"'{source}' has {columns_of(row)}, none of which is known to hold {wanted}: write {flag} NAME{hint}."
@@ -251,6 +251,4 @@ class _Maker:
             account.reads(role, columns)
         account.unused.update(dict.fromkeys(self.cells.unused()))
         if self.ends_open:
-            account.note(
-                f"{self.ends_open} conversations end without an answer; what is behind their last is left out."
-            )
+            account.note(f"what comes behind the last answer is left out, in {self.ends_open} of the conversations.")

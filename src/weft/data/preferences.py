@@ -97,9 +97,10 @@ def to_preferences(
     if not pairs and not (judged and any(reader.judgement(row) for row in found)):
         wanted = ("completion", "label") if judged else (chosen_column or "chosen", rejected_column or "rejected")
         hint = "; labels go with --loss kto" if not judged and "label" in cells.names else ""
+        remedy = "rename the columns" if judged else "write --chosen_column NAME --rejected_column NAME"
         raise DataError(
             f"'{source}' has {columns_of(cells.names)}, but preferences are read from '{wanted[0]}' and "
-            f"'{wanted[1]}'{hint}: rename the columns."
+            f"'{wanted[1]}'{hint}: {remedy}."
         )
     for better, worse in pairs:
         _check_order(found, source, better, worse)

@@ -6,12 +6,21 @@ reason can name the first row that it holds for.
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 Row = dict[str, Any]
+NO_SIGN = re.compile("[\ud800-\udfff]")
+"""Halves of characters, which no encoding has."""
+
+
+def shown(text: str, most: int = 60) -> str:
+    """Return a text of the data as a message can hold it: on one line, not too long, and printable."""
+    plain = NO_SIGN.sub("\ufffd", " ".join(str(text).split()))
+    return plain if len(plain) <= most else plain[: most - 1] + "…"
 
 
 @dataclass(frozen=True)
@@ -164,7 +173,7 @@ class Account:
 
 
 def _listed(names: Iterable[str], most: int = 12) -> str:
-    found = [f"'{name}'" for name in names]
+    found = [f"'{shown(name)}'" for name in names]
     if len(found) > most:
         return f"{', '.join(found[:most])} and {len(found) - most} more"
     return " and ".join([", ".join(found[:-1]), found[-1]]) if len(found) > 1 else "".join(found)

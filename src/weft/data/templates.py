@@ -23,6 +23,20 @@ THOUGHTLESS = "the chat template opens a thought before answers: those that have
 EARLIER = "the chat template writes earlier answers differently than after its own prompt: only the last is learnt."
 
 
+CLOCK = "strftime_now"
+"""What a chat template asks for the time by."""
+
+
+def _stop_clock(template: str, day: str) -> None:
+    """Let a template write this day whenever it is rendered.
+
+    transformers makes text of functions that are handed to a template, so the function is put where its own was.
+    """
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    _compile_jinja_template(template).environment.globals[CLOCK] = datetime.fromisoformat(day).strftime
+
+
 class Refused(DataError):
     """A template does not take a conversation; the text is the reason, without a remedy."""
 
@@ -162,17 +176,17 @@ class ChatTemplate(Template):
     def _seated(self, turns: tuple[Turn, ...], tokenizer: Any) -> tuple[tuple[Turn, ...], str]:
         """Return the turns as the template takes them, and the conversation that it writes.
 
-        Where it has no place for system turns, these stand before the first turn of the user.
+        Where it refuses system turns, or writes the same without them, these stand before the first turn of the user.
         """
         system = [turn.text for turn in turns if turn.role == "system"]
+        spoken = [turn for turn in turns if turn.role != "system"]
         try:
             whole = self._render(turns, tokenizer, False)
-            if all(text.strip() in unmarked(whole) for text in system):
+            if not system or whole != self._render(spoken, tokenizer, False):
                 return turns, whole
         except Refused:
             if not system:
                 raise
-        spoken = [turn for turn in turns if turn.role != "system"]
         at = next((at for at, turn in enumerate(spoken) if turn.role == "user"), 0)
         spoken[at] = Turn(spoken[at].role, "\n\n".join([*system, spoken[at].text]))
         whole = self._render(spoken, tokenizer, False)
@@ -183,9 +197,10 @@ class ChatTemplate(Template):
         if not tokenizer.chat_template:
             raise ConfigError("The tokenizer has no chat template: write --template alpaca or --template vicuna.")
         messages = [{"role": turn.role, "content": marked(turn.text, tokenizer)} for turn in turns]
-        clock = {"strftime_now": datetime.fromisoformat(self.date).strftime} if self.date else {}
         try:
-            text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **clock)
+            if self.date and CLOCK in str(tokenizer.chat_template):
+                _stop_clock(tokenizer.get_chat_template(), self.date)
+            text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
         except Exception as error:  # whatever a template in Jinja raises, jinja2's own errors included
             said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             raise Refused(f"the chat template refuses the conversation: {said}") from None

@@ -144,7 +144,7 @@ class TextSource:
         if rows and self.column is not None and self.column not in names:
             raise no_column(self.name, self.column, names, " to split by")
         if rows:
-            texts = [name for name in names if name in shape_of(names).text[:1]]
+            texts = list(dict.fromkeys(name for row in rows if (name := _text_column(row)) is not None))
             self.columns["read"] = texts
             self.columns["unused"] = [name for name in names if name not in (*texts, self.column)]
         return chain(ahead, left)

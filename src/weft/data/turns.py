@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from weft.data.rows import NO_SIGN, shown
+
 ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
@@ -25,7 +27,6 @@ TOOLS = frozenset(
 """Roles of what no person and no model says; templates differ in how they write it, so it is not read."""
 SPEAKER = ("role", "from", "speaker")
 SPOKEN = ("content", "value", "text")
-NO_SIGN = re.compile("[\ud800-\udfff]")
 SPEAKERS = (
     re.compile(r"(?:\A\s*|\n\n)(Human|Assistant): ?"),
     re.compile(r"\s*### (Human|User|Assistant|System): ?"),
@@ -128,7 +129,7 @@ def turn_of(message: Any, unread: set[str] | None = None) -> Turn | None:
         raise Unusable("turn with tool calls")
     role = ROLES.get(name)
     if role is None:
-        raise Unusable(f"unknown role '{name[:40]}' in a conversation")
+        raise Unusable(f"unknown role '{shown(name, 40)}' in a conversation")
     value = next((message[key] for key in SPOKEN if not missing(message.get(key))), None)
     if unread is not None:
         unread.update(key for key, cell in message.items() if key not in _READ and not missing(cell) and cell != [])
@@ -151,7 +152,7 @@ def _parts(value: Any) -> str:
         elif isinstance(part, str):
             found.append(part)
         else:
-            kind = str(part.get("type", "unknown"))[:40] if isinstance(part, dict) else type(part).__name__
+            kind = shown(part.get("type", "unknown"), 40) if isinstance(part, dict) else type(part).__name__
             raise Unusable(f"turn with a part that is no text ({kind})")
     return "".join(found)
 

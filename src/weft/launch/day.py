@@ -8,11 +8,9 @@ from typing import Any
 
 from weft.config import RunConfig
 from weft.core.files import write_atomic
+from weft.data.templates import CLOCK
 from weft.errors import ConfigError
 from weft.runs.layout import RunDir
-
-CLOCK = "strftime_now"
-"""What templates ask for the time by."""
 
 
 def today() -> str:
