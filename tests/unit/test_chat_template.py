@@ -29,7 +29,8 @@ STRICT = (
 )
 THINKS = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}"
-    "[assistant] {{ m['content'].split('</think>')[-1].strip() }}</s>{% else %}[{{ m['role'] }}] {{ m['content'] }}</s>{% endif %}{% endfor %}"
+    "[assistant] {{ m['content'].split('</think>')[-1].strip() }}</s>"
+    "{% else %}[{{ m['role'] }}] {{ m['content'] }}</s>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '[assistant] <think>\n' }}{% endif %}"
 )
 CLOCK = "{{ strftime_now('%Y-%m-%d %H:%M:%S %f') }}|" + CHATML
