@@ -14,7 +14,7 @@ from weft.data.rows import File, Row, Rows, joined
 from weft.data.tables import first_line, rows_of
 from weft.errors import DataError
 
-__all__ = ["Row", "data_files", "hub_set", "kind_of", "read_rows", "resolve_source", "saved_set"]
+__all__ = ["Row", "data_files", "hub_set", "kind_of", "read_rows", "resolve_source", "saved_set", "whole_rows"]
 
 KINDS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt")
 PACKED = (".gz", ".zst")
@@ -45,6 +45,14 @@ def read_rows(source: str, *, split: str | None = None, token: bool | None = Non
     if source.startswith((".", "/", "~")) or kind_of(path) is not None:
         raise DataError(f"There is no file or folder '{source}': check the path.")
     return Rows((dict(row) for row in hub_set(source, split, token)), File(source))
+
+
+def whole_rows(source: str, *, split: str | None = None) -> Rows:
+    """Return the rows of a source that must be whole; raises as `read_rows`, and for a row that is left out."""
+    rows = read_rows(source, split=split)
+    if rows.left:
+        raise DataError(f"'{source}' cannot be read whole ({rows.left.reasons()}): mend or remove these rows.")
+    return rows
 
 
 def kind_of(path: Path) -> str | None:

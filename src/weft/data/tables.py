@@ -51,22 +51,21 @@ def json_lines(path: Path, *, replace: bool = False) -> Iterator[Parsed]:
         read += len(line.text)
         if not line.text.strip():
             continue
-        found = Parsed(None, line.number, read, line.wrong is not None)
-        if found.replaced and not replace:
-            yield found._replace(reason="line that is not UTF-8", refusal=line.refusal(path))
-            continue
-        where = f"Line {line.number} of '{path}'"
-        try:
-            row = json.loads(line.text)
-        except (ValueError, RecursionError) as error:
-            said = DataError(f"{where} is not JSON ({error}): mend or remove the line.")
-            yield found._replace(reason="line that is not JSON", refusal=said)
-            continue
-        if isinstance(row, dict):
-            yield found._replace(row=row)
+        replaced, where = line.wrong is not None, f"Line {line.number} of '{path}'"
+        row, reason, refusal = None, "", None
+        if replaced and not replace:
+            reason, refusal = "line that is not UTF-8", line.refusal(path)
         else:
-            said = DataError(f'{where} is no object with columns: write {{"column": value}}.')
-            yield found._replace(reason="line that is no object with columns", refusal=said)
+            try:
+                row = json.loads(line.text)
+            except (ValueError, RecursionError) as error:
+                reason = "line that is not JSON"
+                refusal = DataError(f"{where} is not JSON ({error}): mend or remove the line.")
+            else:
+                if not isinstance(row, dict):
+                    row, reason = None, "line that is no object with columns"
+                    refusal = DataError(f'{where} is no object with columns: write {{"column": value}}.')
+        yield Parsed(row, line.number, read, replaced, reason, refusal)
 
 
 def rows_of(path: Path, kind: str) -> Rows:

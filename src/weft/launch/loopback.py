@@ -16,7 +16,7 @@ import yaml
 
 from weft.config import RunConfig, build
 from weft.core.seeds import generator
-from weft.data.load import read_rows, resolve_source
+from weft.data.load import resolve_source, whole_rows
 from weft.errors import ConfigError, RunError
 from weft.launch.errands import errands
 from weft.launch.follow import follow
@@ -170,7 +170,9 @@ def _laws(config: RunConfig, work: Path, count: int | None) -> dict[str, Path]:
 
 def _dealt(config: RunConfig, work: Path, count: int) -> dict[str, Path]:
     """Deal the rows of a run's source to files, one a site, at random."""
-    rows = list(read_rows(resolve_source(config.dataset_name or "", config.local_data_dir), split=config.dataset_split))
+    rows = list(
+        whole_rows(resolve_source(config.dataset_name or "", config.local_data_dir), split=config.dataset_split)
+    )
     order = generator(config.seed, "sites").permutation(len(rows))[: config.dataset_sample]
     folder = work / "sites"
     folder.mkdir(parents=True, exist_ok=True)
