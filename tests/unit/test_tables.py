@@ -85,6 +85,15 @@ def test_a_line_with_other_cells_is_left_out_and_cells_may_be_long_or_have_lines
     assert [found.place(row).split(" of")[0] for row in (0, 1, 2)] == ["line 2", "line 3", "line 7"]
 
 
+def test_a_stray_quote_costs_the_lines_that_it_breaks_and_no_more(tmp_path: Path):
+    path = written(tmp_path, "a.csv", cells(",") + '"q" x,a\nq12,a12\n')
+    found = read_rows(path)
+    assert found == [*ROWS, {"question": "q12", "answer": "a12"}]
+    assert found.left == {"line that is not CSV": (1, f"line 14 of '{path}'")}
+    with pytest.raises(DataError, match=r"Line 14 of .* is not CSV .unexpected end"):
+        read_rows(written(tmp_path, "a.csv", cells(",") + '"q,a\nq12,a12\n'))
+
+
 def test_names_of_columns_that_are_there_twice_are_refused_and_missing_ones_are_numbered(tmp_path: Path):
     with pytest.raises(DataError, match="names the column 'answer' twice: rename"):
         read_rows(written(tmp_path, "a.csv", "question,answer,answer\na,b,c\n"))

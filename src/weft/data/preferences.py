@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from weft.data.columns import Cells, columns_of, no_column, normal
-from weft.data.rows import Account, Left, Row, as_rows
+from weft.data.rows import NO_SIGN, Account, Left, Row, as_rows
 from weft.data.turns import (
-    NO_SIGN,
     SPEAKERS,
     Turn,
     Unusable,

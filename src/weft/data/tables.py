@@ -185,28 +185,43 @@ def _from_cells(path: Path, text: str, mark: str | None) -> Rows:
     with _long_cells():
         try:
             heads = _heads(path, next(reader, []))
-            behind_line = reader.line_num
-            for cells in reader:
-                at, behind_line = behind_line + 1 + skipped, reader.line_num
-                if not cells:
-                    continue
-                if len(cells) == len(heads):
-                    rows.append(dict(zip(heads, cells, strict=True)))
-                    numbers.append(at)
-                    continue
+        except csv.Error as error:
+            raise DataError(f"Line {1 + skipped} of '{path}' is not CSV ({error}): mend the line.") from None
+        for begin, lines, cells in _records(reader):
+            at = begin + skipped
+            if isinstance(cells, csv.Error):
+                refusal = DataError(f"Line {at} of '{path}' is not CSV ({cells}): mend the line.")
+                if "unexpected end" in str(cells):  # a quote that nothing closes: all behind it is in one cell
+                    raise refusal
+                left.add("line that is not CSV", file.place(at), lines)
+                first = first or refusal
+            elif len(cells) == len(heads):
+                rows.append(dict(zip(heads, cells, strict=True)))
+                numbers.append(at)
+            else:
                 left.add("line with more or fewer cells than columns", file.place(at))
                 first = first or DataError(
                     f"Line {at} of '{path}' has {len(cells)} cells where the first line names {len(heads)}: mend "
                     "the line."
                 )
-        except csv.Error as error:
-            raise DataError(
-                f"Line {reader.line_num + skipped} of '{path}' is not CSV ({error}): mend the line."
-            ) from None
     found = _checked(Rows(rows, file, numbers), left, first)
     if mark != ",":
         found.notes = [f"the cells of '{path}' are parted by {'tabs' if mark == chr(9) else 'semicolons'}."]
     return found
+
+
+def _records(reader: Any) -> Iterator[tuple[int, int, list[str] | csv.Error]]:
+    """Yield of every record its first line, how many it has, and its cells, or why it has none."""
+    while True:
+        begin = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            cells = error
+        if not isinstance(cells, list) or cells:
+            yield begin, reader.line_num + 1 - begin, cells
 
 
 def _mark(head: str) -> str:

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple, TypeVar
 from weft.data import load
 from weft.data.columns import columns_of, no_column, shape_of
 from weft.data.packed import text_chunks
-from weft.data.rows import File
+from weft.data.rows import NO_SIGN, File
 from weft.data.tables import json_lines, parquet_rows, too_many
-from weft.data.turns import NO_SIGN, missing
+from weft.data.turns import missing
 from weft.errors import DataError
 
 PASSAGE = 4096

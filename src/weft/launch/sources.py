@@ -23,11 +23,10 @@ from weft.data.pairs import PairTable, encode_preferences
 from weft.data.partition import sample_rows
 from weft.data.preferences import Preference, to_preferences
 from weft.data.prompts import PromptTable, encode_prompts
-from weft.data.rows import Account, File, Left, Rows
+from weft.data.rows import NO_SIGN, Account, File, Left, Rows
 from weft.data.store import Report, Store, open_store
 from weft.data.texts import TextSource, text_sources
 from weft.data.tokens import TextTokenizer
-from weft.data.turns import NO_SIGN
 from weft.errors import DataError
 from weft.models.prompts import lead_of
 from weft.rewards.builtin import NEEDS_ANSWER
