@@ -123,16 +123,13 @@ def encode_preferences(
         if why is not None:
             gone.add(why, number)
             continue
-        shared = min(last_run(learnt)[0] for _, learnt in both)
-        while any((tokens[:shared] != both[0][0][:shared]).any() for tokens, _ in both):
-            shared -= 1
-        ends = [tokens[shared : last_run(learnt)[1]] for tokens, learnt in both]
+        prompt, ends = _apart(both)
         room = seq_length - max(len(end) for end in ends)
         if room < 1 + len(lead):
             gone.add(NO_ANSWER, number)
             continue
-        cut += shared > room
-        prompt = cut_left(both[0][0][:shared], room, lead)
+        cut += len(prompt) > room
+        prompt = cut_left(prompt, room, lead)
         for which in range(len(ends) if judged else 1):
             prompts.append(prompt)
             answers.append(ends[which])
@@ -154,3 +151,11 @@ def encode_preferences(
         len(examples),
         gone,
     )
+
+
+def _apart(rows: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return what rows (ids, learnt) have in common before their answers, and what is left of each."""
+    shared = min(last_run(learnt)[0] for _, learnt in rows)
+    while any((tokens[:shared] != rows[0][0][:shared]).any() for tokens, _ in rows):
+        shared -= 1
+    return rows[0][0][:shared], [tokens[shared : last_run(learnt)[1]] for tokens, learnt in rows]
