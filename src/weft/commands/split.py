@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -41,7 +42,10 @@ def run(argv: list[str]) -> int:
     rows = plan(config).objective.rows
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = load_tokenizer(with_tokenizer(config, Path(folder)))
-    found = populate(config, tokenizer, InMemory(), rows=rows, pool=False).split
+    population = populate(config, tokenizer, InMemory(), rows=rows, pool=False)
+    for line in population.said:
+        print(f"weft: {line}", file=sys.stderr)
+    found = population.split
     if arguments.json:
         print(json.dumps(found, indent=1))
     else:

@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from weft.data import known
+from weft.data import parts
+from weft.data.parts import ANY, Wanted
+from weft.data.sets import first_line, hub_set, saved_set
 from weft.errors import DataError
 
 Row = dict[str, Any]
@@ -38,20 +40,24 @@ def resolve_source(name: str, local_data_dir: str | None) -> str:
     return str(Path(local_data_dir) / name)
 
 
-def read_rows(source: str, *, split: str | None = None, token: bool | None = None) -> list[Row]:
+def read_rows(source: str, wanted: Wanted = ANY, *, token: bool | None = None) -> list[Row]:
     """Return the rows of a file, of a folder of files in the order of their names, or of a hub data set.
 
     Raises:
-        DataError: nothing there, a broken file (with its line), or a hub that cannot be reached.
+        DataError: nothing there, a broken file (with its line), no such part, or a hub that cannot be reached.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
-        return _read_folder(path)
-    if path.is_file():
-        return _read_file(path)
-    if source.startswith((".", "/", "~")) or kind_of(path) is not None:
+    if path.is_dir() and not saved_set(path):
+        rows = [row for file in data_files(path, wanted) for row in _read_file(file)]
+    elif path.is_file():
+        parts.whole(wanted, source)
+        rows = _read_file(path)
+    elif not path.is_dir() and (source.startswith((".", "/", "~")) or kind_of(path) is not None):
         raise DataError(f"There is no file or folder '{source}': check the path.")
-    return [dict(row) for row in hub_set(source, split, token)]
+    else:
+        return [dict(row) for row in hub_set(source, wanted, token)]
+    piece = wanted.asked.piece
+    return rows if piece is None else [rows[row] for row in parts.span(len(rows), piece, source)]
 
 
 def kind_of(path: Path) -> str | None:
@@ -62,23 +68,12 @@ def kind_of(path: Path) -> str | None:
     return suffixes[-1] if suffixes and suffixes[-1] in KINDS else None
 
 
-def data_files(folder: Path) -> list[Path]:
-    """Return the data files of a folder by their names; DataError if there are none."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and kind_of(path) is not None)
+def data_files(folder: Path, wanted: Wanted = ANY) -> list[Path]:
+    """Return the data files of the part of a folder that is meant; DataError if there are none."""
+    files = parts.files_of(folder, wanted, kind_of)
     if not files:
         raise DataError(f"The folder '{folder}' holds no data file: {READ_AS} are read.")
     return files
-
-
-def saved_set(folder: Path) -> bool:
-    """Say whether a folder is a data set that the `datasets` library saved."""
-    return (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists()
-
-
-def _read_folder(folder: Path) -> list[Row]:
-    if saved_set(folder):
-        return [dict(row) for row in hub_set(str(folder), None, None)]
-    return [row for path in data_files(folder) for row in _read_file(path)]
 
 
 def _read_file(path: Path) -> list[Row]:
@@ -258,32 +253,4 @@ def parquet_rows(path: Path) -> Iterator[Row]:
             for batch in file.iter_batches(1000):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"'{path}' is no whole parquet file ({_first_line(error)}): copy it again.") from None
-
-
-def hub_set(name: str, split: str | None, token: bool | None) -> Any:
-    """Return a data set of the hub, or one that was saved to a folder, its rows still on disk."""
-    if Path(name).is_dir():
-        return _from_datasets(name, lambda datasets: datasets.load_from_disk(name))
-    columns = known.find(name)
-    config = columns.config if columns else None
-    part = split or (columns.split if columns else "train")
-    return _from_datasets(name, lambda datasets: datasets.load_dataset(name, config, split=part, token=token))
-
-
-def _from_datasets(name: str, load: Callable[[Any], Any]) -> Any:
-    import datasets
-
-    try:
-        found = load(datasets)
-        return (found.get("train") or next(iter(found.values()))) if isinstance(found, dict) else found
-    except Exception as error:  # every kind of network, hub and file error comes out of this library
-        raise DataError(
-            f"'{name}' is no local file or folder, and could not be loaded as a data set "
-            f"({_first_line(error)}): check the name, the path or the network."
-        ) from None
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
+        raise DataError(f"'{path}' is no whole parquet file ({first_line(error)}): copy it again.") from None

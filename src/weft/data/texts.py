@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from weft.data import load
+from weft.data import load, parts, sets
 from weft.data.formats import TEXTS, columns_of, no_column
+from weft.data.parts import ANY, Wanted
 from weft.errors import DataError
 
 PASSAGE = 4096
@@ -39,7 +40,8 @@ class TextSource:
     """A file, or a data set of the hub."""
 
     name: str
-    split: str | None = None
+    wanted: Wanted = ANY
+    """Of a data set: which part. A file is read whole."""
     token: bool | None = None
     column: str | None = None
     """Whose values are told with every document."""
@@ -49,10 +51,10 @@ class TextSource:
         path = self.path
         if path.is_file():
             seen = path.stat()
-            parts: list[Any] = [str(path.resolve()), seen.st_size, seen.st_mtime_ns]
+            seen_as: list[Any] = [str(path.resolve()), seen.st_size, seen.st_mtime_ns]
         else:
-            parts = [self.name, self.split, getattr(self._hub(), "_fingerprint", "")]
-        return hashlib.sha256(json.dumps([*parts, self.column, PASSAGE]).encode()).hexdigest()
+            seen_as = [self.name, self.wanted.split, getattr(self._hub(), "_fingerprint", "")]
+        return hashlib.sha256(json.dumps([*seen_as, self.column, PASSAGE]).encode()).hexdigest()
 
     @property
     def path(self) -> Path:
@@ -82,7 +84,7 @@ class TextSource:
             yield from self._from_rows(dict(row) for row in self._hub())
 
     def _hub(self) -> Any:
-        return load.hub_set(self.name, self.split, self.token)
+        return sets.hub_set(self.name, self.wanted, self.token)
 
     def _from_rows(self, rows: Iterator[dict[str, Any]]) -> Iterator[Document]:
         first = next(rows, None)
@@ -109,19 +111,24 @@ class TextSource:
 
 
 def text_sources(
-    name: str, *, split: str | None = None, token: bool | None = None, column: str | None = None
+    name: str, wanted: Wanted = ANY, *, token: bool | None = None, column: str | None = None
 ) -> list[TextSource]:
-    """Return the sources of a name: a file, the files of a folder, or a data set of the hub.
+    """Return the sources of a name: a file, the files of a folder's part, or a data set of the hub.
+
+    A slice of files is for the caller to take, once their documents are counted.
 
     Raises:
-        DataError: nothing there, or an empty folder.
+        DataError: nothing there, an empty folder, or no such part.
     """
     path = Path(name).expanduser()
-    if path.is_dir() and not load.saved_set(path):
-        return [TextSource(str(file), split, token, column) for file in load.data_files(path)]
+    if path.is_dir() and not sets.saved_set(path):
+        return [TextSource(str(file), ANY, token, column) for file in load.data_files(path, wanted)]
+    if path.is_file():
+        parts.whole(wanted, name)
+        return [TextSource(name, ANY, token, column)]
     if not path.exists() and (name.startswith((".", "/", "~")) or load.kind_of(path) is not None):
         raise DataError(f"There is no file or folder '{name}': check the path.")
-    return [TextSource(name, split, token, column)]
+    return [TextSource(name, wanted, token, column)]
 
 
 def _passages(path: Path) -> Iterator[Document]:

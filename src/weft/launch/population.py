@@ -23,7 +23,9 @@ from weft.data.tokens import TextTokenizer
 from weft.errors import DataError
 from weft.evaluation.heldout import Asked
 from weft.federation.site import MemoryStore, Sites
-from weft.launch.sources import Conversations, Judgements, Prompts, Sources, Texts, needs_answer
+from weft.launch.overlap import count_repeats, keep_apart
+from weft.launch.reading import Sources, split_seed
+from weft.launch.sources import Conversations, Judgements, Prompts, Texts, needs_answer
 from weft.models.layout import Question
 from weft.models.prompts import lead_of
 
@@ -50,6 +52,8 @@ class Population:
     """Of plain text: the bytes that a row's targets stand for."""
     absent: tuple[int, ...] = ()
     """Clients that take no part."""
+    said: tuple[str, ...] = ()
+    """What is to be said of the data, once."""
 
     def tested(self) -> list[str]:
         """Return the names of clients that have held-out rows."""
@@ -100,6 +104,7 @@ def populate(
     """
     sources = _sources(config, tokenizer, rows, report)
     owned, tests, public = _read(config, sources)
+    owned, public = keep_apart(config, sources, owned, tests, public)
     template = load_template(template_name(config, tokenizer, rows))
     table = sources.table() if isinstance(sources, Texts) else sources.table(tokenizer, template)
     if len(table) == 0:
@@ -107,6 +112,8 @@ def populate(
             f"No row has a token of its answer within seq_length ({config.seq_length}): write a larger --seq_length."
         )
     names, train, held = _shares(config, sources, table, owned, tests, first)
+    if not isinstance(sources, Texts) and not any(len(test) for test in tests):
+        _tell_repeats(sources, train, held)
     if isinstance(table, PairTable) and rows == "judged":
         for own in [*train, *held, *([] if public is None else [table.within(public)])]:
             table.pair_up(table.rows_of(own))
@@ -129,7 +136,7 @@ def populate(
     split = _described(config, sources, table, names, [np.concatenate(own) for own in zip(train, held, strict=True)])
     counts = {**table.counts, **sources.dropped}
     sizes = table.text_bytes if isinstance(table, Documents) else None
-    return Population(names, trained, evaluated, asked, choices, counts, split, sizes)
+    return Population(names, trained, evaluated, asked, choices, counts, split, sizes, said=tuple(sources.said))
 
 
 def _sources(config: RunConfig, tokenizer: Any, rows: str, report: Report) -> Texts | Conversations | Judgements:
@@ -147,13 +154,23 @@ def _read(config: RunConfig, sources: Sources) -> tuple[list[np.ndarray], list[n
     if config.clients:
         for client in config.clients:
             owned.append(sources.add(client.data))
-            tests.append(owned[-1][:0] if client.eval is None else sources.add(client.eval))
+            apart = client.eval or (client.data if config.eval_dataset_split else None)
+            tests.append(owned[-1][:0] if apart is None else sources.add(apart, held_out=True))
     else:
-        apart = config.split_strategy == "domain"
-        owned.append(sources.add(config.dataset_name or "", sample=config.dataset_sample, files=apart))
-        if config.eval_dataset_name is not None:
-            tests.append(sources.add(config.eval_dataset_name))
+        files = config.split_strategy == "domain"
+        owned.append(sources.add(config.dataset_name or "", sample=config.dataset_sample, files=files))
+        if config.eval_dataset_name is not None or config.eval_dataset_split is not None:
+            tests.append(sources.add(config.eval_dataset_name or config.dataset_name or "", held_out=True))
     return owned, tests, None if config.public_data is None else sources.add(config.public_data, public=True)
+
+
+def _tell_repeats(sources: Sources, train: list[np.ndarray], held: list[np.ndarray]) -> None:
+    count, of = count_repeats(sources, train, held), sum(len(own) for own in held)
+    if count:
+        sources.say(
+            f"{count} of the {of} held-out rows have the same content as a row that is trained on: the data repeats "
+            "itself, and scores on them say less."
+        )
 
 
 def _with_public(sites: Sites, rows: Sequence[int] | np.ndarray) -> Sites:
@@ -195,7 +212,7 @@ def _shares(
             raise DataError(f"The client '{names[number]}' has no row with an answer within seq_length: give it data.")
         if not len(out):
             most = config.eval_rows
-            own, out = hold_out(own, config.eval_fraction, seed=config.seed, client=first + number, most=most)
+            own, out = hold_out(own, config.eval_fraction, seed=split_seed(config), client=first + number, most=most)
         train.append(own)
         held.append(out)
     return names, train, held
@@ -215,12 +232,19 @@ def _dealt(
     split = registry.load(registry.SPLITS, config.split_strategy, "split strategy")
     how = splits.How(
         clients=config.num_clients,
-        seed=config.seed,
+        seed=split_seed(config),
         alpha=config.split_alpha,
         min_rows=config.split_min_rows,
         shards=config.shards_per_client,
+        rest=config.clients_of_rest,
     )
     shares: splits.Shares = split(known, how)
+    if shares.left:
+        rows, values = sum(shares.left.values()), len(shares.left)
+        sources.say(
+            f"{rows} rows of {values} values beyond num_clients are left out: write --num_clients "
+            f"{values + len(shares.rows)} for a client of each, or --clients_of_rest 1 for one of them all."
+        )
     names = shares.names or [f"client_{number}" for number in range(len(shares.rows))]
     return names, [numbers[own] for own in shares.rows]
 

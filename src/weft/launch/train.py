@@ -93,6 +93,8 @@ def _train(config: RunConfig, plan: Plan, tokenizer: Any, group: Group | None, w
         write_atomic(run.split_file, (json.dumps(population.split, indent=1) + "\n").encode())
         progress.split(population.split)
         model = resident(config, tokenizer, plan, group)
+        for line in population.said:  # when nothing is refused any more
+            progress.note(line)
         equip(config, plan, population, model, run.reference_file, progress.note)
         with Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers:
             Training(config, run, plan, population, model, progress, trackers, group).run_all()
