@@ -243,7 +243,8 @@ VERBS = {
 def test_every_verb_tells_and_so_do_rows_to_measure_on(verb: str, model, tmp_path: Path, capsys):
     rows, more = VERBS[verb]
     data = write_rows(tmp_path / "rows.jsonl", [row | {"topic": "x"} for row in rows])
-    apart = write_rows(tmp_path / "apart.jsonl", put(rows, row3=rows[0], row5=rows[2]))
+    others = [{key: f"Now: {value}" if value else value for key, value in row.items()} for row in rows]
+    apart = write_rows(tmp_path / "apart.jsonl", others)
     keys = {"model_name_or_path": model(None), "dataset_name": data, "eval_dataset_name": apart, "num_clients": 1}
     keys |= {"sample_clients": 1, "seq_length": 128, "template": "alpaca", "output_dir": tmp_path / "run"}
     use = [] if verb == "prompt" else ["--use_peft"]
@@ -260,7 +261,7 @@ def test_a_run_says_it_first_and_once(keys, tmp_path: Path, capsys):
     data = write_rows(tmp_path / "rows.jsonl", put(PLAIN, row3={"instruction": "q", "output": ""}))
     assert main(["sft", *flags(keys | {"dataset_name": data, "num_clients": 1, "sample_clients": 1})]) == 0
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("weft: read 12 rows of")
+    assert lines[0].removeprefix("weft: ").startswith("read 12 rows of")
     assert lines[
         1
     ] == f"weft: 1 rows were left out (no column that is known to hold answers), in line 3 of '{data}'." or (

@@ -5,13 +5,13 @@ What cannot be read is refused in one sentence with the file and, where there is
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from weft.data import known
+from weft.data import parts
+from weft.data.parts import ANY, Wanted
 from weft.data.rows import File, Row, Rows, joined
-from weft.data.tables import first_line, rows_of
+from weft.data.sets import hub_set, saved_set
+from weft.data.tables import rows_of
 from weft.errors import DataError
 
 __all__ = ["Row", "data_files", "hub_set", "kind_of", "read_rows", "resolve_source", "saved_set", "whole_rows"]
@@ -31,25 +31,29 @@ def resolve_source(name: str, local_data_dir: str | None) -> str:
     return str(Path(local_data_dir) / name)
 
 
-def read_rows(source: str, *, split: str | None = None, token: bool | None = None) -> Rows:
+def read_rows(source: str, wanted: Wanted = ANY, *, token: bool | None = None) -> Rows:
     """Return the rows of a file, of a folder of files in the order of their names, or of a hub data set.
 
     Raises:
-        DataError: nothing there, a broken file (with its line), or a hub that cannot be reached.
+        DataError: nothing there, a broken file (with its line), no such part, or a hub that cannot be reached.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
-        return _read_folder(path)
-    if path.is_file():
-        return _read_file(path)
-    if source.startswith((".", "/", "~")) or kind_of(path) is not None:
+    if path.is_dir() and not saved_set(path):
+        rows = joined(_read_file(file) for file in data_files(path, wanted))
+    elif path.is_file():
+        parts.whole(wanted, source)
+        rows = _read_file(path)
+    elif not path.is_dir() and (source.startswith((".", "/", "~")) or kind_of(path) is not None):
         raise DataError(f"There is no file or folder '{source}': check the path.")
-    return Rows((dict(row) for row in hub_set(source, split, token)), File(source))
+    else:
+        return Rows((dict(row) for row in hub_set(source, wanted, token)), File(source))
+    piece = wanted.asked.piece
+    return rows if piece is None else rows.pick(parts.span(len(rows), piece, source))
 
 
-def whole_rows(source: str, *, split: str | None = None) -> Rows:
+def whole_rows(source: str, wanted: Wanted = ANY, *, token: bool | None = None) -> Rows:
     """Return the rows of a source that must be whole; raises as `read_rows`, and for a row that is left out."""
-    rows = read_rows(source, split=split)
+    rows = read_rows(source, wanted, token=token)
     if rows.left:
         raise DataError(f"'{source}' cannot be read whole ({rows.left.reasons()}): mend or remove these rows.")
     return rows
@@ -63,25 +67,12 @@ def kind_of(path: Path) -> str | None:
     return suffixes[-1] if suffixes and suffixes[-1] in KINDS else None
 
 
-def data_files(folder: Path) -> list[Path]:
-    """Return the data files of a folder by their names; DataError if there are none."""
-    # What begins with a dot is hidden: a Mac's `._rows.jsonl` is no data.
-    shown = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    files = sorted(path for path in shown if kind_of(path) is not None)
+def data_files(folder: Path, wanted: Wanted = ANY) -> list[Path]:
+    """Return the data files of the part of a folder that is meant; DataError if there are none."""
+    files = parts.files_of(folder, wanted, kind_of)
     if not files:
         raise DataError(f"The folder '{folder}' holds no data file: {READ_AS} are read.")
     return files
-
-
-def saved_set(folder: Path) -> bool:
-    """Say whether a folder is a data set that the `datasets` library saved."""
-    return (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists()
-
-
-def _read_folder(folder: Path) -> Rows:
-    if saved_set(folder):
-        return Rows((dict(row) for row in hub_set(str(folder), None, None)), File(str(folder)))
-    return joined(_read_file(path) for path in data_files(folder))
 
 
 def _read_file(path: Path) -> Rows:
@@ -89,26 +80,3 @@ def _read_file(path: Path) -> Rows:
     if kind is None:
         raise DataError(f"'{path}' is of no kind that is read: {READ_AS} are.")
     return rows_of(path, kind)
-
-
-def hub_set(name: str, split: str | None, token: bool | None) -> Any:
-    """Return a data set of the hub, or one that was saved to a folder, its rows still on disk."""
-    if Path(name).is_dir():
-        return _from_datasets(name, lambda datasets: datasets.load_from_disk(name))
-    columns = known.find(name)
-    config = columns.config if columns else None
-    part = split or (columns.split if columns else "train")
-    return _from_datasets(name, lambda datasets: datasets.load_dataset(name, config, split=part, token=token))
-
-
-def _from_datasets(name: str, load: Callable[[Any], Any]) -> Any:
-    import datasets
-
-    try:
-        found = load(datasets)
-        return (found.get("train") or next(iter(found.values()))) if isinstance(found, dict) else found
-    except Exception as error:  # every kind of network, hub and file error comes out of this library
-        raise DataError(
-            f"'{name}' is no local file or folder, and could not be loaded as a data set "
-            f"({first_line(error)}): check the name, the path or the network."
-        ) from None

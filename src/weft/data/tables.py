@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from weft.data.packed import lines_of, text_of
 from weft.data.rows import File, Left, Row, Rows
+from weft.data.sets import first_line
 from weft.errors import DataError
 
 BROKEN_SHARE = 0.1
@@ -260,12 +261,6 @@ def parquet_rows(path: Path) -> Iterator[Row]:
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"'{path}' is no whole parquet file ({first_line(error)}): copy it again.") from None
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error says."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
 
 
 def _named(names: list[str]) -> str:

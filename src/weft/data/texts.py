@@ -15,9 +15,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from weft.data import load
+from weft.data import load, parts, sets
 from weft.data.columns import columns_of, no_column, shape_of
 from weft.data.packed import text_chunks
+from weft.data.parts import ANY, Wanted
 from weft.data.rows import NO_SIGN, File
 from weft.data.tables import json_lines, parquet_rows, too_many
 from weft.data.turns import missing
@@ -53,7 +54,8 @@ class TextSource:
     """A file, or a data set of the hub."""
 
     name: str
-    split: str | None = None
+    wanted: Wanted = ANY
+    """Of a data set: which part. A file is read whole."""
     token: bool | None = None
     column: str | None = None
     """Whose values are told with every document."""
@@ -65,10 +67,10 @@ class TextSource:
         path = self.path
         if path.is_file():
             seen = path.stat()
-            parts: list[Any] = [str(path.resolve()), seen.st_size, seen.st_mtime_ns]
+            seen_as: list[Any] = [str(path.resolve()), seen.st_size, seen.st_mtime_ns]
         else:
-            parts = [self.name, self.split, getattr(self._hub(), "_fingerprint", "")]
-        return hashlib.sha256(json.dumps([*parts, self.column, PASSAGE]).encode()).hexdigest()
+            seen_as = [self.name, self.wanted.split, getattr(self._hub(), "_fingerprint", "")]
+        return hashlib.sha256(json.dumps([*seen_as, self.column, PASSAGE]).encode()).hexdigest()
 
     @property
     def path(self) -> Path:
@@ -108,7 +110,7 @@ class TextSource:
         )
 
     def _hub(self) -> Any:
-        return load.hub_set(self.name, self.split, self.token)
+        return sets.hub_set(self.name, self.wanted, self.token)
 
     def _from_lines(self) -> Iterator[Document]:
         """Yield the documents of JSON lines; refuse a file of which too much is broken once that is known."""
@@ -169,19 +171,24 @@ def _text_column(row: dict[str, Any]) -> str | None:
 
 
 def text_sources(
-    name: str, *, split: str | None = None, token: bool | None = None, column: str | None = None
+    name: str, wanted: Wanted = ANY, *, token: bool | None = None, column: str | None = None
 ) -> list[TextSource]:
-    """Return the sources of a name: a file, the files of a folder, or a data set of the hub.
+    """Return the sources of a name: a file, the files of a folder's part, or a data set of the hub.
+
+    A slice of files is for the caller to take, once their documents are counted.
 
     Raises:
-        DataError: nothing there, or an empty folder.
+        DataError: nothing there, an empty folder, or no such part.
     """
     path = Path(name).expanduser()
-    if path.is_dir() and not load.saved_set(path):
-        return [TextSource(str(file), split, token, column) for file in load.data_files(path)]
+    if path.is_dir() and not sets.saved_set(path):
+        return [TextSource(str(file), ANY, token, column) for file in load.data_files(path, wanted)]
+    if path.is_file():
+        parts.whole(wanted, name)
+        return [TextSource(name, ANY, token, column)]
     if not path.exists() and (name.startswith((".", "/", "~")) or load.kind_of(path) is not None):
         raise DataError(f"There is no file or folder '{name}': check the path.")
-    return [TextSource(name, split, token, column)]
+    return [TextSource(name, wanted, token, column)]
 
 
 def _passages(path: Path) -> Iterator[Document]:

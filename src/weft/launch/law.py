@@ -24,6 +24,8 @@ SITES_OWN = frozenset(
         "dataset_name",
         "clients",
         "eval_dataset_name",
+        "dataset_split",
+        "eval_dataset_split",
         "instruction_column",
         "response_column",
         "instruction_prefix",
@@ -47,6 +49,9 @@ class SiteData(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     path: str
     eval: str | None = None
+    split: str | None = None
+    """The part of `path` that is trained on, where it has parts; `eval_split` is the one that is measured on."""
+    eval_split: str | None = None
     instruction_column: str | None = None
     response_column: str | None = None
     instruction_prefix: str | None = None
@@ -169,6 +174,8 @@ def own_config(law: Site, run: dict[str, Any], name: str) -> dict[str, Any]:
     return kept | {
         "runtime": "inprocess",
         "clients": [{"name": name, "data": data.path, "eval": data.eval}],
+        "dataset_split": data.split,
+        "eval_dataset_split": data.eval_split,
         "instruction_column": data.instruction_column,
         "response_column": data.response_column,
         "instruction_prefix": data.instruction_prefix,

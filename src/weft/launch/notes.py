@@ -14,11 +14,9 @@ from weft.runs.progress import Progress
 
 
 def tell(config: RunConfig, population: Population, algorithm: Algorithm, progress: Progress) -> None:
-    """Say once what a user would want to know before the first round."""
-    check_alone(config, population)
-    lines = list(told(config, population))
-    progress.read(population.account.summary(), bool(lines))
-    for line in lines:
+    """Say once what a user would want to know before the first round, when nothing is refused any more."""
+    progress.read(population.account.summary())
+    for line in told(config, population):
         progress.note(line)
     if config.sample_clients > len(population.trained) and not algorithm.pools_data and algorithm.shares:
         progress.note(
@@ -30,6 +28,7 @@ def told(config: RunConfig, population: Population) -> Iterator[str]:
     """Yield what a user must know of the data: what was left out, cut, changed and not used."""
     counts = population.counts
     yield from population.account.lines()
+    yield from population.said
     if config.template_date is not None:
         yield f"where the chat template writes the date, it is {config.template_date} throughout the run."
     if counts.get("truncated"):

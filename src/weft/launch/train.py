@@ -14,7 +14,7 @@ from weft.launch import compose, together
 from weft.launch.day import dated, keep_template
 from weft.launch.finished import Run
 from weft.launch.memory import DiskMemory
-from weft.launch.notes import tell
+from weft.launch.notes import check_alone, tell
 from weft.launch.population import populate
 from weft.launch.prepare import equip, prepare_process, resident
 from weft.launch.start import with_tokenizer
@@ -92,10 +92,11 @@ def _train(config: RunConfig, plan: Plan, tokenizer: Any, group: Group | None, w
             pool=plan.algorithm.pools_data,
             report=progress.tokenizing,
         )
-        tell(config, population, plan.algorithm, progress)
+        check_alone(config, population)
         write_atomic(run.split_file, (json.dumps(population.split, indent=1) + "\n").encode())
-        progress.split(population.split)
         model = resident(config, tokenizer, plan, group)
+        tell(config, population, plan.algorithm, progress)
+        progress.split(population.split)
         equip(config, plan, population, model, run.reference_file, progress.note)
         with Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers:
             Training(config, run, plan, population, model, progress, trackers, group).run_all()
