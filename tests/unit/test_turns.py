@@ -143,6 +143,16 @@ def test_columns_that_are_not_read_are_named_and_those_that_are_too():
     assert list(account.lines()) == ["the columns 'source', 'topic' and 'messages.weight' are not read."]
 
 
+def test_of_very_many_reasons_the_most_frequent_are_told_and_the_rest_counted():
+    rows = [{"messages": [Q | {"role": f"person {n}"}, A]} for n in (0, 0, *range(1, 30))]
+    left = to_examples(rows, source="x", asked=False).left
+    lines = left.lines()
+    assert len(left) == 30
+    assert len(lines) == 12
+    assert lines[0] == "2 rows were left out (unknown role 'person 0' in a conversation), the first in row 1 of 'x'."
+    assert lines[-1] == "19 rows were left out (19 other reasons), the first in row 13 of 'x'."
+
+
 def test_turns_behind_the_last_answer_are_told():
     account = Account()
     to_examples([{"messages": [Q, A, Q]}], source="here", account=account)

@@ -16,6 +16,9 @@ Row = dict[str, Any]
 NO_SIGN = re.compile("[\ud800-\udfff]")
 """Halves of characters, which no encoding has."""
 
+REASONS = 12
+"""Told at most."""
+
 
 def shown(text: str, most: int = 60) -> str:
     """Return a text of the data as a message can hold it: on one line, not too long, and printable."""
@@ -53,13 +56,22 @@ class Left(dict[str, tuple[int, str]]):
         """Reason -> how many."""
         return {reason: count for reason, (count, _) in self.items()}
 
-    def lines(self, what: str = "rows") -> list[str]:
+    def lines(self) -> list[str]:
         """Return a sentence for each reason."""
-        return [f"{count} {what} were left out ({reason}){first(count, at)}." for reason, (count, at) in self.items()]
+        return [f"{count} rows were left out ({why}){first(count, at)}." for why, (count, at) in self._most().items()]
 
     def reasons(self) -> str:
         """Return all reasons, for the middle of a sentence."""
-        return "; ".join(f"{count} x {reason}{first(count, at)}" for reason, (count, at) in self.items())
+        return "; ".join(f"{count} x {why}{first(count, at)}" for why, (count, at) in self._most().items())
+
+    def _most(self) -> dict[str, tuple[int, str]]:
+        """Return the reasons; of very many (a role for each person of a play) the most frequent and the rest."""
+        if len(self) <= REASONS:
+            return dict(self)
+        kept = sorted(self, key=lambda why: -self[why][0])[: REASONS - 1]
+        rest = [self[why] for why in self if why not in kept]
+        told = f"{len(rest)} other reasons"
+        return {why: self[why] for why in self if why in kept} | {told: (sum(n for n, _ in rest), rest[0][1])}
 
 
 def first(count: int, place: str) -> str:

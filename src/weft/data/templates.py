@@ -14,6 +14,7 @@ from typing import Any
 
 from weft.data.formats import Example, Turn
 from weft.data.marks import marked, unmarked
+from weft.data.rows import shown
 from weft.errors import ConfigError, DataError
 
 OPENS = re.compile(r"(<[a-z_|]*(?:think|thought|reason)[a-z_|]*>)\s*\Z")
@@ -202,7 +203,7 @@ class ChatTemplate(Template):
                 _stop_clock(tokenizer.get_chat_template(), self.date)
             text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
         except Exception as error:  # whatever a template in Jinja raises, jinja2's own errors included
-            said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            said = shown(str(error), 200).rstrip(".") or type(error).__name__
             raise Refused(f"the chat template refuses the conversation: {said}") from None
         return text
 
