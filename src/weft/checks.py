@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 from weft import registry
@@ -139,7 +141,8 @@ def _check_pairs(config: Any) -> None:
 
 def _check_sites(config: Any) -> None:
     """Refuse what a run of sites that have their own data cannot have."""
-    named = [key for key in ("dataset_name", "clients", "public_data", "eval_dataset_name") if getattr(config, key)]
+    sites_own = ("dataset_name", "clients", "public_data", "eval_dataset_name", "dataset_split", "eval_dataset_split")
+    named = [key for key in sites_own if getattr(config, key)]
     if named:
         raise ConfigError(f"With --runtime nvflare every site names its own data in site.yaml: drop --{named[0]}.")
     if config.client_failure_rate or config.client_speed or config.availability:
@@ -179,6 +182,11 @@ def _check_placement(config: Any) -> None:
 
 
 def _check_numbers(config: Any) -> None:
+    if config.clients_of_rest and (config.clients or config.split_strategy not in registry.NATURAL_SPLITS):
+        raise ConfigError(
+            "clients_of_rest is given, but only the splits by and domain leave values without a client: write "
+            "--split_strategy by, or drop --clients_of_rest."
+        )
     if config.num_clients == 0 and config.split_strategy not in registry.NATURAL_SPLITS and not config.clients:
         raise ConfigError("num_clients is 0: write how many clients there are, 1 or more.")
     for rank in config.client_ranks or ():
@@ -206,3 +214,21 @@ def _check_names(config: Any) -> None:
     registry.require(registry.SPLITS, config.split_strategy, "split strategy")
     if config.template != "auto":
         registry.require(registry.TEMPLATES, config.template, "template")
+    if config.prompt_template is not None:
+        if config.template not in ("auto", "chat"):
+            raise ConfigError(
+                f"template is {config.template}, and prompt_template is a template too: write one of them."
+            )
+        if not Path(config.prompt_template).expanduser().is_file():
+            raise ConfigError(
+                f"There is no template '{config.prompt_template}': check the path after --prompt_template."
+            )
+    if config.template_date is not None and not _is_day(config.template_date):
+        raise ConfigError(f"template_date is '{config.template_date}', which is no day: write one as 2026-01-31.")
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False

@@ -285,7 +285,6 @@ def test_rows_that_cannot_be_used_are_dropped_and_counted():
 
 BAD = {
     "labels for pairs": ([{"prompt": "q", "completion": "a", "label": True}], "dpo", "labels go with --loss kto"),
-    "pairs for labels": ([{"prompt": "q", "chosen": "a", "rejected": "b"}], "kto", "pairs go with --loss dpo"),
     "neither": ([{"prompt": "q", "output": "a"}], "dpo", "preferences are read from 'chosen' and 'rejected'"),
     "nothing": ([], "dpo", "is empty"),
 }

@@ -34,7 +34,10 @@ def workplace(tmp_path: Path, tiny_model: Path, tiny_data: Path, monkeypatch: py
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     (tmp_path / "data").mkdir()
     for number, name in enumerate(("hospital_a", "hospital_b", "hospital_c", "hospital_c_test")):
-        write_rows(tmp_path / "data" / f"{name}.jsonl", colour_rows(20 + number, number))
+        rows = colour_rows(20 + number, number)
+        if name.endswith("test"):  # rows that nobody trains on
+            rows = [row | {"instruction": f"In the test: {row['instruction']}"} for row in rows]
+        write_rows(tmp_path / "data" / f"{name}.jsonl", rows)
     (tmp_path / "data" / "domains").mkdir()
     texts = [{"text": row["instruction"] + " " + row["output"]} for row in colour_rows(40)]
     for name in ("public", "domains/a", "domains/b", "domains/c", "domains/d"):

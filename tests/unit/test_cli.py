@@ -95,7 +95,7 @@ def test_compare_export_and_chat(keys, tmp_path: Path, capsys):
     run = weft.train(keys, quiet=True)
     assert main(["compare", str(run.path), str(run.path), "--json"]) == 0
     assert main(["compare", str(run.path)]) == 0
-    assert "eval loss" in capsys.readouterr().out
+    assert "shared model, everybody's rows" in capsys.readouterr().out
     assert main(["chat", str(run.path), "--prompt", "What colour is the sky?", "--max_new_tokens", "4"]) == 0
     merged = tmp_path / "merged"
     assert main(["export", str(run.path), "--merge", "--out", str(merged)]) == 0

@@ -1,7 +1,6 @@
 import io
 import json
 
-import pytest
 from rich.console import Console
 
 from weft.runs.progress import Progress
@@ -49,11 +48,10 @@ def test_a_terminal_shows_a_live_line(capsys):
     assert capsys.readouterr().err == "weft: [bold]two of 3 rows were dropped\n"
 
 
-@pytest.mark.parametrize(("quiet", "terminal"), [(True, True), (False, False)])
-def test_silent_when_quiet_or_no_terminal_but_for_warnings(capsys, quiet, terminal):
+def test_silent_when_quiet_but_for_warnings(capsys):
     out = io.StringIO()
-    drive(Progress(5, quiet=quiet, as_json=False, console=Console(file=out, force_terminal=terminal)))
-    drive(Progress(5, quiet=quiet, as_json=False))
+    drive(Progress(5, quiet=True, as_json=False, console=Console(file=out, force_terminal=True)))
+    drive(Progress(5, quiet=True, as_json=False))
     captured = capsys.readouterr()
     assert out.getvalue() + captured.out == ""
     assert captured.err.count("dropped") == 2

@@ -74,23 +74,20 @@ def generate(
     import torch
 
     from weft.data.formats import Turn
+    from weft.data.tokenize import asked
     from weft.data.words import Words
     from weft.launch.population import load_template, template_name
 
     tokenizer = opened.tokenizer
     template = load_template(
-        template_name(opened.config, tokenizer, "text" if opened.config.objective == "causal_lm" else "conversations")
+        template_name(opened.config, tokenizer, "text" if opened.config.objective == "causal_lm" else "conversations"),
+        opened.config.template_date,
     )
-    text = template.prompt([Turn(role, said) for role, said in turns], tokenizer)
-    starts_itself = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
-    given = tokenizer(text, return_tensors="pt", add_special_tokens=not starts_itself).to(model.device)
-    ids = given["input_ids"]
-    if ids.shape[1] > 1 and ids[0, -1] == tokenizer.eos_token_id:  # some tokenizers end every text
-        ids = ids[:, :-1]
+    row = asked(tuple(Turn(role, said) for role, said in turns), tokenizer, template)
     if instruction:
         words = Words(tokenizer)
-        row = words.into(ids[0].cpu().numpy().astype("int32"), words.tokens(instruction))
-        ids = torch.from_numpy(row.astype("int64"))[None].to(model.device)
+        row = words.into(row, words.tokens(instruction))
+    ids = torch.from_numpy(row.astype("int64"))[None].to(model.device)
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None:
         ids = ids[:, -max(1, limit - tokens) :]

@@ -1,76 +1,188 @@
-"""`weft compare RUN...`: the numbers of runs, and the keys in which they differ, side by side."""
+"""`weft compare RUN...`: the scores of runs side by side, each kind in a table of its own, and the keys that differ."""
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from weft.arguments import Parser
+from weft.config import VOLATILE
 from weft.launch.finished import Run
+from weft.runs.comparison import COSTS, KINDS, SCORES, Line, Outcome, Spread, scores_of, tables, verb_of
 from weft.runs.text import human_bytes, human_duration, human_number
 
-METRICS: dict[str, Callable[[float], str]] = {
-    "rounds": str,
-    "train_loss": lambda value: f"{value:.4f}",
-    "eval loss": lambda value: f"{value:.4f}",
-    "eval perplexity": lambda value: f"{value:.3f}",
-    "eval bits_per_byte": lambda value: f"{value:.4f}",
-    "eval accuracy": lambda value: f"{value:.4f}",
-    "eval macro_f1": lambda value: f"{value:.4f}",
-    "eval preference_accuracy": lambda value: f"{value:.4f}",
-    "eval reward_margin": lambda value: f"{value:.4f}",
-    "eval reward": lambda value: f"{value:.4f}",
-    "eval kl": lambda value: f"{value:.3g}",
-    "product_error": lambda value: f"{value:.2g}",
+SHOWN: dict[str, Callable[[float], str]] = {
+    "rounds": human_number,
+    "tokens": human_number,
     "bytes_up": human_bytes,
     "bytes_down": human_bytes,
-    "tokens": human_number,
     "seconds": human_duration,
     "peak_memory_bytes": human_bytes,
+    "perplexity": lambda value: f"{value:.3f}" if value < 1e5 else f"{value:.2e}",
+    "kl": lambda value: f"{value:.3g}",
+    "product_error": lambda value: f"{value:.2g}",
 }
+HEADS = {"bytes_up": "up", "bytes_down": "down", "seconds": "time", "peak_memory_bytes": "memory"}
+Rows = list[list[str]]
 
 
 def run(argv: list[str]) -> int:
-    """Print the table."""
-    parser = Parser(prog="weft compare", description="Print runs side by side.", allow_abbrev=False)
+    """Print the tables."""
+    parser = Parser(
+        prog="weft compare",
+        description="Print runs side by side. Runs that differ in their seed alone are one line: mean and standard "
+        "deviation.",
+        allow_abbrev=False,
+    )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON: every run by itself")
+    parser.add_argument("--csv", action="store_true", help="print CSV: a line for every kind of score")
     arguments = parser.parse(argv)
-    runs = [Run(path) for path in arguments.runs]
-    summaries = [flat(each.summary) for each in runs]
+    opened: dict[Path, Run] = {}
+    for path in arguments.runs:
+        opened.setdefault(Path(path).resolve(), Run(path))
+    outcomes = [_outcome(each) for each in opened.values()]
     if arguments.json:
-        print(json.dumps({str(each.path): summary for each, summary in zip(runs, summaries, strict=True)}, indent=1))
+        print(json.dumps({one.path: _plain(one) for one in outcomes}, indent=1))
         return 0
-    _print(runs, summaries)
+    found = tables(outcomes, VOLATILE)
+    if arguments.csv:
+        _write_csv(found)
+        return 0
+    for verb, lines in found.items():
+        _print(verb, lines)
     return 0
 
 
-def flat(summary: dict[str, Any]) -> dict[str, Any]:
-    """Return the numbers of a summary under the names of the table's rows."""
-    return {
-        name: (summary["eval"].get(name.removeprefix("eval ")) if name.startswith("eval ") else summary.get(name))
-        for name in METRICS
-    }
+def _outcome(opened: Run) -> Outcome:
+    config, summary = opened.config, opened.summary
+    personal = False
+    if config.runtime == "nvflare" and not summary.get("models"):  # own models stay with their sites
+        from weft.launch.compose import plan
+
+        made = plan(config)
+        personal = made.algorithm.personal or made.sharing.keeps
+    return Outcome(str(opened.path), config.model_dump(mode="json"), summary, personal)
 
 
-def _print(runs: list[Run], summaries: list[dict[str, Any]]) -> None:
+def _plain(one: Outcome) -> dict[str, Any]:
+    costs = {name: one.summary.get(name) for name in COSTS}
+    return {"verb": verb_of(one.config), "rows": Line((one,), {}).rows(), "scores": scores_of(one), **costs}
+
+
+def _write_csv(found: dict[str, list[Line]]) -> None:
+    keys = list(dict.fromkeys(key for lines in found.values() for line in lines for key in line.keys))
+    heads = ["verb", "runs", "seeds", *keys, "note", "measured", "n"]
+    heads += [word for name in (*SCORES, *COSTS) for word in (name, f"{name}_deviation")]
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(heads)
+    for verb, lines in found.items():
+        for line in lines:
+            known = [_word(line.keys.get(key)) for key in keys]
+            for kind in KINDS:
+                if scores := line.scores(kind):
+                    numbers = scores | line.costs()
+                    cells = [cell for name in (*SCORES, *COSTS) for cell in numbers.get(name, ("", ""))]
+                    seeds = " ".join(map(str, line.seeds))
+                    writer.writerow([verb, ";".join(line.paths), seeds, *known, line.mark, kind, line.rows(), *cells])
+
+
+def _print(verb: str, lines: list[Line]) -> None:
+    known = [(_named(line), line) for line in lines]
+    several = any(len(line.paths) > 1 for line in lines)
+    note = "a ± b is the mean and the standard deviation (n - 1) over seeds." if several else ""
+    _table(f"{verb}: runs", ["run", "keys that differ"], [[name, _keys(line)] for name, line in known], note)
+    for kind in KINDS:
+        scores = [(name, line.rows(), own) for name, line in known if (own := line.scores(kind))]
+        heads = [name for name in SCORES if any(name in own for *_, own in scores)]
+        if heads:
+            apart = len({rows for _, rows, _ in scores}) > 1
+            note = "n differs: these were not measured on the same rows." if apart else ""
+            cells = [[name, rows, *(_shown(head, own.get(head)) for head in heads)] for name, rows, own in scores]
+            _table(f"{verb}: {kind}", ["run", "n", *heads], cells, note)
+    heads = [name for name in COSTS if any(name in line.costs() for line in lines)]
+    took = [[name, *(_mean(head, line.costs().get(head)) for head in heads)] for name, line in known]
+    _table(f"{verb}: what it took", ["run", *(HEADS.get(head, head) for head in heads)], took)
+
+
+def _named(line: Line) -> str:
+    """Name the runs of a line: on a terminal the first, elsewhere all."""
+    more = len(line.paths) - 1
+    name = ", ".join(line.paths)
+    if sys.stdout.isatty() and more:
+        name = f"{line.paths[0]} + {more} seed{'s' * (more > 1)}"
+    return f"{name} ({line.mark})" if line.mark else name
+
+
+def _keys(line: Line) -> str:
+    words = [f"{key}={_word(value)}" for key, value in line.keys.items()]
+    if len(line.seeds) > 1:
+        same = line.outcomes[0].config.get("split_seed") is not None
+        words.append(
+            f"seeds {', '.join(map(str, line.seeds))}{' on one split' if same else ', each with its own split'}"
+        )
+    return "  ".join(words) or "-"
+
+
+def _word(value: Any) -> str:
+    return "" if value is None else json.dumps(value) if isinstance(value, list | dict) else str(value)
+
+
+def _shown(name: str, value: Spread | None) -> str:
+    if value is None:
+        return "-"
+    show = SHOWN.get(name, "{:.4f}".format)
+    return show(value.mean) if value.deviation is None else f"{show(value.mean)} ± {show(value.deviation)}"
+
+
+def _mean(name: str, value: Spread | None) -> str:
+    return _shown(name, None if value is None else Spread(value.mean))
+
+
+def _table(title: str, heads: list[str], rows: Rows, note: str = "") -> None:
+    """Print a table: on a terminal as wide as that is, elsewhere with every name in full."""
+    left = {0} | ({1} if "keys" in heads[1] else set())
+    if not (sys.stdout.isatty() and _draw(title, heads, rows, left)):
+        print(title)
+        for cells in _columns([heads, *rows], left):
+            print(f"  {cells}")
+    if note:
+        print(f"  {note}")
+    print()
+
+
+def _draw(title: str, heads: list[str], rows: Rows, left: set[int]) -> bool:
+    """Draw a table, unless its numbers have no room."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="Runs")
-    table.add_column("")
-    for each in runs:
-        table.add_column(Text(str(each.path)), justify="right")
-    configs = [each.config.model_dump(mode="json") for each in runs]
-    for key in configs[0]:
-        values = [config[key] for config in configs]
-        if key != "output_dir" and any(value != values[0] for value in values):
-            table.add_row(key, *(Text(str(value)) for value in values), style="dim")
-    table.add_section()
-    for name, shown in METRICS.items():
-        values = [summary[name] for summary in summaries]
-        if any(value is not None for value in values):
-            table.add_row(name, *("-" if value is None else shown(value) for value in values))
-    Console().print(table)
+    console = Console()
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    if sum(min(width, 20) if n in left else width for n, width in enumerate(widths)) + 3 * len(heads) > console.width:
+        return False
+    table = Table(title=title, title_justify="left")
+    for number, head in enumerate(heads):
+        if number in left:
+            table.add_column(head, overflow="fold")
+        else:
+            table.add_column(head, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+    return True
+
+
+def _columns(rows: Sequence[Sequence[str]], left: set[int]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if number in left else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -69,9 +69,9 @@ def _batches(tokenizer: Any, arguments: Any) -> Iterator[Any]:
     """Yield as many batches of public text as there are steps, over and over."""
     import torch
 
-    from weft.data.load import read_rows
+    from weft.data.load import whole_rows
 
-    texts = [str(row["text"]) for row in read_rows(arguments.distil) if row.get("text")]
+    texts = [text for row in whole_rows(arguments.distil) if isinstance(text := row.get("text"), str) and text]
     if not texts:
         raise ConfigError(f"'{arguments.distil}' has no column 'text': name a file of plain text.")
     ids = [token for text in texts for token in (*tokenizer.encode(text), tokenizer.eos_token_id)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from weft.arguments import Parser
 from weft.errors import ConfigError
 from weft.launch.finished import Run
+from weft.runs.card import write_card
 
 
 def run(argv: list[str]) -> int:
@@ -33,6 +34,8 @@ def run(argv: list[str]) -> int:
         from weft.launch.plug_in import plug_in
 
         plug_in(opened, arguments.client, arguments.plug_in, out, merge=arguments.merge, dtype=arguments.dtype)
+        whole = arguments.merge or not opened.config.use_peft
+        write_card(opened.directory, out, whole=whole, own=arguments.client is not None, base=arguments.plug_in)
         print(out)
         return 0
     if arguments.merge and opened.config.prompt_method is not None:
@@ -47,6 +50,9 @@ def run(argv: list[str]) -> int:
         shutil.copy(weights, out)
     else:
         shutil.copytree(weights, out, dirs_exist_ok=True)
+    if not weights.is_file():
+        whole = arguments.merge or not opened.config.adapts
+        write_card(opened.directory, out, whole=whole, own=arguments.client is not None, like=weights)
     print(out)
     return 0
 

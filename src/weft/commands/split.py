@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def run(argv: list[str]) -> int:
     from weft.core.files import write_atomic
     from weft.federation.site import InMemory
     from weft.launch.compose import plan
+    from weft.launch.notes import told
     from weft.launch.population import populate
     from weft.launch.start import with_tokenizer
     from weft.models.load import load_tokenizer
@@ -41,7 +43,10 @@ def run(argv: list[str]) -> int:
     rows = plan(config).objective.rows
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = load_tokenizer(with_tokenizer(config, Path(folder)))
-    found = populate(config, tokenizer, InMemory(), rows=rows, pool=False).split
+    population = populate(config, tokenizer, InMemory(), rows=rows, pool=False)
+    found = population.split
+    for line in told(config, population):
+        print(f"weft: {line}", file=sys.stderr)
     if arguments.json:
         print(json.dumps(found, indent=1))
     else:

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from weft.data import known
+from weft.data.columns import ANSWERS, DIALOGUES, TEXTS, Cells, Shape, columns_of, no_column, normal
+from weft.data.rows import Account, Left, Row, as_rows
+from weft.data.turns import Turn, Unusable, answered, conversation, dialogue, messages_in, missing, said, transcript
 from weft.errors import DataError
-from weft.registry import nearest
 
-ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-QUESTIONS = ("instruction", "prompt", "question")
-ANSWERS = ("output", "response", "completion", "answer")
-DIALOGUES = ("messages", "conversations")
-TEXTS = ("text", "content")
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """What one side says; `role` is system, user or assistant."""
-
-    role: str
-    text: str
+__all__ = ["ANSWERS", "DIALOGUES", "TEXTS", "Example", "Examples", "Turn", "columns_of", "no_column", "to_examples"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,139 +28,227 @@ class Example:
 
 
 class Examples(NamedTuple):
-    """The usable rows, and how many were left out for which reason."""
+    """The usable rows, and what was left out."""
 
     examples: list[Example]
-    dropped: dict[str, int]
+    left: Left
     rows: list[int]
     """The number of the row that each example was made of."""
 
+    @property
+    def dropped(self) -> dict[str, int]:
+        """How many rows were left out for which reason."""
+        return self.left.counts
 
-class _Unusable(Exception):
-    """A row is left out; the text is the reason."""
 
+class Unknown(Unusable):
+    """A row whose columns are not recognised; `missing` says which are not."""
 
-Maker = Callable[[dict[str, Any]], tuple[Turn, ...]]
+    def __init__(self, missing: str) -> None:
+        super().__init__(f"no column that is known to hold {missing}")
+        self.missing = missing
 
 
 def to_examples(
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[Row],
     *,
     source: str,
     instruction_column: str | None = None,
     response_column: str | None = None,
+    prefix: str | None = None,
+    asked: bool = False,
+    account: Account | None = None,
 ) -> Examples:
-    """Turn rows into examples.
+    """Turn rows into examples; each row is recognised by its own columns.
 
     Args:
-        rows: all with the columns of the first.
+        rows: of one source.
         source: their name, by which some columns are known, and which errors mention.
-        instruction_column: the column of the question, if it is not to be recognised.
-        response_column: the column of the answer, likewise.
+        instruction_column: the columns of the question, commas between, if they are not to be recognised.
+        response_column: the columns of the answer, likewise.
+        prefix: a text that stands before every question, with a blank line behind it.
+        asked: a row without an answer is used too; its last turn is an empty one of the assistant.
+        account: gets what was read and what was not.
 
     Raises:
         DataError: no rows, or columns that are not recognised or not there.
     """
     if not rows:
         raise DataError(f"'{source}' is empty: give a file with at least one row.")
-    for column in (instruction_column, response_column):
-        if column is not None and column not in rows[0]:
-            raise no_column(source, column, rows[0])
-    first = rows[0]
-    make = _maker(first, source, instruction_column, response_column)
-    columns = known.find(source)
-    distinct = columns.instruction if columns and columns.distinct else None
-    seen: set[str] = set()
+    found = as_rows(rows, source)
+    maker = _Maker(Cells(found, source), source, instruction_column, response_column, prefix, asked)
     examples: list[Example] = []
     kept: list[int] = []
-    dropped: Counter[str] = Counter()
-    for number, row in enumerate(rows):
+    left = Left()
+    known_to_hold = ""
+    for number, row in enumerate(found):
         try:
-            if distinct is not None:
-                if row.get(distinct) in seen:
-                    raise _Unusable("repeated instruction")
-                seen.add(str(row.get(distinct)))
-            examples.append(Example(make(row)))
+            examples.append(Example(maker.turns(row)))
             kept.append(number)
-        except _Unusable as reason:
-            dropped[str(reason)] += 1
-    return Examples(examples, dict(dropped), kept)
+        except Unusable as reason:
+            left.add(str(reason), found.place(number))
+            if isinstance(reason, Unknown):
+                known_to_hold = known_to_hold or reason.missing
+    if not examples and known_to_hold and len(left) == 1:
+        raise _unknown(source, found[0], known_to_hold)
+    if account is not None:
+        maker.tell(account)
+    return Examples(examples, left, kept)
 
 
-def _maker(row: dict[str, Any], source: str, instruction: str | None, response: str | None) -> Maker:
-    """Return what makes turns of rows that have the columns of `row`."""
-    columns = known.find(source)
-    extra = None
-    if instruction is None and response is None:
+def _unknown(source: str, row: Row, wanted: str) -> DataError:
+    flag = "--instruction_column" if wanted == "questions" else "--response_column"
+    hint = ""
+    if "chosen" in row and "rejected" in row:
+        hint = ", or learn from pairs with `weft dpo`"
+    elif any(normal(name) in TEXTS for name in row):
+        hint = ", or learn from plain text with `weft pretrain`"
+    return DataError(
+        f"'{source}' has {columns_of(row)}, none of which is known to hold {wanted}: write {flag} NAME{hint}."
+    )
+
+
+def _holds_turns(column: str, value: Any) -> bool:
+    """Say whether a column of a conversation's name holds one; `data` may be anything."""
+    return not missing(value) and (normal(column) != "data" or isinstance(value, (list, tuple)))
+
+
+class _Maker:
+    """Makes turns of rows."""
+
+    def __init__(
+        self, cells: Cells, source: str, instruction: str | None, response: str | None, prefix: str | None, asked: bool
+    ) -> None:
+        self.cells, self.prefix, self.asked = cells, prefix, asked
+        self.instruction = cells.named(instruction)
+        self.response = cells.named(response)
+        self.columns = known.find(source) if instruction is None and response is None else None
+        self.seen: set[str] = set()
+        self.ends_open = 0
+
+    def turns(self, row: Row) -> tuple[Turn, ...]:
+        """Return the turns of a row; Unusable with the reason where there are none."""
+        shape, columns = self.cells.shape(row), self.columns
+        if columns is not None and columns.distinct:
+            if row.get(columns.instruction) in self.seen:
+                raise Unusable("repeated instruction")
+            self.seen.add(str(row.get(columns.instruction)))
         if columns is not None and columns.instruction in row and columns.response in row:
             if columns.response in DIALOGUES:
-                return lambda row: _dialogue(row.get(columns.response))
-            return lambda row: _pair(row, columns.instruction, columns.input, columns.response)
-        for column in DIALOGUES:
-            if column in row:
-                return lambda row, column=column: _dialogue(row.get(column))  # type: ignore[misc]
-    if instruction is None:
-        instruction = next((column for column in QUESTIONS if column in row), None)
-        extra = "input" if instruction == "instruction" and "input" in row else None
-    if response is None:
-        response = next((column for column in ANSWERS if column in row and column != instruction), None)
-    if instruction is None or response is None:
-        missing = "questions" if instruction is None else "answers"
-        flag = "--instruction_column" if instruction is None else "--response_column"
-        raise DataError(
-            f"'{source}' has {columns_of(row)}, none of which is known to hold {missing}: write {flag} NAME."
+                return self._talk(row, Shape(dialogue=(columns.response,)))
+            inputs = (columns.input,) if columns.input else ()
+            return self._pair(row, Shape((columns.instruction,), (columns.response,), inputs))
+        if self.instruction is None and self.response is None:
+            talks = tuple(name for name in shape.dialogue if _holds_turns(name, row[name]))
+            if talks or (shape.dialogue and not shape.question):
+                return self._talk(row, replace(shape, dialogue=talks or shape.dialogue))
+        return self._pair(row, shape)
+
+    def _talk(self, row: Row, shape: Shape) -> tuple[Turn, ...]:
+        value = self.cells.first(row, shape.dialogue, "conversations")
+        return self._closed(self._with_system(row, shape, dialogue(value, self.cells.unread)))
+
+    def _with_system(self, row: Row, shape: Shape, turns: list[Turn]) -> list[Turn]:
+        """Put the row's own system prompt before turns that have none."""
+        if any(turn.role == "system" for turn in turns):
+            return turns
+        return [*self.cells.system(row, shape), *turns]
+
+    def _closed(self, turns: list[Turn]) -> tuple[Turn, ...]:
+        if self.prefix is not None:
+            at = next((at for at, turn in enumerate(turns) if turn.role == "user"), None)
+            if at is not None:
+                turns = [*turns[:at], Turn("user", self._prefixed(turns[at].text)), *turns[at + 1 :]]
+        if self.asked and turns and turns[-1].role == "user":
+            return (*conversation([*turns, Turn("assistant", "-")])[0][:-1], Turn("assistant", ""))
+        found, open_end = conversation(turns)
+        self.ends_open += open_end
+        return found
+
+    def _pair(self, row: Row, shape: Shape) -> tuple[Turn, ...]:
+        cells = self.cells
+        questions = self.instruction or shape.question
+        answers = self.response or tuple(column for column in shape.answer if column not in questions[:1])
+        if not questions:
+            return self._text(row, shape)
+        if not answers and not self.asked:
+            raise Unknown("answers")
+        question = self._given(row, questions, self.instruction, "question")
+        answer = self._given(row, answers, self.response, "answer")
+        messages = messages_in(question)
+        if messages is not None:  # a conversation, and how it goes on
+            more = messages_in(answer)
+            turns = dialogue(messages, cells.unread)
+            turns += dialogue(more, cells.unread) if more else self._answer(answer)
+            return self._closed(self._with_system(row, shape, turns))
+        text = self._about(row, shape, said(question, "question"), answers)
+        return (
+            *cells.system(row, shape),
+            *self._history(row, shape),
+            Turn("user", self._prefixed(text)),
+            *(self._answer(answer) or [Turn("assistant", "")]),
         )
-    return lambda row: _pair(row, instruction, extra, response)
 
+    def _given(self, row: Row, columns: Sequence[str], named: Sequence[str] | None, what: str) -> Any:
+        """Return what the columns of a question or answer hold; of several that the user named all."""
+        if named is not None and not any(column in row for column in columns):
+            raise Unusable(f"no column {' or '.join(repr(column) for column in columns)}")
+        if named is not None and len(columns) > 1:
+            return self.cells.joined(row, columns, f"{what}s", what)
+        return self.cells.first(row, columns, f"{what}s")
 
-def _pair(row: dict[str, Any], instruction: str, extra: str | None, response: str) -> tuple[Turn, ...]:
-    question, answer = row.get(instruction), row.get(response)
-    if isinstance(question, list):  # a conversation, and how it goes on
-        return _dialogue(
-            [*question, *(answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}])]
-        )
-    text = _said(question, "empty question")
-    more = row.get(extra) if extra else None
-    if isinstance(more, str) and more.strip():
-        text = f"{text} {more}"
-    return Turn("user", text), Turn("assistant", _said(answer, "empty answer"))
+    def _prefixed(self, text: str) -> str:
+        return text if self.prefix is None else f"{self.prefix}\n\n{text}"
 
+    def _about(self, row: Row, shape: Shape, text: str, answers: Sequence[str]) -> str:
+        """Return a question with what it is about: `input` behind a space, as OpenFedLLM writes it, others apart."""
+        if self.instruction is not None:
+            return text
+        for column in shape.context:
+            value = self.cells.cell(row, column)
+            if column in answers or column not in row:
+                continue
+            self.cells.note("contexts", column)
+            if value is not None and value != [] and str(value).strip():
+                gap = " " if column.strip().lower() == "input" else "\n\n"
+                text += gap + said(value, "text that the question is about")
+        return text
 
-def _dialogue(messages: Any) -> tuple[Turn, ...]:
-    if not isinstance(messages, (list, tuple)) or not messages:
-        raise _Unusable("no messages")
-    turns = []
-    for message in messages:
-        if not isinstance(message, dict):
-            raise _Unusable("malformed message")
-        role = ROLES.get(str(message.get("role", message.get("from"))))
-        if role is None:
-            raise _Unusable("unknown role in a conversation")
-        turns.append(Turn(role, _said(message.get("content", message.get("value")), f"empty turn of the {role}")))
-    while turns and turns[-1].role != "assistant":
-        turns.pop()
-    spoken = [turn.role for turn in turns if turn.role != "system"]
-    if not spoken:
-        raise _Unusable("conversation without an answer")
-    if spoken[0] == "assistant":
-        raise _Unusable("conversation that begins with an answer")
-    return tuple(turns)
+    def _answer(self, value: Any) -> list[Turn]:
+        """Return the turn of an answer; none where there is none and none is needed."""
+        if self.asked and (missing(value) or not str(value).strip()):
+            return []
+        return [Turn("assistant", answered(said(value, "answer")))]
 
+    def _history(self, row: Row, shape: Shape) -> list[Turn]:
+        """Return the turns before the question: pairs of what was asked and answered."""
+        pairs = self.cells.first(row, shape.history, "earlier turns")
+        if pairs is None or not pairs:
+            return []
+        if not isinstance(pairs, (list, tuple)) or not all(
+            isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs
+        ):
+            raise Unusable("history that is no list of pairs")
+        return [
+            turn
+            for asked, given in pairs
+            for turn in (Turn("user", said(asked, "history")), Turn("assistant", answered(said(given, "history"))))
+        ]
 
-def _said(value: Any, reason: str) -> str:
-    if value is None or isinstance(value, (list, dict)) or not str(value).strip():
-        raise _Unusable(reason)
-    return str(value)
+    def _text(self, row: Row, shape: Shape) -> tuple[Turn, ...]:
+        """Return the turns of a text with speakers' marks."""
+        for column in shape.text:
+            value = row.get(column)
+            turns = transcript(value) if isinstance(value, str) else None
+            if turns is not None:
+                self.cells.note("conversations", column)
+                return self._closed([Turn(turn.role, turn.text.strip()) for turn in turns])
+        raise Unknown("questions")
 
-
-def no_column(source: str, column: str, known: Iterable[str], purpose: str = "") -> DataError:
-    """Return what is said of a column that is not there, with the nearest that is."""
-    names = list(known)
-    guess = nearest(column, names)
-    meant = f" Did you mean '{guess}'?" if guess else ""
-    return DataError(f"'{source}' has no column '{column}'{purpose}, but {columns_of(names)}.{meant}")
-
-
-def columns_of(row: Iterable[str]) -> str:
-    """Name the columns of a row, for a message."""
-    return "the columns " + ", ".join(f"'{name}'" for name in row)
+    def tell(self, account: Account) -> None:
+        """Add what was read, and what was not, to an account."""
+        for role, columns in self.cells.roles.items():
+            account.reads(role, columns)
+        account.unused.update(dict.fromkeys(self.cells.unused()))
+        if self.ends_open:
+            account.note(f"what comes behind the last answer is left out, in {self.ends_open} of the conversations.")

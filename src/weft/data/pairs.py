@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from weft.data.encode import NO_LEAD, cut_left, last_run, tokenize
+from weft.data.encode import NO_ANSWER
 from weft.data.formats import Example, Turn
 from weft.data.preferences import Preference
+from weft.data.rows import Gone
 from weft.data.templates import Template
+from weft.data.tokenize import NO_LEAD, cut_left, last_run, tokenize
 
 PROMPTS_CUT = "prompts_cut"
 
@@ -39,7 +41,7 @@ class PairTable:
     good: np.ndarray
     """(rows,) bool."""
     rows: np.ndarray
-    """(rows,) the example that each row was made of, increasing."""
+    """(rows,) the example that each row was made of, not decreasing: two rows where both of its answers are judged."""
     partner: np.ndarray
     """(rows,) the row whose answer is the second; the row itself where it has two."""
     reference: np.ndarray
@@ -47,6 +49,8 @@ class PairTable:
     counts: dict[str, int]
     number: int
     """How many examples there were."""
+    gone: Gone
+    """Examples without a row."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -58,10 +62,9 @@ class PairTable:
     @property
     def lengths(self) -> np.ndarray:
         """(examples,): tokens of each, both answers counted; 0 for those that were left out."""
-        sizes = np.zeros(self.number, dtype=np.int64)
         parts = zip(self.prompts, self.answers, self.others, strict=True)
-        sizes[self.rows] = [sum(len(part) for part in row) for row in parts]
-        return sizes
+        sizes = [sum(len(part) for part in row) for row in parts]
+        return np.bincount(self.rows, weights=sizes, minlength=self.number).astype(np.int64)
 
     def within(self, numbers: np.ndarray) -> np.ndarray:
         """Return those of these examples that have a row."""
@@ -69,11 +72,19 @@ class PairTable:
 
     def rows_of(self, numbers: np.ndarray) -> np.ndarray:
         """Return the rows that were made of these examples, in their order."""
-        return np.searchsorted(self.rows, numbers)
+        first = np.searchsorted(self.rows, numbers)
+        counts = np.searchsorted(self.rows, numbers, side="right") - first
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        found: np.ndarray = np.repeat(first, counts) + within
+        return found
 
     def pair_up(self, rows: np.ndarray) -> None:
-        """Let every judged row of a client have the answer of the client's next row as its second."""
-        self.partner[rows] = np.roll(rows, -1)
+        """Let every judged row of a client have the answer of another of the client's rows as its second.
+
+        It is the next row; the next but one where examples have two rows, so that it is of another prompt.
+        """
+        twice = len(rows) > len(np.unique(self.rows[rows]))
+        self.partner[rows] = np.roll(rows, -2 if twice else -1)
 
 
 def encode_preferences(
@@ -88,37 +99,45 @@ def encode_preferences(
     """Tokenize preferences.
 
     A prompt is what both of its answers have in common. It is cut on the left to leave room for the longer answer
-    within `seq_length`; where an answer alone is as long, the row is left out. Both are counted.
+    within `seq_length`; where an answer alone is as long, or the template refuses it, the example is left out. All are
+    counted. With `judged`, both answers of an example that has two become rows of their own: a good one and a bad one.
     """
     prompts: list[np.ndarray] = []
     answers: list[np.ndarray] = []
     others: list[np.ndarray] = []
     good: list[bool] = []
     rows: list[int] = []
-    cut = dropped = 0
+    cut, gone = 0, Gone()
+    refused: dict[int, str] = {}
     said = (
         Example((*one.turns, Turn("assistant", text)))
         for one in examples
-        for text in ([one.answer] if judged else [one.answer, one.other])
+        for text in ((one.answer, one.other) if one.other else (one.answer,))
     )
-    made = tokenize(said, tokenizer, template, lead)
+    made = tokenize(said, tokenizer, template, lead, refused)
+    at = 0
     for number, example in enumerate(examples):
-        both = [next(made)] if judged else [next(made), next(made)]
-        shared = min(last_run(learnt)[0] for _, learnt in both)
-        while any((tokens[:shared] != both[0][0][:shared]).any() for tokens, _ in both):
-            shared -= 1
-        ends = [tokens[shared : last_run(learnt)[1]] for tokens, learnt in both]
+        both = [next(made) for _ in range(2 if example.other else 1)]
+        why = next((refused[n] for n in range(at, at + len(both)) if n in refused), None)
+        at += len(both)
+        if why is not None:
+            gone.add(why, number)
+            continue
+        prompt, ends = _apart(both)
         room = seq_length - max(len(end) for end in ends)
         if room < 1 + len(lead):
-            dropped += 1
+            gone.add(NO_ANSWER, number)
             continue
-        cut += shared > room
-        prompts.append(cut_left(both[0][0][:shared], room, lead))
-        answers.append(ends[0])
-        others.append(ends[-1] if not judged else ends[0][:0])
-        good.append(example.good)
-        rows.append(number)
+        cut += len(prompt) > room
+        prompt = cut_left(prompt, room, lead)
+        for which in range(len(ends) if judged else 1):
+            prompts.append(prompt)
+            answers.append(ends[which])
+            others.append(ends[which][:0] if judged else ends[-1])
+            good.append(example.good and which == 0)
+            rows.append(number)
     tokens = sum(len(part) for kind in (prompts, answers, others) for part in kind)
+    dropped = gone.get(NO_ANSWER, (0, 0))[0]
     counts = {"rows": len(examples), PROMPTS_CUT: cut, "no_answer_within_seq_length": dropped, "tokens": tokens}
     return PairTable(
         prompts,
@@ -130,4 +149,13 @@ def encode_preferences(
         np.full((len(rows), 2), np.nan, dtype=np.float32),
         counts,
         len(examples),
+        gone,
     )
+
+
+def _apart(rows: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return what rows (ids, learnt) have in common before their answers, and what is left of each."""
+    shared = min(last_run(learnt)[0] for _, learnt in rows)
+    while any((tokens[:shared] != rows[0][0][:shared]).any() for tokens, _ in rows):
+        shared -= 1
+    return rows[0][0][:shared], [tokens[shared : last_run(learnt)[1]] for tokens, learnt in rows]

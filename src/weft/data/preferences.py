@@ -1,23 +1,37 @@
 """Recognising preferences: a prompt with a better and a worse answer, or with one answer that was judged.
 
 Read are prompt/chosen/rejected (texts, or lists of messages as UltraFeedback has them), HH-RLHF's dialogues (what both
-have in common is the prompt), and prompt/completion/label.
+have in common is the prompt), and prompt/completion/label. Each row is recognised by its own columns.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from weft.data.formats import QUESTIONS, ROLES, Turn, columns_of, no_column
+from weft.data.columns import Cells, columns_of, no_column, normal
+from weft.data.rows import NO_SIGN, Account, Left, Row, as_rows
+from weft.data.turns import (
+    SPEAKERS,
+    Turn,
+    Unusable,
+    answered,
+    loaded,
+    messages_in,
+    missing,
+    transcript,
+    turn_of,
+)
 from weft.errors import DataError
 
-WORSE = re.compile(r"reject|worse|worst|los(er|e|ing)|dispref|negative|bad", re.IGNORECASE)
-"""Names of columns that hold the answer which was not preferred."""
-SPEAKERS = re.compile(r"\n\n(Human|Assistant): ?")
+WORSE = re.compile(r"reject(ed)?|worse|worst|loser?|losing|dispref\w*|negative|bad")
+"""Words in names of columns that hold the answer which was not preferred."""
+PAIRS = (("chosen", "rejected"), ("chosen_response", "rejected_response"), ("preferred", "dispreferred"))
+YES = frozenset(("true", "1", "1.0", "yes"))
+NO = frozenset(("false", "0", "0.0", "no"))
+DIFFER = "dialogues that differ before the last answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,79 +45,81 @@ class Preference:
 
 
 class Preferences(NamedTuple):
-    """The usable rows, and how many were left out for which reason."""
+    """The usable rows, and what was left out."""
 
     examples: list[Preference]
-    dropped: dict[str, int]
+    left: Left
     rows: list[int]
     """The number of the row that each was made of."""
 
-
-class _Unusable(Exception):
-    """A row is left out; the text is the reason."""
+    @property
+    def dropped(self) -> dict[str, int]:
+        """How many rows were left out for which reason."""
+        return self.left.counts
 
 
 def to_preferences(
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[Row],
     *,
     source: str,
     judged: bool,
     chosen_column: str | None = None,
     rejected_column: str | None = None,
+    instruction_column: str | None = None,
+    prefix: str | None = None,
+    account: Account | None = None,
 ) -> Preferences:
     """Turn rows into preferences.
 
     Args:
-        rows: all with the columns of the first.
+        rows: of one source.
         source: their name, which errors mention.
-        judged: rows have one answer and a label (KTO), not two answers.
+        judged: answers are judged one by one (KTO); a pair stands for a good answer and a bad one.
         chosen_column: the column of the preferred answer, where it is not `chosen`.
         rejected_column: the column of the other, where it is not `rejected`.
+        instruction_column: the columns of the prompt, commas between, if they are not to be recognised.
+        prefix: a text that stands before every prompt, with a blank line behind it.
+        account: gets what was read and what was not.
 
     Raises:
         DataError: no rows, columns that are not there, or two that are swapped by all that is known of them.
     """
     if not rows:
         raise DataError(f"'{source}' is empty: give a file with at least one row.")
-    wanted = ("completion", "label") if judged else (chosen_column or "chosen", rejected_column or "rejected")
+    found = as_rows(rows, source)
+    cells = Cells(found, source)
     for named, column in (("--chosen_column", chosen_column), ("--rejected_column", rejected_column)):
-        if column is not None and not judged and column not in rows[0]:
-            raise no_column(source, column, rows[0], f" ({named})")
-    if not all(column in rows[0] for column in wanted):
-        hint = ""
-        if judged and "chosen" in rows[0]:
-            hint = "; pairs go with --loss dpo, ipo, simpo or orpo"
-        if not judged and "label" in rows[0]:
-            hint = "; labels go with --loss kto"
+        if column is not None and column not in cells.names:
+            raise no_column(source, column, cells.names, f" ({named})")
+    reader = _Reader(cells, judged, chosen_column, rejected_column, cells.named(instruction_column), prefix)
+    pairs = dict.fromkeys(pair for kind in {tuple(row): row for row in found}.values() if (pair := reader.pair(kind)))
+    if not pairs and not (judged and any(reader.judgement(row) for row in found)):
+        wanted = ("completion", "label") if judged else (chosen_column or "chosen", rejected_column or "rejected")
+        hint = "; labels go with --loss kto" if not judged and "label" in cells.names else ""
+        remedy = "rename the columns" if judged else "write --chosen_column NAME --rejected_column NAME"
         raise DataError(
-            f"'{source}' has {columns_of(rows[0])}, but preferences are read from '{wanted[0]}' and "
-            f"'{wanted[1]}'{hint}: rename the columns."
+            f"'{source}' has {columns_of(cells.names)}, but preferences are read from '{wanted[0]}' and "
+            f"'{wanted[1]}'{hint}: {remedy}."
         )
-    if not judged:
-        _check_order(rows, source, *wanted)
+    for better, worse in pairs:
+        _check_order(found, source, better, worse)
     examples: list[Preference] = []
     kept: list[int] = []
-    dropped: Counter[str] = Counter()
-    for number, row in enumerate(rows):
+    left = Left()
+    for number, row in enumerate(found):
         try:
-            examples.append(_judged(row) if judged else _pair(row, *wanted))
+            examples.append(reader.read(row))
             kept.append(number)
-        except _Unusable as reason:
-            dropped[str(reason)] += 1
-    return Preferences(examples, dict(dropped), kept)
+        except Unusable as reason:
+            left.add(str(reason), found.place(number))
+    if account is not None:
+        reader.tell(account)
+    return Preferences(examples, left, kept)
 
 
-def _judged(row: dict[str, Any]) -> Preference:
-    turns, answer = _apart(_prompt(row), row.get("completion"), "completion")
-    label = row.get("label")
-    if label in (True, False, 1, 0, "true", "false", "True", "False", "1", "0"):
-        return Preference(turns, answer, good=str(label).lower() in ("true", "1"))
-    raise _Unusable("label that is neither true nor false")
-
-
-def _check_order(rows: Sequence[dict[str, Any]], source: str, chosen: str, rejected: str) -> None:
+def _check_order(rows: Sequence[Row], source: str, chosen: str, rejected: str) -> None:
     """Refuse columns that are swapped: by their names, or by scores that stand beside them."""
-    if WORSE.search(chosen) and not WORSE.search(rejected):
+    if _says_worse(chosen) and not _says_worse(rejected):
         raise DataError(
             f"chosen_column is '{chosen}' and rejected_column is '{rejected}', which look swapped: write "
             f"--chosen_column {rejected} --rejected_column {chosen}, or rename the columns of '{source}' if their "
@@ -128,58 +144,135 @@ def _check_order(rows: Sequence[dict[str, Any]], source: str, chosen: str, rejec
         )
 
 
-def _pair(row: dict[str, Any], chosen: str, rejected: str) -> Preference:
-    turns, better = _apart(_prompt(row), row.get(chosen), "chosen answer")
-    others, worse = _apart(_prompt(row), row.get(rejected), "rejected answer")
-    if turns != others:
-        raise _Unusable("dialogues that differ before the last answer")
-    if better.strip() == worse.strip():
-        raise _Unusable("equal answers")
-    return Preference(turns, better, worse)
+def _says_worse(name: str) -> bool:
+    """Say whether a whole word of a column's name says that it is the worse answer: `lose` does, `closest` does not."""
+    spelled = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
+    return any(WORSE.fullmatch(word.lower()) for word in re.split(r"[^A-Za-z]+", spelled))
 
 
-def _prompt(row: dict[str, Any]) -> Any:
-    return next((row[column] for column in QUESTIONS if row.get(column) is not None), None)
+class _Reader:
+    """Reads preferences, row by row."""
 
+    def __init__(
+        self,
+        cells: Cells,
+        judged: bool,
+        chosen: str | None,
+        rejected: str | None,
+        question: tuple[str, ...] | None,
+        prefix: str | None,
+    ) -> None:
+        self.cells, self.judged, self.question, self.prefix = cells, judged, question, prefix
+        self.wanted = (chosen, rejected)
+        self.unpaired = 0
 
-def _apart(prompt: Any, answer: Any, name: str) -> tuple[tuple[Turn, ...], str]:
-    """Return the turns up to the question, and the answer to it."""
-    before = _turns(prompt, "user") if prompt is not None else []
-    said = _turns(answer, "assistant")
-    if not said or said[-1].role != "assistant" or not said[-1].text.strip():
-        raise _Unusable(f"empty {name}")
-    if len(said) > 1:  # the whole dialogue, with the prompt in it or behind it
-        inside = [turn.text.strip() for turn in said[: len(before)]] == [turn.text.strip() for turn in before]
-        before = said[:-1] if inside or said[0].role != "assistant" else [*before, *said[:-1]]
-    if not before or not any(turn.role == "user" and turn.text.strip() for turn in before):
-        raise _Unusable("no prompt")
-    if before[-1].role == "assistant":
-        raise _Unusable("prompt that ends with an answer")
-    return tuple(before), said[-1].text
+    def pair(self, row: Row) -> tuple[str, str] | None:
+        """Return the columns of the better and the worse answer, if the row has both."""
+        plain = {normal(name): name for name in reversed(list(row))}
+        named = (self.wanted[0] or "chosen", self.wanted[1] or "rejected")
+        for better, worse in (named, *(PAIRS if self.wanted == (None, None) else ())):
+            one = better if better in row else plain.get(better)
+            other = worse if worse in row else plain.get(worse)
+            if one is not None and other is not None:
+                return one, other
+        return None
 
+    def judgement(self, row: Row) -> tuple[str, str] | None:
+        """Return the columns of the answer and its label, if the row has both."""
+        label = next((name for name in row if normal(name) == "label"), None)
+        names = self.cells.shape(row).answer
+        answer = next((name for name in names if normal(name) == "completion"), next(iter(names), None))
+        return (answer, label) if answer is not None and label is not None else None
 
-def _turns(value: Any, role: str) -> list[Turn]:
-    """Return what a column says: messages, a dialogue with speakers, or a text of one role."""
-    if isinstance(value, list):
-        return [_message(one) for one in value]
-    if not isinstance(value, str):
-        raise _Unusable("answer or prompt that is no text")
-    parts = SPEAKERS.split(value)
-    if len(parts) < 3:
-        return [Turn(role, value)] if value.strip() else []
-    turns = [
-        Turn("user" if speaker == "Human" else "assistant", text)
-        for speaker, text in zip(parts[1::2], parts[2::2], strict=True)
-    ]
-    # A prompt ends with the mark of the answer that is to come.
-    return turns[:-1] if role == "user" and turns[-1].role == "assistant" and not turns[-1].text.strip() else turns
+    def read(self, row: Row) -> Preference:
+        """Return the preference of a row; Unusable with the reason where there is none."""
+        pair, judgement = self.pair(row), self.judgement(row) if self.judged else None
+        if judgement is not None and (pair is None or any(missing(row[column]) for column in pair)):
+            return self._judged(row, *judgement)
+        if pair is None:
+            raise Unusable("no columns of a better and a worse answer" if not self.judged else "no answer with a label")
+        made = self._pair(row, *pair)
+        self.unpaired += self.judged
+        return made
 
+    def _judged(self, row: Row, answer: str, label: str) -> Preference:
+        self.cells.note("answers", answer)
+        self.cells.note("labels", label)
+        turns, said = self._apart(row, answer, "completion")
+        value = str(row[label]).strip().lower()
+        if value not in YES | NO:
+            raise Unusable("label that is neither true nor false")
+        return Preference(turns, said, good=value in YES)
 
-def _message(value: Any) -> Turn:
-    if not isinstance(value, dict):
-        raise _Unusable("malformed message")
-    role = ROLES.get(str(value.get("role", value.get("from"))))
-    said = value.get("content", value.get("value"))
-    if role is None or not isinstance(said, str):
-        raise _Unusable("malformed message")
-    return Turn(role, said)
+    def _pair(self, row: Row, chosen: str, rejected: str) -> Preference:
+        self.cells.note("better answers", chosen)
+        self.cells.note("worse answers", rejected)
+        turns, better = self._apart(row, chosen, "chosen answer")
+        others, worse = self._apart(row, rejected, "rejected answer")
+        if turns != others:
+            raise Unusable(DIFFER)
+        if better.strip() == worse.strip():
+            raise Unusable("equal answers")
+        return Preference(turns, better, worse)
+
+    def _prompt(self, row: Row) -> Any:
+        shape = self.cells.shape(row)
+        if self.question is not None and len(self.question) > 1:
+            return self.cells.joined(row, self.question, "prompts", "prompt")
+        found = self.cells.first(row, self.question or shape.question, "prompts")
+        if self.question is None and isinstance(found, str):
+            for column in shape.context:
+                value = self.cells.cell(row, column)
+                if column not in shape.question and isinstance(value, str) and value.strip():
+                    self.cells.note("contexts", column)
+                    found += (" " if normal(column) == "input" else "\n\n") + value
+        return found
+
+    def _apart(self, row: Row, column: str, name: str) -> tuple[tuple[Turn, ...], str]:
+        """Return the turns up to the question, and the answer to it."""
+        prompt, answer = self._prompt(row), row.get(column)
+        before = self._turns(prompt, "user") if prompt is not None else []
+        said = [] if missing(answer) else self._turns(answer, "assistant")
+        if not said or said[-1].role != "assistant" or not said[-1].text.strip():
+            raise Unusable(f"empty {name}")
+        if len(said) > 1:  # the whole dialogue, with the prompt in it or behind it
+            inside = [turn.text.strip() for turn in said[: len(before)]] == [turn.text.strip() for turn in before]
+            before = said[:-1] if inside or said[0].role != "assistant" else [*before, *said[:-1]]
+        if not before or not any(turn.role == "user" and turn.text.strip() for turn in before):
+            raise Unusable("no prompt")
+        if before[-1].role == "assistant":
+            raise Unusable("prompt that ends with an answer")
+        if all(turn.role != "system" for turn in before):
+            before = [*self.cells.system(row, self.cells.shape(row)), *before]
+        return tuple(self._prefixed(before)), answered(said[-1].text)
+
+    def _prefixed(self, turns: list[Turn]) -> list[Turn]:
+        if self.prefix is None:
+            return turns
+        at = next(at for at, turn in enumerate(turns) if turn.role == "user")
+        return [*turns[:at], Turn("user", f"{self.prefix}\n\n{turns[at].text}"), *turns[at + 1 :]]
+
+    def _turns(self, value: Any, role: str) -> list[Turn]:
+        """Return what a column says: messages, a dialogue with speakers, or a text of one role."""
+        messages = messages_in(value)
+        if messages is None and isinstance(value, dict):  # a single message
+            messages = [loaded(value)]
+        if messages is not None:
+            return [turn for one in messages if (turn := turn_of(one, self.cells.unread)) is not None]
+        if not isinstance(value, str):
+            raise Unusable("answer or prompt that is no text")
+        if NO_SIGN.search(value):
+            raise Unusable("half a character, such as of an emoji that was cut")
+        turns = transcript(value, SPEAKERS[:1])
+        if turns is None:
+            return [Turn(role, value)] if value.strip() else []
+        # A prompt ends with the mark of the answer that is to come.
+        return turns[:-1] if role == "user" and turns[-1].role == "assistant" and not turns[-1].text.strip() else turns
+
+    def tell(self, account: Account) -> None:
+        """Add what was read, and what was not, to an account."""
+        for role, columns in self.cells.roles.items():
+            account.reads(role, columns)
+        account.unused.update(dict.fromkeys(self.cells.unused()))
+        if self.unpaired:
+            account.note(f"{self.unpaired} pairs are judged as a good answer and a bad one each, as kto needs them.")

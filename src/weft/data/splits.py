@@ -46,6 +46,8 @@ class How:
     alpha: float = 0.5
     min_rows: int = 1
     shards: int = 2
+    rest: int = 0
+    """Clients to which the rows of values are dealt that get no client of their own."""
 
 
 class Shares(NamedTuple):
@@ -53,6 +55,8 @@ class Shares(NamedTuple):
 
     rows: list[np.ndarray]
     names: list[str] | None = None
+    left: dict[str, int] | None = None
+    """Values of which no client was made, and how many rows each has that go to nobody."""
 
 
 def iid(rows: Rows, how: How) -> Shares:
@@ -147,7 +151,40 @@ def _natural(values: Sequence[str], how: How, where: str, what: str) -> Shares:
             f"'{small[0]}' has {len(found[small[0]])} rows, but split_min_rows is {how.min_rows}: write fewer "
             "--num_clients (those with the most rows are taken), or a smaller --split_min_rows."
         )
-    return Shares([np.array(found[name]) for name in names], names)
+    left = {name: len(own) for name, own in sorted(found.items()) if name not in names}
+    own_rows = [np.array(found[name]) for name in names]
+    if not how.rest:
+        return Shares(own_rows, names, left)
+    return Shares([*own_rows, *_rest(found, left, how)], [*names, *_rest_names(names, how.rest)])
+
+
+def _rest(found: dict[str, list[int]], left: dict[str, int], how: How) -> list[np.ndarray]:
+    """Deal the rows of values without a client, at random, to the clients of the rest."""
+    if not left:
+        raise DataError(
+            f"clients_of_rest is {how.rest}, but each of the {len(found)} values has a client: write fewer "
+            "--num_clients, or leave out --clients_of_rest."
+        )
+    rows = np.array([row for name in left for row in found[name]])
+    most = len(rows) // how.min_rows
+    if how.rest > most:
+        raise DataError(
+            f"clients_of_rest is {how.rest}, but {len(rows)} rows are left for them"
+            + (f" and split_min_rows is {how.min_rows}" if how.min_rows > 1 else "")
+            + (f": write {most} or less." if most else ": leave out --clients_of_rest, or write fewer --num_clients.")
+        )
+    shuffled = rows[generator(how.seed, "split", "rest").permutation(len(rows))]
+    return [np.sort(part) for part in np.array_split(shuffled, how.rest)]
+
+
+def _rest_names(names: list[str], count: int) -> list[str]:
+    made = ["rest"] if count == 1 else [f"rest_{number}" for number in range(count)]
+    if taken := set(made) & set(names):
+        raise DataError(
+            f"A value is called '{sorted(taken)[0]}', as a client of the rest would be: leave out --clients_of_rest, "
+            "or rename the value."
+        )
+    return made
 
 
 def _labels(rows: Rows, split: str) -> Sequence[str]:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from weft.core.files import write_atomic
+from weft.data.rows import Account, Left, first
 from weft.data.texts import Document, TextSource
 from weft.data.tokens import TextTokenizer
 from weft.errors import DataError
@@ -48,6 +49,26 @@ class Store:
     """What the codes stand for."""
     counts: dict[str, int] = field(default_factory=dict)
     """Documents left out, or mended, and why."""
+    first: dict[str, int] = field(default_factory=dict)
+    """The place of the first of each reason, where it is known."""
+    columns: dict[str, list[str]] = field(default_factory=dict)
+    """The columns that were `read`, and those that were `unused`."""
+
+    def tell(self, source: TextSource, account: Account) -> None:
+        """Add what was read of the source, left out and mended."""
+        read = len(self.documents)
+        for reason, count in self.counts.items():
+            place = source.file().place(self.first[reason]) if reason in self.first else ""
+            if count and reason == BROKEN:
+                said = f"{count} documents hold bytes that are no UTF-8, or halves of characters; they were replaced"
+                account.note(f"{said}{first(count, place)}.")
+            elif count:
+                account.left.add(reason, place, count)
+                read += count
+        account.read[source.name] = account.read.get(source.name, 0) + read
+        if self.columns:
+            account.reads("text", self.columns["read"])
+            account.unused.update(dict.fromkeys(self.columns["unused"]))
 
 
 def open_store(
@@ -73,8 +94,20 @@ def open_store(
         if not manifest["done"]:
             manifest = _make(source, tokenizer, mine, manifest, report, shard)
     if not sum(part["documents"] for part in manifest["shards"]):
-        raise DataError(f"'{source.name}' has no row that can be used: check its columns and that texts are not empty.")
+        raise DataError(
+            f"'{source.name}' has no row that can be used ({_reasons(source, manifest)}): check its columns."
+        )
     return _opened(mine, manifest)
+
+
+def _reasons(source: TextSource, manifest: dict[str, Any]) -> str:
+    left = Left()
+    for part in manifest["shards"]:
+        for reason, count in part["counts"].items():
+            if count:
+                at = part.get("first", {}).get(reason)
+                left.add(reason, source.file().place(at) if at else "", count)
+    return left.reasons()
 
 
 def place_of(source: TextSource, tokenizer: TextTokenizer, folder: Path) -> Path:
@@ -131,7 +164,7 @@ def _make(
     def close(done: bool) -> dict[str, Any]:
         if writer.documents or any(writer.counts.values()):
             shards.append(writer.close())
-        now = {"shards": shards, "values": list(codes), "done": done}
+        now = {"shards": shards, "values": list(codes), "done": done, "columns": source.columns}
         write_atomic(folder / "manifest.json", json.dumps(now).encode())
         return now
 
@@ -181,17 +214,24 @@ class _Writer:
         self.documents: list[tuple[int, int, int]] = []
         self.tokens = self.read = 0
         self.counts = {"empty text": 0, BROKEN: 0}
+        self.first: dict[str, int] = {}
         self.file = open(folder / f"{self.name}.tokens", "wb")  # noqa: SIM115
 
     def add(self, document: Document, tokens: np.ndarray | None, size: int, code: int) -> None:
         """Write a document."""
         if tokens is None:
-            self.counts["empty text"] += 1
+            self._count(document.reason, document.place)
             return
-        self.counts[BROKEN] += document.broken
+        if document.broken:
+            self._count(BROKEN, document.place)
         self.file.write(tokens.astype(self.dtype).tobytes())
         self.documents.append((len(tokens), size, code))
         self.tokens += len(tokens)
+
+    def _count(self, reason: str, place: int) -> None:
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        if place:
+            self.first.setdefault(reason, place)
 
     def close(self) -> dict[str, Any]:
         """Finish the shard; return its part of the manifest."""
@@ -203,18 +243,29 @@ class _Writer:
             seen = path.stat()
             files[path.name] = {"size": seen.st_size, "mtime_ns": seen.st_mtime_ns, "crc32": _checksum(path)}
         part = {"tokens": self.tokens, "documents": len(self.documents), "read": self.read, "counts": self.counts}
+        part["first"] = self.first
         return part | {"dtype": self.dtype.name, "files": files}
 
 
 def _opened(folder: Path, manifest: dict[str, Any]) -> Store:
-    tokens, documents, first = [], [], [0]
+    tokens, documents, begins = [], [], [0]
     counts: dict[str, int] = {}
+    places: dict[str, int] = {}
     for number, part in enumerate(manifest["shards"]):
         for reason, count in part["counts"].items():
             counts[reason] = counts.get(reason, 0) + count
+        places = part.get("first", {}) | places
         if part["tokens"]:
             name = f"{number:06d}"
             tokens.append(np.memmap(folder / f"{name}.tokens", part["dtype"], "r"))
             documents.append(np.fromfile(folder / f"{name}.docs", dtype=np.int64).reshape(-1, 3))
-            first.append(first[-1] + part["documents"])
-    return Store(tokens, np.concatenate(documents), np.array(first[:-1]), manifest["values"], counts)
+            begins.append(begins[-1] + part["documents"])
+    return Store(
+        tokens,
+        np.concatenate(documents),
+        np.array(begins[:-1]),
+        manifest["values"],
+        counts,
+        places,
+        manifest.get("columns", {}),
+    )

@@ -6,12 +6,40 @@ the answers from the rendering and never searches for a response string.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from weft.data.formats import Example, Turn
+from weft.data.marks import marked, unmarked
+from weft.data.rows import shown
 from weft.errors import ConfigError, DataError
+
+OPENS = re.compile(r"(<[a-z_|]*(?:think|thought|reason)[a-z_|]*>)\s*\Z")
+"""The opening of a thought, at the end of a generation prompt."""
+SEATED = "the chat template has no place for system turns: they stand before the first turn of the user."
+THOUGHTLESS = "the chat template opens a thought before answers: those that have none are learnt behind an empty one."
+EARLIER = "the chat template writes earlier answers differently than after its own prompt: only the last is learnt."
+
+
+CLOCK = "strftime_now"
+"""What a chat template asks for the time by."""
+
+
+def _stop_clock(template: str, day: str) -> None:
+    """Let a template write this day whenever it is rendered.
+
+    transformers makes text of functions that are handed to a template, so the function is put where its own was.
+    """
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    _compile_jinja_template(template).environment.globals[CLOCK] = datetime.fromisoformat(day).strftime
+
+
+class Refused(DataError):
+    """A template does not take a conversation; the text is the reason, without a remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +74,8 @@ class Template:
             if turn.role == "user":
                 text += (self.between if made else "") + self.question + turn.text
             elif turn.role == "assistant":
-                made += [Piece(text + self.answer, False), Piece(" " + turn.text, True, end=True)]
+                gap = "" if turn.text.startswith(" ") else " "
+                made += [Piece(text + self.answer, False), Piece(gap + turn.text, True, end=True)]
                 text = ""
         return made
 
@@ -82,15 +111,19 @@ class PlainTemplate(Template):
 class ChatTemplate(Template):
     """The tokenizer's own chat template. An answer is what it adds after the generation prompt."""
 
+    date: str = ""
+    """The day (YYYY-MM-DD) that a template with a clock writes; without one it writes the time of rendering."""
+    told: dict[str, None] = field(default_factory=dict, compare=False, repr=False)
+    """What is to be known of how conversations were written."""
+
     def pieces(self, example: Example, tokenizer: Any) -> list[Piece]:
         """Return the rendered conversation, answers learnt with the end that the template gives them.
 
         Raises:
             ConfigError: the tokenizer has no chat template.
-            DataError: the template does not render an answer after its own prompt.
+            Refused: the template refuses the conversation, or does not render an answer after its own prompt.
         """
-        turns = example.turns
-        whole = self._render(turns, tokenizer, False)
+        turns, whole = self._seated(example.turns, tokenizer)
         spans: list[tuple[int, int]] = []
         for at, turn in enumerate(turns):
             if turn.role != "assistant":
@@ -99,10 +132,10 @@ class ChatTemplate(Template):
             if whole.startswith(start) and whole.startswith(said):
                 spans.append((len(start), len(said)))
             elif at == len(turns) - 1:
-                raise DataError(
-                    "The tokenizer's chat template writes an answer differently than after its own generation prompt, "
-                    "so answers cannot be told apart: write --template alpaca or vicuna."
-                )
+                whole = start + self._behind_thought(start, whole, marked(turn.text, tokenizer))
+                spans.append((len(start), len(whole)))
+            else:
+                self.told[EARLIER] = None
         made: list[Piece] = []
         at = 0
         for first, last in spans:
@@ -112,16 +145,66 @@ class ChatTemplate(Template):
 
     def prompt(self, turns: Sequence[Turn], tokenizer: Any) -> str:
         """Return the conversation up to the next answer."""
-        return self._render(turns, tokenizer, True)
+        return unmarked(self._render(turns, tokenizer, True))
+
+    def _behind_thought(self, start: str, whole: str, text: str) -> str:
+        """Return an answer, its end included, as it goes on behind a generation prompt that opens a thought.
+
+        Args:
+            start: all up to and with the generation prompt.
+            whole: the conversation as the template writes it, perhaps without thoughts.
+            text: what the assistant says.
+        """
+        opened = OPENS.search(start)
+        if opened is None or not whole.startswith(start[: opened.start()]):
+            raise Refused(
+                "the chat template writes an answer differently than after its own generation prompt, so that answers "
+                "cannot be told apart"
+            )
+        tag = opened.group(1)
+        close = tag.replace("<", "</", 1)
+        shown = text.rpartition(close)[2].strip()
+        at = whole.rfind(shown, opened.start())
+        if not shown or at < 0:
+            raise Refused("the chat template does not write what an answer says behind its thought")
+        if text.lstrip().startswith(tag):
+            text = text.lstrip()[len(tag) :].lstrip("\n")
+        elif close not in text:
+            text = f"\n{close}\n\n{text}"
+            self.told[THOUGHTLESS] = None
+        return text.rstrip() + whole[at + len(shown) :]
+
+    def _seated(self, turns: tuple[Turn, ...], tokenizer: Any) -> tuple[tuple[Turn, ...], str]:
+        """Return the turns as the template takes them, and the conversation that it writes.
+
+        Where it refuses system turns, or writes the same without them, these stand before the first turn of the user.
+        """
+        system = [turn.text for turn in turns if turn.role == "system"]
+        spoken = [turn for turn in turns if turn.role != "system"]
+        try:
+            whole = self._render(turns, tokenizer, False)
+            if not system or whole != self._render(spoken, tokenizer, False):
+                return turns, whole
+        except Refused:
+            if not system:
+                raise
+        at = next((at for at, turn in enumerate(spoken) if turn.role == "user"), 0)
+        spoken[at] = Turn(spoken[at].role, "\n\n".join([*system, spoken[at].text]))
+        whole = self._render(spoken, tokenizer, False)
+        self.told[SEATED] = None
+        return tuple(spoken), whole
 
     def _render(self, turns: Sequence[Turn], tokenizer: Any, ask: bool) -> str:
         if not tokenizer.chat_template:
             raise ConfigError("The tokenizer has no chat template: write --template alpaca or --template vicuna.")
-        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+        messages = [{"role": turn.role, "content": marked(turn.text, tokenizer)} for turn in turns]
         try:
+            if self.date and CLOCK in str(tokenizer.chat_template):
+                _stop_clock(tokenizer.get_chat_template(), self.date)
             text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
         except Exception as error:  # whatever a template in Jinja raises, jinja2's own errors included
-            raise DataError(f"The chat template refuses a conversation ({error}): write another --template.") from None
+            said = shown(str(error), 200).rstrip(".") or type(error).__name__
+            raise Refused(f"the chat template refuses the conversation: {said}") from None
         return text
 
 

@@ -1,25 +1,36 @@
 """Plain text, document by document, from files that may be larger than memory.
 
 A row of JSON lines, CSV, parquet or a hub data set is a document; a plain text file is cut at blank lines into
-documents of at least `PASSAGE` characters. Bytes that are no UTF-8 are replaced, and the document is marked.
+documents of at least `PASSAGE` characters. Bytes that are no UTF-8, and halves of characters, are replaced, and the
+document is marked. A row without text is passed on with the reason.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from weft.data import load
-from weft.data.formats import TEXTS, columns_of, no_column
+from weft.data import load, parts, sets
+from weft.data.columns import columns_of, no_column, shape_of
+from weft.data.packed import text_chunks
+from weft.data.parts import ANY, Wanted
+from weft.data.rows import NO_SIGN, File
+from weft.data.tables import json_lines, parquet_rows, too_many
+from weft.data.turns import missing
 from weft.errors import DataError
 
 PASSAGE = 4096
 LONGEST = 1 << 20
+AHEAD = 100
+"""Rows of which one must have the columns that are needed."""
 REPLACED = "\ufffd"
+
+T = TypeVar("T")
 
 
 class Document(NamedTuple):
@@ -27,11 +38,15 @@ class Document(NamedTuple):
 
     text: str | None
     broken: bool = False
-    """It holds bytes that are no UTF-8."""
+    """It holds bytes that are no UTF-8, or half a character."""
     value: str = ""
     """Of the column that was named."""
     at: int = 0
     """Bytes of the file that are read so far."""
+    reason: str = "empty text"
+    """Why there is no text, where there is none."""
+    place: int = 0
+    """The line or row of the file."""
 
 
 @dataclass(frozen=True)
@@ -39,20 +54,23 @@ class TextSource:
     """A file, or a data set of the hub."""
 
     name: str
-    split: str | None = None
+    wanted: Wanted = ANY
+    """Of a data set: which part. A file is read whole."""
     token: bool | None = None
     column: str | None = None
     """Whose values are told with every document."""
+    columns: dict[str, list[str]] = field(default_factory=dict, compare=False)
+    """The columns that are `read`, and those that are `unused`, once the first rows are read."""
 
     def fingerprint(self) -> str:
         """Return what tells this text from any other: of a file its place, size and time of change."""
         path = self.path
         if path.is_file():
             seen = path.stat()
-            parts: list[Any] = [str(path.resolve()), seen.st_size, seen.st_mtime_ns]
+            seen_as: list[Any] = [str(path.resolve()), seen.st_size, seen.st_mtime_ns]
         else:
-            parts = [self.name, self.split, getattr(self._hub(), "_fingerprint", "")]
-        return hashlib.sha256(json.dumps([*parts, self.column, PASSAGE]).encode()).hexdigest()
+            seen_as = [self.name, self.wanted.split, getattr(self._hub(), "_fingerprint", "")]
+        return hashlib.sha256(json.dumps([*seen_as, self.column, PASSAGE]).encode()).hexdigest()
 
     @property
     def path(self) -> Path:
@@ -73,61 +91,110 @@ class TextSource:
         if kind == ".txt":
             yield from _passages(self.path)
         elif kind == ".jsonl":
-            yield from self._from_rows(load.json_lines(self.path, errors="replace"))
+            yield from self._from_lines()
         elif kind == ".parquet":
-            yield from self._from_rows(load.parquet_rows(self.path))
+            yield from self._from_rows(enumerate(parquet_rows(self.path), start=1))
         elif kind is not None:
-            yield from self._from_rows(iter(load.read_rows(self.name)))
+            rows = load.read_rows(self.name)
+            for reason, (count, _) in rows.left.items():
+                yield from (Document(None, reason=reason) for _ in range(count))
+            yield from self._from_rows(zip(rows.numbers, rows, strict=True))
         else:
-            yield from self._from_rows(dict(row) for row in self._hub())
+            yield from self._from_rows(enumerate(map(dict, self._hub()), start=1))
+
+    def file(self) -> File:
+        """Return what the places of documents are counted in."""
+        kind = load.kind_of(self.path)
+        return File(
+            self.name, {".txt": "passage", ".jsonl": "line", ".csv": "line", ".tsv": "line"}.get(kind or "", "row")
+        )
 
     def _hub(self) -> Any:
-        return load.hub_set(self.name, self.split, self.token)
+        return sets.hub_set(self.name, self.wanted, self.token)
 
-    def _from_rows(self, rows: Iterator[dict[str, Any]]) -> Iterator[Document]:
-        first = next(rows, None)
-        if first is None:
+    def _from_lines(self) -> Iterator[Document]:
+        """Yield the documents of JSON lines; refuse a file of which too much is broken once that is known."""
+        whole = broken = 0
+        first: DataError | None = None
+        for found in self._checked(json_lines(self.path, replace=True), lambda line: line.row):
+            if found.row is None:
+                broken += 1
+                first = first or found.refusal
+                yield Document(None, at=found.read, reason=found.reason, place=found.line)
+            else:
+                whole += 1
+                yield self._document(found.row, found.line, at=found.read, broken=found.replaced)
+        if first is not None and too_many(broken, whole):
+            raise first
+
+    def _from_rows(self, rows: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[Document]:
+        for number, row in self._checked(rows, lambda numbered: numbered[1]):
+            yield self._document(row, number)
+
+    def _checked(self, found: Iterable[T], row_of: Callable[[T], dict[str, Any] | None]) -> Iterator[T]:
+        """Pass on what is found; refuse it where none of the first rows has the columns that are needed."""
+        left = iter(found)
+        ahead = list(islice(left, AHEAD))
+        rows = [row for one in ahead if (row := row_of(one)) is not None]
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        if not ahead:
             raise DataError(f"'{self.name}' is empty: give a file with at least one row.")
-        names = [name for name in first if name not in (load.PLACE, load.BROKEN)]
-        column = next((column for column in TEXTS if column in first), None)
-        if column is None:
+        if rows and _text_column(dict.fromkeys(names)) is None:
             raise DataError(
                 f"'{self.name}' has {columns_of(names)}, but plain text is read from a column 'text': rename one."
             )
-        if self.column is not None and self.column not in first:
+        if rows and self.column is not None and self.column not in names:
             raise no_column(self.name, self.column, names, " to split by")
-        yield self._document(first, column)
-        for row in rows:
-            yield self._document(row, column)
+        if rows:
+            texts = list(dict.fromkeys(name for row in rows if (name := _text_column(row)) is not None))
+            self.columns["read"] = texts
+            self.columns["unused"] = [name for name in names if name not in (*texts, self.column)]
+        return chain(ahead, left)
 
-    def _document(self, row: dict[str, Any], column: str) -> Document:
-        said, at = row.get(column), int(row.pop(load.PLACE, 0))
+    def _document(self, row: dict[str, Any], place: int, *, at: int = 0, broken: bool = False) -> Document:
+        column = _text_column(row)
+        said = None if column is None else row[column]
         value = "" if self.column is None else row.get(self.column)
         value = "(none)" if value is None or (value == "" and self.column) else str(value)
-        text = said if isinstance(said, str) and said.strip() else None
-        return Document(text, bool(row.pop(load.BROKEN, False)), value, at)
+        if isinstance(said, str) and said.strip():
+            mended = NO_SIGN.sub(REPLACED, said) if not said.isascii() else said
+            return Document(mended, broken or mended != said, NO_SIGN.sub(REPLACED, value), at, place=place)
+        empty = missing(said) or isinstance(said, str)
+        reason = "no column of text" if column is None else "empty text" if empty else "text that is no text"
+        return Document(None, broken, value, at, reason, place)
+
+
+def _text_column(row: dict[str, Any]) -> str | None:
+    """Return the column of the text, whatever the case of its name."""
+    found = shape_of(row).text
+    return found[0] if found else None
 
 
 def text_sources(
-    name: str, *, split: str | None = None, token: bool | None = None, column: str | None = None
+    name: str, wanted: Wanted = ANY, *, token: bool | None = None, column: str | None = None
 ) -> list[TextSource]:
-    """Return the sources of a name: a file, the files of a folder, or a data set of the hub.
+    """Return the sources of a name: a file, the files of a folder's part, or a data set of the hub.
+
+    A slice of files is for the caller to take, once their documents are counted.
 
     Raises:
-        DataError: nothing there, or an empty folder.
+        DataError: nothing there, an empty folder, or no such part.
     """
     path = Path(name).expanduser()
-    if path.is_dir() and not load.saved_set(path):
-        return [TextSource(str(file), split, token, column) for file in load.data_files(path)]
+    if path.is_dir() and not sets.saved_set(path):
+        return [TextSource(str(file), ANY, token, column) for file in load.data_files(path, wanted)]
+    if path.is_file():
+        parts.whole(wanted, name)
+        return [TextSource(name, ANY, token, column)]
     if not path.exists() and (name.startswith((".", "/", "~")) or load.kind_of(path) is not None):
         raise DataError(f"There is no file or folder '{name}': check the path.")
-    return [TextSource(name, split, token, column)]
+    return [TextSource(name, wanted, token, column)]
 
 
 def _passages(path: Path) -> Iterator[Document]:
     """Yield a plain text file in passages that end at blank lines."""
     left, at = "", 0
-    for raw, text in load.text_chunks(path):
+    for raw, text in text_chunks(path):
         at += len(raw)
         broken = REPLACED in text and REPLACED.encode() not in raw
         left += text.replace("\r\n", "\n")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from weft.data.encode import added
+from weft.data.tokenize import added
 
 
 @dataclass(frozen=True)

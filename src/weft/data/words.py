@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from weft.data.encode import added
+from weft.data.tokenize import added
 
 
 def said_by(model: Any) -> tuple[np.ndarray, Words]:

@@ -22,7 +22,20 @@ class DataKeys(BaseModel):
 
     dataset_name: str | None = Field(None, description="a hub name, a file or a folder, split over the clients")
     dataset_sample: int | None = Field(20000, ge=1, description="rows used at most")
-    dataset_split: str | None = Field(None, description="which split of a hub data set (default: train)")
+    dataset_split: str | None = Field(
+        None,
+        description="the part of a folder or data set that is trained on, or a slice, train[:10%] (default: train)",
+    )
+    eval_dataset_split: str | None = Field(
+        None,
+        description="the part of eval_dataset_name, or of dataset_name, that is measured on (default: validation, else "
+        "test)",
+    )
+    held_out_overlap: Literal["refuse", "leave_out"] = Field(
+        "refuse",
+        description="what is done where rows of eval_dataset_name are among those to train on: leave_out trains "
+        "without them",
+    )
     local_data_dir: str | None = Field(None, description="folder in which dataset_name is looked for")
     clients: list[Client] | None = Field(None, description="named clients with their own data: name=path ...")
     public_data: str | None = Field(
@@ -37,15 +50,33 @@ class DataKeys(BaseModel):
     template: str = Field(
         "auto", description="alpaca, vicuna, chat; auto is chat where the model has a template, else alpaca"
     )
+    prompt_template: str | None = Field(
+        None, description="a chat template of your own: a file of Jinja, in place of the tokenizer's"
+    )
+    template_date: str | None = Field(
+        None, description="the day that a chat template with a clock writes, as 2026-01-31 (default: the run's first)"
+    )
     seq_length: int = Field(512, ge=2, description="longest row in tokens")
     truncation_side: Literal["right", "left"] = Field("right", description="the side cut from over-long rows")
-    instruction_column: str | None = Field(None, description="column of the question")
-    response_column: str | None = Field(None, description="column of the answer")
+    instruction_column: str | None = Field(
+        None, description="column of the question; several with commas between are joined by blank lines"
+    )
+    response_column: str | None = Field(None, description="column of the answer, or several likewise")
+    instruction_prefix: str | None = Field(
+        None, description="a text that stands before every question, such as 'Summarise:'"
+    )
     split_strategy: str = Field(
         "iid", description="how one source is split over clients: iid, dirichlet, by, domain, quantity, length, ..."
     )
     split_column: str | None = Field(
         None, description="the column that dirichlet, by and shards go by (default: the answers, where they are few)"
+    )
+    split_seed: int | None = Field(None, description="seed by which rows are drawn, dealt and held out (default: seed)")
+    clients_of_rest: int = Field(
+        0,
+        ge=0,
+        description="with by and domain: further clients, to which the rows of values beyond num_clients are dealt; 0: "
+        "they are left out",
     )
     split_alpha: float = Field(
         0.5, gt=0, description="concentration of dirichlet, quantity, length and cluster: small is skewed"

@@ -20,8 +20,10 @@ from weft.federation.round import show
 from weft.federation.station import Station
 from weft.launch import compose
 from weft.launch.bounds import Bounds
+from weft.launch.day import dated
 from weft.launch.law import Site, agreement, own_config, refusal, reportable, wrong_model
 from weft.launch.memory import DiskMemory
+from weft.launch.notes import told
 from weft.launch.own import tune, words_of
 from weft.launch.population import populate
 from weft.launch.prepare import equip, evaluator_of, prepare_process, resident, set_apart
@@ -102,9 +104,13 @@ class Attendant:
             raise Refused("the base model here is not the server's: its weights have another hash")
         run = RunDir(self.folder / path_component(str(words["id"])))
         run.path.mkdir(parents=True, exist_ok=True)
+        own = dated(own, tokenizer, kept_in=run.path)
         index = int(words["index"])
         memory, rows = DiskMemory(run), plan.objective.rows
         population = populate(own, tokenizer, memory, rows=rows, pool=False, first=index)
+        log.info(population.account.summary())
+        for line in told(own, population):
+            log.warning(line)
         equip(own, plan, population, model, run.reference_file, log.info)
         set_apart(plan, model)
         model.model.register_forward_pre_hook(self._step)

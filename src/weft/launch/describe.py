@@ -16,7 +16,9 @@ from weft.federation.plan import Plan
 from weft.federation.site import InMemory
 from weft.federation.state import Asked, begin, expected_streams, task_for
 from weft.launch import compose
+from weft.launch.day import dated
 from weft.launch.fitting import describe_memory, needs_of
+from weft.launch.notes import told
 from weft.launch.population import Population, populate, template_name
 from weft.launch.prepare import prepare_process
 from weft.launch.start import with_tokenizer
@@ -58,11 +60,14 @@ def describe(config: RunConfig) -> str:
     if config.endpoint is None:
         own = load_model_config(config)
         check_fits(config, tokenizer, own)
+    config = dated(config, tokenizer)
     rows = plan.objective.rows
     plan.objective.start()
     with Progress(config.num_rounds, quiet=False, as_json=False) as progress:
         pool, report = plan.algorithm.pools_data, progress.tokenizing
         population = populate(config, tokenizer, InMemory(), rows=rows, pool=pool, report=report)
+        for line in told(config, population):
+            progress.note(line)
     sizes = count(config, own, plan)
     moved = sizes.down + sizes.up
     clients = len(
@@ -74,6 +79,7 @@ def describe(config: RunConfig) -> str:
         **model,
         "trained": f"{sizes.trained} parameters in {sizes.tensors} tensors" + _what(config),
         "clients": _clients(population, clients),
+        "rows": population.account.summary(),
         "template": template_name(config, tokenizer, rows),
         "answers": _answers(config, population, rows),
         "local work": f"{_steps(config)}, {config.gradient_accumulation_steps} x {config.batch_size} rows a step",

@@ -192,7 +192,7 @@ def write_job(config: RunConfig, name: str, folder: Path) -> Path:
     """Write a job of FLARE: the names of two classes, and the run's keys; return its folder."""
     if path_component(name) != name or name.startswith("."):
         raise ConfigError(f"A run cannot be called '{name}': write lower-case letters, digits, - and _ after --name.")
-    keys = config.model_dump(mode="json") | {"output_dir": name}
+    keys = config.model_dump(mode="json") | {"output_dir": name, "prompt_template": None}  # sites have their own
     collab: dict[str, Any] = {"collab_obj_ids": [], "props": {}}
     threads = {"max_inbound_call_threads": 32, "max_outbound_call_threads": 100}
     server = {

@@ -36,11 +36,16 @@ class SiteData(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     path: str
     eval: str | None = None
+    split: str | None = None
+    """The part of `path` that is trained on, where it has parts; `eval_split` is the one that is measured on."""
+    eval_split: str | None = None
     instruction_column: str | None = None
     response_column: str | None = None
     chosen_column: str | None = None
     rejected_column: str | None = None
+    instruction_prefix: str | None = None
     template: str | None = None
+    prompt_template: str | None = None
 
 
 class Accepted(BaseModel):
@@ -124,7 +129,7 @@ def read_law(path: str | Path) -> Site:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise ConfigError(f"'{path}': {where} cannot be ({first['msg'].lower()}).") from None
-    places = {name: getattr(law.data, name) for name in ("path", "eval")}
+    places = {name: getattr(law.data, name) for name in ("path", "eval", "prompt_template")}
     here = {name: str(file.parent / place) for name, place in places.items() if place and not Path(place).is_absolute()}
     for place in (value for value in (places | here).values() if value):
         if not Path(place).expanduser().exists():
@@ -187,6 +192,10 @@ def own_config(law: Site, run: dict[str, Any], name: str) -> dict[str, Any]:
         "runtime": "inprocess",
         "clients": [{"name": name, "data": data.path, "eval": data.eval}],
         **{column: getattr(data, column) for column in columns},
+        "dataset_split": data.split,
+        "eval_dataset_split": data.eval_split,
+        "instruction_prefix": data.instruction_prefix,
+        "prompt_template": data.prompt_template,
         "device": law.device,
         "threads": law.threads or run.get("threads"),
         "token_cache": law.token_cache,

@@ -16,13 +16,17 @@ import yaml
 
 from weft.config import RunConfig, build
 from weft.core.seeds import generator
-from weft.data.load import read_rows, resolve_source
-from weft.errors import ConfigError, RunError
+from weft.data.load import resolve_source, whole_rows
+from weft.data.parts import Wanted
+from weft.errors import ConfigError, DataError, RunError
 from weft.launch.errands import errands
 from weft.launch.follow import follow
 from weft.launch.kits import make_kits
 from weft.launch.party import command, end, start, start_steward
+from weft.launch.reading import split_seed
 
+OWN_KEYS = ("instruction_column", "response_column", "instruction_prefix")
+"""Of a run's keys, those of its data, which sites set for themselves."""
 READY = 60.0
 """Seconds that server and sites have to find each other."""
 
@@ -137,7 +141,7 @@ def up(
     """
     work.mkdir(parents=True, exist_ok=True)
     made = dict(laws) or _laws(config, work, count)
-    left = {"dataset_name", "clients", "eval_dataset_name", "runtime"}
+    left = {"dataset_name", "clients", "eval_dataset_name", "dataset_split", "eval_dataset_split", "runtime"}
     keys = {key: value for key, value in config.model_dump(mode="json").items() if key not in left}
     run = build(keys | {"runtime": "nvflare", "sites": config.sites or list(made)})
     with federation(work, made, port) as parties:
@@ -146,17 +150,21 @@ def up(
 
 def _laws(config: RunConfig, work: Path, count: int | None) -> dict[str, Path]:
     """Write a site.yaml for every client of a run: it agrees to this model."""
+    data: dict[str, dict[str, str | None]]
     if config.clients:
-        data = {client.name: {"path": client.data, "eval": client.eval} for client in config.clients}
+        splits = {"split": config.dataset_split, "eval_split": config.eval_dataset_split}
+        data = {client.name: {"path": client.data, "eval": client.eval} | splits for client in config.clients}
     elif config.dataset_name:
-        dealt = _dealt(config, work, count or config.num_clients)
-        data = {site: {"path": str(path), "eval": None} for site, path in dealt.items()}
+        data = _dealt(config, work / "sites", count or config.num_clients)
     else:
         raise ConfigError("No data is named: write --dataset_name FILE, clients, or --site NAME=site.yaml.")
     made = {}
     for site, own in data.items():
-        columns = {key: getattr(config, key) for key in ("instruction_column", "response_column")}
-        own = {key: str(Path(value).resolve()) for key, value in own.items() if value} | columns
+        columns = {key: getattr(config, key) for key in OWN_KEYS}
+        if config.prompt_template is not None:
+            columns["prompt_template"] = str(Path(config.prompt_template).expanduser().resolve())
+        places = {key: str(Path(place).resolve()) for key in ("path", "eval") if (place := own.get(key))}
+        own = {key: value for key, value in own.items() if value} | places | columns
         law = {"data": own, "accept": {"models": [config.model_name_or_path]}, "threads": config.threads}
         made[site] = work / "sites" / f"{site}.yaml"
         made[site].parent.mkdir(parents=True, exist_ok=True)
@@ -164,19 +172,45 @@ def _laws(config: RunConfig, work: Path, count: int | None) -> dict[str, Path]:
     return made
 
 
-def _dealt(config: RunConfig, work: Path, count: int) -> dict[str, Path]:
-    """Deal the rows of a run's source to files, one a site, at random."""
-    rows = list(read_rows(resolve_source(config.dataset_name or "", config.local_data_dir), split=config.dataset_split))
-    order = generator(config.seed, "sites").permutation(len(rows))[: config.dataset_sample]
-    folder = work / "sites"
+def _dealt(config: RunConfig, folder: Path, count: int) -> dict[str, dict[str, str | None]]:
+    """Deal the rows of a run's source to files at random, one a site, and those to measure on where these are apart.
+
+    Raises:
+        DataError: they cannot be read, there are fewer than sites, or some are in both.
+    """
+    train, held = _rows(config, Wanted(config.dataset_split)), _rows(config, Wanted(config.eval_dataset_split, True))
+    both = set(train) & set(held)
+    if both and config.held_out_overlap == "refuse":
+        raise DataError(
+            f"{len(both)} of the held-out rows are also among the rows to train on: name other rows with "
+            "--eval_dataset_name or --eval_dataset_split, or write --held_out_overlap leave_out to train without them."
+        )
+    train = [row for row in train if row not in both]
+    for rows in (train, held):
+        if len(rows) < count and (rows or rows is train):
+            raise DataError(f"There are {count} sites and {len(rows)} rows for them: write fewer --num_clients.")
     folder.mkdir(parents=True, exist_ok=True)
-    made = {}
+    sample = generator(split_seed(config), "sites").permutation(len(train))[: config.dataset_sample]
+    made: dict[str, dict[str, str | None]] = {}
     for number in range(count):
-        path = folder / f"site_{number}.jsonl"
-        own = [rows[int(row)] for row in order[number::count]]
-        path.write_text("".join(json.dumps(row, default=str) + "\n" for row in own), encoding="utf-8")
-        made[f"site_{number}"] = path
+        own = {"path": [train[int(row)] for row in sample[number::count]], "eval": held[number::count]}
+        places = {"path": folder / f"site_{number}.jsonl", "eval": folder / f"site_{number}.eval.jsonl"}
+        for key, rows in own.items():
+            if rows:
+                places[key].write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+        made[f"site_{number}"] = {key: str(places[key]) if rows else None for key, rows in own.items()}
     return made
+
+
+def _rows(config: RunConfig, wanted: Wanted) -> list[str]:
+    """Return the rows to train on or to measure on, as lines of JSON; none to measure on where none are named."""
+    name = config.dataset_name
+    if wanted.held_out:
+        name = config.eval_dataset_name or (name if config.eval_dataset_split else None)
+    if name is None:
+        return []
+    rows = whole_rows(resolve_source(name, config.local_data_dir), wanted, token=config.token or None)
+    return [json.dumps(row, default=str) for row in rows]
 
 
 def free_port() -> int:

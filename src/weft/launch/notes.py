@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from weft import registry
 from weft.config import RunConfig
 from weft.core.parts import Algorithm
 from weft.data.pairs import PROMPTS_CUT
-from weft.data.store import BROKEN
 from weft.errors import ConfigError
 from weft.launch.population import Population
 from weft.runs.progress import Progress
 
 
 def tell(config: RunConfig, population: Population, algorithm: Algorithm, progress: Progress) -> None:
-    """Say once what a user would want to know before the first round."""
-    counts = population.counts
-    check_alone(config, population)
+    """Say once what a user would want to know before the first round, when nothing is refused any more."""
+    progress.read(population.account.summary())
+    for line in told(config, population):
+        progress.note(line)
     if config.sample_clients > len(population.trained) and not algorithm.pools_data and algorithm.shares:
         progress.note(
             f"sample_clients is {config.sample_clients} and there are {len(population.trained)} clients: all take part."
         )
+
+
+def told(config: RunConfig, population: Population) -> Iterator[str]:
+    """Yield what a user must know of the data: what was left out, cut, changed and not used."""
+    counts = population.counts
+    yield from population.account.lines()
+    yield from population.said
+    if config.template_date is not None:
+        yield f"where the chat template writes the date, it is {config.template_date} throughout the run."
     if counts.get("truncated"):
-        progress.note(
+        yield (
             f"{counts['truncated']} of {counts['rows']} rows are longer than {config.seq_length} tokens and were cut "
             f"on the {config.truncation_side}."
         )
-    if counts.get(BROKEN):
-        progress.note(f"{counts[BROKEN]} documents hold bytes that are no UTF-8; they were replaced.")
     if counts.get(PROMPTS_CUT):
-        progress.note(
-            f"{counts[PROMPTS_CUT]} of {counts['rows']} prompts leave no room for their answers; cut on the left."
-        )
-    for reason, count in counts.items():
-        if count and reason not in ("rows", "truncated", "tokens", BROKEN, PROMPTS_CUT):
-            progress.note(f"{count} rows were left out ({reason.replace('_', ' ')}).")
+        yield f"{counts[PROMPTS_CUT]} of {counts['rows']} prompts leave no room for their answers; cut on the left."
 
 
 def check_alone(config: RunConfig, population: Population) -> None:

@@ -16,7 +16,7 @@ FROM_RUN = frozenset(
     lora_aggregation lora_side_rank lora_merge_every client_ranks client_layers share
     prompt_method num_virtual_tokens private_tokens prompt_init_text prompt_candidates few_shot prompt_pool
     prompt_proposals prompt_length black_box_dim population prompt_hidden_size endpoint_model
-    template seq_length truncation_side dataset_sample public_share
+    template template_date seq_length truncation_side dataset_sample public_share
     objective fed_alg fed_args num_rounds num_clients sample_clients client_sampling client_weight cluster weight_rate
     client_speed over_selection prox_mu fedopt_tau fedopt_eta fedopt_beta1 fedopt_beta2
     loss dpo_beta label_smoothing simpo_gamma reward reward_weights reward_pattern reward_format reward_length
@@ -30,7 +30,8 @@ FROM_RUN = frozenset(
 """What a run says, and a site does: numbers, names of parts, texts. None of them is opened as a file at a site."""
 FROM_SITE = frozenset(
     """
-    dataset_name clients eval_dataset_name instruction_column response_column chosen_column rejected_column device
+    dataset_name clients eval_dataset_name dataset_split eval_dataset_split instruction_column response_column
+    chosen_column rejected_column instruction_prefix prompt_template device
     threads token_cache local_data_dir token endpoint endpoint_key model_offload cpu_offload
     """.split()
 )
@@ -39,7 +40,8 @@ AT_SERVER = frozenset(
     """
     output_dir save_model_freq save_total_limit checkpoint_seconds report_to runtime ray_address num_actors
     client_resources sites silence_timeout logging_steps save_steps push_to_hub hub_model_id availability
-    availability_period max_bad_updates client_failure_rate recipe dataset_split split_strategy split_column
+    availability_period max_bad_updates client_failure_rate recipe split_strategy split_seed clients_of_rest
+    held_out_overlap split_column
     split_alpha split_min_rows shards_per_client endpoint_timeout endpoint_retries endpoint_parallel vocab_size
     tokenizer_min_count tokenizer_min_clients tokenizer_noise
     """.split()

@@ -17,13 +17,17 @@ from weft.data.formats import Example
 from weft.data.pairs import PairTable
 from weft.data.partition import hold_out
 from weft.data.prompts import PromptTable
+from weft.data.rows import Account
 from weft.data.skew import describe_split
 from weft.data.store import Report
 from weft.data.tokens import TextTokenizer
 from weft.errors import DataError
 from weft.evaluation.heldout import Asked
 from weft.federation.site import MemoryStore, Sites
-from weft.launch.sources import Conversations, Judgements, Prompts, Sources, Texts, needs_answer
+from weft.launch.day import today
+from weft.launch.overlap import count_repeats, keep_apart
+from weft.launch.reading import Sources, complete, split_seed
+from weft.launch.sources import Conversations, Judgements, Prompts, Texts, needs_answer
 from weft.models.layout import Question
 from weft.models.prompts import lead_of
 
@@ -43,13 +47,17 @@ class Population:
     asked: dict[int, Asked]
     choices: list[str] | None
     counts: dict[str, int] = field(default_factory=dict)
-    """Rows read, truncated, dropped and why; tokens."""
+    """Rows, truncated, without a place for their answer; tokens."""
     split: dict[str, Any] = field(default_factory=dict)
     """What each client has, and how unlike the clients are."""
     text_bytes: Callable[[int], int] | None = None
     """Of plain text: the bytes that a row's targets stand for."""
     absent: tuple[int, ...] = ()
     """Clients that take no part."""
+    said: tuple[str, ...] = ()
+    """What is to be said of the data, once."""
+    account: Account = field(default_factory=Account)
+    """What was read, left out and not used."""
 
     def tested(self) -> list[str]:
         """Return the names of clients that have held-out rows."""
@@ -65,13 +73,14 @@ def template_name(config: RunConfig, tokenizer: Any, rows: str) -> str:
     return "chat" if tokenizer.chat_template else "alpaca"
 
 
-def load_template(name: str) -> Any:
-    """Return the template of a name."""
+def load_template(name: str, day: str | None = None) -> Any:
+    """Return the template of a name; one with a clock writes this day, else today."""
     if name == "plain":
         from weft.data.templates import PLAIN
 
         return PLAIN
-    return registry.load(registry.TEMPLATES, name, "template")
+    template = registry.load(registry.TEMPLATES, name, "template")
+    return replace(template, date=day or today(), told={}) if name == "chat" else template
 
 
 def populate(
@@ -100,13 +109,13 @@ def populate(
     """
     sources = _sources(config, tokenizer, rows, report)
     owned, tests, public = _read(config, sources)
-    template = load_template(template_name(config, tokenizer, rows))
+    owned, public = keep_apart(config, sources, owned, tests, public)
+    template = load_template(template_name(config, tokenizer, rows), config.template_date)
     table = sources.table() if isinstance(sources, Texts) else sources.table(tokenizer, template)
-    if len(table) == 0:
-        raise DataError(
-            f"No row has a token of its answer within seq_length ({config.seq_length}): write a larger --seq_length."
-        )
+    complete(sources, table, template)
     names, train, held = _shares(config, sources, table, owned, tests, first)
+    if not isinstance(sources, Texts) and not any(len(test) for test in tests):
+        _tell_repeats(sources, train, held)
     if isinstance(table, PairTable) and rows == "judged":
         for own in [*train, *held, *([] if public is None else [table.within(public)])]:
             table.pair_up(table.rows_of(own))
@@ -127,9 +136,10 @@ def populate(
         choices = _choices(config, sources.examples, train)
         asked = _ask(choices, sources.examples, held, table, tokenizer, template, config)
     split = _described(config, sources, table, names, [np.concatenate(own) for own in zip(train, held, strict=True)])
-    counts = {**table.counts, **sources.dropped}
+    counts = {**table.counts, **sources.account.left.counts}
     sizes = table.text_bytes if isinstance(table, Documents) else None
-    return Population(names, trained, evaluated, asked, choices, counts, split, sizes)
+    said, account = tuple(sources.said), sources.account
+    return Population(names, trained, evaluated, asked, choices, counts, split, sizes, said=said, account=account)
 
 
 def _sources(config: RunConfig, tokenizer: Any, rows: str, report: Report) -> Texts | Conversations | Judgements:
@@ -147,13 +157,23 @@ def _read(config: RunConfig, sources: Sources) -> tuple[list[np.ndarray], list[n
     if config.clients:
         for client in config.clients:
             owned.append(sources.add(client.data))
-            tests.append(owned[-1][:0] if client.eval is None else sources.add(client.eval))
+            apart = client.eval or (client.data if config.eval_dataset_split else None)
+            tests.append(owned[-1][:0] if apart is None else sources.add(apart, held_out=True))
     else:
-        apart = config.split_strategy == "domain"
-        owned.append(sources.add(config.dataset_name or "", sample=config.dataset_sample, files=apart))
-        if config.eval_dataset_name is not None:
-            tests.append(sources.add(config.eval_dataset_name))
+        files = config.split_strategy == "domain"
+        owned.append(sources.add(config.dataset_name or "", sample=config.dataset_sample, files=files))
+        if config.eval_dataset_name is not None or config.eval_dataset_split is not None:
+            tests.append(sources.add(config.eval_dataset_name or config.dataset_name or "", held_out=True))
     return owned, tests, None if config.public_data is None else sources.add(config.public_data, public=True)
+
+
+def _tell_repeats(sources: Sources, train: list[np.ndarray], held: list[np.ndarray]) -> None:
+    count, of = count_repeats(sources, train, held), sum(len(own) for own in held)
+    if count:
+        sources.say(
+            f"{count} of the {of} held-out rows have the same content as a row that is trained on: the data repeats "
+            "itself, and scores on them say less."
+        )
 
 
 def _with_public(sites: Sites, rows: Sequence[int] | np.ndarray) -> Sites:
@@ -195,7 +215,7 @@ def _shares(
             raise DataError(f"The client '{names[number]}' has no row with an answer within seq_length: give it data.")
         if not len(out):
             most = config.eval_rows
-            own, out = hold_out(own, config.eval_fraction, seed=config.seed, client=first + number, most=most)
+            own, out = hold_out(own, config.eval_fraction, seed=split_seed(config), client=first + number, most=most)
         train.append(own)
         held.append(out)
     return names, train, held
@@ -215,12 +235,19 @@ def _dealt(
     split = registry.load(registry.SPLITS, config.split_strategy, "split strategy")
     how = splits.How(
         clients=config.num_clients,
-        seed=config.seed,
+        seed=split_seed(config),
         alpha=config.split_alpha,
         min_rows=config.split_min_rows,
         shards=config.shards_per_client,
+        rest=config.clients_of_rest,
     )
     shares: splits.Shares = split(known, how)
+    if shares.left:
+        rows, values = sum(shares.left.values()), len(shares.left)
+        sources.say(
+            f"{rows} rows of {values} values beyond num_clients are left out: write --num_clients "
+            f"{values + len(shares.rows)} for a client of each, or --clients_of_rest 1 for one of them all."
+        )
     names = shares.names or [f"client_{number}" for number in range(len(shares.rows))]
     return names, [numbers[own] for own in shares.rows]
 

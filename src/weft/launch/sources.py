@@ -6,7 +6,6 @@ Examples are numbered through all sources. A table has for some of them rows to 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,87 +15,20 @@ import numpy as np
 from weft.config import RunConfig
 from weft.data.documents import Documents
 from weft.data.encode import Encoded, closed_set, encode
-from weft.data.formats import Example, Examples, no_column, to_examples
-from weft.data.load import Row, data_files, read_rows, resolve_source
+from weft.data.formats import Example, Examples, to_examples
 from weft.data.pairs import PairTable, encode_preferences
 from weft.data.partition import sample_rows
+from weft.data.parts import Wanted, span
 from weft.data.preferences import Preference, to_preferences
-from weft.data.prompts import PromptTable, encode_prompts, to_prompts
+from weft.data.prompts import PromptTable, encode_prompts
+from weft.data.rows import Rows
 from weft.data.store import Report, Store, open_store
 from weft.data.texts import TextSource, text_sources
 from weft.data.tokens import TextTokenizer
 from weft.errors import DataError
+from weft.launch.reading import BEYOND, Sources, digest, origin_of, split_seed
 from weft.models.prompts import lead_of
 from weft.rewards.builtin import NEEDS_ANSWER
-
-
-@dataclass
-class Sources:
-    """Examples of several sources; `Conversations`, `Judgements` and `Texts` say what they are."""
-
-    config: RunConfig
-    origins: list[str] = field(default_factory=list)
-    """Of every example, the name of its file without endings."""
-    values: list[str] = field(default_factory=list)
-    """Of every example, the value of split_column, where one is named."""
-    dropped: dict[str, int] = field(default_factory=dict)
-
-    def add(self, name: str, *, sample: int | None = None, files: bool = False, public: bool = False) -> np.ndarray:
-        """Read a source; return the numbers of its examples.
-
-        Args:
-            name: of a file, a folder or a hub data set.
-            sample: rows used at most; of every file its share, where files are apart.
-            files: the files of a folder may differ in their columns, and their names are kept.
-            public: it is not split, and need not have the column of the split.
-
-        Raises:
-            DataError: it cannot be read, or no row of it can be used.
-        """
-        source = resolve_source(name, self.config.local_data_dir)
-        path = Path(source).expanduser()
-        if not (files and path.is_dir()):
-            return self._add(source, sample, public)
-        found = data_files(path)
-        each = None if sample is None else -(-sample // len(found))
-        return np.concatenate([self._add(str(file), each, public) for file in found])
-
-    def _add(self, source: str, sample: int | None, public: bool) -> np.ndarray:
-        raise TypeError(f"{type(self).__name__} must define _add")
-
-    def texts(self, numbers: np.ndarray) -> list[str]:
-        """Return the words of these examples."""
-        raise TypeError(f"{type(self).__name__} must define texts")
-
-    def answers(self, numbers: np.ndarray) -> list[str] | None:
-        """Return the answers of these examples where they are few, else None."""
-        return None
-
-    def labels(self, numbers: np.ndarray) -> list[str] | None:
-        """Return the label of each: of the column that is named, else its answer where these are few."""
-        return [self.values[number] for number in numbers] if self.values else self.answers(numbers)
-
-    def _read(self, source: str, split: str | None, sample: int | None) -> list[Row]:
-        """Return the rows of a source, or `sample` of them."""
-        rows = read_rows(source, split=split, token=self.config.token or None)
-        if sample is not None and len(rows) > sample:
-            self._drop("beyond dataset_sample", len(rows) - sample)
-            rows = [rows[int(row)] for row in sample_rows(len(rows), sample, seed=self.config.seed)]
-        return rows
-
-    def _know(self, source: str, rows: Sequence[Row], kept: Sequence[int], public: bool) -> None:
-        """Remember of the rows that were kept where they are from, and their value of the column of the split."""
-        self.origins += [origin_of(source)] * len(kept)
-        if self._labelled:
-            column = self.config.split_column or ""
-            self.values += [""] * len(kept) if public else _column(rows, kept, column, source)
-
-    @property
-    def _labelled(self) -> bool:
-        return self.config.split_column is not None and not self.config.clients
-
-    def _drop(self, reason: str, count: int) -> None:
-        self.dropped[reason] = self.dropped.get(reason, 0) + count
 
 
 @dataclass
@@ -105,27 +37,24 @@ class Conversations(Sources):
 
     examples: list[Example] = field(default_factory=list)
 
-    def _add(self, source: str, sample: int | None, public: bool) -> np.ndarray:
-        config, first = self.config, len(self.examples)
-        rows = self._read(source, config.dataset_split, sample)
+    def _add(self, source: str, wanted: Wanted, sample: int | None, public: bool) -> np.ndarray:
+        first = len(self.examples)
+        rows = self._read(source, wanted, sample)
         made = self._made(rows, source)
-        for reason, count in made.dropped.items():
-            self._drop(reason, count)
-        if not made.examples:
-            raise DataError(
-                f"'{source}' has no row that can be used: check its columns and that answers are not empty."
-            )
+        self._know(source, rows, made.rows, made.left, public)
         self.examples += made.examples
-        self._know(source, rows, made.rows, public)
         return np.arange(first, len(self.examples))
 
-    def _made(self, rows: list[Row], source: str) -> Examples:
+    def _made(self, rows: Rows, source: str, asked: bool = False) -> Examples:
         config = self.config
         return to_examples(
             rows,
             source=source,
             instruction_column=config.instruction_column,
             response_column=config.response_column,
+            prefix=config.instruction_prefix,
+            asked=asked,
+            account=self.account,
         )
 
     def table(self, tokenizer: Any, template: Any) -> Encoded:
@@ -139,6 +68,10 @@ class Conversations(Sources):
             truncation_side=config.truncation_side,
             lead=lead_of(config),
         )
+
+    def marks(self, numbers: np.ndarray) -> list[bytes]:
+        """Return digests of what is said, and by whom."""
+        return [digest(repr(self.examples[number]).encode()) for number in numbers]
 
     def texts(self, numbers: np.ndarray) -> list[str]:
         """Return all that is said in these examples."""
@@ -157,15 +90,13 @@ class Prompts(Conversations):
     needs_answer: bool = field(kw_only=True)
     """A reward compares with the row's own answer."""
 
-    def _made(self, rows: list[Row], source: str) -> Examples:
-        config = self.config
-        return to_prompts(
-            rows,
-            source=source,
-            instruction_column=config.instruction_column,
-            response_column=config.response_column,
-            needs_answer=self.needs_answer,
-        )
+    def _made(self, rows: Rows, source: str, asked: bool = False) -> Examples:
+        try:
+            return super()._made(rows, source, asked=not self.needs_answer)
+        except DataError as error:
+            if rows and self.needs_answer and "--response_column" in str(error):
+                raise DataError(f"{error} The reward compares with a row's own answer.") from None
+            raise
 
     def table(self, tokenizer: Any, template: Any) -> PromptTable:  # type: ignore[override]
         """Return the rows of all examples."""
@@ -181,24 +112,29 @@ class Judgements(Sources):
     """One answer and whether it is good, not two."""
     examples: list[Preference] = field(default_factory=list)
 
-    def _add(self, source: str, sample: int | None, public: bool) -> np.ndarray:
+    def _add(self, source: str, wanted: Wanted, sample: int | None, public: bool) -> np.ndarray:
         config, first = self.config, len(self.examples)
-        split = config.dataset_split or ("train_prefs" if source.endswith("ultrafeedback_binarized") else None)
-        rows = self._read(source, split, sample)
+        rows = self._read(source, wanted, sample)
         made = to_preferences(
             rows,
             source=source,
             judged=self.judged,
             chosen_column=config.chosen_column,
             rejected_column=config.rejected_column,
+            instruction_column=config.instruction_column,
+            prefix=config.instruction_prefix,
+            account=self.account,
         )
-        for reason, count in made.dropped.items():
-            self._drop(reason, count)
-        if not made.examples:
-            raise DataError(f"'{source}' has no row that can be used ({', '.join(made.dropped)}): check its columns.")
+        self._know(source, rows, made.rows, made.left, public)
         self.examples += made.examples
-        self._know(source, rows, made.rows, public)
         return np.arange(first, len(self.examples))
+
+    def _usual_part(self, source: str) -> str | None:
+        return "train_prefs" if source.rstrip("/").endswith("ultrafeedback_binarized") else None
+
+    def marks(self, numbers: np.ndarray) -> list[bytes]:
+        """Return digests of what is asked and judged."""
+        return [digest(repr(self.examples[number]).encode()) for number in numbers]
 
     def table(self, tokenizer: Any, template: Any) -> PairTable:
         """Return the rows of all examples."""
@@ -218,27 +154,38 @@ class Texts(Sources):
     report: Report = field(default=lambda *_: None)
     stores: list[Store] = field(default_factory=list)
 
-    def _add(self, source: str, sample: int | None, public: bool) -> np.ndarray:
+    def _add(self, source: str, wanted: Wanted, sample: int | None, public: bool) -> np.ndarray:
         config = self.config
         column = config.split_column if self._labelled and not public else None
-        found = text_sources(source, split=config.dataset_split, token=config.token or None, column=column)
+        found = text_sources(source, wanted, token=config.token or None, column=column)
         numbers = np.concatenate([self._open(text) for text in found])
+        if (piece := wanted.asked.piece) is not None and found[0].path.is_file():
+            numbers = numbers[list(span(len(numbers), piece, source))]
         if sample is not None and len(numbers) > sample:
-            self._drop("beyond dataset_sample", len(numbers) - sample)
-            numbers = numbers[sample_rows(len(numbers), sample, seed=config.seed)]
+            self.account.left.add(BEYOND, count=len(numbers) - sample)
+            numbers = numbers[sample_rows(len(numbers), sample, seed=split_seed(config))]
         return numbers
 
     def _open(self, text: TextSource) -> np.ndarray:
         first = len(self.origins)
         store = open_store(text, self.tokenizer, token_cache(self.config), self.report)
-        for reason, count in store.counts.items():
-            self._drop(reason, count)
         count = len(store.documents)
+        store.tell(text, self.account)
         self.stores.append(store)
         self.origins += [origin_of(text.name)] * count
         if self._labelled:
             self.values += [store.values[code] for code in store.documents[:, 2]] if text.column else [""] * count
         return np.arange(first, first + count)
+
+    def like(self, numbers: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Return those of these documents that are as long as one of the others; only these need to be read."""
+        lengths = self.table().lengths
+        return numbers[np.isin(lengths[numbers], np.unique(lengths[others]))]
+
+    def marks(self, numbers: np.ndarray) -> list[bytes]:
+        """Return digests of the documents' tokens."""
+        table = self.table()
+        return [digest(table.document(int(number)).tobytes()) for number in numbers]
 
     def table(self) -> Documents:
         """Return the rows of all documents."""
@@ -255,21 +202,7 @@ def needs_answer(config: RunConfig) -> bool:
     return any(name in NEEDS_ANSWER for name in config.reward)
 
 
-def origin_of(source: str) -> str:
-    """Return what a client of this source is called: the file's name without endings."""
-    return Path(source).name.partition(".")[0]
-
-
 def token_cache(config: RunConfig) -> Path:
     """Return the folder in which tokenized text is kept."""
     chosen = config.token_cache or os.path.join(os.environ.get("WEFT_CACHE", "~/.cache/weft"), "tokens")
     return Path(chosen).expanduser()
-
-
-def _column(rows: Sequence[Row], kept: Sequence[int], column: str, source: str) -> list[str]:
-    """Return a column's value of every kept row; DataError if no row has the column."""
-    known = list(dict.fromkeys(key for row in rows[:100] for key in row))
-    if column not in known:
-        raise no_column(source, column, known, " to split by")
-    values = (rows[row].get(column) for row in kept)
-    return ["(none)" if value is None or value == "" else str(value) for value in values]

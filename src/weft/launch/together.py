@@ -56,16 +56,14 @@ class Announcer:
 
 
 def begin(config: RunConfig, group: Group) -> None:
-    """Tell the others the tokenizer, so that they can begin."""
-    group.tell({"tokenizer": config.tokenizer})
+    """Tell the others the tokenizer and the day, so that they can begin."""
+    group.tell({"tokenizer": config.tokenizer, "template_date": config.template_date})
 
 
 def follow(config: RunConfig, plan: Plan, group: Group) -> None:
     """Take part in the leader's run to its end."""
     told = group.tell()
-    config = config.model_copy(
-        update={"tokenizer": told["tokenizer"], "tokenizer_text": None, "federated_tokenizer": False}
-    )
+    config = config.model_copy(update=told | {"tokenizer_text": None, "federated_tokenizer": False})
     tokenizer = load_tokenizer(config)
     rows, pool = plan.objective.rows, plan.algorithm.pools_data
     people = populate(config, tokenizer, InMemory(), rows=rows, pool=pool)

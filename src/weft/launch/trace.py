@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weft.data.load import read_rows
+from weft.data.load import whole_rows
 from weft.errors import DataError
 from weft.federation.sampling import Availability
 from weft.registry import nearest
@@ -18,7 +18,7 @@ def read_trace(path: str, clients: Sequence[str], period: int | None) -> Availab
     """
     spans: dict[str, list[tuple[int, int]]] = {}
     known = set(clients)
-    for number, row in enumerate(read_rows(path), start=1):
+    for number, row in enumerate(whole_rows(path), start=1):
         try:
             name, first, last = str(row["client"]), int(row["first"]), int(row["last"])
         except (KeyError, TypeError, ValueError):

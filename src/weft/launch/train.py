@@ -11,9 +11,10 @@ from weft.core.files import write_atomic
 from weft.errors import ConfigError
 from weft.federation.plan import Plan
 from weft.launch import compose, together
+from weft.launch.day import dated, keep_template
 from weft.launch.finished import Run
 from weft.launch.memory import DiskMemory
-from weft.launch.notes import tell
+from weft.launch.notes import check_alone, tell
 from weft.launch.population import populate
 from weft.launch.prepare import equip, prepare_process, resident
 from weft.launch.start import with_tokenizer
@@ -50,6 +51,7 @@ def train(
         tokenizer = load_tokenizer(config)
         if config.endpoint is None:
             check_fits(config, tokenizer, load_model_config(config))
+        config = dated(config, tokenizer, resume=resume)
     with joined(config.parallel, config.device) as group:
         if group is not None and not group.leads:
             together.follow(config, plan, group)
@@ -80,6 +82,7 @@ def _train(config: RunConfig, plan: Plan, tokenizer: Any, group: Group | None, w
     ):
         config = with_tokenizer(config, run.path / "tokenizer", progress.note)
         tokenizer = tokenizer or load_tokenizer(config)
+        keep_template(config, run, tokenizer)
         if group is not None:
             together.begin(config, group)
         population = populate(
@@ -90,10 +93,11 @@ def _train(config: RunConfig, plan: Plan, tokenizer: Any, group: Group | None, w
             pool=plan.algorithm.pools_data,
             report=progress.tokenizing,
         )
-        tell(config, population, plan.algorithm, progress)
+        check_alone(config, population)
         write_atomic(run.split_file, (json.dumps(population.split, indent=1) + "\n").encode())
-        progress.split(population.split)
         model = resident(config, tokenizer, plan, group)
+        tell(config, population, plan.algorithm, progress)
+        progress.split(population.split)
         equip(config, plan, population, model, run.reference_file, progress.note)
         with Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers:
             Training(config, run, plan, population, model, progress, trackers, group).run_all()

@@ -37,6 +37,7 @@ from weft.models.adapters import save_model
 from weft.models.group import Group
 from weft.models.resident import Resident
 from weft.runs import checkpoint
+from weft.runs.card import write_cards
 from weft.runs.layout import RunDir
 from weft.runs.metrics import MetricsLog, plain
 from weft.runs.progress import Progress
@@ -244,6 +245,7 @@ class Training:
         }
         write_atomic(self.run.summary_file, (json.dumps(plain(summary), indent=1) + "\n").encode())
         write_report(self.run.path)
+        write_cards(self.run, personal=self.plan.algorithm.personal or self.plan.sharing.keeps)
         self.progress.done(summary)
 
     def _save_weights(self, state: ServerState) -> dict[str, Any]:

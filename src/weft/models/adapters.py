@@ -147,6 +147,7 @@ def save_model(model: Any, tokenizer: Any, params: Tensors, folder: Path) -> Non
     else:
         _save_folded(model.peft_config["default"], params, folder)
     tokenizer.save_pretrained(str(folder))
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty card, which names the base's path on this machine
 
 
 def _replaced(state: Tensors, params: Tensors) -> Tensors:

@@ -84,11 +84,20 @@ def load_tokenizer(config: RunConfig) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=config.trust_remote_code, token=config.token or None
         )
+    if config.prompt_template is not None:
+        tokenizer.chat_template = _own_template(config.prompt_template)
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"The tokenizer of '{source}' has no end token (eos_token): set one in its folder.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _own_template(path: str) -> str:
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError(f"The template '{path}' cannot be read as UTF-8: check the file and its rights.") from None
 
 
 def load_model_config(config: RunConfig) -> Any:

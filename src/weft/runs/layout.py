@@ -36,6 +36,7 @@ WRITTEN = (
     "reference.npy",
     "split.svg",
     "tokenizer",
+    "template.jinja",
     "adapter",
     "model",
     "trackers",
@@ -147,6 +148,11 @@ class RunDir:
     def split_picture(self) -> Path:
         """The same as a picture."""
         return self.path / "split.svg"
+
+    @property
+    def template_file(self) -> Path:
+        """A copy of the user's own chat template."""
+        return self.path / "template.jinja"
 
     @property
     def checkpoints(self) -> Path:

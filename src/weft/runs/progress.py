@@ -1,13 +1,15 @@
 """What a person sees while a run goes on: one live line. Knows nothing of files or trackers.
 
-Silent when standard output is no terminal, or when asked to be; with `as_json`, one JSON object a line for programs.
-Warnings go to standard error in every case.
+On a terminal and in a notebook the line is drawn anew with every round. Where standard output goes elsewhere, every
+round is a line of standard error, so that a log has them and what is printed at the end can still be read by programs.
+Silent when asked to be; with `as_json`, one JSON object a line for programs. Warnings always go to standard error.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,9 @@ from weft.runs.text import human_bytes, human_duration, human_number
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.live import Live
+
+PAUSE = 30.0
+"""Seconds between two lines of a log that say how far the tokenizing is."""
 
 
 class Progress:
@@ -32,11 +37,18 @@ class Progress:
         self._began = time.monotonic()
         self._rounds_shown = 0
         self._console = None if quiet or as_json else _terminal(console)
+        self._page = None if quiet or as_json or self._console else _notebook()
+        self._logs = not (quiet or as_json or self._console or self._page)
+        self._logged = self._began
         self._live: Live | None = None
 
     def tokenizing(self, source: str, read: int, size: int, tokens: int) -> None:
         """Show how far a text is tokenized; `size` 0: not known."""
-        if self._console is not None:
+        now = time.monotonic()
+        if self._logs and now - self._logged < PAUSE:
+            return
+        self._logged = now
+        if self._shows:
             seconds = time.monotonic() - self._began
             parts = [f"{min(read / size, 1):.0%} of {human_bytes(size)}"] if size else []
             parts += [f"{human_number(tokens)} tokens", f"{human_number(tokens / max(seconds, 1e-3))} tokens/s"]
@@ -46,7 +58,7 @@ class Progress:
         """Show how the rows are shared out."""
         if self._as_json:
             self._emit("split", {"clients": len(found["clients"]), "skew": found["skew"]})
-        elif self._console is not None:
+        elif self._console is not None or self._page is not None:
             self._print(split_line(found))
         elif found["strategy"] not in ("iid", "clients"):
             self.note(split_line(found))
@@ -56,14 +68,14 @@ class Progress:
         self._rounds_shown += 1
         if self._as_json:
             self._emit("round", record)
-        elif self._console is not None:
+        elif self._shows:
             self._update(self._round_line(record))
 
     def evaluation(self, record: dict[str, Any]) -> None:
         """Show an evaluation; its line stays."""
         if self._as_json:
             self._emit("eval", record)
-        elif self._console is not None:
+        elif self._shows:
             self._print(_joined(f"round {record['round']}/{self._rounds} evaluation", _scores(record)))
 
     def note(self, text: str) -> None:
@@ -73,15 +85,24 @@ class Progress:
             self._pause()
             print(f"weft: {text}", file=sys.stderr, flush=True)
 
+    def read(self, text: str) -> None:
+        """Show what was read."""
+        if self._shows:
+            self._print(text)
+
     def done(self, summary: dict[str, Any]) -> None:
         """Show the outcome of the run."""
         if self._as_json:
             self._emit("done", summary)
-        elif self._console is not None:
+        elif self._shows:
             parts = _present(summary, "train_loss", "loss {:.4f}") + _scores(summary.get("eval") or {}, "eval ")
             moved = (summary.get("bytes_up") or 0) + (summary.get("bytes_down") or 0)
             took = f"{summary.get('rounds', self._rounds)} rounds in {human_duration(summary.get('seconds') or 0)}"
             self._print(_joined(took, [*parts, f"{human_bytes(moved)} sent"]))
+
+    @property
+    def _shows(self) -> bool:
+        return self._console is not None or self._page is not None or self._logs
 
     def __enter__(self) -> Progress:
         return self
@@ -108,6 +129,14 @@ class Progress:
         print(to_line({"event": event} | record), flush=True)
 
     def _update(self, line: str) -> None:
+        if self._page is not None:
+            self._page.draw(line)
+        elif self._console is None:
+            self._print(line)
+        else:
+            self._draw(line)
+
+    def _draw(self, line: str) -> None:
         from rich.live import Live
         from rich.text import Text
 
@@ -120,15 +149,42 @@ class Progress:
             self._live.update(text, refresh=True)
 
     def _print(self, line: str) -> None:
-        assert self._console is not None
         self._pause()
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if self._console is not None:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=sys.stdout if self._page is not None else sys.stderr, flush=True)
 
     def _pause(self) -> None:
         """Take the live line away; the next round draws it again."""
         if self._live is not None:
             self._live.stop()
             self._live = None
+        if self._page is not None:
+            self._page.clear()
+
+
+class _Page:
+    """One line in the output of a notebook's cell, which is drawn anew."""
+
+    def __init__(self, display: Any) -> None:
+        """Take IPython's `display`."""
+        self._display = display
+        self._handle: Any = None
+
+    def draw(self, line: str) -> None:
+        """Show a line in place of the one before."""
+        shown = {"text/plain": line}
+        if self._handle is None:
+            self._handle = self._display(shown, raw=True, display_id=True)
+        else:
+            self._handle.update(shown, raw=True)
+
+    def clear(self) -> None:
+        """Take the line away; the next is drawn below what was printed since."""
+        if self._handle is not None:
+            self._handle.update({"text/plain": ""}, raw=True)
+            self._handle = None
 
 
 def split_line(found: dict[str, Any]) -> str:
@@ -150,6 +206,14 @@ def _terminal(console: Console | None) -> Console | None:
 
         console = Console()
     return console if console.is_terminal else None
+
+
+def _notebook() -> _Page | None:
+    """Return where a notebook shows a line, if this process is one's kernel."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if not hasattr(shell, "kernel"):
+        return None
+    return _Page(import_module("IPython.display").display)
 
 
 def _joined(head: str, parts: list[str]) -> str:

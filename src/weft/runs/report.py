@@ -15,6 +15,7 @@ from typing import Any
 
 from weft.core.files import write_atomic
 from weft.runs import metrics
+from weft.runs.comparison import measured_on
 from weft.runs.layout import RunDir
 from weft.runs.progress import split_line
 from weft.runs.split_picture import draw_split
@@ -83,6 +84,7 @@ def write_report(run_path: str | os.PathLike[str]) -> Path:
     summary: dict[str, Any] = {}
     if run.summary_file.exists():
         summary = json.loads(run.summary_file.read_text(encoding="utf-8"))
+    summary |= {"evaluated": measured_on(config, summary)} if summary else {}
     split: dict[str, Any] = {}
     if run.split_file.exists():
         split = json.loads(run.split_file.read_text(encoding="utf-8"))

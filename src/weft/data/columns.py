@@ -1,0 +1,178 @@
+"""Columns: which of them hold questions, answers, conversations, system prompts; decided for each kind of row.
+
+Rows of one source may have different columns. A row's columns are recognised by their names, without regard to case;
+where several fit, the first of the lists here that holds something is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from weft.data import known
+from weft.data.rows import Row, Rows, shown
+from weft.data.turns import Turn, Unusable, missing, said
+from weft.errors import DataError
+from weft.registry import nearest
+
+QUESTIONS = ("instruction", "prompt", "question", "query", "problem")
+ANSWERS = ("output", "response", "completion", "answer", "solution", "target")
+CONTEXTS = ("input", "context")
+"""What a question is about; it follows the question."""
+SYSTEMS = ("system_prompt", "system", "system_message")
+HISTORIES = ("history",)
+DIALOGUES = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "data")
+TEXTS = ("text", "content")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The columns of a kind of row, by what they hold; in each the row's own names."""
+
+    question: tuple[str, ...] = ()
+    answer: tuple[str, ...] = ()
+    context: tuple[str, ...] = ()
+    system: tuple[str, ...] = ()
+    history: tuple[str, ...] = ()
+    dialogue: tuple[str, ...] = ()
+    text: tuple[str, ...] = ()
+
+
+def shape_of(names: Iterable[str]) -> Shape:
+    """Return what columns of these names hold."""
+    plain: dict[str, str] = {}
+    for name in names:
+        plain.setdefault(normal(name), name)
+
+    def those(wanted: Sequence[str]) -> tuple[str, ...]:
+        return tuple(plain[name] for name in wanted if name in plain)
+
+    questions, answers, contexts = those(QUESTIONS), those(ANSWERS), those(CONTEXTS)
+    if not questions and not answers and "assistant" in plain:  # columns named after the speakers
+        questions, answers = those(("user", "human"))[:1], (plain["assistant"],)
+    if not questions and "input" in plain:  # input and output
+        questions, contexts = (plain["input"],), tuple(name for name in contexts if normal(name) != "input")
+    return Shape(questions, answers, contexts, those(SYSTEMS), those(HISTORIES), those(DIALOGUES), those(TEXTS))
+
+
+def normal(name: str) -> str:
+    """Return a column's name as the lists here write it."""
+    return str(name).strip().lower().replace(" ", "_").replace("-", "_")
+
+
+class Cells:
+    """Reads cells of rows, and remembers which columns were read and which were not."""
+
+    def __init__(self, rows: Rows, source: str) -> None:
+        """Take the rows, and their name for errors."""
+        self.rows, self.source = rows, source
+        self.used: dict[str, None] = {}
+        self._shapes: dict[tuple[str, ...], Shape] = {}
+        self._whole: dict[str, bool] = {}
+        self.roles: dict[str, dict[str, None]] = {}
+        self.unread: set[str] = set()
+        """Keys of messages that were not read."""
+
+    def shape(self, row: Row) -> Shape:
+        """Return what a row's columns hold."""
+        key = tuple(row)
+        found = self._shapes.get(key)
+        if found is None:
+            found = self._shapes[key] = shape_of(key)
+        return found
+
+    @cached_property
+    def names(self) -> list[str]:
+        """All columns of the rows."""
+        kinds = {tuple(row): None for row in self.rows}
+        return list(dict.fromkeys(name for kind in kinds for name in kind))
+
+    def cell(self, row: Row, column: str) -> Any:
+        """Return what a cell holds; whole numbers that pandas made of a column with gaps are whole again."""
+        value = row.get(column)
+        if isinstance(value, float):
+            if missing(value):
+                return None
+            if value.is_integer() and self._was_whole(column):
+                return int(value)
+        return value
+
+    def _was_whole(self, column: str) -> bool:
+        if column not in self._whole:
+            values = [row.get(column) for row in self.rows]
+            gaps = any(missing(value) for value in values)
+            self._whole[column] = gaps and all(
+                missing(value) or (isinstance(value, float) and value.is_integer()) for value in values
+            )
+        return self._whole[column]
+
+    def first(self, row: Row, columns: Sequence[str], role: str) -> Any:
+        """Return the first cell of these columns that is not null, and remember the column; None: all are."""
+        for column in columns:
+            value = self.cell(row, column)
+            if value is not None:
+                self.note(role, column)
+                return value
+        return None
+
+    def note(self, role: str, column: str) -> None:
+        """Remember that a column was read."""
+        self.used[column] = None
+        self.roles.setdefault(role, {})[column] = None
+
+    def system(self, row: Row, shape: Shape) -> list[Turn]:
+        """Return the system turn of a row's own column, if it has one that is not empty."""
+        value = self.first(row, shape.system, "system prompts")
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return []
+        return [Turn("system", said(value, "system prompt"))]
+
+    def joined(self, row: Row, columns: Sequence[str], role: str, name: str) -> str:
+        """Return the texts of several cells, parted by blank lines; Unusable if all are empty."""
+        found = []
+        for column in columns:
+            value = self.cell(row, column)
+            if column in row:
+                self.note(role, column)
+            if value is not None and str(value).strip():
+                found.append(said(value, name))
+        if not found:
+            raise Unusable(f"empty {name}")
+        return "\n\n".join(found)
+
+    def named(self, spec: str | None, flag: str = "") -> tuple[str, ...] | None:
+        """Return the columns that a key names, one or several with commas between; None: none is named.
+
+        Raises:
+            DataError: a column that no row has.
+        """
+        if spec is None:
+            return None
+        names = self.names
+        columns = (spec,) if spec in names else tuple(part.strip() for part in spec.split(",") if part.strip())
+        for column in columns or (spec,):
+            if column not in names:
+                raise no_column(self.source, column, names, flag)
+        return columns
+
+    def unused(self) -> list[str]:
+        """Return the columns, and keys of messages, that were read of no row."""
+        known_to = known.find(self.source)
+        kept = {known_to.instruction} if known_to is not None and known_to.distinct else set()
+        columns = [name for name in self.names if name not in self.used and name not in kept]
+        return columns + [f"messages.{key}" for key in sorted(self.unread)]
+
+
+def no_column(source: str, column: str, known: Iterable[str], purpose: str = "") -> DataError:
+    """Return what is said of a column that is not there, with the nearest that is."""
+    names = list(known)
+    guess = nearest(column, names)
+    meant = f" Did you mean '{guess}'?" if guess else ""
+    return DataError(f"'{source}' has no column '{column}'{purpose}, but {columns_of(names)}.{meant}")
+
+
+def columns_of(row: Iterable[str]) -> str:
+    """Name the columns of a row, for a message."""
+    return "the columns " + ", ".join(f"'{shown(name)}'" for name in row)

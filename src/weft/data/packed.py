@@ -1,0 +1,119 @@
+"""Opening data files, packed or plain: lines and chunks of text.
+
+A file that is broken, cut short or forbidden is refused in one sentence.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from weft.errors import DataError
+
+
+def _open(path: Path) -> IO[bytes]:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    if path.suffix == ".zst":
+        return io.BufferedReader(_Frames(open(path, "rb")), 1 << 20)
+    return open(path, "rb")
+
+
+class _Frames(io.RawIOBase):
+    """The content of zstd frames; the library's own reader takes a file that was cut short for a whole one."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.left = file, b""
+        self.frame: Any = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        import zstandard
+
+        while not self.left:
+            packed = self.frame.unused_data if self.frame is not None and self.frame.eof else b""
+            packed = packed or self.file.read(1 << 17)
+            if not packed:
+                if self.frame is not None and not self.frame.eof:
+                    raise zstandard.ZstdError("the last frame is not whole")
+                return 0
+            if self.frame is None or self.frame.eof:
+                self.frame = zstandard.ZstdDecompressor().decompressobj()
+            self.left = self.frame.decompress(packed)
+        given = self.left[: len(buffer)]
+        buffer[: len(given)] = given
+        self.left = self.left[len(given) :]
+        return len(given)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+class Line(NamedTuple):
+    """A numbered line of a text file."""
+
+    number: int
+    text: str
+    wrong: int | None = None
+    """The first byte that is no UTF-8; such bytes are replaced in the text."""
+
+    def refusal(self, path: Path) -> DataError:
+        """Return what is said where a line that is no UTF-8 stops the reading."""
+        return DataError(f"Line {self.number} of '{path}' is not UTF-8 (byte {self.wrong}): save the file as UTF-8.")
+
+
+def lines_of(path: Path) -> Iterator[Line]:
+    """Yield the numbered lines of a text file, split at newlines only (JSON strings may hold U+2028)."""
+    number = 0
+    with _broken_said(path, lambda: f"after line {number}"), _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            kind = "utf-8-sig" if number == 1 else "utf-8"
+            try:
+                yield Line(number, line.decode(kind))
+            except UnicodeDecodeError as error:
+                yield Line(number, line.decode(kind, "replace"), error.start)
+
+
+@contextlib.contextmanager
+def _broken_said(path: Path, where: Callable[[], str]) -> Iterator[None]:
+    """Turn what reading a broken or forbidden file raises into one sentence."""
+    import zstandard
+
+    try:
+        yield
+    except (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile) as error:
+        raise DataError(f"'{path}' is cut short or broken {where()} ({error}): copy it again.") from None
+    except OSError as error:
+        raise DataError(
+            f"'{path}' cannot be read ({error.strerror or error}): check the file and its rights."
+        ) from None
+
+
+def text_chunks(path: Path, size: int = 1 << 20) -> Iterator[tuple[bytes, str]]:
+    """Yield a text file in chunks, as bytes and as text, with what is no UTF-8 replaced."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
+    done = 0
+    with _broken_said(path, lambda: f"after byte {done}"), _open(path) as file:
+        while raw := file.read(size):
+            done += len(raw)
+            yield raw, decoder.decode(raw)
+        yield b"", decoder.decode(b"", final=True)
+
+
+def text_of(path: Path) -> str:
+    """Return the whole text of a file; DataError if it is not UTF-8."""
+    found = []
+    for line in lines_of(path):
+        if line.wrong is not None:
+            raise line.refusal(path)
+        found.append(line.text)
+    return "".join(found)

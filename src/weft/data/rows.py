@@ -1,0 +1,191 @@
+"""Rows with their places, and what is told of those that are left out.
+
+A row is a dict of columns. Where it stands (file and line) is kept beside the rows in a number for each, so that a
+reason can name the first row that it holds for.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Row = dict[str, Any]
+NO_SIGN = re.compile("[\ud800-\udfff]")
+"""Halves of characters, which no encoding has."""
+
+REASONS = 12
+"""Told at most."""
+
+
+def shown(text: str, most: int = 60) -> str:
+    """Return a text of the data as a message can hold it: on one line, not too long, and printable."""
+    plain = NO_SIGN.sub("\ufffd", " ".join(str(text).split()))
+    return plain if len(plain) <= most else plain[: most - 1] + "…"
+
+
+@dataclass(frozen=True)
+class File:
+    """Where rows are from: a name, and what is counted in it (line, row)."""
+
+    name: str
+    unit: str = "row"
+
+    def place(self, number: int) -> str:
+        """Return a place in words."""
+        return f"{self.unit} {number} of '{self.name}'"
+
+
+class Left(dict[str, tuple[int, str]]):
+    """What is left out: reason -> how many, and the place of the first ("" where it is not known)."""
+
+    def add(self, reason: str, place: str = "", count: int = 1) -> None:
+        """Count under a reason; the first place is kept."""
+        before, earliest = self.get(reason, (0, ""))
+        self[reason] = (before + count, earliest or place)
+
+    def take(self, other: Left) -> None:
+        """Add all of another."""
+        for reason, (count, place) in other.items():
+            self.add(reason, place, count)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Reason -> how many."""
+        return {reason: count for reason, (count, _) in self.items()}
+
+    def lines(self) -> list[str]:
+        """Return a sentence for each reason."""
+        return [f"{count} rows were left out ({why}){first(count, at)}." for why, (count, at) in self._most().items()]
+
+    def reasons(self) -> str:
+        """Return all reasons, for the middle of a sentence."""
+        return "; ".join(f"{count} x {why}{first(count, at)}" for why, (count, at) in self._most().items())
+
+    def _most(self) -> dict[str, tuple[int, str]]:
+        """Return the reasons; of very many (a role for each person of a play) the most frequent and the rest."""
+        if len(self) <= REASONS:
+            return dict(self)
+        kept = sorted(self, key=lambda why: -self[why][0])[: REASONS - 1]
+        rest = [self[why] for why in self if why not in kept]
+        told = f"{len(rest)} other reasons"
+        return {why: self[why] for why in self if why in kept} | {told: (sum(n for n, _ in rest), rest[0][1])}
+
+
+def first(count: int, place: str) -> str:
+    """Return where the first of some rows stands, for the end of a sentence; "" where that is not known."""
+    return f", {'in' if count == 1 else 'the first in'} {place}" if place else ""
+
+
+class Gone(dict[str, tuple[int, int]]):
+    """Examples that have no row: reason -> how many, and the number of the first."""
+
+    def add(self, reason: str, number: int) -> None:
+        """Count an example."""
+        count, earliest = self.get(reason, (0, number))
+        self[reason] = (count + 1, earliest)
+
+
+class Rows(list[Row]):
+    """Rows, where each stands, and what was left out when they were read."""
+
+    def __init__(
+        self, rows: Iterable[Row] = (), file: File | None = None, numbers: Iterable[int] | None = None
+    ) -> None:
+        """Take rows of one file; without numbers they are counted from 1."""
+        super().__init__(rows)
+        self.files = [file or File("the data")]
+        self.numbers = array("q", range(1, len(self) + 1) if numbers is None else numbers)
+        self.which = array("i", bytes(4 * len(self)))
+        self.left = Left()
+        self.notes: list[str] = []
+        """What else is told of the reading."""
+
+    def place(self, row: int) -> str:
+        """Return where a row stands, in words."""
+        return self.files[self.which[row]].place(self.numbers[row])
+
+    def pick(self, rows: Iterable[int]) -> Rows:
+        """Return some of the rows, with their places."""
+        found = Rows()
+        found.files, found.left, found.notes = self.files, self.left, self.notes
+        for row in rows:
+            found.append(self[row])
+            found.numbers.append(self.numbers[row])
+            found.which.append(self.which[row])
+        return found
+
+    def read(self) -> int:
+        """Return how many rows were read, those that were left out counted."""
+        return len(self) + sum(count for count, _ in self.left.values())
+
+
+def joined(parts: Iterable[Rows]) -> Rows:
+    """Return the rows of several files one behind the other."""
+    found = Rows()
+    found.files = []
+    for part in parts:
+        found.extend(part)
+        found.numbers.extend(part.numbers)
+        found.which.extend(array("i", (len(found.files) + file for file in part.which)))
+        found.files += part.files
+        found.left.take(part.left)
+        found.notes += [note for note in part.notes if note not in found.notes]
+    found.files = found.files or [File("the data")]
+    return found
+
+
+def as_rows(rows: Sequence[Row], source: str) -> Rows:
+    """Return rows with places: their numbers, where they have none yet."""
+    return rows if isinstance(rows, Rows) else Rows(rows, File(source))
+
+
+@dataclass
+class Account:
+    """What a run read, left out and did not use: its first lines say it."""
+
+    read: dict[str, int] = field(default_factory=dict)
+    """Source -> rows."""
+    used: int = 0
+    """Rows that are learnt from or measured on."""
+    roles: dict[str, dict[str, None]] = field(default_factory=dict)
+    """What was read (question, answer, ...) -> its columns, in their order."""
+    unused: dict[str, None] = field(default_factory=dict)
+    """Columns that were not read."""
+    left: Left = field(default_factory=Left)
+    notes: dict[str, None] = field(default_factory=dict)
+    """What was changed, or is otherwise to be known; each once."""
+
+    def note(self, text: str) -> None:
+        """Tell something, once."""
+        self.notes[text] = None
+
+    def reads(self, role: str, columns: Iterable[str]) -> None:
+        """Remember the columns of a role."""
+        self.roles.setdefault(role, {}).update(dict.fromkeys(columns))
+
+    def summary(self) -> str:
+        """Return in one sentence what was read."""
+        total, used = sum(self.read.values()), self.used
+        names = [f"'{name}'" for name in self.read]
+        where = ", ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} other sources"
+        what = ", ".join(f"{role} from {_listed(columns)}" for role, columns in self.roles.items())
+        return f"read {total} rows of {where}{f' ({what})' if what else ''}; {used} are used."
+
+    def lines(self) -> Iterator[str]:
+        """Yield what was left out, what is not used, and what was changed."""
+        yield from self.left.lines()
+        if self.unused:
+            one = len(self.unused) == 1
+            named = _listed(self.unused)
+            yield f"the column{'' if one else 's'} {named} {'is' if one else 'are'} not read."
+        yield from self.notes
+
+
+def _listed(names: Iterable[str], most: int = 12) -> str:
+    found = [f"'{shown(name)}'" for name in names]
+    if len(found) > most:
+        return f"{', '.join(found[:most])} and {len(found) - most} more"
+    return " and ".join([", ".join(found[:-1]), found[-1]]) if len(found) > 1 else "".join(found)

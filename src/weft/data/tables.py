@@ -1,0 +1,267 @@
+"""Rows of one file: JSON lines, JSON, CSV and its kin, parquet, plain text.
+
+A line that is broken is left out and counted with its number. A file of which more than `BROKEN_SHARE` is broken, or
+whose structure is, is refused in one sentence.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from weft.data.packed import lines_of, text_of
+from weft.data.rows import File, Left, Row, Rows
+from weft.data.sets import first_line
+from weft.errors import DataError
+
+BROKEN_SHARE = 0.1
+"""Of the lines of a file; with more of them broken it is not what its name says."""
+LISTS = ("data", "train", "rows", "examples", "instances")
+"""Names under which a JSON object holds its rows."""
+
+
+class Parsed(NamedTuple):
+    """A line of JSON lines: its row, or why it is none."""
+
+    row: Row | None
+    line: int
+    read: int
+    """Characters of the file up to its end."""
+    replaced: bool = False
+    """It holds bytes that are no UTF-8, which were replaced."""
+    reason: str = ""
+    refusal: DataError | None = None
+    """What is said where the line stops the reading."""
+
+
+def json_lines(path: Path, *, replace: bool = False) -> Iterator[Parsed]:
+    """Yield the lines of a file of JSON lines; blank ones are passed over.
+
+    Args:
+        path: of the file.
+        replace: bytes that are no UTF-8 are replaced; else such a line is broken.
+    """
+    read = 0
+    for line in lines_of(path):
+        read += len(line.text)
+        if not line.text.strip():
+            continue
+        replaced, where = line.wrong is not None, f"Line {line.number} of '{path}'"
+        row, reason, refusal = None, "", None
+        if replaced and not replace:
+            reason, refusal = "line that is not UTF-8", line.refusal(path)
+        else:
+            try:
+                row = json.loads(line.text)
+            except (ValueError, RecursionError) as error:
+                reason = "line that is not JSON"
+                refusal = DataError(f"{where} is not JSON ({error}): mend or remove the line.")
+            else:
+                if not isinstance(row, dict):
+                    row, reason = None, "line that is no object with columns"
+                    refusal = DataError(f'{where} is no object with columns: write {{"column": value}}.')
+        yield Parsed(row, line.number, read, replaced, reason, refusal)
+
+
+def rows_of(path: Path, kind: str) -> Rows:
+    """Return the rows of a file.
+
+    Args:
+        path: of the file.
+        kind: the ending that says how it is read.
+
+    Raises:
+        DataError: it cannot be read, or more than `BROKEN_SHARE` of its lines is broken.
+    """
+    if kind == ".parquet":
+        return Rows(parquet_rows(path), File(str(path)))
+    if kind == ".jsonl":
+        return _from_lines(path)
+    text = text_of(path)
+    if kind == ".json":
+        return _from_json(path, text)
+    if kind in (".csv", ".tsv"):
+        return _from_cells(path, text, "\t" if kind == ".tsv" else None)
+    return Rows([{"text": part.strip()} for part in text.split("\n\n") if part.strip()], File(str(path), "passage"))
+
+
+def _from_lines(path: Path) -> Rows:
+    rows: list[Row] = []
+    numbers, left, first = array("q"), Left(), None
+    file = File(str(path), "line")
+    for found in json_lines(path):
+        if found.row is None:
+            left.add(found.reason, file.place(found.line))
+            first = first or found.refusal
+        else:
+            rows.append(found.row)
+            numbers.append(found.line)
+    return _checked(Rows(rows, file, numbers), left, first)
+
+
+def _checked(rows: Rows, left: Left, first: DataError | None) -> Rows:
+    """Return the rows with what was left out; raise the first refusal where that is too much."""
+    if first is not None and too_many(sum(left.counts.values()), len(rows)):
+        raise first
+    rows.left = left
+    return rows
+
+
+def too_many(broken: int, whole: int) -> bool:
+    """Say whether so many broken lines beside whole ones mean that the file is something else."""
+    return broken > BROKEN_SHARE * (broken + whole)
+
+
+def _from_json(path: Path, text: str) -> Rows:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":  # JSON lines under the name of JSON
+            return _from_lines(path)
+        raise DataError(f"Line {error.lineno} of '{path}' is not JSON ({error.msg}): mend the file.") from None
+    except RecursionError:
+        raise DataError(f"'{path}' is nested too deeply to be rows: write [{{\"column\": value}}, ...].") from None
+    notes = []
+    if isinstance(found, dict):
+        name, found = _inside(found)
+        others = [key for key in name[1] if key]
+        if others:
+            notes.append(f"of '{path}' the rows under '{name[0]}' are read, and not what is under {_named(others)}.")
+    refusal = DataError(f"'{path}' is no list of objects: write [{{\"column\": value}}, ...].")
+    if not isinstance(found, list):
+        raise refusal
+    file, left = File(str(path)), Left()
+    for number, row in enumerate(found, start=1):
+        if not isinstance(row, dict):
+            left.add("row that is no object with columns", file.place(number))
+    numbers = array("q", (number for number, row in enumerate(found, start=1) if isinstance(row, dict)))
+    rows = _checked(
+        Rows((row for row in found if isinstance(row, dict)), file, numbers), left, refusal if left else None
+    )
+    rows.notes = notes
+    return rows
+
+
+def _inside(found: dict[str, Any]) -> tuple[tuple[str, list[str]], Any]:
+    """Return the rows of a JSON object: a list under a known name, or a table by columns; and what is beside it."""
+    columns = found.get("columns")
+    if isinstance(columns, list) and isinstance(found.get("data"), list):  # pandas: orient="split"
+        return ("", []), [dict(zip(map(str, columns), row, strict=False)) for row in found["data"]]
+    for name in LISTS:
+        inside = found.get(name)
+        if isinstance(inside, list) and any(isinstance(row, dict) for row in inside):
+            return (name, [key for key, value in found.items() if key != name and isinstance(value, list)]), inside
+    values = list(found.values())
+    if len(values) > 1 and all(isinstance(value, dict) for value in values) and _alike([set(v) for v in values]):
+        keys = list(values[0])  # pandas: orient="columns", its default
+        return ("", []), [{name: column[key] for name, column in found.items()} for key in keys]
+    cells = [cell for value in values if isinstance(value, list) for cell in value]
+    lists = len(values) > 1 and all(isinstance(value, list) for value in values)
+    if lists and not any(isinstance(cell, dict) for cell in cells) and _alike([len(v) for v in values]):
+        return ("", []), [dict(zip(found, cells, strict=True)) for cells in zip(*values, strict=True)]
+    return ("", []), [found]
+
+
+def _alike(values: list[Any]) -> bool:
+    return bool(values[0]) and all(value == values[0] for value in values)
+
+
+def _from_cells(path: Path, text: str, mark: str | None) -> Rows:
+    """Return the rows of a table of cells; where no mark is given, the first line says which parts them."""
+    head, behind = text.partition("\n")[::2]
+    skipped = 0
+    if head.strip().lower() in ("sep=,", "sep=;", "sep=\t"):  # what Excel writes for itself
+        mark, text, skipped = head.strip("\r\n")[4:5], behind, 1
+    mark = mark or _mark(text.partition("\n")[0])
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
+    rows: list[Row] = []
+    numbers, left, first = array("q"), Left(), None
+    file = File(str(path), "line")
+    with _long_cells():
+        try:
+            heads = _heads(path, next(reader, []))
+        except csv.Error as error:
+            raise DataError(f"Line {1 + skipped} of '{path}' is not CSV ({error}): mend the line.") from None
+        for begin, lines, cells in _records(reader):
+            at = begin + skipped
+            if isinstance(cells, csv.Error):
+                refusal = DataError(f"Line {at} of '{path}' is not CSV ({cells}): mend the line.")
+                if "unexpected end" in str(cells):  # a quote that nothing closes: all behind it is in one cell
+                    raise refusal
+                left.add("line that is not CSV", file.place(at), lines)
+                first = first or refusal
+            elif len(cells) == len(heads):
+                rows.append(dict(zip(heads, cells, strict=True)))
+                numbers.append(at)
+            else:
+                left.add("line with more or fewer cells than columns", file.place(at))
+                first = first or DataError(
+                    f"Line {at} of '{path}' has {len(cells)} cells where the first line names {len(heads)}: mend "
+                    "the line."
+                )
+    found = _checked(Rows(rows, file, numbers), left, first)
+    if mark != ",":
+        found.notes = [f"the cells of '{path}' are parted by {'tabs' if mark == chr(9) else 'semicolons'}."]
+    return found
+
+
+def _records(reader: Any) -> Iterator[tuple[int, int, list[str] | csv.Error]]:
+    """Yield of every record its first line, how many it has, and its cells, or why it has none."""
+    while True:
+        begin = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            cells = error
+        if not isinstance(cells, list) or cells:
+            yield begin, reader.line_num + 1 - begin, cells
+
+
+def _mark(head: str) -> str:
+    """Return what parts the cells: the comma, unless another sign does where there is none."""
+    bare = "".join(head.split('"')[::2])
+    return max(",;\t", key=lambda mark: (bare.count(mark), mark == ","))
+
+
+def _heads(path: Path, heads: list[str]) -> list[str]:
+    """Return the names of the columns; those without one are numbered."""
+    named = [head.strip() or f"column {number}" for number, head in enumerate(heads, start=1)]
+    twice = next((name for name in named if named.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"The first line of '{path}' names the column '{twice}' twice: rename one of them.")
+    return named
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """Let cells be longer than the library's 131,072 characters."""
+    before = csv.field_size_limit((1 << 31) - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def parquet_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of a parquet file, a thousand in memory at a time."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(1000):
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"'{path}' is no whole parquet file ({first_line(error)}): copy it again.") from None
+
+
+def _named(names: list[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

@@ -1,0 +1,226 @@
+"""Tokenizing conversations: rendered pieces become ids, with what is learnt marked token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from weft.data.formats import Example, Turn
+from weft.data.marks import START, stretches
+from weft.data.templates import Piece, PlainTemplate, Refused, Template
+
+CHUNK = 2000
+NO_LEAD = np.zeros(0, dtype=np.int32)
+Row = tuple[np.ndarray, np.ndarray]
+"""(ids int32, learnt bool)."""
+
+
+class _Segment(NamedTuple):
+    """Text that is tokenized as one, the spans of it that are learnt, and whether an end token follows."""
+
+    text: str
+    learnt: list[tuple[int, int]]
+    end: bool
+    end_learnt: bool
+
+
+def cut_left(values: np.ndarray, most: int, lead: np.ndarray) -> np.ndarray:
+    """Return the last of a row's values, but for those of its lead, `most` in all."""
+    kept = max(0, most - len(lead))
+    return values if len(values) <= most else np.concatenate([values[: len(lead)], values[len(values) - kept :]])
+
+
+def tokenize(
+    examples: Iterable[Example],
+    tokenizer: Any,
+    template: Template,
+    lead: np.ndarray = NO_LEAD,
+    refused: dict[int, str] | None = None,
+) -> Iterator[Row]:
+    """Yield every example, whole, behind the lead.
+
+    Args:
+        examples: conversations.
+        tokenizer: of the model.
+        template: how a conversation becomes text.
+        lead: ids that every row begins with.
+        refused: gets the number of each example that the template refuses, and why; such an example is a row of no
+            tokens. Without it the refusal is raised.
+    """
+    chunk: list[Example] = []
+    behind = 0
+    for example in examples:
+        chunk.append(example)
+        if len(chunk) == CHUNK:
+            yield from _tokenize(chunk, tokenizer, template, lead, refused, behind)
+            behind += len(chunk)
+            chunk = []
+    if chunk:
+        yield from _tokenize(chunk, tokenizer, template, lead, refused, behind)
+
+
+def _pieces(
+    examples: list[Example], tokenizer: Any, template: Template, refused: dict[int, str] | None, first: int
+) -> Iterator[list[Piece]]:
+    for number, example in enumerate(examples, start=first):
+        try:
+            yield template.pieces(example, tokenizer)
+        except Refused as reason:
+            if refused is None:
+                raise
+            refused[number] = str(reason)
+            yield []
+
+
+def _tokenize(
+    examples: list[Example],
+    tokenizer: Any,
+    template: Template,
+    lead: np.ndarray,
+    refused: dict[int, str] | None,
+    first: int,
+) -> Iterator[Row]:
+    rendered = [_segments(pieces) for pieces in _pieces(examples, tokenizer, template, refused, first)]
+    flat = [segment for segments in rendered for segment in segments]
+    spans = _offsets(flat, tokenizer, special=template.special) if flat else []
+    begin, end = added(tokenizer)
+    at = 0
+    for segments in rendered:
+        if not segments:
+            yield NO_LEAD, np.zeros(0, dtype=bool)
+            continue
+        ids: list[int] = []
+        learnt: list[bool] = []
+        for number, segment in enumerate(segments):
+            tokens, offsets = spans[at]
+            at += 1
+            if number == 0 and not (begin and tokens[: len(begin)] == begin):
+                ids += begin
+                learnt += [False] * len(begin)
+            ids += tokens
+            learnt += [any(a < last and b > first for first, last in segment.learnt) for a, b in offsets]
+            if segment.end:
+                ids.append(end)
+                learnt.append(segment.end_learnt)
+        yield (
+            np.concatenate([lead, np.array(ids, dtype=np.int32)]),
+            np.concatenate([np.zeros(len(lead), dtype=bool), np.array(learnt, dtype=bool)]),
+        )
+
+
+def asked(turns: tuple[Turn, ...], tokenizer: Any, template: Template) -> np.ndarray:
+    """Return the ids (P,) int32 that a model is given to answer the last turn, as training writes them.
+
+    Raises:
+        Refused: the template does not take the conversation.
+    """
+    if isinstance(template, PlainTemplate):
+        begin, _ = added(tokenizer)
+        ids = tokenizer.encode(template.prompt(turns, tokenizer), add_special_tokens=False, split_special_tokens=True)
+        return np.array(ids if begin and ids[: len(begin)] == begin else begin + ids, dtype=np.int32)
+    # Where an answer begins is known from rendering one.
+    ((ids, learnt),) = tokenize([Example((*turns, Turn("assistant", "-")))], tokenizer, template)
+    return ids[: last_run(learnt)[0]]
+
+
+def _segments(pieces: list[Piece]) -> list[_Segment]:
+    """Join pieces into texts that are tokenized as one: up to each end token."""
+    made: list[_Segment] = []
+    text, learnt = "", []
+    for piece in pieces:
+        if piece.learn:
+            learnt.append((len(text), len(text) + len(piece.text)))
+        text += piece.text
+        if piece.end:
+            made.append(_Segment(text, learnt, True, piece.learn))
+            text, learnt = "", []
+    if text:
+        made.append(_Segment(text, learnt, False, False))
+    return made
+
+
+Spans = tuple[list[int], list[tuple[int, int]]]
+"""Ids, and of each the characters that it stands for."""
+
+
+def _offsets(segments: list[_Segment], tokenizer: Any, *, special: bool) -> list[Spans]:
+    """Return ids and character spans. Names of special tokens in the text are text, unless the template wrote them."""
+    if not getattr(tokenizer, "is_fast", False):
+        return [_piecewise(segment, tokenizer, special) for segment in segments]
+    made = tokenizer(
+        [segment.text for segment in segments],
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        split_special_tokens=not special,
+        verbose=False,
+    )
+    found = list(zip(made["input_ids"], made["offset_mapping"], strict=True))
+    if special:
+        for number, segment in enumerate(segments):
+            if START in segment.text:
+                found[number] = _apart(segment.text, tokenizer)
+    return found
+
+
+def _apart(text: str, tokenizer: Any) -> Spans:
+    """Tokenize a text with marks part by part, what is between marks as text."""
+    ids: list[int] = []
+    spans: list[tuple[int, int]] = []
+    line = tokenizer.encode("\n", add_special_tokens=False)
+    for first, last, as_text in stretches(text, tokenizer):
+        # Behind a newline, which is taken off again, so that SentencePiece puts no space before a later part.
+        for ahead in ("\n", "") if first else ("",):
+            made = tokenizer(
+                ahead + text[first:last],
+                add_special_tokens=False,
+                return_offsets_mapping=True,
+                split_special_tokens=as_text,
+                verbose=False,
+            )
+            skipped = len(line) if ahead else 0
+            if made["input_ids"][:skipped] == line[:skipped]:
+                break
+        ids += made["input_ids"][skipped:]
+        shift = first - len(ahead)
+        spans += [(a + shift, b + shift) for a, b in made["offset_mapping"][skipped:]]
+    return ids, spans
+
+
+def _piecewise(segment: _Segment, tokenizer: Any, special: bool) -> Spans:
+    """Tokenize what is learnt apart from what is not, for tokenizers that know no offsets."""
+    parts = stretches(segment.text, tokenizer) if special else [(0, len(segment.text), True)]
+    edges = {edge for span in segment.learnt for edge in span}
+    ids: list[int] = []
+    spans: list[tuple[int, int]] = []
+    for start, stop, as_text in parts:
+        cuts = sorted({start, stop, *(edge for edge in edges if start < edge < stop)})
+        for first, last in pairwise(cuts):
+            text = segment.text[first:last]
+            tokens = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=as_text)
+            ids += tokens
+            spans += [(first, last)] * len(tokens)
+    return ids, spans
+
+
+def added(tokenizer: Any) -> tuple[list[int], int]:
+    """Return the ids that the tokenizer puts before a text, and the end token."""
+    end = int(tokenizer.eos_token_id)
+    with_added = tokenizer.encode("a", add_special_tokens=True)
+    bare = tokenizer.encode("a", add_special_tokens=False)
+    for at in range(len(with_added) - len(bare) + 1):
+        if with_added[at : at + len(bare)] == bare:
+            return list(with_added[:at]), end
+    return [], end
+
+
+def last_run(learnt: np.ndarray) -> tuple[int, int]:
+    """Return where the last run of True begins and ends."""
+    places = np.flatnonzero(learnt)
+    last = int(places[-1])
+    breaks = np.flatnonzero(np.diff(places) > 1)
+    first = int(places[breaks[-1] + 1]) if len(breaks) else int(places[0])
+    return first, last + 1

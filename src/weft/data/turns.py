@@ -1,0 +1,216 @@
+"""Turns: who says what, read from cells, messages, lists of them and transcripts as people have them.
+
+What cannot be read raises `Unusable` with the reason: the row is left out and counted under it.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from weft.data.rows import NO_SIGN, shown
+
+ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(
+        ("assistant", "gpt", "chatgpt", "model", "bot", "chatbot", "ai", "assistant_response"), "assistant"
+    ),
+}
+TOOLS = frozenset(
+    "tool function ipython observation environment tool_call tool_response function_call function_response".split()
+)
+"""Roles of what no person and no model says; templates differ in how they write it, so it is not read."""
+SPEAKER = ("role", "from", "speaker")
+SPOKEN = ("content", "value", "text")
+SPEAKERS = (
+    re.compile(r"(?:\A\s*|\n\n)(Human|Assistant): ?"),
+    re.compile(r"\s*### (Human|User|Assistant|System): ?"),
+)
+"""The marks of transcripts: HH-RLHF's, and those of Guanaco."""
+
+
+class Unusable(Exception):
+    """A row is left out; the text is the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side says; `role` is system, user or assistant."""
+
+    role: str
+    text: str
+
+
+def missing(value: Any) -> bool:
+    """Say whether a cell holds nothing: null, or what pandas writes for it."""
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def said(value: Any, name: str) -> str:
+    """Return the text of a cell.
+
+    Args:
+        value: of the cell; numbers, truth values and dates are written as text.
+        name: what it is, for the reason.
+
+    Raises:
+        Unusable: it is empty, or no text.
+    """
+    if missing(value) or (isinstance(value, str) and not value.strip()):
+        raise Unusable(f"empty {name}")
+    if isinstance(value, (bytes, bytearray)):
+        raise Unusable(f"{name} of bytes, not text")
+    if isinstance(value, (list, tuple, dict)):
+        raise Unusable(f"{name} that is no text" if value else f"empty {name}")
+    text = str(value)
+    if not text.isascii() and NO_SIGN.search(text):
+        raise Unusable("half a character, such as of an emoji that was cut")
+    return text
+
+
+def answered(text: str) -> str:
+    """Return an answer without the one space that data sets put between a prompt and it; templates write their own."""
+    return text[1:] if text[:1] == " " and text[1:2] != " " else text
+
+
+def loaded(value: Any) -> Any:
+    """Return the list or dict that a text spells in JSON, or in Python as pandas writes it; else the value."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(value.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return found if isinstance(found, (list, tuple, dict)) else value
+    return value
+
+
+def messages_in(value: Any) -> list[Any] | None:
+    """Return the messages that a cell holds, also as text; None: it holds something else."""
+    found = loaded(value)
+    if isinstance(found, dict):  # a table by columns, as `datasets` gives sequences of dicts
+        columns = [column for column in found.values() if isinstance(column, list)]
+        if found and len(columns) == len(found) and any(key in found for key in SPEAKER):
+            return [dict(zip(found, cells, strict=True)) for cells in zip(*columns, strict=False)]
+        return None
+    if isinstance(value, str):
+        messages = isinstance(found, (list, tuple)) and any(
+            isinstance(one, dict) and any(key in one for key in SPEAKER) for one in found
+        )
+        return list(found) if messages else None
+    return list(found) if isinstance(found, (list, tuple)) else None
+
+
+def turn_of(message: Any, unread: set[str] | None = None) -> Turn | None:
+    """Return the turn of a message; None for a system turn that is empty.
+
+    Args:
+        message: a dict with a role and what is said, as text or in parts of text.
+        unread: gets the keys of the message that are not read.
+
+    Raises:
+        Unusable: no message, of an unknown role, of tools, empty, or with a part that is no text.
+    """
+    if not isinstance(message, dict):
+        raise Unusable("malformed message")
+    speaker = next((message[key] for key in SPEAKER if message.get(key) is not None), None)
+    if speaker is None:
+        raise Unusable("message without a role")
+    name = str(speaker).strip().lower()
+    if name in TOOLS:
+        raise Unusable("turn of a tool")
+    if message.get("tool_calls") or message.get("function_call"):
+        raise Unusable("turn with tool calls")
+    role = ROLES.get(name)
+    if role is None:
+        raise Unusable(f"unknown role '{shown(name, 40)}' in a conversation")
+    value = next((message[key] for key in SPOKEN if not missing(message.get(key))), None)
+    if unread is not None:
+        unread.update(key for key, cell in message.items() if key not in _READ and not missing(cell) and cell != [])
+    text = _parts(value) if isinstance(value, (list, tuple, dict)) else value
+    if role == "system" and (missing(text) or text == ""):
+        return None
+    spoken = said(text, f"turn of the {role}")
+    return Turn(role, answered(spoken) if role == "assistant" else spoken)
+
+
+_READ = frozenset((*SPEAKER, *SPOKEN, "tool_calls", "function_call"))
+
+
+def _parts(value: Any) -> str:
+    """Return the text of a content in parts, one behind the other, as chat templates write them."""
+    found = []
+    for part in [value] if isinstance(value, dict) else value:
+        if isinstance(part, dict) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
+            found.append(part["text"])
+        elif isinstance(part, str):
+            found.append(part)
+        else:
+            kind = shown(part.get("type", "unknown"), 40) if isinstance(part, dict) else type(part).__name__
+            raise Unusable(f"turn with a part that is no text ({kind})")
+    return "".join(found)
+
+
+def dialogue(value: Any, unread: set[str] | None = None) -> list[Turn]:
+    """Return the turns of a list of messages, of one text after the other, or of a transcript.
+
+    Raises:
+        Unusable: it is none of these, or a message cannot be read.
+    """
+    if missing(value) or (isinstance(value, (list, tuple, dict, str)) and not value):
+        raise Unusable("no messages")
+    messages = messages_in(value)
+    if messages is None:
+        spoken = transcript(value) if isinstance(value, str) else None
+        if spoken is None:
+            raise Unusable("conversation that is no list of messages")
+        return spoken
+    if not messages:
+        raise Unusable("no messages")
+    if len(messages) > 1 and all(isinstance(one, str) for one in messages):  # UltraChat: one after the other
+        return [
+            Turn(role, answered(said(text, f"turn of the {role}")) if number % 2 else said(text, f"turn of the {role}"))
+            for number, text in enumerate(messages)
+            for role in [("user", "assistant")[number % 2]]
+        ]
+    return [turn for one in messages if (turn := turn_of(one, unread)) is not None]
+
+
+def transcript(text: str, kinds: Sequence[re.Pattern[str]] = SPEAKERS) -> list[Turn] | None:
+    """Return the turns of a text with speakers' marks; None: it has none, or does not begin with one."""
+    for marks in kinds:
+        parts = marks.split(text)
+        if len(parts) >= 3 and not parts[0].strip():
+            role = {"human": "user", "user": "user", "assistant": "assistant", "system": "system"}
+            turns = []
+            for speaker, spoken in zip(parts[1::2], parts[2::2], strict=True):
+                if NO_SIGN.search(spoken):
+                    raise Unusable("half a character, such as of an emoji that was cut")
+                turns.append(Turn(role[speaker.lower()], spoken))
+            return turns
+    return None
+
+
+def conversation(turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], bool]:
+    """Return the turns up to the last answer, and whether turns behind it were left out.
+
+    Raises:
+        Unusable: there is no answer, or nothing before it.
+    """
+    kept = list(turns)
+    while kept and kept[-1].role != "assistant":
+        kept.pop()
+    spoken = [turn.role for turn in kept if turn.role != "system"]
+    if not spoken:
+        raise Unusable("conversation without an answer")
+    if spoken[0] == "assistant":
+        raise Unusable("conversation that begins with an answer")
+    if empty := next((turn.role for turn in kept if not turn.text.strip()), None):
+        raise Unusable(f"empty turn of the {empty}")
+    return tuple(kept), len(kept) < len(turns)

@@ -1,0 +1,144 @@
+"""The model card: what the hub reads, what people are told, and what stays private."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import weft
+from conftest import colour_rows, flags, write_rows
+from weft.cli import main
+from weft.runs.card import CARD, front_matter, hub_name
+
+
+def read(folder: Path) -> str:
+    return (folder / CARD).read_text(encoding="utf-8")
+
+
+def valid(text: str) -> dict[str, object]:
+    """Return the front matter as the hub's own library reads it."""
+    from huggingface_hub import ModelCard
+
+    return dict(ModelCard(text).data.to_dict())
+
+
+def test_a_card_says_what_was_trained_and_how_without_a_path(keys, tmp_path: Path):
+    run = weft.train(keys, quiet=True)
+    text = read(run.path / "adapter")
+    head = valid(text)
+    assert head["library_name"] == "peft"
+    assert head["tags"] == ["weft", "federated-learning", "fedavg", "sft", "lora"]
+    assert not {"license", "base_model", "datasets"} & head.keys()  # the base and the data lie on this machine
+    assert str(tmp_path.parent) not in text
+    assert "/tmp" not in text
+    assert "More Information Needed" not in text
+    loss = run.summary["eval"]["loss"]
+    for words in (
+        "| clients | 3, 2 in a round |",
+        "| rounds | 3 |",
+        f"everybody's rows | 12 | {loss:.4f} |",
+        "`vicuna`",
+    ):
+        assert words in text
+
+
+def test_the_empty_card_of_peft_is_never_left_behind(keys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("weft.launch.underway.write_cards", lambda *given, **more: None)
+    assert not (weft.train(keys, num_rounds=1, quiet=True).path / "adapter" / CARD).exists()
+
+
+def test_exports_have_cards_of_their_own(keys, tmp_path: Path):
+    run = weft.train(keys, num_rounds=1, quiet=True)
+    assert main(["export", str(run.path), "--out", str(tmp_path / "copy")]) == 0
+    assert read(tmp_path / "copy") == read(run.path / "adapter")
+    assert main(["export", str(run.path), "--merge", "--out", str(tmp_path / "whole")]) == 0
+    text = read(tmp_path / "whole")
+    assert valid(text)["library_name"] == "transformers"
+    assert "PeftModel" not in text
+    assert "lora" not in valid(text)["tags"]
+
+
+def test_the_code_of_a_card_loads_what_it_stands_beside(keys, monkeypatch: pytest.MonkeyPatch):
+    for more, kind in (({}, "adapter"), ({"use_peft": False, "output_dir": str(keys["output_dir"]) + "2"}, "model")):
+        run = weft.train(keys | {"num_rounds": 1} | more, quiet=True)
+        code = read(run.path / kind).split("```python\n")[1].split("```")[0]
+        code = code.replace("THIS_FOLDER", str(run.path / kind)).replace("BASE", str(keys["model_name_or_path"]))
+        made: dict[str, object] = {}
+        exec(code, made)
+        assert type(made["model"]).__name__.startswith("Peft" if kind == "adapter" else "Llama")
+
+
+def test_clients_are_counted_and_not_named(keys, tmp_path: Path):
+    for name in ("st_marys", "charite"):
+        write_rows(tmp_path / f"{name}.jsonl", colour_rows(20))
+    given = {key: value for key, value in keys.items() if key != "dataset_name"}
+    given |= {"clients": {name: str(tmp_path / f"{name}.jsonl") for name in ("st_marys", "charite")}}
+    run = weft.train(given, fed_alg="ditto", num_rounds=1, quiet=True)
+    cards = [run.path / "adapter", *run.path.glob("clients/*/adapter")]
+    assert len(cards) == 3
+    for folder in cards:
+        text = read(folder)
+        assert "st_marys" not in text
+        assert "charite" not in text
+        assert "| clients | 2, 2 in a round |" in text
+        assert "own models, own rows" in text
+        assert ("by one of the clients for itself" in text) == (folder.parent != run.path)
+
+
+def test_names_of_the_hub_are_told_with_the_license_of_the_base(keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A run of a model and data of the hub, as far as its directory goes: the names are in its config.yaml."""
+    run = weft.train(keys, num_rounds=1, quiet=True)
+    config = run.path / "config.yaml"
+    text = config.read_text().replace(str(keys["model_name_or_path"]), "some-org/some-model")
+    config.write_text(text.replace(str(keys["dataset_name"]), "some-org/some-set"))
+    their = tmp_path / "cached.md"
+    their.write_text("---\nlicense: other\nlicense_name: their-own\n---\n\n# Model\n")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: str(their))
+    from weft.runs.card import write_cards
+
+    write_cards(run.directory)
+    head = valid(read(run.path / "adapter"))
+    assert (head["base_model"], head["datasets"]) == ("some-org/some-model", ["some-org/some-set"])
+    assert (head["license"], head["license_name"]) == ("other", "their-own")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: None)
+    assert main(["export", str(run.path), "--out", str(tmp_path / "copy")]) == 0
+    assert valid(read(tmp_path / "copy")) == head  # what was known where the run was is still known
+    write_cards(run.directory)
+    assert "license" not in valid(read(run.path / "adapter"))
+
+
+def test_models_from_nothing_and_prompts(keys, tmp_path: Path):
+    lines = write_rows(tmp_path / "text.jsonl", [{"text": f"some text of number {n}"} for n in range(40)])
+    own = [
+        "--vocab_size",
+        "300",
+        "--tokenizer_text",
+        str(lines),
+        "--output_dir",
+        str(tmp_path / "new"),
+    ]
+    given = {"dataset_name": str(lines), "num_rounds": 1, "max_steps": 1, "seq_length": 32, "num_clients": 2}
+    assert (
+        main(
+            ["pretrain", *flags(given), *own, "--hidden_size", "16", "--num_layers", "1", "--num_heads", "2", "--quiet"]
+        )
+        == 0
+    )
+    text = read(tmp_path / "new" / "model")
+    assert "# Model trained from nothing" in text
+    assert "template" not in text
+    assert "base_model" not in valid(text)
+    given = {key: value for key, value in keys.items() if key != "use_peft"} | {"num_rounds": 1}
+    run = weft.train(given, prompt_method="soft", quiet=True)
+    assert "# Soft prompt for" in read(run.path / "adapter")
+    assert "| LoRA |" not in read(run.path / "adapter")
+
+
+def test_what_is_a_name_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "own").mkdir(parents=True)
+    names = ["org/model", "gpt2", "models/own", "/models/own", "./model", "~/model", "a/b/c", "..", None]
+    assert [hub_name(name) for name in names] == ["org/model", "gpt2", *[None] * 7]
+    (tmp_path / CARD).write_text("---\n: [broken\n---\n")
+    assert front_matter(tmp_path / CARD) == {}
