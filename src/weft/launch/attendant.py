@@ -26,7 +26,8 @@ from weft.launch.population import populate
 from weft.launch.prepare import equip, evaluator_of, prepare_process, resident, set_apart
 from weft.models.adapters import save_model
 from weft.models.fingerprint import fingerprint
-from weft.models.load import check_fits, load_model_config, load_tokenizer
+from weft.models.load import load_model_config
+from weft.models.tokenizer import check_fits, load_tokenizer
 from weft.runs.layout import RunDir, path_component
 from weft.runtimes.desk import WHO
 

@@ -81,7 +81,7 @@ class Run:
 
         if not self.config.finds_words and (not self.config.adapts or any(self.path.glob("adapter"))):
             return AutoTokenizer.from_pretrained(self.weights())
-        from weft.models.load import load_tokenizer
+        from weft.models.tokenizer import load_tokenizer
 
         return load_tokenizer(self.config)
 
@@ -100,8 +100,9 @@ class Run:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        from weft.models.load import base_model, hush
+        from weft.models.load import base_model
         from weft.models.precision import choose_device, choose_dtype
+        from weft.models.source import hush
 
         hush()
         weights = self.weights(client)

@@ -10,7 +10,9 @@ from weft.config import build
 from weft.errors import ConfigError
 from weft.launch.finished import Run
 from weft.models.emulator import Emulator, decoder_layers, emulator_of
-from weft.models.load import base_model, load_tokenizer, model_source
+from weft.models.load import base_model
+from weft.models.source import model_source
+from weft.models.tokenizer import load_tokenizer
 
 
 def plug_in(opened: Run, client: str | None, model: str, out: Path, *, merge: bool, dtype: str) -> None:

@@ -27,8 +27,9 @@ from weft.launch.population import Population
 from weft.launch.prepare import make_ready, prepare_process, resident
 from weft.launch.underway import Training
 from weft.models.fingerprint import fingerprint
-from weft.models.load import check_fits, load_model_config, load_tokenizer
+from weft.models.load import load_model_config
 from weft.models.resident import Resident
+from weft.models.tokenizer import check_fits, load_tokenizer
 from weft.runs.layout import RunDir
 from weft.runs.progress import Progress
 from weft.runs.trackers import Trackers

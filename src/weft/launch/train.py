@@ -19,9 +19,10 @@ from weft.launch.prepare import equip, prepare_process, resident
 from weft.launch.start import with_tokenizer
 from weft.launch.underway import Training
 from weft.models.group import Group, joined
-from weft.models.load import check_fits, load_model_config, load_tokenizer
+from weft.models.load import load_model_config
 from weft.models.scratch import shape_of
 from weft.models.starting import from_adapter
+from weft.models.tokenizer import check_fits, load_tokenizer
 from weft.runs.layout import RunDir
 from weft.runs.progress import Progress
 from weft.runs.trackers import Trackers, resolve

@@ -1,16 +1,10 @@
-"""Loading a causal language model and its tokenizer, from the hub or from a folder.
+"""Loading a causal language model, from the hub or from a folder, with what of it is trained.
 
 Knows nothing of clients and rounds. transformers, peft and bitsandbytes are imported where they are used.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import logging
-import warnings
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +12,7 @@ import torch
 from weft.config import RunConfig
 from weft.core.parts import LoraAggregation
 from weft.core.seeds import derive
-from weft.errors import ConfigError, MissingExtra
+from weft.errors import ConfigError
 from weft.models.adapters import add_lora, fixed_factors
 from weft.models.emulator import emulator_of, train_ends
 from weft.models.group import Group
@@ -26,69 +20,11 @@ from weft.models.instruction import Instruction
 from weft.models.offload import away, revive, tidy
 from weft.models.precision import choose_device, choose_dtype
 from weft.models.prompts import Front, add_prompt
+from weft.models.quantised import quantisation
 from weft.models.resident import Resident
-from weft.models.starting import fill, read_adapter, starting_adapter
-
-
-def hush() -> None:
-    """Silence what libraries say about themselves, which no user could mend: progress bars, casts, renamings."""
-    import transformers.utils.logging as talk
-
-    talk.set_verbosity_error()
-    talk.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-
-
-@contextlib.contextmanager
-def _in_words(name: str) -> Iterator[None]:
-    """Turn what a loader raises into one sentence."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        kind = "folder" if Path(name).is_dir() else "model"
-        raise ConfigError(
-            f"The {kind} '{name}' cannot be loaded ({lines[0].strip().rstrip('.')}): "
-            "give a hub name that is reachable, or a folder with config.json and weights."
-        ) from None
-
-
-def model_source(name: str) -> str:
-    """Return where a model lies: a finished run's `model/`, the base of an adapter, else the name as it is.
-
-    Raises:
-        ConfigError: a path that is not there.
-    """
-    path = Path(name).expanduser()
-    if not path.exists():
-        if name.startswith((".", "/", "~")):
-            raise ConfigError(f"There is no model folder '{name}': check the path, or give a hub name.")
-        return name
-    if (path / "model" / "config.json").exists():
-        return str(path / "model")
-    adapter = starting_adapter(name)
-    return model_source(read_adapter(adapter)["base"]) if adapter is not None else str(path)
-
-
-def load_tokenizer(config: RunConfig) -> Any:
-    """Return the tokenizer, with an end token; ConfigError if there is none."""
-    from transformers import AutoTokenizer
-
-    hush()
-    source = (config.tokenizer or "") if config.from_scratch else model_source(config.model_name_or_path)
-    adapter = None if config.from_scratch else starting_adapter(config.model_name_or_path)
-    if adapter is not None and (adapter / "tokenizer_config.json").exists():
-        source = str(adapter)
-    with _in_words(source):
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, trust_remote_code=config.trust_remote_code, token=config.token or None
-        )
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(f"The tokenizer of '{source}' has no end token (eos_token): set one in its folder.")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+from weft.models.source import hush, in_words, model_source
+from weft.models.starting import fill, starting_adapter
+from weft.models.tokenizer import load_tokenizer
 
 
 def load_model_config(config: RunConfig) -> Any:
@@ -101,7 +37,7 @@ def load_model_config(config: RunConfig) -> Any:
         tokenizer = load_tokenizer(config)
         ends = {f"{end}_token_id": getattr(tokenizer, f"{end}_token_id") for end in ("bos", "eos", "pad")}
         return llama_config(config, len(tokenizer), ends)
-    with _in_words(config.model_name_or_path):
+    with in_words(config.model_name_or_path):
         return AutoConfig.from_pretrained(
             model_source(config.model_name_or_path),
             trust_remote_code=config.trust_remote_code,
@@ -131,7 +67,7 @@ def base_model(config: RunConfig, *, full_precision: bool = False) -> Any:
     extra: dict[str, Any] = {}
     quantised = (config.load_in_8bit or config.load_in_4bit) and not full_precision
     if quantised:
-        extra = {"quantization_config": _quantisation(config, dtype), "device_map": {"": str(device)}}
+        extra = {"quantization_config": quantisation(config, dtype), "device_map": {"": str(device)}}
     if config.model_offload != "none":
         with torch.device("meta"):
             shell = AutoModelForCausalLM.from_config(
@@ -140,7 +76,7 @@ def base_model(config: RunConfig, *, full_precision: bool = False) -> Any:
         extra = away(config, shell, device)
     # Full fine-tuning keeps its masters in float32, so the weights must not lose bits on the way in.
     loaded = dtype if config.adapts else torch.float32
-    with _in_words(config.model_name_or_path):
+    with in_words(config.model_name_or_path):
         model = AutoModelForCausalLM.from_pretrained(
             model_source(config.model_name_or_path),
             dtype=loaded,
@@ -251,40 +187,3 @@ def _spread(config: RunConfig, tokenizer: Any, lora: LoraAggregation | None, gro
     else:
         split(base, group)
     return Spread(whole, shell, empty(), tokenizer, group, dtype, splits_batch=config.parallel == "fsdp")
-
-
-def check_fits(config: RunConfig, tokenizer: Any, model_config: Any) -> None:
-    """Refuse rows longer than the model's context, and a tokenizer with ids that the model has no embedding for."""
-    text = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
-    places = getattr(text, "vocab_size", None)
-    if places is not None and max(tokenizer.get_vocab().values()) >= places:
-        raise ConfigError(
-            f"The tokenizer of '{config.model_name_or_path}' has the id {max(tokenizer.get_vocab().values())}, but the "
-            f"model has {places} embeddings: give a folder whose tokenizer and model belong together."
-        )
-    limit = getattr(model_config, "max_position_embeddings", None)
-    ahead = {"prefix": config.num_virtual_tokens + config.private_tokens, "text": config.prompt_length}
-    before = ahead.get(config.prompt_method or "", 0)
-    if limit is not None and before + config.seq_length > limit > config.seq_length:
-        raise ConfigError(
-            f"A prompt of up to {before} tokens and rows of {config.seq_length} are longer than the model's context "
-            f"({limit}): write --seq_length {max(2, limit - before)}, or a shorter prompt."
-        )
-    if limit is not None and config.seq_length > limit:
-        raise ConfigError(
-            f"seq_length is {config.seq_length}, but the model's context ends at {limit}: write --seq_length {limit}."
-        )
-
-
-def _quantisation(config: RunConfig, dtype: torch.dtype) -> Any:
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        raise MissingExtra("bitsandbytes", "quant", "A base in 8 or 4 bits") from None
-    from transformers import BitsAndBytesConfig
-
-    if config.load_in_8bit:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
