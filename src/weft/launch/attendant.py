@@ -94,7 +94,7 @@ class Attendant:
         plan, tokenizer = compose.plan(own), load_tokenizer(own)
         if own.endpoint is None:
             check_fits(own, tokenizer, load_model_config(own))
-        model = resident(own, tokenizer, plan)
+        model = resident(own, tokenizer, plan, note=log.info)
         base = fingerprint(model)
         why = wrong_model(self.law, config, base)
         if why is not None:

@@ -93,7 +93,7 @@ def _train(config: RunConfig, plan: Plan, tokenizer: Any, group: Group | None, w
         tell(config, population, plan.algorithm, progress)
         write_atomic(run.split_file, (json.dumps(population.split, indent=1) + "\n").encode())
         progress.split(population.split)
-        model = resident(config, tokenizer, plan, group)
+        model = resident(config, tokenizer, plan, group, progress.note)
         equip(config, plan, population, model, run.reference_file, progress.note)
         with Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers:
             Training(config, run, plan, population, model, progress, trackers, group).run_all()

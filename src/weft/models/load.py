@@ -14,21 +14,28 @@ from weft.core.parts import LoraAggregation
 from weft.core.seeds import derive
 from weft.errors import ConfigError
 from weft.models.adapters import add_lora, fixed_factors
+from weft.models.checkpoint import load_weights
 from weft.models.emulator import emulator_of, train_ends
 from weft.models.group import Group
 from weft.models.instruction import Instruction
 from weft.models.offload import away, revive, tidy
 from weft.models.precision import choose_device, choose_dtype
+from weft.models.probes import check_computes
 from weft.models.prompts import Front, add_prompt
-from weft.models.quantised import quantisation
+from weft.models.quantised import check_stored, quantisation, stored_bits
 from weft.models.resident import Resident
-from weft.models.source import hush, in_words, model_source
+from weft.models.source import Note, hush, in_words, model_source, unsaid
 from weft.models.starting import fill, starting_adapter
 from weft.models.tokenizer import load_tokenizer
 
 
 def load_model_config(config: RunConfig) -> Any:
-    """Return the model's own configuration, without its weights."""
+    """Return the model's own configuration, without its weights.
+
+    Raises:
+        ConfigError: no such model, or none that predicts the next token, or one quantised in a way that is not read.
+        MissingExtra: bitsandbytes is needed and absent.
+    """
     from transformers import AutoConfig
 
     if config.from_scratch:
@@ -37,23 +44,42 @@ def load_model_config(config: RunConfig) -> Any:
         tokenizer = load_tokenizer(config)
         ends = {f"{end}_token_id": getattr(tokenizer, f"{end}_token_id") for end in ("bos", "eos", "pad")}
         return llama_config(config, len(tokenizer), ends)
-    with in_words(config.model_name_or_path):
-        return AutoConfig.from_pretrained(
-            model_source(config.model_name_or_path),
-            trust_remote_code=config.trust_remote_code,
-            token=config.token or None,
+    source = model_source(config.model_name_or_path)
+    with in_words(source):
+        own = AutoConfig.from_pretrained(source, trust_remote_code=config.trust_remote_code, token=config.token or None)
+    _check_kind(config, own)
+    check_stored(config, own)
+    return own
+
+
+def _check_kind(config: RunConfig, own: Any) -> None:
+    """Refuse what is no decoder."""
+    from transformers import AutoModelForCausalLM
+
+    name, kind = config.model_name_or_path, own.model_type
+    if getattr(own, "is_encoder_decoder", False):
+        raise ConfigError(
+            f"'{name}' is an encoder with a decoder ({kind}), and Weft trains decoders that predict the next token: "
+            "name one, such as a Llama, a Qwen or a GPT-2."
+        )
+    remote = "AutoModelForCausalLM" in (getattr(own, "auto_map", None) or {})
+    if not remote and type(own) not in AutoModelForCausalLM._model_mapping:
+        raise ConfigError(
+            f"'{name}' is a {kind}, which is no model that predicts the next token: name one, such as a Llama, a Qwen "
+            "or a GPT-2."
         )
 
 
-def base_model(config: RunConfig, *, full_precision: bool = False) -> Any:
+def base_model(config: RunConfig, *, full_precision: bool = False, note: Note = unsaid) -> Any:
     """Load the model that a run starts from onto its device, in the precision that it trains in.
 
     Args:
         config: names model, device and precision.
-        full_precision: float32 and not quantised, whatever the configuration says.
+        full_precision: float32 and not quantised, whatever the configuration and the checkpoint say.
+        note: told what is not as it seems of the checkpoint.
 
     Raises:
-        ConfigError: no such model or device.
+        ConfigError: no such model or device, or a checkpoint that is not of the model that it describes.
         MissingExtra: bitsandbytes is needed and absent.
     """
     from transformers import AutoModelForCausalLM
@@ -63,9 +89,11 @@ def base_model(config: RunConfig, *, full_precision: bool = False) -> Any:
     if config.from_scratch:
         torch.manual_seed(derive(config.seed, "weights"))
         return AutoModelForCausalLM.from_config(load_model_config(config), dtype=torch.float32).to(device)
+    own = load_model_config(config)
+    stored = stored_bits(own) is not None
     dtype = torch.float32 if full_precision else arithmetic(config, device)
-    extra: dict[str, Any] = {}
-    quantised = (config.load_in_8bit or config.load_in_4bit) and not full_precision
+    extra: dict[str, Any] = {"device_map": {"": str(device)}} if stored else {}
+    quantised = (config.load_in_8bit or config.load_in_4bit) and not full_precision and not stored
     if quantised:
         extra = {"quantization_config": quantisation(config, dtype), "device_map": {"": str(device)}}
     if config.model_offload != "none":
@@ -76,16 +104,20 @@ def base_model(config: RunConfig, *, full_precision: bool = False) -> Any:
         extra = away(config, shell, device)
     # Full fine-tuning keeps its masters in float32, so the weights must not lose bits on the way in.
     loaded = dtype if config.adapts else torch.float32
-    with in_words(config.model_name_or_path):
-        model = AutoModelForCausalLM.from_pretrained(
-            model_source(config.model_name_or_path),
-            dtype=loaded,
-            trust_remote_code=config.trust_remote_code,
-            token=config.token or None,
-            **extra,
-        )
+    model = load_weights(
+        model_source(config.model_name_or_path),
+        seed=config.seed,
+        allow_missing=config.allow_missing,
+        note=note,
+        token=config.token,
+        trust_remote_code=config.trust_remote_code,
+        dtype=loaded,
+        **extra,
+    )
     if "offload_folder" in extra:
         tidy(model, extra["offload_folder"])
+    if stored and full_precision:
+        model = model.dequantize().to(torch.float32)
     return model if extra else model.to(device)
 
 
@@ -97,7 +129,11 @@ def arithmetic(config: RunConfig, device: torch.device) -> torch.dtype:
 
 
 def load_resident(
-    config: RunConfig, tokenizer: Any, lora: LoraAggregation | None = None, group: Group | None = None
+    config: RunConfig,
+    tokenizer: Any,
+    lora: LoraAggregation | None = None,
+    group: Group | None = None,
+    note: Note = unsaid,
 ) -> Resident:
     """Load the model, make trainable what the configuration and the aggregation say, and return it ready to train.
 
@@ -106,26 +142,34 @@ def load_resident(
         tokenizer: of the model.
         lora: how its adapter is shaped.
         group: the processes that it is spread over.
+        note: told what is not as it seems of the checkpoint.
 
     Raises:
         ConfigError: no such model or device, or one that cannot be spread so.
         MissingExtra: bitsandbytes is needed and absent.
     """
     if group is not None:
-        return _spread(config, tokenizer, lora, group)
+        return _spread(config, tokenizer, lora, group, note)
     device = choose_device(config.device)
     dtype = arithmetic(config, device)
-    trained = _trainable(base_model(config), config, dtype, lora, tokenizer)
+    trained = _trainable(base_model(config, note=note), config, dtype, lora, tokenizer, note)
     vectors = config.prompt_method not in (None, "text")
     resident = Resident(
         trained, tokenizer, device, dtype, Front(trained, config.prompt_method or "") if vectors else None
     )
     resident.fixed = fixed_factors(trained)
+    exact = not (config.load_in_4bit or config.load_in_8bit or getattr(trained.config, "quantization_config", None))
+    check_computes(resident, config.start_name, exact=exact)
     return resident
 
 
 def _trainable(
-    model: Any, config: RunConfig, dtype: torch.dtype, lora: LoraAggregation | None, tokenizer: Any = None
+    model: Any,
+    config: RunConfig,
+    dtype: torch.dtype,
+    lora: LoraAggregation | None,
+    tokenizer: Any = None,
+    note: Note = unsaid,
 ) -> Any:
     """Return the model with its adapter, if it has one, and with its activations recomputed, if they are."""
     model.config.use_cache = False
@@ -134,7 +178,7 @@ def _trainable(
     if emulator is not None and not config.use_peft and config.prompt_method is None:
         train_ends(model, emulator)
     where = None if emulator is None else emulator.trained
-    trained = add_lora(model, config, dtype, lora, where) if config.use_peft else model
+    trained = add_lora(model, config, dtype, lora, where, note) if config.use_peft else model
     if config.prompt_method == "text":
         model.requires_grad_(False)
         model.instruction = Instruction(config.prompt_length, config.prompt_init_text or "")
@@ -154,7 +198,7 @@ def _trainable(
     return trained
 
 
-def _spread(config: RunConfig, tokenizer: Any, lora: LoraAggregation | None, group: Group) -> Resident:
+def _spread(config: RunConfig, tokenizer: Any, lora: LoraAggregation | None, group: Group, note: Note) -> Resident:
     """Load the model at the leader, and spread it over the processes of a group."""
     from transformers import AutoModelForCausalLM
 
@@ -173,7 +217,7 @@ def _spread(config: RunConfig, tokenizer: Any, lora: LoraAggregation | None, gro
     whole, shell = None, empty(torch.float32 if config.parallel == "fsdp" else dtype)
     if group.leads:
         home = config.model_copy(update={"device": "cpu"})
-        whole = _trainable(base_model(home, full_precision=True), config, torch.float32, lora)
+        whole = _trainable(base_model(home, full_precision=True, note=note), config, torch.float32, lora)
     base = shell.get_base_model() if config.use_peft else shell
     if config.parallel == "pipeline":
         return Staged(whole, shell, empty(), tokenizer, group, dtype)

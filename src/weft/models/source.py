@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from weft.errors import ConfigError
 from weft.models.starting import read_adapter, starting_adapter
+
+Note = Callable[[str], None]
+"""Is told, in a sentence, what is not as it seems."""
+
+
+def unsaid(sentence: str) -> None:
+    """Say nothing."""
 
 
 def hush() -> None:
@@ -28,7 +34,7 @@ def in_words(name: str) -> Iterator[None]:
     """Turn what a loader raises into one sentence."""
     try:
         yield
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         kind = "folder" if Path(name).is_dir() else "model"
         raise ConfigError(

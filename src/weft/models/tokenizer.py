@@ -40,6 +40,7 @@ def check_fits(config: RunConfig, tokenizer: Any, model_config: Any) -> None:
             f"model has {places} embeddings: give a folder whose tokenizer and model belong together."
         )
     limit = getattr(model_config, "max_position_embeddings", None)
+    limit = limit if limit is not None and limit > 0 else None  # XLNet says -1: there is no end
     ahead = {"prefix": config.num_virtual_tokens + config.private_tokens, "text": config.prompt_length}
     before = ahead.get(config.prompt_method or "", 0)
     if limit is not None and before + config.seq_length > limit > config.seq_length:
