@@ -98,8 +98,10 @@ class Run:
             full_precision: float32 and no quantised base, as merging needs it.
         """
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
 
+        from weft.models.adapter_files import attach
+        from weft.models.checkpoint import load_weights
         from weft.models.load import base_model
         from weft.models.precision import choose_device, choose_dtype
         from weft.models.source import hush
@@ -109,15 +111,13 @@ class Run:
         if self.config.finds_words:
             model = base_model(self.config, full_precision=full_precision)
         elif self.config.adapts:
-            from peft import PeftModel
-
             base = base_model(self.config, full_precision=full_precision)
-            model = PeftModel.from_pretrained(base, str(weights))
+            model = attach(base, weights)
         else:
             device = choose_device(self.config.device)
             hidden = getattr(AutoConfig.from_pretrained(weights).get_text_config(), "hidden_size", 0)
             dtype = torch.float32 if full_precision else choose_dtype(self.config.dtype, device, hidden)
-            model = AutoModelForCausalLM.from_pretrained(weights, dtype=dtype).to(device)
+            model = load_weights(str(weights), dtype=dtype).to(device)
         model.eval()
         model.config.use_cache = True
         return model

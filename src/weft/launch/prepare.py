@@ -22,9 +22,9 @@ from weft.launch.population import Population
 from weft.launch.reference import refer
 from weft.models.group import Group
 from weft.models.load import base_model, load_resident
+from weft.models.notes import Note, unsaid
 from weft.models.remote import ask_elsewhere
 from weft.models.resident import Resident
-from weft.models.source import Note, unsaid
 from weft.objectives.grpo import GRPO
 from weft.objectives.preference import Preference
 

@@ -113,7 +113,8 @@ def serve(
     order = config.sites or sorted(sites)
     plan, tokenizer = compose.plan(config), load_tokenizer(config)
     check_fits(config, tokenizer, load_model_config(config))
-    model = resident(config, tokenizer, plan)
+    said: list[str] = []
+    model = resident(config, tokenizer, plan, note=said.append)
     base = fingerprint(model)
     with (
         RunDir.create(
@@ -126,6 +127,8 @@ def serve(
         Progress(config.num_rounds, quiet=False, as_json=True) as progress,
         Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers,
     ):
+        for sentence in said:
+            progress.note(sentence)
         remote = Remote(line, run_id(keys), config.silence_timeout, lambda: (1, 1), note=progress.note)
         willing = _agree(remote, config, keys, order, sites, base, version, progress.note)
         rows = {name: rows for name, rows in zip(willing.names, willing.rows, strict=True) if rows}

@@ -17,9 +17,9 @@ from weft.core.parts import LoraAggregation
 from weft.core.types import Tensors
 from weft.errors import ConfigError
 from weft.models.dropout import quicken
+from weft.models.notes import Note, unsaid
 from weft.models.prompts import save_prompt
 from weft.models.side import adapted_layers, add_middle, add_twin
-from weft.models.source import Note, unsaid
 from weft.models.targets import linear_names, targets_of
 
 
@@ -72,6 +72,7 @@ def add_lora(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers in words that are to change
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # and corrects it by itself
+            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings")  # a merge unties them
             adapted = get_peft_model(model, wanted, autocast_adapter_dtype=False)
             if lora is not None:
                 _shape(adapted, wanted, lora)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import pickle
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,9 @@ import torch
 from weft.core.seeds import derive
 from weft.errors import ConfigError
 from weft.models.checkpoint_names import Stored, harmless, listed, plain_names, stripped
-from weft.models.source import Note, hush, in_words, unsaid
+from weft.models.notes import Note, unsaid
+from weft.models.source import hush, in_words
+from weft.models.weight_files import headers, read_tensors
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 """Files of weights, each alone or in shards that an index lists; transformers takes the first that is there."""
@@ -38,7 +39,7 @@ class Checkpoint:
         """Names, shapes and number formats, no values; ConfigError if a file is damaged."""
         found: dict[str, Stored] = {}
         for file in self.files:
-            found |= _headers(file)
+            found |= headers(file)
         return found
 
     @cached_property
@@ -50,17 +51,11 @@ class Checkpoint:
         """Return tensors by their plain names: the wanted ones, or all."""
         found: dict[str, torch.Tensor] = {}
         for file in self.files:
-            names = [name for name in _headers(file) if wanted is None or self.plain[name] in wanted]
+            names = [name for name in headers(file) if wanted is None or self.plain[name] in wanted]
             if not names:
                 continue
-            if file.suffix == ".bin":
-                loaded = _unpickled(file)
-                found |= {self.plain[name]: loaded[name] for name in names}
-                continue
-            from safetensors import safe_open
-
-            with safe_open(file, framework="pt") as opened:
-                found |= {self.plain[name]: opened.get_tensor(name) for name in names}
+            loaded = read_tensors(file, names)
+            found |= {self.plain[name]: loaded[name] for name in names}
         return found
 
 
@@ -102,44 +97,6 @@ def _shards(index: Path) -> list[str]:
         return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError):
         raise ConfigError(f"'{index}' is no index of weights: copy it again.") from None
-
-
-def _headers(file: Path) -> dict[str, Stored]:
-    """Return names, shapes and formats of the tensors in a file; ConfigError if it is damaged."""
-    from safetensors import SafetensorError, safe_open
-
-    if file.suffix == ".bin":
-        return {
-            name: Stored(tuple(value.shape), str(value.dtype).removeprefix("torch."))
-            for name, value in _unpickled(file, values=False).items()
-        }
-    formats = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    try:
-        with safe_open(file, framework="pt") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-            return {
-                name: Stored(tuple(one.get_shape()), formats.get(one.get_dtype(), one.get_dtype()))
-                for name, one in slices.items()
-            }
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"The weights '{file}' are damaged ({str(error).strip()}): copy the file again.") from None
-
-
-def _unpickled(file: Path, *, values: bool = True) -> dict[str, torch.Tensor]:
-    """Read tensors from a pickle, in the way that runs no code of it; ConfigError if it holds anything else."""
-    try:
-        loaded = torch.load(file, map_location="cpu" if values else "meta", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ConfigError(
-            f"The weights '{file}' are damaged, or hold more than tensors ({str(error).splitlines()[0][:100]}): copy "
-            "the file again, or have it saved as safetensors."
-        ) from None
-    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise ConfigError(
-            f"'{file}' is no dictionary of names and tensors, but a training program's own checkpoint: save the model "
-            "by `model.save_pretrained(FOLDER)`."
-        )
-    return loaded
 
 
 def load_weights(

@@ -14,17 +14,18 @@ from weft.core.parts import LoraAggregation
 from weft.core.seeds import derive
 from weft.errors import ConfigError
 from weft.models.adapters import add_lora, fixed_factors
-from weft.models.checkpoint import load_weights
+from weft.models.checkpoint import find_checkpoint, load_weights
 from weft.models.emulator import emulator_of, train_ends
 from weft.models.group import Group
 from weft.models.instruction import Instruction
+from weft.models.notes import Note, unsaid
 from weft.models.offload import away, revive, tidy
 from weft.models.precision import choose_device, choose_dtype
 from weft.models.probes import check_computes
 from weft.models.prompts import Front, add_prompt
-from weft.models.quantised import check_stored, quantisation, stored_bits
+from weft.models.quantised import check_stored, keep_unpacked, quantisation, stored_bits
 from weft.models.resident import Resident
-from weft.models.source import Note, hush, in_words, model_source, unsaid
+from weft.models.source import hush, in_words, model_source
 from weft.models.starting import fill, starting_adapter
 from weft.models.tokenizer import load_tokenizer
 
@@ -116,9 +117,21 @@ def base_model(config: RunConfig, *, full_precision: bool = False, note: Note = 
     )
     if "offload_folder" in extra:
         tidy(model, extra["offload_folder"])
+    if quantised or stored:
+        keep_unpacked(model)
     if stored and full_precision:
         model = model.dequantize().to(torch.float32)
     return model if extra else model.to(device)
+
+
+def pickled(config: RunConfig) -> bool:
+    """Say whether a run's model, or the adapter that it begins from, is in files that can hold code (.bin)."""
+    if config.from_scratch:
+        return False
+    adapter = starting_adapter(config.model_name_or_path)
+    if adapter is not None and not (adapter / "adapter_model.safetensors").is_file():
+        return True
+    return find_checkpoint(model_source(config.model_name_or_path), config.token).pickled
 
 
 def arithmetic(config: RunConfig, device: torch.device) -> torch.dtype:
@@ -186,7 +199,7 @@ def _trainable(
         trained = add_prompt(model, config, dtype, tokenizer)
     adapter = None if config.from_scratch else starting_adapter(config.model_name_or_path)
     if adapter is not None:
-        fill(trained, adapter)
+        fill(trained, adapter, note)
     if config.model_offload != "none":
         revive(trained, choose_device(config.device), config.seed)
     # Without recomputation, the layers that a backward pass needs would all stay on the device until then.

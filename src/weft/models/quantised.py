@@ -37,6 +37,17 @@ def stored_bits(own: Any) -> int | None:
     return 8 if said.get("load_in_8bit") or said.get("_load_in_8bit") else 4
 
 
+def keep_unpacked(model: Any) -> None:
+    """Keep bitsandbytes from repacking 4-bit layers for its CPU kernel.
+
+    It does so when a layer first computes without gradients, for good; the kernel has no gradient, so that layers
+    before it would learn nothing in silence afterwards, and it does not take all shapes.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def check_stored(config: RunConfig, own: Any) -> None:
     """Refuse a base that is quantised in a way that is not read, or that cannot be trained as the run asks.
 

@@ -5,18 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from weft.errors import ConfigError
 from weft.models.starting import read_adapter, starting_adapter
-
-Note = Callable[[str], None]
-"""Is told, in a sentence, what is not as it seems."""
-
-
-def unsaid(sentence: str) -> None:
-    """Say nothing."""
 
 
 def hush() -> None:
@@ -57,4 +50,12 @@ def model_source(name: str) -> str:
     if (path / "model" / "config.json").exists():
         return str(path / "model")
     adapter = starting_adapter(name)
-    return model_source(read_adapter(adapter)["base"]) if adapter is not None else str(path)
+    if adapter is None:
+        return str(path)
+    base = read_adapter(adapter)["base"]
+    if base.startswith((".", "/", "~")) and not Path(base).expanduser().exists():
+        raise ConfigError(
+            f"The adapter in '{name}' was trained for the model '{base}', which is not there: write where it is into "
+            f"'{adapter / 'adapter_config.json'}', as \"base_model_name_or_path\"."
+        )
+    return model_source(base)

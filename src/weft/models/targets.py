@@ -11,7 +11,7 @@ from torch import nn
 from weft.errors import ConfigError
 from weft.models.checkpoint_names import listed
 from weft.models.emulator import decoder_layers
-from weft.models.source import Note
+from weft.models.notes import Note
 
 _LINEAR = ("Linear", "Linear8bitLt", "Linear4bit", "Conv1D", "FalconLinear")
 _MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
