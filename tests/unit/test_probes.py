@@ -17,6 +17,7 @@ from weft.errors import ConfigError
 from weft.models.load import load_model_config, load_resident
 from weft.models.probes import check_computes
 from weft.models.resident import Resident
+from weft.models.targets import fused_experts
 from weft.models.tokenizer import load_tokenizer
 
 CPU = torch.device("cpu")
@@ -111,14 +112,16 @@ def test_what_predicts_no_token_is_refused(tiny_model: Path, tmp_path: Path):
 def test_a_mixture_of_experts_has_a_lora_beside_its_attention(made, kind: str, named: list[str]):
     said: list[str] = []
     model = load(made(kind), said, use_peft=True, peft_lora_target_modules=named)
-    assert model.params
-    assert all("self_attn" in name or "shared_expert_gate" in name for name in model.params)
-    if any(value.dim() == 3 for value in model.model.parameters()):  # transformers 5
+    assert any("self_attn" in name for name in model.params)
+    if fused_experts(model.model):  # from transformers 5 on
+        assert all("self_attn" in name or "shared_expert_gate" in name for name in model.params)
         assert any("experts' weights are fused" in sentence and "q_proj" in sentence for sentence in said)
 
 
 def test_experts_that_are_fused_can_have_no_lora(made):
     folder = made("qwen3_moe")
+    if not fused_experts(AutoModelForCausalLM.from_pretrained(folder)):
+        pytest.skip("this release of transformers does not fuse experts")
     with pytest.raises(ConfigError, match=r"can have none: name some of|fused\): name some of"):
         load(folder, use_peft=True, peft_lora_target_modules=["gate_proj", "up_proj"], peft_lora_dropout=0.0)
     assert load(folder, use_peft=True, peft_lora_target_modules=["k_proj", "o_proj"]).params  # what the sentence says

@@ -72,7 +72,7 @@ def add_lora(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers in words that are to change
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # and corrects it by itself
-            warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings")  # a merge unties them
+            warnings.filterwarnings("ignore", message="Model (has|with) `tie_word_embeddings")  # a merge unties them
             adapted = get_peft_model(model, wanted, autocast_adapter_dtype=False)
             if lora is not None:
                 _shape(adapted, wanted, lora)

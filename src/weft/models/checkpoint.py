@@ -139,6 +139,7 @@ def load_weights(
     torch.manual_seed(derive(seed, "missing weights"))
     remote: dict[str, Any] = {"trust_remote_code": trust_remote_code, "token": token or None}
     with in_words(source):
+        _check_formats(found, remote)
         if before:
             model, report = _renamed(found, remote, how)
         else:
@@ -166,15 +167,15 @@ def _compare(found: Checkpoint, model: Any, report: dict[str, Any], allow_missin
     """Refuse what a checkpoint and a model do not have in common."""
     kind = type(model).__name__
     config = model.config.get_text_config()
-    quantised = getattr(model.config, "quantization_config", None) is not None
     plain = {found.plain[name]: stored for name, stored in found.tensors.items()}
-    for name, given, wanted in sorted(tuple(one) for one in report["mismatched_keys"]):
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for one in report["mismatched_keys"]:
+        name = one if isinstance(one, str) else one[0]  # transformers 4 has names, 5 the shapes beside them
+        given = plain[name].shape if name in plain else tuple(one[1])
         raise ConfigError(
-            f"The weight '{name}' of '{found.source}' has the shape {tuple(given)}, but its config.json describes a "
-            f"{kind} whose is {tuple(wanted)}: give a folder whose config.json and weights belong together."
+            f"The weight '{name}' of '{found.source}' has the shape {given}, but its config.json describes a {kind} "
+            f"whose is {shapes[name]}: give a folder whose config.json and weights belong together."
         )
-    if not quantised:
-        _check_formats(found, plain, model)
     _check_ties(found, plain, model)
     missing = sorted(report["missing_keys"])
     left = sorted(name for name in report["unexpected_keys"] if not harmless(name, plain.get(name)))
@@ -198,15 +199,18 @@ def _compare(found: Checkpoint, model: Any, report: dict[str, Any], allow_missin
     )
 
 
-def _check_formats(found: Checkpoint, plain: dict[str, Stored], model: Any) -> None:
+def _check_formats(found: Checkpoint, remote: dict[str, Any]) -> None:
     """Refuse numbers that mean nothing without a scale that nobody reads."""
-    for name, value in model.named_parameters():
-        stored = plain.get(name)
-        if stored is not None and value.is_floating_point() and stored.dtype not in _FLOATS:
-            raise ConfigError(
-                f"The weight '{name}' of '{found.source}' is stored as {stored.dtype}, and its config.json has no "
-                "quantization_config that says how to read it: name the model that it was made of."
-            )
+    odd = [name for name, one in found.tensors.items() if name.endswith(".weight") and one.dtype not in _FLOATS]
+    if not odd:
+        return
+    from transformers import AutoConfig
+
+    if getattr(AutoConfig.from_pretrained(found.source, **remote), "quantization_config", None) is None:
+        raise ConfigError(
+            f"The weight '{odd[0]}' of '{found.source}' is stored as {found.tensors[odd[0]].dtype}, and its "
+            "config.json has no quantization_config by which to read it: name the model that it was made of."
+        )
 
 
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
