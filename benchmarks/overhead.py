@@ -43,7 +43,8 @@ def main(verb: str = "sft", dtype: str = "auto") -> None:
     from weft.launch.memory import DiskMemory
     from weft.launch.population import populate
     from weft.launch.reference import refer
-    from weft.models.load import load_resident, load_tokenizer
+    from weft.models.load import load_resident
+    from weft.models.tokenizer import load_tokenizer
     from weft.runs.layout import RunDir
     from weft.runtimes.inprocess import InProcess
     from weft.training.loop import Job

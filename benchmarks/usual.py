@@ -107,7 +107,8 @@ def weft_rounds(config: Any) -> Any:
     from weft.federation.station import Station
     from weft.launch import compose
     from weft.launch.population import populate
-    from weft.models.load import load_resident, load_tokenizer
+    from weft.models.load import load_resident
+    from weft.models.tokenizer import load_tokenizer
     from weft.runtimes.inprocess import InProcess
 
     plan = compose.plan(config)

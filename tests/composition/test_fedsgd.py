@@ -16,7 +16,8 @@ from weft.errors import ConfigError
 from weft.federation.site import InMemory
 from weft.launch import compose
 from weft.launch.population import populate
-from weft.models.load import load_resident, load_tokenizer
+from weft.models.load import load_resident
+from weft.models.tokenizer import load_tokenizer
 from weft.training.optimizers import Optimizer
 from weft.training.order import rows_of_round
 

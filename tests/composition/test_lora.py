@@ -125,7 +125,7 @@ def held_out_loss(run, model, client: str, *, sums: bool = False):
     """Compute a client's held-out loss with nothing of the run but its rows."""
     from weft.federation.site import InMemory
     from weft.launch.population import populate
-    from weft.models.load import load_tokenizer
+    from weft.models.tokenizer import load_tokenizer
 
     population = populate(run.config, load_tokenizer(run.config), InMemory(), rows="conversations", pool=False)
     site = population.evaluated.find(client)

@@ -132,7 +132,8 @@ def test_layers_on_disk_change_nothing(keys, tmp_path: Path):
 
 def test_the_layers_are_not_in_memory(keys):
     from weft.config import build
-    from weft.models.load import load_resident, load_tokenizer
+    from weft.models.load import load_resident
+    from weft.models.tokenizer import load_tokenizer
 
     config = build(keys | {"model_offload": "disk"})
     model = load_resident(config, load_tokenizer(config))

@@ -310,7 +310,7 @@ def test_judged_answers_are_compared_with_those_of_the_same_client(labels, tmp_p
     from weft.config import build
     from weft.federation.site import InMemory
     from weft.launch.population import populate
-    from weft.models.load import load_tokenizer
+    from weft.models.tokenizer import load_tokenizer
 
     alone = write_rows(tmp_path / "alone.jsonl", judged(1))
     clients = {"many": labels["dataset_name"], "one": str(alone)}

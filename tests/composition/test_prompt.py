@@ -17,8 +17,9 @@ from weft.core.types import Task, Update
 from weft.errors import ConfigError
 from weft.models.generate import Sampling, generate
 from weft.models.layout import lay_out
-from weft.models.load import load_resident, load_tokenizer
+from weft.models.load import load_resident
 from weft.models.prompts import lead_of
+from weft.models.tokenizer import load_tokenizer
 
 METHODS = ["soft", "prefix", "p_tuning"]
 

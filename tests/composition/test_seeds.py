@@ -114,7 +114,8 @@ def test_one_step_by_hand(seeds):
     from weft.federation.site import InMemory
     from weft.launch import compose
     from weft.launch.population import populate
-    from weft.models.load import load_resident, load_tokenizer
+    from weft.models.load import load_resident
+    from weft.models.tokenizer import load_tokenizer
     from weft.training.loop import Job
 
     config = build(seeds | {"max_steps": 1})

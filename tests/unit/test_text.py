@@ -50,7 +50,7 @@ def test_texts_stay_whole_and_bits_per_byte_are_the_loss_over_the_bytes(keys, tm
     assert run.summary["eval"]["bits_per_byte"] == pytest.approx(found["bits_per_byte"])
     from weft.federation.site import InMemory
     from weft.launch.population import populate
-    from weft.models.load import load_tokenizer
+    from weft.models.tokenizer import load_tokenizer
 
     population = populate(run.config, load_tokenizer(run.config), InMemory(), rows="text", pool=False)
     sites = list(population.evaluated)

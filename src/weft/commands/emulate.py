@@ -44,7 +44,8 @@ def make(arguments: Any, out: Path) -> None:
 
     from weft.config import build
     from weft.models.emulator import Emulator, choose_layers, decoder_layers, distil, leave_out, write
-    from weft.models.load import base_model, load_tokenizer
+    from weft.models.load import base_model
+    from weft.models.tokenizer import load_tokenizer
 
     config = build({"model_name_or_path": arguments.model, "dataset_name": "none", "dtype": "float32", "device": "cpu"})
     tokenizer, model = load_tokenizer(config), base_model(config)

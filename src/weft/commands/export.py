@@ -14,7 +14,7 @@ from weft.runs.card import write_card
 def run(argv: list[str]) -> int:
     """Copy the adapter or model, or merge the adapter into its base."""
     parser = Parser(prog="weft export", description="Write a run's adapter or merged model.", allow_abbrev=False)
-    parser.add_argument("run", metavar="RUN", help="a run directory")
+    parser.add_argument("run", metavar="RUN", help="a run directory, or, to merge it, a folder with an adapter")
     parser.add_argument("--out", metavar="DIR", help="where to (default: RUN/merged or RUN/exported)")
     parser.add_argument("--merge", action="store_true", help="merge the adapter into the base: a whole model, no peft")
     parser.add_argument(
@@ -25,6 +25,11 @@ def run(argv: list[str]) -> int:
         "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of a merged model [float32]"
     )
     arguments = parser.parse(argv)
+    from weft.launch.merging import adapter_folder
+
+    folder = adapter_folder(arguments.run)
+    if folder is not None and arguments.merge:
+        return _merge_folder(arguments.run, folder, arguments.dtype, arguments.out)
     opened = Run(arguments.run)
     weights = opened.weights(arguments.client)
     out = Path(arguments.out or opened.path / ("merged" if arguments.merge else "exported"))
@@ -57,9 +62,19 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _merge(opened: Run, client: str | None, dtype: str, out: Path) -> None:
-    import torch
+def _merge_folder(name: str, folder: Path, dtype: str, given: str | None) -> int:
+    out = Path(given or Path(name) / "merged")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"'{out}' is there already and not empty: name another folder with --out.")
+    from weft.launch.merging import merge_folder
 
-    model = opened.load_model(client, full_precision=True).merge_and_unload()
-    model.to(getattr(torch, dtype)).save_pretrained(out)
-    opened.tokenizer.save_pretrained(out)
+    merge_folder(folder, dtype, out)
+    print(out)
+    return 0
+
+
+def _merge(opened: Run, client: str | None, dtype: str, out: Path) -> None:
+    from weft.models.merge import write_merged
+
+    model = opened.load_model(client, full_precision=True)
+    write_merged(model, opened.tokenizer, dtype, out, trust_remote_code=opened.config.trust_remote_code)

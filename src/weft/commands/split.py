@@ -35,7 +35,7 @@ def run(argv: list[str]) -> int:
     from weft.launch.notes import told
     from weft.launch.population import populate
     from weft.launch.start import with_tokenizer
-    from weft.models.load import load_tokenizer
+    from weft.models.tokenizer import load_tokenizer
     from weft.runs.layout import RunDir
     from weft.runs.progress import split_line
     from weft.runs.split_picture import draw_split

@@ -15,6 +15,9 @@ class ModelKeys(BaseModel):
     model_name_or_path: str = Field("meta-llama/Llama-2-7b-hf", description="a hub name or a folder")
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
     token: bool = Field(False, description="use the stored Hugging Face token")
+    allow_missing: bool = Field(
+        False, description="draw weights that the checkpoint lacks from the seed, and leave out those without a place"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="precision of the model's arithmetic"
     )

@@ -29,7 +29,8 @@ from weft.launch.population import populate
 from weft.launch.prepare import equip, evaluator_of, prepare_process, resident, set_apart
 from weft.models.adapters import save_model
 from weft.models.fingerprint import fingerprint
-from weft.models.load import check_fits, load_model_config, load_tokenizer
+from weft.models.load import load_model_config, pickled
+from weft.models.tokenizer import check_fits, load_tokenizer
 from weft.runs.layout import RunDir, path_component
 from weft.runtimes.desk import WHO
 
@@ -95,7 +96,9 @@ class Attendant:
         plan, tokenizer = compose.plan(own), load_tokenizer(own)
         if own.endpoint is None:
             check_fits(own, tokenizer, load_model_config(own))
-        model = resident(own, tokenizer, plan)
+            if pickled(own):
+                raise Refused("the model here is in pickle files (.bin), and a site loads safetensors only")
+        model = resident(own, tokenizer, plan, note=log.info)
         base = fingerprint(model)
         why = wrong_model(self.law, config, base)
         if why is not None:

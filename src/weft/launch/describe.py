@@ -25,10 +25,12 @@ from weft.launch.start import with_tokenizer
 from weft.models.adapters import add_lora
 from weft.models.emulator import emulator_of, train_ends
 from weft.models.instruction import Instruction
-from weft.models.load import arithmetic, check_fits, load_model_config, load_tokenizer, model_source
+from weft.models.load import arithmetic, load_model_config
 from weft.models.precision import choose_device
 from weft.models.prompts import add_prompt
+from weft.models.source import model_source
 from weft.models.starting import from_adapter
+from weft.models.tokenizer import check_fits, load_tokenizer
 from weft.runs.progress import Progress, split_line
 from weft.runs.text import human_bytes, human_number
 

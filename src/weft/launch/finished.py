@@ -81,7 +81,7 @@ class Run:
 
         if not self.config.finds_words and (not self.config.adapts or any(self.path.glob("adapter"))):
             return AutoTokenizer.from_pretrained(self.weights())
-        from weft.models.load import load_tokenizer
+        from weft.models.tokenizer import load_tokenizer
 
         return load_tokenizer(self.config)
 
@@ -98,25 +98,26 @@ class Run:
             full_precision: float32 and no quantised base, as merging needs it.
         """
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
 
-        from weft.models.load import base_model, hush
+        from weft.models.adapter_files import attach
+        from weft.models.checkpoint import load_weights
+        from weft.models.load import base_model
         from weft.models.precision import choose_device, choose_dtype
+        from weft.models.source import hush
 
         hush()
         weights = self.weights(client)
         if self.config.finds_words:
             model = base_model(self.config, full_precision=full_precision)
         elif self.config.adapts:
-            from peft import PeftModel
-
             base = base_model(self.config, full_precision=full_precision)
-            model = PeftModel.from_pretrained(base, str(weights))
+            model = attach(base, weights)
         else:
             device = choose_device(self.config.device)
             hidden = getattr(AutoConfig.from_pretrained(weights).get_text_config(), "hidden_size", 0)
             dtype = torch.float32 if full_precision else choose_dtype(self.config.dtype, device, hidden)
-            model = AutoModelForCausalLM.from_pretrained(weights, dtype=dtype).to(device)
+            model = load_weights(str(weights), dtype=dtype).to(device)
         model.eval()
         model.config.use_cache = True
         return model

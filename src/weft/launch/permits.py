@@ -11,7 +11,7 @@ from typing import Any
 
 FROM_RUN = frozenset(
     """
-    model_name_or_path dtype load_in_8bit load_in_4bit gradient_checkpointing parallel
+    model_name_or_path allow_missing dtype load_in_8bit load_in_4bit gradient_checkpointing parallel
     use_peft peft_lora_r peft_lora_alpha peft_lora_dropout peft_lora_target_modules use_rslora use_dora
     lora_aggregation lora_side_rank lora_merge_every client_ranks client_layers share
     prompt_method num_virtual_tokens private_tokens prompt_init_text prompt_candidates few_shot prompt_pool

@@ -9,8 +9,13 @@ from typing import Any
 from weft.config import build
 from weft.errors import ConfigError
 from weft.launch.finished import Run
+from weft.models.adapter_files import attach
+from weft.models.checkpoint import load_weights
 from weft.models.emulator import Emulator, decoder_layers, emulator_of
-from weft.models.load import base_model, load_tokenizer, model_source
+from weft.models.load import base_model
+from weft.models.merge import write_merged
+from weft.models.source import model_source
+from weft.models.tokenizer import load_tokenizer
 
 
 def plug_in(opened: Run, client: str | None, model: str, out: Path, *, merge: bool, dtype: str) -> None:
@@ -49,13 +54,12 @@ def plug_in(opened: Run, client: str | None, model: str, out: Path, *, merge: bo
         _rename_adapter(weights, emulator, model, out)
         if not merge:
             return
-        from peft import PeftModel
-
-        full = PeftModel.from_pretrained(full, str(out)).merge_and_unload()
+        adapted = attach(full, out)
         for path in out.iterdir():
             path.unlink()
-    else:
-        _put_ends(full, weights, emulator)
+        write_merged(adapted, load_tokenizer(config), dtype, out)
+        return
+    _put_ends(full, weights, emulator)
     full.to(getattr(torch, dtype)).save_pretrained(out)
     load_tokenizer(config).save_pretrained(out)
 
@@ -63,9 +67,8 @@ def plug_in(opened: Run, client: str | None, model: str, out: Path, *, merge: bo
 def _put_ends(full: Any, weights: Path, emulator: Emulator) -> None:
     """Copy the trained layers into the model."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    tuned = AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32)
+    tuned = load_weights(str(weights), dtype=torch.float32)
     ours, theirs = decoder_layers(full)[2], decoder_layers(tuned)[2]
     for place in emulator.trained:
         ours[emulator.kept[place]].load_state_dict(theirs[place].state_dict())

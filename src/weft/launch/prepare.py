@@ -22,16 +22,22 @@ from weft.launch.population import Population
 from weft.launch.reference import refer
 from weft.models.group import Group
 from weft.models.load import base_model, load_resident
+from weft.models.notes import Note, unsaid
 from weft.models.remote import ask_elsewhere
 from weft.models.resident import Resident
 from weft.objectives.grpo import GRPO
 from weft.objectives.preference import Preference
 
 
-def resident(config: RunConfig, tokenizer: Any, plan: Plan, group: Group | None = None) -> Resident:
-    """Return the run's model, or what asks it where it is; raises as `load_resident` and `ask_elsewhere` do."""
+def resident(
+    config: RunConfig, tokenizer: Any, plan: Plan, group: Group | None = None, note: Note = unsaid
+) -> Resident:
+    """Return the run's model, or what asks it where it is; raises as `load_resident` and `ask_elsewhere` do.
+
+    `note` is told what is not as it seems of the checkpoint.
+    """
     if config.endpoint is None:
-        return load_resident(config, tokenizer, plan.sharing.lora, group)
+        return load_resident(config, tokenizer, plan.sharing.lora, group, note)
 
     def table() -> torch.Tensor:
         near = config.model_copy(update={"device": "cpu"})

@@ -27,8 +27,9 @@ from weft.launch.population import Population
 from weft.launch.prepare import make_ready, prepare_process, resident
 from weft.launch.underway import Training
 from weft.models.fingerprint import fingerprint
-from weft.models.load import check_fits, load_model_config, load_tokenizer
+from weft.models.load import load_model_config
 from weft.models.resident import Resident
+from weft.models.tokenizer import check_fits, load_tokenizer
 from weft.runs.layout import RunDir
 from weft.runs.progress import Progress
 from weft.runs.trackers import Trackers
@@ -122,7 +123,8 @@ def serve(
     order = config.sites or sorted(sites)
     plan, tokenizer = compose.plan(config), load_tokenizer(config)
     check_fits(config, tokenizer, load_model_config(config))
-    model = resident(config, tokenizer, plan)
+    said: list[str] = []
+    model = resident(config, tokenizer, plan, note=said.append)
     base = fingerprint(model)
     with (
         RunDir.create(
@@ -135,6 +137,8 @@ def serve(
         Progress(config.num_rounds, quiet=False, as_json=True) as progress,
         Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers,
     ):
+        for sentence in said:
+            progress.note(sentence)
         remote = Remote(line, run_id(keys), config.silence_timeout, lambda: (1, 1), note=progress.note)
         cohort = 1 if plan.algorithm.asynchronous else config.sample_clients
         willing = _agree(remote, config.min_clients, cohort, keys, order, sites, base, version, progress.note)

@@ -22,7 +22,8 @@ from weft.federation.round import answer
 from weft.federation.site import InMemory, Site
 from weft.launch.population import populate
 from weft.models.group import Group
-from weft.models.load import load_resident, load_tokenizer
+from weft.models.load import load_resident
+from weft.models.tokenizer import load_tokenizer
 
 Shapes = dict[str, list[Any]]
 

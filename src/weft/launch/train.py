@@ -21,9 +21,10 @@ from weft.launch.start import with_tokenizer
 from weft.launch.texts import with_texts
 from weft.launch.underway import Training
 from weft.models.group import Group, joined
-from weft.models.load import check_fits, load_model_config, load_tokenizer
+from weft.models.load import load_model_config
 from weft.models.scratch import shape_of
 from weft.models.starting import from_adapter
+from weft.models.tokenizer import check_fits, load_tokenizer
 from weft.runs.layout import RunDir
 from weft.runs.progress import Progress
 from weft.runs.trackers import Trackers, resolve
@@ -95,7 +96,7 @@ def _train(config: RunConfig, plan: Plan, tokenizer: Any, group: Group | None, w
         )
         check_alone(config, population)
         write_atomic(run.split_file, (json.dumps(population.split, indent=1) + "\n").encode())
-        model = resident(config, tokenizer, plan, group)
+        model = resident(config, tokenizer, plan, group, progress.note)
         tell(config, population, plan.algorithm, progress)
         progress.split(population.split)
         equip(config, plan, population, model, run.reference_file, progress.note)

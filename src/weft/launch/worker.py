@@ -19,7 +19,7 @@ from weft.federation.station import Station, silent
 from weft.launch import compose
 from weft.launch.population import Population, populate
 from weft.launch.prepare import evaluator_of, make_ready, prepare_process, resident, set_apart
-from weft.models.load import load_tokenizer
+from weft.models.tokenizer import load_tokenizer
 from weft.runs.progress import Progress
 from weft.runtimes.actors import Actors, answered
 from weft.runtimes.inprocess import InProcess

@@ -17,26 +17,21 @@ from weft.core.parts import LoraAggregation
 from weft.core.types import Tensors
 from weft.errors import ConfigError
 from weft.models.dropout import quicken
-from weft.models.emulator import decoder_layers
+from weft.models.notes import Note, unsaid
 from weft.models.prompts import save_prompt
 from weft.models.side import adapted_layers, add_middle, add_twin
+from weft.models.targets import linear_names, targets_of
 
 
 def lora_config(config: RunConfig) -> Any:
-    """Return peft's configuration of the LoRA that a run asks for."""
+    """Return peft's configuration of the LoRA that a run asks for, but for its modules."""
     from peft import LoraConfig
 
-    named: list[str] | str | None = list(config.peft_lora_target_modules)
-    if named == ["auto"]:
-        named = None
-    elif named == ["all-linear"]:
-        named = "all-linear"
     alpha = config.peft_lora_alpha
     return LoraConfig(
         r=config.peft_lora_r,
         lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
         lora_dropout=config.peft_lora_dropout,
-        target_modules=named,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
         bias="none",
@@ -50,10 +45,9 @@ def add_lora(
     dtype: torch.dtype,
     lora: LoraAggregation | None = None,
     layers: list[int] | None = None,
+    note: Note = unsaid,
 ) -> Any:
     """Return the model with a trainable LoRA and everything else frozen.
-
-    Where peft does not know the architecture, `auto` means every linear layer but the output.
 
     Args:
         model: a transformers model.
@@ -61,19 +55,16 @@ def add_lora(
         dtype: of the trained parameters.
         lora: says what else is put beside the layers, and which factors are not trained.
         layers: the layers that have one; None: all.
+        note: told what cannot have one.
 
     Raises:
         ConfigError: modules were named that the model does not have, or that can have no such adapter.
     """
     from peft import get_peft_model
-    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
     wanted = lora_config(config)
-    if wanted.target_modules is None and getattr(model.config, "model_type", "") not in KNOWN:
-        wanted.target_modules = "all-linear"
-    if layers is not None and wanted.target_modules == "all-linear":  # peft wants names where layers are chosen
-        every = decoder_layers(model)[2].named_modules()
-        wanted.target_modules = {name.rpartition(".")[2] for name, m in every if isinstance(m, nn.Linear)}
+    linear = linear_names(model, model.config.model_type)
+    wanted.target_modules = targets_of(model, config.peft_lora_target_modules, layers, note)
     wanted.layers_to_transform = layers
     if wanted.target_modules is None and model.config.model_type in ("gpt2",):
         wanted.fan_in_fan_out = True
@@ -81,22 +72,26 @@ def add_lora(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers in words that are to change
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # and corrects it by itself
+            warnings.filterwarnings("ignore", message="Model (has|with) `tie_word_embeddings")  # a merge unties them
             adapted = get_peft_model(model, wanted, autocast_adapter_dtype=False)
             if lora is not None:
                 _shape(adapted, wanted, lora)
-    except ValueError as error:
-        if "not found in the base model" not in str(error):
-            raise
-        linear = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if "Linear" in type(m).__name__})
-        raise ConfigError(
-            f"The model has none of the modules {config.peft_lora_target_modules} for LoRA: "
-            f"name some of {', '.join(linear)}, or write auto."
-        ) from None
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise _no_lora(config, linear, str(error).splitlines()[0].rstrip(".")) from None
+    if any(type(module).__name__ == "ParamWrapper" for module in adapted.modules()):
+        raise _no_lora(config, linear, "the experts' weights are fused")
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
     quicken(adapted)
     return adapted
+
+
+def _no_lora(config: RunConfig, linear: list[str], why: str) -> ConfigError:
+    return ConfigError(
+        f"No LoRA can be put beside {', '.join(config.peft_lora_target_modules)} ({why}): name some of "
+        f"{', '.join(linear)}, or write auto."
+    )
 
 
 def _shape(model: Any, wanted: Any, lora: LoraAggregation) -> None:

@@ -1,16 +1,10 @@
-"""Loading a causal language model and its tokenizer, from the hub or from a folder.
+"""Loading a causal language model, from the hub or from a folder, with what of it is trained.
 
 Knows nothing of clients and rounds. transformers, peft and bitsandbytes are imported where they are used.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import logging
-import warnings
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,90 +12,31 @@ import torch
 from weft.config import RunConfig
 from weft.core.parts import LoraAggregation
 from weft.core.seeds import derive
-from weft.errors import ConfigError, MissingExtra
+from weft.errors import ConfigError
 from weft.models.adapters import add_lora, fixed_factors
+from weft.models.checkpoint import find_checkpoint, load_weights
 from weft.models.emulator import emulator_of, train_ends
 from weft.models.group import Group
 from weft.models.instruction import Instruction
+from weft.models.notes import Note, unsaid
 from weft.models.offload import away, revive, tidy
 from weft.models.precision import choose_device, choose_dtype
+from weft.models.probes import check_computes
 from weft.models.prompts import Front, add_prompt
+from weft.models.quantised import check_stored, keep_unpacked, quantisation, stored_bits
 from weft.models.resident import Resident
-from weft.models.starting import fill, read_adapter, starting_adapter
-
-
-def hush() -> None:
-    """Silence what libraries say about themselves, which no user could mend: progress bars, casts, renamings."""
-    import transformers.utils.logging as talk
-
-    talk.set_verbosity_error()
-    talk.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-
-
-@contextlib.contextmanager
-def _in_words(name: str) -> Iterator[None]:
-    """Turn what a loader raises into one sentence."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        kind = "folder" if Path(name).is_dir() else "model"
-        raise ConfigError(
-            f"The {kind} '{name}' cannot be loaded ({lines[0].strip().rstrip('.')}): "
-            "give a hub name that is reachable, or a folder with config.json and weights."
-        ) from None
-
-
-def model_source(name: str) -> str:
-    """Return where a model lies: a finished run's `model/`, the base of an adapter, else the name as it is.
-
-    Raises:
-        ConfigError: a path that is not there.
-    """
-    path = Path(name).expanduser()
-    if not path.exists():
-        if name.startswith((".", "/", "~")):
-            raise ConfigError(f"There is no model folder '{name}': check the path, or give a hub name.")
-        return name
-    if (path / "model" / "config.json").exists():
-        return str(path / "model")
-    adapter = starting_adapter(name)
-    return model_source(read_adapter(adapter)["base"]) if adapter is not None else str(path)
-
-
-def load_tokenizer(config: RunConfig) -> Any:
-    """Return the tokenizer, with an end token; ConfigError if there is none."""
-    from transformers import AutoTokenizer
-
-    hush()
-    source = (config.tokenizer or "") if config.from_scratch else model_source(config.model_name_or_path)
-    adapter = None if config.from_scratch else starting_adapter(config.model_name_or_path)
-    if adapter is not None and (adapter / "tokenizer_config.json").exists():
-        source = str(adapter)
-    with _in_words(source):
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, trust_remote_code=config.trust_remote_code, token=config.token or None
-        )
-    if config.prompt_template is not None:
-        tokenizer.chat_template = _own_template(config.prompt_template)
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(f"The tokenizer of '{source}' has no end token (eos_token): set one in its folder.")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _own_template(path: str) -> str:
-    try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise ConfigError(f"The template '{path}' cannot be read as UTF-8: check the file and its rights.") from None
+from weft.models.source import hush, in_words, model_source
+from weft.models.starting import fill, starting_adapter
+from weft.models.tokenizer import load_tokenizer
 
 
 def load_model_config(config: RunConfig) -> Any:
-    """Return the model's own configuration, without its weights."""
+    """Return the model's own configuration, without its weights.
+
+    Raises:
+        ConfigError: no such model, or none that predicts the next token, or one quantised in a way that is not read.
+        MissingExtra: bitsandbytes is needed and absent.
+    """
     from transformers import AutoConfig
 
     if config.from_scratch:
@@ -110,23 +45,42 @@ def load_model_config(config: RunConfig) -> Any:
         tokenizer = load_tokenizer(config)
         ends = {f"{end}_token_id": getattr(tokenizer, f"{end}_token_id") for end in ("bos", "eos", "pad")}
         return llama_config(config, len(tokenizer), ends)
-    with _in_words(config.model_name_or_path):
-        return AutoConfig.from_pretrained(
-            model_source(config.model_name_or_path),
-            trust_remote_code=config.trust_remote_code,
-            token=config.token or None,
+    source = model_source(config.model_name_or_path)
+    with in_words(source):
+        own = AutoConfig.from_pretrained(source, trust_remote_code=config.trust_remote_code, token=config.token or None)
+    _check_kind(config, own)
+    check_stored(config, own)
+    return own
+
+
+def _check_kind(config: RunConfig, own: Any) -> None:
+    """Refuse what is no decoder."""
+    from transformers import AutoModelForCausalLM
+
+    name, kind = config.model_name_or_path, own.model_type
+    if getattr(own, "is_encoder_decoder", False):
+        raise ConfigError(
+            f"'{name}' is an encoder with a decoder ({kind}), and Weft trains decoders that predict the next token: "
+            "name one, such as a Llama, a Qwen or a GPT-2."
+        )
+    remote = "AutoModelForCausalLM" in (getattr(own, "auto_map", None) or {})
+    if not remote and type(own) not in AutoModelForCausalLM._model_mapping:
+        raise ConfigError(
+            f"'{name}' is a {kind}, which is no model that predicts the next token: name one, such as a Llama, a Qwen "
+            "or a GPT-2."
         )
 
 
-def base_model(config: RunConfig, *, full_precision: bool = False) -> Any:
+def base_model(config: RunConfig, *, full_precision: bool = False, note: Note = unsaid) -> Any:
     """Load the model that a run starts from onto its device, in the precision that it trains in.
 
     Args:
         config: names model, device and precision.
-        full_precision: float32 and not quantised, whatever the configuration says.
+        full_precision: float32 and not quantised, whatever the configuration and the checkpoint say.
+        note: told what is not as it seems of the checkpoint.
 
     Raises:
-        ConfigError: no such model or device.
+        ConfigError: no such model or device, or a checkpoint that is not of the model that it describes.
         MissingExtra: bitsandbytes is needed and absent.
     """
     from transformers import AutoModelForCausalLM
@@ -136,11 +90,13 @@ def base_model(config: RunConfig, *, full_precision: bool = False) -> Any:
     if config.from_scratch:
         torch.manual_seed(derive(config.seed, "weights"))
         return AutoModelForCausalLM.from_config(load_model_config(config), dtype=torch.float32).to(device)
+    own = load_model_config(config)
+    stored = stored_bits(own) is not None
     dtype = torch.float32 if full_precision else arithmetic(config, device)
-    extra: dict[str, Any] = {}
-    quantised = (config.load_in_8bit or config.load_in_4bit) and not full_precision
+    extra: dict[str, Any] = {"device_map": {"": str(device)}} if stored else {}
+    quantised = (config.load_in_8bit or config.load_in_4bit) and not full_precision and not stored
     if quantised:
-        extra = {"quantization_config": _quantisation(config, dtype), "device_map": {"": str(device)}}
+        extra = {"quantization_config": quantisation(config, dtype), "device_map": {"": str(device)}}
     if config.model_offload != "none":
         with torch.device("meta"):
             shell = AutoModelForCausalLM.from_config(
@@ -149,17 +105,33 @@ def base_model(config: RunConfig, *, full_precision: bool = False) -> Any:
         extra = away(config, shell, device)
     # Full fine-tuning keeps its masters in float32, so the weights must not lose bits on the way in.
     loaded = dtype if config.adapts else torch.float32
-    with _in_words(config.model_name_or_path):
-        model = AutoModelForCausalLM.from_pretrained(
-            model_source(config.model_name_or_path),
-            dtype=loaded,
-            trust_remote_code=config.trust_remote_code,
-            token=config.token or None,
-            **extra,
-        )
+    model = load_weights(
+        model_source(config.model_name_or_path),
+        seed=config.seed,
+        allow_missing=config.allow_missing,
+        note=note,
+        token=config.token,
+        trust_remote_code=config.trust_remote_code,
+        dtype=loaded,
+        **extra,
+    )
     if "offload_folder" in extra:
         tidy(model, extra["offload_folder"])
+    if quantised or stored:
+        keep_unpacked(model)
+    if stored and full_precision:
+        model = model.dequantize().to(torch.float32)
     return model if extra else model.to(device)
+
+
+def pickled(config: RunConfig) -> bool:
+    """Say whether a run's model, or the adapter that it begins from, is in files that can hold code (.bin)."""
+    if config.from_scratch:
+        return False
+    adapter = starting_adapter(config.model_name_or_path)
+    if adapter is not None and not (adapter / "adapter_model.safetensors").is_file():
+        return True
+    return find_checkpoint(model_source(config.model_name_or_path), config.token).pickled
 
 
 def arithmetic(config: RunConfig, device: torch.device) -> torch.dtype:
@@ -170,7 +142,11 @@ def arithmetic(config: RunConfig, device: torch.device) -> torch.dtype:
 
 
 def load_resident(
-    config: RunConfig, tokenizer: Any, lora: LoraAggregation | None = None, group: Group | None = None
+    config: RunConfig,
+    tokenizer: Any,
+    lora: LoraAggregation | None = None,
+    group: Group | None = None,
+    note: Note = unsaid,
 ) -> Resident:
     """Load the model, make trainable what the configuration and the aggregation say, and return it ready to train.
 
@@ -179,26 +155,34 @@ def load_resident(
         tokenizer: of the model.
         lora: how its adapter is shaped.
         group: the processes that it is spread over.
+        note: told what is not as it seems of the checkpoint.
 
     Raises:
         ConfigError: no such model or device, or one that cannot be spread so.
         MissingExtra: bitsandbytes is needed and absent.
     """
     if group is not None:
-        return _spread(config, tokenizer, lora, group)
+        return _spread(config, tokenizer, lora, group, note)
     device = choose_device(config.device)
     dtype = arithmetic(config, device)
-    trained = _trainable(base_model(config), config, dtype, lora, tokenizer)
+    trained = _trainable(base_model(config, note=note), config, dtype, lora, tokenizer, note)
     vectors = config.prompt_method not in (None, "text")
     resident = Resident(
         trained, tokenizer, device, dtype, Front(trained, config.prompt_method or "") if vectors else None
     )
     resident.fixed = fixed_factors(trained)
+    exact = not (config.load_in_4bit or config.load_in_8bit or getattr(trained.config, "quantization_config", None))
+    check_computes(resident, config.start_name, exact=exact)
     return resident
 
 
 def _trainable(
-    model: Any, config: RunConfig, dtype: torch.dtype, lora: LoraAggregation | None, tokenizer: Any = None
+    model: Any,
+    config: RunConfig,
+    dtype: torch.dtype,
+    lora: LoraAggregation | None,
+    tokenizer: Any = None,
+    note: Note = unsaid,
 ) -> Any:
     """Return the model with its adapter, if it has one, and with its activations recomputed, if they are."""
     model.config.use_cache = False
@@ -207,7 +191,7 @@ def _trainable(
     if emulator is not None and not config.use_peft and config.prompt_method is None:
         train_ends(model, emulator)
     where = None if emulator is None else emulator.trained
-    trained = add_lora(model, config, dtype, lora, where) if config.use_peft else model
+    trained = add_lora(model, config, dtype, lora, where, note) if config.use_peft else model
     if config.prompt_method == "text":
         model.requires_grad_(False)
         model.instruction = Instruction(config.prompt_length, config.prompt_init_text or "")
@@ -215,7 +199,7 @@ def _trainable(
         trained = add_prompt(model, config, dtype, tokenizer)
     adapter = None if config.from_scratch else starting_adapter(config.model_name_or_path)
     if adapter is not None:
-        fill(trained, adapter)
+        fill(trained, adapter, note)
     if config.model_offload != "none":
         revive(trained, choose_device(config.device), config.seed)
     # Without recomputation, the layers that a backward pass needs would all stay on the device until then.
@@ -227,7 +211,7 @@ def _trainable(
     return trained
 
 
-def _spread(config: RunConfig, tokenizer: Any, lora: LoraAggregation | None, group: Group) -> Resident:
+def _spread(config: RunConfig, tokenizer: Any, lora: LoraAggregation | None, group: Group, note: Note) -> Resident:
     """Load the model at the leader, and spread it over the processes of a group."""
     from transformers import AutoModelForCausalLM
 
@@ -246,7 +230,7 @@ def _spread(config: RunConfig, tokenizer: Any, lora: LoraAggregation | None, gro
     whole, shell = None, empty(torch.float32 if config.parallel == "fsdp" else dtype)
     if group.leads:
         home = config.model_copy(update={"device": "cpu"})
-        whole = _trainable(base_model(home, full_precision=True), config, torch.float32, lora)
+        whole = _trainable(base_model(home, full_precision=True, note=note), config, torch.float32, lora)
     base = shell.get_base_model() if config.use_peft else shell
     if config.parallel == "pipeline":
         return Staged(whole, shell, empty(), tokenizer, group, dtype)
@@ -260,40 +244,3 @@ def _spread(config: RunConfig, tokenizer: Any, lora: LoraAggregation | None, gro
     else:
         split(base, group)
     return Spread(whole, shell, empty(), tokenizer, group, dtype, splits_batch=config.parallel == "fsdp")
-
-
-def check_fits(config: RunConfig, tokenizer: Any, model_config: Any) -> None:
-    """Refuse rows longer than the model's context, and a tokenizer with ids that the model has no embedding for."""
-    text = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
-    places = getattr(text, "vocab_size", None)
-    if places is not None and max(tokenizer.get_vocab().values()) >= places:
-        raise ConfigError(
-            f"The tokenizer of '{config.model_name_or_path}' has the id {max(tokenizer.get_vocab().values())}, but the "
-            f"model has {places} embeddings: give a folder whose tokenizer and model belong together."
-        )
-    limit = getattr(model_config, "max_position_embeddings", None)
-    ahead = {"prefix": config.num_virtual_tokens + config.private_tokens, "text": config.prompt_length}
-    before = ahead.get(config.prompt_method or "", 0)
-    if limit is not None and before + config.seq_length > limit > config.seq_length:
-        raise ConfigError(
-            f"A prompt of up to {before} tokens and rows of {config.seq_length} are longer than the model's context "
-            f"({limit}): write --seq_length {max(2, limit - before)}, or a shorter prompt."
-        )
-    if limit is not None and config.seq_length > limit:
-        raise ConfigError(
-            f"seq_length is {config.seq_length}, but the model's context ends at {limit}: write --seq_length {limit}."
-        )
-
-
-def _quantisation(config: RunConfig, dtype: torch.dtype) -> Any:
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        raise MissingExtra("bitsandbytes", "quant", "A base in 8 or 4 bits") from None
-    from transformers import BitsAndBytesConfig
-
-    if config.load_in_8bit:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )

@@ -50,9 +50,11 @@ def add_prompt(model: Any, config: RunConfig, dtype: torch.dtype, tokenizer: Any
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            made = get_peft_model(model, _wanted(config, config.num_virtual_tokens), autocast_adapter_dtype=False)
+            made = get_peft_model(
+                model, _wanted(config, config.num_virtual_tokens, model), autocast_adapter_dtype=False
+            )
             if config.private_tokens:
-                made.add_adapter(PERSONAL, _wanted(config, config.private_tokens))
+                made.add_adapter(PERSONAL, _wanted(config, config.private_tokens, model))
                 made.set_adapter("default")
     except (ValueError, KeyError, AttributeError) as error:
         raise ConfigError(
@@ -72,16 +74,23 @@ def add_prompt(model: Any, config: RunConfig, dtype: torch.dtype, tokenizer: Any
     return made
 
 
-def _wanted(config: RunConfig, count: int) -> Any:
+def _wanted(config: RunConfig, count: int, model: Any) -> Any:
     """Return peft's configuration of a prompt of so many vectors."""
     from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 
+    shape: dict[str, int] = {}
+    own = model.config.get_text_config()
     if config.prompt_method == "prefix":
-        return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=count)
+        if getattr(own, "multi_query", False) and not getattr(own, "new_decoder_architecture", False):
+            # All heads share one key and one value, which peft does not see by itself.
+            shape = {"num_attention_heads": 1, "token_dim": own.hidden_size // own.num_attention_heads}
+        return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=count, **shape)
+    if not any(hasattr(own, name) for name in ("num_attention_heads", "n_head", "num_heads")):
+        shape = {"num_attention_heads": 1}  # peft asks for it, even where there are none and none are needed
     if config.prompt_method == "p_tuning":
         size = config.prompt_hidden_size
-        return PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=count, encoder_hidden_size=size)
-    return PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=count)
+        return PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=count, encoder_hidden_size=size, **shape)
+    return PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=count, **shape)
 
 
 @torch.no_grad()

@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +19,8 @@ from weft.core import tensors
 from weft.core.types import Streams, Tensors
 from weft.models.compat import cache_arguments, cache_of
 from weft.models.emulator import only_layers
-from weft.models.layout import Batch, lay_out
+from weft.models.layout import Batch
+from weft.models.probes import packing_is_exact
 from weft.models.prompts import Front
 from weft.models.side import Side
 
@@ -78,7 +78,7 @@ class Resident:
         """What is trained as it was when `remember` was called, on the CPU."""
         self._side: Side | None = None
         self._rounded = [name for name in self.params if self.masters[name] is not self.params[name]]
-        self.can_pack = self._packing_is_exact()
+        self.can_pack = packing_is_exact(self)
         self.can_cache: bool | None = None
         """Whether answers drawn with a cache are the same as without; found out when it is first asked for."""
 
@@ -254,31 +254,3 @@ class Resident:
         finally:
             self._select.index = None
         return out.logits[0], cache_of(self._base, out)
-
-    @torch.no_grad()
-    def _packing_is_exact(self) -> bool:
-        """Find out whether rows that share a line are computed as if they were alone.
-
-        A model may ignore a mask or positions, carry state along the line (Mamba), or have positions of its own.
-        Two rows are computed alone and on one line, and must agree; and another first row must change nothing.
-        """
-        if getattr(self._base.config, "_attn_implementation", None) != "sdpa":
-            return False
-        size = min(int(self._base.config.get_text_config().vocab_size), 256)
-        rng = np.random.default_rng(0)
-        learn = np.ones(6, dtype=bool)
-        one, two, other = ((rng.integers(0, size, 6).astype(np.int32), learn) for _ in range(3))
-        filler = (rng.integers(0, size, 12).astype(np.int32), np.ones(12, dtype=bool))
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            alone = self.logits(lay_out([filler, one, two], pack=False).to(self.device)).float()[-5:]
-            shared = self.logits(lay_out([filler, one, two], pack=True).to(self.device)).float()[-5:]
-            changed = self.logits(lay_out([filler, other, two], pack=True).to(self.device)).float()[-5:]
-        except (TypeError, ValueError, RuntimeError, IndexError):
-            return False
-        finally:
-            self.model.train(was_training)
-        tolerance = 1e-4 if self.dtype == torch.float32 else 3e-2
-        close = (alone - shared).abs().max() <= tolerance * alone.abs().max().clamp(min=1e-6)
-        return bool(close) and torch.equal(shared, changed)

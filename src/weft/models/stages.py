@@ -17,6 +17,7 @@ from weft.core.types import Streams, Tensors
 from weft.errors import ConfigError
 from weft.models.group import Group
 from weft.models.layout import Batch
+from weft.models.probes import packing_is_exact
 from weft.models.resident import Resident
 from weft.models.spread import layers_of
 
@@ -55,7 +56,7 @@ class Staged(Resident):
         own = self.masters
         self.masters = {**every, **own}
         self.load({name: source[name].detach() for name in every})
-        self.can_pack = self._packing_is_exact()
+        self.can_pack = packing_is_exact(self)
 
     def trained(self) -> Tensors:
         """Return the float32 values of what is trained and here."""

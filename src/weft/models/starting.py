@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 from weft.config import RunConfig
 from weft.errors import ConfigError
+from weft.models.adapter_files import PROMPTS, put_values, read_values, value_names
+from weft.models.emulator import emulator_of
+from weft.models.notes import Note, unsaid
 
 
 def starting_adapter(name: str) -> Path | None:
@@ -25,9 +29,20 @@ def read_adapter(folder: Path) -> dict[str, Any]:
     """Return peft's configuration of an adapter; ConfigError if it is broken."""
     try:
         found: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        return {"base": str(found["base_model_name_or_path"]), **found}
-    except (OSError, ValueError, KeyError) as error:
+        base = found["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"The adapter in '{folder}' cannot be read ({error}): copy it again.") from None
+    if not base:
+        raise ConfigError(
+            f"The adapter in '{folder}' does not say which model it was trained for: write it into its "
+            'adapter_config.json, as "base_model_name_or_path".'
+        )
+    return {"base": str(base), **found}
+
+
+_UNEQUAL = ("rank_pattern", "alpha_pattern", "modules_to_save", "target_parameters", "lora_bias", "use_qalora",
+            "trainable_token_indices", "layer_replication", "exclude_modules")  # fmt: skip
+"""What peft's configuration says of a LoRA that is more, or less even, than a run's."""
 
 
 def from_adapter(config: RunConfig) -> RunConfig:
@@ -40,12 +55,25 @@ def from_adapter(config: RunConfig) -> RunConfig:
     folder = None if config.from_scratch else starting_adapter(name)
     if folder is None:
         return config
-    merge = f"merge it first with `weft export {name} --merge --out DIR`, and name DIR"
+    found = read_adapter(folder)
+    if found.get("peft_type") in PROMPTS:
+        raise ConfigError(
+            f"'{name}' holds a prompt ({found['peft_type']}), from which no run begins: name its base, "
+            f"'{found['base']}'."
+        )
+    merge = f"merge it first with `weft export {shlex.quote(name)} --merge --out DIR`, and name DIR"
     if not config.use_peft:
         raise ConfigError(f"'{name}' holds an adapter, not a whole model: add --use_peft to go on with it, or {merge}.")
-    found = read_adapter(folder)
-    if found.get("peft_type") != "LORA" or found.get("rank_pattern") or found.get("modules_to_save"):
+    if found.get("peft_type") != "LORA" or any(found.get(key) for key in _UNEQUAL):
         raise ConfigError(f"The adapter in '{name}' is no LoRA of one rank, which a run could go on with: {merge}.")
+    some_layers = found.get("layers_to_transform") is not None and emulator_of(found["base"]) is None
+    own_start = found.get("init_lora_weights", True) not in (True, False, "gaussian")
+    heads = any(".lora_" not in key for key in value_names(folder))
+    if some_layers or own_start or heads or found.get("bias", "none") != "none":
+        raise ConfigError(
+            f"The adapter in '{name}' is not just a LoRA on all layers (it has trained heads, biases or a base of its "
+            f"own, or leaves layers out), so a run could not go on with it: {merge}."
+        )
     if config.lora_aggregation in ("fedsb", "dual"):
         raise ConfigError(
             f"{config.lora_aggregation} begins from factors of its own, and '{name}' holds some: {merge}."
@@ -62,21 +90,11 @@ def from_adapter(config: RunConfig) -> RunConfig:
     )
 
 
-def fill(model: Any, folder: Path) -> None:
+def fill(model: Any, folder: Path, note: Note = unsaid) -> None:
     """Put an adapter's values into a peft model of its shape; one without values stays so.
 
     Raises:
-        ConfigError: the file is broken, or of another shape.
+        ConfigError: the file is damaged, or not of this model.
     """
-    from peft import set_peft_model_state_dict
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if any(parameter.is_meta for parameter in model.parameters()):
-        return
-    try:
-        done = set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise ConfigError(f"The adapter in '{folder}' cannot be loaded ({str(error).splitlines()[0]}).") from None
-    if done is not None and done.unexpected_keys:
-        raise ConfigError(f"The adapter in '{folder}' has parts that the model has not: {done.unexpected_keys[0]}.")
+    if not any(parameter.is_meta for parameter in model.parameters()):
+        put_values(model, read_values(folder, note), folder)

@@ -1,0 +1,61 @@
+"""Where a model lies, and what loading it may say."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from weft.errors import ConfigError
+from weft.models.starting import read_adapter, starting_adapter
+
+
+def hush() -> None:
+    """Silence what libraries say about themselves, which no user could mend: progress bars, casts, renamings."""
+    import transformers.utils.logging as talk
+
+    talk.set_verbosity_error()
+    talk.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+
+
+@contextlib.contextmanager
+def in_words(name: str) -> Iterator[None]:
+    """Turn what a loader raises into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        kind = "folder" if Path(name).is_dir() else "model"
+        raise ConfigError(
+            f"The {kind} '{name}' cannot be loaded ({lines[0].strip().rstrip('.')}): "
+            "give a hub name that is reachable, or a folder with config.json and weights."
+        ) from None
+
+
+def model_source(name: str) -> str:
+    """Return where a model lies: a finished run's `model/`, the base of an adapter, else the name as it is.
+
+    Raises:
+        ConfigError: a path that is not there.
+    """
+    path = Path(name).expanduser()
+    if not path.exists():
+        if name.startswith((".", "/", "~")):
+            raise ConfigError(f"There is no model folder '{name}': check the path, or give a hub name.")
+        return name
+    if (path / "model" / "config.json").exists():
+        return str(path / "model")
+    adapter = starting_adapter(name)
+    if adapter is None:
+        return str(path)
+    base = read_adapter(adapter)["base"]
+    if base.startswith((".", "/", "~")) and not Path(base).expanduser().exists():
+        raise ConfigError(
+            f"The adapter in '{name}' was trained for the model '{base}', which is not there: write where it is into "
+            f"'{adapter / 'adapter_config.json'}', as \"base_model_name_or_path\"."
+        )
+    return model_source(base)

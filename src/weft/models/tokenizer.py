@@ -1,0 +1,64 @@
+"""A model's tokenizer, and whether both belong together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from weft.config import RunConfig
+from weft.errors import ConfigError
+from weft.models.source import hush, in_words, model_source
+from weft.models.starting import starting_adapter
+
+
+def load_tokenizer(config: RunConfig) -> Any:
+    """Return the tokenizer, with an end token; ConfigError if there is none."""
+    from transformers import AutoTokenizer
+
+    hush()
+    source = (config.tokenizer or "") if config.from_scratch else model_source(config.model_name_or_path)
+    adapter = None if config.from_scratch else starting_adapter(config.model_name_or_path)
+    if adapter is not None and (adapter / "tokenizer_config.json").exists():
+        source = str(adapter)
+    with in_words(source):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=config.trust_remote_code, token=config.token or None
+        )
+    if config.prompt_template is not None:
+        tokenizer.chat_template = _own_template(config.prompt_template)
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"The tokenizer of '{source}' has no end token (eos_token): set one in its folder.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _own_template(path: str) -> str:
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError(f"The template '{path}' cannot be read as UTF-8: check the file and its rights.") from None
+
+
+def check_fits(config: RunConfig, tokenizer: Any, model_config: Any) -> None:
+    """Refuse rows longer than the model's context, and a tokenizer with ids that the model has no embedding for."""
+    text = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
+    places = getattr(text, "vocab_size", None)
+    if places is not None and max(tokenizer.get_vocab().values()) >= places:
+        raise ConfigError(
+            f"The tokenizer of '{config.model_name_or_path}' has the id {max(tokenizer.get_vocab().values())}, but the "
+            f"model has {places} embeddings: give a folder whose tokenizer and model belong together."
+        )
+    limit = getattr(model_config, "max_position_embeddings", None)
+    limit = limit if limit is not None and limit > 0 else None  # XLNet says -1: there is no end
+    ahead = {"prefix": config.num_virtual_tokens + config.private_tokens, "text": config.prompt_length}
+    before = ahead.get(config.prompt_method or "", 0)
+    if limit is not None and before + config.seq_length > limit > config.seq_length:
+        raise ConfigError(
+            f"A prompt of up to {before} tokens and rows of {config.seq_length} are longer than the model's context "
+            f"({limit}): write --seq_length {max(2, limit - before)}, or a shorter prompt."
+        )
+    if limit is not None and config.seq_length > limit:
+        raise ConfigError(
+            f"seq_length is {config.seq_length}, but the model's context ends at {limit}: write --seq_length {limit}."
+        )
