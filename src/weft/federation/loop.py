@@ -77,8 +77,9 @@ def run_rounds(
     Raises:
         RunError: too few clients answered too often in a row.
     """
-    cohorts = _arrivals(plan, rounds, clients, state.round) if plan.algorithm.asynchronous else None
-    attempt = 0
+    began_before = state.round + state.attempts
+    cohorts = _arrivals(plan, rounds, clients, began_before) if plan.algorithm.asynchronous else None
+    in_vain = 0  # since this process began: a run that is resumed has its attempts again
     while state.round < rounds.count:
         began = time.perf_counter()
         clock: float | None = None
@@ -86,7 +87,7 @@ def run_rounds(
             invited, clock = next(cohorts)
         else:
             aside = [i for i, name in enumerate(clients) if name in set_aside(state, rounds.max_bad_updates)]
-            sampled = rounds.selection.cohort(clients, state.round, attempt, state.round + state.attempts, aside)
+            sampled = rounds.selection.cohort(clients, state.round, state.attempt, state.round + state.attempts, aside)
             invited = [Invited(i, state.round) for i in plan.algorithm.cohort(sampled, len(clients))]
             if not invited and aside:
                 raise RunError(f"All clients that can be reached sent {rounds.max_bad_updates} bad updates.")
@@ -99,15 +100,15 @@ def run_rounds(
         state, record = run_round(plan, state, cohort, runtime, population=len(clients), wanted=wanted)
         seconds = time.perf_counter() - began
         if record.repeated:
-            attempt += 1
+            in_vain += 1
             yield RoundDone(state, record, seconds, None, clock)
-            if attempt >= rounds.max_attempts:
+            if in_vain >= rounds.max_attempts:
                 raise RunError(
-                    f"Round {state.round + 1} was begun {attempt} times and fewer than {plan.quorum} clients answered: "
+                    f"Round {state.round + 1} was begun {in_vain} times and fewer than {plan.quorum} clients answered: "
                     "go on with --resume when they can be reached, or with a smaller --min_clients."
                 )
             continue
-        attempt = 0
+        in_vain = 0
         last = state.round == rounds.count
         due = last or (rounds.eval_every > 0 and state.round % rounds.eval_every == 0)
         scores = evaluate(plan.algorithm, state, runtime, evaluated) if due and evaluated else None
@@ -120,7 +121,7 @@ def set_aside(state: ServerState, most: int) -> set[str]:
 
 
 def _arrivals(plan: Plan, rounds: Rounds, clients: Sequence[str], behind: int) -> Iterator[tuple[list[Invited], float]]:
-    """Return the buffers of an asynchronous run from round `behind` on."""
+    """Return the buffers of an asynchronous run after the `behind` that were asked before, repeated rounds' too."""
     size = plan.algorithm.buffer or rounds.selection.count
     return islice(arrivals(rounds.selection, rounds.conditions, clients, size), behind, None)
 

@@ -52,7 +52,8 @@ def save(
     temporary.mkdir()
     tensor_file = temporary / "server.safetensors"
     _write_tensors(tensor_file, state.params, state.memory)
-    record = {"round": state.round, "attempts": state.attempts, "sha256": _digest(tensor_file), "extra": extra}
+    counts = {"round": state.round, "attempts": state.attempts, "attempt": state.attempt}
+    record = counts | {"sha256": _digest(tensor_file), "extra": extra}
     write_atomic(temporary / "state.json", json.dumps(record, indent=1).encode())
     if target.exists():
         # A directory cannot be replaced in one step: the former one stays readable under another name meanwhile.
@@ -143,13 +144,13 @@ def _read(path: Path) -> tuple[ServerState, dict[str, Any]]:
     try:
         record = json.loads((path / "state.json").read_text(encoding="utf-8"))
         expected, round, extra = record["sha256"], record["round"], record["extra"]
-        attempts = record.get("attempts", 0)
+        attempts = {key: record.get(key, 0) for key in ("attempts", "attempt")}
         if _digest(path / "server.safetensors") != expected:
             raise _Damaged("its tensors are not those that were saved")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _Damaged(f"{type(error).__name__}: {error}") from error
     params, memory = _read_tensors(path / "server.safetensors")
-    return ServerState(params=params, memory=memory, round=round, attempts=attempts), extra
+    return ServerState(params=params, memory=memory, round=round, **attempts), extra
 
 
 def _digest(path: Path) -> str:

@@ -46,6 +46,10 @@ class MetricsLog:
         """Add one line."""
         self._file.write(to_line(record).encode() + b"\n")
 
+    def size(self) -> int:
+        """Return the length of the log in bytes, with what is not written yet."""
+        return self._file.tell()
+
     def commit(self) -> int:
         """Make all lines durable and return the length of the file, in bytes."""
         self._file.flush()
