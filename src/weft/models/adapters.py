@@ -12,6 +12,7 @@ from torch import nn
 
 from weft.config import RunConfig
 from weft.core import lowrank
+from weft.core.files import follow_umask
 from weft.core.lowrank import PERSONAL, SIDE_A, SIDE_B, kind_of
 from weft.core.parts import LoraAggregation
 from weft.core.types import Tensors
@@ -147,6 +148,7 @@ def save_model(model: Any, tokenizer: Any, params: Tensors, folder: Path) -> Non
     else:
         _save_folded(model.peft_config["default"], params, folder)
     tokenizer.save_pretrained(str(folder))
+    follow_umask(folder)
 
 
 def _replaced(state: Tensors, params: Tensors) -> Tensors:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from weft.core.files import sync_directory, write_atomic
+from weft.core.files import follow_umask, sync_directory, write_atomic
 from weft.core.types import ServerState, Streams, Tensors
 from weft.errors import RunError
 from weft.runs.layout import RunDir
@@ -62,6 +62,7 @@ def save(
         target.rename(former)
     temporary.rename(target)
     sync_directory(run.checkpoints)
+    run.settle()
     _prune(run, state.round, keep, keep_every, keep_most)
     return target
 
@@ -177,6 +178,7 @@ def _write_tensors(path: Path, params: Tensors, memory: Streams) -> None:
     # The file sorts its tensors and has no place for an empty stream: what there is, in order, goes with it as text.
     contents = {"params": list(params), "memory": {stream: list(tensors) for stream, tensors in memory.items()}}
     save_file(_apart(flat), path, metadata={CONTENTS: json.dumps(contents)})
+    follow_umask(path)
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 
