@@ -23,7 +23,7 @@ import yaml
 
 from weft.core.files import missing, remove_empty, write_atomic
 from weft.errors import ConfigError, RunInUse
-from weft.runs.start import CHECKPOINTS, CONFIG, LOCK, Start, is_ours
+from weft.runs.start import CHECKPOINT, CHECKPOINTS, CONFIG, FINGERPRINTS, LOCK, Start, is_ours
 
 HEADER = "# The resolved configuration of a Weft run.\n"
 
@@ -133,9 +133,20 @@ class RunDir:
         return self.path / "split.svg"
 
     @property
+    def fingerprints_file(self) -> Path:
+        """What the run was made from."""
+        return self.path / FINGERPRINTS
+
+    @property
     def checkpoints(self) -> Path:
         """The directory of checkpoints, one directory for each."""
         return self.path / CHECKPOINTS
+
+    @property
+    def rounds(self) -> list[int]:
+        """The rounds after which there is a checkpoint, in their order."""
+        names = os.listdir(self.checkpoints) if self.checkpoints.is_dir() else []
+        return sorted({int(name[6:].removesuffix(".old")) for name in names if re.fullmatch(CHECKPOINT, name)})
 
     @property
     def clients(self) -> Path:

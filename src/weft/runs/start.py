@@ -14,7 +14,9 @@ from pathlib import Path
 
 from weft.core.files import remove_empty, write_atomic
 
-LOCK, CONFIG, CHECKPOINTS = ".lock", "config.yaml", "checkpoints"
+LOCK, CONFIG, CHECKPOINTS, FINGERPRINTS = ".lock", "config.yaml", "checkpoints", "fingerprints.json"
+CHECKPOINT = r"round_\d+(\.old)?"
+"""What the folder of a checkpoint is called; one that is being replaced has the ending."""
 WRITTEN = (
     "metrics.jsonl",
     "timing.jsonl",
@@ -28,7 +30,7 @@ WRITTEN = (
     "model",
     "prompt.txt",
     "trackers",
-    "fingerprints.json",
+    FINGERPRINTS,
     "summary.json",
     "report.html",
     "report.png",
@@ -60,7 +62,8 @@ class Start:
         elif self._checkpoints():
             self.settle()
         self._before = {name for name in os.listdir(path) if name != LOCK or locked_before}
-        self._former = (path / CONFIG).read_bytes() if (path / CONFIG).exists() else None
+        former = [path / name for name in (CONFIG, FINGERPRINTS) if (path / name).exists()]
+        self._former = {file: file.read_bytes() for file in former}
         self._committed = self._checkpoints()
         self._overwrites = False
 
@@ -85,19 +88,21 @@ class Start:
         """Leave the directory as it was, unless the run has got to a checkpoint."""
         if self._checkpoints() - self._committed:
             self.settle()
-        elif self._overwrites or self._former is None:
+        elif self._overwrites or self.path / CONFIG not in self._former:
             self._clear(set() if self._overwrites else self._before)
             self._restore()
             if LOCK not in self._before:
                 (self.path / LOCK).unlink(missing_ok=True)
             remove_empty(self._made)
         else:
-            write_atomic(self.path / CONFIG, self._former)
+            for file, content in self._former.items():
+                if file.read_bytes() != content:
+                    write_atomic(file, content)
 
     def _checkpoints(self) -> set[str]:
         folder = self.path / CHECKPOINTS
         names = os.listdir(folder) if folder.is_dir() else []
-        return {name for name in names if re.fullmatch(r"round_\d+", name)}
+        return {name for name in names if re.fullmatch(CHECKPOINT, name)}
 
     def _clear(self, kept: set[str]) -> None:
         """Delete what a run wrote, config.yaml last."""
