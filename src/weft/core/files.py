@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from weft.errors import ConfigError
+from weft.errors import ConfigError, RunError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """No space on the device, or as much as a user, or a file, may have."""
@@ -65,6 +65,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     Raises:
         ConfigError: it is a file, it holds something, or it cannot be made.
+        RunError: the disk is full.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"'{path}' is there already and not empty: name another folder with --out.")
@@ -81,7 +82,7 @@ def new_folder(path: Path) -> Iterator[Path]:
                 found.unlink(missing_ok=True)
         remove_empty(above)
         if is_full(error):
-            raise ConfigError(f"{full_disk([path])}: make room there, or name another folder with --out.") from error
+            raise RunError(f"{full_disk([path])}: make room there, or name another folder with --out.") from error
         if isinstance(error, PermissionError | NotADirectoryError):
             raise ConfigError(
                 f"'{path}' cannot be written ({error.strerror}): name another folder with --out."
@@ -112,7 +113,7 @@ def full_disk(folders: Iterable[Path]) -> str:
     """Say which disk is full, that of the folder with the least room, and how much is left there."""
     room = {folder: _room(folder) for folder in folders}
     folder = min(room, key=lambda one: room[one])
-    return f"The disk that holds '{folder}' is full ({room[folder] / 1e6:.1f} MB are free)"
+    return f"The disk that holds '{folder}' is full, or your share of it ({room[folder] / 1e6:.1f} MB are free)"
 
 
 def _room(folder: Path) -> int:
