@@ -8,8 +8,6 @@ import pytest
 
 import weft
 from weft.launch.underway import Training
-from weft.runs import checkpoint
-from weft.runs.layout import RunDir
 
 UNSTEADY = {
     "num_clients": 6,
@@ -74,17 +72,3 @@ def test_interrupted_within_repeated_rounds(keys, tmp_path, monkeypatch, fed_alg
     assert times > 3
     assert results(broken) == results(whole.path)
     assert weft.open_run(broken).summary["attempts"] == whole.summary["attempts"]
-
-
-def test_buffers_of_an_asynchronous_run_go_on_where_they_were(keys, tmp_path, monkeypatch):
-    keys = keys | UNSTEADY | {"fed_alg": "fedbuff", "fed_args": {"buffer_size": 3}, "client_speed": [1, 0.5, 0.7]}
-    whole = weft.train(keys | {"output_dir": str(tmp_path / "whole")})
-    with monkeypatch.context() as patch:
-        Interrupted(patch, after=4, counts=True)
-        with pytest.raises(KeyboardInterrupt):
-            weft.train(keys | {"output_dir": str(tmp_path / "broken")})
-    found = checkpoint.latest(RunDir(tmp_path / "broken"))
-    assert found is not None
-    assert found[0].attempts > 0, "no round was begun again before the interruption: choose another seed"
-    broken = weft.train(keys | {"output_dir": str(tmp_path / "broken")}, resume=True)
-    assert results(broken.path) == results(whole.path)

@@ -77,8 +77,7 @@ def run_rounds(
     Raises:
         RunError: too few clients answered too often in a row.
     """
-    began_before = state.round + state.attempts
-    cohorts = _arrivals(plan, rounds, clients, began_before) if plan.algorithm.asynchronous else None
+    cohorts = _arrivals(plan, rounds, clients, state.round) if plan.algorithm.asynchronous else None
     in_vain = 0  # since this process began: a run that is resumed has its attempts again
     while state.round < rounds.count:
         began = time.perf_counter()
@@ -121,7 +120,7 @@ def set_aside(state: ServerState, most: int) -> set[str]:
 
 
 def _arrivals(plan: Plan, rounds: Rounds, clients: Sequence[str], behind: int) -> Iterator[tuple[list[Invited], float]]:
-    """Return the buffers of an asynchronous run after the `behind` that were asked before, repeated rounds' too."""
+    """Return the buffers of an asynchronous run from round `behind` on."""
     size = plan.algorithm.buffer or rounds.selection.count
     return islice(arrivals(rounds.selection, rounds.conditions, clients, size), behind, None)
 
