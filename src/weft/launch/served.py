@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from weft import config as configuration
-from weft.config import VOLATILE, RunConfig
+from weft.config import RunConfig
 from weft.core.exchange import Runtime
 from weft.core.tensors import num_bytes
 from weft.core.types import Failure, Probe, ServerState, Tensors
@@ -20,8 +20,10 @@ from weft.federation.plan import Plan
 from weft.federation.site import InMemory, Sites
 from weft.federation.state import beside, expected_streams
 from weft.federation.station import Station
-from weft.launch import compose
+from weft.launch import compose, made_from
+from weft.launch.extend import CHANGEABLE, say_changed
 from weft.launch.finished import Run
+from weft.launch.full import disk_in_words
 from weft.launch.law import agreement
 from weft.launch.population import Population
 from weft.launch.prepare import make_ready, prepare_process, resident
@@ -29,6 +31,7 @@ from weft.launch.underway import Training
 from weft.models.fingerprint import fingerprint
 from weft.models.load import check_fits, load_model_config, load_tokenizer
 from weft.models.resident import Resident
+from weft.runs import fingerprints
 from weft.runs.layout import RunDir
 from weft.runs.progress import Progress
 from weft.runs.trackers import Trackers
@@ -115,18 +118,22 @@ def serve(
     model = resident(config, tokenizer, plan)
     base = fingerprint(model)
     with (
+        disk_in_words(config, "weft submit"),
         RunDir.create(
             config.output_dir,
-            config.model_dump(mode="json"),
+            config.model_dump(mode="json") | {"accept_changed": False},
             resume=resume and RunDir(config.output_dir).holds_run,
             overwrite=False,
-            volatile=VOLATILE,
+            volatile=CHANGEABLE,
         ) as run,
         Progress(config.num_rounds, quiet=False, as_json=True) as progress,
         Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers,
     ):
+        now = made_from.base_of(config) | made_from.tokenizer_of(config, tokenizer)
+        say_changed(config, run, now, progress.note)
+        birth = fingerprints.keep(run, now, max(run.rounds, default=0))
         remote = Remote(line, run_id(keys), config.silence_timeout, lambda: (1, 1), note=progress.note)
-        willing = _agree(remote, config, keys, order, sites, base, version, progress.note)
+        willing = _agree(remote, config, keys, order, sites, (base, birth), version, progress.note)
         rows = {name: rows for name, rows in zip(willing.names, willing.rows, strict=True) if rows}
         hear({"sites": rows, "refused": willing.refused})
         make_ready(plan, model)
@@ -173,14 +180,15 @@ def _agree(
     keys: dict[str, Any],
     order: list[str],
     there: list[str],
-    base: str,
+    marks: tuple[str, str],
     version: str,
     note: Callable[[str], None],
 ) -> Willing:
-    """Say hello to all sites, and go on with those that agree."""
+    """Say hello to all sites, and go on with those that agree; the marks are those of the base and of the run."""
+    base, birth = marks
     wanted = agreement(keys, base, version)
     count = min(config.sample_clients, len(order))
-    hello = {"run": keys, "id": remote.run, "clients": count, "base": base}
+    hello = {"run": keys, "id": remote.run, "clients": count, "base": base, "birth": birth}
     words = {name: json.dumps(hello | {"index": i}).encode() for i, name in enumerate(order)}
     refused: dict[str, str] = {}
     rows, held, away = [], [], 0

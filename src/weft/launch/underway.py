@@ -30,12 +30,12 @@ from weft.federation.site import Site
 from weft.federation.state import begin
 from weft.federation.station import Station
 from weft.launch import compose, together
-from weft.launch.own import OwnModels, result_of, words_of
+from weft.launch.own import OwnModels
 from weft.launch.population import Population
 from weft.launch.prepare import evaluator_of, set_apart
 from weft.launch.records import Tally, evaluation_record, peak_memory, round_record, utilisation
+from weft.launch.results import has_shared, shared_of, write_weights
 from weft.launch.worker import runtime_of
-from weft.models.adapters import save_model
 from weft.models.group import Group
 from weft.models.resident import Resident
 from weft.runs import checkpoint
@@ -269,28 +269,15 @@ class Training:
 
     def _save_weights(self, state: ServerState) -> dict[str, Any]:
         """Write the shared model, and every client's own where there are such; return what they are worth."""
-        kind = "adapter" if self.config.adapts else "model"
-        model, tokenizer = self.model.writable, self.model.tokenizer
-        algorithm = self.plan.algorithm
-        if algorithm.one_model and (algorithm.shares or not algorithm.personal):
-            shared = result_of(state, self.model.initial)
-            if self.config.private_tokens:
-                shared = {name: value for name, value in shared.items() if self.plan.sharing.travels(name)}
-            if self.config.finds_words:
-                self.model.load(shared)
-                write_atomic(self.run.prompt_file(), words_of(self.model))
-            else:
-                save_model(model, tokenizer, shared, self.run.path / kind)
-        own = OwnModels(self.plan, state, self.model, self.population, self.evaluator)
+        model, algorithm = self.model, self.plan.algorithm
+        if has_shared(self.plan):
+            write_weights(self.config, model, shared_of(self.config, self.plan, model, state), self.run.path)
+        own = OwnModels(self.plan, state, model, self.population, self.evaluator)
         if not own.exist or self.begin is not None:  # those of clients elsewhere stay with them
             return {}
 
         def keep(site: Site) -> None:
             if self.plan.personal_steps or not algorithm.one_model or site.memory.load(site.name, state.round):
-                if self.config.finds_words:
-                    self.run.client_dir(site.name).mkdir(parents=True, exist_ok=True)
-                    write_atomic(self.run.prompt_file(site.name), words_of(self.model))
-                else:
-                    save_model(model, tokenizer, own.whole(), self.run.client_dir(site.name) / kind)
+                write_weights(self.config, model, own.whole(), self.run.client_dir(site.name))
 
         return own.compare(self.config.eval_everybody, keep)
