@@ -128,6 +128,16 @@ def test_verbs_that_write_elsewhere_leave_nothing(keys, tiny_model, tmp_path, mo
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_split_is_not_written_over_that_of_a_run(keys, capsys):
+    run = weft.train(keys | {"num_rounds": 1})
+    split = (run.path / "split.json").read_bytes()
+    words = flags(keys | {"num_clients": 5})
+    assert main(["split", *words]) == 2
+    assert "holds a run" in capsys.readouterr().err
+    assert main(["split", *words, "--dry_run"]) == 0
+    assert (run.path / "split.json").read_bytes() == split
+
+
 def test_a_checkpoint_that_cannot_be_written_is_no_checkpoint(keys, monkeypatch):
     def broken(*_: object, **__: object):
         raise OSError(5, "Input/output error")

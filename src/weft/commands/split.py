@@ -40,6 +40,11 @@ def run(argv: list[str]) -> int:
     from weft.runs.progress import split_line
     from weft.runs.split_picture import draw_split
 
+    if not arguments.dry_run and RunDir(config.output_dir).holds_run:
+        raise ConfigError(
+            f"'{config.output_dir}' holds a run, whose own split is in its split.json: give another --output_dir, or "
+            "write no files by --dry_run."
+        )
     rows = plan(config).objective.rows
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = load_tokenizer(with_tokenizer(config, Path(folder)))
