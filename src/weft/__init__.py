@@ -51,8 +51,14 @@ def train(
     return run(typed, resume=resume, overwrite=overwrite, quiet=quiet)
 
 
-def open_run(path: str | Path) -> Run:
-    """Open the run in a directory."""
+def open_run(path: str | Path, *, round: int | None = None, accept_changed: bool = False) -> Run:
+    """Open the run in a directory.
+
+    Args:
+        path: the directory.
+        round: whose weights are meant, of the rounds that have a checkpoint; None: the newest.
+        accept_changed: use them although the base or the tokenizer is not what the run was made from.
+    """
     from weft.launch.finished import Run
 
-    return Run(path)
+    return Run(path, round=round, accept_changed=accept_changed)

@@ -30,6 +30,7 @@ ALIASES = {
 VOLATILE = frozenset(
     {
         "output_dir",
+        "accept_changed",
         "token_cache",
         "report_to",
         "save_model_freq",

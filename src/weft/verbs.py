@@ -35,14 +35,14 @@ def parser(verb: str, description: str) -> Parser:
 
 
 def resolve(arguments: argparse.Namespace, defaults: Defaults) -> RunConfig:
-    """Return the configuration: the run file, overridden by flags; the saved one where only --resume is given."""
+    """Return the configuration: the run file, or with --resume and without one the saved run, overridden by flags."""
     values: dict[str, Any] = read_file(arguments.config) if arguments.config else {}
     flags = {key: value for key, value in vars(arguments).items() if key not in OWN}
-    if arguments.resume and not arguments.config and set(flags) == {"output_dir"}:
+    if arguments.resume and not arguments.config:
         from weft.runs.layout import RunDir
 
-        values = RunDir(flags["output_dir"]).read_config()
-        return build(values | flags)
+        saved = RunDir(flags.get("output_dir", RunConfig.model_fields["output_dir"].default))
+        return build(saved.read_config() | {"output_dir": str(saved.path)} | flags)
     given = values | flags
     return build(defaults(given) | given)
 

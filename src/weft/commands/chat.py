@@ -8,7 +8,7 @@ from typing import Any
 
 from weft.arguments import Parser
 from weft.errors import ConfigError
-from weft.launch.finished import Run
+from weft.launch.finished import Run, add_use_flags, open_to_use
 
 
 def run(argv: list[str]) -> int:
@@ -16,12 +16,12 @@ def run(argv: list[str]) -> int:
     parser = Parser(prog="weft chat", description="Talk with a trained model.", allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", help="a run directory")
     parser.add_argument("--prompt", help="answer this and stop")
-    parser.add_argument("--client", metavar="NAME", help="whose model, where each client has its own")
+    add_use_flags(parser)
     parser.add_argument("--max_new_tokens", type=int, default=256, help="longest answer in tokens [256]")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy [0]")
     parser.add_argument("--seed", type=int, default=0, help="of sampling [0]")
     arguments = parser.parse(argv)
-    opened = Run(arguments.run)
+    opened = open_to_use(arguments)
     if opened.config.endpoint is not None:
         raise ConfigError(
             f"The model of this run is behind {opened.config.endpoint}: ask it there, with the text of "

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from weft.arguments import Parser
+from weft.core.files import new_folder
 from weft.errors import ConfigError
 
 
@@ -28,12 +29,11 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--seq_length", type=int, default=128, help="tokens a line [128]")
     arguments = parser.parse(argv)
     out = Path(arguments.out)
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"'{out}' is there already and not empty: name another folder with --out.")
     for name in ("keep_layers", "ends"):
         if getattr(arguments, name) < 1:
             raise ConfigError(f"{name} is {getattr(arguments, name)}, but must be 1 or more.")
-    make(arguments, out)
+    with new_folder(out):
+        make(arguments, out)
     print(out)
     return 0
 

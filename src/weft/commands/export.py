@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from pathlib import Path
 
 from weft.arguments import Parser
+from weft.core.files import new_folder
 from weft.errors import ConfigError
-from weft.launch.finished import Run
+from weft.launch.finished import Run, add_use_flags, open_to_use
 from weft.runs.card import write_card
 
 
@@ -20,57 +22,58 @@ def run(argv: list[str]) -> int:
     parser.add_argument(
         "--plug_in", metavar="MODEL", help="the model that the run's emulator stands for: put the ends back"
     )
-    parser.add_argument("--client", metavar="NAME", help="whose, where each client has its own")
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of a merged model [float32]"
     )
+    add_use_flags(parser)
     arguments = parser.parse(argv)
     from weft.launch.merging import adapter_folder
 
     folder = adapter_folder(arguments.run)
     if folder is not None and arguments.merge:
         return _merge_folder(arguments.run, folder, arguments.dtype, arguments.out)
-    opened = Run(arguments.run)
-    weights = opened.weights(arguments.client)
+    opened = open_to_use(arguments)
     out = Path(arguments.out or opened.path / ("merged" if arguments.merge else "exported"))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"'{out}' is there already and not empty: name another folder with --out.")
-    if arguments.plug_in is not None:
-        from weft.launch.plug_in import plug_in
-
-        plug_in(opened, arguments.client, arguments.plug_in, out, merge=arguments.merge, dtype=arguments.dtype)
-        whole = arguments.merge or not opened.config.use_peft
-        write_card(opened.directory, out, whole=whole, own=arguments.client is not None, base=arguments.plug_in)
-        print(out)
-        return 0
     if arguments.merge and opened.config.prompt_method is not None:
         raise ConfigError(
             "A prompt stands before a model and cannot be merged into it: leave out --merge, and load what is written "
             "by peft."
         )
-    if arguments.merge and opened.config.use_peft:
-        _merge(opened, arguments.client, arguments.dtype, out)
-    elif weights.is_file():
-        out.mkdir(parents=True, exist_ok=True)
-        shutil.copy(weights, out)
-    else:
-        shutil.copytree(weights, out, dirs_exist_ok=True)
-    if not weights.is_file():
-        whole = arguments.merge or not opened.config.adapts
-        write_card(opened.directory, out, whole=whole, own=arguments.client is not None, like=weights)
+    with new_folder(out):
+        _write(opened, arguments, out)
     print(out)
     return 0
 
 
 def _merge_folder(name: str, folder: Path, dtype: str, given: str | None) -> int:
-    out = Path(given or Path(name) / "merged")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"'{out}' is there already and not empty: name another folder with --out.")
     from weft.launch.merging import merge_folder
 
-    merge_folder(folder, dtype, out)
+    out = Path(given or Path(name) / "merged")
+    with new_folder(out):
+        merge_folder(folder, dtype, out)
     print(out)
     return 0
+
+
+def _write(opened: Run, arguments: argparse.Namespace, out: Path) -> None:
+    weights, own = opened.weights(arguments.client), arguments.client is not None
+    if opened.config.adapts and arguments.plug_in is None and not arguments.merge:  # merging compares by itself
+        opened.check_base()
+    if arguments.plug_in is not None:
+        from weft.launch.plug_in import plug_in
+
+        plug_in(opened, arguments.client, arguments.plug_in, out, merge=arguments.merge, dtype=arguments.dtype)
+        whole = arguments.merge or not opened.config.use_peft
+        write_card(opened.directory, out, whole=whole, own=own, base=arguments.plug_in)
+        return
+    if arguments.merge and opened.config.use_peft:
+        _merge(opened, arguments.client, arguments.dtype, out)
+    elif weights.is_file():
+        shutil.copyfile(weights, out / weights.name)
+        return
+    else:
+        shutil.copytree(weights, out, dirs_exist_ok=True)
+    write_card(opened.directory, out, whole=arguments.merge or not opened.config.adapts, own=own, like=weights)
 
 
 def _merge(opened: Run, client: str | None, dtype: str, out: Path) -> None:

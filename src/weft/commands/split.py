@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from weft.arguments import Parser, add_config_flags
 from weft.config import build, read_file
+from weft.errors import ConfigError
 
 OWN = ("config", "dry_run", "json")
 
@@ -29,7 +31,7 @@ def run(argv: list[str]) -> int:
     flags = {key: value for key, value in vars(arguments).items() if key not in OWN}
     config = build((read_file(arguments.config) if arguments.config else {}) | flags)
 
-    from weft.core.files import write_atomic
+    from weft.core.files import missing, remove_empty, write_atomic
     from weft.federation.site import InMemory
     from weft.launch.compose import plan
     from weft.launch.notes import told
@@ -40,6 +42,11 @@ def run(argv: list[str]) -> int:
     from weft.runs.progress import split_line
     from weft.runs.split_picture import draw_split
 
+    if not arguments.dry_run and RunDir(config.output_dir).holds_run:
+        raise ConfigError(
+            f"'{config.output_dir}' holds a run, whose own split is in its split.json: give another --output_dir, or "
+            "write no files by --dry_run."
+        )
     rows = plan(config).objective.rows
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = load_tokenizer(with_tokenizer(config, Path(folder)))
@@ -53,10 +60,21 @@ def run(argv: list[str]) -> int:
         _print(found)
         print(split_line(found))
     if not arguments.dry_run:
-        target = RunDir(config.output_dir)
-        target.path.mkdir(parents=True, exist_ok=True)
-        write_atomic(target.split_file, (json.dumps(found, indent=1) + "\n").encode())
-        write_atomic(target.split_picture, draw_split(found).encode())
+        target, picture = RunDir(config.output_dir), draw_split(found).encode()
+        made = missing(target.path)
+        try:
+            target.path.mkdir(parents=True, exist_ok=True)
+            write_atomic(target.split_file, (json.dumps(found, indent=1) + "\n").encode())
+            write_atomic(target.split_picture, picture)
+        except OSError as error:
+            if made:
+                with suppress(OSError):
+                    target.split_file.unlink(missing_ok=True)
+            remove_empty(made)
+            raise ConfigError(
+                f"The split cannot be written to '{target.path}' ({error.strerror}): give another --output_dir, or "
+                "leave the files out by --dry_run."
+            ) from error
         if not arguments.json:
             print(target.split_picture)
     return 0

@@ -136,6 +136,8 @@ class ServerState:
     round: int = 0
     attempts: int = 0
     """Rounds that were begun and repeated since the run began."""
+    attempt: int = 0
+    """How often the round under way was begun in vain."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from weft.core.files import follow_umask
 from weft.data.vocabulary import byte_pairs
 
 VOCABULARY = 1280
@@ -54,6 +55,7 @@ def make_base(directory: Path, glossary: Iterable[str], seed: int = 0) -> None:
         model = LlamaForCausalLM(config)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    follow_umask(directory)
 
 
 def make_tokenizer(lines: Iterable[str]) -> Any:

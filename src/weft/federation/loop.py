@@ -86,7 +86,7 @@ def run_rounds(
         RunError: too few clients answered too often in a row.
     """
     cohorts = _arrivals(plan, rounds, clients, state.round) if plan.algorithm.asynchronous else None
-    attempt = 0
+    in_vain = 0  # since this process began: a run that is resumed has its attempts again
     whole = rounds.whole(len(clients), by_rows=plan.weighting.by_rows)
     while state.round < rounds.count:
         began = time.perf_counter()
@@ -95,7 +95,7 @@ def run_rounds(
             invited, clock = next(cohorts)
         else:
             aside = [i for i, name in enumerate(clients) if name in set_aside(state, rounds.max_bad_updates)]
-            sampled = rounds.selection.cohort(clients, state.round, attempt, state.round + state.attempts, aside)
+            sampled = rounds.selection.cohort(clients, state.round, state.attempt, state.round + state.attempts, aside)
             invited = [Invited(i, state.round) for i in plan.algorithm.cohort(sampled, len(clients))]
             if not invited and aside:
                 raise RunError(f"All clients that can be reached sent {rounds.max_bad_updates} bad updates.")
@@ -108,15 +108,15 @@ def run_rounds(
         state, record = run_round(plan, state, cohort, runtime, whole=whole, wanted=wanted)
         seconds = time.perf_counter() - began
         if record.repeated:
-            attempt += 1
+            in_vain += 1
             yield RoundDone(state, record, seconds, None, clock)
-            if attempt >= rounds.max_attempts:
+            if in_vain >= rounds.max_attempts:
                 raise RunError(
-                    f"Round {state.round + 1} was begun {attempt} times and fewer than {plan.quorum} clients answered: "
+                    f"Round {state.round + 1} was begun {in_vain} times and fewer than {plan.quorum} clients answered: "
                     "go on with --resume when they can be reached, or with a smaller --min_clients."
                 )
             continue
-        attempt = 0
+        in_vain = 0
         last = state.round == rounds.count
         due = last or (rounds.eval_every > 0 and state.round % rounds.eval_every == 0)
         scores = None

@@ -101,9 +101,9 @@ def run_round(
         unused = set(tasks) - set(() if record.repeated else total.clients)
         list(runtime.exchange([Undo(client, state.round) for client in sorted(unused)]))
     if record.repeated:
-        return replace(state, attempts=state.attempts + 1), record
+        return replace(state, attempts=state.attempts + 1, attempt=state.attempt + 1), record
     if not total.clients:
-        return replace(state, round=state.round + 1), record
+        return replace(state, round=state.round + 1, attempt=0), record
     if products is not None:
         total = plan.sharing.lora.combine(total, state, products.mean())
         averaged = state.params | tensors.add(total.streams[DELTA], state.params)

@@ -16,6 +16,10 @@ class RunKeys(BaseModel):
     save_total_limit: int = Field(10, ge=1, description="how many of these are kept at most")
     checkpoint_seconds: float = Field(5.0, ge=0, description="at most this much work is lost to a kill, and one round")
     report_to: list[str] = Field(["none"], description="tensorboard, wandb, mlflow, trackio, none")
+    accept_changed: bool = Field(
+        False,
+        description="go on with a run although its data, base or tokenizer is not what it was; for this start only",
+    )
     runtime: Literal["inprocess", "ray", "nvflare"] = Field(
         "inprocess",
         description="what carries the messages: this process, Ray's actors, or NVIDIA FLARE to "

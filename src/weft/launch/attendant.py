@@ -18,8 +18,8 @@ from weft.core.wire import Raw, pack, unpack
 from weft.errors import ConfigError, WeftError
 from weft.federation.round import show
 from weft.federation.station import Station
-from weft.launch import compose
-from weft.launch.bounds import Bounds
+from weft.launch import compose, made_from
+from weft.launch.bounds import WORK, Bounds
 from weft.launch.day import dated
 from weft.launch.law import Site, agreement, own_config, refusal, reportable, wrong_model
 from weft.launch.memory import DiskMemory
@@ -31,6 +31,8 @@ from weft.models.adapters import save_model
 from weft.models.fingerprint import fingerprint
 from weft.models.load import load_model_config, pickled
 from weft.models.tokenizer import check_fits, load_tokenizer
+from weft.runs import checkpoint, fingerprints
+from weft.runs.fingerprints import Fingerprints
 from weft.runs.layout import RunDir, path_component
 from weft.runtimes.desk import WHO
 
@@ -108,6 +110,8 @@ class Attendant:
         run = RunDir(self.folder / path_component(str(words["id"])))
         run.path.mkdir(parents=True, exist_ok=True)
         own = dated(own, tokenizer, kept_in=run.path)
+        marks = made_from.data_of(own) | made_from.tokenizer_of(own, tokenizer)
+        self._compare(run, marks, base, str(words.get("birth", "")))
         index = int(words["index"])
         memory, rows = DiskMemory(run), plan.objective.rows
         population = populate(own, tokenizer, memory, rows=rows, pool=False, first=index)
@@ -119,7 +123,7 @@ class Attendant:
         model.model.register_forward_pre_hook(self._step)
         evaluator = evaluator_of(own, plan, population)
         self.station = Station(plan, model, evaluator, population.trained, population.evaluated)
-        self.bounds = Bounds(run.path / "work.json", own, self.law.accept.max_hours)
+        self.bounds = Bounds(run.path / WORK, own, self.law.accept.max_hours)
         self.run, self.place, self.config = str(words["id"]), run.path, own
         return {
             "rows": len(population.trained.train[0]),
@@ -127,6 +131,24 @@ class Attendant:
             "agreed": agreement(keys, base, self.version),
             "least": self.law.accept.min_clients or 0,
         }
+
+    def _compare(self, run: RunDir, now: Fingerprints, base: str, birth: str) -> None:
+        """Refuse to go on with a run on other rows than those that it began with here; what they are stays here."""
+        if fingerprints.birth_of(run) != birth:  # what is here is of another run of this name
+            checkpoint.rewind(run, 0)
+            run.reference_file.unlink(missing_ok=True)
+            (run.path / WORK).unlink(missing_ok=True)
+        changed = fingerprints.differing(run, now) if fingerprints.birth_of(run) == birth else []
+        if changed and not self.law.accept_changed:
+            log.warning("%s changed since the run began", " and ".join(changed))
+            raise Refused(
+                "its rows or its tokenizer are not those that the run began with, and its site.yaml has no "
+                "accept_changed: true"
+            )
+        now = now | {"the base": base}  # the server's to compare
+        if fingerprints.differing(run, now):
+            run.reference_file.unlink(missing_ok=True)
+        fingerprints.keep(run, now, 0, birth)
 
     def _step(self, *_: object) -> None:
         self._steps += 1

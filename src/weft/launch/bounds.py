@@ -17,6 +17,8 @@ from weft.config import RunConfig
 from weft.core.files import write_atomic
 from weft.core.types import Message, Probe, Task, Undo
 
+WORK = "work.json"
+"""The file, in a run's folder at a site, that keeps the count."""
 REPEATS = 10
 """How often, on average, a round may be asked for again: a server that was killed begins at its last checkpoint."""
 

@@ -103,6 +103,8 @@ class Site(BaseModel):
     endpoint: str | None = None
     endpoint_key: str = "OPENAI_API_KEY"
     token_cache: str | None = None
+    accept_changed: bool = False
+    """Go on with a run although the site's rows or tokenizer are not those that it began with."""
 
     @field_validator("data", mode="before")
     @classmethod

@@ -49,9 +49,13 @@ class OwnModels:
         for site in self.population.trained:
             if site.name not in self.population.names:  # the public rows are nobody's own
                 continue
-            self._show(site, own=True)
-            tune(self.plan, self.model, site, self.state.round)
+            self.put(site)
             yield site
+
+    def put(self, site: Site) -> None:
+        """Put the own model of a client into the resident model, after its personal steps."""
+        self._show(site, own=True)
+        tune(self.plan, self.model, site, self.state.round)
 
     def whole(self) -> Tensors:
         """Return all that the adapter or model in place consists of, beside what the base has."""

@@ -25,7 +25,7 @@ def plug_in(opened: Run, client: str | None, model: str, out: Path, *, merge: bo
         opened: a run that trained an emulator.
         client: whose, where each client has its own.
         model: the model that the emulator was made of.
-        out: a folder.
+        out: an empty folder.
         merge: of an adapter, write the whole model with it instead.
         dtype: of a whole model.
 
@@ -49,7 +49,6 @@ def plug_in(opened: Run, client: str | None, model: str, out: Path, *, merge: bo
             f"('{emulator.of}')."
         )
     weights = opened.weights(client)
-    out.mkdir(parents=True, exist_ok=True)
     if opened.config.use_peft:
         _rename_adapter(weights, emulator, model, out)
         if not merge:

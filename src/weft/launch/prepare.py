@@ -59,6 +59,11 @@ def prepare_process(config: RunConfig) -> None:
 def make_ready(plan: Plan, model: Resident) -> None:
     """Let the objective get ready, and the model remember how it began where something compares with that."""
     plan.objective.start()
+    remember_start(plan, model)
+
+
+def remember_start(plan: Plan, model: Resident) -> None:
+    """Let the model remember how it began, where something compares with that."""
     if plan.objective.needs_start or plan.local.kind == "directions":
         model.remember()
 

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 from weft import config as configuration
-from weft.config import VOLATILE
 from weft.core.exchange import Runtime
 from weft.core.tensors import num_bytes
 from weft.core.texts import printable
@@ -20,8 +19,10 @@ from weft.federation.plan import Plan
 from weft.federation.site import InMemory, Sites
 from weft.federation.state import beside, expected_streams
 from weft.federation.station import Station
-from weft.launch import compose
+from weft.launch import compose, made_from
+from weft.launch.extend import CHANGEABLE, say_changed
 from weft.launch.finished import Run
+from weft.launch.full import disk_in_words
 from weft.launch.law import agreement
 from weft.launch.population import Population
 from weft.launch.prepare import make_ready, prepare_process, resident
@@ -30,6 +31,7 @@ from weft.models.fingerprint import fingerprint
 from weft.models.load import load_model_config
 from weft.models.resident import Resident
 from weft.models.tokenizer import check_fits, load_tokenizer
+from weft.runs import fingerprints
 from weft.runs.layout import RunDir
 from weft.runs.progress import Progress
 from weft.runs.trackers import Trackers
@@ -127,21 +129,26 @@ def serve(
     model = resident(config, tokenizer, plan, note=said.append)
     base = fingerprint(model)
     with (
+        disk_in_words(config, "weft submit"),
         RunDir.create(
             config.output_dir,
-            config.model_dump(mode="json"),
+            config.model_dump(mode="json") | {"accept_changed": False},
             resume=resume and RunDir(config.output_dir).holds_run,
             overwrite=False,
-            volatile=VOLATILE,
+            volatile=CHANGEABLE,
         ) as run,
         Progress(config.num_rounds, quiet=False, as_json=True) as progress,
         Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers,
     ):
         for sentence in said:
             progress.note(sentence)
+        now = made_from.base_of(config) | made_from.tokenizer_of(config, tokenizer)
+        say_changed(config, run, now, progress.note)
+        birth = fingerprints.keep(run, now, max(run.rounds, default=0))
         remote = Remote(line, run_id(keys), config.silence_timeout, lambda: (1, 1), note=progress.note)
         cohort = 1 if plan.algorithm.asynchronous else config.sample_clients
-        willing = _agree(remote, config.min_clients, cohort, keys, order, sites, base, version, progress.note)
+        who = Hello(keys, base, birth, version, cohort, config.min_clients)
+        willing = _agree(remote, who, order, sites, progress.note)
         rows = {name: rows for name, rows in zip(willing.names, willing.rows, strict=True) if rows}
         hear({"sites": rows, "refused": willing.refused})
         make_ready(plan, model)
@@ -184,37 +191,40 @@ def largest(plan: Plan, model: Resident) -> tuple[int, int]:
     return max(sizes) + (1 << 20) + 512 * max(counts), max(counts)
 
 
-def _agree(
-    remote: Remote,
-    min_clients: int,
-    cohort: int,
-    keys: dict[str, Any],
-    order: list[str],
-    there: list[str],
-    base: str,
-    version: str,
-    note: Callable[[str], None],
-) -> Willing:
+class Hello(NamedTuple):
+    """What sites are asked to agree to."""
+
+    run: dict[str, Any]
+    """The run's keys."""
+    base: str
+    """The hash of the server's model."""
+    birth: str
+    """What tells the run from an earlier one of its name."""
+    version: str
+    """Of Weft here."""
+    cohort: int
+    """Clients of a round, at most."""
+    min_clients: int
+    """Sites without which the run does not begin."""
+
+
+def _agree(remote: Remote, who: Hello, order: list[str], there: list[str], note: Callable[[str], None]) -> Willing:
     """Say hello to all sites, and go on with those that agree.
 
     Args:
         remote: asks them.
-        min_clients: sites without which the run does not begin.
-        cohort: clients of a round, at most.
-        keys: of the run.
+        who: what is asked of them.
         order: all sites.
         there: those that can be asked.
-        base: hash of the server's model.
-        version: of Weft here.
         note: told who takes no part, and why.
 
     Raises:
         ConfigError: too few take part.
         RunError: too few take part, and some could not be asked.
     """
-    wanted = agreement(keys, base, version)
-    count = min(cohort, len(order))
-    hello = {"run": keys, "id": remote.run, "clients": count, "base": base}
+    wanted = agreement(who.run, who.base, who.version)
+    count = min(who.cohort, len(order))
+    hello = {"run": who.run, "id": remote.run, "clients": count, "base": who.base, "birth": who.birth}
     words = {name: json.dumps(hello | {"index": i}).encode() for i, name in enumerate(order)}
     refused: dict[str, str] = {}
     found: dict[str, dict[str, Any]] = {}
@@ -230,12 +240,12 @@ def _agree(
         else:
             found[name] = said
     agreed = len(found)
-    quorum = _hold_quorum(found, refused, cohort)
+    quorum = _hold_quorum(found, refused, who.cohort)
     if away:  # sites that ask for a larger cohort may have it when the others are there
         away += agreed - len(found)
     for name, why in refused.items():
         note(f"the site '{name}' takes no part: {why}.")
-    least, part = max(1, min_clients), len(found)
+    least, part = max(1, who.min_clients), len(found)
     if part < least:
         why = "; ".join(f"{name}: {said}" for name, said in refused.items())
         few = f"{part} of {len(order)} sites take part, too few for a round ({why})."

@@ -6,15 +6,18 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from weft.config import VOLATILE, RunConfig
+from weft.config import RunConfig
 from weft.core.files import write_atomic
 from weft.errors import ConfigError
 from weft.federation.plan import Plan
-from weft.launch import compose, together
+from weft.launch import compose, made_from, together
 from weft.launch.day import dated, keep_template
+from weft.launch.extend import CHANGEABLE, check_rounds, describe_extension, say_changed
 from weft.launch.finished import Run
+from weft.launch.full import disk_in_words
 from weft.launch.memory import DiskMemory
 from weft.launch.notes import check_alone, tell
+from weft.launch.places import absolute, with_whole_paths
 from weft.launch.population import populate
 from weft.launch.prepare import equip, prepare_process, resident
 from weft.launch.start import with_tokenizer
@@ -25,6 +28,7 @@ from weft.models.load import load_model_config
 from weft.models.scratch import shape_of
 from weft.models.starting import from_adapter
 from weft.models.tokenizer import check_fits, load_tokenizer
+from weft.runs import fingerprints
 from weft.runs.layout import RunDir
 from weft.runs.progress import Progress
 from weft.runs.trackers import Trackers, resolve
@@ -41,7 +45,9 @@ def train(
     """
     if config.runtime == "nvflare":
         raise ConfigError("A run of sites is handed to their server: write `weft submit RUN.yaml`, or `weft up`.")
-    config = with_texts(from_adapter(config))
+    config = with_whole_paths(with_texts(config), absent=resume)
+    former = check_rounds(config) if resume else None
+    config = from_adapter(config)
     prepare_process(config)
     resolve(config.report_to)
     plan = compose.plan(config)
@@ -57,7 +63,8 @@ def train(
         if group is not None and not group.leads:
             together.follow(config, plan, group)
             return Run(Path(config.output_dir))
-        return _train(config, plan, tokenizer, group, Ways(resume, overwrite, quiet, as_json))
+        with disk_in_words(config):
+            return _train(config, plan, tokenizer, group, Ways(resume, overwrite, quiet, as_json, former))
 
 
 class Ways(NamedTuple):
@@ -67,25 +74,32 @@ class Ways(NamedTuple):
     overwrite: bool
     quiet: bool
     as_json: bool
+    former: dict[str, Any] | None = None
+    """The keys of the run that is resumed."""
 
 
 def _train(config: RunConfig, plan: Plan, tokenizer: Any, group: Group | None, ways: Ways) -> Run:
     with (
         RunDir.create(
             config.output_dir,
-            config.model_dump(mode="json"),
+            absolute(config.model_dump(mode="json")) | {"accept_changed": False},
             resume=ways.resume,
             overwrite=ways.overwrite,
-            volatile=VOLATILE,
+            volatile=CHANGEABLE,
             defaults={name: field.default for name, field in RunConfig.model_fields.items()},
+            resolve=absolute,
         ) as run,
         Progress(config.num_rounds, quiet=ways.quiet, as_json=ways.as_json) as progress,
     ):
+        if said := describe_extension(config, plan, ways.former, max(run.rounds, default=0)):
+            progress.note(said)
         config = with_tokenizer(config, run.path / "tokenizer", progress.note)
         tokenizer = tokenizer or load_tokenizer(config)
         keep_template(config, run, tokenizer)
         if group is not None:
             together.begin(config, group)
+        now = made_from.all_of(config, tokenizer)
+        say_changed(config, run, now, progress.note)
         population = populate(
             config,
             tokenizer,
@@ -100,6 +114,7 @@ def _train(config: RunConfig, plan: Plan, tokenizer: Any, group: Group | None, w
         tell(config, population, plan.algorithm, progress)
         progress.split(population.split)
         equip(config, plan, population, model, run.reference_file, progress.note)
+        fingerprints.keep(run, now, max(run.rounds, default=0))
         with Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers:
             Training(config, run, plan, population, model, progress, trackers, group).run_all()
         return Run(run.path)

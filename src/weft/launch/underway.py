@@ -7,12 +7,14 @@ summary.json.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from weft.config import RunConfig
 from weft.core.exchange import Runtime
@@ -28,12 +30,12 @@ from weft.federation.site import Site
 from weft.federation.state import begin
 from weft.federation.station import Station
 from weft.launch import compose, together
-from weft.launch.own import OwnModels, result_of, words_of
+from weft.launch.own import OwnModels
 from weft.launch.population import Population
 from weft.launch.prepare import evaluator_of, set_apart
-from weft.launch.records import Tally, evaluation_record, matrix_rate, peak_memory, round_record
+from weft.launch.records import Tally, evaluation_record, peak_memory, round_record, utilisation
+from weft.launch.results import has_shared, shared_of, write_weights
 from weft.launch.worker import runtime_of
-from weft.models.adapters import save_model
 from weft.models.group import Group
 from weft.models.resident import Resident
 from weft.runs import checkpoint
@@ -43,6 +45,15 @@ from weft.runs.metrics import MetricsLog, plain
 from weft.runs.progress import Progress
 from weft.runs.report import write_report
 from weft.runs.trackers import Trackers
+
+
+class Behind(NamedTuple):
+    """How far a run is: a state, and what belongs to it of the logs (their lengths in bytes) and sums."""
+
+    state: ServerState
+    metrics: int
+    timing: int
+    tally: dict[str, Any]
 
 
 class Training:
@@ -117,7 +128,8 @@ class Training:
     def _all_rounds(self, state: ServerState) -> ServerState:
         """Run and commit the rounds that are left; return the state after the last."""
         config, population = self.config, self.population
-        committed, since = state, time.monotonic()
+        behind = committed = self._behind(state)
+        since = time.monotonic()
         conditions = Conditions(config.seed, config.client_failure_rate, tuple(config.client_speed or ()))
         sites = (population.trained, population.evaluated)
         station = Station(self.plan, self.model, self.evaluator, *sites, conditions)
@@ -126,17 +138,19 @@ class Training:
             try:
                 for done in self._rounds(state, runtime, conditions):
                     self._record(done)
-                    state = done.state
-                    if time.monotonic() - since >= config.checkpoint_seconds or self._kept(state.round):
-                        self._commit(state)
-                        committed, since = state, time.monotonic()
-            except (KeyboardInterrupt, RunError):
-                if state is not committed:
-                    self._commit(state)
+                    behind = self._behind(done.state)
+                    if time.monotonic() - since >= config.checkpoint_seconds or self._kept(done.state.round):
+                        self._commit(behind)
+                        committed, since = behind, time.monotonic()
+            except BaseException as error:
+                if behind is not committed:
+                    known = isinstance(error, KeyboardInterrupt | RunError)
+                    with contextlib.nullcontext() if known else contextlib.suppress(Exception):
+                        self._commit(behind)
                 raise
-        if state is not committed:
-            self._commit(state)
-        return state
+        if behind is not committed:
+            self._commit(behind)
+        return behind.state
 
     def _rounds(self, state: ServerState, runtime: Runtime, conditions: Conditions) -> Iterator[RoundDone]:
         config, population = self.config, self.population
@@ -160,10 +174,17 @@ class Training:
     def _kept(self, round: int) -> bool:
         return self.config.save_model_freq > 0 and round % self.config.save_model_freq == 0
 
-    def _commit(self, state: ServerState) -> None:
-        extra = {"metrics": self.metrics.commit(), "timing": self.timing.commit(), "tally": vars(self.tally)}
+    def _behind(self, state: ServerState) -> Behind:
+        """Return how far the run is, with the state after the round that was recorded last."""
+        return Behind(state, self.metrics.size(), self.timing.size(), copy.deepcopy(vars(self.tally)))
+
+    def _commit(self, behind: Behind) -> None:
+        """Write a checkpoint; what is logged of the round after it, where that was interrupted, is forgotten."""
+        self.metrics.truncate(behind.metrics)
+        self.timing.truncate(behind.timing)
+        extra = {"metrics": behind.metrics, "timing": behind.timing, "tally": behind.tally}
         freq, most = self.config.save_model_freq, self.config.save_total_limit
-        checkpoint.save(self.run, state, extra, keep_every=freq, keep_most=most)
+        checkpoint.save(self.run, behind.state, extra, keep_every=freq, keep_most=most)
 
     def _record(self, done: RoundDone) -> None:
         record = round_record(done)
@@ -227,7 +248,7 @@ class Training:
             "bytes_up": self.tally.bytes_up,
             "bytes_down": self.tally.bytes_down,
             "data_parallel_bytes": 2 * self.tally.steps * num_bytes(self.model.masters),
-            "flop_utilisation": self._utilisation(),
+            "flop_utilisation": utilisation(self.plan.objective.rows, self.model, self.config.adapts, self.tally),
             "peak_memory_bytes": peak_memory(self.model.device),
             "train_loss": self.tally.train_loss,
             "product_error": errors[1] / errors[0] if errors[0] else None,
@@ -250,45 +271,15 @@ class Training:
 
     def _save_weights(self, state: ServerState) -> dict[str, Any]:
         """Write the shared model, and every client's own where there are such; return what they are worth."""
-        kind = "adapter" if self.config.adapts else "model"
-        model, tokenizer = self.model.writable, self.model.tokenizer
-        algorithm = self.plan.algorithm
-        if algorithm.one_model and (algorithm.shares or not algorithm.personal):
-            shared = result_of(state, self.model.initial)
-            if self.config.private_tokens:
-                shared = {name: value for name, value in shared.items() if self.plan.sharing.travels(name)}
-            if self.config.finds_words:
-                self.model.load(shared)
-                write_atomic(self.run.prompt_file(), words_of(self.model))
-            else:
-                save_model(model, tokenizer, shared, self.run.path / kind)
-        own = OwnModels(self.plan, state, self.model, self.population, self.evaluator)
+        model, algorithm = self.model, self.plan.algorithm
+        if has_shared(self.plan):
+            write_weights(self.config, model, shared_of(self.config, self.plan, model, state), self.run.path)
+        own = OwnModels(self.plan, state, model, self.population, self.evaluator)
         if not own.exist or self.begin is not None:  # those of clients elsewhere stay with them
             return {}
 
         def keep(site: Site) -> None:
             if self.plan.personal_steps or not algorithm.one_model or site.memory.load(site.name, state.round):
-                if self.config.finds_words:
-                    self.run.client_dir(site.name).mkdir(parents=True, exist_ok=True)
-                    write_atomic(self.run.prompt_file(site.name), words_of(self.model))
-                else:
-                    save_model(model, tokenizer, own.whole(), self.run.client_dir(site.name) / kind)
+                write_weights(self.config, model, own.whole(), self.run.client_dir(site.name))
 
         return own.compare(self.config.eval_everybody, keep)
-
-    def _utilisation(self) -> float | None:
-        """Return the share of the machine's matrix rate that training on plain text came to.
-
-        A weight costs 2 operations a token forward and 4 backward, 2 where it is frozen; one of an input embedding that
-        is not the output's too costs none.
-        """
-        if self.plan.objective.rows != "text" or not self.tally.seconds:
-            return None
-        whole = self.model.model
-        weights = sum(parameter.numel() for parameter in whole.parameters())
-        inputs, outputs = whole.get_input_embeddings().weight, whole.get_output_embeddings().weight
-        if inputs is not outputs:
-            weights -= inputs.numel()
-        each = 4 if self.config.adapts else 6
-        done: float = each * weights * self.tally.tokens / self.tally.seconds
-        return done / matrix_rate(self.model.device, self.model.dtype)

@@ -12,6 +12,7 @@ from torch import nn
 
 from weft.config import RunConfig
 from weft.core import lowrank
+from weft.core.files import follow_umask
 from weft.core.lowrank import PERSONAL, SIDE_A, SIDE_B, kind_of
 from weft.core.parts import LoraAggregation
 from weft.core.types import Tensors
@@ -143,6 +144,7 @@ def save_model(model: Any, tokenizer: Any, params: Tensors, folder: Path) -> Non
         _save_folded(model.peft_config["default"], params, folder)
     tokenizer.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty card, which names the base's path on this machine
+    follow_umask(folder)
 
 
 def _replaced(state: Tensors, params: Tensors) -> Tensors:

@@ -6,6 +6,7 @@ Tensors are kept in safetensors files, nothing is ever unpickled. Does not know 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from weft.core.files import sync_directory, write_atomic
+from weft.core.files import follow_umask, sync_directory, write_atomic
 from weft.core.types import ServerState, Streams, Tensors
 from weft.errors import RunError
 from weft.runs.layout import RunDir
@@ -49,11 +50,16 @@ def save(
     target = run.checkpoints / f"round_{state.round:06d}"
     temporary = run.checkpoints / f".{target.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    tensor_file = temporary / "server.safetensors"
-    _write_tensors(tensor_file, state.params, state.memory)
-    record = {"round": state.round, "attempts": state.attempts, "sha256": _digest(tensor_file), "extra": extra}
-    write_atomic(temporary / "state.json", json.dumps(record, indent=1).encode())
+    try:
+        temporary.mkdir()
+        tensor_file = temporary / "server.safetensors"
+        _write_tensors(tensor_file, state.params, state.memory)
+        counts = {"round": state.round, "attempts": state.attempts, "attempt": state.attempt}
+        record = counts | {"sha256": _digest(tensor_file), "extra": extra}
+        write_atomic(temporary / "state.json", json.dumps(record, indent=1).encode())
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # on a disk that is full, above all
+        raise
     if target.exists():
         # A directory cannot be replaced in one step: the former one stays readable under another name meanwhile.
         former = target.with_suffix(".old")
@@ -61,6 +67,7 @@ def save(
         target.rename(former)
     temporary.rename(target)
     sync_directory(run.checkpoints)
+    run.settle()
     _prune(run, state.round, keep, keep_every, keep_most)
     return target
 
@@ -84,6 +91,15 @@ def latest(run: RunDir, note: Callable[[str], None] = warnings.warn) -> tuple[Se
     return None
 
 
+def at(run: RunDir, round: int) -> ServerState:
+    """Return the state of the checkpoint after `round` rounds; RunError if it is damaged, or gone."""
+    found = [path for path in _checkpoints(run) if _round_of(path) == round]
+    for path in reversed(found):
+        with contextlib.suppress(_Damaged):
+            return _read(path)[0]
+    raise RunError(f"The checkpoint of round {round} in '{run.checkpoints}' cannot be read: name another by --round.")
+
+
 def rewind(run: RunDir, round: int) -> None:
     """Forget what clients and server wrote after `round` rounds: it was never committed, or is to be done again."""
     for path in _checkpoints(run):
@@ -100,8 +116,11 @@ def save_client_memory(run: RunDir, client: str, round: int, streams: Streams) -
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"memory_{round:06d}.safetensors"
     temporary = directory / f".{path.name}.tmp"
-    _write_tensors(temporary, {}, streams)
-    os.replace(temporary, path)
+    try:
+        _write_tensors(temporary, {}, streams)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     sync_directory(directory)
     memories = _memories(directory)
     # A resume from any checkpoint that is left must find the memory that was the newest one then.
@@ -143,13 +162,13 @@ def _read(path: Path) -> tuple[ServerState, dict[str, Any]]:
     try:
         record = json.loads((path / "state.json").read_text(encoding="utf-8"))
         expected, round, extra = record["sha256"], record["round"], record["extra"]
-        attempts = record.get("attempts", 0)
+        attempts = {key: record.get(key, 0) for key in ("attempts", "attempt")}
         if _digest(path / "server.safetensors") != expected:
             raise _Damaged("its tensors are not those that were saved")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _Damaged(f"{type(error).__name__}: {error}") from error
     params, memory = _read_tensors(path / "server.safetensors")
-    return ServerState(params=params, memory=memory, round=round, attempts=attempts), extra
+    return ServerState(params=params, memory=memory, round=round, **attempts), extra
 
 
 def _digest(path: Path) -> str:
@@ -176,6 +195,7 @@ def _write_tensors(path: Path, params: Tensors, memory: Streams) -> None:
     # The file sorts its tensors and has no place for an empty stream: what there is, in order, goes with it as text.
     contents = {"params": list(params), "memory": {stream: list(tensors) for stream, tensors in memory.items()}}
     save_file(_apart(flat), path, metadata={CONTENTS: json.dumps(contents)})
+    follow_umask(path)
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 

@@ -13,8 +13,7 @@ import fcntl
 import hashlib
 import os
 import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,29 +21,11 @@ from urllib.parse import quote
 
 import yaml
 
-from weft.core.files import write_atomic
+from weft.core.files import missing, remove_empty, write_atomic
 from weft.errors import ConfigError, RunInUse
+from weft.runs.start import CHECKPOINT, CHECKPOINTS, CONFIG, FINGERPRINTS, LOCK, Start, is_ours
 
-LOCK = ".lock"
 HEADER = "# The resolved configuration of a Weft run.\n"
-WRITTEN = (
-    "metrics.jsonl",
-    "timing.jsonl",
-    "checkpoints",
-    "clients",
-    "split.json",
-    "reference.npy",
-    "split.svg",
-    "tokenizer",
-    "template.jinja",
-    "adapter",
-    "model",
-    "trackers",
-    "summary.json",
-    "report.html",
-    "report.png",
-)
-"""All that a run writes beside config.yaml and the lock; what is not named here is never deleted."""
 
 
 def path_component(name: str) -> str:
@@ -64,6 +45,7 @@ class RunDir:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._lock: int | None = None
+        self._start: Start | None = None
 
     @classmethod
     def create(
@@ -75,11 +57,14 @@ class RunDir:
         overwrite: bool,
         volatile: frozenset[str],
         defaults: Mapping[str, Any] | None = None,
+        resolve: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     ) -> RunDir:
         """Make, take up again (`resume`) or empty (`overwrite`) a run directory, lock it and write config.yaml.
 
         `config` is plain data; its keys in `volatile` may differ from those of the run that is resumed, and a key that
-        the run was made without (by an older version) stands for its value in `defaults`.
+        the run was made without (by an older version) stands for its value in `defaults`. `resolve` brings saved keys
+        into the form of given ones, such as with whole paths. A run that is overwritten comes back where the new one
+        fails before its first checkpoint, as all is undone that a start does which fails (weft.runs.start).
 
         Raises:
             ConfigError: the directory is in use, holds something else, holds a run and neither `resume` nor
@@ -88,31 +73,29 @@ class RunDir:
         run = cls(path)
         run._check(resume=resume, overwrite=overwrite)
         try:
-            run.path.mkdir(parents=True, exist_ok=True)
-            run._acquire()
+            run._take()
             # What was checked without the lock may have been changed by whoever held it.
             run._check(resume=resume, overwrite=overwrite)
             text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
             if run.holds_run and resume:
-                run._compare(yaml.safe_load(text), volatile, defaults or {})
-            elif run.holds_run:
-                run._clear()
+                run._compare(yaml.safe_load(text), volatile, resolve({**(defaults or {}), **run.read_config()}))
+            elif run.holds_run and run._start is not None:
+                run._start.overwrite()
             write_atomic(run.config_file, (HEADER + text).encode())
-        except OSError as error:
-            run.close()
-            raise ConfigError(
-                f"The output directory '{run.path}' cannot be written ({error.strerror}): "
-                "give another --output_dir, or make this one writable."
-            ) from error
-        except BaseException:
-            run.close()
+        except BaseException as error:
+            run.__exit__(type(error), error, error.__traceback__)
+            if isinstance(error, OSError):
+                raise ConfigError(
+                    f"The output directory '{run.path}' cannot be written ({error.strerror}): "
+                    "give another --output_dir, or make this one writable."
+                ) from error
             raise
         return run
 
     @property
     def config_file(self) -> Path:
         """The resolved configuration, YAML."""
-        return self.path / "config.yaml"
+        return self.path / CONFIG
 
     @property
     def metrics_file(self) -> Path:
@@ -155,9 +138,20 @@ class RunDir:
         return self.path / "template.jinja"
 
     @property
+    def fingerprints_file(self) -> Path:
+        """What the run was made from."""
+        return self.path / FINGERPRINTS
+
+    @property
     def checkpoints(self) -> Path:
         """The directory of checkpoints, one directory for each."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
+
+    @property
+    def rounds(self) -> list[int]:
+        """The rounds after which there is a checkpoint, in their order."""
+        names = os.listdir(self.checkpoints) if self.checkpoints.is_dir() else []
+        return sorted({int(name[6:].removesuffix(".old")) for name in names if re.fullmatch(CHECKPOINT, name)})
 
     @property
     def clients(self) -> Path:
@@ -208,6 +202,7 @@ class RunDir:
 
     def close(self) -> None:
         """Free the lock."""
+        self._start = None
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -218,7 +213,11 @@ class RunDir:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            if error is not None and self._start is not None:
+                self._start.undo()
+        finally:
+            self.close()
 
     def _check(self, *, resume: bool, overwrite: bool) -> None:
         where = f"The output directory '{self.path}'"
@@ -232,7 +231,7 @@ class RunDir:
                     f"{where} holds a run already: add --resume to continue it, --overwrite to delete it, "
                     "or give another --output_dir."
                 )
-        elif self.path.is_dir() and (found := sorted(name for name in os.listdir(self.path) if not _ours(name))):
+        elif self.path.is_dir() and (found := sorted(name for name in os.listdir(self.path) if not is_ours(name))):
             raise ConfigError(
                 f"{where} holds files that are no run ('{found[0]}'{' and more' if found[1:] else ''}): "
                 "give an empty or a new --output_dir."
@@ -240,8 +239,27 @@ class RunDir:
         elif resume:
             raise ConfigError(f"{where} holds no run to resume: leave --resume out to begin one.")
 
-    def _acquire(self) -> None:
-        descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    def settle(self) -> None:
+        """Note that a checkpoint is there: what the run overwrites, if it does, is deleted."""
+        if self._start is not None:
+            self._start.settle()
+
+    def _take(self) -> None:
+        """Make the directory and its lock, and see what is there."""
+        made, locked_before = missing(self.path), (self.path / LOCK).exists()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            while not self._acquire():
+                pass
+        except BaseException:
+            remove_empty(made)
+            raise
+        self._start = Start(self.path, made, locked_before=locked_before)
+
+    def _acquire(self) -> bool:
+        """Take the lock; return False where its file was removed meanwhile, by a start that failed."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -254,12 +272,15 @@ class RunDir:
         except OSError:
             os.close(descriptor)
             raise
+        if not os.fstat(descriptor).st_nlink:
+            os.close(descriptor)
+            return False
         self._lock = descriptor
         os.ftruncate(descriptor, 0)
         os.write(descriptor, str(os.getpid()).encode())
+        return True
 
-    def _compare(self, given: dict[str, Any], volatile: frozenset[str], defaults: Mapping[str, Any]) -> None:
-        saved = {**defaults, **self.read_config()}
+    def _compare(self, given: dict[str, Any], volatile: frozenset[str], saved: dict[str, Any]) -> None:
         differing = [
             f"{key} was {_shown(saved, key)} and is now {_shown(given, key)}"
             for key in dict.fromkeys([*saved, *given])
@@ -270,19 +291,6 @@ class RunDir:
                 f"The run in '{self.path}' has another configuration: {'; '.join(differing)}. "
                 "Resume it with its own values, or give another --output_dir."
             )
-
-    def _clear(self) -> None:
-        for name in [*WRITTEN, self.config_file.name]:  # config.yaml last: until then it is still a run to overwrite
-            path = self.path / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-
-
-def _ours(name: str) -> bool:
-    """Whether a run that was killed before its config.yaml was there, or `weft split`, can have left this file."""
-    return name in (LOCK, "split.json", "split.svg") or re.fullmatch(r"\.config\.yaml\.\d+\.tmp", name) is not None
 
 
 def _shown(config: dict[str, Any], key: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,10 @@ class MetricsLog:
         """Add one line."""
         self._file.write(to_line(record).encode() + b"\n")
 
+    def size(self) -> int:
+        """Return the length of the log in bytes, with what is not written yet."""
+        return self._file.tell()
+
     def commit(self) -> int:
         """Make all lines durable and return the length of the file, in bytes."""
         self._file.flush()
@@ -67,8 +72,11 @@ class MetricsLog:
     def close(self) -> None:
         """Commit and close."""
         if not self._file.closed:
-            self.commit()
-            self._file.close()
+            try:
+                self.commit()
+            finally:
+                with suppress(OSError):  # commit says it
+                    self._file.close()
 
     def __enter__(self) -> MetricsLog:
         return self

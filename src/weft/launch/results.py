@@ -1,0 +1,83 @@
+"""What a run leaves to be used: the shared model and clients' own, of its end or of a round with a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from weft.config import RunConfig
+from weft.core.files import write_atomic
+from weft.core.types import ServerState, Tensors
+from weft.errors import ConfigError
+from weft.federation.plan import Plan
+from weft.launch import compose
+from weft.launch.memory import DiskMemory
+from weft.launch.own import OwnModels, result_of, words_of
+from weft.launch.places import kind_of
+from weft.launch.population import populate
+from weft.launch.prepare import evaluator_of, prepare_process, remember_start, resident, set_apart
+from weft.launch.start import with_tokenizer
+from weft.models.adapters import save_model
+from weft.models.resident import Resident
+from weft.models.tokenizer import load_tokenizer
+from weft.runs.layout import RunDir
+
+
+def has_shared(plan: Plan) -> bool:
+    """Say whether there is one model of all clients."""
+    algorithm = plan.algorithm
+    return algorithm.one_model and (algorithm.shares or not algorithm.personal)
+
+
+def shared_of(config: RunConfig, plan: Plan, model: Resident, state: ServerState) -> Tensors:
+    """Return all that the shared adapter or model consists of, without what is each client's own."""
+    shared = result_of(state, model.initial)
+    if config.private_tokens:
+        return {name: value for name, value in shared.items() if plan.sharing.travels(name)}
+    return shared
+
+
+def write_weights(config: RunConfig, model: Resident, values: Tensors, folder: Path) -> None:
+    """Write an adapter or model, or the prompt that the values say, into a folder of the run or of a client."""
+    if config.finds_words:
+        model.load(values)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / "prompt.txt", words_of(model))
+    else:
+        save_model(model.writable, model.tokenizer, values, folder / kind_of(config))
+
+
+def write_round(config: RunConfig, run: RunDir, state: ServerState, client: str | None, folder: Path) -> None:
+    """Write the weights of a checkpoint as the run itself would, had it ended there.
+
+    Args:
+        config: of the run.
+        run: its directory; nothing is written there.
+        state: of the checkpoint.
+        client: whose, where each client has its own.
+        folder: where the adapter, the model or the prompt is written.
+
+    Raises:
+        ConfigError: a client must be named, or there is no such client, or none has a model of its own.
+    """
+    config = with_tokenizer(config, run.path / "tokenizer")
+    prepare_process(config)
+    plan, tokenizer = compose.plan(config), load_tokenizer(config)
+    if client is None and not has_shared(plan):
+        raise ConfigError(f"Every client of '{run.path}' has its own model: name one with --client NAME.")
+    model = resident(config, tokenizer, plan)
+    remember_start(plan, model)
+    set_apart(plan, model)
+    if client is None:
+        write_weights(config, model, shared_of(config, plan, model, state), folder)
+        return
+    if config.runtime == "nvflare":
+        raise ConfigError("The models of sites stay with them: leave out --client for the shared one.")
+    rows, pool = plan.objective.rows, plan.algorithm.pools_data
+    population = populate(config, tokenizer, DiskMemory(run), rows=rows, pool=pool)
+    own = OwnModels(plan, state, model, population, evaluator_of(config, plan, population))
+    if not own.exist:
+        raise ConfigError(f"The clients of '{run.path}' have no models of their own: leave out --client.")
+    if client not in population.trained.names:
+        raise ConfigError(f"There is no client '{client}' in '{run.path}': {', '.join(population.trained.names[:20])}.")
+    own.put(population.trained.find(client))
+    write_weights(config, model, own.whole(), folder)
