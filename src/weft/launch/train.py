@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +29,23 @@ from weft.runs.trackers import Trackers, resolve
 
 
 def train(
-    config: RunConfig, *, resume: bool = False, overwrite: bool = False, quiet: bool = True, as_json: bool = False
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = True,
+    as_json: bool = False,
+    said: Sequence[str] = (),
 ) -> Run:
     """Run a configuration to its end and return the finished run.
+
+    Args:
+        config: the run.
+        resume: go on with the run in its directory.
+        overwrite: delete the run in its directory.
+        quiet: show no progress.
+        as_json: show it as JSON lines.
+        said: sentences about the configuration, told before the first round.
 
     Raises:
         ConfigError: a mistake in the configuration or the data; nothing was changed.
@@ -53,7 +68,7 @@ def train(
         if group is not None and not group.leads:
             together.follow(config, plan, group)
             return Run(Path(config.output_dir))
-        return _train(config, plan, tokenizer, group, Ways(resume, overwrite, quiet, as_json))
+        return _train(config, plan, tokenizer, group, Ways(resume, overwrite, quiet, as_json, said))
 
 
 class Ways(NamedTuple):
@@ -63,6 +78,7 @@ class Ways(NamedTuple):
     overwrite: bool
     quiet: bool
     as_json: bool
+    said: Sequence[str] = ()
 
 
 def _train(config: RunConfig, plan: Plan, tokenizer: Any, group: Group | None, ways: Ways) -> Run:
@@ -90,6 +106,8 @@ def _train(config: RunConfig, plan: Plan, tokenizer: Any, group: Group | None, w
             report=progress.tokenizing,
         )
         tell(config, population, plan.algorithm, progress)
+        for sentence in ways.said:
+            progress.note(sentence)
         write_atomic(run.split_file, (json.dumps(population.split, indent=1) + "\n").encode())
         progress.split(population.split)
         model = resident(config, tokenizer, plan, group)
