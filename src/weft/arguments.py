@@ -1,16 +1,47 @@
-"""Parsing a verb's words: one flag for every key of the configuration, complaints in one sentence."""
+"""Parsing a verb's words: one flag for every key of the configuration, complaints in one sentence, help in groups."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any, NoReturn
+import shutil
+import textwrap
+from collections.abc import Sequence
+from typing import Any, NoReturn, get_args
 
 from weft import registry
 from weft.errors import ConfigError
 
+COMMON = frozenset(
+    "model_name_or_path dtype device load_in_4bit use_peft peft_lora_r peft_lora_alpha lora_aggregation dataset_name "
+    "clients template seq_length split_strategy split_alpha fed_alg fed_args num_rounds num_clients sample_clients "
+    "client_weight max_steps batch_size gradient_accumulation_steps learning_rate lr_scheduler_type eval_fraction "
+    "eval_every eval_dataset_name output_dir seed report_to".split()
+)
+"""The keys that the help of every verb shows; `--help_all` shows all."""
+USUAL = {
+    "pretrain": "size tokenizer tokenizer_text federated_tokenizer vocab_size recipe",
+    "dpo": "loss dpo_beta chosen_column rejected_column",
+    "grpo": "reward reward_weights num_generations max_new_tokens temperature grpo_loss grpo_kl",
+    "prompt": "prompt_method num_virtual_tokens private_tokens prompt_init_text prompt_candidates endpoint few_shot",
+    "split": "split_column split_min_rows shards_per_client",
+    "submit": "sites silence_timeout min_clients",
+}
+"""And those that a verb's own help shows beside them."""
+
+
+LISTED = ("loss", "parallel", "grpo_loss", "recipe")
+"""Keys whose names stand elsewhere in the help, or in their descriptions."""
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are ConfigErrors, with the nearest flag named."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.rare: set[str] = set()
+        """What the short help leaves out."""
+        self.switches: set[str] = set()
+        """Flags that `--no_` before their name turns off."""
 
     def error(self, message: str) -> NoReturn:
         """Refuse in one sentence."""
@@ -18,15 +49,68 @@ class Parser(argparse.ArgumentParser):
             f"{message[:1].upper()}{message[1:].rstrip('.')}: `{self.prog} --help` lists what can be written."
         )
 
+    def format_help(self) -> str:
+        """Return the help, short unless all was asked for."""
+        hidden = [(action, action.help) for action in self._actions if action.dest in self.rare]
+        for action, _ in hidden:
+            action.help = argparse.SUPPRESS
+        try:
+            return super().format_help()
+        finally:
+            for action, text in hidden:
+                action.help = text
+
     def parse(self, argv: list[str]) -> argparse.Namespace:
-        """Parse; dashes in flags may be written for underscores."""
-        known, unknown = self.parse_known_args([_underscored(word) for word in argv])
+        """Parse; dashes in flags may be written for underscores, and `--no_use_peft` for `--use_peft false`."""
+        from weft.keys.names import foreign
+
+        known, unknown = self.parse_known_args([self._own(word) for word in argv])
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
-            guess = registry.nearest(unknown[0].partition("=")[0], flags)
-            meant = f" Did you mean '{guess}'?" if guess else f" `{self.prog} --help` lists all."
-            raise ConfigError(f"There is no flag or place for '{unknown[0]}'.{meant}")
+            word = unknown[0].partition("=")[0]
+            guess = registry.nearest(word, flags)
+            nearest = f" Did you mean '{guess}'?" if guess else f" `{self.prog} --help` lists what can be written."
+            theirs = foreign(word[2:], flags=True) if self.rare and word.startswith("--") else None
+            raise ConfigError(f"There is no flag or place for '{unknown[0]}'.{theirs or nearest}")
         return known
+
+    def _own(self, word: str) -> str:
+        word = _underscored(word)
+        return f"--{word[5:]}=false" if word.startswith("--no_") and word[5:] in self.switches else word
+
+
+class Once(argparse.Action):
+    """Takes a flag's value, one time."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        """Keep the value; ConfigError where there is one already."""
+        if getattr(namespace, self.dest, None) is not None:
+            raise ConfigError(f"{option} is given twice: leave one of them out.")
+        setattr(namespace, self.dest, values)
+
+
+class _Lines(argparse.RawDescriptionHelpFormatter):
+    """Help of a line or two for each flag, under its first name."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=_width())
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return str(action.metavar or action.dest)
+        shown = action.option_strings[-1 if action.dest == "help" else 0]
+        value = "" if action.nargs == 0 or action.metavar is None else f" {action.metavar}"
+        return shown + value
+
+
+class _HelpAll(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        assert isinstance(parser, Parser)
+        parser.rare = {""}
+        parser.print_help()
+        parser.exit()
 
 
 def _underscored(word: str) -> str:
@@ -36,21 +120,67 @@ def _underscored(word: str) -> str:
     return "--" + flag[2:].replace("-", "_") + equals + value
 
 
-def add_config_flags(parser: argparse.ArgumentParser) -> None:
-    """Add one flag for every key of the configuration; what is not given is absent from the result."""
+def add_config_flags(parser: Parser, verb: str) -> None:
+    """Add one flag for every key of the configuration, in groups; what is not given is absent from the result."""
     from weft.config import ALIASES, RunConfig
 
+    parser.add_argument("--help_all", action=_HelpAll, nargs=0, help="show every key of a run, and exit")
+    shown = COMMON | set(USUAL.get(verb, "").split())
+    parser.rare = set(RunConfig.model_fields) - shown
+    parser.formatter_class = _Lines
+    parser.epilog = _names()
     other = {key: [f"--{alias}" for alias, of in ALIASES.items() if of == key] for key in RunConfig.model_fields}
-    for key, field in RunConfig.model_fields.items():
-        kind = str(field.annotation)
-        many: dict[str, Any] = {}
-        if field.annotation is bool:
-            many = {"nargs": "?", "const": "true", "metavar": "true|false"}
-        elif "list" in kind or "dict" in kind:
-            many = {"nargs": "*", "metavar": key.upper()}
-        default = "" if field.default in (None, False) else f" [{_shown(field.default)}]"
-        text = ((field.description or "") + default).replace("%", "%%")
-        parser.add_argument(f"--{key}", *other[key], dest=key, default=argparse.SUPPRESS, help=text, **many)
+    for keys in reversed(RunConfig.__mro__[1:-2]):
+        own = [key for key in getattr(keys, "__annotations__", {}) if key in RunConfig.model_fields]
+        if not own:
+            continue
+        group = parser.add_argument_group((keys.__doc__ or "").strip().rstrip("."))
+        for key in own:
+            _add_flag(parser, group, key, other[key])
+
+
+def _add_flag(parser: Parser, group: argparse._ArgumentGroup, key: str, names: Sequence[str]) -> None:
+    from weft.config import RunConfig
+
+    field = RunConfig.model_fields[key]
+    kind, text = str(field.annotation), field.description or ""
+    number = field.annotation in (int, float) or str(field.annotation) in ("int | None", "float | None")
+    many: dict[str, Any] = {"metavar": "N" if number else "VALUE"}
+    if field.annotation is bool or bool in get_args(field.annotation):
+        parser.switches.add(key)
+        many = {"nargs": "?", "const": "true", "metavar": "true|false"}
+    elif "list" in kind or "dict" in kind:
+        many = {"nargs": "*", "metavar": "VALUE ..."}
+    elif choices := [choice for choice in get_args(field.annotation) if isinstance(choice, str)]:
+        text += f": {', '.join(choices)}" if len(choices) > 2 and key not in LISTED else ""
+    default = "" if field.default in (None, False) else f" [{_shown(field.default)}]"
+    text = (text + default).replace("%", "%%")
+    group.add_argument(f"--{key}", *names, dest=key, default=argparse.SUPPRESS, action=Once, help=text, **many)
+
+
+def _names() -> str:
+    """List the names that some keys take."""
+    from weft.config import RunConfig
+
+    tables: dict[str, Sequence[str]] = {
+        "fed_alg": [*registry.ALGORITHMS, "localN (client N alone)"],
+        "lora_aggregation": list(registry.LORA_AGGREGATIONS),
+        "split_strategy": list(registry.SPLITS),
+        "client_weight": list(registry.WEIGHTINGS),
+        "template": ["auto", *registry.TEMPLATES],
+        "loss (weft dpo)": get_args(RunConfig.model_fields["loss"].annotation),
+        "reward (weft grpo)": [*registry.REWARDS, "FILE.py:FUNCTION"],
+    }
+    width, wide = max(map(len, tables)) + 4, _width()
+    lines = [
+        textwrap.fill(", ".join(names), wide, initial_indent=f"  {key:<{width - 2}}", subsequent_indent=" " * width)
+        for key, names in tables.items()
+    ]
+    return "\n".join(["names:", *lines, "", "`--help_all` shows every key of a run."])
+
+
+def _width() -> int:
+    return max(60, min(110, shutil.get_terminal_size().columns - 2))
 
 
 def _shown(value: Any) -> str:

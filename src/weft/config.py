@@ -6,25 +6,35 @@ refused with the nearest known one. This module imports nothing heavy and knows 
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
 from weft import registry
 from weft.errors import ConfigError
-from weft.keys import Client, RunConfig
+from weft.keys import EFFECTS, Client, RunConfig, effects
+from weft.keys.names import ALIASES, foreign
 
-__all__ = ["ALIASES", "VOLATILE", "Client", "RunConfig", "build", "read_file"]
+__all__ = [
+    "ALIASES",
+    "RESOLVED",
+    "VOLATILE",
+    "Client",
+    "Resolved",
+    "RunConfig",
+    "build",
+    "canonical",
+    "gather",
+    "read_file",
+    "settle",
+]
 
-ALIASES = {
-    "log_with": "report_to",
-    "use_auth_token": "token",
-    "lr_scheduler": "lr_scheduler_type",
-    "data": "dataset_name",
-}
-"""Other names of keys: OpenFedLLM's, and short ones."""
+RESOLVED = "# The resolved configuration of a Weft run."
+"""The first line of a run's config.yaml: it holds every key, and says of none that a user gave it."""
 
 
 VOLATILE = frozenset(
@@ -53,21 +63,76 @@ VOLATILE = frozenset(
 """Keys that may differ when a run is resumed, because no result depends on them."""
 
 
-def build(values: dict[str, Any]) -> RunConfig:
+def gather(values: Mapping[str, Any], over: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the keys of a file or a dict, overridden by others, and which of them a user gave.
+
+    A key that is null was taken back, and not given.
+
+    Raises:
+        ConfigError: a key that is given by two names.
+    """
+    first, second = canonical(values), canonical(over)
+    every = isinstance(values, Resolved) or RunConfig.model_fields.keys() <= first.keys()
+    given = first | second
+    return given, [key for key in (second if every else given) if given[key] is not None]
+
+
+def settle(
+    given: Mapping[str, Any],
+    judged: Collection[str],
+    defaults: Callable[[dict[str, Any]], dict[str, Any]] = lambda given: {},
+    *,
+    command: bool = False,
+    apart: Collection[str] = (),
+) -> tuple[RunConfig, str | None]:
+    """Return the configuration of what a user gave, and what is to be said of keys without effect, if anything.
+
+    Args:
+        given: keys and values, as `gather` returns them.
+        judged: those of them that must have an effect.
+        defaults: from the keys that are given to the verb's own defaults of others.
+        command: they are the flags of a command, and of nothing else.
+        apart: keys whose effect is not judged.
+
+    Raises:
+        ConfigError: as `build` does; a key that has no effect in this run.
+    """
+    config = build(defaults(dict(given)) | dict(given))
+    return config, effects.check(config, judged, EFFECTS, command=command, apart=apart)
+
+
+def canonical(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return keys under their own names, and paths as text; ConfigError for one that is given by two names."""
+    made: dict[str, Any] = {}
+    for name, value in values.items():
+        key = ALIASES.get(name, name)
+        if key in made:
+            raise ConfigError(
+                f"The key {key} is given twice, as {key} and by another name of it: leave one of them out."
+            )
+        made[key] = os.fspath(value) if isinstance(value, os.PathLike) else value
+    return made
+
+
+def build(values: Mapping[str, Any]) -> RunConfig:
     """Check the keys and return the typed configuration.
 
     Raises:
         ConfigError: an unknown key (with the nearest known), a value of the wrong kind, values that exclude each other.
+
+    None stands for the default of a key that cannot be None.
     """
-    values = {ALIASES.get(key, key): value for key, value in values.items()}
+    values = canonical(values)
     known = list(RunConfig.model_fields)
     for key in values:
         if key not in known:
             guess = registry.nearest(key, known)
-            meant = f" Did you mean '{guess}'?" if guess else " `weft sft --help` lists all keys."
-            raise ConfigError(f"There is no key '{key}'.{meant}")
+            nearest = f" Did you mean '{guess}'?" if guess else " `weft sft --help_all` lists all keys."
+            raise ConfigError(f"There is no key '{key}'.{foreign(key, flags=False) or nearest}")
+    fields = RunConfig.model_fields
+    meant = {key: value for key, value in values.items() if value is not None or _may_be_none(fields[key].annotation)}
     try:
-        return RunConfig(**values)
+        return RunConfig(**meant)
     except ValidationError as error:
         first = error.errors()[0]
         # Where a value may be of several types, pydantic names the type too.
@@ -76,16 +141,46 @@ def build(values: dict[str, Any]) -> RunConfig:
         raise ConfigError(f"The value {first['input']!r} of '{where}' cannot be: {first['msg'].lower()}.") from None
 
 
-def read_file(path: str | Path) -> dict[str, Any]:
+def _may_be_none(annotation: Any) -> bool:
+    return type(None) in get_args(annotation)
+
+
+class Resolved(dict[str, Any]):
+    """The keys of a config.yaml that a run wrote: all there are, given or not."""
+
+
+class _Once(yaml.SafeLoader):
+    """YAML in which no key may stand twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for key, _ in node.value:
+            name, line = key.value, key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and name in seen:
+                raise _Twice(f"'{name}' stands there twice, in lines {seen[name]} and {line}: leave one of them out")
+            if isinstance(key, yaml.ScalarNode):
+                seen[name] = line
+        return super().construct_mapping(node, deep)
+
+
+class _Twice(Exception):
+    """A key stands twice in a mapping."""
+
+
+def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a run file.
 
     Raises:
-        ConfigError: no such file, broken YAML (with its line), or something other than keys and values in it.
+        ConfigError: no such file, broken YAML (with its line), a key that stands there twice, or something other than
+            keys and values in it.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        values = yaml.load(text, _Once)
+    except _Twice as error:
+        raise ConfigError(f"The run file '{path}' cannot be: {error}.") from None
     except OSError:
-        raise ConfigError(f"There is no run file '{path}' that can be read: check the path after --config.") from None
+        raise ConfigError(f"There is no run file '{path}' that can be read: check the path.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
@@ -94,4 +189,5 @@ def read_file(path: str | Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"The run file '{path}' holds no keys: write one `key: value` a line.")
-    return {str(key): value for key, value in values.items()}
+    keys = {str(key): value for key, value in values.items()}
+    return Resolved(keys) if text.startswith(RESOLVED) else keys

@@ -80,7 +80,7 @@ def test_missing_columns_are_refused_with_those_found(keys, tmp_path: Path, caps
 
 def test_an_empty_client_is_refused(keys, tmp_path: Path, capsys):
     good, empty = write_rows(tmp_path / "good.jsonl", colour_rows(20)), write_rows(tmp_path / "empty.jsonl", [])
-    del keys["dataset_name"]
+    del keys["dataset_name"], keys["num_clients"]
     assert "empty" in refusal(capsys, ["sft", *flags(keys | {"clients": [f"a={good}", f"b={empty}"]})])
 
 

@@ -32,8 +32,9 @@ def asked(keys, server: Completions) -> dict[str, object]:
     return {key: value for key, value in (keys | own).items() if key != "learning_rate"}
 
 
-WORDS = {"prompt_method": "text", "fed_alg": "fedtext", "prompt_length": 40, "learning_rate": 1e-3}
+WORDS = {"prompt_method": "text", "fed_alg": "fedtext", "prompt_length": 40}
 WORDS |= {"prompt_candidates": ["Answer in one word.", "red green blue", "Name the colour of it."], "prompt_pool": 4}
+WORDS |= {"dtype": None}
 BLACK = {"prompt_method": "black_box", "fed_alg": "fedbpt", "learning_rate": 1.0, "num_virtual_tokens": 4}
 BLACK |= {"black_box_dim": 8, "population": 4, "max_steps": 2}
 

@@ -22,6 +22,7 @@ from weft.training.optimizers import Optimizer
 from weft.training.order import rows_of_round
 
 TEXT = {"objective": "causal_lm", "use_peft": False, "clients": None, "eval_fraction": 0.0, "eval_every": 0}
+TEXT |= {"template": None}
 
 
 @pytest.fixture

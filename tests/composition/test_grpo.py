@@ -189,22 +189,24 @@ def test_faults_are_worth_nothing_and_counted(rewards: Path, capfd):
     ],
 )
 def test_a_mistake_is_said_in_one_sentence(asked, changes: dict[str, object], words: str, capsys):
-    assert main(["grpo", *flags(asked | changes), "--quiet"]) == 2
+    given = {key: value for key, value in (asked | changes).items() if key != "reward_length"}
+    assert main(["grpo", *flags(given), "--quiet"]) == 2
     said = capsys.readouterr().err.strip()
     assert words in said.splitlines()[-1]
 
 
 def test_a_function_that_is_none(asked, rewards: Path):
     with pytest.raises(ConfigError, match="nothing_here"):
-        weft.train(asked | {"reward": f"{rewards}:nothing_here"}, quiet=True)
+        weft.train(asked | {"reward": f"{rewards}:nothing_here", "reward_length": None}, quiet=True)
 
 
 def test_rows_need_answers_for_some_rewards_only(asked, tmp_path: Path):
     rows = [{"prompt": f"Say something of {n}."} for n in range(20)]
     data = {"dataset_name": str(write_rows(tmp_path / "prompts.jsonl", rows)), "num_rounds": 1}
     assert weft.train(asked | data, quiet=True).summary["eval"]["reward"] is not None
+    other = {"reward": "exact", "reward_length": None, "output_dir": str(tmp_path / "other")}
     with pytest.raises(DataError, match="row's own answer"):
-        weft.train(asked | data | {"reward": "exact", "output_dir": str(tmp_path / "other")}, quiet=True)
+        weft.train(asked | data | other, quiet=True)
 
 
 def test_faults_of_a_run_are_reported(asked, rewards: Path, tmp_path: Path, capfd):
@@ -225,6 +227,7 @@ def test_answers_that_never_end_are_cut(asked):
 def test_reward_goes_up(asked, rewards: Path, changes: dict[str, object]):
     """A model that says anything learns to say letters."""
     own = {"use_peft": False, "learning_rate": 1e-2, "lr_scheduler_type": "constant", "batch_size": 4, "grpo_kl": 0.0}
+    own |= {"peft_lora_dropout": None, "reward_length": None}
     own |= {"num_rounds": 6, "max_steps": 8, "num_generations": 8, "eval_every": 0, "reward": f"{rewards}:letters"}
     run = weft.train(asked | own | changes, quiet=True)
     found = [line["reward"] for line in lines(run) if line["event"] == "round"]
@@ -243,4 +246,4 @@ def test_the_reference_holds_the_model_back(asked):
 def test_the_plan_says_what_is_drawn(asked, capsys):
     assert main(["grpo", *flags({k: v for k, v in asked.items() if k != "objective"}), "--dry_run"]) == 0
     assert "4 to a prompt, of at most 6 tokens, rewarded by length" in capsys.readouterr().out
-    assert main(["grpo", *flags(asked | {"reward": "nowhere.py"}), "--dry_run"]) == 2
+    assert main(["grpo", *flags(asked | {"reward": "nowhere.py", "reward_length": "null"}), "--dry_run"]) == 2

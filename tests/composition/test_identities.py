@@ -41,7 +41,7 @@ def test_one_client_with_everything_is_central_training(keys, kind: dict[str, ob
 def test_the_average_is_the_weighted_sum_worked_by_hand(keys, tmp_path: Path):
     sizes = {"a": 10, "b": 20, "c": 50}
     files = {name: write_rows(tmp_path / f"{name}.jsonl", colour_rows(size, size)) for name, size in sizes.items()}
-    shared = {k: v for k, v in keys.items() if k != "dataset_name"} | {
+    shared = {k: v for k, v in keys.items() if k not in ("dataset_name", "num_clients")} | {
         "clients": [{"name": name, "data": str(path)} for name, path in files.items()],
         "num_rounds": 1,
         "sample_clients": 3,

@@ -49,7 +49,7 @@ SAME_AS_FEDAVG = {
 
 @pytest.mark.parametrize("use_peft", [True, False])
 def test_special_cases_are_fedavg_bit_for_bit(keys, use_peft: bool, tmp_path: Path):
-    shared = keys | {"use_peft": use_peft, "eval_every": 0, "peft_lora_dropout": 0.1}
+    shared = keys | {"use_peft": use_peft, "eval_every": 0, "peft_lora_dropout": 0.1 if use_peft else None}
     plain = weights(weft.train(shared | {"output_dir": str(tmp_path / "fedavg")}))
     for name, changes in SAME_AS_FEDAVG.items():
         if use_peft or "client_ranks" not in changes:
@@ -314,7 +314,7 @@ def test_share_keeps_the_rest_with_the_client(keys):
 def test_one_weight_for_all(keys, tmp_path: Path):
     sizes = {"a": 10, "b": 60}
     files = {name: write_rows(tmp_path / f"{name}.jsonl", colour_rows(size, size)) for name, size in sizes.items()}
-    shared = {k: v for k, v in keys.items() if k != "dataset_name"} | {
+    shared = {k: v for k, v in keys.items() if k not in ("dataset_name", "num_clients")} | {
         "clients": [{"name": name, "data": str(path)} for name, path in files.items()],
         "num_rounds": 1,
         "eval_fraction": 0,

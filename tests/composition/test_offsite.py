@@ -75,7 +75,12 @@ def test_what_is_kept_is_the_models(deep: Path, tmp_path: Path):
 def test_only_the_ends_are_tuned_and_put_back(keys, deep: Path, kind: str, tmp_path: Path, capsys):
     folder = emulate(deep, tmp_path / "emulator")
     changes = {"model_name_or_path": str(folder), "use_peft": kind == "lora", "dtype": "float32", "num_rounds": 6}
-    changes |= {"peft_lora_target_modules": "all-linear", "max_steps": 6, "learning_rate": 5e-3, "sample_clients": 3}
+    changes |= {
+        "peft_lora_target_modules": "all-linear" if kind == "lora" else None,
+        "max_steps": 6,
+        "learning_rate": 5e-3,
+        "sample_clients": 3,
+    }
     run = weft.train(keys | changes, quiet=True)
     out = tmp_path / "full"
     merge = ["--merge"] if kind == "lora" else []

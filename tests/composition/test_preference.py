@@ -334,7 +334,7 @@ def test_several_processes_are_for_next_tokens(pairs):
 
 def test_the_divergence_from_the_reference_by_hand(pairs):
     """KL over the vocabulary at every token of both answers, from two models loaded whole."""
-    run = weft.train(pairs | {"num_rounds": 2, "use_peft": False, "learning_rate": 1e-3})
+    run = weft.train(pairs | {"num_rounds": 2, "use_peft": False, "peft_lora_dropout": None, "learning_rate": 1e-3})
     assert weft.open_run(run.path).summary["eval"]["kl"] > 0
     still = weft.train(pairs | {"num_rounds": 1, "learning_rate": 0.0, "output_dir": f"{pairs['output_dir']}0"})
     assert still.summary["eval"]["kl"] == pytest.approx(0, abs=1e-6)

@@ -108,7 +108,8 @@ def test_the_start_follows_from_the_seed_and_a_resumed_run_is_the_same(scratch, 
 
 
 def test_pre_training_goes_on_from_a_model(scratch, tiny_model: Path):
-    keys = {k: v for k, v in scratch.items() if k not in ("hidden_size", "num_layers", "num_heads", "tokenizer_text")}
+    shape = ("hidden_size", "num_layers", "num_heads", "tokenizer_text", "vocab_size")
+    keys = {k: v for k, v in scratch.items() if k not in shape}
     keys |= {"model_name_or_path": str(tiny_model), "num_rounds": 1}
     assert main(["pretrain", *flags(keys), "--quiet"]) == 0
     assert weft.open_run(str(keys["output_dir"])).summary["eval"]["bits_per_byte"] > 0

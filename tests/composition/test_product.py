@@ -84,6 +84,7 @@ def test_plain_text(keys, fed_alg: str, kind: str, tmp_path: Path):
     rows = [{"text": row["instruction"] + " " + row["output"]} for row in colour_rows(40)]
     data = write_rows(tmp_path / "text.jsonl", rows)
     changes = {"fed_alg": fed_alg, "objective": "causal_lm", "num_rounds": 2, "dataset_name": str(data)}
+    changes |= {"template": None}
     run = weft.train(keys | changes | KINDS[kind], quiet=True)
     assert math.isfinite(run.summary["eval"]["loss"])
 
@@ -132,7 +133,7 @@ def texts(tmp_path: Path) -> str:
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_pre_training_with_every_algorithm(keys, texts: str, fed_alg: str, kind: str):
     changes = {"objective": "causal_lm", "dataset_name": texts, "fed_alg": fed_alg, "num_rounds": 2, "max_steps": 1}
-    run = weft.train(keys | changes | {"eval_every": 0} | KINDS[kind], quiet=True)
+    run = weft.train(keys | changes | {"eval_every": 0, "template": None} | KINDS[kind], quiet=True)
     assert run.summary["rounds"] == 2
     assert 0 < run.summary["eval"]["bits_per_byte"] < 20
 

@@ -165,8 +165,8 @@ def test_other_objectives(prompted, objective: str, tmp_path: Path):
     asked = [row | {"prompt": row["instruction"], "chosen": row["output"]} for row in colour_rows(40)]
     rows = [row | {"rejected": "none"} for row in asked]
     changes = {"objective": objective, "dataset_name": str(write_rows(tmp_path / "rows.jsonl", rows)), "num_rounds": 1}
-    changes |= {"reward": "length", "max_new_tokens": 4, "num_generations": 2, "batch_size": 2}
-    run = weft.train(prompted | changes, quiet=True)
+    changes |= {"reward": "length", "max_new_tokens": 4, "num_generations": 2} if objective == "grpo" else {}
+    run = weft.train(prompted | changes | {"batch_size": 2}, quiet=True)
     assert run.summary["failures"] == {}
     assert run.summary["eval"]["kl"] >= -1e-6
 
@@ -223,6 +223,7 @@ def test_a_search_without_gradients(black_box, fed_alg: str, tmp_path: Path, mon
         raise AssertionError("a black box has no gradients")
 
     start = {"prompt_method": "soft", "fed_alg": "fedavg", "num_rounds": 1, "learning_rate": 0.0}
+    start |= {"black_box_dim": None, "population": None}
     still = weft.train(black_box | start | {"output_dir": str(tmp_path / "still")}, quiet=True)
     monkeypatch.setattr(torch.Tensor, "backward", refuse)
     run = weft.train(black_box | {"fed_alg": fed_alg}, quiet=True)
@@ -259,7 +260,7 @@ def test_a_search_goes_on_bit_identical(black_box, tmp_path: Path):
         ({"learning_rate": 0.0}, "has no width"),
         ({"personal_steps": 3}, "learnt by gradients"),
         ({"private_tokens": 2}, "learnt by gradients"),
-        ({"prompt_method": "soft"}, "found without gradients"),
+        ({"prompt_method": "soft", "black_box_dim": None, "population": None}, "found without gradients"),
     ],
 )
 def test_what_a_black_box_cannot(black_box, changes: dict[str, object], words: str):
@@ -276,6 +277,7 @@ def test_examples_of_a_clients_own_stand_before_its_rows(prompted, method: str |
     from weft.launch.population import populate
 
     keys = prompted | {"prompt_method": method, "few_shot": 1, "seq_length": 64, "use_peft": method is None}
+    keys |= {"num_virtual_tokens": 6 if method else None}
     config = build(keys | {"template": "vicuna"})
     tokenizer = load_tokenizer(config)
     population = populate(config, tokenizer, InMemory(), rows="conversations", pool=False)

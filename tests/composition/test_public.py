@@ -94,6 +94,8 @@ def test_a_share_changes_what_is_learnt_and_nothing_else(keys, public: str):
 def test_mistakes(keys, tmp_path: Path, public: str):
     with pytest.raises(weft.errors.ConfigError, match="write --public_data FILE"):
         weft.train(keys | {"public_share": 0.5})
-    named = {k: v for k, v in keys.items() if k != "dataset_name"} | {"clients": [{"name": "public", "data": public}]}
+    named = {k: v for k, v in keys.items() if k not in ("dataset_name", "num_clients")} | {
+        "clients": [{"name": "public", "data": public}]
+    }
     with pytest.raises(weft.errors.ConfigError, match="give it another name"):
         weft.train(named | {"public_data": public})

@@ -109,6 +109,7 @@ def test_plain_text_is_read_by_every_actor(spread, tmp_path: Path):
         "dataset_name": str(write_rows(tmp_path / "text.jsonl", rows)),
         "num_rounds": 1,
         "num_actors": 1,
+        "template": None,
     }
     there = weft.train(spread | data, quiet=True)
     here = weft.train(spread | data | {"runtime": "inprocess", "output_dir": str(tmp_path / "here")}, quiet=True)

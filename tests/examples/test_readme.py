@@ -50,6 +50,8 @@ def workplace(tmp_path: Path, tiny_model: Path, tiny_data: Path, monkeypatch: py
     write_rows(tmp_path / "data" / "sums.jsonl", sums)
     for file in (tmp_path / "examples").glob("*.yaml"):
         keys = yaml.safe_load(file.read_text()) | SMALL
+        if "clients" in keys:
+            del keys["dataset_sample"]
         if "size" in keys:
             keys |= {"size": None, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "vocab_size": 300}
         else:

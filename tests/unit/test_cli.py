@@ -66,14 +66,17 @@ def test_flags_override_the_file_in_every_spelling(tmp_path: Path):
     words = ["--config", str(file), "--batch-size", "5", "--seq_length=99", "--use_peft", "--report_to", "none"]
     config = resolved(words)
     assert (config.num_rounds, config.batch_size, config.seq_length, config.use_peft) == (7, 5, 99, True)
-    assert resolved([*words, "--use_peft", "false"]).use_peft is False
+    assert resolved([*(word for word in words if word != "--use_peft"), "--no-use-peft"]).use_peft is False
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(keys, capsys):
     assert main(["sft", *flags(keys), "--dry_run"]) == 0
     out = capsys.readouterr().out
-    settings, _, plan = out.partition("# The plan")
-    assert yaml.safe_load(settings)["num_clients"] == 3
+    plan, _, settings = out.partition("# What differs from the defaults")
+    assert plan.startswith("# The plan")
+    shown = yaml.safe_load(settings.partition("\n")[2])
+    assert shown["num_clients"] == 3
+    assert "seed" not in shown
     assert "2 of 3 in a round" in plan
     # r=8 on q (32 to 32) and v (32 to 16) of two layers, 4 bytes each.
     assert "trained" in plan

@@ -45,6 +45,7 @@ def test_every_token_is_learnt_once(tiny_tokenizer, tmp_path: Path, seq_length: 
 def test_texts_stay_whole_and_bits_per_byte_are_the_loss_over_the_bytes(keys, tmp_path: Path):
     data = write_rows(tmp_path / "texts.jsonl", [{"text": text} for text in TEXTS])
     changes = {"objective": "causal_lm", "dataset_name": str(data), "seq_length": 8, "num_rounds": 1, "num_clients": 4}
+    changes |= {"template": None}
     run = weft.train(keys | changes | {"eval_fraction": 0.2})
     found = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[-1])
     assert run.summary["eval"]["bits_per_byte"] == pytest.approx(found["bits_per_byte"])

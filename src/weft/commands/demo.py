@@ -31,14 +31,13 @@ COMMON: dict[str, Any] = {
     "warmup_ratio": 0.05,
     "batch_size": 16,
     "seq_length": 128,
-    "num_clients": 3,
-    "sample_clients": 3,
     "eval_every": 0,
     "save_model_freq": 0,
     "dataset_sample": None,
 }
 TOGETHER: dict[str, Any] = {
     "fed_alg": "diloco",
+    "sample_clients": 3,
     "fed_args": {"outer_lr": 1.0, "momentum": 0.0, "inner_state": "average"},
 }
 

@@ -9,27 +9,28 @@ from contextlib import suppress
 from pathlib import Path
 
 from weft.arguments import Parser, add_config_flags
-from weft.config import build, read_file
+from weft.config import RunConfig, gather, settle
 from weft.errors import ConfigError
+from weft.verbs import add_file, written
 
-OWN = ("config", "dry_run", "json")
+DEALS = frozenset({"split_strategy", "split_alpha", "split_min_rows", "shards_per_client", "num_clients"})
+"""Keys that say how rows are dealt; others may be given for the run to come."""
 
 
 def run(argv: list[str]) -> int:
     """Print the split; without --dry_run write it and its picture to --output_dir."""
     parser = Parser(
         prog="weft split",
-        usage="weft split [--config FILE] [--dry_run] [--KEY VALUE ...]",
+        usage="weft split [RUN.yaml] [--dry_run] [--KEY VALUE ...]",
         description="Show how rows are shared out over clients; takes the keys of a run and trains nothing.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="a run file (YAML); flags override its keys")
+    add_file(parser)
     parser.add_argument("--dry_run", action="store_true", help="print, and write no file")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    add_config_flags(parser.add_argument_group("keys of a run"))  # type: ignore[arg-type]
+    add_config_flags(parser, "split")
     arguments = parser.parse(argv)
-    flags = {key: value for key, value in vars(arguments).items() if key not in OWN}
-    config = build((read_file(arguments.config) if arguments.config else {}) | flags)
+    config, _ = settle(*gather(*written(arguments)), apart=set(RunConfig.model_fields) - DEALS)
 
     from weft.core.files import missing, remove_empty, write_atomic
     from weft.federation.site import InMemory

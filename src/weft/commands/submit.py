@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from weft.arguments import Parser
-from weft.config import RunConfig, build, read_file
+from weft.config import RunConfig, gather, settle
 from weft.errors import ConfigError, RunError
 from weft.launch.texts import with_texts
 from weft.verbs import parser as verb_parser
+from weft.verbs import say, written
 
 VERBS = ("sft", "pretrain", "dpo", "grpo", "prompt")
-OWN = ("file", "kit", "name", "wait")
 
 
 def run(argv: list[str]) -> int:
     """Hand a run in."""
+    arguments, config, name = read_run("submit", argv)
     from weft.launch.errands import errands
     from weft.launch.follow import follow
 
-    arguments, config, name = read_run("submit", argv)
     kit = Path(arguments.kit)
     if arguments.wait:
         last = follow(kit, config, name, tell)
@@ -43,9 +43,8 @@ def read_run(verb: str, argv: list[str]) -> tuple[argparse.Namespace, RunConfig,
     """Return the arguments, the run that they describe, and its name; ConfigError for one that cannot be."""
     which = argv[0] if argv and argv[0] in VERBS else "sft"
     words = argv[1:] if argv and argv[0] in VERBS else argv
-    made = verb_parser(verb, "Hand a run to the server of a federation of sites.")
+    made = verb_parser(verb, "Hand a run to the server of a federation of sites.", trains=False)
     made.usage = f"weft {verb} [{'|'.join(VERBS)}] RUN.yaml [--KEY VALUE ...]"
-    made.add_argument("file", nargs="?", metavar="RUN.yaml", help="the run file")
     made.add_argument("--kit", default="kits/admin", help="the administrator's kit [kits/admin]")
     made.add_argument("--name", help="of the run at the server [the file's]; the same name goes on with the same run")
     made.add_argument("--wait", action="store_true", help="stay to its end, and print its rounds")
@@ -54,14 +53,16 @@ def read_run(verb: str, argv: list[str]) -> tuple[argparse.Namespace, RunConfig,
         made.add_argument("--work", help="folder of kits and results [weft-up]")
         made.add_argument("--port", type=int, help="of the server, on this machine alone [a free one]")
     arguments = made.parse(words)
-    known = RunConfig.model_fields
-    values: dict[str, Any] = read_file(arguments.file or arguments.config) if arguments.file or arguments.config else {}
-    given = values | {key: value for key, value in vars(arguments).items() if key in known}
-    given |= {} if verb == "up" else {"runtime": "nvflare"}
+    values, flags = written(arguments)
+    if verb != "up":
+        flags["runtime"] = "nvflare"
     module = importlib.import_module(f"weft.commands.{which}")
     defaults: Any = getattr(module, "defaults", lambda _: {})
+    # `weft up` makes sites of a run that has its data at one place.
+    config, said = settle(*gather(values, flags), defaults, apart=("sites", "silence_timeout") if verb == "up" else ())
+    say(said)
     name = arguments.name or Path(arguments.file or arguments.config or "run").stem.lower()
-    config = with_texts(build(defaults(given) | given))
+    config = with_texts(config)
     if config.trust_remote_code:
         raise ConfigError(
             "A run of sites carries no code: leave out --trust_remote_code, and name a model without any."

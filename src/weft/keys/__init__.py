@@ -8,15 +8,21 @@ from pydantic import ConfigDict, field_validator, model_validator
 
 from weft import checks, registry
 from weft.errors import ConfigError
+from weft.keys import alignment, data, federation, model, prompt, run, training
 from weft.keys.alignment import AlignmentKeys
 from weft.keys.data import Client, DataKeys
+from weft.keys.effects import Effect
 from weft.keys.federation import FederationKeys
 from weft.keys.model import ModelKeys
 from weft.keys.prompt import PromptKeys
 from weft.keys.run import RunKeys
 from weft.keys.training import TrainingKeys
 
-__all__ = ["Client", "RunConfig"]
+__all__ = ["EFFECTS", "Client", "RunConfig"]
+
+TABLES = {module.__name__: module.WORKS for module in (model, data, training, federation, prompt, alignment, run)}
+EFFECTS: dict[str, Effect] = {key: effect for table in TABLES.values() for key, effect in table.items()}
+"""When each key has an effect."""
 
 
 class RunConfig(RunKeys, TrainingKeys, AlignmentKeys, FederationKeys, DataKeys, PromptKeys, ModelKeys):

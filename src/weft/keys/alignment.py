@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from weft.keys.effects import Effect, Needs, only, verbs
+
 
 class AlignmentKeys(BaseModel):
     """Alignment."""
@@ -41,3 +43,43 @@ class AlignmentKeys(BaseModel):
     grpo_clip: float = Field(0.2, gt=0, lt=1, description="how far a token's probability may move for its advantage")
     grpo_kl: float = Field(0.04, ge=0, description="weight of the KL to the starting model")
     grpo_iterations: int = Field(1, ge=1, description="steps on the same answers")
+
+
+PAIRS = verbs("preference")
+ANSWERS = verbs("grpo")
+
+
+def rewards(name: str) -> Effect:
+    """Return the effect of a key of a reward."""
+    return (
+        Needs(
+            lambda config: name in config.reward,
+            f"the reward '{name}' is not among {{c.reward}}",
+            f"add it: --reward {name}",
+        ),
+    )
+
+
+WORKS: dict[str, Effect] = {
+    "loss": PAIRS,
+    "dpo_beta": PAIRS,
+    "label_smoothing": PAIRS + only("loss", "robust_dpo"),
+    "simpo_gamma": PAIRS + only("loss", "simpo"),
+    "chosen_column": PAIRS,
+    "rejected_column": PAIRS,
+    "reward": ANSWERS,
+    "reward_weights": ANSWERS,
+    "reward_pattern": ANSWERS + rewards("regex"),
+    "reward_format": ANSWERS + rewards("format"),
+    "reward_length": ANSWERS + rewards("length"),
+    "reward_seconds": ANSWERS,
+    "num_generations": ANSWERS,
+    "max_new_tokens": ANSWERS,
+    "temperature": ANSWERS,
+    "top_p": ANSWERS,
+    "grpo_loss": ANSWERS,
+    "grpo_clip": ANSWERS,
+    "grpo_kl": ANSWERS,
+    "grpo_iterations": ANSWERS,
+}
+"""When each key has an effect."""

@@ -6,6 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from weft.keys.effects import ALWAYS, NOT_SITES, ONE_SOURCE, Effect, Needs, only, verbs
+from weft.registry import SPLITS
+
 
 class Client(BaseModel):
     """One named client with data of its own."""
@@ -65,9 +68,7 @@ class DataKeys(BaseModel):
     instruction_prefix: str | None = Field(
         None, description="a text that stands before every question, such as 'Summarise:'"
     )
-    split_strategy: str = Field(
-        "iid", description="how one source is split over clients: iid, dirichlet, by, domain, quantity, length, ..."
-    )
+    split_strategy: str = Field("iid", description="how one source is split over clients, such as iid, dirichlet, by")
     split_column: str | None = Field(
         None, description="the column that dirichlet, by and shards go by (default: the answers, where they are few)"
     )
@@ -83,3 +84,41 @@ class DataKeys(BaseModel):
     )
     split_min_rows: int = Field(1, ge=1, description="rows that every client must get; a random split is drawn again")
     shards_per_client: int = Field(2, ge=1, description="sorted shards that a client gets with shards")
+
+
+TOKENIZED = (
+    Needs(
+        lambda config: config.objective == "causal_lm" or config.federated_tokenizer,
+        "it keeps plain text as tokens, and the objective is {c.objective}",
+        "use `weft pretrain`",
+    ),
+)
+
+WORKS: dict[str, Effect] = {
+    "dataset_name": ALWAYS,
+    "dataset_sample": ONE_SOURCE,
+    "dataset_split": NOT_SITES,
+    "eval_dataset_split": NOT_SITES,
+    "held_out_overlap": NOT_SITES,
+    "local_data_dir": NOT_SITES,
+    "clients": ALWAYS,
+    "public_data": ALWAYS,
+    "public_share": ALWAYS,
+    "token_cache": TOKENIZED,
+    "template": verbs("sft", "preference", "grpo"),
+    "prompt_template": NOT_SITES + verbs("sft", "preference", "grpo"),
+    "template_date": verbs("sft", "preference", "grpo"),
+    "seq_length": ALWAYS,
+    "truncation_side": verbs("sft"),
+    "instruction_column": NOT_SITES + verbs("sft", "preference", "grpo"),
+    "instruction_prefix": NOT_SITES + verbs("sft", "preference", "grpo"),
+    "response_column": NOT_SITES + verbs("sft", "grpo"),
+    "split_strategy": ONE_SOURCE,
+    "split_seed": NOT_SITES,
+    "clients_of_rest": ONE_SOURCE + only("split_strategy", "by", "domain"),
+    "split_column": ONE_SOURCE + only("split_strategy", "by", "dirichlet", "shards"),
+    "split_alpha": ONE_SOURCE + only("split_strategy", "dirichlet", "quantity", "length", "cluster"),
+    "split_min_rows": ONE_SOURCE + only("split_strategy", *(name for name in SPLITS if name != "shards")),
+    "shards_per_client": ONE_SOURCE + only("split_strategy", "shards"),
+}
+"""When each key has an effect."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
+
+from weft.keys.effects import ALWAYS, FEDERATED, ONE_SOURCE, Effect, Needs, flag, only, verbs
 
 
 class FederationKeys(BaseModel):
@@ -58,3 +61,47 @@ class FederationKeys(BaseModel):
     )
     fedopt_beta1: float = Field(0.9, ge=0, lt=1, description="beta1 of the adaptive servers")
     fedopt_beta2: float = Field(0.99, ge=0, lt=1, description="beta2 of the adaptive servers")
+
+
+ADAPTIVE = only("fed_alg", "fedadam", "fedyogi", "fedadagrad")
+ANY_ALGORITHM = (
+    Needs(
+        lambda config: re.fullmatch(r"local\d+", config.fed_alg) is None,
+        "{c.fed_alg} has no parameters of its own",
+        "choose another --fed_alg",
+    ),
+)
+REPEATED = (
+    Needs(
+        lambda config: config.min_clients > 0 or config.runtime == "nvflare",
+        "no round is repeated where min_clients is 0",
+        "add such as --min_clients 1",
+    ),
+)
+WORKS: dict[str, Effect] = {
+    "objective": ALWAYS,
+    "fed_alg": ALWAYS,
+    "num_rounds": ALWAYS,
+    "recipe": verbs("causal_lm"),
+    "fed_args": ANY_ALGORITHM,
+    "num_clients": ONE_SOURCE,
+    "sample_clients": FEDERATED,
+    "client_sampling": FEDERATED,
+    "client_weight": FEDERATED,
+    "cluster": ALWAYS,
+    "weight_rate": only("client_weight", "minimax", "gain"),
+    "availability": FEDERATED,
+    "availability_period": flag("availability", "FILE"),
+    "min_clients": ALWAYS,
+    "max_attempts": REPEATED,
+    "over_selection": ALWAYS,
+    "max_bad_updates": ALWAYS,
+    "client_failure_rate": ALWAYS,
+    "client_speed": ALWAYS,
+    "prox_mu": only("fed_alg", "fedprox"),
+    "fedopt_tau": ADAPTIVE,
+    "fedopt_eta": ADAPTIVE,
+    "fedopt_beta1": only("fed_alg", "fedadam", "fedyogi", "fedavgm"),
+    "fedopt_beta2": only("fed_alg", "fedadam", "fedyogi"),
+}
+"""When each key has an effect."""

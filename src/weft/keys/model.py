@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from weft.keys.effects import ALWAYS, GRADIENTS, HERE, LOADED, PEFT, Effect, Needs, flag, only
+
 
 class ModelKeys(BaseModel):
     """The model."""
@@ -59,9 +61,7 @@ class ModelKeys(BaseModel):
     peft_lora_target_modules: list[str] = Field(["auto"], description="auto, all-linear, or names of modules")
     use_rslora: bool = Field(False, description="scale by alpha / sqrt(r)")
     use_dora: bool = Field(False, description="weight-decomposed LoRA")
-    lora_aggregation: str = Field(
-        "average", description="how clients' factors become one: average, ffa, rolora, stack, svd, residual, ..."
-    )
+    lora_aggregation: str = Field("average", description="how clients' factors become one, such as average, ffa, svd")
     lora_side_rank: int | None = Field(
         None, ge=1, description="largest rank of what stack and residual keep aside (default: nothing is lost)"
     )
@@ -75,3 +75,58 @@ class ModelKeys(BaseModel):
     share: list[str] | None = Field(
         None, description="which trained tensors travel: globs or parts of their names; others stay with the client"
     )
+
+
+COMPUTED_HERE = (
+    Needs(
+        lambda config: config.endpoint is None or config.prompt_method == "black_box",
+        "the model is behind an endpoint",
+        "leave out --endpoint",
+    ),
+)
+MADE_HERE = (
+    Needs(
+        lambda config: config.trains_tokenizer,
+        "no tokenizer is trained",
+        "add --federated_tokenizer or --tokenizer_text FILE",
+    ),
+)
+WORKS: dict[str, Effect] = {
+    "model_name_or_path": LOADED,
+    "allow_missing": LOADED + HERE,
+    "trust_remote_code": ALWAYS,
+    "token": ALWAYS,
+    "dtype": COMPUTED_HERE,
+    "device": HERE,
+    "load_in_8bit": HERE,
+    "load_in_4bit": HERE,
+    "gradient_checkpointing": HERE + GRADIENTS,
+    "parallel": ALWAYS,
+    "model_offload": ALWAYS,
+    "cpu_offload": ALWAYS,
+    "size": ALWAYS,
+    "hidden_size": ALWAYS,
+    "num_layers": ALWAYS,
+    "num_heads": ALWAYS,
+    "tokenizer": ALWAYS,
+    "tokenizer_text": ALWAYS,
+    "federated_tokenizer": ALWAYS,
+    "tokenizer_min_count": flag("federated_tokenizer"),
+    "tokenizer_min_clients": flag("federated_tokenizer"),
+    "tokenizer_noise": flag("federated_tokenizer"),
+    "vocab_size": MADE_HERE,
+    "use_peft": ALWAYS,
+    "peft_lora_r": PEFT,
+    "peft_lora_alpha": PEFT,
+    "peft_lora_dropout": PEFT,
+    "peft_lora_target_modules": PEFT,
+    "use_rslora": PEFT,
+    "use_dora": PEFT,
+    "lora_aggregation": ALWAYS,
+    "lora_side_rank": PEFT + only("lora_aggregation", "stack", "residual", "merge"),
+    "lora_merge_every": PEFT + only("lora_aggregation", "merge"),
+    "client_ranks": ALWAYS,
+    "client_layers": ALWAYS,
+    "share": ALWAYS,
+}
+"""When each key has an effect."""

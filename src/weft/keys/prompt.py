@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from weft.keys.effects import ALWAYS, Effect, flag, only
+
 
 class PromptKeys(BaseModel):
     """Prompts."""
@@ -48,3 +50,29 @@ class PromptKeys(BaseModel):
     endpoint_retries: int = Field(4, ge=0, description="times that a failed request is sent again")
     endpoint_parallel: int = Field(4, ge=1, description="requests to the endpoint at a time")
     prompt_hidden_size: int = Field(128, ge=1, description="width of the net that makes the vectors of p_tuning")
+
+
+VECTORS = only("prompt_method", "soft", "prefix", "p_tuning", "black_box")
+WORDS = only("prompt_method", "text")
+THERE = flag("endpoint", "URL")
+WORKS: dict[str, Effect] = {
+    "prompt_method": ALWAYS,
+    "num_virtual_tokens": VECTORS,
+    "private_tokens": VECTORS,
+    "prompt_init_text": only("prompt_method", "soft", "black_box", "text"),
+    "prompt_candidates": WORDS,
+    "few_shot": ALWAYS,
+    "prompt_pool": WORDS + only("fed_alg", "fedtext", said=True),
+    "prompt_proposals": WORDS,
+    "prompt_length": WORDS,
+    "black_box_dim": only("prompt_method", "black_box"),
+    "population": only("prompt_method", "black_box"),
+    "endpoint": ALWAYS,
+    "endpoint_model": THERE,
+    "endpoint_key": THERE,
+    "endpoint_timeout": THERE,
+    "endpoint_retries": THERE,
+    "endpoint_parallel": THERE,
+    "prompt_hidden_size": only("prompt_method", "p_tuning"),
+}
+"""When each key has an effect."""

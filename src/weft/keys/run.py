@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from weft.keys.effects import ALWAYS, NEVER, Effect, Needs, only
+
 
 class RunKeys(BaseModel):
     """The run."""
@@ -41,3 +43,35 @@ class RunKeys(BaseModel):
     save_steps: int = Field(1000, description="accepted; see save_model_freq")
     push_to_hub: bool = Field(False, description="accepted only as False; use `weft export` and the hub's own tool")
     hub_model_id: str | None = Field(None, description="accepted; see push_to_hub")
+
+
+RAY = only("runtime", "ray", said=True)  # one run file goes with every runtime
+SITES = only("runtime", "nvflare", said=True)
+KEPT = (
+    Needs(
+        lambda config: config.save_model_freq > 0,
+        "save_model_freq is 0, so only the newest checkpoint is kept",
+        "add such as --save_model_freq 50",
+    ),
+)
+WORKS: dict[str, Effect] = {
+    "output_dir": ALWAYS,
+    "accept_changed": ALWAYS,
+    "seed": ALWAYS,
+    "save_model_freq": ALWAYS,
+    "save_total_limit": KEPT,
+    "checkpoint_seconds": ALWAYS,
+    "report_to": ALWAYS,
+    "runtime": ALWAYS,
+    "ray_address": RAY,
+    "num_actors": RAY,
+    "client_resources": RAY,
+    "sites": SITES,
+    "silence_timeout": SITES,
+    "threads": ALWAYS,
+    "logging_steps": NEVER,
+    "save_steps": NEVER,
+    "push_to_hub": ALWAYS,
+    "hub_model_id": NEVER,
+}
+"""When each key has an effect."""

@@ -6,6 +6,20 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from weft.keys.effects import (
+    ALWAYS,
+    GRADIENTS,
+    HOLDS_OUT,
+    NOT_WORDS,
+    ONE_SOURCE,
+    OWN_MODELS,
+    SCHEDULE,
+    Effect,
+    Needs,
+    only,
+    verbs,
+)
+
 
 class TrainingKeys(BaseModel):
     """What a client does in a round, and how the result is measured."""
@@ -49,3 +63,49 @@ class TrainingKeys(BaseModel):
     choices: list[str] | None = Field(
         None, description="the closed set of answers; found where it is small, [] for none"
     )
+
+
+ADAM = GRADIENTS + only("optimizer", "adamw", "adamw_8bit", "paged_adamw_8bit")
+EPOCHS = (
+    Needs(
+        lambda config: config.max_steps < 1,
+        "max_steps is {c.max_steps} and says how much a client does in a round",
+        "write --max_steps -1",
+    ),
+)
+NO_STEPS = (
+    Needs(
+        lambda config: config.warmup_steps == 0,
+        "warmup_steps is {c.warmup_steps}, which says the same",
+        "leave out --warmup_steps",
+    ),
+)
+DECAYS = (Needs(lambda config: config.weight_decay > 0, "weight_decay is 0", "add such as --weight_decay 0.1"),)
+WORKS: dict[str, Effect] = {
+    "max_steps": ALWAYS,
+    "num_train_epochs": EPOCHS,
+    "batch_size": ALWAYS,
+    "gradient_accumulation_steps": ALWAYS,
+    "optimizer": GRADIENTS,
+    "learning_rate": NOT_WORDS,
+    "lr_scheduler_type": SCHEDULE,
+    "decay_ratio": SCHEDULE + only("lr_scheduler_type", "wsd"),
+    "warmup_steps": SCHEDULE,
+    "warmup_ratio": SCHEDULE + NO_STEPS,
+    "min_learning_rate": SCHEDULE + only("lr_scheduler_type", "cosine_by_round", "cosine", "linear"),
+    "weight_decay": GRADIENTS,
+    "decay_matrices_only": GRADIENTS + DECAYS,
+    "max_grad_norm": GRADIENTS,
+    "adam_beta1": ADAM,
+    "adam_beta2": ADAM,
+    "adam_epsilon": ADAM,
+    "personal_steps": ALWAYS,
+    "eval_fraction": HOLDS_OUT,
+    "eval_rows": HOLDS_OUT,
+    "eval_dataset_name": ONE_SOURCE,
+    "eval_every": ALWAYS,
+    "eval_batch_size": ALWAYS,
+    "eval_everybody": OWN_MODELS,
+    "choices": verbs("sft"),
+}
+"""When each key has an effect."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import tempfile
 from pathlib import Path
@@ -21,6 +23,7 @@ from weft.launch.fitting import describe_memory, needs_of
 from weft.launch.notes import told
 from weft.launch.population import Population, populate, template_name
 from weft.launch.prepare import prepare_process
+from weft.launch.sources import token_cache
 from weft.launch.start import with_tokenizer
 from weft.models.adapters import add_lora
 from weft.models.emulator import emulator_of, train_ends
@@ -45,15 +48,41 @@ class Sizes(NamedTuple):
     up: float
 
 
-def describe(config: RunConfig) -> str:
-    """Return the configuration as YAML, followed by the plan.
+def describe(config: RunConfig, *, all_keys: bool = False) -> str:
+    """Return the plan, followed by the configuration as YAML: what differs from the defaults, or all keys.
+
+    Nothing is left on disk.
 
     Raises:
         ConfigError: whatever would stop the run before its first round.
     """
-    if config.trains_tokenizer:
-        with tempfile.TemporaryDirectory() as folder:
-            return describe(with_tokenizer(config, Path(folder)))
+    with tempfile.TemporaryDirectory() as folder:
+        _link_tokens(token_cache(config), Path(folder) / "tokens")
+        own = {"token_cache": str(Path(folder) / "tokens")}
+        lines = _plan(with_tokenizer(config.model_copy(update=own), Path(folder) / "tokenizer"))
+    width = max(len(name) for name in lines)
+    shown = "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
+    keys = from_adapter(config).model_dump(mode="json")
+    head = "# Every key of the run."
+    if not all_keys:
+        usual = {name: field.default for name, field in RunConfig.model_fields.items()}
+        keys = {key: value for key, value in keys.items() if value != usual[key]}
+        head = "# What differs from the defaults; --all_keys shows every key."
+    settings = yaml.safe_dump(keys, sort_keys=False, allow_unicode=True)
+    return f"# The plan; nothing in it is refused.\n{shown}\n\n{head}\n{settings}".rstrip("\n")
+
+
+def _link_tokens(kept: Path, folder: Path) -> None:
+    """Show text that was tokenized before in a folder where more can be tokenized for a while."""
+    folder.mkdir()
+    for manifest in kept.glob("*/manifest.json"):
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(manifest.read_text(encoding="utf-8"))["done"]:
+                (folder / manifest.parent.name).symlink_to(manifest.parent.resolve())
+
+
+def _plan(config: RunConfig) -> dict[str, str]:
+    """Return the lines of the plan; raises as `describe` does."""
     config = from_adapter(config)
     prepare_process(config)
     plan = compose.plan(config)
@@ -76,7 +105,7 @@ def describe(config: RunConfig) -> str:
         plan.algorithm.cohort(range(min(config.sample_clients, len(population.trained))), len(population.trained))
     )
     model, memory = _model(config, own, sizes)
-    lines = {
+    return {
         "algorithm": _algorithm(config, plan),
         **model,
         "trained": f"{sizes.trained} parameters in {sizes.tensors} tensors" + _what(config),
@@ -93,10 +122,6 @@ def describe(config: RunConfig) -> str:
         "the run": f"{human_bytes(moved * clients * config.num_rounds)} up+down in {config.num_rounds} rounds",
         **memory,
     }
-    width = max(len(name) for name in lines)
-    shown = "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
-    settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    return f"{settings}\n# The plan; nothing in it is refused.\n{shown}"
 
 
 def _model(config: RunConfig, own: Any, sizes: Sizes) -> tuple[dict[str, str], dict[str, str]]:

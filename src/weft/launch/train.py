@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,9 +36,23 @@ from weft.runs.trackers import Trackers, resolve
 
 
 def train(
-    config: RunConfig, *, resume: bool = False, overwrite: bool = False, quiet: bool = True, as_json: bool = False
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = True,
+    as_json: bool = False,
+    said: Sequence[str] = (),
 ) -> Run:
     """Run a configuration to its end and return the finished run.
+
+    Args:
+        config: the run.
+        resume: go on with the run in its directory.
+        overwrite: delete the run in its directory.
+        quiet: show no progress.
+        as_json: show it as JSON lines.
+        said: sentences about the configuration, told before the first round.
 
     Raises:
         ConfigError: a mistake in the configuration or the data; nothing was changed.
@@ -64,7 +79,7 @@ def train(
             together.follow(config, plan, group)
             return Run(Path(config.output_dir))
         with disk_in_words(config):
-            return _train(config, plan, tokenizer, group, Ways(resume, overwrite, quiet, as_json, former))
+            return _train(config, plan, tokenizer, group, Ways(resume, overwrite, quiet, as_json, former, said))
 
 
 class Ways(NamedTuple):
@@ -76,6 +91,7 @@ class Ways(NamedTuple):
     as_json: bool
     former: dict[str, Any] | None = None
     """The keys of the run that is resumed."""
+    said: Sequence[str] = ()
 
 
 def _train(config: RunConfig, plan: Plan, tokenizer: Any, group: Group | None, ways: Ways) -> Run:
@@ -112,6 +128,8 @@ def _train(config: RunConfig, plan: Plan, tokenizer: Any, group: Group | None, w
         write_atomic(run.split_file, (json.dumps(population.split, indent=1) + "\n").encode())
         model = resident(config, tokenizer, plan, group, progress.note)
         tell(config, population, plan.algorithm, progress)
+        for sentence in ways.said:
+            progress.note(sentence)
         progress.split(population.split)
         equip(config, plan, population, model, run.reference_file, progress.note)
         fingerprints.keep(run, now, max(run.rounds, default=0))

@@ -1,0 +1,205 @@
+"""When a key has an effect, declared in the table WORKS beside the keys; one that was given in vain is refused.
+
+A key's entry is a tuple of conditions, which all must hold: ALWAYS is none of them. What was given is what a user wrote
+in a flag, a file or a dict, equal to the default or not; null, false and an empty list take a key back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from weft.errors import ConfigError
+
+OPENFEDLLM = frozenset(
+    "fed_alg num_rounds num_clients sample_clients split_strategy prox_mu fedopt_tau fedopt_eta fedopt_beta1 "
+    "fedopt_beta2 save_model_freq model_name_or_path dataset_name report_to learning_rate batch_size seq_length "
+    "gradient_accumulation_steps load_in_8bit load_in_4bit use_peft trust_remote_code output_dir peft_lora_r "
+    "peft_lora_alpha logging_steps token num_train_epochs max_steps save_steps save_total_limit push_to_hub "
+    "hub_model_id gradient_checkpointing template seed dpo_beta dataset_sample local_data_dir".split()
+)
+"""The keys that OpenFedLLM's programs have flags for: a command of these alone runs as it stands."""
+
+VERBS = {"sft": "sft", "causal_lm": "pretrain", "preference": "dpo", "grpo": "grpo"}
+"""Objectives, and the verbs that have them."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """A condition without which a key does nothing."""
+
+    holds: Callable[[Any], bool]
+    """Of a configuration."""
+    why: str
+    """What to say behind "because" where it does not hold; {c.KEY} is the value of a key."""
+    write: str = ""
+    """What to write so that it holds, where leaving the key out is not all that there is."""
+    said: bool = False
+    """Told in a sentence, not refused: what makes the key idle is often changed for a comparison."""
+
+
+Effect = tuple[Needs, ...]
+ALWAYS: Effect = ()
+"""Of a key that has an effect in every run, or is refused by a check of its own where it has none."""
+
+
+def only(key: str, *values: Any, said: bool = False) -> Effect:
+    """Return the effect of a key that works with some values of another."""
+    named = " or ".join(str(value) for value in values)
+    return (
+        Needs(
+            lambda config: getattr(config, key) in values,
+            f"it works with {key} {named}, and {key} is {{c.{key}}}",
+            f"write --{key} {values[0]}",
+            said,
+        ),
+    )
+
+
+def flag(key: str, value: str = "") -> Effect:
+    """Return the effect of a key that works where another is set."""
+    return (
+        Needs(lambda config: bool(getattr(config, key)), f"it works with {key} alone", f"add --{key} {value}".strip()),
+    )
+
+
+def verbs(*objectives: str) -> Effect:
+    """Return the effect of a key that some verbs have."""
+    named = " and ".join(f"`weft {VERBS[objective]}`" for objective in objectives)
+    return (
+        Needs(
+            lambda config: bool(config.objective in objectives),
+            f"it is a key of {named}, and the objective is {{c.objective}}",
+            f"use `weft {VERBS[objectives[0]]}`",
+        ),
+    )
+
+
+def _alone(config: Any) -> bool:
+    name: str = config.fed_alg
+    return name == "central" or name.startswith("local")
+
+
+NEVER = (Needs(lambda config: False, "it is accepted for OpenFedLLM's sake alone", said=True),)
+PEFT = flag("use_peft")
+NOT_SITES = (Needs(lambda config: config.runtime != "nvflare", "every site has its own data and its own site.yaml"),)
+ONE_SOURCE = (
+    *NOT_SITES,
+    Needs(
+        lambda config: not config.clients,
+        "clients have data of their own, and it deals rows of one source",
+        "name one source by --dataset_name instead of clients",
+    ),
+)
+FEDERATED = (
+    Needs(
+        lambda config: not _alone(config),
+        "it is about clients that learn together, and fed_alg is {c.fed_alg}",
+        "choose a federated --fed_alg",
+        said=True,
+    ),
+)
+GRADIENTS = (
+    Needs(
+        lambda config: config.prompt_method not in ("black_box", "text") and config.fed_alg != "fedkseed",
+        "there are no gradients: fed_alg is {c.fed_alg}, prompt_method {c.prompt_method}",
+        "choose another --prompt_method or --fed_alg",
+    ),
+)
+NOT_WORDS = (
+    Needs(
+        lambda config: config.prompt_method != "text",
+        "a prompt in words is learnt without steps",
+        "choose another --prompt_method",
+    ),
+)
+SCHEDULE = (
+    *NOT_WORDS,
+    Needs(lambda config: config.fed_alg != "fedbpt", "fedbpt fits its width by itself", "choose another --fed_alg"),
+)
+HERE = (Needs(lambda config: config.endpoint is None, "the model is behind an endpoint", "leave out --endpoint"),)
+LOADED = (
+    Needs(
+        lambda config: not config.from_scratch,
+        "the model begins from nothing",
+        "leave out --size, --hidden_size, --num_layers and --num_heads",
+    ),
+)
+HOLDS_OUT = (
+    Needs(
+        lambda config: (
+            not all(client.eval for client in config.clients) if config.clients else not config.eval_dataset_name
+        ),
+        "held-out rows are named apart",
+        "leave out --eval_dataset_name, or the eval of clients",
+    ),
+)
+OWN_MODELS = (
+    Needs(
+        lambda config: bool(
+            config.personal_steps
+            or config.share
+            or config.private_tokens
+            or config.cluster > 1
+            or config.fed_alg in ("ditto", "local")
+            or config.lora_aggregation in ("fedsa", "dual")
+        ),
+        "no client has a model of its own",
+        "add such as --personal_steps 10",
+    ),
+)
+
+
+def check(
+    config: Any,
+    given: Collection[str],
+    effects: Mapping[str, Effect],
+    *,
+    command: bool = False,
+    apart: Collection[str] = (),
+) -> str | None:
+    """Refuse keys that were given and have no effect; return what is only to be said, in one sentence, or None.
+
+    Args:
+        config: the whole configuration.
+        given: keys that the user wrote.
+        effects: of every key.
+        command: they are all flags; of OpenFedLLM's flags alone it is one of its commands, where nothing is refused.
+        apart: keys that are not judged.
+
+    Raises:
+        ConfigError: with the reason and the remedy.
+    """
+    told = command and OPENFEDLLM.issuperset(given)
+    idle: dict[Needs, list[str]] = {}
+    for key in given:
+        value = getattr(config, key)
+        if key in apart or value is None or value is False or value == [] or value == {}:
+            continue
+        failing = next((need for need in effects[key] if not need.holds(config)), None)
+        if failing is not None:
+            idle.setdefault(failing, []).append(key)
+    refused = [] if told else [need for need in idle if not need.said]
+    if refused:
+        need, *others = refused
+        rest = [key for other in others for key in idle[other]]
+        nor = f" ({_listed(rest)} {_have(rest)} none either)" if rest else ""
+        instead = f", or {need.write}" if need.write else ""
+        keys = idle[need]
+        raise ConfigError(
+            f"{_listed(keys)} {_have(keys)} no effect in this run, because {need.why.format(c=config)}: leave "
+            f"{'it' if len(keys) == 1 else 'them'} out{instead}{nor}."
+        )
+    if not idle:
+        return None
+    parts = [f"{_listed(keys)} ({need.why.format(c=config)})" for need, keys in idle.items()]
+    return f"without effect in this run: {'; '.join(parts)}."
+
+
+def _listed(keys: list[str]) -> str:
+    return keys[0] if len(keys) == 1 else f"{', '.join(keys[:-1])} and {keys[-1]}"
+
+
+def _have(keys: list[str]) -> str:
+    return "has" if len(keys) == 1 else "have"
