@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -172,6 +171,7 @@ def stories(shared_data: Path) -> Path:
 @pytest.fixture(autouse=True)
 def third_party_warnings():
     """Warnings that libraries raise about themselves, which nobody here can mend."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    from weft.models.noise import hushed
+
+    with hushed():
         yield

@@ -100,7 +100,8 @@ class Run:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        from weft.models.load import base_model, hush
+        from weft.models.load import base_model
+        from weft.models.noise import hush
         from weft.models.precision import choose_device, choose_dtype
 
         hush()

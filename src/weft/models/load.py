@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,24 +18,16 @@ from weft.core.parts import LoraAggregation
 from weft.core.seeds import derive
 from weft.errors import ConfigError, MissingExtra
 from weft.models.adapters import add_lora, fixed_factors
+from weft.models.compat import recompute_activations
 from weft.models.emulator import emulator_of, train_ends
 from weft.models.group import Group
 from weft.models.instruction import Instruction
+from weft.models.noise import hush
 from weft.models.offload import away, revive, tidy
 from weft.models.precision import choose_device, choose_dtype
 from weft.models.prompts import Front, add_prompt
 from weft.models.resident import Resident
 from weft.models.starting import fill, read_adapter, starting_adapter
-
-
-def hush() -> None:
-    """Silence what libraries say about themselves, which no user could mend: progress bars, casts, renamings."""
-    import transformers.utils.logging as talk
-
-    talk.set_verbosity_error()
-    talk.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 
 @contextlib.contextmanager
@@ -211,9 +201,7 @@ def _trainable(
         revive(trained, choose_device(config.device), config.seed)
     # Without recomputation, the layers that a backward pass needs would all stay on the device until then.
     if config.gradient_checkpointing or config.model_offload != "none":
-        # Transformers 5 has another name for it, and warns of the former.
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        recompute_activations(model)
         model.enable_input_require_grads()
     return trained
 
