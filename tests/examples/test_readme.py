@@ -75,6 +75,7 @@ def test_the_readme_opens_with_the_two_commands():
     assert re.search(r"^test:", makefile, flags=re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_every_command_of_the_readme_runs(workplace: Path, tiny_model: Path, tiny_data: Path, capsys):
     ran = 0
     for words in commands():
@@ -145,6 +146,7 @@ def test_the_examples_of_alignment(workplace: Path, verb: str, name: str, measur
     assert 0 <= run.summary["eval"][measured] <= 2
 
 
+@pytest.mark.slow
 def test_the_python_example(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setattr(sys, "argv", ["compare.py", "examples/sft.yaml"])
     exec((workplace / "examples" / "compare.py").read_text(), {"__name__": "__main__"})
