@@ -25,8 +25,8 @@ demo: .venv/.installed
 	$(BIN)/weft demo --overwrite
 
 check: .venv/.installed
-	$(BIN)/ruff format --check src tests benchmarks tools
-	$(BIN)/ruff check src tests benchmarks tools
+	$(BIN)/ruff format --check src tests benchmarks tools setup.py
+	$(BIN)/ruff check src tests benchmarks tools setup.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
