@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+from contextvars import ContextVar
 from typing import Any, NoReturn
 
 from weft import registry
 from weft.errors import ConfigError
+
+_described: ContextVar[bool] = ContextVar("described", default=False)
+"""Whether parsers are to be looked at rather than used."""
+
+
+class Described(BaseException):
+    """A verb's parser, instead of what the verb does."""
+
+    def __init__(self, parser: Parser) -> None:
+        super().__init__()
+        self.parser = parser
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,6 +33,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv: list[str]) -> argparse.Namespace:
         """Parse; dashes in flags may be written for underscores."""
+        if _described.get():
+            raise Described(self)
         known, unknown = self.parse_known_args([_underscored(word) for word in argv])
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
@@ -27,6 +42,19 @@ class Parser(argparse.ArgumentParser):
             meant = f" Did you mean '{guess}'?" if guess else f" `{self.prog} --help` lists all."
             raise ConfigError(f"There is no flag or place for '{unknown[0]}'.{meant}")
         return known
+
+
+def parser_of(verb: str) -> Parser:
+    """Return the parser of a verb, which every verb makes before it does anything."""
+    module, _, function = registry.require(registry.COMMANDS, verb, "verb").partition(":")
+    before = _described.set(True)
+    try:
+        getattr(importlib.import_module(module), function)([])
+    except Described as found:
+        return found.parser
+    finally:
+        _described.reset(before)
+    raise TypeError(f"The verb '{verb}' parses nothing.")
 
 
 def _underscored(word: str) -> str:

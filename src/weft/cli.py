@@ -34,6 +34,7 @@ HELP = {
     "logs": "what a run said, on the server's machine",
     "stop": "end a run of sites; the rounds that are done are kept",
     "up": "a server, its sites and a run on this machine, in one terminal",
+    "completion": "what lets bash, zsh or fish complete these words",
 }
 
 
@@ -57,7 +58,7 @@ def overview() -> str:
 def entry() -> int:
     """Run the command line for a user: of all warnings, Weft's own are shown, as a line each."""
 
-    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    def show(message: Warning | str, category: type[Warning], *place: Any, **where: Any) -> None:
         """Show a sentence of ours; a library may change filters, but not this."""
         if issubclass(category, WeftWarning):
             print(f"weft: {message}", file=sys.stderr)

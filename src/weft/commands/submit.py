@@ -42,7 +42,8 @@ def read_run(verb: str, argv: list[str]) -> tuple[argparse.Namespace, RunConfig,
     """Return the arguments, the run that they describe, and its name; ConfigError for one that cannot be."""
     which = argv[0] if argv and argv[0] in VERBS else "sft"
     words = argv[1:] if argv and argv[0] in VERBS else argv
-    made = verb_parser(verb, "Hand a run to the server of a federation of sites.")
+    here = "A server, its sites and a run on this machine, in one terminal."
+    made = verb_parser(verb, here if verb == "up" else "Hand a run to the server of a federation of sites.")
     made.usage = f"weft {verb} [{'|'.join(VERBS)}] RUN.yaml [--KEY VALUE ...]"
     made.add_argument("file", nargs="?", metavar="RUN.yaml", help="the run file")
     made.add_argument("--kit", default="kits/admin", help="the administrator's kit [kits/admin]")

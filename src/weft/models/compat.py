@@ -8,26 +8,24 @@ gradient checkpointing before.
 from __future__ import annotations
 
 import inspect
-from functools import lru_cache
 from typing import Any
 
 from torch import nn
 
 
-@lru_cache(maxsize=64)
-def _cache_name(model_class: type[nn.Module]) -> str:
+def _cache_name(model: nn.Module) -> str:
     """Return the argument of `forward` that takes the keys and values of what came before."""
-    return "cache" if "cache" in inspect.signature(model_class.forward).parameters else "past_key_values"
+    return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
 
 
 def cache_arguments(model: nn.Module, cache: Any) -> dict[str, Any]:
     """Return the arguments of `model(...)` that hand over a cache: none where there is no cache."""
-    return {} if cache is None else {_cache_name(type(model)): cache}
+    return {} if cache is None else {_cache_name(model): cache}
 
 
 def cache_of(model: nn.Module, outputs: Any) -> Any:
     """Return the cache in a model's outputs."""
-    return outputs[_cache_name(type(model))]
+    return outputs[_cache_name(model)]
 
 
 def recompute_activations(model: Any) -> None:

@@ -20,6 +20,10 @@ KNOWN: dict[str, tuple[str, type[Warning]]] = {
         "Position ids are not supported",
         UserWarning,
     ),
+    "bitsandbytes computes in 16 bits, as its users know who ask for 8": (
+        "MatMul8bitLt: inputs will be cast from",
+        UserWarning,
+    ),
 }
 """Why a warning means nothing to a user -> how it begins, and its category."""
 
