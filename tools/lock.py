@@ -50,7 +50,9 @@ def main() -> int:
     if not (ENVIRONMENT / "bin" / "uv").exists():
         subprocess.run([sys.executable, "-m", "venv", str(ENVIRONMENT)], check=True)
         subprocess.run([str(ENVIRONMENT / "bin" / "python"), "-m", "pip", "install", "--quiet", "uv"], check=True)
-    everything = compiled("--all-extras", "--universal", "--python-version", PYTHONS[0])
+    everything = compiled(
+        "--all-extras", "--constraint", str(LOCK.parent / "held.txt"), "--universal", "--python-version", PYTHONS[0]
+    )
     kept = [line for line in everything if not ELSEWHERE.search(line)]
     LOCK.parent.mkdir(exist_ok=True)
     LOCK.write_text(HEADER + "\n".join(kept) + "\n", encoding="utf-8")
@@ -63,4 +65,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except subprocess.CalledProcessError as error:  # uv has said why
+        sys.exit(error.returncode)
