@@ -41,7 +41,8 @@ def lower_ends(project: dict[str, Any]) -> list[str]:
     pairs = [re.match(r"([\w.-]+)>=([\w.]+)", one) for one in project["dependencies"] + extras]
     missing = [one for one, pair in zip(project["dependencies"] + extras, pairs, strict=True) if pair is None]
     if missing:
-        raise SystemExit(f"pyproject.toml gives {', '.join(missing)} no lower end: write {missing[0]}>=VERSION.")
+        name = re.split(r"[<>=!~;\[]", missing[0])[0]
+        raise SystemExit(f"pyproject.toml gives {name} no lower end: write {name}>=VERSION.")
     return [f"{pair[1]}=={pair[2]}" for pair in pairs if pair is not None]
 
 
