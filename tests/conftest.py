@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +47,18 @@ def flags(keys: dict[str, object]) -> list[str]:
         words.append(f"--{key}")
         words += [str(part) for part in value] if isinstance(value, list) else [str(value)]
     return words
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="no GPU"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -172,8 +183,9 @@ def stories(shared_data: Path) -> Path:
 @pytest.fixture(autouse=True)
 def third_party_warnings():
     """Warnings that libraries raise about themselves, which nobody here can mend."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    from weft.models.noise import hushed
+
+    with hushed():
         yield
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import shutil
 import textwrap
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any, NoReturn, get_args
 
 from weft import registry
@@ -31,6 +33,18 @@ USUAL = {
 
 LISTED = ("loss", "parallel", "grpo_loss", "recipe")
 """Keys whose names stand elsewhere in the help, or in their descriptions."""
+
+
+_described: ContextVar[bool] = ContextVar("described", default=False)
+"""Whether parsers are to be looked at rather than used."""
+
+
+class Described(BaseException):
+    """A verb's parser, instead of what the verb does."""
+
+    def __init__(self, parser: Parser) -> None:
+        super().__init__()
+        self.parser = parser
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,6 +78,8 @@ class Parser(argparse.ArgumentParser):
         """Parse; dashes in flags may be written for underscores, and `--no_use_peft` for `--use_peft false`."""
         from weft.keys.names import foreign
 
+        if _described.get():
+            raise Described(self)
         known, unknown = self.parse_known_args([self._own(word) for word in argv])
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
@@ -111,6 +127,19 @@ class _HelpAll(argparse.Action):
         parser.rare = {""}
         parser.print_help()
         parser.exit()
+
+
+def parser_of(verb: str) -> Parser:
+    """Return the parser of a verb, which every verb makes before it does anything."""
+    module, _, function = registry.require(registry.COMMANDS, verb, "verb").partition(":")
+    before = _described.set(True)
+    try:
+        getattr(importlib.import_module(module), function)([])
+    except Described as found:
+        return found.parser
+    finally:
+        _described.reset(before)
+    raise TypeError(f"The verb '{verb}' parses nothing.")
 
 
 def _underscored(word: str) -> str:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
+from typing import Any
 
 from weft import registry
-from weft.errors import ConfigError, WeftError
+from weft.errors import ConfigError, WeftError, WeftWarning
 
 HELP = {
     "sft": "fine-tune on instructions, federated",
@@ -32,6 +34,7 @@ HELP = {
     "logs": "what a run said, on the server's machine",
     "stop": "end a run of sites; the rounds that are done are kept",
     "up": "a server, its sites and a run on this machine, in one terminal",
+    "completion": "what lets bash, zsh or fish complete these words",
 }
 
 
@@ -52,8 +55,22 @@ def overview() -> str:
     )
 
 
+def entry() -> int:
+    """Run the command line for a user: of all warnings, Weft's own are shown, as a line each."""
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **where: Any) -> None:
+        """Show a sentence of ours; a library may change filters, but not this."""
+        if issubclass(category, WeftWarning):
+            print(f"weft: {message}", file=sys.stderr)
+
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("default", WeftWarning)
+    warnings.showwarning = show
+    return main()
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
+    """Run the command line and return its exit code; warnings stay as they are."""
     try:
         code = _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
@@ -88,4 +105,4 @@ def _run(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry())

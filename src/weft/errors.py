@@ -10,8 +10,20 @@
     │   └── LateUpdate    ... or it sent it too late, or twice
     └── RunError          a fault while running: nothing is lost, the run can be resumed, exit code 1
 
-A message says what was given, why it cannot be, and what to write instead.
+A message says what was given, why it cannot be, and what to write instead. What goes on all the same is said by
+`warn`: of all warnings, the command line shows those alone.
 """
+
+import warnings
+
+
+class WeftWarning(UserWarning):
+    """Something that the user should know, though the work goes on."""
+
+
+def warn(sentence: str) -> None:
+    """Warn in one sentence; `warnings` shows a sentence once for each place that it comes from."""
+    warnings.warn(sentence, WeftWarning, stacklevel=3)
 
 
 class WeftError(Exception):

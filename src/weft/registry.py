@@ -120,6 +120,7 @@ COMMANDS = {
     "logs": "weft.commands.submit:logs",
     "stop": "weft.commands.submit:stop",
     "up": "weft.commands.up:run",
+    "completion": "weft.commands.completion:run",
 }
 
 

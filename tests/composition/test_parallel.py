@@ -102,6 +102,7 @@ def test_two_processes_are_one(keys, untied: Path, tmp_path: Path, way: str, for
             assert left.get(key) == (None if left.get(key) is None else pytest.approx(right[key], rel=LOSS))
 
 
+@pytest.mark.slow
 def test_a_run_in_two_processes_is_gone_on_with(keys, tmp_path: Path, forks: Forks):
     own = {"use_peft": False, "fed_alg": "diloco", "dtype": "float32", "parallel": "fsdp", "checkpoint_seconds": 0}
     given = keys | own | {"num_rounds": 3, "eval_every": 0, "save_model_freq": 1}

@@ -1,6 +1,7 @@
 """The product of parts: every algorithm with every LoRA aggregation and kind of training runs, or is refused in words.
 
-What is allowed is written down here by names, apart from the traits by which the plan decides.
+What is allowed is written down here by names, apart from the traits by which the plan decides. The runs are slow, all
+together: `make test` has test_pairs.py, where each run has several parts that are to go together.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def test_nothing_is_forgotten():
     assert len(RUN) > 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fed_alg", "lora", "kind"), [one for one in RUN if one[2] != "rslora" or one[0] == "fedavg"])
 def test_two_rounds(keys, fed_alg: str, lora: str, kind: str):
     changes = {"fed_alg": fed_alg, "lora_aggregation": lora, "num_rounds": 2, "eval_every": 0, "max_steps": 1}
@@ -78,6 +80,7 @@ def test_everything_else_is_refused_before_a_model_is_loaded(keys):
         assert "there/is" not in sentence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fed_alg", ["fedavg", "local", "central"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_plain_text(keys, fed_alg: str, kind: str, tmp_path: Path):
@@ -129,6 +132,7 @@ def texts(tmp_path: Path) -> str:
     return str(write_rows(tmp_path / "texts.jsonl", rows))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fed_alg", ALGORITHMS)
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_pre_training_with_every_algorithm(keys, texts: str, fed_alg: str, kind: str):
@@ -151,6 +155,7 @@ PREFER = [(loss, "fedavg", kind) for loss in ("ipo", "simpo", "orpo", "kto", "ro
 PREFER += [(loss, fed_alg, "lora") for loss in ("dpo", "kto") for fed_alg in ALGORITHMS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "fed_alg", "kind"), PREFER)
 def test_preferences_with_every_algorithm(keys, preferences: dict[str, str], loss: str, fed_alg: str, kind: str):
     data = preferences["judged" if loss == "kto" else "pairs"]
@@ -164,6 +169,7 @@ PROMPTS = [("soft", fed_alg) for fed_alg in ALGORITHMS] + [("prefix", "fedavg"),
 PROMPTS += [("prefix", "scaffold"), ("p_tuning", "fedadam"), ("black_box", "fedbpt"), ("black_box", "fedavgm")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "fed_alg"), PROMPTS)
 def test_prompts_with_every_algorithm(keys, method: str, fed_alg: str):
     changes = {"use_peft": False, "prompt_method": method, "num_virtual_tokens": 4, "fed_alg": fed_alg, "max_steps": 1}
@@ -172,6 +178,7 @@ def test_prompts_with_every_algorithm(keys, method: str, fed_alg: str):
     assert 0 <= run.summary["eval"]["accuracy"] <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fed_alg", ALGORITHMS)
 def test_rewards_with_every_algorithm(keys, fed_alg: str):
     changes = {"objective": "grpo", "reward": "length", "max_new_tokens": 4, "num_generations": 2, "batch_size": 2}

@@ -55,7 +55,13 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS.keys())
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(changes, id=kind, marks=[pytest.mark.slow] * (kind != "scaffold"))
+        for kind, changes in KINDS.items()
+    ],
+)
 def test_results_are_those_of_one_process_bit_for_bit(spread, changes: dict[str, object], tmp_path: Path):
     given = spread | changes
     if changes is PAIRS:
@@ -102,6 +108,7 @@ def test_a_dead_actors_client_is_answered_by_another(spread, tmp_path: Path):
     assert (run.path / "metrics.jsonl").read_bytes() == (other.path / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_plain_text_is_read_by_every_actor(spread, tmp_path: Path):
     rows = [{"text": row["instruction"] + " " + row["output"]} for row in colour_rows(60)]
     data = {

@@ -160,7 +160,7 @@ def test_killed_processes_lose_no_committed_round(run, parties: Federation, tmp_
 
     Rounds are long beside the second between two looks, so that both are killed before the end.
     """
-    given = run | {"num_rounds": 12, "checkpoint_seconds": 0, "fed_alg": "scaffold", "max_steps": 60}
+    given = run | {"num_rounds": 8, "checkpoint_seconds": 0, "fed_alg": "scaffold", "max_steps": 60}
     stages = ["site", "server"]
 
     def hear(said: dict[str, object]) -> None:
@@ -181,6 +181,7 @@ def test_killed_processes_lose_no_committed_round(run, parties: Federation, tmp_
     same(there(parties, "killed"), here(given, parties, tmp_path).path)
 
 
+@pytest.mark.slow
 def test_a_cut_line_and_a_site_that_was_away_end_no_run(run, parties: Federation, gate: Gate):
     """The others go on; who was cut off is found again by itself, who began anew when the run is handed in again.
 
@@ -287,6 +288,7 @@ def test_only_the_servers_port_is_listened_to_and_on_loopback_alone(parties: Fed
     assert ("00000000", parties.port) not in listening
 
 
+@pytest.mark.slow
 def test_up_trains_on_real_data(shared_data: Path, stories: Path, tmp_path: Path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source = shared_data / "instruct" / "tfns_train.jsonl.gz"

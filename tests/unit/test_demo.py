@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from weft.cli import main
 from weft.commands.demo import Demo, show, train_all
 from weft.demo.hospitals import SPECIALITIES, choices, facts, make_hospitals, public_glossary, write
@@ -43,6 +45,7 @@ def test_one_seed_gives_the_same_bytes(tmp_path: Path):
     assert all((tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes() for path in written)
 
 
+@pytest.mark.slow
 def test_the_whole_demo_in_a_few_steps(tmp_path: Path, capsys):
     few = {"num_rounds": 1, "max_steps": 1, "learning_rate": 1e-3}
     demo = Demo(tmp_path / "demo", 0, few, few)

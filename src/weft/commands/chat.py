@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from typing import Any
 
 from weft.arguments import Parser
 from weft.errors import ConfigError
 from weft.launch.finished import Run, add_use_flags, open_to_use
+from weft.models.noise import hushed
 
 
 def run(argv: list[str]) -> int:
@@ -93,9 +93,7 @@ def generate(
         ids = ids[:, -max(1, limit - tokens) :]
     torch.manual_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    with torch.no_grad(), warnings.catch_warnings():
-        # peft says so of prompts, whatever positions are given; those that count are the model's own.
-        warnings.filterwarnings("ignore", message="Position ids are not supported")
+    with torch.no_grad(), hushed():
         out = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),

@@ -43,7 +43,9 @@ def read_run(verb: str, argv: list[str]) -> tuple[argparse.Namespace, RunConfig,
     """Return the arguments, the run that they describe, and its name; ConfigError for one that cannot be."""
     which = argv[0] if argv and argv[0] in VERBS else "sft"
     words = argv[1:] if argv and argv[0] in VERBS else argv
-    made = verb_parser(verb, "Hand a run to the server of a federation of sites.", trains=False)
+    here = "A server, its sites and a run on this machine, in one terminal."
+    what = here if verb == "up" else "Hand a run to the server of a federation of sites."
+    made = verb_parser(verb, what, trains=False)
     made.usage = f"weft {verb} [{'|'.join(VERBS)}] RUN.yaml [--KEY VALUE ...]"
     made.add_argument("--kit", default="kits/admin", help="the administrator's kit [kits/admin]")
     made.add_argument("--name", help="of the run at the server [the file's]; the same name goes on with the same run")

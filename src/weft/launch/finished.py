@@ -181,8 +181,8 @@ class Run:
         from weft.models.adapter_files import attach
         from weft.models.checkpoint import load_weights
         from weft.models.load import base_model
+        from weft.models.noise import hush
         from weft.models.precision import choose_device, choose_dtype
-        from weft.models.source import hush
 
         hush()
         weights = self.weights(client)

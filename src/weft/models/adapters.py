@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from weft.core.parts import LoraAggregation
 from weft.core.types import Tensors
 from weft.errors import ConfigError
 from weft.models.dropout import quicken
+from weft.models.noise import hushed
 from weft.models.notes import Note, unsaid
 from weft.models.prompts import save_prompt
 from weft.models.side import adapted_layers, add_middle, add_twin
@@ -70,10 +70,7 @@ def add_lora(
     if wanted.target_modules is None and model.config.model_type in ("gpt2",):
         wanted.fan_in_fan_out = True
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers in words that are to change
-            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # and corrects it by itself
-            warnings.filterwarnings("ignore", message="Model (has|with) `tie_word_embeddings")  # a merge unties them
+        with hushed():
             adapted = get_peft_model(model, wanted, autocast_adapter_dtype=False)
             if lora is not None:
                 _shape(adapted, wanted, lora)

@@ -14,8 +14,9 @@ import torch
 from weft.core.seeds import derive
 from weft.errors import ConfigError
 from weft.models.checkpoint_names import Stored, harmless, listed, plain_names, stripped
+from weft.models.noise import hush
 from weft.models.notes import Note, unsaid
-from weft.models.source import hush, in_words
+from weft.models.source import in_words
 from weft.models.weight_files import headers, read_tensors
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")

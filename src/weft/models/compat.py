@@ -1,7 +1,8 @@
 """What releases of transformers call by different names. Nothing else in Weft knows these names.
 
 transformers 5.24 renamed the argument and the output `past_key_values` to `cache`; architectures that it has not
-renamed, and releases before it, keep the former name.
+renamed, and releases before it, keep the former name. It also calls activation checkpointing by its name where it was
+gradient checkpointing before.
 """
 
 from __future__ import annotations
@@ -28,3 +29,9 @@ def cache_arguments(model: nn.Module, given: Any) -> dict[str, Any]:
 def cache_of(model: nn.Module, outputs: Any) -> Any:
     """Return the cache in a model's outputs."""
     return outputs[_cache_name(type(model).forward)]
+
+
+def recompute_activations(model: Any) -> None:
+    """Let a model compute its activations anew in the backward pass, rather than keep them."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})

@@ -15,9 +15,11 @@ from weft.core.seeds import derive
 from weft.errors import ConfigError
 from weft.models.adapters import add_lora, fixed_factors
 from weft.models.checkpoint import find_checkpoint, load_weights
+from weft.models.compat import recompute_activations
 from weft.models.emulator import emulator_of, train_ends
 from weft.models.group import Group
 from weft.models.instruction import Instruction
+from weft.models.noise import hush
 from weft.models.notes import Note, unsaid
 from weft.models.offload import away, revive, tidy
 from weft.models.precision import choose_device, choose_dtype
@@ -25,7 +27,7 @@ from weft.models.probes import check_computes
 from weft.models.prompts import Front, add_prompt
 from weft.models.quantised import check_stored, keep_unpacked, quantisation, stored_bits
 from weft.models.resident import Resident
-from weft.models.source import hush, in_words, model_source
+from weft.models.source import in_words, model_source
 from weft.models.starting import fill, starting_adapter
 from weft.models.tokenizer import load_tokenizer
 
@@ -204,9 +206,7 @@ def _trainable(
         revive(trained, choose_device(config.device), config.seed)
     # Without recomputation, the layers that a backward pass needs would all stay on the device until then.
     if config.gradient_checkpointing or config.model_offload != "none":
-        # Transformers 5 has another name for it, and warns of the former.
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        recompute_activations(model)
         model.enable_input_require_grads()
     return trained
 

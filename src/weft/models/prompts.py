@@ -8,7 +8,6 @@ Prefixes are keys and values of every layer (Li & Liang 2021, arXiv 2101.00190):
 from __future__ import annotations
 
 import copy
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from weft.core.lowrank import PERSONAL
 from weft.core.seeds import derive
 from weft.core.types import Tensors
 from weft.errors import ConfigError
+from weft.models.noise import hushed
 
 EMBEDDED = ("soft", "p_tuning", "black_box")
 """Methods whose vectors stand among the embeddings."""
@@ -48,8 +48,7 @@ def add_prompt(model: Any, config: RunConfig, dtype: torch.dtype, tokenizer: Any
     from peft import get_peft_model
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
+        with hushed():
             made = get_peft_model(
                 model, _wanted(config, config.num_virtual_tokens, model), autocast_adapter_dtype=False
             )

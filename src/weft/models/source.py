@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from weft.errors import ConfigError
 from weft.models.starting import read_adapter, starting_adapter
-
-
-def hush() -> None:
-    """Silence what libraries say about themselves, which no user could mend: progress bars, casts, renamings."""
-    import transformers.utils.logging as talk
-
-    talk.set_verbosity_error()
-    talk.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ from typing import Any
 
 from weft.config import RunConfig
 from weft.errors import ConfigError
-from weft.models.source import hush, in_words, model_source
+from weft.models.noise import hush
+from weft.models.source import in_words, model_source
 from weft.models.starting import starting_adapter
 
 

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from urllib.parse import quote
 
 from weft.core.files import follow_umask, sync_directory, write_atomic
 from weft.core.types import ServerState, Streams, Tensors
-from weft.errors import RunError
+from weft.errors import RunError, warn
 from weft.runs.layout import RunDir
 
 CONTENTS = "contents"
@@ -72,7 +71,7 @@ def save(
     return target
 
 
-def latest(run: RunDir, note: Callable[[str], None] = warnings.warn) -> tuple[ServerState, dict[str, Any]] | None:
+def latest(run: RunDir, note: Callable[[str], None] = warn) -> tuple[ServerState, dict[str, Any]] | None:
     """Return the newest whole checkpoint, tensors on the CPU, and its `extra`; None if there never was one.
 
     A damaged checkpoint is passed over for the one before, and `note` is told.

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from weft.errors import ConfigError, MissingExtra
+from weft.errors import ConfigError, MissingExtra, warn
 from weft.registry import nearest
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
@@ -61,7 +60,7 @@ class Trackers:
         names: list[str],
         run_dir: Path,
         config: dict[str, Any],
-        note: Callable[[str], None] = warnings.warn,
+        note: Callable[[str], None] = warn,
     ) -> None:
         self._note = note
         self._running: dict[str, Any] = {}

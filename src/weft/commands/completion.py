@@ -1,0 +1,206 @@
+"""`weft completion bash|zsh|fish`: print a script by which the shell completes verbs, flags, and what flags may say.
+
+The script holds all the words, so that completing starts no process. They come from the verbs' own parsers, from the
+types of the keys, and from the tables of named parts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import typing
+from dataclasses import dataclass
+
+from weft import registry
+from weft.arguments import Parser, parser_of
+from weft.config import RunConfig
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "fed_alg": tuple(registry.ALGORITHMS),
+    "lora_aggregation": tuple(registry.LORA_AGGREGATIONS),
+    "client_weight": tuple(registry.WEIGHTINGS),
+    "objective": tuple(registry.OBJECTIVES),
+    "split_strategy": tuple(registry.SPLITS),
+    "template": ("auto", *registry.TEMPLATES),
+    "reward": registry.REWARDS,
+    "report_to": ("none", "all", "tensorboard", "wandb", "mlflow", "trackio"),
+    "device": ("auto", "cpu", "cuda", "mps"),
+    "peft_lora_target_modules": ("auto", "all-linear"),
+}
+"""Keys that take the names of parts."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag of a verb: what may follow it, nothing (`takes` is false), or anything, such as a file (no `words`)."""
+
+    name: str
+    takes: bool
+    words: tuple[str, ...]
+    about: str
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb: what may follow it, and its flags."""
+
+    name: str
+    about: str
+    words: tuple[str, ...]
+    flags: tuple[Flag, ...]
+
+
+def run(argv: list[str]) -> int:
+    """Print the script."""
+    parser = Parser(
+        prog="weft completion",
+        description=(
+            'Print what lets a shell complete these words. bash: eval "$(weft completion bash)" in ~/.bashrc. zsh: the '
+            "same with zsh in ~/.zshrc, after compinit. fish: weft completion fish | source in its config.fish"
+        ),
+        allow_abbrev=False,
+    )
+    parser.add_argument("shell", choices=["bash", "zsh", "fish"], help="the shell that is to complete")
+    shell = parser.parse(argv).shell
+    print({"bash": bash, "zsh": zsh, "fish": fish}[shell](verbs()), end="")
+    return 0
+
+
+def verbs() -> list[Verb]:
+    """Return what there is to complete."""
+    found = []
+    for name in registry.COMMANDS:
+        parser = parser_of(name)
+        places = [action for action in parser._actions if not action.option_strings]
+        words = tuple(str(word) for action in places[:1] for word in action.choices or ())
+        if name in ("submit", "up"):
+            from weft.commands.submit import VERBS
+
+            words = VERBS
+        about = (parser.description or "").partition(". ")[0].partition(":")[0].rstrip(".")
+        flags = [_flag(flag, action) for action in parser._actions for flag in action.option_strings]
+        found.append(Verb(name, about, words, tuple(flag for flag in flags if flag.name.startswith("--"))))
+    return found
+
+
+def _flag(name: str, action: argparse.Action) -> Flag:
+    words = tuple(str(word) for word in action.choices or ()) or _said(action.dest)
+    return Flag(name, action.nargs != 0, words, (action.help or "").replace("%%", "%").split(" [")[0])
+
+
+def _said(key: str) -> tuple[str, ...]:
+    """Return what a key may say, where that is a closed set."""
+    if key in NAMES or key not in RunConfig.model_fields:
+        return NAMES.get(key, ())
+    kind = RunConfig.model_fields[key].annotation
+    if kind is bool:
+        return ("true", "false")
+    inner = [kind, *typing.get_args(kind)]
+    return tuple(
+        str(word) for one in inner if typing.get_origin(one) is typing.Literal for word in typing.get_args(one)
+    )
+
+
+def _by_words(found: list[Verb]) -> list[tuple[tuple[str, ...], list[str]]]:
+    """Return sets of words with the patterns `VERB FLAG` that they may follow."""
+    every: dict[str, set[tuple[str, ...]]] = {}
+    for verb in found:
+        for flag in verb.flags:
+            every.setdefault(flag.name, set()).add(flag.words)
+    grouped: dict[tuple[str, ...], list[str]] = {}
+    for verb in found:
+        for flag in verb.flags:
+            pattern = f'*" {flag.name}"' if len(every[flag.name]) == 1 else f'"{verb.name} {flag.name}"'
+            if flag.words and pattern not in grouped.setdefault(flag.words, []):
+                grouped[flag.words].append(pattern)
+    return list(grouped.items())
+
+
+def bash(found: list[Verb]) -> str:
+    """Return the script for bash."""
+    lines = [
+        "# weft completion for bash",
+        "_weft() {",
+        '    local now=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} verb=${COMP_WORDS[1]} words=""',
+        "    if ((COMP_CWORD == 1)); then",
+        f'        words="{" ".join(verb.name for verb in found)} --help --version"',
+        "    else",
+        '        case "$verb $before" in',
+        *(f'            {"|".join(patterns)}) words="{" ".join(words)}" ;;' for words, patterns in _by_words(found)),
+        "        esac",
+        "        if [[ -z $words && $now == -* ]]; then",
+        '            case "$verb" in',
+        *(f'                {verb.name}) words="{" ".join(flag.name for flag in verb.flags)}" ;;' for verb in found),
+        "            esac",
+        "        elif [[ -z $words && $COMP_CWORD -eq 2 ]]; then",
+        '            case "$verb" in',
+        *(f'                {verb.name}) words="{" ".join(verb.words)}" ;;' for verb in found if verb.words),
+        "            esac",
+        "        fi",
+        "    fi",
+        '    COMPREPLY=($(compgen -W "$words" -- "$now"))',
+        "}",
+        "complete -o default -F _weft weft",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def zsh(found: list[Verb]) -> str:
+    """Return the script for zsh."""
+    lines = [
+        "#compdef weft",
+        "_weft() {",
+        "    local verb=$words[2] before=$words[CURRENT-1]",
+        "    if ((CURRENT == 2)); then",
+        "        local -a verbs=(",
+        *(f"            {_quoted(verb.name + ':' + verb.about)}" for verb in found),
+        "        )",
+        "        _describe verb verbs",
+        "        return",
+        "    fi",
+        '    case "$verb $before" in',
+        *(
+            f"        ({'|'.join(patterns)}) compadd -- {' '.join(words)}; return ;;"
+            for words, patterns in _by_words(found)
+        ),
+        "    esac",
+        "    if [[ $PREFIX == -* ]]; then",
+        '        case "$verb" in',
+        *(f"            ({verb.name}) compadd -- {' '.join(flag.name for flag in verb.flags)} ;;" for verb in found),
+        "        esac",
+        "        return",
+        "    fi",
+        "    if ((CURRENT == 3)); then",
+        '        case "$verb" in',
+        *(f"            ({verb.name}) compadd -- {' '.join(verb.words)} ;;" for verb in found if verb.words),
+        "        esac",
+        "    fi",
+        "    _files",
+        "}",
+        'if [[ ${funcstack[1]} == _weft ]]; then _weft "$@"; else compdef _weft weft; fi',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def fish(found: list[Verb]) -> str:
+    """Return the script for fish."""
+    lines = ["# weft completion for fish"]
+    first = "complete -c weft -n __fish_use_subcommand"
+    lines += [f"{first} -f -a {verb.name} -d {_quoted(verb.about)}" for verb in found]
+    having: dict[Flag, list[str]] = {}
+    for verb in found:
+        if verb.words:
+            when = f"'__fish_seen_subcommand_from {verb.name}; and test (count (commandline -opc)) -eq 2'"
+            lines.append(f"complete -c weft -n {when} -a {_quoted(' '.join(verb.words))}")
+        for flag in verb.flags:
+            having.setdefault(flag, []).append(verb.name)
+    for flag, names in having.items():
+        when = f"'__fish_seen_subcommand_from {' '.join(names)}'"
+        what = f" -x -a {_quoted(' '.join(flag.words))}" if flag.words else " -r" if flag.takes else ""
+        lines.append(f"complete -c weft -n {when} -l {flag.name[2:]}{what} -d {_quoted(flag.about)}")
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """Return a text as one word of a shell, whichever; quotes in it are left out."""
+    return "'" + re.sub(r"['\\\\]", "", text) + "'"

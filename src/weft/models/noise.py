@@ -1,0 +1,56 @@
+"""What libraries say of themselves, which no user could mend: kept quiet here, and nowhere else.
+
+Each warning is named by its words, so that one that is new is seen. Weft's own are WeftWarning and never hidden.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+
+KNOWN: dict[str, tuple[str, type[Warning]]] = {
+    "transformers asks models for a property that it renamed": (".*is_gradient_checkpointing.*", FutureWarning),
+    "peft is told by the layers that weights lie the other way round, and turns them": (
+        "fan_in_fan_out is set to",
+        UserWarning,
+    ),
+    "peft says so of prompts whatever positions are given; those that count are the model's own": (
+        "Position ids are not supported",
+        UserWarning,
+    ),
+    "a merge unties what is tied, and says how": (
+        "Model (has|with) `tie_word_embeddings",
+        UserWarning,
+    ),
+    "bitsandbytes computes in 16 bits, as its users know who ask for 8": (
+        "MatMul8bitLt: inputs will be cast from",
+        UserWarning,
+    ),
+}
+"""Why a warning means nothing to a user -> how it begins, and its category."""
+
+
+def ignore_known() -> None:
+    """Add a filter for each warning that is known."""
+    for begins, category in KNOWN.values():
+        warnings.filterwarnings("ignore", message=begins, category=category)
+
+
+def hush() -> None:
+    """Silence libraries in this process: progress bars, words about casts, the warnings that are known."""
+    import transformers.utils.logging as talk
+
+    talk.set_verbosity_error()
+    talk.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    ignore_known()
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Ignore the known warnings inside, and put the filters back."""
+    with warnings.catch_warnings():
+        ignore_known()
+        yield

@@ -1,0 +1,89 @@
+"""Every pair of parts: algorithms, LoRA aggregations, kinds of training and objectives, some of each in one run.
+
+`make test` runs these; test_product.py runs every algorithm with every one of the others for itself (`make test-all`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+from test_product import ALGORITHMS, BASELINES, KINDS, SEEDS, allowed
+
+import weft
+from conftest import colour_rows, write_rows
+from pairs import Row, covering, pairs_of
+from weft import registry
+
+PROMPTS: dict[str, dict[str, object]] = {"soft": {"use_peft": False, "prompt_method": "soft", "num_virtual_tokens": 4}}
+"""One of the methods: to an algorithm they are all some vectors (test_prompt.py has the others)."""
+TASKS: dict[str, dict[str, object]] = {
+    "sft": {},
+    "text": {"objective": "causal_lm"},
+    "grpo": {"objective": "grpo", "reward": "length", "max_new_tokens": 4, "num_generations": 2, "batch_size": 2},
+}
+TASKS |= {
+    loss: {"objective": "preference", "loss": loss} for loss in ("dpo", "ipo", "simpo", "orpo", "kto", "robust_dpo")
+}
+MEASURED = {"sft": "loss", "text": "bits_per_byte", "grpo": "reward"}
+AXES = {
+    "algorithm": ALGORITHMS,
+    "aggregation": list(registry.LORA_AGGREGATIONS),
+    "kind": [*KINDS, *PROMPTS],
+    "task": list(TASKS),
+}
+
+
+def goes_together(row: Row) -> bool:
+    fed_alg, lora, kind, task = row
+    if kind in PROMPTS:  # of the tasks, prompts are for questions
+        return lora == "average" and task == "sft"
+    return allowed(fed_alg, lora, kind)
+
+
+CHOSEN = covering(AXES, goes_together)
+
+
+def test_every_pair_is_there_and_many_triples_are_not():
+    every = [row for row in itertools.product(*AXES.values()) if goes_together(row)]
+    assert set().union(*map(pairs_of, CHOSEN)) == set().union(*map(pairs_of, every))
+    assert len(CHOSEN) < len(every) / 5
+    assert set(CHOSEN) <= set(every)
+
+
+def test_a_covering_array_of_a_known_size():
+    """Four factors of three values: nine rows are enough (the orthogonal array L9), and greed needs few more."""
+    rows = covering(dict.fromkeys("wxyz", "abc"), lambda row: True)
+    assert set().union(*map(pairs_of, rows)) == set().union(*map(pairs_of, itertools.product("abc", repeat=4)))
+    assert 9 <= len(rows) <= 13
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A file of rows for each kind of task."""
+    folder = tmp_path_factory.mktemp("rows")
+    rows = [row | {"prompt": row["instruction"]} for row in colour_rows(60)]
+    kinds = {
+        "text": [{"text": f"{row['instruction']} {row['output']}"} for row in rows],
+        "pairs": [row | {"chosen": row["output"], "rejected": "no colour"} for row in rows],
+        "kto": [row | {"completion": row["output"], "label": place % 2 == 0} for place, row in enumerate(rows)],
+    }
+    return {name: str(write_rows(Path(folder) / f"{name}.jsonl", found)) for name, found in kinds.items()}
+
+
+@pytest.mark.parametrize(tuple(AXES), CHOSEN)
+def test_parts_go_together(
+    keys: dict[str, object], sources: dict[str, str], algorithm: str, aggregation: str, kind: str, task: str
+):
+    changes = {"fed_alg": algorithm, "lora_aggregation": aggregation, "num_rounds": 2, "eval_every": 0, "max_steps": 1}
+    changes |= (KINDS | PROMPTS)[kind] | TASKS[task]
+    if task not in ("sft", "grpo"):
+        changes["dataset_name"] = sources.get(task, sources["pairs"])
+    run = weft.train(keys | changes, quiet=True)
+    assert run.summary["rounds"] == 2
+    assert run.summary["failures"] == {}
+    assert math.isfinite(run.summary["eval"][MEASURED.get(task, "preference_accuracy")])
+    known = kind in ("lora", "rslora") and algorithm not in BASELINES | SEEDS and aggregation != "fedsa"
+    assert (run.summary["product_error"] is not None) == known
