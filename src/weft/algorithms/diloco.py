@@ -64,9 +64,10 @@ class _Streaming(_Inner):
 class DiLoCo(Algorithm):
     """g = -D, m <- momentum m + g, w <- w - outer_lr (g + momentum m), as torch's SGD with nesterov.
 
-    inner_state: what becomes of AdamW's moments between rounds: keep (they stay with the client, the paper's), reset
-    (made anew), average (they travel and are averaged, at three times the bytes; those of parameters that do not travel
-    are made anew). Parameters that are not trained in a round (RoLoRA) keep theirs, and the steps that these have seen.
+    inner_state: what becomes of AdamW's moments (SGD has none) between rounds: keep (they stay with the client, the
+    paper's), reset (made anew), average (they travel and are averaged, at three times the bytes; those of parameters
+    that do not travel are made anew). Parameters that are not trained in a round (RoLoRA) keep theirs, and the steps
+    that these have seen.
     """
 
     adds_mean: ClassVar[bool] = False

@@ -141,6 +141,7 @@ def _clusters(plan: Plan) -> list[tuple[bool, str]]:
     algorithm, lora = plan.algorithm, plan.sharing.lora
     several = not algorithm.one_model
     kept = algorithm.stateful_clients or algorithm.period > 1 or not algorithm.shares
+    kept = kept or algorithm.adds_up  # a client's part would be in the sum of one model, then in that of another
     return [
         (
             several and (kept or algorithm.asynchronous or algorithm.one_step),
