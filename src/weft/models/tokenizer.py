@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from weft.config import RunConfig
 from weft.errors import ConfigError
+from weft.models.checkpoint import find_checkpoint
 from weft.models.source import hush, in_words, model_source
 from weft.models.starting import starting_adapter
 
@@ -19,6 +21,11 @@ def load_tokenizer(config: RunConfig) -> Any:
     adapter = None if config.from_scratch else starting_adapter(config.model_name_or_path)
     if adapter is not None and (adapter / "tokenizer_config.json").exists():
         source = str(adapter)
+    if Path(source).is_dir() and not any(Path(source).glob("*token*")):
+        what = "no tokenizer (tokenizer.json)" if (Path(source) / "config.json").exists() else "no model (config.json)"
+        raise ConfigError(
+            f"The folder '{source}' holds {what}: give a hub name, or a folder with all files of a model."
+        )
     with in_words(source):
         tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=config.trust_remote_code, token=config.token or None
@@ -31,7 +38,14 @@ def load_tokenizer(config: RunConfig) -> Any:
 
 
 def check_fits(config: RunConfig, tokenizer: Any, model_config: Any) -> None:
-    """Refuse rows longer than the model's context, and a tokenizer with ids that the model has no embedding for."""
+    """Refuse rows longer than the model's context, and a tokenizer with ids that the model has no embedding for.
+
+    Of a folder the files of weights are looked at too: whether they are all there and whole.
+    """
+    if not config.from_scratch and Path(model_source(config.model_name_or_path)).is_dir():
+        found = find_checkpoint(model_source(config.model_name_or_path))
+        if not found.pickled:
+            _ = found.plain
     text = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
     places = getattr(text, "vocab_size", None)
     if places is not None and max(tokenizer.get_vocab().values()) >= places:
