@@ -11,6 +11,9 @@ from weft.models.checkpoint import find_checkpoint
 from weft.models.source import hush, in_words, model_source
 from weft.models.starting import starting_adapter
 
+_FILES = ("*token*", "vocab*", "*.model", "merges*", "tekken*", "*bpe*")
+"""What files of tokenizers are called."""
+
 
 def load_tokenizer(config: RunConfig) -> Any:
     """Return the tokenizer, with an end token; ConfigError if there is none."""
@@ -21,7 +24,7 @@ def load_tokenizer(config: RunConfig) -> Any:
     adapter = None if config.from_scratch else starting_adapter(config.model_name_or_path)
     if adapter is not None and (adapter / "tokenizer_config.json").exists():
         source = str(adapter)
-    if Path(source).is_dir() and not any(Path(source).glob("*token*")):
+    if Path(source).is_dir() and not any(True for kind in _FILES for _ in Path(source).glob(kind)):
         what = "no tokenizer (tokenizer.json)" if (Path(source) / "config.json").exists() else "no model (config.json)"
         raise ConfigError(
             f"The folder '{source}' holds {what}: give a hub name, or a folder with all files of a model."
@@ -45,7 +48,7 @@ def check_fits(config: RunConfig, tokenizer: Any, model_config: Any) -> None:
     if not config.from_scratch and Path(model_source(config.model_name_or_path)).is_dir():
         found = find_checkpoint(model_source(config.model_name_or_path))
         if not found.pickled:
-            _ = found.plain
+            found.check()
     text = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
     places = getattr(text, "vocab_size", None)
     if places is not None and max(tokenizer.get_vocab().values()) >= places:
