@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def make(arguments: Any, out: Path) -> None:
     from weft.models.tokenizer import load_tokenizer
 
     config = build({"model_name_or_path": arguments.model, "dataset_name": "none", "dtype": "float32", "device": "cpu"})
-    tokenizer, model = load_tokenizer(config), base_model(config)
+    tokenizer = load_tokenizer(config)
+    model = base_model(config, note=lambda sentence: print(f"weft: {sentence}", file=sys.stderr))
     count = len(decoder_layers(model)[2])
     emulator = Emulator(
         arguments.model, count, choose_layers(count, arguments.keep_layers, arguments.ends), arguments.ends

@@ -55,9 +55,10 @@ def put_values(model: Any, values: dict[str, Tensor], folder: Path) -> None:
         ) from None
     own = (getattr(model.base_model, "prefix", "lora_"), ".modules_to_save.default.")
     lacking = [name for name in done.missing_keys if any(part in name for part in own)]
-    if lacking or done.unexpected_keys:
+    left = [name for name in done.unexpected_keys if name != "prompt_embeddings"]  # which peft has taken by then
+    if lacking or left:
         faults = [f"lacks {listed(lacking)}"] * bool(lacking)
-        faults += [f"has {listed(done.unexpected_keys)}, for which the model has no place"] * bool(done.unexpected_keys)
+        faults += [f"has {listed(left)}, for which the model has no place"] * bool(left)
         raise ConfigError(
             f"The adapter in '{folder}' does not fit: it {' and '.join(faults)}; name the model that it was trained "
             'for as "base_model_name_or_path" in its adapter_config.json, or copy the adapter again.'

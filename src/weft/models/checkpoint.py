@@ -48,6 +48,10 @@ class Checkpoint:
         """For every name the one without what wrappers put before it."""
         return plain_names(self.tensors)
 
+    def check(self) -> None:
+        """Look at the head of every file; ConfigError if one is damaged, or a weight is there twice."""
+        assert len(self.plain) == len(self.tensors)
+
     def values(self, wanted: set[str] | None = None) -> dict[str, torch.Tensor]:
         """Return tensors by their plain names: the wanted ones, or all."""
         found: dict[str, torch.Tensor] = {}
@@ -196,7 +200,8 @@ def _compare(found: Checkpoint, model: Any, report: dict[str, Any], allow_missin
         remedy = 'write "tie_word_embeddings": true into its config.json if its output layer is its embeddings'
     raise ConfigError(
         f"The checkpoint '{found.source}' does not fit the {kind} that its config.json describes: it "
-        f"{' and '.join(faults)}; {remedy}, or write --allow_missing to draw what is missing and leave out the rest."
+        f"{' and '.join(faults)}; {remedy}, or begin a run with --allow_missing, which draws what is missing and leaves "
+        "out the rest."
     )
 
 

@@ -233,7 +233,9 @@ def _spread(config: RunConfig, tokenizer: Any, lora: LoraAggregation | None, gro
         whole = _trainable(base_model(home, full_precision=True, note=note), config, torch.float32, lora)
     base = shell.get_base_model() if config.use_peft else shell
     if config.parallel == "pipeline":
-        return Staged(whole, shell, empty(), tokenizer, group, dtype)
+        staged = Staged(whole, shell, empty(), tokenizer, group, dtype)
+        check_computes(staged, config.start_name)
+        return staged
     if config.parallel == "fsdp":
         if config.batch_size < group.size:
             raise ConfigError(
@@ -243,4 +245,6 @@ def _spread(config: RunConfig, tokenizer: Any, lora: LoraAggregation | None, gro
         shard(base, group, dtype, offload=config.cpu_offload)
     else:
         split(base, group)
-    return Spread(whole, shell, empty(), tokenizer, group, dtype, splits_batch=config.parallel == "fsdp")
+    spread = Spread(whole, shell, empty(), tokenizer, group, dtype, splits_batch=config.parallel == "fsdp")
+    check_computes(spread, config.start_name)
+    return spread

@@ -104,10 +104,9 @@ def check_computes(model: Resident, name: str, *, exact: bool = True) -> None:
             f"'{name}' cannot be computed as it is to be trained ({said}): {_remedy(model, exact)}."
         ) from error
     if bool(first.isnan().any()):
-        raise ConfigError(
-            f"'{name}' computes numbers that are not numbers (NaN): its weights are damaged, or {model.dtype} is too "
-            "narrow for them; copy them again, or write --dtype float32."
-        )
+        wide = model.dtype == torch.float32
+        why = "its weights are damaged: copy them again" if wide else "write --dtype float32, or copy its weights again"
+        raise ConfigError(f"'{name}' computes numbers that are none (NaN); {why}.")
     leak = float((first - second)[:half].abs().max())
     effect = float((first - second)[half:].abs().max())
     if leak > (1e-4 if exact and model.dtype == torch.float32 else 5e-2) * effect:

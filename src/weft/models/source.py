@@ -17,6 +17,10 @@ def in_words(name: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        if "custom code" in str(error) or "trust_remote_code" in str(error):
+            raise ConfigError(
+                f"'{name}' comes with code of its own, which is not run unasked: read it, and add --trust_remote_code."
+            ) from None
         kind = "folder" if Path(name).is_dir() else "model"
         raise ConfigError(
             f"The {kind} '{name}' cannot be loaded ({lines[0].strip().rstrip('.')}): "

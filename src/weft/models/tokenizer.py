@@ -7,9 +7,13 @@ from typing import Any
 
 from weft.config import RunConfig
 from weft.errors import ConfigError
+from weft.models.checkpoint import find_checkpoint
 from weft.models.noise import hush
 from weft.models.source import in_words, model_source
 from weft.models.starting import starting_adapter
+
+_FILES = ("*token*", "vocab*", "*.model", "merges*", "tekken*", "*bpe*")
+"""What files of tokenizers are called."""
 
 
 def load_tokenizer(config: RunConfig) -> Any:
@@ -21,6 +25,11 @@ def load_tokenizer(config: RunConfig) -> Any:
     adapter = None if config.from_scratch else starting_adapter(config.model_name_or_path)
     if adapter is not None and (adapter / "tokenizer_config.json").exists():
         source = str(adapter)
+    if Path(source).is_dir() and not any(True for kind in _FILES for _ in Path(source).glob(kind)):
+        what = "no tokenizer (tokenizer.json)" if (Path(source) / "config.json").exists() else "no model (config.json)"
+        raise ConfigError(
+            f"The folder '{source}' holds {what}: give a hub name, or a folder with all files of a model."
+        )
     with in_words(source):
         tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=config.trust_remote_code, token=config.token or None
@@ -42,7 +51,14 @@ def _own_template(path: str) -> str:
 
 
 def check_fits(config: RunConfig, tokenizer: Any, model_config: Any) -> None:
-    """Refuse rows longer than the model's context, and a tokenizer with ids that the model has no embedding for."""
+    """Refuse rows longer than the model's context, and a tokenizer with ids that the model has no embedding for.
+
+    Of a folder the files of weights are looked at too: whether they are all there and whole.
+    """
+    if not config.from_scratch and Path(model_source(config.model_name_or_path)).is_dir():
+        found = find_checkpoint(model_source(config.model_name_or_path))
+        if not found.pickled:
+            found.check()
     text = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
     places = getattr(text, "vocab_size", None)
     if places is not None and max(tokenizer.get_vocab().values()) >= places:
