@@ -30,15 +30,16 @@ class Keys(TypedDict, total=False):
     model_name_or_path: str | PathLike[str] | Any
     trust_remote_code: bool
     token: bool
-    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    allow_missing: bool
+    dtype: Literal['auto', 'float32', 'bfloat16', 'float16']
     device: str
     load_in_8bit: bool
     load_in_4bit: bool
     gradient_checkpointing: bool
-    parallel: Literal["none", "fsdp", "tensor", "pipeline"]
-    model_offload: Literal["none", "cpu", "disk"]
+    parallel: Literal['none', 'fsdp', 'tensor', 'pipeline']
+    model_offload: Literal['none', 'cpu', 'disk']
     cpu_offload: bool
-    size: Literal["5m", "15m", "60m", "150m"] | None
+    size: Literal['5m', '15m', '60m', '150m'] | None
     hidden_size: int | None
     num_layers: int | None
     num_heads: int | None
@@ -62,7 +63,7 @@ class Keys(TypedDict, total=False):
     client_ranks: list[int] | None
     client_layers: list[int] | None
     share: list[str] | None
-    prompt_method: Literal["soft", "prefix", "p_tuning", "black_box", "text"] | None
+    prompt_method: Literal['soft', 'prefix', 'p_tuning', 'black_box', 'text'] | None
     num_virtual_tokens: int
     private_tokens: int
     prompt_init_text: str | None
@@ -83,29 +84,36 @@ class Keys(TypedDict, total=False):
     dataset_name: Rows | None
     dataset_sample: int | None
     dataset_split: str | None
+    eval_dataset_split: str | None
+    held_out_overlap: Literal['refuse', 'leave_out']
     local_data_dir: str | PathLike[str] | None
     clients: Clients | None
     public_data: Rows | None
     public_share: float
     token_cache: str | PathLike[str] | None
     template: str
+    prompt_template: str | None
+    template_date: str | None
     seq_length: int
-    truncation_side: Literal["right", "left"]
+    truncation_side: Literal['right', 'left']
     instruction_column: str | None
     response_column: str | None
+    instruction_prefix: str | None
     split_strategy: str
     split_column: str | None
+    split_seed: int | None
+    clients_of_rest: int
     split_alpha: float
     split_min_rows: int
     shards_per_client: int
     objective: str
     fed_alg: str
     num_rounds: int
-    recipe: Literal["diloco", "photon"]
+    recipe: Literal['diloco', 'photon']
     fed_args: dict[str, Any]
     num_clients: int
     sample_clients: int
-    client_sampling: Literal["uniform", "size"]
+    client_sampling: Literal['uniform', 'size']
     client_weight: str
     cluster: int
     weight_rate: float
@@ -118,11 +126,11 @@ class Keys(TypedDict, total=False):
     client_failure_rate: float
     client_speed: list[float] | None
     prox_mu: float
-    fedopt_tau: float | Literal["auto"]
+    fedopt_tau: float | Literal['auto']
     fedopt_eta: float | None
     fedopt_beta1: float
     fedopt_beta2: float
-    loss: Literal["dpo", "ipo", "simpo", "orpo", "kto", "robust_dpo"]
+    loss: Literal['dpo', 'ipo', 'simpo', 'orpo', 'kto', 'robust_dpo']
     dpo_beta: float
     label_smoothing: float
     simpo_gamma: float
@@ -138,7 +146,7 @@ class Keys(TypedDict, total=False):
     max_new_tokens: int
     temperature: float
     top_p: float
-    grpo_loss: Literal["grpo", "dapo", "dr_grpo"]
+    grpo_loss: Literal['grpo', 'dapo', 'dr_grpo']
     grpo_clip: float
     grpo_kl: float
     grpo_iterations: int
@@ -146,9 +154,9 @@ class Keys(TypedDict, total=False):
     num_train_epochs: int
     batch_size: int
     gradient_accumulation_steps: int
-    optimizer: Literal["adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"]
+    optimizer: Literal['adamw', 'sgd', 'adamw_8bit', 'paged_adamw_8bit']
     learning_rate: float
-    lr_scheduler_type: Literal["cosine_by_round", "constant", "cosine", "linear", "wsd"]
+    lr_scheduler_type: Literal['cosine_by_round', 'constant', 'cosine', 'linear', 'wsd']
     decay_ratio: float
     warmup_steps: int
     warmup_ratio: float
@@ -173,7 +181,8 @@ class Keys(TypedDict, total=False):
     save_total_limit: int
     checkpoint_seconds: float
     report_to: list[str]
-    runtime: Literal["inprocess", "ray", "nvflare"]
+    accept_changed: bool
+    runtime: Literal['inprocess', 'ray', 'nvflare']
     ray_address: str | None
     num_actors: int | None
     client_resources: dict[str, float]
