@@ -200,8 +200,8 @@ def _compare(found: Checkpoint, model: Any, report: dict[str, Any], allow_missin
         remedy = 'write "tie_word_embeddings": true into its config.json if its output layer is its embeddings'
     raise ConfigError(
         f"The checkpoint '{found.source}' does not fit the {kind} that its config.json describes: it "
-        f"{' and '.join(faults)}; {remedy}, or begin a run with --allow_missing, which draws what is missing and leaves "
-        "out the rest."
+        f"{' and '.join(faults)}; {remedy}, or begin a run with --allow_missing, which draws what is missing and "
+        "leaves out the rest."
     )
 
 
