@@ -73,11 +73,11 @@ def say(*sentences: str | None) -> None:
 
 
 def saved_keys(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of the run in `output_dir`, none of which is given now; none where there is no run."""
+    """Return the keys of the run in `output_dir`, none of which is given now; ConfigError if there is none."""
     from weft.runs.layout import RunDir
 
     run = RunDir(keys.get("output_dir", RunConfig.model_fields["output_dir"].default))
-    return Resolved(run.read_config() | {"output_dir": str(run.path)}) if run.holds_run else {}
+    return Resolved(run.read_config() | {"output_dir": str(run.path)})
 
 
 def check_adapter(config: RunConfig, judged: Collection[str]) -> None:

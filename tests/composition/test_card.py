@@ -73,6 +73,7 @@ def test_clients_are_counted_and_not_named(keys, tmp_path: Path):
     for name in ("st_marys", "charite"):
         write_rows(tmp_path / f"{name}.jsonl", colour_rows(20))
     given = {key: value for key, value in keys.items() if key != "dataset_name"}
+    given |= {"num_clients": None}
     given |= {"clients": {name: str(tmp_path / f"{name}.jsonl") for name in ("st_marys", "charite")}}
     run = weft.train(given, fed_alg="ditto", num_rounds=1, quiet=True)
     cards = [run.path / "adapter", *run.path.glob("clients/*/adapter")]

@@ -20,16 +20,27 @@ from weft.errors import ConfigError
 from weft.launch import made_from
 
 
+def rows_of(name: str, seed: int) -> list[dict[str, str]]:
+    """Rows that no file of another name has."""
+    return [row | {"instruction": f"{row['instruction']} ({name})"} for row in colour_rows(24, seed)]
+
+
 @pytest.fixture
 def own(keys, tiny_model, tmp_path) -> dict[str, object]:
     """A run with a base, clients' files and held-out rows of its own, which may be changed."""
     base = tmp_path / "base"
     shutil.copytree(tiny_model, base)
     for number, name in enumerate("abc"):
-        write_rows(tmp_path / f"{name}.jsonl", colour_rows(24, seed=number))
+        write_rows(tmp_path / f"{name}.jsonl", rows_of(name, number))
     clients = [{"name": "a", "data": str(tmp_path / "a.jsonl"), "eval": str(tmp_path / "c.jsonl")}]
     clients += [{"name": "b", "data": str(tmp_path / "b.jsonl")}]
-    return keys | {"model_name_or_path": str(base), "dataset_name": None, "clients": clients, "num_rounds": 1}
+    return keys | {
+        "model_name_or_path": str(base),
+        "dataset_name": None,
+        "num_clients": None,
+        "clients": clients,
+        "num_rounds": 1,
+    }
 
 
 def change_weight(tmp_path: Path) -> None:
@@ -56,7 +67,7 @@ def change_tokenizer(tmp_path: Path) -> None:
 
 
 def change_rows(name: str):
-    return lambda tmp_path: write_rows(tmp_path / f"{name}.jsonl", colour_rows(24, seed=9))
+    return lambda tmp_path: write_rows(tmp_path / f"{name}.jsonl", rows_of(name, 9))
 
 
 CHANGES = {
@@ -174,7 +185,7 @@ def test_a_base_of_the_hub_is_known_by_its_commit(tiny_model, tmp_path):
     program = (
         "from weft.config import build\n"
         "from weft.launch import made_from\n"
-        "from weft.models.load import load_tokenizer\n"
+        "from weft.models.tokenizer import load_tokenizer\n"
         "config = build({'model_name_or_path': 'some/model', 'dataset_name': 'none'})\n"
         "print({**made_from.base_of(config), **made_from.tokenizer_of(config, load_tokenizer(config))})"
     )

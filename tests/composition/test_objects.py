@@ -101,7 +101,8 @@ def test_clients_and_held_out_rows(small, cache: Path, tmp_path: Path):
         small, clients={"a": parts["a"], "b": pandas.DataFrame(parts["b"])}, output_dir=tmp_path / "rows", quiet=True
     )
     assert same(by_path, by_rows)
-    held = [{"name": name, "data": rows, "eval": colour_rows(7, 9)} for name, rows in parts.items()]
+    fresh = [{"instruction": f"What colour is number {place}?", "output": "red"} for place in range(7)]
+    held = [{"name": name, "data": rows, "eval": fresh} for name, rows in parts.items()]
     apart = weft.train(small | {"eval_fraction": None}, clients=held, output_dir=tmp_path / "held", quiet=True)
     assert [client["rows"] for client in apart.summary["clients"].values()] == [7, 7]
     public = weft.train(small, clients=files, public_data=colour_rows(9, 4), output_dir=tmp_path / "public", quiet=True)

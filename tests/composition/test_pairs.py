@@ -21,7 +21,7 @@ PROMPTS: dict[str, dict[str, object]] = {"soft": {"use_peft": False, "prompt_met
 """One of the methods: to an algorithm they are all some vectors (test_prompt.py has the others)."""
 TASKS: dict[str, dict[str, object]] = {
     "sft": {},
-    "text": {"objective": "causal_lm"},
+    "text": {"objective": "causal_lm", "template": None},
     "grpo": {"objective": "grpo", "reward": "length", "max_new_tokens": 4, "num_generations": 2, "batch_size": 2},
 }
 TASKS |= {

@@ -159,7 +159,7 @@ def test_the_stateless_recipe(scratch):
     photon = defaults({"recipe": "photon"})
     assert photon["fed_args"] == {"outer_lr": 0.7, "momentum": 0.7, "inner_state": "reset"}
     assert photon["learning_rate"] > defaults({})["learning_rate"]
-    run = weft.train(photon | scratch | {"recipe": "photon", "num_rounds": 1})
+    run = weft.train(photon | scratch | {"num_rounds": 1})
     assert not list((run.path / "clients").glob("*"))
 
 

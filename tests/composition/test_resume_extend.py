@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import load_file
 
 import weft
-from conftest import flags
+from conftest import colour_rows, flags, write_rows
 from weft.cli import main
 from weft.errors import ConfigError
 from weft.launch.underway import Training
@@ -73,7 +73,7 @@ def test_an_interrupted_run_gives_the_weights_of_any_round(kept, tmp_path, monke
 
 def test_a_finished_run_is_extended(kept, tmp_path, capsys, monkeypatch):
     run = str(kept["output_dir"])
-    assert main(["sft", *flags(kept), "--num_rounds", "2"]) == 0
+    assert main(["sft", *flags(kept | {"num_rounds": 2})]) == 0
     first = weft.open_run(run)
     assert first.finished
     before = (first.path / "metrics.jsonl").read_bytes()
@@ -109,7 +109,7 @@ def test_an_extension_that_is_interrupted_is_not_taken_for_the_finished_run(kept
 
 
 def test_flags_beside_resume_stand_for_changes_of_the_saved_run(kept, capsys):
-    assert main(["sft", *flags(kept), "--num_rounds", "1"]) == 0
+    assert main(["sft", *flags(kept | {"num_rounds": 1})]) == 0
     run = str(kept["output_dir"])
     assert main(["sft", "--output_dir", run, "--resume", "--learning_rate", "0.5"]) == 2
     said = capsys.readouterr().err
@@ -120,16 +120,18 @@ def test_flags_beside_resume_stand_for_changes_of_the_saved_run(kept, capsys):
     assert "There is no run in" in capsys.readouterr().err
 
 
-def test_a_run_is_gone_on_with_from_another_folder(kept, tiny_model, tiny_data, tmp_path, monkeypatch):
+def test_a_run_is_gone_on_with_from_another_folder(kept, tiny_model, tmp_path, monkeypatch):
     here, there = tmp_path / "here", tmp_path / "there"
     (here / "data").mkdir(parents=True)
     there.mkdir()
     (here / "base").symlink_to(tiny_model)
     for name in "abc":
-        (here / "data" / f"{name}.jsonl").write_bytes(tiny_data.read_bytes())
+        rows = [row | {"instruction": f"{row['instruction']} ({name})"} for row in colour_rows(40)]
+        write_rows(here / "data" / f"{name}.jsonl", rows)
     clients = [{"name": name, "data": f"data/{name}.jsonl"} for name in "ab"]
     clients[0]["eval"] = "data/c.jsonl"
     own = {"model_name_or_path": "base", "dataset_name": None, "clients": clients, "output_dir": "runs/one"}
+    own |= {"num_clients": None}
     monkeypatch.chdir(here)
     keys = kept | own | {"num_rounds": 1}
     weft.train(keys)

@@ -9,7 +9,14 @@ from weft.cli import main
 
 PROMPT = {"use_peft": False, "prompt_method": "soft", "num_virtual_tokens": 4}
 KINDS: dict[str, dict[str, object]] = {
-    "words": {"use_peft": False, "prompt_method": "text", "prompt_length": 24, "fed_alg": "fedtext", "max_steps": 1},
+    "words": {
+        "use_peft": False,
+        "prompt_method": "text",
+        "prompt_length": 24,
+        "fed_alg": "fedtext",
+        "max_steps": 1,
+        "learning_rate": None,
+    },
     "a prompt": PROMPT,
     "a prompt with a part that stays": PROMPT | {"private_tokens": 2},
     "seeds": {"fed_alg": "fedkseed", "fed_args": {"seeds": 16}, "learning_rate": 1e-4},

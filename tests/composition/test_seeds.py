@@ -25,7 +25,7 @@ from weft.runs.layout import RunDir
 def seeds(keys) -> dict[str, object]:
     own = {"use_peft": False, "fed_alg": "fedkseed", "fed_args": {"seeds": 64}, "learning_rate": 3e-4}
     own |= {"dtype": "float32", "num_rounds": 4, "max_steps": 10, "batch_size": 8, "eval_every": 0}
-    return keys | own | {"lr_scheduler_type": "constant", "peft_lora_dropout": 0.0}
+    return keys | own | {"lr_scheduler_type": "constant"}
 
 
 def test_a_model_is_made_anew_by_hand():
@@ -100,7 +100,9 @@ def test_nothing_has_a_gradient(seeds, monkeypatch: pytest.MonkeyPatch):
     assert weft.train(seeds | {"num_rounds": 1}, quiet=True).summary["failures"] == {}
 
 
-@pytest.mark.parametrize("changes", [{"use_peft": True}, {"prompt_method": "soft", "num_virtual_tokens": 4}])
+@pytest.mark.parametrize(
+    "changes", [{"use_peft": True, "peft_lora_dropout": 0.0}, {"prompt_method": "soft", "num_virtual_tokens": 4}]
+)
 def test_adapters_and_prompts_too(seeds, changes: dict[str, object]):
     run = weft.train(seeds | changes | {"num_rounds": 2}, quiet=True)
     assert run.summary["bytes_up"] == 2 * 2 * 64 * 4

@@ -38,7 +38,7 @@ def lines(run) -> list[dict[str, object]]:
     return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
 
 
-PAIRS = {"objective": "preference", "loss": "dpo"}
+PAIRS = {"objective": "preference", "loss": "dpo", "choices": None}
 KINDS = {
     "fedavg": {},
     "scaffold": {"fed_alg": "scaffold"},

@@ -7,15 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-import test_sites
 from safetensors.torch import load_file, save_file
-from test_sites import NAMES, Office
 
 from conftest import colour_rows, write_rows
+from office import NAMES, Office
 from weft.errors import ConfigError
 from weft.launch.served import serve
-
-run, sites = test_sites.run, test_sites.sites
 
 
 def restart(sites: Office) -> None:

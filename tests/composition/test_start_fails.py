@@ -121,8 +121,7 @@ def test_verbs_that_write_elsewhere_leave_nothing(keys, tiny_model, tmp_path, mo
     assert main(["export", str(run.path), "--client", "nobody", "--out", str(out)]) == 2
     damaged = run.path / "adapter" / "adapter_config.json"
     damaged.write_text(json.dumps(json.loads(damaged.read_text()) | {"r": 3}))
-    with pytest.raises(Exception, match="size mismatch"):
-        main(["export", str(run.path), "--merge", "--out", str(out)])
+    assert main(["export", str(run.path), "--merge", "--out", str(out)]) == 2
     assert not (tmp_path / "deep").exists()
     assert main(["export", str(run.path), "--out", str(tmp_path / "file")]) == 2
     assert (tmp_path / "file").read_text() == "mine"

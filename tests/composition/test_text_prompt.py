@@ -28,7 +28,8 @@ CANDIDATES = ["Answer in one word.", "red green blue", "Name the colour of it.",
 def worded(keys) -> dict[str, object]:
     own = {"use_peft": False, "prompt_method": "text", "fed_alg": "fedtext", "prompt_candidates": CANDIDATES}
     own |= {"prompt_pool": 4, "prompt_length": 40, "num_rounds": 4, "max_steps": 2, "batch_size": 8, "eval_every": 0}
-    return keys | own | {"dtype": "float32", "sample_clients": 3, "learning_rate": 1e-3}
+    left = {key: value for key, value in keys.items() if key != "learning_rate"}  # words are learnt without steps
+    return left | own | {"dtype": "float32", "sample_clients": 3}
 
 
 def test_texts_are_tensors_and_back():
@@ -172,7 +173,11 @@ def test_a_file_of_instructions_and_the_plan(worded, tmp_path: Path, capsys):
         ({"prompt_candidates": ["a\x1bb"]}, "control characters"),
         ({"fed_alg": "fedavg"}, "--fed_alg fedtext"),
         ({"fed_alg": "scaffold"}, "--fed_alg fedtext"),
-        ({"prompt_method": "soft"}, "found without gradients"),
+        ({"prompt_method": "soft"}, "prompt_candidates, prompt_pool and prompt_length have no effect"),
+        (
+            {"prompt_method": "soft", "prompt_candidates": None, "prompt_pool": None, "prompt_length": None},
+            "found without gradients",
+        ),
         ({"prompt_length": 200}, "longer than the model's context"),
         ({"objective": "preference"}, "likelihood of answers"),
         ({"private_tokens": 2}, "without --private_tokens"),

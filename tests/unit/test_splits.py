@@ -146,7 +146,7 @@ def test_weft_split(keys, tmp_path: Path, capsys):
     assert set(json.loads(capsys.readouterr().out)["clients"]) == {"ann", "bob", "eve"}
     assert {path.name for path in Path(str(keys["output_dir"])).iterdir()} == {"split.json", "split.svg"}
     # A run may follow in the same directory.
-    assert main(["sft", *given, *by, "--use_peft", "--quiet", "--num_rounds", "1"]) == 0
+    assert main(["sft", *given, *by, "--use_peft", "--quiet"]) == 0
 
 
 def test_a_file_is_a_client(keys, tmp_path: Path):

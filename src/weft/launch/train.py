@@ -127,12 +127,13 @@ def _train(config: RunConfig, plan: Plan, tokenizer: Any, group: Group | None, w
         check_alone(config, population)
         write_atomic(run.split_file, (json.dumps(population.split, indent=1) + "\n").encode())
         model = resident(config, tokenizer, plan, group, progress.note)
-        tell(config, population, plan.algorithm, progress)
-        for sentence in ways.said:
-            progress.note(sentence)
-        progress.split(population.split)
         equip(config, plan, population, model, run.reference_file, progress.note)
         fingerprints.keep(run, now, max(run.rounds, default=0))
         with Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers:
-            Training(config, run, plan, population, model, progress, trackers, group).run_all()
+            training = Training(config, run, plan, population, model, progress, trackers, group)
+            tell(config, population, plan.algorithm, progress)  # when nothing is refused any more
+            for sentence in ways.said:
+                progress.note(sentence)
+            progress.split(population.split)
+            training.run_all()
         return Run(run.path)

@@ -94,6 +94,11 @@ class Training:
         self.tally = Tally()
         self.metrics = MetricsLog(run.metrics_file)
         self.timing = MetricsLog(run.timing_file)
+        if not any(plan.sharing.travels(name) for name in model.masters):
+            raise ConfigError(
+                f"share ({', '.join(plan.sharing.patterns)}) fits no trained tensor, such as "
+                f"{next(iter(model.masters))}: write a part of a name, or a glob."
+            )
 
     def run_all(self) -> ServerState:
         """Run the rounds that are left, then write the results; return the state after the last."""
@@ -106,12 +111,7 @@ class Training:
 
     def _start(self) -> ServerState:
         """Return the state to go on from: that of the newest checkpoint, or the model as it was loaded."""
-        values, sharing = set_apart(self.plan, self.model), self.plan.sharing
-        if len(self.model.initial) == len(values):
-            raise ConfigError(
-                f"share ({', '.join(sharing.patterns)}) fits no trained tensor, such as {next(iter(values))}: "
-                "write a part of a name, or a glob."
-            )
+        values = set_apart(self.plan, self.model)
         found = checkpoint.latest(self.run, self.progress.note)
         if found is None:
             self.metrics.truncate(0)

@@ -28,7 +28,7 @@ def cache_arguments(model: nn.Module, given: Any) -> dict[str, Any]:
 
 def cache_of(model: nn.Module, outputs: Any) -> Any:
     """Return the cache in a model's outputs."""
-    return outputs[_cache_name(type(model).forward)]
+    return getattr(outputs, _cache_name(type(model).forward))
 
 
 def recompute_activations(model: Any) -> None:

@@ -6,8 +6,6 @@ what is merged into the one must not change the other. What was written is read 
 
 from __future__ import annotations
 
-import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 
 from weft.errors import ConfigError
 from weft.models.checkpoint import load_weights
+from weft.models.noise import hushed
 
 NEAR = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
 """How far logits may be from the adapter's, relative to the largest, for the format that is written."""
@@ -28,7 +27,7 @@ def write_merged(model: Any, tokenizer: Any, dtype: str, out: Path, *, trust_rem
         model: of peft, with a base that is not quantised; it is used up.
         tokenizer: written beside it.
         dtype: of what is written.
-        out: a folder, made if it is not there; nothing is left in it if the merged model does not compute the same.
+        out: a folder of `new_folder`, which deletes what is written where this fails.
         trust_remote_code: run code that comes with the model.
 
     Raises:
@@ -38,9 +37,7 @@ def write_merged(model: Any, tokenizer: Any, dtype: str, out: Path, *, trust_rem
     wanted = _logits(model)
     untie(model)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings")  # they are not tied any more
-            warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
+        with hushed():
             merged = model.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError, AttributeError, TypeError) as error:
         raise ConfigError(
@@ -49,15 +46,11 @@ def write_merged(model: Any, tokenizer: Any, dtype: str, out: Path, *, trust_rem
         ) from None
     _say_untied(merged)
     _compare(wanted, _logits(merged), "float32")
-    try:
-        merged.to(getattr(torch, dtype)).save_pretrained(out)
-        tokenizer.save_pretrained(out)
-        del model, merged
-        again = load_weights(str(out), dtype=torch.float32, trust_remote_code=trust_remote_code)
-        _compare(wanted, _logits(again), dtype)
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
-        raise
+    merged.to(getattr(torch, dtype)).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    del model, merged
+    again = load_weights(str(out), dtype=torch.float32, trust_remote_code=trust_remote_code)
+    _compare(wanted, _logits(again), dtype)
 
 
 def untie(model: Any) -> None:

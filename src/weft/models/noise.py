@@ -24,6 +24,7 @@ KNOWN: dict[str, tuple[str, type[Warning]]] = {
         "Model (has|with) `tie_word_embeddings",
         UserWarning,
     ),
+    "and that what it unties is tied no longer": ("Input and output embeddings are no longer tied", UserWarning),
     "bitsandbytes computes in 16 bits, as its users know who ask for 8": (
         "MatMul8bitLt: inputs will be cast from",
         UserWarning,
