@@ -63,7 +63,7 @@ def table(result: Result) -> Table:
     models = result["models"]
     out = Table(title="Accuracy on the exam, by whose questions", title_justify="left")
     out.add_column("trained by", no_wrap=True)
-    out.add_column("everybody's", justify="right", style="bold")
+    out.add_column("all", justify="right", style="bold")
     for hospital in models[0]["per_hospital"]:
         out.add_column(f"{hospital.removeprefix('hospital ')}'s", justify="right")
     out.add_column("travelled", justify="right")
