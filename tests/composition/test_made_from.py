@@ -212,7 +212,9 @@ def test_rows_of_a_saved_set_and_of_the_hub(tmp_path):
 
 def test_what_the_former_base_said_of_preferences_is_not_gone_on_with(own, tmp_path):
     for name in "abc":
-        rows = [{"prompt": row["instruction"], "chosen": row["output"], "rejected": "none"} for row in colour_rows(9)]
+        rows = [
+            {"prompt": row["instruction"], "chosen": row["output"], "rejected": "none"} for row in rows_of(name, 0)[:9]
+        ]
         write_rows(tmp_path / f"{name}.jsonl", rows)
     keys = own | {"objective": "preference", "loss": "dpo"}
     run = weft.train(keys)

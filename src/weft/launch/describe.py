@@ -25,6 +25,7 @@ from weft.launch.population import Population, populate, template_name
 from weft.launch.prepare import prepare_process
 from weft.launch.sources import token_cache
 from weft.launch.start import with_tokenizer
+from weft.launch.texts import with_texts
 from weft.models.adapters import add_lora
 from weft.models.emulator import emulator_of, train_ends
 from weft.models.instruction import Instruction
@@ -59,6 +60,7 @@ def describe(config: RunConfig, *, all_keys: bool = False) -> str:
     with tempfile.TemporaryDirectory() as folder:
         _link_tokens(token_cache(config), Path(folder) / "tokens")
         own = {"token_cache": str(Path(folder) / "tokens")}
+        config = with_texts(config)
         lines = _plan(with_tokenizer(config.model_copy(update=own), Path(folder) / "tokenizer"))
     width = max(len(name) for name in lines)
     shown = "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())

@@ -92,13 +92,13 @@ class Training:
         self.evaluator = evaluator_of(config, plan, population)
         self.begin, self.hear = begin, hear
         self.tally = Tally()
-        self.metrics = MetricsLog(run.metrics_file)
-        self.timing = MetricsLog(run.timing_file)
         if not any(plan.sharing.travels(name) for name in model.masters):
             raise ConfigError(
                 f"share ({', '.join(plan.sharing.patterns)}) fits no trained tensor, such as "
                 f"{next(iter(model.masters))}: write a part of a name, or a glob."
             )
+        self.metrics = MetricsLog(run.metrics_file)
+        self.timing = MetricsLog(run.timing_file)
 
     def run_all(self) -> ServerState:
         """Run the rounds that are left, then write the results; return the state after the last."""
