@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import nn
 
-
 NAMES = ("cache", "past_key_values", "cache_params")
 """What a cache is called, the newest name first; the last is that of models with a state (Mamba) before 5.24."""
 
