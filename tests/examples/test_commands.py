@@ -8,8 +8,11 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from conftest import ROOT
+from weft.config import build, read_file
+from weft.runs.layout import HEADER
 from weft.verbs import parser, settings
 
 VERBS = ("sft", "dpo", "grpo", "prompt", "pretrain")
@@ -42,6 +45,13 @@ def commands() -> list[tuple[str, str, str]]:
     return found
 
 
+def write_run(folder: Path, file: Path) -> None:
+    """Write what a run that was begun by a run file has: its configuration."""
+    folder.mkdir()
+    config = build(read_file(file) | {"output_dir": str(folder)})
+    (folder / "config.yaml").write_text(HEADER + yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
+
+
 def configured(verb: str, words: list[str]) -> list[str]:
     module = importlib.import_module(f"weft.commands.{verb}")
     return settings(parser(verb, "").parse(words), getattr(module, "defaults", lambda given: {}))[1]
@@ -51,6 +61,9 @@ def configured(verb: str, words: list[str]) -> list[str]:
 def test_the_command_is_accepted(page: str, verb: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(ROOT)
     run = ROOT / "examples" / "sft.yaml"
+    if "--output_dir RUN --resume" in words:  # of a run that is there
+        write_run(tmp_path / "RUN", run)
+        monkeypatch.chdir(tmp_path)
     configured(verb, [str(run) if word == "run.yaml" else word for word in shlex.split(words, comments=True)])
 
 

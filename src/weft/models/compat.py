@@ -14,11 +14,15 @@ from typing import Any
 
 from torch import nn
 
+NAMES = ("cache", "past_key_values", "cache_params")
+"""What a cache is called, the newest name first; the last is that of models with a state (Mamba) before 5.24."""
+
 
 @cache
 def _cache_name(forward: Callable[..., Any]) -> str:
     """Return the argument of a model's `forward` that takes the keys and values of what came before."""
-    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+    known = inspect.signature(forward).parameters
+    return next((name for name in NAMES if name in known), "past_key_values")
 
 
 def cache_arguments(model: nn.Module, given: Any) -> dict[str, Any]:

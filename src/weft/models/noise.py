@@ -32,6 +32,12 @@ KNOWN: dict[str, tuple[str, type[Warning]]] = {
 }
 """Why a warning means nothing to a user -> how it begins, and its category."""
 
+OF_PEFT: dict[str, tuple[str, type[Warning]]] = {
+    "peft hands transformers its cache by the former name": (".*past_key_values.* is deprecated", FutureWarning),
+    "and by both": (".*[Bb]oth .past_key_values. and .cache. are set", FutureWarning),
+}
+"""What is known only where peft calls transformers: from Weft's own calls it would be a fault of Weft's."""
+
 
 def ignore_known() -> None:
     """Add a filter for each warning that is known."""
@@ -51,7 +57,9 @@ def hush() -> None:
 
 @contextlib.contextmanager
 def hushed() -> Iterator[None]:
-    """Ignore the known warnings inside, and put the filters back."""
+    """Ignore the known warnings inside, around calls of peft, and put the filters back."""
     with warnings.catch_warnings():
         ignore_known()
+        for begins, category in OF_PEFT.values():
+            warnings.filterwarnings("ignore", message=begins, category=category)
         yield
