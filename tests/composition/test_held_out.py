@@ -208,7 +208,7 @@ def test_sites_of_this_machine_get_the_part_and_their_own_test_rows(keys, folder
         ("splits", [], "the part 'train' is trained on (train.jsonl); not read: the part 'test' (test.jsonl)"),
         ("splits", ["--dataset_split", "test"], "the part 'test' is trained on"),
         ("dict_test", ["--eval_dataset_name", "."], "the part 'test' is measured on"),
-        ("dict_test", ["--eval_dataset_name", ".", "--dataset_split", "test"], "held-out rows ('.') are also"),
+        ("dict_test", ["--eval_dataset_name", ".", "--dataset_split", "test"], "are also among"),
         ("appledouble", [], ""),
     ],
 )

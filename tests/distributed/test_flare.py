@@ -106,6 +106,7 @@ KINDS = {
         "client_ranks": [2, 8],
         "objective": "preference",
         "loss": "dpo",
+        "choices": None,
     },
 }
 

@@ -50,7 +50,7 @@ def logs(made: Federation, name: str) -> str:
 def test_a_site_that_plays_the_server_is_not_answered(keys, federation: Federation, tmp_path: Path, tiny_model: Path):
     """As itself it is refused by the victim's process; with the server's address forged, by FLARE's server."""
     run = {key: value for key, value in keys.items() if key not in ("dataset_name", "num_clients", "output_dir")}
-    run |= {"runtime": "nvflare", "threads": 1, "silence_timeout": 20.0, "num_rounds": 40, "max_steps": 30}
+    run |= {"runtime": "nvflare", "threads": 1, "silence_timeout": 20.0, "num_rounds": 30, "max_steps": 30}
     run |= {"eval_every": 0, "sample_clients": 3, "sites": [*VICTIMS, "hospital_c"]}
     words = {"run": run | {"output_dir": "runs/evil"}, "id": "evil", "index": 0, "clients": 3, "base": "0" * 64}
     (tmp_path / "hello.json").write_text(json.dumps(words))

@@ -30,7 +30,7 @@ def attack(proxies: dict[str, Any], context: Any, job: str) -> None:
         for forge in (False, True):
             forged[:] = [f"server.{job}"] if forge else []
             try:
-                said = proxies[victim](timeout=8.0).ask(ticket="evil", raw=hello, wait=5.0)
+                said = proxies[victim](timeout=4.0).ask(ticket="evil", raw=hello, wait=2.0)
                 outcomes.append([victim, str(forge), f"answered: {said}"])
             except Exception as error:
                 outcomes.append([victim, str(forge), f"{type(error).__name__}: {error}"])
