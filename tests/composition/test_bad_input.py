@@ -144,7 +144,7 @@ def test_rows_that_are_cut_or_dropped_are_counted(keys, tmp_path: Path, capsys):
     said = capsys.readouterr().err
     assert "4 of 29 rows are longer than 128 tokens and were cut on the right" in said
     assert "4 rows were left out (no answer within seq length)" in said
-    assert "1 rows were left out (empty answer)" in said
+    assert "1 row was left out (empty answer)" in said
 
 
 class _SumOnly(exchange.Protection):

@@ -117,14 +117,14 @@ CASES: dict[str, tuple[str, str | None, list[Any], int, list[str]]] = {
         None,
         put(PLAIN, row6=PLAIN[5] | {"output": "Six \ud83d"}),
         11,
-        ["1 rows were left out (half a character", "line 6 of"],
+        ["1 row was left out (half a character", "line 6 of"],
     ),
     "one_bad_row": (
         "sft",
         "strict",
         put([{"messages": talk} for talk in TALKS], row7={"messages": TWO}),
         11,
-        ["1 rows were left out (the chat template refuses the conversation: roles must alternate), in line 7 of"],
+        ["1 row was left out (the chat template refuses the conversation: roles must alternate), in line 7 of"],
     ),
     "system_row": (
         "sft",
@@ -149,7 +149,7 @@ CASES: dict[str, tuple[str, str | None, list[Any], int, list[str]]] = {
         "strict",
         put(PAIRS, row6={"prompt": TWO[:-1], "chosen": TALKS[0][1:], "rejected": TALKS[1][1:]}),
         11,
-        ["1 rows were left out (the chat template refuses the conversation: roles must alternate), in line 6 of"],
+        ["1 row was left out (the chat template refuses the conversation: roles must alternate), in line 6 of"],
     ),
     "dpo_system": (
         "dpo",
@@ -226,7 +226,7 @@ def test_half_a_character_in_plain_text_is_replaced_and_told(model, tmp_path: Pa
     assert "read 12 rows" in said
     assert "; 11 are used." in said
     assert f"halves of characters; they were replaced, in line 6 of '{data}'" in said
-    assert f"1 rows were left out (text that is no text), in line 9 of '{data}'" in said
+    assert f"1 row was left out (text that is no text), in line 9 of '{data}'" in said
     assert "the column 'more' is not read" in said
 
 
@@ -264,7 +264,7 @@ def test_a_run_says_it_first_and_once(keys, tmp_path: Path, capsys):
     assert lines[0].removeprefix("weft: ").startswith("read 12 rows of")
     assert lines[
         1
-    ] == f"weft: 1 rows were left out (no column that is known to hold answers), in line 3 of '{data}'." or (
-        lines[1] == f"weft: 1 rows were left out (empty answer), in line 3 of '{data}'."
+    ] == f"weft: 1 row was left out (no column that is known to hold answers), in line 3 of '{data}'." or (
+        lines[1] == f"weft: 1 row was left out (empty answer), in line 3 of '{data}'."
     )
     assert sum("left out" in line for line in lines) == 1

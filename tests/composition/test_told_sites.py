@@ -25,7 +25,7 @@ def test_a_site_tells_of_its_own_rows_and_nobody_elses(sites, run, tmp_path: Pat
         serve(run, sites, list(NAMES), "1")
     said = [record.getMessage() for record in caplog.records if record.name == "weft.site"]
     assert any(line.startswith(f"read 26 rows of '{data}'") and line.endswith("25 are used.") for line in said)
-    assert f"1 rows were left out (empty answer), in line 25 of '{data}'." in said
+    assert f"1 row was left out (empty answer), in line 25 of '{data}'." in said
     assert "the column 'x' is not read." in said
     # What travels names none of it.
     assert not any(b"left out" in answer or str(data).encode() in answer for answer in sites.answered)

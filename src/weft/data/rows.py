@@ -58,7 +58,10 @@ class Left(dict[str, tuple[int, str]]):
 
     def lines(self) -> list[str]:
         """Return a sentence for each reason."""
-        return [f"{count} rows were left out ({why}){first(count, at)}." for why, (count, at) in self._most().items()]
+        return [
+            f"{count} {'row was' if count == 1 else 'rows were'} left out ({why}){first(count, at)}."
+            for why, (count, at) in self._most().items()
+        ]
 
     def reasons(self) -> str:
         """Return all reasons, for the middle of a sentence."""
