@@ -136,6 +136,7 @@ def test_what_does_not_go_together(opposed, changes: dict[str, object], words: s
 
 @pytest.mark.parametrize("fed_alg", "fedprox fedavgm fedadam fedyogi fedadagrad fednova fedexp fedcm".split())
 @pytest.mark.parametrize("lora_aggregation", ["average", "rolora"])
+@pytest.mark.slow
 def test_clusters_of_every_algorithm(opposed, fed_alg: str, lora_aggregation: str):
     changes = {"cluster": 2, "fed_alg": fed_alg, "lora_aggregation": lora_aggregation, "num_rounds": 2, "max_steps": 1}
     assert weft.train(opposed | changes, quiet=True).summary["failures"] == {}

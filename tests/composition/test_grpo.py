@@ -224,6 +224,7 @@ def test_answers_that_never_end_are_cut(asked):
 
 
 @pytest.mark.parametrize("changes", [{}, {"grpo_iterations": 2, "num_rounds": 9}, {"grpo_loss": "dapo"}])
+@pytest.mark.slow
 def test_reward_goes_up(asked, rewards: Path, changes: dict[str, object]):
     """A model that says anything learns to say letters."""
     own = {"use_peft": False, "learning_rate": 1e-2, "lr_scheduler_type": "constant", "batch_size": 4, "grpo_kl": 0.0}

@@ -48,6 +48,7 @@ SAME_AS_FEDAVG = {
 
 
 @pytest.mark.parametrize("use_peft", [True, False])
+@pytest.mark.slow
 def test_special_cases_are_fedavg_bit_for_bit(keys, use_peft: bool, tmp_path: Path):
     shared = keys | {"use_peft": use_peft, "eval_every": 0, "peft_lora_dropout": 0.1 if use_peft else None}
     plain = weights(weft.train(shared | {"output_dir": str(tmp_path / "fedavg")}))
@@ -168,6 +169,7 @@ RUNS += [{"lora_aggregation": name} for name in registry.LORA_AGGREGATIONS if na
 
 
 @pytest.mark.parametrize("changes", RUNS + MORE, ids=lambda changes: "-".join(str(v) for v in changes.values()))
+@pytest.mark.slow
 def test_every_memory_survives_a_kill(keys, changes: dict[str, object], tmp_path: Path):
     """What a kill after round 2 leaves, later files of rounds under way included, ends as the undisturbed run."""
     config = keys | {"num_rounds": 4, "max_steps": 1, "save_model_freq": 1, "checkpoint_seconds": 0} | changes

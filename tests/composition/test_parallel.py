@@ -180,12 +180,14 @@ def test_what_does_not_go_together_is_said(keys, changes: dict[str, object], sai
         weft.train(keys | changes)
 
 
+@pytest.mark.slow
 def test_torchrun_without_a_word_of_it_is_refused(keys, tmp_path: Path):
     done = together(keys, tmp_path / "run")
     assert done.returncode != 0
     assert "write --parallel fsdp, tensor or pipeline" in done.stderr
 
 
+@pytest.mark.slow
 def test_tied_embeddings_are_no_pipeline(keys, tmp_path: Path):
     done = together(keys | {"use_peft": False, "parallel": "pipeline"}, tmp_path / "run")
     assert done.returncode != 0

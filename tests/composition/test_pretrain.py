@@ -87,6 +87,7 @@ def test_fine_tuning_goes_on_from_the_run(scratch, tiny_data: Path, tmp_path: Pa
     assert not torch.equal(tuned["model.norm.weight"], begun["model.norm.weight"])
 
 
+@pytest.mark.slow
 def test_the_start_follows_from_the_seed_and_a_resumed_run_is_the_same(scratch, tmp_path: Path):
     import shutil
 

@@ -76,6 +76,7 @@ def test_results_are_those_of_one_process_bit_for_bit(spread, changes: dict[str,
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_a_dead_actors_client_is_answered_by_another(spread, tmp_path: Path):
     """A process of an actor is killed while the run is under way."""
     killed = []

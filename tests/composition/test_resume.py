@@ -100,6 +100,7 @@ def test_killed_runs_end_bit_identical(config: Path, fed_alg: str, more: str, tm
     assert len(results(whole)) == (4 if fed_alg == "local" else 2)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_how_to_go_on(config: Path, tmp_path: Path):
     run = tmp_path / "interrupted"
     process = start(config, "--output_dir", str(run))

@@ -54,6 +54,7 @@ class Interrupted:
 
 @pytest.mark.parametrize("fed_alg", ["fedavg", "scaffold"])
 @pytest.mark.parametrize("counts", [True, False])
+@pytest.mark.slow
 def test_interrupted_within_repeated_rounds(keys, tmp_path, monkeypatch, fed_alg, counts):
     keys = keys | UNSTEADY | {"fed_alg": fed_alg}
     whole = weft.train(keys | {"output_dir": str(tmp_path / "whole")})

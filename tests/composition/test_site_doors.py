@@ -158,7 +158,7 @@ def test_only_sites_that_take_part_count_for_the_smallest_cohort(run, sites: Off
 
 def test_the_smallest_cohort_is_the_quorum_of_every_round(run, sites: Office, tmp_path: Path):
     """One of three falls silent: the rounds of two others stand only where nobody asked for three."""
-    sites.slow["hospital_c"] = 30.0
+    sites.slow["hospital_c"] = 3.0
     sites.laws["hospital_c"] = read_law(Path(sites.laws["hospital_c"].data.path).parent / "site.yaml")
     quick = run | {"silence_timeout": 0.5, "max_attempts": 2, "num_rounds": 1, "eval_every": 0}
     done = serve(quick | {"output_dir": str(tmp_path / "runs/free")}, sites, list(NAMES), "1")

@@ -19,6 +19,7 @@ from weft.demo.picture import FEDERATION, POOLED
 FEW = {"num_rounds": 1, "max_steps": 1, "learning_rate": 1e-3}
 
 
+@pytest.mark.slow
 def test_the_commands_that_it_ends_with_run(tmp_path: Path, capsys):
     """Each of them, as it is printed, on what the demo left behind in a folder with a space in its name."""
     demo = Demo(tmp_path / "a demo", 1, dict(FEW), dict(FEW), "float32")

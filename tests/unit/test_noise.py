@@ -37,6 +37,7 @@ def test_of_all_warnings_the_command_line_shows_ours():
     assert done.stderr == "weft: A tracker failed.\n"
 
 
+@pytest.mark.slow
 def test_a_run_says_nothing_of_libraries(keys: dict[str, object], tmp_path: Path):
     words = [*flags(keys | {"num_rounds": 1, "report_to": "tensorboard"}), "--quiet"]
     run = [sys.executable, "-W", "default", "-m", "weft"]
