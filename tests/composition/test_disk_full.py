@@ -36,6 +36,7 @@ def results(run: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("fed_alg", ["fedavg", "scaffold"])
 @pytest.mark.parametrize("size", [64, 2500, 6000])
+@pytest.mark.slow
 def test_the_disk_is_named_and_the_run_goes_on(keys, tmp_path, monkeypatch, fed_alg, size):
     """Of these files no line of a log, no server state, and no client memory has room."""
     keys = keys | {"num_rounds": 4, "checkpoint_seconds": 0, "fed_alg": fed_alg}

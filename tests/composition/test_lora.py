@@ -176,6 +176,7 @@ def test_fedsb_sends_what_no_layer_makes_larger(keys):
 
 
 @pytest.mark.parametrize("lora", ["average", "svd", "stack", "ffa", "rolora", "fedsa", "fedsb", "dual"])
+@pytest.mark.slow
 def test_clients_of_different_ranks(keys, lora: str):
     changes = {"client_ranks": [1, 2, 8], "lora_aggregation": lora, "num_clients": 3, "sample_clients": 2}
     run = weft.train(keys | changes | {"num_rounds": 4, "learning_rate": 1e-2, "save_model_freq": 1})

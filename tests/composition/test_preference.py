@@ -163,6 +163,7 @@ def test_losses_worked_by_hand():
 
 
 @pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.slow
 def test_every_loss_learns_what_is_preferred(pairs, labels, name: str):
     run = weft.train((labels if name == "kto" else pairs) | {"loss": name, "num_rounds": 6, "max_steps": 8})
     found = run.summary["eval"]

@@ -81,6 +81,7 @@ def test_answers_are_those_of_peft(prompted, method: str):
 
 @OF_PEFT
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.slow
 def test_it_learns_and_loads_with_peft(prompted, method: str, tmp_path: Path):
     keys = prompted | {"prompt_method": method, "num_rounds": 6, "max_steps": 6, "sample_clients": 3, "batch_size": 8}
     keys |= {"learning_rate": 1e-2 if method == "p_tuning" else 1e-1}
@@ -225,6 +226,7 @@ def black_box(prompted) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("fed_alg", ["fedbpt", "fedavg", "fedadam", "local", "central"])
+@pytest.mark.slow
 def test_a_search_without_gradients(black_box, fed_alg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a black box has no gradients")

@@ -42,6 +42,7 @@ def test_a_model_is_made_anew_by_hand():
     assert torch.equal(start["a"], torch.ones(3))
 
 
+@pytest.mark.slow
 def test_it_learns_and_a_few_numbers_travel(seeds, tmp_path: Path):
     still = weft.train(seeds | {"learning_rate": 0.0, "num_rounds": 1, "output_dir": str(tmp_path / "still")})
     run = weft.train(seeds | {"num_rounds": 30, "sample_clients": 3}, quiet=True)

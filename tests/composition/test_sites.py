@@ -92,6 +92,7 @@ def test_an_answer_that_is_lost_is_asked_for_again_and_not_worked_out_twice(run,
     assert sites.lose == 0
 
 
+@pytest.mark.slow
 def test_a_slow_site_is_waited_for_and_a_silent_one_is_not(run, sites: Office):
     """What goes on is alive; only silence ends a turn."""
     slow = sites.attendants["hospital_b"]

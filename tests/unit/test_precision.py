@@ -19,6 +19,7 @@ FORMATS = [
 
 
 @pytest.mark.parametrize("changes", FORMATS, ids=str)
+@pytest.mark.slow
 def test_a_format_changes_the_losses_little(keys, changes: dict[str, object], tmp_path: Path):
     if "load_in_8bit" in changes:
         pytest.importorskip("bitsandbytes", reason="the extra [quant] is not installed")
