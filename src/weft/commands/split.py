@@ -7,11 +7,15 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from weft.arguments import Parser, add_config_flags
 from weft.config import RunConfig, gather, settle
 from weft.errors import ConfigError
 from weft.verbs import add_file, written
+
+if TYPE_CHECKING:
+    from weft.runs.layout import RunDir
 
 DEALS = frozenset({"split_strategy", "split_alpha", "split_min_rows", "shards_per_client", "num_clients"})
 """Keys that say how rows are dealt; others may be given for the run to come."""
@@ -32,7 +36,6 @@ def run(argv: list[str]) -> int:
     arguments = parser.parse(argv)
     config, _ = settle(*gather(*written(arguments)), apart=set(RunConfig.model_fields) - DEALS)
 
-    from weft.core.files import missing, remove_empty, write_atomic
     from weft.federation.site import InMemory
     from weft.launch.compose import plan
     from weft.launch.notes import told
@@ -41,7 +44,6 @@ def run(argv: list[str]) -> int:
     from weft.models.tokenizer import load_tokenizer
     from weft.runs.layout import RunDir
     from weft.runs.progress import split_line
-    from weft.runs.split_picture import draw_split
 
     if not arguments.dry_run and RunDir(config.output_dir).holds_run:
         raise ConfigError(
@@ -61,24 +63,32 @@ def run(argv: list[str]) -> int:
         _print(found)
         print(split_line(found))
     if not arguments.dry_run:
-        target, picture = RunDir(config.output_dir), draw_split(found).encode()
-        made = missing(target.path)
-        try:
-            target.path.mkdir(parents=True, exist_ok=True)
-            write_atomic(target.split_file, (json.dumps(found, indent=1) + "\n").encode())
-            write_atomic(target.split_picture, picture)
-        except OSError as error:
-            if made:
-                with suppress(OSError):
-                    target.split_file.unlink(missing_ok=True)
-            remove_empty(made)
-            raise ConfigError(
-                f"The split cannot be written to '{target.path}' ({error.strerror}): give another --output_dir, or "
-                "leave the files out by --dry_run."
-            ) from error
+        target = RunDir(config.output_dir)
+        _write(target, found)
         if not arguments.json:
             print(target.split_picture)
     return 0
+
+
+def _write(target: RunDir, found: dict[str, Any]) -> None:
+    """Write a split and its picture; where that fails, nothing that was not there before is left."""
+    from weft.core.files import missing, remove_empty, write_atomic
+    from weft.runs.split_picture import draw_split
+
+    picture, made = draw_split(found).encode(), missing(target.path)
+    try:
+        target.path.mkdir(parents=True, exist_ok=True)
+        write_atomic(target.split_file, (json.dumps(found, indent=1) + "\n").encode())
+        write_atomic(target.split_picture, picture)
+    except OSError as error:
+        if made:
+            with suppress(OSError):
+                target.split_file.unlink(missing_ok=True)
+        remove_empty(made)
+        raise ConfigError(
+            f"The split cannot be written to '{target.path}' ({error.strerror}): give another --output_dir, or "
+            "leave the files out by --dry_run."
+        ) from error
 
 
 def _print(found: dict[str, object]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -108,22 +108,7 @@ def encode_preferences(
     good: list[bool] = []
     rows: list[int] = []
     cut, gone = 0, Gone()
-    refused: dict[int, str] = {}
-    said = (
-        Example((*one.turns, Turn("assistant", text)))
-        for one in examples
-        for text in ((one.answer, one.other) if one.other else (one.answer,))
-    )
-    made = tokenize(said, tokenizer, template, lead, refused)
-    at = 0
-    for number, example in enumerate(examples):
-        both = [next(made) for _ in range(2 if example.other else 1)]
-        why = next((refused[n] for n in range(at, at + len(both)) if n in refused), None)
-        at += len(both)
-        if why is not None:
-            gone.add(why, number)
-            continue
-        prompt, ends = _apart(both)
+    for number, prompt, ends in _parted(examples, tokenizer, template, lead, gone):
         room = seq_length - max(len(end) for end in ends)
         if room < 1 + len(lead):
             gone.add(NO_ANSWER, number)
@@ -134,7 +119,7 @@ def encode_preferences(
             prompts.append(prompt)
             answers.append(ends[which])
             others.append(ends[which][:0] if judged else ends[-1])
-            good.append(example.good and which == 0)
+            good.append(examples[number].good and which == 0)
             rows.append(number)
     tokens = sum(len(part) for kind in (prompts, answers, others) for part in kind)
     dropped = gone.get(NO_ANSWER, (0, 0))[0]
@@ -151,6 +136,29 @@ def encode_preferences(
         len(examples),
         gone,
     )
+
+
+def _parted(
+    examples: Sequence[Preference], tokenizer: Any, template: Template, lead: np.ndarray, gone: Gone
+) -> Iterator[tuple[int, np.ndarray, list[np.ndarray]]]:
+    """Yield the number, the prompt and the answers, as tokens, of every example that the template takes."""
+    refused: dict[int, str] = {}
+    said = (
+        Example((*one.turns, Turn("assistant", text)))
+        for one in examples
+        for text in ((one.answer, one.other) if one.other else (one.answer,))
+    )
+    made = tokenize(said, tokenizer, template, lead, refused)
+    at = 0
+    for number, example in enumerate(examples):
+        both = [next(made) for _ in range(2 if example.other else 1)]
+        why = next((refused[n] for n in range(at, at + len(both)) if n in refused), None)
+        at += len(both)
+        if why is not None:
+            gone.add(why, number)
+            continue
+        prompt, ends = _apart(both)
+        yield number, prompt, ends
 
 
 def _apart(rows: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, list[np.ndarray]]:

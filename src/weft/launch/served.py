@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from weft import config as configuration
+from weft.config import RunConfig
 from weft.core.exchange import Runtime
 from weft.core.tensors import num_bytes
 from weft.core.texts import printable
@@ -118,16 +119,8 @@ def serve(
         ConfigError: a mistake in the configuration, or too many sites refuse.
         RunError: too few sites can be reached, or answered.
     """
-    config = configuration.build(keys)
-    if config.trust_remote_code:
-        raise ConfigError("The run trusts remote code, and no code travels to sites or their server.")
-    prepare_process(config)
+    config, plan, tokenizer, model, said = _load(keys)
     order = config.sites or sorted(sites)
-    plan, tokenizer = compose.plan(config), load_tokenizer(config)
-    check_fits(config, tokenizer, load_model_config(config))
-    said: list[str] = []
-    model = resident(config, tokenizer, plan, note=said.append)
-    base = fingerprint(model)
     with (
         disk_in_words(config, "weft submit"),
         RunDir.create(
@@ -147,7 +140,7 @@ def serve(
         birth = fingerprints.keep(run, now, max(run.rounds, default=0))
         remote = Remote(line, run_id(keys), config.silence_timeout, lambda: (1, 1), note=progress.note)
         cohort = 1 if plan.algorithm.asynchronous else config.sample_clients
-        who = Hello(keys, base, birth, version, cohort, config.min_clients)
+        who = Hello(keys, fingerprint(model), birth, version, cohort, config.min_clients)
         willing = _agree(remote, who, order, sites, progress.note)
         rows = {name: rows for name, rows in zip(willing.names, willing.rows, strict=True) if rows}
         hear({"sites": rows, "refused": willing.refused})
@@ -165,6 +158,22 @@ def serve(
         training = Training(config, run, plan, willing.population(), model, progress, trackers, begin=begin, hear=hear)
         _hand_out(training.run_all(), plan, remote, rows)
         return Run(run.path)
+
+
+def _load(keys: dict[str, Any]) -> tuple[RunConfig, Plan, Any, Resident, list[str]]:
+    """Return the configuration, its plan, the tokenizer, the model, and what loading it has to say.
+
+    Raises:
+        ConfigError: a mistake in the configuration; a run that would bring code.
+    """
+    config = configuration.build(keys)
+    if config.trust_remote_code:
+        raise ConfigError("The run trusts remote code, and no code travels to sites or their server.")
+    prepare_process(config)
+    plan, tokenizer = compose.plan(config), load_tokenizer(config)
+    check_fits(config, tokenizer, load_model_config(config))
+    said: list[str] = []
+    return config, plan, tokenizer, resident(config, tokenizer, plan, note=said.append), said
 
 
 def _hand_out(state: ServerState, plan: Plan, remote: Remote, sites: Iterable[str]) -> None:
