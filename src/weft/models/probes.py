@@ -5,8 +5,6 @@ Nothing here is looked up by architecture: a few tokens are computed twice, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,18 +31,6 @@ FAULTS = (
 """What a library raises where a model cannot be computed as it stands."""
 
 
-@contextmanager
-def _asking(model: Resident) -> Iterator[None]:
-    """Compute without dropout and gradients, for a while."""
-    was_training = model.model.training
-    model.model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.model.train(was_training)
-
-
 def _row(rng: np.random.Generator, size: int, length: int) -> Row:
     return rng.integers(0, size, length).astype(np.int32), np.ones(length, dtype=bool)
 
@@ -63,7 +49,7 @@ def packing_is_exact(model: Resident) -> bool:
         return False
     size, rng = _vocabulary(model), np.random.default_rng(0)
     one, two, other, filler = (_row(rng, size, length) for length in (6, 6, 6, 12))
-    with _asking(model):
+    with model.evaluating():
         try:
             alone = model.logits(lay_out([filler, one, two], pack=False).to(model.device)).float()[-5:]
             shared = model.logits(lay_out([filler, one, two], pack=True).to(model.device)).float()[-5:]
@@ -94,7 +80,7 @@ def check_computes(model: Resident, name: str, *, exact: bool = True) -> None:
     changed = (np.concatenate([row[0][:half], other[0]]), row[1])
     kind = getattr(model._base.config, "model_type", "model")
     try:
-        with _asking(model):
+        with model.evaluating():
             first = model.logits(lay_out([row], pack=False).to(model.device)).float()
             second = model.logits(lay_out([changed], pack=False).to(model.device)).float()
             plain = _without_prefix(model, row)
