@@ -44,6 +44,7 @@ class Run:
         self.rounds = self.directory.rounds
         """The rounds after which there is a checkpoint."""
         self._written: dict[str | None, Path] = {}
+        self._base_compared = False
         if round is not None and round not in self.rounds:
             shown = ", ".join(map(str, self.rounds))
             there = f"write --round and one of {shown}" if shown else "no round of it is kept yet"
@@ -124,15 +125,18 @@ class Run:
         return self._written[client]
 
     def check_base(self) -> None:
-        """Compare the base, which the run's weights are changes of, with the one that the run was made from.
+        """Compare the base, which the run's weights are changes of, with the one that the run was made from, once.
 
         Raises:
             ConfigError: it changed, and that is not accepted.
         """
+        if self._base_compared:
+            return
         from weft.launch.made_from import base_of
         from weft.runs import fingerprints
 
         self._warn(fingerprints.check(self.directory, base_of(self.config), accept=self.accept_changed))
+        self._base_compared = True
 
     def _warn(self, changed: list[str]) -> None:
         if changed:
