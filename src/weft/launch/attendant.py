@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from weft.config import RunConfig, build
-from weft.core.files import write_atomic
 from weft.core.types import SIDE, Failure, Probe, Reply, Score, Task, Undo, Update
 from weft.core.wire import Raw, pack, unpack
 from weft.errors import ConfigError, WeftError
@@ -24,10 +23,10 @@ from weft.launch.day import dated
 from weft.launch.law import Site, agreement, own_config, refusal, reportable, wrong_model
 from weft.launch.memory import DiskMemory
 from weft.launch.notes import told
-from weft.launch.own import tune, words_of
+from weft.launch.own import tune
 from weft.launch.population import populate
 from weft.launch.prepare import equip, evaluator_of, prepare_process, resident, set_apart
-from weft.models.adapters import save_model
+from weft.launch.results import write_weights
 from weft.models.fingerprint import fingerprint
 from weft.models.load import load_model_config, pickled
 from weft.models.tokenizer import check_fits, load_tokenizer
@@ -189,12 +188,8 @@ class Attendant:
         plan, model, site = self.station.plan, self.station.model, self.station.trained.find(message.client)
         show(message, plan, site, model)
         tune(plan, model, site, message.round)
-        if self.config.finds_words:
-            write_atomic(self.place / "prompt.txt", words_of(model))
-        else:
-            values = model.values() | model.fixed | message.extra.get(SIDE, {})
-            kind = "adapter" if self.config.adapts else "model"
-            save_model(model.writable, model.tokenizer, values, self.place / kind)
+        values = model.values() | model.fixed | message.extra.get(SIDE, {})
+        write_weights(self.config, model, values, self.place)
         return Score(message.client, message.round, {})
 
 

@@ -49,11 +49,6 @@ def absolute(values: dict[str, Any], *, absent: bool = True) -> dict[str, Any]:
         ]
     if found.get("reward"):
         found["reward"] = [_reward(name) for name in found["reward"]]
-    if found.get("prompt_candidates"):
-        found["prompt_candidates"] = [
-            _whole(word) if word.endswith(".txt") and len(word) < 250 and Path(word).is_file() else word
-            for word in found["prompt_candidates"]
-        ]
     return found
 
 
