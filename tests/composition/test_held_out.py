@@ -49,7 +49,7 @@ def test_the_training_part_alone_is_trained_on(keys, folder: Path):
     keys |= {"dataset_name": str(folder), "eval_fraction": 0.0}
     found = people(keys)
     assert sizes(found) == (12, 0)
-    assert found.said == (
+    assert tuple(found.account.notes) == (
         f"of '{folder}' the part 'train' is trained on (train.jsonl); not read: the part 'test' (test.jsonl).",
     )
     assert sizes(people(keys | {"dataset_split": "test"})) == (4, 0)
@@ -113,8 +113,8 @@ def test_the_rows_of_another_client_are_not_measured_on(keys, tmp_path: Path):
 
 def test_repeats_in_one_set_are_counted_and_said(keys, tmp_path: Path):
     once, twice = write_rows(tmp_path / "a.jsonl", rows(0, 40)), write_rows(tmp_path / "b.jsonl", rows(0, 20) * 2)
-    assert not people(keys | {"dataset_name": str(once), "eval_fraction": 0.25}).said
-    (said,) = people(keys | {"dataset_name": str(twice), "eval_fraction": 0.25, "num_clients": 1}).said
+    assert not people(keys | {"dataset_name": str(once), "eval_fraction": 0.25}).account.notes
+    (said,) = people(keys | {"dataset_name": str(twice), "eval_fraction": 0.25, "num_clients": 1}).account.notes
     assert "held-out rows have the same content as a row that is trained on" in said
 
 
@@ -134,13 +134,15 @@ def test_rows_of_values_without_a_client_are_said_or_dealt(keys, tmp_path: Path)
     keys |= {"dataset_name": str(path), "split_strategy": "by", "split_column": "topic", "eval_fraction": 0.0}
     few = people(keys | {"num_clients": 2})
     assert sizes(few) == (19, 0)
-    assert few.said[0].startswith("15 rows of 2 values beyond num_clients are left out: write --num_clients 4 ")
+    assert next(iter(few.account.notes)).startswith(
+        "15 rows of 2 values beyond num_clients are left out: write --num_clients 4 "
+    )
     assert sizes(people(keys | {"num_clients": 4})) == (34, 0)
-    assert not people(keys | {"num_clients": 4}).said
+    assert not people(keys | {"num_clients": 4}).account.notes
     rest = people(keys | {"num_clients": 2, "clients_of_rest": 1})
     assert rest.names == ["a", "b", "rest"]
     assert sizes(rest) == (34, 0)
-    assert not rest.said
+    assert not rest.account.notes
     several = people(keys | {"num_clients": 1, "clients_of_rest": 2})
     assert several.names == ["a", "rest_0", "rest_1"]
     assert sizes(several) == (34, 0)

@@ -187,12 +187,11 @@ def transcript(text: str, kinds: Sequence[re.Pattern[str]] = SPEAKERS) -> list[T
     for marks in kinds:
         parts = marks.split(text)
         if len(parts) >= 3 and not parts[0].strip():
-            role = {"human": "user", "user": "user", "assistant": "assistant", "system": "system"}
             turns = []
             for speaker, spoken in zip(parts[1::2], parts[2::2], strict=True):
                 if NO_SIGN.search(spoken):
                     raise Unusable("half a character, such as of an emoji that was cut")
-                turns.append(Turn(role[speaker.lower()], spoken))
+                turns.append(Turn(ROLES[speaker.lower()], spoken))
             return turns
     return None
 

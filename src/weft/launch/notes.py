@@ -28,7 +28,6 @@ def told(config: RunConfig, population: Population) -> Iterator[str]:
     """Yield what a user must know of the data: what was left out, cut, changed and not used."""
     counts = population.counts
     yield from population.account.lines()
-    yield from population.said
     if config.template_date is not None:
         yield f"where the chat template writes the date, it is {config.template_date} throughout the run."
     if counts.get("truncated"):

@@ -54,8 +54,6 @@ class Population:
     """Of plain text: the bytes that a row's targets stand for."""
     absent: tuple[int, ...] = ()
     """Clients that take no part."""
-    said: tuple[str, ...] = ()
-    """What is to be said of the data, once."""
     account: Account = field(default_factory=Account)
     """What was read, left out and not used."""
 
@@ -138,8 +136,7 @@ def populate(
     split = _described(config, sources, table, names, [np.concatenate(own) for own in zip(train, held, strict=True)])
     counts = {**table.counts, **sources.account.left.counts}
     sizes = table.text_bytes if isinstance(table, Documents) else None
-    said, account = tuple(sources.said), sources.account
-    return Population(names, trained, evaluated, asked, choices, counts, split, sizes, said=said, account=account)
+    return Population(names, trained, evaluated, asked, choices, counts, split, sizes, account=sources.account)
 
 
 def _sources(config: RunConfig, tokenizer: Any, rows: str, report: Report) -> Texts | Conversations | Judgements:

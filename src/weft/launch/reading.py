@@ -38,13 +38,11 @@ class Sources:
     values: list[str] = field(default_factory=list)
     """Of every example, the value of split_column, where one is named."""
     account: Account = field(default_factory=Account)
-    """What was read, left out and not used."""
+    """What was read, left out and not used; which files and parts were read, and which were not."""
     files: list[File] = field(default_factory=list)
     which: array[int] = field(default_factory=lambda: array("i"))
     numbers: array[int] = field(default_factory=lambda: array("q"))
     """Of every example its file, and its place in it."""
-    said: list[str] = field(default_factory=list)
-    """Which files and parts were read, and which were not."""
 
     def place(self, example: int) -> str:
         """Return where the row of an example stands, in words; "" where that is not kept."""
@@ -102,8 +100,7 @@ class Sources:
 
     def say(self, text: str) -> None:
         """Remember what is to be said once."""
-        if text not in self.said:
-            self.said.append(text)
+        self.account.note(text)
 
     def _add(self, source: str, wanted: Wanted, sample: int | None, public: bool) -> np.ndarray:
         raise TypeError(f"{type(self).__name__} must define _add")
