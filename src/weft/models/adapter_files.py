@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from weft.errors import ConfigError
 from weft.models.checkpoint_names import listed
+from weft.models.noise import hushed
 from weft.models.notes import Note, unsaid
 from weft.models.weight_files import headers, read_tensors
 
@@ -74,8 +74,7 @@ def attach(base: Any, folder: Path, note: Note = unsaid) -> Any:
     from peft import PeftConfig, get_peft_model
 
     values = read_values(folder, note)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of releases, and of tied weights, which are seen to
+    with hushed():
         try:
             wanted = PeftConfig.from_pretrained(str(folder))
             wanted.inference_mode = True
