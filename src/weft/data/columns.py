@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from weft.data import known
-from weft.data.rows import Row, Rows, shown
+from weft.data.rows import Account, Row, Rows, shown
 from weft.data.turns import Turn, Unusable, missing, said
 from weft.errors import DataError
 from weft.registry import nearest
@@ -163,6 +163,12 @@ class Cells:
         kept = {known_to.instruction} if known_to is not None and known_to.distinct else set()
         columns = [name for name in self.names if name not in self.used and name not in kept]
         return columns + [f"messages.{key}" for key in sorted(self.unread)]
+
+    def tell(self, account: Account) -> None:
+        """Add which columns were read, and which were not, to an account."""
+        for role, columns in self.roles.items():
+            account.reads(role, columns)
+        account.unused.update(dict.fromkeys(self.unused()))
 
 
 def no_column(source: str, column: str, known: Iterable[str], purpose: str = "") -> DataError:

@@ -12,7 +12,7 @@ import numpy as np
 from weft.data.formats import Example, Turn
 from weft.data.rows import Gone
 from weft.data.templates import Template
-from weft.data.tokenize import NO_LEAD, added, cut_left, last_run, tokenize
+from weft.data.tokenize import NO_LEAD, added, apart, cut_left, tokenize
 
 __all__ = ["Choices", "Encoded", "added", "closed_set", "encode", "encode_choices"]
 
@@ -144,15 +144,10 @@ def encode_choices(
     made = tokenize(asked, tokenizer, template, lead)
     found = Choices([], [], [])
     for example in examples:
-        rows = [next(made) for _ in choices]
         # The last run of learnt tokens is the answer, with what the template puts behind it left out.
-        starts = [last_run(learnt)[0] for _, learnt in rows]
-        shared = min(starts)
-        while any((row[0][:shared] != rows[0][0][:shared]).any() for row in rows):
-            shared -= 1
-        answers = [tokens[shared : last_run(learnt)[1]] for tokens, learnt in rows]
+        prompt, answers = apart([next(made) for _ in choices])
         room = max(1, seq_length - max(len(answer) for answer in answers))
-        found.prompts.append(cut_left(rows[0][0][:shared], room, lead))
+        found.prompts.append(cut_left(prompt, room, lead))
         found.choices.append(answers)
         found.right.append(place.get(example.answer, place.get(example.answer.strip(), -1)))
     return found

@@ -247,8 +247,6 @@ class _Maker:
 
     def tell(self, account: Account) -> None:
         """Add what was read, and what was not, to an account."""
-        for role, columns in self.cells.roles.items():
-            account.reads(role, columns)
-        account.unused.update(dict.fromkeys(self.cells.unused()))
+        self.cells.tell(account)
         if self.ends_open:
             account.note(f"what comes behind the last answer is left out, in {self.ends_open} of the conversations.")

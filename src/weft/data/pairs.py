@@ -13,7 +13,7 @@ from weft.data.formats import Example, Turn
 from weft.data.preferences import Preference
 from weft.data.rows import Gone
 from weft.data.templates import Template
-from weft.data.tokenize import NO_LEAD, cut_left, last_run, tokenize
+from weft.data.tokenize import NO_LEAD, apart, cut_left, tokenize
 
 PROMPTS_CUT = "prompts_cut"
 
@@ -157,13 +157,5 @@ def _parted(
         if why is not None:
             gone.add(why, number)
             continue
-        prompt, ends = _apart(both)
+        prompt, ends = apart(both)
         yield number, prompt, ends
-
-
-def _apart(rows: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Return what rows (ids, learnt) have in common before their answers, and what is left of each."""
-    shared = min(last_run(learnt)[0] for _, learnt in rows)
-    while any((tokens[:shared] != rows[0][0][:shared]).any() for tokens, _ in rows):
-        shared -= 1
-    return rows[0][0][:shared], [tokens[shared : last_run(learnt)[1]] for tokens, learnt in rows]

@@ -271,8 +271,6 @@ class _Reader:
 
     def tell(self, account: Account) -> None:
         """Add what was read, and what was not, to an account."""
-        for role, columns in self.cells.roles.items():
-            account.reads(role, columns)
-        account.unused.update(dict.fromkeys(self.cells.unused()))
+        self.cells.tell(account)
         if self.unpaired:
             account.note(f"{self.unpaired} pairs are judged as a good answer and a bad one each, as kto needs them.")

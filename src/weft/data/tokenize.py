@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -224,3 +224,11 @@ def last_run(learnt: np.ndarray) -> tuple[int, int]:
     breaks = np.flatnonzero(np.diff(places) > 1)
     first = int(places[breaks[-1] + 1]) if len(breaks) else int(places[0])
     return first, last + 1
+
+
+def apart(rows: Sequence[Row]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return what rows (ids, learnt) have in common before their answers, and each answer, its end included."""
+    shared = min(last_run(learnt)[0] for _, learnt in rows)
+    while any((tokens[:shared] != rows[0][0][:shared]).any() for tokens, _ in rows):
+        shared -= 1
+    return rows[0][0][:shared], [tokens[shared : last_run(learnt)[1]] for tokens, learnt in rows]
