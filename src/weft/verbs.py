@@ -96,11 +96,6 @@ def check_adapter(config: RunConfig, judged: Collection[str]) -> None:
             )
 
 
-def resolve(arguments: argparse.Namespace, defaults: Defaults) -> RunConfig:
-    """Return the configuration: the run file, or with --resume and without one the saved run, overridden by flags."""
-    return settings(arguments, defaults)[0]
-
-
 def settings(arguments: argparse.Namespace, defaults: Defaults) -> tuple[RunConfig, list[str]]:
     """Return the configuration, and what is to be said of it when it is not refused any more."""
     values, flags = written(arguments)

@@ -18,11 +18,11 @@ from weft.config import RESOLVED, RunConfig, build, read_file
 from weft.errors import ConfigError
 from weft.keys.names import FOREIGN
 from weft.runs.layout import HEADER
-from weft.verbs import parser, resolve
+from weft.verbs import parser, settings
 
 
 def resolved(words: list[str]) -> RunConfig:
-    return resolve(parser("sft", "Fine-tune.").parse(words), lambda given: {})
+    return settings(parser("sft", "Fine-tune.").parse(words), lambda given: {})[0]
 
 
 def refused(capsys, words: list[str]) -> str:

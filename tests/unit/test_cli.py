@@ -15,7 +15,7 @@ import weft
 from conftest import flags
 from weft.cli import main
 from weft.config import RunConfig, build
-from weft.verbs import parser, resolve
+from weft.verbs import parser, settings
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "accelerate", "numpy", "pandas", "matplotlib")
 OPENFEDLLM = (
@@ -43,7 +43,7 @@ def test_help_imports_nothing_heavy(words: list[str]):
 
 def resolved(words: list[str]) -> RunConfig:
     """Return the configuration that words of `weft sft` stand for."""
-    return resolve(parser("sft", "Fine-tune.").parse(words), lambda given: {})
+    return settings(parser("sft", "Fine-tune.").parse(words), lambda given: {})[0]
 
 
 def test_importing_weft_is_free():
