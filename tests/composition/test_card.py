@@ -9,7 +9,8 @@ import pytest
 import weft
 from conftest import colour_rows, flags, write_rows
 from weft.cli import main
-from weft.runs.card import CARD, front_matter, hub_name
+from weft.data.declared import front_matter
+from weft.runs.card import CARD, hub_name
 
 
 def read(folder: Path) -> str:

@@ -15,6 +15,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """No space on the device, or as much as a user, or a file, may have."""
 
 
+def cache_folder(kind: str) -> Path:
+    """Return where what is kept between runs lies: a folder of $WEFT_CACHE, or of ~/.cache/weft."""
+    return Path(os.environ.get("WEFT_CACHE", "~/.cache/weft")).expanduser() / kind
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -45,13 +45,18 @@ def declared_parts(folder: Path, names: Iterable[str]) -> dict[str, list[str]] |
     return found
 
 
-def _configs(card: Path) -> list[dict[str, Any]]:
+def front_matter(card: Path) -> dict[str, Any]:
+    """Return what the head of a README.md says; nothing where it has none that can be read."""
     try:
         text = card.read_text(encoding="utf-8")
-        head = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else None
+        found = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else None
     except (OSError, UnicodeDecodeError, IndexError, yaml.YAMLError):
-        return []
-    found = head.get("configs") if isinstance(head, dict) else None
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _configs(card: Path) -> list[dict[str, Any]]:
+    found = front_matter(card).get("configs")
     return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from weft.core.files import cache_folder
 from weft.errors import ConfigError, DataError
 
 SOURCES = ("dataset_name", "eval_dataset_name", "public_data")
@@ -136,7 +137,7 @@ class Given:
 
     def _stage(self, write: Callable[[Path], str]) -> str:
         """Write something aside; return the path that its content gives it."""
-        home = Path(os.environ.get("WEFT_CACHE", "~/.cache/weft")).expanduser().resolve() / "given"
+        home = cache_folder("given").resolve()
         if self._folder is None:
             home.mkdir(parents=True, exist_ok=True)
             self._folder = Path(tempfile.mkdtemp(prefix=".staged-", dir=home))

@@ -5,7 +5,6 @@ Examples are numbered through all sources. A table has for some of them rows to 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from weft.config import RunConfig
+from weft.core.files import cache_folder
 from weft.data.documents import Documents
 from weft.data.encode import Encoded, closed_set, encode
 from weft.data.formats import Example, Examples, to_examples
@@ -204,5 +204,4 @@ def needs_answer(config: RunConfig) -> bool:
 
 def token_cache(config: RunConfig) -> Path:
     """Return the folder in which tokenized text is kept."""
-    chosen = config.token_cache or os.path.join(os.environ.get("WEFT_CACHE", "~/.cache/weft"), "tokens")
-    return Path(chosen).expanduser()
+    return Path(config.token_cache).expanduser() if config.token_cache else cache_folder("tokens")

@@ -16,6 +16,8 @@ from typing import Any
 import yaml
 
 from weft.core.files import write_atomic
+from weft.data.declared import front_matter
+from weft.data.load import kind_of
 from weft.runs.comparison import KINDS, SCORES, Line, Outcome, verb_of
 from weft.runs.layout import RunDir
 from weft.runs.text import human_bytes, human_number
@@ -23,7 +25,6 @@ from weft.runs.text import human_bytes, human_number
 CARD = "README.md"
 TAG = "weft"
 LICENSE = ("license", "license_name", "license_link")
-FILES = {".json", ".jsonl", ".csv", ".parquet", ".txt", ".gz", ".zst"}
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 PROMPTS = {"soft": "soft prompt", "prefix": "prefix", "p_tuning": "p-tuning prompt", "black_box": "soft prompt"}
 DOES = {
@@ -93,16 +94,6 @@ def write_card(
     write_atomic(folder / CARD, ("---\n" + head + "---\n\n" + "\n\n".join(filter(None, body)) + "\n").encode())
 
 
-def front_matter(card: Path) -> dict[str, Any]:
-    """Return what the head of a card says; nothing where it has none that can be read."""
-    try:
-        text = card.read_text(encoding="utf-8")
-        found = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else None
-    except (OSError, UnicodeDecodeError, IndexError, yaml.YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def hub_name(name: str | None) -> str | None:
     """Return a name if it is one of the hub, and not a file or a folder of this machine."""
     if name is None or not _ID.fullmatch(name) or Path(name).exists():
@@ -129,7 +120,7 @@ def _data(config: Mapping[str, Any]) -> str | None:
     name = config.get("dataset_name")
     if config.get("token") or config.get("local_data_dir") or config.get("clients") or "/" not in str(name):
         return None
-    return None if Path(str(name)).suffix in FILES else hub_name(name)
+    return None if kind_of(Path(str(name))) is not None else hub_name(name)
 
 
 def _card_of(name: str) -> Path | None:
