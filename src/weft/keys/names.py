@@ -1,4 +1,4 @@
-"""What others call our keys: names that are taken, and and names that other tools use for them."""
+"""What others call our keys: names that are taken, and names that other tools use for them."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Checkpoint:
 
     def check(self) -> None:
         """Look at the head of every file; ConfigError if one is damaged, or a weight is there twice."""
-        assert len(self.plain) == len(self.tensors)
+        plain_names(self.tensors)
 
     def values(self, wanted: set[str] | None = None) -> dict[str, torch.Tensor]:
         """Return tensors by their plain names: the wanted ones, or all."""

@@ -101,9 +101,7 @@ def base_model(config: RunConfig, *, full_precision: bool = False, note: Note = 
         extra = {"quantization_config": quantisation(config, dtype), "device_map": {"": str(device)}}
     if config.model_offload != "none":
         with torch.device("meta"):
-            shell = AutoModelForCausalLM.from_config(
-                load_model_config(config), trust_remote_code=config.trust_remote_code
-            )
+            shell = AutoModelForCausalLM.from_config(own, trust_remote_code=config.trust_remote_code)
         extra = away(config, shell, device)
     # Full fine-tuning keeps its masters in float32, so the weights must not lose bits on the way in.
     loaded = dtype if config.adapts else torch.float32
