@@ -30,6 +30,7 @@ __all__ = [
     "canonical",
     "gather",
     "read_file",
+    "read_yaml",
     "settle",
 ]
 
@@ -167,6 +168,28 @@ class _Twice(Exception):
     """A key stands twice in a mapping."""
 
 
+def read_yaml(path: str | os.PathLike[str], name: str) -> tuple[str, Any]:
+    """Return the text of a file, and what it says.
+
+    Args:
+        path: of the file.
+        name: of it, in a sentence.
+
+    Raises:
+        ConfigError: broken YAML (with its line), or a key that stands there twice.
+        OSError: it cannot be read.
+    """
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+        return text, yaml.load(text, _Once)
+    except _Twice as error:
+        raise ConfigError(f"{name} cannot be: {error}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{name} is not valid YAML{where}: write one `key: value` a line.") from None
+
+
 def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a run file.
 
@@ -175,16 +198,9 @@ def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
             keys and values in it.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        values = yaml.load(text, _Once)
-    except _Twice as error:
-        raise ConfigError(f"The run file '{path}' cannot be: {error}.") from None
+        text, values = read_yaml(path, f"The run file '{path}'")
     except OSError:
         raise ConfigError(f"There is no run file '{path}' that can be read: check the path.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"The run file '{path}' is not valid YAML{where}: write one `key: value` a line.") from None
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -278,7 +278,15 @@ def test_a_site_reports_what_it_wants_to(run, sites: Office):
         ("data: rows.jsonl\n", "accept cannot be"),
         ("data: rows.jsonl\naccept: {models: [a], max_rounds: none}\n", r"accept\.max_rounds cannot be"),
         ("data: rows.jsonl\naccept: {models: [a], modles: 3}\n", r"accept\.modles cannot be"),
-        (": : :", "not valid YAML"),
+        (": : :", "not valid YAML in line 1"),
+        (
+            "data: rows.jsonl\naccept: {models: [a]}\naccept: {models: [b]}\n",
+            "'accept' stands there twice, in lines 2 and 3",
+        ),
+        (
+            "data: rows.jsonl\naccept:\n  models: [a]\n  max_rounds: 3\n  max_rounds: 9\n",
+            "'max_rounds' stands there twice",
+        ),
     ],
 )
 def test_a_law_that_cannot_be_read_is_said(sites: Office, tmp_path: Path, text: str, words: str):

@@ -10,11 +10,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from weft import registry
-from weft.config import VOLATILE, RunConfig
+from weft.config import VOLATILE, RunConfig, read_yaml
 from weft.core.types import Metrics
 from weft.errors import ConfigError
 from weft.launch.permits import AT_SERVER, FROM_RUN, FROM_SITE, ON_DEMAND, forbidden
@@ -121,12 +120,9 @@ def read_law(path: str | Path) -> Site:
     """
     file = Path(path).expanduser()
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        law = Site.model_validate(values)
+        law = Site.model_validate(read_yaml(file, f"'{path}'")[1])
     except OSError:
         raise ConfigError(f"There is no '{path}' that can be read: write what this site agrees to into it.") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise ConfigError(f"'{path}' is not valid YAML: write one `key: value` a line.") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
