@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import weft
 from conftest import colour_rows, write_rows
 from weft.cli import main
+from weft.config import build
 from weft.core import digests
 from weft.errors import ConfigError
 from weft.launch import made_from
@@ -223,3 +224,38 @@ def test_what_the_former_base_said_of_preferences_is_not_gone_on_with(own, tmp_p
     again = weft.train(keys, resume=True, num_rounds=2, accept_changed=True)
     fresh = weft.train(keys | {"output_dir": str(tmp_path / "fresh")})
     assert (again.path / "reference.npy").read_bytes() == (fresh.path / "reference.npy").read_bytes() != former
+
+
+@pytest.mark.parametrize(("objective", "parts"), [("preference", "prefs"), ("grpo", "sft"), ("sft", "sft")])
+def test_the_parts_that_a_run_reads_are_those_that_it_knows_again(tmp_path, objective: str, parts: str):
+    """Of a set with several, as HuggingFaceH4/ultrafeedback_binarized; what is not read may change."""
+    folder = tmp_path / "HuggingFaceH4" / "ultrafeedback_binarized"
+    (folder / "data").mkdir(parents=True)
+    every = [f"{part}_{kind}" for part in ("train", "test") for kind in ("prefs", "sft")]
+    files = {part: folder / "data" / f"{part}-00000-of-00001.jsonl" for part in every}
+    for file in files.values():
+        write_rows(file, rows_of(file.name, 0))
+    keys = {"dataset_name": str(folder), "objective": objective, "token_cache": str(tmp_path / "tokens")}
+    config = build(keys)
+    before = made_from.data_of(config)
+    assert len(before) == 2
+    changed = {}
+    for part, file in files.items():
+        text = file.read_bytes()
+        write_rows(file, rows_of(file.name, 1))
+        changed[part] = {what for what, mark in made_from.data_of(config).items() if before[what] != mark}
+        file.write_bytes(text)
+    read = {f"train_{parts}": {f"the data '{folder}'"}, f"test_{parts}": {f"the held-out rows of '{folder}'"}}
+    assert changed == {part: set() for part in files} | read
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_to_begin_from_is_known_again(tiny_model, tmp_path, name: str):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_model)}))
+    (adapter / name).write_bytes(b"one")
+    config = build({"model_name_or_path": str(adapter), "dataset_name": "none", "token_cache": str(tmp_path / "t")})
+    before = made_from.base_of(config)[f"the adapter '{adapter}'"]
+    (adapter / name).write_bytes(b"two")
+    assert made_from.base_of(config)[f"the adapter '{adapter}'"] != before

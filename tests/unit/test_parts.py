@@ -97,12 +97,24 @@ def test_runs_and_models_in_the_folder_are_no_data(tmp_path: Path):
         (["train", "dev"], Wanted("validation[:3]"), "dev"),
         (["train"], Wanted(held_out=True), "train"),
         (["everything"], Wanted(), "everything"),
-        (["train_sft", "test_sft"], Wanted(default="train_sft"), "train_sft"),
-        (["train_prefs", "test_prefs"], Wanted(default="train_prefs", held_out=True), "test_prefs"),
+        (["train_prefs", "test_prefs"], Wanted(preferences=True, held_out=True), "test_prefs"),
+        (["train", "test"], Wanted(preferences=True), "train"),
+        (["train", "test"], Wanted(preferences=True, held_out=True), "test"),
     ],
 )
 def test_the_part_that_is_meant(names: list[str], wanted: Wanted, part: str):
     assert choose(names, wanted, "some/set") == part
+
+
+@pytest.mark.parametrize("folder", ["", "/data/"])
+def test_the_part_of_a_known_set_is_that_of_what_is_trained(folder: str):
+    names, source = ["train_gen", "train_prefs", "train_sft", "test_prefs", "test_sft"], "ultrafeedback_binarized"
+    known = f"{folder}HuggingFaceH4/{source}"
+    assert choose(names, Wanted(), known) == "train_sft"
+    assert choose(names, Wanted(held_out=True), known) == "test_sft"
+    for name in (known, f"{folder}{source}"):
+        assert choose(names, Wanted(preferences=True), name) == "train_prefs"
+        assert choose(names, Wanted(preferences=True, held_out=True), name) == "test_prefs"
 
 
 @pytest.mark.parametrize(

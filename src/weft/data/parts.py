@@ -23,6 +23,8 @@ Say = Callable[[str], None]
 Kind = Callable[[Path], str | None]
 
 TRAIN = "train"
+PREFERENCES = "train_prefs"
+"""The part of preferences, where a set has others too (HuggingFaceH4/ultrafeedback_binarized)."""
 WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "dev", "val"),
@@ -55,8 +57,8 @@ class Wanted:
     """A part, or a slice of one, `train[:10%]`; None: see `choose`."""
     held_out: bool = False
     """Rows to measure on."""
-    default: str | None = None
-    """The part for training where none is asked for; None: that of a known data set, else train."""
+    preferences: bool = False
+    """They are preferences, which may have parts of their own: train_prefs, test_prefs."""
     say: Say = field(default=lambda _: None, compare=False, repr=False)
     """Told which parts and files are read, and which are not."""
 
@@ -103,8 +105,9 @@ def choose(names: Sequence[str], wanted: Wanted, source: str) -> str:
             raise DataError(f"'{source}' has no part '{asked}', but {_listed(names)}: write {flag} {names[0]}.")
         return found
     columns = known.find(source)
-    usual = wanted.default or (columns.split if columns else TRAIN)
-    for name in [usual.replace(TRAIN, word) for word in ("validation", "test")] if held_out else [usual]:
+    usual = [PREFERENCES] * wanted.preferences + [columns.split if columns else TRAIN]
+    words = ("validation", "test") if held_out else (TRAIN,)
+    for name in [part.replace(TRAIN, word) for part in usual for word in words]:
         if (found := _alike(names, name)) is not None:
             return found
     if len(names) == 1 and (held_out or _family(names[0]) in (None, TRAIN)):

@@ -23,7 +23,7 @@ from weft.launch.errands import errands
 from weft.launch.follow import follow
 from weft.launch.kits import make_kits
 from weft.launch.party import command, end, start, start_steward
-from weft.launch.reading import split_seed
+from weft.launch.reading import split_seed, wanted_of
 
 OWN_KEYS = ("instruction_column", "response_column", "instruction_prefix")
 """Of a run's keys, those of its data, which sites set for themselves."""
@@ -178,7 +178,7 @@ def _dealt(config: RunConfig, folder: Path, count: int) -> dict[str, dict[str, s
     Raises:
         DataError: they cannot be read, there are fewer than sites, or some are in both.
     """
-    train, held = _rows(config, Wanted(config.dataset_split)), _rows(config, Wanted(config.eval_dataset_split, True))
+    train, held = _rows(config, wanted_of(config)), _rows(config, wanted_of(config, held_out=True))
     both = set(train) & set(held)
     if both and config.held_out_overlap == "refuse":
         raise DataError(

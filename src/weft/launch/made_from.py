@@ -14,9 +14,10 @@ from typing import Any
 from weft.config import RunConfig
 from weft.core.digests import digest_of, file_digest
 from weft.data import load
-from weft.data.parts import ANY, Wanted
+from weft.data.parts import Wanted
 from weft.data.sets import hub_set, saved_set
 from weft.errors import ConfigError, DataError
+from weft.launch.reading import wanted_of
 from weft.launch.sources import token_cache
 from weft.models.source import model_source
 from weft.models.starting import starting_adapter
@@ -41,7 +42,7 @@ def base_of(config: RunConfig) -> Fingerprints:
     found: Fingerprints = {}
     adapter = starting_adapter(name)
     if adapter is not None:
-        files = [adapter / "adapter_model.safetensors", adapter / "adapter_config.json"]
+        files = [*adapter.glob("adapter_model.*"), adapter / "adapter_config.json"]
         found[f"the adapter '{name}'"] = _files(files, kept)
     try:
         folder = Path(model_source(name))
@@ -69,14 +70,14 @@ def tokenizer_of(config: RunConfig, tokenizer: Any) -> Fingerprints:
 
 def data_of(config: RunConfig) -> Fingerprints:
     """Return the fingerprints of all rows, held-out ones too, and of what decides about them."""
-    train, held = Wanted(config.dataset_split, default=_usual(config)), Wanted(config.eval_dataset_split, True)
+    train, held = wanted_of(config), wanted_of(config, held_out=True)
     named = [(f"the data '{config.dataset_name}'", config.dataset_name, train)]
     named += [(f"the held-out rows of '{config.dataset_name}'", config.dataset_name, held)]
     for client in config.clients or ():
         named += [(f"the data of the client '{client.name}'", client.data, train)]
         named += [(f"the held-out rows of the client '{client.name}'", client.eval, held)]
     named += [(f"the held-out rows '{config.eval_dataset_name}'", config.eval_dataset_name, held)]
-    named += [(f"the public rows '{config.public_data}'", config.public_data, ANY)]
+    named += [(f"the public rows '{config.public_data}'", config.public_data, wanted_of(config, public=True))]
     found: Fingerprints = {}
     for what, name, wanted in named:
         if name:
@@ -88,12 +89,6 @@ def data_of(config: RunConfig) -> Fingerprints:
     files += [(f"the reward '{name}'", f"{name.partition('.py')[0]}.py") for name in config.reward if ".py" in name]
     found |= {what: file_digest(Path(name)) for what, name in files if name and Path(name).is_file()}
     return found
-
-
-def _usual(config: RunConfig) -> str | None:
-    """Return the part that is trained on where none is named; None: that of the data set."""
-    known = str(config.dataset_name).rstrip("/").endswith("ultrafeedback_binarized") and config.objective != "sft"
-    return "train_prefs" if known else None
 
 
 def _rows(source: str, config: RunConfig, wanted: Wanted) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +71,13 @@ class Sources:
         """
         source = resolve_source(name, self.config.local_data_dir)
         path = Path(source).expanduser()
-        split = self._split(held_out, public)
-        wanted = Wanted(split, held_out, self._usual_part(source), say=self.say)
+        wanted = replace(wanted_of(self.config, held_out=held_out, public=public), say=self.say)
         if not (files and path.is_dir() and not saved_set(path)):
             return self._add(source, wanted, sample, public)
         if wanted.asked.piece is not None:
             raise DataError(
-                f"The slice '{split}' of a folder whose files are clients could leave some without rows: name the part "
-                "alone, and write --dataset_sample N."
+                f"The slice '{wanted.split}' of a folder whose files are clients could leave some without rows: name "
+                "the part alone, and write --dataset_sample N."
             )
         found = data_files(path, wanted)
         each = None if sample is None else -(-sample // len(found))
@@ -87,16 +86,6 @@ class Sources:
             numbers.append(self._add(str(file), ANY, each, public))
             self.origins[-len(numbers[-1]) :] = [origin] * len(numbers[-1])
         return np.concatenate(numbers)
-
-    def _split(self, held_out: bool, public: bool) -> str | None:
-        """Return what the user asks for of a source; public rows are all of theirs."""
-        if public:
-            return None
-        return self.config.eval_dataset_split if held_out else self.config.dataset_split
-
-    def _usual_part(self, source: str) -> str | None:
-        """Return the part that is trained on where none is asked for; None: that of the data set."""
-        return None
 
     def say(self, text: str) -> None:
         """Remember what is to be said once."""
@@ -181,6 +170,12 @@ def complete(sources: Sources, table: Encoded | Documents | PairTable | PromptTa
         f"No row can be used ({account.left.reasons()}): write --template alpaca or vicuna, or a template of your own "
         "after --prompt_template."
     )
+
+
+def wanted_of(config: RunConfig, *, held_out: bool = False, public: bool = False) -> Wanted:
+    """Return which rows of a source a run trains on, or measures on; of public rows no part is asked for."""
+    asked = config.eval_dataset_split if held_out else config.dataset_split
+    return Wanted(None if public else asked, held_out, preferences=config.objective == "preference")
 
 
 def split_seed(config: RunConfig) -> int:

@@ -129,9 +129,6 @@ class Judgements(Sources):
         self.examples += made.examples
         return np.arange(first, len(self.examples))
 
-    def _usual_part(self, source: str) -> str | None:
-        return "train_prefs" if source.rstrip("/").endswith("ultrafeedback_binarized") else None
-
     def marks(self, numbers: np.ndarray) -> list[bytes]:
         """Return digests of what is asked and judged."""
         return [digest(repr(self.examples[number]).encode()) for number in numbers]
