@@ -133,11 +133,12 @@ class Attendant:
 
     def _compare(self, run: RunDir, now: Fingerprints, base: str, birth: str) -> None:
         """Refuse to go on with a run on other rows than those that it began with here; what they are stays here."""
-        if fingerprints.birth_of(run) != birth:  # what is here is of another run of this name
+        other = fingerprints.birth_of(run) != birth
+        if other:  # what is here is of another run of this name
             checkpoint.rewind(run, 0)
             run.reference_file.unlink(missing_ok=True)
             (run.path / WORK).unlink(missing_ok=True)
-        changed = fingerprints.differing(run, now) if fingerprints.birth_of(run) == birth else []
+        changed = [] if other else fingerprints.differing(run, now)
         if changed and not self.law.accept_changed:
             log.warning("%s changed since the run began", " and ".join(changed))
             raise Refused(

@@ -20,7 +20,7 @@ from weft.errors import ConfigError, DataError
 from weft.launch.reading import wanted_of
 from weft.launch.sources import token_cache
 from weft.models.source import model_source
-from weft.models.starting import starting_adapter
+from weft.models.starting import adapter_of
 from weft.runs.fingerprints import Fingerprints
 
 VOCABULARY = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*")
@@ -40,7 +40,7 @@ def base_of(config: RunConfig) -> Fingerprints:
         return {}
     name, kept = config.model_name_or_path, _kept_in(config)
     found: Fingerprints = {}
-    adapter = starting_adapter(name)
+    adapter = adapter_of(config)
     if adapter is not None:
         files = [*adapter.glob("adapter_model.*"), adapter / "adapter_config.json"]
         found[f"the adapter '{name}'"] = _files(files, kept)

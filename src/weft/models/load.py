@@ -28,7 +28,7 @@ from weft.models.prompts import Front, add_prompt
 from weft.models.quantised import check_stored, keep_unpacked, quantisation, stored_bits
 from weft.models.resident import Resident
 from weft.models.source import in_words, model_source
-from weft.models.starting import fill, starting_adapter
+from weft.models.starting import adapter_of, fill
 from weft.models.tokenizer import load_tokenizer
 
 
@@ -128,7 +128,7 @@ def pickled(config: RunConfig) -> bool:
     """Say whether a run's model, or the adapter that it begins from, is in files that can hold code (.bin)."""
     if config.from_scratch:
         return False
-    adapter = starting_adapter(config.model_name_or_path)
+    adapter = adapter_of(config)
     if adapter is not None and not (adapter / "adapter_model.safetensors").is_file():
         return True
     return find_checkpoint(model_source(config.model_name_or_path), config.token).pickled
@@ -197,7 +197,7 @@ def _trainable(
         model.instruction = Instruction(config.prompt_length, config.prompt_init_text or "")
     elif config.prompt_method is not None:
         trained = add_prompt(model, config, dtype, tokenizer)
-    adapter = None if config.from_scratch else starting_adapter(config.model_name_or_path)
+    adapter = adapter_of(config)
     if adapter is not None:
         fill(trained, adapter, note)
     if config.model_offload != "none":

@@ -25,6 +25,11 @@ def starting_adapter(name: str) -> Path | None:
     return None
 
 
+def adapter_of(config: RunConfig) -> Path | None:
+    """Return the folder of the adapter that a run begins from; None: it begins from a model, or from nothing."""
+    return None if config.from_scratch else starting_adapter(config.model_name_or_path)
+
+
 def read_adapter(folder: Path) -> dict[str, Any]:
     """Return peft's configuration of an adapter; ConfigError if it is broken."""
     try:
@@ -52,7 +57,7 @@ def from_adapter(config: RunConfig) -> RunConfig:
         ConfigError: the adapter is no plain LoRA, or the run trains no LoRA, or one of another shape.
     """
     name = config.model_name_or_path
-    folder = None if config.from_scratch else starting_adapter(name)
+    folder = adapter_of(config)
     if folder is None:
         return config
     found = read_adapter(folder)

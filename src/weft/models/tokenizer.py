@@ -10,7 +10,7 @@ from weft.errors import ConfigError
 from weft.models.checkpoint import find_checkpoint
 from weft.models.noise import hush
 from weft.models.source import in_words, model_source
-from weft.models.starting import starting_adapter
+from weft.models.starting import adapter_of
 
 _FILES = ("*token*", "vocab*", "*.model", "merges*", "tekken*", "*bpe*")
 """What files of tokenizers are called."""
@@ -22,7 +22,7 @@ def load_tokenizer(config: RunConfig) -> Any:
 
     hush()
     source = (config.tokenizer or "") if config.from_scratch else model_source(config.model_name_or_path)
-    adapter = None if config.from_scratch else starting_adapter(config.model_name_or_path)
+    adapter = adapter_of(config)
     if adapter is not None and (adapter / "tokenizer_config.json").exists():
         source = str(adapter)
     if Path(source).is_dir() and not any(True for kind in _FILES for _ in Path(source).glob(kind)):
