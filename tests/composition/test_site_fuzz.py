@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 from office import NAMES, Office
 from weft.core import wire
-from weft.core.types import Failure, Score
-from weft.errors import ClientFailed
-from weft.federation.admission import admit_score, opened
+from weft.core.types import Failure, Score, Task, Update
+from weft.errors import BadUpdate, ClientFailed, ConfigError
+from weft.federation.admission import admit, admit_score, opened
+from weft.launch.flare import CollabLine, Server
 from weft.launch.served import _read, serve
+from weft.runtimes.desk import Heard
 
 VILLAIN = "hospital_c"
 
@@ -61,6 +67,14 @@ SCORES: dict[str, dict[str, object]] = {
     "a cluster that is none": {"metrics": {"cluster/x": 1.0}},
     "a name that cannot be written": {"metrics": {"\ud83d": 1.0}},
     "no scores": {"kind": "Update"},
+    "a count without its sum": {"metrics": {"loss_tokens": 5.0}},
+    "judged, without anything judged": {"metrics": {"judged": 1.0}},
+    "answers without rewards": {"metrics": {"answers": 1.0}},
+    "a divergence without its sum": {"metrics": {"kl_tokens": 1.0}},
+    "half a confusion": {"metrics": {"confusion/1": 1.0}},
+    "confusion of words": {"metrics": {"confusion/red/blue": 1.0}},
+    "counts that cancel": {"metrics": {"confusion/0/0": 1.0, "confusion/0/1": -1.0, "confusion/1/0": -1.0}},
+    "fewer than no rows": {"metrics": {"rows": -1e18}},
 }
 
 
@@ -79,6 +93,77 @@ def test_scores_that_cannot_be_are_that_sites_failure(run, sites: Office, lie: d
     records = [json.loads(line) for line in (done.path / "metrics.jsonl").read_text().splitlines()]
     (found,) = [one for one in records if one["event"] == "round"]
     assert "was not evaluated" in found["failures"][VILLAIN]
+
+
+@pytest.mark.parametrize("weights", ["size", "minimax", "gain"])
+@pytest.mark.parametrize(
+    "metrics", [{"answers": 1.0}, {"texts_scored": 1.0}, {"loss_tokens": 4.0}, {"loss_tokens": -814.0, "loss_sum": 1.0}]
+)
+def test_metrics_that_cannot_be_counted_are_that_sites_failure(run, sites: Office, weights: str, metrics):
+    """And one that reports nothing takes part all the same."""
+
+    def change(raw: bytes, said: bytes) -> bytes:
+        if raw[:1] == b"{" or not isinstance(reply := wire.unpack(said, run="run"), Update):
+            return said
+        return wire.pack(replace(reply, metrics=metrics if reply.round == 0 else {}), "run")
+
+    hostile(sites, change)
+    keys = run | {"num_rounds": 2, "eval_every": 0, "client_weight": weights}
+    done = serve(keys, sites, list(NAMES), "1")
+    records = [json.loads(line) for line in (done.path / "metrics.jsonl").read_text().splitlines()]
+    first, second = (one for one in records if one["event"] == "round")
+    assert first["bad"] == [VILLAIN]
+    assert first["train_loss"] > 0
+    assert not second["failures"]
+    assert VILLAIN in second["clients"]
+
+
+def test_a_site_that_asks_for_others_and_is_silent_ends_no_run(run, sites: Office):
+    """Its smallest cohort counts where its own update would be used, and nowhere else."""
+
+    def change(raw: bytes, said: bytes) -> bytes:
+        if raw[:1] == b"{":
+            return json.dumps(json.loads(said) | {"least": 3}).encode()
+        message = wire.unpack(raw, run="run")
+        silent = isinstance(message, Task) and message.round == 0
+        return wire.pack(Failure(VILLAIN, 0, "no"), "run") if silent else said
+
+    hostile(sites, change)
+    done = serve(run | {"num_rounds": 2, "eval_every": 0, "max_attempts": 2}, sites, list(NAMES), "1")
+    records = [json.loads(line) for line in (done.path / "metrics.jsonl").read_text().splitlines()]
+    assert [one["clients"] for one in records if one["event"] == "round"] == [list(NAMES[:2]), list(NAMES)]
+
+
+def test_reasons_of_a_site_are_cut():
+    like = {"delta": {"a": torch.zeros(2)}}
+    many = {f"stream \u202e {number}" * 9: {"a": torch.zeros(2)} for number in range(3000)}
+    with pytest.raises(BadUpdate, match="instead of delta") as refused:
+        admit(Update("c", 0, 0, many, 1.0, {}), {"c": Task("c", 0, 0, {})}, {"c"}, like)
+    assert len(str(refused.value)) < 1000
+    assert str(refused.value).isprintable()
+
+
+def test_a_weight_of_nothing_is_refused():
+    like = {"delta": {"a": torch.zeros(2)}}
+    with pytest.raises(BadUpdate, match="weight 5e-324"):
+        admit(Update("c", 0, 0, like, 5e-324, {}), {"c": Task("c", 0, 0, {})}, {"c"}, like)
+
+
+@pytest.mark.parametrize("taken", [np.array([1, 2]), {}, "no", 0])
+def test_a_site_that_says_anything_of_a_message_is_heard(taken: object):
+    """FLARE reads arrays and other objects, of which not all are true or false."""
+    said = {"progress": 1, "answer": b"x", "taken": taken, "unknown": np.array([1, 2])}
+    proxy = SimpleNamespace(ask=lambda *_: said)
+    assert CollabLine({"c": lambda **_: proxy}).ask("c", "t", b"", 0.1) == Heard(1, b"x", True)
+    said["taken"] = False
+    assert not CollabLine({"c": lambda **_: proxy}).ask("c", "t", b"", 0.1).taken
+
+
+@pytest.mark.parametrize("name", ["../../x", ".hidden", "a/b", "", "A B"])
+def test_a_job_whose_name_is_a_path_is_refused(name: str):
+    """A job need not come from `weft submit`."""
+    with pytest.raises(ConfigError, match="cannot be called"):
+        Server({}, name).main()
 
 
 def test_shapes_whose_product_overflows_are_a_failure():

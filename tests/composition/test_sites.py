@@ -18,7 +18,7 @@ from conftest import colour_rows, write_rows
 from office import NAMES, Office
 from weft.core.wire import unpack
 from weft.errors import ConfigError, RunError
-from weft.launch.law import Site, read_law
+from weft.launch.law import Site, read_law, reportable
 from weft.launch.served import serve
 
 
@@ -269,6 +269,13 @@ def test_a_site_reports_what_it_wants_to(run, sites: Office):
     assert scores["hospital_a"]["loss"] is not None
     assert scores["hospital_a"]["accuracy"] is None
     assert scores["hospital_b"]["accuracy"] is not None
+
+
+def test_counts_are_not_reported_without_their_sums(sites: Office):
+    law = sites.laws["hospital_a"]
+    limited = law.model_copy(update={"accept": law.accept.model_copy(update={"report": ["loss_t", "text", "answers"]})})
+    metrics = {"loss_tokens": 4.0, "loss_sum": 9.0, "text_bytes": 7.0, "answers": 2.0, "steps": 3.0}
+    assert reportable(limited, metrics) == {"steps": 3.0}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from weft.core.metrics import CONFUSION, mean
 from weft.core.objective import Evaluator
 from weft.core.types import Metrics
 from weft.data.words import said_by
@@ -23,7 +24,6 @@ from weft.models.resident import Resident
 from weft.objectives.causal_lm import next_token_loss
 from weft.objectives.choices import choice_logps
 
-CONFUSION = "confusion"
 PREFERRED = ("preference_accuracy", "reward_margin", "chosen_logp", "rejected_logp")
 """Means over judged pairs."""
 REWARDED = ("reward", "answer_tokens", "cut")
@@ -117,15 +117,14 @@ def summarise(metrics: Metrics) -> dict[str, float | int | None]:
     Bits per byte compares models of different tokenizers: the loss of all tokens, ends of texts included, over the
     bytes of the text in UTF-8.
     """
-    tokens = metrics.get("loss_tokens", 0.0)
-    loss = metrics["loss_sum"] / tokens if tokens else None
+    loss = mean(metrics, "loss_sum", "loss_tokens")
     pairs = {
         (name.split("/")[1], name.split("/")[2]): count
         for name, count in metrics.items()
         if name.startswith(CONFUSION + "/")
     }
-    size, judged = metrics.get("text_bytes", 0.0), metrics.get("judged", 0.0)
-    answers, compared = metrics.get("answers", 0.0), metrics.get("kl_tokens", 0.0)
+    size = metrics.get("text_bytes", 0.0) if loss is not None else 0.0
+    judged, answers = metrics.get("judged"), metrics.get("answers")
     asked = sum(pairs.values())
     right = sum(count for (gold, given), count in pairs.items() if gold == given)
     return {
@@ -134,9 +133,9 @@ def summarise(metrics: Metrics) -> dict[str, float | int | None]:
         "bits_per_byte": metrics["loss_sum"] / math.log(2) / size if size else None,
         "accuracy": right / asked if asked else None,
         "macro_f1": macro_f1(pairs) if asked else None,
-        **{name: metrics[f"{name}_sum"] / judged for name in PREFERRED if judged},
-        **{name: metrics[f"{name}_sum"] / answers for name in REWARDED if answers},
-        **({"kl": metrics["kl_sum"] / compared} if compared else {}),
+        **{name: mean(metrics, f"{name}_sum", "judged") for name in PREFERRED if judged},
+        **{name: mean(metrics, f"{name}_sum", "answers") for name in REWARDED if answers},
+        **({} if (kl := mean(metrics, "kl_sum", "kl_tokens")) is None else {"kl": kl}),
         "rows": int(metrics.get("rows", 0)),
     }
 
@@ -146,13 +145,11 @@ def macro_f1(pairs: Mapping[tuple[str, str], float]) -> float:
 
     A class that is never right, or never found, counts as 0: scikit-learn's f1_score(average="macro", zero_division=0).
     """
-    classes = sorted({name for pair, count in pairs.items() if count for name in pair})
-    scores = []
-    for name in classes:
-        hit = pairs.get((name, name), 0.0)
-        named = sum(count for (_, given), count in pairs.items() if given == name)
-        there = sum(count for (gold, _), count in pairs.items() if gold == name)
-        scores.append(2 * hit / (named + there) if hit else 0.0)
+    known: dict[str, float] = {}  # of every class how often it is right, and how often it is given, together
+    for pair, count in pairs.items():
+        for name in pair if count else ():
+            known[name] = known.get(name, 0.0) + count
+    scores = [2 * hit / known[name] if (hit := pairs.get((name, name), 0.0)) else 0.0 for name in sorted(known)]
     return sum(scores) / len(scores)
 
 

@@ -8,13 +8,16 @@ from dataclasses import replace
 
 from weft.algorithms.clustered import CHOICE
 from weft.core import tensors
+from weft.core.metrics import fault, is_number
 from weft.core.texts import printable, unfit
 from weft.core.types import Failure, Metrics, Reply, Score, Streams, Task, Update
 from weft.core.wire import Raw, unpack
 from weft.errors import BadUpdate, ClientFailed, LateUpdate
 
-LARGEST = 1e18
-"""Of a metric."""
+LIGHTEST = 1e-6
+"""Weight of an update, at the least: smaller ones would make a mean over few clients overflow."""
+SHOWN = 200
+"""Letters of a reason that are kept."""
 
 
 def opened(raw: Raw, sender: str, round: int, *, run: str = "", most: int, tensors: int) -> Reply:
@@ -58,12 +61,12 @@ def admit_score(reply: Reply) -> Score:
 
 def check_metrics(metrics: Metrics) -> None:
     """Refuse metrics that cannot be counted or written down: raise BadUpdate."""
-    if not all(abs(value) <= LARGEST for value in metrics.values()):
-        raise BadUpdate("sent metrics that are not finite")
     for name in metrics:
         kind, _, number = name.partition("/")
-        if unfit(name) or (kind == CHOICE and not (number.isascii() and number.isdecimal() and len(number) < 10)):
+        if unfit(name) or (kind == CHOICE and not is_number(number)):
             raise BadUpdate("sent metrics of names that cannot be")
+    if (why := fault(metrics)) is not None:
+        raise BadUpdate(f"sent {why}")
 
 
 def admit(
@@ -98,11 +101,12 @@ def admit(
         raise BadUpdate(getattr(reply, "reason", "sent no update"))
     if (reply.round, reply.base_version, reply.attempt) != (task.round, task.base_version, task.attempt):
         raise BadUpdate(f"sent an update of round {reply.round} and version {reply.base_version} in round {task.round}")
-    if not (math.isfinite(reply.weight) and 0 < reply.weight <= heaviest):
+    if not (math.isfinite(reply.weight) and LIGHTEST <= reply.weight <= heaviest):
         raise BadUpdate(f"gave its update the weight {reply.weight}")
     check_metrics(reply.metrics)
     if set(reply.streams) != set(like):
-        raise BadUpdate(f"sent the streams {sorted(reply.streams)} instead of {sorted(like)}")
+        sent = printable(", ".join(sorted(reply.streams)), SHOWN)
+        raise BadUpdate(f"sent the streams {sent or 'of nothing'} instead of {', '.join(sorted(like))}")
     for stream, values in reply.streams.items():
         if values.keys() != like[stream].keys():
             raise BadUpdate("sent other parameters than the task has")

@@ -112,8 +112,8 @@ def run_rounds(
             yield RoundDone(state, record, seconds, None, clock)
             if in_vain >= rounds.max_attempts:
                 raise RunError(
-                    f"Round {state.round + 1} was begun {in_vain} times and fewer than {plan.quorum} clients answered: "
-                    "go on with --resume when they can be reached, or with a smaller --min_clients."
+                    f"Round {state.round + 1} was begun {in_vain} times and fewer than {record.needed} clients "
+                    "answered: go on with --resume when they can be reached, or with a smaller --min_clients."
                 )
             continue
         in_vain = 0

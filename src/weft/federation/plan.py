@@ -5,6 +5,7 @@ What does not commute is found here by comparing traits, never names, before any
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from weft.core.exchange import Aggregator, Codec, Privacy, Protection, Weighting
@@ -32,6 +33,8 @@ class Plan:
     """What is trained: "full", "lora", "dora" (whose product is normalised) or "prompt"."""
     quorum: int = 0
     """Good replies that a round needs to count; with fewer it is begun again."""
+    cohorts: Mapping[str, int] = field(default_factory=dict)
+    """Good replies that a client asks for where its own is one of them."""
     weighting: Weighting = field(default_factory=Weighting)
     slow_clients: bool = False
     """Some clients do not make all their steps in time."""
@@ -50,6 +53,10 @@ class Plan:
         for refused, sentence in refusals(self):
             if refused:
                 raise ConfigError(sentence)
+
+    def needed(self, clients: Iterable[str]) -> int:
+        """Return how many good replies a round needs that would use those of these clients."""
+        return max(self.quorum, *(self.cohorts.get(client, 0) for client in clients), 0)
 
     @property
     def remembers(self) -> bool:

@@ -25,6 +25,8 @@ class RoundRecord:
     bytes_up: int = 0
     bytes_down: int = 0
     product_error: float | None = None
+    needed: int = 0
+    """Good replies without which the round does not count."""
     repeated: bool = False
     """Too few good replies: nothing was averaged, and the round is begun again."""
 

@@ -63,7 +63,7 @@ def run_round(
     """Run one round on the server and return the state after it.
 
     A client that fails, or whose update cannot be averaged, is dropped and recorded. With fewer good updates than
-    `plan.quorum` the state stays and counts an attempt; without a quorum and any update the round counts.
+    `plan.needed` the state stays and counts an attempt; without a quorum and any update the round counts.
 
     Args:
         plan: the composed parts.
@@ -95,7 +95,8 @@ def run_round(
     total = plan.algorithm.combine((padded(update, state.params) for update in updates), plan.aggregator)
     total = replace(total if holders is None else holders.mean(total), whole=whole)
     record.close(total.clients, tasks, wanted)
-    record.repeated = len(total.clients) < plan.quorum
+    record.needed = plan.needed(total.clients)
+    record.repeated = len(total.clients) < record.needed
     state = blame(state, record.bad)
     if plan.remembers:
         unused = set(tasks) - set(() if record.repeated else total.clients)

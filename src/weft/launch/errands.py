@@ -188,10 +188,15 @@ def hushed() -> Iterator[None]:
             logging.disable(before)
 
 
-def write_job(config: RunConfig, name: str, folder: Path) -> Path:
-    """Write a job of FLARE: the names of two classes, and the run's keys; return its folder."""
+def check_name(name: str) -> None:
+    """Refuse a name that cannot be that of a run, which is a folder's too."""
     if path_component(name) != name or name.startswith("."):
         raise ConfigError(f"A run cannot be called '{name}': write lower-case letters, digits, - and _ after --name.")
+
+
+def write_job(config: RunConfig, name: str, folder: Path) -> Path:
+    """Write a job of FLARE: the names of two classes, and the run's keys; return its folder."""
+    check_name(name)
     keys = config.model_dump(mode="json") | {"output_dir": name, "prompt_template": None}  # sites have their own
     collab: dict[str, Any] = {"collab_obj_ids": [], "props": {}}
     threads = {"max_inbound_call_threads": 32, "max_outbound_call_threads": 100}

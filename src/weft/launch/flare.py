@@ -24,6 +24,7 @@ from nvflare.fuel.utils import buffer_list
 from weft.core.files import write_atomic
 from weft.errors import ConfigError, RunError, RunInUse, WeftError
 from weft.launch.child import Child
+from weft.launch.errands import check_name
 from weft.runtimes.desk import WAIT, Desk, Heard, LineBroken
 
 log = logging.getLogger("weft.site")
@@ -78,12 +79,13 @@ class CollabLine:
             raise RunError("the job was ended") from None
         except Exception as error:
             raise LineBroken(type(error).__name__) from None
+        # A site may send anything that FLARE reads, such as arrays, which have no truth value.
         if not isinstance(said, dict) or not isinstance(said.get("progress"), int):
             raise LineBroken("an answer of no known form")
-        if said.get("unknown"):
+        if said.get("unknown") is True:
             raise KeyError(ticket)
         answer = said.get("answer")
-        return Heard(said["progress"], answer if isinstance(answer, bytes) else None, bool(said.get("taken", True)))
+        return Heard(said["progress"], answer if isinstance(answer, bytes) else None, said.get("taken") is not False)
 
 
 class Server:
@@ -100,6 +102,7 @@ class Server:
         """Run all rounds; what is said goes to the run's log."""
         from weft.launch.served import serve
 
+        check_name(self.name)  # whoever may hand in jobs need not have done so by `weft submit`
         folder = Path(os.environ[KIT]) / "runs" / self.name
         folder.parent.mkdir(parents=True, exist_ok=True)
         proxies = {proxy.name: proxy for proxy in collab.clients}
@@ -195,7 +198,7 @@ class Site:
         if collab.caller != SERVER:
             log.warning("a call of '%s' was refused: only the server may ask this site", collab.caller)
             raise NotTheServer("only the server may ask this site")
-        wait = min(max(float(wait), 0.0), WAIT)
+        wait = min(max(0.0, float(wait)), WAIT)  # in this order: NaN becomes 0
         try:
             heard = self._desk.ask(ticket, raw, wait)
         except KeyError:

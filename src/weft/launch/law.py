@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from weft import registry
 from weft.config import VOLATILE, RunConfig, read_yaml
+from weft.core.metrics import complete
 from weft.core.types import Metrics
 from weft.errors import ConfigError
 from weft.launch.permits import AT_SERVER, FROM_RUN, FROM_SITE, ON_DEMAND, forbidden
@@ -221,4 +222,4 @@ def reportable(law: Site, metrics: Metrics) -> Metrics:
     if law.accept.report is None:
         return metrics
     allowed = (*COUNTS, *law.accept.report)
-    return {name: value for name, value in metrics.items() if name.startswith(tuple(allowed))}
+    return complete({name: value for name, value in metrics.items() if name.startswith(allowed)})

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from weft.algorithms.clustered import CHOICE
-from weft.core.metrics import plus
+from weft.core.metrics import mean, plus
 from weft.core.types import Metrics
-from weft.evaluation.heldout import summarise
+from weft.evaluation.heldout import REWARDED, summarise
 from weft.federation.loop import RoundDone
 from weft.models.resident import Resident
 from weft.rewards.score import FAULTS
@@ -61,13 +61,12 @@ class Tally:
 def round_record(done: RoundDone) -> dict[str, Any]:
     """Return the line of metrics.jsonl for a round, counted from 1."""
     record, sums = done.record, done.record.sums
-    tokens = sums.get("loss_tokens", 0.0)
     clients = max(1, len(record.clients))
     line: dict[str, Any] = {
         "event": "repeated" if record.repeated else "round",
         "round": record.round + 1,
         "clients": list(record.clients),
-        "train_loss": sums["loss_sum"] / tokens if tokens else None,
+        "train_loss": mean(sums, "loss_sum", "loss_tokens"),
         "tokens": int(sums.get("tokens", 0)),
         "examples": int(sums.get("rows", 0)),
         "bytes_up": record.bytes_up,
@@ -75,12 +74,9 @@ def round_record(done: RoundDone) -> dict[str, Any]:
         "learning_rate": sums.get("learning_rate", 0.0) / clients,
         "failures": record.failures,
     }
-    answers = sums.get("answers", 0.0)
-    if answers:
-        line["reward"] = sums["reward_sum"] / answers
-        line["answer_tokens"] = sums["answer_tokens_sum"] / answers
-        line["cut"] = sums["cut_sum"] / answers
-        line["groups_alike"] = sums["alike"] / sums["groups"]
+    if sums.get("answers"):
+        line |= {name: mean(sums, f"{name}_sum", "answers") for name in REWARDED}
+        line["groups_alike"] = mean(sums, "alike", "groups")
         line["reward_faults"] = {fault: int(count) for fault in FAULTS if (count := sums.get(f"reward_{fault}", 0.0))}
     if sums.get("texts_scored"):
         line["texts_scored"], line["texts_refused"] = int(sums["texts_scored"]), int(sums["texts_refused"])

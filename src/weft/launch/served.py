@@ -74,14 +74,14 @@ class Willing:
     words: dict[str, bytes]
     """The hello that each was said."""
     agreed: str
-    quorum: int
-    """Good updates without which no site that takes part has agreed to a round."""
+    cohorts: dict[str, int]
+    """Good updates that a round must have for a site that takes part to be one of them, where it asks for that."""
 
     def same(self, name: str, raw: bytes) -> bool:
         """Say whether a site answers as it did."""
         said, place = _read(raw), self.names.index(name)
-        found = (said.get("rows"), said.get("held"), said.get("agreed"))
-        return found == (self.rows[place], self.held[place], self.agreed)
+        found = (said.get("rows"), said.get("held"), said.get("agreed"), _least(said))
+        return found == (self.rows[place], self.held[place], self.agreed, self.cohorts.get(name, 0))
 
     def population(self) -> Population:
         """Return them as the population of a run."""
@@ -149,7 +149,7 @@ def serve(
         remote.largest = lambda: largest(plan, model)
         remote.in_order = not plan.spare
         if plan.algorithm.shares and not plan.algorithm.asynchronous:
-            plan = replace(plan, quorum=max(plan.quorum, willing.quorum))
+            plan = replace(plan, cohorts=willing.cohorts)
 
         @contextmanager
         def begin(station: Station) -> Iterator[Runtime]:
@@ -249,7 +249,7 @@ def _agree(remote: Remote, who: Hello, order: list[str], there: list[str], note:
         else:
             found[name] = said
     agreed = len(found)
-    quorum = _hold_quorum(found, refused, who.cohort)
+    _hold_quorum(found, refused, who.cohort)
     if away:  # sites that ask for a larger cohort may have it when the others are there
         away += agreed - len(found)
     for name, why in refused.items():
@@ -261,25 +261,24 @@ def _agree(remote: Remote, who: Hello, order: list[str], there: list[str], note:
         raise RunError(few) if part + away >= least else ConfigError(few)
     rows = [int(found[name]["rows"]) if name in found else 0 for name in order]
     held = [int(found[name]["held"]) if name in found else 0 for name in order]
-    return Willing(order, rows, held, refused, words, wanted, quorum)
+    return Willing(order, rows, held, refused, words, wanted, {name: _least(said) for name, said in found.items()})
 
 
-def _hold_quorum(found: dict[str, dict[str, Any]], refused: dict[str, str], sample: int) -> int:
+def _hold_quorum(found: dict[str, dict[str, Any]], refused: dict[str, str], sample: int) -> None:
     """Move sites whose smallest cohort is more than those that take part from `found` to `refused`.
 
     Each that leaves makes the cohort smaller, so they are looked at again until all that stay have enough.
-
-    Returns:
-        The largest of the smallest cohorts of those that stay, which every round has to hold.
     """
-    while True:
+    while few := {name: said for name, said in found.items() if _least(said) > min(sample, len(found))}:
         count = min(sample, len(found))
-        few = [name for name, said in found.items() if int(said.get("least", 0)) > count]
-        if not few:
-            return max((int(said.get("least", 0)) for said in found.values()), default=0)
-        for name in few:
-            least = int(found.pop(name)["least"])
-            refused[name] = f"{count} take part in a round, and this site asks for {least} at least"
+        for name, said in few.items():
+            del found[name]
+            refused[name] = f"{count} take part in a round, and this site asks for {_least(said)} at least"
+
+
+def _least(said: dict[str, Any]) -> int:
+    """Return the smallest cohort that a site asks for."""
+    return int(said.get("least", 0))
 
 
 def _read(raw: bytes) -> dict[str, Any]:

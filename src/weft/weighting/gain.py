@@ -30,8 +30,10 @@ class Gain(Weighting):
         """Return the factor of the client's rows, and remember its history."""
         if metrics.get("answers"):
             score = metrics["reward_sum"] / metrics["answers"]
-        else:
+        elif "loss_tokens" in metrics:
             score = -metrics["loss_sum"] / max(1.0, metrics["loss_tokens"])
+        else:  # its site does not report it
+            return 1.0, {}
         if client not in memory:
             return 1.0, {client: torch.tensor(score)}
         former = float(memory[client])

@@ -28,11 +28,13 @@ class Minimax(Weighting):
 
     def factor(self, client: str, metrics: Metrics, memory: Tensors) -> tuple[float, Tensors]:
         """Return the client's new weight, and remember it with the client's loss."""
+        former = float(memory.get(f"log/{client}", torch.zeros(())))
+        if "loss_tokens" not in metrics:  # its site does not report it
+            return math.exp(former), {}
         loss = metrics["loss_sum"] / max(1.0, metrics["loss_tokens"])
         known = {name: float(value) for name, value in memory.items() if name.startswith("loss/")} | {
             f"loss/{client}": loss
         }
-        former = float(memory.get(f"log/{client}", torch.zeros(())))
         now = former + self.rate * (loss - sum(known.values()) / len(known))
         now = max(-MOST, min(MOST, now))
         return math.exp(now), {f"loss/{client}": torch.tensor(loss), f"log/{client}": torch.tensor(now)}
