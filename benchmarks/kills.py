@@ -116,8 +116,8 @@ def kill_sites(kills: int) -> None:
 
     import weft
     from weft.config import build
-    from weft.launch.follow import follow
-    from weft.launch.loopback import federation
+    from weft.sites.local_federation import federation
+    from weft.sites.watcher import watch
 
     rng, done, over = random.Random(0), [], threading.Event()
     with tempfile.TemporaryDirectory() as temporary:
@@ -125,12 +125,12 @@ def kill_sites(kills: int) -> None:
         make_model(folder / "model", hidden=64, layers=2, vocabulary=1024)
         keys = keys_of(folder, "whole") | {"num_rounds": 2 * kills, "sample_clients": 2, "max_steps": 40}
         del keys["dataset_name"], keys["num_clients"]
-        laws = {}
+        policies = {}
         for number, name in enumerate(names):
             make_rows(folder / f"{name}.jsonl", 30 + number, words=(3, 6))
-            laws[name] = folder / f"{name}.yaml"
-            law = {"data": f"{name}.jsonl", "threads": 1, "accept": {"models": [keys["model_name_or_path"]]}}
-            laws[name].write_text(json.dumps(law))
+            policies[name] = folder / f"{name}.yaml"
+            policy = {"data": f"{name}.jsonl", "threads": 1, "accept": {"models": [keys["model_name_or_path"]]}}
+            policies[name].write_text(json.dumps(policy))
         given = {key: value for key, value in keys.items() if key != "output_dir"}
         run = build(given | {"runtime": "nvflare", "sites": list(names)})
 
@@ -144,15 +144,15 @@ def kill_sites(kills: int) -> None:
                 seen = rounds
                 time.sleep(rng.uniform(0.0, 1.0))
                 site = rng.choice(names)
-                for number in processes("weft.launch.child", str(sites / site)):
+                for number in processes("weft.sites.model_process", str(sites / site)):
                     os.kill(number, signal.SIGKILL)
                     done.append(site)
 
-        with federation(folder / "up", laws) as parties:
+        with federation(folder / "up", policies) as parties:
             there = parties.kits / "server" / "runs" / "kills"
             killer = threading.Thread(target=kill, args=(there / "timing.jsonl", parties.kits))
             killer.start()
-            last = follow(parties.admin, run, "kills", lambda _: None)
+            last = watch(parties.admin, run, "kills", lambda _: None)
             over.set()
             killer.join()
             clients = [{"name": name, "data": str(folder / f"{name}.jsonl")} for name in names]

@@ -35,12 +35,12 @@ def main(verb: str = "sft", dtype: str = "auto") -> None:
     import torch
 
     from weft import config as configuration
+    from weft.federation.client_host import ClientHost
+    from weft.federation.clients import InMemory
     from weft.federation.loop import Rounds, run_rounds
     from weft.federation.sampling import Selection
-    from weft.federation.site import InMemory
-    from weft.federation.station import Station
     from weft.launch import compose
-    from weft.launch.memory import DiskMemory
+    from weft.launch.client_memory import DiskMemory
     from weft.launch.population import populate
     from weft.launch.reference import refer
     from weft.models.load import load_resident
@@ -87,7 +87,7 @@ def main(verb: str = "sft", dtype: str = "auto") -> None:
         model = load_resident(config, tokenizer)
         if plan.objective.needs_reference:
             refer(population, model, RunDir(folder / "run").reference_file, 16, print)
-        runtime = InProcess(Station(plan, model, None, population.trained, population.evaluated))  # type: ignore[arg-type]
+        runtime = InProcess(ClientHost(plan, model, None, population.trained, population.evaluated))  # type: ignore[arg-type]
         state = plan.algorithm.init(model.values())
         names = population.trained.names
         rounds = run_rounds(plan, state, runtime, Rounds(1000, Selection(0, 1), 0), clients=names, evaluated=[])

@@ -149,21 +149,21 @@ def flare(folder: Path) -> None:
     """Compare over mutual TLS on loopback, two sites."""
     import weft
     from weft.config import build
-    from weft.launch.errands import errands, write_job
-    from weft.launch.follow import follow
-    from weft.launch.loopback import Federation
+    from weft.sites.admin import admin_session, write_job
+    from weft.sites.local_federation import LocalFederation
+    from weft.sites.watcher import watch
 
     sites = ["a", "b"]
     runs = {size: keys_of(folder, size, sites) for size in SIZES}
     bytes = {size: sum(f.stat().st_size for f in model_of(folder, size).glob("*.safetensors")) for size in SIZES}
-    laws = {}
+    policies = {}
     for site in sites:
-        laws[site] = folder / f"{site}.yaml"
+        policies[site] = folder / f"{site}.yaml"
         models = [run["model_name_or_path"] for run in runs.values()]
-        law = {"data": f"{site}.jsonl", "threads": 1, "accept": {"models": models}}
-        laws[site].write_text(yaml.safe_dump(law), encoding="utf-8")
+        policy = {"data": f"{site}.jsonl", "threads": 1, "accept": {"models": models}}
+        policies[site].write_text(yaml.safe_dump(policy), encoding="utf-8")
     os.environ["PYTHONPATH"] = f"{HERE}:{os.environ.get('PYTHONPATH', '')}"
-    parties = Federation(folder / "up", laws)
+    parties = LocalFederation(folder / "up", policies)
     for kit in ("server", *sites):
         path = parties.kits / kit / "local" / "resources.json"
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -179,14 +179,14 @@ def flare(folder: Path) -> None:
             words = json.loads(path.read_text(encoding="utf-8"))
             words["components"][0] |= {"path": f"runtimes.Echo{'Server' if own else 'Site'}", "args": own}
             path.write_text(json.dumps(words), encoding="utf-8")
-        with errands(parties.admin) as desk:
-            number = desk.session.submit_job(str(job))
-            while not desk.state(number).startswith("FINISHED"):
+        with admin_session(parties.admin) as session:
+            number = session.session.submit_job(str(job))
+            while not session.state(number).startswith("FINISHED"):
                 time.sleep(0.5)
         bare = json.loads((folder / "echo.json").read_text(encoding="utf-8"))
         for size, run in runs.items():
             given = build(left[size] | {"runtime": "nvflare", "sites": sites})
-            follow(parties.admin, given, size, lambda _: None)
+            watch(parties.admin, given, size, lambda _: None)
             one = weft.train(alone(run) | {"output_dir": str(folder / f"here-{size}")}, quiet=True)
             there = seconds(parties.kits / "server" / "runs" / size)
             told(f"flare, {size}", bytes[size], bare[size], seconds(one.path), there)
@@ -200,7 +200,7 @@ def on_ray(folder: Path) -> None:
 
     import weft
     from weft.config import build
-    from weft.launch.worker import join
+    from weft.launch.ray_actor import join
 
     join(build({"dataset_name": "any"}), cpus=2)
     sites = ["a", "b"]

@@ -101,10 +101,10 @@ class Usual:
 
 def weft_rounds(config: Any) -> Any:
     """Return the iterator of Weft's rounds, its model loaded."""
+    from weft.federation.client_host import ClientHost
+    from weft.federation.clients import InMemory
     from weft.federation.loop import Rounds, run_rounds
     from weft.federation.sampling import Selection
-    from weft.federation.site import InMemory
-    from weft.federation.station import Station
     from weft.launch import compose
     from weft.launch.population import populate
     from weft.models.load import load_resident
@@ -115,7 +115,7 @@ def weft_rounds(config: Any) -> Any:
     tokenizer = load_tokenizer(config)
     population = populate(config, tokenizer, InMemory(), rows="conversations", pool=False)
     model = load_resident(config, tokenizer)
-    runtime = InProcess(Station(plan, model, None, population.trained, population.evaluated))  # type: ignore[arg-type]
+    runtime = InProcess(ClientHost(plan, model, None, population.trained, population.evaluated))  # type: ignore[arg-type]
     return run_rounds(
         plan,
         plan.algorithm.init(model.values()),

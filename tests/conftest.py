@@ -195,17 +195,17 @@ def sites(keys, tmp_path: Path):
     import yaml
 
     from office import NAMES, Office
-    from weft.launch.law import read_law
+    from weft.sites.policy import read_policy
 
-    laws = {}
+    policies = {}
     for number, name in enumerate(NAMES):
         folder = tmp_path / "sites" / name
         folder.mkdir(parents=True)
         write_rows(folder / "rows.jsonl", colour_rows(24 + 3 * number, number))
-        law = {"data": "rows.jsonl", "accept": {"models": [keys["model_name_or_path"]]}, "threads": 1}
-        (folder / "site.yaml").write_text(yaml.safe_dump(law))
-        laws[name] = read_law(folder / "site.yaml")
-    return Office(laws, tmp_path / "work")
+        policy = {"data": "rows.jsonl", "accept": {"models": [keys["model_name_or_path"]]}, "threads": 1}
+        (folder / "site.yaml").write_text(yaml.safe_dump(policy))
+        policies[name] = read_policy(folder / "site.yaml")
+    return Office(policies, tmp_path / "work")
 
 
 @pytest.fixture

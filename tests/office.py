@@ -6,9 +6,9 @@ import threading
 import time
 from pathlib import Path
 
-from weft.launch.attendant import Attendant
-from weft.launch.law import Site
-from weft.runtimes.desk import Desk, Heard, LineBroken
+from weft.runtimes.mailbox import Heard, Mailbox, TransportBroken
+from weft.sites.client import SiteClient
+from weft.sites.policy import SitePolicy
 
 NAMES = ("hospital_a", "hospital_b", "hospital_c")
 
@@ -16,10 +16,10 @@ NAMES = ("hospital_a", "hospital_b", "hospital_c")
 class Office:
     """Sites in threads of this process, asked without a network; it can be told to lose, cut and kill."""
 
-    def __init__(self, laws: dict[str, Site], folder: Path) -> None:
-        self.laws, self.folder = laws, folder
-        self.desks: dict[str, Desk] = {}
-        self.attendants: dict[str, Attendant] = {}
+    def __init__(self, policies: dict[str, SitePolicy], folder: Path) -> None:
+        self.policies, self.folder = policies, folder
+        self.mailboxes: dict[str, Mailbox] = {}
+        self.site_clients: dict[str, SiteClient] = {}
         self.asked: list[tuple[str, bytes | None]] = []
         self.answered: list[bytes] = []
         self.cut: set[str] = set()
@@ -29,33 +29,33 @@ class Office:
         """Answers that are lost from now on."""
         self.slow: dict[str, float] = {}
         self.lock, self.one = threading.Lock(), threading.Lock()
-        for name in laws:
+        for name in policies:
             self.begin(name)
 
     def begin(self, name: str) -> None:
         """Let a site begin anew: whatever it had in memory is gone."""
-        made = Attendant(self.laws[name], self.folder / name, name, "1")
-        self.attendants[name] = made
+        made = SiteClient(self.policies[name], self.folder / name, name, "1")
+        self.site_clients[name] = made
 
         def work(raw: bytes) -> bytes:
             time.sleep(self.slow.get(name, 0.0) if raw[:1] != b"{" else 0.0)
             with self.one:  # a process has one model and one stream of random numbers
                 return made.work(raw)
 
-        self.desks[name] = Desk(work, made.progress)
+        self.mailboxes[name] = Mailbox(work, made.progress)
 
     def ask(self, client: str, ticket: str, raw: bytes | None, wait: float) -> Heard:
         with self.lock:
             self.asked.append((client, raw))
         if client in self.cut:
-            raise LineBroken("cut")
-        said = self.desks[client].ask(ticket, raw, min(wait, 0.2))
+            raise TransportBroken("cut")
+        said = self.mailboxes[client].ask(ticket, raw, min(wait, 0.2))
         if client in self.deaf:
-            raise LineBroken("lost")
+            raise TransportBroken("lost")
         with self.lock:
             if said.answer is not None:
                 if self.lose:
                     self.lose -= 1
-                    raise LineBroken("lost")
+                    raise TransportBroken("lost")
                 self.answered.append(said.answer)
         return said

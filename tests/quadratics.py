@@ -15,14 +15,14 @@ from weft.core.exchange import Weighting
 from weft.core.objective import Evaluator, Loss, Objective
 from weft.core.parts import Algorithm
 from weft.core.types import ServerState
+from weft.federation.client_host import ClientHost
+from weft.federation.clients import Clients, InMemory
 from weft.federation.conditions import Conditions
 from weft.federation.loop import Rounds, run_rounds
 from weft.federation.plan import Plan
 from weft.federation.sampling import Selection
 from weft.federation.sharing import Sharing
-from weft.federation.site import InMemory, Sites
 from weft.federation.state import begin
-from weft.federation.station import Station
 from weft.lora.average import Average
 from weft.models.resident import Resident
 from weft.privacy.none import NoPrivacy
@@ -160,16 +160,16 @@ class Federation:
             ),
             Sharing(Average()),
             weighting=weighting,
-            spare=self.over > 0,
+            over_selected=self.over > 0,
         )
         names = [f"client_{number}" for number in range(self.clients)]
         ends = np.cumsum(self.rows)
         own = [np.arange(end - count, end) for end, count in zip(ends, self.rows, strict=True)]
         table = Ownership(np.repeat(np.arange(self.clients), self.rows))
-        sites = Sites(names, own, [[]] * self.clients, table, InMemory())
+        sites = Clients(names, own, [[]] * self.clients, table, InMemory())
         model = Resident(Point(), None, torch.device("cpu"), torch.float32)
         conditions = Conditions(self.seed, self.failure_rate, self.speeds)
-        runtime = InProcess(Station(plan, model, Evaluator(), sites, sites, conditions))
+        runtime = InProcess(ClientHost(plan, model, Evaluator(), sites, sites, conditions))
         how = Rounds(rounds, Selection(self.seed, self.cohort, self.over), 0, conditions=conditions, rows=self.rows)
         state = begin(plan, model.values(), {})
         for done in run_rounds(plan, state, runtime, how, clients=names, evaluated=[]):

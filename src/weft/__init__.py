@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from weft.config import RunConfig
-    from weft.launch.finished import Run
+    from weft.launch.run import Run
     from weft.typed import Keys
 
 __all__ = ["open_run", "train"]
@@ -51,7 +51,7 @@ def train(
     """
     from weft.config import RunConfig, canonical, gather, read_file, settle
     from weft.errors import ConfigError
-    from weft.launch.given import Given
+    from weft.launch.objects import ObjectInputs
     from weft.launch.train import train as run
     from weft.verbs import check_adapter, saved_keys
 
@@ -63,7 +63,7 @@ def train(
         config = config.model_dump()
     if not isinstance(config, Mapping):
         config = read_file(config) if config is not None else saved_keys(over) if resume else {}
-    with Given() as objects:
+    with ObjectInputs() as objects:
         given, judged = gather(config, over)
         given = objects.named(given)
         if "recipe" in judged:
@@ -82,6 +82,6 @@ def open_run(path: str | os.PathLike[str], *, round: int | None = None, accept_c
         round: whose weights are meant, of the rounds that have a checkpoint; None: the newest.
         accept_changed: use them although the base or the tokenizer is not what the run was made from.
     """
-    from weft.launch.finished import Run
+    from weft.launch.run import Run
 
     return Run(Path(path), round=round, accept_changed=accept_changed)

@@ -83,6 +83,8 @@ OBJECTIVES = {
 }
 REWARDS = ("exact", "numeric", "regex", "format", "length")
 """Rewards by name; any other is a Python file."""
+REWARDS_WITH_ANSWER = frozenset({"exact", "numeric"})
+"""Those that compare with the row's own answer."""
 SPLITS = {
     "iid": "weft.data.splits:iid",
     "dirichlet": "weft.data.splits:dirichlet",

@@ -121,7 +121,7 @@ def train_verb(verb: str, description: str, argv: list[str], defaults: Defaults 
     arguments = parser(verb, description).parse(argv)
     config, said = settings(arguments, defaults)
     if arguments.dry_run:
-        from weft.launch.describe import describe
+        from weft.launch.dry_run import describe
 
         print(describe(config, all_keys=arguments.all_keys))
         say(*said)

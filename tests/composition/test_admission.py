@@ -25,7 +25,7 @@ from weft.federation.admission import opened
 from weft.federation.loop import Rounds, run_rounds, set_aside
 from weft.federation.round import run_round
 from weft.federation.sampling import Selection
-from weft.federation.state import Asked
+from weft.federation.state import Participant
 from weft.launch import compose
 
 PLAN = compose.plan(configuration.build({"dataset_name": "any"}))
@@ -148,8 +148,8 @@ def honest() -> list[tuple[str, bytes]]:
     return [(f"good_{i}", wire.pack(update(f"good_{i}", seed=i), "r")) for i in range(3)]
 
 
-def cohort(*more: str) -> list[Asked]:
-    return [Asked(name, 4, rows=10.0) for name in ("good_0", "good_1", "good_2", *more)]
+def cohort(*more: str) -> list[Participant]:
+    return [Participant(name, 4, rows=10.0) for name in ("good_0", "good_1", "good_2", *more)]
 
 
 def rounds_against(bad: list[bytes], each: int = 100) -> Iterator[tuple[ServerState, object]]:

@@ -15,7 +15,7 @@ import weft
 from weft.cli import main
 from weft.core import files
 from weft.errors import RunError
-from weft.launch.underway import Training
+from weft.launch.trainer import Trainer
 
 
 @contextlib.contextmanager
@@ -42,15 +42,15 @@ def test_the_disk_is_named_and_the_run_goes_on(keys, tmp_path, monkeypatch, fed_
     keys = keys | {"num_rounds": 4, "checkpoint_seconds": 0, "fed_alg": fed_alg}
     whole = weft.train(keys | {"output_dir": str(tmp_path / "whole")})
     run = tmp_path / "broken"
-    committed = Training._commit
+    committed = Trainer._commit
     with contextlib.ExitStack() as stack, monkeypatch.context() as patch:
 
-        def commit(training: Training, behind) -> None:
+        def commit(training: Trainer, behind) -> None:
             committed(training, behind)
             if behind.state.round == 2:
                 stack.enter_context(no_file_over(size))
 
-        patch.setattr(Training, "_commit", commit)
+        patch.setattr(Trainer, "_commit", commit)
         with pytest.raises(RunError) as refused:
             weft.train(keys | {"output_dir": str(run)})
     said = str(refused.value)

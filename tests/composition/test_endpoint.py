@@ -16,7 +16,7 @@ from weft.cli import main
 from weft.errors import ClientFailed, ConfigError, RunError
 from weft.models.endpoint import Endpoint, Spoken
 from weft.models.instruction import Instruction
-from weft.models.remote import Remote
+from weft.models.remote import RemoteModel
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_likelihoods_are_those_of_the_model(server: Completions, tiny_model: Pat
 
 def test_rows_are_spelled_out_and_their_answers_asked_for(server: Completions, tiny_tokenizer):
     begin = np.array([tiny_tokenizer.bos_token_id], dtype=np.int32)
-    remote = Remote(tiny_tokenizer, quick(server), Instruction(8), begin)
+    remote = RemoteModel(tiny_tokenizer, quick(server), Instruction(8), begin)
     first, answer, second, last = (
         tiny_tokenizer.encode(text, add_special_tokens=False) for text in ("What?", " red", " And?", " green")
     )

@@ -13,7 +13,7 @@ from conftest import write_rows
 from rounding import EPSILON, STEADY, after_plain_steps, after_steps
 from weft.config import build
 from weft.errors import ConfigError
-from weft.federation.site import InMemory
+from weft.federation.clients import InMemory
 from weft.launch import compose
 from weft.launch.population import populate
 from weft.models.load import load_resident

@@ -13,7 +13,7 @@ import weft
 from conftest import flags, write_rows
 from weft.cli import main
 from weft.errors import ConfigError, DataError
-from weft.objectives.grpo import GRPO, Group
+from weft.objectives.grpo import GRPO, AnswerGroup
 from weft.rewards.score import Claim, Judge, score_all
 
 REWARD = """
@@ -58,11 +58,11 @@ def lines(run) -> list[dict[str, object]]:
     return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def group(rng: np.random.Generator, objective: GRPO, old: bool) -> Group:
+def group(rng: np.random.Generator, objective: GRPO, old: bool) -> AnswerGroup:
     lengths = rng.integers(1, 6, 3)
     nothing = np.zeros(0, dtype=np.float32)
     many = int(lengths.sum())
-    return Group(
+    return AnswerGroup(
         rng.integers(3, 200, 5).astype(np.int32),
         [rng.integers(3, 200, length).astype(np.int32) for length in lengths],
         objective.advantages(rng.random(3)),

@@ -15,11 +15,11 @@ from conftest import write_rows
 from weft.cli import main
 from weft.config import build
 from weft.errors import ConfigError, DataError
-from weft.federation.site import InMemory
-from weft.launch.law import own_config, read_law
-from weft.launch.loopback import _dealt
+from weft.federation.clients import InMemory
 from weft.launch.population import Population, populate
 from weft.models.load import load_tokenizer
+from weft.sites.local_federation import _dealt
+from weft.sites.policy import own_config, read_policy
 
 
 def rows(first: int, count: int, **more: str) -> list[dict[str, str]]:
@@ -163,8 +163,8 @@ def test_keys_that_would_say_nothing_are_refused(keys):
 
 def test_a_site_says_itself_which_part_is_used(folder: Path, tmp_path: Path):
     (tmp_path / "site.yaml").write_text("data: {path: set, split: test, eval_split: train}\naccept: {models: [m]}\n")
-    law = read_law(tmp_path / "site.yaml")
-    own = own_config(law, {"model_name_or_path": "m", "dataset_split": "train", "eval_dataset_split": None}, "here")
+    policy = read_policy(tmp_path / "site.yaml")
+    own = own_config(policy, {"model_name_or_path": "m", "dataset_split": "train", "eval_dataset_split": None}, "here")
     assert (own["dataset_split"], own["eval_dataset_split"]) == ("test", "train")
 
 

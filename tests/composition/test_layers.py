@@ -16,7 +16,7 @@ from weft.cli import main
 from weft.core.lowrank import layer_of
 from weft.core.types import DELTA, Update
 from weft.errors import ConfigError
-from weft.federation.sharing import Holders, held
+from weft.federation.sharing import Holders, with_layers
 from weft.models.emulator import leave_out, only_layers
 
 
@@ -52,8 +52,8 @@ def test_layers_are_read_from_names_and_the_rest_is_everybodys():
     names = ["model.embed_tokens.weight", "model.layers.3.mlp.weight", "base_model.model.h.10.c_attn.lora_A.weight"]
     assert [layer_of(name) for name in names] == [None, 3, 10]
     values = {name: torch.zeros(1) for name in names}
-    assert list(held(values, [3])) == names[:2]
-    assert held(values, None) is values
+    assert list(with_layers(values, [3])) == names[:2]
+    assert with_layers(values, None) is values
 
 
 def test_each_mean_is_over_those_who_have_the_layer():

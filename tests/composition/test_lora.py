@@ -123,7 +123,7 @@ def test_what_is_written_is_what_was_trained(keys, lora: str):
 
 def held_out_loss(run, model, client: str, *, sums: bool = False):
     """Compute a client's held-out loss with nothing of the run but its rows."""
-    from weft.federation.site import InMemory
+    from weft.federation.clients import InMemory
     from weft.launch.population import populate
     from weft.models.tokenizer import load_tokenizer
 

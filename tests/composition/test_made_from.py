@@ -18,7 +18,7 @@ from weft.cli import main
 from weft.config import build
 from weft.core import digests
 from weft.errors import ConfigError
-from weft.launch import made_from
+from weft.launch import provenance
 
 
 def rows_of(name: str, seed: int) -> list[dict[str, str]]:
@@ -202,13 +202,13 @@ def test_rows_of_a_saved_set_and_of_the_hub(tmp_path):
 
     rows = datasets.Dataset.from_list(colour_rows(2500))
     rows.save_to_disk(tmp_path / "set")
-    first = made_from._of_hub(rows)
-    assert made_from._of_hub(datasets.load_from_disk(tmp_path / "set")) == first
+    first = provenance._of_hub(rows)
+    assert provenance._of_hub(datasets.load_from_disk(tmp_path / "set")) == first
     assert (
-        made_from._of_hub(datasets.concatenate_datasets([rows.select(range(700)), rows.select(range(700, 2500))]))
+        provenance._of_hub(datasets.concatenate_datasets([rows.select(range(700)), rows.select(range(700, 2500))]))
         == first
     )
-    assert made_from._of_hub(rows.select(range(2499))) != first
+    assert provenance._of_hub(rows.select(range(2499))) != first
 
 
 def test_what_the_former_base_said_of_preferences_is_not_gone_on_with(own, tmp_path):
@@ -237,13 +237,13 @@ def test_the_parts_that_a_run_reads_are_those_that_it_knows_again(tmp_path, obje
         write_rows(file, rows_of(file.name, 0))
     keys = {"dataset_name": str(folder), "objective": objective, "token_cache": str(tmp_path / "tokens")}
     config = build(keys)
-    before = made_from.data_of(config)
+    before = provenance.data_of(config)
     assert len(before) == 2
     changed = {}
     for part, file in files.items():
         text = file.read_bytes()
         write_rows(file, rows_of(file.name, 1))
-        changed[part] = {what for what, mark in made_from.data_of(config).items() if before[what] != mark}
+        changed[part] = {what for what, mark in provenance.data_of(config).items() if before[what] != mark}
         file.write_bytes(text)
     read = {f"train_{parts}": {f"the data '{folder}'"}, f"test_{parts}": {f"the held-out rows of '{folder}'"}}
     assert changed == {part: set() for part in files} | read
@@ -256,6 +256,6 @@ def test_an_adapter_to_begin_from_is_known_again(tiny_model, tmp_path, name: str
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_model)}))
     (adapter / name).write_bytes(b"one")
     config = build({"model_name_or_path": str(adapter), "dataset_name": "none", "token_cache": str(tmp_path / "t")})
-    before = made_from.base_of(config)[f"the adapter '{adapter}'"]
+    before = provenance.base_of(config)[f"the adapter '{adapter}'"]
     (adapter / name).write_bytes(b"two")
-    assert made_from.base_of(config)[f"the adapter '{adapter}'"] != before
+    assert provenance.base_of(config)[f"the adapter '{adapter}'"] != before

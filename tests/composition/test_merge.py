@@ -20,7 +20,7 @@ import weft
 from weft.cli import main
 from weft.config import build
 from weft.errors import ConfigError
-from weft.launch.finished import Run
+from weft.launch.run import Run
 from weft.models.adapter_files import attach
 from weft.models.load import base_model, load_resident
 from weft.models.merge import write_merged

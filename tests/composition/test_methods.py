@@ -245,9 +245,9 @@ def test_more_are_asked_than_needed_and_the_fastest_count(keys):
     run = weft.train(keys | changes)
     for line in rounds(run):
         assert len(line["clients"]) == 2
-        assert len(line["spare"]) == 2
+        assert len(line["over_selected"]) == 2
         slow = [name for name in line["clients"] if int(name[-1]) % 2]
-        fast_spare = [name for name in line["spare"] if int(name[-1]) % 2 == 0]
+        fast_spare = [name for name in line["over_selected"] if int(name[-1]) % 2 == 0]
         assert not (slow and fast_spare)
 
 

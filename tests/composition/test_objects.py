@@ -15,7 +15,7 @@ import weft
 from conftest import colour_rows, write_rows
 from weft.cli import main
 from weft.errors import ConfigError, DataError
-from weft.launch.given import rows_of
+from weft.launch.objects import rows_of
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_values_of_frames_become_what_json_has(cache: Path):
     import numpy
     import pandas
 
-    from weft.launch.given import Given
+    from weft.launch.objects import ObjectInputs
 
     frame = pandas.DataFrame(
         {
@@ -192,7 +192,7 @@ def test_values_of_frames_become_what_json_has(cache: Path):
             "list": [numpy.array([1, 2]), [3]],
         }
     )
-    with Given() as given:
+    with ObjectInputs() as given:
         path = given.named({"dataset_name": frame})["dataset_name"]
         given.keep()
     first, second = (json.loads(line) for line in Path(path).read_text().splitlines())

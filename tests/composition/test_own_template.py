@@ -11,10 +11,10 @@ from test_told import PAIRS, STRICT, TALKS, model  # noqa: F401
 import weft
 from conftest import flags, write_rows
 from weft.cli import main
+from weft.launch import template_date
 
 
 def test_a_template_with_a_clock_writes_one_day_for_the_whole_run(keys, model, tmp_path: Path, monkeypatch):  # noqa: F811
-    from weft.launch import day
 
     data = str(write_rows(tmp_path / "rows.jsonl", [{"messages": talk} for talk in TALKS]))
     given = keys | {
@@ -28,9 +28,9 @@ def test_a_template_with_a_clock_writes_one_day_for_the_whole_run(keys, model, t
     two = weft.train(given | {"output_dir": str(tmp_path / "two")})
     read = lambda run: (run.path / "metrics.jsonl").read_bytes()  # noqa: E731
     assert read(one) == read(two)
-    assert one.config.template_date == day.today()
+    assert one.config.template_date == template_date.today()
     # Taken up on another day, the run goes on with its own.
-    monkeypatch.setattr(day, "today", lambda: "2031-01-31")
+    monkeypatch.setattr(template_date, "today", lambda: "2031-01-31")
     shutil.rmtree(two.path / "checkpoints" / "round_000002")
     shutil.rmtree(two.path / "adapter")
     (two.path / "summary.json").unlink()

@@ -309,7 +309,7 @@ def test_answers_that_do_not_fit_are_dropped_and_prompts_are_cut(pairs, tmp_path
 
 def test_judged_answers_are_compared_with_those_of_the_same_client(labels, tmp_path: Path):
     from weft.config import build
-    from weft.federation.site import InMemory
+    from weft.federation.clients import InMemory
     from weft.launch.population import populate
     from weft.models.tokenizer import load_tokenizer
 

@@ -14,11 +14,11 @@ from conftest import colour_rows, flags, write_rows
 from weft.cli import main
 from weft.config import build
 from weft.core.types import Task, Update
+from weft.data.words import lead_of
 from weft.errors import ConfigError
 from weft.models.generate import Sampling, generate
 from weft.models.layout import lay_out
 from weft.models.load import load_resident
-from weft.models.prompts import lead_of
 from weft.models.tokenizer import load_tokenizer
 
 METHODS = ["soft", "prefix", "p_tuning"]
@@ -280,9 +280,9 @@ def test_what_a_black_box_cannot(black_box, changes: dict[str, object], words: s
 @pytest.mark.parametrize("method", ["soft", None])
 def test_examples_of_a_clients_own_stand_before_its_rows(prompted, method: str | None, tmp_path: Path):
     from weft.data.encode import added
-    from weft.federation.site import InMemory
+    from weft.federation.clients import InMemory
     from weft.launch import compose
-    from weft.launch.examples import show_examples
+    from weft.launch.few_shot import choose_few_shot
     from weft.launch.population import populate
 
     keys = prompted | {"prompt_method": method, "few_shot": 1, "seq_length": 64, "use_peft": method is None}
@@ -292,7 +292,7 @@ def test_examples_of_a_clients_own_stand_before_its_rows(prompted, method: str |
     population = populate(config, tokenizer, InMemory(), rows="conversations", pool=False)
     plain = [population.trained[i].train[0] for i in range(3)]
     model, plan = load_resident(config, tokenizer), compose.plan(config)
-    show_examples(config, population, plan.objective, model, print)
+    choose_few_shot(config, population, plan.objective, model, print)
     lead = 0 if method is None else 6
     for number, (ids, learn) in enumerate(plain):
         longer, also = population.trained[number].train[0]

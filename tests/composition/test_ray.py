@@ -28,7 +28,7 @@ pytestmark = pytest.mark.xdist_group("ray")
 def cluster() -> Iterator[None]:
     """One Ray for all tests here: to start one takes seconds."""
     from weft.config import build
-    from weft.launch.worker import join
+    from weft.launch.ray_actor import join
 
     join(build({"dataset_name": "any"}), cpus=2)
     yield

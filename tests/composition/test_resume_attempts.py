@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import weft
-from weft.launch.underway import Training
+from weft.launch.trainer import Trainer
 
 UNSTEADY = {
     "num_clients": 6,
@@ -30,26 +30,26 @@ class Interrupted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, after: int, counts: bool) -> None:
         self.left, self.repeated, self.counts = after, 0, counts
-        self.record = Training._record
+        self.record = Trainer._record
         interrupted = self
 
-        def record(training: Training, done) -> None:
+        def record(training: Trainer, done) -> None:
             interrupted.record(training, done)
             interrupted.repeated += done.record.repeated
             interrupted.left -= 1
             if interrupted.left == 0 and not interrupted.counts:
                 raise KeyboardInterrupt
 
-        def behind(training: Training, state):
+        def behind(training: Trainer, state):
             made = interrupted.behind(training, state)
             if interrupted.left == 0 and interrupted.counts:
                 training._commit(made)
                 raise KeyboardInterrupt
             return made
 
-        self.behind = Training._behind
-        monkeypatch.setattr(Training, "_record", record)
-        monkeypatch.setattr(Training, "_behind", behind)
+        self.behind = Trainer._behind
+        monkeypatch.setattr(Trainer, "_record", record)
+        monkeypatch.setattr(Trainer, "_behind", behind)
 
 
 @pytest.mark.parametrize("fed_alg", ["fedavg", "scaffold"])

@@ -13,7 +13,7 @@ import weft
 from conftest import colour_rows, flags, write_rows
 from weft.cli import main
 from weft.errors import ConfigError
-from weft.launch.underway import Training
+from weft.launch.trainer import Trainer
 
 
 @pytest.fixture
@@ -25,14 +25,14 @@ def kept(keys) -> dict[str, object]:
 def interrupt(monkeypatch: pytest.MonkeyPatch, keys: dict[str, object], rounds: int, **how: object) -> None:
     """Train until so many rounds are done, and stop as Ctrl-C does."""
     with monkeypatch.context() as patch:
-        committed = Training._commit
+        committed = Trainer._commit
 
-        def commit(training: Training, behind) -> None:
+        def commit(training: Trainer, behind) -> None:
             committed(training, behind)
             if behind.state.round == rounds:
                 raise KeyboardInterrupt
 
-        patch.setattr(Training, "_commit", commit)
+        patch.setattr(Trainer, "_commit", commit)
         with pytest.raises(KeyboardInterrupt):
             weft.train(keys, **how)
 

@@ -15,7 +15,7 @@ from weft.aggregation.mean import Mean
 from weft.core.exchange import Codec, Privacy, Protection, Runtime
 from weft.core.types import Failure, ServerState, Update
 from weft.federation.round import run_round
-from weft.federation.state import Asked
+from weft.federation.state import Participant
 from weft.launch import compose
 
 STATE = ServerState({"w": torch.zeros(3), "b": torch.zeros(2)}, round=4)
@@ -27,8 +27,8 @@ def update(client: str, value: float = 1.0, weight: float = 1.0, **changes: obje
     return replace(Update(client, 4, 4, {"delta": delta}, weight), **changes)
 
 
-def asked(*clients: str) -> list[Asked]:
-    return [Asked(client, STATE.round) for client in clients]
+def asked(*clients: str) -> list[Participant]:
+    return [Participant(client, STATE.round) for client in clients]
 
 
 class Scripted(Runtime):

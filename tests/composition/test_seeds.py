@@ -114,7 +114,7 @@ def test_one_step_by_hand(seeds):
     """A client's sum is lr (L(w + e z) - L(w - e z)) / 2e for the direction that was drawn."""
     from weft.config import build
     from weft.core.seeds import generator
-    from weft.federation.site import InMemory
+    from weft.federation.clients import InMemory
     from weft.launch import compose
     from weft.launch.population import populate
     from weft.models.load import load_resident

@@ -15,24 +15,24 @@ from weft.config import RunConfig, build
 from weft.core.types import Failure, Probe, Task
 from weft.core.wire import pack, unpack
 from weft.errors import ConfigError, RunError
-from weft.launch.bounds import Bounds
-from weft.launch.law import read_law
-from weft.launch.permits import AT_SERVER, FROM_RUN, FROM_SITE, ON_DEMAND
-from weft.launch.served import serve
+from weft.sites.bounds import Bounds
+from weft.sites.policy import read_policy
+from weft.sites.run_keys import AT_SERVER, FROM_RUN, FROM_SITE, ON_DEMAND
+from weft.sites.server import serve
 
 
 def accept(sites: Office, name: str, **values: object) -> None:
     """Change a site's policy, and let it begin anew."""
-    law = sites.laws[name]
-    sites.laws[name] = law.model_copy(update={"accept": law.accept.model_copy(update=values)})
+    policy = sites.policies[name]
+    sites.policies[name] = policy.model_copy(update={"accept": policy.accept.model_copy(update=values)})
     sites.begin(name)
 
 
 def test_every_key_of_a_run_is_in_one_set():
-    """A new key is put into one of the sets of weft.launch.permits before it can reach a site."""
+    """A new key is put into one of the sets of weft.sites.run_keys before it can reach a site."""
     sets = (FROM_RUN, FROM_SITE, AT_SERVER, ON_DEMAND)
     for key in RunConfig.model_fields:
-        assert sum(key in one for one in sets) == 1, f"put '{key}' into one of the sets in weft.launch.permits"
+        assert sum(key in one for one in sets) == 1, f"put '{key}' into one of the sets in weft.sites.run_keys"
     assert set().union(*sets) == set(RunConfig.model_fields)
 
 
@@ -51,17 +51,17 @@ def test_a_site_refuses_what_is_not_the_models_it_accepts(run, sites: Office, na
     """The hello of a hostile server: an honest one would not send some of these."""
     keys, words = FORBIDDEN[name]
     hello = {"run": run | keys, "id": "run", "index": 0, "clients": 3, "base": "00"}
-    said = json.loads(sites.attendants["hospital_a"].work(json.dumps(hello).encode()))
+    said = json.loads(sites.site_clients["hospital_a"].work(json.dumps(hello).encode()))
     assert words in said["refused"] or "cannot be read" in said["refused"], said
     assert not (sites.folder / "hospital_a").exists()
 
 
 def test_other_names_of_a_key_go_through_the_same_door(run, sites: Office, monkeypatch):
     seen: list[RunConfig] = []
-    monkeypatch.setattr("weft.launch.attendant.prepare_process", seen.append)
+    monkeypatch.setattr("weft.sites.client.prepare_process", seen.append)
     changes = {"use_auth_token": True, "device": "cuda:7", "local_data_dir": "/"}
     hello = {"run": run | changes, "id": "run", "index": 0, "clients": 3, "base": "00"}
-    sites.attendants["hospital_a"].work(json.dumps(hello).encode())
+    sites.site_clients["hospital_a"].work(json.dumps(hello).encode())
     (config, *_) = seen
     assert (config.token, config.local_data_dir) == (False, None)
     assert config.device == "auto"
@@ -98,13 +98,15 @@ def test_remote_code_is_refused_at_the_submission(tmp_path: Path):
 
 
 def ask(sites: Office, message: Task | Probe) -> object:
-    return unpack(sites.attendants["hospital_a"].work(pack(message, "run")), run="run")
+    return unpack(sites.site_clients["hospital_a"].work(pack(message, "run")), run="run")
 
 
 def test_a_message_beyond_the_agreement_is_not_answered(run, sites: Office):
     """After an agreement of three rounds; the control is a message within it."""
     serve(run | {"num_rounds": 3}, sites, list(NAMES), "1")
-    params = {name: torch.zeros_like(v) for name, v in sites.attendants["hospital_a"].station.model.masters.items()}
+    params = {
+        name: torch.zeros_like(v) for name, v in sites.site_clients["hospital_a"].client_host.model.masters.items()
+    }
     for message, words in (
         (Task("hospital_a", 1_000_000, 0, params), "is of round 1000001, and the site agreed to 3"),
         (Task("hospital_a", 3, 3, params), "is of round 4"),
@@ -159,7 +161,7 @@ def test_only_sites_that_take_part_count_for_the_smallest_cohort(run, sites: Off
 def test_the_smallest_cohort_is_the_quorum_of_every_round(run, sites: Office, tmp_path: Path):
     """One of three falls silent: the rounds of two others stand only where nobody asked for three."""
     sites.slow["hospital_c"] = 3.0
-    sites.laws["hospital_c"] = read_law(Path(sites.laws["hospital_c"].data.path).parent / "site.yaml")
+    sites.policies["hospital_c"] = read_policy(Path(sites.policies["hospital_c"].data.path).parent / "site.yaml")
     quick = run | {"silence_timeout": 0.5, "max_attempts": 2, "num_rounds": 1, "eval_every": 0}
     done = serve(quick | {"output_dir": str(tmp_path / "runs/free")}, sites, list(NAMES), "1")
     assert done.summary["rounds"] == 1
@@ -170,13 +172,13 @@ def test_the_smallest_cohort_is_the_quorum_of_every_round(run, sites: Office, tm
 
 @pytest.mark.parametrize("claim", [{"rows": 1 << 39}, {"rows": 1e400}, {"rows": "9" * 5000}, {"rows": [[]]}, [], 3])
 def test_what_a_site_claims_allocates_nothing_and_ends_no_run(run, sites: Office, monkeypatch, claim):
-    plain = sites.attendants["hospital_c"].work
+    plain = sites.site_clients["hospital_c"].work
 
     def lie(raw: bytes) -> bytes:
         said = json.loads(plain(raw)) if raw[:1] == b"{" else None
         return plain(raw) if said is None else json.dumps(said | claim if isinstance(claim, dict) else claim).encode()
 
-    monkeypatch.setattr(sites.attendants["hospital_c"], "work", lie)
+    monkeypatch.setattr(sites.site_clients["hospital_c"], "work", lie)
     done = serve(run | {"num_rounds": 1, "eval_every": 0}, sites, list(NAMES), "1")
     assert done.summary["rounds"] == 1
     assert done.summary["clients"].keys() <= {"hospital_a", "hospital_b"}
@@ -196,4 +198,4 @@ def test_a_typing_error_in_a_policy_is_refused_with_the_nearest_name(
     write_rows(tmp_path / "rows.jsonl", colour_rows(3))
     (tmp_path / "site.yaml").write_text(f"data: rows.jsonl\naccept:\n  models: [a]\n  {line}\n")
     with pytest.raises(ConfigError, match=words):
-        read_law(tmp_path / "site.yaml")
+        read_policy(tmp_path / "site.yaml")

@@ -16,17 +16,17 @@ from weft.core import wire
 from weft.core.types import Failure, Score, Task, Update
 from weft.errors import BadUpdate, ClientFailed, ConfigError
 from weft.federation.admission import admit, admit_score, opened
-from weft.launch.flare import CollabLine, Server
-from weft.launch.served import _read, serve
-from weft.runtimes.desk import Heard
+from weft.runtimes.mailbox import Heard
+from weft.sites.flare import CollabTransport, ServerJob
+from weft.sites.server import _read, serve
 
 VILLAIN = "hospital_c"
 
 
 def hostile(sites: Office, change) -> None:
     """Let one site say what `change` makes of the honest words."""
-    plain = sites.attendants[VILLAIN].work
-    sites.attendants[VILLAIN].work = lambda raw: change(raw, plain(raw))  # type: ignore[method-assign]
+    plain = sites.site_clients[VILLAIN].work
+    sites.site_clients[VILLAIN].work = lambda raw: change(raw, plain(raw))  # type: ignore[method-assign]
 
 
 def signed(said: dict[str, object], header: dict[str, object] | None = None, body: bytes = b"") -> bytes:
@@ -154,16 +154,16 @@ def test_a_site_that_says_anything_of_a_message_is_heard(taken: object):
     """FLARE reads arrays and other objects, of which not all are true or false."""
     said = {"progress": 1, "answer": b"x", "taken": taken, "unknown": np.array([1, 2])}
     proxy = SimpleNamespace(ask=lambda *_: said)
-    assert CollabLine({"c": lambda **_: proxy}).ask("c", "t", b"", 0.1) == Heard(1, b"x", True)
+    assert CollabTransport({"c": lambda **_: proxy}).ask("c", "t", b"", 0.1) == Heard(1, b"x", True)
     said["taken"] = False
-    assert not CollabLine({"c": lambda **_: proxy}).ask("c", "t", b"", 0.1).taken
+    assert not CollabTransport({"c": lambda **_: proxy}).ask("c", "t", b"", 0.1).taken
 
 
 @pytest.mark.parametrize("name", ["../../x", ".hidden", "a/b", "", "A B"])
 def test_a_job_whose_name_is_a_path_is_refused(name: str):
     """A job need not come from `weft submit`."""
     with pytest.raises(ConfigError, match="cannot be called"):
-        Server({}, name).main()
+        ServerJob({}, name).main()
 
 
 def test_shapes_whose_product_overflows_are_a_failure():

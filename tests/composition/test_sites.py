@@ -18,13 +18,13 @@ from conftest import colour_rows, write_rows
 from office import NAMES, Office
 from weft.core.wire import unpack
 from weft.errors import ConfigError, RunError
-from weft.launch.law import Site, read_law, reportable
-from weft.launch.served import serve
+from weft.sites.policy import SitePolicy, read_policy, reportable
+from weft.sites.server import serve
 
 
 def here(run: dict[str, object], sites: Office, tmp_path: Path, **changes: object):
     """Run the same in one process, on the same files."""
-    clients = [{"name": name, "data": sites.laws[name].data.path} for name in NAMES]
+    clients = [{"name": name, "data": sites.policies[name].data.path} for name in NAMES]
     own = {key: value for key, value in run.items() if key not in ("sites", "runtime")}
     return weft.train(own | {"clients": clients, "output_dir": str(tmp_path / "here")} | changes, quiet=True)
 
@@ -55,10 +55,10 @@ KINDS = {
 @pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS.keys())
 def test_results_are_those_of_one_process_bit_for_bit(run, sites: Office, changes: dict[str, object], tmp_path: Path):
     if changes is PAIRS:
-        for law in sites.laws.values():
-            rows = [json.loads(line) for line in Path(law.data.path).read_text().splitlines()]
+        for policy in sites.policies.values():
+            rows = [json.loads(line) for line in Path(policy.data.path).read_text().splitlines()]
             pairs = [{"prompt": row["instruction"], "chosen": row["output"], "rejected": "none"} for row in rows]
-            write_rows(Path(law.data.path), pairs)
+            write_rows(Path(policy.data.path), pairs)
     given = run | changes
     there = serve(given, sites, list(NAMES), "1")
     one = here(given, sites, tmp_path)
@@ -78,8 +78,8 @@ def test_results_are_those_of_one_process_bit_for_bit(run, sites: Office, change
 def test_rows_and_paths_never_leave(run, sites: Office):
     serve(run, sites, list(NAMES), "1")
     crossed = b"".join(sites.answered) + b"".join(raw for _, raw in sites.asked if raw)
-    for law in sites.laws.values():
-        assert law.data.path.encode() not in crossed
+    for policy in sites.policies.values():
+        assert policy.data.path.encode() not in crossed
     for row in colour_rows(24):
         assert row["instruction"].encode() not in crossed
 
@@ -95,13 +95,13 @@ def test_an_answer_that_is_lost_is_asked_for_again_and_not_worked_out_twice(run,
 @pytest.mark.slow
 def test_a_slow_site_is_waited_for_and_a_silent_one_is_not(run, sites: Office):
     """What goes on is alive; only silence ends a turn."""
-    slow = sites.attendants["hospital_b"]
+    slow = sites.site_clients["hospital_b"]
     sites.slow["hospital_b"] = 1.5
     done = serve(run | {"num_rounds": 1, "silence_timeout": 0.7, "min_clients": 2}, sites, list(NAMES), "1")
     assert set(done.summary["failures"]) == {"hospital_b"}
     assert "made no progress for 0.7 s" in lines(done)[0]["failures"]["hospital_b"]
     sites.begin("hospital_b")
-    slow = sites.attendants["hospital_b"]
+    slow = sites.site_clients["hospital_b"]
 
     over = threading.Event()
 
@@ -170,11 +170,11 @@ def test_a_site_that_begins_anew_is_said_hello_again_and_goes_on(run, sites: Off
 
 
 def test_a_site_that_comes_back_with_other_rows_is_not_taken(run, sites: Office):
-    law = sites.laws["hospital_a"]
+    policy = sites.policies["hospital_a"]
 
     def hear(said: dict[str, object]) -> None:
         if said.get("round", {}).get("round") == 1:
-            write_rows(Path(law.data.path), colour_rows(50, 9))
+            write_rows(Path(policy.data.path), colour_rows(50, 9))
             sites.begin("hospital_a")
 
     done = serve(run | {"num_rounds": 2, "min_clients": 2}, sites, list(NAMES), "1", hear=hear)
@@ -217,17 +217,17 @@ REFUSALS = {
 
 @pytest.mark.parametrize(("changes", "words"), REFUSALS.values(), ids=REFUSALS.keys())
 def test_what_a_site_refuses_reaches_the_server_in_words(run, sites: Office, changes, words: str):
-    law = sites.laws["hospital_b"].model_dump()
-    folder = Path(law["data"]["path"]).parent
+    policy = sites.policies["hospital_b"].model_dump()
+    folder = Path(policy["data"]["path"]).parent
     (folder / "empty.jsonl").write_text("")
     model = str(run["model_name_or_path"])
     for name, values in changes.items():
-        law[name] |= values
-    law["accept"]["models"] = {
-        (model if name == "MODEL" else name): value for name, value in dict(Site(**law).accept.models).items()
+        policy[name] |= values
+    policy["accept"]["models"] = {
+        (model if name == "MODEL" else name): value for name, value in dict(SitePolicy(**policy).accept.models).items()
     }
-    (folder / "other.yaml").write_text(yaml.safe_dump(law))
-    sites.laws["hospital_b"] = read_law(folder / "other.yaml")
+    (folder / "other.yaml").write_text(yaml.safe_dump(policy))
+    sites.policies["hospital_b"] = read_policy(folder / "other.yaml")
     sites.begin("hospital_b")
     done = serve(run | {"min_clients": 2}, sites, list(NAMES), "1")
     assert done.summary["clients"].keys() == {"hospital_a", "hospital_c"}
@@ -260,9 +260,9 @@ def test_versions_must_agree_and_no_code_travels(run, sites: Office, tmp_path: P
 
 
 def test_a_site_reports_what_it_wants_to(run, sites: Office):
-    law = sites.laws["hospital_a"]
-    limited = law.model_copy(update={"accept": law.accept.model_copy(update={"report": ["loss"]})})
-    sites.laws["hospital_a"] = limited
+    policy = sites.policies["hospital_a"]
+    limited = policy.model_copy(update={"accept": policy.accept.model_copy(update={"report": ["loss"]})})
+    sites.policies["hospital_a"] = limited
     sites.begin("hospital_a")
     done = serve(run | {"num_rounds": 1}, sites, list(NAMES), "1")
     scores = done.summary["clients"]
@@ -272,8 +272,10 @@ def test_a_site_reports_what_it_wants_to(run, sites: Office):
 
 
 def test_counts_are_not_reported_without_their_sums(sites: Office):
-    law = sites.laws["hospital_a"]
-    limited = law.model_copy(update={"accept": law.accept.model_copy(update={"report": ["loss_t", "text", "answers"]})})
+    policy = sites.policies["hospital_a"]
+    limited = policy.model_copy(
+        update={"accept": policy.accept.model_copy(update={"report": ["loss_t", "text", "answers"]})}
+    )
     metrics = {"loss_tokens": 4.0, "loss_sum": 9.0, "text_bytes": 7.0, "answers": 2.0, "steps": 3.0}
     assert reportable(limited, metrics) == {"steps": 3.0}
 
@@ -296,11 +298,11 @@ def test_counts_are_not_reported_without_their_sums(sites: Office):
         ),
     ],
 )
-def test_a_law_that_cannot_be_read_is_said(sites: Office, tmp_path: Path, text: str, words: str):
-    file = Path(sites.laws["hospital_a"].data.path).parent / "bad.yaml"
+def test_a_policy_that_cannot_be_read_is_refused(sites: Office, tmp_path: Path, text: str, words: str):
+    file = Path(sites.policies["hospital_a"].data.path).parent / "bad.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=words):
-        read_law(file)
+        read_policy(file)
 
 
 @pytest.mark.parametrize(

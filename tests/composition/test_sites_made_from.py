@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from conftest import colour_rows, write_rows
 from office import NAMES, Office
 from weft.errors import ConfigError
-from weft.launch.served import serve
+from weft.sites.server import serve
 
 
 def restart(sites: Office) -> None:
@@ -32,19 +32,19 @@ def test_a_site_does_not_go_on_with_other_rows_unless_its_own_law_says_so(run, s
     assert digests[0] not in at_server
     assert digests[0].encode() not in crossed
     # As many rows as before, so that their number does not tell.
-    law = sites.laws["hospital_a"]
-    write_rows(Path(law.data.path), colour_rows(24, 77))
+    policy = sites.policies["hospital_a"]
+    write_rows(Path(policy.data.path), colour_rows(24, 77))
     restart(sites)
     longer = given | {"num_rounds": 2, "min_clients": 3}
     with pytest.raises(
         ConfigError, match="hospital_a: its rows or its tokenizer are not those that the run began with"
     ):
         serve(longer | {"accept_changed": True}, sites, list(NAMES), "1", resume=True)
-    sites.laws["hospital_a"] = law.model_copy(update={"accept_changed": True})
+    sites.policies["hospital_a"] = policy.model_copy(update={"accept_changed": True})
     restart(sites)
     assert serve(longer, sites, list(NAMES), "1", resume=True).summary["rounds"] == 2
     # What was accepted is what the site compares with from then on.
-    sites.laws["hospital_a"] = law
+    sites.policies["hospital_a"] = policy
     restart(sites)
     assert serve(longer | {"num_rounds": 3}, sites, list(NAMES), "1", resume=True).summary["rounds"] == 3
 
@@ -52,7 +52,7 @@ def test_a_site_does_not_go_on_with_other_rows_unless_its_own_law_says_so(run, s
 def test_another_run_of_the_same_name_begins_with_the_rows_that_are_there(run, sites: Office):
     given = run | {"num_rounds": 1, "min_clients": 3}
     first = serve(given, sites, list(NAMES), "1")
-    write_rows(Path(sites.laws["hospital_a"].data.path), colour_rows(24, 77))
+    write_rows(Path(sites.policies["hospital_a"].data.path), colour_rows(24, 77))
     shutil.rmtree(first.path)
     restart(sites)
     assert serve(given, sites, list(NAMES), "1").summary["rounds"] == 1
@@ -62,8 +62,8 @@ def test_the_servers_base_is_compared_too(run, sites: Office, tmp_path: Path, ti
     base = tmp_path / "base"
     shutil.copytree(tiny_model, base)
     for name in NAMES:
-        accept = sites.laws[name].accept.model_copy(update={"models": {str(base): None}})
-        sites.laws[name] = sites.laws[name].model_copy(update={"accept": accept})
+        accept = sites.policies[name].accept.model_copy(update={"models": {str(base): None}})
+        sites.policies[name] = sites.policies[name].model_copy(update={"accept": accept})
     restart(sites)
     given = run | {"model_name_or_path": str(base), "num_rounds": 1}
     serve(given, sites, list(NAMES), "1")

@@ -12,7 +12,7 @@ import pytest
 import weft
 from conftest import flags, write_rows
 from weft.cli import main
-from weft.federation.station import Station
+from weft.federation.client_host import ClientHost
 from weft.launch import train as training
 from weft.runs import checkpoint
 
@@ -69,7 +69,7 @@ def test_what_breaks_before_a_round_is_done_leaves_nothing(keys, places, monkeyp
         raise error("broken")
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((training, "resident") if when == "load" else (Station, "reply")), broken)
+        patch.setattr(*((training, "resident") if when == "load" else (ClientHost, "reply")), broken)
         with pytest.raises(error, match="broken"):
             weft.train(keys)
     assert not run.exists()
@@ -78,7 +78,7 @@ def test_what_breaks_before_a_round_is_done_leaves_nothing(keys, places, monkeyp
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     for how in ({"resume": True, "num_rounds": 3}, {"overwrite": True, "fed_alg": "fedprox"}):
         with monkeypatch.context() as patch:
-            patch.setattr(*((training, "resident") if when == "load" else (Station, "reply")), broken)
+            patch.setattr(*((training, "resident") if when == "load" else (ClientHost, "reply")), broken)
             with pytest.raises(error, match="broken"):
                 weft.train(keys, **how)
         kept = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
@@ -91,16 +91,16 @@ def test_what_breaks_before_a_round_is_done_leaves_nothing(keys, places, monkeyp
 
 def test_work_that_is_done_is_kept_whatever_breaks_the_run(keys, monkeypatch):
     """Also what no checkpoint was due for: a run that breaks in its third round goes on behind the second."""
-    replied, seen = Station.reply, []
+    replied, seen = ClientHost.reply, []
 
-    def reply(station: Station, message, *more):
+    def reply(client_host: ClientHost, message, *more):
         seen.append(message.round)
         if message.round == 2:
             raise RuntimeError("broken")
-        return replied(station, message, *more)
+        return replied(client_host, message, *more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Station, "reply", reply)
+        patch.setattr(ClientHost, "reply", reply)
         with pytest.raises(RuntimeError, match="broken"):
             weft.train(keys | {"eval_every": 0})
     assert weft.open_run(str(keys["output_dir"])).rounds == [2]

@@ -12,8 +12,8 @@ import pytest
 from conftest import colour_rows, write_rows
 from office import NAMES
 from weft.errors import ConfigError
-from weft.launch.law import own_config, read_law
-from weft.launch.served import serve
+from weft.sites.policy import own_config, read_policy
+from weft.sites.server import serve
 
 
 def test_a_site_tells_of_its_own_rows_and_nobody_elses(sites, run, tmp_path: Path, caplog):
@@ -40,12 +40,12 @@ def test_a_site_keeps_the_day_with_the_run(sites, run, tiny_model: Path, tmp_pat
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     template = CLOCK + "{% if add_generation_prompt %}[assistant] {% endif %}"
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
-    for law in sites.laws.values():
-        law.accept.models[str(folder)] = None
+    for policy in sites.policies.values():
+        policy.accept.models[str(folder)] = None
     serve(run | {"model_name_or_path": str(folder), "template": "chat"}, sites, list(NAMES), "1")
     days = list((tmp_path / "work").rglob("day"))
     assert len(days) == len(NAMES)
-    assert {attendant.config.template_date for attendant in sites.attendants.values()} == {days[0].read_text()}
+    assert {site_client.config.template_date for site_client in sites.site_clients.values()} == {days[0].read_text()}
 
 
 def test_a_site_chooses_its_template_and_what_stands_before_its_columns(tmp_path: Path):
@@ -56,10 +56,10 @@ def test_a_site_chooses_its_template_and_what_stands_before_its_columns(tmp_path
         "accept: {models: [m]}\n"
     )
     own = own_config(
-        read_law(tmp_path / "site.yaml"), {"prompt_template": "server.jinja", "instruction_prefix": "x"}, "a"
+        read_policy(tmp_path / "site.yaml"), {"prompt_template": "server.jinja", "instruction_prefix": "x"}, "a"
     )
     assert own["prompt_template"] == str(tmp_path / "own.jinja")
     assert (own["instruction_column"], own["instruction_prefix"]) == ("a,b", "Now:")
     (tmp_path / "own.jinja").unlink()
     with pytest.raises(ConfigError, match=r"own\.jinja"):
-        read_law(tmp_path / "site.yaml")
+        read_policy(tmp_path / "site.yaml")

@@ -24,11 +24,11 @@ from cutting import Gate
 from weft.cli import main
 from weft.config import build
 from weft.errors import ConfigError
-from weft.launch.errands import errands, write_job
-from weft.launch.follow import follow
-from weft.launch.kits import add_kit, make_kits
-from weft.launch.loopback import Federation, free_port
-from weft.launch.party import command, end, start
+from weft.sites.admin import admin_session, write_job
+from weft.sites.local_federation import LocalFederation, free_port
+from weft.sites.processes import command, end, start
+from weft.sites.provisioning import add_kit, make_kits
+from weft.sites.watcher import watch
 
 pytest.importorskip("nvflare")
 # FLARE leaves a session's sockets to the garbage collector, which says so.
@@ -41,18 +41,18 @@ SITES = ("hospital_a", "hospital_b")
 
 
 @pytest.fixture(scope="module")
-def gated(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[tuple[Federation, Gate]]:
+def gated(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[tuple[LocalFederation, Gate]]:
     """A server and two sites that run through all tests of this file, one of them behind a gate."""
     work = tmp_path_factory.mktemp("federation")
-    laws = {}
+    policies = {}
     for number, name in enumerate(SITES):
         rows = [row | {"prompt": row["instruction"]} for row in colour_rows(24 + 3 * number, number)]
         rows = [row | {"chosen": row["output"], "rejected": "none"} for row in rows]
         write_rows(work / f"{name}.jsonl", rows)
         accept = {"models": [str(tiny_model)], "max_rounds": 1000}
-        laws[name] = work / f"{name}.yaml"
-        laws[name].write_text(yaml.safe_dump({"data": f"{name}.jsonl", "threads": 1, "accept": accept}))
-    made = Federation(work, laws)
+        policies[name] = work / f"{name}.yaml"
+        policies[name].write_text(yaml.safe_dump({"data": f"{name}.jsonl", "threads": 1, "accept": accept}))
+    made = LocalFederation(work, policies)
     gate = Gate(made.port)
     path = made.kits / "hospital_a" / "startup" / "fed_client.json"
     path.write_text(path.read_text().replace(f"localhost:{made.port}", f"localhost:{gate.port}"))
@@ -66,29 +66,29 @@ def gated(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterato
 
 
 @pytest.fixture
-def parties(gated: tuple[Federation, Gate]) -> Federation:
+def parties(gated: tuple[LocalFederation, Gate]) -> LocalFederation:
     return gated[0]
 
 
 @pytest.fixture
-def gate(gated: tuple[Federation, Gate]) -> Gate:
+def gate(gated: tuple[LocalFederation, Gate]) -> Gate:
     return gated[1]
 
 
 @pytest.fixture
-def run(keys, parties: Federation) -> dict[str, object]:
+def run(keys, parties: LocalFederation) -> dict[str, object]:
     left = {key: value for key, value in keys.items() if key not in ("dataset_name", "num_clients")}
     own = {"runtime": "nvflare", "sites": list(SITES), "threads": 1, "silence_timeout": 20.0, "eval_every": 1}
     return left | own | {"choices": ["red", "green", "blue"]}
 
 
-def here(run: dict[str, object], parties: Federation, tmp_path: Path):
+def here(run: dict[str, object], parties: LocalFederation, tmp_path: Path):
     clients = [{"name": name, "data": str(parties.work / f"{name}.jsonl")} for name in SITES]
     own = {key: value for key, value in run.items() if key not in ("sites", "runtime")}
     return weft.train(own | {"clients": clients, "output_dir": str(tmp_path / "here")}, quiet=True)
 
 
-def there(parties: Federation, name: str) -> Path:
+def there(parties: LocalFederation, name: str) -> Path:
     return parties.kits / "server" / "runs" / name
 
 
@@ -111,11 +111,11 @@ KINDS = {
 }
 
 
-def test_results_are_those_of_one_process_bit_for_bit(run, parties: Federation, tmp_path: Path, capsys):
+def test_results_are_those_of_one_process_bit_for_bit(run, parties: LocalFederation, tmp_path: Path, capsys):
     """Two runs at a time, and one that a site refuses; the next test has SCAFFOLD."""
 
     def ran(kind: str) -> dict[str, object]:
-        return follow(parties.admin, build(run | KINDS[kind]), kind.replace(" ", "-"), lambda _: None)
+        return watch(parties.admin, build(run | KINDS[kind]), kind.replace(" ", "-"), lambda _: None)
 
     with ThreadPoolExecutor() as pool:
         long = pool.submit(refused, run, parties)
@@ -131,17 +131,17 @@ def test_results_are_those_of_one_process_bit_for_bit(run, parties: Federation, 
     assert "sites: hospital_a, hospital_b" in capsys.readouterr().out
     assert main(["logs", "long", "--server", str(parties.kits / "server")]) == 0
     assert "takes no part" in capsys.readouterr().out
-    with errands(parties.admin) as desk:  # FLARE ends jobs some seconds after their runs
+    with admin_session(parties.admin) as session:  # FLARE ends jobs some seconds after their runs
         for _ in range(300):
-            if all(job["status"].startswith("FINISHED") for job in desk.jobs()):
+            if all(job["status"].startswith("FINISHED") for job in session.jobs()):
                 break
             time.sleep(0.1)
     assert main(["stop", "--kit", str(parties.admin)]) == 2
 
 
-def refused(run: dict[str, object], parties: Federation) -> dict[str, object]:
+def refused(run: dict[str, object], parties: LocalFederation) -> dict[str, object]:
     config = build(run | {"num_rounds": 1001, "min_clients": 1, "sites": ["hospital_b"], "sample_clients": 1})
-    return follow(parties.admin, config, "long", lambda _: None)
+    return watch(parties.admin, config, "long", lambda _: None)
 
 
 def pids(word: str, of: Path) -> list[int]:
@@ -157,7 +157,7 @@ def pids(word: str, of: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_killed_processes_lose_no_committed_round(run, parties: Federation, tmp_path: Path):
+def test_killed_processes_lose_no_committed_round(run, parties: LocalFederation, tmp_path: Path):
     """kill -9 of a site's model in a round, then of the server: the numbers are those of a run without.
 
     Rounds are long beside the second between two looks, so that both are killed before the end.
@@ -169,7 +169,7 @@ def test_killed_processes_lose_no_committed_round(run, parties: Federation, tmp_
         rounds = [one["round"]["round"] for one in said.get("rounds", []) if "round" in one]
         if rounds and rounds[-1] >= 1 and stages[:1] == ["site"]:
             stages.pop(0)
-            (model,) = pids("weft.launch.child", parties.kits / "hospital_a")
+            (model,) = pids("weft.sites.model_process", parties.kits / "hospital_a")
             os.kill(model, signal.SIGKILL)
         elif rounds and rounds[-1] >= 2 and stages[:1] == ["server"]:
             stages.pop(0)
@@ -177,17 +177,17 @@ def test_killed_processes_lose_no_committed_round(run, parties: Federation, tmp_
             parties.parties.pop("server").wait()
             parties.start("server")
 
-    last = follow(parties.admin, build(given), "killed", hear)
+    last = watch(parties.admin, build(given), "killed", hear)
     assert last["state"] == "done", last
     assert stages == []
     same(there(parties, "killed"), here(given, parties, tmp_path).path)
 
 
 @pytest.mark.slow
-def test_a_cut_line_and_a_site_that_was_away_end_no_run(run, parties: Federation, gate: Gate):
+def test_a_cut_line_and_a_site_that_was_away_end_no_run(run, parties: LocalFederation, gate: Gate):
     """The others go on; who was cut off is found again by itself, who began anew when the run is handed in again.
 
-    Nobody waits for it: the server's steward does that. A run that is stopped is not handed in again.
+    Nobody waits for it: the server's supervisor does that. A run that is stopped is not handed in again.
     """
     given = run | {"num_rounds": 1000, "checkpoint_seconds": 0, "max_steps": 60, "silence_timeout": 4.0}
     given |= {"eval_every": 0}
@@ -220,23 +220,23 @@ def test_a_cut_line_and_a_site_that_was_away_end_no_run(run, parties: Federation
             stage = "over"
             threading.Thread(target=main, args=(["stop", "away", "--kit", str(parties.admin)],)).start()
 
-    last = follow(parties.admin, build(given), "away", hear)
+    last = watch(parties.admin, build(given), "away", hear)
     assert stage == "over", (stage, parts)
     assert last["state"] == "stopped"
     assert len(jobs - {None}) == 2  # the one that was ended for hospital_a, and the one with it
-    with errands(parties.admin) as desk:
+    with admin_session(parties.admin) as session:
         for _ in range(300):
-            if desk.state(last["job"]).startswith("FINISHED"):
+            if session.state(last["job"]).startswith("FINISHED"):
                 break
             time.sleep(0.1)
         time.sleep(2.0)
-        newest = desk.jobs()[0]
+        newest = session.jobs()[0]
         assert newest["job_id"] == last["job"]
         assert newest["status"].startswith("FINISHED")
     parties.wait(set(SITES))
 
 
-def test_a_job_with_code_is_refused(run, parties: Federation, tmp_path: Path):
+def test_a_job_with_code_is_refused(run, parties: LocalFederation, tmp_path: Path):
     """The site's own settings refuse it, whoever sends it: also classes of FLARE that a run does not need."""
     trace = tmp_path / "it-ran"
     job = write_job(build(run | {"sites": ["hospital_a"]}), "code", tmp_path)
@@ -246,18 +246,18 @@ def test_a_job_with_code_is_refused(run, parties: Federation, tmp_path: Path):
     words = json.loads(path.read_text())
     words["components"][0]["path"] = "evil.Evil"
     path.write_text(json.dumps(words))
-    with errands(parties.admin) as desk:
-        number = desk.session.submit_job(str(job))
+    with admin_session(parties.admin) as session:
+        number = session.session.submit_job(str(job))
         for _ in range(300):
-            if desk.state(number).startswith("FINISHED"):
+            if session.state(number).startswith("FINISHED"):
                 break
             time.sleep(0.2)
-        assert desk.state(number).startswith("FINISHED")
-        assert "COMPLETED" not in desk.state(number)
+        assert session.state(number).startswith("FINISHED")
+        assert "COMPLETED" not in session.state(number)
     assert not trace.exists()
 
 
-def test_who_has_no_kit_of_this_federation_is_refused(parties: Federation, tmp_path: Path):
+def test_who_has_no_kit_of_this_federation_is_refused(parties: LocalFederation, tmp_path: Path):
     """A site of another authority, and one that puts another's certificate into a kit of this one."""
     make_kits("localhost", ["stranger", "hospital_a"], tmp_path / "other", parties.port)
     add_kit(parties.kits, "hospital_c")
@@ -265,20 +265,20 @@ def test_who_has_no_kit_of_this_federation_is_refused(parties: Federation, tmp_p
     shutil.copytree(parties.kits / "hospital_c", wrong)
     for name in ("client.crt", "client.key"):
         shutil.copy(tmp_path / "other" / "hospital_a" / "startup" / name, wrong / "startup" / name)
-    law = parties.laws["hospital_a"]
+    policy = parties.policies["hospital_a"]
     kits = {"stranger": tmp_path / "other" / "stranger", "wrong": wrong, "right": parties.kits / "hospital_c"}
-    begun = {name: start(*command(kit, law), kit) for name, kit in kits.items()}
+    begun = {name: start(*command(kit, policy), kit) for name, kit in kits.items()}
     try:
         parties.wait({"hospital_c"})
         time.sleep(2.0)
-        with errands(parties.admin) as desk:
-            assert set(desk.sites()) == {*SITES, "hospital_c"}
+        with admin_session(parties.admin) as session:
+            assert set(session.sites()) == {*SITES, "hospital_c"}
     finally:
         for process in begun.values():
             end(process)
 
 
-def test_only_the_servers_port_is_listened_to_and_on_loopback_alone(parties: Federation):
+def test_only_the_servers_port_is_listened_to_and_on_loopback_alone(parties: LocalFederation):
     """Beside it, processes of one party speak over loopback ports of their own."""
     listening = []
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:

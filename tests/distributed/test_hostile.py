@@ -12,9 +12,9 @@ import yaml
 
 from conftest import colour_rows, write_rows
 from weft.config import build
-from weft.launch.follow import follow
-from weft.launch.loopback import Federation
-from weft.launch.party import command, start
+from weft.sites.local_federation import LocalFederation
+from weft.sites.processes import command, start
+from weft.sites.watcher import watch
 
 pytest.importorskip("nvflare")
 # FLARE leaves a session's sockets to the garbage collector, which says so.
@@ -30,24 +30,26 @@ VICTIMS = ("hospital_a", "hospital_b")
 @pytest.fixture
 def federation(tmp_path: Path, tiny_model: Path):
     """Two sites, and a third whose processes run the attacker's code."""
-    laws = {}
+    policies = {}
     for number, name in enumerate((*VICTIMS, "hospital_c")):
         write_rows(tmp_path / f"{name}.jsonl", colour_rows(24 + 3 * number, number))
-        laws[name] = tmp_path / f"{name}.yaml"
-        law = {"data": f"{name}.jsonl", "threads": 1, "accept": {"models": [str(tiny_model)]}}
-        laws[name].write_text(yaml.safe_dump(law))
-    made = Federation(tmp_path, laws)
+        policies[name] = tmp_path / f"{name}.yaml"
+        policy = {"data": f"{name}.jsonl", "threads": 1, "accept": {"models": [str(tiny_model)]}}
+        policies[name].write_text(yaml.safe_dump(policy))
+    made = LocalFederation(tmp_path, policies)
     yield made
     made.close()
     gc.collect()
 
 
-def logs(made: Federation, name: str) -> str:
+def logs(made: LocalFederation, name: str) -> str:
     kit = made.kits / name
     return "".join(path.read_text(errors="replace") for path in kit.rglob("*log*") if path.is_file())
 
 
-def test_a_site_that_plays_the_server_is_not_answered(keys, federation: Federation, tmp_path: Path, tiny_model: Path):
+def test_a_site_that_plays_the_server_is_not_answered(
+    keys, federation: LocalFederation, tmp_path: Path, tiny_model: Path
+):
     """As itself it is refused by the victim's process; with the server's address forged, by FLARE's server."""
     run = {key: value for key, value in keys.items() if key not in ("dataset_name", "num_clients", "output_dir")}
     run |= {"runtime": "nvflare", "threads": 1, "silence_timeout": 20.0, "num_rounds": 30, "max_steps": 30}
@@ -58,12 +60,12 @@ def test_a_site_that_plays_the_server_is_not_answered(keys, federation: Federati
     for name in ("server", *VICTIMS):
         federation.start(name)
     kit = federation.kits / "hospital_c"
-    told, env = command(kit, federation.laws["hospital_c"])
+    told, env = command(kit, federation.policies["hospital_c"])
     bad = {"PYTHONPATH": f"{HOSTILE}:{env.get('PYTHONPATH', '')}", "HOSTILE_OUT": str(out)}
     bad["HOSTILE_HELLO"] = str(tmp_path / "hello.json")
     federation.parties["hospital_c"] = start(told, env | bad, kit)
     federation.wait({*VICTIMS, "hospital_c"})
-    last = follow(federation.admin, build(run), "honest", lambda _: None)
+    last = watch(federation.admin, build(run), "honest", lambda _: None)
     assert last["state"] == "done", last
     until = time.monotonic() + 90
     while not out.exists() and time.monotonic() < until:

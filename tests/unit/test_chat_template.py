@@ -13,7 +13,7 @@ import pytest
 from weft.data.encode import encode, encode_choices
 from weft.data.formats import Example, Turn
 from weft.data.pairs import encode_preferences
-from weft.data.preferences import Preference
+from weft.data.preferences import PreferencePair
 from weft.data.prompts import encode_prompts
 from weft.data.templates import ALPACA, CHAT, SEATED, THOUGHTLESS, VICUNA
 from weft.data.tokenize import asked, tokenize
@@ -118,7 +118,7 @@ def test_a_conversation_that_the_template_refuses_is_left_out_with_the_reason(wi
     assert list(table.rows) == [0, 2]
     why = "the chat template refuses the conversation: roles must alternate"
     assert table.gone == {why: (2, 1)}
-    pairs = [Preference(one.turns[:-1], one.answer, "other") for one in (talk("q", "a"), bad)]
+    pairs = [PreferencePair(one.turns[:-1], one.answer, "other") for one in (talk("q", "a"), bad)]
     made = encode_preferences(pairs, tokenizer, chat(), seq_length=100, judged=False)
     assert (list(made.rows), made.gone) == ([0], {why: (1, 1)})
     prompts = encode_prompts([bad, talk("q", "a")], tokenizer, chat(), most=50)
@@ -169,7 +169,7 @@ def test_training_ranking_prompts_and_earlier_turns_agree_to_the_token(with_temp
     (grpo,) = encode_prompts([one], tokenizer, template, most=200).prompts
     assert list(grpo.ids) == list(prompt)
     pairs = encode_preferences(
-        [Preference(one.turns[:1], "red", "blue")], tokenizer, template, seq_length=200, judged=False
+        [PreferencePair(one.turns[:1], "red", "blue")], tokenizer, template, seq_length=200, judged=False
     )
     assert [*pairs.prompts[0], *pairs.answers[0]] == ranked
     # An earlier turn is written as the same turn was when it was the last.
@@ -188,7 +188,7 @@ def test_an_answer_that_begins_with_a_space_gets_no_second(tiny_tokenizer, templ
 
 
 def test_both_answers_of_a_pair_are_judged_in_rows_of_their_own(tiny_tokenizer):
-    pairs = [Preference((Turn("user", f"q{n}"),), f"good {n}", f"bad {n}") for n in range(3)]
+    pairs = [PreferencePair((Turn("user", f"q{n}"),), f"good {n}", f"bad {n}") for n in range(3)]
     table = encode_preferences(pairs, tiny_tokenizer, VICUNA, seq_length=100, judged=True)
     assert list(table.rows) == [0, 0, 1, 1, 2, 2]
     assert list(table.good) == [True, False] * 3

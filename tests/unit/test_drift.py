@@ -111,5 +111,5 @@ def test_feddyn_measures_the_steps_of_passes_in_the_first_round():
 
 
 def test_the_share_of_a_cohort():
-    assert Total({}, ("a",), 3.0, 12.0).share == 0.25
-    assert Total({}, ("a",), 3.0).share == 1.0
+    assert Total({}, ("a",), 3.0, 12.0).weight_fraction == 0.25
+    assert Total({}, ("a",), 3.0).weight_fraction == 1.0

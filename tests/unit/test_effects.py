@@ -15,7 +15,7 @@ from weft.cli import main
 from weft.config import RunConfig, build, gather, settle
 from weft.errors import ConfigError
 from weft.keys import EFFECTS, TABLES
-from weft.keys.effects import OPENFEDLLM, VERBS, Needs
+from weft.keys.effects import OPENFEDLLM, VERBS, Condition
 
 PLAIN = build({"dataset_name": "d"})
 NEEDS = sorted(
@@ -108,7 +108,7 @@ def test_several_at_once_are_named():
 
 
 @pytest.mark.parametrize("need", [need for _, need in NEEDS], ids=[write for write, _ in NEEDS])
-def test_every_remedy_works(need: Needs):
+def test_every_remedy_works(need: Condition):
     """What the sentence says to write is written, and the condition holds."""
     flag = re.fullmatch(r"(?:write|add)(?: such as)? --(\w+) ?(\S*)(?: or --.*)?", need.write.strip())
     verb = re.fullmatch(r"use `weft (\w+)`", need.write)

@@ -8,9 +8,9 @@ import torch
 from conftest import flags
 from weft.cli import main
 from weft.config import build
-from weft.launch.fitting import Needs, describe_memory, memory, remedies
+from weft.launch.memory_estimate import MemoryNeeds, describe_memory, memory, remedies
 
-SEVEN = Needs(7_000_000_000, 7_000_000_000, 4096, 32, 32_000, 2)
+SEVEN = MemoryNeeds(7_000_000_000, 7_000_000_000, 4096, 32, 32_000, 2)
 ADAPTER = SEVEN._replace(trained=20_000_000)
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 GB = 10**9
@@ -34,7 +34,7 @@ def test_a_model_worked_by_hand():
 @pytest.mark.parametrize("needs", [SEVEN, ADAPTER])
 @pytest.mark.parametrize("space", [8 * GB, 24 * GB, 80 * GB])
 @pytest.mark.parametrize("device", [GPU, CPU])
-def test_what_is_said_to_fit_fits(needs: Needs, space: int, device: torch.device):
+def test_what_is_said_to_fit_fits(needs: MemoryNeeds, space: int, device: torch.device):
     run = config(use_peft=needs is ADAPTER)
     if memory(run, needs) <= space:
         return

@@ -11,7 +11,7 @@ import torch
 
 from weft.core.types import Probe, Task, Tensors
 from weft.core.wire import Packer, pack, unpack
-from weft.launch.passing import LARGE, receive, send
+from weft.sites.pipe import LARGE, receive, send
 
 
 @pytest.mark.parametrize("size", [0, 1, LARGE - 1, LARGE, 3 * LARGE + 7])

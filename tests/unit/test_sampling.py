@@ -44,8 +44,8 @@ def test_simulated_drop_outs_come_at_their_rate():
     failed = [conditions.fails(round, 0, name) for round in range(100) for name in NAMES]
     assert np.mean(failed) == pytest.approx(0.25, abs=0.03)
     assert failed == [conditions.fails(round, 0, name) for round in range(100) for name in NAMES]
-    assert [Conditions(speeds=(1, 0.5)).share(client) for client in range(4)] == [1, 0.5, 1, 0.5]
-    assert Conditions(speeds=(2.0,)).share(0) == 1
+    assert [Conditions(speeds=(1, 0.5)).step_fraction(client) for client in range(4)] == [1, 0.5, 1, 0.5]
+    assert Conditions(speeds=(2.0,)).step_fraction(0) == 1
 
 
 def test_with_equal_speeds_a_full_buffer_is_a_synchronous_cohort():

@@ -17,19 +17,19 @@ from conftest import colour_rows, flags, write_rows
 from weft.cli import main
 from weft.data import splits
 from weft.data.skew import describe_split, gini, js_divergence, ks_distance
-from weft.data.splits import How, Rows
+from weft.data.splits import How, SplitRows
 from weft.data.topics import cluster_texts
 from weft.errors import DataError
 
 WORDS = {"sea": "ship wave sailor harbour anchor", "wood": "oak forest timber leaf branch"}
 
 
-def rows(count: int, labels: Sequence[str] | None = None, seed: int = 0) -> Rows:
+def rows(count: int, labels: Sequence[str] | None = None, seed: int = 0) -> SplitRows:
     rng = random.Random(seed)
     found = list(labels) if labels is not None else [rng.choice("abc") for _ in range(count)]
     texts = [" ".join(rng.choices(WORDS[("sea", "wood")[n % 2]].split(), k=6)) for n in range(count)]
     lengths = np.array([rng.randint(1, 100) for _ in range(count)])
-    return Rows(lengths, lambda: found, lambda: texts, [f"file{n % 3}" for n in range(count)], found)
+    return SplitRows(lengths, lambda: found, lambda: texts, [f"file{n % 3}" for n in range(count)], found)
 
 
 WHOLE = (splits.iid, splits.dirichlet, splits.quantity, splits.length, splits.cluster, splits.shards)
@@ -58,7 +58,7 @@ def test_iid_parts_are_even(count: int, clients: int):
     assert max(sizes) - min(sizes) <= 1
 
 
-def skew_of(found: list[np.ndarray], known: Rows) -> dict[str, float]:
+def skew_of(found: list[np.ndarray], known: SplitRows) -> dict[str, float]:
     names = [str(n) for n in range(len(found))]
     return describe_split(names, found, known.lengths, known.labels())["skew"]
 

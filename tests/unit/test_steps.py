@@ -163,5 +163,5 @@ def test_shares_are_what_people_wrote():
 def test_a_slow_client_makes_the_steps_of_its_share():
     model = Resident(Point(), None, CPU, torch.float32)
     steps = replace(STEPS, steps=100)
-    done = steps.work(model, FLAT, TABLE, LocalRule(), Job({}, START, share=0.29))
+    done = steps.work(model, FLAT, TABLE, LocalRule(), Job({}, START, step_fraction=0.29))
     assert done.metrics["steps"] == 29.0

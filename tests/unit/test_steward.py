@@ -1,4 +1,4 @@
-"""What the steward of a server does with runs whose jobs are over."""
+"""What the supervisor of a server does with runs whose jobs are over."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from weft.launch.errands import GONE
-from weft.launch.steward import FALLS, LONGEST, TOGETHER, Steward
+from weft.sites.admin import GONE
+from weft.sites.supervisor import FALLS, LONGEST, TOGETHER, Supervisor
 
 CRASHED, ENDED = "FINISHED:EXECUTION_EXCEPTION", "FINISHED:ABORTED"
 ROUND = {"round": {"round": 1, "failures": {}}}
@@ -25,7 +25,7 @@ class Desk:
         self.says: dict[str, dict[str, Any]] = {}
         self.ended: list[str] = []
         (kit / "runs").mkdir(parents=True)
-        self.steward = Steward(kit, lambda _: None, lambda: self.now)
+        self.supervisor = Supervisor(kit, lambda _: None, lambda: self.now)
 
     def begin(self, **said: Any) -> str:
         """Hand a job in, whose run says so; it runs."""
@@ -44,7 +44,7 @@ class Desk:
     def look(self, seconds: float = 0.0) -> int:
         """Let time pass and look; return how many jobs there have been."""
         self.now += seconds
-        self.steward.look(self)  # type: ignore[arg-type]
+        self.supervisor.look(self)  # type: ignore[arg-type]
         return len(self.known)
 
     def jobs(self, limit: int | None = None) -> list[dict[str, Any]]:

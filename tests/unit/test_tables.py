@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from weft.data.load import data_files, read_rows
-from weft.data.rows import Rows, joined
+from weft.data.rows import PlacedRows, joined
 from weft.data.texts import TextSource
 from weft.errors import DataError
 
@@ -126,7 +126,7 @@ def test_rows_of_several_files_keep_their_places_for_a_few_bytes(tmp_path: Path)
     assert both.place(4).startswith("line 5")
     picked = both.pick([4, 0])
     assert [picked.place(row) for row in (0, 1)] == [both.place(4), both.place(0)]
-    many = Rows([{"question": "q", "answer": "a"}] * 10_000)
+    many = PlacedRows([{"question": "q", "answer": "a"}] * 10_000)
     assert (sys.getsizeof(many.numbers) + sys.getsizeof(many.which)) / len(many) < 20
 
 

@@ -49,7 +49,7 @@ def test_texts_stay_whole_and_bits_per_byte_are_the_loss_over_the_bytes(keys, tm
     run = weft.train(keys | changes | {"eval_fraction": 0.2})
     found = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[-1])
     assert run.summary["eval"]["bits_per_byte"] == pytest.approx(found["bits_per_byte"])
-    from weft.federation.site import InMemory
+    from weft.federation.clients import InMemory
     from weft.launch.population import populate
     from weft.models.tokenizer import load_tokenizer
 

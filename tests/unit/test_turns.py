@@ -10,7 +10,7 @@ import pytest
 
 from weft.data.formats import to_examples
 from weft.data.preferences import to_preferences
-from weft.data.rows import Account, File, Rows
+from weft.data.rows import Account, File, PlacedRows
 from weft.errors import DataError
 
 Q, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -124,7 +124,9 @@ LEFT = {
 
 @pytest.mark.parametrize("reason", LEFT)
 def test_a_row_that_cannot_be_used_is_left_out_with_its_reason_and_place(reason: str):
-    rows = Rows([{"question": "q", "answer": "a"}, LEFT[reason], LEFT[reason]], File("x.jsonl", "line"), [1, 4, 9])
+    rows = PlacedRows(
+        [{"question": "q", "answer": "a"}, LEFT[reason], LEFT[reason]], File("x.jsonl", "line"), [1, 4, 9]
+    )
     made = to_examples(rows, source="x.jsonl")
     assert made.rows == [0]
     assert made.left == {reason: (2, "line 4 of 'x.jsonl'")}

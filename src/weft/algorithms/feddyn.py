@@ -105,7 +105,7 @@ class FedDyn(Algorithm):
     def step(self, state: ServerState, total: Total) -> ServerState:
         """Average, and correct by h / a."""
         delta, a = total.streams[DELTA], self.strength(state.memory)
-        dual = tensors.add(state.memory[DUAL], delta, -a * total.share)
+        dual = tensors.add(state.memory[DUAL], delta, -a * total.weight_fraction)
         params = tensors.add(state.params, delta)
         if a > 0:
             params = tensors.add(params, dual, -1 / a)

@@ -89,6 +89,6 @@ class Scaffold(Algorithm):
 
     def step(self, state: ServerState, total: Total) -> ServerState:
         """Add the mean delta, and the cohort's share of the change of c."""
-        control = tensors.add(state.memory[CONTROL], total.streams[CONTROL], total.share)
+        control = tensors.add(state.memory[CONTROL], total.streams[CONTROL], total.weight_fraction)
         params = tensors.add(state.params, total.streams[DELTA])
         return ServerState(params, {CONTROL: control}, state.round + 1)

@@ -7,7 +7,7 @@ from typing import Any
 
 from weft.arguments import Parser
 from weft.errors import ConfigError
-from weft.launch.finished import Run, add_use_flags, open_to_use
+from weft.launch.run import Run, add_use_flags, open_to_use
 from weft.models.noise import hushed
 
 

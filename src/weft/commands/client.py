@@ -15,7 +15,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("kit", metavar="KIT", help="the site's start-up kit")
     parser.add_argument("--site", metavar="FILE", required=True, help="site.yaml: its data, and what it agrees to")
     arguments = parser.parse(argv)
-    from weft.launch.party import command, keep_running
+    from weft.sites.processes import command, keep_running
 
     command(Path(arguments.kit), Path(arguments.site))
     print(f"weft: the site runs; its words go to {arguments.kit}/console.log. Ctrl-C ends it.", file=sys.stderr)

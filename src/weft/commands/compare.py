@@ -11,8 +11,8 @@ from typing import Any
 
 from weft.arguments import Parser
 from weft.config import VOLATILE
-from weft.launch.finished import Run
-from weft.runs.comparison import COSTS, KINDS, SCORES, Line, Outcome, Spread, scores_of, tables, verb_of
+from weft.launch.run import Run
+from weft.runs.comparison import COSTS, KINDS, SCORES, ComparisonRow, Outcome, SeedSpread, scores_of, tables, verb_of
 from weft.runs.text import human_bytes, human_duration, human_number
 
 SHOWN: dict[str, Callable[[float], str]] = {
@@ -27,7 +27,7 @@ SHOWN: dict[str, Callable[[float], str]] = {
     "product_error": lambda value: f"{value:.2g}",
 }
 HEADS = {"bytes_up": "up", "bytes_down": "down", "seconds": "time", "peak_memory_bytes": "memory"}
-Rows = list[list[str]]
+Cells = list[list[str]]
 
 
 def run(argv: list[str]) -> int:
@@ -71,10 +71,10 @@ def _outcome(opened: Run) -> Outcome:
 
 def _plain(one: Outcome) -> dict[str, Any]:
     costs = {name: one.summary.get(name) for name in COSTS}
-    return {"verb": verb_of(one.config), "rows": Line((one,), {}).rows(), "scores": scores_of(one), **costs}
+    return {"verb": verb_of(one.config), "rows": ComparisonRow((one,), {}).rows(), "scores": scores_of(one), **costs}
 
 
-def _write_csv(found: dict[str, list[Line]]) -> None:
+def _write_csv(found: dict[str, list[ComparisonRow]]) -> None:
     keys = list(dict.fromkeys(key for lines in found.values() for line in lines for key in line.keys))
     heads = ["verb", "runs", "seeds", *keys, "note", "measured", "n"]
     heads += [word for name in (*SCORES, *COSTS) for word in (name, f"{name}_deviation")]
@@ -91,7 +91,7 @@ def _write_csv(found: dict[str, list[Line]]) -> None:
                     writer.writerow([verb, ";".join(line.paths), seeds, *known, line.mark, kind, line.rows(), *cells])
 
 
-def _print(verb: str, lines: list[Line]) -> None:
+def _print(verb: str, lines: list[ComparisonRow]) -> None:
     known = [(_named(line), line) for line in lines]
     several = any(len(line.paths) > 1 for line in lines)
     note = "a ± b is the mean and the standard deviation (n - 1) over seeds." if several else ""
@@ -109,7 +109,7 @@ def _print(verb: str, lines: list[Line]) -> None:
     _table(f"{verb}: what it took", ["run", *(HEADS.get(head, head) for head in heads)], took)
 
 
-def _named(line: Line) -> str:
+def _named(line: ComparisonRow) -> str:
     """Name the runs of a line: on a terminal the first, elsewhere all."""
     more = len(line.paths) - 1
     name = ", ".join(line.paths)
@@ -118,7 +118,7 @@ def _named(line: Line) -> str:
     return f"{name} ({line.mark})" if line.mark else name
 
 
-def _keys(line: Line) -> str:
+def _keys(line: ComparisonRow) -> str:
     words = [f"{key}={_word(value)}" for key, value in line.keys.items()]
     if len(line.seeds) > 1:
         same = line.outcomes[0].config.get("split_seed") is not None
@@ -132,18 +132,18 @@ def _word(value: Any) -> str:
     return "" if value is None else json.dumps(value) if isinstance(value, list | dict) else str(value)
 
 
-def _shown(name: str, value: Spread | None) -> str:
+def _shown(name: str, value: SeedSpread | None) -> str:
     if value is None:
         return "-"
     show = SHOWN.get(name, "{:.4f}".format)
     return show(value.mean) if value.deviation is None else f"{show(value.mean)} ± {show(value.deviation)}"
 
 
-def _mean(name: str, value: Spread | None) -> str:
-    return _shown(name, None if value is None else Spread(value.mean))
+def _mean(name: str, value: SeedSpread | None) -> str:
+    return _shown(name, None if value is None else SeedSpread(value.mean))
 
 
-def _table(title: str, heads: list[str], rows: Rows, note: str = "") -> None:
+def _table(title: str, heads: list[str], rows: Cells, note: str = "") -> None:
     """Print a table: on a terminal as wide as that is, elsewhere with every name in full."""
     left = {0} | ({1} if "keys" in heads[1] else set())
     if not (sys.stdout.isatty() and _draw(title, heads, rows, left)):
@@ -155,7 +155,7 @@ def _table(title: str, heads: list[str], rows: Rows, note: str = "") -> None:
     print()
 
 
-def _draw(title: str, heads: list[str], rows: Rows, left: set[int]) -> bool:
+def _draw(title: str, heads: list[str], rows: Cells, left: set[int]) -> bool:
     """Draw a table, unless its numbers have no room."""
     from rich.console import Console
     from rich.table import Table

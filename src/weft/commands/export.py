@@ -9,7 +9,7 @@ from pathlib import Path
 from weft.arguments import Parser
 from weft.core.files import new_folder
 from weft.errors import ConfigError
-from weft.launch.finished import Run, add_use_flags, open_to_use
+from weft.launch.run import Run, add_use_flags, open_to_use
 from weft.runs.card import write_card
 
 
@@ -60,7 +60,7 @@ def _write(opened: Run, arguments: argparse.Namespace, out: Path) -> None:
     if opened.config.adapts and arguments.plug_in is None and not arguments.merge:  # merging compares by itself
         opened.check_base()
     if arguments.plug_in is not None:
-        from weft.launch.plug_in import plug_in
+        from weft.launch.emulator_export import plug_in
 
         plug_in(opened, arguments.client, arguments.plug_in, out, merge=arguments.merge, dtype=arguments.dtype)
         whole = arguments.merge or not opened.config.use_peft

@@ -23,14 +23,14 @@ def run(argv: list[str]) -> int:
     if arguments.what == "start":
         if not arguments.place:
             raise ConfigError("Which server? Write `weft server start kits/server`.")
-        from weft.launch.kits import kind_of_kit
-        from weft.launch.party import keep_running
+        from weft.sites.processes import keep_running
+        from weft.sites.provisioning import kind_of_kit
 
         if kind_of_kit(Path(arguments.place)) != "server":
             raise ConfigError(f"'{arguments.place}' is not the server's kit: give the folder `server` of the kits.")
         print(f"weft: the server runs; its words go to {arguments.place}/console.log. Ctrl-C ends it.", file=sys.stderr)
         return keep_running(Path(arguments.place), None, lambda said: print(f"weft: {said}", file=sys.stderr))
-    from weft.launch.kits import add_kit, make_kits
+    from weft.sites.provisioning import add_kit, make_kits
 
     if arguments.what == "add":
         if not arguments.place or not arguments.site:

@@ -36,11 +36,11 @@ def run(argv: list[str]) -> int:
     arguments = parser.parse(argv)
     config, _ = settle(*gather(*written(arguments)), apart=set(RunConfig.model_fields) - DEALS)
 
-    from weft.federation.site import InMemory
+    from weft.federation.clients import InMemory
     from weft.launch.compose import plan
-    from weft.launch.notes import told
+    from weft.launch.data_warnings import told
     from weft.launch.population import populate
-    from weft.launch.start import with_tokenizer
+    from weft.launch.tokenizer import with_tokenizer
     from weft.models.tokenizer import load_tokenizer
     from weft.runs.layout import RunDir
     from weft.runs.progress import split_line

@@ -13,7 +13,7 @@ from typing import Any
 from weft.arguments import Parser
 from weft.config import RunConfig, gather, settle
 from weft.errors import ConfigError, RunError
-from weft.launch.texts import with_texts
+from weft.launch.prompt_texts import with_prompt_texts
 from weft.verbs import parser as verb_parser
 from weft.verbs import say, written
 
@@ -23,19 +23,19 @@ VERBS = ("sft", "pretrain", "dpo", "grpo", "prompt")
 def run(argv: list[str]) -> int:
     """Hand a run in."""
     arguments, config, name = read_run("submit", argv)
-    from weft.launch.errands import errands
-    from weft.launch.follow import follow
+    from weft.sites.admin import admin_session
+    from weft.sites.watcher import watch
 
     kit = Path(arguments.kit)
     if arguments.wait:
-        last = follow(kit, config, name, tell)
+        last = watch(kit, config, name, tell)
         if last.get("state") == "stopped":
             raise RunError(f"The run '{name}' was stopped: `weft submit` goes on with it.")
         if last.get("state") != "done":
             raise RunError(f"The run '{name}' failed: {last.get('error', 'its log at the server says more')}")
         return 0
-    with errands(kit) as desk:
-        print(desk.submit(config, name))
+    with admin_session(kit) as session:
+        print(session.submit(config, name))
     return 0
 
 
@@ -64,7 +64,7 @@ def read_run(verb: str, argv: list[str]) -> tuple[argparse.Namespace, RunConfig,
     config, said = settle(*gather(values, flags), defaults, apart=("sites", "silence_timeout") if verb == "up" else ())
     say(said)
     name = arguments.name or Path(arguments.file or arguments.config or "run").stem.lower()
-    config = with_texts(config)
+    config = with_prompt_texts(config)
     if config.trust_remote_code:
         raise ConfigError(
             "A run of sites carries no code: leave out --trust_remote_code, and name a model without any."
@@ -93,19 +93,19 @@ def _simple(verb: str, description: str, argv: list[str]) -> argparse.Namespace:
 
 def status(argv: list[str]) -> int:
     """Print the sites that are there, and how runs are: the last job of each, or all of the one that is named."""
-    from weft.launch.errands import errands
-    from weft.launch.follow import named
+    from weft.sites.admin import admin_session
+    from weft.sites.watcher import named
 
     arguments = _simple("status", "How the sites and the runs are.", argv)
-    with errands(Path(arguments.kit)) as desk:
-        print(f"sites: {', '.join(sorted(desk.sites())) or 'none'}")
+    with admin_session(Path(arguments.kit)) as session:
+        print(f"sites: {', '.join(sorted(session.sites())) or 'none'}")
         seen: set[str] = set()
-        for job in desk.jobs():
+        for job in session.jobs():
             name, number = named(job), str(job["job_id"])
             if arguments.name not in (None, name, number) or (arguments.name is None and name in seen):
                 continue  # a run may have had many jobs
             seen.add(name)
-            said = desk.status(number) if "RUNNING" in str(job.get("status")) else None
+            said = session.status(number) if "RUNNING" in str(job.get("status")) else None
             print(f"{name}  {number}  {job.get('status')}  {_short(said)}".rstrip())
             for site, why in (said or {}).get("refused", {}).items():
                 print(f"  {site} takes no part: {why}")
@@ -134,20 +134,20 @@ def logs(argv: list[str]) -> int:
 
 def stop(argv: list[str]) -> int:
     """End a run; what it has committed stays, and the same name goes on with it."""
-    from weft.launch.errands import OVER, errands
-    from weft.launch.follow import named
+    from weft.sites.admin import OVER, admin_session
+    from weft.sites.watcher import named
 
     arguments = _simple("stop", "End a run; the rounds that are done are kept.", argv)
-    with errands(Path(arguments.kit)) as desk:
-        jobs = [job for job in desk.jobs() if arguments.name in (None, named(job), str(job["job_id"]))]
+    with admin_session(Path(arguments.kit)) as session:
+        jobs = [job for job in session.jobs() if arguments.name in (None, named(job), str(job["job_id"]))]
         for job in jobs:
-            if not str(job.get("status")).startswith(OVER) and desk.end(str(job["job_id"])):
+            if not str(job.get("status")).startswith(OVER) and session.end(str(job["job_id"])):
                 print(job["job_id"])
                 return 0
         fell = bool(jobs) and "COMPLETED" not in str(jobs[0].get("status"))
         if arguments.name and fell:  # it waits to be handed in again
             for job in jobs:
-                desk.forget(str(job["job_id"]))
+                session.forget(str(job["job_id"]))
             print(f"'{arguments.name}' is not handed in again.")
             return 0
     raise ConfigError(f"No run{f' {arguments.name!r}' if arguments.name else ''} is under way.")

@@ -13,14 +13,14 @@ def run(argv: list[str]) -> int:
     """Make kits, start a server and sites, hand the run in, wait for it, and end all of it."""
     words, count = _clients(argv)
     arguments, config, name = read_run("up", words)
-    from weft.launch.loopback import up
+    from weft.sites.local_federation import up
 
     for word in arguments.site:
         if "=" not in word:
             raise ConfigError(f"A site is written NAME=site.yaml, not '{word}'.")
-    laws = {word.partition("=")[0]: Path(word.partition("=")[2]) for word in arguments.site}
+    policies = {word.partition("=")[0]: Path(word.partition("=")[2]) for word in arguments.site}
     work = Path(arguments.work or "weft-up")
-    last = up(config, name, work, count=count, laws=laws, port=arguments.port, hear=tell)
+    last = up(config, name, work, count=count, policies=policies, port=arguments.port, hear=tell)
     if last.get("state") != "done":
         raise RunError(f"The run '{name}' failed: {last.get('error', f'{work} holds its logs')}")
     print(work / "kits" / "server" / "runs" / name)

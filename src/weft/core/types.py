@@ -118,8 +118,8 @@ class Total:
     """What all clients together weigh, those that were not asked too; 0: not known, the cohort stands for them."""
 
     @property
-    def share(self) -> float:
-        """Of that weight, how much the cohort has: share times a mean is the cohort's part of a mean over all clients.
+    def weight_fraction(self) -> float:
+        """The cohort's part of that weight: times a mean over the cohort, its part of a mean over all clients.
 
         A sum of such parts over rounds is what it would be had every client sent its part at once, whoever is in which
         cohort: that takes one divisor in all rounds. The mean of the cohort alone has another one in every round.

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from weft.data import known
-from weft.data.rows import Account, Row, Rows, shown
+from weft.data.rows import Account, PlacedRows, Row, shown
 from weft.data.turns import Turn, Unusable, missing, said
 from weft.errors import DataError
 from weft.registry import nearest
@@ -65,7 +65,7 @@ def normal(name: str) -> str:
 class Cells:
     """Reads cells of rows, and remembers which columns were read and which were not."""
 
-    def __init__(self, rows: Rows, source: str) -> None:
+    def __init__(self, rows: PlacedRows, source: str) -> None:
         """Take the rows, and their name for errors."""
         self.rows, self.source = rows, source
         self.used: dict[str, None] = {}

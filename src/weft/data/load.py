@@ -9,7 +9,7 @@ from pathlib import Path
 
 from weft.data import parts
 from weft.data.parts import ANY, Wanted
-from weft.data.rows import File, Row, Rows, joined
+from weft.data.rows import File, PlacedRows, Row, joined
 from weft.data.sets import hub_set, saved_set
 from weft.data.tables import rows_of
 from weft.errors import DataError
@@ -31,7 +31,7 @@ def resolve_source(name: str, local_data_dir: str | None) -> str:
     return str(Path(local_data_dir) / name)
 
 
-def read_rows(source: str, wanted: Wanted = ANY, *, token: bool | None = None) -> Rows:
+def read_rows(source: str, wanted: Wanted = ANY, *, token: bool | None = None) -> PlacedRows:
     """Return the rows of a file, of a folder of files in the order of their names, or of a hub data set.
 
     Raises:
@@ -46,12 +46,12 @@ def read_rows(source: str, wanted: Wanted = ANY, *, token: bool | None = None) -
     elif not path.is_dir() and (source.startswith((".", "/", "~")) or kind_of(path) is not None):
         raise DataError(f"There is no file or folder '{source}': check the path.")
     else:
-        return Rows((dict(row) for row in hub_set(source, wanted, token)), File(source))
+        return PlacedRows((dict(row) for row in hub_set(source, wanted, token)), File(source))
     piece = wanted.asked.piece
     return rows if piece is None else rows.pick(parts.span(len(rows), piece, source))
 
 
-def whole_rows(source: str, wanted: Wanted = ANY, *, token: bool | None = None) -> Rows:
+def whole_rows(source: str, wanted: Wanted = ANY, *, token: bool | None = None) -> PlacedRows:
     """Return the rows of a source that must be whole; raises as `read_rows`, and for a row that is left out."""
     rows = read_rows(source, wanted, token=token)
     if rows.left:
@@ -75,7 +75,7 @@ def data_files(folder: Path, wanted: Wanted = ANY) -> list[Path]:
     return files
 
 
-def _read_file(path: Path) -> Rows:
+def _read_file(path: Path) -> PlacedRows:
     kind = kind_of(path)
     if kind is None:
         raise DataError(f"'{path}' is of no kind that is read: {READ_AS} are.")

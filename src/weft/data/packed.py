@@ -58,7 +58,7 @@ class _Frames(io.RawIOBase):
         super().close()
 
 
-class Line(NamedTuple):
+class PackedLine(NamedTuple):
     """A numbered line of a text file."""
 
     number: int
@@ -71,16 +71,16 @@ class Line(NamedTuple):
         return DataError(f"Line {self.number} of '{path}' is not UTF-8 (byte {self.wrong}): save the file as UTF-8.")
 
 
-def lines_of(path: Path) -> Iterator[Line]:
+def lines_of(path: Path) -> Iterator[PackedLine]:
     """Yield the numbered lines of a text file, split at newlines only (JSON strings may hold U+2028)."""
     number = 0
     with _broken_said(path, lambda: f"after line {number}"), _open(path) as file:
         for number, line in enumerate(file, start=1):
             kind = "utf-8-sig" if number == 1 else "utf-8"
             try:
-                yield Line(number, line.decode(kind))
+                yield PackedLine(number, line.decode(kind))
             except UnicodeDecodeError as error:
-                yield Line(number, line.decode(kind, "replace"), error.start)
+                yield PackedLine(number, line.decode(kind, "replace"), error.start)
 
 
 @contextlib.contextmanager

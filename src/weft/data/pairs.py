@@ -10,7 +10,7 @@ import numpy as np
 
 from weft.data.encode import NO_ANSWER
 from weft.data.formats import Example, Turn
-from weft.data.preferences import Preference
+from weft.data.preferences import PreferencePair
 from weft.data.rows import Gone
 from weft.data.templates import Template
 from weft.data.tokenize import NO_LEAD, apart, cut_left, tokenize
@@ -88,7 +88,7 @@ class PairTable:
 
 
 def encode_preferences(
-    examples: Sequence[Preference],
+    examples: Sequence[PreferencePair],
     tokenizer: Any,
     template: Template,
     *,
@@ -139,7 +139,7 @@ def encode_preferences(
 
 
 def _parted(
-    examples: Sequence[Preference], tokenizer: Any, template: Template, lead: np.ndarray, gone: Gone
+    examples: Sequence[PreferencePair], tokenizer: Any, template: Template, lead: np.ndarray, gone: Gone
 ) -> Iterator[tuple[int, np.ndarray, list[np.ndarray]]]:
     """Yield the number, the prompt and the answers, as tokens, of every example that the template takes."""
     refused: dict[int, str] = {}

@@ -41,7 +41,7 @@ MODELS = {"tokenizer_config.json", "adapter_config.json"}
 RUNS = {"config.yaml", "metrics.jsonl"}
 
 
-class Asked(NamedTuple):
+class PartRequest(NamedTuple):
     """A part and what is meant of it, `train[:10%]`."""
 
     part: str | None
@@ -63,7 +63,7 @@ class Wanted:
     """Told which parts and files are read, and which are not."""
 
     @property
-    def asked(self) -> Asked:
+    def asked(self) -> PartRequest:
         """What is asked for, read."""
         return asked_for(self.split)
 
@@ -80,16 +80,16 @@ class Parts:
     """Files in no part."""
 
 
-def asked_for(split: str | None) -> Asked:
+def asked_for(split: str | None) -> PartRequest:
     """Read what a user writes for a part; DataError where it is more than one part and a slice."""
     if split is None:
-        return Asked(None)
+        return PartRequest(None)
     found = _ASKED.fullmatch(split.strip())
     if found is None:
         raise DataError(
             f"The split '{split}' is no name of a part with a slice: write one such as train, test or train[:10%]."
         )
-    return Asked(found[1], found[2])
+    return PartRequest(found[1], found[2])
 
 
 def choose(names: Sequence[str], wanted: Wanted, source: str) -> str:

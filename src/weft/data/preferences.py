@@ -35,7 +35,7 @@ DIFFER = "dialogues that differ before the last answer"
 
 
 @dataclass(frozen=True, slots=True)
-class Preference:
+class PreferencePair:
     """A dialogue up to the question, and two answers; where it is judged, one answer and whether it is good."""
 
     turns: tuple[Turn, ...]
@@ -47,7 +47,7 @@ class Preference:
 class Preferences(NamedTuple):
     """The usable rows, and what was left out."""
 
-    examples: list[Preference]
+    examples: list[PreferencePair]
     left: Left
     rows: list[int]
     """The number of the row that each was made of."""
@@ -103,7 +103,7 @@ def to_preferences(
         )
     for better, worse in pairs:
         _check_order(found, source, better, worse)
-    examples: list[Preference] = []
+    examples: list[PreferencePair] = []
     kept: list[int] = []
     left = Left()
     for number, row in enumerate(found):
@@ -184,7 +184,7 @@ class _Reader:
         answer = next((name for name in names if normal(name) == "completion"), next(iter(names), None))
         return (answer, label) if answer is not None and label is not None else None
 
-    def read(self, row: Row) -> Preference:
+    def read(self, row: Row) -> PreferencePair:
         """Return the preference of a row; Unusable with the reason where there is none."""
         pair, judgement = self.pair(row), self.judgement(row) if self.judged else None
         if judgement is not None and (pair is None or any(missing(row[column]) for column in pair)):
@@ -195,16 +195,16 @@ class _Reader:
         self.unpaired += self.judged
         return made
 
-    def _judged(self, row: Row, answer: str, label: str) -> Preference:
+    def _judged(self, row: Row, answer: str, label: str) -> PreferencePair:
         self.cells.note("answers", answer)
         self.cells.note("labels", label)
         turns, said = self._apart(row, answer, "completion")
         value = str(row[label]).strip().lower()
         if value not in YES | NO:
             raise Unusable("label that is neither true nor false")
-        return Preference(turns, said, good=value in YES)
+        return PreferencePair(turns, said, good=value in YES)
 
-    def _pair(self, row: Row, chosen: str, rejected: str) -> Preference:
+    def _pair(self, row: Row, chosen: str, rejected: str) -> PreferencePair:
         self.cells.note("better answers", chosen)
         self.cells.note("worse answers", rejected)
         turns, better = self._apart(row, chosen, "chosen answer")
@@ -213,7 +213,7 @@ class _Reader:
             raise Unusable(DIFFER)
         if better.strip() == worse.strip():
             raise Unusable("equal answers")
-        return Preference(turns, better, worse)
+        return PreferencePair(turns, better, worse)
 
     def _prompt(self, row: Row) -> Any:
         shape = self.cells.shape(row)

@@ -91,7 +91,7 @@ class Gone(dict[str, tuple[int, int]]):
         self[reason] = (count + 1, earliest)
 
 
-class Rows(list[Row]):
+class PlacedRows(list[Row]):
     """Rows, where each stands, and what was left out when they were read."""
 
     def __init__(
@@ -110,9 +110,9 @@ class Rows(list[Row]):
         """Return where a row stands, in words."""
         return self.files[self.which[row]].place(self.numbers[row])
 
-    def pick(self, rows: Iterable[int]) -> Rows:
+    def pick(self, rows: Iterable[int]) -> PlacedRows:
         """Return some of the rows, with their places."""
-        found = Rows()
+        found = PlacedRows()
         found.files, found.left, found.notes = self.files, self.left, self.notes
         for row in rows:
             found.append(self[row])
@@ -125,9 +125,9 @@ class Rows(list[Row]):
         return len(self) + sum(count for count, _ in self.left.values())
 
 
-def joined(parts: Iterable[Rows]) -> Rows:
+def joined(parts: Iterable[PlacedRows]) -> PlacedRows:
     """Return the rows of several files one behind the other."""
-    found = Rows()
+    found = PlacedRows()
     found.files = []
     for part in parts:
         found.extend(part)
@@ -140,9 +140,9 @@ def joined(parts: Iterable[Rows]) -> Rows:
     return found
 
 
-def as_rows(rows: Sequence[Row], source: str) -> Rows:
+def as_rows(rows: Sequence[Row], source: str) -> PlacedRows:
     """Return rows with places: their numbers, where they have none yet."""
-    return rows if isinstance(rows, Rows) else Rows(rows, File(source))
+    return rows if isinstance(rows, PlacedRows) else PlacedRows(rows, File(source))
 
 
 @dataclass

@@ -19,7 +19,7 @@ ATTEMPTS = 200
 
 
 @dataclass(frozen=True)
-class Rows:
+class SplitRows:
     """What a split may look at."""
 
     lengths: np.ndarray
@@ -59,14 +59,14 @@ class Shares(NamedTuple):
     """Values of which no client was made, and how many rows each has that go to nobody."""
 
 
-def iid(rows: Rows, how: How) -> Shares:
+def iid(rows: SplitRows, how: How) -> Shares:
     """Deal shuffled rows in parts whose sizes differ by at most one."""
     _enough(rows, how)
     shuffled = generator(how.seed, "split").permutation(len(rows))
     return Shares([np.sort(part) for part in np.array_split(shuffled, how.clients)])
 
 
-def dirichlet(rows: Rows, how: How) -> Shares:
+def dirichlet(rows: SplitRows, how: How) -> Shares:
     """Share out the rows of every label by proportions over clients drawn from Dirichlet(alpha).
 
     As Yurochkin et al. 2019 (arXiv 1905.12022): label by label, so that sizes differ too. Hsu et al. 2019 (1909.06335)
@@ -78,7 +78,7 @@ def dirichlet(rows: Rows, how: How) -> Shares:
     return _by_classes(rows, how, _codes(_labels(rows, "dirichlet")))
 
 
-def length(rows: Rows, how: How) -> Shares:
+def length(rows: SplitRows, how: How) -> Shares:
     """As dirichlet, by length: the rows' ten tenths from short to long are the labels."""
     order = np.argsort(rows.lengths, kind="stable")
     tenth = np.empty(len(rows), dtype=np.int64)
@@ -86,13 +86,13 @@ def length(rows: Rows, how: How) -> Shares:
     return _by_classes(rows, how, tenth)
 
 
-def cluster(rows: Rows, how: How) -> Shares:
+def cluster(rows: SplitRows, how: How) -> Shares:
     """As dirichlet, by topic: clusters of hashed TF-IDF vectors are the labels, as many as clients, 2 to 20."""
     _enough(rows, how)
     return _by_classes(rows, how, cluster_texts(rows.texts(), min(20, max(2, how.clients)), seed=how.seed))
 
 
-def quantity(rows: Rows, how: How) -> Shares:
+def quantity(rows: SplitRows, how: How) -> Shares:
     """Deal shuffled rows in parts whose sizes are drawn from Dirichlet(alpha)."""
     _enough(rows, how)
     shuffled = generator(how.seed, "split").permutation(len(rows))
@@ -103,7 +103,7 @@ def quantity(rows: Rows, how: How) -> Shares:
     return _drawn(draw, how)
 
 
-def shards(rows: Rows, how: How) -> Shares:
+def shards(rows: SplitRows, how: How) -> Shares:
     """Sort by label, cut into clients x shards pieces, deal each client `shards` (McMahan et al. 2017, section 3)."""
     pieces = how.clients * how.shards
     if len(rows) < pieces:
@@ -119,14 +119,14 @@ def shards(rows: Rows, how: How) -> Shares:
     return Shares([np.sort(np.concatenate([cut[piece] for piece in own])) for own in dealt])
 
 
-def by(rows: Rows, how: How) -> Shares:
+def by(rows: SplitRows, how: How) -> Shares:
     """A client for every value of a column; with a number of clients, for those with the most rows."""
     if rows.column is None:
         raise DataError("The split 'by' goes by a column: write --split_column NAME.")
     return _natural(rows.column, how, "the column has", "values")
 
 
-def domain(rows: Rows, how: How) -> Shares:
+def domain(rows: SplitRows, how: How) -> Shares:
     """A client for every file of the folder."""
     if len(set(rows.origins)) < 2:
         raise DataError("The split 'domain' makes a client of every file of a folder: name a folder of several files.")
@@ -187,7 +187,7 @@ def _rest_names(names: list[str], count: int) -> list[str]:
     return made
 
 
-def _labels(rows: Rows, split: str) -> Sequence[str]:
+def _labels(rows: SplitRows, split: str) -> Sequence[str]:
     labels = rows.labels()
     if labels is None:
         raise DataError(
@@ -201,7 +201,7 @@ def _codes(labels: Sequence[str]) -> np.ndarray:
     return np.unique(np.asarray(labels, dtype=object).astype(str), return_inverse=True)[1].reshape(-1)
 
 
-def _by_classes(rows: Rows, how: How, codes: np.ndarray) -> Shares:
+def _by_classes(rows: SplitRows, how: How, codes: np.ndarray) -> Shares:
     """Share out every class by proportions of its own."""
     _enough(rows, how)
     random = generator(how.seed, "split")
@@ -235,7 +235,7 @@ def _cuts(shares: np.ndarray, count: int) -> np.ndarray:
     )
 
 
-def _enough(rows: Rows, how: How) -> None:
+def _enough(rows: SplitRows, how: How) -> None:
     if how.clients * how.min_rows > len(rows):
         most = len(rows) // how.min_rows
         each = f" of at least {how.min_rows} rows" if how.min_rows > 1 else ""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from weft.data.packed import lines_of, text_of
-from weft.data.rows import File, Left, Row, Rows
+from weft.data.rows import File, Left, PlacedRows, Row
 from weft.data.sets import first_line
 from weft.errors import DataError
 
@@ -69,7 +69,7 @@ def json_lines(path: Path, *, replace: bool = False) -> Iterator[Parsed]:
         yield Parsed(row, line.number, read, replaced, reason, refusal)
 
 
-def rows_of(path: Path, kind: str) -> Rows:
+def rows_of(path: Path, kind: str) -> PlacedRows:
     """Return the rows of a file.
 
     Args:
@@ -80,7 +80,7 @@ def rows_of(path: Path, kind: str) -> Rows:
         DataError: it cannot be read, or more than `BROKEN_SHARE` of its lines is broken.
     """
     if kind == ".parquet":
-        return Rows(parquet_rows(path), File(str(path)))
+        return PlacedRows(parquet_rows(path), File(str(path)))
     if kind == ".jsonl":
         return _from_lines(path)
     text = text_of(path)
@@ -88,10 +88,12 @@ def rows_of(path: Path, kind: str) -> Rows:
         return _from_json(path, text)
     if kind in (".csv", ".tsv"):
         return _from_cells(path, text, "\t" if kind == ".tsv" else None)
-    return Rows([{"text": part.strip()} for part in text.split("\n\n") if part.strip()], File(str(path), "passage"))
+    return PlacedRows(
+        [{"text": part.strip()} for part in text.split("\n\n") if part.strip()], File(str(path), "passage")
+    )
 
 
-def _from_lines(path: Path) -> Rows:
+def _from_lines(path: Path) -> PlacedRows:
     rows: list[Row] = []
     numbers, left, first = array("q"), Left(), None
     file = File(str(path), "line")
@@ -102,10 +104,10 @@ def _from_lines(path: Path) -> Rows:
         else:
             rows.append(found.row)
             numbers.append(found.line)
-    return _checked(Rows(rows, file, numbers), left, first)
+    return _checked(PlacedRows(rows, file, numbers), left, first)
 
 
-def _checked(rows: Rows, left: Left, first: DataError | None) -> Rows:
+def _checked(rows: PlacedRows, left: Left, first: DataError | None) -> PlacedRows:
     """Return the rows with what was left out; raise the first refusal where that is too much."""
     if first is not None and too_many(sum(left.counts.values()), len(rows)):
         raise first
@@ -118,7 +120,7 @@ def too_many(broken: int, whole: int) -> bool:
     return broken > BROKEN_SHARE * (broken + whole)
 
 
-def _from_json(path: Path, text: str) -> Rows:
+def _from_json(path: Path, text: str) -> PlacedRows:
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:
@@ -142,7 +144,7 @@ def _from_json(path: Path, text: str) -> Rows:
             left.add("row that is no object with columns", file.place(number))
     numbers = array("q", (number for number, row in enumerate(found, start=1) if isinstance(row, dict)))
     rows = _checked(
-        Rows((row for row in found if isinstance(row, dict)), file, numbers), left, refusal if left else None
+        PlacedRows((row for row in found if isinstance(row, dict)), file, numbers), left, refusal if left else None
     )
     rows.notes = notes
     return rows
@@ -172,7 +174,7 @@ def _alike(values: list[Any]) -> bool:
     return bool(values[0]) and all(value == values[0] for value in values)
 
 
-def _from_cells(path: Path, text: str, mark: str | None) -> Rows:
+def _from_cells(path: Path, text: str, mark: str | None) -> PlacedRows:
     """Return the rows of a table of cells; where no mark is given, the first line says which parts them."""
     head, behind = text.partition("\n")[::2]
     skipped = 0
@@ -205,7 +207,7 @@ def _from_cells(path: Path, text: str, mark: str | None) -> Rows:
                     f"Line {at} of '{path}' has {len(cells)} cells where the first line names {len(heads)}: mend "
                     "the line."
                 )
-    found = _checked(Rows(rows, file, numbers), left, first)
+    found = _checked(PlacedRows(rows, file, numbers), left, first)
     if mark != ",":
         found.notes = [f"the cells of '{path}' are parted by {'tabs' if mark == chr(9) else 'semicolons'}."]
     return found

@@ -38,7 +38,7 @@ def _stop_clock(template: str, day: str) -> None:
     _compile_jinja_template(template).environment.globals[CLOCK] = datetime.fromisoformat(day).strftime
 
 
-class Refused(DataError):
+class RoleRefused(DataError):
     """A template does not take a conversation; the text is the reason, without a remedy."""
 
 
@@ -157,7 +157,7 @@ class ChatTemplate(Template):
         """
         opened = OPENS.search(start)
         if opened is None or not whole.startswith(start[: opened.start()]):
-            raise Refused(
+            raise RoleRefused(
                 "the chat template writes an answer differently than after its own generation prompt, so that answers "
                 "cannot be told apart"
             )
@@ -166,7 +166,7 @@ class ChatTemplate(Template):
         shown = text.rpartition(close)[2].strip()
         at = whole.rfind(shown, opened.start())
         if not shown or at < 0:
-            raise Refused("the chat template does not write what an answer says behind its thought")
+            raise RoleRefused("the chat template does not write what an answer says behind its thought")
         if text.lstrip().startswith(tag):
             text = text.lstrip()[len(tag) :].lstrip("\n")
         elif close not in text:
@@ -185,7 +185,7 @@ class ChatTemplate(Template):
             whole = self._render(turns, tokenizer, False)
             if not system or whole != self._render(spoken, tokenizer, False):
                 return turns, whole
-        except Refused:
+        except RoleRefused:
             if not system:
                 raise
         at = next((at for at, turn in enumerate(spoken) if turn.role == "user"), 0)
@@ -204,7 +204,7 @@ class ChatTemplate(Template):
             text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
         except Exception as error:  # whatever a template in Jinja raises, jinja2's own errors included
             said = shown(str(error), 200).rstrip(".") or type(error).__name__
-            raise Refused(f"the chat template refuses the conversation: {said}") from None
+            raise RoleRefused(f"the chat template refuses the conversation: {said}") from None
         return text
 
 

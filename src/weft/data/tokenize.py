@@ -10,7 +10,7 @@ import numpy as np
 
 from weft.data.formats import Example, Turn
 from weft.data.marks import START, stretches
-from weft.data.templates import Piece, PlainTemplate, Refused, Template
+from weft.data.templates import Piece, PlainTemplate, RoleRefused, Template
 
 CHUNK = 2000
 NO_LEAD = np.zeros(0, dtype=np.int32)
@@ -68,7 +68,7 @@ def _pieces(
     for number, example in enumerate(examples, start=first):
         try:
             yield template.pieces(example, tokenizer)
-        except Refused as reason:
+        except RoleRefused as reason:
             if refused is None:
                 raise
             refused[number] = str(reason)

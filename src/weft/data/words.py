@@ -6,7 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from weft.config import RunConfig
 from weft.data.tokenize import added
+from weft.keys.prompt import EMBEDDED
+
+
+def lead_of(config: RunConfig) -> np.ndarray:
+    """Return the negative ids that every row begins with."""
+    if config.prompt_method not in EMBEDDED or config.endpoint is not None:
+        return np.zeros(0, dtype=np.int32)
+    return -np.arange(1, config.num_virtual_tokens + config.private_tokens + 1, dtype=np.int32)
 
 
 def said_by(model: Any) -> tuple[np.ndarray, Words]:

@@ -18,7 +18,7 @@ from weft.core.metrics import CONFUSION, mean
 from weft.core.objective import Evaluator
 from weft.core.types import Metrics
 from weft.data.words import said_by
-from weft.federation.site import View
+from weft.federation.clients import View
 from weft.models.layout import Question, Row, lay_out
 from weft.models.resident import Resident
 from weft.objectives.causal_lm import next_token_loss
@@ -34,7 +34,7 @@ SCORES = ("loss", "perplexity", "bits_per_byte", "accuracy", "macro_f1", *OPTION
 """What `summarise` makes of counts and sums."""
 
 
-class Asked(NamedTuple):
+class Questions(NamedTuple):
     """A held-out row as a question with a closed set of answers; `right` is the index of the right one."""
 
     question: Question
@@ -46,7 +46,7 @@ class HeldOut(Evaluator):
     """Evaluate rows in batches of `batch_size`, longest first."""
 
     batch_size: int = 32
-    asked: Mapping[int, Asked] = field(default_factory=dict)
+    asked: Mapping[int, Questions] = field(default_factory=dict)
     """By number of the table's row; empty where answers are no closed set."""
     text_bytes: Callable[[int], int] | None = None
     """Of plain text: the bytes that the targets of a row of the table stand for."""

@@ -9,7 +9,7 @@ import torch
 
 from weft.core.objective import Evaluator
 from weft.core.types import Metrics
-from weft.federation.site import View
+from weft.federation.clients import View
 from weft.models.layout import Question
 from weft.models.resident import Resident
 from weft.objectives.choices import choice_logps, divergence

@@ -9,7 +9,7 @@ import numpy as np
 from weft.core.metrics import plus
 from weft.core.objective import Evaluator
 from weft.core.types import Metrics
-from weft.federation.site import View
+from weft.federation.clients import View
 from weft.models.generate import Sampling, generate
 from weft.models.layout import Question
 from weft.models.resident import Resident

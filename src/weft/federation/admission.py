@@ -70,7 +70,7 @@ def check_metrics(metrics: Metrics) -> None:
 
 
 def admit(
-    reply: Reply, tasks: Mapping[str, Task], expected: set[str], like: Streams, heaviest: float = math.inf
+    reply: Reply, tasks: Mapping[str, Task], expected: set[str], like: Streams, max_weight: float = math.inf
 ) -> Update:
     """Return the update if it may be averaged; its client is no longer expected, whatever it sent.
 
@@ -101,7 +101,7 @@ def admit(
         raise BadUpdate(getattr(reply, "reason", "sent no update"))
     if (reply.round, reply.base_version, reply.attempt) != (task.round, task.base_version, task.attempt):
         raise BadUpdate(f"sent an update of round {reply.round} and version {reply.base_version} in round {task.round}")
-    if not (math.isfinite(reply.weight) and LIGHTEST <= reply.weight <= heaviest):
+    if not (math.isfinite(reply.weight) and LIGHTEST <= reply.weight <= max_weight):
         raise BadUpdate(f"gave its update the weight {reply.weight}")
     check_metrics(reply.metrics)
     if set(reply.streams) != set(like):

@@ -27,6 +27,6 @@ class Conditions:
         """Return the speed of a client."""
         return self.speeds[client % len(self.speeds)] if self.speeds else 1.0
 
-    def share(self, client: int) -> float:
+    def step_fraction(self, client: int) -> float:
         """Return the share of its steps that a client makes before the others are done."""
         return min(1.0, self.speed(client))

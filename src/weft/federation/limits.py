@@ -72,7 +72,7 @@ def conditions(plan: Plan) -> list[tuple[bool, str]]:
             "--gradient_accumulation_steps 1, or choose an algorithm with local steps.",
         ),
         (
-            plan.spare and (algorithm.asynchronous or not algorithm.shares),
+            plan.over_selected and (algorithm.asynchronous or not algorithm.shares),
             f"{name} does not wait for a cohort, so none of its clients are spare: leave out --over_selection.",
         ),
         (

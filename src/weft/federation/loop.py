@@ -19,8 +19,8 @@ from weft.federation.conditions import Conditions
 from weft.federation.plan import Plan
 from weft.federation.record import RoundRecord
 from weft.federation.round import run_round
-from weft.federation.sampling import Invited, Selection, arrivals
-from weft.federation.state import Asked, beside
+from weft.federation.sampling import Selection, arrivals
+from weft.federation.state import Participant, beside
 
 
 @dataclass(frozen=True)
@@ -96,16 +96,16 @@ def run_rounds(
         else:
             aside = [i for i, name in enumerate(clients) if name in set_aside(state, rounds.max_bad_updates)]
             sampled = rounds.selection.cohort(clients, state.round, state.attempt, state.round + state.attempts, aside)
-            invited = [Invited(i, state.round) for i in plan.algorithm.cohort(sampled, len(clients))]
+            invited = [(i, state.round) for i in plan.algorithm.cohort(sampled, len(clients))]
             if not invited and aside:
                 raise RunError(f"All clients that can be reached sent {rounds.max_bad_updates} bad updates.")
         sharing = plan.sharing
         cohort = [
-            Asked(clients[i], version, sharing.rank_of(i), sharing.layers_of(i), rounds.known(i))
+            Participant(clients[i], version, sharing.rank_of(i), sharing.layers_of(i), rounds.known(i))
             for i, version in invited
         ]
-        wanted = rounds.selection.used if plan.spare else 0
-        state, record = run_round(plan, state, cohort, runtime, whole=whole, wanted=wanted)
+        max_updates = rounds.selection.used if plan.over_selected else 0
+        state, record = run_round(plan, state, cohort, runtime, whole=whole, max_updates=max_updates)
         seconds = time.perf_counter() - began
         if record.repeated:
             in_vain += 1
@@ -130,8 +130,10 @@ def set_aside(state: ServerState, most: int) -> set[str]:
     return {client for client, count in state.memory.get(BAD, {}).items() if most and int(count) >= most}
 
 
-def _arrivals(plan: Plan, rounds: Rounds, clients: Sequence[str], behind: int) -> Iterator[tuple[list[Invited], float]]:
-    """Return the buffers of an asynchronous run from round `behind` on."""
+def _arrivals(
+    plan: Plan, rounds: Rounds, clients: Sequence[str], behind: int
+) -> Iterator[tuple[list[tuple[int, int]], float]]:
+    """Return the buffers of an asynchronous run from round `behind` on: (client, version) of every update."""
     size = plan.algorithm.buffer or rounds.selection.count
     return islice(arrivals(rounds.selection, rounds.conditions, clients, size), behind, None)
 

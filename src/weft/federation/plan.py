@@ -38,7 +38,7 @@ class Plan:
     weighting: Weighting = field(default_factory=Weighting)
     slow_clients: bool = False
     """Some clients do not make all their steps in time."""
-    spare: bool = False
+    over_selected: bool = False
     """More clients are asked than are used."""
     everywhere: bool = False
     """Somebody takes part in every round: the public rows."""

@@ -15,7 +15,7 @@ class RoundRecord:
     round: int
     clients: tuple[str, ...] = ()
     failures: dict[str, str] = field(default_factory=dict)
-    spare: tuple[str, ...] = ()
+    over_selected: tuple[str, ...] = ()
     """Clients that were asked and not needed."""
     sums: dict[str, float] = field(default_factory=dict)
     bad: list[str] = field(default_factory=list)
@@ -35,11 +35,11 @@ class RoundRecord:
         for name, value in update.metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
-    def close(self, clients: tuple[str, ...], asked: Collection[str], wanted: int) -> None:
+    def close(self, clients: tuple[str, ...], asked: Collection[str], max_updates: int) -> None:
         """Record whose updates were used; of the others, who was not needed and who was not heard."""
         self.clients = clients
         left = sorted(set(asked) - set(clients) - self.failures.keys())
-        if wanted and len(clients) == wanted:
-            self.spare = tuple(left)
+        if max_updates and len(clients) == max_updates:
+            self.over_selected = tuple(left)
         else:
             self.failures |= dict.fromkeys(left, "sent no reply")

@@ -41,12 +41,12 @@ from weft.core.types import (
 )
 from weft.errors import BadUpdate, ClientFailed, LateUpdate
 from weft.federation.admission import admit
+from weft.federation.clients import ClientData
 from weft.federation.plan import Plan
 from weft.federation.products import Products
 from weft.federation.record import RoundRecord
-from weft.federation.sharing import Holders, cut_like, held, pad, padded
-from weft.federation.site import Site
-from weft.federation.state import Asked, advance, blame, expected_streams, task_for
+from weft.federation.sharing import Holders, cut_like, pad, padded, with_layers
+from weft.federation.state import Participant, advance, blame, expected_streams, task_for
 from weft.federation.weigher import Weigher
 from weft.models.resident import Resident
 from weft.training.loop import Job
@@ -58,7 +58,13 @@ RULE, CODEC, OWN = "rule.", "codec.", "own"
 
 
 def run_round(
-    plan: Plan, state: ServerState, cohort: Sequence[Asked], runtime: Runtime, *, whole: float = 0.0, wanted: int = 0
+    plan: Plan,
+    state: ServerState,
+    cohort: Sequence[Participant],
+    runtime: Runtime,
+    *,
+    whole: float = 0.0,
+    max_updates: int = 0,
 ) -> tuple[ServerState, RoundRecord]:
     """Run one round on the server and return the state after it.
 
@@ -81,7 +87,7 @@ def run_round(
     weigher = Weigher(plan.weighting, state.memory.get(WEIGHTS, {}))
     rows = {asked.client: asked.rows for asked in cohort}
     good = _admitted(plan, state, tasks, rows, replies, record)
-    updates: Iterable[Update] = map(weigher, islice(good, wanted or None))
+    updates: Iterable[Update] = map(weigher, islice(good, max_updates or None))
     products = None
     one = plan.algorithm.shares and plan.algorithm.period == 1 and plan.algorithm.one_model
     watched = one and DELTA in plan.algorithm.streams and not plan.protection.sum_only
@@ -94,7 +100,7 @@ def run_round(
         updates = products.watch(updates, {client: task.params for client, task in tasks.items()})
     total = plan.algorithm.combine((padded(update, state.params) for update in updates), plan.aggregator)
     total = replace(total if holders is None else holders.mean(total), whole=whole)
-    record.close(total.clients, tasks, wanted)
+    record.close(total.clients, tasks, max_updates)
     record.needed = plan.needed(total.clients)
     record.repeated = len(total.clients) < record.needed
     state = blame(state, record.bad)
@@ -131,8 +137,8 @@ def _admitted(
                 reply = plan.codec.decode(reply)
             known = _known(plan, state, tasks[reply.client]) if reply.client in tasks else {}
             like = expected_streams(plan, known, state.round) if known else {}
-            heaviest = rows.get(reply.client, 0.0) if plan.weighting.by_rows else 1.0
-            update = admit(reply, tasks, expected, like, heaviest)
+            max_weight = rows.get(reply.client, 0.0) if plan.weighting.by_rows else 1.0
+            update = admit(reply, tasks, expected, like, max_weight)
             plan.algorithm.check(update)
         except LateUpdate:
             record.late += 1
@@ -150,12 +156,12 @@ def _known(plan: Plan, state: ServerState, task: Task) -> Tensors:
     return task.params if plan.sharing.layers else state.params | task.params
 
 
-def answer(message: Message, plan: Plan, site: Site, model: Resident, evaluator: Evaluator) -> Reply:
+def answer(message: Message, plan: Plan, site: ClientData, model: Resident, evaluator: Evaluator) -> Reply:
     """Answer a message at a client: the one function that a runtime may call there."""
     if isinstance(message, Undo):
         site.memory.drop(site.name, message.round + 1)
         return Score(site.name, message.round, {})
-    with model.thinned(plan.sharing.layers_of(site.index)):
+    with model.with_layers(plan.sharing.layers_of(site.index)):
         if isinstance(message, Task):
             return _train(message, plan, site, model)
         said = show(message, plan, site, model)
@@ -163,7 +169,7 @@ def answer(message: Message, plan: Plan, site: Site, model: Resident, evaluator:
         return Score(site.name, message.round, evaluator.evaluate(model, site.held) | chosen)
 
 
-def show(message: Probe, plan: Plan, site: Site, model: Resident) -> Streams:
+def show(message: Probe, plan: Plan, site: ClientData, model: Resident) -> Streams:
     """Put the model that a probe asks for into the resident model: the client's own, or the shared one.
 
     Returns:
@@ -183,10 +189,10 @@ def show(message: Probe, plan: Plan, site: Site, model: Resident) -> Streams:
     return said
 
 
-def _train(task: Task, plan: Plan, site: Site, model: Resident) -> Update:
+def _train(task: Task, plan: Plan, site: ClientData, model: Resident) -> Update:
     """Train on a task and return the sealed update; what stays with the client is saved first."""
     memory = site.memory.load(site.name, task.round)
-    masters = held(model.masters, plan.sharing.layers_of(site.index))
+    masters = with_layers(model.masters, plan.sharing.layers_of(site.index))
     shared = {name: value for name, value in masters.items() if name not in model.initial}
     like = expected_streams(plan, shared | task.params, task.round)
     extra = {stream: pad(values, model.masters) for stream, values in task.extra.items()}
@@ -197,7 +203,7 @@ def _train(task: Task, plan: Plan, site: Site, model: Resident) -> Update:
     given, said = plan.algorithm.choose(given, lambda params: _loss(start | params, plan, site, model))
     rule = plan.algorithm.rule(given, _part(memory, RULE))
     trained = {*plan.sharing.trained(shared, task.round), *model.initial}
-    job = Job(start, given.params, trained, site.index, task.round, site.share, site.public)
+    job = Job(start, given.params, trained, site.index, task.round, site.step_fraction, site.public)
     done = plan.local.work(model, plan.objective, site.train, rule, job)
     remembered = _named(done.finished.memory, RULE)
     second = plan.algorithm.own_rule(given, _part(memory, RULE))
@@ -217,7 +223,7 @@ def _train(task: Task, plan: Plan, site: Site, model: Resident) -> Update:
     return plan.protection.seal(update)
 
 
-def _loss(params: Tensors, plan: Plan, site: Site, model: Resident) -> float:
+def _loss(params: Tensors, plan: Plan, site: ClientData, model: Resident) -> float:
     """Return the loss of parameters on the first of the client's own rows; the model is left with them."""
     model.load(params)
     rows = [site.train[row] for row in range(min(len(site.train), CHOICE_ROWS))]

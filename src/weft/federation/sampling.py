@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
@@ -13,13 +12,6 @@ from weft.core.seeds import generator
 from weft.core.shares import at_least
 from weft.errors import RunError
 from weft.federation.conditions import Conditions
-
-
-class Invited(NamedTuple):
-    """A client of a round: its index, and the version of the parameters that it begins from."""
-
-    client: int
-    version: int
 
 
 def sample_clients(
@@ -113,7 +105,7 @@ class Selection:
 
 def arrivals(
     selection: Selection, conditions: Conditions, clients: Sequence[str], buffer: int
-) -> Iterator[tuple[list[Invited], float]]:
+) -> Iterator[tuple[list[tuple[int, int]], float]]:
     """Yield for every server step the clients whose updates fill the buffer, and the time of the step.
 
     `selection.count` clients train at any time, each for 1 / speed; one that is done is replaced by another, which
@@ -123,10 +115,10 @@ def arrivals(
         RunError: nobody can be reached.
     """
     running: list[tuple[float, int, int]] = []
-    held: list[Invited] = []
+    held: list[tuple[int, int]] = []
     version, now, draws = 0, 0.0, 0
     while True:
-        busy = {client for _, client, _ in running} | {one.client for one in held}
+        busy = {client for _, client, _ in running} | {client for client, _ in held}
         reachable = (
             selection.availability.there(clients, version) if selection.availability else np.arange(len(clients))
         )
@@ -149,7 +141,7 @@ def arrivals(
         now = running[0][0]
         while running and running[0][0] == now:
             _, client, began = heapq.heappop(running)
-            held.append(Invited(client, began))
+            held.append((client, began))
             if len(held) == buffer:
                 yield sorted(held), now
                 version, draws, held = version + 1, 0, []

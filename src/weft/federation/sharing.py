@@ -54,7 +54,7 @@ class Sharing:
         return self.layers[client % len(self.layers)] if self.layers else None
 
 
-def held(values: Tensors, layers: Collection[int] | None) -> Tensors:
+def with_layers(values: Tensors, layers: Collection[int] | None) -> Tensors:
     """Return the parameters of these layers, and those of none; None: all."""
     if layers is None:
         return values

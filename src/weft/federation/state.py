@@ -12,13 +12,13 @@ import torch
 from weft.core.parts import Algorithm
 from weft.core.types import BAD, DELTA, FIXED, SIDE, WEIGHTS, ServerState, Streams, Task, Tensors, Total
 from weft.federation.plan import Plan
-from weft.federation.sharing import cut, held
+from weft.federation.sharing import cut, with_layers
 
 RESERVED = (SIDE, FIXED, WEIGHTS, BAD)
 """Server memory that is not the algorithm's."""
 
 
-class Asked(NamedTuple):
+class Participant(NamedTuple):
     """A client of a round: its name, the version of the parameters that it begins from, its rank and its layers."""
 
     client: str
@@ -41,13 +41,13 @@ def begin(plan: Plan, values: Tensors, fixed: Tensors) -> ServerState:
     return replace(state, memory=state.memory | {FIXED: fixed}) if fixed else state
 
 
-def task_for(plan: Plan, state: ServerState, asked: Asked) -> Task:
+def task_for(plan: Plan, state: ServerState, asked: Participant) -> Task:
     """Return what a client is sent: the algorithm's task, cut to the client's rank and layers, and the side adapter."""
     task = plan.algorithm.task(state, asked.client, asked.version)
-    extra = {stream: held(cut(values, asked.rank), asked.layers) for stream, values in task.extra.items()}
+    extra = {stream: with_layers(cut(values, asked.rank), asked.layers) for stream, values in task.extra.items()}
     return replace(
         task,
-        params=held(cut(task.params, asked.rank), asked.layers),
+        params=with_layers(cut(task.params, asked.rank), asked.layers),
         extra=extra | _side(state),
         attempt=state.attempts,
     )

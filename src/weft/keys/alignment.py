@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from weft.keys.effects import Effect, Needs, only, verbs
+from weft.keys.effects import Condition, Effect, only, verbs
 
 
 class AlignmentKeys(BaseModel):
@@ -52,7 +52,7 @@ ANSWERS = verbs("grpo")
 def rewards(name: str) -> Effect:
     """Return the effect of a key of a reward."""
     return (
-        Needs(
+        Condition(
             lambda config: name in config.reward,
             f"the reward '{name}' is not among {{c.reward}}",
             f"add it: --reward {name}",

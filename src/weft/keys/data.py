@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from weft.keys.effects import ALWAYS, NOT_SITES, ONE_SOURCE, Effect, Needs, only, verbs
+from weft.keys.effects import ALWAYS, NOT_SITES, ONE_SOURCE, Condition, Effect, only, verbs
 from weft.registry import SPLITS
 
 
@@ -87,7 +87,7 @@ class DataKeys(BaseModel):
 
 
 TOKENIZED = (
-    Needs(
+    Condition(
         lambda config: config.objective == "causal_lm" or config.federated_tokenizer,
         "it keeps plain text as tokens, and the objective is {c.objective}",
         "use `weft pretrain`",

@@ -26,7 +26,7 @@ VERBS = {"sft": "sft", "causal_lm": "pretrain", "preference": "dpo", "grpo": "gr
 
 
 @dataclass(frozen=True)
-class Needs:
+class Condition:
     """A condition without which a key does nothing."""
 
     holds: Callable[[Any], bool]
@@ -39,7 +39,7 @@ class Needs:
     """Told in a sentence, not refused: what makes the key idle is often changed for a comparison."""
 
 
-Effect = tuple[Needs, ...]
+Effect = tuple[Condition, ...]
 ALWAYS: Effect = ()
 """Of a key that has an effect in every run, or is refused by a check of its own where it has none."""
 
@@ -48,7 +48,7 @@ def only(key: str, *values: Any, said: bool = False) -> Effect:
     """Return the effect of a key that works with some values of another."""
     named = " or ".join(str(value) for value in values)
     return (
-        Needs(
+        Condition(
             lambda config: getattr(config, key) in values,
             f"it works with {key} {named}, and {key} is {{c.{key}}}",
             f"write --{key} {values[0]}",
@@ -60,7 +60,9 @@ def only(key: str, *values: Any, said: bool = False) -> Effect:
 def flag(key: str, value: str = "") -> Effect:
     """Return the effect of a key that works where another is set."""
     return (
-        Needs(lambda config: bool(getattr(config, key)), f"it works with {key} alone", f"add --{key} {value}".strip()),
+        Condition(
+            lambda config: bool(getattr(config, key)), f"it works with {key} alone", f"add --{key} {value}".strip()
+        ),
     )
 
 
@@ -68,7 +70,7 @@ def verbs(*objectives: str) -> Effect:
     """Return the effect of a key that some verbs have."""
     named = " and ".join(f"`weft {VERBS[objective]}`" for objective in objectives)
     return (
-        Needs(
+        Condition(
             lambda config: bool(config.objective in objectives),
             f"it is a key of {named}, and the objective is {{c.objective}}",
             f"use `weft {VERBS[objectives[0]]}`",
@@ -81,19 +83,21 @@ def _alone(config: Any) -> bool:
     return name == "central" or name.startswith("local")
 
 
-NEVER = (Needs(lambda config: False, "it is accepted for OpenFedLLM's sake alone", said=True),)
+NEVER = (Condition(lambda config: False, "it is accepted for OpenFedLLM's sake alone", said=True),)
 PEFT = flag("use_peft")
-NOT_SITES = (Needs(lambda config: config.runtime != "nvflare", "every site has its own data and its own site.yaml"),)
+NOT_SITES = (
+    Condition(lambda config: config.runtime != "nvflare", "every site has its own data and its own site.yaml"),
+)
 ONE_SOURCE = (
     *NOT_SITES,
-    Needs(
+    Condition(
         lambda config: not config.clients,
         "clients have data of their own, and it deals rows of one source",
         "name one source by --dataset_name instead of clients",
     ),
 )
 FEDERATED = (
-    Needs(
+    Condition(
         lambda config: not _alone(config),
         "it is about clients that learn together, and fed_alg is {c.fed_alg}",
         "choose a federated --fed_alg",
@@ -101,14 +105,14 @@ FEDERATED = (
     ),
 )
 GRADIENTS = (
-    Needs(
+    Condition(
         lambda config: config.prompt_method not in ("black_box", "text") and config.fed_alg != "fedkseed",
         "there are no gradients: fed_alg is {c.fed_alg}, prompt_method {c.prompt_method}",
         "choose another --prompt_method or --fed_alg",
     ),
 )
 NOT_WORDS = (
-    Needs(
+    Condition(
         lambda config: config.prompt_method != "text",
         "a prompt in words is learnt without steps",
         "choose another --prompt_method",
@@ -116,18 +120,18 @@ NOT_WORDS = (
 )
 SCHEDULE = (
     *NOT_WORDS,
-    Needs(lambda config: config.fed_alg != "fedbpt", "fedbpt fits its width by itself", "choose another --fed_alg"),
+    Condition(lambda config: config.fed_alg != "fedbpt", "fedbpt fits its width by itself", "choose another --fed_alg"),
 )
-HERE = (Needs(lambda config: config.endpoint is None, "the model is behind an endpoint", "leave out --endpoint"),)
+HERE = (Condition(lambda config: config.endpoint is None, "the model is behind an endpoint", "leave out --endpoint"),)
 LOADED = (
-    Needs(
+    Condition(
         lambda config: not config.from_scratch,
         "the model begins from nothing",
         "leave out --size, --hidden_size, --num_layers and --num_heads",
     ),
 )
 HOLDS_OUT = (
-    Needs(
+    Condition(
         lambda config: (
             not all(client.eval for client in config.clients) if config.clients else not config.eval_dataset_name
         ),
@@ -136,7 +140,7 @@ HOLDS_OUT = (
     ),
 )
 OWN_MODELS = (
-    Needs(
+    Condition(
         lambda config: bool(
             config.personal_steps
             or config.share
@@ -172,7 +176,7 @@ def check(
         ConfigError: with the reason and the remedy.
     """
     told = command and OPENFEDLLM.issuperset(given)
-    idle: dict[Needs, list[str]] = {}
+    idle: dict[Condition, list[str]] = {}
     for key in given:
         value = getattr(config, key)
         if key in apart or value is None or value is False or value == [] or value == {}:

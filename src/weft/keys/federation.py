@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from weft.keys.effects import ALWAYS, FEDERATED, ONE_SOURCE, Effect, Needs, flag, only, verbs
+from weft.keys.effects import ALWAYS, FEDERATED, ONE_SOURCE, Condition, Effect, flag, only, verbs
 
 
 class FederationKeys(BaseModel):
@@ -65,14 +65,14 @@ class FederationKeys(BaseModel):
 
 ADAPTIVE = only("fed_alg", "fedadam", "fedyogi", "fedadagrad")
 ANY_ALGORITHM = (
-    Needs(
+    Condition(
         lambda config: re.fullmatch(r"local\d+", config.fed_alg) is None,
         "{c.fed_alg} has no parameters of its own",
         "choose another --fed_alg",
     ),
 )
 REPEATED = (
-    Needs(
+    Condition(
         lambda config: config.min_clients > 0 or config.runtime == "nvflare",
         "no round is repeated where min_clients is 0",
         "add such as --min_clients 1",

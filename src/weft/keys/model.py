@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from weft.keys.effects import ALWAYS, GRADIENTS, HERE, LOADED, PEFT, Effect, Needs, flag, only
+from weft.keys.effects import ALWAYS, GRADIENTS, HERE, LOADED, PEFT, Condition, Effect, flag, only
 
 
 class ModelKeys(BaseModel):
@@ -78,14 +78,14 @@ class ModelKeys(BaseModel):
 
 
 COMPUTED_HERE = (
-    Needs(
+    Condition(
         lambda config: config.endpoint is None or config.prompt_method == "black_box",
         "the model is behind an endpoint",
         "leave out --endpoint",
     ),
 )
 MADE_HERE = (
-    Needs(
+    Condition(
         lambda config: config.trains_tokenizer,
         "no tokenizer is trained",
         "add --federated_tokenizer or --tokenizer_text FILE",

@@ -8,6 +8,9 @@ from pydantic import BaseModel, Field
 
 from weft.keys.effects import ALWAYS, Effect, flag, only
 
+EMBEDDED = ("soft", "p_tuning", "black_box")
+"""Methods whose vectors stand among the embeddings."""
+
 
 class PromptKeys(BaseModel):
     """Prompts."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from weft.keys.effects import ALWAYS, NEVER, Effect, Needs, only
+from weft.keys.effects import ALWAYS, NEVER, Condition, Effect, only
 
 
 class RunKeys(BaseModel):
@@ -48,7 +48,7 @@ class RunKeys(BaseModel):
 RAY = only("runtime", "ray", said=True)  # one run file goes with every runtime
 SITES = only("runtime", "nvflare", said=True)
 KEPT = (
-    Needs(
+    Condition(
         lambda config: config.save_model_freq > 0,
         "save_model_freq is 0, so only the newest checkpoint is kept",
         "add such as --save_model_freq 50",

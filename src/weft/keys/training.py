@@ -14,8 +14,8 @@ from weft.keys.effects import (
     ONE_SOURCE,
     OWN_MODELS,
     SCHEDULE,
+    Condition,
     Effect,
-    Needs,
     only,
     verbs,
 )
@@ -67,20 +67,20 @@ class TrainingKeys(BaseModel):
 
 ADAM = GRADIENTS + only("optimizer", "adamw", "adamw_8bit", "paged_adamw_8bit")
 EPOCHS = (
-    Needs(
+    Condition(
         lambda config: config.max_steps < 1,
         "max_steps is {c.max_steps} and says how much a client does in a round",
         "write --max_steps -1",
     ),
 )
 NO_STEPS = (
-    Needs(
+    Condition(
         lambda config: config.warmup_steps == 0,
         "warmup_steps is {c.warmup_steps}, which says the same",
         "leave out --warmup_steps",
     ),
 )
-DECAYS = (Needs(lambda config: config.weight_decay > 0, "weight_decay is 0", "add such as --weight_decay 0.1"),)
+DECAYS = (Condition(lambda config: config.weight_decay > 0, "weight_decay is 0", "add such as --weight_decay 0.1"),)
 WORKS: dict[str, Effect] = {
     "max_steps": ALWAYS,
     "num_train_epochs": EPOCHS,

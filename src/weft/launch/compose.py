@@ -14,8 +14,8 @@ from weft.errors import ConfigError
 from weft.federation.plan import Plan
 from weft.federation.sampling import Selection
 from weft.federation.sharing import Sharing
+from weft.launch.availability import read_trace
 from weft.launch.population import PUBLIC, Population
-from weft.launch.trace import read_trace
 from weft.training.evolution import Evolution
 from weft.training.loop import GradientSteps
 from weft.training.optimizers import Optimizer
@@ -98,7 +98,7 @@ def plan(config: RunConfig) -> Plan:
         quorum=config.min_clients,
         weighting=part(registry.WEIGHTINGS, config.client_weight, "client weight", config),
         slow_clients=any(speed < 1 for speed in config.client_speed or ()),
-        spare=config.over_selection > 0,
+        over_selected=config.over_selection > 0,
         everywhere=config.public_data is not None and not config.public_share,
         parallel=config.parallel,
         offloaded=config.model_offload != "none",

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from weft.config import RunConfig
+from weft.data.sources import Sources
 from weft.errors import DataError
-from weft.launch.reading import Sources
 
 
 def keep_apart(

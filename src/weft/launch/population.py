@@ -19,19 +19,19 @@ from weft.data.partition import hold_out
 from weft.data.prompts import PromptTable
 from weft.data.rows import Account
 from weft.data.skew import describe_split
+from weft.data.source_kinds import Conversations, Judgements, Prompts, Texts, needs_answer
+from weft.data.sources import Sources, complete, split_seed
 from weft.data.store import Report
 from weft.data.tokens import TextTokenizer
+from weft.data.words import lead_of
 from weft.errors import DataError
-from weft.evaluation.heldout import Asked
-from weft.federation.site import MemoryStore, Sites
-from weft.launch.day import today
+from weft.evaluation.heldout import Questions
+from weft.federation.clients import Clients, MemoryStore
 from weft.launch.overlap import count_repeats, keep_apart
-from weft.launch.reading import Sources, complete, split_seed
-from weft.launch.sources import Conversations, Judgements, Prompts, Texts, needs_answer
+from weft.launch.template_date import today
 from weft.models.layout import Question
-from weft.models.prompts import lead_of
 
-Table = Encoded | Documents | PairTable | PromptTable
+TokenTable = Encoded | Documents | PairTable | PromptTable
 PUBLIC = "public"
 """The client that has the public rows and takes part in every round."""
 
@@ -41,10 +41,10 @@ class Population:
     """The clients of a run."""
 
     names: list[str]
-    trained: Sites
+    trained: Clients
     """Who trains: the clients, or one that has everybody's rows."""
-    evaluated: Sites
-    asked: dict[int, Asked]
+    evaluated: Clients
+    asked: dict[int, Questions]
     choices: list[str] | None
     counts: dict[str, int] = field(default_factory=dict)
     """Rows, truncated, without a place for their answer; tokens."""
@@ -120,16 +120,16 @@ def populate(
     held_rows = [table.rows_of(own) for own in held]
     everybodys = None if public is None else table.within(public)
     shared = table.rows_of(everybodys) if everybodys is not None and config.public_share else None
-    evaluated = trained = Sites(
+    evaluated = trained = Clients(
         names, [table.rows_of(own) for own in train], held_rows, table, memory, shared, first=first
     )
     if everybodys is not None and not config.public_share:
         trained = _with_public(evaluated, table.rows_of(everybodys))
     if pool:
         everything = np.concatenate([*train, *([] if everybodys is None else [everybodys])])
-        trained = Sites(["central"], [table.rows_of(everything)], [held_rows[0][:0]], table, memory)
+        trained = Clients(["central"], [table.rows_of(everything)], [held_rows[0][:0]], table, memory)
     choices: list[str] | None = None
-    asked: dict[int, Asked] = {}
+    asked: dict[int, Questions] = {}
     if isinstance(table, Encoded) and isinstance(sources, Conversations):
         choices = _choices(config, sources.examples, train)
         asked = _ask(choices, sources.examples, held, table, tokenizer, template, config)
@@ -173,7 +173,7 @@ def _tell_repeats(sources: Sources, train: list[np.ndarray], held: list[np.ndarr
         )
 
 
-def _with_public(sites: Sites, rows: Sequence[int] | np.ndarray) -> Sites:
+def _with_public(sites: Clients, rows: Sequence[int] | np.ndarray) -> Clients:
     """Return the clients and, last, one that has the public rows."""
     if PUBLIC in sites.names:
         raise DataError(f"A client is called '{PUBLIC}', which is the name of the public_data: give it another name.")
@@ -181,7 +181,7 @@ def _with_public(sites: Sites, rows: Sequence[int] | np.ndarray) -> Sites:
 
 
 def _described(
-    config: RunConfig, sources: Sources, table: Table, names: list[str], owned: list[np.ndarray]
+    config: RunConfig, sources: Sources, table: TokenTable, names: list[str], owned: list[np.ndarray]
 ) -> dict[str, Any]:
     """Say what each client has; labels are those that the split went by, or the answers where it went by clients."""
     natural = bool(config.clients) or config.split_strategy in registry.NATURAL_SPLITS
@@ -191,7 +191,7 @@ def _described(
 
 
 def _shares(
-    config: RunConfig, sources: Sources, table: Table, owned: list[np.ndarray], tests: list[np.ndarray], first: int
+    config: RunConfig, sources: Sources, table: TokenTable, owned: list[np.ndarray], tests: list[np.ndarray], first: int
 ) -> tuple[list[str], list[np.ndarray], list[np.ndarray]]:
     """Return the names, and which examples each client trains on and holds out.
 
@@ -219,10 +219,10 @@ def _shares(
 
 
 def _dealt(
-    config: RunConfig, sources: Sources, table: Table, numbers: np.ndarray
+    config: RunConfig, sources: Sources, table: TokenTable, numbers: np.ndarray
 ) -> tuple[list[str], list[np.ndarray]]:
     """Deal the examples of one source to clients; return their names and the numbers of their examples."""
-    known = splits.Rows(
+    known = splits.SplitRows(
         lengths=table.lengths[numbers],
         labels=lambda: sources.labels(numbers),
         texts=lambda: sources.texts(numbers),
@@ -264,7 +264,7 @@ def _ask(
     tokenizer: Any,
     template: Any,
     config: RunConfig,
-) -> dict[int, Asked]:
+) -> dict[int, Questions]:
     """Make questions of the held-out rows whose answer is one of the choices."""
     if not choices:
         return {}
@@ -273,7 +273,7 @@ def _ask(
     length, lead = config.seq_length, lead_of(config)
     made = encode_choices(shown, tokenizer, template, choices, seq_length=length, lead=lead)
     return {
-        int(row): Asked(Question(made.prompts[i], made.choices[i]), int(made.right[i]))
+        int(row): Questions(Question(made.prompts[i], made.choices[i]), int(made.right[i]))
         for i, row in enumerate(table.rows_of(numbers))
         if made.right[i] >= 0
     }

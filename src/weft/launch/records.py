@@ -84,7 +84,7 @@ def round_record(done: RoundDone) -> dict[str, Any]:
         line["bad"] = sorted(record.bad)
     optional = {
         "late": record.late or None,
-        "spare": list(record.spare) or None,
+        "over_selected": list(record.over_selected) or None,
         "product_error": record.product_error,
         "clock": done.clock,
     }

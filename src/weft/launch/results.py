@@ -10,12 +10,12 @@ from weft.core.types import ServerState, Tensors
 from weft.errors import ConfigError
 from weft.federation.plan import Plan
 from weft.launch import compose
-from weft.launch.memory import DiskMemory
-from weft.launch.own import OwnModels, result_of, words_of
-from weft.launch.places import kind_of
+from weft.launch.client import evaluator_of, prepare_process, remember_start, resident, set_apart
+from weft.launch.client_memory import DiskMemory
+from weft.launch.paths import kind_of
+from weft.launch.personal_models import PersonalModels, result_of, words_of
 from weft.launch.population import populate
-from weft.launch.prepare import evaluator_of, prepare_process, remember_start, resident, set_apart
-from weft.launch.start import with_tokenizer
+from weft.launch.tokenizer import with_tokenizer
 from weft.models.adapters import save_model
 from weft.models.resident import Resident
 from weft.models.tokenizer import load_tokenizer
@@ -74,7 +74,7 @@ def write_round(config: RunConfig, run: RunDir, state: ServerState, client: str 
         raise ConfigError("The models of sites stay with them: leave out --client for the shared one.")
     rows, pool = plan.objective.rows, plan.algorithm.pools_data
     population = populate(config, tokenizer, DiskMemory(run), rows=rows, pool=pool)
-    own = OwnModels(plan, state, model, population, evaluator_of(config, plan, population))
+    own = PersonalModels(plan, state, model, population, evaluator_of(config, plan, population))
     if not own.exist:
         raise ConfigError(f"The clients of '{run.path}' have no models of their own: leave out --client.")
     if client not in population.trained.names:

@@ -11,20 +11,20 @@ from weft.config import RunConfig
 from weft.core.files import write_atomic
 from weft.errors import ConfigError
 from weft.federation.plan import Plan
-from weft.launch import compose, made_from, together
-from weft.launch.day import dated, keep_template
+from weft.launch import compose, provenance, rank_group
+from weft.launch.client import equip, prepare_process, resident
+from weft.launch.client_memory import DiskMemory
+from weft.launch.data_warnings import check_alone, tell
+from weft.launch.disk_full import disk_in_words
 from weft.launch.extend import CHANGEABLE, check_rounds, describe_extension, say_changed
-from weft.launch.finished import Run
-from weft.launch.full import disk_in_words
-from weft.launch.memory import DiskMemory
-from weft.launch.notes import check_alone, tell
-from weft.launch.places import absolute, with_whole_paths
+from weft.launch.paths import absolute, with_whole_paths
 from weft.launch.population import populate
-from weft.launch.prepare import equip, prepare_process, resident
-from weft.launch.start import with_tokenizer
-from weft.launch.texts import with_texts
-from weft.launch.underway import Training
-from weft.models.group import Group, joined
+from weft.launch.prompt_texts import with_prompt_texts
+from weft.launch.run import Run
+from weft.launch.template_date import dated, keep_template
+from weft.launch.tokenizer import with_tokenizer
+from weft.launch.trainer import Trainer
+from weft.models.group import RankGroup, joined
 from weft.models.load import load_model_config
 from weft.models.scratch import shape_of
 from weft.models.starting import from_adapter
@@ -60,7 +60,7 @@ def train(
     """
     if config.runtime == "nvflare":
         raise ConfigError("A run of sites is handed to their server: write `weft submit RUN.yaml`, or `weft up`.")
-    config = with_whole_paths(with_texts(config), absent=resume)
+    config = with_whole_paths(with_prompt_texts(config), absent=resume)
     former = check_rounds(config) if resume else None
     config = from_adapter(config)
     prepare_process(config)
@@ -76,7 +76,7 @@ def train(
         config = dated(config, tokenizer, resume=resume)
     with joined(config.parallel, config.device) as group:
         if group is not None and not group.leads:
-            together.follow(config, plan, group)
+            rank_group.follow(config, plan, group)
             return Run(Path(config.output_dir))
         with disk_in_words(config):
             return _train(config, plan, tokenizer, group, Ways(resume, overwrite, quiet, as_json, former, said))
@@ -94,7 +94,7 @@ class Ways(NamedTuple):
     said: Sequence[str] = ()
 
 
-def _train(config: RunConfig, plan: Plan, tokenizer: Any, group: Group | None, ways: Ways) -> Run:
+def _train(config: RunConfig, plan: Plan, tokenizer: Any, group: RankGroup | None, ways: Ways) -> Run:
     with (
         RunDir.create(
             config.output_dir,
@@ -113,8 +113,8 @@ def _train(config: RunConfig, plan: Plan, tokenizer: Any, group: Group | None, w
         tokenizer = tokenizer or load_tokenizer(config)
         keep_template(config, run, tokenizer)
         if group is not None:
-            together.begin(config, group)
-        now = made_from.all_of(config, tokenizer)
+            rank_group.begin(config, group)
+        now = provenance.all_of(config, tokenizer)
         say_changed(config, run, now, progress.note)
         population = populate(
             config,
@@ -130,7 +130,7 @@ def _train(config: RunConfig, plan: Plan, tokenizer: Any, group: Group | None, w
         equip(config, plan, population, model, run.reference_file, progress.note)
         fingerprints.keep(run, now, max(run.rounds, default=0))
         with Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers:
-            training = Training(config, run, plan, population, model, progress, trackers, group)
+            training = Trainer(config, run, plan, population, model, progress, trackers, group)
             tell(config, population, plan.algorithm, progress)  # when nothing is refused any more
             for sentence in ways.said:
                 progress.note(sentence)

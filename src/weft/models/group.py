@@ -18,7 +18,7 @@ from weft.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Group:
+class RankGroup:
     """This process among those of its client."""
 
     rank: int
@@ -57,7 +57,7 @@ class Group:
 
 
 @contextlib.contextmanager
-def joined(parallel: str, device: str) -> Iterator[Group | None]:
+def joined(parallel: str, device: str) -> Iterator[RankGroup | None]:
     """Join the processes that torchrun started, for the length of a run; None where a model is in one process.
 
     Raises:
@@ -85,7 +85,7 @@ def joined(parallel: str, device: str) -> Iterator[Group | None]:
     wait = timedelta(days=7)
     dist.init_process_group("nccl" if cuda else "gloo", device_id=mine if cuda else None, timeout=wait)
     try:
-        yield Group(dist.get_rank(), dist.get_world_size(), mine)
+        yield RankGroup(dist.get_rank(), dist.get_world_size(), mine)
         dist.barrier()  # torchrun ends them all where one of them is gone before the leader has written its results
     finally:
         dist.destroy_process_group()

@@ -17,7 +17,7 @@ from weft.models.adapters import add_lora, fixed_factors
 from weft.models.checkpoint import find_checkpoint, load_weights
 from weft.models.compat import recompute_activations
 from weft.models.emulator import emulator_of, train_ends
-from weft.models.group import Group
+from weft.models.group import RankGroup
 from weft.models.instruction import Instruction
 from weft.models.noise import hush
 from weft.models.notes import Note, unsaid
@@ -145,7 +145,7 @@ def load_resident(
     config: RunConfig,
     tokenizer: Any,
     lora: LoraAggregation | None = None,
-    group: Group | None = None,
+    group: RankGroup | None = None,
     note: Note = unsaid,
 ) -> Resident:
     """Load the model, make trainable what the configuration and the aggregation say, and return it ready to train.
@@ -209,11 +209,11 @@ def _trainable(
     return trained
 
 
-def _spread(config: RunConfig, tokenizer: Any, lora: LoraAggregation | None, group: Group, note: Note) -> Resident:
+def _spread(config: RunConfig, tokenizer: Any, lora: LoraAggregation | None, group: RankGroup, note: Note) -> Resident:
     """Load the model at the leader, and spread it over the processes of a group."""
     from transformers import AutoModelForCausalLM
 
-    from weft.models.spread import Spread, shard, split
+    from weft.models.spread import SpreadModel, shard, split
     from weft.models.stages import Staged
 
     def empty(dtype: torch.dtype = torch.float32) -> Any:
@@ -243,6 +243,6 @@ def _spread(config: RunConfig, tokenizer: Any, lora: LoraAggregation | None, gro
         shard(base, group, dtype, offload=config.cpu_offload)
     else:
         split(base, group)
-    spread = Spread(whole, shell, empty(), tokenizer, group, dtype, splits_batch=config.parallel == "fsdp")
+    spread = SpreadModel(whole, shell, empty(), tokenizer, group, dtype, splits_batch=config.parallel == "fsdp")
     check_computes(spread, config.start_name)
     return spread

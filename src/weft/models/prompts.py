@@ -11,7 +11,6 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,16 +20,6 @@ from weft.core.seeds import derive
 from weft.core.types import Tensors
 from weft.errors import ConfigError
 from weft.models.noise import hushed
-
-EMBEDDED = ("soft", "p_tuning", "black_box")
-"""Methods whose vectors stand among the embeddings."""
-
-
-def lead_of(config: RunConfig) -> np.ndarray:
-    """Return the negative ids that every row begins with."""
-    if config.prompt_method not in EMBEDDED or config.endpoint is not None:
-        return np.zeros(0, dtype=np.int32)
-    return -np.arange(1, config.num_virtual_tokens + config.private_tokens + 1, dtype=np.int32)
 
 
 def add_prompt(model: Any, config: RunConfig, dtype: torch.dtype, tokenizer: Any) -> Any:

@@ -75,7 +75,7 @@ class Nearest(nn.Module):
         return " ".join(self.tokenizer.decode(self.known[nearest].tolist()).split())
 
 
-class Remote(Resident):
+class RemoteModel(Resident):
     """Asks an endpoint where a resident would compute."""
 
     def __init__(self, tokenizer: Any, endpoint: Endpoint, learnt: nn.Module, begin: np.ndarray) -> None:
@@ -115,7 +115,7 @@ class Remote(Resident):
         return text
 
 
-def ask_elsewhere(config: RunConfig, tokenizer: Any, begin: np.ndarray, table: Callable[[], Tensor]) -> Remote:
+def ask_elsewhere(config: RunConfig, tokenizer: Any, begin: np.ndarray, table: Callable[[], Tensor]) -> RemoteModel:
     """Return what stands for the model behind a run's endpoint, once it has answered.
 
     Args:
@@ -139,8 +139,8 @@ def ask_elsewhere(config: RunConfig, tokenizer: Any, begin: np.ndarray, table: C
     endpoint.check()
     endpoint.tally()
     if config.prompt_method == "text":
-        return Remote(tokenizer, endpoint, Instruction(config.prompt_length, config.prompt_init_text or ""), begin)
+        return RemoteModel(tokenizer, endpoint, Instruction(config.prompt_length, config.prompt_init_text or ""), begin)
     made = Nearest(table(), tokenizer, config)
     if not len(made.known):
         raise ConfigError(f"The tokenizer of '{config.model_name_or_path}' has no words to say: give another model.")
-    return Remote(tokenizer, endpoint, made, begin)
+    return RemoteModel(tokenizer, endpoint, made, begin)

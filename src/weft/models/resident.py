@@ -45,7 +45,7 @@ class _Select:
 class Resident:
     """A model on its device, its tokenizer, and the float32 values of what is trained."""
 
-    share = 1.0
+    loss_scale = 1.0
     """What a loss is multiplied by before its gradient is taken."""
 
     def __init__(
@@ -122,7 +122,7 @@ class Resident:
             self.put_side(side)
 
     @contextmanager
-    def thinned(self, layers: Sequence[int] | None) -> Iterator[None]:
+    def with_layers(self, layers: Sequence[int] | None) -> Iterator[None]:
         """Have only these of the decoder's layers for a while; None: all."""
         with only_layers(self._base, layers):
             yield

@@ -17,11 +17,11 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from weft.core.types import Streams, Tensors
 from weft.errors import ConfigError
-from weft.models.group import Group
+from weft.models.group import RankGroup
 from weft.models.resident import Resident
 
 
-class Spread(Resident):
+class SpreadModel(Resident):
     """A resident model in several processes; with `splits_batch` each computes a part of every micro-batch."""
 
     def __init__(
@@ -30,7 +30,7 @@ class Spread(Resident):
         shell: Any,
         writable: Any,
         tokenizer: Any,
-        group: Group,
+        group: RankGroup,
         dtype: torch.dtype,
         *,
         splits_batch: bool,
@@ -54,7 +54,7 @@ class Spread(Resident):
         source = dict((whole if group.leads else writable).named_parameters())
         self.load({name: source[name].detach() for name in self.masters})  # without the rounding of a copy
         if splits_batch:
-            self.share = float(group.size)  # FSDP averages gradients; the loss is a sum over all rows
+            self.loss_scale = float(group.size)  # FSDP averages gradients; the loss is a sum over all rows
 
     @torch.no_grad()
     def load(self, values: Tensors) -> None:
@@ -137,7 +137,7 @@ def _split(value: Tensor) -> bool:
     return isinstance(value, DTensor) and any(isinstance(place, Shard) for place in value.placements)
 
 
-def _dealt(value: Tensor, like: DTensor, group: Group) -> Tensor:
+def _dealt(value: Tensor, like: DTensor, group: RankGroup) -> Tensor:
     """Scatter a whole tensor of the leader as another is placed."""
     there = like.to_local().device
     full = value.to(group.device) if group.leads else torch.empty(like.shape, dtype=value.dtype, device=group.device)
@@ -146,7 +146,7 @@ def _dealt(value: Tensor, like: DTensor, group: Group) -> Tensor:
 
 
 @torch.no_grad()
-def _fill(shell: nn.Module, whole: nn.Module | None, group: Group) -> None:
+def _fill(shell: nn.Module, whole: nn.Module | None, group: RankGroup) -> None:
     """Give the tensors of a shell memory, and the values of the leader's model."""
     shell.to_empty(device=group.device)
     tie = getattr(shell, "tie_weights", None)
@@ -166,7 +166,7 @@ def layers_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return max(lists, key=lambda one: len(one[1]))
 
 
-def shard(model: Any, group: Group, dtype: torch.dtype, *, offload: bool) -> None:
+def shard(model: Any, group: RankGroup, dtype: torch.dtype, *, offload: bool) -> None:
     """Shard a model by FSDP2, layer by layer (Zhao et al. 2023, arXiv 2304.11277).
 
     Args:
@@ -185,7 +185,7 @@ def shard(model: Any, group: Group, dtype: torch.dtype, *, offload: bool) -> Non
     fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=away)
 
 
-def split(model: Any, group: Group) -> None:
+def split(model: Any, group: RankGroup) -> None:
     """Split the layers of a model over the processes, as its own tensor-parallel plan says (Shoeybi et al. 2019).
 
     Embeddings and norms are whole on every process.
@@ -209,5 +209,5 @@ def split(model: Any, group: Group) -> None:
     parallelize_module(model, _mesh(group), known)
 
 
-def _mesh(group: Group) -> DeviceMesh:
+def _mesh(group: RankGroup) -> DeviceMesh:
     return init_device_mesh(group.device.type, (group.size,))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from weft.core.types import Streams, Tensors
 from weft.errors import ConfigError
-from weft.models.group import Group
+from weft.models.group import RankGroup
 from weft.models.layout import Batch
 from weft.models.probes import packing_is_exact
 from weft.models.resident import Resident
@@ -36,7 +36,9 @@ class _Elsewhere(nn.Module):
 class Staged(Resident):
     """A resident model in stages. What another process has is a tensor without content (meta) here."""
 
-    def __init__(self, whole: Any, shell: Any, writable: Any, tokenizer: Any, group: Group, dtype: torch.dtype) -> None:
+    def __init__(
+        self, whole: Any, shell: Any, writable: Any, tokenizer: Any, group: RankGroup, dtype: torch.dtype
+    ) -> None:
         """Keep this process's stretch of a shell on the meta device, and fill it from the leader's whole model.
 
         Raises:
@@ -195,7 +197,7 @@ def _summed(logits: Tensor, wanted: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=-100, reduction="sum")
 
 
-def _cut(model: Any, group: Group, names: list[str]) -> dict[str, int]:
+def _cut(model: Any, group: RankGroup, names: list[str]) -> dict[str, int]:
     """Leave in the model what this process has; return the process that has each parameter."""
     text, (place, layers) = model.config.get_text_config(), layers_of(model)
     base: Any = getattr(model, model.base_model_prefix, None)

@@ -37,7 +37,7 @@ LINE = 4096
 """Positions up to which a prompt's answers share a line of the training batch."""
 
 
-class Group(NamedTuple):
+class AnswerGroup(NamedTuple):
     """The answers to one prompt."""
 
     prompt: np.ndarray
@@ -125,7 +125,7 @@ class GRPO(Objective):
         ]
         return score_all(self.judges, self.weights or [1.0] * len(self.rewards), claims)
 
-    def act(self, model: Resident, rows: Sequence[Prompt], seed: int) -> list[Group]:
+    def act(self, model: Resident, rows: Sequence[Prompt], seed: int) -> list[AnswerGroup]:
         """Draw answers to the prompts from the model as it is now, and score them."""
         how = Sampling(self.max_new_tokens, self.temperature, self.top_p)
         drawn = generate(model, [row.ids for row in rows], how, copies=self.generations, seed=seed)
@@ -141,7 +141,7 @@ class GRPO(Objective):
         for place, (question, group) in enumerate(zip(questions, drawn, strict=True)):
             rewards = np.array(totals[place * self.generations : (place + 1) * self.generations])
             groups.append(
-                Group(
+                AnswerGroup(
                     question.prompt,
                     list(question.choices),
                     self.advantages(rewards),
@@ -178,7 +178,7 @@ class GRPO(Objective):
         sizes = [sum(len(choice) for choice in question.choices) for question in questions]
         return [np.asarray(part) for part in np.split(np.concatenate(found), np.cumsum(sizes)[:-1])]
 
-    def collate(self, groups: Sequence[Group]) -> GroupBatch:  # type: ignore[override]
+    def collate(self, groups: Sequence[AnswerGroup]) -> GroupBatch:  # type: ignore[override]
         """Return the batch."""
         lengths = torch.tensor([len(answer) for group in groups for answer in group.answers])
         counts: Metrics = {}

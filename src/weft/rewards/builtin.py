@@ -11,8 +11,6 @@ Reward = Callable[[str, str, str], float]
 """(prompt, completion, answer) -> reward."""
 
 NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
-NEEDS_ANSWER = frozenset({"exact", "numeric"})
-"""Rewards that compare with the row's own answer."""
 
 
 def exact(settings: Mapping[str, Any]) -> Reward:

@@ -41,7 +41,7 @@ class Outcome(NamedTuple):
     """Clients use models of their own, of which the summary says no more than their scores."""
 
 
-class Spread(NamedTuple):
+class SeedSpread(NamedTuple):
     """A number of one run, or of several: their mean, and the standard deviation of a sample (n - 1)."""
 
     mean: float
@@ -49,7 +49,7 @@ class Spread(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Line:
+class ComparisonRow:
     """A run, or runs that differ in nothing but their seed."""
 
     outcomes: tuple[Outcome, ...]
@@ -68,11 +68,11 @@ class Line:
         """The seeds of its runs."""
         return [int(one.config["seed"]) for one in self.outcomes]
 
-    def scores(self, kind: str) -> dict[str, Spread]:
+    def scores(self, kind: str) -> dict[str, SeedSpread]:
         """Return the scores of a kind that all of its runs have."""
         return _folded([scores_of(one).get(kind, {}) for one in self.outcomes], SCORES)
 
-    def costs(self) -> dict[str, Spread]:
+    def costs(self) -> dict[str, SeedSpread]:
         """Return what its runs took."""
         return _folded([one.summary for one in self.outcomes], COSTS)
 
@@ -117,17 +117,17 @@ def measured_on(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str | 
     """Return in words what a run's own scores are of, and of how many rows."""
     outcome = Outcome("", config, summary)
     kind = measured_kind(outcome) if summary.get("clients") else None
-    return None if kind is None else f"{kind} (n = {Line((outcome,), {}).rows()})"
+    return None if kind is None else f"{kind} (n = {ComparisonRow((outcome,), {}).rows()})"
 
 
-def tables(outcomes: Sequence[Outcome], ignored: frozenset[str]) -> dict[str, list[Line]]:
+def tables(outcomes: Sequence[Outcome], ignored: frozenset[str]) -> dict[str, list[ComparisonRow]]:
     """Return the lines of each verb's table.
 
     Args:
         outcomes: the runs.
         ignored: keys on which no result depends.
     """
-    found: dict[str, list[Line]] = {}
+    found: dict[str, list[ComparisonRow]] = {}
     for verb in dict.fromkeys(verb_of(one.config) for one in outcomes):
         mine = [one for one in outcomes if verb_of(one.config) == verb]
         groups = fold(mine, ignored)
@@ -140,7 +140,9 @@ def tables(outcomes: Sequence[Outcome], ignored: frozenset[str]) -> dict[str, li
             differ.append("seed")
         marks = [_mark(group, mine) for group in groups]
         found[verb] = [
-            Line(group, {key: group[0].config.get(key) for key in differ if key != "seed" or len(group) == 1}, mark)
+            ComparisonRow(
+                group, {key: group[0].config.get(key) for key in differ if key != "seed" or len(group) == 1}, mark
+            )
             for group, mark in zip(groups, marks, strict=True)
         ]
     return found
@@ -175,7 +177,7 @@ def _mark(group: tuple[Outcome, ...], among: Sequence[Outcome]) -> str:
     return f"{least:.2g} to {most:.2g} times the others' tokens"
 
 
-def _folded(found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Spread]:
+def _folded(found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, SeedSpread]:
     known = {name: [one.get(name) for one in found] for name in names}
     return {
         name: spread([float(v) for v in values if v is not None])
@@ -184,12 +186,12 @@ def _folded(found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[st
     }
 
 
-def spread(values: Sequence[float]) -> Spread:
+def spread(values: Sequence[float]) -> SeedSpread:
     """Return the mean of numbers and, of two or more, their standard deviation as a sample's (n - 1)."""
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
-        return Spread(mean)
-    return Spread(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)))
+        return SeedSpread(mean)
+    return SeedSpread(mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)))
 
 
 def _rows(outcome: Outcome) -> int:

@@ -19,8 +19,8 @@ from weft.core.types import Failure, Message, Probe, Reply, Streams, Task, Tenso
 from weft.core.wire import pack
 from weft.errors import BadUpdate, ClientFailed
 from weft.federation.admission import opened
-from weft.federation.site import Site
-from weft.federation.station import Station
+from weft.federation.client_host import ClientHost
+from weft.federation.clients import ClientData
 
 TRIES = 3
 """How many actors may die of a message before its client is given up."""
@@ -52,7 +52,7 @@ class _Sent:
 
     place: int
     message: Message
-    site: Site
+    site: ClientData
     actor: Any
 
 
@@ -60,7 +60,7 @@ class _Sent:
 class Actors(Runtime):
     """Hands messages to free actors, and their answers on in the order in which they count."""
 
-    station: Station
+    client_host: ClientHost
     """The sites; its model is not asked."""
     start: Callable[[], Any]
     """Returns a new actor, whose `answer` takes a message, its parameters and a memory."""
@@ -71,7 +71,7 @@ class Actors(Runtime):
 
     def exchange(self, messages: Sequence[Message]) -> Iterator[Reply]:
         """Answer the messages; replies come in the order of the in-process runtime, so the numbers are the same."""
-        ordered = self.station.ordered(messages)
+        ordered = self.client_host.ordered(messages)
         self._drain()
         while len(self.free) < self.count:
             self.free.append(self.start())
@@ -95,12 +95,12 @@ class Actors(Runtime):
 
         message = ordered[place]
         try:
-            site = self.station.site(message)
+            site = self.client_host.site(message)
         except ClientFailed as failure:
             done[place] = Failure(message.client, message.round, str(failure))
             return
         if isinstance(message, Undo):
-            done[place] = self.station.reply(message)
+            done[place] = self.client_host.reply(message)
             return
         params = message.params
         if id(params) not in kept:
@@ -109,7 +109,7 @@ class Actors(Runtime):
         memory = site.memory.load(site.name, message.round) if own else {}
         bare = pack(replace(message, params=Tensors()))
         actor = self.free.pop()
-        ref = actor.answer.remote(bare, kept[id(params)], memory, site.share)
+        ref = actor.answer.remote(bare, kept[id(params)], memory, site.step_fraction)
         self.running[ref] = _Sent(place, message, site, actor)
 
     def _take_in(self, done: dict[int, Reply], deaths: dict[int, int], waiting: list[int]) -> None:
@@ -152,7 +152,7 @@ class Actors(Runtime):
 
 
 def answered(
-    station: Station, raw: bytes, params: NDArray[np.uint8], memory: Streams, share: float
+    client_host: ClientHost, raw: bytes, params: NDArray[np.uint8], memory: Streams, step_fraction: float
 ) -> tuple[NDArray[np.uint8], tuple[int, Streams] | None]:
     """Answer at an actor what `Actors` handed out."""
     from weft.core.wire import unpack
@@ -161,7 +161,7 @@ def answered(
     assert isinstance(message, (Task, Probe))
     assert isinstance(shared, Task)
     carried = Carried(memory)
-    reply = station.reply(replace(message, params=shared.params), memory=carried, share=share)
+    reply = client_host.reply(replace(message, params=shared.params), memory=carried, step_fraction=step_fraction)
     return _array(pack(reply)), carried.saved
 
 

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 from weft.core.exchange import Runtime
 from weft.core.types import Message, Reply
-from weft.federation.site import Site
-from weft.federation.station import Station, silent
+from weft.federation.client_host import ClientHost, silent
+from weft.federation.clients import ClientData
 
 
 @dataclass(frozen=True)
 class InProcess(Runtime):
     """Answers at a station."""
 
-    station: Station
-    announce: Callable[[Message, Site], None] = silent
+    client_host: ClientHost
+    announce: Callable[[Message, ClientData], None] = silent
     """Told every message before it is answered, and where."""
 
     def exchange(self, messages: Sequence[Message]) -> Iterator[Reply]:
         """Answer the messages, those to faster clients first."""
-        for message in self.station.ordered(messages):
-            yield self.station.reply(message, self.announce)
+        for message in self.client_host.ordered(messages):
+            yield self.client_host.reply(message, self.announce)

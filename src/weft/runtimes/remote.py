@@ -21,7 +21,7 @@ from weft.core.exchange import Runtime
 from weft.core.types import Failure, Message, Reply, Undo
 from weft.core.wire import Packer
 from weft.federation.admission import opened
-from weft.runtimes.desk import WAIT, WHO, Heard, LineBroken
+from weft.runtimes.mailbox import WAIT, WHO, Heard, TransportBroken
 
 LOADING = 600.0
 """Seconds that a site has to load its model and its rows, before it says anything."""
@@ -31,7 +31,7 @@ AGAIN = 0.5
 """Seconds before a line that broke is tried again."""
 
 
-class Line(Protocol):
+class Transport(Protocol):
     """Carries bytes to sites and back."""
 
     def ask(self, client: str, ticket: str, raw: bytes | None, wait: float) -> Heard:
@@ -52,10 +52,10 @@ class Line(Protocol):
 
 
 @dataclass
-class Remote(Runtime):
+class RemoteSites(Runtime):
     """Asks all sites at a time."""
 
-    line: Line
+    transport: Transport
     run: str
     silence: float
     """Seconds without a word or progress after which a site's turn is over."""
@@ -164,7 +164,7 @@ class Remote(Runtime):
         reason = ""
         while not over.is_set():
             try:
-                said = self.line.ask(client, ticket, raw, wait)
+                said = self.transport.ask(client, ticket, raw, wait)
                 heard = time.monotonic()
                 raw = None if said.taken else whole
                 if said.answer is not None:
@@ -175,7 +175,7 @@ class Remote(Runtime):
                 raw, progress, lives = whole, -1, lives - 1
                 if not lives:
                     return f"began anew {LIVES} times"
-            except LineBroken as broken:
+            except TransportBroken as broken:
                 reason = f" ({broken})" if str(broken) else ""
                 over.wait(AGAIN)
             if time.monotonic() - heard > self.silence:

@@ -19,7 +19,7 @@ from weft.core.types import SEARCH, LocalWork, Tensors
 from weft.data.words import said_by
 from weft.errors import ClientFailed
 from weft.models.resident import Resident
-from weft.training.loop import GradientSteps, Job, Rows, Trained
+from weft.training.loop import GradientSteps, Job, RowTable, Trained
 from weft.training.order import rows_of_round
 
 
@@ -30,7 +30,7 @@ class Evolution(GradientSteps):
     kind: ClassVar[str] = "search"
     population: int = 20
 
-    def work(self, model: Resident, objective: Objective, rows: Rows, rule: LocalRule, job: Job) -> Trained:
+    def work(self, model: Resident, objective: Objective, rows: RowTable, rule: LocalRule, job: Job) -> Trained:
         """Search from the job's parameters and return what the rule makes of where it came to.
 
         Raises:
@@ -39,7 +39,7 @@ class Evolution(GradientSteps):
         shared = rule.begin(job.shared)
         names = list(shared)
         asked = self.num_steps(len(rows))
-        steps = at_most(asked, job.share)
+        steps = at_most(asked, job.step_fraction)
         if steps < 1:
             raise ClientFailed(f"was too slow for one of {asked} generations")
         start = np.concatenate([shared[name].double().numpy().ravel() for name in names])

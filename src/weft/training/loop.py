@@ -32,7 +32,7 @@ DECAY = "own_decay"
 """In an optimizer's group: its weight decay, as the run has it."""
 
 
-class Rows(Protocol):
+class RowTable(Protocol):
     """A client's tokenized rows."""
 
     def __len__(self) -> int: ...
@@ -50,9 +50,9 @@ class Job(NamedTuple):
     """The names of what is trained in this round; None: everything."""
     client: int = 0
     round: int = 0
-    share: float = 1.0
+    step_fraction: float = 1.0
     """Of its steps, how many it makes."""
-    public: Rows | None = None
+    public: RowTable | None = None
     """Rows that everybody has, for a share of every batch."""
 
 
@@ -91,7 +91,7 @@ class GradientSteps:
             return self.steps
         return max(1, math.ceil(num_rows * self.epochs / (self.batch_size * self.accumulation)))
 
-    def work(self, model: Resident, objective: Objective, rows: Rows, rule: LocalRule, job: Job) -> Trained:
+    def work(self, model: Resident, objective: Objective, rows: RowTable, rule: LocalRule, job: Job) -> Trained:
         """Train on a job and return what the rule makes of it.
 
         Raises:
@@ -106,7 +106,7 @@ class GradientSteps:
         model.model.train()
         torch.manual_seed(derive(self.seed, "train", job.client, job.round))
         asked = self.num_steps(len(rows))
-        steps = at_most(asked, job.share)
+        steps = at_most(asked, job.step_fraction)
         if steps < 1:
             raise ClientFailed(f"was too slow for one of {asked} steps")
         optimizer = self.optimizer.make(model.trained(), model.deal(rule.moments()), model.device)
@@ -149,7 +149,7 @@ class GradientSteps:
     def _windows(
         self,
         objective: Objective,
-        rows: Rows,
+        rows: RowTable,
         steps: int,
         job: Job,
         act: Callable[[Sequence[Row], int], Sequence[Row]] = lambda rows, seed: rows,
@@ -195,7 +195,7 @@ class GradientSteps:
                 continue
             loss = objective.loss(model, batch)
             term = rule.loss_term(model.model, batch)
-            mean = (loss.total / targets + term / len(window)) * model.share
+            mean = (loss.total / targets + term / len(window)) * model.loss_scale
             scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
             model.collect_grads()
             total += loss.total.detach()

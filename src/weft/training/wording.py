@@ -20,7 +20,7 @@ from weft.models.generate import Sampling, decoded, generate
 from weft.models.instruction import NAME
 from weft.models.layout import Row
 from weft.models.resident import Resident
-from weft.training.loop import GradientSteps, Job, Rows, Trained
+from weft.training.loop import GradientSteps, Job, RowTable, Trained
 from weft.training.order import rows_of_round
 
 ASK = "Write this instruction in other words, in one sentence: {}\nInstruction:"
@@ -41,7 +41,7 @@ class Wording(GradientSteps):
     length: int = 200
     """Most bytes of a text."""
 
-    def work(self, model: Resident, objective: Objective, rows: Rows, rule: LocalRule, job: Job) -> Trained:
+    def work(self, model: Resident, objective: Objective, rows: RowTable, rule: LocalRule, job: Job) -> Trained:
         """Score the pool, or the client's own texts where there is none; the best is where the work ends."""
         shared = rule.begin(job.shared)
         model.load(job.own | shared)

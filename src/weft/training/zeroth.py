@@ -17,7 +17,7 @@ from weft.core.shares import at_most
 from weft.core.types import SEARCH, LocalWork
 from weft.errors import ClientFailed
 from weft.models.resident import Resident
-from weft.training.loop import GradientSteps, Job, Rows, Trained
+from weft.training.loop import GradientSteps, Job, RowTable, Trained
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class SeedSteps(GradientSteps):
 
     kind: ClassVar[str] = "directions"
 
-    def work(self, model: Resident, objective: Objective, rows: Rows, rule: LocalRule, job: Job) -> Trained:
+    def work(self, model: Resident, objective: Objective, rows: RowTable, rule: LocalRule, job: Job) -> Trained:
         """Train on a job; the rule is told the sum of lr rho of each direction.
 
         Raises:
@@ -38,7 +38,7 @@ class SeedSteps(GradientSteps):
         model.load(job.own | shared)
         masters = {name: model.masters[name] for name in shared}
         asked = self.num_steps(len(rows))
-        steps = at_most(asked, job.share)
+        steps = at_most(asked, job.step_fraction)
         if steps < 1:
             raise ClientFailed(f"was too slow for one of {asked} steps")
         drawn = generator(self.seed, "directions", job.client, job.round).integers(0, count, steps)

@@ -78,7 +78,7 @@ if "HOSTILE_OUT" in os.environ:
 
     def watch(name: str, *rest: Any, **more: Any) -> Any:
         found = plain(name, *rest, **more)
-        flare = sys.modules.get("weft.launch.flare")
+        flare = sys.modules.get("weft.sites.flare")
         if flare is not None and hasattr(flare, "Site") and not hasattr(flare, "armed"):
             flare.armed = True
             arm(flare)

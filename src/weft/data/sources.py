@@ -1,0 +1,210 @@
+"""Reading sources: which files and parts are meant, what of them is used, and what is remembered of every example."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weft.config import RunConfig
+from weft.data.documents import Documents
+from weft.data.encode import NO_ANSWER, Encoded
+from weft.data.formats import no_column
+from weft.data.load import data_files, read_rows, resolve_source
+from weft.data.pairs import PairTable
+from weft.data.partition import sample_rows
+from weft.data.parts import ANY, Wanted
+from weft.data.prompts import PromptTable
+from weft.data.rows import NO_SIGN, Account, File, Left, PlacedRows
+from weft.data.sets import saved_set
+from weft.data.templates import THOUGHTLESS
+from weft.errors import DataError
+
+BEYOND = "beyond dataset_sample"
+
+
+@dataclass
+class Sources:
+    """Examples of several sources; `Conversations`, `Judgements` and `Texts` say what they are."""
+
+    config: RunConfig
+    origins: list[str] = field(default_factory=list)
+    """Of every example, the name of its file without endings."""
+    values: list[str] = field(default_factory=list)
+    """Of every example, the value of split_column, where one is named."""
+    account: Account = field(default_factory=Account)
+    """What was read, left out and not used; which files and parts were read, and which were not."""
+    files: list[File] = field(default_factory=list)
+    which: array[int] = field(default_factory=lambda: array("i"))
+    numbers: array[int] = field(default_factory=lambda: array("q"))
+    """Of every example its file, and its place in it."""
+
+    def place(self, example: int) -> str:
+        """Return where the row of an example stands, in words; "" where that is not kept."""
+        return self.files[self.which[example]].place(self.numbers[example]) if example < len(self.which) else ""
+
+    def add(
+        self,
+        name: str,
+        *,
+        sample: int | None = None,
+        files: bool = False,
+        public: bool = False,
+        held_out: bool = False,
+    ) -> np.ndarray:
+        """Read a source; return the numbers of its examples.
+
+        Args:
+            name: of a file, a folder or a hub data set.
+            sample: rows used at most; of every file its share, where files are apart.
+            files: the files of a folder may differ in their columns, and their names are kept.
+            public: it is not split, and need not have the column of the split.
+            held_out: it is measured on, and not trained on.
+
+        Raises:
+            DataError: it cannot be read, has no such part, or no row of it can be used.
+        """
+        source = resolve_source(name, self.config.local_data_dir)
+        path = Path(source).expanduser()
+        wanted = replace(wanted_of(self.config, held_out=held_out, public=public), say=self.say)
+        if not (files and path.is_dir() and not saved_set(path)):
+            return self._add(source, wanted, sample, public)
+        if wanted.asked.piece is not None:
+            raise DataError(
+                f"The slice '{wanted.split}' of a folder whose files are clients could leave some without rows: name "
+                "the part alone, and write --dataset_sample N."
+            )
+        found = data_files(path, wanted)
+        each = None if sample is None else -(-sample // len(found))
+        numbers = []
+        for file, origin in zip(found, _origins(found, path), strict=True):
+            numbers.append(self._add(str(file), ANY, each, public))
+            self.origins[-len(numbers[-1]) :] = [origin] * len(numbers[-1])
+        return np.concatenate(numbers)
+
+    def say(self, text: str) -> None:
+        """Remember what is to be said once."""
+        self.account.note(text)
+
+    def _add(self, source: str, wanted: Wanted, sample: int | None, public: bool) -> np.ndarray:
+        raise TypeError(f"{type(self).__name__} must define _add")
+
+    def like(self, numbers: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Return those of these examples that could be the same as one of the others."""
+        return numbers
+
+    def marks(self, numbers: np.ndarray) -> list[bytes]:
+        """Return of each example a digest of its content, by which the same example is known again."""
+        raise TypeError(f"{type(self).__name__} must define marks")
+
+    def texts(self, numbers: np.ndarray) -> list[str]:
+        """Return the words of these examples."""
+        raise TypeError(f"{type(self).__name__} must define texts")
+
+    def answers(self, numbers: np.ndarray) -> list[str] | None:
+        """Return the answers of these examples where they are few, else None."""
+        return None
+
+    def labels(self, numbers: np.ndarray) -> list[str] | None:
+        """Return the label of each: of the column that is named, else its answer where these are few."""
+        return [self.values[number] for number in numbers] if self.values else self.answers(numbers)
+
+    def _read(self, source: str, wanted: Wanted, sample: int | None) -> PlacedRows:
+        """Return the rows of a source, or `sample` of them."""
+        rows, account = read_rows(source, wanted, token=self.config.token or None), self.account
+        account.read[source] = account.read.get(source, 0) + rows.read()
+        account.left.take(rows.left)
+        account.notes.update(dict.fromkeys(rows.notes))
+        if sample is not None and len(rows) > sample:
+            account.left.add(BEYOND, count=len(rows) - sample)
+            rows = rows.pick(int(row) for row in sample_rows(len(rows), sample, seed=split_seed(self.config)))
+        return rows
+
+    def _know(self, source: str, rows: PlacedRows, kept: Sequence[int], left: Left, public: bool) -> None:
+        """Remember of the rows that were kept where they are from, and their value of the column of the split."""
+        if not kept:
+            raise DataError(
+                f"'{source}' has no row that can be used ({left.reasons()}): mend the rows, or name other columns."
+            )
+        self.account.left.take(left)
+        self.origins += [origin_of(source)] * len(kept)
+        self.which.extend(array("i", (len(self.files) + rows.which[row] for row in kept)))
+        self.numbers.extend(array("q", (rows.numbers[row] for row in kept)))
+        self.files += rows.files
+        if self._labelled:
+            column = self.config.split_column or ""
+            self.values += [""] * len(kept) if public else _column(rows, kept, column, source)
+            self.account.unused.pop(column, None)
+
+    @property
+    def _labelled(self) -> bool:
+        return self.config.split_column is not None and not self.config.clients
+
+    def drop(self, reason: str, count: int) -> None:
+        """Count rows that are left out."""
+        self.account.left.add(reason, count=count)
+
+
+def complete(sources: Sources, table: Encoded | Documents | PairTable | PromptTable, template: Any) -> None:
+    """Add to the account what became of the rows when they were tokenized; refuse a table without rows."""
+    account, gone = sources.account, {} if isinstance(table, Documents) else table.gone
+    for reason, (count, first) in gone.items():
+        account.left.add(reason, sources.place(first), count)
+    for told in getattr(template, "told", {}):
+        if told != THOUGHTLESS or not isinstance(table, PromptTable):
+            account.note(told)
+    account.used = len(sources.origins) - sum(count for count, _ in gone.values())
+    if isinstance(table, Documents):
+        account.used -= account.left.get(BEYOND, (0, ""))[0]
+    if len(table):
+        return
+    if set(gone) <= {NO_ANSWER}:
+        length = sources.config.seq_length
+        raise DataError(f"No row has a token of its answer within seq_length ({length}): write a larger --seq_length.")
+    raise DataError(
+        f"No row can be used ({account.left.reasons()}): write --template alpaca or vicuna, or a template of your own "
+        "after --prompt_template."
+    )
+
+
+def wanted_of(config: RunConfig, *, held_out: bool = False, public: bool = False) -> Wanted:
+    """Return which rows of a source a run trains on, or measures on; of public rows no part is asked for."""
+    asked = config.eval_dataset_split if held_out else config.dataset_split
+    return Wanted(None if public else asked, held_out, preferences=config.objective == "preference")
+
+
+def split_seed(config: RunConfig) -> int:
+    """Return the seed by which rows are drawn, dealt and held out."""
+    return config.seed if config.split_seed is None else config.split_seed
+
+
+def digest(content: bytes) -> bytes:
+    """Return 16 bytes that stand for some content."""
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _origins(files: Sequence[Path], folder: Path) -> list[str]:
+    """Return what a client of each file is called: its name, with its folders where names alone are not different."""
+    names = [origin_of(str(file)) for file in files]
+    if len(set(names)) == len(names):
+        return names
+    return [file.relative_to(folder).as_posix().partition(".")[0] for file in files]
+
+
+def origin_of(source: str) -> str:
+    """Return what a client of this source is called: the file's name without endings."""
+    return Path(source).name.partition(".")[0]
+
+
+def _column(rows: PlacedRows, kept: Sequence[int], column: str, source: str) -> list[str]:
+    """Return a column's value of every kept row; DataError if no row has the column."""
+    known = list(dict.fromkeys(key for row in rows[:100] for key in row))
+    if column not in known:
+        raise no_column(source, column, known, " to split by")
+    values = (rows[row].get(column) for row in kept)
+    return ["(none)" if value is None or value == "" else NO_SIGN.sub("\ufffd", str(value)) for value in values]

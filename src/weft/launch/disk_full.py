@@ -1,0 +1,39 @@
+"""A disk that is full, in words: which, and how to go on when there is room."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from weft.config import RunConfig
+from weft.core.files import full_disk, is_full
+from weft.data.source_kinds import token_cache
+from weft.errors import RunError
+from weft.runs.layout import RunDir
+
+
+@contextmanager
+def disk_in_words(config: RunConfig, again: str | None = None) -> Iterator[None]:
+    """Turn the error of a disk that is full into one sentence.
+
+    Args:
+        config: of the run under way.
+        again: what goes on with it (default: the command on this machine).
+
+    Raises:
+        RunError: one of the disks that the run writes to is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_full(error):
+            raise
+        run = RunDir(config.output_dir)
+        folders = [run.path, token_cache(config), Path(tempfile.gettempdir())]
+        again = again or f"weft sft --output_dir {shlex.quote(str(run.path))} --resume"
+        rounds = run.rounds
+        kept = f"then go on with `{again}`: {rounds[-1]} rounds are kept" if rounds else "then begin again"
+        raise RunError(f"{full_disk(folders)}: make room there, {kept}.") from error

@@ -1,0 +1,223 @@
+"""`--dry_run`: the resolved run and its plan in words and numbers, without loading a weight."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from weft.config import RunConfig
+from weft.core.tensors import num_bytes
+from weft.core.types import Tensors
+from weft.data.source_kinds import token_cache
+from weft.federation.clients import InMemory
+from weft.federation.plan import Plan
+from weft.federation.state import Participant, begin, expected_streams, task_for
+from weft.launch import compose
+from weft.launch.client import prepare_process
+from weft.launch.data_warnings import told
+from weft.launch.memory_estimate import describe_memory, needs_of
+from weft.launch.population import Population, populate, template_name
+from weft.launch.prompt_texts import with_prompt_texts
+from weft.launch.template_date import dated
+from weft.launch.tokenizer import with_tokenizer
+from weft.models.adapters import add_lora
+from weft.models.emulator import emulator_of, train_ends
+from weft.models.instruction import Instruction
+from weft.models.load import arithmetic, load_model_config
+from weft.models.precision import choose_device
+from weft.models.prompts import add_prompt
+from weft.models.source import model_source
+from weft.models.starting import from_adapter
+from weft.models.tokenizer import check_fits, load_tokenizer
+from weft.runs.progress import Progress, split_line
+from weft.runs.text import human_bytes, human_number
+
+
+class Sizes(NamedTuple):
+    """Numbers of parameters, and the bytes of one client and round."""
+
+    all: int
+    trained: int
+    tensors: int
+    down: float
+    up: float
+
+
+def describe(config: RunConfig, *, all_keys: bool = False) -> str:
+    """Return the plan, followed by the configuration as YAML: what differs from the defaults, or all keys.
+
+    Nothing is left on disk.
+
+    Raises:
+        ConfigError: whatever would stop the run before its first round.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        _link_tokens(token_cache(config), Path(folder) / "tokens")
+        own = {"token_cache": str(Path(folder) / "tokens")}
+        config = with_prompt_texts(config)
+        lines = _plan(with_tokenizer(config.model_copy(update=own), Path(folder) / "tokenizer"))
+    width = max(len(name) for name in lines)
+    shown = "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
+    keys = from_adapter(config).model_dump(mode="json")
+    head = "# Every key of the run."
+    if not all_keys:
+        usual = {name: field.default for name, field in RunConfig.model_fields.items()}
+        keys = {key: value for key, value in keys.items() if value != usual[key]}
+        head = "# What differs from the defaults; --all_keys shows every key."
+    settings = yaml.safe_dump(keys, sort_keys=False, allow_unicode=True)
+    return f"# The plan; nothing in it is refused.\n{shown}\n\n{head}\n{settings}".rstrip("\n")
+
+
+def _link_tokens(kept: Path, folder: Path) -> None:
+    """Show text that was tokenized before in a folder where more can be tokenized for a while."""
+    folder.mkdir()
+    for manifest in kept.glob("*/manifest.json"):
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(manifest.read_text(encoding="utf-8"))["done"]:
+                (folder / manifest.parent.name).symlink_to(manifest.parent.resolve())
+
+
+def _plan(config: RunConfig) -> dict[str, str]:
+    """Return the lines of the plan; raises as `describe` does."""
+    config = from_adapter(config)
+    prepare_process(config)
+    plan = compose.plan(config)
+    tokenizer = load_tokenizer(config)
+    own = None
+    if config.endpoint is None:
+        own = load_model_config(config)
+        check_fits(config, tokenizer, own)
+    config = dated(config, tokenizer)
+    rows = plan.objective.rows
+    plan.objective.start()
+    with Progress(config.num_rounds, quiet=False, as_json=False) as progress:
+        pool, report = plan.algorithm.pools_data, progress.tokenizing
+        population = populate(config, tokenizer, InMemory(), rows=rows, pool=pool, report=report)
+        for line in told(config, population):
+            progress.note(line)
+    sizes = count(config, own, plan)
+    moved = sizes.down + sizes.up
+    clients = len(
+        plan.algorithm.cohort(range(min(config.sample_clients, len(population.trained))), len(population.trained))
+    )
+    model, memory = _model(config, own, sizes)
+    return {
+        "algorithm": _algorithm(config, plan),
+        **model,
+        "trained": f"{sizes.trained} parameters in {sizes.tensors} tensors" + _what(config),
+        "clients": _clients(population, clients),
+        "rows": population.account.summary(),
+        "template": template_name(config, tokenizer, rows),
+        "answers": _answers(config, population, rows),
+        "local work": f"{_steps(config)}, {config.gradient_accumulation_steps} x {config.batch_size} rows a step",
+        "split": split_line(population.split).removeprefix("split "),
+        "travels": f"{human_bytes(sizes.down)} down and {human_bytes(sizes.up)} up for each client and round"
+        if moved
+        else "nothing",
+        "a round": f"{human_bytes(moved * clients)} up+down",
+        "the run": f"{human_bytes(moved * clients * config.num_rounds)} up+down in {config.num_rounds} rounds",
+        **memory,
+    }
+
+
+def _model(config: RunConfig, own: Any, sizes: Sizes) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the lines of the model and, where it is here, of its memory."""
+    if own is None:
+        return {"model": f"{config.endpoint_model or config.model_name_or_path} behind {config.endpoint}"}, {}
+    device = choose_device(config.device)
+    dtype = str(arithmetic(config, device)).removeprefix("torch.")
+    needs = needs_of(own, sizes.all, sizes.trained, dtype)
+    said = f"{config.start_name}: {human_number(sizes.all)} parameters, {dtype} on {device}"
+    return {"model": said}, {"memory": describe_memory(config, needs, device)}
+
+
+def _parameters(config: RunConfig, model_config: Any, plan: Plan) -> tuple[int, Tensors]:
+    """Return how many parameters there are, and those that are trained, on a model without weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if model_config is None:
+        words = config.prompt_method == "text"
+        return 0, {"learnt": torch.zeros(config.prompt_length if words else config.black_box_dim)}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+        every = sum(p.numel() for p in model.parameters())
+        if config.prompt_method == "text":
+            model.requires_grad_(False)
+            model.instruction = Instruction(config.prompt_length).to("meta")
+        elif config.prompt_method is not None:
+            model = add_prompt(model, config, torch.float32, None)
+        emulator = None if config.from_scratch else emulator_of(model_source(config.model_name_or_path))
+        if emulator is not None and not config.adapts:
+            train_ends(model, emulator)
+        if config.use_peft:
+            where = None if emulator is None else emulator.trained
+            model = add_lora(model, config, torch.float32, plan.sharing.lora, where)
+    return every, {name: p.detach().float() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def count(config: RunConfig, model_config: Any, plan: Plan) -> Sizes:
+    """Count the parameters, those that are trained, and the bytes that travel.
+
+    What a side adapter adds to the bytes depends on the run and is left out. Without a model's configuration the model
+    is elsewhere.
+    """
+    every, trained = _parameters(config, model_config, plan)
+    down, up = 0.0, 0.0
+    if plan.algorithm.shares:
+        state = begin(plan, trained, {})
+        sharing = plan.sharing
+        kinds = range(math.lcm(max(1, len(sharing.ranks)), max(1, len(sharing.layers))))
+        clients = [Participant("client", 0, sharing.rank_of(i), sharing.layers_of(i)) for i in kinds]
+        tasks = [task_for(plan, state, client) for client in clients]
+        down = sum(num_bytes(task.params) + num_bytes(task.extra) for task in tasks) / len(tasks)
+        rounds = range(2 * plan.algorithm.period)  # what is trained may alternate from round to round
+        up = sum(num_bytes(expected_streams(plan, t.params, r)) for t in tasks for r in rounds)
+        up /= len(rounds) * len(tasks)
+        down = up if plan.algorithm.period > 1 else down
+    return Sizes(every, sum(p.numel() for p in trained.values()), len(trained), down, up)
+
+
+def _algorithm(config: RunConfig, plan: Plan) -> str:
+    own = ", ".join(f"{name} {value}" for name, value in config.fed_args.items())
+    lora = f", LoRA factors by {config.lora_aggregation}" if config.use_peft else ""
+    mean = f"mean by {config.client_weight}{lora}"
+    return f"{config.fed_alg}{f' ({own})' if own else ''}, {mean}, no privacy, no codec, no protection"
+
+
+def _clients(population: Population, taking_part: int) -> str:
+    sizes = population.trained.sizes()
+    held = sum(len(rows) for rows in population.evaluated.held)
+    return (
+        f"{taking_part} of {len(population.trained)} in a round, {sizes.min()} to {sizes.max()} rows each, "
+        f"{sizes.sum()} in all, {held} held out"
+    )
+
+
+def _what(config: RunConfig) -> str:
+    if config.prompt_method == "text":
+        return f" (an instruction of at most {config.prompt_length} bytes)"
+    if config.prompt_method is not None:
+        private = f", {config.private_tokens} of them private" if config.private_tokens else ""
+        count = config.num_virtual_tokens + config.private_tokens
+        return f" ({config.prompt_method} prompt of {count} vectors{private})"
+    return f" (LoRA r={config.peft_lora_r})" if config.use_peft else " (all)"
+
+
+def _answers(config: RunConfig, population: Population, rows: str) -> str:
+    if rows == "prompts":
+        rewards = ", ".join(config.reward)
+        return f"{config.num_generations} to a prompt, of at most {config.max_new_tokens} tokens, rewarded by {rewards}"
+    return ", ".join(population.choices) if population.choices else "open (no closed set)"
+
+
+def _steps(config: RunConfig) -> str:
+    if config.max_steps > 0:
+        return f"{config.max_steps} AdamW steps a client and round"
+    return f"{config.num_train_epochs} passes over each client's rows a round"

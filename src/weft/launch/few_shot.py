@@ -1,0 +1,71 @@
+"""Few-shot examples: rows of a client's own that stand before its rows, chosen where the rows are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from weft.config import RunConfig
+from weft.core.objective import Objective
+from weft.core.seeds import derive, generator
+from weft.data.words import Words
+from weft.federation.clients import ClientData, Shown, View
+from weft.launch.population import Population
+from weft.models.resident import Resident
+
+TRIES, JUDGED = 4, 16
+"""Sets of examples that are tried, and other rows that they are tried on."""
+
+
+def choose_few_shot(
+    config: RunConfig, population: Population, objective: Objective, model: Resident, note: Callable[[str], None]
+) -> None:
+    """Choose every client's examples: of some random sets the one behind which the model is least surprised.
+
+    They follow from the seed and the starting model, so a run that goes on has the same. Examples that do not fit the
+    model's context with a row behind them are left out, and that is said.
+    """
+    words = Words(model.tokenizer)
+    limit = getattr(model.model.config, "max_position_embeddings", None) or 1 << 30
+    ahead = {"text": config.prompt_length, "prefix": config.num_virtual_tokens + config.private_tokens}
+    room = limit - config.seq_length - ahead.get(config.prompt_method or "", 0)
+    short = 0
+    for site in population.trained:
+        tokens, left_out = _chosen(config, site, words, objective, model, room)
+        short += left_out
+        if len(tokens):
+            population.trained.shown[site.index] = Shown(words, tokens)
+            if site.index < population.evaluated.first + len(population.evaluated):
+                population.evaluated.shown[site.index] = Shown(words, tokens)
+    if short:
+        note(f"{short} examples were left out: with a row of {config.seq_length} tokens they exceed the context.")
+
+
+def _chosen(
+    config: RunConfig, site: ClientData, words: Words, objective: Objective, model: Resident, room: int
+) -> tuple[np.ndarray, int]:
+    """Return the tokens of a client's examples, and how many there was no room for."""
+    chance = generator(config.seed, "examples", site.name)
+    count = min(config.few_shot, len(site.train) - 1)
+    best, found, missing = float("inf"), np.zeros(0, dtype=np.int32), config.few_shot
+    for _ in range(TRIES):
+        order = chance.permutation(len(site.train))
+        tokens, used = np.zeros(0, dtype=np.int32), 0
+        for row in order[:count]:
+            ids = _bare(site.train[int(row)][0], words)
+            if len(tokens) + len(ids) <= room:
+                tokens, used = np.concatenate([tokens, ids]), used + 1
+        others = View(site.train.table, site.train.index, Shown(words, tokens))
+        rows = [others[int(row)] for row in order[count : count + JUDGED]]
+        loss = objective.assess(model, rows, config.batch_size, derive(config.seed, "examples", site.name))
+        if loss < best:
+            best, found, missing = loss, tokens, config.few_shot - used
+    return found, missing
+
+
+def _bare(ids: np.ndarray, words: Words) -> np.ndarray:
+    """Return a row without what every row begins with."""
+    plain = ids[ids >= 0]
+    starts = np.array_equal(plain[: len(words.begin)], words.begin)
+    return plain[len(words.begin) :] if starts else plain

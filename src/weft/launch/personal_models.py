@@ -1,0 +1,142 @@
+"""Clients' own models at the end of a run: personal steps, what they are worth, and their weights.
+
+Each is measured on its client's rows and on everybody's, beside the shared model, so that the price of either is seen.
+What is here goes beyond a federation's messages: it is for simulations, where all rows are at one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from weft.core.metrics import plus
+from weft.core.objective import Evaluator
+from weft.core.parts import LocalRule
+from weft.core.types import FIXED, SIDE, Metrics, Probe, ServerState, Tensors
+from weft.evaluation.heldout import summarise
+from weft.federation.clients import ClientData
+from weft.federation.plan import Plan
+from weft.federation.round import show
+from weft.federation.state import beside
+from weft.launch.population import Population
+from weft.models.resident import Resident
+from weft.training.loop import Job
+
+SCORES = ("loss", "accuracy", "macro_f1", "preference_accuracy", "reward_margin", "reward")
+FEW = 50
+"""Clients up to which everybody's rows are tried by every model, unless it is asked for."""
+
+
+@dataclass(frozen=True)
+class PersonalModels:
+    """The clients' own models of a run that has come to its end."""
+
+    plan: Plan
+    state: ServerState
+    model: Resident
+    population: Population
+    evaluator: Evaluator
+
+    @property
+    def exist(self) -> bool:
+        """Whether clients have models of their own."""
+        plan = self.plan
+        return plan.algorithm.personal or plan.sharing.keeps or plan.personal_steps > 0
+
+    def each(self) -> Iterator[ClientData]:
+        """Put the own model of one client after the other into the resident model, after its personal steps."""
+        for site in self.population.trained:
+            if site.name not in self.population.names:  # the public rows are nobody's own
+                continue
+            self.put(site)
+            yield site
+
+    def put(self, site: ClientData) -> None:
+        """Put the own model of a client into the resident model, after its personal steps."""
+        self._show(site, own=True)
+        tune(self.plan, self.model, site, self.state.round)
+
+    def whole(self) -> Tensors:
+        """Return all that the adapter or model in place consists of, beside what the base has."""
+        return self.model.values() | self.model.fixed | self.state.memory.get(SIDE, {})
+
+    def compare(self, everybody: bool | None, keep: Callable[[ClientData], None]) -> dict[str, Any]:
+        """Measure the shared model and each client's own.
+
+        Args:
+            everybody: also measure own models on everybody's rows; None: where there are at most `FEW` clients.
+            keep: called with every client while its own model is in place.
+
+        Returns:
+            `shared` (on everybody's rows), `own` (own rows, over all clients), `own_on_everybody` (the mean over
+            clients), each of loss, accuracy and macro_f1; `clients`: the same for each.
+        """
+        asked = len(self.population.names) <= FEW if everybody is None else everybody
+        clients: dict[str, dict[str, Any]] = {name: {} for name in self.population.names}
+        shared: Metrics = {}
+        own: Metrics = {}
+        if self.plan.algorithm.shares and self.plan.algorithm.one_model:
+            for site in self._tested():
+                self._show(site, own=False)
+                found = self.evaluator.evaluate(self.model, site.held)
+                clients[site.name]["shared"] = _short(found)
+                shared = plus(shared, found)
+        abroad = []
+        for site in self.each():
+            keep(site)
+            mine: Metrics = {}
+            for other in self._tested() if asked else [site] if len(site.held) else []:
+                found = self.evaluator.evaluate(self.model, other.held)
+                mine = plus(mine, found)
+                if other.name == site.name:
+                    own = plus(own, found)
+                    clients[site.name]["own"] = _short(found)
+            if asked and mine:
+                clients[site.name]["own_on_everybody"] = _short(mine)
+                abroad.append(_short(mine))
+        result: dict[str, Any] = {"own": _short(own), "clients": clients}
+        if shared:
+            result["shared"] = _short(shared)
+        if abroad:
+            result["own_on_everybody"] = {key: _mean([one[key] for one in abroad]) for key in abroad[0]}
+        return result
+
+    def _tested(self) -> Iterator[ClientData]:
+        return (site for site in self.population.evaluated if len(site.held))
+
+    def _show(self, site: ClientData, *, own: bool) -> None:
+        algorithm = self.plan.algorithm
+        probe = Probe(site.name, self.state.round, algorithm.sent(self.state), beside(algorithm, self.state), own)
+        show(probe, self.plan, site, self.model)
+
+
+def tune(plan: Plan, model: Resident, site: ClientData, round: int) -> None:
+    """Make the personal steps, if there are any, from the model in place, at the run's learning rate throughout."""
+    if not plan.personal_steps:
+        return
+    schedule = replace(plan.local.schedule, kind="constant", warmup_steps=0, warmup_ratio=0.0)
+    steps = replace(plan.local, steps=plan.personal_steps, schedule=schedule)
+    job = Job({}, model.values(), None, site.index, round, public=site.public)
+    steps.work(model, plan.objective, site.train, LocalRule(), job)
+
+
+def words_of(model: Resident) -> bytes:
+    """Return the text that the parameters in place say, as a file's bytes."""
+    said: str = model.model.instruction.text()
+    return (said + "\n").encode()
+
+
+def result_of(state: ServerState, initial: Tensors) -> Tensors:
+    """Return all that the shared adapter or model consists of: what travelled, what never changed, what is aside."""
+    return initial | state.memory.get(FIXED, {}) | state.memory.get(SIDE, {}) | state.params
+
+
+def _short(metrics: Metrics) -> dict[str, Any]:
+    found = summarise(metrics)
+    return {key: found[key] for key in SCORES if key in found}
+
+
+def _mean(values: list[Any]) -> float | None:
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else None

@@ -1,0 +1,145 @@
+"""What a run is made from: fingerprints of its data, its base and its tokenizer.
+
+Files are read whole (weft.core.digests says what that costs); what is of the hub is known by its commit, and a data set
+of the hub by its rows. What is not there has no fingerprint: whatever needs it says so better.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from weft.config import RunConfig
+from weft.core.digests import digest_of, file_digest
+from weft.data import load
+from weft.data.parts import Wanted
+from weft.data.sets import hub_set, saved_set
+from weft.data.source_kinds import token_cache
+from weft.data.sources import wanted_of
+from weft.errors import ConfigError, DataError
+from weft.models.source import model_source
+from weft.models.starting import adapter_of
+from weft.runs.fingerprints import Fingerprints
+
+VOCABULARY = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*")
+"""Files of a tokenizer."""
+ROWS = 1000
+"""Rows of a data set of the hub that are looked at together."""
+
+
+def all_of(config: RunConfig, tokenizer: Any) -> Fingerprints:
+    """Return the fingerprints of all that a run is made from."""
+    return base_of(config) | tokenizer_of(config, tokenizer) | data_of(config)
+
+
+def base_of(config: RunConfig) -> Fingerprints:
+    """Return the fingerprints of the model, or adapter, that a run begins from."""
+    if config.from_scratch:
+        return {}
+    name, kept = config.model_name_or_path, _kept_in(config)
+    found: Fingerprints = {}
+    adapter = adapter_of(config)
+    if adapter is not None:
+        files = [*adapter.glob("adapter_model.*"), adapter / "adapter_config.json"]
+        found[f"the adapter '{name}'"] = _files(files, kept)
+    try:
+        folder = Path(model_source(name))
+    except ConfigError:  # it is gone; loading it says so, and without that it is not needed
+        return found
+    if not folder.is_dir():
+        return found | _commit(f"the base '{name}'", str(folder), "config.json")
+    weights = [path for path in folder.glob("*.safetensors") if not path.name.startswith("consolidated")]
+    weights = weights or list(folder.glob("pytorch_model*.bin"))
+    found[f"the weights of the base '{folder}'"] = _files(weights, kept)
+    known = list(folder.glob("config.json")) + list(folder.glob("emulator.json"))
+    code = list(folder.glob("*.py")) if config.trust_remote_code else []
+    found[f"the configuration of the base '{folder}'"] = _files([*known, *code], kept)
+    return found
+
+
+def tokenizer_of(config: RunConfig, tokenizer: Any) -> Fingerprints:
+    """Return the fingerprint of a tokenizer as it was loaded."""
+    name = str(tokenizer.name_or_path)
+    if not Path(name).is_dir():
+        return _commit(f"the tokenizer '{name}'", name, "tokenizer_config.json")
+    files = {path for pattern in VOCABULARY for path in Path(name).glob(pattern) if path.is_file()}
+    return {"the tokenizer": _files(list(files), _kept_in(config))}
+
+
+def data_of(config: RunConfig) -> Fingerprints:
+    """Return the fingerprints of all rows, held-out ones too, and of what decides about them."""
+    train, held = wanted_of(config), wanted_of(config, held_out=True)
+    named = [(f"the data '{config.dataset_name}'", config.dataset_name, train)]
+    named += [(f"the held-out rows of '{config.dataset_name}'", config.dataset_name, held)]
+    for client in config.clients or ():
+        named += [(f"the data of the client '{client.name}'", client.data, train)]
+        named += [(f"the held-out rows of the client '{client.name}'", client.eval, held)]
+    named += [(f"the held-out rows '{config.eval_dataset_name}'", config.eval_dataset_name, held)]
+    named += [(f"the public rows '{config.public_data}'", config.public_data, wanted_of(config, public=True))]
+    found: Fingerprints = {}
+    for what, name, wanted in named:
+        if name:
+            with contextlib.suppress(OSError, DataError):  # reading the rows says so better
+                source = load.resolve_source(name, config.local_data_dir)
+                if wanted is not held or name != config.dataset_name or Path(source).is_dir():
+                    found[what] = _rows(source, config, wanted)
+    files = [(f"the trace '{config.availability}'", config.availability)]
+    files += [(f"the reward '{name}'", f"{name.partition('.py')[0]}.py") for name in config.reward if ".py" in name]
+    found |= {what: file_digest(Path(name)) for what, name in files if name and Path(name).is_file()}
+    return found
+
+
+def _rows(source: str, config: RunConfig, wanted: Wanted) -> str:
+    """Return the digest of the rows that are meant of a file, a folder or a data set of the hub."""
+    path, kept = Path(source).expanduser(), _kept_in(config)
+    if path.is_file():
+        return file_digest(path, kept)
+    if path.is_dir() and saved_set(path):
+        return _files([file for file in path.rglob("*") if file.is_file()], kept)
+    if path.is_dir():
+        return _files(load.data_files(path, wanted), kept)
+    if source.startswith((".", "/", "~")) or load.kind_of(path) is not None:
+        raise DataError(f"There is no file or folder '{source}': check the path.")
+    return _of_hub(hub_set(source, wanted, config.token or None))
+
+
+def _of_hub(rows: Any) -> str:
+    """Return the digest of the rows of a data set, whatever the files are that they lie in."""
+    return digest_of(json.dumps(batch, sort_keys=True, default=str) for batch in rows.iter(batch_size=ROWS))
+
+
+def _files(paths: list[Path], kept: Path) -> str:
+    """Return the digest of files, their names included; of a config.json without what a library notes of itself."""
+    parts = []
+    for path in sorted(paths, key=lambda path: path.name):
+        with contextlib.suppress(OSError):
+            parts.append(f"{path.name} {_settings(path) if path.name == 'config.json' else file_digest(path, kept)}\n")
+    return digest_of(parts)
+
+
+def _settings(path: Path) -> str:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return file_digest(path)
+    notes = ("transformers_version", "_name_or_path")
+    kept = {key: value for key, value in found.items() if key not in notes} if isinstance(found, dict) else found
+    return digest_of([json.dumps(kept, sort_keys=True)])
+
+
+def _commit(what: str, name: str, file: str) -> Fingerprints:
+    """Return the commit of something of the hub, as it lies in the cache."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, file)
+    except HFValidationError:
+        return {}
+    return {what: f"commit {Path(found).parent.name}"} if isinstance(found, str) else {}
+
+
+def _kept_in(config: RunConfig) -> Path:
+    return token_cache(config) / "digests"

@@ -1,0 +1,112 @@
+"""A client in several processes: the leader runs the federation, the others make every step of the model with it.
+
+What a message holds stays with the leader; the others are told names and shapes, and run the same code on tensors
+without content (meta) until the model gathers or scatters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weft.config import RunConfig
+from weft.core.types import Message, Probe, Streams, Task
+from weft.errors import ClientFailed
+from weft.evaluation.heldout import HeldOut
+from weft.federation.clients import ClientData, InMemory
+from weft.federation.plan import Plan
+from weft.federation.round import answer
+from weft.launch.population import populate
+from weft.models.group import RankGroup
+from weft.models.load import load_resident
+from weft.models.tokenizer import load_tokenizer
+
+Shapes = dict[str, list[Any]]
+
+
+@dataclass(frozen=True)
+class Announcer:
+    """Tells the other processes what the leader is about to answer."""
+
+    group: RankGroup
+
+    def __call__(self, message: Message, site: ClientData) -> None:
+        """Announce a message that every process has a part in."""
+        if isinstance(message, Task | Probe):
+            kept = site.memory.load(site.name, message.round) if isinstance(message, Task) or message.own else {}
+            words = {
+                "kind": type(message).__name__,
+                "client": message.client,
+                "round": message.round,
+                "version": message.base_version if isinstance(message, Task) else 0,
+                "own": message.own if isinstance(message, Probe) else True,
+                "step_fraction": site.step_fraction,
+                "params": _shapes(message.params),
+                "extra": {stream: _shapes(values) for stream, values in message.extra.items()},
+                "memory": {stream: _shapes(values) for stream, values in kept.items()},
+            }
+            self.group.tell(words)
+
+    def end(self) -> None:
+        """Let the others go."""
+        self.group.tell({"kind": "end"})
+
+
+def begin(config: RunConfig, group: RankGroup) -> None:
+    """Tell the others the tokenizer and the day, so that they can begin."""
+    group.tell({"tokenizer": config.tokenizer, "template_date": config.template_date})
+
+
+def follow(config: RunConfig, plan: Plan, group: RankGroup) -> None:
+    """Take part in the leader's run to its end."""
+    told = group.tell()
+    config = config.model_copy(update=told | {"tokenizer_text": None, "federated_tokenizer": False})
+    tokenizer = load_tokenizer(config)
+    rows, pool = plan.objective.rows, plan.algorithm.pools_data
+    people = populate(config, tokenizer, InMemory(), rows=rows, pool=pool)
+    model = load_resident(config, tokenizer, plan.sharing.lora, group)
+    model.values()  # the leader begins with the values that it loaded
+    evaluator = HeldOut(config.eval_batch_size, people.asked, people.text_bytes)
+    while (words := group.tell())["kind"] != "end":
+        message = _message(words)
+        sites = people.trained if isinstance(message, Task) else people.evaluated
+        memory = _Told({stream: _empty(values) for stream, values in words["memory"].items()})
+        site = replace(sites.find(message.client), memory=memory, step_fraction=words["step_fraction"])
+        with contextlib.suppress(ClientFailed):  # the leader says so
+            answer(message, plan, site, model, evaluator)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a client remembers, in shapes."""
+
+    streams: Streams
+
+    def load(self, client: str, round: int) -> Streams:
+        return self.streams
+
+    def save(self, client: str, round: int, streams: Streams) -> None:
+        pass
+
+    def drop(self, client: str, round: int) -> None:
+        pass
+
+
+def _message(words: dict[str, Any]) -> Task | Probe:
+    params = _empty(words["params"])
+    extra = {stream: _empty(values) for stream, values in words["extra"].items()}
+    if words["kind"] == "Task":
+        return Task(words["client"], words["round"], words["version"], params, extra)
+    return Probe(words["client"], words["round"], params, extra, words["own"])
+
+
+def _shapes(values: dict[str, Tensor]) -> Shapes:
+    return {name: [list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in values.items()}
+
+
+def _empty(shapes: Shapes) -> dict[str, Tensor]:
+    return {n: torch.empty(shape, dtype=getattr(torch, kind), device="meta") for n, (shape, kind) in shapes.items()}

@@ -1,0 +1,144 @@
+"""Processes beside the one that runs the federation: how an actor gets its model and its sites."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from weft.config import RunConfig, build
+from weft.core.exchange import Runtime
+from weft.core.types import Message, Streams
+from weft.errors import ConfigError, MissingExtra
+from weft.federation.client_host import ClientHost, silent
+from weft.federation.clients import ClientData, InMemory
+from weft.launch import compose
+from weft.launch.client import evaluator_of, make_ready, prepare_process, resident, set_apart
+from weft.launch.population import Population, populate
+from weft.models.tokenizer import load_tokenizer
+from weft.runs.progress import Progress
+from weft.runtimes.actors import Actors, answered
+from weft.runtimes.inprocess import InProcess
+
+
+class RayActor:
+    """An actor: it holds the model, and answers for any client."""
+
+    def __init__(self, keys: dict[str, Any], population: Population | None) -> None:
+        """Load what the run needs; without a population the data is read here."""
+        config = build(keys)
+        prepare_process(config)
+        plan, tokenizer = compose.plan(config), load_tokenizer(config)
+        if population is None:
+            pool = plan.algorithm.pools_data
+            population = populate(config, tokenizer, InMemory(), rows=plan.objective.rows, pool=pool)
+        model = resident(config, tokenizer, plan)
+        make_ready(plan, model)
+        set_apart(plan, model)
+        evaluator = evaluator_of(config, plan, population)
+        self.client_host = ClientHost(plan, model, evaluator, population.trained, population.evaluated)
+
+    def answer(
+        self, raw: bytes, params: Any, memory: Streams, step_fraction: float
+    ) -> tuple[Any, tuple[int, Streams] | None]:
+        """Answer a message."""
+        return answered(self.client_host, raw, params, memory, step_fraction)
+
+
+@contextmanager
+def runtime_of(
+    config: RunConfig,
+    client_host: ClientHost,
+    population: Population,
+    progress: Progress,
+    announce: Callable[[Message, ClientData], None] | None = None,
+) -> Iterator[Runtime]:
+    """Begin the runtime of a run, and end it; raises as `actors`."""
+    if config.runtime == "inprocess":
+        yield InProcess(client_host, announce or silent)
+        return
+    with actors(config, client_host, population, progress) as runtime:
+        yield runtime
+
+
+@contextmanager
+def actors(config: RunConfig, client_host: ClientHost, population: Population, progress: Progress) -> Iterator[Runtime]:
+    """Run on Ray: join the cluster that is named, or start one on this machine.
+
+    Raises:
+        ConfigError: no such cluster, or it has not what an actor needs.
+        MissingExtra: Ray is not installed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise MissingExtra("ray", "ray", "The runtime ray") from None
+    began = not ray.is_initialized()
+    if began:
+        join(config)
+    try:
+        each = _each(config)
+        has = ray.cluster_resources()
+        room = min(int(has.get(name.upper(), 0) / amount) for name, amount in each.items() if amount > 0)
+        count = config.num_actors or room
+        if count < 1 or count > room:
+            raise ConfigError(
+                f"There is room for {room} actors of {_words(each)} in a cluster of {_words(has, each)}, and {count} "
+                "are asked for: write another --num_actors, or smaller --client_resources."
+            )
+        # Rows of plain text lie in files that every machine reads; others go with the actor.
+        shipped = None if client_host.plan.objective.rows == "text" else ray.put(_portable(population))
+        keys = config.model_dump(mode="json")
+        made = ray.remote(RayActor).options(num_cpus=each.get("cpu", 0), num_gpus=each.get("gpu", 0))
+        yield Actors(client_host, lambda: made.remote(keys, shipped), count, progress.note)
+    finally:
+        if began:
+            ray.shutdown()
+
+
+def join(config: RunConfig, cpus: int | None = None) -> None:
+    """Join the cluster that is named, or start one on this machine, of so many cores; ConfigError if there is none."""
+    import ray
+
+    names = ("HF_HUB_OFFLINE", "WEFT_CACHE", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
+    env = {name: os.environ[name] for name in names if name in os.environ}
+    how: dict[str, Any] = {"log_to_driver": False, "runtime_env": {"env_vars": env}, "logging_level": "ERROR"}
+    if config.ray_address is None:
+        # Nothing outside this machine is listened to.
+        ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **how)
+        return
+    try:
+        ray.init(address=config.ray_address, **how)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"There is no Ray cluster at '{config.ray_address}' ({str(error).splitlines()[0]}): start one by `ray "
+            "start --head`, or leave out --ray_address."
+        ) from None
+
+
+def _each(config: RunConfig) -> dict[str, float]:
+    """Return what an actor needs: a GPU where there are such, else the CPU threads that the run computes with."""
+    if config.client_resources:
+        return dict(config.client_resources)
+    if torch.cuda.is_available() and config.device in ("auto", "cuda"):
+        return {"cpu": 1.0, "gpu": 1.0}
+    return {"cpu": float(config.threads or 1)}
+
+
+def _words(amounts: dict[str, float], of: dict[str, float] | None = None) -> str:
+    known = {name.lower(): value for name, value in amounts.items()}
+    return ", ".join(f"{known.get(name, 0):g} {name}" for name in (of or amounts))
+
+
+def _portable(population: Population) -> Population:
+    """Return the population without where its clients' memories are."""
+    bare = InMemory()
+    return replace(
+        population,
+        trained=replace(population.trained, memory=bare),
+        evaluated=replace(population.evaluated, memory=bare),
+    )

@@ -1,0 +1,62 @@
+"""What a run needs before its model: a tokenizer of its own, where it is to be trained."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from weft.config import RunConfig
+from weft.data.source_kinds import token_cache
+from weft.data.vocabulary import byte_tokenizer, common_words, own_tokenizer, tokenizer_of_words, words_of
+from weft.federation.clients import ClientData, InMemory
+from weft.launch.population import populate
+
+WHOLE = 1 << 40
+"""A row length that no document has."""
+
+
+def with_tokenizer(config: RunConfig, folder: Path, note: Callable[[str], None] = lambda _: None) -> RunConfig:
+    """Return the configuration with its tokenizer in a folder: trained there, unless it was before.
+
+    Raises:
+        DataError: the text to train it on cannot be read, or there are too few common words.
+    """
+    if not config.trains_tokenizer:
+        return config
+    if not (folder / "tokenizer.json").exists():
+        tokenizer, told = _federated(config) if config.federated_tokenizer else (own_tokenizer(config), {})
+        if len(tokenizer) < config.vocab_size:
+            note(f"the tokenizer has {len(tokenizer)} of {config.vocab_size} tokens: its text gives no more.")
+        folder.mkdir(parents=True, exist_ok=True)
+        if told:
+            (folder / "federated.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+        tokenizer.save_pretrained(folder)
+    return config.model_copy(update={"tokenizer": str(folder), "tokenizer_text": None, "federated_tokenizer": False})
+
+
+def _federated(config: RunConfig) -> tuple[Any, dict[str, Any]]:
+    """Return a tokenizer made of the clients' counts, and what was sent for it."""
+    tokenizer, kept_in = byte_tokenizer(), token_cache(config)
+    kept_in.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bytes-", dir=kept_in) as folder:
+        plain = config.model_copy(update={"seq_length": WHOLE, "token_cache": folder})
+        clients = populate(plain, tokenizer, InMemory(), rows="text", pool=False).trained
+        sent = [_counted(site, tokenizer, config.tokenizer_min_count) for site in clients]
+    kept = common_words(sent, config.tokenizer_min_clients, config.tokenizer_noise, config.seed)
+    told = {
+        "clients": {
+            name: {"words": len(counts), "bytes": len(json.dumps(counts, ensure_ascii=False).encode())}
+            for name, counts in zip(clients.names, sent, strict=True)
+        },
+        "words": len(kept),
+    }
+    return tokenizer_of_words(kept, config.vocab_size), told
+
+
+def _counted(site: ClientData, tokenizer: Any, least: int) -> dict[str, int]:
+    """Count the words of a client's training rows, at the client."""
+    rows = (site.train[row][0] for row in range(len(site.train)))
+    return words_of((tokenizer.decode(ids, skip_special_tokens=True) for ids in rows), least)

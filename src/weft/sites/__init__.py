@@ -1,0 +1,1 @@
+"""Federations of real sites: server, site client, policy, provisioning, supervision, over NVIDIA FLARE."""
