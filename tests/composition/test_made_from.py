@@ -185,10 +185,10 @@ def test_a_base_of_the_hub_is_known_by_its_commit(tiny_model, tmp_path):
     (cache / "refs" / "main").write_text("a" * 40)
     program = (
         "from weft.config import build\n"
-        "from weft.launch import made_from\n"
+        "from weft.launch import provenance\n"
         "from weft.models.tokenizer import load_tokenizer\n"
         "config = build({'model_name_or_path': 'some/model', 'dataset_name': 'none'})\n"
-        "print({**made_from.base_of(config), **made_from.tokenizer_of(config, load_tokenizer(config))})"
+        "print({**provenance.base_of(config), **provenance.tokenizer_of(config, load_tokenizer(config))})"
     )
     env = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     said = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)

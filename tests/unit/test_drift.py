@@ -58,7 +58,7 @@ def test_fedavg_does_not_find_it(weight: str):
 @pytest.mark.parametrize("name", EXACT)
 def test_the_mean_of_a_cohort_is_not_that_of_all_clients(name: str, monkeypatch: pytest.MonkeyPatch):
     """The control of the divisor: with |S| / N times the cohort's weighted mean nothing adds up."""
-    monkeypatch.setattr(Total, "share", property(lambda total: len(total.clients) / 10))
+    monkeypatch.setattr(Total, "weight_fraction", property(lambda total: len(total.clients) / 10))
     assert DROPS_OUT.distance(run(DROPS_OUT, EXACT[name])) > 0.05
 
 

@@ -16,7 +16,7 @@ from weft.federation.round import answer
 from weft.models.resident import Resident
 
 
-def silent(message: Message, site: ClientData) -> None:
+def silent(message: Message, client: ClientData) -> None:
     """Tell nobody what is about to be answered."""
 
 
@@ -39,15 +39,15 @@ class ClientHost:
         """
         return sorted(messages, key=self._lateness)
 
-    def site(self, message: Message) -> ClientData:
+    def client_of(self, message: Message) -> ClientData:
         """Return the site that answers, as the simulated conditions leave it; ClientFailed where it drops out."""
         if not isinstance(message, Task):
             return (self.evaluated if isinstance(message, Probe) else self.trained).find(message.client)
         if self.conditions.fails(message.round, message.attempt, message.client):
             raise ClientFailed("dropped out (client_failure_rate)")
-        site = self.trained.find(message.client)
+        client = self.trained.find(message.client)
         waits = self.plan.algorithm.asynchronous
-        return site if waits else replace(site, step_fraction=self.conditions.step_fraction(site.index))
+        return client if waits else replace(client, step_fraction=self.conditions.step_fraction(client.index))
 
     def reply(
         self,
@@ -65,13 +65,13 @@ class ClientHost:
             step_fraction: of its steps, where somebody else knows its conditions.
         """
         try:
-            site = self.site(message)
+            client = self.client_of(message)
             if memory is not None:
-                site = replace(site, memory=memory)
+                client = replace(client, memory=memory)
             if step_fraction is not None:
-                site = replace(site, step_fraction=step_fraction)
-            announce(message, site)
-            return answer(message, self.plan, site, self.model, self.evaluator)
+                client = replace(client, step_fraction=step_fraction)
+            announce(message, client)
+            return answer(message, self.plan, client, self.model, self.evaluator)
         except ClientFailed as failure:
             return Failure(message.client, message.round, str(failure))
 

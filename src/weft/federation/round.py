@@ -156,43 +156,43 @@ def _known(plan: Plan, state: ServerState, task: Task) -> Tensors:
     return task.params if plan.sharing.layers else state.params | task.params
 
 
-def answer(message: Message, plan: Plan, site: ClientData, model: Resident, evaluator: Evaluator) -> Reply:
+def answer(message: Message, plan: Plan, client: ClientData, model: Resident, evaluator: Evaluator) -> Reply:
     """Answer a message at a client: the one function that a runtime may call there."""
     if isinstance(message, Undo):
-        site.memory.drop(site.name, message.round + 1)
-        return Score(site.name, message.round, {})
-    with model.with_layers(plan.sharing.layers_of(site.index)):
+        client.memory.drop(client.name, message.round + 1)
+        return Score(client.name, message.round, {})
+    with model.with_layers(plan.sharing.layers_of(client.index)):
         if isinstance(message, Task):
-            return _train(message, plan, site, model)
-        said = show(message, plan, site, model)
+            return _train(message, plan, client, model)
+        said = show(message, plan, client, model)
         chosen = {f"{stream}/{int(value)}": 1.0 for stream, values in said.items() for value in values.values()}
-        return Score(site.name, message.round, evaluator.evaluate(model, site.held) | chosen)
+        return Score(client.name, message.round, evaluator.evaluate(model, client.held) | chosen)
 
 
-def show(message: Probe, plan: Plan, site: ClientData, model: Resident) -> Streams:
+def show(message: Probe, plan: Plan, client: ClientData, model: Resident) -> Streams:
     """Put the model that a probe asks for into the resident model: the client's own, or the shared one.
 
     Returns:
         What the client says of its choice, where it had one.
     """
-    memory = site.memory.load(site.name, message.round) if message.own else {}
+    memory = client.memory.load(client.name, message.round) if message.own else {}
     extra = {stream: pad(values, model.masters) for stream, values in message.extra.items()}
     shared = pad(plan.algorithm.rebuilt(message.params, extra, model.started), model.masters)
     start = model.initial | memory.get(OWN, {})
     model.put_side(message.extra.get(SIDE, {}))
     said: Streams = {}
     if message.own:
-        given = Task(site.name, message.round, message.round, shared, extra)
-        given, said = plan.algorithm.choose(given, lambda params: _loss(start | params, plan, site, model))
+        given = Task(client.name, message.round, message.round, shared, extra)
+        given, said = plan.algorithm.choose(given, lambda params: _loss(start | params, plan, client, model))
         shared = plan.algorithm.own_params(given.params, _part(memory, RULE))
     model.load(start | shared)
     return said
 
 
-def _train(task: Task, plan: Plan, site: ClientData, model: Resident) -> Update:
+def _train(task: Task, plan: Plan, client: ClientData, model: Resident) -> Update:
     """Train on a task and return the sealed update; what stays with the client is saved first."""
-    memory = site.memory.load(site.name, task.round)
-    masters = with_layers(model.masters, plan.sharing.layers_of(site.index))
+    memory = client.memory.load(client.name, task.round)
+    masters = with_layers(model.masters, plan.sharing.layers_of(client.index))
     shared = {name: value for name, value in masters.items() if name not in model.initial}
     like = expected_streams(plan, shared | task.params, task.round)
     extra = {stream: pad(values, model.masters) for stream, values in task.extra.items()}
@@ -200,34 +200,34 @@ def _train(task: Task, plan: Plan, site: ClientData, model: Resident) -> Update:
     given = replace(task, params=pad(params, model.masters), extra=extra)
     model.put_side(task.extra.get(SIDE, {}))
     start = model.initial | memory.get(OWN, {})
-    given, said = plan.algorithm.choose(given, lambda params: _loss(start | params, plan, site, model))
+    given, said = plan.algorithm.choose(given, lambda params: _loss(start | params, plan, client, model))
     rule = plan.algorithm.rule(given, _part(memory, RULE))
     trained = {*plan.sharing.trained(shared, task.round), *model.initial}
-    job = Job(start, given.params, trained, site.index, task.round, site.step_fraction, site.public)
-    done = plan.local.work(model, plan.objective, site.train, rule, job)
+    job = Job(start, given.params, trained, client.index, task.round, client.step_fraction, client.public)
+    done = plan.local.work(model, plan.objective, client.train, rule, job)
     remembered = _named(done.finished.memory, RULE)
     second = plan.algorithm.own_rule(given, _part(memory, RULE))
     if second is not None:
-        remembered |= _named(plan.local.work(model, plan.objective, site.train, second, job).finished.memory, RULE)
+        remembered |= _named(plan.local.work(model, plan.objective, client.train, second, job).finished.memory, RULE)
     if done.kept:
         remembered[OWN] = done.kept
     sent = done.finished.streams | said
     streams = {stream: cut_like(values, like[stream]) for stream, values in sent.items()}
-    weight = float(len(site.train)) if plan.weighting.by_rows else 1.0
-    update = Update(site.name, task.round, task.base_version, streams, weight, done.metrics, task.attempt)
+    weight = float(len(client.train)) if plan.weighting.by_rows else 1.0
+    update = Update(client.name, task.round, task.base_version, streams, weight, done.metrics, task.attempt)
     update = plan.privacy.on_client(update)
     update, kept = plan.codec.encode(update, _part(memory, CODEC))
     remembered |= _named(kept, CODEC)
     if remembered:
-        site.memory.save(site.name, task.round + 1, remembered)
+        client.memory.save(client.name, task.round + 1, remembered)
     return plan.protection.seal(update)
 
 
-def _loss(params: Tensors, plan: Plan, site: ClientData, model: Resident) -> float:
+def _loss(params: Tensors, plan: Plan, client: ClientData, model: Resident) -> float:
     """Return the loss of parameters on the first of the client's own rows; the model is left with them."""
     model.load(params)
-    rows = [site.train[row] for row in range(min(len(site.train), CHOICE_ROWS))]
-    return plan.objective.assess(model, rows, plan.local.batch_size, derive(plan.local.seed, "choice", site.name))
+    rows = [client.train[row] for row in range(min(len(client.train), CHOICE_ROWS))]
+    return plan.objective.assess(model, rows, plan.local.batch_size, derive(plan.local.seed, "choice", client.name))
 
 
 def _part(memory: Streams, prefix: str) -> Streams:

@@ -1,9 +1,9 @@
-"""What a process needs before it can answer for clients: its settings, the model, what measures it."""
+"""What every process builds before it answers for clients: plan, tokenizer, rows, model, evaluator, in one order."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,118 @@ import torch
 from weft.config import RunConfig
 from weft.core.objective import Evaluator
 from weft.core.types import Tensors
+from weft.data.store import Report
 from weft.data.words import Words
 from weft.evaluation.heldout import HeldOut
 from weft.evaluation.preferred import Preferred
 from weft.evaluation.rewarded import Rewarded
+from weft.federation.client_host import ClientHost
+from weft.federation.clients import MemoryStore
+from weft.federation.conditions import Conditions
 from weft.federation.plan import Plan
+from weft.launch import compose
 from weft.launch.few_shot import choose_few_shot
-from weft.launch.population import Population
+from weft.launch.population import Population, populate
 from weft.launch.reference import refer
 from weft.models.group import RankGroup
-from weft.models.load import base_model, load_resident
+from weft.models.load import base_model, load_model_config, load_resident
 from weft.models.notes import Note, unsaid
 from weft.models.remote import ask_elsewhere
 from weft.models.resident import Resident
+from weft.models.tokenizer import check_fits, load_tokenizer
 from weft.objectives.grpo import GRPO
 from weft.objectives.preference import Preference
+
+
+class ClientBuilder:
+    """Builds what answers for clients in one process.
+
+    The process of a run, a Ray actor, a follower in a rank group, a site and the server of sites all use it. They
+    differ in where their rows and memories are, and in what they check between the steps; the steps are the same:
+    `plan`, `tokenizer`, `read` (or `take`), `model`, `host`. A step that was left out is made when it is needed.
+
+    Raises, from any step:
+        ConfigError: parts that cannot be combined, or a tokenizer or model that cannot be used.
+        DataError: rows that cannot be read.
+    """
+
+    def __init__(self, config: RunConfig, *, note: Note = unsaid) -> None:
+        """Compose the plan and set the process's threads.
+
+        Args:
+            config: the run; a caller may replace it by a more complete one between the steps.
+            note: told what is not as it seems of the checkpoint, and what takes a while.
+        """
+        prepare_process(config)
+        self.config, self.note = config, note
+        self.group: RankGroup | None = None
+        """The processes that the model is spread over."""
+        self.plan: Plan = compose.plan(config)
+        self.population: Population | None = None
+        self._rows_are_bare = False
+        self._values: Tensors = {}
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The run's tokenizer, which fits the model's configuration."""
+        tokenizer = load_tokenizer(self.config)
+        if self.config.endpoint is None:
+            check_fits(self.config, tokenizer, load_model_config(self.config))
+        return tokenizer
+
+    @cached_property
+    def model(self) -> Resident:
+        """The run's model as it was loaded, or what asks it where it is; it knows which of its values do not travel."""
+        model = resident(self.config, self.tokenizer, self.plan, self.group, self.note)
+        if self.plan.objective.needs_start or self.plan.local.kind == "directions":
+            model.remember()
+        self._values = model.values()
+        model.initial = {name: value for name, value in self._values.items() if not self.plan.sharing.travels(name)}
+        return model
+
+    def read(self, memory: MemoryStore, *, first: int = 0, report: Report = lambda *_: None) -> Population:
+        """Read, tokenize and deal out the rows that the configuration names.
+
+        Args:
+            memory: where clients keep what they remember between rounds.
+            first: the number that the first client has in the federation.
+            report: told how far the tokenizing of plain text is.
+        """
+        rows, pool = self.plan.objective.rows, self.plan.algorithm.pools_data
+        self.population = populate(
+            self.config, self.tokenizer, memory, rows=rows, pool=pool, report=report, first=first
+        )
+        self._rows_are_bare = True
+        return self.population
+
+    def take(self, population: Population) -> None:
+        """Use rows that another process read, with the references and examples that it put beside them."""
+        self.population, self._rows_are_bare = population, False
+
+    def host(
+        self, *, reference: Path | None = None, conditions: Conditions | None = None
+    ) -> tuple[ClientHost, Tensors]:
+        """Let the objective get ready with the model that the run begins from, and put all parts together.
+
+        Args:
+            reference: the file that keeps the starting model's log-probabilities, for objectives that need them.
+            conditions: the drop-outs and speeds that this process simulates; none where another process does.
+
+        Returns:
+            What answers for the clients, and the values of all that is trained, as they were loaded.
+        """
+        assert self.population is not None
+        plan, population, model = self.plan, self.population, self.model
+        plan.objective.start()
+        if self._rows_are_bare and plan.objective.needs_reference:
+            assert reference is not None
+            refer(population, model, reference, self.config.eval_batch_size, self.note)
+        if self._rows_are_bare and self.config.few_shot:
+            choose_few_shot(self.config, population, plan.objective, model, self.note)
+        evaluator = evaluator_of(self.config, plan, population)
+        clients = (population.trained, population.evaluated)
+        values, self._values = self._values, {}
+        return ClientHost(plan, model, evaluator, *clients, conditions or Conditions()), values
 
 
 def resident(
@@ -54,45 +151,6 @@ def prepare_process(config: RunConfig) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     torch.backends.cudnn.benchmark = False
-
-
-def make_ready(plan: Plan, model: Resident) -> None:
-    """Let the objective get ready, and the model remember how it began where something compares with that."""
-    plan.objective.start()
-    remember_start(plan, model)
-
-
-def remember_start(plan: Plan, model: Resident) -> None:
-    """Let the model remember how it began, where something compares with that."""
-    if plan.objective.needs_start or plan.local.kind == "directions":
-        model.remember()
-
-
-def set_apart(plan: Plan, model: Resident) -> Tensors:
-    """Note in a model as it was loaded what of it does not travel; return all that is trained."""
-    values = model.values()
-    model.initial = {name: value for name, value in values.items() if not plan.sharing.travels(name)}
-    return values
-
-
-def equip(
-    config: RunConfig, plan: Plan, population: Population, model: Resident, path: Path, note: Callable[[str], None]
-) -> None:
-    """Do what comes before the first round, with the model as the run begins from it.
-
-    Args:
-        config: the run.
-        plan: its parts.
-        population: gets what the starting model says of its rows.
-        model: as it was loaded.
-        path: of the file that keeps this.
-        note: told what takes a while.
-    """
-    make_ready(plan, model)
-    if plan.objective.needs_reference:
-        refer(population, model, path, config.eval_batch_size, note)
-    if config.few_shot:
-        choose_few_shot(config, population, plan.objective, model, note)
 
 
 def evaluator_of(config: RunConfig, plan: Plan, population: Population) -> Evaluator:

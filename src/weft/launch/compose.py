@@ -11,6 +11,7 @@ from weft.config import RunConfig
 from weft.core.parts import Algorithm
 from weft.core.texts import unfit
 from weft.errors import ConfigError
+from weft.federation.conditions import Conditions
 from weft.federation.plan import Plan
 from weft.federation.sampling import Selection
 from weft.federation.sharing import Sharing
@@ -140,6 +141,11 @@ def _layers(config: RunConfig) -> tuple[tuple[int, ...], ...]:
         if not 1 <= number <= count:
             raise ConfigError(f"A client has {number} layers, and the model {count}: write numbers from 1 to {count}.")
     return tuple(tuple(choose_layers(count, number, ends=min(1, number // 2))) for number in config.client_layers)
+
+
+def conditions(config: RunConfig) -> Conditions:
+    """Return the drop-outs and speeds of clients that a simulation has."""
+    return Conditions(config.seed, config.client_failure_rate, tuple(config.client_speed or ()))
 
 
 def selection(config: RunConfig, population: Population) -> Selection:

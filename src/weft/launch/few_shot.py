@@ -31,34 +31,34 @@ def choose_few_shot(
     ahead = {"text": config.prompt_length, "prefix": config.num_virtual_tokens + config.private_tokens}
     room = limit - config.seq_length - ahead.get(config.prompt_method or "", 0)
     short = 0
-    for site in population.trained:
-        tokens, left_out = _chosen(config, site, words, objective, model, room)
+    for client in population.trained:
+        tokens, left_out = _chosen(config, client, words, objective, model, room)
         short += left_out
         if len(tokens):
-            population.trained.shown[site.index] = Shown(words, tokens)
-            if site.index < population.evaluated.first + len(population.evaluated):
-                population.evaluated.shown[site.index] = Shown(words, tokens)
+            population.trained.shown[client.index] = Shown(words, tokens)
+            if client.index < population.evaluated.first + len(population.evaluated):
+                population.evaluated.shown[client.index] = Shown(words, tokens)
     if short:
         note(f"{short} examples were left out: with a row of {config.seq_length} tokens they exceed the context.")
 
 
 def _chosen(
-    config: RunConfig, site: ClientData, words: Words, objective: Objective, model: Resident, room: int
+    config: RunConfig, client: ClientData, words: Words, objective: Objective, model: Resident, room: int
 ) -> tuple[np.ndarray, int]:
     """Return the tokens of a client's examples, and how many there was no room for."""
-    chance = generator(config.seed, "examples", site.name)
-    count = min(config.few_shot, len(site.train) - 1)
+    chance = generator(config.seed, "examples", client.name)
+    count = min(config.few_shot, len(client.train) - 1)
     best, found, missing = float("inf"), np.zeros(0, dtype=np.int32), config.few_shot
     for _ in range(TRIES):
-        order = chance.permutation(len(site.train))
+        order = chance.permutation(len(client.train))
         tokens, used = np.zeros(0, dtype=np.int32), 0
         for row in order[:count]:
-            ids = _bare(site.train[int(row)][0], words)
+            ids = _bare(client.train[int(row)][0], words)
             if len(tokens) + len(ids) <= room:
                 tokens, used = np.concatenate([tokens, ids]), used + 1
-        others = View(site.train.table, site.train.index, Shown(words, tokens))
+        others = View(client.train.table, client.train.index, Shown(words, tokens))
         rows = [others[int(row)] for row in order[count : count + JUDGED]]
-        loss = objective.assess(model, rows, config.batch_size, derive(config.seed, "examples", site.name))
+        loss = objective.assess(model, rows, config.batch_size, derive(config.seed, "examples", client.name))
         if loss < best:
             best, found, missing = loss, tokens, config.few_shot - used
     return found, missing

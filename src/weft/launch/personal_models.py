@@ -46,16 +46,16 @@ class PersonalModels:
 
     def each(self) -> Iterator[ClientData]:
         """Put the own model of one client after the other into the resident model, after its personal steps."""
-        for site in self.population.trained:
-            if site.name not in self.population.names:  # the public rows are nobody's own
+        for client in self.population.trained:
+            if client.name not in self.population.names:  # the public rows are nobody's own
                 continue
-            self.put(site)
-            yield site
+            self.put(client)
+            yield client
 
-    def put(self, site: ClientData) -> None:
+    def put(self, client: ClientData) -> None:
         """Put the own model of a client into the resident model, after its personal steps."""
-        self._show(site, own=True)
-        tune(self.plan, self.model, site, self.state.round)
+        self._show(client, own=True)
+        tune(self.plan, self.model, client, self.state.round)
 
     def whole(self) -> Tensors:
         """Return all that the adapter or model in place consists of, beside what the base has."""
@@ -77,23 +77,23 @@ class PersonalModels:
         shared: Metrics = {}
         own: Metrics = {}
         if self.plan.algorithm.shares and self.plan.algorithm.one_model:
-            for site in self._tested():
-                self._show(site, own=False)
-                found = self.evaluator.evaluate(self.model, site.held)
-                clients[site.name]["shared"] = _short(found)
+            for client in self._tested():
+                self._show(client, own=False)
+                found = self.evaluator.evaluate(self.model, client.held)
+                clients[client.name]["shared"] = _short(found)
                 shared = plus(shared, found)
         abroad = []
-        for site in self.each():
-            keep(site)
+        for client in self.each():
+            keep(client)
             mine: Metrics = {}
-            for other in self._tested() if asked else [site] if len(site.held) else []:
+            for other in self._tested() if asked else [client] if len(client.held) else []:
                 found = self.evaluator.evaluate(self.model, other.held)
                 mine = plus(mine, found)
-                if other.name == site.name:
+                if other.name == client.name:
                     own = plus(own, found)
-                    clients[site.name]["own"] = _short(found)
+                    clients[client.name]["own"] = _short(found)
             if asked and mine:
-                clients[site.name]["own_on_everybody"] = _short(mine)
+                clients[client.name]["own_on_everybody"] = _short(mine)
                 abroad.append(_short(mine))
         result: dict[str, Any] = {"own": _short(own), "clients": clients}
         if shared:
@@ -103,22 +103,22 @@ class PersonalModels:
         return result
 
     def _tested(self) -> Iterator[ClientData]:
-        return (site for site in self.population.evaluated if len(site.held))
+        return (client for client in self.population.evaluated if len(client.held))
 
-    def _show(self, site: ClientData, *, own: bool) -> None:
+    def _show(self, client: ClientData, *, own: bool) -> None:
         algorithm = self.plan.algorithm
-        probe = Probe(site.name, self.state.round, algorithm.sent(self.state), beside(algorithm, self.state), own)
-        show(probe, self.plan, site, self.model)
+        probe = Probe(client.name, self.state.round, algorithm.sent(self.state), beside(algorithm, self.state), own)
+        show(probe, self.plan, client, self.model)
 
 
-def tune(plan: Plan, model: Resident, site: ClientData, round: int) -> None:
+def tune(plan: Plan, model: Resident, client: ClientData, round: int) -> None:
     """Make the personal steps, if there are any, from the model in place, at the run's learning rate throughout."""
     if not plan.personal_steps:
         return
     schedule = replace(plan.local.schedule, kind="constant", warmup_steps=0, warmup_ratio=0.0)
     steps = replace(plan.local, steps=plan.personal_steps, schedule=schedule)
-    job = Job({}, model.values(), None, site.index, round, public=site.public)
-    steps.work(model, plan.objective, site.train, LocalRule(), job)
+    job = Job({}, model.values(), None, client.index, round, public=client.public)
+    steps.work(model, plan.objective, client.train, LocalRule(), job)
 
 
 def words_of(model: Resident) -> bytes:

@@ -173,11 +173,12 @@ def _tell_repeats(sources: Sources, train: list[np.ndarray], held: list[np.ndarr
         )
 
 
-def _with_public(sites: Clients, rows: Sequence[int] | np.ndarray) -> Clients:
+def _with_public(clients: Clients, rows: Sequence[int] | np.ndarray) -> Clients:
     """Return the clients and, last, one that has the public rows."""
-    if PUBLIC in sites.names:
+    if PUBLIC in clients.names:
         raise DataError(f"A client is called '{PUBLIC}', which is the name of the public_data: give it another name.")
-    return replace(sites, names=[*sites.names, PUBLIC], train=[*sites.train, rows], held=[*sites.held, rows[:0]])
+    train, held = [*clients.train, rows], [*clients.held, rows[:0]]
+    return replace(clients, names=[*clients.names, PUBLIC], train=train, held=held)
 
 
 def _described(

@@ -6,8 +6,7 @@ without content (meta) until the model gathers or scatters.
 
 from __future__ import annotations
 
-import contextlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,15 +14,9 @@ from torch import Tensor
 
 from weft.config import RunConfig
 from weft.core.types import Message, Probe, Streams, Task
-from weft.errors import ClientFailed
-from weft.evaluation.heldout import HeldOut
 from weft.federation.clients import ClientData, InMemory
-from weft.federation.plan import Plan
-from weft.federation.round import answer
-from weft.launch.population import populate
+from weft.launch.client import ClientBuilder
 from weft.models.group import RankGroup
-from weft.models.load import load_resident
-from weft.models.tokenizer import load_tokenizer
 
 Shapes = dict[str, list[Any]]
 
@@ -34,17 +27,17 @@ class Announcer:
 
     group: RankGroup
 
-    def __call__(self, message: Message, site: ClientData) -> None:
+    def __call__(self, message: Message, client: ClientData) -> None:
         """Announce a message that every process has a part in."""
         if isinstance(message, Task | Probe):
-            kept = site.memory.load(site.name, message.round) if isinstance(message, Task) or message.own else {}
+            kept = client.memory.load(client.name, message.round) if isinstance(message, Task) or message.own else {}
             words = {
                 "kind": type(message).__name__,
                 "client": message.client,
                 "round": message.round,
                 "version": message.base_version if isinstance(message, Task) else 0,
                 "own": message.own if isinstance(message, Probe) else True,
-                "step_fraction": site.step_fraction,
+                "step_fraction": client.step_fraction,
                 "params": _shapes(message.params),
                 "extra": {stream: _shapes(values) for stream, values in message.extra.items()},
                 "memory": {stream: _shapes(values) for stream, values in kept.items()},
@@ -61,27 +54,22 @@ def begin(config: RunConfig, group: RankGroup) -> None:
     group.tell({"tokenizer": config.tokenizer, "template_date": config.template_date})
 
 
-def follow(config: RunConfig, plan: Plan, group: RankGroup) -> None:
+def follow(builder: ClientBuilder) -> None:
     """Take part in the leader's run to its end."""
-    told = group.tell()
-    config = config.model_copy(update=told | {"tokenizer_text": None, "federated_tokenizer": False})
-    tokenizer = load_tokenizer(config)
-    rows, pool = plan.objective.rows, plan.algorithm.pools_data
-    people = populate(config, tokenizer, InMemory(), rows=rows, pool=pool)
-    model = load_resident(config, tokenizer, plan.sharing.lora, group)
-    model.values()  # the leader begins with the values that it loaded
-    evaluator = HeldOut(config.eval_batch_size, people.asked, people.text_bytes)
+    group = builder.group
+    assert group is not None
+    update = group.tell() | {"tokenizer_text": None, "federated_tokenizer": False}
+    builder.config = builder.config.model_copy(update=update)
+    builder.read(InMemory())
+    host, _ = builder.host()
     while (words := group.tell())["kind"] != "end":
         message = _message(words)
-        sites = people.trained if isinstance(message, Task) else people.evaluated
-        memory = _Told({stream: _empty(values) for stream, values in words["memory"].items()})
-        site = replace(sites.find(message.client), memory=memory, step_fraction=words["step_fraction"])
-        with contextlib.suppress(ClientFailed):  # the leader says so
-            answer(message, plan, site, model, evaluator)
+        memory = _Shapes({stream: _empty(values) for stream, values in words["memory"].items()})
+        host.reply(message, memory=memory, step_fraction=words["step_fraction"])  # the leader says what fails
 
 
 @dataclass(frozen=True)
-class _Told:
+class _Shapes:
     """What a client remembers, in shapes."""
 
     streams: Streams

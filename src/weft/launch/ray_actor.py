@@ -16,10 +16,8 @@ from weft.core.types import Message, Streams
 from weft.errors import ConfigError, MissingExtra
 from weft.federation.client_host import ClientHost, silent
 from weft.federation.clients import ClientData, InMemory
-from weft.launch import compose
-from weft.launch.client import evaluator_of, make_ready, prepare_process, resident, set_apart
-from weft.launch.population import Population, populate
-from weft.models.tokenizer import load_tokenizer
+from weft.launch.client import ClientBuilder
+from weft.launch.population import Population
 from weft.runs.progress import Progress
 from weft.runtimes.actors import Actors, answered
 from weft.runtimes.inprocess import InProcess
@@ -30,17 +28,12 @@ class RayActor:
 
     def __init__(self, keys: dict[str, Any], population: Population | None) -> None:
         """Load what the run needs; without a population the data is read here."""
-        config = build(keys)
-        prepare_process(config)
-        plan, tokenizer = compose.plan(config), load_tokenizer(config)
+        builder = ClientBuilder(build(keys))
         if population is None:
-            pool = plan.algorithm.pools_data
-            population = populate(config, tokenizer, InMemory(), rows=plan.objective.rows, pool=pool)
-        model = resident(config, tokenizer, plan)
-        make_ready(plan, model)
-        set_apart(plan, model)
-        evaluator = evaluator_of(config, plan, population)
-        self.client_host = ClientHost(plan, model, evaluator, population.trained, population.evaluated)
+            builder.read(InMemory())
+        else:
+            builder.take(population)
+        self.client_host, _ = builder.host()
 
     def answer(
         self, raw: bytes, params: Any, memory: Streams, step_fraction: float

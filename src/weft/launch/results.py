@@ -9,16 +9,13 @@ from weft.core.files import write_atomic
 from weft.core.types import ServerState, Tensors
 from weft.errors import ConfigError
 from weft.federation.plan import Plan
-from weft.launch import compose
-from weft.launch.client import evaluator_of, prepare_process, remember_start, resident, set_apart
+from weft.launch.client import ClientBuilder
 from weft.launch.client_memory import DiskMemory
 from weft.launch.paths import kind_of
 from weft.launch.personal_models import PersonalModels, result_of, words_of
-from weft.launch.population import populate
 from weft.launch.tokenizer import with_tokenizer
 from weft.models.adapters import save_model
 from weft.models.resident import Resident
-from weft.models.tokenizer import load_tokenizer
 from weft.runs.layout import RunDir
 
 
@@ -60,21 +57,19 @@ def write_round(config: RunConfig, run: RunDir, state: ServerState, client: str 
         ConfigError: a client must be named, or there is no such client, or none has a model of its own.
     """
     config = with_tokenizer(config, run.path / "tokenizer")
-    prepare_process(config)
-    plan, tokenizer = compose.plan(config), load_tokenizer(config)
+    builder = ClientBuilder(config)
+    plan = builder.plan
     if client is None and not has_shared(plan):
         raise ConfigError(f"Every client of '{run.path}' has its own model: name one with --client NAME.")
-    model = resident(config, tokenizer, plan)
-    remember_start(plan, model)
-    set_apart(plan, model)
+    model = builder.model
     if client is None:
         write_weights(config, model, shared_of(config, plan, model, state), folder)
         return
     if config.runtime == "nvflare":
         raise ConfigError("The models of sites stay with them: leave out --client for the shared one.")
-    rows, pool = plan.objective.rows, plan.algorithm.pools_data
-    population = populate(config, tokenizer, DiskMemory(run), rows=rows, pool=pool)
-    own = PersonalModels(plan, state, model, population, evaluator_of(config, plan, population))
+    population = builder.read(DiskMemory(run))
+    host, _ = builder.host(reference=run.reference_file)
+    own = PersonalModels(plan, state, model, population, host.evaluator)
     if not own.exist:
         raise ConfigError(f"The clients of '{run.path}' have no models of their own: leave out --client.")
     if client not in population.trained.names:

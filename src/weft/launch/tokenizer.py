@@ -44,7 +44,7 @@ def _federated(config: RunConfig) -> tuple[Any, dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="bytes-", dir=kept_in) as folder:
         plain = config.model_copy(update={"seq_length": WHOLE, "token_cache": folder})
         clients = populate(plain, tokenizer, InMemory(), rows="text", pool=False).trained
-        sent = [_counted(site, tokenizer, config.tokenizer_min_count) for site in clients]
+        sent = [_counted(client, tokenizer, config.tokenizer_min_count) for client in clients]
     kept = common_words(sent, config.tokenizer_min_clients, config.tokenizer_noise, config.seed)
     told = {
         "clients": {
@@ -56,7 +56,7 @@ def _federated(config: RunConfig) -> tuple[Any, dict[str, Any]]:
     return tokenizer_of_words(kept, config.vocab_size), told
 
 
-def _counted(site: ClientData, tokenizer: Any, least: int) -> dict[str, int]:
+def _counted(client: ClientData, tokenizer: Any, least: int) -> dict[str, int]:
     """Count the words of a client's training rows, at the client."""
-    rows = (site.train[row][0] for row in range(len(site.train)))
+    rows = (client.train[row][0] for row in range(len(client.train)))
     return words_of((tokenizer.decode(ids, skip_special_tokens=True) for ids in rows), least)

@@ -20,24 +20,20 @@ from weft.config import RunConfig
 from weft.core.exchange import Runtime
 from weft.core.files import write_atomic
 from weft.core.tensors import num_bytes
-from weft.core.types import Metrics, ServerState
+from weft.core.types import Metrics, ServerState, Tensors
 from weft.errors import ConfigError, RunError
 from weft.evaluation.heldout import OPTIONAL, SCORES
 from weft.federation.client_host import ClientHost
 from weft.federation.clients import ClientData
-from weft.federation.conditions import Conditions
 from weft.federation.loop import RoundDone, Rounds, run_rounds, set_aside
-from weft.federation.plan import Plan
 from weft.federation.state import begin
 from weft.launch import compose, rank_group
-from weft.launch.client import evaluator_of, set_apart
 from weft.launch.personal_models import PersonalModels
 from weft.launch.population import Population
 from weft.launch.ray_actor import runtime_of
 from weft.launch.records import Tally, evaluation_record, peak_memory, round_record, utilisation
 from weft.launch.results import has_shared, shared_of, write_weights
 from weft.models.group import RankGroup
-from weft.models.resident import Resident
 from weft.runs import checkpoint
 from weft.runs.card import write_cards
 from weft.runs.layout import RunDir
@@ -63,9 +59,8 @@ class Trainer:
         self,
         config: RunConfig,
         run: RunDir,
-        plan: Plan,
+        host: ClientHost,
         population: Population,
-        model: Resident,
         progress: Progress,
         trackers: Trackers,
         group: RankGroup | None = None,
@@ -77,41 +72,43 @@ class Trainer:
         Args:
             config: its keys.
             run: its directory.
-            plan: its parts.
+            host: its parts and its model, which answer for clients that are here.
             population: its clients.
-            model: the server's, which is also that of clients that are here.
             progress: told what happens.
             trackers: and these.
             group: the processes that the model is spread over.
             begin: returns what carries messages to clients that are not here.
             hear: told every round's record.
         """
-        self.config, self.run, self.plan, self.population = config, run, plan, population
-        self.model, self.progress, self.trackers = model, progress, trackers
+        self.config, self.run, self.host, self.population = config, run, host, population
+        self.plan, self.model, self.evaluator = host.plan, host.model, host.evaluator
+        self.progress, self.trackers = progress, trackers
         self.announcer = rank_group.Announcer(group) if group is not None else None
-        self.evaluator = evaluator_of(config, plan, population)
         self.begin, self.hear = begin, hear
         self.tally = Tally()
-        if not any(plan.sharing.travels(name) for name in model.masters):
+        if not any(self.plan.sharing.travels(name) for name in self.model.masters):
             raise ConfigError(
-                f"share ({', '.join(plan.sharing.patterns)}) fits no trained tensor, such as "
-                f"{next(iter(model.masters))}: write a part of a name, or a glob."
+                f"share ({', '.join(self.plan.sharing.patterns)}) fits no trained tensor, such as "
+                f"{next(iter(self.model.masters))}: write a part of a name, or a glob."
             )
         self.metrics = MetricsLog(run.metrics_file)
         self.timing = MetricsLog(run.timing_file)
 
-    def run_all(self) -> ServerState:
-        """Run the rounds that are left, then write the results; return the state after the last."""
+    def run_all(self, values: Tensors) -> ServerState:
+        """Run the rounds that are left, then write the results; return the state after the last.
+
+        Args:
+            values: all that is trained, as the model was loaded.
+        """
         with self.metrics, self.timing:
-            state = self._all_rounds(self._start())
+            state = self._all_rounds(self._start(values))
         if self.announcer:
             self.announcer.end()
         self._finish(state)
         return state
 
-    def _start(self) -> ServerState:
+    def _start(self, values: Tensors) -> ServerState:
         """Return the state to go on from: that of the newest checkpoint, or the model as it was loaded."""
-        values = set_apart(self.plan, self.model)
         found = checkpoint.latest(self.run, self.progress.note)
         if found is None:
             self.metrics.truncate(0)
@@ -130,13 +127,10 @@ class Trainer:
         config, population = self.config, self.population
         behind = committed = self._behind(state)
         since = time.monotonic()
-        conditions = Conditions(config.seed, config.client_failure_rate, tuple(config.client_speed or ()))
-        sites = (population.trained, population.evaluated)
-        client_host = ClientHost(self.plan, self.model, self.evaluator, *sites, conditions)
         here = partial(runtime_of, config, population=population, progress=self.progress, announce=self.announcer)
-        with (self.begin or here)(client_host) as runtime:
+        with (self.begin or here)(self.host) as runtime:
             try:
-                for done in self._rounds(state, runtime, conditions):
+                for done in self._rounds(state, runtime):
                     self._record(done)
                     behind = self._behind(done.state)
                     if time.monotonic() - since >= config.checkpoint_seconds or self._kept(done.state.round):
@@ -152,7 +146,7 @@ class Trainer:
             self._commit(behind)
         return behind.state
 
-    def _rounds(self, state: ServerState, runtime: Runtime, conditions: Conditions) -> Iterator[RoundDone]:
+    def _rounds(self, state: ServerState, runtime: Runtime) -> Iterator[RoundDone]:
         config, population = self.config, self.population
         return run_rounds(
             self.plan,
@@ -163,7 +157,7 @@ class Trainer:
                 compose.selection(config, population),
                 config.eval_every,
                 config.max_attempts,
-                conditions,
+                self.host.conditions,
                 population.trained.sizes(),
                 config.max_bad_updates,
             ),
@@ -278,8 +272,8 @@ class Trainer:
         if not own.exist or self.begin is not None:  # those of clients elsewhere stay with them
             return {}
 
-        def keep(site: ClientData) -> None:
-            if self.plan.personal_steps or not algorithm.one_model or site.memory.load(site.name, state.round):
-                write_weights(self.config, model, own.whole(), self.run.client_dir(site.name))
+        def keep(client: ClientData) -> None:
+            if self.plan.personal_steps or not algorithm.one_model or client.memory.load(client.name, state.round):
+                write_weights(self.config, model, own.whole(), self.run.client_dir(client.name))
 
         return own.compare(self.config.eval_everybody, keep)

@@ -52,7 +52,7 @@ class _Sent:
 
     place: int
     message: Message
-    site: ClientData
+    client: ClientData
     actor: Any
 
 
@@ -95,7 +95,7 @@ class Actors(Runtime):
 
         message = ordered[place]
         try:
-            site = self.client_host.site(message)
+            client = self.client_host.client_of(message)
         except ClientFailed as failure:
             done[place] = Failure(message.client, message.round, str(failure))
             return
@@ -106,11 +106,11 @@ class Actors(Runtime):
         if id(params) not in kept:
             kept[id(params)] = ray.put(_array(pack(Task("all", 0, 0, params))))
         own = isinstance(message, Task) or message.own
-        memory = site.memory.load(site.name, message.round) if own else {}
+        memory = client.memory.load(client.name, message.round) if own else {}
         bare = pack(replace(message, params=Tensors()))
         actor = self.free.pop()
-        ref = actor.answer.remote(bare, kept[id(params)], memory, site.step_fraction)
-        self.running[ref] = _Sent(place, message, site, actor)
+        ref = actor.answer.remote(bare, kept[id(params)], memory, client.step_fraction)
+        self.running[ref] = _Sent(place, message, client, actor)
 
     def _take_in(self, done: dict[int, Reply], deaths: dict[int, int], waiting: list[int]) -> None:
         """Wait for an answer; an actor that died is replaced, and its message handed out again."""
@@ -118,12 +118,12 @@ class Actors(Runtime):
 
         (ref,), _ = ray.wait(list(self.running), num_returns=1)
         sent = self.running.pop(ref)
-        site, message = sent.site, sent.message
+        client, message = sent.client, sent.message
         try:
             raw, saved = ray.get(ref)
         except ray.exceptions.RayActorError:
             deaths[sent.place] = deaths.get(sent.place, 0) + 1
-            self.note(f"an actor died while it answered for '{site.name}'; another begins.")
+            self.note(f"an actor died while it answered for '{client.name}'; another begins.")
             self.free.append(self.start())
             if deaths[sent.place] < TRIES:
                 waiting.insert(0, sent.place)
@@ -131,11 +131,11 @@ class Actors(Runtime):
                 done[sent.place] = Failure(message.client, message.round, f"{TRIES} actors died of it")
             return
         self.free.append(sent.actor)
-        reply = opened(raw.data, site.name, message.round, most=1 << 62, tensors=1 << 20)
+        reply = opened(raw.data, client.name, message.round, most=1 << 62, tensors=1 << 20)
         if isinstance(reply, Failure) and reply.bad:
             raise BadUpdate(reply.reason)
         if saved is not None:
-            site.memory.save(site.name, *saved)
+            client.memory.save(client.name, *saved)
         done[sent.place] = reply
 
     def _drain(self) -> None:

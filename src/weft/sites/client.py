@@ -17,17 +17,15 @@ from weft.core.wire import Raw, pack, unpack
 from weft.errors import ConfigError, WeftError
 from weft.federation.client_host import ClientHost
 from weft.federation.round import show
-from weft.launch import compose, provenance
-from weft.launch.client import equip, evaluator_of, prepare_process, resident, set_apart
+from weft.launch import provenance
+from weft.launch.client import ClientBuilder
 from weft.launch.client_memory import DiskMemory
 from weft.launch.data_warnings import told
 from weft.launch.personal_models import tune
-from weft.launch.population import populate
 from weft.launch.results import write_weights
 from weft.launch.template_date import dated
 from weft.models.fingerprint import fingerprint
-from weft.models.load import load_model_config, pickled
-from weft.models.tokenizer import check_fits, load_tokenizer
+from weft.models.load import pickled
 from weft.runs import checkpoint, fingerprints
 from weft.runs.fingerprints import Fingerprints
 from weft.runs.layout import RunDir, path_component
@@ -93,14 +91,10 @@ class SiteClient:
         if why is not None:
             raise Refused(why)
         own = build(own_config(self.policy, keys, self.name) | {"output_dir": str(self.folder)})
-        prepare_process(own)
-        plan, tokenizer = compose.plan(own), load_tokenizer(own)
-        if own.endpoint is None:
-            check_fits(own, tokenizer, load_model_config(own))
-            if pickled(own):
-                raise Refused("the model here is in pickle files (.bin), and a site loads safetensors only")
-        model = resident(own, tokenizer, plan, note=log.info)
-        base = fingerprint(model)
+        builder = ClientBuilder(own, note=log.info)
+        if own.endpoint is None and pickled(own):
+            raise Refused("the model here is in pickle files (.bin), and a site loads safetensors only")
+        base = fingerprint(builder.model)
         why = wrong_model(self.policy, config, base)
         if why is not None:
             raise Refused(why)
@@ -108,20 +102,15 @@ class SiteClient:
             raise Refused("the base model here is not the server's: its weights have another hash")
         run = RunDir(self.folder / path_component(str(words["id"])))
         run.path.mkdir(parents=True, exist_ok=True)
-        own = dated(own, tokenizer, kept_in=run.path)
-        marks = provenance.data_of(own) | provenance.tokenizer_of(own, tokenizer)
+        own = builder.config = dated(own, builder.tokenizer, kept_in=run.path)
+        marks = provenance.data_of(own) | provenance.tokenizer_of(own, builder.tokenizer)
         self._compare(run, marks, base, str(words.get("birth", "")))
-        index = int(words["index"])
-        memory, rows = DiskMemory(run), plan.objective.rows
-        population = populate(own, tokenizer, memory, rows=rows, pool=False, first=index)
+        population = builder.read(DiskMemory(run), first=int(words["index"]))
         log.info(population.account.summary())
         for line in told(own, population):
             log.warning(line)
-        equip(own, plan, population, model, run.reference_file, log.info)
-        set_apart(plan, model)
-        model.model.register_forward_pre_hook(self._step)
-        evaluator = evaluator_of(own, plan, population)
-        self.client_host = ClientHost(plan, model, evaluator, population.trained, population.evaluated)
+        self.client_host, _ = builder.host(reference=run.reference_file)
+        builder.model.model.register_forward_pre_hook(self._step)
         self.bounds = Bounds(run.path / WORK, own, self.policy.accept.max_hours)
         self.run, self.place, self.config = str(words["id"]), run.path, own
         return {

@@ -10,7 +10,6 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from weft import config as configuration
-from weft.config import RunConfig
 from weft.core.exchange import Runtime
 from weft.core.tensors import num_bytes
 from weft.core.texts import printable
@@ -21,16 +20,14 @@ from weft.federation.clients import Clients, InMemory
 from weft.federation.plan import Plan
 from weft.federation.state import beside, expected_streams
 from weft.launch import compose, provenance
-from weft.launch.client import make_ready, prepare_process, resident
+from weft.launch.client import ClientBuilder
 from weft.launch.disk_full import disk_in_words
 from weft.launch.extend import CHANGEABLE, say_changed
 from weft.launch.population import Population
 from weft.launch.run import Run
 from weft.launch.trainer import Trainer
 from weft.models.fingerprint import fingerprint
-from weft.models.load import load_model_config
 from weft.models.resident import Resident
-from weft.models.tokenizer import check_fits, load_tokenizer
 from weft.runs import fingerprints
 from weft.runs.layout import RunDir
 from weft.runs.progress import Progress
@@ -119,7 +116,9 @@ def serve(
         ConfigError: a mistake in the configuration, or too many sites refuse.
         RunError: too few sites can be reached, or answered.
     """
-    config, plan, tokenizer, model, said = _load(keys)
+    said: list[str] = []
+    builder = _builder(keys, said.append)
+    config, plan, model = builder.config, builder.plan, builder.model
     order = config.sites or sorted(sites)
     with (
         disk_in_words(config, "weft submit"),
@@ -135,7 +134,7 @@ def serve(
     ):
         for sentence in said:
             progress.note(sentence)
-        now = provenance.base_of(config) | provenance.tokenizer_of(config, tokenizer)
+        now = provenance.base_of(config) | provenance.tokenizer_of(config, builder.tokenizer)
         say_changed(config, run, now, progress.note)
         birth = fingerprints.keep(run, now, max(run.rounds, default=0))
         remote = RemoteSites(transport, run_id(keys), config.silence_timeout, lambda: (1, 1), note=progress.note)
@@ -144,36 +143,30 @@ def serve(
         willing = _agree(remote, who, order, sites, progress.note)
         rows = {name: rows for name, rows in zip(willing.names, willing.rows, strict=True) if rows}
         hear({"sites": rows, "refused": willing.refused})
-        make_ready(plan, model)
         remote.greet, remote.known = willing.words.get, willing.same
         remote.largest = lambda: largest(plan, model)
         remote.in_order = not plan.over_selected
         if plan.algorithm.shares and not plan.algorithm.asynchronous:
-            plan = replace(plan, cohorts=willing.cohorts)
+            builder.plan = replace(plan, cohorts=willing.cohorts)
+        population = willing.population()
+        builder.take(population)
+        host, values = builder.host(conditions=compose.conditions(config))
 
         @contextmanager
-        def begin(client_host: ClientHost) -> Iterator[Runtime]:
+        def begin(_: ClientHost) -> Iterator[Runtime]:
             yield remote
 
-        training = Trainer(config, run, plan, willing.population(), model, progress, trackers, begin=begin, hear=hear)
-        _hand_out(training.run_all(), plan, remote, rows)
+        training = Trainer(config, run, host, population, progress, trackers, begin=begin, hear=hear)
+        _hand_out(training.run_all(values), plan, remote, rows)
         return Run(run.path)
 
 
-def _load(keys: dict[str, Any]) -> tuple[RunConfig, Plan, Any, Resident, list[str]]:
-    """Return the configuration, its plan, the tokenizer, the model, and what loading it has to say.
-
-    Raises:
-        ConfigError: a mistake in the configuration; a run that would bring code.
-    """
+def _builder(keys: dict[str, Any], note: Callable[[str], None]) -> ClientBuilder:
+    """Return what builds the server's parts; ConfigError for a mistake, or for a run that would bring code."""
     config = configuration.build(keys)
     if config.trust_remote_code:
         raise ConfigError("The run trusts remote code, and no code travels to sites or their server.")
-    prepare_process(config)
-    plan, tokenizer = compose.plan(config), load_tokenizer(config)
-    check_fits(config, tokenizer, load_model_config(config))
-    said: list[str] = []
-    return config, plan, tokenizer, resident(config, tokenizer, plan, note=said.append), said
+    return ClientBuilder(config, note=note)
 
 
 def _hand_out(state: ServerState, plan: Plan, remote: RemoteSites, sites: Iterable[str]) -> None:

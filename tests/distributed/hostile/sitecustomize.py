@@ -46,7 +46,7 @@ def arm(flare: Any) -> None:
     from nvflare.fuel.f3.cellnet.core_cell import CoreCell
     from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
 
-    first, send = flare.Site.begin, CoreCell._send_to_endpoint
+    first, send = flare.SiteJob.begin, CoreCell._send_to_endpoint
 
     def lie(self: Any, endpoint: Any, message: Any) -> Any:
         if forged and str(message.get_header(MessageHeaderKey.DESTINATION)).startswith("hospital_"):
@@ -70,7 +70,7 @@ def arm(flare: Any) -> None:
     begin._collab_init = True  # type: ignore[attr-defined]
     for name, value in vars(first).items():
         setattr(begin, name, value)
-    flare.Site.begin = begin
+    flare.SiteJob.begin = begin
 
 
 if "HOSTILE_OUT" in os.environ:
@@ -79,7 +79,7 @@ if "HOSTILE_OUT" in os.environ:
     def watch(name: str, *rest: Any, **more: Any) -> Any:
         found = plain(name, *rest, **more)
         flare = sys.modules.get("weft.sites.flare")
-        if flare is not None and hasattr(flare, "Site") and not hasattr(flare, "armed"):
+        if flare is not None and hasattr(flare, "SiteJob") and not hasattr(flare, "armed"):
             flare.armed = True
             arm(flare)
         return found
