@@ -10,7 +10,8 @@ from typing import ClassVar
 import pytest
 import yaml
 
-from conftest import colour_rows, flags, write_rows
+from support.flags import flags
+from support.rows import colour_rows, write_rows
 from weft import config as configuration
 from weft.cli import main
 from weft.core import exchange, parts

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import weft
-from conftest import colour_rows, flags, write_rows
+from support.flags import flags
+from support.rows import colour_rows, write_rows
 from weft.cli import main
 from weft.data.declared import front_matter
 from weft.runs.card import CARD, hub_name

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import weft
-from conftest import flags
-from serving import Completions, serving
+from support.completions_server import Completions, serving
+from support.flags import flags
 from weft.cli import main
 from weft.errors import ClientFailed, ConfigError, RunError
 from weft.models.endpoint import Endpoint, Spoken

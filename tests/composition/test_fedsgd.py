@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 import weft
-from conftest import write_rows
-from rounding import EPSILON, STEADY, after_plain_steps, after_steps
+from support.rows import write_rows
+from support.tolerances import EPSILON, STEADY, after_plain_steps, after_steps
 from weft.config import build
 from weft.errors import ConfigError
 from weft.federation.site import InMemory

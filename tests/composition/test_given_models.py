@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import weft
-from conftest import write_rows
+from support.rows import write_rows
 from weft.errors import ConfigError
 
 TRAINED = {

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import weft
-from conftest import write_rows
+from support.rows import write_rows
 from weft.aggregation.mean import Mean
 from weft.algorithms.clustered import Clustered
 from weft.algorithms.fedavgm import FedAvgM

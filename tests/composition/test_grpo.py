@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import weft
-from conftest import flags, write_rows
+from support.flags import flags
+from support.rows import write_rows
 from weft.cli import main
 from weft.errors import ConfigError, DataError
 from weft.objectives.grpo import GRPO, Group

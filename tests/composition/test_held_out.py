@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import weft
-from conftest import write_rows
+from support.rows import write_rows
 from weft.cli import main
 from weft.config import build
 from weft.errors import ConfigError, DataError

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 import weft
-from conftest import colour_rows, write_rows
-from rounding import STEADY, after_steps
+from support.rows import colour_rows, write_rows
+from support.tolerances import STEADY, after_steps
 
 
 def weights(run) -> dict[str, torch.Tensor]:

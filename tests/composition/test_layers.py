@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import weft
-from conftest import flags
+from support.flags import flags
 from weft.aggregation.mean import Mean
 from weft.cli import main
 from weft.core.lowrank import layer_of

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import weft
-from conftest import colour_rows, write_rows
+from support.rows import colour_rows, write_rows
 from weft.cli import main
 from weft.config import build
 from weft.core import digests

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 import weft
-from conftest import colour_rows, write_rows
-from rounding import STEADY, UNIT, after_steps
+from support.rows import colour_rows, write_rows
+from support.tolerances import STEADY, UNIT, after_steps
 from weft import registry
 from weft.runs import checkpoint
 from weft.runs.layout import RunDir

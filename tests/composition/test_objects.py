@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import weft
-from conftest import colour_rows, write_rows
+from support.rows import colour_rows, write_rows
 from weft.cli import main
 from weft.errors import ConfigError, DataError
 from weft.launch.given import rows_of

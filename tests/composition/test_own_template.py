@@ -9,7 +9,8 @@ from pathlib import Path
 from test_told import PAIRS, STRICT, TALKS, model  # noqa: F401
 
 import weft
-from conftest import flags, write_rows
+from support.flags import flags
+from support.rows import write_rows
 from weft.cli import main
 
 

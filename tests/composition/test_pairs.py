@@ -13,8 +13,8 @@ import pytest
 from test_product import ALGORITHMS, BASELINES, KINDS, SEEDS, allowed
 
 import weft
-from conftest import colour_rows, write_rows
-from pairs import Row, covering, pairs_of
+from support.covering_array import Row, covering, pairs_of
+from support.rows import colour_rows, write_rows
 from weft import registry
 
 PROMPTS: dict[str, dict[str, object]] = {"soft": {"use_peft": False, "prompt_method": "soft", "num_virtual_tokens": 4}}

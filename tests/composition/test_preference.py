@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import weft
-from conftest import flags, write_rows
+from support.flags import flags
+from support.rows import write_rows
 from weft.cli import main
 from weft.data.pairs import Pair
 from weft.data.preferences import to_preferences

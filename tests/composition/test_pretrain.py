@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 import weft
-from conftest import THINGS, flags, write_rows
+from support.flags import flags
+from support.rows import THINGS, write_rows
 from weft.cli import main
 from weft.commands.pretrain import defaults, outer_lr
 from weft.models.scratch import SHAPES

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import weft
-from conftest import colour_rows, write_rows
+from support.rows import colour_rows, write_rows
 from weft import registry
 from weft.errors import ConfigError
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import weft
-from conftest import colour_rows, write_rows
+from support.rows import colour_rows, write_rows
 from weft.core.objective import Objective
 from weft.launch.compose import local_steps
 from weft.training.loop import Job

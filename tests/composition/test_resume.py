@@ -14,21 +14,21 @@ from typing import ClassVar
 import pytest
 import yaml
 
-from forking import Forks
+from support.fork_server import ForkServer
 from weft.runs.layout import RunDir
 
 RESULTS = ("metrics.jsonl", "adapter/adapter_model.safetensors", "clients/*/adapter/adapter_model.safetensors")
 
 
 @pytest.fixture(autouse=True)
-def by_forks(forks: Forks) -> None:
+def by_forks(forks: ForkServer) -> None:
     Process.forks = forks
 
 
 class Process:
     """A `weft sft` of its own, whose words go to a file."""
 
-    forks: ClassVar[Forks]
+    forks: ClassVar[ForkServer]
 
     def __init__(self, config: Path, *flags: str) -> None:
         self.file = config.with_suffix(f".{time.monotonic_ns()}.log")

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import weft
-from conftest import flags
+from support.flags import flags
 from weft.algorithms.fedkseed import FedKSeed
 from weft.cli import main
 from weft.core.directions import digest, direction, rebuild

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import colour_rows, write_rows
-from office import NAMES, Office
+from support.fake_sites import NAMES, FakeSites
+from support.rows import colour_rows, write_rows
 from weft.commands.submit import read_run
 from weft.config import RunConfig, build
 from weft.core.types import Failure, Probe, Task
@@ -21,7 +21,7 @@ from weft.launch.permits import AT_SERVER, FROM_RUN, FROM_SITE, ON_DEMAND
 from weft.launch.served import serve
 
 
-def accept(sites: Office, name: str, **values: object) -> None:
+def accept(sites: FakeSites, name: str, **values: object) -> None:
     """Change a site's policy, and let it begin anew."""
     law = sites.laws[name]
     sites.laws[name] = law.model_copy(update={"accept": law.accept.model_copy(update=values)})
@@ -47,7 +47,7 @@ FORBIDDEN = {
 
 
 @pytest.mark.parametrize("name", FORBIDDEN)
-def test_a_site_refuses_what_is_not_the_models_it_accepts(run, sites: Office, name: str):
+def test_a_site_refuses_what_is_not_the_models_it_accepts(run, sites: FakeSites, name: str):
     """The hello of a hostile server: an honest one would not send some of these."""
     keys, words = FORBIDDEN[name]
     hello = {"run": run | keys, "id": "run", "index": 0, "clients": 3, "base": "00"}
@@ -56,7 +56,7 @@ def test_a_site_refuses_what_is_not_the_models_it_accepts(run, sites: Office, na
     assert not (sites.folder / "hospital_a").exists()
 
 
-def test_other_names_of_a_key_go_through_the_same_door(run, sites: Office, monkeypatch):
+def test_other_names_of_a_key_go_through_the_same_door(run, sites: FakeSites, monkeypatch):
     seen: list[RunConfig] = []
     monkeypatch.setattr("weft.launch.attendant.prepare_process", seen.append)
     changes = {"use_auth_token": True, "device": "cuda:7", "local_data_dir": "/"}
@@ -67,7 +67,7 @@ def test_other_names_of_a_key_go_through_the_same_door(run, sites: Office, monke
     assert config.device == "auto"
 
 
-def test_a_site_opens_no_file_that_a_run_names(keys, sites: Office, tmp_path: Path):
+def test_a_site_opens_no_file_that_a_run_names(keys, sites: FakeSites, tmp_path: Path):
     """The server's word that a text is a path: the text itself is proposed, never the file's lines."""
     secret = tmp_path / "secret.txt"
     secret.write_text("the patient in room 4\n")
@@ -97,11 +97,11 @@ def test_remote_code_is_refused_at_the_submission(tmp_path: Path):
         read_run("submit", [str(tmp_path / "run.yaml")])
 
 
-def ask(sites: Office, message: Task | Probe) -> object:
+def ask(sites: FakeSites, message: Task | Probe) -> object:
     return unpack(sites.attendants["hospital_a"].work(pack(message, "run")), run="run")
 
 
-def test_a_message_beyond_the_agreement_is_not_answered(run, sites: Office):
+def test_a_message_beyond_the_agreement_is_not_answered(run, sites: FakeSites):
     """After an agreement of three rounds; the control is a message within it."""
     serve(run | {"num_rounds": 3}, sites, list(NAMES), "1")
     params = {name: torch.zeros_like(v) for name, v in sites.attendants["hospital_a"].station.model.masters.items()}
@@ -137,7 +137,7 @@ def test_work_is_counted_through_a_restart_and_ends_at_the_policys_hours(run, tm
     assert "all that the run it agreed to can need" in str(again.refusal(task))
 
 
-def test_steps_beyond_the_policy_are_refused(run, sites: Office, tmp_path: Path):
+def test_steps_beyond_the_policy_are_refused(run, sites: FakeSites, tmp_path: Path):
     accept(sites, "hospital_b", max_steps=1)
     with pytest.raises(ConfigError, match="hospital_b: a round has 2 steps, and this site accepts 1 steps at most"):
         serve(run | {"min_clients": 3}, sites, list(NAMES), "1")
@@ -146,7 +146,7 @@ def test_steps_beyond_the_policy_are_refused(run, sites: Office, tmp_path: Path)
         serve(epochs, sites, list(NAMES), "1")
 
 
-def test_only_sites_that_take_part_count_for_the_smallest_cohort(run, sites: Office, tmp_path: Path):
+def test_only_sites_that_take_part_count_for_the_smallest_cohort(run, sites: FakeSites, tmp_path: Path):
     """A site that asks for three is not one of two, whether the third is away or refuses."""
     accept(sites, "hospital_a", min_clients=3)
     with pytest.raises(RunError, match=r"hospital_a: .*asks for 3 at least"):
@@ -156,7 +156,7 @@ def test_only_sites_that_take_part_count_for_the_smallest_cohort(run, sites: Off
     assert done.summary["clients"].keys() == {"hospital_b"}
 
 
-def test_the_smallest_cohort_is_the_quorum_of_every_round(run, sites: Office, tmp_path: Path):
+def test_the_smallest_cohort_is_the_quorum_of_every_round(run, sites: FakeSites, tmp_path: Path):
     """One of three falls silent: the rounds of two others stand only where nobody asked for three."""
     sites.slow["hospital_c"] = 3.0
     sites.laws["hospital_c"] = read_law(Path(sites.laws["hospital_c"].data.path).parent / "site.yaml")
@@ -169,7 +169,7 @@ def test_the_smallest_cohort_is_the_quorum_of_every_round(run, sites: Office, tm
 
 
 @pytest.mark.parametrize("claim", [{"rows": 1 << 39}, {"rows": 1e400}, {"rows": "9" * 5000}, {"rows": [[]]}, [], 3])
-def test_what_a_site_claims_allocates_nothing_and_ends_no_run(run, sites: Office, monkeypatch, claim):
+def test_what_a_site_claims_allocates_nothing_and_ends_no_run(run, sites: FakeSites, monkeypatch, claim):
     plain = sites.attendants["hospital_c"].work
 
     def lie(raw: bytes) -> bytes:
@@ -191,7 +191,7 @@ def test_what_a_site_claims_allocates_nothing_and_ends_no_run(run, sites: Office
     ],
 )
 def test_a_typing_error_in_a_policy_is_refused_with_the_nearest_name(
-    sites: Office, tmp_path: Path, line: str, words: str
+    sites: FakeSites, tmp_path: Path, line: str, words: str
 ):
     write_rows(tmp_path / "rows.jsonl", colour_rows(3))
     (tmp_path / "site.yaml").write_text(f"data: rows.jsonl\naccept:\n  models: [a]\n  {line}\n")

@@ -14,15 +14,15 @@ import yaml
 from safetensors.torch import load_file
 
 import weft
-from conftest import colour_rows, write_rows
-from office import NAMES, Office
+from support.fake_sites import NAMES, FakeSites
+from support.rows import colour_rows, write_rows
 from weft.core.wire import unpack
 from weft.errors import ConfigError, RunError
 from weft.launch.law import Site, read_law, reportable
 from weft.launch.served import serve
 
 
-def here(run: dict[str, object], sites: Office, tmp_path: Path, **changes: object):
+def here(run: dict[str, object], sites: FakeSites, tmp_path: Path, **changes: object):
     """Run the same in one process, on the same files."""
     clients = [{"name": name, "data": sites.laws[name].data.path} for name in NAMES]
     own = {key: value for key, value in run.items() if key not in ("sites", "runtime")}
@@ -53,7 +53,9 @@ KINDS = {
 
 
 @pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS.keys())
-def test_results_are_those_of_one_process_bit_for_bit(run, sites: Office, changes: dict[str, object], tmp_path: Path):
+def test_results_are_those_of_one_process_bit_for_bit(
+    run, sites: FakeSites, changes: dict[str, object], tmp_path: Path
+):
     if changes is PAIRS:
         for law in sites.laws.values():
             rows = [json.loads(line) for line in Path(law.data.path).read_text().splitlines()]
@@ -75,7 +77,7 @@ def test_results_are_those_of_one_process_bit_for_bit(run, sites: Office, change
         assert all(torch.equal(value, wanted[key]) for key, value in load_file(kept).items())
 
 
-def test_rows_and_paths_never_leave(run, sites: Office):
+def test_rows_and_paths_never_leave(run, sites: FakeSites):
     serve(run, sites, list(NAMES), "1")
     crossed = b"".join(sites.answered) + b"".join(raw for _, raw in sites.asked if raw)
     for law in sites.laws.values():
@@ -84,7 +86,7 @@ def test_rows_and_paths_never_leave(run, sites: Office):
         assert row["instruction"].encode() not in crossed
 
 
-def test_an_answer_that_is_lost_is_asked_for_again_and_not_worked_out_twice(run, sites: Office, tmp_path: Path):
+def test_an_answer_that_is_lost_is_asked_for_again_and_not_worked_out_twice(run, sites: FakeSites, tmp_path: Path):
     sites.lose = 4
     there = serve(run | {"fed_alg": "scaffold"}, sites, list(NAMES), "1")
     one = here(run | {"fed_alg": "scaffold"}, sites, tmp_path)
@@ -93,7 +95,7 @@ def test_an_answer_that_is_lost_is_asked_for_again_and_not_worked_out_twice(run,
 
 
 @pytest.mark.slow
-def test_a_slow_site_is_waited_for_and_a_silent_one_is_not(run, sites: Office):
+def test_a_slow_site_is_waited_for_and_a_silent_one_is_not(run, sites: FakeSites):
     """What goes on is alive; only silence ends a turn."""
     slow = sites.attendants["hospital_b"]
     sites.slow["hospital_b"] = 1.5
@@ -119,7 +121,7 @@ def test_a_slow_site_is_waited_for_and_a_silent_one_is_not(run, sites: Office):
     assert done.summary["failures"] == {}
 
 
-def test_a_site_that_is_cut_off_is_missed_and_comes_back(run, sites: Office):
+def test_a_site_that_is_cut_off_is_missed_and_comes_back(run, sites: FakeSites):
     heard: list[dict[str, object]] = []
 
     def hear(said: dict[str, object]) -> None:
@@ -137,7 +139,7 @@ def test_a_site_that_is_cut_off_is_missed_and_comes_back(run, sites: Office):
     assert "could not be reached (cut) for 1 s" in rounds[1]["failures"]["hospital_c"]
 
 
-def test_what_a_silent_site_has_to_forget_is_said_when_it_is_heard_again(run, sites: Office, tmp_path: Path):
+def test_what_a_silent_site_has_to_forget_is_said_when_it_is_heard_again(run, sites: FakeSites, tmp_path: Path):
     """It was cut off after it had worked: its variate must not be that of a round which did not count."""
 
     def hear(said: dict[str, object]) -> None:
@@ -157,7 +159,7 @@ def test_what_a_silent_site_has_to_forget_is_said_when_it_is_heard_again(run, si
     assert [kind for kind, _ in itertools.groupby(kinds)] == ["Task", "Undo", "Task", "Probe"]
 
 
-def test_a_site_that_begins_anew_is_said_hello_again_and_goes_on(run, sites: Office, tmp_path: Path):
+def test_a_site_that_begins_anew_is_said_hello_again_and_goes_on(run, sites: FakeSites, tmp_path: Path):
     """What it remembers is on its disk: the numbers are those of a run in which nothing happened."""
 
     def hear(said: dict[str, object]) -> None:
@@ -169,7 +171,7 @@ def test_a_site_that_begins_anew_is_said_hello_again_and_goes_on(run, sites: Off
     assert (done.path / "metrics.jsonl").read_bytes() == (one.path / "metrics.jsonl").read_bytes()
 
 
-def test_a_site_that_comes_back_with_other_rows_is_not_taken(run, sites: Office):
+def test_a_site_that_comes_back_with_other_rows_is_not_taken(run, sites: FakeSites):
     law = sites.laws["hospital_a"]
 
     def hear(said: dict[str, object]) -> None:
@@ -182,7 +184,7 @@ def test_a_site_that_comes_back_with_other_rows_is_not_taken(run, sites: Office)
     assert "other rows" in lines(done)[-2]["failures"]["hospital_a"]
 
 
-def test_a_server_that_is_started_again_goes_on_from_the_last_committed_round(run, sites: Office, tmp_path: Path):
+def test_a_server_that_is_started_again_goes_on_from_the_last_committed_round(run, sites: FakeSites, tmp_path: Path):
     class Killed(Exception):
         pass
 
@@ -216,7 +218,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("changes", "words"), REFUSALS.values(), ids=REFUSALS.keys())
-def test_what_a_site_refuses_reaches_the_server_in_words(run, sites: Office, changes, words: str):
+def test_what_a_site_refuses_reaches_the_server_in_words(run, sites: FakeSites, changes, words: str):
     law = sites.laws["hospital_b"].model_dump()
     folder = Path(law["data"]["path"]).parent
     (folder / "empty.jsonl").write_text("")
@@ -236,7 +238,7 @@ def test_what_a_site_refuses_reaches_the_server_in_words(run, sites: Office, cha
     assert str(folder) not in str(stopped.value)
 
 
-def test_a_site_that_is_not_connected_is_left_out_and_others_keep_their_numbers(run, sites: Office):
+def test_a_site_that_is_not_connected_is_left_out_and_others_keep_their_numbers(run, sites: FakeSites):
     """The rank of a client follows from its number."""
     given = run | {"lora_aggregation": "stack", "client_ranks": [8, 4, 2], "min_clients": 2}
     done = serve(given, sites, ["hospital_b", "hospital_c"], "1")
@@ -249,7 +251,7 @@ def test_a_site_that_is_not_connected_is_left_out_and_others_keep_their_numbers(
         serve(given | {"min_clients": 3, "output_dir": str(done.path) + "-2"}, sites, list(NAMES[1:]), "1")
 
 
-def test_versions_must_agree_and_no_code_travels(run, sites: Office, tmp_path: Path):
+def test_versions_must_agree_and_no_code_travels(run, sites: FakeSites, tmp_path: Path):
     with pytest.raises(ConfigError, match="another version of Weft"):
         serve(run, sites, list(NAMES), "2")
     prompts = {"objective": "grpo", "reward": ["own.py:score"], "use_peft": True, "max_new_tokens": 8}
@@ -259,7 +261,7 @@ def test_versions_must_agree_and_no_code_travels(run, sites: Office, tmp_path: P
         serve(run | {"trust_remote_code": True, "output_dir": str(tmp_path / "runs/c")}, sites, list(NAMES), "1")
 
 
-def test_a_site_reports_what_it_wants_to(run, sites: Office):
+def test_a_site_reports_what_it_wants_to(run, sites: FakeSites):
     law = sites.laws["hospital_a"]
     limited = law.model_copy(update={"accept": law.accept.model_copy(update={"report": ["loss"]})})
     sites.laws["hospital_a"] = limited
@@ -271,7 +273,7 @@ def test_a_site_reports_what_it_wants_to(run, sites: Office):
     assert scores["hospital_b"]["accuracy"] is not None
 
 
-def test_counts_are_not_reported_without_their_sums(sites: Office):
+def test_counts_are_not_reported_without_their_sums(sites: FakeSites):
     law = sites.laws["hospital_a"]
     limited = law.model_copy(update={"accept": law.accept.model_copy(update={"report": ["loss_t", "text", "answers"]})})
     metrics = {"loss_tokens": 4.0, "loss_sum": 9.0, "text_bytes": 7.0, "answers": 2.0, "steps": 3.0}
@@ -296,7 +298,7 @@ def test_counts_are_not_reported_without_their_sums(sites: Office):
         ),
     ],
 )
-def test_a_law_that_cannot_be_read_is_said(sites: Office, tmp_path: Path, text: str, words: str):
+def test_a_law_that_cannot_be_read_is_said(sites: FakeSites, tmp_path: Path, text: str, words: str):
     file = Path(sites.laws["hospital_a"].data.path).parent / "bad.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=words):
@@ -311,7 +313,7 @@ def test_a_law_that_cannot_be_read_is_said(sites: Office, tmp_path: Path, text: 
         ({"client_failure_rate": 0.5}, "drop --client_failure_rate"),
     ],
 )
-def test_what_a_run_of_sites_cannot_be_is_said(run, sites: Office, changes: dict[str, object], words: str):
+def test_what_a_run_of_sites_cannot_be_is_said(run, sites: FakeSites, changes: dict[str, object], words: str):
     with pytest.raises(ConfigError, match=words):
         serve(run | changes, sites, list(NAMES), "1")
 

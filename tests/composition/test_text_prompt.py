@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import weft
-from conftest import colour_rows, flags, write_rows
+from support.flags import flags
+from support.rows import colour_rows, write_rows
 from weft.aggregation.mean import Mean
 from weft.algorithms.fedtext import FedText
 from weft.cli import main

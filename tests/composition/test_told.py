@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from conftest import flags, write_rows
+from support.flags import flags
+from support.rows import write_rows
 from weft.cli import main
 
 STRICT = (

@@ -19,8 +19,8 @@ import yaml
 from safetensors.torch import load_file
 
 import weft
-from conftest import colour_rows, write_rows
-from cutting import Gate
+from support.rows import colour_rows, write_rows
+from support.tcp_proxy import TcpProxy
 from weft.cli import main
 from weft.config import build
 from weft.errors import ConfigError
@@ -41,8 +41,8 @@ SITES = ("hospital_a", "hospital_b")
 
 
 @pytest.fixture(scope="module")
-def gated(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[tuple[Federation, Gate]]:
-    """A server and two sites that run through all tests of this file, one of them behind a gate."""
+def proxied(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[tuple[Federation, TcpProxy]]:
+    """A server and two sites that run through all tests of this file, one of them behind a proxy."""
     work = tmp_path_factory.mktemp("federation")
     laws = {}
     for number, name in enumerate(SITES):
@@ -53,26 +53,26 @@ def gated(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterato
         laws[name] = work / f"{name}.yaml"
         laws[name].write_text(yaml.safe_dump({"data": f"{name}.jsonl", "threads": 1, "accept": accept}))
     made = Federation(work, laws)
-    gate = Gate(made.port)
+    proxy = TcpProxy(made.port)
     path = made.kits / "hospital_a" / "startup" / "fed_client.json"
-    path.write_text(path.read_text().replace(f"localhost:{made.port}", f"localhost:{gate.port}"))
+    path.write_text(path.read_text().replace(f"localhost:{made.port}", f"localhost:{proxy.port}"))
     try:
         made.begin()
-        yield made, gate
+        yield made, proxy
     finally:
         made.close()
-        gate.close()
+        proxy.close()
     gc.collect()
 
 
 @pytest.fixture
-def parties(gated: tuple[Federation, Gate]) -> Federation:
-    return gated[0]
+def parties(proxied: tuple[Federation, TcpProxy]) -> Federation:
+    return proxied[0]
 
 
 @pytest.fixture
-def gate(gated: tuple[Federation, Gate]) -> Gate:
-    return gated[1]
+def proxy(proxied: tuple[Federation, TcpProxy]) -> TcpProxy:
+    return proxied[1]
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_killed_processes_lose_no_committed_round(run, parties: Federation, tmp_
 
 
 @pytest.mark.slow
-def test_a_cut_line_and_a_site_that_was_away_end_no_run(run, parties: Federation, gate: Gate):
+def test_a_cut_line_and_a_site_that_was_away_end_no_run(run, parties: Federation, proxy: TcpProxy):
     """The others go on; who was cut off is found again by itself, who began anew when the run is handed in again.
 
     Nobody waits for it: the server's steward does that. A run that is stopped is not handed in again.
@@ -204,10 +204,10 @@ def test_a_cut_line_and_a_site_that_was_away_end_no_run(run, parties: Federation
         missed = "hospital_a" in rounds[-1]["failures"]
         parts.append((stage, missed))
         if stage == "whole" and not missed:
-            gate.cut()
+            proxy.cut()
             stage = "cut"
         elif stage == "cut" and missed:
-            gate.mend()
+            proxy.mend()
             stage = "mended"
         elif stage == "mended" and not missed:
             parties.stop("hospital_a")

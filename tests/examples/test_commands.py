@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import ROOT
+from support.paths import ROOT
 from weft.config import build, read_file
 from weft.runs.layout import HEADER
 from weft.verbs import parser, settings

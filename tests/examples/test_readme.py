@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import ROOT, colour_rows, write_rows
-from serving import serving
+from support.completions_server import serving
+from support.paths import ROOT
+from support.rows import colour_rows, write_rows
 from weft.cli import main
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

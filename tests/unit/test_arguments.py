@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 import yaml
 
-from conftest import flags
+from support.flags import flags
 from weft import registry
 from weft.cli import main
 from weft.config import RESOLVED, RunConfig, build, read_file

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 import weft
-from conftest import flags
+from support.flags import flags
 from weft.cli import main
 from weft.config import RunConfig, build
 from weft.verbs import parser, settings

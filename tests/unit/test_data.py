@@ -12,7 +12,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import colour_rows, write_rows
+from support.rows import colour_rows, write_rows
 from weft.data.encode import closed_set, encode, encode_choices
 from weft.data.formats import Example, Turn, to_examples
 from weft.data.load import read_rows, resolve_source

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from quadratics import Federation
+from support.quadratics import Federation
 from weft.algorithms.fedavg import FedAvg
 from weft.algorithms.feddyn import FedDyn
 from weft.algorithms.fednova import FedNova

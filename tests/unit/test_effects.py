@@ -191,7 +191,7 @@ def test_a_baseline_runs_by_the_file_of_the_federation():
 
 
 def test_what_is_only_said_is_said_once_when_nothing_is_refused(keys, capsys):
-    from conftest import flags
+    from support.flags import flags
 
     central = keys | {"fed_alg": "central", "num_rounds": 1, "max_steps": 1}
     assert main(["sft", *flags(central), "--dry_run"]) == 0
@@ -203,7 +203,7 @@ def test_what_is_only_said_is_said_once_when_nothing_is_refused(keys, capsys):
 
 
 def test_the_command_refuses_before_anything_is_there(keys, tmp_path: Path, capsys):
-    from conftest import flags
+    from support.flags import flags
 
     assert main(["sft", *flags(keys | {"prox_mu": 0.1})]) == 2
     assert "fed_alg fedprox" in capsys.readouterr().err
@@ -216,7 +216,7 @@ def test_the_command_refuses_before_anything_is_there(keys, tmp_path: Path, caps
 
 def test_a_shape_that_an_adapter_does_not_have_is_refused(keys, tmp_path: Path, capsys):
     import weft
-    from conftest import flags
+    from support.flags import flags
 
     keys |= {"num_rounds": 1, "max_steps": 1, "eval_every": 0}
     first = weft.train(keys, peft_lora_r=4, quiet=True)

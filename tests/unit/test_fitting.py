@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conftest import flags
+from support.flags import flags
 from weft.cli import main
 from weft.config import build
 from weft.launch.fitting import Needs, describe_memory, memory, remedies

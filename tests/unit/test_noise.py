@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import flags
+from support.flags import flags
 from weft.errors import WeftWarning, warn
 from weft.models.noise import hushed
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from quadratics import Ownership, Point, Quadratics
+from support.quadratics import Ownership, Point, Quadratics
 from weft.algorithms.fedadamw import FedAdamW
 from weft.algorithms.fedcm import FedCM
 from weft.algorithms.fedsgd import FedSGD

@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import write_rows
+from support.rows import write_rows
 from weft.data import store as stores
 from weft.data.documents import Documents
 from weft.data.store import open_store

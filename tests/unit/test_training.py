@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from rounding import after_plain_steps
+from support.tolerances import after_plain_steps
 from weft.core.objective import Loss
 from weft.core.parts import LocalRule
 from weft.errors import ClientFailed

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import weft
-from conftest import THINGS, write_rows
+from support.rows import THINGS, write_rows
 from weft.data.vocabulary import common_words, tokenizer_of_words, train_tokenizer, words_of
 from weft.errors import ConfigError, DataError
 

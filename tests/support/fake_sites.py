@@ -13,7 +13,7 @@ from weft.runtimes.desk import Desk, Heard, LineBroken
 NAMES = ("hospital_a", "hospital_b", "hospital_c")
 
 
-class Office:
+class FakeSites:
     """Sites in threads of this process, asked without a network; it can be told to lose, cut and kill."""
 
     def __init__(self, laws: dict[str, Site], folder: Path) -> None:
