@@ -18,7 +18,7 @@ from weft import registry
 from weft.errors import ConfigError
 
 ALGORITHMS = [name for name in [*registry.ALGORITHMS, "local1"] if name not in ("fedbpt", "fedtext")]
-"""These two are for prompts that are found without gradients: see test_prompt.py."""
+"""These two are for prompts that are found without gradients: see test_prompt_black_box.py."""
 SEEDS = {"fedkseed"}
 """One number for each of some directions: no parameters travel, so nothing is done to them on the way."""
 BASELINES = {"local", "local1", "central"}

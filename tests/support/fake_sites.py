@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 
+import weft
 from weft.launch.attendant import Attendant
 from weft.launch.law import Site
 from weft.runtimes.desk import Desk, Heard, LineBroken
@@ -59,3 +60,10 @@ class FakeSites:
                     raise LineBroken("lost")
                 self.answered.append(said.answer)
         return said
+
+
+def train_here(run: dict[str, object], sites: FakeSites, tmp_path: Path, **changes: object):
+    """Run the same in one process, on the same files."""
+    clients = [{"name": name, "data": sites.laws[name].data.path} for name in NAMES]
+    own = {key: value for key, value in run.items() if key not in ("sites", "runtime")}
+    return weft.train(own | {"clients": clients, "output_dir": str(tmp_path / "here")} | changes, quiet=True)
