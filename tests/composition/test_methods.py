@@ -139,7 +139,7 @@ def test_fedadamw_is_adamw_with_what_the_server_sent(keys):
         torch.testing.assert_close(parameter.detach(), y, rtol=1e-5, atol=1e-6)
 
 
-def test_the_price_of_own_models_is_measured(keys, tmp_path: Path):
+def test_shared_and_personal_models_are_measured_on_own_and_on_all_rows(keys, tmp_path: Path):
     run = weft.train(keys | {"personal_steps": 3, "learning_rate": 1e-2})
     models = run.summary["models"]
     assert models["shared"]["loss"] == pytest.approx(run.summary["eval"]["loss"], rel=1e-5)
@@ -160,7 +160,7 @@ def test_share_keeps_the_rest_with_the_client(keys):
     assert run.summary["bytes_up"] < full.summary["bytes_up"]
 
 
-def test_one_weight_for_all(keys, tmp_path: Path):
+def test_with_uniform_weights_the_mean_is_that_of_clients_alone(keys, tmp_path: Path):
     sizes = {"a": 10, "b": 60}
     files = {name: write_rows(tmp_path / f"{name}.jsonl", colour_rows(size, size)) for name, size in sizes.items()}
     shared = {k: v for k, v in keys.items() if k not in ("dataset_name", "num_clients")} | {

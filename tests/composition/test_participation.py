@@ -75,7 +75,7 @@ def test_an_asynchronous_server_goes_on_without_those_that_drop_out(keys):
     assert run.summary["rounds"] == 12
 
 
-def test_availability_traces(keys, tmp_path: Path):
+def test_only_clients_that_a_trace_has_available_are_asked(keys, tmp_path: Path):
     trace = tmp_path / "trace.csv"
     trace.write_text("client,first,last\nclient_0,1,1\nclient_1,2,2\nclient_2,3,9\n")
     run = weft.train(keys | {"sample_clients": 1, "availability": str(trace)})

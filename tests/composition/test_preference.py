@@ -53,7 +53,7 @@ def test_the_reference_is_the_starting_model_and_is_computed_once(preference_key
 
 
 @pytest.mark.parametrize("name", ["dpo", "kto"])
-def test_a_resumed_run_is_the_same(preference_keys, judged_keys, tmp_path: Path, name: str):
+def test_a_resumed_run_ends_bit_identical(preference_keys, judged_keys, tmp_path: Path, name: str):
     import shutil
 
     from safetensors.torch import load_file
@@ -72,14 +72,14 @@ def test_a_resumed_run_is_the_same(preference_keys, judged_keys, tmp_path: Path,
 
 
 @pytest.mark.parametrize("alg", ["scaffold", "ditto", "diloco", "fedadam", "local", "central", "fedbuff"])
-def test_other_algorithms(preference_keys, alg: str):
+def test_preferences_are_learnt_by_other_algorithms_and_by_personal_models(preference_keys, alg: str):
     run = weft.train(preference_keys | {"fed_alg": alg, "num_rounds": 2})
     assert run.summary["eval"]["preference_accuracy"] is not None
     if alg in ("local", "ditto"):
         assert "reward_margin" in run.summary["models"]["own"]
 
 
-def test_full_training_and_the_command(preference_keys, tmp_path: Path):
+def test_weft_dpo_trains_all_parameters_and_reports_preference_accuracy(preference_keys, tmp_path: Path):
     keys = {k: v for k, v in preference_keys.items() if k not in ("objective", "use_peft", "peft_lora_dropout")}
     assert main(["dpo", *flags(keys | {"num_rounds": 1, "output_dir": str(tmp_path / "full")}), "--quiet"]) == 0
     run = weft.open_run(str(tmp_path / "full"))
@@ -91,7 +91,7 @@ def test_full_training_and_the_command(preference_keys, tmp_path: Path):
     assert "preference accuracy" in page
 
 
-def test_several_processes_are_for_next_tokens(preference_keys):
+def test_preferences_in_several_processes_are_refused(preference_keys):
     with pytest.raises(ConfigError, match="write --parallel none"):
         weft.train(preference_keys | {"parallel": "fsdp"})
 
@@ -125,7 +125,7 @@ def test_openfedllms_command_trains(tiny_model: Path, tmp_path: Path):
     assert run.summary["eval"]["preference_accuracy"] is not None
 
 
-def test_it_goes_on_from_an_adapter(keys, preference_keys, tmp_path: Path, capsys):
+def test_training_begins_from_an_adapter_which_is_the_reference(keys, preference_keys, tmp_path: Path, capsys):
     first = weft.train(keys | {"peft_lora_r": 4, "learning_rate": 1e-2, "output_dir": str(tmp_path / "first")})
     again = preference_keys | {"model_name_or_path": str(first.path), "num_rounds": 1, "learning_rate": 0.0}
     run = weft.train(again | {"output_dir": str(tmp_path / "again")})

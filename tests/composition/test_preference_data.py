@@ -70,7 +70,9 @@ BAD = {
 
 
 @pytest.mark.parametrize(("data", "loss", "said"), BAD.values(), ids=BAD.keys())
-def test_other_data_is_refused_in_words(preference_keys, tmp_path: Path, data, loss: str, said: str):
+def test_data_that_is_no_preferences_is_refused_with_the_reason(
+    preference_keys, tmp_path: Path, data, loss: str, said: str
+):
     path = write_rows(tmp_path / "bad.jsonl", data)
     with pytest.raises(DataError, match=said):
         weft.train(preference_keys | {"dataset_name": str(path), "loss": loss})

@@ -100,7 +100,7 @@ def test_losses_and_gradients_are_those_of_trl(name: str):
     torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6)
 
 
-def test_losses_worked_by_hand():
+def test_losses_equal_those_worked_by_hand():
     """h = (-1 + 3) - (-4 + 5) = 1; with beta 0.5 and answers of 3 and 6 tokens."""
     sigma = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
     logps, reference = torch.tensor([[-1.0, -4.0]]), torch.tensor([[-3.0, -5.0]])
@@ -123,7 +123,7 @@ def test_losses_worked_by_hand():
     assert float(bad.losses(logps, bad.collate([pair]))[0]) == pytest.approx(1 - float(sigma(0.5 * (1 - 2))))
 
 
-def test_the_divergence_from_the_reference_by_hand(preference_keys):
+def test_the_divergence_from_the_reference_equals_that_worked_by_hand(preference_keys):
     """KL over the vocabulary at every token of both answers, from two models loaded whole."""
     run = weft.train(
         preference_keys | {"num_rounds": 2, "use_peft": False, "peft_lora_dropout": None, "learning_rate": 1e-3}

@@ -76,7 +76,7 @@ def test_answers_are_those_of_peft(prompted, method: str):
 @OF_PEFT
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.slow
-def test_it_learns_and_loads_with_peft(prompted, method: str, tmp_path: Path):
+def test_a_trained_prompt_lowers_the_loss_and_loads_with_peft(prompted, method: str, tmp_path: Path):
     keys = prompted | {"prompt_method": method, "num_rounds": 6, "max_steps": 6, "sample_clients": 3, "batch_size": 8}
     keys |= {"learning_rate": 1e-2 if method == "p_tuning" else 1e-1}
     first = weft.train(keys | {"num_rounds": 1, "learning_rate": 0.0, "output_dir": str(tmp_path / "first")})
@@ -135,7 +135,7 @@ def test_only_the_prompt_travels(prompted, method: str, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_private_vectors_stay(prompted, method: str):
+def test_private_vectors_of_a_prompt_stay_with_their_client(prompted, method: str):
     keys = prompted | {"prompt_method": method, "private_tokens": 3, "sample_clients": 3, "num_rounds": 2}
     run = weft.train(keys, quiet=True)
     shared = load_file(run.path / "adapter" / "adapter_model.safetensors")["prompt_embeddings"]
@@ -163,7 +163,7 @@ def test_a_prompt_begins_as_a_text(prompted):
 
 
 @pytest.mark.parametrize("objective", ["preference", "grpo"])
-def test_other_objectives(prompted, objective: str, tmp_path: Path):
+def test_prompts_are_trained_by_preferences_and_by_rewards(prompted, objective: str, tmp_path: Path):
     asked = [row | {"prompt": row["instruction"], "chosen": row["output"]} for row in colour_rows(40)]
     rows = [row | {"rejected": "none"} for row in asked]
     changes = {"objective": objective, "dataset_name": str(write_rows(tmp_path / "rows.jsonl", rows)), "num_rounds": 1}
@@ -187,12 +187,12 @@ def test_other_objectives(prompted, objective: str, tmp_path: Path):
         ({"objective": "causal_lm"}, "weft prompt"),
     ],
 )
-def test_what_cannot_be_is_said(prompted, changes: dict[str, object], words: str):
+def test_keys_that_a_prompt_cannot_have_are_refused(prompted, changes: dict[str, object], words: str):
     with pytest.raises(ConfigError, match=words):
         weft.train(prompted | changes, quiet=True)
 
 
-def test_the_command_and_its_plan(prompted, tmp_path: Path, capsys):
+def test_weft_prompt_shows_its_plan_trains_and_exports_unmerged(prompted, tmp_path: Path, capsys):
     keys = {k: v for k, v in prompted.items() if k not in ("use_peft", "prompt_method", "learning_rate")}
     assert main(["prompt", *flags(keys), "--dry_run"]) == 0
     out = capsys.readouterr().out

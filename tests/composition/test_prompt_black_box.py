@@ -26,7 +26,9 @@ def black_box(prompted) -> dict[str, object]:
 
 @pytest.mark.parametrize("fed_alg", ["fedbpt", "fedavg", "fedadam", "local", "central"])
 @pytest.mark.slow
-def test_a_search_without_gradients(black_box, fed_alg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_search_lowers_the_loss_without_gradients(
+    black_box, fed_alg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a black box has no gradients")
 
@@ -44,7 +46,7 @@ def test_a_search_without_gradients(black_box, fed_alg: str, tmp_path: Path, mon
         assert run.summary["bytes_up"] == 5 * 3 * 4 * (8 * 12 + 8 + 12)
 
 
-def test_a_search_goes_on_bit_identical(black_box, tmp_path: Path):
+def test_a_resumed_search_by_losses_ends_bit_identical(black_box, tmp_path: Path):
     import shutil
 
     given = black_box | {"save_model_freq": 1, "checkpoint_seconds": 0}
@@ -71,6 +73,6 @@ def test_a_search_goes_on_bit_identical(black_box, tmp_path: Path):
         ({"prompt_method": "soft", "black_box_dim": None, "population": None}, "found without gradients"),
     ],
 )
-def test_what_a_black_box_cannot(black_box, changes: dict[str, object], words: str):
+def test_keys_that_need_gradients_are_refused_for_a_black_box(black_box, changes: dict[str, object], words: str):
     with pytest.raises(ConfigError, match=words):
         weft.train(black_box | changes, quiet=True)

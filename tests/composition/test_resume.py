@@ -117,7 +117,7 @@ def test_an_interrupted_run_says_how_to_go_on(config: Path, tmp_path: Path):
     assert results(run) == results(tmp_path / "whole")
 
 
-def test_another_process_may_not_write_there(config: Path, tmp_path: Path):
+def test_a_second_process_in_the_same_run_is_refused(config: Path, tmp_path: Path):
     run = tmp_path / "shared"
     first = start(config, "--output_dir", str(run), "--num_rounds", "100000")
     begun(run, first, 1)

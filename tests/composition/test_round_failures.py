@@ -71,7 +71,7 @@ class Unsteady(Runtime):
                 yield update(task.client, round=task.round, base_version=task.base_version, attempt=task.attempt)
 
 
-def test_two_hundred_rounds_of_clients_that_drop_out_all_commit_or_begin_again():
+def test_rounds_with_drop_outs_commit_or_are_repeated_for_two_hundred_rounds():
     plan = replace(PLAN, quorum=4)
     clients = [f"c{i}" for i in range(5)]
     how = Rounds(200, Selection(1, 5), 0, max_attempts=50, rows=[10.0] * 5)

@@ -56,7 +56,7 @@ def test_a_site_refuses_what_is_not_the_models_it_accepts(run, sites: FakeSites,
     assert not (sites.folder / "hospital_a").exists()
 
 
-def test_other_names_of_a_key_go_through_the_same_door(run, sites: FakeSites, monkeypatch):
+def test_aliases_of_a_key_are_ruled_by_the_site_as_the_key_itself(run, sites: FakeSites, monkeypatch):
     seen: list[RunConfig] = []
     monkeypatch.setattr("weft.launch.attendant.prepare_process", seen.append)
     changes = {"use_auth_token": True, "device": "cuda:7", "local_data_dir": "/"}
@@ -80,7 +80,7 @@ def test_a_site_opens_no_file_that_a_run_names(keys, sites: FakeSites, tmp_path:
     assert not any(b"room 4" in raw for raw in sites.answered)
 
 
-def test_files_of_texts_are_read_where_a_run_is_handed_in(tmp_path: Path, tiny_model: Path):
+def test_files_of_texts_are_read_where_a_run_is_submitted(tmp_path: Path, tiny_model: Path):
     """The control of the test above: the lines do travel, from the run's author."""
     (tmp_path / "mine.txt").write_text("Answer in one word.\n\nThink first.\n")
     keys = {"model_name_or_path": str(tiny_model), "prompt_method": "text", "fed_alg": "fedtext"}
@@ -169,7 +169,7 @@ def test_the_smallest_cohort_is_the_quorum_of_every_round(run, sites: FakeSites,
 
 
 @pytest.mark.parametrize("claim", [{"rows": 1 << 39}, {"rows": 1e400}, {"rows": "9" * 5000}, {"rows": [[]]}, [], 3])
-def test_what_a_site_claims_allocates_nothing_and_ends_no_run(run, sites: FakeSites, monkeypatch, claim):
+def test_absurd_numbers_of_rows_from_a_site_end_no_run(run, sites: FakeSites, monkeypatch, claim):
     plain = sites.attendants["hospital_c"].work
 
     def lie(raw: bytes) -> bytes:

@@ -49,7 +49,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("words", REFUSALS.values(), ids=REFUSALS.keys())
-def test_a_hello_that_is_answered_by_anything_ends_no_run(run, sites: FakeSites, words: str):
+def test_a_handshake_that_is_answered_by_anything_ends_no_run(run, sites: FakeSites, words: str):
     hostile(sites, lambda raw, said: words.encode() if raw[:1] == b"{" else said)
     told: list[dict[str, object]] = []
     done = serve(run | {"num_rounds": 1}, sites, list(NAMES), "1", hear=told.append)
@@ -134,7 +134,7 @@ def test_a_site_that_asks_for_others_and_is_silent_ends_no_run(run, sites: FakeS
     assert [one["clients"] for one in records if one["event"] == "round"] == [list(NAMES[:2]), list(NAMES)]
 
 
-def test_reasons_of_a_site_are_cut():
+def test_reasons_with_which_updates_are_refused_are_cut_and_printable():
     like = {"delta": {"a": torch.zeros(2)}}
     many = {f"stream \u202e {number}" * 9: {"a": torch.zeros(2)} for number in range(3000)}
     with pytest.raises(BadUpdate, match="instead of delta") as refused:
@@ -150,7 +150,7 @@ def test_a_weight_of_nothing_is_refused():
 
 
 @pytest.mark.parametrize("taken", [np.array([1, 2]), {}, "no", 0])
-def test_a_site_that_says_anything_of_a_message_is_heard(taken: object):
+def test_any_value_of_taken_in_a_sites_reply_is_read_as_true_or_false(taken: object):
     """FLARE reads arrays and other objects, of which not all are true or false."""
     said = {"progress": 1, "answer": b"x", "taken": taken, "unknown": np.array([1, 2])}
     proxy = SimpleNamespace(ask=lambda *_: said)

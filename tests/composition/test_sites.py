@@ -124,7 +124,7 @@ def test_versions_must_agree_and_no_code_travels(run, sites: FakeSites, tmp_path
         serve(run | {"trust_remote_code": True, "output_dir": str(tmp_path / "runs/c")}, sites, list(NAMES), "1")
 
 
-def test_a_site_reports_what_it_wants_to(run, sites: FakeSites):
+def test_a_site_sends_only_the_metrics_that_its_policy_reports(run, sites: FakeSites):
     law = sites.laws["hospital_a"]
     limited = law.model_copy(update={"accept": law.accept.model_copy(update={"report": ["loss"]})})
     sites.laws["hospital_a"] = limited
@@ -161,7 +161,9 @@ def test_counts_are_not_reported_without_their_sums(sites: FakeSites):
         ),
     ],
 )
-def test_a_law_that_cannot_be_read_is_said(sites: FakeSites, tmp_path: Path, text: str, words: str):
+def test_a_site_policy_that_cannot_be_read_is_refused_with_the_reason(
+    sites: FakeSites, tmp_path: Path, text: str, words: str
+):
     file = Path(sites.laws["hospital_a"].data.path).parent / "bad.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=words):
@@ -176,11 +178,13 @@ def test_a_law_that_cannot_be_read_is_said(sites: FakeSites, tmp_path: Path, tex
         ({"client_failure_rate": 0.5}, "drop --client_failure_rate"),
     ],
 )
-def test_what_a_run_of_sites_cannot_be_is_said(run, sites: FakeSites, changes: dict[str, object], words: str):
+def test_keys_that_a_run_of_sites_cannot_have_are_refused(
+    run, sites: FakeSites, changes: dict[str, object], words: str
+):
     with pytest.raises(ConfigError, match=words):
         serve(run | changes, sites, list(NAMES), "1")
 
 
-def test_training_here_says_how_to_submit(run):
+def test_training_a_run_of_sites_here_is_refused_with_how_to_submit_it(run):
     with pytest.raises(ConfigError, match="weft submit"):
         weft.train(run, quiet=True)

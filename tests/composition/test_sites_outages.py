@@ -89,7 +89,7 @@ def test_what_a_silent_site_has_to_forget_is_said_when_it_is_heard_again(run, si
     assert [kind for kind, _ in itertools.groupby(kinds)] == ["Task", "Undo", "Task", "Probe"]
 
 
-def test_a_site_that_begins_anew_is_said_hello_again_and_goes_on(run, sites: FakeSites, tmp_path: Path):
+def test_a_restarted_site_gets_another_handshake_and_goes_on(run, sites: FakeSites, tmp_path: Path):
     """What it remembers is on its disk: the numbers are those of a run in which nothing happened."""
 
     def hear(said: dict[str, object]) -> None:

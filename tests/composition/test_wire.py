@@ -41,6 +41,6 @@ messages = st.one_of(
 
 @settings(max_examples=200, deadline=None)
 @given(message=messages)
-def test_what_is_packed_comes_out_again(message):
+def test_a_packed_message_unpacks_to_the_same_message(message):
     found = wire.unpack(wire.pack(message, "r"), run="r")
     assert same(found, message)

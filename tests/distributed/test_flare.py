@@ -256,7 +256,7 @@ def test_a_job_with_code_is_refused(run, parties: Federation, tmp_path: Path):
     assert not trace.exists()
 
 
-def test_who_has_no_kit_of_this_federation_is_refused(parties: Federation, tmp_path: Path):
+def test_a_site_without_a_kit_of_this_federation_is_refused(parties: Federation, tmp_path: Path):
     """A site of another authority, and one that puts another's certificate into a kit of this one."""
     make_kits("localhost", ["stranger", "hospital_a"], tmp_path / "other", parties.port)
     add_kit(parties.kits, "hospital_c")

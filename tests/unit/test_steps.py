@@ -149,7 +149,7 @@ def test_a_share_that_is_a_whole_number_is_that_number(pair: tuple[int, int]):
     assert at_least(count, part / count) == part
 
 
-def test_shares_are_what_people_wrote():
+def test_shares_are_counted_as_the_decimals_that_were_written():
     assert int(100 * 0.29) == 28
     assert at_most(100, 0.29) == 29
     assert at_most(4, 0.3) == 1
