@@ -69,7 +69,7 @@ def test_the_cluster_model_with_the_least_loss_is_chosen_and_only_it_changes():
         state = algorithm.step(state, algorithm.combine([update], Mean()))
     task = algorithm.task(state, "a", 2)
     losses = {0.0: 3.0, 4.0: 2.0, -2.0: 1.0}
-    taken, said = algorithm.choose(task, lambda params: losses[float(params["w"][0])])
+    taken, said = algorithm.choice.choose(task, lambda params: losses[float(params["w"][0])])
     assert (float(taken.params["w"][0]), float(said["cluster"]["chosen"])) == (-2.0, 2.0)
     assert state.round == 2
     # each cluster has a momentum of its own, and the first has none

@@ -63,7 +63,7 @@ def test_the_history_gives_the_result_bit_for_bit(seeds):
     assert task.params == {}
     assert set(task.extra) == {SEARCH}
     start = {name: base[name] for name in state.params}
-    made = late.rebuilt({}, task.extra, start)
+    made = late.rebuild.params(task.extra, start)
     written = load_file(run.path / "model" / "model.safetensors")
     for name, value in made.items():
         assert torch.equal(value, state.params[name])
@@ -75,7 +75,7 @@ def test_another_base_is_refused():
     state = algorithm.init({"a": torch.ones(3)})
     task = algorithm.task(state, "x", 0)
     with pytest.raises(ClientFailed, match="another base model"):
-        algorithm.rebuilt({}, task.extra, {"a": torch.ones(3) + 1e-7})
+        algorithm.rebuild.params(task.extra, {"a": torch.ones(3) + 1e-7})
     assert not torch.equal(digest({"a": torch.ones(3)}), digest({"b": torch.ones(3)}))
 
 
