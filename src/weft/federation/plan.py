@@ -59,6 +59,16 @@ class Plan:
         return max(self.quorum, *(self.cohorts.get(client, 0) for client in clients), 0)
 
     @property
+    def weighs_rows(self) -> bool:
+        """Whether a client's weight is its number of rows, which a bound on its part in the result cannot let it be."""
+        return self.weighting.by_rows and not self.privacy.bounded
+
+    @property
+    def draws_secrets(self) -> bool:
+        """Whether clients draw from secrets of their own."""
+        return self.privacy.draws_secrets or self.protection.draws_secrets
+
+    @property
     def remembers(self) -> bool:
         """Whether clients keep anything between rounds that follows from their training."""
         return self.algorithm.stateful_clients or self.sharing.keeps or not self.codec.dense
