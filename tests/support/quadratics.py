@@ -18,6 +18,7 @@ from weft.core.secret import Secret
 from weft.core.types import ServerState
 from weft.federation.client_host import ClientHost
 from weft.federation.clients import Clients, InMemory
+from weft.federation.compatibility import check
 from weft.federation.conditions import Conditions
 from weft.federation.loop import Rounds, run_rounds
 from weft.federation.plan import Plan
@@ -171,6 +172,7 @@ class Federation:
             weighting=weighting,
             over_selected=self.over > 0,
         )
+        check(plan)
         names = [f"client_{number}" for number in range(self.clients)]
         ends = np.cumsum(self.rows)
         own = [np.arange(end - count, end) for end, count in zip(ends, self.rows, strict=True)]

@@ -1,7 +1,4 @@
-"""A plan: the parts of a run, composed and checked.
-
-What does not commute is found here by comparing traits, never names, before any model is loaded.
-"""
+"""A plan: the parts of a run, composed. It is data; `weft.federation.compatibility` says what may be combined."""
 
 from __future__ import annotations
 
@@ -11,15 +8,13 @@ from dataclasses import dataclass, field
 from weft.core.exchange import Aggregator, Codec, Privacy, Protection, Weighting
 from weft.core.objective import Objective
 from weft.core.parts import Algorithm
-from weft.errors import ConfigError
-from weft.federation.rules import refusals
 from weft.federation.sharing import Sharing
 from weft.training.loop import GradientSteps
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The parts of a run. Making one refuses what cannot be combined."""
+    """The parts of a run, which may or may not go together."""
 
     algorithm: Algorithm
     aggregator: Aggregator
@@ -48,11 +43,6 @@ class Plan:
     """Layers of the base are not in memory."""
     personal_steps: int = 0
     """Steps that every client makes on its own after the last round."""
-
-    def __post_init__(self) -> None:
-        for refused, sentence in refusals(self):
-            if refused:
-                raise ConfigError(sentence)
 
     def needed(self, clients: Iterable[str]) -> int:
         """Return how many good replies a round needs that would use those of these clients."""

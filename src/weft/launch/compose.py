@@ -11,6 +11,7 @@ from weft.config import RunConfig
 from weft.core.parts import Algorithm
 from weft.core.texts import unfit
 from weft.errors import ConfigError
+from weft.federation.compatibility import check
 from weft.federation.conditions import Conditions
 from weft.federation.plan import Plan
 from weft.federation.sampling import Selection
@@ -86,7 +87,7 @@ def algorithm(config: RunConfig) -> Algorithm:
 def plan(config: RunConfig) -> Plan:
     """Return the composed plan; ConfigError for parts that cannot be combined."""
     made = algorithm(config)
-    return Plan(
+    result = Plan(
         algorithm=Clustered(made, config.cluster, config.seed) if config.cluster > 1 else made,
         aggregator=part(registry.AGGREGATORS, "mean", "aggregator", config),
         privacy=part(registry.PRIVACY, "none", "privacy", config),
@@ -105,6 +106,8 @@ def plan(config: RunConfig) -> Plan:
         offloaded=config.model_offload != "none",
         personal_steps=config.personal_steps,
     )
+    check(result)
+    return result
 
 
 def _trainable(config: RunConfig) -> str:
