@@ -58,7 +58,7 @@ def test_a_site_refuses_what_is_not_the_models_it_accepts(run, sites: Office, na
 
 def test_other_names_of_a_key_go_through_the_same_door(run, sites: Office, monkeypatch):
     seen: list[RunConfig] = []
-    monkeypatch.setattr("weft.sites.client.prepare_process", seen.append)
+    monkeypatch.setattr("weft.launch.client.prepare_process", seen.append)
     changes = {"use_auth_token": True, "device": "cuda:7", "local_data_dir": "/"}
     hello = {"run": run | changes, "id": "run", "index": 0, "clients": 3, "base": "00"}
     sites.site_clients["hospital_a"].work(json.dumps(hello).encode())
