@@ -191,11 +191,10 @@ def _names() -> str:
     """List the names that some keys take."""
     from weft.config import RunConfig
 
-    tables: dict[str, Sequence[str]] = {
-        "fed_alg": [*registry.ALGORITHMS, "localN (client N alone)"],
-        "lora_aggregation": list(registry.LORA_AGGREGATIONS),
-        "split_strategy": list(registry.SPLITS),
-        "client_weight": list(registry.WEIGHTINGS),
+    chosen = {key: list(kind.table) for key, kind in registry.KINDS.items() if len(kind.table) > 1}
+    chosen["fed_alg"].append("localN (client N alone)")
+    del chosen["objective"]  # the verbs say it
+    tables: dict[str, Sequence[str]] = chosen | {
         "template": ["auto", *registry.TEMPLATES],
         "loss (weft dpo)": get_args(RunConfig.model_fields["loss"].annotation),
         "reward (weft grpo)": [*registry.REWARDS, "FILE.py:FUNCTION"],

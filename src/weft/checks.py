@@ -208,10 +208,9 @@ def _check_numbers(config: Any) -> None:
 
 def _check_names(config: Any) -> None:
     registry.check_algorithm(config.fed_alg)
-    registry.require(registry.LORA_AGGREGATIONS, config.lora_aggregation, "LoRA aggregation")
-    registry.require(registry.WEIGHTINGS, config.client_weight, "client weight")
-    registry.require(registry.OBJECTIVES, config.objective, "objective")
-    registry.require(registry.SPLITS, config.split_strategy, "split strategy")
+    for key, kind in registry.KINDS.items():
+        if key != "fed_alg":
+            registry.require(kind.table, getattr(config, key), kind.word)
     if config.template != "auto":
         registry.require(registry.TEMPLATES, config.template, "template")
     if config.prompt_template is not None:

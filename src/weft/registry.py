@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from weft.errors import ConfigError
@@ -95,6 +97,32 @@ SPLITS = {
     "cluster": "weft.data.splits:cluster",
     "shards": "weft.data.splits:shards",
 }
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of part that a key of a run chooses by name."""
+
+    word: str
+    """What one is called in a sentence."""
+    table: dict[str, str]
+    """The names that come with Weft."""
+    args: str
+    """The key of the parameters that are a part's own."""
+
+
+KINDS = {
+    "fed_alg": Kind("algorithm", ALGORITHMS, "fed_args"),
+    "lora_aggregation": Kind("LoRA aggregation", LORA_AGGREGATIONS, "lora_aggregation_args"),
+    "split_strategy": Kind("split strategy", SPLITS, "split_args"),
+    "client_weight": Kind("client weight", WEIGHTINGS, "client_weight_args"),
+    "aggregator": Kind("aggregator", AGGREGATORS, "aggregator_args"),
+    "privacy": Kind("privacy", PRIVACY, "privacy_args"),
+    "codec": Kind("codec", CODECS, "codec_args"),
+    "protection": Kind("protection", PROTECTIONS, "protection_args"),
+    "objective": Kind("objective", OBJECTIVES, "objective_args"),
+}
+"""By the keys that choose them, in the order in which the help lists their names."""
 NATURAL_SPLITS = ("by", "domain")
 """Splits that say by themselves how many clients there are."""
 TEMPLATES = {
@@ -132,7 +160,7 @@ def nearest(name: str, known: list[str]) -> str | None:
     return found[0] if found else None
 
 
-def require(table: dict[str, str], name: str, kind: str) -> str:
+def require(table: Mapping[str, str], name: str, kind: str) -> str:
     """Return the "module:Class" of a name.
 
     Raises:
@@ -146,7 +174,7 @@ def require(table: dict[str, str], name: str, kind: str) -> str:
     raise ConfigError(f"There is no {kind} named '{name}'.{meant} Known: {', '.join(table)}.")
 
 
-def load(table: dict[str, str], name: str, kind: str) -> Any:
+def load(table: Mapping[str, str], name: str, kind: str) -> Any:
     """Import and return the object that a name stands for; raises ConfigError as `require` does."""
     module, _, attribute = require(table, name, kind).partition(":")
     return getattr(importlib.import_module(module), attribute)

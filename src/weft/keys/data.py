@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -69,6 +69,7 @@ class DataKeys(BaseModel):
         None, description="a text that stands before every question, such as 'Summarise:'"
     )
     split_strategy: str = Field("iid", description="how one source is split over clients, such as iid, dirichlet, by")
+    split_args: dict[str, Any] = Field({}, description="the split's own parameters: name=value ...")
     split_column: str | None = Field(
         None, description="the column that dirichlet, by and shards go by (default: the answers, where they are few)"
     )
@@ -114,6 +115,7 @@ WORKS: dict[str, Effect] = {
     "instruction_prefix": NOT_SITES + verbs("sft", "preference", "grpo"),
     "response_column": NOT_SITES + verbs("sft", "grpo"),
     "split_strategy": ONE_SOURCE,
+    "split_args": ONE_SOURCE,
     "split_seed": NOT_SITES,
     "clients_of_rest": ONE_SOURCE + only("split_strategy", "by", "domain"),
     "split_column": ONE_SOURCE + only("split_strategy", "by", "dirichlet", "shards"),

@@ -28,6 +28,7 @@ from weft.errors import DataError
 from weft.evaluation.heldout import Questions
 from weft.federation.clients import Clients, MemoryStore
 from weft.launch.overlap import count_repeats, keep_apart
+from weft.launch.parts import split
 from weft.launch.template_date import today
 from weft.models.layout import Question
 
@@ -230,7 +231,6 @@ def _dealt(
         origins=[sources.origins[number] for number in numbers],
         column=sources.labels(numbers) if sources.values else None,
     )
-    split = registry.load(registry.SPLITS, config.split_strategy, "split strategy")
     how = splits.How(
         clients=config.num_clients,
         seed=split_seed(config),
@@ -239,7 +239,7 @@ def _dealt(
         shards=config.shards_per_client,
         rest=config.clients_of_rest,
     )
-    shares: splits.Shares = split(known, how)
+    shares = split(config)(known, how)
     if shares.left:
         rows, values = sum(shares.left.values()), len(shares.left)
         sources.say(

@@ -155,8 +155,8 @@ def refusal(policy: SitePolicy, run: RunConfig, clients: int) -> str | None:
         ("the objective", run.objective, accept.objectives),
         ("training of the kind", trained, accept.trainable),
         ("the algorithm", run.fed_alg, accept.algorithms),
-        ("the protection", "none", accept.protection),
-        ("the privacy", "none", accept.privacy),
+        ("the protection", run.protection, accept.protection),
+        ("the privacy", run.privacy, accept.privacy),
     ]
     for what, given, allowed in limits:
         if allowed is not None and given not in allowed:
