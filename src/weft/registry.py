@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from weft.errors import ConfigError
@@ -97,40 +95,14 @@ SPLITS = {
     "cluster": "weft.data.splits:cluster",
     "shards": "weft.data.splits:shards",
 }
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of part that a key of a run chooses by name."""
-
-    word: str
-    """What one is called in a sentence."""
-    table: dict[str, str]
-    """The names that come with Weft."""
-    args: str
-    """The key of the parameters that are a part's own."""
-
-
-KINDS = {
-    "fed_alg": Kind("algorithm", ALGORITHMS, "fed_args"),
-    "lora_aggregation": Kind("LoRA aggregation", LORA_AGGREGATIONS, "lora_aggregation_args"),
-    "split_strategy": Kind("split strategy", SPLITS, "split_args"),
-    "client_weight": Kind("client weight", WEIGHTINGS, "client_weight_args"),
-    "aggregator": Kind("aggregator", AGGREGATORS, "aggregator_args"),
-    "privacy": Kind("privacy", PRIVACY, "privacy_args"),
-    "codec": Kind("codec", CODECS, "codec_args"),
-    "protection": Kind("protection", PROTECTIONS, "protection_args"),
-    "objective": Kind("objective", OBJECTIVES, "objective_args"),
-}
-"""By the keys that choose them, in the order in which the help lists their names."""
-NATURAL_SPLITS = ("by", "domain")
-"""Splits that say by themselves how many clients there are."""
 TEMPLATES = {
     "alpaca": "weft.data.templates:ALPACA",
     "vicuna": "weft.data.templates:VICUNA",
     "vicuna_v1.1": "weft.data.templates:VICUNA",
     "chat": "weft.data.templates:CHAT",
 }
+NATURAL_SPLITS = ("by", "domain")
+"""Splits that say by themselves how many clients there are."""
 COMMANDS = {
     "sft": "weft.commands.sft:run",
     "pretrain": "weft.commands.pretrain:run",
@@ -168,22 +140,23 @@ def require(table: Mapping[str, str], name: str, kind: str) -> str:
     """
     if name in table:
         return table[name]
+    raise unknown(name, kind, list(table))
+
+
+def unknown(name: str, kind: str, known: list[str], more: str = "") -> ConfigError:
+    """Return the sentence that refuses a name, with the nearest and all names, and `more` behind them."""
     other = OTHER_NAMES.get(name.lower().replace("-", "_"))
-    guess = other if other in table else nearest(name, list(table))
+    guess = other if other in known else nearest(name, known)
     meant = f" Did you mean '{guess}'?" if guess else ""
-    raise ConfigError(f"There is no {kind} named '{name}'.{meant} Known: {', '.join(table)}.")
+    return ConfigError(f"There is no {kind} named '{name}'.{meant} Known: {', '.join(known)}{more}.")
 
 
 def load(table: Mapping[str, str], name: str, kind: str) -> Any:
     """Import and return the object that a name stands for; raises ConfigError as `require` does."""
-    module, _, attribute = require(table, name, kind).partition(":")
+    return imported(require(table, name, kind))
+
+
+def imported(place: str) -> Any:
+    """Import and return the object of a "module:Class"."""
+    module, _, attribute = place.partition(":")
     return getattr(importlib.import_module(module), attribute)
-
-
-def check_algorithm(name: str) -> int | None:
-    """Check the name of an algorithm; return the client of OpenFedLLM's `localN`, else None."""
-    alone = re.fullmatch(r"local(\d+)", name)
-    if alone:
-        return int(alone[1])
-    require(ALGORITHMS, name, "algorithm")
-    return None

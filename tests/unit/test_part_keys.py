@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from weft import registry
+from weft import kinds, registry
 from weft.cli import main
 from weft.commands.completion import NAMES
 from weft.config import RunConfig, build
@@ -15,25 +15,25 @@ from weft.launch import compose
 from weft.launch.parts import split
 
 
-@pytest.mark.parametrize("key", registry.KINDS)
+@pytest.mark.parametrize("key", kinds.KINDS)
 def test_each_kind_has_a_key_for_the_name_and_one_for_the_parameters(key: str):
-    kind = registry.KINDS[key]
+    kind = kinds.KINDS[key]
     assert RunConfig.model_fields[key].default in kind.table
     assert RunConfig.model_fields[kind.args].default == {}
     assert NAMES[key] == tuple(kind.table)
     assert getattr(build({"dataset_name": "d", kind.args: ["a=1", "b=x"]}), kind.args) == {"a": "1", "b": "x"}
 
 
-@pytest.mark.parametrize("key", registry.KINDS)
+@pytest.mark.parametrize("key", kinds.KINDS)
 def test_an_unknown_name_is_refused_with_the_nearest(key: str):
-    name = next(iter(registry.KINDS[key].table))
+    name = next(iter(kinds.KINDS[key].table))
     with pytest.raises(ConfigError, match=f"named '{name}x'. Did you mean '{name}'"):
         build({"dataset_name": "d", key: name + "x"})
 
 
-@pytest.mark.parametrize("key", registry.KINDS)
+@pytest.mark.parametrize("key", kinds.KINDS)
 def test_a_parameter_that_a_part_does_not_have_is_refused(key: str):
-    kind = registry.KINDS[key]
+    kind = kinds.KINDS[key]
     name = RunConfig.model_fields[key].default
     config = build({"dataset_name": "d", "use_peft": True, kind.args: {"epsilonn": 1}})
     with pytest.raises(ConfigError, match=f"The {kind.word} {name} has no parameter 'epsilonn'"):

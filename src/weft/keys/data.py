@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from weft import kinds
 from weft.keys.effects import ALWAYS, NOT_SITES, ONE_SOURCE, Condition, Effect, only, verbs
 from weft.registry import SPLITS
 
@@ -89,7 +90,11 @@ class DataKeys(BaseModel):
 
 TOKENIZED = (
     Condition(
-        lambda config: config.objective == "causal_lm" or config.federated_tokenizer,
+        lambda config: (
+            config.objective == "causal_lm"
+            or config.federated_tokenizer
+            or kinds.is_outside("objective", config.objective)
+        ),
         "it keeps plain text as tokens, and the objective is {c.objective}",
         "use `weft pretrain`",
     ),

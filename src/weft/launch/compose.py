@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from weft import registry
+from weft import kinds
 from weft.algorithms.clustered import Clustered
 from weft.config import RunConfig
 from weft.core.parts import Algorithm
@@ -15,7 +15,7 @@ from weft.federation.plan import Plan
 from weft.federation.sampling import Selection
 from weft.federation.sharing import Sharing
 from weft.launch.availability import read_trace
-from weft.launch.parts import part, split
+from weft.launch.parts import check, part
 from weft.launch.population import PUBLIC, Population
 from weft.training.evolution import Evolution
 from weft.training.loop import GradientSteps
@@ -27,7 +27,7 @@ from weft.training.zeroth import SeedSteps
 
 def algorithm(config: RunConfig) -> Algorithm:
     """Make the algorithm, `localN` included; ConfigError for a client that there is none of."""
-    alone = registry.check_algorithm(config.fed_alg)
+    alone = kinds.check_algorithm(config.fed_alg)
     if alone is None:
         made: Algorithm = part("fed_alg", config)
         return made
@@ -42,10 +42,9 @@ def algorithm(config: RunConfig) -> Algorithm:
 
 
 def plan(config: RunConfig) -> Plan:
-    """Return the composed plan; ConfigError for parts that cannot be combined, and for a split that cannot be used."""
+    """Return the composed plan; ConfigError for parts that cannot be combined, and for those that cannot be loaded."""
     made = algorithm(config)
-    if not config.clients and config.runtime != "nvflare":
-        split(config)
+    check(config)
     return Plan(
         algorithm=Clustered(made, config.cluster, config.seed) if config.cluster > 1 else made,
         aggregator=part("aggregator", config),

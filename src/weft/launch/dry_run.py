@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from weft import registry
+from weft import kinds, plugins
 from weft.config import RunConfig
 from weft.core.tensors import num_bytes
 from weft.core.types import Tensors
@@ -186,11 +186,17 @@ def count(config: RunConfig, model_config: Any, plan: Plan) -> Sizes:
 
 
 def _algorithm(config: RunConfig) -> str:
-    name = {key: f"{getattr(config, key)}{_own(getattr(config, kind.args))}" for key, kind in registry.KINDS.items()}
+    name = {key: _shown(getattr(config, key)) + _own(getattr(config, kind.args)) for key, kind in kinds.KINDS.items()}
     lora = f", LoRA factors by {name['lora_aggregation']}" if config.use_peft else ""
     mean = f"{name['aggregator']} by {name['client_weight']}{lora}"
     on_the_way = (f"no {k}" if name[k] == "none" else f"{k} {name[k]}" for k in ("privacy", "codec", "protection"))
     return ", ".join((name["fed_alg"], mean, *on_the_way))
+
+
+def _shown(name: str) -> str:
+    """Return the name of a part, with the content of its file where it lies in one."""
+    file = plugins.parse(name)
+    return name if file is None else f"{file.shown} (SHA-256 {plugins.digest_of(plugins.read(file))[:16]}...)"
 
 
 def _own(args: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from weft import registry
+from weft import kinds, plugins, registry
 from weft.config import RunConfig
 from weft.data import splits
 from weft.data.documents import Documents
@@ -78,7 +78,7 @@ def load_template(name: str, day: str | None = None) -> Any:
         from weft.data.templates import PLAIN
 
         return PLAIN
-    template = registry.load(registry.TEMPLATES, name, "template")
+    template = kinds.load_part("template", name)
     return replace(template, date=day or today(), told={}) if name == "chat" else template
 
 
@@ -188,7 +188,10 @@ def _described(
     """Say what each client has; labels are those that the split went by, or the answers where it went by clients."""
     natural = bool(config.clients) or config.split_strategy in registry.NATURAL_SPLITS
     labels = (sources.answers if natural else sources.labels)(np.arange(len(sources.origins)))
-    how = {"strategy": "clients" if config.clients else config.split_strategy, "column": config.split_column}
+    how = {
+        "strategy": "clients" if config.clients else plugins.shown(config.split_strategy),
+        "column": config.split_column,
+    }
     return how | describe_split(names, owned, table.lengths, labels)
 
 
