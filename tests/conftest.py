@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,39 +12,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
-from forking import Forks
-
-ROOT = Path(__file__).parent.parent
-DATA = Path(os.environ.get("WEFT_DATA", ROOT.parent / "shared" / "data"))
-
-LABELS = ("red", "green", "blue")
-THINGS = ["apple", "leaf", "sky", "brick", "grass", "sea", "rose", "frog", "jay", "ruby", "moss", "ice"]
-
-
-def colour_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
-    """Rows whose answer, one of three, follows from the question's noun."""
-    rng = random.Random(seed)
-    rows = []
-    for _ in range(count):
-        place = rng.randrange(len(THINGS))
-        question = f"What colour is the {'big ' * rng.randint(0, 6)}{THINGS[place]}?"
-        rows.append({"instruction": question, "input": "", "output": LABELS[place % 3]})
-    return rows
-
-
-def write_rows(path: Path, rows: list[dict[str, str]]) -> Path:
-    """Write JSON lines."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def flags(keys: dict[str, object]) -> list[str]:
-    """Write keys as flags."""
-    words: list[str] = []
-    for key, value in keys.items():
-        words.append(f"--{key}")
-        words += [str(part) for part in value] if isinstance(value, list) else [str(value)]
-    return words
+from support.fork_server import ForkServer
+from support.paths import DATA
+from support.rows import colour_rows, write_rows
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -76,9 +44,9 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def forks() -> Iterator[Forks]:
+def forks() -> Iterator[ForkServer]:
     """A process that has imported everything, to begin others from."""
-    made = Forks()
+    made = ForkServer()
     yield made
     made.close()
 
@@ -194,7 +162,7 @@ def sites(keys, tmp_path: Path):
     """Three sites of 24, 27 and 30 rows, over a fake line."""
     import yaml
 
-    from office import NAMES, Office
+    from support.fake_sites import NAMES, FakeSites
     from weft.sites.policy import read_policy
 
     policies = {}
@@ -205,13 +173,13 @@ def sites(keys, tmp_path: Path):
         policy = {"data": "rows.jsonl", "accept": {"models": [keys["model_name_or_path"]]}, "threads": 1}
         (folder / "site.yaml").write_text(yaml.safe_dump(policy))
         policies[name] = read_policy(folder / "site.yaml")
-    return Office(policies, tmp_path / "work")
+    return FakeSites(policies, tmp_path / "work")
 
 
 @pytest.fixture
 def run(keys, tmp_path: Path) -> dict[str, object]:
     """The keys of a run of these sites."""
-    from office import NAMES
+    from support.fake_sites import NAMES
 
     left = {key: value for key, value in keys.items() if key not in ("dataset_name", "num_clients")}
     own = {"runtime": "nvflare", "sites": list(NAMES), "sample_clients": 3, "threads": 1, "silence_timeout": 3.0}

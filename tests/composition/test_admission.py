@@ -1,4 +1,4 @@
-"""What comes over a wire: read without running anything, checked before it is averaged, never fatal."""
+"""Updates that are damaged, hostile or too large: refused before they are averaged, and never fatal."""
 
 from __future__ import annotations
 
@@ -13,78 +13,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from weft import config as configuration
+from support.updates import PLAN, STATE, Posted, cohort, honest, update
 from weft.core import wire
-from weft.core.exchange import Runtime
-from weft.core.types import BAD, Failure, Probe, Score, ServerState, Task, Undo, Update
-from weft.errors import BadUpdate, RunError
+from weft.core.types import Failure, ServerState, Task, Update
+from weft.errors import BadUpdate
 from weft.federation.admission import opened
-from weft.federation.loop import Rounds, run_rounds, set_aside
 from weft.federation.round import run_round
-from weft.federation.sampling import Selection
-from weft.federation.state import Participant
-from weft.launch import compose
-
-PLAN = compose.plan(configuration.build({"dataset_name": "any"}))
-SHAPES = {"layers.0.a": (4, 8), "layers.0.b": (8, 4), "norm": (8,)}
-STATE = ServerState({name: torch.zeros(shape) for name, shape in SHAPES.items()}, round=4)
-LIMITS = {"run": "r", "most": 20_000, "tensors": 8}
-
-
-def update(client: str, seed: int = 0, **changes: object) -> Update:
-    chance = torch.Generator().manual_seed(seed)
-    delta = {name: torch.randn(shape, generator=chance) for name, shape in SHAPES.items()}
-    return replace(Update(client, 4, 4, {"delta": delta}, 10.0, {"loss_sum": 1.0, "tokens": 5.0}), **changes)
-
-
-def same(one: object, two: object) -> bool:
-    """Whether two messages are equal, tensors bit by bit."""
-    if isinstance(one, torch.Tensor):
-        return one.dtype == two.dtype and one.shape == two.shape and torch.equal(one, two)
-    if isinstance(one, dict):
-        return list(one) == list(two) and all(same(one[name], two[name]) for name in one)
-    if hasattr(one, "__dataclass_fields__"):
-        return type(one) is type(two) and all(same(vars(one)[name], vars(two)[name]) for name in vars(one))
-    return one == two
-
-
-names = st.text(min_size=1, max_size=20)
-values = st.sampled_from(
-    [torch.ones(3), torch.zeros(2, 0), torch.tensor(5), torch.ones(2, 3).bfloat16(), torch.tensor([True, False])]
-)
-parts = st.dictionaries(names, values, max_size=3)
-streams = st.dictionaries(names, parts, max_size=3)
-numbers = st.integers(0, 1 << 40)
-floats = st.floats(allow_nan=False, allow_infinity=False)
-messages = st.one_of(
-    st.builds(Task, names, numbers, numbers, parts, streams, numbers),
-    st.builds(Probe, names, numbers, parts, streams, st.booleans()),
-    st.builds(Undo, names, numbers),
-    st.builds(Update, names, numbers, numbers, streams, floats, st.dictionaries(names, floats, max_size=3), numbers),
-    st.builds(Score, names, numbers, st.dictionaries(names, floats, max_size=3)),
-    st.builds(Failure, names, numbers, st.text(max_size=50)),
-)
-
-
-@settings(max_examples=200, deadline=None)
-@given(message=messages)
-def test_what_is_packed_comes_out_again(message):
-    found = wire.unpack(wire.pack(message, "r"), run="r")
-    assert same(found, message)
-
-
-class Posted(Runtime):
-    """Hands over what clients sent, as bytes."""
-
-    def __init__(self, sent: list[tuple[str, bytes]]) -> None:
-        self.sent = sent
-
-    def exchange(self, messages):
-        for sender, raw in self.sent:
-            yield opened(raw, sender, 4, **LIMITS)
 
 
 def mutants(raw: bytes, rng: random.Random) -> bytes:
@@ -142,14 +77,6 @@ def bend(given: Update, how) -> Update:
 def spoil(delta: dict[str, torch.Tensor], rng: random.Random) -> None:
     value = delta[rng.choice(list(delta))].view(-1)
     value[rng.randrange(len(value))] = rng.choice([float("nan"), float("inf"), -float("inf")])
-
-
-def honest() -> list[tuple[str, bytes]]:
-    return [(f"good_{i}", wire.pack(update(f"good_{i}", seed=i), "r")) for i in range(3)]
-
-
-def cohort(*more: str) -> list[Participant]:
-    return [Participant(name, 4, rows=10.0) for name in ("good_0", "good_1", "good_2", *more)]
 
 
 def rounds_against(bad: list[bytes], each: int = 100) -> Iterator[tuple[ServerState, object]]:
@@ -259,71 +186,3 @@ def test_what_is_too_large_is_not_even_read():
     assert "the most that can be" in reply.reason
     with pytest.raises(BadUpdate, match="longer than"):
         wire.unpack((1 << 30).to_bytes(8, "little") + b"{}" * 10)
-
-
-class Stubborn(Runtime):
-    """Two clients that are honest, and one that never is."""
-
-    def __init__(self) -> None:
-        self.asked: list[list[str]] = []
-
-    def exchange(self, messages):
-        self.asked.append([message.client for message in messages])
-        for task in messages:
-            made = update(task.client, round=task.round, base_version=task.base_version, attempt=task.attempt)
-            yield replace(made, weight=-1.0) if task.client == "c" else made
-
-
-def test_a_client_that_goes_on_sending_bad_updates_is_set_aside():
-    runtime, clients = Stubborn(), ["a", "b", "c"]
-    begun = replace(STATE, round=0)
-    how = Rounds(6, Selection(1, 3), 0, rows=[10, 10, 10], max_bad_updates=2)
-    done = list(run_rounds(PLAN, begun, runtime, how, clients=clients, evaluated=[]))
-    assert runtime.asked == [["a", "b", "c"]] * 2 + [["a", "b"]] * 4
-    state = done[-1].state
-    assert {name: int(count) for name, count in state.memory[BAD].items()} == {"c": 2}
-    assert set_aside(state, 2) == {"c"}
-    lone = Rounds(9, Selection(1, 3), 0, rows=[10], max_bad_updates=2)
-    with pytest.raises(RunError, match="bad updates"):
-        list(run_rounds(PLAN, replace(begun, memory=state.memory), Stubborn(), lone, clients=["c"], evaluated=[]))
-
-
-def test_a_repeated_and_a_late_update_are_counted_and_dropped():
-    sent = honest()
-    late = wire.pack(update("good_1", seed=7, round=3, base_version=3), "r")
-    once, _ = run_round(PLAN, STATE, cohort(), Posted(sent))
-    state, record = run_round(PLAN, STATE, cohort(), Posted([sent[0], sent[0], ("good_1", late), *sent[1:], sent[2]]))
-    assert record.late == 3
-    assert record.failures == {}
-    assert record.bad == []
-    assert all(torch.equal(state.params[name], value) for name, value in once.params.items())
-
-
-class Unsteady(Runtime):
-    """Clients of whom three in ten drop out, by failing or by silence."""
-
-    def __init__(self) -> None:
-        self.chance = random.Random(1)
-
-    def exchange(self, messages):
-        for task in messages:
-            drawn = self.chance.random()
-            if drawn < 0.15:
-                yield Failure(task.client, task.round, "dropped out")
-            elif drawn > 0.3:
-                yield update(task.client, round=task.round, base_version=task.base_version, attempt=task.attempt)
-
-
-def test_two_hundred_rounds_of_clients_that_drop_out_all_commit_or_begin_again():
-    plan = replace(PLAN, quorum=4)
-    clients = [f"c{i}" for i in range(5)]
-    how = Rounds(200, Selection(1, 5), 0, max_attempts=50, rows=[10.0] * 5)
-    done = list(run_rounds(plan, replace(STATE, round=0), Unsteady(), how, clients=clients, evaluated=[]))
-    committed = [one for one in done if not one.record.repeated]
-    assert [one.state.round for one in committed] == list(range(1, 201))
-    assert all(len(one.record.clients) >= 4 for one in committed)
-    again = [one for one in done if one.record.repeated]
-    assert again
-    assert all(len(one.record.clients) < 4 for one in again)
-    assert done[-1].state.attempts == len(again)
-    assert all(set(one.record.clients) | set(one.record.failures) == set(clients) for one in done)

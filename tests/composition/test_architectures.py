@@ -31,7 +31,9 @@ MODELS = {
 
 @pytest.mark.parametrize("use_peft", [True, False])
 @pytest.mark.parametrize("name", MODELS)
-def test_it_trains_and_its_adapter_loads(keys, name: str, use_peft: bool, tiny_tokenizer, tmp_path: Path):
+def test_every_architecture_trains_and_its_adapter_loads(
+    keys, name: str, use_peft: bool, tiny_tokenizer, tmp_path: Path
+):
     model, config, sizes = MODELS[name]
     folder = tmp_path / name
     model(config(**SIZES, **sizes)).save_pretrained(folder)

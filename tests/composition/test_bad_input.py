@@ -10,7 +10,8 @@ from typing import ClassVar
 import pytest
 import yaml
 
-from conftest import colour_rows, flags, write_rows
+from support.flags import flags
+from support.rows import colour_rows, write_rows
 from weft import config as configuration
 from weft.cli import main
 from weft.core import exchange, parts
@@ -57,13 +58,13 @@ def refusal(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
         ({"push_to_hub": "true"}, ["--push_to_hub", "weft export"]),
     ],
 )
-def test_a_mistake_costs_one_sentence(keys, changes, words, capsys: pytest.CaptureFixture[str]):
+def test_a_mistaken_key_is_refused_in_one_sentence(keys, changes, words, capsys: pytest.CaptureFixture[str]):
     said = refusal(capsys, ["sft", *flags(keys | changes)])
     for word in words:
         assert word in said
 
 
-def test_a_broken_line_is_named(keys, tmp_path: Path, capsys):
+def test_a_broken_line_of_data_is_named(keys, tmp_path: Path, capsys):
     rows = [json.dumps(row) for row in colour_rows(5)]
     broken = tmp_path / "broken.jsonl"
     broken.write_text("\n".join([*rows[:2], '{"instruction": "half', *rows[2:]]))
@@ -95,7 +96,7 @@ def test_unknown_keys_and_flags_get_the_nearest(keys, tmp_path: Path, capsys):
     assert "no run file" in refusal(capsys, ["sft", "--config", str(tmp_path / "none.yaml")])
 
 
-def test_a_directory_that_holds_a_run_is_safe(keys, capsys):
+def test_a_directory_that_holds_a_run_is_not_written_over(keys, capsys):
     run = Path(str(keys["output_dir"]))
     assert main(["sft", *flags(keys), "--quiet"]) == 0
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
@@ -123,7 +124,7 @@ def test_more_sampled_clients_than_there_are_is_said_once(keys, capsys):
     assert said.count("all take part") == 1
 
 
-def test_a_model_without_a_pad_token_is_handled(keys, tiny_model: Path, tmp_path: Path):
+def test_a_model_without_a_pad_token_is_trained(keys, tiny_model: Path, tmp_path: Path):
     import shutil
 
     folder = tmp_path / "nopad"

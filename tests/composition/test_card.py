@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import weft
-from conftest import colour_rows, flags, write_rows
+from support.flags import flags
+from support.rows import colour_rows, write_rows
 from weft.cli import main
 from weft.data.declared import front_matter
 from weft.runs.card import CARD, hub_name
@@ -110,7 +111,7 @@ def test_names_of_the_hub_are_told_with_the_license_of_the_base(keys, tmp_path: 
     assert "license" not in valid(read(run.path / "adapter"))
 
 
-def test_models_from_nothing_and_prompts(keys, tmp_path: Path):
+def test_cards_of_pre_trained_models_and_of_prompts_say_what_they_are(keys, tmp_path: Path):
     lines = write_rows(tmp_path / "text.jsonl", [{"text": f"some text of number {n}"} for n in range(40)])
     own = [
         "--vocab_size",
@@ -137,7 +138,7 @@ def test_models_from_nothing_and_prompts(keys, tmp_path: Path):
     assert "| LoRA |" not in read(run.path / "adapter")
 
 
-def test_what_is_a_name_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_only_names_without_a_local_folder_are_names_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "own").mkdir(parents=True)
     names = ["org/model", "gpt2", "models/own", "/models/own", "./model", "~/model", "a/b/c", "..", None]

@@ -37,7 +37,7 @@ def results(run: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("fed_alg", ["fedavg", "scaffold"])
 @pytest.mark.parametrize("size", [64, 2500, 6000])
 @pytest.mark.slow
-def test_the_disk_is_named_and_the_run_goes_on(keys, tmp_path, monkeypatch, fed_alg, size):
+def test_when_a_disk_fills_it_is_named_and_the_run_can_be_resumed(keys, tmp_path, monkeypatch, fed_alg, size):
     """Of these files no line of a log, no server state, and no client memory has room."""
     keys = keys | {"num_rounds": 4, "checkpoint_seconds": 0, "fed_alg": fed_alg}
     whole = weft.train(keys | {"output_dir": str(tmp_path / "whole")})
@@ -92,7 +92,7 @@ def test_the_fullest_disk_is_the_one_that_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o007])
-def test_modes_follow_the_umask(keys, tmp_path, umask):
+def test_modes_of_written_files_follow_the_umask(keys, tmp_path, umask):
     former = os.umask(umask)
     try:
         run = weft.train(keys | {"num_rounds": 1, "fed_alg": "scaffold"})

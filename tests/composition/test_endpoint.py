@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import weft
-from conftest import flags
-from serving import Completions, serving
+from support.completions_server import Completions, serving
+from support.flags import flags
 from weft.cli import main
 from weft.errors import ClientFailed, ConfigError, RunError
 from weft.models.endpoint import Endpoint, Spoken
@@ -43,7 +43,9 @@ def quick(server: Completions, **how) -> Endpoint:
     return Endpoint(server.url, "tiny", **{"retries": 2, "wait": 0.01, "timeout": 0.5} | how)
 
 
-def test_a_text_in_words_is_found_as_before_a_model_that_is_here(asked, server: Completions, tmp_path: Path):
+def test_a_text_prompt_found_through_an_endpoint_is_the_one_found_with_a_local_model(
+    asked, server: Completions, tmp_path: Path
+):
     """The same prompt with the same numbers: an answer's end token alone is not asked for, as no text has it."""
     there = weft.train(asked | WORDS, quiet=True)
     assert there.summary["failures"] == {}
@@ -163,7 +165,7 @@ def test_a_round_goes_on_without_the_clients_whose_endpoint_fails(asked, server:
         ({"objective": "preference"}, "weft prompt"),
     ],
 )
-def test_what_cannot_be_asked_is_said(asked, changes: dict[str, object], words: str):
+def test_keys_that_do_not_go_with_an_endpoint_are_refused(asked, changes: dict[str, object], words: str):
     with pytest.raises(ConfigError, match=words):
         weft.train(asked | WORDS | changes, quiet=True)
 

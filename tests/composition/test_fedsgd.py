@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 import weft
-from conftest import write_rows
-from rounding import EPSILON, STEADY, after_plain_steps, after_steps
+from support.rows import write_rows
+from support.tolerances import EPSILON, STEADY, after_plain_steps, after_steps
 from weft.config import build
 from weft.errors import ConfigError
 from weft.federation.clients import InMemory
@@ -81,12 +81,12 @@ def test_diloco_with_one_sgd_step_is_data_parallel_sgd(texts, tmp_path: Path):
     close(weft.train(fedsgd), expected, **after_plain_steps(4, 0.05))
 
 
-def test_fedsgd_wants_single_steps(texts):
+def test_fedsgd_with_more_than_one_step_is_refused(texts):
     with pytest.raises(ConfigError, match="write --max_steps 1"):
         weft.train(texts | {"fed_alg": "fedsgd", "max_steps": 2})
 
 
-def test_algorithms_on_moments_want_adamw(texts):
+def test_algorithms_on_moments_without_adamw_are_refused(texts):
     with pytest.raises(ConfigError, match="write --optimizer adamw"):
         weft.train(texts | {"fed_alg": "fedadamw", "optimizer": "sgd"})
 
@@ -120,7 +120,7 @@ def test_an_optimizer_goes_on_from_its_state(kind: str):
     assert not torch.equal(whole["w"], begun["w"])
 
 
-def test_diloco_that_only_goes_on_is_uninterrupted_adamw(texts, tmp_path: Path):
+def test_diloco_with_one_client_and_kept_moments_is_uninterrupted_adamw(texts, tmp_path: Path):
     """One client, kept moments, outer learning rate 1, no momentum: rounds leave no trace."""
     own = {"num_clients": 1, "sample_clients": 1, "learning_rate": 1e-2} | STEADY
     rounds = {"fed_alg": "diloco", "fed_args": {"outer_lr": 1.0, "momentum": 0.0}, "num_rounds": 3, "max_steps": 4}

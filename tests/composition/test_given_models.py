@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import weft
-from conftest import write_rows
+from support.rows import write_rows
 from weft.errors import ConfigError
 
 TRAINED = {
@@ -58,18 +58,18 @@ def run_of(given: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_it_trains_and_what_is_odd_is_said(run_of, name: str, capsys):
+def test_a_model_saved_in_an_odd_way_is_trained_and_the_oddity_is_told(run_of, name: str, capsys):
     loss = run_of(name)
     assert loss < (5 if "compiled" in name or "peft" in name else 6.5)  # the real model's, or a random one's
     assert TRAINED[name] in capsys.readouterr().err.replace("\n", " ")
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_it_is_refused_in_a_sentence(run_of, name: str):
+def test_a_model_that_cannot_be_trained_is_refused_with_the_reason(run_of, name: str):
     with pytest.raises(ConfigError, match=REFUSED[name]):
         run_of(name, use_peft=name == "bert")
 
 
-def test_what_is_missing_is_drawn_where_that_is_asked_for(run_of, capsys):
+def test_missing_weights_are_drawn_where_that_is_asked_for(run_of, capsys):
     assert 5 < run_of("two_layers_missing", allow_missing=True) < 9
     assert "lacks 18 weights" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import weft
-from conftest import write_rows
+from support.rows import write_rows
 from weft.aggregation.mean import Mean
 from weft.algorithms.clustered import Clustered
 from weft.algorithms.fedavgm import FedAvgM
@@ -41,7 +41,7 @@ def opposed(keys, tmp_path: Path) -> dict[str, object]:
     return {name: value for name, value in keys.items() if name not in ("dataset_name", "num_clients")} | own
 
 
-def test_one_model_cannot_please_both_and_two_can(opposed, tmp_path: Path):
+def test_two_clusters_learn_opposed_preferences_that_one_model_cannot(opposed, tmp_path: Path):
     one = weft.train(opposed | {"output_dir": str(tmp_path / "one")}, quiet=True).summary
     run = weft.train(opposed | {"cluster": 2, "output_dir": str(tmp_path / "two")}, quiet=True)
     assert one["eval"]["preference_accuracy"] == 0.5
@@ -60,7 +60,7 @@ def test_one_model_cannot_please_both_and_two_can(opposed, tmp_path: Path):
     assert run.summary["bytes_up"] == pytest.approx(one["bytes_up"], rel=0.01)
 
 
-def test_the_best_model_is_chosen_and_only_it_moves():
+def test_the_cluster_model_with_the_least_loss_is_chosen_and_only_it_changes():
     algorithm = Clustered(FedAvgM(), 3, 0)
     state = algorithm.init({"w": torch.zeros(2)})
     for chosen, delta in ((1, 4.0), (2, -2.0)):
@@ -69,14 +69,14 @@ def test_the_best_model_is_chosen_and_only_it_moves():
         state = algorithm.step(state, algorithm.combine([update], Mean()))
     task = algorithm.task(state, "a", 2)
     losses = {0.0: 3.0, 4.0: 2.0, -2.0: 1.0}
-    taken, said = algorithm.choose(task, lambda params: losses[float(params["w"][0])])
+    taken, said = algorithm.choice.choose(task, lambda params: losses[float(params["w"][0])])
     assert (float(taken.params["w"][0]), float(said["cluster"]["chosen"])) == (-2.0, 2.0)
     assert state.round == 2
     # each cluster has a momentum of its own, and the first has none
     assert sorted(name for name in state.memory if "momentum" in name) == ["1|momentum", "2|momentum"]
 
 
-def test_minimax_by_hand():
+def test_minimax_weights_equal_those_worked_by_hand():
     rule = Minimax(rate=2.0)
     first, memory = rule.factor("a", {"loss_sum": 6.0, "loss_tokens": 2.0}, {})
     assert first == 1.0  # alone, a client is the mean
@@ -86,7 +86,7 @@ def test_minimax_by_hand():
     assert third == pytest.approx(torch.tensor(2.0).exp().item())
 
 
-def test_gain_by_hand():
+def test_gain_weights_equal_those_worked_by_hand():
     rule = Gain(rate=1.0)
     first, memory = rule.factor("a", {"answers": 4.0, "reward_sum": 2.0}, {})
     assert (first, float(memory["a"])) == (1.0, 0.5)
@@ -129,7 +129,7 @@ def test_the_worst_off_weigh_more(opposed, tmp_path: Path):
         ({"client_weight": "minimax", "fed_alg": "local"}, "--client_weight size"),
     ],
 )
-def test_what_does_not_go_together(opposed, changes: dict[str, object], words: str):
+def test_keys_that_do_not_go_with_groups_are_refused(opposed, changes: dict[str, object], words: str):
     with pytest.raises(ConfigError, match=words):
         weft.train(opposed | changes, quiet=True)
 
@@ -137,6 +137,6 @@ def test_what_does_not_go_together(opposed, changes: dict[str, object], words: s
 @pytest.mark.parametrize("fed_alg", "fedprox fedavgm fedadam fedyogi fedadagrad fednova fedexp fedcm".split())
 @pytest.mark.parametrize("lora_aggregation", ["average", "rolora"])
 @pytest.mark.slow
-def test_clusters_of_every_algorithm(opposed, fed_alg: str, lora_aggregation: str):
+def test_clusters_are_trained_by_every_algorithm(opposed, fed_alg: str, lora_aggregation: str):
     changes = {"cluster": 2, "fed_alg": fed_alg, "lora_aggregation": lora_aggregation, "num_rounds": 2, "max_steps": 1}
     assert weft.train(opposed | changes, quiet=True).summary["failures"] == {}

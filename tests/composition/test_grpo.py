@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import weft
-from conftest import flags, write_rows
+from support.flags import flags
+from support.rows import write_rows
 from weft.cli import main
 from weft.errors import ConfigError, DataError
 from weft.objectives.grpo import GRPO, AnswerGroup
@@ -129,7 +130,7 @@ def test_the_loss_and_its_gradient_equal_trls(name: str, beta: float, old: bool)
     assert torch.allclose(ours.grad, also.grad, atol=1e-5)
 
 
-def test_advantages_by_hand():
+def test_advantages_equal_those_worked_by_hand():
     # mean 1, std with n - 1: sqrt((1 + 0 + 1) / 2) = 1
     assert GRPO().advantages(np.array([0.0, 1.0, 2.0])) == pytest.approx([-1 / 1.0001, 0, 1 / 1.0001])
     assert GRPO(loss_name="dr_grpo").advantages(np.array([0.0, 1.0, 2.0])) == pytest.approx([-1, 0, 1])
@@ -155,11 +156,13 @@ def test_advantages_by_hand():
         ("length", {"length": 4}, "far too long", "", 0.0),
     ],
 )
-def test_rewards(name: str, settings: dict[str, object], completion: str, answer: str, worth: float):
+def test_built_in_rewards_score_completions_as_stated(
+    name: str, settings: dict[str, object], completion: str, answer: str, worth: float
+):
     assert Judge(name, 5.0, settings).score(Claim("?", completion, answer)) == (worth, None)
 
 
-def test_faults_are_worth_nothing_and_counted(rewards: Path, capfd):
+def test_rewards_that_fail_score_nothing_and_are_counted(rewards: Path, capfd):
     bad, hangs, ends = Judge(str(rewards), 5.0), Judge(f"{rewards}:hangs", 0.3), Judge(f"{rewards}:ends", 5.0)
     claims = [Claim("?", "x" * length, "") for length in range(8)]
     scores = score_all([bad], [2.0], claims)
@@ -188,14 +191,14 @@ def test_faults_are_worth_nothing_and_counted(rewards: Path, capfd):
         ({"num_generations": 1}, "num_generations"),
     ],
 )
-def test_a_mistake_is_said_in_one_sentence(asked, changes: dict[str, object], words: str, capsys):
+def test_a_mistaken_key_is_refused_in_one_sentence(asked, changes: dict[str, object], words: str, capsys):
     given = {key: value for key, value in (asked | changes).items() if key != "reward_length"}
     assert main(["grpo", *flags(given), "--quiet"]) == 2
     said = capsys.readouterr().err.strip()
     assert words in said.splitlines()[-1]
 
 
-def test_a_function_that_is_none(asked, rewards: Path):
+def test_a_reward_function_that_is_not_there_is_refused(asked, rewards: Path):
     with pytest.raises(ConfigError, match="nothing_here"):
         weft.train(asked | {"reward": f"{rewards}:nothing_here", "reward_length": None}, quiet=True)
 
@@ -217,7 +220,7 @@ def test_faults_of_a_run_are_reported(asked, rewards: Path, tmp_path: Path, capf
     assert "rewards that failed count as 0" in capfd.readouterr().err
 
 
-def test_answers_that_never_end_are_cut(asked):
+def test_answers_that_do_not_end_are_cut_at_max_new_tokens(asked):
     run = weft.train(asked | {"num_rounds": 1}, quiet=True)
     assert lines(run)[0]["answer_tokens"] <= 6
     assert 0 < run.summary["eval"]["cut"] <= 1
@@ -225,7 +228,7 @@ def test_answers_that_never_end_are_cut(asked):
 
 @pytest.mark.parametrize("changes", [{}, {"grpo_iterations": 2, "num_rounds": 9}, {"grpo_loss": "dapo"}])
 @pytest.mark.slow
-def test_reward_goes_up(asked, rewards: Path, changes: dict[str, object]):
+def test_the_reward_rises_over_the_rounds(asked, rewards: Path, changes: dict[str, object]):
     """A model that says anything learns to say letters."""
     own = {"use_peft": False, "learning_rate": 1e-2, "lr_scheduler_type": "constant", "batch_size": 4, "grpo_kl": 0.0}
     own |= {"peft_lora_dropout": None, "reward_length": None}
@@ -236,7 +239,7 @@ def test_reward_goes_up(asked, rewards: Path, changes: dict[str, object]):
     assert run.summary["eval"]["kl"] > 0
 
 
-def test_the_reference_holds_the_model_back(asked):
+def test_a_larger_grpo_kl_keeps_the_model_nearer_to_its_reference(asked):
     found = {}
     for kl in (0.0, 5.0):
         keys = {"grpo_kl": kl, "num_rounds": 4, "max_steps": 6, "eval_every": 0, "learning_rate": 2e-2}
@@ -244,7 +247,7 @@ def test_the_reference_holds_the_model_back(asked):
     assert found[5.0]["kl"] < found[0.0]["kl"] / 2
 
 
-def test_the_plan_says_what_is_drawn(asked, capsys):
+def test_the_dry_run_says_how_many_answers_are_drawn(asked, capsys):
     assert main(["grpo", *flags({k: v for k, v in asked.items() if k != "objective"}), "--dry_run"]) == 0
     assert "4 to a prompt, of at most 6 tokens, rewarded by length" in capsys.readouterr().out
     assert main(["grpo", *flags(asked | {"reward": "nowhere.py", "reward_length": "null"}), "--dry_run"]) == 2

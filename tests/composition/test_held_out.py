@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import weft
-from conftest import write_rows
+from support.rows import write_rows
 from weft.cli import main
 from weft.config import build
 from weft.errors import ConfigError, DataError
@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def test_the_training_part_alone_is_trained_on(keys, folder: Path):
+def test_only_the_training_part_of_a_set_is_trained_on(keys, folder: Path):
     keys |= {"dataset_name": str(folder), "eval_fraction": 0.0}
     found = people(keys)
     assert sizes(found) == (12, 0)
@@ -57,7 +57,7 @@ def test_the_training_part_alone_is_trained_on(keys, folder: Path):
 
 
 @pytest.mark.parametrize("by", ["eval_dataset_split", "eval_dataset_name", "clients"])
-def test_the_test_part_is_measured_on(keys, folder: Path, by: str):
+def test_with_eval_dataset_split_the_test_part_is_measured_on(keys, folder: Path, by: str):
     keys |= {"dataset_name": str(folder)}
     if by == "clients":
         keys = {key: value for key, value in keys.items() if key != "dataset_name"}
@@ -118,7 +118,7 @@ def test_repeats_in_one_set_are_counted_and_said(keys, tmp_path: Path):
     assert "held-out rows have the same content as a row that is trained on" in said
 
 
-def test_text_folders_have_parts(keys, tmp_path: Path):
+def test_folders_of_texts_are_read_by_part(keys, tmp_path: Path):
     for part, count in (("train", 6), ("validation", 3)):
         (tmp_path / part).mkdir()
         write_rows(tmp_path / part / "a.jsonl", [{"text": f"{part} text {n}"} for n in range(count)])
@@ -152,7 +152,7 @@ def test_rows_of_values_without_a_client_are_said_or_dealt(keys, tmp_path: Path)
         people(keys | {"num_clients": 3, "clients_of_rest": 8})
 
 
-def test_keys_that_would_say_nothing_are_refused(keys):
+def test_keys_of_splits_that_would_have_no_effect_are_refused(keys):
     with pytest.raises(ConfigError, match=r"only the splits by and domain .* drop --clients_of_rest"):
         build(keys | {"clients_of_rest": 1})
     given = {key: value for key, value in keys.items() if key != "dataset_name"}
@@ -168,7 +168,7 @@ def test_a_site_says_itself_which_part_is_used(folder: Path, tmp_path: Path):
     assert (own["dataset_split"], own["eval_dataset_split"]) == ("test", "train")
 
 
-def test_files_of_a_part_are_clients(keys, tmp_path: Path):
+def test_every_file_of_the_training_part_is_a_client(keys, tmp_path: Path):
     for name in ("train/law", "train/news", "test/law", "train/old/law"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         write_rows(tmp_path / f"{name}.jsonl", rows(len(name) * 10, 5))
@@ -176,7 +176,7 @@ def test_files_of_a_part_are_clients(keys, tmp_path: Path):
     assert found.names == ["train/law", "train/news", "train/old/law"]
 
 
-def test_the_split_stays_where_its_seed_does(keys, tmp_path: Path):
+def test_the_split_is_the_same_where_its_seed_is(keys, tmp_path: Path):
     keys |= {"dataset_name": str(write_rows(tmp_path / "a.jsonl", rows(0, 60))), "dataset_sample": 50}
 
     def dealt(**more: int) -> list[np.ndarray]:
@@ -214,7 +214,9 @@ def test_sites_of_this_machine_get_the_part_and_their_own_test_rows(keys, folder
         ("appledouble", [], ""),
     ],
 )
-def test_inputs_that_went_wrong(shared_data: Path, stories: Path, tmp_path, monkeypatch, capsys, case, more, words):
+def test_inputs_that_once_went_wrong_are_refused_or_told(
+    shared_data: Path, stories: Path, tmp_path, monkeypatch, capsys, case, more, words
+):
     shutil.copytree(shared_data.parent / "cases" / case, tmp_path / "case")
     monkeypatch.chdir(tmp_path / "case")
     argv = f"sft --model_name_or_path {stories} --use_peft --template alpaca --num_rounds 1 --max_steps 1 --seq_length"

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 import weft
-from conftest import colour_rows, write_rows
-from rounding import STEADY, after_steps
+from support.rows import colour_rows, write_rows
+from support.tolerances import STEADY, after_steps
 
 
 def weights(run) -> dict[str, torch.Tensor]:
@@ -75,7 +75,7 @@ def test_local_equals_each_client_alone(keys, tmp_path: Path):
         torch.testing.assert_close(own[name], alone[name], **after_steps(6, 1e-3))
 
 
-def test_training_learns(keys):
+def test_fine_tuning_lowers_the_loss(keys):
     changes = {"use_peft": False, "template": "alpaca", "num_rounds": 10, "max_steps": 20, "batch_size": 16}
     changes |= {"learning_rate": 1e-2, "lr_scheduler_type": "cosine", "eval_every": 0}
     run = weft.train(keys | changes)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import weft
-from conftest import flags
+from support.flags import flags
 from weft.aggregation.mean import Mean
 from weft.cli import main
 from weft.core.lowrank import layer_of
@@ -89,7 +89,7 @@ def test_a_thinned_model_is_the_model_without_these_layers(deep_model: Path):
     assert whole.config.num_hidden_layers == 5
 
 
-def test_what_they_learn_is_what_the_smaller_model_learns(deep, deep_model: Path, tmp_path: Path):
+def test_a_client_with_some_layers_learns_what_the_smaller_model_learns(deep, deep_model: Path, tmp_path: Path):
     """All parameters, everybody with the layers 0, 2 and 4: the same numbers as by the model of these layers."""
     from transformers import AutoModelForCausalLM
 
@@ -114,7 +114,7 @@ def test_what_they_learn_is_what_the_smaller_model_learns(deep, deep_model: Path
 
 @pytest.mark.parametrize("fed_alg", ["fedavg", "fedprox", "fedadam", "fedavgm"])
 @pytest.mark.parametrize("lora", ["average", "ffa", "rolora"])
-def test_clients_of_different_depths_and_ranks(deep, fed_alg: str, lora: str):
+def test_clients_of_different_depths_and_ranks_train_every_layer(deep, fed_alg: str, lora: str):
     changes = {"client_layers": [5, 2], "client_ranks": [8, 4, 2], "fed_alg": fed_alg, "lora_aggregation": lora}
     if fed_alg == "fedadam":
         changes["fedopt_eta"] = 1e-2
@@ -124,7 +124,7 @@ def test_clients_of_different_depths_and_ranks(deep, fed_alg: str, lora: str):
     assert moved == {0, 1, 2, 3, 4}
 
 
-def test_everybody_with_all_layers_is_as_without_the_key(deep, tmp_path: Path):
+def test_client_layers_that_name_all_layers_change_nothing(deep, tmp_path: Path):
     runs = [
         weft.train(deep | {"client_layers": layers, "output_dir": str(tmp_path / name)}, quiet=True)
         for name, layers in (("with", [5]), ("without", None))
@@ -134,7 +134,7 @@ def test_everybody_with_all_layers_is_as_without_the_key(deep, tmp_path: Path):
         torch.testing.assert_close(ours[name], value, atol=1e-7, rtol=0)
 
 
-def test_the_plan_counts_what_they_are_sent(deep, capsys):
+def test_the_plan_counts_the_bytes_of_the_layers_that_clients_are_sent(deep, capsys):
     keys = {key: value for key, value in deep.items() if value is not None}
     travels = {}
     for layers in ("5", "5,2"):
@@ -158,6 +158,6 @@ def test_the_plan_counts_what_they_are_sent(deep, capsys):
         ({"use_peft": False, "prompt_method": "soft"}, "or prompts"),
     ],
 )
-def test_what_needs_whole_models_is_refused(deep, changes: dict[str, object], words: str):
+def test_client_layers_with_keys_that_need_whole_models_are_refused(deep, changes: dict[str, object], words: str):
     with pytest.raises(ConfigError, match=words):
         weft.train(deep | {"client_layers": [5, 2]} | changes, quiet=True)

@@ -169,7 +169,7 @@ def test_fedsa_shares_a_and_keeps_b(keys):
         assert torch.equal(own[0][name], own[1][name]) == (".lora_A." in name), name
 
 
-def test_fedsb_sends_what_no_layer_makes_larger(keys):
+def test_fedsb_sends_the_same_bytes_whatever_the_width_of_a_layer(keys):
     run = weft.train(keys | {"lora_aggregation": "fedsb"})
     # q and v of two layers, 8 x 8 numbers of 4 bytes, 2 clients, 3 rounds.
     assert run.summary["bytes_up"] == 4 * 64 * 4 * 2 * 3
@@ -177,7 +177,7 @@ def test_fedsb_sends_what_no_layer_makes_larger(keys):
 
 @pytest.mark.parametrize("lora", ["average", "svd", "stack", "ffa", "rolora", "fedsa", "fedsb", "dual"])
 @pytest.mark.slow
-def test_clients_of_different_ranks(keys, lora: str):
+def test_clients_of_different_ranks_learn_and_send_less(keys, lora: str):
     changes = {"client_ranks": [1, 2, 8], "lora_aggregation": lora, "num_clients": 3, "sample_clients": 2}
     run = weft.train(keys | changes | {"num_rounds": 4, "learning_rate": 1e-2, "save_model_freq": 1})
     full = weft.train(keys | {"lora_aggregation": lora, "num_rounds": 4, "output_dir": str(run.path) + "-full"})
@@ -205,7 +205,7 @@ def test_the_rank_of_the_side_adapter_is_bounded(keys):
 
 
 @pytest.mark.parametrize("lora", ["residual", "fedsb", "dual"])
-def test_on_a_quantised_base(keys, lora: str):
+def test_adapters_on_a_quantised_base_are_trained_without_failures(keys, lora: str):
     pytest.importorskip("bitsandbytes")
     run = weft.train(keys | {"load_in_8bit": True, "lora_aggregation": lora, "num_rounds": 2, "learning_rate": 1e-2})
     if lora == "residual":

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import weft
-from conftest import colour_rows, write_rows
+from support.rows import colour_rows, write_rows
 from weft.cli import main
 from weft.config import build
 from weft.core import digests
@@ -155,7 +155,7 @@ def test_a_run_of_an_older_version_is_said_to_be_unknown(own, capsys):
         weft.train(own, resume=True)
 
 
-def test_a_large_file_is_read_once(tmp_path, monkeypatch):
+def test_an_unchanged_large_file_is_read_once_for_its_digest(tmp_path, monkeypatch):
     monkeypatch.setattr(digests, "LARGE", 100)
     file, kept = tmp_path / "large", tmp_path / "kept"
     file.write_bytes(b"x" * 1000)
@@ -197,7 +197,7 @@ def test_a_base_of_the_hub_is_known_by_its_commit(tiny_model, tmp_path):
     assert said.stdout.strip() == str({f"{name} 'some/model'": f"commit {'a' * 40}" for name in names})
 
 
-def test_rows_of_a_saved_set_and_of_the_hub(tmp_path):
+def test_the_digest_of_a_data_set_depends_only_on_its_rows(tmp_path):
     import datasets
 
     rows = datasets.Dataset.from_list(colour_rows(2500))
@@ -227,7 +227,7 @@ def test_what_the_former_base_said_of_preferences_is_not_gone_on_with(own, tmp_p
 
 
 @pytest.mark.parametrize(("objective", "parts"), [("preference", "prefs"), ("grpo", "sft"), ("sft", "sft")])
-def test_the_parts_that_a_run_reads_are_those_that_it_knows_again(tmp_path, objective: str, parts: str):
+def test_only_the_parts_that_a_run_reads_are_compared_on_resume(tmp_path, objective: str, parts: str):
     """Of a set with several, as HuggingFaceH4/ultrafeedback_binarized; what is not read may change."""
     folder = tmp_path / "HuggingFaceH4" / "ultrafeedback_binarized"
     (folder / "data").mkdir(parents=True)
@@ -250,7 +250,7 @@ def test_the_parts_that_a_run_reads_are_those_that_it_knows_again(tmp_path, obje
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
-def test_an_adapter_to_begin_from_is_known_again(tiny_model, tmp_path, name: str):
+def test_a_changed_adapter_to_begin_from_is_noticed(tiny_model, tmp_path, name: str):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_model)}))

@@ -154,7 +154,9 @@ def refusal(folder: Path, **keys: Any) -> str:
     ],
     ids=["heads", "ranks", "alphas", "bias", "pissa", "layers", "ia3"],
 )
-def test_what_no_run_goes_on_with_can_be_merged_as_the_sentence_says(adapter, tmp_path: Path, config: Any):
+def test_an_adapter_that_no_run_goes_on_with_is_merged_by_the_command_in_the_refusal(
+    adapter, tmp_path: Path, config: Any
+):
     folder, wanted = adapter(config)
     said = refusal(folder)
     command = re.search(r"`weft (export .*?)`", said)
@@ -183,7 +185,7 @@ def test_a_prompt_is_neither_gone_on_with_nor_merged(adapter, tiny_model: Path, 
     assert "cannot be merged" in capsys.readouterr().err
 
 
-def test_a_base_that_is_gone_is_said_with_the_file_to_mend(adapter, tiny_model: Path, tmp_path: Path):
+def test_a_base_that_is_gone_is_refused_with_the_file_to_mend(adapter, tiny_model: Path, tmp_path: Path):
     folder, _ = adapter(lora())
     file = folder / "adapter_config.json"
     words = json.loads(file.read_text())

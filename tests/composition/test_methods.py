@@ -1,31 +1,19 @@
-"""Algorithms in whole runs: identities to the last bit, memories, quorum, stragglers, resume."""
+"""Algorithms in whole runs: identities to the last bit, what clients remember, and models of their own."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import weft
-from conftest import colour_rows, write_rows
-from rounding import STEADY, UNIT, after_steps
-from weft import registry
+from support.results import same_values, weights
+from support.rows import colour_rows, write_rows
+from support.tolerances import STEADY, UNIT, after_steps
 from weft.runs import checkpoint
 from weft.runs.layout import RunDir
-
-
-def weights(run, client: str | None = None) -> dict[str, torch.Tensor]:
-    (file,) = run.weights(client).glob("*.safetensors")
-    return load_file(file)
-
-
-def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
-
 
 SAME_AS_FEDAVG = {
     "fedprox, mu 0": {"fed_alg": "fedprox", "prox_mu": 0},
@@ -55,7 +43,7 @@ def test_special_cases_are_fedavg_bit_for_bit(keys, use_peft: bool, tmp_path: Pa
     for name, changes in SAME_AS_FEDAVG.items():
         if use_peft or "client_ranks" not in changes:
             found = weft.train(shared | changes | {"output_dir": str(tmp_path / name)})
-            assert same(plain, weights(found)), name
+            assert same_values(plain, weights(found)), name
 
 
 def test_ditto_without_a_pull_is_local_training(keys, tmp_path: Path):
@@ -63,7 +51,7 @@ def test_ditto_without_a_pull_is_local_training(keys, tmp_path: Path):
     ditto = weft.train(everybody | {"fed_alg": "ditto", "fed_args": {"strength": 0}, "output_dir": str(tmp_path / "d")})
     local = weft.train(everybody | {"fed_alg": "local", "output_dir": str(tmp_path / "l")})
     for client in ("client_0", "client_1", "client_2"):
-        assert same(weights(ditto, client), weights(local, client))
+        assert same_values(weights(ditto, client), weights(local, client))
 
 
 @pytest.mark.parametrize("space", ["gradient", "update"])
@@ -151,154 +139,13 @@ def test_fedadamw_is_adamw_with_what_the_server_sent(keys):
         torch.testing.assert_close(parameter.detach(), y, rtol=1e-5, atol=1e-6)
 
 
-MORE = [
-    {"fed_alg": "diloco", "fed_args": {"inner_state": "average"}},
-    {"fed_alg": "fedbuff", "client_speed": [1, 0.4], "num_clients": 6, "fed_args": {"buffer_size": 1}},
-    {"fed_alg": "scaffold", "client_ranks": [2, 8]},
-    {"client_failure_rate": 0.4, "min_clients": 2, "num_clients": 6},
-    {"over_selection": 0.5, "client_speed": [1, 0.5], "num_clients": 6},
-    {"share": ["lora_A"]},
-]
-MORE += [
-    {"prompt_method": "black_box", "use_peft": False, "fed_alg": "fedbpt", "black_box_dim": 4, "population": 4},
-    {"prompt_method": "soft", "use_peft": False, "num_virtual_tokens": 4, "private_tokens": 2},
-    {"cluster": 2},
-]
-RUNS = [{"fed_alg": name} for name in registry.ALGORITHMS if name not in ("fedbpt", "fedtext")]
-RUNS += [{"lora_aggregation": name} for name in registry.LORA_AGGREGATIONS if name != "average"]
-
-
-@pytest.mark.parametrize("changes", RUNS + MORE, ids=lambda changes: "-".join(str(v) for v in changes.values()))
-@pytest.mark.slow
-def test_every_memory_survives_a_kill(keys, changes: dict[str, object], tmp_path: Path):
-    """What a kill after round 2 leaves, later files of rounds under way included, ends as the undisturbed run."""
-    config = keys | {"num_rounds": 4, "max_steps": 1, "save_model_freq": 1, "checkpoint_seconds": 0} | changes
-    whole = weft.train(config | {"output_dir": str(tmp_path / "whole")}).path
-    broken = tmp_path / "broken"
-    shutil.copytree(whole, broken)
-    for path in (*broken.glob("checkpoints/round_00000[34]"), broken / "adapter", *broken.glob("clients/*/adapter")):
-        shutil.rmtree(path, ignore_errors=True)
-    (broken / "summary.json").unlink()
-    weft.train(config | {"output_dir": str(broken)}, resume=True)
-    files = ["metrics.jsonl", *(str(p.relative_to(whole)) for p in sorted(whole.glob("**/adapter/*.safetensors")))]
-    assert len(files) > 1
-    for name in files:
-        assert (whole / name).read_bytes() == (broken / name).read_bytes(), name
-
-
-def test_a_kill_among_the_personal_steps_costs_nothing_but_time(keys):
-    run = weft.train(keys | {"personal_steps": 2, "fed_alg": "fedprox"})
-    before = {path: path.read_bytes() for path in run.path.glob("**/adapter/*.safetensors")}
-    models = run.summary["models"]
-    (run.path / "summary.json").unlink()
-    shutil.rmtree(run.path / "clients" / "client_1")
-    again = weft.train(keys | {"personal_steps": 2, "fed_alg": "fedprox"}, resume=True)
-    assert len(before) == 4
-    assert all(path.read_bytes() == content for path, content in before.items())
-    assert again.summary["models"] == models
-
-
-def test_a_run_of_an_older_version_is_resumed(keys):
-    """Keys that were not there yet stand for their defaults; one that was changed does not."""
-    import yaml
-
-    run = weft.train(keys)
-    file = run.path / "config.yaml"
-    head, _, text = file.read_text().partition("\n")
-    saved = yaml.safe_load(text)
-    older = {key: value for key, value in saved.items() if key not in ("lora_aggregation", "client_ranks", "size")}
-    file.write_text(head + "\n" + yaml.safe_dump(older))
-    assert weft.train(keys, resume=True).summary["rounds"] == 3
-    file.write_text(head + "\n" + yaml.safe_dump(older))
-    with pytest.raises(weft.errors.ConfigError, match="lora_aggregation was 'average' and is now 'ffa'"):
-        weft.train(keys | {"lora_aggregation": "ffa"}, resume=True)
-
-
-def rounds(run, event: str = "round") -> list[dict]:
-    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["event"] == event]
-
-
-def test_a_round_with_too_few_replies_is_repeated_and_not_averaged(keys):
-    changes = {"num_clients": 8, "sample_clients": 4, "min_clients": 4, "client_failure_rate": 0.3, "num_rounds": 4}
-    run = weft.train(keys | changes | {"max_attempts": 100, "fed_alg": "scaffold"})
-    assert all(len(line["clients"]) == 4 for line in rounds(run))
-    repeated = rounds(run, "repeated")
-    assert repeated
-    assert all(len(line["clients"]) < 4 for line in repeated)
-    assert run.summary["attempts"] == 4 + len(repeated)
-    # Whoever trained in a repeated round only has forgotten it: c is the cohort's share of the c_i of those that count.
-    used = {client for line in rounds(run) for client in line["clients"]}
-    directory = RunDir(run.path)
-    kept = {f"client_{i}" for i in range(8) if checkpoint.load_client_memory(directory, f"client_{i}", 4)}
-    assert kept == used
-
-
-def test_a_quorum_that_is_never_met_stops_the_run_to_be_resumed(keys):
-    changes = {"sample_clients": 2, "min_clients": 2, "client_failure_rate": 0.99, "max_attempts": 3}
-    with pytest.raises(weft.errors.RunError, match="begun 3 times and fewer than 2 clients answered"):
-        weft.train(keys | changes)
-
-
-def test_more_are_asked_than_needed_and_the_fastest_count(keys):
-    changes = {"num_clients": 8, "sample_clients": 2, "over_selection": 1.0, "client_speed": [1, 0.5]}
-    run = weft.train(keys | changes)
-    for line in rounds(run):
-        assert len(line["clients"]) == 2
-        assert len(line["over_selected"]) == 2
-        slow = [name for name in line["clients"] if int(name[-1]) % 2]
-        fast_spare = [name for name in line["over_selected"] if int(name[-1]) % 2 == 0]
-        assert not (slow and fast_spare)
-
-
-def test_slow_clients_make_fewer_steps(keys):
-    run = weft.train(keys | {"sample_clients": 3, "max_steps": 4, "client_speed": [1, 0.5, 0.1], "eval_every": 0})
-    for line in rounds(run):
-        assert line["examples"] == (4 + 2) * 4
-        assert line["failures"] == {"client_2": "was too slow for one of 4 steps"}
-
-
-def test_an_asynchronous_server_does_not_wait_for_the_slow(keys, tmp_path: Path):
-    shared = keys | {
-        "num_clients": 6,
-        "sample_clients": 3,
-        "num_rounds": 6,
-        "client_speed": [1, 1, 0.25],
-        "max_steps": 1,
-    }
-    run = weft.train(shared | {"fed_alg": "fedbuff", "fed_args": {"buffer_size": 2}})
-    clocks = [line["clock"] for line in rounds(run)]
-    assert clocks == sorted(clocks)
-    # Waiting for a client of speed 1/4 takes 4 a round.
-    assert clocks[-1] < 4 * 6 / 2
-
-
-def test_an_asynchronous_server_goes_on_without_those_that_drop_out(keys):
-    changes = {"fed_alg": "fedbuff", "client_failure_rate": 0.6, "client_speed": [1, 0.3, 0.5], "num_rounds": 12}
-    run = weft.train(keys | changes | {"num_clients": 6, "sample_clients": 3, "max_steps": 1, "eval_every": 0})
-    found = rounds(run)
-    assert any(not line["clients"] for line in found)
-    assert any(line["clients"] for line in found)
-    assert run.summary["rounds"] == 12
-
-
-def test_availability_traces(keys, tmp_path: Path):
-    trace = tmp_path / "trace.csv"
-    trace.write_text("client,first,last\nclient_0,1,1\nclient_1,2,2\nclient_2,3,9\n")
-    run = weft.train(keys | {"sample_clients": 1, "availability": str(trace)})
-    assert [line["clients"] for line in rounds(run)] == [["client_0"], ["client_1"], ["client_2"]]
-    trace.write_text("client,first,last\nclent_0,1,1\n")
-    with pytest.raises(weft.errors.DataError, match="Did you mean 'client_0'"):
-        weft.train(keys | {"availability": str(trace)}, overwrite=True)
-
-
-def test_the_price_of_own_models_is_measured(keys, tmp_path: Path):
+def test_shared_and_personal_models_are_measured_on_own_and_on_all_rows(keys, tmp_path: Path):
     run = weft.train(keys | {"personal_steps": 3, "learning_rate": 1e-2})
     models = run.summary["models"]
     assert models["shared"]["loss"] == pytest.approx(run.summary["eval"]["loss"], rel=1e-5)
     assert models["own"]["loss"] < models["shared"]["loss"]
     assert set(models["clients"]["client_0"]) == {"shared", "own", "own_on_everybody"}
-    assert not same(weights(run, "client_0"), weights(run, "client_1"))
+    assert not same_values(weights(run, "client_0"), weights(run, "client_1"))
     local = weft.train(keys | {"fed_alg": "local", "output_dir": str(tmp_path / "local")}).summary["models"]
     assert "shared" not in local
     assert local["own_on_everybody"]["loss"] > 0
@@ -313,7 +160,7 @@ def test_share_keeps_the_rest_with_the_client(keys):
     assert run.summary["bytes_up"] < full.summary["bytes_up"]
 
 
-def test_one_weight_for_all(keys, tmp_path: Path):
+def test_with_uniform_weights_the_mean_is_that_of_clients_alone(keys, tmp_path: Path):
     sizes = {"a": 10, "b": 60}
     files = {name: write_rows(tmp_path / f"{name}.jsonl", colour_rows(size, size)) for name, size in sizes.items()}
     shared = {k: v for k, v in keys.items() if k not in ("dataset_name", "num_clients")} | {

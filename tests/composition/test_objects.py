@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import weft
-from conftest import colour_rows, write_rows
+from support.rows import colour_rows, write_rows
 from weft.cli import main
 from weft.errors import ConfigError, DataError
 from weft.launch.objects import rows_of
@@ -90,7 +90,7 @@ def test_a_run_of_objects_is_resumed_by_anybody(small, cache: Path, tmp_path: Pa
     assert weft.train(small, dataset_name=rows, resume=True, quiet=True).summary["rounds"] == 2
 
 
-def test_clients_and_held_out_rows(small, cache: Path, tmp_path: Path):
+def test_clients_and_held_out_rows_given_as_objects_equal_those_of_files(small, cache: Path, tmp_path: Path):
     import pandas
 
     parts = {"a": colour_rows(20, 1), "b": colour_rows(30, 2)}
@@ -109,7 +109,9 @@ def test_clients_and_held_out_rows(small, cache: Path, tmp_path: Path):
     assert public.summary["rounds"] == 2
 
 
-def test_a_model_and_its_tokenizer(small, plain, cache: Path, tiny_model: Path, tmp_path: Path):
+def test_a_model_and_its_tokenizer_given_as_objects_train_as_their_folder_does(
+    small, plain, cache: Path, tiny_model: Path, tmp_path: Path
+):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
@@ -131,14 +133,14 @@ def test_a_model_and_its_tokenizer(small, plain, cache: Path, tiny_model: Path, 
     assert len([path for path in cache.iterdir() if path.name.startswith("model-")]) == 1
 
 
-def test_a_model_from_nothing_with_a_tokenizer_that_is_an_object(small, cache: Path, tiny_tokenizer, tmp_path: Path):
+def test_a_tokenizer_given_as_an_object_begins_a_model_from_nothing(small, cache: Path, tiny_tokenizer, tmp_path: Path):
     own = {key: value for key, value in small.items() if key not in ("model_name_or_path", "use_peft")}
     own |= {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "dataset_name": colour_rows(40)}
     run = weft.train(own, tokenizer=tiny_tokenizer, quiet=True)
     assert run.model.config.vocab_size == len(tiny_tokenizer)
 
 
-def test_mistakes_are_said_and_leave_nothing(small, cache: Path, tiny_model: Path, tmp_path: Path):
+def test_mistaken_objects_are_refused_and_leave_nothing(small, cache: Path, tiny_model: Path, tmp_path: Path):
     import datasets
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM

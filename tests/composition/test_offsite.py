@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import weft
-from conftest import colour_rows, flags, write_rows
+from support.flags import flags
+from support.rows import colour_rows, write_rows
 from weft.cli import main
 from weft.errors import ConfigError
 from weft.models.emulator import Emulator, choose_layers, decoder_layers, emulator_of
@@ -38,7 +39,7 @@ def values(folder: Path) -> dict[str, torch.Tensor]:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
 
 
-def test_layers_are_chosen():
+def test_the_ends_and_evenly_spread_layers_are_kept():
     assert choose_layers(6, 6, 1) == [0, 1, 2, 3, 4, 5]
     assert choose_layers(6, 4, 1) == [0, 1, 4, 5]
     assert choose_layers(12, 7, 2) == [0, 1, 2, 6, 9, 10, 11]
@@ -58,7 +59,7 @@ def test_an_emulator_of_all_layers_is_the_model(deep: Path, tmp_path: Path):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_what_is_kept_is_the_models(deep: Path, tmp_path: Path):
+def test_the_layers_that_an_emulator_keeps_are_the_models(deep: Path, tmp_path: Path):
     folder = emulate(deep, tmp_path / "emulator")
     found = emulator_of(folder)
     assert found == Emulator(str(deep), 6, [0, 1, 4, 5], 1)
@@ -72,7 +73,7 @@ def test_what_is_kept_is_the_models(deep: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
-def test_only_the_ends_are_tuned_and_put_back(keys, deep: Path, kind: str, tmp_path: Path, capsys):
+def test_only_the_end_layers_are_tuned_and_put_back(keys, deep: Path, kind: str, tmp_path: Path, capsys):
     folder = emulate(deep, tmp_path / "emulator")
     changes = {"model_name_or_path": str(folder), "use_peft": kind == "lora", "dtype": "float32", "num_rounds": 6}
     changes |= {
@@ -108,7 +109,7 @@ def test_only_the_ends_are_tuned_and_put_back(keys, deep: Path, kind: str, tmp_p
         assert written["layers_to_transform"] == [0, 5]
 
 
-def test_the_middle_learns_what_the_model_says(deep: Path, tmp_path: Path, capsys):
+def test_distillation_moves_only_the_middle_towards_the_model(deep: Path, tmp_path: Path, capsys):
     text = write_rows(tmp_path / "text.jsonl", [{"text": row["instruction"]} for row in colour_rows(60)])
     more = ("--distil", str(text), "--distil_steps", "30", "--distil_rate", "3e-3", "--seq_length", "32")
     folder = emulate(deep, tmp_path / "distilled", 4, 1, *more)
@@ -127,7 +128,9 @@ def test_the_plan_counts_the_ends_only(keys, deep: Path, tmp_path: Path, capsys)
     assert f"{ends} parameters in" in capsys.readouterr().out
 
 
-def test_mistakes_are_said_in_one_sentence(keys, deep: Path, tiny_model: Path, tmp_path: Path, capsys):
+def test_mistakes_with_emulators_are_refused_in_one_sentence(
+    keys, deep: Path, tiny_model: Path, tmp_path: Path, capsys
+):
     assert main(["emulate", str(deep), "--out", str(tmp_path / "x"), "--keep_layers", "9"]) == 2
     assert "--keep_layers 4 to 6" in capsys.readouterr().err
     assert main(["emulate", str(deep), "--out", str(deep), "--keep_layers", "4"]) == 2

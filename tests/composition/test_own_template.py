@@ -9,7 +9,8 @@ from pathlib import Path
 from test_told import PAIRS, STRICT, TALKS, model  # noqa: F401
 
 import weft
-from conftest import flags, write_rows
+from support.flags import flags
+from support.rows import write_rows
 from weft.cli import main
 from weft.launch import template_date
 
@@ -41,7 +42,7 @@ def test_a_template_with_a_clock_writes_one_day_for_the_whole_run(keys, model, t
     assert named.config.template_date == "2020-01-01"
 
 
-def test_a_template_of_ones_own(keys, tmp_path: Path, capsys):
+def test_a_template_file_of_the_users_own_is_used_and_kept_with_the_run(keys, tmp_path: Path, capsys):
     data = write_rows(tmp_path / "rows.jsonl", [{"messages": talk} for talk in TALKS])
     file = tmp_path / "own.jinja"
     file.write_text(STRICT)

@@ -13,8 +13,8 @@ import pytest
 from test_product import ALGORITHMS, BASELINES, KINDS, SEEDS, allowed
 
 import weft
-from conftest import colour_rows, write_rows
-from pairs import Row, covering, pairs_of
+from support.covering_array import Row, covering, pairs_of
+from support.rows import colour_rows, write_rows
 from weft import registry
 
 PROMPTS: dict[str, dict[str, object]] = {"soft": {"use_peft": False, "prompt_method": "soft", "num_virtual_tokens": 4}}
@@ -53,7 +53,7 @@ def test_every_pair_is_there_and_many_triples_are_not():
     assert set(CHOSEN) <= set(every)
 
 
-def test_a_covering_array_of_a_known_size():
+def test_a_covering_array_is_nearly_as_small_as_the_known_smallest():
     """Four factors of three values: nine rows are enough (the orthogonal array L9), and greed needs few more."""
     rows = covering(dict.fromkeys("wxyz", "abc"), lambda row: True)
     assert set().union(*map(pairs_of, rows)) == set().union(*map(pairs_of, itertools.product("abc", repeat=4)))
@@ -74,7 +74,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(tuple(AXES), CHOSEN)
-def test_parts_go_together(
+def test_every_pair_of_parts_trains_two_rounds(
     keys: dict[str, object], sources: dict[str, str], algorithm: str, aggregation: str, kind: str, task: str
 ):
     changes = {"fed_alg": algorithm, "lora_aggregation": aggregation, "num_rounds": 2, "eval_every": 0, "max_steps": 1}

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 import weft
-from conftest import flags
-from forking import Forks
-from rounding import LOSS, STEADY, after_steps
+from support.flags import flags
+from support.fork_server import ForkServer
+from support.tolerances import LOSS, STEADY, after_steps
 from weft import registry
 from weft.core.parts import LocalRule
 from weft.errors import ConfigError
@@ -52,7 +52,7 @@ def together(keys: dict, output: Path, *more: str) -> subprocess.CompletedProces
     return subprocess.run(words, capture_output=True, text=True, timeout=240, env=env)
 
 
-def at_once(forks: Forks, keys: dict, output: Path) -> None:
+def at_once(forks: ForkServer, keys: dict, output: Path) -> None:
     """Run `weft sft` in two processes as torchrun begins them, without waiting for what they import."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -81,7 +81,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_two_processes_are_one(keys, untied: Path, tmp_path: Path, way: str, forks: Forks):
+def test_two_processes_give_the_weights_of_one(keys, untied: Path, tmp_path: Path, way: str, forks: ForkServer):
     own = {"use_peft": False, "fed_alg": "diloco", "dtype": "float32", "num_rounds": 2, "eval_every": 1}
     given = keys | own | STEADY | {"model_name_or_path": str(untied)} | WAYS[way]
     at_once(forks, given, tmp_path / "two")
@@ -103,7 +103,7 @@ def test_two_processes_are_one(keys, untied: Path, tmp_path: Path, way: str, for
 
 
 @pytest.mark.slow
-def test_a_run_in_two_processes_is_gone_on_with(keys, tmp_path: Path, forks: Forks):
+def test_a_run_in_two_processes_is_resumed(keys, tmp_path: Path, forks: ForkServer):
     own = {"use_peft": False, "fed_alg": "diloco", "dtype": "float32", "parallel": "fsdp", "checkpoint_seconds": 0}
     given = keys | own | {"num_rounds": 3, "eval_every": 0, "save_model_freq": 1}
     at_once(forks, given, tmp_path / "whole")
@@ -120,7 +120,7 @@ def test_a_run_in_two_processes_is_gone_on_with(keys, tmp_path: Path, forks: For
     assert (tmp_path / "whole/metrics.jsonl").read_bytes() == (tmp_path / "broken/metrics.jsonl").read_bytes()
 
 
-def test_layers_on_disk_change_nothing(keys, tmp_path: Path):
+def test_layers_kept_on_disk_give_the_same_weights(keys, tmp_path: Path):
     given = keys | STEADY | {"dtype": "float32", "gradient_checkpointing": True}
     one = weft.train(given)
     two = weft.train(given | {"model_offload": "disk", "output_dir": str(tmp_path / "disk")})
@@ -175,20 +175,20 @@ BAD = {
 
 
 @pytest.mark.parametrize(("changes", "said"), BAD.values(), ids=BAD.keys())
-def test_what_does_not_go_together_is_said(keys, changes: dict[str, object], said: str):
+def test_keys_that_do_not_go_with_parallel_are_refused(keys, changes: dict[str, object], said: str):
     with pytest.raises(ConfigError, match=said):
         weft.train(keys | changes)
 
 
 @pytest.mark.slow
-def test_torchrun_without_a_word_of_it_is_refused(keys, tmp_path: Path):
+def test_torchrun_without_the_key_parallel_is_refused(keys, tmp_path: Path):
     done = together(keys, tmp_path / "run")
     assert done.returncode != 0
     assert "write --parallel fsdp, tensor or pipeline" in done.stderr
 
 
 @pytest.mark.slow
-def test_tied_embeddings_are_no_pipeline(keys, tmp_path: Path):
+def test_a_pipeline_of_a_model_with_tied_embeddings_is_refused(keys, tmp_path: Path):
     done = together(keys | {"use_peft": False, "parallel": "pipeline"}, tmp_path / "run")
     assert done.returncode != 0
     assert "one tensor, and a pipeline has them in two processes" in done.stderr

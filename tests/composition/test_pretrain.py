@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 import weft
-from conftest import THINGS, flags, write_rows
+from support.flags import flags
+from support.rows import THINGS, write_rows
 from weft.cli import main
 from weft.commands.pretrain import defaults, outer_lr
 from weft.models.scratch import SHAPES
@@ -116,7 +117,7 @@ def test_pre_training_goes_on_from_a_model(scratch, tiny_model: Path):
     assert weft.open_run(str(keys["output_dir"])).summary["eval"]["bits_per_byte"] > 0
 
 
-def test_sizes_are_what_they_are_called():
+def test_sizes_have_as_many_parameters_as_their_names_say():
     from transformers import LlamaForCausalLM
 
     from weft.config import build
@@ -129,7 +130,7 @@ def test_sizes_are_what_they_are_called():
         assert sum(p.numel() for p in model.parameters()) == pytest.approx(int(size[:-1]) * 1e6, rel=0.05)
 
 
-def test_a_schedule_that_stays_and_falls():
+def test_the_wsd_schedule_warms_up_stays_and_falls():
     schedule = Schedule("wsd", 1.0, 0.0, rounds=10, warmup_steps=2, decay_ratio=0.2)
     rates = [schedule.at(round, step, 5) for round in range(10) for step in range(5)]
     assert rates[:2] == [0.5, 1.0]
@@ -156,7 +157,7 @@ def test_the_outer_learning_rate_follows_the_clients():
     assert "fed_args" not in defaults({"fed_args": {"outer_lr": 1}})
 
 
-def test_the_stateless_recipe(scratch):
+def test_the_recipe_photon_keeps_nothing_at_clients(scratch):
     photon = defaults({"recipe": "photon"})
     assert photon["fed_args"] == {"outer_lr": 0.7, "momentum": 0.7, "inner_state": "reset"}
     assert photon["learning_rate"] > defaults({})["learning_rate"]
@@ -176,7 +177,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("changes", "said"), BAD.values(), ids=BAD.keys())
-def test_mistakes_are_said_in_a_sentence(scratch, changes: dict[str, object], said: str):
+def test_mistaken_keys_of_pre_training_are_refused_in_a_sentence(scratch, changes: dict[str, object], said: str):
     given = {k: v for k, v in (scratch | changes).items() if v is not None}
     with pytest.raises(weft.errors.ConfigError, match=said):
         weft.train(given)

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 import weft
-from conftest import colour_rows, write_rows
+from support.rows import colour_rows, write_rows
 from weft import registry
 from weft.errors import ConfigError
 
 ALGORITHMS = [name for name in [*registry.ALGORITHMS, "local1"] if name not in ("fedbpt", "fedtext")]
-"""These two are for prompts that are found without gradients: see test_prompt.py."""
+"""These two are for prompts that are found without gradients: see test_prompt_black_box.py."""
 SEEDS = {"fedkseed"}
 """One number for each of some directions: no parameters travel, so nothing is done to them on the way."""
 BASELINES = {"local", "local1", "central"}
@@ -51,7 +51,7 @@ RUN = [one for one in EVERY if allowed(*one)]
 REFUSED = [one for one in EVERY if not allowed(*one)]
 
 
-def test_nothing_is_forgotten():
+def test_every_combination_is_either_run_or_refused():
     assert set(ALLOWED) == set(registry.LORA_AGGREGATIONS)
     assert len(RUN) + len(REFUSED) == len(ALGORITHMS) * len(ALLOWED) * len(KINDS)
     assert len(RUN) > 200
@@ -59,7 +59,7 @@ def test_nothing_is_forgotten():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("fed_alg", "lora", "kind"), [one for one in RUN if one[2] != "rslora" or one[0] == "fedavg"])
-def test_two_rounds(keys, fed_alg: str, lora: str, kind: str):
+def test_every_allowed_combination_trains_two_rounds(keys, fed_alg: str, lora: str, kind: str):
     changes = {"fed_alg": fed_alg, "lora_aggregation": lora, "num_rounds": 2, "eval_every": 0, "max_steps": 1}
     run = weft.train(keys | changes | KINDS[kind], quiet=True)
     assert run.summary["rounds"] == 2
@@ -69,7 +69,7 @@ def test_two_rounds(keys, fed_alg: str, lora: str, kind: str):
     assert (run.summary["product_error"] is not None) == known
 
 
-def test_everything_else_is_refused_before_a_model_is_loaded(keys):
+def test_every_other_combination_is_refused_before_a_model_is_loaded(keys):
     for fed_alg, lora, kind in REFUSED:
         changes = {"fed_alg": fed_alg, "lora_aggregation": lora, "model_name_or_path": "there/is/none"} | KINDS[kind]
         with pytest.raises(ConfigError) as refused:
@@ -83,7 +83,7 @@ def test_everything_else_is_refused_before_a_model_is_loaded(keys):
 @pytest.mark.slow
 @pytest.mark.parametrize("fed_alg", ["fedavg", "local", "central"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_plain_text(keys, fed_alg: str, kind: str, tmp_path: Path):
+def test_plain_text_is_trained_by_every_algorithm(keys, fed_alg: str, kind: str, tmp_path: Path):
     rows = [{"text": row["instruction"] + " " + row["output"]} for row in colour_rows(40)]
     data = write_rows(tmp_path / "text.jsonl", rows)
     changes = {"fed_alg": fed_alg, "objective": "causal_lm", "num_rounds": 2, "dataset_name": str(data)}
@@ -108,7 +108,7 @@ MORE = {
 
 
 @pytest.mark.parametrize("changes", MORE.values(), ids=MORE.keys())
-def test_other_refusals(keys, changes: dict[str, object]):
+def test_parts_that_do_not_go_together_are_refused_with_a_remedy(keys, changes: dict[str, object]):
     with pytest.raises(ConfigError, match=r"leave out|write"):
         weft.train(keys | changes)
 
@@ -135,7 +135,7 @@ def texts(tmp_path: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("fed_alg", ALGORITHMS)
 @pytest.mark.parametrize("kind", ["full", "lora"])
-def test_pre_training_with_every_algorithm(keys, texts: str, fed_alg: str, kind: str):
+def test_every_algorithm_pre_trains_two_rounds(keys, texts: str, fed_alg: str, kind: str):
     changes = {"objective": "causal_lm", "dataset_name": texts, "fed_alg": fed_alg, "num_rounds": 2, "max_steps": 1}
     run = weft.train(keys | changes | {"eval_every": 0, "template": None} | KINDS[kind], quiet=True)
     assert run.summary["rounds"] == 2
@@ -157,7 +157,7 @@ PREFER += [(loss, fed_alg, "lora") for loss in ("dpo", "kto") for fed_alg in ALG
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("loss", "fed_alg", "kind"), PREFER)
-def test_preferences_with_every_algorithm(keys, preferences: dict[str, str], loss: str, fed_alg: str, kind: str):
+def test_every_algorithm_trains_on_preferences(keys, preferences: dict[str, str], loss: str, fed_alg: str, kind: str):
     data = preferences["judged" if loss == "kto" else "pairs"]
     changes = {"objective": "preference", "loss": loss, "dataset_name": data, "fed_alg": fed_alg, "max_steps": 1}
     run = weft.train(keys | changes | {"num_rounds": 2, "eval_every": 0} | KINDS[kind], quiet=True)
@@ -171,7 +171,7 @@ PROMPTS += [("prefix", "scaffold"), ("p_tuning", "fedadam"), ("black_box", "fedb
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "fed_alg"), PROMPTS)
-def test_prompts_with_every_algorithm(keys, method: str, fed_alg: str):
+def test_every_algorithm_trains_prompts(keys, method: str, fed_alg: str):
     changes = {"use_peft": False, "prompt_method": method, "num_virtual_tokens": 4, "fed_alg": fed_alg, "max_steps": 1}
     run = weft.train(keys | changes | {"num_rounds": 2, "eval_every": 0}, quiet=True)
     assert run.summary["rounds"] == 2
@@ -180,7 +180,7 @@ def test_prompts_with_every_algorithm(keys, method: str, fed_alg: str):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fed_alg", ALGORITHMS)
-def test_rewards_with_every_algorithm(keys, fed_alg: str):
+def test_every_algorithm_trains_on_rewards(keys, fed_alg: str):
     changes = {"objective": "grpo", "reward": "length", "max_new_tokens": 4, "num_generations": 2, "batch_size": 2}
     changes |= {"fed_alg": fed_alg, "max_steps": 1, "num_rounds": 2, "eval_every": 0}
     run = weft.train(keys | changes | KINDS["full" if fed_alg == "fedavg" else "lora"], quiet=True)

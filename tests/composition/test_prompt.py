@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 import weft
-from conftest import colour_rows, flags, write_rows
+from support.flags import flags
+from support.rows import colour_rows, write_rows
 from weft.cli import main
 from weft.config import build
 from weft.core.types import Task, Update
@@ -22,13 +23,6 @@ from weft.models.load import load_resident
 from weft.models.tokenizer import load_tokenizer
 
 METHODS = ["soft", "prefix", "p_tuning"]
-
-
-@pytest.fixture
-def prompted(keys) -> dict[str, object]:
-    own = {"use_peft": False, "prompt_method": "soft", "num_virtual_tokens": 6, "learning_rate": 3e-2}
-    return keys | own | {"dtype": "float32", "template": "alpaca"}
-
 
 # peft's own forward pass, which hands over its cache by a name that transformers 5.24 renamed.
 OF_PEFT = pytest.mark.filterwarnings("ignore:.*past_key_values.*:FutureWarning")
@@ -82,7 +76,7 @@ def test_answers_are_those_of_peft(prompted, method: str):
 @OF_PEFT
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.slow
-def test_it_learns_and_loads_with_peft(prompted, method: str, tmp_path: Path):
+def test_a_trained_prompt_lowers_the_loss_and_loads_with_peft(prompted, method: str, tmp_path: Path):
     keys = prompted | {"prompt_method": method, "num_rounds": 6, "max_steps": 6, "sample_clients": 3, "batch_size": 8}
     keys |= {"learning_rate": 1e-2 if method == "p_tuning" else 1e-1}
     first = weft.train(keys | {"num_rounds": 1, "learning_rate": 0.0, "output_dir": str(tmp_path / "first")})
@@ -141,7 +135,7 @@ def test_only_the_prompt_travels(prompted, method: str, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_private_vectors_stay(prompted, method: str):
+def test_private_vectors_of_a_prompt_stay_with_their_client(prompted, method: str):
     keys = prompted | {"prompt_method": method, "private_tokens": 3, "sample_clients": 3, "num_rounds": 2}
     run = weft.train(keys, quiet=True)
     shared = load_file(run.path / "adapter" / "adapter_model.safetensors")["prompt_embeddings"]
@@ -169,7 +163,7 @@ def test_a_prompt_begins_as_a_text(prompted):
 
 
 @pytest.mark.parametrize("objective", ["preference", "grpo"])
-def test_other_objectives(prompted, objective: str, tmp_path: Path):
+def test_prompts_are_trained_by_preferences_and_by_rewards(prompted, objective: str, tmp_path: Path):
     asked = [row | {"prompt": row["instruction"], "chosen": row["output"]} for row in colour_rows(40)]
     rows = [row | {"rejected": "none"} for row in asked]
     changes = {"objective": objective, "dataset_name": str(write_rows(tmp_path / "rows.jsonl", rows)), "num_rounds": 1}
@@ -193,12 +187,12 @@ def test_other_objectives(prompted, objective: str, tmp_path: Path):
         ({"objective": "causal_lm"}, "weft prompt"),
     ],
 )
-def test_what_cannot_be_is_said(prompted, changes: dict[str, object], words: str):
+def test_keys_that_a_prompt_cannot_have_are_refused(prompted, changes: dict[str, object], words: str):
     with pytest.raises(ConfigError, match=words):
         weft.train(prompted | changes, quiet=True)
 
 
-def test_the_command_and_its_plan(prompted, tmp_path: Path, capsys):
+def test_weft_prompt_shows_its_plan_trains_and_exports_unmerged(prompted, tmp_path: Path, capsys):
     keys = {k: v for k, v in prompted.items() if k not in ("use_peft", "prompt_method", "learning_rate")}
     assert main(["prompt", *flags(keys), "--dry_run"]) == 0
     out = capsys.readouterr().out
@@ -211,70 +205,6 @@ def test_the_command_and_its_plan(prompted, tmp_path: Path, capsys):
     assert "cannot be merged" in capsys.readouterr().err
     assert main(["export", str(run.path), "--out", str(tmp_path / "written")]) == 0
     assert (tmp_path / "written" / "adapter_config.json").exists()
-
-
-@pytest.fixture
-def black_box(prompted) -> dict[str, object]:
-    own = {
-        "prompt_method": "black_box",
-        "black_box_dim": 12,
-        "population": 8,
-        "fed_alg": "fedbpt",
-        "learning_rate": 1.0,
-    }
-    return prompted | own | {"num_rounds": 5, "max_steps": 3, "sample_clients": 3, "batch_size": 8, "eval_every": 0}
-
-
-@pytest.mark.parametrize("fed_alg", ["fedbpt", "fedavg", "fedadam", "local", "central"])
-@pytest.mark.slow
-def test_a_search_without_gradients(black_box, fed_alg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a black box has no gradients")
-
-    start = {"prompt_method": "soft", "fed_alg": "fedavg", "num_rounds": 1, "learning_rate": 0.0}
-    start |= {"black_box_dim": None, "population": None}
-    still = weft.train(black_box | start | {"output_dir": str(tmp_path / "still")}, quiet=True)
-    monkeypatch.setattr(torch.Tensor, "backward", refuse)
-    run = weft.train(black_box | {"fed_alg": fed_alg}, quiet=True)
-    assert run.summary["failures"] == {}
-    assert run.summary["eval"]["loss"] < still.summary["eval"]["loss"]
-    if fed_alg in ("fedbpt", "fedavg"):
-        assert len(load_file(run.path / "adapter" / "adapter_model.safetensors")["prompt_embeddings"]) == 6
-        assert run.model is not None
-    if fed_alg == "fedbpt":  # up: 8 candidates of 12 numbers, 8 losses, 12 scales, each of 4 bytes, of 3 clients
-        assert run.summary["bytes_up"] == 5 * 3 * 4 * (8 * 12 + 8 + 12)
-
-
-def test_a_search_goes_on_bit_identical(black_box, tmp_path: Path):
-    import shutil
-
-    given = black_box | {"save_model_freq": 1, "checkpoint_seconds": 0}
-    one = weft.train(given, quiet=True)
-    broken = tmp_path / "broken"
-    shutil.copytree(one.path, broken)
-    for path in (*broken.glob("checkpoints/round_00000[345]"), broken / "adapter"):
-        shutil.rmtree(path)
-    (broken / "summary.json").unlink()
-    weft.train(given | {"output_dir": str(broken)}, resume=True, quiet=True)
-    name = "adapter/adapter_model.safetensors"
-    assert (one.path / name).read_bytes() == (broken / name).read_bytes()
-    assert (one.path / "metrics.jsonl").read_bytes() == (broken / "metrics.jsonl").read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"fed_alg": "scaffold"}, "a black box has none"),
-        ({"fed_alg": "diloco"}, "a black box has none"),
-        ({"learning_rate": 0.0}, "has no width"),
-        ({"personal_steps": 3}, "learnt by gradients"),
-        ({"private_tokens": 2}, "learnt by gradients"),
-        ({"prompt_method": "soft", "black_box_dim": None, "population": None}, "found without gradients"),
-    ],
-)
-def test_what_a_black_box_cannot(black_box, changes: dict[str, object], words: str):
-    with pytest.raises(ConfigError, match=words):
-        weft.train(black_box | changes, quiet=True)
 
 
 @pytest.mark.parametrize("method", ["soft", None])

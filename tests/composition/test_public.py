@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import weft
-from conftest import colour_rows, write_rows
+from support.rows import colour_rows, write_rows
 from weft.core.objective import Objective
 from weft.launch.compose import local_steps
 from weft.training.loop import Job
@@ -26,7 +26,7 @@ def rounds(run) -> list[dict]:
     return [line for line in lines if line["event"] == "round"]
 
 
-def test_a_client_of_every_round(keys, public: str):
+def test_public_data_is_a_client_of_every_round(keys, public: str):
     run = weft.train(keys | {"public_data": public, "num_clients": 5, "num_rounds": 4})
     for line in rounds(run):
         assert len(line["clients"]) == 3
@@ -35,7 +35,7 @@ def test_a_client_of_every_round(keys, public: str):
     assert len({tuple(line["clients"]) for line in rounds(run)}) > 1
 
 
-def test_own_models_are_the_clients(keys, public: str):
+def test_public_data_has_no_personal_model(keys, public: str):
     run = weft.train(keys | {"public_data": public, "fed_alg": "ditto", "personal_steps": 0})
     assert set(run.summary["models"]["clients"]) == {"client_0", "client_1", "client_2"}
     assert not (run.path / "clients" / "public" / "adapter").exists()
@@ -91,7 +91,7 @@ def test_a_share_changes_what_is_learnt_and_nothing_else(keys, public: str):
     assert torch.isfinite(torch.tensor(with_them.summary["eval"]["loss"]))
 
 
-def test_mistakes(keys, tmp_path: Path, public: str):
+def test_mistaken_keys_of_public_data_are_refused(keys, tmp_path: Path, public: str):
     with pytest.raises(weft.errors.ConfigError, match="write --public_data FILE"):
         weft.train(keys | {"public_share": 0.5})
     named = {k: v for k, v in keys.items() if k not in ("dataset_name", "num_clients")} | {

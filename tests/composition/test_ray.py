@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 import weft
-from conftest import colour_rows, flags, write_rows
+from support.flags import flags
+from support.rows import colour_rows, write_rows
 from weft.cli import main
 from weft.errors import ConfigError
 
@@ -134,11 +135,11 @@ def test_plain_text_is_read_by_every_actor(spread, tmp_path: Path):
         ({"parallel": "fsdp", "use_peft": False}, "drop --parallel"),
     ],
 )
-def test_what_cannot_be_is_said(spread, changes: dict[str, object], words: str):
+def test_keys_that_do_not_go_with_ray_are_refused(spread, changes: dict[str, object], words: str):
     with pytest.raises(ConfigError, match=words):
         weft.train(spread | changes, quiet=True)
 
 
-def test_flags_name_resources(spread, capsys):
+def test_client_resources_other_than_cpu_and_gpu_are_refused(spread, capsys):
     assert main(["sft", *flags(spread | {"client_resources": "tpu=1"}), "--dry_run"]) == 2
     assert "cpu and gpu, not 'tpu'" in capsys.readouterr().err

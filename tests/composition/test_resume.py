@@ -14,21 +14,21 @@ from typing import ClassVar
 import pytest
 import yaml
 
-from forking import Forks
+from support.fork_server import ForkServer
 from weft.runs.layout import RunDir
 
 RESULTS = ("metrics.jsonl", "adapter/adapter_model.safetensors", "clients/*/adapter/adapter_model.safetensors")
 
 
 @pytest.fixture(autouse=True)
-def by_forks(forks: Forks) -> None:
+def by_forks(forks: ForkServer) -> None:
     Process.forks = forks
 
 
 class Process:
     """A `weft sft` of its own, whose words go to a file."""
 
-    forks: ClassVar[Forks]
+    forks: ClassVar[ForkServer]
 
     def __init__(self, config: Path, *flags: str) -> None:
         self.file = config.with_suffix(f".{time.monotonic_ns()}.log")
@@ -117,7 +117,7 @@ def test_an_interrupted_run_says_how_to_go_on(config: Path, tmp_path: Path):
     assert results(run) == results(tmp_path / "whole")
 
 
-def test_another_process_may_not_write_there(config: Path, tmp_path: Path):
+def test_a_second_process_in_the_same_run_is_refused(config: Path, tmp_path: Path):
     run = tmp_path / "shared"
     first = start(config, "--output_dir", str(run), "--num_rounds", "100000")
     begun(run, first, 1)

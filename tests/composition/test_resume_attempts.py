@@ -55,7 +55,9 @@ class Interrupted:
 @pytest.mark.parametrize("fed_alg", ["fedavg", "scaffold"])
 @pytest.mark.parametrize("counts", [True, False])
 @pytest.mark.slow
-def test_interrupted_within_repeated_rounds(keys, tmp_path, monkeypatch, fed_alg, counts):
+def test_a_run_interrupted_within_repeated_rounds_ends_as_the_undisturbed_one(
+    keys, tmp_path, monkeypatch, fed_alg, counts
+):
     keys = keys | UNSTEADY | {"fed_alg": fed_alg}
     whole = weft.train(keys | {"output_dir": str(tmp_path / "whole")})
     lines = (whole.path / "metrics.jsonl").read_text().splitlines()

@@ -10,7 +10,8 @@ import yaml
 from safetensors.torch import load_file
 
 import weft
-from conftest import colour_rows, flags, write_rows
+from support.flags import flags
+from support.rows import colour_rows, write_rows
 from weft.cli import main
 from weft.errors import ConfigError
 from weft.launch.trainer import Trainer

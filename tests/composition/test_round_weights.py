@@ -27,7 +27,7 @@ KINDS: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_of_the_last_round(keys, tmp_path, kind):
+def test_weights_of_the_last_round_are_rebuilt_without_the_written_results(keys, tmp_path, kind):
     changes = {"num_rounds": 2, "save_model_freq": 1, "checkpoint_seconds": 0, "sample_clients": 3, "eval_every": 0}
     run = weft.train(keys | changes | KINDS[kind])
     clients: tuple[str | None, ...] = (None,)

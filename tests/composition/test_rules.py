@@ -75,7 +75,7 @@ def test_what_cannot_add_up_is_refused_and_the_remedy_works(keys, changes: dict,
     assert weft.train(one | changes | instead).summary["rounds"] == 1
 
 
-def test_nobody_is_spare_in_every_round(keys):
+def test_with_over_selection_every_client_counts_in_some_round(keys):
     """The last of the list were never heard, where all are equally fast."""
     changes = {"num_clients": 4, "over_selection": 0.5, "num_rounds": 10, "max_steps": 1, "eval_every": 0}
     run = weft.train(keys | changes)
@@ -85,7 +85,7 @@ def test_nobody_is_spare_in_every_round(keys):
     assert all(len(clients) == 2 for clients in used)
 
 
-def test_feddyn_takes_passes_over_the_rows(keys):
+def test_feddyn_with_epochs_counts_the_steps_of_a_pass(keys):
     run = weft.train(keys | {"fed_alg": "feddyn", "max_steps": -1, "num_train_epochs": 1, "batch_size": 16})
     state, _ = checkpoint.latest(RunDir(run.path))
     # 36 rows a client by 16, rounded up.

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import weft
-from conftest import flags
+from support.flags import flags
 from weft.algorithms.fedkseed import FedKSeed
 from weft.cli import main
 from weft.core.directions import digest, direction, rebuild
@@ -28,7 +28,7 @@ def seeds(keys) -> dict[str, object]:
     return keys | own | {"lr_scheduler_type": "constant"}
 
 
-def test_a_model_is_made_anew_by_hand():
+def test_a_model_rebuilt_from_seeds_equals_the_one_worked_by_hand():
     start = {"a": torch.ones(3), "b": torch.zeros(2, 2)}
     sums = torch.zeros(8)
     sums[2], sums[5] = 0.5, -2.0
@@ -43,7 +43,7 @@ def test_a_model_is_made_anew_by_hand():
 
 
 @pytest.mark.slow
-def test_it_learns_and_a_few_numbers_travel(seeds, tmp_path: Path):
+def test_training_by_seeds_lowers_the_loss_and_sends_only_sums_of_seeds(seeds, tmp_path: Path):
     still = weft.train(seeds | {"learning_rate": 0.0, "num_rounds": 1, "output_dir": str(tmp_path / "still")})
     run = weft.train(seeds | {"num_rounds": 30, "sample_clients": 3}, quiet=True)
     assert run.summary["eval"]["loss"] < still.summary["eval"]["loss"] - 0.05
@@ -63,7 +63,7 @@ def test_the_history_gives_the_result_bit_for_bit(seeds):
     assert task.params == {}
     assert set(task.extra) == {SEARCH}
     start = {name: base[name] for name in state.params}
-    made = late.rebuilt({}, task.extra, start)
+    made = late.rebuild.params(task.extra, start)
     written = load_file(run.path / "model" / "model.safetensors")
     for name, value in made.items():
         assert torch.equal(value, state.params[name])
@@ -75,11 +75,11 @@ def test_another_base_is_refused():
     state = algorithm.init({"a": torch.ones(3)})
     task = algorithm.task(state, "x", 0)
     with pytest.raises(ClientFailed, match="another base model"):
-        algorithm.rebuilt({}, task.extra, {"a": torch.ones(3) + 1e-7})
+        algorithm.rebuild.params(task.extra, {"a": torch.ones(3) + 1e-7})
     assert not torch.equal(digest({"a": torch.ones(3)}), digest({"b": torch.ones(3)}))
 
 
-def test_it_goes_on_bit_identical(seeds, tmp_path: Path):
+def test_a_resumed_run_by_seeds_ends_bit_identical(seeds, tmp_path: Path):
     given = seeds | {"save_model_freq": 1, "checkpoint_seconds": 0}
     one = weft.train(given, quiet=True)
     broken = tmp_path / "broken"
@@ -93,7 +93,7 @@ def test_it_goes_on_bit_identical(seeds, tmp_path: Path):
     assert (one.path / "metrics.jsonl").read_bytes() == (broken / "metrics.jsonl").read_bytes()
 
 
-def test_nothing_has_a_gradient(seeds, monkeypatch: pytest.MonkeyPatch):
+def test_training_by_seeds_computes_no_gradient(seeds, monkeypatch: pytest.MonkeyPatch):
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("no gradients here")
 
@@ -104,13 +104,13 @@ def test_nothing_has_a_gradient(seeds, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     "changes", [{"use_peft": True, "peft_lora_dropout": 0.0}, {"prompt_method": "soft", "num_virtual_tokens": 4}]
 )
-def test_adapters_and_prompts_too(seeds, changes: dict[str, object]):
+def test_adapters_and_prompts_are_trained_by_seeds_with_the_same_traffic(seeds, changes: dict[str, object]):
     run = weft.train(seeds | changes | {"num_rounds": 2}, quiet=True)
     assert run.summary["bytes_up"] == 2 * 2 * 64 * 4
     assert run.model is not None
 
 
-def test_one_step_by_hand(seeds):
+def test_one_step_by_seeds_equals_the_one_worked_by_hand(seeds):
     """A client's sum is lr (L(w + e z) - L(w - e z)) / 2e for the direction that was drawn."""
     from weft.config import build
     from weft.core.seeds import generator
@@ -154,7 +154,7 @@ def test_one_step_by_hand(seeds):
         {"use_peft": True, "client_ranks": "2,4"},
     ],
 )
-def test_what_does_not_go_with_seeds(seeds, changes: dict[str, object]):
+def test_keys_that_do_not_go_with_seeds_are_refused(seeds, changes: dict[str, object]):
     with pytest.raises(ConfigError):
         weft.train(seeds | changes, quiet=True)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import colour_rows, write_rows
-from office import NAMES, Office
+from support.fake_sites import NAMES, FakeSites
+from support.rows import colour_rows, write_rows
 from weft.commands.submit import read_run
 from weft.config import RunConfig, build
 from weft.core.types import Failure, Probe, Task
@@ -21,7 +21,7 @@ from weft.sites.run_keys import AT_SERVER, FROM_RUN, FROM_SITE, ON_DEMAND
 from weft.sites.server import serve
 
 
-def accept(sites: Office, name: str, **values: object) -> None:
+def accept(sites: FakeSites, name: str, **values: object) -> None:
     """Change a site's policy, and let it begin anew."""
     policy = sites.policies[name]
     sites.policies[name] = policy.model_copy(update={"accept": policy.accept.model_copy(update=values)})
@@ -47,7 +47,7 @@ FORBIDDEN = {
 
 
 @pytest.mark.parametrize("name", FORBIDDEN)
-def test_a_site_refuses_what_is_not_the_models_it_accepts(run, sites: Office, name: str):
+def test_a_site_refuses_what_is_not_the_models_it_accepts(run, sites: FakeSites, name: str):
     """The hello of a hostile server: an honest one would not send some of these."""
     keys, words = FORBIDDEN[name]
     hello = {"run": run | keys, "id": "run", "index": 0, "clients": 3, "base": "00"}
@@ -56,7 +56,7 @@ def test_a_site_refuses_what_is_not_the_models_it_accepts(run, sites: Office, na
     assert not (sites.folder / "hospital_a").exists()
 
 
-def test_other_names_of_a_key_go_through_the_same_door(run, sites: Office, monkeypatch):
+def test_aliases_of_a_key_are_ruled_by_the_site_as_the_key_itself(run, sites: FakeSites, monkeypatch):
     seen: list[RunConfig] = []
     monkeypatch.setattr("weft.launch.client.prepare_process", seen.append)
     changes = {"use_auth_token": True, "device": "cuda:7", "local_data_dir": "/"}
@@ -67,7 +67,7 @@ def test_other_names_of_a_key_go_through_the_same_door(run, sites: Office, monke
     assert config.device == "auto"
 
 
-def test_a_site_opens_no_file_that_a_run_names(keys, sites: Office, tmp_path: Path):
+def test_a_site_opens_no_file_that_a_run_names(keys, sites: FakeSites, tmp_path: Path):
     """The server's word that a text is a path: the text itself is proposed, never the file's lines."""
     secret = tmp_path / "secret.txt"
     secret.write_text("the patient in room 4\n")
@@ -80,7 +80,7 @@ def test_a_site_opens_no_file_that_a_run_names(keys, sites: Office, tmp_path: Pa
     assert not any(b"room 4" in raw for raw in sites.answered)
 
 
-def test_files_of_texts_are_read_where_a_run_is_handed_in(tmp_path: Path, tiny_model: Path):
+def test_files_of_texts_are_read_where_a_run_is_submitted(tmp_path: Path, tiny_model: Path):
     """The control of the test above: the lines do travel, from the run's author."""
     (tmp_path / "mine.txt").write_text("Answer in one word.\n\nThink first.\n")
     keys = {"model_name_or_path": str(tiny_model), "prompt_method": "text", "fed_alg": "fedtext"}
@@ -97,16 +97,15 @@ def test_remote_code_is_refused_at_the_submission(tmp_path: Path):
         read_run("submit", [str(tmp_path / "run.yaml")])
 
 
-def ask(sites: Office, message: Task | Probe) -> object:
+def ask(sites: FakeSites, message: Task | Probe) -> object:
     return unpack(sites.site_clients["hospital_a"].work(pack(message, "run")), run="run")
 
 
-def test_a_message_beyond_the_agreement_is_not_answered(run, sites: Office):
+def test_a_message_beyond_the_agreement_is_not_answered(run, sites: FakeSites):
     """After an agreement of three rounds; the control is a message within it."""
     serve(run | {"num_rounds": 3}, sites, list(NAMES), "1")
-    params = {
-        name: torch.zeros_like(v) for name, v in sites.site_clients["hospital_a"].client_host.model.masters.items()
-    }
+    model = sites.site_clients["hospital_a"].client_host.model
+    params = {name: torch.zeros_like(v) for name, v in model.masters.items()}
     for message, words in (
         (Task("hospital_a", 1_000_000, 0, params), "is of round 1000001, and the site agreed to 3"),
         (Task("hospital_a", 3, 3, params), "is of round 4"),
@@ -139,7 +138,7 @@ def test_work_is_counted_through_a_restart_and_ends_at_the_policys_hours(run, tm
     assert "all that the run it agreed to can need" in str(again.refusal(task))
 
 
-def test_steps_beyond_the_policy_are_refused(run, sites: Office, tmp_path: Path):
+def test_steps_beyond_the_policy_are_refused(run, sites: FakeSites, tmp_path: Path):
     accept(sites, "hospital_b", max_steps=1)
     with pytest.raises(ConfigError, match="hospital_b: a round has 2 steps, and this site accepts 1 steps at most"):
         serve(run | {"min_clients": 3}, sites, list(NAMES), "1")
@@ -148,7 +147,7 @@ def test_steps_beyond_the_policy_are_refused(run, sites: Office, tmp_path: Path)
         serve(epochs, sites, list(NAMES), "1")
 
 
-def test_only_sites_that_take_part_count_for_the_smallest_cohort(run, sites: Office, tmp_path: Path):
+def test_only_sites_that_take_part_count_for_the_smallest_cohort(run, sites: FakeSites, tmp_path: Path):
     """A site that asks for three is not one of two, whether the third is away or refuses."""
     accept(sites, "hospital_a", min_clients=3)
     with pytest.raises(RunError, match=r"hospital_a: .*asks for 3 at least"):
@@ -158,7 +157,7 @@ def test_only_sites_that_take_part_count_for_the_smallest_cohort(run, sites: Off
     assert done.summary["clients"].keys() == {"hospital_b"}
 
 
-def test_the_smallest_cohort_is_the_quorum_of_every_round(run, sites: Office, tmp_path: Path):
+def test_the_smallest_cohort_is_the_quorum_of_every_round(run, sites: FakeSites, tmp_path: Path):
     """One of three falls silent: the rounds of two others stand only where nobody asked for three."""
     sites.slow["hospital_c"] = 3.0
     sites.policies["hospital_c"] = read_policy(Path(sites.policies["hospital_c"].data.path).parent / "site.yaml")
@@ -171,7 +170,7 @@ def test_the_smallest_cohort_is_the_quorum_of_every_round(run, sites: Office, tm
 
 
 @pytest.mark.parametrize("claim", [{"rows": 1 << 39}, {"rows": 1e400}, {"rows": "9" * 5000}, {"rows": [[]]}, [], 3])
-def test_what_a_site_claims_allocates_nothing_and_ends_no_run(run, sites: Office, monkeypatch, claim):
+def test_absurd_numbers_of_rows_from_a_site_end_no_run(run, sites: FakeSites, monkeypatch, claim):
     plain = sites.site_clients["hospital_c"].work
 
     def lie(raw: bytes) -> bytes:
@@ -193,7 +192,7 @@ def test_what_a_site_claims_allocates_nothing_and_ends_no_run(run, sites: Office
     ],
 )
 def test_a_typing_error_in_a_policy_is_refused_with_the_nearest_name(
-    sites: Office, tmp_path: Path, line: str, words: str
+    sites: FakeSites, tmp_path: Path, line: str, words: str
 ):
     write_rows(tmp_path / "rows.jsonl", colour_rows(3))
     (tmp_path / "site.yaml").write_text(f"data: rows.jsonl\naccept:\n  models: [a]\n  {line}\n")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from office import NAMES, Office
+from support.fake_sites import NAMES, FakeSites
 from weft.core import wire
 from weft.core.types import Failure, Score, Task, Update
 from weft.errors import BadUpdate, ClientFailed, ConfigError
@@ -23,7 +23,7 @@ from weft.sites.server import _read, serve
 VILLAIN = "hospital_c"
 
 
-def hostile(sites: Office, change) -> None:
+def hostile(sites: FakeSites, change) -> None:
     """Let one site say what `change` makes of the honest words."""
     plain = sites.site_clients[VILLAIN].work
     sites.site_clients[VILLAIN].work = lambda raw: change(raw, plain(raw))  # type: ignore[method-assign]
@@ -49,7 +49,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("words", REFUSALS.values(), ids=REFUSALS.keys())
-def test_a_hello_that_is_answered_by_anything_ends_no_run(run, sites: Office, words: str):
+def test_a_handshake_that_is_answered_by_anything_ends_no_run(run, sites: FakeSites, words: str):
     hostile(sites, lambda raw, said: words.encode() if raw[:1] == b"{" else said)
     told: list[dict[str, object]] = []
     done = serve(run | {"num_rounds": 1}, sites, list(NAMES), "1", hear=told.append)
@@ -79,7 +79,7 @@ SCORES: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("lie", SCORES.values(), ids=SCORES.keys())
-def test_scores_that_cannot_be_are_that_sites_failure(run, sites: Office, lie: dict[str, object]):
+def test_scores_that_cannot_be_are_that_sites_failure(run, sites: FakeSites, lie: dict[str, object]):
     def change(raw: bytes, said: bytes) -> bytes:
         if raw[:1] == b"{" or not isinstance(wire.unpack(said, run="run"), Score):
             return said
@@ -99,7 +99,7 @@ def test_scores_that_cannot_be_are_that_sites_failure(run, sites: Office, lie: d
 @pytest.mark.parametrize(
     "metrics", [{"answers": 1.0}, {"texts_scored": 1.0}, {"loss_tokens": 4.0}, {"loss_tokens": -814.0, "loss_sum": 1.0}]
 )
-def test_metrics_that_cannot_be_counted_are_that_sites_failure(run, sites: Office, weights: str, metrics):
+def test_metrics_that_cannot_be_counted_are_that_sites_failure(run, sites: FakeSites, weights: str, metrics):
     """And one that reports nothing takes part all the same."""
 
     def change(raw: bytes, said: bytes) -> bytes:
@@ -118,7 +118,7 @@ def test_metrics_that_cannot_be_counted_are_that_sites_failure(run, sites: Offic
     assert VILLAIN in second["clients"]
 
 
-def test_a_site_that_asks_for_others_and_is_silent_ends_no_run(run, sites: Office):
+def test_a_site_that_asks_for_others_and_is_silent_ends_no_run(run, sites: FakeSites):
     """Its smallest cohort counts where its own update would be used, and nowhere else."""
 
     def change(raw: bytes, said: bytes) -> bytes:
@@ -134,7 +134,7 @@ def test_a_site_that_asks_for_others_and_is_silent_ends_no_run(run, sites: Offic
     assert [one["clients"] for one in records if one["event"] == "round"] == [list(NAMES[:2]), list(NAMES)]
 
 
-def test_reasons_of_a_site_are_cut():
+def test_reasons_with_which_updates_are_refused_are_cut_and_printable():
     like = {"delta": {"a": torch.zeros(2)}}
     many = {f"stream \u202e {number}" * 9: {"a": torch.zeros(2)} for number in range(3000)}
     with pytest.raises(BadUpdate, match="instead of delta") as refused:
@@ -150,7 +150,7 @@ def test_a_weight_of_nothing_is_refused():
 
 
 @pytest.mark.parametrize("taken", [np.array([1, 2]), {}, "no", 0])
-def test_a_site_that_says_anything_of_a_message_is_heard(taken: object):
+def test_any_value_of_taken_in_a_sites_reply_is_read_as_true_or_false(taken: object):
     """FLARE reads arrays and other objects, of which not all are true or false."""
     said = {"progress": 1, "answer": b"x", "taken": taken, "unknown": np.array([1, 2])}
     proxy = SimpleNamespace(ask=lambda *_: said)

@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from conftest import colour_rows, write_rows
-from office import NAMES, Office
+from support.fake_sites import NAMES, FakeSites
+from support.rows import colour_rows, write_rows
 from weft.errors import ConfigError
 from weft.sites.server import serve
 
 
-def restart(sites: Office) -> None:
+def restart(sites: FakeSites) -> None:
     for name in NAMES:
         sites.begin(name)
 
 
-def test_a_site_does_not_go_on_with_other_rows_unless_its_own_law_says_so(run, sites: Office, tmp_path: Path):
+def test_a_site_with_other_rows_goes_on_only_if_its_own_policy_accepts_that(run, sites: FakeSites, tmp_path: Path):
     given = run | {"num_rounds": 1}
     first = serve(given, sites, list(NAMES), "1")
     at_site = json.loads((tmp_path / "work" / "hospital_a" / "run" / "fingerprints.json").read_text())
@@ -49,7 +49,7 @@ def test_a_site_does_not_go_on_with_other_rows_unless_its_own_law_says_so(run, s
     assert serve(longer | {"num_rounds": 3}, sites, list(NAMES), "1", resume=True).summary["rounds"] == 3
 
 
-def test_another_run_of_the_same_name_begins_with_the_rows_that_are_there(run, sites: Office):
+def test_another_run_of_the_same_name_begins_with_the_rows_that_are_there(run, sites: FakeSites):
     given = run | {"num_rounds": 1, "min_clients": 3}
     first = serve(given, sites, list(NAMES), "1")
     write_rows(Path(sites.policies["hospital_a"].data.path), colour_rows(24, 77))
@@ -58,7 +58,9 @@ def test_another_run_of_the_same_name_begins_with_the_rows_that_are_there(run, s
     assert serve(given, sites, list(NAMES), "1").summary["rounds"] == 1
 
 
-def test_the_servers_base_is_compared_too(run, sites: Office, tmp_path: Path, tiny_model: Path):
+def test_a_changed_base_at_the_server_is_refused_until_it_is_accepted(
+    run, sites: FakeSites, tmp_path: Path, tiny_model: Path
+):
     base = tmp_path / "base"
     shutil.copytree(tiny_model, base)
     for name in NAMES:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import weft
-from conftest import flags, write_rows
+from support.flags import flags
+from support.rows import write_rows
 from weft.cli import main
 from weft.federation.client_host import ClientHost
 from weft.launch import train as training

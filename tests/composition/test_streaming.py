@@ -55,7 +55,7 @@ def test_the_traffic_of_a_round_is_divided(streamed):
     assert run.summary["eval"]["loss"] < begun.summary["eval"]["loss"] - 0.3
 
 
-def test_a_round_worked_by_hand(streamed):
+def test_a_round_of_streaming_equals_the_one_worked_by_hand(streamed):
     """Two clients, outer learning rate 1, no momentum: after its round a part is the clients' mean, others wait."""
     from weft.algorithms.diloco import ANCHOR, DELTA, LOCAL, DiLoCo
     from weft.core.types import LocalWork, Total
@@ -95,7 +95,7 @@ def test_who_missed_a_round_is_sent_everything(streamed):
 
 
 @pytest.mark.parametrize("state", ["keep", "reset"])
-def test_a_resumed_run_is_the_same(streamed, tmp_path: Path, state: str):
+def test_a_resumed_run_of_streaming_ends_bit_identical(streamed, tmp_path: Path, state: str):
     given = streamed | {"save_model_freq": 1, "checkpoint_seconds": 0}
     given["fed_args"] = {"fragments": 2, "inner_state": state}
     one = weft.train(given)
@@ -116,7 +116,7 @@ def test_adapters_travel_in_parts_too(streamed):
     assert lines[1]["bytes_up"] == lines[0]["bytes_up"] == lines[0]["bytes_down"] / 2
 
 
-def test_what_cannot_be_streamed_is_said(streamed):
+def test_keys_that_do_not_go_with_streaming_are_refused(streamed):
     with pytest.raises(ConfigError, match="beyond 1 the inner state is kept or reset"):
         weft.train(streamed | {"fed_args": {"fragments": 2, "inner_state": "average"}})
     with pytest.raises(ConfigError, match="has only 4 blocks"):

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import weft
-from conftest import colour_rows, flags, write_rows
+from support.flags import flags
+from support.rows import colour_rows, write_rows
 from weft.aggregation.mean import Mean
 from weft.algorithms.fedtext import FedText
 from weft.cli import main
@@ -32,7 +33,7 @@ def worded(keys) -> dict[str, object]:
     return left | own | {"dtype": "float32", "sample_clients": 3}
 
 
-def test_texts_are_tensors_and_back():
+def test_texts_become_tensors_and_the_same_texts_again():
     values = to_bytes(["é a", ""], 3, 8)
     assert values.shape == (3, 8)
     assert to_texts(values) == ["é a", "", ""]
@@ -144,7 +145,7 @@ def test_the_best_words_are_found_and_only_words_travel(
     assert all(line["texts_scored"] > 0 for line in lines if line["event"] == "round")
 
 
-def test_it_goes_on_bit_identical(worded, tmp_path: Path):
+def test_a_resumed_search_ends_bit_identical(worded, tmp_path: Path):
     given = worded | {"save_model_freq": 1, "checkpoint_seconds": 0}
     one = weft.train(given, quiet=True)
     broken = tmp_path / "broken"
@@ -158,7 +159,7 @@ def test_it_goes_on_bit_identical(worded, tmp_path: Path):
     assert (one.path / "metrics.jsonl").read_bytes() == (broken / "metrics.jsonl").read_bytes()
 
 
-def test_a_file_of_instructions_and_the_plan(worded, tmp_path: Path, capsys):
+def test_a_file_of_instructions_is_accepted_and_the_plan_shows_their_size(worded, tmp_path: Path, capsys):
     (tmp_path / "words.txt").write_text("One word.\n\nTwo words.\n", encoding="utf-8")
     keys = {k: v for k, v in worded.items() if k not in ("use_peft", "prompt_candidates", "fed_alg")}
     keys["prompt_candidates"] = str(tmp_path / "words.txt")
@@ -183,7 +184,9 @@ def test_a_file_of_instructions_and_the_plan(worded, tmp_path: Path, capsys):
         ({"private_tokens": 2}, "without --private_tokens"),
     ],
 )
-def test_what_cannot_be_is_said(worded, changes: dict[str, object], words: str, tmp_path: Path):
+def test_keys_that_a_text_prompt_cannot_have_are_refused(
+    worded, changes: dict[str, object], words: str, tmp_path: Path
+):
     rows = [row | {"prompt": row["instruction"], "chosen": "a", "rejected": "b"} for row in colour_rows(20)]
     data = {"dataset_name": str(write_rows(tmp_path / "rows.jsonl", rows))}
     with pytest.raises(ConfigError, match=words):

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from conftest import flags, write_rows
+from support.flags import flags
+from support.rows import write_rows
 from weft.cli import main
 
 STRICT = (
@@ -196,7 +197,7 @@ def test_a_case_that_a_stranger_met_is_read_or_told(name: str, model, tmp_path: 
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_shared_cases(name: str, model, shared_data: Path, capsys):
+def test_the_shared_cases_are_read_or_told(name: str, model, shared_data: Path, capsys):
     folder = shared_data.parent / "cases" / name
     if not folder.is_dir():
         pytest.skip(f"no case in {folder}")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import colour_rows, write_rows
-from office import NAMES
+from support.fake_sites import NAMES
+from support.rows import colour_rows, write_rows
 from weft.errors import ConfigError
 from weft.sites.policy import own_config, read_policy
 from weft.sites.server import serve

@@ -19,13 +19,12 @@ import yaml
 from safetensors.torch import load_file
 
 import weft
-from conftest import colour_rows, write_rows
-from cutting import Gate
+from support.rows import colour_rows, write_rows
+from support.tcp_proxy import TcpProxy
 from weft.cli import main
 from weft.config import build
-from weft.errors import ConfigError
 from weft.sites.admin import admin_session, write_job
-from weft.sites.local_federation import LocalFederation, free_port
+from weft.sites.local_federation import LocalFederation
 from weft.sites.processes import command, end, start
 from weft.sites.provisioning import add_kit, make_kits
 from weft.sites.watcher import watch
@@ -41,8 +40,8 @@ SITES = ("hospital_a", "hospital_b")
 
 
 @pytest.fixture(scope="module")
-def gated(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[tuple[LocalFederation, Gate]]:
-    """A server and two sites that run through all tests of this file, one of them behind a gate."""
+def proxied(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[tuple[LocalFederation, TcpProxy]]:
+    """A server and two sites that run through all tests of this file, one of them behind a proxy."""
     work = tmp_path_factory.mktemp("federation")
     policies = {}
     for number, name in enumerate(SITES):
@@ -53,26 +52,26 @@ def gated(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterato
         policies[name] = work / f"{name}.yaml"
         policies[name].write_text(yaml.safe_dump({"data": f"{name}.jsonl", "threads": 1, "accept": accept}))
     made = LocalFederation(work, policies)
-    gate = Gate(made.port)
+    proxy = TcpProxy(made.port)
     path = made.kits / "hospital_a" / "startup" / "fed_client.json"
-    path.write_text(path.read_text().replace(f"localhost:{made.port}", f"localhost:{gate.port}"))
+    path.write_text(path.read_text().replace(f"localhost:{made.port}", f"localhost:{proxy.port}"))
     try:
         made.begin()
-        yield made, gate
+        yield made, proxy
     finally:
         made.close()
-        gate.close()
+        proxy.close()
     gc.collect()
 
 
 @pytest.fixture
-def parties(gated: tuple[LocalFederation, Gate]) -> LocalFederation:
-    return gated[0]
+def parties(proxied: tuple[LocalFederation, TcpProxy]) -> LocalFederation:
+    return proxied[0]
 
 
 @pytest.fixture
-def gate(gated: tuple[LocalFederation, Gate]) -> Gate:
-    return gated[1]
+def proxy(proxied: tuple[LocalFederation, TcpProxy]) -> TcpProxy:
+    return proxied[1]
 
 
 @pytest.fixture
@@ -184,7 +183,7 @@ def test_killed_processes_lose_no_committed_round(run, parties: LocalFederation,
 
 
 @pytest.mark.slow
-def test_a_cut_line_and_a_site_that_was_away_end_no_run(run, parties: LocalFederation, gate: Gate):
+def test_a_cut_line_and_a_site_that_was_away_end_no_run(run, parties: LocalFederation, proxy: TcpProxy):
     """The others go on; who was cut off is found again by itself, who began anew when the run is handed in again.
 
     Nobody waits for it: the server's supervisor does that. A run that is stopped is not handed in again.
@@ -204,10 +203,10 @@ def test_a_cut_line_and_a_site_that_was_away_end_no_run(run, parties: LocalFeder
         missed = "hospital_a" in rounds[-1]["failures"]
         parts.append((stage, missed))
         if stage == "whole" and not missed:
-            gate.cut()
+            proxy.cut()
             stage = "cut"
         elif stage == "cut" and missed:
-            gate.mend()
+            proxy.mend()
             stage = "mended"
         elif stage == "mended" and not missed:
             parties.stop("hospital_a")
@@ -257,7 +256,7 @@ def test_a_job_with_code_is_refused(run, parties: LocalFederation, tmp_path: Pat
     assert not trace.exists()
 
 
-def test_who_has_no_kit_of_this_federation_is_refused(parties: LocalFederation, tmp_path: Path):
+def test_a_site_without_a_kit_of_this_federation_is_refused(parties: LocalFederation, tmp_path: Path):
     """A site of another authority, and one that puts another's certificate into a kit of this one."""
     make_kits("localhost", ["stranger", "hospital_a"], tmp_path / "other", parties.port)
     add_kit(parties.kits, "hospital_c")
@@ -288,33 +287,3 @@ def test_only_the_servers_port_is_listened_to_and_on_loopback_alone(parties: Loc
             listening.append((address, int(port, 16)))
     assert ("0100007F", parties.port) in listening
     assert ("00000000", parties.port) not in listening
-
-
-@pytest.mark.slow
-def test_up_trains_on_real_data(shared_data: Path, stories: Path, tmp_path: Path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    source = shared_data / "instruct" / "tfns_train.jsonl.gz"
-    keys = {"model_name_or_path": str(stories), "dataset_name": str(source), "dataset_sample": 300, "use_peft": True}
-    keys |= {"num_rounds": 2, "max_steps": 2, "batch_size": 4, "seq_length": 128, "sample_clients": 3, "threads": 1}
-    Path("run.yaml").write_text(yaml.safe_dump(keys | {"truncation_side": "left"}))
-    assert main(["up", "run.yaml", "--clients", "3"]) == 0, capsys.readouterr().err
-    found = weft.open_run(tmp_path / "weft-up" / "kits" / "server" / "runs" / "run")
-    assert len(found.summary["clients"]) == 3
-    assert found.summary["rounds"] == 2
-    assert found.summary["failures"] == {}
-
-
-def test_kits_are_not_made_over_others(tmp_path: Path):
-    make_kits("localhost", ["a"], tmp_path / "kits", free_port())
-    with pytest.raises(ConfigError, match="not empty"):
-        make_kits("localhost", ["a"], tmp_path / "kits")
-    with pytest.raises(ConfigError, match="already"):
-        add_kit(tmp_path / "kits", "a")
-    with pytest.raises(ConfigError, match="cannot be called 'A b'"):
-        make_kits("localhost", ["A b"], tmp_path / "other")
-    with pytest.raises(ConfigError, match="no start-up kit"):
-        command(tmp_path / "kits" / "authority", None)
-    with pytest.raises(ConfigError, match="--site"):
-        command(tmp_path / "kits" / "a", None)
-    key = tmp_path / "kits" / "a" / "startup" / "client.key"
-    assert key.stat().st_mode & 0o077 == 0

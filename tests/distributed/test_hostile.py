@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import colour_rows, write_rows
+from support.rows import colour_rows, write_rows
 from weft.config import build
 from weft.sites.local_federation import LocalFederation
 from weft.sites.processes import command, start

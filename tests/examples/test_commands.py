@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import ROOT
+from support.paths import ROOT
 from weft.config import build, read_file
 from weft.runs.layout import HEADER
 from weft.verbs import parser, settings
@@ -58,7 +58,9 @@ def configured(verb: str, words: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize(("page", "verb", "words"), commands())
-def test_the_command_is_accepted(page: str, verb: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_every_command_in_the_pages_is_accepted(
+    page: str, verb: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     monkeypatch.chdir(ROOT)
     run = ROOT / "examples" / "sft.yaml"
     if "--output_dir RUN --resume" in words:  # of a run that is there
@@ -67,7 +69,7 @@ def test_the_command_is_accepted(page: str, verb: str, words: str, monkeypatch: 
     configured(verb, [str(run) if word == "run.yaml" else word for word in shlex.split(words, comments=True)])
 
 
-def test_there_are_commands():
+def test_commands_are_found_in_the_pages_for_every_verb():
     assert len(commands()) > 25
     assert {verb for _, verb, _ in commands()} == set(VERBS)
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import ROOT, colour_rows, write_rows
-from serving import serving
+from support.completions_server import serving
+from support.paths import ROOT
+from support.rows import colour_rows, write_rows
 from weft.cli import main
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -104,7 +105,7 @@ def test_the_python_of_the_readme_runs(workplace: Path, capsys):
     assert values["model"] is not None
 
 
-def test_named_clients_example(workplace: Path):
+def test_the_example_of_named_clients_runs(workplace: Path):
     assert main(["sft", "--config", "examples/hospitals.yaml", "--quiet"]) == 0
     import weft
 
@@ -113,7 +114,7 @@ def test_named_clients_example(workplace: Path):
     assert run.summary["clients"]["hospital_c"]["rows"] == 23
 
 
-def test_the_pre_training_example(workplace: Path):
+def test_the_pre_training_example_runs(workplace: Path):
     assert main(["pretrain", "--config", "examples/pretrain.yaml", "--quiet"]) == 0
     import weft
 
@@ -123,7 +124,7 @@ def test_the_pre_training_example(workplace: Path):
 @pytest.mark.parametrize(
     ("verb", "name"), [("prompt", "prompt"), ("prompt", "black_box"), ("sft", "seeds"), ("prompt", "text_prompt")]
 )
-def test_the_examples_of_prompts_and_seeds(workplace: Path, verb: str, name: str):
+def test_the_examples_of_prompts_and_seeds_run(workplace: Path, verb: str, name: str):
     assert main([verb, "--config", f"examples/{name}.yaml", "--template", "alpaca", "--quiet"]) == 0
     import weft
 
@@ -132,7 +133,7 @@ def test_the_examples_of_prompts_and_seeds(workplace: Path, verb: str, name: str
     assert 0 < run.summary["eval"]["loss"] < 20
 
 
-def test_the_example_of_an_endpoint(workplace: Path, tiny_model: Path):
+def test_the_example_of_an_endpoint_runs(workplace: Path, tiny_model: Path):
     with serving(tiny_model) as server:
         words = ["prompt", "--config", "examples/endpoint.yaml", "--template", "alpaca", "--endpoint", server.url]
         assert main([*words, "--quiet"]) == 0
@@ -143,7 +144,7 @@ def test_the_example_of_an_endpoint(workplace: Path, tiny_model: Path):
     ("verb", "name", "measured"),
     [("dpo", "dpo", "preference_accuracy"), ("dpo", "kto", "preference_accuracy"), ("grpo", "grpo", "reward")],
 )
-def test_the_examples_of_alignment(workplace: Path, verb: str, name: str, measured: str):
+def test_the_examples_of_alignment_run(workplace: Path, verb: str, name: str, measured: str):
     assert main([verb, "--config", f"examples/{name}.yaml", "--template", "vicuna", "--quiet"]) == 0
     import weft
 
@@ -153,7 +154,7 @@ def test_the_examples_of_alignment(workplace: Path, verb: str, name: str, measur
 
 
 @pytest.mark.slow
-def test_the_python_example(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_the_python_example_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setattr(sys, "argv", ["compare.py", "examples/sft.yaml"])
     exec((workplace / "examples" / "compare.py").read_text(), {"__name__": "__main__"})
     assert capsys.readouterr().out.split("\n")[1].startswith("fedavg {")

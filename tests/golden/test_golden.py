@@ -38,13 +38,13 @@ BY_NAME = {
 }
 
 
-def test_losses_of_a_fixed_run(keys):
+def test_losses_of_a_fixed_run_equal_the_recorded_ones(keys):
     run = weft.train(keys | {"dtype": "float32", "num_rounds": 4, "learning_rate": 1e-2}, quiet=True)
     assert list(run.metrics["train_loss"]) == pytest.approx(LOSSES, rel=1e-4)
     assert run.summary["eval"]["loss"] == pytest.approx(EVAL, rel=1e-4)
 
 
 @pytest.mark.parametrize(("key", "name"), BY_NAME)
-def test_the_loss_after_three_rounds_of_every_method(keys, key: str, name: str):
+def test_the_loss_after_three_rounds_equals_the_recorded_one_for_every_method(keys, key: str, name: str):
     changes = {"dtype": "float32", "num_rounds": 3, "learning_rate": 1e-2, "eval_every": 0, key: name}
     assert weft.train(keys | changes).summary["eval"]["loss"] == pytest.approx(BY_NAME[key, name], rel=1e-4)

@@ -45,14 +45,14 @@ def close(found: list[list[float]], expected: list[list[float]]) -> None:
 TWO = ((0.1, -0.2), (0.3, 0.2))
 
 
-def test_fedavgm():
+def test_fedavgm_makes_the_steps_worked_by_hand():
     # m1 = D1; m2 = 0.9 m1 + 0.1 D2 = (0.12, -0.16)
     close(after(FedAvgM(0.9), *TWO), [[1.1, 1.8], [1.22, 1.64]])
     # classic: m2 = 0.9 m1 + D2 = (0.39, 0.02)
     close(after(FedAvgM(0.9, form="classic"), *TWO), [[1.1, 1.8], [1.49, 1.82]])
 
 
-def test_fedadagrad():
+def test_fedadagrad_makes_the_steps_worked_by_hand():
     # v1 = 0.01 + 0.01 = 0.02; v2 = 0.02 + 0.09 = 0.11 (first coordinate, tau 0.1, eta 0.5)
     first = 1 + 0.5 * 0.1 / (math.sqrt(0.02) + 0.1)
     second = first + 0.5 * 0.3 / (math.sqrt(0.11) + 0.1)
@@ -60,7 +60,7 @@ def test_fedadagrad():
     assert [found[0][0], found[1][0]] == pytest.approx([first, second], rel=1e-6)
 
 
-def test_fedadam():
+def test_fedadam_makes_the_steps_worked_by_hand():
     # m1 = 0.1, v1 = 0.99 * 0.01 + 0.01 * 0.01 = 0.01; m2 = 0.12, v2 = 0.99 * 0.01 + 0.01 * 0.0144
     first = 1 + 0.5 * 0.1 / (math.sqrt(0.01) + 0.1)
     second = first + 0.5 * 0.12 / (math.sqrt(0.0099 + 0.000144) + 0.1)
@@ -68,7 +68,7 @@ def test_fedadam():
     assert [found[0][0], found[1][0]] == pytest.approx([first, second], rel=1e-6)
 
 
-def test_fedyogi():
+def test_fedyogi_makes_the_steps_worked_by_hand():
     # second coordinate: m1 = -0.2, m1^2 = 0.04 > v0 = 0.01, so v1 = 0.01 + 0.01 * 0.04 = 0.0104
     # m2 = 0.9 * -0.2 + 0.1 * 0.2 = -0.16, m2^2 = 0.0256 > v1, so v2 = 0.0104 + 0.01 * 0.0256 = 0.010656
     first = 2 - 0.5 * 0.2 / (math.sqrt(0.0104) + 0.1)
@@ -130,7 +130,7 @@ def test_fedexp_extrapolates_where_clients_disagree():
     assert state.params["w"].tolist() == pytest.approx([1 + 61 * 0.25, 2.0])
 
 
-def test_feddyn():
+def test_feddyn_makes_the_steps_worked_by_hand():
     algorithm = FedDyn(alpha=0.5, form="gradient")
     # h1 = -0.5 * 1/2 * ... with 2 of 4 clients: h = -0.5 * 0.5 * D = -0.25 D; w = w + D + 0.5 D
     state = algorithm.step(algorithm.init(START), total(0.1, -0.2, population=4))

@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 import yaml
 
-from conftest import flags
+from support.flags import flags
 from weft import registry
 from weft.cli import main
 from weft.config import RESOLVED, RunConfig, build, read_file
@@ -100,14 +100,14 @@ def test_switches_are_turned_off(tmp_path: Path):
         ("num_round", "num_rounds"),
     ],
 )
-def test_other_tools_names_lead_to_ours(theirs: str, ours: str, capsys):
+def test_the_names_of_keys_in_other_tools_are_refused_with_ours(theirs: str, ours: str, capsys):
     assert f"--{ours}" in refused(capsys, ["sft", f"--{theirs}", "3"])
     assert ours in refused(capsys, ["sft", f"--{theirs}=3"])
     with pytest.raises(ConfigError, match=ours):
         build({theirs.replace("-", "_"): 3})
 
 
-def test_names_of_others_are_none_of_ours():
+def test_no_key_has_a_name_that_is_listed_as_another_tools():
     assert not FOREIGN.keys() & RunConfig.model_fields.keys()
     assert set(FOREIGN.values()) <= RunConfig.model_fields.keys()
 

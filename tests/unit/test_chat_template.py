@@ -147,7 +147,7 @@ def test_an_answer_is_learnt_behind_the_thought_that_the_prompt_opens(with_templ
     assert list(asked((Turn("user", "q"),), tokenizer, template)) == list(ids[~mask])
 
 
-def test_a_clock_stands_still(with_template):
+def test_a_template_that_reads_the_clock_gets_the_runs_day(with_template):
     tokenizer = with_template(CLOCK)
     read = lambda day: tokenizer.decode(row(talk("q", "a"), tokenizer, replace(CHAT, date=day, told={}))[0])  # noqa: E731
     assert read("2026-01-31").startswith("2026-01-31 00:00:00 000000|")

@@ -131,7 +131,7 @@ def test_a_classifier_is_refused_by_name(folder: Path):
         load_weights(str(folder))
 
 
-def test_weights_without_a_place_are_refused_but_for_buffers(folder: Path, tiny_model: Path):
+def test_weights_that_the_model_lacks_are_refused_unless_they_are_buffers(folder: Path, tiny_model: Path):
     more = {
         "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
         "model.layers.0.attn.bias": torch.ones(1, 1, 8, 8),

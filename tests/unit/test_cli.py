@@ -12,7 +12,7 @@ import torch
 import yaml
 
 import weft
-from conftest import flags
+from support.flags import flags
 from weft.cli import main
 from weft.config import RunConfig, build
 from weft.verbs import parser, settings
@@ -46,7 +46,7 @@ def resolved(words: list[str]) -> RunConfig:
     return settings(parser("sft", "Fine-tune.").parse(words), lambda given: {})[0]
 
 
-def test_importing_weft_is_free():
+def test_importing_weft_imports_nothing_heavy():
     code = f"import sys, weft, weft.config; print([name for name in {HEAVY!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -84,14 +84,14 @@ def test_dry_run_prints_the_plan_and_writes_nothing(keys, capsys):
     assert not Path(str(keys["output_dir"])).exists()
 
 
-def test_json_progress(keys, capsys):
+def test_with_json_every_event_is_an_object_on_its_line(keys, capsys):
     assert main(["sft", *flags(keys), "--json"]) == 0
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [event["event"] for event in events] == ["split", "round", "round", "eval", "round", "eval", "done"]
     assert events[1]["bytes_up"] > 0
 
 
-def test_compare_export_and_chat(keys, tmp_path: Path, capsys):
+def test_a_run_can_be_compared_exported_and_talked_to(keys, tmp_path: Path, capsys):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -112,7 +112,7 @@ def test_compare_export_and_chat(keys, tmp_path: Path, capsys):
     assert not torch.allclose(plain, whole, atol=1e-5)
 
 
-def test_full_fine_tuning_gives_a_model(keys):
+def test_full_fine_tuning_writes_a_model_that_transformers_loads(keys):
     from transformers import AutoModelForCausalLM
 
     run = weft.train(build(keys | {"use_peft": False}), quiet=True)
@@ -124,13 +124,13 @@ def test_full_fine_tuning_gives_a_model(keys):
     assert run.model.config.vocab_size == loaded.config.vocab_size
 
 
-def test_trackers_get_the_numbers(keys):
+def test_with_report_to_tensorboard_a_run_writes_its_events(keys):
     pytest.importorskip("tensorboard")
     run = weft.train(keys | {"report_to": "tensorboard"}, quiet=True)
     assert list(run.path.rglob("events.out.tfevents*"))
 
 
-def test_who_stops_reading_gets_no_traceback():
+def test_output_cut_off_by_its_reader_prints_no_traceback():
     words = f"{sys.executable} -m weft --help | true"
     ended = subprocess.run(
         ["bash", "-c", words + "; exit ${PIPESTATUS[0]}"], capture_output=True, text=True, check=False

@@ -93,7 +93,7 @@ def test_a_baseline_says_how_many_tokens_it_had(runs: list[str], tmp_path: Path,
     assert "tokens)" not in capsys.readouterr().out
 
 
-def test_verbs_are_apart_and_other_numbers_of_rows_are_said(runs: list[str], tmp_path: Path, capsys):
+def test_verbs_have_tables_of_their_own_and_different_numbers_of_rows_are_told(runs: list[str], tmp_path: Path, capsys):
     dpo = lay(tmp_path, "dpo", {"eval": {"loss": 0.7, "preference_accuracy": 0.5}}, objective="preference")
     few = lay(tmp_path, "few", {"eval": {"loss": 1.2}, "clients": {"a": {"rows": 4}}}, learning_rate=0.1)
     assert main(["compare", runs[0], dpo, few]) == 0
@@ -106,7 +106,7 @@ def test_verbs_are_apart_and_other_numbers_of_rows_are_said(runs: list[str], tmp
     assert json.loads(capsys.readouterr().out)[few]["scores"] == {SHARED: {"loss": 1.2}}
 
 
-def test_what_a_score_is_of():
+def test_every_score_is_under_the_model_that_it_measures():
     def kinds(config: dict[str, Any], summary: dict[str, Any], *, personal: bool = False) -> dict[str, Any]:
         return scores_of(Outcome("run", config, summary, personal))
 
@@ -118,7 +118,7 @@ def test_what_a_score_is_of():
     assert kinds({}, tuned) == {SHARED: measured["eval"], OWN: {"loss": 0.5}}
 
 
-def test_keys_on_which_nothing_depends_do_not_keep_seeds_apart():
+def test_seeds_are_folded_where_runs_differ_only_in_keys_without_effect():
     def outcome(seed: int, **more: Any) -> Outcome:
         return Outcome(f"run{seed}", {"objective": "sft", "fed_alg": "fedavg", "seed": seed} | more, {"eval": {}})
 

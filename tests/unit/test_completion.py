@@ -54,7 +54,7 @@ end
 
 
 @pytest.mark.parametrize(("shell", "program"), [("bash", BASH), ("zsh", ZSH), ("fish", FISH)])
-def test_the_shell_completes(shell: str, program: str, tmp_path: Path, capsys):
+def test_every_shell_completes_verbs_keys_and_values(shell: str, program: str, tmp_path: Path, capsys):
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell}")
     assert main(["completion", shell]) == 0
@@ -68,7 +68,7 @@ def test_the_shell_completes(shell: str, program: str, tmp_path: Path, capsys):
     assert dict(zip(ASKED, said, strict=True)) == ASKED
 
 
-def test_every_verb_and_every_key_is_there():
+def test_completion_knows_every_verb_and_every_key():
     found = {verb.name: verb for verb in verbs()}
     assert list(found) == list(registry.COMMANDS) == list(HELP)
     flags = {flag.name: flag for flag in found["sft"].flags}
@@ -77,7 +77,7 @@ def test_every_verb_and_every_key_is_there():
     assert (flags["--resume"].takes, flags["--config"].takes, flags["--config"].words) == (False, True, ())
 
 
-def test_names_are_those_that_a_run_takes():
+def test_completed_tracker_names_are_those_that_a_run_takes():
     """Trackers are named twice, as the command line imports nothing of them."""
     from weft.commands.completion import NAMES
     from weft.runs.trackers import TRACKERS
@@ -86,7 +86,7 @@ def test_names_are_those_that_a_run_takes():
     assert set(NAMES) <= set(RunConfig.model_fields)
 
 
-def test_looking_at_a_parser_runs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_asking_for_a_verbs_parser_runs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
     assert all(parser_of(verb).prog.startswith("weft ") for verb in registry.COMMANDS)
     assert list(tmp_path.iterdir()) == []

@@ -35,7 +35,9 @@ def able(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
-def test_what_onednn_is_held_to_counts(able, limit: str, name: str, monkeypatch: pytest.MonkeyPatch):
+def test_bfloat16_is_chosen_only_where_onednns_limit_allows_it(
+    able, limit: str, name: str, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv(name, limit)
     assert cpu_has_bfloat16() == LIMITS[limit]
     chosen = torch.bfloat16 if LIMITS[limit] else torch.float32
@@ -44,7 +46,7 @@ def test_what_onednn_is_held_to_counts(able, limit: str, name: str, monkeypatch:
 
 
 @pytest.mark.parametrize("capability", ["default", "avx2"])
-def test_what_torch_is_held_to_counts(capability: str):
+def test_float32_is_chosen_where_torchs_cpu_capability_is_limited(capability: str):
     """In a process of its own, for torch reads the variable once."""
     said = "from weft.models.precision import *; print(choose_dtype('auto', torch.device('cpu'), 4096))"
     env = os.environ | {"ATEN_CPU_CAPABILITY": capability}

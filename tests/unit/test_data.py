@@ -12,7 +12,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import colour_rows, write_rows
+from support.rows import colour_rows, write_rows
 from weft.data.encode import closed_set, encode, encode_choices
 from weft.data.formats import Example, Turn, to_examples
 from weft.data.load import read_rows, resolve_source
@@ -49,7 +49,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path):
     assert read_rows(str(tmp_path)) == ROWS * 6
 
 
-def test_text_and_saved_data_sets(tmp_path: Path):
+def test_text_files_and_saved_data_sets_are_read_as_rows(tmp_path: Path):
     import datasets
 
     (tmp_path / "a.txt").write_text("one\nline\n\n\ntwo\n")
@@ -82,7 +82,7 @@ def test_broken_files_are_named_with_their_line(tmp_path: Path, name: str, conte
         read_rows(str(path))
 
 
-def test_what_is_not_there(tmp_path: Path):
+def test_data_that_is_not_there_is_refused(tmp_path: Path):
     for name in ("missing.jsonl", "./missing", "/no/such/folder", "~/no such"):
         with pytest.raises(DataError, match="no file or folder"):
             read_rows(name)
@@ -92,7 +92,7 @@ def test_what_is_not_there(tmp_path: Path):
         read_rows("some-org/some-set")
 
 
-def test_local_data_dir(tmp_path: Path):
+def test_a_relative_source_is_looked_for_in_local_data_dir(tmp_path: Path):
     path = write_rows(tmp_path / "a.jsonl", ROWS)
     assert resolve_source("a.jsonl", str(tmp_path) + "/") == str(path)
     assert resolve_source("a.jsonl", str(tmp_path)) == str(path)
@@ -116,13 +116,13 @@ def test_local_data_dir(tmp_path: Path):
         ),
     ],
 )
-def test_formats(row: dict[str, object], question: str, answer: str):
+def test_rows_of_every_format_become_a_question_and_an_answer(row: dict[str, object], question: str, answer: str):
     made = to_examples([row], source="here")
     assert made.examples == [Example((Turn("user", question), Turn("assistant", answer)))]
     assert made.dropped == {}
 
 
-def test_data_sets_that_are_known_by_name():
+def test_data_sets_that_are_known_by_name_are_read_by_their_own_columns():
     medical = {"instruction": "Answer this.", "input": "What?", "output": "That."}
     assert to_examples([medical], source="data/medalpaca/medical_meadow_medical_flashcards").examples == [
         Example((Turn("user", "What?"), Turn("assistant", "That.")))
@@ -169,7 +169,7 @@ def written(template, example, tokenizer) -> str:
     return "".join(p.text + (E if p.end else "") for p in template.pieces(example, tokenizer))
 
 
-def test_alpaca_and_vicuna_to_the_letter(tiny_tokenizer):
+def test_alpaca_and_vicuna_write_their_templates_to_the_letter(tiny_tokenizer):
     assert written(ALPACA, ASK, tiny_tokenizer) == (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nWhy? \n\n### Response: Because.</s>"
@@ -227,7 +227,7 @@ def test_a_template_that_rewrites_earlier_turns_learns_the_last(chat_tokenizer):
     assert learnt(chat_tokenizer, CHAT, TALK) == "Yes."
 
 
-def test_a_sentencepiece_like_tokenizer(stories):
+def test_a_sentencepiece_tokenizer_adds_one_bos_and_learns_the_answer(stories):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(stories)
@@ -270,7 +270,7 @@ def test_a_question_with_its_right_choice_is_the_row(tiny_tokenizer, chat_tokeni
     assert max(len(p) + max(map(len, c)) for p, c in zip(asked.prompts, asked.choices, strict=True)) <= 40
 
 
-def test_closed_sets():
+def test_few_and_repeated_answers_are_a_closed_set():
     assert closed_set(["b", "a "] * 10) == ["a", "b"]
     assert closed_set(["a"] * 100) is None
     assert closed_set([str(i) for i in range(30)] * 100) is None
@@ -279,7 +279,7 @@ def test_closed_sets():
 
 @settings(deadline=None)
 @given(st.integers(1, 200), st.floats(0, 0.99), st.integers(0, 5))
-def test_held_out_rows(rows: int, fraction: float, client: int):
+def test_held_out_rows_are_apart_from_the_training_rows(rows: int, fraction: float, client: int):
     index = np.arange(rows) * 3
     train, held = hold_out(index, fraction, seed=0, client=client)
     assert sorted([*train, *held]) == list(index)
@@ -287,7 +287,7 @@ def test_held_out_rows(rows: int, fraction: float, client: int):
     assert len(held) == 0 if fraction == 0 or rows == 1 else len(held) >= 1
 
 
-def test_samples():
+def test_samples_are_distinct_and_follow_from_the_seed():
     assert list(sample_rows(5, 9, seed=0)) == [0, 1, 2, 3, 4]
     drawn = sample_rows(1000, 10, seed=0)
     assert len(set(drawn)) == 10

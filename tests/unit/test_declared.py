@@ -64,7 +64,7 @@ def test_of_several_sets_the_usual_one_is_read(tmp_path: Path):
     assert data_files(marked) == [marked / "socratic/train.jsonl"]
 
 
-def test_what_declares_nothing_goes_by_names(tmp_path: Path):
+def test_a_set_that_declares_no_parts_is_read_by_the_names_of_its_files(tmp_path: Path):
     folder = described(tmp_path, ["train.jsonl", "test.jsonl"], "license: mit\n")
     assert data_files(folder) == [folder / "train.jsonl"]
     (folder / "README.md").write_text("---\nconfigs: [: broken\n---\n")

@@ -46,7 +46,7 @@ def test_one_seed_gives_the_same_bytes(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_the_whole_demo_in_a_few_steps(tmp_path: Path, capsys):
+def test_a_short_demo_measures_every_model_and_draws_its_picture(tmp_path: Path, capsys):
     few = {"num_rounds": 1, "max_steps": 1, "learning_rate": 1e-3}
     demo = Demo(tmp_path / "demo", 0, few, few)
     result = train_all(demo)

@@ -72,7 +72,7 @@ def test_an_unknown_number_format_is_refused(tmp_path: Path, capsys):
     assert not (tmp_path / "demo").exists()
 
 
-def test_all_make_the_same_steps():
+def test_every_trained_model_of_the_demo_makes_the_same_steps():
     """One round of all of them at one place, and as many in the federation's rounds."""
     for plan in (command.PRETRAIN, command.FINETUNE):
         steps = {

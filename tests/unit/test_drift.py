@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from quadratics import Federation
+from support.quadratics import Federation
 from weft.algorithms.fedavg import FedAvg
 from weft.algorithms.feddyn import FedDyn
 from weft.algorithms.fednova import FedNova
@@ -47,7 +47,7 @@ def test_the_optimum_is_found_under_sampling_unequal_rows_and_drop_outs(name: st
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)
-def test_fedavg_does_not_find_it(weight: str):
+def test_fedavg_does_not_find_the_optimum(weight: str):
     """The control: what the test above finds is not found without a correction."""
     state = run(DROPS_OUT, FedAvg(), weighting=WEIGHTS[weight])
     assert DROPS_OUT.distance(state, by_rows=weight == "size") > 0.4
@@ -110,6 +110,6 @@ def test_feddyn_measures_the_steps_of_passes_in_the_first_round():
     assert fixed.scalars == ()
 
 
-def test_the_share_of_a_cohort():
+def test_the_share_of_a_cohort_is_its_part_of_all_rows():
     assert Total({}, ("a",), 3.0, 12.0).weight_fraction == 0.25
     assert Total({}, ("a",), 3.0).weight_fraction == 1.0

@@ -9,7 +9,7 @@ from weft.models.dropout import FastDropout
 
 
 @pytest.mark.parametrize("p", [0.05, 0.3, 0.9])
-def test_share_and_scale(p: float):
+def test_the_stated_share_is_dropped_and_the_rest_is_scaled_up(p: float):
     torch.manual_seed(0)
     out = FastDropout(p)(torch.ones(1001, 999))
     dropped = (out == 0).float().mean().item()
@@ -25,7 +25,7 @@ def test_neighbours_are_dropped_independently():
     assert (together - torch.eye(4)).abs().max() < 0.01
 
 
-def test_gradient_evaluation_and_seed():
+def test_dropout_masks_gradients_repeats_by_seed_and_does_nothing_in_evaluation():
     layer, x = FastDropout(0.5), torch.ones(64, requires_grad=True)
     torch.manual_seed(1)
     out = layer(x)

@@ -82,7 +82,7 @@ def test_every_key_says_when_it_has_an_effect():
         ({"vocab_size": 300}, "--federated_tokenizer"),
     ],
 )
-def test_what_was_given_in_vain_is_refused(given: dict[str, Any], words: str):
+def test_keys_without_effect_are_refused(given: dict[str, Any], words: str):
     """Equal to the default or not."""
     said = refused({"dataset_name": "d"} | given)
     assert words in said
@@ -90,25 +90,25 @@ def test_what_was_given_in_vain_is_refused(given: dict[str, Any], words: str):
     assert said.count(". ") == 0
 
 
-def test_data_of_clients_and_of_one_source():
+def test_keys_of_one_data_set_are_refused_beside_clients_of_their_own():
     said = refused({"clients": {"a": "a.jsonl"}, "dataset_sample": 5, "num_clients": 3, "split_strategy": "by"})
     assert said.startswith("dataset_sample, num_clients and split_strategy have no effect")
     assert "--dataset_name" in said
 
 
-def test_sites_have_their_own_data():
+def test_keys_of_data_are_refused_for_sites():
     said = refused({"runtime": "nvflare", "num_clients": 3, "response_column": "a"})
     assert said.endswith("every site has its own data and its own site.yaml: leave them out.")
 
 
-def test_several_at_once_are_named():
+def test_several_keys_without_effect_are_named_at_once():
     said = refused({"dataset_name": "d", "prox_mu": 1, "peft_lora_r": 3, "peft_lora_alpha": 4})
     assert "prox_mu has no effect" in said
     assert said.endswith("(peft_lora_r and peft_lora_alpha have none either).")
 
 
 @pytest.mark.parametrize("need", [need for _, need in NEEDS], ids=[write for write, _ in NEEDS])
-def test_every_remedy_works(need: Condition):
+def test_every_remedy_in_a_refusal_makes_the_condition_hold(need: Condition):
     """What the sentence says to write is written, and the condition holds."""
     flag = re.fullmatch(r"(?:write|add)(?: such as)? --(\w+) ?(\S*)(?: or --.*)?", need.write.strip())
     verb = re.fullmatch(r"use `weft (\w+)`", need.write)
@@ -135,7 +135,7 @@ def test_every_remedy_works(need: Condition):
 
 
 @pytest.mark.parametrize("table", [registry.ALGORITHMS, registry.LORA_AGGREGATIONS])
-def test_the_tables_agree_with_the_parts(table: dict[str, str]):
+def test_the_tables_of_effects_agree_with_the_fields_of_the_parts(table: dict[str, str]):
     """Which key works with which part stands in two places: in WORKS, and in the part's own fields."""
     takes: dict[str, set[str]] = {}
     for name in table:
@@ -190,8 +190,8 @@ def test_a_baseline_runs_by_the_file_of_the_federation():
     assert "sample_clients and client_sampling" in said
 
 
-def test_what_is_only_said_is_said_once_when_nothing_is_refused(keys, capsys):
-    from conftest import flags
+def test_a_note_on_keys_without_effect_is_shown_once(keys, capsys):
+    from support.flags import flags
 
     central = keys | {"fed_alg": "central", "num_rounds": 1, "max_steps": 1}
     assert main(["sft", *flags(central), "--dry_run"]) == 0
@@ -203,7 +203,7 @@ def test_what_is_only_said_is_said_once_when_nothing_is_refused(keys, capsys):
 
 
 def test_the_command_refuses_before_anything_is_there(keys, tmp_path: Path, capsys):
-    from conftest import flags
+    from support.flags import flags
 
     assert main(["sft", *flags(keys | {"prox_mu": 0.1})]) == 2
     assert "fed_alg fedprox" in capsys.readouterr().err
@@ -216,7 +216,7 @@ def test_the_command_refuses_before_anything_is_there(keys, tmp_path: Path, caps
 
 def test_a_shape_that_an_adapter_does_not_have_is_refused(keys, tmp_path: Path, capsys):
     import weft
-    from conftest import flags
+    from support.flags import flags
 
     keys |= {"num_rounds": 1, "max_steps": 1, "eval_every": 0}
     first = weft.train(keys, peft_lora_r=4, quiet=True)

@@ -17,7 +17,7 @@ def ellipsoid(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("function", "generations"), [(sphere, 250), (ellipsoid, 700)])
-def test_it_finds_the_minimum(function, generations: int):
+def test_the_search_finds_the_minimum(function, generations: int):
     search, chance = Search.at(np.full(10, 3.0), 1.0), np.random.default_rng(0)
     for _ in range(generations):
         tried = search.ask(12, chance)
@@ -25,7 +25,7 @@ def test_it_finds_the_minimum(function, generations: int):
     assert function(search.mean[None])[0] < 1e-8
 
 
-def test_scales_are_learnt():
+def test_the_search_learns_the_scale_of_every_coordinate():
     search, chance = Search.at(np.full(6, 1.0), 1.0), np.random.default_rng(1)
     for _ in range(300):
         tried = search.ask(10, chance)
@@ -33,7 +33,7 @@ def test_scales_are_learnt():
     assert search.variance[0] > 100 * search.variance[-1]
 
 
-def test_a_generation_by_hand():
+def test_a_generation_equals_the_one_worked_by_hand():
     """Four candidates in the plane; the better two pull the mean with weights log(2.5) - log(i)."""
     search = Search.at(np.zeros(2), 1.0)
     tried = np.array([[1.0, 0.0], [0.0, 2.0], [5.0, 5.0], [-3.0, 1.0]])

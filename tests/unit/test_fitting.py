@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conftest import flags
+from support.flags import flags
 from weft.cli import main
 from weft.config import build
 from weft.launch.memory_estimate import MemoryNeeds, describe_memory, memory, remedies
@@ -20,7 +20,7 @@ def config(**changes: object):
     return build({"dataset_name": "x", "batch_size": 8, "seq_length": 1024} | changes)
 
 
-def test_a_model_worked_by_hand():
+def test_the_memory_of_a_model_equals_that_worked_by_hand():
     # 7 G parameters: masters 4, copies 2, gradients 4, moments 8 bytes each.
     nothing = config(batch_size=1, seq_length=2, gradient_checkpointing=True)
     assert memory(nothing, SEVEN) == pytest.approx(7 * GB * 18, rel=1e-3)
@@ -34,7 +34,7 @@ def test_a_model_worked_by_hand():
 @pytest.mark.parametrize("needs", [SEVEN, ADAPTER])
 @pytest.mark.parametrize("space", [8 * GB, 24 * GB, 80 * GB])
 @pytest.mark.parametrize("device", [GPU, CPU])
-def test_what_is_said_to_fit_fits(needs: MemoryNeeds, space: int, device: torch.device):
+def test_keys_that_are_advised_make_a_model_fit(needs: MemoryNeeds, space: int, device: torch.device):
     run = config(use_peft=needs is ADAPTER)
     if memory(run, needs) <= space:
         return
@@ -47,7 +47,7 @@ def test_what_is_said_to_fit_fits(needs: MemoryNeeds, space: int, device: torch.
         assert words in said
 
 
-def test_an_adapter_on_a_small_gpu():
+def test_what_does_not_fit_gets_advice_that_names_the_key():
     said = [words for words, _ in remedies(config(use_peft=True, batch_size=2), ADAPTER, GPU, 16 * GB)]
     assert "--load_in_4bit true" in said
     whole = [words for words, _ in remedies(config(batch_size=64), SEVEN, GPU, 80 * GB)]

@@ -45,7 +45,9 @@ def prompts() -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_at_a_time_are_as_one_alone(kind: str, tiny_tokenizer, prompts: list[np.ndarray]):
+def test_answers_to_many_prompts_at_once_equal_those_to_each_alone(
+    kind: str, tiny_tokenizer, prompts: list[np.ndarray]
+):
     model = resident(kind, tiny_tokenizer)
     together = generate(model, prompts, Sampling(8, temperature=0.0))
     assert model.can_cache is (kind != "mamba")

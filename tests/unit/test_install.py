@@ -17,7 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from conftest import ROOT
+from support.paths import ROOT
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PLACES = list(
@@ -78,7 +78,7 @@ def test_every_range_has_two_ends(install: ModuleType):
         install.lower_ends({"dependencies": ["rich<16"], "optional-dependencies": {}})
 
 
-def test_parts_of_cuda_are_told_from_others(install: ModuleType):
+def test_cuda_parts_of_pytorch_are_found_by_machine(install: ModuleType):
     assert install.cuda_parts(NEEDS_CUDA, "x86_64") == ["nvidia-cublas==13.1.1.3", "cuda-bindings<14,>=13.0.3"]
     assert install.cuda_parts(NEEDS_CUDA, "aarch64") == ["nvidia-cublas==13.1.1.3"]
     assert install.cuda_parts(["sympy>=1.13.3"], "x86_64") == []
@@ -93,7 +93,7 @@ def test_parts_of_cuda_are_told_from_others(install: ModuleType):
         ("darwin", False, NEEDS_CUDA, False),
     ],
 )
-def test_cuda_comes_where_there_is_a_gpu_alone(
+def test_pytorch_for_cuda_without_a_gpu_stops_the_installation(
     install: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -114,7 +114,7 @@ def test_cuda_comes_where_there_is_a_gpu_alone(
         install.check_torch([sys.executable, str(pip)], ["torch"])
 
 
-def test_what_the_sentence_names_reaches_pip():
+def test_torch_index_and_cuda_given_to_make_reach_the_installer():
     if shutil.which("make") is None:
         pytest.skip("no make")
     words = ["make", "--dry-run", "--always-make", "demo", "TORCH_INDEX=https://example.org/cpu", "CUDA=1"]

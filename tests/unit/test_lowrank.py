@@ -59,14 +59,14 @@ def test_a_sum_of_products_is_one_product():
     assert lowrank.norm(lowrank.total([one, one], [1.0, -1.0])) < 1e-5
 
 
-def test_zeros_stay_zeros():
+def test_a_product_of_zeros_has_norm_zero_and_truncates_to_zeros():
     nothing = Product(torch.zeros(4, 3), torch.zeros(3, 6))
     assert lowrank.norm(nothing) == 0
     assert lowrank.truncate(nothing).a.shape == (0, 6)
     assert not lowrank.truncate(nothing, 2).b.any()
 
 
-def test_names_of_factors():
+def test_factors_are_told_by_their_names():
     q, v = "base_model.model.layers.0.q_proj", "base_model.model.layers.0.v_proj"
     names = [f"{m}.lora_{k}.default.weight" for m in (q, v) for k in "AB"]
     assert [kind_of(name) for name in names] == ["A", "B", "A", "B"]

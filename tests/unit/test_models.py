@@ -32,7 +32,7 @@ def model(tiny_model):
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40))
-def test_every_row_has_its_place(lengths: list[int]):
+def test_packing_places_every_row_once_within_the_length(lengths: list[int]):
     lines = place(lengths, max(lengths))
     assert sorted(row for line in lines for row in line) == list(range(len(lengths)))
     assert all(sum(lengths[row] for row in line) <= max(lengths) for line in lines)
@@ -60,7 +60,7 @@ def test_loss_and_gradients_are_those_of_rows_alone(model, pack: bool):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_the_probe_knows_who_packs():
+def test_the_probe_finds_which_models_can_pack():
     from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
 
     sizes = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 1}
@@ -111,7 +111,7 @@ def test_ranking_equals_scoring_each_choice_alone(model, packs: bool):
         assert best == int(np.argmax(expected))
 
 
-def test_metrics_worked_by_hand():
+def test_metrics_equal_those_worked_by_hand():
     # Right a: 3 of 4 named a; right b: 1 of 2. F1(a) = 6/8, F1(b) = 2/4 (named b twice: once wrongly).
     counts = {"confusion/a/a": 3.0, "confusion/a/b": 1.0, "confusion/b/b": 1.0, "confusion/b/a": 1.0}
     found = summarise({"loss_sum": 6.0, "loss_tokens": 3.0, "rows": 6.0, **counts})

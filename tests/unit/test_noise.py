@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import flags
+from support.flags import flags
 from weft.errors import WeftWarning, warn
 from weft.models.noise import hushed
 
@@ -38,7 +38,7 @@ def test_of_all_warnings_the_command_line_shows_ours():
 
 
 @pytest.mark.slow
-def test_a_run_says_nothing_of_libraries(keys: dict[str, object], tmp_path: Path):
+def test_a_run_shows_no_warnings_of_libraries(keys: dict[str, object], tmp_path: Path):
     words = [*flags(keys | {"num_rounds": 1, "report_to": "tensorboard"}), "--quiet"]
     run = [sys.executable, "-W", "default", "-m", "weft"]
     trained = subprocess.run([*run, "sft", *words], capture_output=True, text=True, check=False)
@@ -49,7 +49,7 @@ def test_a_run_says_nothing_of_libraries(keys: dict[str, object], tmp_path: Path
     assert (answered.returncode, answered.stderr) == (0, "")
 
 
-def test_what_is_known_is_ignored_by_its_words_and_nothing_else():
+def test_known_warnings_are_ignored_by_their_words_and_others_are_shown():
     for words, category in (
         ("is_gradient_checkpointing is old", FutureWarning),
         ("fan_in_fan_out is set to x", UserWarning),
@@ -63,6 +63,6 @@ def test_what_is_known_is_ignored_by_its_words_and_nothing_else():
             warn(f"The library says: {words}")
 
 
-def test_ours_have_a_category_of_their_own():
+def test_warnings_of_weft_have_a_category_of_their_own():
     with pytest.warns(WeftWarning, match="passed over"):
         warn("The checkpoint is passed over.")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from support.paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
@@ -76,7 +76,7 @@ def test_the_wheel_and_the_source_hold_what_the_readme_names(built: Path):
 
 
 @pytest.mark.slow
-def test_the_package_says_what_it_is(built: Path):
+def test_the_metadata_of_the_package_is_that_of_the_project(built: Path):
     said = metadata(built)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert said["Author"] == "The Weft authors"

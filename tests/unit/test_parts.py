@@ -102,7 +102,7 @@ def test_runs_and_models_in_the_folder_are_no_data(tmp_path: Path):
         (["train", "test"], Wanted(preferences=True, held_out=True), "test"),
     ],
 )
-def test_the_part_that_is_meant(names: list[str], wanted: Wanted, part: str):
+def test_the_part_that_fits_what_is_wanted_is_chosen(names: list[str], wanted: Wanted, part: str):
     assert choose(names, wanted, "some/set") == part
 
 

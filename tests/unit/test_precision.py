@@ -32,7 +32,7 @@ def test_a_format_changes_the_losses_little(keys, changes: dict[str, object], tm
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("changes", [{}, {"load_in_4bit": True}, {"load_in_8bit": True}, {"use_peft": False}], ids=str)
-def test_on_a_gpu(keys, changes: dict[str, object], tmp_path: Path):
+def test_a_run_on_a_gpu_repeats_bit_for_bit(keys, changes: dict[str, object], tmp_path: Path):
     run = weft.train(keys | {"use_peft": True} | changes | {"device": "cuda"}, quiet=True)
     again = weft.train(
         keys | {"use_peft": True} | changes | {"device": "cuda", "output_dir": str(tmp_path / "b")}, quiet=True

@@ -60,12 +60,12 @@ def load(folder: Path, said: list[str] | None = None, **keys: object) -> Residen
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "xlnet"])
 @pytest.mark.parametrize("use_peft", [True, False])
-def test_what_looks_ahead_is_refused(made, kind: str, use_peft: bool):
+def test_a_model_that_looks_ahead_is_refused(made, kind: str, use_peft: bool):
     with pytest.raises(ConfigError, match=f"\\({kind}\\) looks ahead"):
         load(made(kind), use_peft=use_peft)
 
 
-def test_a_bert_that_is_a_decoder_is_none_of_these(made):
+def test_a_bert_that_is_a_decoder_is_accepted(made):
     assert load(made("bert", is_decoder=True)).params  # what the sentence says
 
 

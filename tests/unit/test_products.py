@@ -54,7 +54,7 @@ def test_the_error_is_that_of_dense_matrices(clients: int):
     assert found.error(averaged(base, updates), {}, {}) == pytest.approx(expected, abs=1e-6)
 
 
-def test_what_is_put_aside_counts(monkeypatch: pytest.MonkeyPatch):
+def test_the_side_adapter_counts_in_the_error_of_products(monkeypatch: pytest.MonkeyPatch):
     base, updates = cohort(4)
     found = watched(base, updates, exact=True)
     factors = averaged(base, updates)
@@ -62,7 +62,7 @@ def test_what_is_put_aside_counts(monkeypatch: pytest.MonkeyPatch):
     assert found.error(factors, {}, {"adapter.side": lowrank.side_tensors({"q": rest})}) < 1e-6
 
 
-def test_many_clients_take_the_memory_of_some(monkeypatch: pytest.MonkeyPatch):
+def test_the_memory_of_products_does_not_grow_with_the_clients(monkeypatch: pytest.MonkeyPatch):
     """Summed up in the best factors of as many columns as the matrix has, nothing is lost however many clients come."""
     monkeypatch.setattr(module, "LIMIT", 12)
     base, updates = cohort(60)

@@ -76,7 +76,7 @@ def test_any_state_comes_back_bit_for_bit_and_in_order(tmp_path_factory, params,
     assert all(same(loaded[stream], memory[stream]) for stream in memory)
 
 
-def test_views_shared_storage_and_special_values(tmp_path):
+def test_views_shared_storage_and_special_values_come_back_bit_for_bit(tmp_path):
     base = torch.tensor([[1.0, float("nan")], [float("-inf"), -0.0]])
     params = {"all": base, "same": base, "row": base[1], "turned": base.t(), "grad": base.clone().requires_grad_()}
     run = RunDir(tmp_path)
@@ -85,11 +85,11 @@ def test_views_shared_storage_and_special_values(tmp_path):
     assert same(found.params, params)
 
 
-def test_no_checkpoint_is_none(tmp_path):
+def test_latest_is_none_where_there_is_no_checkpoint(tmp_path):
     assert checkpoint.latest(RunDir(tmp_path / "nothing")) is None
 
 
-def test_the_newest_stay_and_the_regular_ones(tmp_path):
+def test_the_newest_and_every_nth_checkpoint_are_kept(tmp_path):
     run = RunDir(tmp_path)
     for round in range(1, 8):
         checkpoint.save(run, state(round), {}, keep_every=3)
@@ -128,7 +128,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage):
     assert rounds(run) == ["round_000001", "round_000002"]
 
 
-def test_all_damaged_is_an_error_not_a_new_beginning(tmp_path):
+def test_when_all_checkpoints_are_damaged_a_run_stops_with_an_error(tmp_path):
     run = RunDir(tmp_path)
     shutil.rmtree(checkpoint.save(run, state(1), {}) / "server.safetensors", ignore_errors=True)
     (run.checkpoints / "round_000001" / "state.json").write_text("{}")
@@ -215,7 +215,7 @@ def test_killed_at_any_instant_the_newest_checkpoint_is_whole(tmp_path):
     assert len(rounds(run)) == 2
 
 
-def test_the_record_is_readable(tmp_path):
+def test_the_record_of_a_checkpoint_is_readable_json(tmp_path):
     path = checkpoint.save(RunDir(tmp_path), state(12), {"offset": 3})
     record = json.loads((path / "state.json").read_text())
     assert path.name == "round_000012"

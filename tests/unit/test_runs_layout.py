@@ -102,7 +102,7 @@ def test_a_run_killed_before_its_config_was_written_can_be_begun_again(tmp_path)
     create(tmp_path).close()
 
 
-def test_read_config_of_no_run(tmp_path):
+def test_reading_the_config_of_no_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="There is no run in"):
         RunDir(tmp_path).read_config()
 
@@ -117,7 +117,7 @@ def test_write_atomic_replaces_whole_and_leaves_nothing_behind(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["directory", "file"]
 
 
-def test_config_is_plain_yaml(tmp_path):
+def test_the_config_of_a_run_is_plain_yaml(tmp_path):
     with create(tmp_path / "run") as run:
         assert yaml.safe_load(run.config_file.read_text()) == CONFIG
 
@@ -125,7 +125,7 @@ def test_config_is_plain_yaml(tmp_path):
 @pytest.mark.parametrize(
     "name", ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\0b", "\ud800", "Ä" * 500, ".lock", "~x"]
 )
-def test_hostile_client_names_stay_inside(name):
+def test_folders_of_clients_with_hostile_names_stay_inside_the_run(name):
     run = RunDir("run")
     assert run.client_dir(name).parent == run.clients
     assert not run.client_dir(name).name.startswith("..") or "~" in run.client_dir(name).name

@@ -37,7 +37,7 @@ def drive(progress: Progress) -> None:
         progress.done(SUMMARY)
 
 
-def test_a_terminal_shows_a_live_line(capsys):
+def test_on_a_terminal_progress_is_a_live_line(capsys):
     out = io.StringIO()
     drive(Progress(5, quiet=False, as_json=False, console=Console(file=out, force_terminal=True, width=120)))
     text = out.getvalue()
@@ -48,7 +48,7 @@ def test_a_terminal_shows_a_live_line(capsys):
     assert capsys.readouterr().err == "weft: [bold]two of 3 rows were dropped\n"
 
 
-def test_silent_when_quiet_but_for_warnings(capsys):
+def test_with_quiet_only_warnings_are_shown(capsys):
     out = io.StringIO()
     drive(Progress(5, quiet=True, as_json=False, console=Console(file=out, force_terminal=True)))
     drive(Progress(5, quiet=True, as_json=False))
@@ -65,7 +65,7 @@ def test_json_is_one_object_a_line(capsys):
     assert events[3]["odd"] is None
 
 
-def test_text():
+def test_bytes_are_written_in_readable_units():
     assert [human_bytes(n) for n in (0, 999, 1500, 999_999, 2.5e9, 3e18)] == [
         "0 B",
         "999 B",

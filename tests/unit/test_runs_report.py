@@ -126,19 +126,19 @@ def test_the_same_run_makes_the_same_report(tmp_path):
     assert write_report(run).read_bytes() == first
 
 
-def test_an_unfinished_run_and_many_clients(tmp_path):
+def test_the_report_says_that_a_run_is_unfinished_and_shortens_many_clients(tmp_path):
     text = write_report(make_run(tmp_path / "run", rounds=6, clients=250, finished=False)).read_text()
     assert "6 of 6, not finished" in text
     assert "and 50 more" in text
     assert "6.0 MB" in text
 
 
-def test_a_run_that_has_only_begun(tmp_path):
+def test_the_report_of_a_run_without_rounds_has_no_charts(tmp_path):
     text = write_report(make_run(tmp_path / "run", rounds=0, finished=False)).read_text()
     assert "<svg" not in text
     assert "Configuration" in text
 
 
-def test_no_run(tmp_path):
+def test_a_report_where_there_is_no_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="There is no run"):
         write_report(tmp_path)

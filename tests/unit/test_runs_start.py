@@ -41,7 +41,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
-def test_what_was_made_is_gone_and_what_was_there_stays(tmp_path):
+def test_a_failed_start_removes_what_it_made_and_keeps_what_was_there(tmp_path):
     begin(tmp_path / "deep" / "er" / "run")
     assert os.listdir(tmp_path) == []
     (tmp_path / "deep").mkdir()
@@ -53,7 +53,7 @@ def test_what_was_made_is_gone_and_what_was_there_stays(tmp_path):
     create(tmp_path / "empty").close()
 
 
-def test_what_weft_split_wrote_and_what_came_meanwhile_stays(tmp_path):
+def test_a_failed_start_keeps_a_written_split_and_files_that_came_meanwhile(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "split.json").write_text("old")
@@ -106,7 +106,7 @@ def test_a_resume_that_failed_leaves_the_configuration(tmp_path):
     assert b"num_rounds: 9" in content(tmp_path / "run")["config.yaml"]
 
 
-def test_a_lock_that_was_removed_is_not_taken_for_one(tmp_path, monkeypatch):
+def test_a_lock_that_was_removed_while_it_was_taken_is_taken_anew(tmp_path, monkeypatch):
     """A start that fails removes its lock; whoever opened the file just before must not believe to hold it."""
     taken = os.open
     removed = []

@@ -26,7 +26,7 @@ def test_tensorboard_holds_what_was_logged(tmp_path):
     assert before == (torch.get_num_threads(), torch.get_default_dtype(), torch.get_default_device())
 
 
-def test_none_is_none(tmp_path):
+def test_the_tracker_none_writes_nothing(tmp_path):
     with Trackers(["none"], tmp_path, {}) as log:
         log.log({"loss": 1.0}, step=1)
     assert list(tmp_path.iterdir()) == []

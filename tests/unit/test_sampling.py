@@ -58,7 +58,9 @@ def test_with_equal_speeds_a_full_buffer_is_a_synchronous_cohort():
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 6), st.integers(1, 6), st.lists(st.floats(0.2, 2), min_size=1, max_size=5))
-def test_an_asynchronous_schedule(running: int, buffer: int, speeds: list[float]):
+def test_an_asynchronous_schedule_repeats_and_fills_the_buffer_with_different_clients(
+    running: int, buffer: int, speeds: list[float]
+):
     found = list(islice(arrivals(Selection(1, running), Conditions(speeds=tuple(speeds)), NAMES, buffer), 12))
     clock = 0.0
     for version, (invited, now) in enumerate(found):
@@ -71,7 +73,7 @@ def test_an_asynchronous_schedule(running: int, buffer: int, speeds: list[float]
     assert found == again
 
 
-def test_nobody_to_be_reached_is_said():
+def test_a_round_in_which_no_client_can_be_reached_is_an_error():
     nobody = Availability({name: [(50, 60)] for name in NAMES})
     with pytest.raises(RunError, match="No client can be reached in round 1"):
         next(arrivals(Selection(0, 2, availability=nobody), Conditions(), NAMES, 2))

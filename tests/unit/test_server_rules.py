@@ -60,7 +60,7 @@ def apart(found: list[Tensors], other: list[Tensors]) -> float:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_five_rounds_are_flowers(name: str):
+def test_five_rounds_equal_those_of_flowers_strategies(name: str):
     assert set(OURS) == set(FLOWER["strategies"])
     expected = [tensors(values) for values in FLOWER["strategies"][name]["after"]]
     found = rounds(OURS[name])
@@ -103,7 +103,7 @@ def algorithm_2(name: str) -> list[Tensors]:
 
 
 @pytest.mark.parametrize("name", ["fedadagrad", "fedyogi", "fedadam"])
-def test_the_papers_form_is_its_algorithm(name: str):
+def test_the_papers_form_equals_the_papers_algorithm(name: str):
     how = ADAPTIVE if name == "fedadagrad" else MOMENTA
     made = {"fedadagrad": FedAdagrad, "fedyogi": FedYogi, "fedadam": FedAdam}[name]
     assert apart(rounds(made(**how, form="paper")), algorithm_2(name)) < 1e-12
@@ -116,7 +116,7 @@ def counts(right: list[int], guessed: list[int]) -> dict[tuple[str, str], float]
     return pairs
 
 
-def test_macro_f1_is_scikit_learns():
+def test_macro_f1_equals_that_of_scikit_learn():
     only_given = 0
     for case in F1["cases"]:
         only_given += bool(set(case["given"]) - set(case["right"]))

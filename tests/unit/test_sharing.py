@@ -22,7 +22,7 @@ def factors(rank: int) -> dict[str, torch.Tensor]:
 
 @settings(deadline=None)
 @given(st.integers(1, 6), st.integers(6, 9))
-def test_what_was_cut_and_padded_is_the_leading_part(rank: int, full: int):
+def test_factors_that_were_cut_and_padded_are_their_leading_part(rank: int, full: int):
     whole = factors(full)
     small = cut(whole, rank)
     assert [tuple(small[name].shape) for name in (A, B, R, OTHER)] == [(rank, 5), (3, rank), (rank, rank), (4,)]
@@ -43,7 +43,7 @@ def test_numbers_that_belong_to_factors_are_not_cut():
     assert update.streams["means"][A] == 2.0
 
 
-def test_what_travels():
+def test_only_shared_parameters_travel():
     names = [A, B, OWN, GATE, OTHER]
     assert [name for name in names if Sharing(FedSA()).travels(name)] == [A, OTHER]
     assert [name for name in names if Sharing(Dual()).travels(name)] == [A, B, OTHER]

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import weft
-from conftest import colour_rows, flags, write_rows
+from support.flags import flags
+from support.rows import colour_rows, write_rows
 from weft.cli import main
 from weft.data import splits
 from weft.data.skew import describe_split, gini, js_divergence, ks_distance
@@ -88,7 +89,7 @@ def test_shards_hold_few_labels():
     assert all(len({labels[int(row)] for row in own}) <= 3 for own in found)
 
 
-def test_topics_without_a_model():
+def test_texts_are_clustered_by_topic_without_a_model():
     known = rows(200)
     found = cluster_texts(known.texts(), 2, seed=0)
     assert set(found[::2]) != set(found[1::2])
@@ -97,7 +98,7 @@ def test_topics_without_a_model():
     assert set(cluster_texts(["the same words"] * 9, 4, seed=0)) == {0}
 
 
-def test_natural_clients():
+def test_splits_by_column_and_by_domain_make_one_client_a_value():
     known = rows(100, labels=["big"] * 70 + ["small"] * 10 + ["middle"] * 20)
     found = splits.by(known, How(0, 0))
     assert found.names == ["big", "middle", "small"]
@@ -108,7 +109,7 @@ def test_natural_clients():
         splits.by(known, How(4, 0))
 
 
-def test_measures_of_skew_worked_by_hand():
+def test_measures_of_skew_equal_those_worked_by_hand():
     assert js_divergence(np.array([5, 0]), np.array([0, 3])) == pytest.approx(1.0)
     assert js_divergence(np.array([1, 1]), np.array([4, 4])) == pytest.approx(0.0)
     # p = (1, 0), q = (1/2, 1/2), m = (3/4, 1/4): half of log2(4/3) + (log2(2/3) + log2 2) / 2
@@ -132,7 +133,7 @@ def test_a_run_stores_its_split_and_draws_it(keys):
     assert "labels JS" in (run.path / "report.html").read_text()
 
 
-def test_weft_split(keys, tmp_path: Path, capsys):
+def test_weft_split_shows_and_writes_the_clients_of_a_split(keys, tmp_path: Path, capsys):
     rows = [row | {"user": ["ann", "bob", "eve"][n % 3 if n >= 30 else 0]} for n, row in enumerate(colour_rows(90))]
     data = write_rows(tmp_path / "rows.jsonl", rows)
     given = flags({k: v for k, v in keys.items() if k not in ("num_clients", "use_peft")} | {"dataset_name": str(data)})
@@ -149,7 +150,7 @@ def test_weft_split(keys, tmp_path: Path, capsys):
     assert main(["sft", *given, *by, "--use_peft", "--quiet"]) == 0
 
 
-def test_a_file_is_a_client(keys, tmp_path: Path):
+def test_with_the_split_domain_every_file_is_a_client(keys, tmp_path: Path):
     folder = tmp_path / "domains"
     folder.mkdir()
     write_rows(folder / "colours.jsonl", colour_rows(30))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from quadratics import Ownership, Point, Quadratics
+from support.quadratics import Ownership, Point, Quadratics
 from weft.algorithms.fedadamw import FedAdamW
 from weft.algorithms.fedcm import FedCM
 from weft.algorithms.fedsgd import FedSGD
@@ -149,7 +149,7 @@ def test_a_share_that_is_a_whole_number_is_that_number(pair: tuple[int, int]):
     assert at_least(count, part / count) == part
 
 
-def test_shares_are_what_people_wrote():
+def test_shares_are_counted_as_the_decimals_that_were_written():
     assert int(100 * 0.29) == 28
     assert at_most(100, 0.29) == 29
     assert at_most(4, 0.3) == 1

@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import write_rows
+from support.rows import write_rows
 from weft.data import store as stores
 from weft.data.documents import Documents
 from weft.data.store import open_store
@@ -116,7 +116,7 @@ def test_a_copied_store_is_read_and_believed(source, tiny_tokenizer, tmp_path: P
     assert Counting.seen == 0
 
 
-def test_another_text_or_tokenizer_is_another_store(source, tiny_tokenizer, tmp_path: Path):
+def test_another_text_or_tokenizer_makes_another_store(source, tiny_tokenizer, tmp_path: Path):
     from weft.data.vocabulary import train_tokenizer
 
     other = train_tokenizer(texts(20), 300)
@@ -128,7 +128,7 @@ def test_another_text_or_tokenizer_is_another_store(source, tiny_tokenizer, tmp_
     )
 
 
-def test_files_of_every_kind_hold_the_same(tiny_tokenizer, tmp_path: Path, small):
+def test_text_files_of_every_kind_make_the_same_store(tiny_tokenizer, tmp_path: Path, small):
     import pyarrow
     import pyarrow.parquet
 
@@ -145,7 +145,7 @@ def test_files_of_every_kind_hold_the_same(tiny_tokenizer, tmp_path: Path, small
         assert ids(store) == expected(tiny_tokenizer, texts(50)), name
 
 
-def test_a_saved_data_set_of_the_hub(tiny_tokenizer, tmp_path: Path):
+def test_a_saved_data_set_is_stored_as_its_texts(tiny_tokenizer, tmp_path: Path):
     import datasets
 
     datasets.Dataset.from_list([{"text": text} for text in texts(20)]).save_to_disk(tmp_path / "set")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import weft
-from conftest import THINGS, write_rows
+from support.rows import THINGS, write_rows
 from weft.data.documents import Documents
 from weft.data.store import open_store
 from weft.data.texts import TextSource

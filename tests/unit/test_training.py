@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from rounding import after_plain_steps
+from support.tolerances import after_plain_steps
 from weft.core.objective import Loss
 from weft.core.parts import LocalRule
 from weft.errors import ClientFailed
@@ -114,7 +114,7 @@ def test_a_client_that_diverges_is_dropped_from_a_real_run(keys, tmp_path, monke
     assert [len(clients) for clients in run.metrics["clients"]] == [2, 2, 2]
 
 
-def test_learning_rates():
+def test_every_schedule_gives_the_learning_rates_worked_by_hand():
     by_round = Schedule("cosine_by_round", 1e-3, 1e-6, 10)
     # OpenFedLLM: min + (lr - min) (1 + cos(pi round / rounds)) / 2, the same for every step of a round.
     assert by_round.at(0, 3, 5) == 1e-3
@@ -137,7 +137,7 @@ def test_every_row_comes_once_a_pass(rows: int, count: int, client: int):
     assert (np.sort(passes, axis=1) == np.arange(rows)).all()
 
 
-def test_cohorts():
+def test_cohorts_repeat_by_seed_reach_everybody_and_follow_weights():
     assert sample_clients(3, 5, seed=0, round=0) == [0, 1, 2]
     drawn = [sample_clients(100, 5, seed=0, round=r) for r in range(200)]
     assert drawn[7] == sample_clients(100, 5, seed=0, round=7)

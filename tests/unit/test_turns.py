@@ -201,7 +201,7 @@ def test_a_column_is_swapped_by_whole_words_of_its_name(better: str, refused: bo
         assert read().examples[0].answer == "a"
 
 
-def test_pairs_of_every_kind():
+def test_pairs_in_every_layout_are_read():
     account = Account()
     rows = [
         {"system": "s", "question": "q", "chosen": " a", "rejected": " b"},
@@ -221,7 +221,7 @@ def test_pairs_of_every_kind():
     assert list(account.unused) == ["score"]
 
 
-def test_labels_of_every_kind():
+def test_labels_in_every_notation_are_read_and_others_are_dropped():
     values = [True, 1, 1.0, "Yes", "true", False, 0, 0.0, "NO", "0", None, float("nan"), 2, ""]
     rows = [{"question": "q", "response": "a", "label": value} for value in values]
     made = to_preferences(rows, source="x", judged=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import weft
-from conftest import THINGS, write_rows
+from support.rows import THINGS, write_rows
 from weft.data.vocabulary import common_words, tokenizer_of_words, train_tokenizer, words_of
 from weft.errors import ConfigError, DataError
 
@@ -84,7 +84,7 @@ def keys(folder: Path, tmp_path: Path) -> dict[str, object]:
     }
 
 
-def test_a_run_with_a_federated_tokenizer(folder: Path, tmp_path: Path):
+def test_a_run_with_a_federated_tokenizer_saves_it_and_what_clients_sent(folder: Path, tmp_path: Path):
     run = weft.train(keys(folder, tmp_path))
     told = json.loads((run.path / "tokenizer" / "federated.json").read_text())
     assert set(told["clients"]) == {"one", "two", "three"}
@@ -99,7 +99,7 @@ def test_a_run_with_a_federated_tokenizer(folder: Path, tmp_path: Path):
     assert "Ġsea" in tokenizer.get_vocab()
 
 
-def test_a_vocabulary_that_the_counts_do_not_allow_is_said(folder: Path, tmp_path: Path, capsys):
+def test_a_vocabulary_larger_than_the_counts_allow_is_made_smaller_and_told(folder: Path, tmp_path: Path, capsys):
     run = weft.train(keys(folder, tmp_path) | {"vocab_size": 5000})
     assert "of 5000 tokens: its text gives no more" in capsys.readouterr().err
     assert run.summary["eval"]["bits_per_byte"] > 0
@@ -110,12 +110,12 @@ def test_words_that_nobody_shares_are_an_error(folder: Path, tmp_path: Path):
         weft.train(keys(folder, tmp_path) | {"tokenizer_min_clients": 4})
 
 
-def test_a_split_by_tokens_needs_a_tokenizer(folder: Path, tmp_path: Path):
+def test_a_split_by_tokens_without_a_tokenizer_is_refused(folder: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="there is no tokenizer yet"):
         weft.train(keys(folder, tmp_path) | {"split_strategy": "length", "num_clients": 2})
 
 
-def test_a_tokenizer_that_does_not_fit_the_model(tiny_model: Path, tmp_path: Path, folder: Path):
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tiny_model: Path, tmp_path: Path, folder: Path):
     import shutil
 
     odd = shutil.copytree(tiny_model, tmp_path / "odd")

@@ -7,61 +7,33 @@ smallest loss on its own rows, trains that one, and says which it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from typing import Any, ClassVar
 
 import torch
 
+from weft.core.capabilities import ModelChoice
 from weft.core.exchange import Aggregator
-from weft.core.parts import Algorithm, LocalRule
+from weft.core.parts import Algorithm
 from weft.core.seeds import derive
 from weft.core.types import DELTA, ServerState, Streams, Task, Tensors, Total, Update
 
 CHOICE, CHOSEN = "cluster", "chosen"
-TRAITS = [
-    name for name, value in vars(Algorithm).items() if not name.startswith("_") and isinstance(value, (bool, tuple))
-]
-"""What the wrapped algorithm says of itself, this one says too."""
 
 
 @dataclass(frozen=True)
-class Clustered(Algorithm):
-    """`clusters` models, trained by `inner`. Equal losses, as before the first round, are decided by lot."""
+class _Best(ModelChoice):
+    """A client takes the model with the smallest loss, and says which it is."""
 
-    inner: Algorithm = field(default_factory=Algorithm)
-    clusters: int = 2
-    seed: int = 0
+    clusters: int
+    seed: int
 
-    def __post_init__(self) -> None:
-        for trait in TRAITS:
-            object.__setattr__(self, trait, getattr(self.inner, trait))
-        object.__setattr__(self, "personal", True)
-        object.__setattr__(self, "sums_updates", False)
-        object.__setattr__(self, "one_model", False)
-
-    @property
-    def period(self) -> int:
-        """The wrapped algorithm's."""
-        return self.inner.period
-
-    def init(self, params: Tensors) -> ServerState:
-        """Begin with as many copies."""
-        return _join([self.inner.init(params)] * self.clusters)
-
-    def task(self, state: ServerState, client: str, version: int) -> Task:
-        """Send every cluster's task: the first one's, and the others' beside it."""
-        tasks = [self.inner.task(part, client, version) for part in self._parts(state)]
-        extra: Streams = {}
-        for number, task in enumerate(tasks):
-            extra |= _named(number, task.extra | ({} if number == 0 else {DELTA: task.params}))
-        return replace(tasks[0], extra=extra)
-
-    def beside(self, state: ServerState) -> Streams:
-        """Send the other models along wherever the first one is sent."""
-        parts = self._parts(state)
+    def others(self, state: ServerState) -> Streams:
+        parts = _parts(state, self.clusters)
         return {_name(number, DELTA): part.params for number, part in enumerate(parts) if number}
 
     def choose(self, task: Task, loss: Callable[[Tensors], float]) -> tuple[Task, Streams]:
-        """Take the task of the model with the smallest loss, and say which it is."""
         every = [task.params, *(task.extra[_name(number, DELTA)] for number in range(1, self.clusters))]
         losses = [loss(params) for params in every]
         best = [number for number, value in enumerate(losses) if value == min(losses)] or [0]
@@ -71,21 +43,60 @@ class Clustered(Algorithm):
         said = {CHOICE: {CHOSEN: torch.tensor(float(chosen))}}
         return replace(task, params=every[chosen], extra=extra | beyond), said
 
+
+@dataclass(frozen=True)
+class Clustered(Algorithm):
+    """`clusters` models, trained by `inner`. Equal losses, as before the first round, are decided by lot.
+
+    What is not defined here is the wrapped algorithm's: its traits, capabilities and other methods, those too that are
+    added to `Algorithm` or to a subclass later.
+    """
+
+    sums_updates: ClassVar[bool] = False
+    inner: Algorithm = field(default_factory=Algorithm)
+    clusters: int = 2
+    seed: int = 0
+
+    def __getattribute__(self, name: str) -> Any:
+        """Return what is defined here, or else the wrapped algorithm's.
+
+        `__getattr__` would not do: it is not asked for what the base class defines.
+        """
+        if name.startswith("_") or name in _defined():
+            return super().__getattribute__(name)
+        return getattr(self.inner, name)
+
+    @property
+    def choice(self) -> ModelChoice:
+        """The model that fits best."""
+        return _Best(self.clusters, self.seed)
+
+    def init(self, params: Tensors) -> ServerState:
+        """Begin with as many copies."""
+        return _join([self.inner.init(params)] * self.clusters)
+
+    def task(self, state: ServerState, client: str, version: int) -> Task:
+        """Send every cluster's task: the first one's, and the others' beside it."""
+        tasks = [self.inner.task(part, client, version) for part in _parts(state, self.clusters)]
+        extra: Streams = {}
+        for number, task in enumerate(tasks):
+            extra |= _named(number, task.extra | ({} if number == 0 else {DELTA: task.params}))
+        return replace(tasks[0], extra=extra)
+
     def like(self, params: Tensors) -> Streams:
         """What the wrapped algorithm's clients send, and the choice."""
         return self.inner.like(params) | {CHOICE: {CHOSEN: torch.zeros(())}}
 
-    def rule(self, task: Task, memory: Streams) -> LocalRule:
-        """The wrapped algorithm's, for the chosen task."""
-        return self.inner.rule(task, memory)
+    def check(self, update: Update) -> None:
+        """Check what the wrapped algorithm's clients send."""
+        self.inner.check(_without_choice(update))
 
     def combine(self, updates: Iterable[Update], aggregator: Aggregator) -> Total:
         """Combine the updates of every cluster for itself; they are held until all have come."""
         groups: dict[int, list[Update]] = {}
         for update in updates:
             chosen = min(max(int(update.streams[CHOICE][CHOSEN]), 0), self.clusters - 1)
-            plain = {stream: values for stream, values in update.streams.items() if stream != CHOICE}
-            groups.setdefault(chosen, []).append(replace(update, streams=plain))
+            groups.setdefault(chosen, []).append(_without_choice(update))
         streams: Streams = {}
         clients: list[str] = []
         weight = 0.0
@@ -100,20 +111,32 @@ class Clustered(Algorithm):
     def step(self, state: ServerState, total: Total) -> ServerState:
         """Step every cluster that somebody trained."""
         after = []
-        for number, part in enumerate(self._parts(state)):
+        for number, part in enumerate(_parts(state, self.clusters)):
             streams = _of(number, total.streams)
             done = self.inner.step(part, replace(total, streams=streams)) if streams else part
             after.append(replace(done, round=state.round + 1))
         return _join(after)
 
-    def _parts(self, state: ServerState) -> list[ServerState]:
-        """Return the state of every cluster."""
-        parts = []
-        for number in range(self.clusters):
-            memory = _of(number, state.memory)
-            params = memory.pop(DELTA) if number else state.params
-            parts.append(ServerState(params, memory, state.round))
-        return parts
+
+@cache
+def _defined() -> frozenset[str]:
+    """Return the names that `Clustered` defines itself, its fields among them."""
+    return frozenset({*vars(Clustered), *(field.name for field in fields(Clustered))})
+
+
+def _without_choice(update: Update) -> Update:
+    """Return an update as the wrapped algorithm knows it."""
+    return replace(update, streams={name: values for name, values in update.streams.items() if name != CHOICE})
+
+
+def _parts(state: ServerState, clusters: int) -> list[ServerState]:
+    """Return the state of every cluster."""
+    parts = []
+    for number in range(clusters):
+        memory = _of(number, state.memory)
+        params = memory.pop(DELTA) if number else state.params
+        parts.append(ServerState(params, memory, state.round))
+    return parts
 
 
 def _join(parts: list[ServerState]) -> ServerState:

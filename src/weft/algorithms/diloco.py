@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 
 from weft.core import tensors
+from weft.core.capabilities import TurnTaking
 from weft.core.parts import Algorithm, LocalRule
 from weft.core.types import DELTA, SCALARS, Finished, LocalWork, ServerState, Streams, Task, Tensors, Total
 from weft.errors import ConfigError
@@ -44,10 +44,10 @@ class _Inner(LocalRule):
 class _Streaming(_Inner):
     """Go on from one's own values, but for the parts that the server sent; send how far one part has come."""
 
-    def __init__(self, memory: Streams, keep: bool, part: Callable[[Tensors], Tensors]) -> None:
+    def __init__(self, memory: Streams, keep: bool, turns: TurnTaking, round: int) -> None:
         moments = {key: values for key, values in memory.items() if key not in (LOCAL, ANCHOR)}
         super().__init__(moments if keep else {}, False, {})
-        self.memory, self.part, self.wants_moments = memory, part, keep
+        self.memory, self.turns, self.round, self.wants_moments = memory, turns, round, keep
         self.anchor: Tensors = {}
 
     def begin(self, params: Tensors) -> Tensors:
@@ -55,9 +55,16 @@ class _Streaming(_Inner):
         return self.memory.get(LOCAL, {}) | params
 
     def finish(self, work: LocalWork) -> Finished:
-        part = self.part(work.end)
+        part = self.turns.part(work.end, self.round)
         kept = {LOCAL: work.end, ANCHOR: self.anchor} | _together(self.given, work.moments)
         return Finished({DELTA: tensors.subtract(part, self.anchor)}, kept)
+
+
+class _Fragments(TurnTaking):
+    """Every fragment travels once in so many rounds as there are."""
+
+    def part(self, params: Tensors, round: int) -> Tensors:
+        return _part(params, self.period, round)
 
 
 @dataclass(frozen=True)
@@ -85,13 +92,9 @@ class DiLoCo(Algorithm):
             )
 
     @property
-    def period(self) -> int:
-        """Every part travels once in so many rounds."""
-        return self.fragments
-
-    def sent_back(self, params: Tensors, round: int) -> Tensors:
-        """The part of the round."""
-        return params if self.fragments == 1 else _part(params, self.fragments, round)
+    def turns(self) -> TurnTaking | None:
+        """Fragments, where there is more than one."""
+        return _Fragments(self.fragments) if self.fragments > 1 else None
 
     def init(self, params: Tensors) -> ServerState:
         """Refuse more parts than there are blocks."""
@@ -122,14 +125,14 @@ class DiLoCo(Algorithm):
         """Send averaged moments along."""
         extra = {key: state.memory[key] for key in (FIRST, SECOND, COUNT) if key in state.memory}
         params = state.params
-        if self.fragments > 1 and int(state.memory.get(SEEN, {}).get(client, _NEVER)) == state.round - 1:
-            params = self.sent_back(params, state.round - 1)
+        if self.turns is not None and int(state.memory.get(SEEN, {}).get(client, _NEVER)) == state.round - 1:
+            params = self.turns.part(params, state.round - 1)
         return Task(client, state.round, version, params, extra)
 
     def rule(self, task: Task, memory: Streams) -> LocalRule:
         """Go on with the moments."""
-        if self.fragments > 1:
-            return _Streaming(memory, self.inner_state == "keep", lambda params: self.sent_back(params, task.round))
+        if self.turns is not None:
+            return _Streaming(memory, self.inner_state == "keep", self.turns, task.round)
         if self.inner_state == "reset":
             return LocalRule()
         if self.inner_state == "keep":

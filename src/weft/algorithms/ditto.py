@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from weft.core import tensors
+from weft.core.capabilities import PersonalModels
 from weft.core.parts import Algorithm, LocalRule
 from weft.core.types import Finished, LocalWork, Streams, Task, Tensors
 
 OWN = "own"
 
 
-class _Personal(LocalRule):
+class _Pulled(LocalRule):
     """Train the client's own model, pulled towards the shared one."""
 
     def __init__(self, own: Tensors, shared: Tensors, strength: float) -> None:
@@ -33,6 +34,19 @@ class _Personal(LocalRule):
 
 
 @dataclass(frozen=True)
+class _Beside(PersonalModels):
+    """A model beside the shared one; one that never trained is the shared one."""
+
+    strength: float
+
+    def params(self, shared: Tensors, memory: Streams) -> Tensors:
+        return memory.get(OWN, shared)
+
+    def rule(self, task: Task, memory: Streams) -> LocalRule:
+        return _Pulled(self.params(task.params, memory), task.params, self.strength)
+
+
+@dataclass(frozen=True)
 class Ditto(Algorithm):
     """The shared w is FedAvg's; beside it every client trains v_i <- v_i - lr (grad F_i(v_i) + strength (v_i - w)).
 
@@ -42,13 +56,9 @@ class Ditto(Algorithm):
     plain_steps: ClassVar[bool] = False
     stateful_clients: ClassVar[bool] = True
     remembers_coordinates: ClassVar[bool] = True
-    personal: ClassVar[bool] = True
     strength: float = 1.0
 
-    def own_rule(self, task: Task, memory: Streams) -> LocalRule:
-        """Train the personal model; one that never trained is the shared one."""
-        return _Personal(memory.get(OWN, task.params), task.params, self.strength)
-
-    def own_params(self, params: Tensors, memory: Streams) -> Tensors:
-        """The personal model."""
-        return memory.get(OWN, params)
+    @property
+    def personal(self) -> PersonalModels:
+        """A model beside the shared one."""
+        return _Beside(self.strength)

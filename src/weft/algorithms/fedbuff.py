@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from weft.core import tensors
+from weft.core.capabilities import UpdateBuffer
 from weft.core.exchange import Aggregator
 from weft.core.parts import Algorithm
 from weft.core.types import DELTA, ServerState, Task, Total, Update
@@ -24,7 +25,6 @@ class FedBuff(Algorithm):
 
     adds_mean: ClassVar[bool] = False
     sums_updates: ClassVar[bool] = False
-    asynchronous: ClassVar[bool] = True
     buffer_size: int = 0
     """0: as many as train at a time."""
     server_lr: float = 1.0
@@ -33,9 +33,9 @@ class FedBuff(Algorithm):
     """Versions kept at the server; a client that began before them is made to begin from the oldest."""
 
     @property
-    def buffer(self) -> int:
-        """Updates that make a step."""
-        return self.buffer_size
+    def buffer(self) -> UpdateBuffer:
+        """K updates make a step."""
+        return UpdateBuffer(self.buffer_size)
 
     def task(self, state: ServerState, client: str, version: int) -> Task:
         """Send the version that the client began from."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from weft.core.capabilities import FromSeeds
 from weft.core.directions import digest, rebuild
 from weft.core.parts import Algorithm, LocalRule
 from weft.core.types import SEARCH, Finished, LocalWork, ServerState, Streams, Task, Tensors, Total
@@ -33,6 +34,29 @@ class _Along(LocalRule):
         return Finished({SEARCH: {SUMS: work.moments[SEARCH][SUMS]}})
 
 
+class _Sums(FromSeeds):
+    """w from A, and which w0 it is counted from."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.last: dict[str, Any] = {}
+        """What was made last: all clients of a round, in one process, are sent the same."""
+
+    def recipe(self, state: ServerState) -> Streams:
+        return {SEARCH: state.memory[SEARCH]}
+
+    def params(self, recipe: Streams, start: Tensors) -> Tensors:
+        sent, last = recipe[SEARCH], self.last
+        if last.get("of") is not start:
+            last |= {"of": start, "digest": digest(start), "sums": None}
+        if not torch.equal(sent[BASE], last["digest"]):
+            raise ClientFailed("has another base model than the seeds are counted from")
+        if last["sums"] is None or not torch.equal(last["sums"], sent[SUMS]):
+            last |= {"sums": sent[SUMS].clone(), "made": rebuild(start, sent[SUMS], self.seed)}
+        params: Tensors = last["made"]
+        return params
+
+
 @dataclass(frozen=True)
 class FedKSeed(Algorithm):
     """w = w0 - sum_j A_j z_j: clients are sent A (K,), and send back the sum of lr rho along each direction.
@@ -54,34 +78,14 @@ class FedKSeed(Algorithm):
         start = {name: value if value.is_meta else value.detach().cpu().clone() for name, value in params.items()}
         return ServerState(params, {START: start, SEARCH: {SUMS: torch.zeros(self.seeds), BASE: digest(start)}})
 
-    def sent(self, state: ServerState) -> Tensors:
-        """No parameters."""
-        return {}
-
-    def beside(self, state: ServerState) -> Streams:
-        """A, and which w0 it is counted from."""
-        return {SEARCH: state.memory[SEARCH]}
+    @cached_property
+    def rebuild(self) -> FromSeeds:
+        """From w0 and A; one object, for it keeps what it made last."""
+        return _Sums(self.seed)
 
     def task(self, state: ServerState, client: str, version: int) -> Task:
         """Send A instead of parameters."""
-        return Task(client, state.round, version, {}, self.beside(state))
-
-    def rebuilt(self, params: Tensors, extra: Streams, start: Tensors) -> Tensors:
-        """Return w; ClientFailed where the client began from another w0."""
-        sent, known = extra[SEARCH], self._known
-        if known.get("of") is not start:
-            known |= {"of": start, "digest": digest(start), "sums": None}
-        if not torch.equal(sent[BASE], known["digest"]):
-            raise ClientFailed("has another base model than the seeds are counted from")
-        if known["sums"] is None or not torch.equal(known["sums"], sent[SUMS]):
-            known |= {"sums": sent[SUMS].clone(), "made": rebuild(start, sent[SUMS], self.seed)}
-        made: Tensors = known["made"]
-        return made
-
-    @cached_property
-    def _known(self) -> dict[str, Any]:
-        """What was made last: all clients of a round, in one process, are sent the same."""
-        return {}
+        return Task(client, state.round, version, {}, self.rebuild.recipe(state))
 
     def like(self, params: Tensors) -> Streams:
         """K numbers."""

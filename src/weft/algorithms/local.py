@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from weft.core.capabilities import PersonalModels
 from weft.core.parts import Algorithm, LocalRule
 from weft.core.types import Finished, LocalWork, ServerState, Streams, Task, Tensors, Total
 
@@ -25,6 +26,13 @@ class _KeepOwn(LocalRule):
         return Finished({}, {OWN: work.end})
 
 
+class _Instead(PersonalModels):
+    """The client's own model, or the starting one before its first round."""
+
+    def params(self, shared: Tensors, memory: Streams) -> Tensors:
+        return memory.get(OWN, shared)
+
+
 @dataclass(frozen=True)
 class Local(Algorithm):
     """Every client trains a model of its own in every round; nothing travels."""
@@ -32,7 +40,6 @@ class Local(Algorithm):
     stateful_clients: ClassVar[bool] = True
     shares: ClassVar[bool] = False
     streams: ClassVar[tuple[str, ...]] = ()
-    personal: ClassVar[bool] = True
     remembers_coordinates: ClassVar[bool] = True
 
     def cohort(self, sampled: Sequence[int], population: int) -> Sequence[int]:
@@ -43,9 +50,10 @@ class Local(Algorithm):
         """Train the client's own model."""
         return _KeepOwn(memory)
 
-    def own_params(self, params: Tensors, memory: Streams) -> Tensors:
-        """The client's own model, or the starting one before its first round."""
-        return memory.get(OWN, params)
+    @property
+    def personal(self) -> PersonalModels:
+        """A model instead of a shared one."""
+        return _Instead()
 
     def step(self, state: ServerState, total: Total) -> ServerState:
         """Count the round; there is nothing to change."""

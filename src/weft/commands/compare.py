@@ -64,8 +64,7 @@ def _outcome(opened: Run) -> Outcome:
     if config.runtime == "nvflare" and not summary.get("models"):  # own models stay with their sites
         from weft.launch.compose import plan
 
-        made = plan(config)
-        personal = made.algorithm.personal or made.sharing.keeps
+        personal = plan(config).personal
     return Outcome(str(opened.path), config.model_dump(mode="json"), summary, personal)
 
 

@@ -2,87 +2,23 @@
 
 A part is one small file: a frozen dataclass of hyper-parameters with the methods below. It never sees another
 part. What it remembers is a value in the server's state or in a client's memory. What it cannot be combined with is
-said by a trait, a class attribute that `weft.federation.plan` compares once, before any model is loaded.
+said by a trait, a class attribute that `weft.federation.compatibility` compares once, before any model is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
 
 from weft.core import tensors
+from weft.core.capabilities import FromSeeds, ModelChoice, PersonalModels, TurnTaking, UpdateBuffer
 from weft.core.exchange import Aggregator
+from weft.core.local_rule import LocalRule as LocalRule
 from weft.core.lowrank import Product
-from weft.core.types import (
-    DELTA,
-    SCALARS,
-    Finished,
-    LocalWork,
-    ServerState,
-    Streams,
-    Task,
-    Tensors,
-    Total,
-    Update,
-)
-
-if TYPE_CHECKING:
-    pass
-
-
-class LocalRule:
-    """The client half of an algorithm: hooks into the local loop. The defaults are plain local training.
-
-    A rule sees the parameters that are shared; what a client keeps to itself is trained beside them, plainly.
-    """
-
-    wants_moments: bool = False
-    """Tell `finish` the optimizer's moments."""
-    clips: bool = True
-    """Gradients are clipped at the client."""
-
-    def begin(self, params: Tensors) -> Tensors:
-        """Return what the client starts from, given the task's parameters."""
-        return params
-
-    def moments(self) -> Streams:
-        """Return AdamW's moments to start with (`exp_avg`, `exp_avg_sq`, `step`), or nothing for fresh ones."""
-        return {}
-
-    def search(self) -> Tensors:
-        """Return how wide a search without gradients begins (`sigma` (), `variance` (d,)), or nothing for a sphere."""
-        return {}
-
-    def prepare(self, params: Tensors) -> None:
-        """Look at the parameters that are trained in this round, on their device, before the first step.
-
-        The hooks below see the same ones.
-        """
-
-    def loss_term(self, model: nn.Module, batch: Any) -> Tensor | float:
-        """Return what is added to the mean loss of every micro-batch."""
-        return 0.0
-
-    def adjust_grads(self, params: Tensors) -> None:
-        """Change `.grad` of the parameters in place, before clipping and the optimizer's step."""
-
-    def lr_factor(self, step: int) -> float:
-        """Return what the optimizer's step is multiplied by, but not its weight decay; `step` counts from 0.
-
-        With 0 the optimizer changes nothing at all.
-        """
-        return 1.0
-
-    def after_step(self, params: Tensors, lr: float) -> None:
-        """Change the parameters in place after the optimizer's step; `lr` is the schedule's learning rate."""
-
-    def finish(self, work: LocalWork) -> Finished:
-        """Return what travels and what stays."""
-        return Finished({DELTA: tensors.subtract(work.end, work.start)})
+from weft.core.types import DELTA, SCALARS, ServerState, Streams, Task, Tensors, Total, Update
 
 
 @dataclass(frozen=True)
@@ -90,6 +26,11 @@ class Algorithm:
     """The server half of a federated algorithm; this base class is FedAvg (McMahan et al. 2017, arXiv 1602.05629):
 
     w <- w + sum_i p_i (w_i - w), p_i by the number of the client's rows.
+
+    Three things say what an algorithm is. Traits are facts that decide what it may be combined with. The core is what
+    every round asks every algorithm for, with FedAvg's answer as the default: `cohort` and `check` belong to it, for a
+    round always has clients and always has updates to look at, so there is no algorithm for which they are absent.
+    Capabilities are what few have; a property returns an object of `weft.core.capabilities`, or None.
     """
 
     sums_updates: ClassVar[bool] = True
@@ -102,10 +43,6 @@ class Algorithm:
     """What every client sends with the names and shapes of the task's parameters."""
     scalars: ClassVar[tuple[str, ...]] = ()
     """The names of single numbers that every client sends beside them, in the stream SCALARS."""
-    personal: ClassVar[bool] = False
-    """Every client ends with a model of its own."""
-    one_model: ClassVar[bool] = True
-    """The server's parameters are one model; otherwise a client chooses from several."""
     pools_data: ClassVar[bool] = False
     """All rows are brought together at one place: a baseline, not a federation."""
     adds_mean: ClassVar[bool] = True
@@ -125,22 +62,31 @@ class Algorithm:
     """A client and round is a single step, made at the server."""
     partial_work: ClassVar[bool] = True
     """A client that made fewer steps than asked may take part with what it has."""
-    asynchronous: ClassVar[bool] = False
-    """The server does not wait for a cohort: a client may have begun at an earlier version."""
 
     @property
-    def period(self) -> int:
-        """Rounds after which the same parameters travel again; beyond 1, a client keeps the rest in the meantime."""
-        return 1
-
-    def sent_back(self, params: Tensors, round: int) -> Tensors:
-        """Return which of the trained parameters a client sends back in a round."""
-        return params
+    def personal(self) -> PersonalModels | None:
+        """Models of the clients' own."""
+        return None
 
     @property
-    def buffer(self) -> int:
-        """Updates that make a step of an asynchronous server; 0: as many as clients train at a time."""
-        return 0
+    def rebuild(self) -> FromSeeds | None:
+        """Parameters that do not travel, but are made anew."""
+        return None
+
+    @property
+    def turns(self) -> TurnTaking | None:
+        """Parts of the parameters that travel in turn."""
+        return None
+
+    @property
+    def buffer(self) -> UpdateBuffer | None:
+        """A server that does not wait for a cohort."""
+        return None
+
+    @property
+    def choice(self) -> ModelChoice | None:
+        """Several models, of which a client takes one."""
+        return None
 
     def cohort(self, sampled: Sequence[int], population: int) -> Sequence[int]:
         """Return the indexes of the round's clients, given those that were sampled."""
@@ -151,29 +97,8 @@ class Algorithm:
         return ServerState(params)
 
     def task(self, state: ServerState, client: str, version: int) -> Task:
-        """Return what a client is sent that begins at `version`, which is the state's round unless asynchronous."""
+        """Return what a client is sent that begins at `version`, the state's round unless there is a buffer."""
         return Task(client, state.round, version, state.params)
-
-    def sent(self, state: ServerState) -> Tensors:
-        """Return the parameters that are sent wherever they are to be used, not trained."""
-        return state.params
-
-    def rebuilt(self, params: Tensors, extra: Streams, start: Tensors) -> Tensors:
-        """Return the parameters that a message stands for, given what came with it and what the client began with."""
-        return params
-
-    def beside(self, state: ServerState) -> Streams:
-        """Return what is sent along wherever the parameters are sent to be used, not trained."""
-        return {}
-
-    def choose(self, task: Task, loss: Callable[[Tensors], float]) -> tuple[Task, Streams]:
-        """Return the task as the client takes it, and what it says of its choice.
-
-        Args:
-            task: as it was sent.
-            loss: of parameters on some of the client's own rows.
-        """
-        return task, {}
 
     def like(self, params: Tensors) -> Streams:
         """Return tensors of the names, shapes and dtypes that a client's streams must have, given its parameters."""
@@ -188,14 +113,6 @@ class Algorithm:
     def rule(self, task: Task, memory: Streams) -> LocalRule:
         """Return the client's half for one task, given what the client remembers."""
         return LocalRule()
-
-    def own_rule(self, task: Task, memory: Streams) -> LocalRule | None:
-        """Return the rule of a second pass of local training, for a model that stays with the client, or None."""
-        return None
-
-    def own_params(self, params: Tensors, memory: Streams) -> Tensors:
-        """Return what a client uses for itself, given the shared parameters and its memory."""
-        return params
 
     def combine(self, updates: Iterable[Update], aggregator: Aggregator) -> Total:
         """Bring the cohort's updates together."""

@@ -46,8 +46,8 @@ class ClientHost:
         if self.conditions.fails(message.round, message.attempt, message.client):
             raise ClientFailed("dropped out (client_failure_rate)")
         client = self.trained.find(message.client)
-        waits = self.plan.algorithm.asynchronous
-        return client if waits else replace(client, step_fraction=self.conditions.step_fraction(client.index))
+        alone = self.plan.algorithm.buffer is not None  # nobody waits for it
+        return client if alone else replace(client, step_fraction=self.conditions.step_fraction(client.index))
 
     def reply(
         self,

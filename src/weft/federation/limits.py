@@ -12,7 +12,7 @@ def local_work(plan: Plan) -> list[tuple[bool, str]]:
     """Return the rules of what clients learn by."""
     algorithm, lora, kind = plan.algorithm, plan.sharing.lora, plan.local.kind
     name, own = type(algorithm).__name__, plan.personal_steps > 0 or plan.sharing.private
-    bends = not algorithm.plain_steps or algorithm.uses_moments or algorithm.one_step or algorithm.period > 1
+    bends = not algorithm.plain_steps or algorithm.uses_moments or algorithm.one_step or algorithm.turns is not None
     bends = bends or (algorithm.stateful_clients and algorithm.shares)
     along = kind == "directions"
     return [
@@ -40,7 +40,7 @@ def local_work(plan: Plan) -> list[tuple[bool, str]]:
             f"{'text' if algorithm.local == 'words' else 'black_box'}, or another --fed_alg.",
         ),
         (
-            along and (plan.sharing.keeps or not algorithm.one_model or lora.alternates or lora.shape != ""),
+            along and (plan.sharing.keeps or algorithm.choice is not None or lora.alternates or lora.shape != ""),
             f"{name} makes all that is trained from what the run began with: leave out --share and --cluster, and "
             "write --lora_aggregation average.",
         ),
@@ -57,7 +57,7 @@ def conditions(plan: Plan) -> list[tuple[bool, str]]:
     name = type(algorithm).__name__
     return [
         (
-            plan.slow_clients and not algorithm.partial_work and not algorithm.asynchronous,
+            plan.slow_clients and not algorithm.partial_work and algorithm.buffer is None,
             f"{name} needs every client to make all its steps, but client_speed lets some make fewer: leave out "
             "--client_speed, or choose an algorithm that takes partial work (fedavg, fednova, ...).",
         ),
@@ -72,16 +72,16 @@ def conditions(plan: Plan) -> list[tuple[bool, str]]:
             "--gradient_accumulation_steps 1, or choose an algorithm with local steps.",
         ),
         (
-            plan.over_selected and (algorithm.asynchronous or not algorithm.shares),
+            plan.over_selected and (algorithm.buffer is not None or not algorithm.shares),
             f"{name} does not wait for a cohort, so none of its clients are spare: leave out --over_selection.",
         ),
         (
-            plan.everywhere and algorithm.asynchronous,
+            plan.everywhere and algorithm.buffer is not None,
             f"{name} waits for no cohort, so public_data cannot be part of every one: write --public_share, or choose "
             "a synchronous algorithm.",
         ),
         (
-            plan.quorum > 0 and (algorithm.asynchronous or not algorithm.shares),
+            plan.quorum > 0 and (algorithm.buffer is not None or not algorithm.shares),
             f"{name} waits for no cohort, so there is no quorum of one: leave out --min_clients.",
         ),
     ]
@@ -102,7 +102,7 @@ def placement(plan: Plan) -> list[tuple[bool, str]]:
             "--parallel none, or choose an algorithm with plain local steps (fedavg, diloco, fedadam, ...).",
         ),
         (
-            spread and (algorithm.personal or sharing.keeps or plan.personal_steps > 0 or bool(sharing.ranks)),
+            spread and (plan.own_models or bool(sharing.ranks)),
             "Clients' own models, parts and ranks are not spread over processes: write --parallel none, or leave them "
             "out.",
         ),

@@ -10,6 +10,7 @@ from itertools import islice
 
 import numpy as np
 
+from weft.core.capabilities import UpdateBuffer
 from weft.core.exchange import Runtime
 from weft.core.parts import Algorithm
 from weft.core.types import BAD, Metrics, Probe, ServerState
@@ -20,7 +21,7 @@ from weft.federation.plan import Plan
 from weft.federation.record import RoundRecord
 from weft.federation.round import run_round
 from weft.federation.sampling import Selection, arrivals
-from weft.federation.state import Participant, beside
+from weft.federation.state import Participant, to_use
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def run_rounds(
     Raises:
         RunError: too few clients answered too often in a row.
     """
-    cohorts = _arrivals(plan, rounds, clients, state.round) if plan.algorithm.asynchronous else None
+    buffer = plan.algorithm.buffer
+    cohorts = None if buffer is None else _arrivals(buffer, rounds, clients, state.round)
     in_vain = 0  # since this process began: a run that is resumed has its attempts again
     whole = rounds.whole(len(clients), by_rows=plan.weighting.by_rows)
     while state.round < rounds.count:
@@ -131,10 +133,10 @@ def set_aside(state: ServerState, most: int) -> set[str]:
 
 
 def _arrivals(
-    plan: Plan, rounds: Rounds, clients: Sequence[str], behind: int
+    buffer: UpdateBuffer, rounds: Rounds, clients: Sequence[str], behind: int
 ) -> Iterator[tuple[list[tuple[int, int]], float]]:
     """Return the buffers of an asynchronous run from round `behind` on: (client, version) of every update."""
-    size = plan.algorithm.buffer or rounds.selection.count
+    size = buffer.size or rounds.selection.count
     return islice(arrivals(rounds.selection, rounds.conditions, clients, size), behind, None)
 
 
@@ -157,7 +159,7 @@ def evaluate(
         own: whether a client that has a model of its own measures that one.
         failures: takes why a client's scores are missing, unless it has failed before.
     """
-    probes = [Probe(client, state.round, algorithm.sent(state), beside(algorithm, state), own) for client in clients]
+    probes = [Probe(client, state.round, *to_use(algorithm, state), own) for client in clients]
     scores: dict[str, Metrics] = {}
     for reply in runtime.exchange(probes):
         try:

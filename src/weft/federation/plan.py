@@ -62,3 +62,20 @@ class Plan:
     def remembers(self) -> bool:
         """Whether clients keep anything between rounds that follows from their training."""
         return self.algorithm.stateful_clients or self.sharing.keeps or not self.codec.dense
+
+    @property
+    def personal(self) -> bool:
+        """Whether the rounds leave every client a model of its own."""
+        algorithm = self.algorithm
+        return algorithm.personal is not None or algorithm.choice is not None or self.sharing.keeps
+
+    @property
+    def own_models(self) -> bool:
+        """Whether clients have models of their own at the end of the run."""
+        return self.personal or self.personal_steps > 0
+
+    @property
+    def period(self) -> int:
+        """Rounds after which the same parameters travel again."""
+        turns = self.algorithm.turns
+        return 1 if turns is None else turns.period

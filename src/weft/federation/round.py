@@ -89,7 +89,7 @@ def run_round(
     good = _admitted(plan, state, tasks, rows, replies, record)
     updates: Iterable[Update] = map(weigher, islice(good, max_updates or None))
     products = None
-    one = plan.algorithm.shares and plan.algorithm.period == 1 and plan.algorithm.one_model
+    one = plan.algorithm.shares and plan.algorithm.turns is None and plan.algorithm.choice is None
     watched = one and DELTA in plan.algorithm.streams and not plan.protection.sum_only
     holders = Holders(state.params) if plan.sharing.layers else None
     if holders is not None:
@@ -177,14 +177,17 @@ def show(message: Probe, plan: Plan, client: ClientData, model: Resident) -> Str
     """
     memory = client.memory.load(client.name, message.round) if message.own else {}
     extra = {stream: pad(values, model.masters) for stream, values in message.extra.items()}
-    shared = pad(plan.algorithm.rebuilt(message.params, extra, model.started), model.masters)
+    rebuild, choice, personal = plan.algorithm.rebuild, plan.algorithm.choice, plan.algorithm.personal
+    params = message.params if rebuild is None else rebuild.params(extra, model.started)
+    shared = pad(params, model.masters)
     start = model.initial | memory.get(OWN, {})
     model.put_side(message.extra.get(SIDE, {}))
     said: Streams = {}
     if message.own:
         given = Task(client.name, message.round, message.round, shared, extra)
-        given, said = plan.algorithm.choose(given, lambda params: _loss(start | params, plan, client, model))
-        shared = plan.algorithm.own_params(given.params, _part(memory, RULE))
+        if choice is not None:
+            given, said = choice.choose(given, lambda params: _loss(start | params, plan, client, model))
+        shared = given.params if personal is None else personal.params(given.params, _part(memory, RULE))
     model.load(start | shared)
     return said
 
@@ -196,17 +199,20 @@ def _train(task: Task, plan: Plan, client: ClientData, model: Resident) -> Updat
     shared = {name: value for name, value in masters.items() if name not in model.initial}
     like = expected_streams(plan, shared | task.params, task.round)
     extra = {stream: pad(values, model.masters) for stream, values in task.extra.items()}
-    params = plan.algorithm.rebuilt(task.params, extra, model.started)
+    rebuild, choice, personal = plan.algorithm.rebuild, plan.algorithm.choice, plan.algorithm.personal
+    params = task.params if rebuild is None else rebuild.params(extra, model.started)
     given = replace(task, params=pad(params, model.masters), extra=extra)
     model.put_side(task.extra.get(SIDE, {}))
     start = model.initial | memory.get(OWN, {})
-    given, said = plan.algorithm.choose(given, lambda params: _loss(start | params, plan, client, model))
+    said: Streams = {}
+    if choice is not None:
+        given, said = choice.choose(given, lambda params: _loss(start | params, plan, client, model))
     rule = plan.algorithm.rule(given, _part(memory, RULE))
     trained = {*plan.sharing.trained(shared, task.round), *model.initial}
     job = Job(start, given.params, trained, client.index, task.round, client.step_fraction, client.public)
     done = plan.local.work(model, plan.objective, client.train, rule, job)
     remembered = _named(done.finished.memory, RULE)
-    second = plan.algorithm.own_rule(given, _part(memory, RULE))
+    second = None if personal is None else personal.rule(given, _part(memory, RULE))
     if second is not None:
         remembered |= _named(plan.local.work(model, plan.objective, client.train, second, job).finished.memory, RULE)
     if done.kept:

@@ -124,12 +124,12 @@ def _lora(plan: Plan) -> list[tuple[bool, str]]:
             "--lora_aggregation average, ffa, rolora, fedsb or dual, or --fed_alg fedavg.",
         ),
         (
-            lora.alternates and algorithm.asynchronous,
+            lora.alternates and algorithm.buffer is not None,
             f"{how} trains other factors in every round, and in {name} clients of several rounds meet: write "
             "--lora_aggregation ffa, or a synchronous algorithm.",
         ),
         (
-            lora.alternates and algorithm.period > 1,
+            lora.alternates and algorithm.turns is not None,
             f"{how} trains other factors in every round, and of {name} other parts travel in every round, so that some "
             "would be trained in rounds only in which they do not travel: write --lora_aggregation ffa, or leave out "
             "fragments in --fed_args.",
@@ -139,12 +139,12 @@ def _lora(plan: Plan) -> list[tuple[bool, str]]:
 
 def _clusters(plan: Plan) -> list[tuple[bool, str]]:
     algorithm, lora = plan.algorithm, plan.sharing.lora
-    several = not algorithm.one_model
-    kept = algorithm.stateful_clients or algorithm.period > 1 or not algorithm.shares
+    several = algorithm.choice is not None
+    kept = algorithm.stateful_clients or algorithm.turns is not None or not algorithm.shares
     kept = kept or algorithm.adds_up  # a client's part would be in the sum of one model, then in that of another
     return [
         (
-            several and (kept or algorithm.asynchronous or algorithm.one_step),
+            several and (kept or algorithm.buffer is not None or algorithm.one_step),
             "Clusters are several models that clients move between, and this algorithm keeps something of one model at "
             "its clients, or waits for no cohort: leave out --cluster, or write --fed_alg fedavg, fedprox, fedavgm, "
             "fedadam, fedyogi, fedadagrad, fednova, fedexp or fedcm.",
@@ -161,12 +161,19 @@ def _depths(plan: Plan) -> list[tuple[bool, str]]:
     algorithm, sharing, lora = plan.algorithm, plan.sharing, plan.sharing.lora
     fewer = bool(sharing.layers)
     other = algorithm.streams != (DELTA,) or bool(algorithm.scalars) or algorithm.one_step
-    other = other or algorithm.pools_data or not algorithm.shares or not algorithm.one_model
-    own = algorithm.personal or sharing.keeps or plan.personal_steps > 0 or algorithm.stateful_clients
+    other = other or algorithm.pools_data or not algorithm.shares or algorithm.choice is not None
+    own = plan.own_models or algorithm.stateful_clients
+    other = other or algorithm.buffer is not None or algorithm.turns is not None or algorithm.local != "gradients"
     return [
         (
             fewer
-            and (other or own or algorithm.asynchronous or algorithm.period > 1 or algorithm.local != "gradients"),
+            and (
+                other
+                or own
+                or algorithm.buffer is not None
+                or algorithm.turns is not None
+                or algorithm.local != "gradients"
+            ),
             f"With client_layers clients have parts of one model, and {type(algorithm).__name__}, or what clients keep "
             "for themselves, needs the whole: leave out --client_layers, or write --fed_alg fedavg, fedprox, fedavgm "
             "or fedadam, without --share, --personal_steps and --cluster.",
@@ -194,6 +201,7 @@ def _personal(plan: Plan) -> list[tuple[bool, str]]:
     algorithm, sharing = plan.algorithm, plan.sharing
     name = type(algorithm).__name__
     what = "share" if sharing.patterns else type(sharing.lora).__name__
+    single = algorithm.personal is not None or algorithm.choice is not None
     instead = "leave out --share" if sharing.patterns else "write --lora_aggregation average"
     return [
         (
@@ -202,12 +210,12 @@ def _personal(plan: Plan) -> list[tuple[bool, str]]:
             "algorithm.",
         ),
         (
-            sharing.keeps and algorithm.personal,
+            sharing.keeps and single,
             f"{what} and {name} each give every client a model of its own: {instead}, or choose an algorithm with a "
             "shared model only.",
         ),
         (
-            plan.personal_steps > 0 and (algorithm.personal or algorithm.pools_data),
+            plan.personal_steps > 0 and (single or algorithm.pools_data),
             f"{name} "
             + ("has no clients to make personal steps" if algorithm.pools_data else "makes personal models already")
             + ": leave out --personal_steps.",

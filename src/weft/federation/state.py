@@ -63,9 +63,14 @@ def blame(state: ServerState, clients: Sequence[str]) -> ServerState:
     return replace(state, memory=state.memory | {BAD: counts})
 
 
-def beside(algorithm: Algorithm, state: ServerState) -> Streams:
-    """Return what goes with the parameters wherever they are put into a model to be used."""
-    return _side(state) | algorithm.beside(state)
+def to_use(algorithm: Algorithm, state: ServerState) -> tuple[Tensors, Streams]:
+    """Return what is sent wherever a model is to be used, not trained: the parameters, and what goes with them."""
+    params, extra = state.params, _side(state)
+    if algorithm.rebuild is not None:
+        params, extra = {}, extra | algorithm.rebuild.recipe(state)
+    if algorithm.choice is not None:
+        extra |= algorithm.choice.others(state)
+    return params, extra
 
 
 def _side(state: ServerState) -> Streams:
@@ -76,7 +81,8 @@ def _side(state: ServerState) -> Streams:
 def expected_streams(plan: Plan, params: Tensors, round: int) -> Streams:
     """Return tensors like those that a client with these parameters, all that are shared, sends back in a round."""
     trained = {name: params[name] for name in plan.sharing.trained(params, round)}
-    return plan.algorithm.like(plan.algorithm.sent_back(trained, round))
+    turns = plan.algorithm.turns
+    return plan.algorithm.like(trained if turns is None else turns.part(trained, round))
 
 
 def advance(algorithm: Algorithm, state: ServerState, total: Total) -> ServerState:

@@ -178,10 +178,10 @@ def count(config: RunConfig, model_config: Any, plan: Plan) -> Sizes:
         clients = [Participant("client", 0, sharing.rank_of(i), sharing.layers_of(i)) for i in kinds]
         tasks = [task_for(plan, state, client) for client in clients]
         down = sum(num_bytes(task.params) + num_bytes(task.extra) for task in tasks) / len(tasks)
-        rounds = range(2 * plan.algorithm.period)  # what is trained may alternate from round to round
+        rounds = range(2 * plan.period)  # what is trained may alternate from round to round
         up = sum(num_bytes(expected_streams(plan, t.params, r)) for t in tasks for r in rounds)
         up /= len(rounds) * len(tasks)
-        down = up if plan.algorithm.period > 1 else down
+        down = up if plan.period > 1 else down
     return Sizes(every, sum(p.numel() for p in trained.values()), len(trained), down, up)
 
 

@@ -18,7 +18,7 @@ from weft.evaluation.heldout import summarise
 from weft.federation.clients import ClientData
 from weft.federation.plan import Plan
 from weft.federation.round import show
-from weft.federation.state import beside
+from weft.federation.state import to_use
 from weft.launch.population import Population
 from weft.models.resident import Resident
 from weft.training.loop import Job
@@ -41,8 +41,7 @@ class PersonalModels:
     @property
     def exist(self) -> bool:
         """Whether clients have models of their own."""
-        plan = self.plan
-        return plan.algorithm.personal or plan.sharing.keeps or plan.personal_steps > 0
+        return self.plan.own_models
 
     def each(self) -> Iterator[ClientData]:
         """Put the own model of one client after the other into the resident model, after its personal steps."""
@@ -76,7 +75,7 @@ class PersonalModels:
         clients: dict[str, dict[str, Any]] = {name: {} for name in self.population.names}
         shared: Metrics = {}
         own: Metrics = {}
-        if self.plan.algorithm.shares and self.plan.algorithm.one_model:
+        if self.plan.algorithm.shares and self.plan.algorithm.choice is None:
             for client in self._tested():
                 self._show(client, own=False)
                 found = self.evaluator.evaluate(self.model, client.held)
@@ -106,8 +105,7 @@ class PersonalModels:
         return (client for client in self.population.evaluated if len(client.held))
 
     def _show(self, client: ClientData, *, own: bool) -> None:
-        algorithm = self.plan.algorithm
-        probe = Probe(client.name, self.state.round, algorithm.sent(self.state), beside(algorithm, self.state), own)
+        probe = Probe(client.name, self.state.round, *to_use(self.plan.algorithm, self.state), own)
         show(probe, self.plan, client, self.model)
 
 

@@ -22,7 +22,7 @@ from weft.runs.layout import RunDir
 def has_shared(plan: Plan) -> bool:
     """Say whether there is one model of all clients."""
     algorithm = plan.algorithm
-    return algorithm.one_model and (algorithm.shares or not algorithm.personal)
+    return algorithm.choice is None and (algorithm.shares or algorithm.personal is None)
 
 
 def shared_of(config: RunConfig, plan: Plan, model: Resident, state: ServerState) -> Tensors:

@@ -260,12 +260,12 @@ class Trainer:
         }
         write_atomic(self.run.summary_file, (json.dumps(plain(summary), indent=1) + "\n").encode())
         write_report(self.run.path)
-        write_cards(self.run, personal=self.plan.algorithm.personal or self.plan.sharing.keeps)
+        write_cards(self.run, personal=self.plan.personal)
         self.progress.done(summary)
 
     def _save_weights(self, state: ServerState) -> dict[str, Any]:
         """Write the shared model, and every client's own where there are such; return what they are worth."""
-        model, algorithm = self.model, self.plan.algorithm
+        model, several = self.model, self.plan.algorithm.choice is not None
         if has_shared(self.plan):
             write_weights(self.config, model, shared_of(self.config, self.plan, model, state), self.run.path)
         own = PersonalModels(self.plan, state, model, self.population, self.evaluator)
@@ -273,7 +273,7 @@ class Trainer:
             return {}
 
         def keep(client: ClientData) -> None:
-            if self.plan.personal_steps or not algorithm.one_model or client.memory.load(client.name, state.round):
+            if self.plan.personal_steps or several or client.memory.load(client.name, state.round):
                 write_weights(self.config, model, own.whole(), self.run.client_dir(client.name))
 
         return own.compare(self.config.eval_everybody, keep)

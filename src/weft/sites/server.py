@@ -19,7 +19,7 @@ from weft.errors import ConfigError, RunError
 from weft.federation.client_host import ClientHost
 from weft.federation.clients import Clients, InMemory
 from weft.federation.plan import Plan
-from weft.federation.state import beside, expected_streams
+from weft.federation.state import expected_streams, to_use
 from weft.launch import compose, provenance
 from weft.launch.client import ClientBuilder
 from weft.launch.disk_full import disk_in_words
@@ -143,7 +143,8 @@ def serve(
         say_changed(config, run, now, progress.note)
         birth = fingerprints.keep(run, now, max(run.rounds, default=0))
         remote = RemoteSites(transport, run_id(keys), config.silence_timeout, lambda: (1, 1), note=progress.note)
-        cohort = 1 if plan.algorithm.asynchronous else config.sample_clients
+        waits = plan.algorithm.buffer is None
+        cohort = config.sample_clients if waits else 1
         who = Terms(keys, fingerprint(model), birth, version, cohort, config.min_clients)
         willing = _agree(remote, who, order, sites, progress.note)
         rows = {name: rows for name, rows in zip(willing.names, willing.rows, strict=True) if rows}
@@ -151,7 +152,7 @@ def serve(
         remote.greet, remote.known = willing.words.get, willing.same
         remote.largest = lambda: largest(plan, model)
         remote.in_order = not plan.over_selected
-        if plan.algorithm.shares and not plan.algorithm.asynchronous:
+        if plan.algorithm.shares and waits:
             builder.plan = replace(plan, cohorts=willing.cohorts)
         population = willing.population()
         builder.take(population)
@@ -176,7 +177,7 @@ def _builder(keys: dict[str, Any], note: Callable[[str], None]) -> ClientBuilder
 
 def _hand_out(state: ServerState, plan: Plan, remote: RemoteSites, sites: Iterable[str]) -> None:
     """Let the sites write down the model that the run leaves them."""
-    params, extra = plan.algorithm.sent(state), beside(plan.algorithm, state)
+    params, extra = to_use(plan.algorithm, state)
     for reply in remote.exchange([Probe(site, state.round, params, extra, keep=True) for site in sites]):
         if isinstance(reply, Failure):
             remote.note(f"the site '{reply.client}' did not get the result: {reply.reason}.")
@@ -191,7 +192,7 @@ def largest(plan: Plan, model: Resident) -> tuple[int, int]:
     """Return the bytes and tensors that any reply of a client may have."""
     values: Tensors = {name: value for name, value in model.masters.items() if plan.sharing.travels(name)}
     sizes, counts = [], []
-    for round in range(2 * plan.algorithm.period):
+    for round in range(2 * plan.period):
         streams = expected_streams(plan, values, round)
         sizes.append(num_bytes(streams))
         counts.append(sum(len(values) for values in streams.values()))

@@ -6,6 +6,7 @@ import threading
 import time
 from pathlib import Path
 
+import weft
 from weft.runtimes.mailbox import Heard, Mailbox, TransportBroken
 from weft.sites.client import SiteClient
 from weft.sites.policy import SitePolicy
@@ -13,7 +14,7 @@ from weft.sites.policy import SitePolicy
 NAMES = ("hospital_a", "hospital_b", "hospital_c")
 
 
-class Office:
+class FakeSites:
     """Sites in threads of this process, asked without a network; it can be told to lose, cut and kill."""
 
     def __init__(self, policies: dict[str, SitePolicy], folder: Path) -> None:
@@ -59,3 +60,10 @@ class Office:
                     raise TransportBroken("lost")
                 self.answered.append(said.answer)
         return said
+
+
+def train_here(run: dict[str, object], sites: FakeSites, tmp_path: Path, **changes: object):
+    """Run the same in one process, on the same files."""
+    clients = [{"name": name, "data": sites.policies[name].data.path} for name in NAMES]
+    own = {key: value for key, value in run.items() if key not in ("sites", "runtime")}
+    return weft.train(own | {"clients": clients, "output_dir": str(tmp_path / "here")} | changes, quiet=True)

@@ -70,7 +70,7 @@ def desk(tmp_path: Path) -> Desk:
     return Desk(tmp_path)
 
 
-def test_a_run_whose_process_died_is_handed_in_again_once(desk: Desk):
+def test_a_run_whose_process_died_is_resubmitted_once(desk: Desk):
     desk.begin(rounds=[ROUND])
     assert desk.look() == 1
     desk.over()
@@ -82,13 +82,13 @@ def test_a_run_whose_process_died_is_handed_in_again_once(desk: Desk):
     "said", [{"state": "done"}, {"state": "stopped", "final": True}, {"state": "failed", "final": True}]
 )
 @pytest.mark.parametrize("state", [CRASHED, ENDED, GONE])
-def test_what_is_done_or_stopped_or_cannot_be_is_left(desk: Desk, said: dict[str, Any], state: str):
+def test_a_run_that_is_done_stopped_or_impossible_is_not_resubmitted(desk: Desk, said: dict[str, Any], state: str):
     desk.begin(**said)
     desk.over(state)
     assert desk.look() == desk.look(2 * LONGEST) == 1
 
 
-def test_a_job_that_never_began_is_left_unless_the_server_left_it(desk: Desk):
+def test_a_job_that_never_began_is_resubmitted_only_where_the_server_ended(desk: Desk):
     desk.begin(state="done")
     desk.over("FINISHED:COMPLETED")
     desk.again("0")
@@ -99,7 +99,7 @@ def test_a_job_that_never_began_is_left_unless_the_server_left_it(desk: Desk):
     assert desk.look(LONGEST) == 3
 
 
-def test_too_few_sites_are_waited_for_ever_longer_until_another_comes(desk: Desk):
+def test_with_too_few_sites_the_back_off_grows_until_another_comes(desk: Desk):
     del desk.connected["b"]
     pauses = []
     for number in range(12):
@@ -120,7 +120,7 @@ def test_too_few_sites_are_waited_for_ever_longer_until_another_comes(desk: Desk
     assert desk.look(1.0) == before + 1
 
 
-def test_who_falls_again_and_again_without_a_word_is_left_alone(desk: Desk):
+def test_a_run_that_dies_repeatedly_without_progress_is_not_resubmitted(desk: Desk):
     for _ in range(FALLS):
         desk.begin()
         desk.over()
@@ -148,7 +148,7 @@ def test_a_server_that_was_started_again_waits_a_while_for_the_sites_of_a_run(de
     assert desk.look(TOGETHER) == 4
 
 
-def test_a_site_that_is_back_for_two_rounds_and_still_missed_begins_the_run_anew(desk: Desk):
+def test_a_site_back_for_two_rounds_and_still_missed_gets_the_run_resubmitted(desk: Desk):
     def after(number: int, **failures: str) -> int:
         desk.say("0", rounds=[{"round": {"round": number, "failures": failures}}])
         return desk.look(1.0)

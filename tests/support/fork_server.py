@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 
-class Forks:
+class ForkServer:
     """Starts `weft` processes."""
 
     def __init__(self) -> None:

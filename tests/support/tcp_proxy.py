@@ -7,7 +7,7 @@ import socket
 import threading
 
 
-class Gate:
+class TcpProxy:
     """Passes on what comes to a port of this machine, while it is open."""
 
     def __init__(self, port: int) -> None:

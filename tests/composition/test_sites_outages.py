@@ -1,0 +1,133 @@
+"""Sites and servers that are lost, slow, cut off or begun anew in a run."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from support.fake_sites import NAMES, FakeSites, train_here
+from support.results import metrics, weights
+from support.rows import colour_rows, write_rows
+from weft.core.wire import unpack
+from weft.sites.server import serve
+
+
+def test_an_answer_that_is_lost_is_asked_for_again_and_not_worked_out_twice(run, sites: FakeSites, tmp_path: Path):
+    sites.lose = 4
+    there = serve(run | {"fed_alg": "scaffold"}, sites, list(NAMES), "1")
+    one = train_here(run | {"fed_alg": "scaffold"}, sites, tmp_path)
+    assert (there.path / "metrics.jsonl").read_bytes() == (one.path / "metrics.jsonl").read_bytes()
+    assert sites.lose == 0
+
+
+@pytest.mark.slow
+def test_a_slow_site_is_waited_for_and_a_silent_one_is_not(run, sites: FakeSites):
+    """What goes on is alive; only silence ends a turn."""
+    slow = sites.site_clients["hospital_b"]
+    sites.slow["hospital_b"] = 1.5
+    done = serve(run | {"num_rounds": 1, "silence_timeout": 0.7, "min_clients": 2}, sites, list(NAMES), "1")
+    assert set(done.summary["failures"]) == {"hospital_b"}
+    assert "made no progress for 0.7 s" in metrics(done)[0]["failures"]["hospital_b"]
+    sites.begin("hospital_b")
+    slow = sites.site_clients["hospital_b"]
+
+    over = threading.Event()
+
+    def live() -> None:
+        while not over.wait(0.1):
+            slow._steps += 1
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    other = run | {"num_rounds": 1, "silence_timeout": 1.0, "output_dir": str(done.path) + "-2"}
+    done = serve(other, sites, list(NAMES), "1")
+    over.set()
+    thread.join()
+    sites.slow.clear()
+    assert done.summary["failures"] == {}
+
+
+def test_a_site_that_is_cut_off_is_missed_and_comes_back(run, sites: FakeSites):
+    heard: list[dict[str, object]] = []
+
+    def hear(said: dict[str, object]) -> None:
+        heard.append(said)
+        number = said.get("round", {}).get("round", 0)
+        if number == 1:
+            sites.cut.add("hospital_c")
+        if number == 2:
+            sites.cut.clear()
+
+    given = run | {"num_rounds": 4, "silence_timeout": 1.0, "min_clients": 2}
+    done = serve(given, sites, list(NAMES), "1", hear=hear)
+    rounds = [line for line in metrics(done) if line["event"] == "round"]
+    assert [len(line["clients"]) for line in rounds] == [3, 2, 3, 3]
+    assert "could not be reached (cut) for 1 s" in rounds[1]["failures"]["hospital_c"]
+
+
+def test_what_a_silent_site_has_to_forget_is_said_when_it_is_heard_again(run, sites: FakeSites, tmp_path: Path):
+    """It was cut off after it had worked: its variate must not be that of a round which did not count."""
+
+    def hear(said: dict[str, object]) -> None:
+        number = said.get("round", {}).get("round", 0)
+        if number == 1:
+            sites.deaf.add("hospital_c")
+        if number == 2:
+            sites.deaf.clear()
+            assert not [raw for client, raw in sites.asked if client == "hospital_c" and raw and b"Undo" in raw]
+
+    given = run | {"num_rounds": 3, "silence_timeout": 1.0, "min_clients": 2, "fed_alg": "scaffold", "eval_every": 0}
+    done = serve(given, sites, list(NAMES), "1", hear=hear)
+    rounds = [line for line in metrics(done) if line["event"] == "round"]
+    assert [len(line["clients"]) for line in rounds] == [3, 2, 3]
+    sent = [raw for client, raw in sites.asked if client == "hospital_c" and raw and raw[:1] != b"{"]
+    kinds = [type(unpack(raw, run="run")).__name__ for raw in sent]
+    assert [kind for kind, _ in itertools.groupby(kinds)] == ["Task", "Undo", "Task", "Probe"]
+
+
+def test_a_restarted_site_gets_another_handshake_and_goes_on(run, sites: FakeSites, tmp_path: Path):
+    """What it remembers is on its disk: the numbers are those of a run in which nothing happened."""
+
+    def hear(said: dict[str, object]) -> None:
+        if said.get("round", {}).get("round") == 1:
+            sites.begin("hospital_a")
+
+    done = serve(run | {"fed_alg": "scaffold"}, sites, list(NAMES), "1", hear=hear)
+    one = train_here(run | {"fed_alg": "scaffold"}, sites, tmp_path)
+    assert (done.path / "metrics.jsonl").read_bytes() == (one.path / "metrics.jsonl").read_bytes()
+
+
+def test_a_site_that_comes_back_with_other_rows_is_not_taken(run, sites: FakeSites):
+    policy = sites.policies["hospital_a"]
+
+    def hear(said: dict[str, object]) -> None:
+        if said.get("round", {}).get("round") == 1:
+            write_rows(Path(policy.data.path), colour_rows(50, 9))
+            sites.begin("hospital_a")
+
+    done = serve(run | {"num_rounds": 2, "min_clients": 2}, sites, list(NAMES), "1", hear=hear)
+    assert set(done.summary["failures"]) == {"hospital_a"}
+    assert "other rows" in metrics(done)[-2]["failures"]["hospital_a"]
+
+
+def test_a_server_that_is_started_again_goes_on_from_the_last_committed_round(run, sites: FakeSites, tmp_path: Path):
+    class Killed(Exception):
+        pass
+
+    def hear(said: dict[str, object]) -> None:
+        if said.get("round", {}).get("round") == 3:
+            raise Killed
+
+    given = run | {"num_rounds": 4, "fed_alg": "scaffold", "checkpoint_seconds": 0, "save_model_freq": 1}
+    with pytest.raises(Killed):
+        serve(given, sites, list(NAMES), "1", hear=hear)
+    for name in NAMES:
+        sites.begin(name)
+    there = serve(given, sites, list(NAMES), "1", resume=True)
+    one = train_here(given, sites, tmp_path)
+    assert (there.path / "metrics.jsonl").read_bytes() == (one.path / "metrics.jsonl").read_bytes()
+    assert all(torch.equal(weights(there)[name], value) for name, value in weights(one).items())
