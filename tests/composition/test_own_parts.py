@@ -1,161 +1,19 @@
-"""Parts that a user brings: one of each kind, from a file outside the package and from an installed package."""
+"""Parts in a user's own file: one of each kind takes part without a change of the package."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import weft
-from conftest import flags
+from support.flags import flags
+from support.own_parts import BESIDE, NAMES, PARTS, once
 from weft import kinds, plugins
 from weft.cli import main
 from weft.config import RunConfig, build
 from weft.errors import ConfigError, DataError
-
-PARTS = '''
-"""One part of each kind. Each that takes part writes its name and what it was given beside this file."""
-
-from __future__ import annotations
-
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import ClassVar
-
-import numpy as np
-
-from weft.core import tensors
-from weft.core.exchange import Aggregator, Codec, Privacy, Protection, Weighting
-from weft.core.parts import Algorithm, LoraAggregation
-from weft.core.types import Total
-from weft.data.splits import Shares
-from weft.data.templates import VICUNA, Template
-from weft.objectives.sft import SFT
-
-
-def note(*words):
-    with open(Path(__file__).with_name("seen"), "a") as file:
-        print(*words, file=file)
-
-
-@dataclass(frozen=True)
-class MyAlgorithm(Algorithm):
-    keep: float = 0.5
-
-    def step(self, state, total):
-        note("fed_alg", self.keep)
-        return super().step(state, replace(total, streams={"delta": tensors.scale(total.streams["delta"], self.keep)}))
-
-
-@dataclass(frozen=True)
-class MyLora(LoraAggregation):
-    keep: float = 0.5
-
-    def combine(self, total, state, products):
-        note("lora_aggregation", self.keep)
-        return total
-
-
-def my_split(rows, how, *, keep: float = 0.5):
-    note("split_strategy", keep)
-    cut = int(keep * len(rows))
-    return Shares([np.arange(cut), np.arange(cut, len(rows))], ["first", "second"])
-
-
-@dataclass(frozen=True)
-class MyWeight(Weighting):
-    by_rows: ClassVar[bool] = False
-    single_updates: ClassVar[bool] = True
-    keep: float = 0.5
-
-    def factor(self, client, metrics, memory):
-        note("client_weight", self.keep)
-        return self.keep, {}
-
-
-@dataclass(frozen=True)
-class MyAggregator(Aggregator):
-    keep: float = 0.5
-
-    def combine(self, updates):
-        note("aggregator", self.keep)
-        kept = list(updates)
-        total = sum(update.weight for update in kept)
-        return Total(dict(kept[0].streams), tuple(update.client for update in kept), total)
-
-
-class MyPrivacy(Privacy):
-    def __init__(self, keep: float = 0.5) -> None:
-        self.keep = keep
-
-    def on_client(self, update):
-        note("privacy", self.keep)
-        return update
-
-
-@dataclass(frozen=True)
-class MyCodec(Codec):
-    keep: float = 0.5
-
-    def encode(self, update, memory):
-        note("codec", self.keep)
-        return update, memory
-
-
-@dataclass(frozen=True)
-class MyProtection(Protection):
-    keep: float = 0.5
-
-    def seal(self, update):
-        note("protection", self.keep)
-        return update
-
-
-@dataclass(frozen=True)
-class MyObjective(SFT):
-    keep: float = 0.5
-
-    def loss(self, model, batch):
-        note("objective", self.keep)
-        return super().loss(model, batch)
-
-
-class Noted(Template):
-    def pieces(self, example, tokenizer):
-        note("template", 0.25)
-        return super().pieces(example, tokenizer)
-
-
-MY_TEMPLATE = Noted(**{name: getattr(VICUNA, name) for name in VICUNA.__dataclass_fields__} | {"name": "mine"})
-
-
-def my_reward(prompt, completion, answer):
-    note("reward", 0.25)
-    return 1.0
-'''
-NAMES = {
-    "fed_alg": "MyAlgorithm",
-    "lora_aggregation": "MyLora",
-    "split_strategy": "my_split",
-    "client_weight": "MyWeight",
-    "aggregator": "MyAggregator",
-    "privacy": "MyPrivacy",
-    "codec": "MyCodec",
-    "protection": "MyProtection",
-    "objective": "MyObjective",
-    "template": "MY_TEMPLATE",
-    "reward": "my_reward",
-}
-BESIDE: dict[str, dict[str, object]] = {
-    "split_strategy": {"num_clients": 2, "sample_clients": 2},
-    "reward": {"objective": "grpo", "max_new_tokens": 4, "num_generations": 2, "batch_size": 2},
-}
-
-
-def once(keys: dict[str, object]) -> dict[str, object]:
-    return keys | {"num_rounds": 1, "max_steps": 1, "eval_every": 0, "dataset_sample": 24}
 
 
 @pytest.fixture
@@ -328,73 +186,6 @@ def test_keys_of_the_class_that_a_part_is_derived_from_are_taken(keys, tmp_path:
     (tmp_path / "mine.py").write_text(code)
     run = weft.train(once(keys) | {"fed_alg": f"{tmp_path}/mine.py:Mine", "prox_mu": 0.5}, quiet=True)
     assert run.config.prox_mu == 0.5
-
-
-@pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An installed package that offers one part of every kind."""
-    folder = tmp_path / "site-packages"
-    made = folder / "weft_extras-1.5.dist-info"
-    made.mkdir(parents=True)
-    (made / "METADATA").write_text("Metadata-Version: 2.1\nName: weft-extras\nVersion: 1.5\n")
-    points = (f"[{kinds.PARTS[key].group}]\nmine = weft_extras:{name}\n" for key, name in NAMES.items())
-    (made / "entry_points.txt").write_text("".join(points) + "[weft.nothing]\n")
-    (folder / "weft_extras.py").write_text(PARTS)
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.setenv("PYTHONPATH", f"{folder}:{Path(weft.__file__).parent.parent}")
-    yield folder
-    sys.modules.pop("weft_extras", None)
-
-
-@pytest.mark.parametrize("key", NAMES)
-def test_a_part_of_an_installed_package_takes_part_by_its_name(key: str, keys, package: Path):
-    weft.train(once(keys) | BESIDE.get(key, {}) | {key: "mine"}, quiet=True)
-    assert {line.split()[0] for line in (package / "seen").read_text().splitlines()} == {key}
-
-
-def test_names_of_packages_are_among_those_that_an_error_lists(keys, package: Path):
-    with pytest.raises(ConfigError, match=r"named 'mime'\. Did you mean 'mine'\? Known: .*, mine; or a Python file"):
-        build(keys | {"fed_alg": "mime"})
-    points = package / "weft_extras-1.5.dist-info" / "entry_points.txt"
-    points.write_text("[weft.algorithms]\nmine = weft_extras:MyCodec\n")
-    with pytest.raises(ConfigError, match="'mine' is no algorithm"):
-        kinds.load_part("fed_alg", "mine")
-    points.write_text("[weft.algorithms]\nmine = weft_extras:Gone\n")
-    with pytest.raises(ConfigError, match=r"algorithm 'mine' of the package weft-extras 1\.5 cannot be loaded"):
-        kinds.load_part("fed_alg", "mine")
-
-
-def test_two_packages_of_one_name_and_weft_s_own_names(keys, package: Path):
-    other = package / "weft_more-2.0.dist-info"
-    other.mkdir()
-    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: weft-more\nVersion: 2.0\n")
-    (other / "entry_points.txt").write_text("[weft.algorithms]\nmine = weft_more:Mine\nfedavg = weft_more:Mine\n")
-    with pytest.raises(ConfigError, match=r"weft-extras 1\.5 and weft-more 2\.0|weft-more 2\.0 and weft-extras 1\.5"):
-        build(keys | {"fed_alg": "mine"})
-    assert kinds.load_part("fed_alg", "fedavg").__module__ == "weft.algorithms.fedavg"
-
-
-def test_another_version_of_the_package_is_a_change(keys, package: Path):
-    run = weft.train(once(keys) | {"fed_alg": "mine"}, quiet=True)
-    metadata = package / "weft_extras-1.5.dist-info" / "METADATA"
-    metadata.write_text(metadata.read_text().replace("1.5", "1.6"))
-    with pytest.raises(ConfigError, match="the algorithm 'mine' changed since"):
-        weft.train(resume=True, output_dir=run.path, num_rounds=2, quiet=True)
-
-
-def test_packages_are_looked_for_only_where_a_name_is_not_wefts_own():
-    """Neither the help nor a run of Weft's own parts reads what is installed."""
-    code = (
-        "import sys; from weft import cli\n"
-        "assert cli.main(['--help']) == 0 and 'weft.plugins' not in sys.modules\n"
-        "import weft.plugins; weft.plugins.installed = None\n"
-        "from weft.config import build; build({'dataset_name': 'd', 'fed_alg': 'fedadam'})\n"
-        "try: cli.main(['sft', '--help'])\n"
-        "except SystemExit: pass\n"
-        "assert 'torch' not in sys.modules\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_file_may_be_given_wherever_a_name_is(file: Path):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_own_parts import PARTS
 
 import weft
-from office import NAMES, Office
+from support.fake_sites import NAMES, FakeSites
+from support.own_parts import PARTS
 from weft import plugins
 from weft.config import build
 from weft.errors import ConfigError
@@ -41,7 +41,7 @@ def submitted(run: dict[str, object], **keys: object) -> dict[str, object]:
     return to_send(build(run | keys)).model_dump(mode="json") | {"output_dir": run["output_dir"]}
 
 
-def accept_file(sites: Office, name: str, text: str, **more: object) -> Path:
+def accept_file(sites: FakeSites, name: str, text: str, **more: object) -> Path:
     """Put a file at a site, and list it in its site.yaml."""
     place = sites.folder.parent / "sites" / name
     (place / "theirs.py").write_text(text)
@@ -61,7 +61,7 @@ def test_a_run_is_submitted_with_the_name_and_the_content_of_the_file_and_no_fol
         to_send(build(run | {"codec": "nowhere.py:Mine"}))
 
 
-def test_all_parties_use_their_own_files_of_the_content(run, sites: Office, file: Path, folder: Path, tmp_path: Path):
+def test_each_party_uses_its_own_file_of_the_content(run, sites: FakeSites, file: Path, folder: Path, tmp_path: Path):
     """The result is that of one process; each part ran from the file of its own party."""
     own = {"fed_alg": f"{file}:MyAlgorithm", "codec": f"{file}:MyCodec", "fed_args": {"keep": 0.25}, "num_rounds": 2}
     theirs = [accept_file(sites, name, PARTS, algorithms=["fedavg"]) for name in NAMES]
@@ -79,7 +79,7 @@ def test_all_parties_use_their_own_files_of_the_content(run, sites: Office, file
     assert again.summary["rounds"] == 2
 
 
-def test_a_site_that_does_not_list_the_content_refuses(run, sites: Office, file: Path, folder: Path):
+def test_a_site_that_does_not_list_the_content_refuses(run, sites: FakeSites, file: Path, folder: Path):
     accept_file(sites, "hospital_a", PARTS)
     accept_file(sites, "hospital_c", PARTS + "\n# edited\n")
     keys = submitted(run, fed_alg=f"{file}:MyAlgorithm", min_clients=2)
@@ -91,7 +91,7 @@ def test_a_site_that_does_not_list_the_content_refuses(run, sites: Office, file:
     assert not (sites.folder / "hospital_b").exists()
 
 
-def test_a_file_that_was_edited_at_a_site_is_not_loaded(run, sites: Office, file: Path, folder: Path):
+def test_a_file_that_was_edited_at_a_site_is_not_loaded(run, sites: FakeSites, file: Path, folder: Path):
     """What site.yaml was read with is compared again with what is loaded."""
     theirs = [accept_file(sites, name, PARTS) for name in NAMES]
     theirs[1].write_text(PARTS + "\nnote('edited', 1)\n")
@@ -102,7 +102,7 @@ def test_a_file_that_was_edited_at_a_site_is_not_loaded(run, sites: Office, file
 
 
 @pytest.mark.parametrize("key", ["fed_alg", "codec", "privacy", "template", "reward"])
-def test_a_server_refuses_what_is_not_in_its_folder(key: str, run, sites: Office, file: Path, folder: Path):
+def test_a_server_refuses_what_is_not_in_its_folder(key: str, run, sites: FakeSites, file: Path, folder: Path):
     name = {"fed_alg": "MyAlgorithm", "codec": "MyCodec", "privacy": "MyPrivacy", "template": "MY_TEMPLATE"}.get(key)
     value = f"{file}:{name}" if name else [f"{file}:my_reward"]
     more = {"objective": "grpo", "max_new_tokens": 4} if key == "reward" else {}
@@ -124,7 +124,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("key", ["fed_alg", "codec", "template", "reward"])
-def test_a_hostile_server_makes_a_site_load_nothing(key: str, name: str, run, sites: Office):
+def test_a_hostile_server_makes_a_site_load_nothing(key: str, name: str, run, sites: FakeSites):
     path = accept_file(sites, "hospital_a", PARTS)
     value = HOSTILE[name].format(path=path)
     keys = run | {key: [value] if key == "reward" else value}
@@ -155,7 +155,7 @@ def test_a_reward_must_be_written_in_the_file_that_a_site_accepts(tmp_path: Path
     ],
 )
 def test_a_site_yaml_that_lists_another_content_is_refused_when_the_site_is_started(
-    parts, words: str, sites: Office, tmp_path: Path
+    parts, words: str, sites: FakeSites, tmp_path: Path
 ):
     (tmp_path / "theirs.py").write_text(PARTS)
     (tmp_path / "rows.jsonl").write_text("{}\n")

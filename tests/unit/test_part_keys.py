@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from support.flags import flags
 from weft import kinds, registry
 from weft.cli import main
 from weft.commands.completion import NAMES
@@ -102,8 +103,6 @@ def test_a_split_takes_parameters_of_its_own(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_plan_names_what_the_keys_chose(keys, capsys):
-    from conftest import flags
-
     words = flags({key: value for key, value in keys.items() if key != "use_peft"})
     assert main(["sft", *words, "--dry_run"]) == 0
     assert "mean by size, no privacy, no codec, no protection" in capsys.readouterr().out
