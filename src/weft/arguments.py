@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any, NoReturn, get_args
 
-from weft import registry
+from weft import kinds, registry
 from weft.errors import ConfigError
 
 COMMON = frozenset(
@@ -191,11 +191,10 @@ def _names() -> str:
     """List the names that some keys take."""
     from weft.config import RunConfig
 
-    tables: dict[str, Sequence[str]] = {
-        "fed_alg": [*registry.ALGORITHMS, "localN (client N alone)"],
-        "lora_aggregation": list(registry.LORA_AGGREGATIONS),
-        "split_strategy": list(registry.SPLITS),
-        "client_weight": list(registry.WEIGHTINGS),
+    chosen = {key: list(kind.table) for key, kind in kinds.KINDS.items() if len(kind.table) > 1}
+    chosen["fed_alg"].append("localN (client N alone)")
+    del chosen["objective"]  # the verbs say it
+    tables: dict[str, Sequence[str]] = chosen | {
         "template": ["auto", *registry.TEMPLATES],
         "loss (weft dpo)": get_args(RunConfig.model_fields["loss"].annotation),
         "reward (weft grpo)": [*registry.REWARDS, "FILE.py:FUNCTION"],
@@ -205,6 +204,8 @@ def _names() -> str:
         textwrap.fill(", ".join(names), wide, initial_indent=f"  {key:<{width - 2}}", subsequent_indent=" " * width)
         for key, names in tables.items()
     ]
+    own = "A part of your own is written FILE.py:NAME in place of a name; docs/adding-an-algorithm.md shows how."
+    lines += ["", *textwrap.wrap(own, wide, initial_indent="  ", subsequent_indent="  ")]
     return "\n".join(["names:", *lines, "", "`--help_all` shows every key of a run."])
 
 

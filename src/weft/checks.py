@@ -6,7 +6,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from weft import registry
+from weft import kinds, registry
 from weft.errors import ConfigError
 
 
@@ -91,13 +91,7 @@ def _check_rewards(config: Any) -> None:
     if not config.reward:
         raise ConfigError(f"No reward is named: write --reward {', '.join(registry.REWARDS)}, or a Python file.")
     for name in config.reward:
-        if ".py" not in name and name not in registry.REWARDS:
-            guess = registry.nearest(name, list(registry.REWARDS))
-            meant = f" Did you mean '{guess}'?" if guess else ""
-            raise ConfigError(
-                f"There is no reward named '{name}'.{meant} Known: {', '.join(registry.REWARDS)}; or a Python file, "
-                "FILE.py or FILE.py:FUNCTION."
-            )
+        kinds.check_part("reward", name)
     if "regex" in config.reward and config.reward_pattern is None:
         raise ConfigError("The reward 'regex' looks for a pattern: write --reward_pattern PATTERN.")
     if config.reward_weights is not None and len(config.reward_weights) != len(config.reward):
@@ -149,7 +143,7 @@ def _check_sites(config: Any) -> None:
         raise ConfigError(
             "Sites fail and are slow by themselves: drop --client_failure_rate, --client_speed and --availability."
         )
-    if config.fed_alg == "central" or config.fed_alg.startswith("local") or config.personal_steps:
+    if config.fed_alg == "central" or kinds.is_local(config.fed_alg) or config.personal_steps:
         raise ConfigError(
             "Baselines and personal steps compare what lies at one place: with --runtime nvflare write --fed_alg "
             "fedavg or another that is federated, and leave out --personal_steps."
@@ -187,7 +181,9 @@ def _check_numbers(config: Any) -> None:
             "clients_of_rest is given, but only the splits by and domain leave values without a client: write "
             "--split_strategy by, or drop --clients_of_rest."
         )
-    if config.num_clients == 0 and config.split_strategy not in registry.NATURAL_SPLITS and not config.clients:
+    outside = kinds.is_outside("split_strategy", config.split_strategy)
+    natural = config.split_strategy in registry.NATURAL_SPLITS or outside
+    if config.num_clients == 0 and not natural and not config.clients:
         raise ConfigError("num_clients is 0: write how many clients there are, 1 or more.")
     for rank in config.client_ranks or ():
         if not 1 <= rank <= config.peft_lora_r:
@@ -207,13 +203,10 @@ def _check_numbers(config: Any) -> None:
 
 
 def _check_names(config: Any) -> None:
-    registry.check_algorithm(config.fed_alg)
-    registry.require(registry.LORA_AGGREGATIONS, config.lora_aggregation, "LoRA aggregation")
-    registry.require(registry.WEIGHTINGS, config.client_weight, "client weight")
-    registry.require(registry.OBJECTIVES, config.objective, "objective")
-    registry.require(registry.SPLITS, config.split_strategy, "split strategy")
-    if config.template != "auto":
-        registry.require(registry.TEMPLATES, config.template, "template")
+    kinds.check_algorithm(config.fed_alg)
+    for key in kinds.PARTS:
+        if key not in ("fed_alg", "reward") and (key, getattr(config, key)) != ("template", "auto"):
+            kinds.check_part(key, getattr(config, key))
     if config.prompt_template is not None:
         if config.template not in ("auto", "chat"):
             raise ConfigError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import re
+from collections.abc import Mapping
 from typing import Any
 
 from weft.errors import ConfigError
@@ -95,14 +95,14 @@ SPLITS = {
     "cluster": "weft.data.splits:cluster",
     "shards": "weft.data.splits:shards",
 }
-NATURAL_SPLITS = ("by", "domain")
-"""Splits that say by themselves how many clients there are."""
 TEMPLATES = {
     "alpaca": "weft.data.templates:ALPACA",
     "vicuna": "weft.data.templates:VICUNA",
     "vicuna_v1.1": "weft.data.templates:VICUNA",
     "chat": "weft.data.templates:CHAT",
 }
+NATURAL_SPLITS = ("by", "domain")
+"""Splits that say by themselves how many clients there are."""
 COMMANDS = {
     "sft": "weft.commands.sft:run",
     "pretrain": "weft.commands.pretrain:run",
@@ -132,7 +132,7 @@ def nearest(name: str, known: list[str]) -> str | None:
     return found[0] if found else None
 
 
-def require(table: dict[str, str], name: str, kind: str) -> str:
+def require(table: Mapping[str, str], name: str, kind: str) -> str:
     """Return the "module:Class" of a name.
 
     Raises:
@@ -140,22 +140,23 @@ def require(table: dict[str, str], name: str, kind: str) -> str:
     """
     if name in table:
         return table[name]
+    raise unknown(name, kind, list(table))
+
+
+def unknown(name: str, kind: str, known: list[str], more: str = "") -> ConfigError:
+    """Return the sentence that refuses a name, with the nearest and all names, and `more` behind them."""
     other = OTHER_NAMES.get(name.lower().replace("-", "_"))
-    guess = other if other in table else nearest(name, list(table))
+    guess = other if other in known else nearest(name, known)
     meant = f" Did you mean '{guess}'?" if guess else ""
-    raise ConfigError(f"There is no {kind} named '{name}'.{meant} Known: {', '.join(table)}.")
+    return ConfigError(f"There is no {kind} named '{name}'.{meant} Known: {', '.join(known)}{more}.")
 
 
-def load(table: dict[str, str], name: str, kind: str) -> Any:
+def load(table: Mapping[str, str], name: str, kind: str) -> Any:
     """Import and return the object that a name stands for; raises ConfigError as `require` does."""
-    module, _, attribute = require(table, name, kind).partition(":")
+    return imported(require(table, name, kind))
+
+
+def imported(place: str) -> Any:
+    """Import and return the object of a "module:Class"."""
+    module, _, attribute = place.partition(":")
     return getattr(importlib.import_module(module), attribute)
-
-
-def check_algorithm(name: str) -> int | None:
-    """Check the name of an algorithm; return the client of OpenFedLLM's `localN`, else None."""
-    alone = re.fullmatch(r"local(\d+)", name)
-    if alone:
-        return int(alone[1])
-    require(ALGORITHMS, name, "algorithm")
-    return None

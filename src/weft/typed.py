@@ -58,6 +58,7 @@ class Keys(TypedDict, total=False):
     use_rslora: bool
     use_dora: bool
     lora_aggregation: str
+    lora_aggregation_args: dict[str, Any]
     lora_side_rank: int | None
     lora_merge_every: int
     client_ranks: list[int] | None
@@ -100,6 +101,7 @@ class Keys(TypedDict, total=False):
     response_column: str | None
     instruction_prefix: str | None
     split_strategy: str
+    split_args: dict[str, Any]
     split_column: str | None
     split_seed: int | None
     clients_of_rest: int
@@ -107,6 +109,7 @@ class Keys(TypedDict, total=False):
     split_min_rows: int
     shards_per_client: int
     objective: str
+    objective_args: dict[str, Any]
     fed_alg: str
     num_rounds: int
     recipe: Literal["diloco", "photon"]
@@ -115,6 +118,15 @@ class Keys(TypedDict, total=False):
     sample_clients: int
     client_sampling: Literal["uniform", "size"]
     client_weight: str
+    client_weight_args: dict[str, Any]
+    aggregator: str
+    aggregator_args: dict[str, Any]
+    privacy: str
+    privacy_args: dict[str, Any]
+    codec: str
+    codec_args: dict[str, Any]
+    protection: str
+    protection_args: dict[str, Any]
     cluster: int
     weight_rate: float
     availability: str | PathLike[str] | None

@@ -11,16 +11,12 @@ import re
 import typing
 from dataclasses import dataclass
 
-from weft import registry
+from weft import kinds, registry
 from weft.arguments import Parser, parser_of
 from weft.config import RunConfig
 
 NAMES: dict[str, tuple[str, ...]] = {
-    "fed_alg": tuple(registry.ALGORITHMS),
-    "lora_aggregation": tuple(registry.LORA_AGGREGATIONS),
-    "client_weight": tuple(registry.WEIGHTINGS),
-    "objective": tuple(registry.OBJECTIVES),
-    "split_strategy": tuple(registry.SPLITS),
+    **{key: tuple(kind.table) for key, kind in kinds.KINDS.items()},
     "template": ("auto", *registry.TEMPLATES),
     "reward": registry.REWARDS,
     "report_to": ("none", "all", "tensorboard", "wandb", "mlflow", "trackio"),

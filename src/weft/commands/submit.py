@@ -24,9 +24,10 @@ def run(argv: list[str]) -> int:
     """Hand a run in."""
     arguments, config, name = read_run("submit", argv)
     from weft.sites.admin import admin_session
+    from weft.sites.part_files import to_send
     from weft.sites.watcher import watch
 
-    kit = Path(arguments.kit)
+    config, kit = to_send(config), Path(arguments.kit)
     if arguments.wait:
         last = watch(kit, config, name, tell)
         if last.get("state") == "stopped":

@@ -59,6 +59,10 @@ class Shares(NamedTuple):
     """Values of which no client was made, and how many rows each has that go to nobody."""
 
 
+Split = Callable[[SplitRows, How], Shares]
+"""What deals rows; its further parameters are its own, and are given by `split_args`."""
+
+
 def iid(rows: SplitRows, how: How) -> Shares:
     """Deal shuffled rows in parts whose sizes differ by at most one."""
     _enough(rows, how)

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ConfigDict, field_validator, model_validator
 
-from weft import checks, registry
+from weft import checks, kinds, registry
 from weft.errors import ConfigError
 from weft.keys import alignment, data, federation, model, prompt, run, training
 from weft.keys.alignment import AlignmentKeys
@@ -48,7 +48,7 @@ class RunConfig(RunKeys, TrainingKeys, AlignmentKeys, FederationKeys, DataKeys, 
         words = [word for part in parts for word in str(part).split(",") if word.strip()]
         return words or None
 
-    @field_validator("fed_args", mode="before")
+    @field_validator(*(kind.args for kind in kinds.KINDS.values()), mode="before")
     @classmethod
     def _pairs(cls, value: Any) -> Any:
         """Take ["mu=0.1", ...] and "mu=0.1,nu=2" for {"mu": "0.1", ...}."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from weft import kinds
 from weft.keys.effects import ALWAYS, NOT_SITES, ONE_SOURCE, Condition, Effect, only, verbs
 from weft.registry import SPLITS
 
@@ -69,6 +70,7 @@ class DataKeys(BaseModel):
         None, description="a text that stands before every question, such as 'Summarise:'"
     )
     split_strategy: str = Field("iid", description="how one source is split over clients, such as iid, dirichlet, by")
+    split_args: dict[str, Any] = Field({}, description="the split's own parameters: name=value ...")
     split_column: str | None = Field(
         None, description="the column that dirichlet, by and shards go by (default: the answers, where they are few)"
     )
@@ -88,7 +90,11 @@ class DataKeys(BaseModel):
 
 TOKENIZED = (
     Condition(
-        lambda config: config.objective == "causal_lm" or config.federated_tokenizer,
+        lambda config: (
+            config.objective == "causal_lm"
+            or config.federated_tokenizer
+            or kinds.is_outside("objective", config.objective)
+        ),
         "it keeps plain text as tokens, and the objective is {c.objective}",
         "use `weft pretrain`",
     ),
@@ -114,6 +120,7 @@ WORKS: dict[str, Effect] = {
     "instruction_prefix": NOT_SITES + verbs("sft", "preference", "grpo"),
     "response_column": NOT_SITES + verbs("sft", "grpo"),
     "split_strategy": ONE_SOURCE,
+    "split_args": ONE_SOURCE,
     "split_seed": NOT_SITES,
     "clients_of_rest": ONE_SOURCE + only("split_strategy", "by", "domain"),
     "split_column": ONE_SOURCE + only("split_strategy", "by", "dirichlet", "shards"),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from weft import kinds
 from weft.errors import ConfigError
 
 OPENFEDLLM = frozenset(
@@ -45,11 +46,11 @@ ALWAYS: Effect = ()
 
 
 def only(key: str, *values: Any, said: bool = False) -> Effect:
-    """Return the effect of a key that works with some values of another."""
+    """Return the effect of a key that works with some values of another, and with any part that is not Weft's own."""
     named = " or ".join(str(value) for value in values)
     return (
         Condition(
-            lambda config: getattr(config, key) in values,
+            lambda config: getattr(config, key) in values or kinds.is_outside(key, getattr(config, key)),
             f"it works with {key} {named}, and {key} is {{c.{key}}}",
             f"write --{key} {values[0]}",
             said,
@@ -67,11 +68,11 @@ def flag(key: str, value: str = "") -> Effect:
 
 
 def verbs(*objectives: str) -> Effect:
-    """Return the effect of a key that some verbs have."""
+    """Return the effect of a key that some verbs have, and any objective that is not Weft's own."""
     named = " and ".join(f"`weft {VERBS[objective]}`" for objective in objectives)
     return (
         Condition(
-            lambda config: bool(config.objective in objectives),
+            lambda config: config.objective in objectives or kinds.is_outside("objective", config.objective),
             f"it is a key of {named}, and the objective is {{c.objective}}",
             f"use `weft {VERBS[objectives[0]]}`",
         ),
@@ -80,7 +81,7 @@ def verbs(*objectives: str) -> Effect:
 
 def _alone(config: Any) -> bool:
     name: str = config.fed_alg
-    return name == "central" or name.startswith("local")
+    return name == "central" or kinds.is_local(name)
 
 
 NEVER = (Condition(lambda config: False, "it is accepted for OpenFedLLM's sake alone", said=True),)
@@ -148,6 +149,7 @@ OWN_MODELS = (
             or config.cluster > 1
             or config.fed_alg in ("ditto", "local")
             or config.lora_aggregation in ("fedsa", "dual")
+            or any(kinds.is_outside(key, getattr(config, key)) for key in ("fed_alg", "lora_aggregation"))
         ),
         "no client has a model of its own",
         "add such as --personal_steps 10",

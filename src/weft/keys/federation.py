@@ -14,6 +14,7 @@ class FederationKeys(BaseModel):
     """The federation."""
 
     objective: str = Field("sft", description="the training loss")
+    objective_args: dict[str, Any] = Field({}, description="the objective's own parameters: name=value ...")
     fed_alg: str = Field("fedavg", description="the algorithm, or a baseline: local, localN, central")
     num_rounds: int = Field(500, ge=1, description="rounds")
     recipe: Literal["diloco", "photon"] = Field(
@@ -32,6 +33,15 @@ class FederationKeys(BaseModel):
         description="what a client's update weighs: its rows (size), the same as any other (uniform), more the worse "
         "it fares (minimax), or more the more it gains (gain)",
     )
+    client_weight_args: dict[str, Any] = Field({}, description="the client weight's own parameters: name=value ...")
+    aggregator: str = Field("mean", description="how the updates of a cohort become one, such as mean")
+    aggregator_args: dict[str, Any] = Field({}, description="the aggregator's own parameters: name=value ...")
+    privacy: str = Field("none", description="what bounds and hides a client's part in the result, such as none")
+    privacy_args: dict[str, Any] = Field({}, description="the privacy's own parameters: name=value ...")
+    codec: str = Field("none", description="how updates are compressed on their way, such as none")
+    codec_args: dict[str, Any] = Field({}, description="the codec's own parameters: name=value ...")
+    protection: str = Field("none", description="how single updates are hidden from the server, such as none")
+    protection_args: dict[str, Any] = Field({}, description="the protection's own parameters: name=value ...")
     cluster: int = Field(
         1, ge=1, description="so many models instead of one; a client trains the one that fits its own rows best"
     )
@@ -80,6 +90,7 @@ REPEATED = (
 )
 WORKS: dict[str, Effect] = {
     "objective": ALWAYS,
+    "objective_args": ALWAYS,
     "fed_alg": ALWAYS,
     "num_rounds": ALWAYS,
     "recipe": verbs("causal_lm"),
@@ -88,6 +99,15 @@ WORKS: dict[str, Effect] = {
     "sample_clients": FEDERATED,
     "client_sampling": FEDERATED,
     "client_weight": FEDERATED,
+    "client_weight_args": FEDERATED,
+    "aggregator": FEDERATED,
+    "aggregator_args": FEDERATED,
+    "privacy": ALWAYS,
+    "privacy_args": ALWAYS,
+    "codec": ALWAYS,
+    "codec_args": ALWAYS,
+    "protection": ALWAYS,
+    "protection_args": ALWAYS,
     "cluster": ALWAYS,
     "weight_rate": only("client_weight", "minimax", "gain"),
     "availability": FEDERATED,

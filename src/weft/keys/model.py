@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -62,6 +62,9 @@ class ModelKeys(BaseModel):
     use_rslora: bool = Field(False, description="scale by alpha / sqrt(r)")
     use_dora: bool = Field(False, description="weight-decomposed LoRA")
     lora_aggregation: str = Field("average", description="how clients' factors become one, such as average, ffa, svd")
+    lora_aggregation_args: dict[str, Any] = Field(
+        {}, description="the LoRA aggregation's own parameters: name=value ..."
+    )
     lora_side_rank: int | None = Field(
         None, ge=1, description="largest rank of what stack and residual keep aside (default: nothing is lost)"
     )
@@ -123,6 +126,7 @@ WORKS: dict[str, Effect] = {
     "use_rslora": PEFT,
     "use_dora": PEFT,
     "lora_aggregation": ALWAYS,
+    "lora_aggregation_args": PEFT,
     "lora_side_rank": PEFT + only("lora_aggregation", "stack", "residual", "merge"),
     "lora_merge_every": PEFT + only("lora_aggregation", "merge"),
     "client_ranks": ALWAYS,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any, get_type_hints
+from typing import Any
 
-from weft import registry
+from weft import kinds
 from weft.algorithms.clustered import Clustered
 from weft.config import RunConfig
 from weft.core.parts import Algorithm
@@ -17,6 +16,8 @@ from weft.federation.plan import Plan
 from weft.federation.sampling import Selection
 from weft.federation.sharing import Sharing
 from weft.launch.availability import read_trace
+from weft.launch.parts import check as check_parts
+from weft.launch.parts import part
 from weft.launch.population import PUBLIC, Population
 from weft.training.evolution import Evolution
 from weft.training.loop import GradientSteps
@@ -26,53 +27,11 @@ from weft.training.wording import Wording
 from weft.training.zeroth import SeedSteps
 
 
-def part(table: dict[str, str], name: str, kind: str, config: RunConfig, own: dict[str, Any] | None = None) -> Any:
-    """Make the part of a name.
-
-    Args:
-        table: where the name is looked up.
-        name: of the part.
-        kind: what it is, in words.
-        config: gives the fields whose metadata name a "key".
-        own: values of the other fields, by their names.
-
-    Raises:
-        ConfigError: no such name, or a field that the part does not have, or a value that it cannot take.
-    """
-    made = registry.load(table, name, kind)
-    keys = {field.name: field.metadata["key"] for field in fields(made) if "key" in field.metadata}
-    values = {field: getattr(config, key) for field, key in keys.items()}
-    values |= _own_fields(made, name, keys, own or {})
-    return made(**values)
-
-
-def _own_fields(made: Any, name: str, keys: dict[str, str], own: dict[str, Any]) -> dict[str, Any]:
-    """Check the values of a part's own fields, and return them in their types."""
-    from pydantic import TypeAdapter, ValidationError
-
-    hints = get_type_hints(made)
-    known = [field.name for field in fields(made) if field.name not in keys]
-    values = {}
-    for field, value in own.items():
-        if field in keys:
-            raise ConfigError(f"'{field}' of {name} is set by --{keys[field]}, not in fed_args.")
-        if field not in known:
-            guess = registry.nearest(field, known)
-            meant = f" Did you mean '{guess}'?" if guess else ""
-            raise ConfigError(f"{name} has no parameter '{field}'.{meant} Known: {', '.join(known) or 'none'}.")
-        try:
-            values[field] = TypeAdapter(hints[field]).validate_python(value)
-        except ValidationError as error:
-            said = error.errors()[0]["msg"].lower()
-            raise ConfigError(f"The value '{value}' of '{field}' in fed_args cannot be: {said}.") from None
-    return values
-
-
 def algorithm(config: RunConfig) -> Algorithm:
     """Make the algorithm, `localN` included; ConfigError for a client that there is none of."""
-    alone = registry.check_algorithm(config.fed_alg)
+    alone = kinds.check_algorithm(config.fed_alg)
     if alone is None:
-        made: Algorithm = part(registry.ALGORITHMS, config.fed_alg, "algorithm", config, config.fed_args)
+        made: Algorithm = part("fed_alg", config)
         return made
     from weft.algorithms.local import OnlyClient
 
@@ -85,20 +44,21 @@ def algorithm(config: RunConfig) -> Algorithm:
 
 
 def plan(config: RunConfig) -> Plan:
-    """Return the composed plan; ConfigError for parts that cannot be combined."""
+    """Return the composed plan; ConfigError for parts that cannot be combined, and for those that cannot be loaded."""
     made = algorithm(config)
+    check_parts(config)
     result = Plan(
         algorithm=Clustered(made, config.cluster, config.seed) if config.cluster > 1 else made,
-        aggregator=part(registry.AGGREGATORS, "mean", "aggregator", config),
-        privacy=part(registry.PRIVACY, "none", "privacy", config),
-        codec=part(registry.CODECS, "none", "codec", config),
-        protection=part(registry.PROTECTIONS, "none", "protection", config),
-        objective=part(registry.OBJECTIVES, config.objective, "objective", config),
+        aggregator=part("aggregator", config),
+        privacy=part("privacy", config),
+        codec=part("codec", config),
+        protection=part("protection", config),
+        objective=part("objective", config),
         local=local_steps(config, made.local, pools=made.pools_data),
         sharing=sharing(config),
         trainable=_trainable(config),
         quorum=config.min_clients,
-        weighting=part(registry.WEIGHTINGS, config.client_weight, "client weight", config),
+        weighting=part("client_weight", config),
         slow_clients=any(speed < 1 for speed in config.client_speed or ()),
         over_selected=config.over_selection > 0,
         everywhere=config.public_data is not None and not config.public_share,
@@ -119,7 +79,7 @@ def _trainable(config: RunConfig) -> str:
 def sharing(config: RunConfig) -> Sharing:
     """Return what of the model travels."""
     return Sharing(
-        lora=part(registry.LORA_AGGREGATIONS, config.lora_aggregation, "LoRA aggregation", config),
+        lora=part("lora_aggregation", config),
         scale=config.lora_scale if config.use_peft and not config.use_dora else None,
         patterns=tuple(config.share or ()),
         ranks=tuple(config.client_ranks or ()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from weft import registry
+from weft import kinds
 from weft.config import RunConfig
 from weft.core.parts import Algorithm
 from weft.data.pairs import PROMPTS_CUT
@@ -41,7 +41,7 @@ def told(config: RunConfig, population: Population) -> Iterator[str]:
 
 def check_alone(config: RunConfig, population: Population) -> None:
     """Refuse a `localN` beyond the clients that the data gave."""
-    alone = registry.check_algorithm(config.fed_alg)
+    alone = kinds.check_algorithm(config.fed_alg)
     if alone is not None and alone >= len(population.names):
         raise ConfigError(
             f"fed_alg is {config.fed_alg}, but there are {len(population.names)} clients, counted from 0: "

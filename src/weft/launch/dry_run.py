@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from weft import kinds, plugins
 from weft.config import RunConfig
 from weft.core.tensors import num_bytes
 from weft.core.types import Tensors
@@ -108,7 +109,7 @@ def _plan(config: RunConfig) -> dict[str, str]:
     )
     model, memory = _model(config, own, sizes)
     return {
-        "algorithm": _algorithm(config, plan),
+        "algorithm": _algorithm(config),
         **model,
         "trained": f"{sizes.trained} parameters in {sizes.tensors} tensors" + _what(config),
         "clients": _clients(population, clients),
@@ -184,11 +185,22 @@ def count(config: RunConfig, model_config: Any, plan: Plan) -> Sizes:
     return Sizes(every, sum(p.numel() for p in trained.values()), len(trained), down, up)
 
 
-def _algorithm(config: RunConfig, plan: Plan) -> str:
-    own = ", ".join(f"{name} {value}" for name, value in config.fed_args.items())
-    lora = f", LoRA factors by {config.lora_aggregation}" if config.use_peft else ""
-    mean = f"mean by {config.client_weight}{lora}"
-    return f"{config.fed_alg}{f' ({own})' if own else ''}, {mean}, no privacy, no codec, no protection"
+def _algorithm(config: RunConfig) -> str:
+    name = {key: _shown(getattr(config, key)) + _own(getattr(config, kind.args)) for key, kind in kinds.KINDS.items()}
+    lora = f", LoRA factors by {name['lora_aggregation']}" if config.use_peft else ""
+    mean = f"{name['aggregator']} by {name['client_weight']}{lora}"
+    on_the_way = (f"no {k}" if name[k] == "none" else f"{k} {name[k]}" for k in ("privacy", "codec", "protection"))
+    return ", ".join((name["fed_alg"], mean, *on_the_way))
+
+
+def _shown(name: str) -> str:
+    """Return the name of a part, with the content of its file where it lies in one."""
+    file = plugins.parse(name)
+    return name if file is None else f"{file.shown} (SHA-256 {plugins.digest_of(plugins.read(file))[:16]}...)"
+
+
+def _own(args: dict[str, Any]) -> str:
+    return f" ({', '.join(f'{name} {value}' for name, value in args.items())})" if args else ""
 
 
 def _clients(population: Population, taking_part: int) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from weft import kinds
 from weft.config import RunConfig, build
 from weft.data.load import kind_of as kind_of_file
 from weft.data.load import resolve_source
@@ -47,9 +49,7 @@ def absolute(values: dict[str, Any], *, absent: bool = True) -> dict[str, Any]:
             {**client, **{key: _source(client[key], beside, absent) for key in ("data", "eval") if client.get(key)}}
             for client in found["clients"]
         ]
-    if found.get("reward"):
-        found["reward"] = [_reward(name) for name in found["reward"]]
-    return found
+    return kinds.with_files(found, lambda file: replace(file, path=_whole(file.path)))
 
 
 def with_whole_paths(config: RunConfig, *, absent: bool = False) -> RunConfig:
@@ -66,12 +66,6 @@ def _source(name: str, beside: str | None, absent: bool) -> str:
         return name
     written = name.startswith((".", "/", "~")) or kind_of_file(Path(name)) is not None
     return _whole(name) if Path(name).expanduser().exists() or (absent and written) else name
-
-
-def _reward(name: str) -> str:
-    """Return a reward of a Python file, FILE.py or FILE.py:FUNCTION, with the file's path in full."""
-    file, dot, function = name.partition(".py")
-    return _whole(file + dot) + function if dot else name
 
 
 def _whole(path: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from weft import registry
+from weft import kinds, plugins, registry
 from weft.config import RunConfig
 from weft.data import splits
 from weft.data.documents import Documents
@@ -28,6 +28,7 @@ from weft.errors import DataError
 from weft.evaluation.heldout import Questions
 from weft.federation.clients import Clients, MemoryStore
 from weft.launch.overlap import count_repeats, keep_apart
+from weft.launch.parts import split
 from weft.launch.template_date import today
 from weft.models.layout import Question
 
@@ -77,7 +78,7 @@ def load_template(name: str, day: str | None = None) -> Any:
         from weft.data.templates import PLAIN
 
         return PLAIN
-    template = registry.load(registry.TEMPLATES, name, "template")
+    template = kinds.load_part("template", name)
     return replace(template, date=day or today(), told={}) if name == "chat" else template
 
 
@@ -187,7 +188,10 @@ def _described(
     """Say what each client has; labels are those that the split went by, or the answers where it went by clients."""
     natural = bool(config.clients) or config.split_strategy in registry.NATURAL_SPLITS
     labels = (sources.answers if natural else sources.labels)(np.arange(len(sources.origins)))
-    how = {"strategy": "clients" if config.clients else config.split_strategy, "column": config.split_column}
+    how = {
+        "strategy": "clients" if config.clients else plugins.shown(config.split_strategy),
+        "column": config.split_column,
+    }
     return how | describe_split(names, owned, table.lengths, labels)
 
 
@@ -230,7 +234,6 @@ def _dealt(
         origins=[sources.origins[number] for number in numbers],
         column=sources.labels(numbers) if sources.values else None,
     )
-    split = registry.load(registry.SPLITS, config.split_strategy, "split strategy")
     how = splits.How(
         clients=config.num_clients,
         seed=split_seed(config),
@@ -239,7 +242,7 @@ def _dealt(
         shards=config.shards_per_client,
         rest=config.clients_of_rest,
     )
-    shares: splits.Shares = split(known, how)
+    shares = split(config)(known, how)
     if shares.left:
         rows, values = sum(shares.left.values()), len(shares.left)
         sources.say(

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from weft import kinds, plugins
 from weft.config import RunConfig
 from weft.core.digests import digest_of, file_digest
 from weft.data import load
@@ -31,7 +32,22 @@ ROWS = 1000
 
 def all_of(config: RunConfig, tokenizer: Any) -> Fingerprints:
     """Return the fingerprints of all that a run is made from."""
-    return base_of(config) | tokenizer_of(config, tokenizer) | data_of(config)
+    return base_of(config) | tokenizer_of(config, tokenizer) | data_of(config) | parts_of(config)
+
+
+def parts_of(config: RunConfig) -> Fingerprints:
+    """Return the fingerprints of parts that are not Weft's own: the SHA-256 of files, the versions of packages."""
+    found: Fingerprints = {}
+    for key, kind in kinds.KINDS.items():
+        name = getattr(config, key)
+        if not kinds.is_outside(key, name):
+            continue
+        file = plugins.parse(name)
+        made = (
+            plugins.digest_of(plugins.read(file)) if file else plugins.package_of(plugins.installed(kind.group)[name])
+        )
+        found[f"the {kind.word} '{name}'"] = made
+    return found
 
 
 def base_of(config: RunConfig) -> Fingerprints:
@@ -86,7 +102,7 @@ def data_of(config: RunConfig) -> Fingerprints:
                 if wanted is not held or name != config.dataset_name or Path(source).is_dir():
                     found[what] = _rows(source, config, wanted)
     files = [(f"the trace '{config.availability}'", config.availability)]
-    files += [(f"the reward '{name}'", f"{name.partition('.py')[0]}.py") for name in config.reward if ".py" in name]
+    files += [(f"the reward '{name}'", file.path) for name in config.reward if (file := plugins.parse(name))]
     found |= {what: file_digest(Path(name)) for what, name in files if name and Path(name).is_file()}
     return found
 

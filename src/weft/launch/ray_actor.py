@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from weft import kinds
 from weft.config import RunConfig, build
 from weft.core.exchange import Runtime
 from weft.core.secret import Secret
@@ -86,7 +87,8 @@ def actors(config: RunConfig, client_host: ClientHost, population: Population, p
             )
         # Rows of plain text lie in files that every machine reads; others go with the actor.
         shipped = None if client_host.plan.objective.rows == "text" else ray.put(_portable(population))
-        keys = config.model_dump(mode="json")
+        # An actor that is begun anew in the middle of a run must not take up what was edited meanwhile.
+        keys = kinds.settled(config.model_dump(mode="json"))
         made = ray.remote(RayActor).options(num_cpus=each.get("cpu", 0), num_gpus=each.get("gpu", 0))
         yield Actors(client_host, lambda: made.remote(keys, shipped), count, progress.note)
     finally:

@@ -6,7 +6,6 @@ scored and writes its reward. What a reward prints goes to standard error.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -16,22 +15,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from weft import plugins
+from weft.registry import REWARDS
 from weft.rewards import builtin
 
 
 def load(name: str, settings: dict[str, Any]) -> builtin.Reward:
-    """Return the reward of a name, or the function of FILE.py[:FUNCTION]."""
-    path, _, function = name.partition(".py")
-    if name == path:
-        made: builtin.Reward = getattr(builtin, name)(settings)
-        return made
-    spec = importlib.util.spec_from_file_location("weft_reward", f"{path}.py")
-    if spec is None or spec.loader is None:
-        raise ImportError(f"'{path}.py' is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(Path(f"{path}.py").resolve().parent))
-    spec.loader.exec_module(module)
-    found: builtin.Reward = getattr(module, function.removeprefix(":") or "reward")
+    """Return the reward of a name, the function of FILE.py[:FUNCTION], or that of an installed package."""
+    file = plugins.parse(name)
+    found: builtin.Reward
+    if name in REWARDS:
+        found = getattr(builtin, name)(settings)
+    elif file is None:
+        found = plugins.installed("weft.rewards")[name].load()
+    else:
+        path = Path(file.path)
+        path.stat()  # its own error says best that it is not there
+        sys.path.insert(0, str(path.resolve().parent))
+        module = plugins.module_of(plugins.read(file), path)
+        found = getattr(module, file.name or "reward")
+        # A site that accepts a file agrees to what is written in it, not to whatever it imports.
+        if file.digest and getattr(found, "__module__", "") != module.__name__:
+            raise ImportError(f"'{file.name}' is not defined in it")
     return found
 
 

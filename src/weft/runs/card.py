@@ -15,15 +15,20 @@ from typing import Any
 
 import yaml
 
+from weft import kinds, plugins
+from weft.config import RunConfig
 from weft.core.files import write_atomic
 from weft.data.declared import front_matter
 from weft.data.load import kind_of
 from weft.runs.comparison import KINDS, SCORES, ComparisonRow, Outcome, verb_of
+from weft.runs.fingerprints import Fingerprints, made_from
 from weft.runs.layout import RunDir
 from weft.runs.text import human_bytes, human_number
 
 CARD = "README.md"
 TAG = "weft"
+ON_THE_WAY = ("aggregator", "privacy", "codec", "protection")
+"""Kinds of parts that most runs have none of."""
 LICENSE = ("license", "license_name", "license_link")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 PROMPTS = {"soft": "soft prompt", "prefix": "prefix", "p_tuning": "p-tuning prompt", "black_box": "soft prompt"}
@@ -86,7 +91,7 @@ def write_card(
     began = _began(config, front_matter(like / CARD) if like is not None else {}, base)
     body = [
         _title(config, began, whole, own),
-        _training(config, summary, split, began),
+        _training(config, summary, split, began, made_from(run)),
         _scores(Outcome("", config, summary, personal)),
         _use(config, began, whole, folder),
     ]
@@ -141,7 +146,7 @@ def _head(config: Mapping[str, Any], began: Origin, whole: bool) -> dict[str, An
     head |= {"library_name": "transformers" if whole else "peft", "pipeline_tag": "text-generation"}
     if began.data is not None:
         head["datasets"] = [began.data]
-    tags = [TAG, "federated-learning", str(config["fed_alg"]), verb_of(config)]
+    tags = [TAG, "federated-learning", plugins.shown(config["fed_alg"]), verb_of(config)]
     tags += [] if whole or not config.get("use_peft") else ["lora"]
     return head | {"tags": [tag for tag in tags if tag != "central"]}
 
@@ -160,14 +165,29 @@ def _title(config: Mapping[str, Any], began: Origin, whole: bool, own: bool) -> 
         kind = _adapter(config)
         what, title = f"A {kind} for {start}, trained", f"{kind[0].upper()}{kind[1:]} for {began.model or 'its base'}"
     who = " by one of the clients for itself, within a run" if own else ""
-    return f"# {title}\n\n{what}{who} {DOES.get(str(config['objective']), '')}, by Weft."
+    return f"# {title}\n\n{what}{who} {DOES.get(str(config['objective']), 'with a loss of its own')}, by Weft."
 
 
 def _adapter(config: Mapping[str, Any]) -> str:
     return "LoRA adapter" if config.get("use_peft") else PROMPTS.get(str(config.get("prompt_method")), "prompt")
 
 
-def _training(config: Mapping[str, Any], summary: Mapping[str, Any], split: Mapping[str, Any], began: Origin) -> str:
+def _part(config: Mapping[str, Any], key: str, made: Fingerprints) -> str:
+    """Return the name of a part, with what tells its content where it is not Weft's own."""
+    name = str(config.get(key, RunConfig.model_fields[key].default))
+    content = made.get(f"the {kinds.KINDS[key].word} '{name}'")
+    if content is None:
+        return plugins.shown(name)
+    return f"{plugins.shown(name)} ({f'SHA-256 {content}' if plugins.parse(name) else content})"
+
+
+def _training(
+    config: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    split: Mapping[str, Any],
+    began: Origin,
+    made: Fingerprints,
+) -> str:
     """Return the table of how it was trained."""
     central = config["fed_alg"] == "central"
     clients = len(split.get("clients") or config.get("clients") or config.get("sites") or []) or config["num_clients"]
@@ -175,12 +195,14 @@ def _training(config: Mapping[str, Any], summary: Mapping[str, Any], split: Mapp
     steps = config["max_steps"]
     work = f"{steps} steps" if steps > 0 else f"{config['num_train_epochs']} epochs"
     rows = {
-        "algorithm": config["fed_alg"],
+        "algorithm": _part(config, "fed_alg", made),
+        **{key: name for key in ON_THE_WAY if (name := _part(config, key, made)) not in ("mean", "none")},
         "clients": f"{clients}, {a_round}",
         "rounds": summary.get("rounds"),
         "local work": f"{work} of {config['batch_size'] * config['gradient_accumulation_steps']} rows",
         "optimizer": f"{config['optimizer']}, learning rate {config['learning_rate']:g}, {config['lr_scheduler_type']}",
-        "LoRA": f"rank {config['peft_lora_r']}, alpha {config['peft_lora_alpha']:g}, {config['lora_aggregation']}"
+        "LoRA": f"rank {config['peft_lora_r']}, alpha {config['peft_lora_alpha']:g}, "
+        + _part(config, "lora_aggregation", made)
         if config.get("use_peft")
         else None,
         "longest row": f"{config['seq_length']} tokens",

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from weft import plugins
+
 SHARED, OWN = "shared model, everybody's rows", "own models, own rows"
 ABROAD, CLUSTERS = "own models, everybody's rows", "clusters' models, rows of their clients"
 KINDS = (SHARED, CLUSTERS, OWN, ABROAD)
@@ -86,7 +88,7 @@ def verb_of(config: Mapping[str, Any]) -> str:
     """Return the verb that a run was begun with."""
     if config.get("prompt_method") is not None and config["objective"] == "sft":
         return "prompt"
-    return VERBS.get(config["objective"], str(config["objective"]))
+    return VERBS.get(config["objective"], plugins.shown(str(config["objective"])))
 
 
 def scores_of(outcome: Outcome) -> dict[str, dict[str, Any]]:

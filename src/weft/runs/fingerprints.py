@@ -14,6 +14,11 @@ Fingerprints = dict[str, str]
 """What something is called in a sentence, and the digest of it."""
 
 
+def made_from(run: RunDir) -> Fingerprints:
+    """Return what a run was made from, nothing where that is not known."""
+    return dict(_read(run).get("made_from", {}))
+
+
 def differing(run: RunDir, now: Fingerprints) -> list[str]:
     """Return what is not as the run knows it, and what it knows and is gone; nothing of what it does not know."""
     made = _read(run).get("made_from", {})

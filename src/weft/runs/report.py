@@ -13,6 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from weft import plugins
 from weft.core.files import write_atomic
 from weft.runs import metrics
 from weft.runs.comparison import measured_on
@@ -122,7 +123,7 @@ def _header(config: dict[str, Any], rounds: list[dict[str, Any]], clients: int, 
     named = config.get("clients") or []
     sources = [str(client.get("data")) for client in named[:3]] + (["..."] if named[3:] else [])
     facts = {
-        "algorithm": config.get("fed_alg"),
+        "algorithm": plugins.shown(config["fed_alg"]) if config.get("fed_alg") else None,
         "model": _model(config),
         "data": ", ".join(sources) or config.get("dataset_name"),
         "clients": clients or len(named) or config.get("num_clients"),

@@ -26,6 +26,7 @@ from weft.errors import ConfigError, RunError, RunInUse, WeftError
 from weft.runtimes.mailbox import WAIT, Heard, Mailbox, TransportBroken
 from weft.sites.admin import check_name
 from weft.sites.model_process import ModelProcess
+from weft.sites.part_files import FOLDER
 
 log = logging.getLogger("weft.site")
 SERVER = "server"
@@ -135,10 +136,10 @@ class ServerJob:
 
     def _serve(self, serve: Any, keys: dict[str, Any], line: CollabTransport, sites: list[str]) -> None:
         """Run; wait a while for a process of a server that was killed to let go of the run."""
-        until = time.monotonic() + PATIENCE
+        until, parts = time.monotonic() + PATIENCE, Path(os.environ[KIT]) / FOLDER
         while True:
             try:
-                serve(keys, line, sites, version("weft"), resume=True, hear=self._tell)
+                serve(keys, line, sites, version("weft"), resume=True, parts=parts, hear=self._tell)
                 return
             except RunInUse:
                 if time.monotonic() > until:

@@ -14,12 +14,15 @@ from typing import Any
 
 import yaml
 
+from weft import kinds, plugins
 from weft.config import RunConfig, build
 from weft.core.seeds import generator
 from weft.data.load import resolve_source, whole_rows
 from weft.data.parts import Wanted
 from weft.data.sources import split_seed, wanted_of
 from weft.errors import ConfigError, DataError, RunError
+from weft.plugins import PartFile
+from weft.sites import part_files
 from weft.sites.admin import admin_session
 from weft.sites.processes import command, end, start, start_supervisor
 from weft.sites.provisioning import make_kits
@@ -144,8 +147,13 @@ def up(
     left = {"dataset_name", "clients", "eval_dataset_name", "dataset_split", "eval_dataset_split", "runtime"}
     keys = {key: value for key, value in config.model_dump(mode="json").items() if key not in left}
     run = build(keys | {"runtime": "nvflare", "sites": config.sites or list(made)})
+    sent = part_files.to_send(run)
     with federation(work, made, port) as parties:
-        return watch(parties.admin, run, name, hear)
+        for _, file in kinds.files_of(run.model_dump()):
+            folder = parties.kits / "server" / part_files.FOLDER
+            folder.mkdir(exist_ok=True)
+            shutil.copy(Path(file.path).expanduser(), folder / f"{len(list(folder.iterdir()))}.py")
+        return watch(parties.admin, sent, name, hear)
 
 
 def _laws(config: RunConfig, work: Path, count: int | None) -> dict[str, Path]:
@@ -158,6 +166,8 @@ def _laws(config: RunConfig, work: Path, count: int | None) -> dict[str, Path]:
         data = _dealt(config, work / "sites", count or config.num_clients)
     else:
         raise ConfigError("No data is named: write --dataset_name FILE, clients, or --site NAME=site.yaml.")
+    files = [Path(file.path).expanduser().resolve() for _, file in kinds.files_of(config.model_dump())]
+    parts = {str(path): plugins.digest_of(plugins.read(PartFile(str(path), ""))) for path in files}
     made = {}
     for site, own in data.items():
         columns = {key: getattr(config, key) for key in OWN_KEYS}
@@ -165,7 +175,8 @@ def _laws(config: RunConfig, work: Path, count: int | None) -> dict[str, Path]:
             columns["prompt_template"] = str(Path(config.prompt_template).expanduser().resolve())
         places = {key: str(Path(place).resolve()) for key in ("path", "eval") if (place := own.get(key))}
         own = {key: value for key, value in own.items() if value} | places | columns
-        policy = {"data": own, "accept": {"models": [config.model_name_or_path]}, "threads": config.threads}
+        accept = {"models": [config.model_name_or_path], "parts": parts}
+        policy = {"data": own, "accept": accept, "threads": config.threads}
         made[site] = work / "sites" / f"{site}.yaml"
         made[site].parent.mkdir(parents=True, exist_ok=True)
         made[site].write_text(yaml.safe_dump(policy, sort_keys=False), encoding="utf-8")

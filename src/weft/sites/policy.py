@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from weft import registry
+from weft import kinds, plugins, registry
 from weft.config import VOLATILE, RunConfig, read_yaml
 from weft.core.metrics import complete
 from weft.core.types import Metrics
 from weft.errors import ConfigError
+from weft.plugins import PartFile
 from weft.registry import nearest
+from weft.sites import part_files
 from weft.sites.run_keys import AT_SERVER, FROM_RUN, FROM_SITE, ON_DEMAND, forbidden
 
 COUNTS = ("steps", "rows", "tokens", "learning_rate")
@@ -27,7 +30,9 @@ NAMES = {
     "trainable": ["lora", "prompt", "full"],
     "algorithms": list(registry.ALGORITHMS),
 }
-"""What a policy's lists may hold."""
+"""What a policy's lists may hold, beside the parts of packages that are installed here."""
+KEYS = {"objectives": "objective", "algorithms": "fed_alg"}
+"""The keys of runs that such lists are about, where a package may offer more."""
 
 
 class SiteData(BaseModel):
@@ -70,6 +75,8 @@ class AcceptRules(BaseModel):
     protection: list[str] | None = None
     privacy: list[str] | None = None
     max_epsilon: float | None = Field(None, gt=0)
+    parts: dict[str, str] = {}
+    """Files of the site's own with parts that runs may name, and the SHA-256 of each; a run brings no code itself."""
     report: list[str] | None = None
     """Beginnings of the names of metrics that may be sent, beside counts: loss, confusion, reward, ..."""
 
@@ -79,13 +86,24 @@ class AcceptRules(BaseModel):
         """Take a list of names for names without anything beside them."""
         return dict.fromkeys(value) if isinstance(value, list) else value
 
+    @field_validator("parts")
+    @classmethod
+    def _digests(cls, value: dict[str, str]) -> dict[str, str]:
+        """Take sha256:DIGEST, as of models, for DIGEST."""
+        made = {path: digest.removeprefix("sha256:").lower() for path, digest in value.items()}
+        for path, digest in made.items():
+            if not re.fullmatch("[0-9a-f]{64}", digest):
+                raise ValueError(f"beside '{path}' stands no SHA-256: write the 64 digits that `sha256sum` prints")
+        return made
+
     @field_validator("objectives", "trainable", "algorithms")
     @classmethod
     def _known(cls, value: list[str] | None, info: ValidationInfo) -> list[str] | None:
         """Refuse a name that no run can have: a typing error would refuse every run."""
         known = NAMES[str(info.field_name)]
+        key = KEYS.get(str(info.field_name))
         for name in value or ():
-            if name not in known:
+            if name not in known and not (key and name in plugins.installed(kinds.KINDS[key].group)):
                 guess = nearest(name, known)
                 meant = f"did you mean '{guess}'?" if guess else f"write one of {', '.join(known)}"
                 raise ValueError(f"there is no '{name}': {meant}")
@@ -133,7 +151,14 @@ def read_policy(path: str | Path) -> SitePolicy:
     for place in (value for value in (places | here).values() if value):
         if not Path(place).expanduser().exists():
             raise ConfigError(f"'{path}': there is no data at '{place}': check the path.")
-    return policy.model_copy(update={"data": policy.data.model_copy(update=here)})
+    parts = {str(file.parent / Path(part).expanduser()): digest for part, digest in policy.accept.parts.items()}
+    for part, digest in parts.items():
+        try:
+            plugins.read(PartFile(part, "", digest))
+        except ConfigError as error:
+            raise ConfigError(f"'{path}': accept.parts: {error}") from None
+    accept = policy.accept.model_copy(update={"parts": parts})
+    return policy.model_copy(update={"data": policy.data.model_copy(update=here), "accept": accept})
 
 
 def refusal(policy: SitePolicy, run: RunConfig, clients: int) -> str | None:
@@ -149,17 +174,20 @@ def refusal(policy: SitePolicy, run: RunConfig, clients: int) -> str | None:
     why = forbidden(set_by_run, from_scratch=accept.from_scratch, tokenizers=tuple(accept.tokenizers))
     if why is not None:
         return why
+    why = part_files.refusal(set_by_run, accept.parts)
+    if why is not None:
+        return why
     trained = "prompt" if run.prompt_method else "lora" if run.use_peft else "full"
     limits: list[tuple[str, str, list[str] | None]] = [
         ("the model", run.model_name_or_path, None if run.from_scratch else list(accept.models)),
         ("the objective", run.objective, accept.objectives),
         ("training of the kind", trained, accept.trainable),
         ("the algorithm", run.fed_alg, accept.algorithms),
-        ("the protection", "none", accept.protection),
-        ("the privacy", "none", accept.privacy),
+        ("the protection", run.protection, accept.protection),
+        ("the privacy", run.privacy, accept.privacy),
     ]
     for what, given, allowed in limits:
-        if allowed is not None and given not in allowed:
+        if allowed is not None and given not in allowed and plugins.parse(given) is None:  # a file is named by content
             return f"{what} '{given}' is not among what this site accepts ({', '.join(allowed) or 'none'})"
     if accept.max_rounds is not None and run.num_rounds > accept.max_rounds:
         return f"the run has {run.num_rounds} rounds, and this site accepts {accept.max_rounds} at most"
@@ -169,8 +197,6 @@ def refusal(policy: SitePolicy, run: RunConfig, clients: int) -> str | None:
         return f"the run has no differential privacy, and this site asks for an epsilon of {accept.max_epsilon:g}"
     if run.runtime != "nvflare" or run.parallel != "none":
         return "the run is not one for sites"
-    if run.objective == "grpo" and any(".py" in reward for reward in run.reward):
-        return "the run names code of its own for its reward, and no code travels"
     if accept.max_steps is not None and not 0 < run.max_steps <= accept.max_steps:
         asked = f"{run.max_steps} steps" if run.max_steps > 0 else f"{run.num_train_epochs} epochs"
         return f"a round has {asked}, and this site accepts {accept.max_steps} steps at most"
@@ -180,6 +206,7 @@ def refusal(policy: SitePolicy, run: RunConfig, clients: int) -> str | None:
 def own_config(policy: SitePolicy, run: dict[str, Any], name: str) -> dict[str, Any]:
     """Return the keys by which a site runs: those of the run that it takes, and its own."""
     kept = {key: value for key, value in run.items() if key in FROM_RUN | ON_DEMAND}
+    kept = part_files.at_site(kept, policy.accept.parts)
     beside = policy.accept.models.get(str(run.get("model_name_or_path")))
     if beside and not beside.startswith("sha256:"):
         kept["model_name_or_path"] = beside

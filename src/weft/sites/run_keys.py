@@ -13,11 +13,13 @@ FROM_RUN = frozenset(
     """
     model_name_or_path allow_missing dtype load_in_8bit load_in_4bit gradient_checkpointing parallel
     use_peft peft_lora_r peft_lora_alpha peft_lora_dropout peft_lora_target_modules use_rslora use_dora
-    lora_aggregation lora_side_rank lora_merge_every client_ranks client_layers share
+    lora_aggregation lora_aggregation_args lora_side_rank lora_merge_every client_ranks client_layers share
     prompt_method num_virtual_tokens private_tokens prompt_init_text prompt_candidates few_shot prompt_pool
     prompt_proposals prompt_length black_box_dim population prompt_hidden_size endpoint_model
     template template_date seq_length truncation_side dataset_sample public_share
-    objective fed_alg fed_args num_rounds num_clients sample_clients client_sampling client_weight cluster weight_rate
+    objective objective_args fed_alg fed_args num_rounds num_clients sample_clients client_sampling client_weight
+    client_weight_args aggregator aggregator_args privacy privacy_args codec codec_args protection protection_args
+    cluster weight_rate
     client_speed over_selection prox_mu fedopt_tau fedopt_eta fedopt_beta1 fedopt_beta2
     loss dpo_beta label_smoothing simpo_gamma reward reward_weights reward_pattern reward_format reward_length
     reward_seconds num_generations max_new_tokens temperature top_p grpo_loss grpo_clip grpo_kl grpo_iterations
@@ -40,7 +42,7 @@ AT_SERVER = frozenset(
     """
     output_dir accept_changed save_model_freq save_total_limit checkpoint_seconds report_to runtime ray_address
     num_actors client_resources sites silence_timeout logging_steps save_steps push_to_hub hub_model_id availability
-    availability_period max_bad_updates client_failure_rate recipe split_strategy split_seed clients_of_rest
+    availability_period max_bad_updates client_failure_rate recipe split_strategy split_args split_seed clients_of_rest
     held_out_overlap split_column
     split_alpha split_min_rows shards_per_client endpoint_timeout endpoint_retries endpoint_parallel vocab_size
     tokenizer_min_count tokenizer_min_clients tokenizer_noise

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from weft import config as configuration
@@ -32,6 +33,7 @@ from weft.runs.layout import RunDir
 from weft.runs.progress import Progress
 from weft.runs.trackers import Trackers
 from weft.runtimes.remote import RemoteSites, Transport
+from weft.sites import part_files
 from weft.sites.policy import agreement
 
 HANDSHAKE_BYTES = 1 << 16
@@ -99,6 +101,7 @@ def serve(
     version: str,
     *,
     resume: bool = False,
+    parts: Path | None = None,
     hear: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> Run:
     """Run a configuration with sites elsewhere, from the newest checkpoint on where `resume`.
@@ -109,6 +112,7 @@ def serve(
         sites: who can be asked.
         version: of Weft here.
         resume: go on with the run in `output_dir`, if there is one.
+        parts: the folder of files whose parts runs may name; None: they may name none.
         hear: told what a status would say: the sites, and every round.
 
     Raises:
@@ -116,7 +120,7 @@ def serve(
         RunError: too few sites can be reached, or answered.
     """
     said: list[str] = []
-    builder = _builder(keys, said.append)
+    builder = _builder(part_files.at_server(keys, parts), said.append)
     config, plan, model = builder.config, builder.plan, builder.model
     order = config.sites or sorted(sites)
     with (
@@ -134,6 +138,7 @@ def serve(
         for sentence in said:
             progress.note(sentence)
         now = provenance.base_of(config) | provenance.tokenizer_of(config, builder.tokenizer)
+        now |= provenance.parts_of(config)
         say_changed(config, run, now, progress.note)
         birth = fingerprints.keep(run, now, max(run.rounds, default=0))
         remote = RemoteSites(transport, run_id(keys), config.silence_timeout, lambda: (1, 1), note=progress.note)

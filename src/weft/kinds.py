@@ -1,0 +1,183 @@
+"""The kinds of parts, and where one of each is looked up: Weft's own tables, a user's file, an installed package."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from weft import plugins, registry
+from weft.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of part that a key of a run chooses by name."""
+
+    word: str
+    """What one is called in a sentence."""
+    table: dict[str, str]
+    """The names that come with Weft."""
+    args: str
+    """The key of the parameters that are a part's own."""
+    group: str
+    """The entry points by which installed packages offer others."""
+    base: str = ""
+    """The class that others are derived from, as "module:Class"; "" for functions."""
+    must_define: tuple[str, ...] = ()
+    """Methods that the base class leaves open."""
+    values: bool = False
+    """A part is a value of the base class, not a class derived from it."""
+
+
+KINDS = {
+    "fed_alg": Kind("algorithm", registry.ALGORITHMS, "fed_args", "weft.algorithms", "weft.core.parts:Algorithm"),
+    "lora_aggregation": Kind(
+        "LoRA aggregation",
+        registry.LORA_AGGREGATIONS,
+        "lora_aggregation_args",
+        "weft.lora_aggregations",
+        "weft.core.parts:LoraAggregation",
+    ),
+    "split_strategy": Kind("split strategy", registry.SPLITS, "split_args", "weft.splits"),
+    "client_weight": Kind(
+        "client weight", registry.WEIGHTINGS, "client_weight_args", "weft.weightings", "weft.core.exchange:Weighting"
+    ),
+    "aggregator": Kind(
+        "aggregator",
+        registry.AGGREGATORS,
+        "aggregator_args",
+        "weft.aggregators",
+        "weft.core.exchange:Aggregator",
+        ("combine",),
+    ),
+    "privacy": Kind("privacy", registry.PRIVACY, "privacy_args", "weft.privacy", "weft.core.exchange:Privacy"),
+    "codec": Kind("codec", registry.CODECS, "codec_args", "weft.codecs", "weft.core.exchange:Codec"),
+    "protection": Kind(
+        "protection", registry.PROTECTIONS, "protection_args", "weft.protections", "weft.core.exchange:Protection"
+    ),
+    "objective": Kind(
+        "objective",
+        registry.OBJECTIVES,
+        "objective_args",
+        "weft.objectives",
+        "weft.core.objective:Objective",
+        ("collate", "loss"),
+    ),
+}
+"""Parts that a plan is made of, by the keys that choose them, in the order in which the help lists their names."""
+PARTS = KINDS | {
+    "template": Kind("template", registry.TEMPLATES, "", "weft.templates", "weft.data.templates:Template", values=True),
+    "reward": Kind("reward", dict.fromkeys(registry.REWARDS, ""), "", "weft.rewards"),
+}
+"""And what else a user may bring."""
+
+
+def check_part(key: str, name: str) -> None:
+    """Check the name of a part without loading it: of Weft's own, FILE.py:NAME, or of an installed package.
+
+    Args:
+        key: of PARTS, such as "fed_alg".
+        name: what a run says there.
+
+    Raises:
+        ConfigError: no part of that name; the nearest and all names are given.
+    """
+    kind, file = PARTS[key], plugins.parse(name)
+    if name in kind.table:
+        return
+    if file is not None and (file.name or key == "reward"):
+        return
+    if file is not None:
+        what = "value" if kind.values else "class" if kind.base else "function"
+        raise ConfigError(
+            f"'{name}' names a file, and not the {what} in it that is the {kind.word}: write {file.path}:NAME."
+        )
+    others = plugins.installed(kind.group)
+    if name not in others:
+        raise registry.unknown(name, kind.word, [*kind.table, *others], "; or a Python file, FILE.py:NAME")
+
+
+def load_part(key: str, name: str) -> Any:
+    """Load a part: its class, or the function or value that it is.
+
+    Raises:
+        ConfigError: as `check_part` does; a file or package that cannot be loaded, or holds something else there.
+    """
+    check_part(key, name)
+    kind, file = PARTS[key], plugins.parse(name)
+    if name in kind.table:
+        return registry.imported(kind.table[name])
+    if file is not None:
+        found = plugins.load_file(file)
+    else:
+        found = plugins.load_installed(plugins.installed(kind.group)[name], kind.word)
+    why = _misfit(kind, found)
+    if why is not None:
+        raise ConfigError(f"'{name}' is no {kind.word}: {why}.")
+    return found
+
+
+def _misfit(kind: Kind, found: Any) -> str | None:
+    """Return why an object is no part of a kind, with the remedy; None: it is."""
+    if not kind.base:
+        try:
+            inspect.signature(found).bind(None, None)
+        except (TypeError, ValueError):
+            return "write a function of two arguments, the rows and how they are split"
+        return None
+    base, name = registry.imported(kind.base), kind.base.replace(":", ".")
+    if kind.values:
+        return None if isinstance(found, base) else f"write a value of the class {name}"
+    if not isinstance(found, type) or not issubclass(found, base):
+        return f"write a class derived from {name}"
+    open_ones = [method for method in kind.must_define if getattr(found, method) is getattr(base, method)]
+    return f"its class must define {' and '.join(open_ones)}" if open_ones else None
+
+
+def is_outside(key: str, name: str) -> bool:
+    """Say whether a part is not one of Weft's own: which keys it works with is known to itself alone."""
+    return key in PARTS and name not in PARTS[key].table and not (key == "fed_alg" and is_local(name))
+
+
+def files_of(run: Mapping[str, Any]) -> Iterator[tuple[str, plugins.PartFile]]:
+    """Yield the parts of a run, given its keys, that lie in files: the keys that choose them, and the files."""
+    for key in PARTS:
+        names = run.get(key) or ()
+        for name in [names] if isinstance(names, str) else names:
+            if isinstance(name, str) and (file := plugins.parse(name)) is not None:
+                yield key, file
+
+
+def with_files(run: Mapping[str, Any], put: Callable[[plugins.PartFile], plugins.PartFile]) -> dict[str, Any]:
+    """Return the keys of a run with other files in place of those that its parts lie in."""
+
+    def put_in(name: Any) -> Any:
+        file = plugins.parse(name) if isinstance(name, str) else None
+        return name if file is None else str(put(file))
+
+    made = dict(run)
+    for key in PARTS.keys() & made.keys():
+        value = made[key]
+        made[key] = [put_in(name) for name in value] if isinstance(value, (list, tuple)) else put_in(value)
+    return made
+
+
+def settled(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a run with the SHA-256 of every part's file behind it; ConfigError where one is missing."""
+    return with_files(run, lambda file: replace(file, digest=plugins.digest_of(plugins.read(file))))
+
+
+def is_local(name: str) -> bool:
+    """Say whether an algorithm is the baseline `local`, or OpenFedLLM's `localN`, of one client."""
+    return re.fullmatch(r"local\d*", name) is not None
+
+
+def check_algorithm(name: str) -> int | None:
+    """Check the name of an algorithm; return the client of OpenFedLLM's `localN`, else None."""
+    if is_local(name) and name != "local":
+        return int(name.removeprefix("local"))
+    check_part("fed_alg", name)
+    return None

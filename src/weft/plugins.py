@@ -1,0 +1,161 @@
+"""Parts that do not come with Weft: a class or function in a user's file, or an entry point of an installed package.
+
+A file is read once for each use and known by its SHA-256: its module has a name that is made from it, so that what was
+changed is another module, and the same content is loaded once. Nothing is imported before a name asks for it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from weft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+_WRITTEN = re.compile(r"(?P<path>.*\.py)(?::(?P<name>\w+))?(?:@sha256:(?P<digest>[0-9a-f]{64}))?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class PartFile:
+    """A part in a Python file, written FILE.py:NAME, or FILE.py:NAME@sha256:DIGEST where the content is settled."""
+
+    path: str
+    name: str
+    """Of the class or function; "" where none is written."""
+    digest: str = ""
+    """The SHA-256 that the file must have, 64 hexadecimal digits; "" where any content is meant."""
+
+    def __str__(self) -> str:
+        return self.path + (f":{self.name}" if self.name else "") + (f"@sha256:{self.digest}" if self.digest else "")
+
+    @property
+    def shown(self) -> str:
+        """What it is called where no folder of this machine is to be told."""
+        return os.path.basename(self.path) + (f":{self.name}" if self.name else "")
+
+
+def parse(text: str) -> PartFile | None:
+    """Return the file and the name in it that a text stands for, or None for a text that names no Python file."""
+    found = _WRITTEN.fullmatch(text)
+    return PartFile(found["path"], found["name"] or "", found["digest"] or "") if found else None
+
+
+def shown(text: str) -> str:
+    """Return the name of a part as it may be published: without the folder of its file."""
+    file = parse(text)
+    return text if file is None else file.shown
+
+
+def digest_of(source: bytes) -> str:
+    """Return the SHA-256 of a file's content, 64 hexadecimal digits."""
+    return hashlib.sha256(source).hexdigest()
+
+
+def read(file: PartFile) -> bytes:
+    """Return the content of a part's file.
+
+    Raises:
+        ConfigError: there is no such file, or its content is not the one that is settled.
+    """
+    path = Path(file.path).expanduser()
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"'{path}', which is to hold {file.name or 'a part'}, cannot be read ({error.strerror}): check the path."
+        ) from None
+    if file.digest and digest_of(source) != file.digest:
+        raise ConfigError(
+            f"'{path}' has the SHA-256 {digest_of(source)[:16]}..., and {file.digest[:16]}... is asked for: put back "
+            "the content that is meant, or name the file anew."
+        )
+    return source
+
+
+def load_file(file: PartFile) -> Any:
+    """Return what a file holds under a name.
+
+    Raises:
+        ConfigError: no such file, another content than the settled one, no valid Python, an exception while it is
+            loaded, or no such name in it.
+    """
+    path = Path(file.path).expanduser()
+    source = read(file)
+    try:
+        module = module_of(source, path)
+    except SyntaxError as error:
+        where = f"line {error.lineno}: " if error.lineno else ""
+        raise ConfigError(f"'{path}' is not valid Python ({where}{error.msg}): correct it.") from None
+    except (Exception, SystemExit) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"'{path}' cannot be loaded ({type(error).__name__}: {reason}): correct it.") from error
+    if not hasattr(module, file.name):
+        here = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        guess = difflib.get_close_matches(file.name, here, n=1, cutoff=0.5)
+        meant = f" Did you mean '{guess[0]}'?" if guess else f" It defines {', '.join(here) or 'nothing'}."
+        raise ConfigError(f"'{path}' holds no '{file.name}'.{meant}")
+    return getattr(module, file.name)
+
+
+def module_of(source: bytes, path: Path) -> ModuleType:
+    """Return the module of a file's content, which is executed once; raises whatever it raises, and forgets it then."""
+    place = os.path.abspath(path)
+    name = f"weft_part_{digest_of(source)[:32]}_{digest_of(place.encode())[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    module = ModuleType(name)
+    module.__file__ = place
+    code = compile(source, place, "exec", dont_inherit=True)
+    sys.modules[name] = module  # dataclasses look their module up while it is executed
+    try:
+        exec(code, module.__dict__)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def installed(group: str) -> Mapping[str, EntryPoint]:
+    """Return what installed packages offer in a group of entry points, by name.
+
+    Raises:
+        ConfigError: two packages offer a part of one name.
+    """
+    from importlib.metadata import entry_points
+
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=group):
+        other = found.setdefault(point.name, point)
+        if other.value != point.value:
+            raise ConfigError(
+                f"Two installed packages offer '{point.name}' in {group}, {package_of(other)} and {package_of(point)}: "
+                "uninstall one of them."
+            )
+    return found
+
+
+def load_installed(point: EntryPoint, word: str) -> Any:
+    """Return what an entry point names; ConfigError where its package cannot be loaded."""
+    try:
+        return point.load()
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"The {word} '{point.name}' of the package {package_of(point)} cannot be loaded "
+            f"({type(error).__name__}: {reason}): install the package anew, or choose another {word}."
+        ) from error
+
+
+def package_of(point: EntryPoint) -> str:
+    """Return the name and the version of the package that an entry point is of."""
+    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.module
