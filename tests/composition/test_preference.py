@@ -342,9 +342,9 @@ def test_the_divergence_from_the_reference_by_hand(pairs):
 
     from transformers import AutoModelForCausalLM
 
+    from weft.evaluation.divergence import divergence
     from weft.models.layout import Question
     from weft.models.resident import Resident
-    from weft.objectives.choices import divergence
 
     first = AutoModelForCausalLM.from_pretrained(pairs["model_name_or_path"], dtype=torch.float32).eval()
     second = AutoModelForCausalLM.from_pretrained(run.path / "model", dtype=torch.float32).eval()

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from weft.algorithms.clustered import CHOICE
 from weft.core import tensors
-from weft.core.metrics import fault, is_number
+from weft.core.declarations import is_number
+from weft.core.metrics import fault
 from weft.core.texts import printable, unfit
 from weft.core.types import Failure, Metrics, Reply, Score, Streams, Task, Update
 from weft.core.wire import Raw, unpack
