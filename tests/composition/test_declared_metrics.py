@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import pytest
 
 import weft
+from office import NAMES, Office
 from weft import registry
 from weft.cli import main
 from weft.commands.compare import _best
@@ -25,6 +26,8 @@ from weft.objectives.sft import SFT
 from weft.rewards.answers import ANSWER_TOKENS, CUT, REWARD
 from weft.runs.comparison import SeedSpread
 from weft.runs.trackers import Trackers
+from weft.sites.policy import SitePolicy, reportable
+from weft.sites.server import serve
 from weft.weighting.gain import Gain
 
 LENGTH = Metric(
@@ -73,6 +76,10 @@ def lines(run) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+def reports(policy: SitePolicy, *names: str) -> SitePolicy:
+    return policy.model_copy(update={"accept": policy.accept.model_copy(update={"report": list(names)})})
+
+
 @pytest.mark.usefixtures("lengths")
 def test_a_new_metric_is_recorded_shown_and_compared(keys, capsys, monkeypatch):
     tracked: dict[str, Any] = {}
@@ -111,6 +118,21 @@ def test_what_an_objective_counts_is_in_the_record_of_a_round(keys, capsys):
 
 
 @pytest.mark.usefixtures("lengths")
+def test_a_site_reports_a_new_metric_by_its_name(run, sites: Office):
+    sites.policies["hospital_a"] = reports(sites.policies["hospital_a"], "row_length")
+    sites.begin("hospital_a")
+    done = serve(run | {"num_rounds": 1}, sites, list(NAMES), "1")
+    assert not done.summary["failures"]
+    clients = done.summary["clients"]
+    assert clients["hospital_a"]["row_length"] > 0
+    assert clients["hospital_a"]["loss"] is None
+    assert clients["hospital_b"]["loss"] > 0
+    others = [clients[name] for name in NAMES[1:]]
+    assert lines(done)[0]["train_loss"] > 0
+    assert done.summary["eval"]["loss"] == pytest.approx(sum(one["loss"] for one in others) / 2, rel=0.05)
+
+
+@pytest.mark.usefixtures("lengths")
 def test_a_new_metric_is_checked_as_all_are():
     assert fault({"rows_measured": 2.0, "row_length_sum": 7.0}) is None
     assert fault({"rows_measured": 2.0}) == "counts without the sums that belong to them"
@@ -123,6 +145,34 @@ def test_a_new_metric_is_checked_as_all_are():
 def test_what_is_not_listed_is_not_known():
     assert LENGTH not in scores()
     assert fault({"rows_measured": 2.0}) is None
+
+
+HELD: Metrics = {"loss_sum": 9.0, "loss_tokens": 4.0, "text_bytes": 8.0, "confusion/0/1": 2.0, "confusion/1/1": 1.0}
+JUDGED: Metrics = {"judged": 2.0, "preference_accuracy_sum": 1.0, "reward_margin_sum": 0.5, "chosen_logp_sum": -9.0}
+ANSWERS: Metrics = {"answers": 2.0, "reward_sum": 1.0, "answer_tokens_sum": 9.0, "cut_sum": 1.0, "reward_raised": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("perplexity", "loss_sum loss_tokens"),
+        ("train_loss", "loss_sum loss_tokens"),
+        ("bits_per_byte", "loss_sum text_bytes"),
+        ("accuracy", "confusion/0/1 confusion/1/1"),
+        ("macro_f1", "confusion/0/1 confusion/1/1"),
+        ("preference_accuracy", "judged preference_accuracy_sum"),
+        ("answer_tokens", "answers answer_tokens_sum"),
+        ("reward", "answers reward_sum reward_raised"),  # the last by how its name begins
+        ("loss", "loss_sum loss_tokens"),
+        ("confusion", "confusion/0/1 confusion/1/1"),
+        ("text", ""),
+    ],
+)
+def test_the_name_of_a_metric_allows_what_it_is_derived_from(sites: Office, name: str, kept: str):
+    every = HELD | JUDGED | ANSWERS
+    sent = reportable(reports(sites.policies["hospital_a"], name), every | {"steps": 3.0})
+    assert sent.keys() == {*kept.split(), "steps"}
+    assert fault(sent) is None
 
 
 def test_a_sum_that_a_site_keeps_changes_no_mean():
