@@ -136,9 +136,9 @@ def test_the_divergence_from_the_reference_equals_that_worked_by_hand(preference
 
     from transformers import AutoModelForCausalLM
 
+    from weft.evaluation.divergence import divergence
     from weft.models.layout import Question
     from weft.models.resident import Resident
-    from weft.objectives.choices import divergence
 
     first = AutoModelForCausalLM.from_pretrained(preference_keys["model_name_or_path"], dtype=torch.float32).eval()
     second = AutoModelForCausalLM.from_pretrained(run.path / "model", dtype=torch.float32).eval()

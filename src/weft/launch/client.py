@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 
+from weft import registry
 from weft.config import RunConfig
 from weft.core.objective import Evaluator
 from weft.core.types import Tensors
 from weft.data.store import Report
 from weft.data.words import Words
-from weft.evaluation.heldout import HeldOut
-from weft.evaluation.preferred import Preferred
-from weft.evaluation.rewarded import Rewarded
 from weft.federation.client_host import ClientHost
 from weft.federation.clients import MemoryStore
 from weft.federation.conditions import Conditions
@@ -31,8 +29,6 @@ from weft.models.notes import Note, unsaid
 from weft.models.remote import ask_elsewhere
 from weft.models.resident import Resident
 from weft.models.tokenizer import check_fits, load_tokenizer
-from weft.objectives.grpo import GRPO
-from weft.objectives.preference import Preference
 
 
 class ClientBuilder:
@@ -120,7 +116,8 @@ class ClientBuilder:
             refer(population, model, reference, self.config.eval_batch_size, self.note)
         if self._rows_are_bare and self.config.few_shot:
             choose_few_shot(self.config, population, plan.objective, model, self.note)
-        evaluator = evaluator_of(self.config, plan, population)
+        kind = registry.load(registry.EVALUATORS, plan.objective.evaluator, "evaluator")
+        evaluator: Evaluator = kind.make(plan.objective, self.config.eval_batch_size, population)
         clients = (population.trained, population.evaluated)
         values, self._values = self._values, {}
         return ClientHost(plan, model, evaluator, *clients, conditions or Conditions()), values
@@ -151,12 +148,3 @@ def prepare_process(config: RunConfig) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     torch.backends.cudnn.benchmark = False
-
-
-def evaluator_of(config: RunConfig, plan: Plan, population: Population) -> Evaluator:
-    """Return what measures a model on a client's held-out rows."""
-    if isinstance(plan.objective, Preference):
-        return Preferred(plan.objective, config.eval_batch_size)
-    if isinstance(plan.objective, GRPO):
-        return Rewarded(plan.objective, config.eval_batch_size)
-    return HeldOut(config.eval_batch_size, population.asked, population.text_bytes)

@@ -55,22 +55,6 @@ def choice_logps(model: Resident, questions: Sequence[Question]) -> Tensor:
     return torch.zeros(count, device=model.device).index_add(0, scored.owner, scored.logps)
 
 
-def divergence(model: Resident, questions: Sequence[Question]) -> tuple[float, int]:
-    """Return the sum over all tokens of all choices of KL(model || the model as it was remembered), and their number.
-
-    Each is over the whole vocabulary (nats), given the prompt and the choice so far.
-    """
-    total, tokens = 0.0, 0
-    with model.evaluating():
-        for some in within(questions, most_tokens(model)):
-            with model.as_started():
-                reference = torch.log_softmax(score_choices(model, some).logits, dim=-1)
-            ours = torch.log_softmax(score_choices(model, some).logits, dim=-1)
-            total += float((ours.exp() * (ours - reference)).sum())
-            tokens += len(ours)
-    return total, tokens
-
-
 def most_tokens(model: Resident, logits: int = 1 << 26) -> int:
     """Return how many tokens may be scored at a time, so that no more than so many logits are held."""
     return max(1, logits // int(model.model.get_output_embeddings().weight.shape[0]))

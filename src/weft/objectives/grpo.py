@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weft.core.declarations import Metric
 from weft.core.metrics import plus
 from weft.core.objective import Loss, Objective
 from weft.core.types import Metrics
@@ -31,8 +32,13 @@ from weft.models.generate import Answer, Sampling, decoded, generate
 from weft.models.layout import Question
 from weft.models.resident import Resident
 from weft.objectives.choices import most_tokens, score_choices, within
+from weft.rewards.answers import ANSWER_TOKENS, CUT, REWARD, count_answers
 from weft.rewards.score import Claim, Judge, Scores, score_all
 
+GROUPS_ALIKE = Metric(
+    "groups_alike", "groups of equal rewards", "groups", ("alike",), sums_are_counts=True, share=True, shown="report"
+)
+"""The share of prompts of which nothing is learnt: all their answers are worth the same."""
 LINE = 4096
 """Positions up to which a prompt's answers share a line of the training batch."""
 
@@ -80,6 +86,8 @@ class GRPO(Objective):
     """The losses above."""
 
     rows: ClassVar[str] = "prompts"
+    evaluator: ClassVar[str] = "rewards"
+    metrics: ClassVar[tuple[Metric, ...]] = (REWARD, ANSWER_TOKENS, CUT, GROUPS_ALIKE)
     loss_name: str = field(default="grpo", metadata={"key": "grpo_loss"})
     beta: float = field(default=0.04, metadata={"key": "grpo_kl"})
     clip: float = field(default=0.2, metadata={"key": "grpo_clip"})
@@ -147,7 +155,7 @@ class GRPO(Objective):
                     self.advantages(rewards),
                     old[place] if old else nothing,
                     reference[place] if reference else nothing,
-                    counted(rewards, group) | {"alike": float(np.ptp(rewards) == 0)},
+                    count_answers(rewards, group) | {"groups": 1.0, "alike": float(np.ptp(rewards) == 0)},
                 )
             )
         groups[0].counts.update({f"reward_{fault}": float(count) for fault, count in faults.items()})
@@ -222,17 +230,6 @@ class GRPO(Objective):
         if self.loss_name == "grpo":
             return (losses / batch.lengths[owner]).sum()
         return losses.sum() / (self.max_new_tokens if self.loss_name == "dr_grpo" else 1)
-
-
-def counted(rewards: np.ndarray, answers: Sequence[Answer]) -> Metrics:
-    """Return sums over answers: of rewards, tokens, and those that were cut."""
-    return {
-        "answers": float(len(answers)),
-        "reward_sum": float(rewards.sum()),
-        "answer_tokens_sum": float(sum(len(answer.ids) for answer in answers)),
-        "cut_sum": float(sum(not answer.ended for answer in answers)),
-        "groups": 1.0,
-    }
 
 
 def _lines(question: Question) -> list[Question]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +56,7 @@ class PairBatch:
 class Preference(Objective):
     """One of the losses above."""
 
+    evaluator: ClassVar[str] = "preferences"
     loss_name: str = field(default="dpo", metadata={"key": "loss"})
     beta: float = field(default=0.1, metadata={"key": "dpo_beta"})
     smoothing: float = field(default=0.1, metadata={"key": "label_smoothing"})

@@ -29,7 +29,7 @@ class Minimax(Weighting):
     def factor(self, client: str, metrics: Metrics, memory: Tensors) -> tuple[float, Tensors]:
         """Return the client's new weight, and remember it with the client's loss."""
         former = float(memory.get(f"log/{client}", torch.zeros(())))
-        if "loss_tokens" not in metrics:  # its site does not report it
+        if not {"loss_tokens", "loss_sum"} <= metrics.keys():  # its site does not report it
             return math.exp(former), {}
         loss = metrics["loss_sum"] / max(1.0, metrics["loss_tokens"])
         known = {name: float(value) for name, value in memory.items() if name.startswith("loss/")} | {
