@@ -16,6 +16,7 @@ from weft import config as configuration
 from weft.cli import main
 from weft.core import exchange, parts
 from weft.errors import ConfigError
+from weft.federation.compatibility import check
 from weft.federation.plan import Plan
 from weft.launch import compose
 
@@ -182,6 +183,6 @@ class _Sparse(exchange.Codec):
 )
 def test_parts_that_do_not_fit_are_refused_by_their_traits(changes, remedy: str):
     good = vars(compose.plan(configuration.build({"dataset_name": "any"})))
-    assert Plan(**good)
+    check(Plan(**good))
     with pytest.raises(ConfigError, match=remedy):
-        Plan(**good | changes)
+        check(Plan(**good | changes))

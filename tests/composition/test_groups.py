@@ -134,7 +134,7 @@ def test_keys_that_do_not_go_with_groups_are_refused(opposed, changes: dict[str,
         weft.train(opposed | changes, quiet=True)
 
 
-@pytest.mark.parametrize("fed_alg", "fedprox fedavgm fedadam fedyogi fedadagrad fednova fedexp fedcm".split())
+@pytest.mark.parametrize("fed_alg", "fedprox fedavgm fedadam fedyogi fedadagrad fednova fedexp fedcm fedadamw".split())
 @pytest.mark.parametrize("lora_aggregation", ["average", "rolora"])
 @pytest.mark.slow
 def test_clusters_are_trained_by_every_algorithm(opposed, fed_alg: str, lora_aggregation: str):

@@ -112,22 +112,26 @@ def test_the_server_stages_come_in_their_order():
     seen: list[str] = []
 
     class Watch(Privacy, Codec, Protection):
-        def on_server(self, total):
-            seen.append("noise")
-            return total
+        def encode_task(self, task, coding, party):
+            seen.append("encode task")
+            return task, {}
 
-        def decode(self, update):
+        def on_server(self, total, party):
+            seen.append("noise")
+            return total, {}
+
+        def decode(self, update, coding, party):
             seen.append("decode")
             return update
 
-        def collect(self, exchange, messages):
+        def collect(self, exchange, tasks, like, party):
             seen.append("collect")
-            return exchange(messages)
+            return exchange(tasks)
 
     watch = Watch()
     plan = replace(PLAN, privacy=watch, codec=watch, protection=watch)
     run_round(plan, STATE, asked("a", "b"), Scripted(update("a"), update("b")))
-    assert seen == ["collect", "decode", "decode", "noise"]
+    assert seen == ["encode task", "encode task", "collect", "decode", "decode", "noise"]
 
 
 values = st.lists(st.tuples(st.floats(-100, 100, width=32), st.floats(0.5, 100, width=32)), min_size=1, max_size=8)

@@ -14,7 +14,7 @@ from support.flags import flags
 from support.rows import write_rows
 from weft.cli import main
 from weft.federation.client_host import ClientHost
-from weft.launch import train as training
+from weft.launch import client as launch_client
 from weft.runs import checkpoint
 
 
@@ -70,7 +70,7 @@ def test_what_breaks_before_a_round_is_done_leaves_nothing(keys, places, monkeyp
         raise error("broken")
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((training, "resident") if when == "load" else (ClientHost, "reply")), broken)
+        patch.setattr(*((launch_client, "resident") if when == "load" else (ClientHost, "reply")), broken)
         with pytest.raises(error, match="broken"):
             weft.train(keys)
     assert not run.exists()
@@ -79,7 +79,7 @@ def test_what_breaks_before_a_round_is_done_leaves_nothing(keys, places, monkeyp
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     for how in ({"resume": True, "num_rounds": 3}, {"overwrite": True, "fed_alg": "fedprox"}):
         with monkeypatch.context() as patch:
-            patch.setattr(*((training, "resident") if when == "load" else (ClientHost, "reply")), broken)
+            patch.setattr(*((launch_client, "resident") if when == "load" else (ClientHost, "reply")), broken)
             with pytest.raises(error, match="broken"):
                 weft.train(keys, **how)
         kept = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}

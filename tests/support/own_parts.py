@@ -77,25 +77,25 @@ class MyPrivacy(Privacy):
     def __init__(self, keep: float = 0.5) -> None:
         self.keep = keep
 
-    def on_client(self, update):
+    def on_client(self, update, party):
         note("privacy", self.keep)
-        return update
+        return update, party.memory
 
 
 @dataclass(frozen=True)
 class MyCodec(Codec):
     keep: float = 0.5
 
-    def encode(self, update, memory):
+    def encode(self, update, coding, party):
         note("codec", self.keep)
-        return update, memory
+        return update, party.memory
 
 
 @dataclass(frozen=True)
 class MyProtection(Protection):
     keep: float = 0.5
 
-    def seal(self, update):
+    def seal(self, update, task, party):
         note("protection", self.keep)
         return update
 

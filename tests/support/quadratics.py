@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,15 +11,18 @@ from torch import nn
 
 from weft.aggregation.mean import Mean
 from weft.compression.identity import Identity
-from weft.core.exchange import Weighting
+from weft.core.exchange import Codec, Privacy, Protection, Weighting
 from weft.core.objective import Evaluator, Loss, Objective
 from weft.core.parts import Algorithm
+from weft.core.secret import Secret
 from weft.core.types import ServerState
 from weft.federation.client_host import ClientHost
 from weft.federation.clients import Clients, InMemory
+from weft.federation.compatibility import check
 from weft.federation.conditions import Conditions
 from weft.federation.loop import Rounds, run_rounds
 from weft.federation.plan import Plan
+from weft.federation.record import RoundRecord
 from weft.federation.sampling import Selection
 from weft.federation.sharing import Sharing
 from weft.federation.state import begin
@@ -141,14 +144,21 @@ class Federation:
         batch_size: int = 16,
         max_grad_norm: float = 0.0,
         weight_decay: float = 0.0,
+        privacy: Privacy = NoPrivacy(),  # noqa: B008
+        codec: Codec = Identity(),  # noqa: B008
+        protection: Protection = Plain(),  # noqa: B008
+        secret: Secret | None = None,
+        memory: InMemory | None = None,
+        start: ServerState | None = None,
+        records: list[RoundRecord] | None = None,
     ) -> ServerState:
-        """Return the state after some rounds."""
+        """Return the state after some rounds, those of `start` among them."""
         plan = Plan(
             algorithm,
             Mean(),
-            NoPrivacy(),
-            Identity(),
-            Plain(),
+            privacy,
+            codec,
+            protection,
             self.objective,
             GradientSteps(
                 Schedule(kind, lr, 0.0, rounds),
@@ -162,18 +172,22 @@ class Federation:
             weighting=weighting,
             over_selected=self.over > 0,
         )
+        check(plan)
         names = [f"client_{number}" for number in range(self.clients)]
         ends = np.cumsum(self.rows)
         own = [np.arange(end - count, end) for end, count in zip(ends, self.rows, strict=True)]
         table = Ownership(np.repeat(np.arange(self.clients), self.rows))
-        sites = Clients(names, own, [[]] * self.clients, table, InMemory())
+        sites = Clients(names, own, [[]] * self.clients, table, InMemory() if memory is None else memory)
         model = Resident(Point(), None, torch.device("cpu"), torch.float32)
         conditions = Conditions(self.seed, self.failure_rate, self.speeds)
         runtime = InProcess(ClientHost(plan, model, Evaluator(), sites, sites, conditions))
         how = Rounds(rounds, Selection(self.seed, self.cohort, self.over), 0, conditions=conditions, rows=self.rows)
-        state = begin(plan, model.values(), {})
+        how = how if secret is None else replace(how, secret=lambda: secret)
+        state = begin(plan, model.values(), {}) if start is None else start
         for done in run_rounds(plan, state, runtime, how, clients=names, evaluated=[]):
             state = done.state
+            if records is not None:
+                records.append(done.record)
         return state
 
     def distance(self, state: ServerState, *, by_rows: bool = True) -> float:

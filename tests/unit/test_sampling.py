@@ -52,7 +52,7 @@ def test_with_equal_speeds_a_full_buffer_is_a_synchronous_cohort():
     selection = Selection(7, 4)
     for round, (invited, now) in enumerate(islice(arrivals(selection, Conditions(), NAMES, 4), 10)):
         assert [client for client, _ in invited] == selection.cohort(NAMES, round, 0, round)
-        assert {one.version for one in invited} == {round}
+        assert {version for _, version in invited} == {round}
         assert now == round + 1
 
 
@@ -68,7 +68,7 @@ def test_an_asynchronous_schedule_repeats_and_fills_the_buffer_with_different_cl
         clock = now
         assert len(invited) == buffer
         assert len({client for client, _ in invited}) == buffer
-        assert all(one.version <= version for one in invited)
+        assert all(began <= version for _, began in invited)
     again = list(islice(arrivals(Selection(1, running), Conditions(speeds=tuple(speeds)), NAMES, buffer), 12))
     assert found == again
 

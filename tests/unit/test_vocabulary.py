@@ -10,6 +10,7 @@ import pytest
 
 import weft
 from support.rows import THINGS, write_rows
+from weft.core.secret import Secret
 from weft.data.vocabulary import common_words, tokenizer_of_words, train_tokenizer, words_of
 from weft.errors import ConfigError, DataError
 
@@ -21,7 +22,7 @@ def texts(seed: int, count: int = 200) -> list[str]:
 
 def test_counts_of_every_word_make_the_tokenizer_of_the_text():
     one, two = texts(1), texts(2)
-    sums = common_words([words_of(one, 1), words_of(two, 1)], 1, 0.0, 0)
+    sums = common_words([words_of(one, 1), words_of(two, 1)], 1, 0.0, Secret.random)
     found = tokenizer_of_words(sums, 330)
     assert found.backend_tokenizer.to_str() == train_tokenizer(one + two, 330).backend_tokenizer.to_str()
 
@@ -33,21 +34,22 @@ def test_a_client_sends_frequent_words_only():
 
 def test_only_words_of_several_clients_are_kept():
     sent = [{"a": 5, "secret": 900}, {"a": 7, "b": 5}, {"b": 5}]
-    assert common_words(sent, 2, 0.0, 0) == {"a": 12, "b": 10}
+    assert common_words(sent, 2, 0.0, Secret.random) == {"a": 12, "b": 10}
     with pytest.raises(DataError, match="No word was sent by 3 clients"):
-        common_words(sent, 3, 0.0, 0)
+        common_words(sent, 3, 0.0, Secret.random)
 
 
 def test_noise_is_discrete_laplace():
     many = {f"w{n}": 10_000 for n in range(20_000)}
-    noised = common_words([many], 1, 4.0, 0)
+    secret = Secret(bytes(range(32)))
+    noised = common_words([many], 1, 4.0, lambda: secret)
     errors = [count - 10_000 for count in noised.values()]
     # Its variance is 2 p / (1 - p)^2 with p = exp(-1 / b).
     p = 2.718281828 ** (-1 / 4)
     assert sum(errors) / len(errors) == pytest.approx(0, abs=0.15)
     assert sum(e * e for e in errors) / len(errors) == pytest.approx(2 * p / (1 - p) ** 2, rel=0.05)
-    assert common_words([many], 1, 4.0, 0) == noised != common_words([many], 1, 4.0, 1)
-    assert len(common_words([dict.fromkeys(many, 1)], 1, 4.0, 0)) < 15_000
+    assert common_words([many], 1, 4.0, lambda: secret) == noised != common_words([many], 1, 4.0, Secret.random)
+    assert len(common_words([dict.fromkeys(many, 1)], 1, 4.0, Secret.random)) < 15_000
 
 
 def test_counts_beyond_measure_are_divided_alike():

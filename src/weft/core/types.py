@@ -30,6 +30,8 @@ WEIGHTS = "weights"
 """What the server remembers of clients to weigh them, by names that begin as the weighting likes."""
 BAD = "bad"
 """How many bad updates the server had of each client."""
+PRIVACY, CODEC, PROTECTION = "privacy.", "codec.", "protection."
+"""What the names begin with under which the memories of these parts are kept, at the server and at clients."""
 FIXED = "adapter.fixed"
 """Factors that nobody trains, kept by the server to know the products and to write the result."""
 
@@ -59,6 +61,8 @@ class Update:
     metrics: Metrics = field(default_factory=dict)
     attempt: int = 0
     """Of the task."""
+    members: tuple[str, ...] = ()
+    """The clients of a sum that a protection opened at the server, whose single updates nobody has seen; else none."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,29 @@ class Undo:
 
 
 @dataclass(frozen=True)
+class ProtectionRequest:
+    """A message of the run's protection, which alone knows its phases: server -> client."""
+
+    client: str
+    round: int
+    phase: str
+    streams: Streams = field(default_factory=dict)
+    attempt: int = 0
+
+
+@dataclass(frozen=True)
+class ProtectionReply:
+    """The answer to a `ProtectionRequest`: client -> server."""
+
+    client: str
+    round: int
+    phase: str
+    streams: Streams = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Score:
-    """The counts and sums of one evaluation, or the empty answer to an Undo: client -> server."""
+    """The counts and sums of one evaluation, or the empty answer to an Undo or an export: client -> server."""
 
     client: str
     round: int
@@ -103,8 +128,8 @@ class Failure:
     """It did answer, with what no honest client sends."""
 
 
-Message = Task | Probe | Undo
-Reply = Update | Score | Failure
+Message = Task | Probe | Undo | ProtectionRequest
+Reply = Update | Score | Failure | ProtectionReply
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,21 @@ from typing import Any, NoReturn
 import torch
 import xxhash
 
-from weft.core.types import Failure, Message, Metrics, Probe, Reply, Score, Streams, Task, Tensors, Undo, Update
+from weft.core.types import (
+    Failure,
+    Message,
+    Metrics,
+    Probe,
+    ProtectionReply,
+    ProtectionRequest,
+    Reply,
+    Score,
+    Streams,
+    Task,
+    Tensors,
+    Undo,
+    Update,
+)
 from weft.errors import BadUpdate
 
 Raw = bytes | mmap | memoryview
@@ -60,7 +74,7 @@ def body_of(message: Message | Reply) -> Body:
     parts: Streams = {}
     if isinstance(message, (Task, Probe)):
         parts = {"params": message.params} | {f"extra.{stream}": v for stream, v in message.extra.items()}
-    elif isinstance(message, Update):
+    elif isinstance(message, (Update, ProtectionRequest, ProtectionReply)):
         parts = {f"stream.{stream}": values for stream, values in message.streams.items()}
     header: dict[str, Any] = {}
     names: list[list[str]] = []
@@ -109,6 +123,10 @@ def pack(message: Message | Reply, run: str = "", body: Body | None = None) -> b
     elif isinstance(message, Update):
         said |= {"base_version": message.base_version, "attempt": message.attempt, "weight": message.weight}
         said |= {"metrics": message.metrics}
+    elif isinstance(message, ProtectionRequest):
+        said |= {"phase": message.phase, "attempt": message.attempt}
+    elif isinstance(message, ProtectionReply):
+        said |= {"phase": message.phase}
     elif isinstance(message, Score):
         said |= {"metrics": message.metrics}
     elif isinstance(message, Failure):
@@ -173,6 +191,12 @@ def unpack(raw: Raw, *, run: str = "", most: int | None = None, tensors: int = 1
         streams = {stream.removeprefix("stream."): values for stream, values in parts.items()}
         version, attempt = _number(said, "base_version"), _number(said, "attempt")
         return Update(client, round, version, streams, _float(said.get("weight")), _metrics(said), attempt)
+    if kind in ("ProtectionRequest", "ProtectionReply"):
+        streams = {stream.removeprefix("stream."): values for stream, values in parts.items()}
+        phase = str(said.get("phase", ""))[:LONGEST]
+        if kind == "ProtectionReply":
+            return ProtectionReply(client, round, phase, streams)
+        return ProtectionRequest(client, round, phase, streams, _number(said, "attempt"))
     if kind == "Score":
         return Score(client, round, _metrics(said))
     if kind == "Failure":

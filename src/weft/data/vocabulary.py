@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from weft.config import RunConfig
-from weft.core.seeds import generator
+from weft.core.secret import Secret
 from weft.data.load import resolve_source
 from weft.data.texts import text_sources
 from weft.errors import DataError
@@ -49,7 +47,9 @@ def words_of(texts: Iterable[str], least: int) -> dict[str, int]:
     return {word: count for word, count in counted.items() if count >= least and "\0" not in word}
 
 
-def common_words(sent: Sequence[dict[str, int]], clients: int, noise: float, seed: int) -> dict[str, int]:
+def common_words(
+    sent: Sequence[dict[str, int]], clients: int, noise: float, secret: Callable[[], Secret]
+) -> dict[str, int]:
     """Return the sums of the words that at least `clients` clients sent, in alphabetical order.
 
     Args:
@@ -57,7 +57,7 @@ def common_words(sent: Sequence[dict[str, int]], clients: int, noise: float, see
         clients: that must have sent a word.
         noise: scale b of the discrete Laplace noise that is added to each sum, P(z) ~ exp(-|z| / b); what falls under 1
             is left out.
-        seed: of the noise.
+        secret: returns that of who adds up, from which the noise is drawn.
 
     Raises:
         DataError: no word is left.
@@ -69,9 +69,7 @@ def common_words(sent: Sequence[dict[str, int]], clients: int, noise: float, see
         senders.update(counts.keys())
     kept = {word: sums[word] for word in sorted(sums) if senders[word] >= clients}
     if noise:
-        random = generator(seed, "tokenizer noise")
-        stop = 1 - np.exp(-1 / noise)
-        noises = random.geometric(stop, len(kept)) - random.geometric(stop, len(kept))
+        noises = secret().laplace(len(kept), noise, "tokenizer")
         kept = {word: count for word, z in zip(kept, noises, strict=True) if (count := kept[word] + int(z)) > 0}
     if not kept:
         raise DataError(

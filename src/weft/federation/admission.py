@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from weft.algorithms.clustered import CHOICE
 from weft.core import tensors
+from weft.core.exchange import Party
 from weft.core.metrics import fault, is_number
 from weft.core.texts import printable, unfit
-from weft.core.types import Failure, Metrics, Reply, Score, Streams, Task, Update
+from weft.core.types import (
+    Failure,
+    Metrics,
+    ProtectionReply,
+    Reply,
+    Score,
+    ServerState,
+    Streams,
+    Task,
+    Tensors,
+    Update,
+)
 from weft.core.wire import Raw, unpack
 from weft.errors import BadUpdate, ClientFailed, LateUpdate
+from weft.federation.coding import decode
+from weft.federation.plan import Plan
+from weft.federation.record import RoundRecord
+from weft.federation.state import expected_streams
 
 LIGHTEST = 1e-6
 """Weight of an update, at the least: smaller ones would make a mean over few clients overflow."""
@@ -33,7 +49,7 @@ def opened(raw: Raw, sender: str, round: int, *, run: str = "", most: int, tenso
     """
     try:
         reply = unpack(raw, run=run, most=most, tensors=tensors)
-        if not isinstance(reply, (Update, Score, Failure)):
+        if not isinstance(reply, (Update, Score, Failure, ProtectionReply)):
             raise BadUpdate("sent no reply")
         if reply.client != sender:
             raise BadUpdate("sent a reply in the name of another")
@@ -69,17 +85,62 @@ def check_metrics(metrics: Metrics) -> None:
         raise BadUpdate(f"sent {why}")
 
 
+def admitted(
+    plan: Plan,
+    state: ServerState,
+    tasks: Mapping[str, Task],
+    most: Mapping[str, float],
+    replies: Iterable[Reply],
+    record: RoundRecord,
+    server: Party,
+) -> Iterator[Update]:
+    """Decode and check what came back; yield what may be averaged, record the rest.
+
+    Args:
+        plan: the parts.
+        state: before the round.
+        tasks: what was sent, by client.
+        most: the largest weight that a client may have: its rows, as far as they are known.
+        replies: as the protection opened them.
+        record: of the round.
+        server: as its codec sees it.
+    """
+    expected = set(tasks)
+    for reply in replies:
+        try:
+            like = expected_streams(plan, _known(plan, state, tasks.get(reply.client)), state.round)
+            reply = decode(plan, reply, like, server)
+            update = admit(reply, tasks, expected, like, most)
+            plan.algorithm.check(update)
+        except LateUpdate:
+            record.late += 1
+            continue
+        except ClientFailed as failure:
+            record.failures[reply.client] = str(failure)
+            record.bad += [reply.client] * isinstance(failure, BadUpdate)
+            continue
+        record.add(update)
+        yield update
+
+
+def _known(plan: Plan, state: ServerState, task: Task | None) -> Tensors:
+    """Return the parameters that a client has which was sent a task."""
+    if task is None:
+        return state.params
+    return task.params if plan.sharing.layers else state.params | task.params
+
+
 def admit(
-    reply: Reply, tasks: Mapping[str, Task], expected: set[str], like: Streams, max_weight: float = math.inf
+    reply: Reply, tasks: Mapping[str, Task], expected: set[str], like: Streams, most: Mapping[str, float] | None = None
 ) -> Update:
-    """Return the update if it may be averaged; its client is no longer expected, whatever it sent.
+    """Return the update if it may be averaged; its clients are no longer expected, whatever they sent.
 
     Args:
         reply: what came back.
         tasks: what was sent, by client.
         expected: the clients that have not answered yet.
         like: tensors of the names, shapes and dtypes that the client's streams must have.
-        heaviest: the largest weight that the client may have: its rows, as far as they are known.
+        most: the largest weight that a client may have; None: any.
 
     Raises:
         BadUpdate: the update is of other names, shapes or number formats, not finite (its metrics too), of a version
@@ -87,33 +148,42 @@ def admit(
         LateUpdate: nobody waits for it: it is of an earlier round or attempt, or repeated.
         ClientFailed: the client could not answer.
     """
-    if reply.client not in tasks and not any(reply.round < task.round for task in tasks.values()):
+    senders: tuple[str, ...] = (reply.client,)
+    if isinstance(reply, Update) and reply.members:
+        senders = reply.members
+    if not set(senders) <= tasks.keys() and not any(reply.round < task.round for task in tasks.values()):
         raise ClientFailed("sent a reply that nobody waits for")
-    if reply.client not in expected:
+    if not set(senders) <= expected:
         raise LateUpdate("sent a reply that nobody waits for any more")
-    task = tasks[reply.client]
+    task = tasks[senders[0]]
     if isinstance(reply, Update) and (reply.round, reply.attempt) < (task.round, task.attempt):
         raise LateUpdate(f"sent an update of round {reply.round} in round {task.round}, or of an earlier attempt")
-    expected.discard(reply.client)
+    expected.difference_update(senders)
     if isinstance(reply, Failure) and not reply.bad:
         raise ClientFailed(reply.reason)
     if not isinstance(reply, Update):
         raise BadUpdate(getattr(reply, "reason", "sent no update"))
     if (reply.round, reply.base_version, reply.attempt) != (task.round, task.base_version, task.attempt):
         raise BadUpdate(f"sent an update of round {reply.round} and version {reply.base_version} in round {task.round}")
-    if not (math.isfinite(reply.weight) and LIGHTEST <= reply.weight <= max_weight):
+    heaviest = math.inf if most is None else sum(most[sender] for sender in senders)
+    if not (math.isfinite(reply.weight) and LIGHTEST <= reply.weight <= heaviest):
         raise BadUpdate(f"gave its update the weight {reply.weight}")
     check_metrics(reply.metrics)
-    if set(reply.streams) != set(like):
-        sent = printable(", ".join(sorted(reply.streams)), SHOWN)
+    _check_streams(reply.streams, like)
+    return reply
+
+
+def _check_streams(streams: Streams, like: Streams) -> None:
+    """Refuse streams of other names, shapes or number formats, or that are not finite: raise BadUpdate."""
+    if set(streams) != set(like):
+        sent = printable(", ".join(sorted(streams)), SHOWN)
         raise BadUpdate(f"sent the streams {sent or 'of nothing'} instead of {', '.join(sorted(like))}")
-    for stream, values in reply.streams.items():
+    for stream, values in streams.items():
         if values.keys() != like[stream].keys():
             raise BadUpdate("sent other parameters than the task has")
         for name, value in values.items():
-            wanted = like[stream][name]
-            if value.shape != wanted.shape or value.dtype != wanted.dtype:
+            expected = like[stream][name]
+            if value.shape != expected.shape or value.dtype != expected.dtype:
                 raise BadUpdate(f"sent '{name}' as {value.dtype} {tuple(value.shape)}")
         if not tensors.all_finite(values):
             raise BadUpdate("sent numbers that are not finite")
-    return reply

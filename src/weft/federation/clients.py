@@ -1,16 +1,20 @@
-"""A site: what a client owns and nobody else sees."""
+"""What a client owns and nobody else sees: its rows, its memory, its secret."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from weft.core.types import Streams
+from weft.core.exchange import Party
+from weft.core.secret import Secret
+from weft.core.types import Metrics, Streams, Tensors
 from weft.data.words import Words
+from weft.federation.part_memory import part_of
+from weft.models.resident import Resident
 
 
 class RowTable(Protocol):
@@ -59,12 +63,17 @@ class MemoryStore(Protocol):
         """Forget what was kept after `round`, if anything was."""
         ...
 
+    def secret(self, client: str) -> Secret:
+        """Return the client's secret, the same for the whole run."""
+        ...
+
 
 @dataclass
 class InMemory:
     """Client memories in this process, for runs without a directory."""
 
     kept: dict[str, dict[int, Streams]] = field(default_factory=dict)
+    secrets: dict[str, Secret] = field(default_factory=dict)
 
     def load(self, client: str, round: int) -> Streams:
         """Return the newest memory of `round` or before."""
@@ -81,6 +90,15 @@ class InMemory:
         """Forget the memory of `round`."""
         self.kept.get(client, {}).pop(round, None)
 
+    def secret(self, client: str) -> Secret:
+        """Return the client's secret, drawn when it is first asked for."""
+        return self.secrets.setdefault(client, Secret.random())
+
+
+def everything(metrics: Metrics) -> Metrics:
+    """Return all metrics: nothing is kept back."""
+    return metrics
+
 
 @dataclass(frozen=True)
 class ClientData:
@@ -95,6 +113,22 @@ class ClientData:
     """Of its steps, how many it makes in the time that it is given (a simulation's slow client)."""
     public: View | None = None
     """Rows that everybody has, for a share of every batch."""
+    reportable: Callable[[Metrics], Metrics] = everything
+    """Returns what of its metrics may be sent."""
+    export: Callable[[Resident, Tensors], None] | None = None
+    """Writes down the model in place at the end of the run, with the side adapter that came with it."""
+
+    def party(self, prefix: str, memory: Streams, round: int, attempt: int = 0) -> Party:
+        """Return the client as one part of the exchange sees it.
+
+        Args:
+            prefix: of the part's memory.
+            memory: all that the client remembers.
+            round: that is under way.
+            attempt: how often rounds were begun in vain.
+        """
+        secret = partial(self.memory.secret, self.name)
+        return Party(self.name, round, attempt, part_of(memory, prefix), secret)
 
 
 @dataclass(frozen=True)
@@ -112,6 +146,8 @@ class Clients:
     """Examples that a client, by its number, puts before its rows."""
     first: int = 0
     """The number that the first of them has in the federation."""
+    reportable: Callable[[Metrics], Metrics] = everything
+    export: Callable[[Resident, Tensors], None] | None = None
 
     def __len__(self) -> int:
         return len(self.train)
@@ -126,6 +162,8 @@ class Clients:
             View(self.table, self.held[index], self.shown.get(self.first + index)),
             self.memory,
             public=None if self.public is None else View(self.table, self.public),
+            reportable=self.reportable,
+            export=self.export,
         )
 
     def __iter__(self) -> Iterator[ClientData]:

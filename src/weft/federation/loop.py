@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -13,6 +13,7 @@ import numpy as np
 from weft.core.capabilities import UpdateBuffer
 from weft.core.exchange import Runtime
 from weft.core.parts import Algorithm
+from weft.core.secret import Secret
 from weft.core.types import BAD, Metrics, Probe, ServerState
 from weft.errors import ClientFailed, RunError
 from weft.federation.admission import admit_score
@@ -39,6 +40,8 @@ class Rounds:
     """Training rows of the clients, as far as they are known; None: not at all."""
     max_bad_updates: int = 0
     """Bad updates after which a client is not asked again; 0: it always is."""
+    secret: Callable[[], Secret] = Secret.random
+    """Returns the server's secret."""
 
     def known(self, client: int) -> float:
         """Return how many rows a client is known to have; endlessly many where nothing is known."""
@@ -89,7 +92,7 @@ def run_rounds(
     buffer = plan.algorithm.buffer
     cohorts = None if buffer is None else _arrivals(buffer, rounds, clients, state.round)
     in_vain = 0  # since this process began: a run that is resumed has its attempts again
-    whole = rounds.whole(len(clients), by_rows=plan.weighting.by_rows)
+    whole = rounds.whole(len(clients), by_rows=plan.weighs_rows)
     while state.round < rounds.count:
         began = time.perf_counter()
         clock: float | None = None
@@ -107,7 +110,9 @@ def run_rounds(
             for i, version in invited
         ]
         max_updates = rounds.selection.used if plan.over_selected else 0
-        state, record = run_round(plan, state, cohort, runtime, whole=whole, max_updates=max_updates)
+        state, record = run_round(
+            plan, state, cohort, runtime, whole=whole, max_updates=max_updates, secret=rounds.secret
+        )
         seconds = time.perf_counter() - began
         if record.repeated:
             in_vain += 1

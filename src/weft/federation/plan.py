@@ -1,7 +1,4 @@
-"""A plan: the parts of a run, composed and checked.
-
-What does not commute is found here by comparing traits, never names, before any model is loaded.
-"""
+"""A plan: the parts of a run, composed. It is data; `weft.federation.compatibility` says what may be combined."""
 
 from __future__ import annotations
 
@@ -11,15 +8,13 @@ from dataclasses import dataclass, field
 from weft.core.exchange import Aggregator, Codec, Privacy, Protection, Weighting
 from weft.core.objective import Objective
 from weft.core.parts import Algorithm
-from weft.errors import ConfigError
-from weft.federation.rules import refusals
 from weft.federation.sharing import Sharing
 from weft.training.loop import GradientSteps
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The parts of a run. Making one refuses what cannot be combined."""
+    """The parts of a run, which may or may not go together."""
 
     algorithm: Algorithm
     aggregator: Aggregator
@@ -49,14 +44,19 @@ class Plan:
     personal_steps: int = 0
     """Steps that every client makes on its own after the last round."""
 
-    def __post_init__(self) -> None:
-        for refused, sentence in refusals(self):
-            if refused:
-                raise ConfigError(sentence)
-
     def needed(self, clients: Iterable[str]) -> int:
         """Return how many good replies a round needs that would use those of these clients."""
         return max(self.quorum, *(self.cohorts.get(client, 0) for client in clients), 0)
+
+    @property
+    def weighs_rows(self) -> bool:
+        """Whether a client's weight is its number of rows, which a bound on its part in the result cannot let it be."""
+        return self.weighting.by_rows and not self.privacy.bounded
+
+    @property
+    def draws_secrets(self) -> bool:
+        """Whether clients draw from secrets of their own."""
+        return self.privacy.draws_secrets or self.protection.draws_secrets
 
     @property
     def remembers(self) -> bool:

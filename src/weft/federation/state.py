@@ -10,12 +10,13 @@ from typing import NamedTuple
 import torch
 
 from weft.core.parts import Algorithm
-from weft.core.types import BAD, DELTA, FIXED, SIDE, WEIGHTS, ServerState, Streams, Task, Tensors, Total
+from weft.core.types import BAD, CODEC, DELTA, FIXED, PRIVACY, SIDE, WEIGHTS, ServerState, Streams, Task, Tensors, Total
 from weft.federation.plan import Plan
 from weft.federation.sharing import cut, with_layers
 
 RESERVED = (SIDE, FIXED, WEIGHTS, BAD)
-"""Server memory that is not the algorithm's."""
+PARTS = (CODEC, PRIVACY)
+"""Server memory that is not the algorithm's: by its name, or by what its name begins with."""
 
 
 class Participant(NamedTuple):
@@ -85,11 +86,22 @@ def expected_streams(plan: Plan, params: Tensors, round: int) -> Streams:
     return plan.algorithm.like(trained if turns is None else turns.part(trained, round))
 
 
-def advance(algorithm: Algorithm, state: ServerState, total: Total) -> ServerState:
-    """Return the state after the algorithm's step on the parameters that the total holds; others stay."""
-    reserved = {stream: state.memory[stream] for stream in RESERVED if stream in state.memory}
+def _is_reserved(stream: str) -> bool:
+    return stream in RESERVED or stream.startswith(PARTS)
+
+
+def advance(algorithm: Algorithm, state: ServerState, total: Total, parts: Streams) -> ServerState:
+    """Return the state after the algorithm's step on the parameters that the total holds; others stay.
+
+    Args:
+        algorithm: makes the step.
+        state: before the round.
+        total: of the cohort.
+        parts: what weighting, codec and privacy remember from now on.
+    """
+    reserved = {stream: state.memory[stream] for stream in RESERVED if stream in state.memory} | parts
     reserved |= {SIDE: total.streams[SIDE]} if SIDE in total.streams else {}
-    memory = {stream: values for stream, values in state.memory.items() if stream not in RESERVED}
+    memory = {stream: values for stream, values in state.memory.items() if not _is_reserved(stream)}
     names = total.streams.get(DELTA, state.params)
     part = replace(state, memory=memory)
     if len(names) < len(state.params):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from weft.core.secret import FILE, Secret
 from weft.core.types import Streams
 from weft.runs import checkpoint
 from weft.runs.layout import RunDir
@@ -26,3 +27,7 @@ class DiskMemory:
     def drop(self, client: str, round: int) -> None:
         """Forget what the client kept after `round` rounds."""
         checkpoint.drop_client_memory(self.run, client, round)
+
+    def secret(self, client: str) -> Secret:
+        """Return the client's secret, which is kept beside its memory."""
+        return Secret.keep(self.run.client_dir(client) / FILE)

@@ -10,12 +10,14 @@ from weft.config import RunConfig
 from weft.core.parts import Algorithm
 from weft.core.texts import unfit
 from weft.errors import ConfigError
+from weft.federation.compatibility import check
 from weft.federation.conditions import Conditions
 from weft.federation.plan import Plan
 from weft.federation.sampling import Selection
 from weft.federation.sharing import Sharing
 from weft.launch.availability import read_trace
-from weft.launch.parts import check, part
+from weft.launch.parts import check as check_parts
+from weft.launch.parts import part
 from weft.launch.population import PUBLIC, Population
 from weft.training.evolution import Evolution
 from weft.training.loop import GradientSteps
@@ -44,8 +46,8 @@ def algorithm(config: RunConfig) -> Algorithm:
 def plan(config: RunConfig) -> Plan:
     """Return the composed plan; ConfigError for parts that cannot be combined, and for those that cannot be loaded."""
     made = algorithm(config)
-    check(config)
-    return Plan(
+    check_parts(config)
+    result = Plan(
         algorithm=Clustered(made, config.cluster, config.seed) if config.cluster > 1 else made,
         aggregator=part("aggregator", config),
         privacy=part("privacy", config),
@@ -64,6 +66,8 @@ def plan(config: RunConfig) -> Plan:
         offloaded=config.model_offload != "none",
         personal_steps=config.personal_steps,
     )
+    check(result)
+    return result
 
 
 def _trainable(config: RunConfig) -> str:

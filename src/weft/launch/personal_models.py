@@ -7,21 +7,19 @@ What is here goes beyond a federation's messages: it is for simulations, where a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from weft.core.metrics import plus
 from weft.core.objective import Evaluator
-from weft.core.parts import LocalRule
 from weft.core.types import FIXED, SIDE, Metrics, Probe, ServerState, Tensors
 from weft.evaluation.heldout import summarise
+from weft.federation.client_model import personal_steps, put
 from weft.federation.clients import ClientData
 from weft.federation.plan import Plan
-from weft.federation.round import show
 from weft.federation.state import to_use
 from weft.launch.population import Population
 from weft.models.resident import Resident
-from weft.training.loop import Job
 
 SCORES = ("loss", "accuracy", "macro_f1", "preference_accuracy", "reward_margin", "reward")
 FEW = 50
@@ -54,7 +52,7 @@ class PersonalModels:
     def put(self, client: ClientData) -> None:
         """Put the own model of a client into the resident model, after its personal steps."""
         self._show(client, own=True)
-        tune(self.plan, self.model, client, self.state.round)
+        personal_steps(self.plan, self.model, client, self.state.round)
 
     def whole(self) -> Tensors:
         """Return all that the adapter or model in place consists of, beside what the base has."""
@@ -106,17 +104,7 @@ class PersonalModels:
 
     def _show(self, client: ClientData, *, own: bool) -> None:
         probe = Probe(client.name, self.state.round, *to_use(self.plan.algorithm, self.state), own)
-        show(probe, self.plan, client, self.model)
-
-
-def tune(plan: Plan, model: Resident, client: ClientData, round: int) -> None:
-    """Make the personal steps, if there are any, from the model in place, at the run's learning rate throughout."""
-    if not plan.personal_steps:
-        return
-    schedule = replace(plan.local.schedule, kind="constant", warmup_steps=0, warmup_ratio=0.0)
-    steps = replace(plan.local, steps=plan.personal_steps, schedule=schedule)
-    job = Job({}, model.values(), None, client.index, round, public=client.public)
-    steps.work(model, plan.objective, client.train, LocalRule(), job)
+        put(probe, self.plan, client, self.model)
 
 
 def words_of(model: Resident) -> bytes:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from weft.config import RunConfig
+from weft.core.secret import Secret
 from weft.core.types import Message, Probe, Streams, Task
 from weft.federation.clients import ClientData, InMemory
 from weft.launch.client import ClientBuilder
@@ -82,6 +83,9 @@ class _Shapes:
 
     def drop(self, client: str, round: int) -> None:
         pass
+
+    def secret(self, client: str) -> Secret:
+        return Secret.random()  # what is drawn here is noise of tensors without content
 
 
 def _message(words: dict[str, Any]) -> Task | Probe:

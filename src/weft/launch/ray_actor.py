@@ -13,6 +13,7 @@ import torch
 from weft import kinds
 from weft.config import RunConfig, build
 from weft.core.exchange import Runtime
+from weft.core.secret import Secret
 from weft.core.types import Message, Streams
 from weft.errors import ConfigError, MissingExtra
 from weft.federation.client_host import ClientHost, silent
@@ -37,10 +38,10 @@ class RayActor:
         self.client_host, _ = builder.host()
 
     def answer(
-        self, raw: bytes, params: Any, memory: Streams, step_fraction: float
+        self, raw: bytes, params: Any, memory: Streams, step_fraction: float, secret: Secret | None
     ) -> tuple[Any, tuple[int, Streams] | None]:
         """Answer a message."""
-        return answered(self.client_host, raw, params, memory, step_fraction)
+        return answered(self.client_host, raw, params, memory, step_fraction, secret)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from weft.config import RunConfig
+from weft.core.secret import Secret
 from weft.data.source_kinds import token_cache
 from weft.data.vocabulary import byte_tokenizer, common_words, own_tokenizer, tokenizer_of_words, words_of
 from weft.federation.clients import ClientData, InMemory
@@ -18,8 +19,19 @@ WHOLE = 1 << 40
 """A row length that no document has."""
 
 
-def with_tokenizer(config: RunConfig, folder: Path, note: Callable[[str], None] = lambda _: None) -> RunConfig:
+def with_tokenizer(
+    config: RunConfig,
+    folder: Path,
+    note: Callable[[str], None] = lambda _: None,
+    secret: Callable[[], Secret] = Secret.random,
+) -> RunConfig:
     """Return the configuration with its tokenizer in a folder: trained there, unless it was before.
+
+    Args:
+        config: the run.
+        folder: of the tokenizer.
+        note: told if the tokenizer is smaller than asked for.
+        secret: returns the server's, from which noise is drawn.
 
     Raises:
         DataError: the text to train it on cannot be read, or there are too few common words.
@@ -27,7 +39,7 @@ def with_tokenizer(config: RunConfig, folder: Path, note: Callable[[str], None] 
     if not config.trains_tokenizer:
         return config
     if not (folder / "tokenizer.json").exists():
-        tokenizer, told = _federated(config) if config.federated_tokenizer else (own_tokenizer(config), {})
+        tokenizer, told = _federated(config, secret) if config.federated_tokenizer else (own_tokenizer(config), {})
         if len(tokenizer) < config.vocab_size:
             note(f"the tokenizer has {len(tokenizer)} of {config.vocab_size} tokens: its text gives no more.")
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +49,7 @@ def with_tokenizer(config: RunConfig, folder: Path, note: Callable[[str], None] 
     return config.model_copy(update={"tokenizer": str(folder), "tokenizer_text": None, "federated_tokenizer": False})
 
 
-def _federated(config: RunConfig) -> tuple[Any, dict[str, Any]]:
+def _federated(config: RunConfig, secret: Callable[[], Secret]) -> tuple[Any, dict[str, Any]]:
     """Return a tokenizer made of the clients' counts, and what was sent for it."""
     tokenizer, kept_in = byte_tokenizer(), token_cache(config)
     kept_in.mkdir(parents=True, exist_ok=True)
@@ -45,7 +57,7 @@ def _federated(config: RunConfig) -> tuple[Any, dict[str, Any]]:
         plain = config.model_copy(update={"seq_length": WHOLE, "token_cache": folder})
         clients = populate(plain, tokenizer, InMemory(), rows="text", pool=False).trained
         sent = [_counted(client, tokenizer, config.tokenizer_min_count) for client in clients]
-    kept = common_words(sent, config.tokenizer_min_clients, config.tokenizer_noise, config.seed)
+    kept = common_words(sent, config.tokenizer_min_clients, config.tokenizer_noise, secret)
     told = {
         "clients": {
             name: {"words": len(counts), "bytes": len(json.dumps(counts, ensure_ascii=False).encode())}

@@ -102,7 +102,7 @@ def _train(builder: ClientBuilder, ways: Ways) -> Run:
         builder.note = progress.note
         if said := describe_extension(config, plan, ways.former, max(run.rounds, default=0)):
             progress.note(said)
-        config = builder.config = with_tokenizer(config, run.path / "tokenizer", progress.note)
+        config = builder.config = with_tokenizer(config, run.path / "tokenizer", progress.note, run.secret)
         keep_template(config, run, builder.tokenizer)
         if group is not None:
             rank_group.begin(config, group)

@@ -160,6 +160,7 @@ class Trainer:
                 self.host.conditions,
                 population.trained.sizes(),
                 config.max_bad_updates,
+                self.run.secret,
             ),
             clients=population.trained.names,
             evaluated=population.tested(),

@@ -1,7 +1,7 @@
 """The directory that holds everything about one run: where each thing lies, and who may write there.
 
     config.yaml  metrics.jsonl  timing.jsonl  summary.json  report.html
-    checkpoints/round_000012/   clients/NAME/   adapter/ or model/   trackers/
+    checkpoints/round_000012/   clients/NAME/   adapter/ or model/   trackers/   secret.key
 
 Does not know what the files hold. One live process at a time writes to a run: it holds a lock that the kernel
 frees when the process ends, however it ends.
@@ -22,8 +22,9 @@ from urllib.parse import quote
 import yaml
 
 from weft.core.files import missing, remove_empty, write_atomic
+from weft.core.secret import Secret
 from weft.errors import ConfigError, RunInUse
-from weft.runs.start import CHECKPOINT, CHECKPOINTS, CONFIG, FINGERPRINTS, LOCK, Start, is_ours
+from weft.runs.start import CHECKPOINT, CHECKPOINTS, CONFIG, FINGERPRINTS, LOCK, SECRET, Start, is_ours
 
 HEADER = "# The resolved configuration of a Weft run.\n"
 
@@ -176,6 +177,10 @@ class RunDir:
     def prompt_file(self, client: str | None = None) -> Path:
         """The prompt in words that was found, of one client where each has its own."""
         return (self.client_dir(client) if client else self.path) / "prompt.txt"
+
+    def secret(self) -> Secret:
+        """Return the server's secret of this run."""
+        return Secret.keep(self.path / SECRET)
 
     def client_dir(self, name: str) -> Path:
         """Return the directory of a client of any name, inside `clients`, not made yet."""

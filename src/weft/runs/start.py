@@ -14,6 +14,7 @@ from pathlib import Path
 
 from weft.core.files import remove_empty, write_atomic
 
+SECRET = "secret.key"
 LOCK, CONFIG, CHECKPOINTS, FINGERPRINTS = ".lock", "config.yaml", "checkpoints", "fingerprints.json"
 CHECKPOINT = r"round_\d+(\.old)?"
 """What the folder of a checkpoint is called; one that is being replaced has the ending."""
@@ -32,6 +33,7 @@ WRITTEN = (
     "prompt.txt",
     "trackers",
     FINGERPRINTS,
+    SECRET,
     "summary.json",
     "report.html",
     "report.png",

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weft.core.exchange import Runtime
-from weft.core.types import Failure, Message, Probe, Reply, Streams, Task, Tensors, Undo
+from weft.core.secret import Secret
+from weft.core.types import Failure, Message, Probe, Reply, Streams, Task, Tensors
 from weft.core.wire import pack
 from weft.errors import BadUpdate, ClientFailed
 from weft.federation.admission import opened
@@ -31,6 +32,7 @@ class Carried:
     """The memory of one client, as it came with a message; what is saved goes back with the answer."""
 
     given: Streams
+    given_secret: Secret | None = None
     saved: tuple[int, Streams] | None = None
 
     def load(self, client: str, round: int) -> Streams:
@@ -44,6 +46,11 @@ class Carried:
     def drop(self, client: str, round: int) -> None:
         """Forget it."""
         self.saved = None
+
+    def secret(self, client: str) -> Secret:
+        """Return the one that came: actors belong to the process that simulates all clients."""
+        assert self.given_secret is not None, "a part that draws at clients says so by draws_secrets"
+        return self.given_secret
 
 
 @dataclass
@@ -99,7 +106,7 @@ class Actors(Runtime):
         except ClientFailed as failure:
             done[place] = Failure(message.client, message.round, str(failure))
             return
-        if isinstance(message, Undo):
+        if not isinstance(message, Task | Probe):
             done[place] = self.client_host.reply(message)
             return
         params = message.params
@@ -109,7 +116,8 @@ class Actors(Runtime):
         memory = client.memory.load(client.name, message.round) if own else {}
         bare = pack(replace(message, params=Tensors()))
         actor = self.free.pop()
-        ref = actor.answer.remote(bare, kept[id(params)], memory, client.step_fraction)
+        secret = client.memory.secret(client.name) if self.client_host.plan.draws_secrets else None
+        ref = actor.answer.remote(bare, kept[id(params)], memory, client.step_fraction, secret)
         self.running[ref] = _Sent(place, message, client, actor)
 
     def _take_in(self, done: dict[int, Reply], deaths: dict[int, int], waiting: list[int]) -> None:
@@ -152,7 +160,12 @@ class Actors(Runtime):
 
 
 def answered(
-    client_host: ClientHost, raw: bytes, params: NDArray[np.uint8], memory: Streams, step_fraction: float
+    client_host: ClientHost,
+    raw: bytes,
+    params: NDArray[np.uint8],
+    memory: Streams,
+    step_fraction: float,
+    secret: Secret | None,
 ) -> tuple[NDArray[np.uint8], tuple[int, Streams] | None]:
     """Answer at an actor what `Actors` handed out."""
     from weft.core.wire import unpack
@@ -160,7 +173,7 @@ def answered(
     message, shared = unpack(raw, tensors=1 << 20), unpack(params.data, tensors=1 << 20)
     assert isinstance(message, (Task, Probe))
     assert isinstance(shared, Task)
-    carried = Carried(memory)
+    carried = Carried(memory, secret)
     reply = client_host.reply(replace(message, params=shared.params), memory=carried, step_fraction=step_fraction)
     return _array(pack(reply)), carried.saved
 

@@ -46,7 +46,7 @@ class Bounds:
         """Return why a message is not answered, in words without any data; None: it is."""
         if isinstance(message, Undo):
             return None
-        last = self.rounds - 1 if isinstance(message, Task) else self.rounds
+        last = self.rounds if isinstance(message, Probe) else self.rounds - 1
         if not 0 <= message.round <= last:
             return f"the message is of round {message.round + 1}, and the site agreed to {self.rounds} rounds"
         if isinstance(message, Task):

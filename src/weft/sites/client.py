@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from weft.config import RunConfig, build
-from weft.core.types import SIDE, Failure, Probe, Reply, Score, Task, Undo, Update
+from weft.core.types import Failure, Probe, ProtectionRequest, Reply, Task, Tensors, Undo
 from weft.core.wire import Raw, pack, unpack
-from weft.errors import ConfigError, WeftError
+from weft.errors import BadUpdate, ConfigError, WeftError
 from weft.federation.client_host import ClientHost
-from weft.federation.round import show
 from weft.launch import provenance
 from weft.launch.client import ClientBuilder
 from weft.launch.client_memory import DiskMemory
 from weft.launch.data_warnings import told
-from weft.launch.personal_models import tune
 from weft.launch.results import write_weights
 from weft.launch.template_date import dated
 from weft.models.fingerprint import fingerprint
 from weft.models.load import pickled
+from weft.models.resident import Resident
 from weft.runs import checkpoint, fingerprints
 from weft.runs.fingerprints import Fingerprints
 from weft.runs.layout import RunDir, path_component
@@ -109,7 +110,11 @@ class SiteClient:
         log.info(population.account.summary())
         for line in told(own, population):
             log.warning(line)
-        self.client_host, _ = builder.host(reference=run.reference_file)
+        host, _ = builder.host(reference=run.reference_file)
+        report, export = partial(reportable, self.policy), self._export
+        trained = replace(host.trained, reportable=report, export=export)
+        evaluated = replace(host.evaluated, reportable=report, export=export)
+        self.client_host = replace(host, trained=trained, evaluated=evaluated)
         builder.model.model.register_forward_pre_hook(self._step)
         self.bounds = Bounds(run.path / WORK, own, self.policy.accept.max_hours)
         self.run, self.place, self.config = str(words["id"]), run.path, own
@@ -146,15 +151,18 @@ class SiteClient:
         if self.client_host is None:
             return WHO
         assert self.bounds is not None
-        message = unpack(raw, run=self.run, tensors=1 << 20)
-        assert isinstance(message, (Task, Probe, Undo))
+        try:
+            message = unpack(raw, run=self.run, tensors=1 << 20)
+        except BadUpdate as error:  # whatever comes is answered: a site's process does not end by it
+            log.warning("the server %s", error)
+            return pack(Failure(self.name, 0, "cannot read the message"), self.run)
+        if not isinstance(message, (Task, Probe, Undo, ProtectionRequest)):
+            return pack(Failure(self.name, message.round, "was sent no message that a site answers"), self.run)
         try:
             why = self.bounds.refusal(message)
             if why is not None:
                 log.warning("refused: %s", why)
                 reply: Reply = Failure(message.client, message.round, why)
-            elif isinstance(message, Probe) and message.keep:
-                reply = self._keep(message)
             else:
                 with self.bounds.work(message):
                     reply = self.client_host.reply(message)
@@ -165,22 +173,11 @@ class SiteClient:
             log.exception("round %d", message.round)
             said = f"the site failed ({type(error).__name__}); its own log says more"
             reply = Failure(message.client, message.round, said)
-        if isinstance(reply, Update):
-            metrics = reportable(self.policy, reply.metrics)
-            reply = Update(**vars(reply) | {"metrics": metrics})
-        elif isinstance(reply, Score):
-            reply = Score(reply.client, reply.round, reportable(self.policy, reply.metrics))
         return pack(reply, self.run)
 
-    def _keep(self, message: Probe) -> Score:
+    def _export(self, model: Resident, side: Tensors) -> None:
         """Write down the model that the run leaves here: the site's own where it has one, else the shared one."""
-        assert self.client_host is not None
-        plan, model, site = self.client_host.plan, self.client_host.model, self.client_host.trained.find(message.client)
-        show(message, plan, site, model)
-        tune(plan, model, site, message.round)
-        values = model.values() | model.fixed | message.extra.get(SIDE, {})
-        write_weights(self.config, model, values, self.place)
-        return Score(message.client, message.round, {})
+        write_weights(self.config, model, model.values() | model.fixed | side, self.place)
 
 
 def _known(keys: dict[str, Any]) -> RunConfig:

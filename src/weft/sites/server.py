@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from weft import config as configuration
 from weft.core.exchange import Runtime
-from weft.core.tensors import num_bytes
 from weft.core.texts import printable
 from weft.core.types import Failure, Probe, ServerState, Tensors
 from weft.errors import ConfigError, RunError
@@ -194,9 +193,9 @@ def largest(plan: Plan, model: Resident) -> tuple[int, int]:
     values: Tensors = {name: value for name, value in model.masters.items() if plan.sharing.travels(name)}
     sizes, counts = [], []
     for round in range(2 * plan.period):
-        streams = expected_streams(plan, values, round)
-        sizes.append(num_bytes(streams))
-        counts.append(sum(len(values) for values in streams.values()))
+        size, count = plan.protection.largest(plan.codec.largest(expected_streams(plan, values, round)))
+        sizes.append(size)
+        counts.append(count)
     return max(sizes) + (1 << 20) + 512 * max(counts), max(counts)
 
 

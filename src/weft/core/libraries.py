@@ -1,0 +1,63 @@
+"""What Weft uses of the objects that transformers makes, as protocols that mypy checks.
+
+The classes of transformers fit them; so does whatever a user brings that has these methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any, Protocol
+
+
+class Tokenizer(Protocol):
+    """Texts to token ids and back, as transformers' fast tokenizers do it."""
+
+    name_or_path: str
+    chat_template: Any
+    """A text of Jinja, several by name, or None."""
+    bos_token_id: int | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+    eos_token: str | None
+    pad_token: str | None
+
+    def __len__(self) -> int: ...
+    @property
+    def all_special_ids(self) -> list[int]:
+        """Ids of the special tokens."""
+        ...
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """The special tokens."""
+        ...
+
+    @property
+    def backend_tokenizer(self) -> Any:
+        """The tokenizer of the library tokenizers."""
+        ...
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the ids of a text."""
+        ...
+
+    def decode(self, token_ids: Any, *, skip_special_tokens: bool = False, **more: bool) -> str:
+        """Return the text of ids."""
+        ...
+
+    def get_vocab(self) -> dict[str, int]:
+        """Return every token and its id."""
+        ...
+
+    def save_pretrained(self, save_directory: str | PathLike[str]) -> Any:
+        """Write the tokenizer's files."""
+        ...
+
+    def apply_chat_template(self, conversation: Sequence[Any], **settings: Any) -> Any:
+        """Return a conversation as text or ids."""
+        ...
+
+    def get_chat_template(self, chat_template: str | None = None) -> str:
+        """Return the template in use."""
+        ...

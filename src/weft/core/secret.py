@@ -1,0 +1,100 @@
+"""What protects somebody: 32 bytes from the operating system, and all that a party draws from them.
+
+Noise, masks and keys must never follow from the seed of a run, which everybody knows. A party draws a secret once and
+keeps it beside its checkpoint; what it needs in a round is a pseudo-random function of the secret, the round and the
+purpose. So a run that is resumed draws the same again, and nobody else can.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weft.core.files import sync_directory
+from weft.errors import ConfigError
+
+BYTES = 32
+FILE = "secret.key"
+"""What the file of a secret is called; its mode is 0600."""
+
+
+class Secret:
+    """The secret of one party; it is never shown, and never travels."""
+
+    def __init__(self, key: bytes) -> None:
+        """Take the 32 bytes."""
+        if len(key) != BYTES:
+            raise ValueError(f"a secret has {BYTES} bytes, not {len(key)}")
+        self._key = key
+
+    @classmethod
+    def random(cls) -> Secret:
+        """Return a new secret that nobody keeps."""
+        return cls(os.urandom(BYTES))
+
+    @classmethod
+    def keep(cls, file: Path) -> Secret:
+        """Return the secret in a file that only its owner may read; it is drawn where there is none.
+
+        Raises:
+            ConfigError: the file holds something else, so what was drawn before cannot be drawn again.
+        """
+        with suppress(FileExistsError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # Written whole before it has its name: a process that is killed here leaves no half secret.
+            draft = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+            try:
+                descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+                with os.fdopen(descriptor, "wb") as out:
+                    out.write(os.urandom(BYTES))
+                    out.flush()
+                    os.fsync(out.fileno())
+                os.link(draft, file)  # fails where there is one, unlike a rename
+            finally:
+                draft.unlink(missing_ok=True)
+            sync_directory(file.parent)
+        key = file.read_bytes()
+        if len(key) != BYTES:
+            raise ConfigError(
+                f"The secret in '{file}' has {len(key)} bytes instead of {BYTES}, so the run cannot draw again what it "
+                "drew before: restore the file, or begin a new run."
+            )
+        if file.stat().st_mode & 0o077:
+            file.chmod(0o600)
+        return cls(key)
+
+    def __repr__(self) -> str:
+        return "Secret(...)"
+
+    def bytes(self, count: int, *purpose: str | int) -> bytes:
+        """Return `count` pseudo-random bytes for a purpose: SHAKE-256 of the secret and the purpose (FIPS 202)."""
+        sponge = hashlib.shake_256(self._key)
+        for word in purpose:
+            text = f"{type(word).__name__}:{word}".encode()
+            sponge.update(len(text).to_bytes(8, "little") + text)
+        return sponge.digest(count)
+
+    def uniform(self, count: int, *purpose: str | int) -> np.ndarray:
+        """Return (count,): float64 numbers above 0 and below 1, of 53 bits each."""
+        bits = np.frombuffer(self.bytes(8 * count, *purpose), dtype="<u8") >> np.uint64(11)
+        numbers: np.ndarray = (bits.astype(np.float64) + 0.5) * 2.0**-53
+        return numbers
+
+    def normal(self, shape: tuple[int, ...], *purpose: str | int) -> Tensor:
+        """Return (*shape): float64 numbers of the standard normal distribution."""
+        numbers = torch.from_numpy(self.uniform(int(np.prod(shape, dtype=np.int64)), *purpose))
+        drawn: Tensor = torch.special.ndtri(numbers)
+        return drawn.reshape(shape)
+
+    def laplace(self, count: int, scale: float, *purpose: str | int) -> np.ndarray:
+        """Return (count,): whole numbers z of the discrete Laplace distribution, P(z) ~ exp(-|z| / scale)."""
+        tails = np.log(self.uniform(2 * count, *purpose)) * -scale
+        first, second = np.floor(tails).astype(np.int64).reshape(2, count)  # each geometric, from 0
+        difference: np.ndarray = first - second
+        return difference
