@@ -139,7 +139,8 @@ def _misfit(kind: Kind, found: Any) -> str | None:
 
 def is_outside(key: str, name: str) -> bool:
     """Say whether a part is not one of Weft's own: which keys it works with is known to itself alone."""
-    return key in PARTS and name not in PARTS[key].table and not (key == "fed_alg" and is_local(name))
+    baseline = (key == "fed_alg" and is_local(name)) or (key, name) == ("template", "auto")
+    return key in PARTS and name not in PARTS[key].table and not baseline
 
 
 def files_of(run: Mapping[str, Any]) -> Iterator[tuple[str, plugins.PartFile]]:

@@ -38,9 +38,9 @@ def all_of(config: RunConfig, tokenizer: Any) -> Fingerprints:
 def parts_of(config: RunConfig) -> Fingerprints:
     """Return the fingerprints of parts that are not Weft's own: the SHA-256 of files, the versions of packages."""
     found: Fingerprints = {}
-    for key, kind in kinds.KINDS.items():
+    for key, kind in kinds.PARTS.items():
         name = getattr(config, key)
-        if not kinds.is_outside(key, name):
+        if key == "reward" or not kinds.is_outside(key, name):  # rewards are with the data
             continue
         file = plugins.parse(name)
         made = (

@@ -150,9 +150,9 @@ def up(
     sent = part_files.to_send(run)
     with federation(work, made, port) as parties:
         for _, file in kinds.files_of(run.model_dump()):
-            folder = parties.kits / "server" / part_files.FOLDER
+            source, folder = plugins.read(file), parties.kits / "server" / part_files.FOLDER
             folder.mkdir(exist_ok=True)
-            shutil.copy(Path(file.path).expanduser(), folder / f"{len(list(folder.iterdir()))}.py")
+            (folder / f"{plugins.digest_of(source)[:16]}.py").write_bytes(source)
         return watch(parties.admin, sent, name, hear)
 
 

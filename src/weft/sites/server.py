@@ -66,6 +66,7 @@ def serve(
             resume=resume and RunDir(config.output_dir).holds_run,
             overwrite=False,
             volatile=CHANGEABLE,
+            resolve=lambda saved: part_files.at_server(saved, parts),
         ) as run,
         Progress(config.num_rounds, quiet=False, as_json=True) as progress,
         Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers,
