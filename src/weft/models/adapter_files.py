@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
+from weft.core.model_types import AdaptedModel, CausalModel
 from weft.errors import ConfigError
 from weft.models.checkpoint_names import listed
 from weft.models.noise import hushed
@@ -37,7 +37,7 @@ def value_names(folder: Path) -> list[str]:
     return list(headers(_file(folder)))
 
 
-def put_values(model: Any, values: dict[str, Tensor], folder: Path) -> None:
+def put_values(model: AdaptedModel, values: dict[str, Tensor], folder: Path) -> None:
     """Put the values of an adapter into a peft model of its shape.
 
     Raises:
@@ -65,7 +65,7 @@ def put_values(model: Any, values: dict[str, Tensor], folder: Path) -> None:
         )
 
 
-def attach(base: Any, folder: Path, note: Note = unsaid) -> Any:
+def attach(base: CausalModel, folder: Path, note: Note = unsaid) -> AdaptedModel:
     """Return a model with an adapter that peft wrote, ready to compute or to be merged.
 
     Raises:
@@ -78,11 +78,12 @@ def attach(base: Any, folder: Path, note: Note = unsaid) -> Any:
         try:
             wanted = PeftConfig.from_pretrained(str(folder))
             wanted.inference_mode = True
-            model = get_peft_model(base, wanted)
+            model: AdaptedModel = get_peft_model(base, wanted)
         except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, ImportError) as error:
             raise ConfigError(
                 f"The adapter in '{folder}' cannot be put beside its model ({str(error).splitlines()[0]}): name the "
                 'model that it was trained for as "base_model_name_or_path" in its adapter_config.json.'
             ) from None
         put_values(model, values, folder)
-    return model.eval()
+    model.eval()
+    return model

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +11,9 @@ from torch import nn
 from weft.config import RunConfig
 from weft.core import lowrank
 from weft.core.files import follow_umask
+from weft.core.libraries import Tokenizer
 from weft.core.lowrank import PERSONAL, SIDE_A, SIDE_B, kind_of
+from weft.core.model_types import AdaptedModel, AdapterConfig, CausalModel
 from weft.core.parts import LoraAggregation
 from weft.core.types import Tensors
 from weft.errors import ConfigError
@@ -24,12 +25,12 @@ from weft.models.side import adapted_layers, add_middle, add_twin
 from weft.models.targets import linear_names, targets_of
 
 
-def lora_config(config: RunConfig) -> Any:
+def lora_config(config: RunConfig) -> AdapterConfig:
     """Return peft's configuration of the LoRA that a run asks for, but for its modules."""
     from peft import LoraConfig
 
     alpha = config.peft_lora_alpha
-    return LoraConfig(
+    lora: AdapterConfig = LoraConfig(
         r=config.peft_lora_r,
         lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
         lora_dropout=config.peft_lora_dropout,
@@ -38,16 +39,17 @@ def lora_config(config: RunConfig) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
     )
+    return lora
 
 
 def add_lora(
-    model: Any,
+    model: CausalModel,
     config: RunConfig,
     dtype: torch.dtype,
     lora: LoraAggregation | None = None,
     layers: list[int] | None = None,
     note: Note = unsaid,
-) -> Any:
+) -> AdaptedModel:
     """Return the model with a trainable LoRA and everything else frozen.
 
     Args:
@@ -71,7 +73,7 @@ def add_lora(
         wanted.fan_in_fan_out = True
     try:
         with hushed():
-            adapted = get_peft_model(model, wanted, autocast_adapter_dtype=False)
+            adapted: AdaptedModel = get_peft_model(model, wanted, autocast_adapter_dtype=False)
             if lora is not None:
                 _shape(adapted, wanted, lora)
     except (ValueError, TypeError, NotImplementedError) as error:
@@ -92,7 +94,7 @@ def _no_lora(config: RunConfig, linear: list[str], why: str) -> ConfigError:
     )
 
 
-def _shape(model: Any, wanted: Any, lora: LoraAggregation) -> None:
+def _shape(model: AdaptedModel, wanted: AdapterConfig, lora: LoraAggregation) -> None:
     """Put beside the layers what the aggregation needs, and freeze what it does not train."""
     if lora.shape and not adapted_layers(model):
         raise ConfigError(
@@ -117,7 +119,7 @@ def fixed_factors(model: nn.Module) -> Tensors:
     }
 
 
-def save_model(model: Any, tokenizer: Any, params: Tensors, folder: Path) -> None:
+def save_model(model: CausalModel, tokenizer: Tokenizer, params: Tensors, folder: Path) -> None:
     """Write what transformers or peft load as it is, with `params` in place of the trained parameters.
 
     Args:
@@ -160,7 +162,7 @@ def _is_folded(params: Tensors) -> bool:
     return any(kind_of(n) == "R" or PERSONAL in n.split(".") or n.endswith((SIDE_A, SIDE_B)) for n in params)
 
 
-def _save_folded(wanted: Any, params: Tensors, folder: Path) -> None:
+def _save_folded(wanted: AdapterConfig, params: Tensors, folder: Path) -> None:
     """Write one plain LoRA whose product is the sum of all that is put on each layer."""
     from safetensors.torch import save_file
 

@@ -7,10 +7,11 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
+from weft.core.model_types import CausalModel
 from weft.core.seeds import derive
 from weft.errors import ConfigError
 from weft.models.checkpoint_names import Stored, harmless, listed, plain_names, stripped
@@ -21,6 +22,21 @@ from weft.models.weight_files import headers, read_tensors
 
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 """Files of weights, each alone or in shards that an index lists; transformers takes the first that is there."""
+
+
+class Remote(TypedDict):
+    """What every loader of transformers is given to read from the hub."""
+
+    trust_remote_code: bool
+    token: bool | None
+
+
+class LoadingReport(TypedDict):
+    """What transformers found different between a checkpoint and a model."""
+
+    missing_keys: set[str]
+    unexpected_keys: set[str]
+    mismatched_keys: list[str] | list[tuple[str, tuple[int, ...], tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -113,7 +129,7 @@ def load_weights(
     token: bool = False,
     trust_remote_code: bool = False,
     **how: Any,
-) -> Any:
+) -> CausalModel:
     """Return a causal language model with the weights of a checkpoint, all of them and no others.
 
     Args:
@@ -142,7 +158,7 @@ def load_weights(
         note(f"Names of weights in '{source}' begin with {' and '.join(before)}, which a wrapper left: it is stripped.")
     how |= {"weights_only": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
     torch.manual_seed(derive(seed, "missing weights"))
-    remote: dict[str, Any] = {"trust_remote_code": trust_remote_code, "token": token or None}
+    remote: Remote = {"trust_remote_code": trust_remote_code, "token": token or None}
     with in_words(source):
         _check_formats(found, remote)
         if before:
@@ -153,7 +169,7 @@ def load_weights(
     return model
 
 
-def _renamed(found: Checkpoint, remote: dict[str, Any], how: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _renamed(found: Checkpoint, remote: Remote, how: dict[str, Any]) -> tuple[CausalModel, LoadingReport]:
     """Load values under their plain names. transformers takes a folder or values, not both."""
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
@@ -168,7 +184,7 @@ def _renamed(found: Checkpoint, remote: dict[str, Any], how: dict[str, Any]) -> 
     return model, report
 
 
-def _compare(found: Checkpoint, model: Any, report: dict[str, Any], allow_missing: bool, note: Note) -> None:
+def _compare(found: Checkpoint, model: CausalModel, report: LoadingReport, allow_missing: bool, note: Note) -> None:
     """Refuse what a checkpoint and a model do not have in common."""
     kind = type(model).__name__
     config = model.config.get_text_config()
@@ -205,7 +221,7 @@ def _compare(found: Checkpoint, model: Any, report: dict[str, Any], allow_missin
     )
 
 
-def _check_formats(found: Checkpoint, remote: dict[str, Any]) -> None:
+def _check_formats(found: Checkpoint, remote: Remote) -> None:
     """Refuse numbers that mean nothing without a scale that nobody reads."""
     odd = [name for name, one in found.tensors.items() if name.endswith(".weight") and one.dtype not in _FLOATS]
     if not odd:
@@ -222,7 +238,7 @@ def _check_formats(found: Checkpoint, remote: dict[str, Any]) -> None:
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
-def _check_ties(found: Checkpoint, plain: dict[str, Stored], model: Any) -> None:
+def _check_ties(found: Checkpoint, plain: dict[str, Stored], model: CausalModel) -> None:
     """Refuse an output layer of its own where the configuration says that it is the embeddings."""
     if not getattr(model.config.get_text_config(), "tie_word_embeddings", False):
         return

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from weft.core.lowrank import LAYER
+from weft.core.model_types import CausalModel
 from weft.errors import ConfigError
 
 FILE = "emulator.json"
@@ -73,7 +73,7 @@ def choose_layers(layers: int, keep: int, ends: int) -> list[int]:
     return [*range(ends), *between, *range(layers - ends, layers)]
 
 
-def decoder_layers(model: Any) -> tuple[nn.Module, str, nn.ModuleList]:
+def decoder_layers(model: CausalModel) -> tuple[nn.Module, str, nn.ModuleList]:
     """Return the module that holds the decoder's layers, their name in it, and the layers; ConfigError if not found."""
     count = model.config.get_text_config().num_hidden_layers
     for parent in model.modules():
@@ -83,7 +83,7 @@ def decoder_layers(model: Any) -> tuple[nn.Module, str, nn.ModuleList]:
     raise ConfigError(f"The layers of a {type(model).__name__} are not found, so none can be left out.")
 
 
-def leave_out(model: Any, kept: Sequence[int]) -> None:
+def leave_out(model: CausalModel, kept: Sequence[int]) -> None:
     """Leave out all layers of a model but these, in place."""
     parent, name, layers = decoder_layers(model)
     setattr(parent, name, nn.ModuleList(layers[place] for place in kept))
@@ -98,7 +98,7 @@ def leave_out(model: Any, kept: Sequence[int]) -> None:
 
 
 @contextmanager
-def only_layers(model: Any, kept: Sequence[int] | None) -> Iterator[None]:
+def only_layers(model: CausalModel, kept: Sequence[int] | None) -> Iterator[None]:
     """Leave out all layers of a model but these, for a while; None: keep all."""
     if kept is None:
         yield
@@ -119,7 +119,7 @@ def only_layers(model: Any, kept: Sequence[int] | None) -> Iterator[None]:
             config.layer_types = types
 
 
-def train_ends(model: Any, emulator: Emulator) -> None:
+def train_ends(model: CausalModel, emulator: Emulator) -> None:
     """Let only the ends of a whole model be trained."""
     model.requires_grad_(False)
     layers = decoder_layers(model)[2]
@@ -132,7 +132,9 @@ def write(folder: Path, emulator: Emulator) -> None:
     (folder / FILE).write_text(json.dumps(asdict(emulator), indent=1) + "\n", encoding="utf-8")
 
 
-def distil(model: Any, teacher: Any, emulator: Emulator, batches: Iterable[torch.Tensor], rate: float) -> list[float]:
+def distil(
+    model: CausalModel, teacher: CausalModel, emulator: Emulator, batches: Iterable[torch.Tensor], rate: float
+) -> list[float]:
     """Train the layers between the ends so that the emulator says what the model says; return the divergences.
 
     Each step is AdamW on the mean over tokens of KL(teacher || emulator), batches are (lines, tokens) of ids.

@@ -14,9 +14,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from weft.errors import ClientFailed, ConfigError, RunError
+from weft.json_types import JsonObject
 
 MOST_BYTES = 64 << 20
 """Longest answer that is read."""
@@ -108,7 +109,7 @@ class Endpoint:
             raise ClientFailed(f"the endpoint {self.url} answered {len(choices)} of {len(texts)} texts")
         return [self._of(one, choice.get("logprobs") or {}) for one, choice in zip(texts, choices, strict=True)]
 
-    def _of(self, one: Spoken, found: dict[str, Any]) -> tuple[float, int]:
+    def _of(self, one: Spoken, found: JsonObject) -> tuple[float, int]:
         """Return sum and number of what is asked for, of the tokens that the server names."""
         values, tokens = found.get("token_logprobs"), found.get("tokens") or []
         if not values or len(values) < 2:
@@ -128,7 +129,7 @@ class Endpoint:
                 total, count = total + float(value), count + 1
         return total, count
 
-    def _post(self, asked: dict[str, Any]) -> dict[str, Any]:
+    def _post(self, asked: JsonObject) -> JsonObject:
         """Send a request until it is answered."""
         body = json.dumps({"model": self.model, **asked}).encode()
         headers = {"Content-Type": "application/json"}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from weft.core.libraries import Tokenizer
 from weft.models.layout import Batch
 from weft.models.resident import Resident
 
@@ -38,8 +39,8 @@ def end_tokens(model: Resident) -> set[int]:
     """Return the ids that end an answer: the tokenizer's, and those that the model says of itself."""
     config = getattr(model.model, "generation_config", None)
     found = getattr(config, "eos_token_id", None)
-    named = found if isinstance(found, (list, tuple)) else [] if found is None else [found]
-    return {int(model.tokenizer.eos_token_id), *(int(one) for one in named)}
+    named = found if isinstance(found, (list, tuple)) else [found]
+    return {int(one) for one in (model.tokenizer.eos_token_id, *named) if one is not None}
 
 
 def generate(
@@ -166,7 +167,7 @@ def _draw(logits: Tensor, sampling: Sampling, chance: torch.Generator) -> Tensor
     return torch.multinomial(chances, 1, generator=chance)[:, 0]
 
 
-def decoded(tokenizer: Any, answer: Answer) -> str:
+def decoded(tokenizer: Tokenizer, answer: Answer) -> str:
     """Return the text of an answer, without the end token and the spaces around it."""
     text: str = tokenizer.decode(answer.ids, skip_special_tokens=True)
     return text.strip()

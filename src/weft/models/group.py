@@ -8,13 +8,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from weft.errors import ConfigError
+from weft.json_types import JsonObject
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class RankGroup:
         """Whether this process is the one that talks to the server and keeps what is kept."""
         return self.rank == 0
 
-    def tell(self, words: dict[str, Any] | None = None) -> dict[str, Any]:
+    def tell(self, words: JsonObject | None = None) -> JsonObject:
         """Send the leader's words to everybody, as JSON; return them."""
         content = json.dumps(words).encode() if self.leads else b""
         size = torch.tensor([len(content)], device=self.device)
@@ -39,7 +39,7 @@ class RankGroup:
         if self.leads:
             block.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
         dist.broadcast(block, 0)
-        told: dict[str, Any] = json.loads(bytes(block.cpu().numpy()))
+        told: JsonObject = json.loads(bytes(block.cpu().numpy()))
         return told
 
     def spread(self, value: Tensor) -> Tensor:

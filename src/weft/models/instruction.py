@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -9,6 +11,12 @@ from weft.core.texts import to_bytes, to_texts
 
 NAME = "instruction.bytes"
 """The text among the model's parameters: its bytes, as numbers."""
+
+
+def instruction_text(model: nn.Module) -> str:
+    """Return the text that is in place at a model with an instruction, which may be a search vector spelled out."""
+    instruction: Any = model.get_submodule("instruction")
+    return str(instruction.text())
 
 
 class Instruction(nn.Module):

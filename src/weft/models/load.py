@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from weft.config import RunConfig
+from weft.core.libraries import Tokenizer
+from weft.core.model_types import CausalModel, ModelConfig, as_adapted, base_model_of
 from weft.core.parts import LoraAggregation
 from weft.core.seeds import derive
 from weft.errors import ConfigError
@@ -32,7 +34,7 @@ from weft.models.starting import adapter_of, fill
 from weft.models.tokenizer import load_tokenizer
 
 
-def load_model_config(config: RunConfig) -> Any:
+def load_model_config(config: RunConfig) -> ModelConfig:
     """Return the model's own configuration, without its weights.
 
     Raises:
@@ -49,13 +51,15 @@ def load_model_config(config: RunConfig) -> Any:
         return llama_config(config, len(tokenizer), ends)
     source = model_source(config.model_name_or_path)
     with in_words(source):
-        own = AutoConfig.from_pretrained(source, trust_remote_code=config.trust_remote_code, token=config.token or None)
+        own: ModelConfig = AutoConfig.from_pretrained(
+            source, trust_remote_code=config.trust_remote_code, token=config.token or None
+        )
     _check_kind(config, own)
     check_stored(config, own)
     return own
 
 
-def _check_kind(config: RunConfig, own: Any) -> None:
+def _check_kind(config: RunConfig, own: ModelConfig) -> None:
     """Refuse what is no decoder."""
     from transformers import AutoModelForCausalLM
 
@@ -73,7 +77,7 @@ def _check_kind(config: RunConfig, own: Any) -> None:
         )
 
 
-def base_model(config: RunConfig, *, full_precision: bool = False, note: Note = unsaid) -> Any:
+def base_model(config: RunConfig, *, full_precision: bool = False, note: Note = unsaid) -> CausalModel:
     """Load the model that a run starts from onto its device, in the precision that it trains in.
 
     Args:
@@ -91,7 +95,8 @@ def base_model(config: RunConfig, *, full_precision: bool = False, note: Note = 
     device = choose_device(config.device)
     if config.from_scratch:
         torch.manual_seed(derive(config.seed, "weights"))
-        return AutoModelForCausalLM.from_config(load_model_config(config), dtype=torch.float32).to(device)
+        model: CausalModel = AutoModelForCausalLM.from_config(load_model_config(config), dtype=torch.float32)
+        return model.to(device)
     own = load_model_config(config)
     stored = stored_bits(own) is not None
     dtype = torch.float32 if full_precision else arithmetic(config, device)
@@ -143,7 +148,7 @@ def arithmetic(config: RunConfig, device: torch.device) -> torch.dtype:
 
 def load_resident(
     config: RunConfig,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     lora: LoraAggregation | None = None,
     group: RankGroup | None = None,
     note: Note = unsaid,
@@ -168,7 +173,7 @@ def load_resident(
     trained = _trainable(base_model(config, note=note), config, dtype, lora, tokenizer, note)
     vectors = config.prompt_method not in (None, "text")
     resident = Resident(
-        trained, tokenizer, device, dtype, Front(trained, config.prompt_method or "") if vectors else None
+        trained, tokenizer, device, dtype, Front(as_adapted(trained), config.prompt_method or "") if vectors else None
     )
     resident.fixed = fixed_factors(trained)
     exact = not (config.load_in_4bit or config.load_in_8bit or getattr(trained.config, "quantization_config", None))
@@ -177,13 +182,13 @@ def load_resident(
 
 
 def _trainable(
-    model: Any,
+    model: CausalModel,
     config: RunConfig,
     dtype: torch.dtype,
     lora: LoraAggregation | None,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     note: Note = unsaid,
-) -> Any:
+) -> CausalModel:
     """Return the model with its adapter, if it has one, and with its activations recomputed, if they are."""
     model.config.use_cache = False
     torch.manual_seed(derive(config.seed, "adapter"))
@@ -199,7 +204,7 @@ def _trainable(
         trained = add_prompt(model, config, dtype, tokenizer)
     adapter = adapter_of(config)
     if adapter is not None:
-        fill(trained, adapter, note)
+        fill(as_adapted(trained), adapter, note)
     if config.model_offload != "none":
         revive(trained, choose_device(config.device), config.seed)
     # Without recomputation, the layers that a backward pass needs would all stay on the device until then.
@@ -209,14 +214,16 @@ def _trainable(
     return trained
 
 
-def _spread(config: RunConfig, tokenizer: Any, lora: LoraAggregation | None, group: RankGroup, note: Note) -> Resident:
+def _spread(
+    config: RunConfig, tokenizer: Tokenizer, lora: LoraAggregation | None, group: RankGroup, note: Note
+) -> Resident:
     """Load the model at the leader, and spread it over the processes of a group."""
     from transformers import AutoModelForCausalLM
 
     from weft.models.spread import SpreadModel, shard, split
     from weft.models.stages import Staged
 
-    def empty(dtype: torch.dtype = torch.float32) -> Any:
+    def empty(dtype: torch.dtype = torch.float32) -> CausalModel:
         with torch.device("meta"):
             own = load_model_config(config)
             made = AutoModelForCausalLM.from_config(own, dtype=dtype, trust_remote_code=config.trust_remote_code)
@@ -229,7 +236,7 @@ def _spread(config: RunConfig, tokenizer: Any, lora: LoraAggregation | None, gro
     if group.leads:
         home = config.model_copy(update={"device": "cpu"})
         whole = _trainable(base_model(home, full_precision=True, note=note), config, torch.float32, lora)
-    base = shell.get_base_model() if config.use_peft else shell
+    base = base_model_of(shell) if config.use_peft else shell
     if config.parallel == "pipeline":
         staged = Staged(whole, shell, empty(), tokenizer, group, dtype)
         check_computes(staged, config.start_name)

@@ -7,11 +7,12 @@ what is merged into the one must not change the other. What was written is read 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from weft.core.libraries import Tokenizer
+from weft.core.model_types import AdaptedModel, CausalModel
 from weft.errors import ConfigError
 from weft.models.checkpoint import load_weights
 from weft.models.noise import hushed
@@ -20,7 +21,9 @@ NEAR = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
 """How far logits may be from the adapter's, relative to the largest, for the format that is written."""
 
 
-def write_merged(model: Any, tokenizer: Any, dtype: str, out: Path, *, trust_remote_code: bool = False) -> None:
+def write_merged(
+    model: AdaptedModel, tokenizer: Tokenizer, dtype: str, out: Path, *, trust_remote_code: bool = False
+) -> None:
     """Merge the adapter of a peft model, in float32, and write the whole model.
 
     Args:
@@ -53,7 +56,7 @@ def write_merged(model: Any, tokenizer: Any, dtype: str, out: Path, *, trust_rem
     _compare(wanted, _logits(again), dtype)
 
 
-def untie(model: Any) -> None:
+def untie(model: AdaptedModel) -> None:
     """Give every layer with an adapter a weight of its own, where it shares it with another layer."""
     base = model.get_base_model()
     places: dict[int, list[nn.Module]] = {}
@@ -62,14 +65,15 @@ def untie(model: Any) -> None:
             if parameter is not None:
                 places.setdefault(id(parameter), []).append(module)
     for module in base.modules():
-        layer = module.get_base_layer() if hasattr(module, "get_base_layer") else None
+        unwrap = getattr(module, "get_base_layer", None)
+        layer = None if unwrap is None else unwrap()
         weight = getattr(layer, "weight", None)
         if isinstance(weight, nn.Parameter) and len(places.get(id(weight), ())) > 1:
             assert layer is not None
             layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
 
 
-def _say_untied(model: Any) -> None:
+def _say_untied(model: CausalModel) -> None:
     """Let a model's configuration say whether its output layer is its embeddings."""
     output, table = model.get_output_embeddings(), model.get_input_embeddings()
     if output is None or output.weight is table.weight:
@@ -79,7 +83,7 @@ def _say_untied(model: Any) -> None:
 
 
 @torch.no_grad()
-def _logits(model: Any) -> Tensor:
+def _logits(model: CausalModel) -> Tensor:
     """Return the logits of some rows of tokens."""
     size = int(model.config.get_text_config().vocab_size)
     ids = torch.randint(size, (2, 12), generator=torch.Generator().manual_seed(0))

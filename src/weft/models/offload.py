@@ -5,17 +5,18 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from typing import Any
 
 import torch
 from torch import nn
 
+from weft.config import RunConfig
 from weft.core.seeds import derive
 from weft.errors import ConfigError
+from weft.models.side import adapted_layers
 from weft.models.spread import layers_of
 
 
-def away(config: Any, shell: nn.Module, device: torch.device) -> dict[str, Any]:
+def away(config: RunConfig, shell: nn.Module, device: torch.device) -> dict[str, object]:
     """Return what `from_pretrained` needs to leave the layers of a model away from the device.
 
     Args:
@@ -30,7 +31,7 @@ def away(config: Any, shell: nn.Module, device: torch.device) -> dict[str, Any]:
     if where == "cpu" and device.type == "cpu":
         raise ConfigError("The model is on the CPU already, so no layer can wait there: write --model_offload disk.")
     place, layers = layers_of(shell)
-    places: dict[str, Any] = {f"{place}.{number}": where for number in range(len(layers))}
+    places: dict[str, str] = {f"{place}.{number}": where for number in range(len(layers))}
     for name, module in shell.named_modules():
         leaf = not any(True for _ in module.children())
         if leaf and name and not name.startswith(f"{place}."):
@@ -46,11 +47,10 @@ def tidy(model: nn.Module, folder: str) -> None:
 def revive(model: nn.Module, device: torch.device, seed: int) -> None:
     """Give adapters beside layers that are away memory of their own, and the values that they would have had."""
     torch.manual_seed(derive(seed, "adapter"))
-    modules: list[Any] = [module for module in model.modules() if hasattr(module, "reset_lora_parameters")]
-    for module in modules:
-        for factors in (module.lora_A, module.lora_B):
+    for layer in adapted_layers(model).values():
+        for factors in (layer.lora_A, layer.lora_B):
             for name in factors:
                 # Twice drawn, as peft does: by the linear layer, and by LoRA.
                 factors[name].to_empty(device=device).reset_parameters()
-        for name in module.lora_A:
-            module.reset_lora_parameters(name, True)
+        for name in layer.lora_A:
+            layer.reset_lora_parameters(name, True)

@@ -5,16 +5,16 @@ Nothing here is looked up by architecture: a few tokens are computed twice, and 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 import numpy as np
 import torch
 
+from weft.core.model_types import CausalModel
 from weft.errors import ConfigError
-from weft.models.layout import Row, lay_out
-
-if TYPE_CHECKING:
-    from weft.models.resident import Resident
+from weft.models.layout import Batch, Row, lay_out
+from weft.models.prompts import Front
 
 FAULTS = (
     ArithmeticError,
@@ -31,21 +31,40 @@ FAULTS = (
 """What a library raises where a model cannot be computed as it stands."""
 
 
+class LoadedModel(Protocol):
+    """What is used here of a resident model, which itself asks whether it packs exactly while it is constructed."""
+
+    model: CausalModel
+    base: CausalModel
+    """The model inside peft's wrapper."""
+    front: Front | None
+    device: torch.device
+    dtype: torch.dtype
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Compute without gradients and without dropout."""
+        ...
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """Return (N, V): the logits that predict the batch's N targets."""
+        ...
+
+
 def _row(rng: np.random.Generator, size: int, length: int) -> Row:
     return rng.integers(0, size, length).astype(np.int32), np.ones(length, dtype=bool)
 
 
-def _vocabulary(model: Resident) -> int:
-    return min(int(model._base.config.get_text_config().vocab_size), 256)
+def _vocabulary(model: LoadedModel) -> int:
+    return min(int(model.base.config.get_text_config().vocab_size), 256)
 
 
-def packing_is_exact(model: Resident) -> bool:
+def packing_is_exact(model: LoadedModel) -> bool:
     """Find out whether rows that share a line are computed as if they were alone.
 
     A model may ignore a mask or positions, carry state along the line (Mamba), or have positions of its own.
     Two rows are computed alone and on one line, and must agree; and another first row must change nothing.
     """
-    if getattr(model._base.config, "_attn_implementation", None) != "sdpa":
+    if getattr(model.base.config, "_attn_implementation", None) != "sdpa":
         return False
     size, rng = _vocabulary(model), np.random.default_rng(0)
     one, two, other, filler = (_row(rng, size, length) for length in (6, 6, 6, 12))
@@ -61,7 +80,7 @@ def packing_is_exact(model: Resident) -> bool:
     return bool(close) and torch.equal(shared, changed)
 
 
-def check_computes(model: Resident, name: str, *, exact: bool = True) -> None:
+def check_computes(model: LoadedModel, name: str, *, exact: bool = True) -> None:
     """Refuse a model that cannot be trained to predict the next token.
 
     Two rows that differ in their later half must have the same logits in the former one: a model that looks ahead,
@@ -78,7 +97,7 @@ def check_computes(model: Resident, name: str, *, exact: bool = True) -> None:
     size, rng, half = _vocabulary(model), np.random.default_rng(1), 6
     row, other = _row(rng, size, 2 * half), _row(rng, size, half)
     changed = (np.concatenate([row[0][:half], other[0]]), row[1])
-    kind = getattr(model._base.config, "model_type", "model")
+    kind = getattr(model.base.config, "model_type", "model")
     try:
         with model.evaluating():
             first = model.logits(lay_out([row], pack=False).to(model.device)).float()
@@ -107,7 +126,7 @@ def check_computes(model: Resident, name: str, *, exact: bool = True) -> None:
         )
 
 
-def _without_prefix(model: Resident, row: Row) -> torch.Tensor | None:
+def _without_prefix(model: LoadedModel, row: Row) -> torch.Tensor | None:
     """Return the logits of a row that has no prefix before it, None where there is none anyway."""
     front = model.front
     if front is None or not front.length:
@@ -119,7 +138,7 @@ def _without_prefix(model: Resident, row: Row) -> torch.Tensor | None:
         front.length = length
 
 
-def _remedy(model: Resident, exact: bool) -> str:
+def _remedy(model: LoadedModel, exact: bool) -> str:
     if model.front is not None:
         return "write another --prompt_method, or name another model"
     if not exact:

@@ -8,21 +8,23 @@ Prefixes are keys and values of every layer (Li & Liang 2021, arXiv 2101.00190):
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from weft.config import RunConfig
+from weft.core.libraries import Tokenizer
 from weft.core.lowrank import PERSONAL
+from weft.core.model_types import AdaptedModel, AdapterConfig, Cache, CausalModel, PromptEncoder
 from weft.core.seeds import derive
 from weft.core.types import Tensors
 from weft.errors import ConfigError
 from weft.models.noise import hushed
 
 
-def add_prompt(model: Any, config: RunConfig, dtype: torch.dtype, tokenizer: Any) -> Any:
+def add_prompt(model: CausalModel, config: RunConfig, dtype: torch.dtype, tokenizer: Tokenizer | None) -> AdaptedModel:
     """Return the model behind a trainable prompt, everything else frozen.
 
     Args:
@@ -38,7 +40,7 @@ def add_prompt(model: Any, config: RunConfig, dtype: torch.dtype, tokenizer: Any
 
     try:
         with hushed():
-            made = get_peft_model(
+            made: AdaptedModel = get_peft_model(
                 model, _wanted(config, config.num_virtual_tokens, model), autocast_adapter_dtype=False
             )
             if config.private_tokens:
@@ -50,9 +52,12 @@ def add_prompt(model: Any, config: RunConfig, dtype: torch.dtype, tokenizer: Any
             "another --prompt_method."
         ) from None
     if config.prompt_method in ("soft", "black_box") and not next(made.parameters()).is_meta:
+        assert tokenizer is not None  # only a model without content comes without one
         _begin(made, config, tokenizer)
     if config.prompt_method == "black_box":
-        made.prompt_encoder["default"] = Projected(made.prompt_encoder["default"], config.black_box_dim, config.seed)
+        made.prompt_encoder["default"] = Projected(
+            made.prompt_encoder["default"].embedding, config.black_box_dim, config.seed
+        )
     for encoder in made.prompt_encoder.values():
         for parameter in encoder.parameters():
             parameter.requires_grad_(True)
@@ -62,27 +67,27 @@ def add_prompt(model: Any, config: RunConfig, dtype: torch.dtype, tokenizer: Any
     return made
 
 
-def _wanted(config: RunConfig, count: int, model: Any) -> Any:
+def _wanted(config: RunConfig, count: int, model: CausalModel) -> AdapterConfig:
     """Return peft's configuration of a prompt of so many vectors."""
     from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 
+    method: Callable[..., AdapterConfig] = PromptTuningConfig
     shape: dict[str, int] = {}
-    own = model.config.get_text_config()
+    text = model.config.get_text_config()
     if config.prompt_method == "prefix":
-        if getattr(own, "multi_query", False) and not getattr(own, "new_decoder_architecture", False):
+        method = PrefixTuningConfig
+        if getattr(text, "multi_query", False) and not getattr(text, "new_decoder_architecture", False):
             # All heads share one key and one value, which peft does not see by itself.
-            shape = {"num_attention_heads": 1, "token_dim": own.hidden_size // own.num_attention_heads}
-        return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=count, **shape)
-    if not any(hasattr(own, name) for name in ("num_attention_heads", "n_head", "num_heads")):
+            shape = {"num_attention_heads": 1, "token_dim": text.hidden_size // text.num_attention_heads}
+    elif not any(hasattr(text, name) for name in ("num_attention_heads", "n_head", "num_heads")):
         shape = {"num_attention_heads": 1}  # peft asks for it, even where there are none and none are needed
     if config.prompt_method == "p_tuning":
-        size = config.prompt_hidden_size
-        return PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=count, encoder_hidden_size=size, **shape)
-    return PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=count, **shape)
+        method, shape = PromptEncoderConfig, shape | {"encoder_hidden_size": config.prompt_hidden_size}
+    return method(task_type="CAUSAL_LM", num_virtual_tokens=count, **shape)
 
 
 @torch.no_grad()
-def _begin(model: Any, config: RunConfig, tokenizer: Any) -> None:
+def _begin(model: AdaptedModel, config: RunConfig, tokenizer: Tokenizer) -> None:
     """Let vectors begin as the embeddings of a text, over and over, or of tokens drawn from the vocabulary."""
     for name, encoder in model.prompt_encoder.items():
         weight = encoder.embedding.weight
@@ -94,15 +99,15 @@ def _begin(model: Any, config: RunConfig, tokenizer: Any) -> None:
         weight.copy_(table(torch.tensor(ids, device=weight.device)).to(weight.dtype))
 
 
-class Projected(nn.Module):
+class Projected(PromptEncoder):
     """Vectors P = P0 + A z: z (d,) is all that is searched for, A is drawn from the seed, P0 is where it begins.
 
     A's entries have the standard deviation of P0's over the root of d (Sun et al. 2022, arXiv 2201.03514, section 3.3).
     """
 
-    def __init__(self, encoder: Any, dimension: int, seed: int) -> None:
+    def __init__(self, embedding: nn.Embedding, dimension: int, seed: int) -> None:
         super().__init__()
-        self.embedding = encoder.embedding
+        self.embedding = embedding
         begun = self.embedding.weight
         self.z = nn.Parameter(torch.zeros(dimension, device=begun.device))
         drawn = torch.randn(
@@ -122,7 +127,7 @@ class Projected(nn.Module):
 class Front:
     """What stands before every row of a model with a prompt."""
 
-    def __init__(self, model: Any, method: str) -> None:
+    def __init__(self, model: AdaptedModel, method: str) -> None:
         self._encoders = list(model.prompt_encoder.values())
         self._base = model.get_base_model()
         self._virtual: Tensor | None = None
@@ -144,7 +149,7 @@ class Front:
             made.append(encoder(numbers[None])[0])
         return torch.cat(made)
 
-    def cache(self, lines: int) -> Any:
+    def cache(self, lines: int) -> Cache | None:
         """Return the cache that so many lines begin with; None where the prompt is among the embeddings."""
         if not self.length:
             return None
@@ -159,12 +164,12 @@ class Front:
             cache.update(key, value, layer)
         return cache
 
-    def _take(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _take(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         ids = args[0]
         self._virtual = ids
         return (ids.clamp(min=0), *args[1:])
 
-    def _put(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    def _put(self, module: nn.Module, args: tuple[object, ...], output: Tensor) -> Tensor:
         ids, self._virtual = self._virtual, None
         assert ids is not None
         places = ids < 0
@@ -173,7 +178,7 @@ class Front:
         return output.masked_scatter(places[..., None], chosen)
 
 
-def save_prompt(model: Any, params: Tensors, folder: Path) -> None:
+def save_prompt(model: AdaptedModel, params: Tensors, folder: Path) -> None:
     """Write a prompt as peft loads it: its vectors, and a configuration that says how many there are.
 
     Args:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
 from weft.config import RunConfig
+from weft.core.model_types import ModelConfig
 from weft.errors import ConfigError, MissingExtra
+from weft.json_types import JsonObject
 
 
-def quantisation(config: RunConfig, dtype: torch.dtype) -> Any:
+def quantisation(config: RunConfig, dtype: torch.dtype) -> object:
     """Return how transformers is to quantise the base of a run; MissingExtra without bitsandbytes."""
     _need_bitsandbytes()
     from transformers import BitsAndBytesConfig
@@ -29,7 +33,7 @@ def _need_bitsandbytes() -> None:
         raise MissingExtra("bitsandbytes", "quant", "A base in 8 or 4 bits") from None
 
 
-def stored_bits(own: Any) -> int | None:
+def stored_bits(own: ModelConfig) -> int | None:
     """Return in how many bits bitsandbytes saved a model, given its configuration; None: it is not quantised so."""
     said = _said(own)
     if said.get("quant_method", "bitsandbytes") != "bitsandbytes" or not said:
@@ -37,18 +41,19 @@ def stored_bits(own: Any) -> int | None:
     return 8 if said.get("load_in_8bit") or said.get("_load_in_8bit") else 4
 
 
-def keep_unpacked(model: Any) -> None:
+def keep_unpacked(model: nn.Module) -> None:
     """Keep bitsandbytes from repacking 4-bit layers for its CPU kernel.
 
     It does so when a layer first computes without gradients, for good; the kernel has no gradient, so that layers
     before it would learn nothing in silence afterwards, and it does not take all shapes.
     """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    layers: Iterator[Any] = model.modules()  # bitsandbytes has no types
+    for layer in layers:
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
 
 
-def check_stored(config: RunConfig, own: Any) -> None:
+def check_stored(config: RunConfig, own: ModelConfig) -> None:
     """Refuse a base that is quantised in a way that is not read, or that cannot be trained as the run asks.
 
     Args:
@@ -86,7 +91,7 @@ def check_stored(config: RunConfig, own: Any) -> None:
     _need_bitsandbytes()
 
 
-def _said(own: Any) -> dict[str, Any]:
+def _said(own: ModelConfig) -> JsonObject:
     """Return what a model's configuration says of its quantisation."""
     found = getattr(own, "quantization_config", None) or {}
     return dict(found if isinstance(found, dict) else found.to_dict())

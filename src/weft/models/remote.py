@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from weft.config import RunConfig
+from weft.core.libraries import Tokenizer
+from weft.core.model_types import CausalModel, WeightedLayer
 from weft.core.seeds import derive
 from weft.core.texts import unfit
 from weft.errors import ConfigError
@@ -25,15 +26,19 @@ from weft.models.prompts import Projected
 from weft.models.resident import Resident
 
 
-class Elsewhere(nn.Module):
+class _NoOutput(WeightedLayer):
+    """In the place of an output layer: the endpoint computes the logits."""
+
+
+class Elsewhere(CausalModel):
     """Stands where a model would be: it holds what is learnt, and nothing else."""
 
     def __init__(self) -> None:
         super().__init__()
         self.config = SimpleNamespace()
-        self.head = nn.Identity()
+        self.head = _NoOutput()
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> WeightedLayer:
         """Return a layer that nothing passes."""
         return self.head
 
@@ -41,7 +46,7 @@ class Elsewhere(nn.Module):
 class Nearest(nn.Module):
     """A search vector z, said as words."""
 
-    def __init__(self, table: Tensor, tokenizer: Any, config: RunConfig) -> None:
+    def __init__(self, table: Tensor, tokenizer: Tokenizer, config: RunConfig) -> None:
         """Begin as the words of `prompt_init_text` over and over, or as tokens drawn from those that can be said.
 
         Args:
@@ -61,7 +66,7 @@ class Nearest(nn.Module):
         begun = nn.Embedding(len(ids), table.shape[1], _weight=table[torch.tensor(ids)].float().clone()).requires_grad_(
             False
         )
-        self.vectors = Projected(SimpleNamespace(embedding=begun), config.black_box_dim, config.seed)
+        self.vectors = Projected(begun, config.black_box_dim, config.seed)
         self.directions: Tensor
         directions = nn.functional.normalize(table[self.known].float(), dim=-1)
         self.register_buffer("directions", directions, persistent=False)
@@ -78,7 +83,7 @@ class Nearest(nn.Module):
 class RemoteModel(Resident):
     """Asks an endpoint where a resident would compute."""
 
-    def __init__(self, tokenizer: Any, endpoint: Endpoint, learnt: nn.Module, begin: np.ndarray) -> None:
+    def __init__(self, tokenizer: Tokenizer, endpoint: Endpoint, learnt: nn.Module, begin: np.ndarray) -> None:
         """Take what is learnt, an `Instruction` or a `Nearest`, and the ids that every row begins with."""
         model = Elsewhere()
         model.instruction = learnt
@@ -115,7 +120,9 @@ class RemoteModel(Resident):
         return text
 
 
-def ask_elsewhere(config: RunConfig, tokenizer: Any, begin: np.ndarray, table: Callable[[], Tensor]) -> RemoteModel:
+def ask_elsewhere(
+    config: RunConfig, tokenizer: Tokenizer, begin: np.ndarray, table: Callable[[], Tensor]
+) -> RemoteModel:
     """Return what stands for the model behind a run's endpoint, once it has answered.
 
     Args:

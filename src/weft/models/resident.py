@@ -9,20 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weft.core import tensors
+from weft.core.libraries import Tokenizer
+from weft.core.model_types import Cache, CausalModel, base_model_of
 from weft.core.types import Streams, Tensors
 from weft.models.compat import cache_arguments, cache_of
 from weft.models.emulator import only_layers
-from weft.models.layout import Batch
+from weft.models.layout import Batch, Row
 from weft.models.probes import packing_is_exact
 from weft.models.prompts import Front
 from weft.models.side import Side
+
+RowT = TypeVar("RowT")
 
 
 class _Select:
@@ -35,7 +39,7 @@ class _Select:
     def __init__(self) -> None:
         self.index: Tensor | None = None
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if self.index is None:
             return None
         hidden = args[0]
@@ -49,7 +53,12 @@ class Resident:
     """What a loss is multiplied by before its gradient is taken."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype, front: Front | None = None
+        self,
+        model: CausalModel,
+        tokenizer: Tokenizer,
+        device: torch.device,
+        dtype: torch.dtype,
+        front: Front | None = None,
     ) -> None:
         """Take over a model whose `requires_grad` flags say what is trained, and its prompt; it is moved nowhere."""
         self.model = model
@@ -60,9 +69,9 @@ class Resident:
         self.device = device
         self.dtype = dtype
         self.params: Tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.base = base_model_of(model)
         self._select = _Select()
-        self._base.get_output_embeddings().register_forward_pre_hook(self._select)
+        self.base.get_output_embeddings().register_forward_pre_hook(self._select)
         self.masters: Tensors = {}
         for name, parameter in self.params.items():
             if dtype == torch.float32 and parameter.dtype == torch.float32:
@@ -124,7 +133,7 @@ class Resident:
     @contextmanager
     def with_layers(self, layers: Sequence[int] | None) -> Iterator[None]:
         """Have only these of the decoder's layers for a while; None: all."""
-        with only_layers(self._base, layers):
+        with only_layers(self.base, layers):
             yield
 
     @contextmanager
@@ -154,7 +163,7 @@ class Resident:
         """Add a gradient and return the summed loss, where the model does both itself; here it does neither."""
         return None
 
-    def asked_likelihoods(self, rows: Sequence[Any]) -> list[tuple[float, int]] | None:
+    def asked_likelihoods(self, rows: Sequence[Row]) -> list[tuple[float, int]] | None:
         """Return for every row the log-probability (nats) of what is learnt of it and the number of its tokens, where
         the model can only be asked; here it cannot."""
         return None
@@ -167,7 +176,7 @@ class Resident:
         """Return sums of how it was asked since the last call; here there are none."""
         return {}
 
-    def own_part(self, rows: Sequence[Any]) -> Sequence[Any]:
+    def own_part(self, rows: Sequence[RowT]) -> Sequence[RowT]:
         """Return the rows of a micro-batch that this process computes."""
         return rows
 
@@ -211,12 +220,12 @@ class Resident:
             positions = None if positions is None else positions + self.front.length
         self._select.index = batch.index
         try:
-            out = self._base(
+            out = self.base(
                 input_ids=batch.input_ids,
                 attention_mask=mask,
                 position_ids=positions,
                 use_cache=False,
-                **cache_arguments(self._base, cache),
+                **cache_arguments(self.base, cache),
             )
         finally:
             self._select.index = None
@@ -224,8 +233,8 @@ class Resident:
         return logits[0]
 
     def continued(
-        self, input_ids: Tensor, mask: Tensor, position_ids: Tensor, cache: Any, index: Tensor
-    ) -> tuple[Tensor, Any]:
+        self, input_ids: Tensor, mask: Tensor, position_ids: Tensor, cache: Cache | None, index: Tensor
+    ) -> tuple[Tensor, Cache]:
         """Return the logits (N, V) at some positions of lines that go on, and the cache to go on from.
 
         Args:
@@ -244,13 +253,13 @@ class Resident:
             position_ids = position_ids + self.front.length
         self._select.index = index
         try:
-            out = self._base(
+            out = self.base(
                 input_ids=input_ids,
                 attention_mask=mask,
                 position_ids=position_ids,
                 use_cache=True,
-                **cache_arguments(self._base, cache),
+                **cache_arguments(self.base, cache),
             )
         finally:
             self._select.index = None
-        return out.logits[0], cache_of(self._base, out)
+        return out.logits[0], cache_of(self.base, out)

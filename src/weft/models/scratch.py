@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from weft.config import RunConfig
+from weft.core.model_types import ModelConfig
 from weft.errors import ConfigError
 
 SHAPES = {
@@ -37,7 +36,7 @@ def shape_of(config: RunConfig) -> dict[str, int]:
     return shape
 
 
-def llama_config(config: RunConfig, vocab_size: int, ends: dict[str, int | None]) -> Any:
+def llama_config(config: RunConfig, vocab_size: int, ends: dict[str, int | None]) -> ModelConfig:
     """Return the configuration of a Llama of the shape that a run asks for; ConfigError as `shape_of`.
 
     The feed-forward layers are 8/3 as wide as the hidden ones, rounded up to a multiple of 64.
@@ -45,7 +44,7 @@ def llama_config(config: RunConfig, vocab_size: int, ends: dict[str, int | None]
     from transformers import LlamaConfig
 
     shape = shape_of(config)
-    return LlamaConfig(
+    llama: ModelConfig = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=shape["hidden_size"],
         intermediate_size=-(-shape["hidden_size"] * 8 // 3 // 64) * 64,
@@ -56,3 +55,4 @@ def llama_config(config: RunConfig, vocab_size: int, ends: dict[str, int | None]
         tie_word_embeddings=True,
         **ends,
     )
+    return llama

@@ -5,16 +5,17 @@ Hooks do it, so that it works on every kind of base layer: Linear, Conv1D, quant
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from weft.core.lowrank import SIDE_A, SIDE_B
+from weft.core.model_types import AdaptedModel, AdapterConfig, LoraLayer
 from weft.core.types import Tensors
 
 
-def adapted_layers(model: nn.Module) -> dict[str, Any]:
+def adapted_layers(model: nn.Module) -> dict[str, LoraLayer]:
     """Return the modules of a peft model that have a LoRA, by name."""
     return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A") and module.lora_A}
 
@@ -43,8 +44,8 @@ class Side:
             if name.endswith(SIDE_A)
         }
 
-    def _hook(self, name: str) -> Any:
-        def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             found = self._factors.get(name)
             if found is None:
                 return output
@@ -54,7 +55,7 @@ class Side:
         return add
 
 
-def add_middle(model: Any) -> None:
+def add_middle(model: AdaptedModel) -> None:
     """Put a trainable R (r, r), zero at first, between the frozen factors of every LoRA: dW = s B R A.
 
     A and B become the leading singular vectors of the layer's own weight, B times its singular values (LoRA-XS, Balazy
@@ -76,7 +77,7 @@ def add_middle(model: Any) -> None:
         down.register_forward_hook(lambda module, args, output, middle=middle: middle(output))
 
 
-def add_twin(model: Any, wanted: Any, adapter: str) -> None:
+def add_twin(model: AdaptedModel, wanted: AdapterConfig, adapter: str) -> None:
     """Add a second LoRA with a trainable gate, 1 at first, beside the first on every layer."""
     model.add_adapter(adapter, wanted)
     model.base_model.set_adapter(["default", adapter])
@@ -87,7 +88,7 @@ def add_twin(model: Any, wanted: Any, adapter: str) -> None:
         up.register_forward_hook(lambda module, args, output, gate=gate: output * gate)
 
 
-def _weight(layer: Any) -> Tensor:
+def _weight(layer: LoraLayer) -> Tensor:
     """Return the weight (d, k) of an adapted layer in float32, whatever its kind."""
     base = layer.get_base_layer()
     weight: Tensor = base.weight

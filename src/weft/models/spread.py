@@ -7,7 +7,6 @@ holds the whole model. On the others, what is gathered are tensors without conte
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +14,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from weft.core.libraries import Tokenizer
+from weft.core.model_types import CausalModel
 from weft.core.types import Streams, Tensors
 from weft.errors import ConfigError
 from weft.models.group import RankGroup
-from weft.models.resident import Resident
+from weft.models.resident import Resident, RowT
 
 
 class SpreadModel(Resident):
@@ -26,10 +27,10 @@ class SpreadModel(Resident):
 
     def __init__(
         self,
-        whole: Any,
-        shell: Any,
-        writable: Any,
-        tokenizer: Any,
+        whole: CausalModel | None,
+        shell: CausalModel,
+        writable: CausalModel,
+        tokenizer: Tokenizer,
         group: RankGroup,
         dtype: torch.dtype,
         *,
@@ -51,7 +52,7 @@ class SpreadModel(Resident):
         # FSDP rounds by itself on the way to a layer.
         super().__init__(shell, tokenizer, group.device, torch.float32 if splits_batch else dtype)
         self.dtype, self.writable = dtype, writable
-        source = dict((whole if group.leads else writable).named_parameters())
+        source = dict((writable if whole is None else whole).named_parameters())
         self.load({name: source[name].detach() for name in self.masters})  # without the rounding of a copy
         if splits_batch:
             self.loss_scale = float(group.size)  # FSDP averages gradients; the loss is a sum over all rows
@@ -59,7 +60,7 @@ class SpreadModel(Resident):
     @torch.no_grad()
     def load(self, values: Tensors) -> None:
         """Put values, which only the leader has, into the shards."""
-        for module in self._base.modules():
+        for module in self.base.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()  # or the next pass would go on with what the last one had gathered
         for name, value in values.items():
@@ -97,7 +98,7 @@ class SpreadModel(Resident):
         full = value.full_tensor() if isinstance(value, DTensor) else value
         return full.to("cpu", copy=True) if self.group.leads else torch.empty_like(full, device="meta")
 
-    def own_part(self, rows: Sequence[Any]) -> Sequence[Any]:
+    def own_part(self, rows: Sequence[RowT]) -> Sequence[RowT]:
         """Return this process's rows of a micro-batch."""
         return rows[self.group.rank :: self.group.size] if self.splits_batch else rows
 
@@ -166,7 +167,7 @@ def layers_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return max(lists, key=lambda one: len(one[1]))
 
 
-def shard(model: Any, group: RankGroup, dtype: torch.dtype, *, offload: bool) -> None:
+def shard(model: CausalModel, group: RankGroup, dtype: torch.dtype, *, offload: bool) -> None:
     """Shard a model by FSDP2, layer by layer (Zhao et al. 2023, arXiv 2304.11277).
 
     Args:
@@ -185,7 +186,7 @@ def shard(model: Any, group: RankGroup, dtype: torch.dtype, *, offload: bool) ->
     fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=away)
 
 
-def split(model: Any, group: RankGroup) -> None:
+def split(model: CausalModel, group: RankGroup) -> None:
     """Split the layers of a model over the processes, as its own tensor-parallel plan says (Shoeybi et al. 2019).
 
     Embeddings and norms are whole on every process.
@@ -193,10 +194,10 @@ def split(model: Any, group: RankGroup) -> None:
     Raises:
         ConfigError: a model without a plan, or heads that cannot be shared out evenly.
     """
-    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+    from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
     plan = getattr(model.config.get_text_config(), "base_model_tp_plan", None) or {}
-    styles: dict[str, Any] = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
+    styles: dict[str, type[ParallelStyle]] = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
     known = {f"{model.base_model_prefix}.{name}": styles[how]() for name, how in plan.items() if how in styles}
     if not known:
         raise ConfigError(f"A {model.config.model_type} has no tensor-parallel plan: write --parallel fsdp.")

@@ -13,6 +13,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from weft.core.libraries import Tokenizer
+from weft.core.model_types import CausalModel
 from weft.core.types import Streams, Tensors
 from weft.errors import ConfigError
 from weft.models.group import RankGroup
@@ -29,7 +31,7 @@ class _Elsewhere(nn.Module):
         super().__init__()
         self.attention_type = attention_type
 
-    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
         return hidden
 
 
@@ -37,7 +39,13 @@ class Staged(Resident):
     """A resident model in stages. What another process has is a tensor without content (meta) here."""
 
     def __init__(
-        self, whole: Any, shell: Any, writable: Any, tokenizer: Any, group: RankGroup, dtype: torch.dtype
+        self,
+        whole: CausalModel | None,
+        shell: CausalModel,
+        writable: CausalModel,
+        tokenizer: Tokenizer,
+        group: RankGroup,
+        dtype: torch.dtype,
     ) -> None:
         """Keep this process's stretch of a shell on the meta device, and fill it from the leader's whole model.
 
@@ -48,9 +56,9 @@ class Staged(Resident):
         every = dict(writable.named_parameters())
         self._owner = _cut(shell, group, list(every))
         shell.to_empty(device=group.device)
-        source = dict((whole if group.leads else writable).named_parameters())
+        source = dict((writable if whole is None else whole).named_parameters())
         for name, buffer in shell.named_buffers():
-            buffer.copy_(group.spread(dict(whole.named_buffers())[name] if group.leads else buffer))
+            buffer.copy_(group.spread(buffer if whole is None else dict(whole.named_buffers())[name]))
         for parameter in shell.parameters():
             parameter.data.zero_()
         super().__init__(shell, tokenizer, group.device, dtype)
@@ -132,7 +140,7 @@ class Staged(Resident):
         rank, last = self.group.rank, self.group.size - 1
         coming = batch.input_ids
         if rank:
-            width = self._base.config.get_text_config().hidden_size
+            width = self.base.config.get_text_config().hidden_size
             coming = torch.empty(lines, length, width, dtype=self.dtype, device=self.device)
             dist.recv(coming, rank - 1)
         self._select.index = batch.index if rank == last else None
@@ -142,7 +150,7 @@ class Staged(Resident):
             self._select.index = None
         if rank < last:
             dist.send(out.contiguous(), rank + 1)
-            size = self._base.config.get_text_config().vocab_size
+            size = self.base.config.get_text_config().vocab_size
             found = torch.empty(len(batch.index), size, dtype=self.dtype, device=self.device)
         else:
             found = out[0].contiguous()
@@ -152,7 +160,7 @@ class Staged(Resident):
     def _through(self, coming: Tensor, positions: Tensor | None, mask: Tensor | None) -> Tensor:
         """Return what this stage makes of token ids, or of what the stage before made."""
         given = {"inputs_embeds": coming} if self.group.rank else {"input_ids": coming}
-        out = self._base(**given, attention_mask=mask, position_ids=positions, use_cache=False)
+        out = self.base(**given, attention_mask=mask, position_ids=positions, use_cache=False)
         made: Tensor = out.logits
         return made
 
@@ -197,16 +205,16 @@ def _summed(logits: Tensor, wanted: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=-100, reduction="sum")
 
 
-def _cut(model: Any, group: RankGroup, names: list[str]) -> dict[str, int]:
+def _cut(model: CausalModel, group: RankGroup, names: list[str]) -> dict[str, int]:
     """Leave in the model what this process has; return the process that has each parameter."""
     text, (place, layers) = model.config.get_text_config(), layers_of(model)
-    base: Any = getattr(model, model.base_model_prefix, None)
+    base: nn.Module | None = getattr(model, model.base_model_prefix, None)
     if text.tie_word_embeddings:
         raise ConfigError(
             "The model's input and output embeddings are one tensor, and a pipeline has them in two processes: write "
             "--parallel fsdp."
         )
-    if not hasattr(base, "norm") or len(layers) < group.size:
+    if base is None or not hasattr(base, "norm") or len(layers) < group.size:
         raise ConfigError(
             f"A {model.config.model_type} of {len(layers)} layers cannot be cut into {group.size} stages: start fewer "
             "processes, or write --parallel fsdp."

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Any
 
 from weft.config import RunConfig
+from weft.core.model_types import AdaptedModel
 from weft.errors import ConfigError
+from weft.json_types import JsonObject
 from weft.models.adapter_files import PROMPTS, put_values, read_values, value_names
 from weft.models.emulator import emulator_of
 from weft.models.notes import Note, unsaid
@@ -30,10 +31,10 @@ def adapter_of(config: RunConfig) -> Path | None:
     return None if config.from_scratch else starting_adapter(config.model_name_or_path)
 
 
-def read_adapter(folder: Path) -> dict[str, Any]:
+def read_adapter(folder: Path) -> JsonObject:
     """Return peft's configuration of an adapter; ConfigError if it is broken."""
     try:
-        found: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        found: JsonObject = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         base = found["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"The adapter in '{folder}' cannot be read ({error}): copy it again.") from None
@@ -95,7 +96,7 @@ def from_adapter(config: RunConfig) -> RunConfig:
     )
 
 
-def fill(model: Any, folder: Path, note: Note = unsaid) -> None:
+def fill(model: AdaptedModel, folder: Path, note: Note = unsaid) -> None:
     """Put an adapter's values into a peft model of its shape; one without values stays so.
 
     Raises:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from torch import nn
 
+from weft.core.model_types import CausalModel
 from weft.errors import ConfigError
 from weft.models.checkpoint_names import listed
 from weft.models.emulator import decoder_layers
@@ -18,7 +18,9 @@ _MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 """Kinds whose kernels take the weight of `out_proj` past the module, so that an adapter would not be seen."""
 
 
-def targets_of(model: Any, named: Sequence[str], layers: Sequence[int] | None, note: Note) -> list[str] | str | None:
+def targets_of(
+    model: CausalModel, named: Sequence[str], layers: Sequence[int] | None, note: Note
+) -> list[str] | str | None:
     """Return what peft is to be told of the modules: names, an expression, "all-linear", or None: what it knows.
 
     Where peft does not know the architecture, `auto` means every linear layer but the output. Weights of experts that
@@ -57,12 +59,12 @@ def targets_of(model: Any, named: Sequence[str], layers: Sequence[int] | None, n
     return linear
 
 
-def fused_experts(model: Any) -> list[str]:
+def fused_experts(model: CausalModel) -> list[str]:
     """Return the names of parameters that hold several experts."""
     return sorted(name for name, value in model.named_parameters() if value.dim() == 3 and "experts" in name)
 
 
-def linear_names(model: Any, kind: str) -> list[str]:
+def linear_names(model: CausalModel, kind: str) -> list[str]:
     """Return the last parts of the names of linear modules that can have a LoRA; the output layer is none."""
     fit, unfit = set(), {"out_proj"} if kind in _MAMBA else set()
     if fused_experts(model):  # peft takes these for the experts' own, even where other modules have them too
@@ -76,12 +78,12 @@ def linear_names(model: Any, kind: str) -> list[str]:
     return sorted(fit - unfit)
 
 
-def _odd(model: Any) -> bool:
+def _odd(model: CausalModel) -> bool:
     """Say whether a model has linear modules that do more than a product: routers."""
     return any("Router" in type(m).__name__ and isinstance(m, nn.Linear) for m in model.modules())
 
 
-def _check_named(model: Any, named: Sequence[str], kind: str, fused: list[str]) -> None:
+def _check_named(model: CausalModel, named: Sequence[str], kind: str, fused: list[str]) -> None:
     """Refuse names that no module has, and those that can have no LoRA."""
     every = [name for name, _ in model.named_modules()]
     for one in named:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from weft.config import RunConfig
+from weft.core.libraries import Tokenizer
+from weft.core.model_types import ModelConfig
 from weft.errors import ConfigError
 from weft.models.checkpoint import find_checkpoint
 from weft.models.noise import hush
@@ -16,7 +17,7 @@ _FILES = ("*token*", "vocab*", "*.model", "merges*", "tekken*", "*bpe*")
 """What files of tokenizers are called."""
 
 
-def load_tokenizer(config: RunConfig) -> Any:
+def load_tokenizer(config: RunConfig) -> Tokenizer:
     """Return the tokenizer, with an end token; ConfigError if there is none."""
     from transformers import AutoTokenizer
 
@@ -31,7 +32,7 @@ def load_tokenizer(config: RunConfig) -> Any:
             f"The folder '{source}' holds {what}: give a hub name, or a folder with all files of a model."
         )
     with in_words(source):
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=config.trust_remote_code, token=config.token or None
         )
     if config.prompt_template is not None:
@@ -50,7 +51,7 @@ def _own_template(path: str) -> str:
         raise ConfigError(f"The template '{path}' cannot be read as UTF-8: check the file and its rights.") from None
 
 
-def check_fits(config: RunConfig, tokenizer: Any, model_config: Any) -> None:
+def check_fits(config: RunConfig, tokenizer: Tokenizer, model_config: ModelConfig) -> None:
     """Refuse rows longer than the model's context, and a tokenizer with ids that the model has no embedding for.
 
     Of a folder the files of weights are looked at too: whether they are all there and whole.

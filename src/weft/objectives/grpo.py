@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weft.core.libraries import Tokenizer
 from weft.core.metrics import plus
 from weft.core.objective import Loss, Objective
 from weft.core.types import Metrics
@@ -116,7 +117,7 @@ class GRPO(Objective):
         for judge in self.judges:
             judge.start()
 
-    def score(self, tokenizer: object, prompts: Sequence[Prompt], answers: Sequence[Sequence[Answer]]) -> Scores:
+    def score(self, tokenizer: Tokenizer, prompts: Sequence[Prompt], answers: Sequence[Sequence[Answer]]) -> Scores:
         """Return the rewards of all answers to all prompts, in their order."""
         claims = [
             Claim(prompt.question, decoded(tokenizer, answer), prompt.answer)
