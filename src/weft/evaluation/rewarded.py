@@ -14,7 +14,7 @@ from weft.models.generate import Sampling, generate
 from weft.models.layout import Question
 from weft.models.resident import Resident
 from weft.objectives.choices import divergence
-from weft.objectives.grpo import GRPO, counted
+from weft.objectives.grpo import GRPO, answer_counts
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Rewarded(Evaluator):
             totals, faults = self.objective.score(model.tokenizer, prompts, drawn)
             questions = [Question(row.ids, [group[0].ids]) for row, group in zip(prompts, drawn, strict=True)]
             apart, tokens = divergence(model, questions)
-            found = counted(np.array(totals), [group[0] for group in drawn])
+            found = answer_counts(np.array(totals), [group[0] for group in drawn])
             found |= {"kl_sum": apart, "kl_tokens": float(tokens)}
             found |= {f"reward_{fault}": float(count) for fault, count in faults.items()}
             sums = plus(sums, found)
