@@ -137,7 +137,7 @@ def test_what_goes_on_failing_drops_the_client_and_refusals_stop_the_run(server:
         endpoint.likelihoods(text)
     server.down = 0
     server.scores = False
-    with pytest.raises(ConfigError, match="gives no log-probabilities"):
+    with pytest.raises(ConfigError, match="returns no log-probabilities"):
         endpoint.check()
     server.scores = True
     monkeypatch.setenv("SECRET", "abc")

@@ -120,7 +120,7 @@ def test_missing_weights_are_refused_by_name_or_drawn_from_the_seed(folder: Path
     drawn = [name for name in first if not torch.equal(first[name], other[name])]
     assert drawn
     assert all(".layers.1." in name for name in drawn)
-    assert any("drawn from the seed" in sentence and ".layers.1." in sentence for sentence in said)
+    assert any("initialised from the seed" in sentence and ".layers.1." in sentence for sentence in said)
 
 
 def test_a_classifier_is_refused_by_name(folder: Path):

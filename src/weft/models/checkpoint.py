@@ -156,8 +156,8 @@ def load_weights(
     checkpoint = find_checkpoint(source, token)
     if checkpoint.is_pickle:
         note(
-            f"The weights of '{source}' are pickle files (.bin); they are read without running what else such files "
-            "can hold, but safetensors would be safer."
+            f"The weights of '{source}' are pickle files (.bin); they are read without running any code in them, "
+            "but safetensors would be safer."
         )
     prefixes = wrapper_prefixes(checkpoint.plain_name_of)
     if prefixes:
@@ -214,7 +214,9 @@ def _compare(
     unexpected = sorted(name for name in report["unexpected_keys"] if not harmless(name, infos.get(name)))
     if allow_missing:
         if missing:
-            note(f"'{source}' lacks {len(missing)} weights ({join_names(missing)}): they are drawn from the seed.")
+            note(
+                f"'{source}' lacks {len(missing)} weights ({join_names(missing)}): they are initialised from the seed."
+            )
         if unexpected:
             note(f"'{checkpoint.source}' has {len(unexpected)} weights that are not used ({join_names(unexpected)}).")
         return
@@ -230,8 +232,8 @@ def _compare(
         remedy = 'write "tie_word_embeddings": true into its config.json if its output layer is its embeddings'
     raise ConfigError(
         f"The checkpoint '{checkpoint.source}' does not fit the {kind} that its config.json describes: it "
-        f"{' and '.join(faults)}; {remedy}, or begin a run with --allow_missing, which draws what is missing and "
-        "leaves out the rest."
+        f"{' and '.join(faults)}; {remedy}, or start a run with --allow_missing, which initialises missing weights "
+        "at random and ignores the others."
     )
 
 

@@ -117,8 +117,8 @@ class Endpoint:
         values, tokens = logprobs.get("token_logprobs"), logprobs.get("tokens") or []
         if not values or len(values) < 2:
             raise ConfigError(
-                f"The endpoint {self.url} gives no log-probabilities of the texts that it is sent (echo, logprobs): "
-                "use a server that does, such as vLLM's, or learn before a model of your own without --endpoint."
+                f"The endpoint {self.url} returns no log-probabilities of the texts that it is sent (echo, logprobs): "
+                "use a server that does, such as vLLM's, or train the prompt of a local model, without --endpoint."
             )
         places = logprobs.get("text_offset")
         if not places:  # not every server returns offsets: count the characters of the tokens
@@ -154,12 +154,12 @@ class Endpoint:
                     and completion["choices"]
                 ):
                     return completion
-                failure = "answered something else than completions"
+                failure = "did not answer with completions"
             except urllib.error.HTTPError as error:
                 with error:
                     if error.code not in (408, 409, 425, 429) and error.code < 500:
                         raise ConfigError(
-                            f"The endpoint {self.url} refuses what it is asked ({error.code} {error.reason}): check "
+                            f"The endpoint {self.url} refuses the request ({error.code} {error.reason}): check "
                             f"--endpoint, --endpoint_model ({self.model}) and the key in the variable {self.key}."
                         ) from None
                     failure = f"answered {error.code} {error.reason}"

@@ -97,6 +97,6 @@ def _compare(reference: Tensor, logits: Tensor, dtype: str) -> None:
     # `not <=` rather than `>`: a NaN must be refused too.
     if not off <= NEAR[dtype] * float(reference.abs().max()):
         raise ConfigError(
-            f"The merged model would compute something else than the model with its adapter (logits differ by up to "
+            f"The merged model would compute other logits than the model with its adapter (they differ by up to "
             f"{off:.3g}): leave out --merge, and load the written adapter by peft."
         )

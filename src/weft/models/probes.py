@@ -114,18 +114,18 @@ def check_computes(model: LoadedModel, name: str, *, exact: bool = True) -> None
         remedy = (
             "its weights are damaged: copy them again" if wide else "write --dtype float32, or copy its weights again"
         )
-        raise ConfigError(f"'{name}' computes numbers that are none (NaN); {remedy}.")
+        raise ConfigError(f"'{name}' computes NaN; {remedy}.")
     leak = float((first - second)[:half].abs().max())
     effect = float((first - second)[half:].abs().max())
     if leak > (1e-4 if exact and model.dtype == torch.float32 else 5e-2) * effect:
         raise ConfigError(
-            f"'{name}' ({kind}) looks ahead: a later token changes what it says of earlier ones, so it cannot be "
+            f"'{name}' ({kind}) looks ahead: a later token changes its predictions at earlier ones, so it cannot be "
             'trained to predict the next; name a model with causal attention, or write "is_decoder": true into its '
             "config.json if it was trained so."
         )
     if bare is not None and torch.equal(bare, first):
         raise ConfigError(
-            f"'{name}' ({kind}) takes no prefix, which would change nothing: write another --prompt_method."
+            f"'{name}' ({kind}) ignores its prefix, so training it would change nothing: write another --prompt_method."
         )
 
 

@@ -152,5 +152,7 @@ def remote_model(
         return RemoteModel(tokenizer, endpoint, Instruction(config.prompt_length, config.prompt_init_text or ""), begin)
     words = NearestWords(table(), tokenizer, config)
     if not len(words.word_ids):
-        raise ConfigError(f"The tokenizer of '{config.model_name_or_path}' has no words to say: give another model.")
+        raise ConfigError(
+            f"The tokenizer of '{config.model_name_or_path}' has no token that decodes to a word: name another model."
+        )
     return RemoteModel(tokenizer, endpoint, words, begin)

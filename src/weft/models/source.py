@@ -19,7 +19,8 @@ def readable_errors(name: str) -> Iterator[None]:
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         if "custom code" in str(error) or "trust_remote_code" in str(error):
             raise ConfigError(
-                f"'{name}' comes with code of its own, which is not run unasked: read it, and add --trust_remote_code."
+                f"'{name}' comes with its own Python code, which is not run by default: read it, and add "
+                "--trust_remote_code."
             ) from None
         kind = "folder" if Path(name).is_dir() else "model"
         raise ConfigError(

@@ -64,25 +64,25 @@ def from_adapter(config: RunConfig) -> RunConfig:
     settings = read_adapter(folder)
     if settings.get("peft_type") in PROMPTS:
         raise ConfigError(
-            f"'{name}' holds a prompt ({settings['peft_type']}), from which no run begins: name its base, "
+            f"'{name}' holds a prompt ({settings['peft_type']}), from which no run can start: name its base, "
             f"'{settings['base']}'."
         )
     merge = f"merge it first with `weft export {shlex.quote(name)} --merge --out DIR`, and name DIR"
     if not config.use_peft:
         raise ConfigError(f"'{name}' holds an adapter, not a whole model: add --use_peft to go on with it, or {merge}.")
     if settings.get("peft_type") != "LORA" or any(settings.get(key) for key in _UNEQUAL):
-        raise ConfigError(f"The adapter in '{name}' is no LoRA of one rank, which a run could go on with: {merge}.")
+        raise ConfigError(f"The adapter in '{name}' is no LoRA of one rank, so a run cannot continue it: {merge}.")
     some_layers = settings.get("layers_to_transform") is not None and emulator_of(settings["base"]) is None
     custom_init = settings.get("init_lora_weights", True) not in (True, False, "gaussian")
     heads = any(".lora_" not in key for key in value_names(folder))
     if some_layers or custom_init or heads or settings.get("bias", "none") != "none":
         raise ConfigError(
             f"The adapter in '{name}' is not just a LoRA on all layers (it has trained heads, biases or a base of its "
-            f"own, or leaves layers out), so a run could not go on with it: {merge}."
+            f"own, or leaves layers out), so a run cannot continue it: {merge}."
         )
     if config.lora_aggregation in ("fedsb", "dual"):
         raise ConfigError(
-            f"{config.lora_aggregation} begins from factors of its own, and '{name}' holds some: {merge}."
+            f"{config.lora_aggregation} starts from its own factors, not from those in '{name}': {merge}."
         )
     targets = settings.get("target_modules")
     return config.model_copy(

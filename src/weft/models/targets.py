@@ -103,6 +103,6 @@ def _check_named(model: CausalModel, targets: Sequence[str], kind: str, fused: l
             )
         if kind in _MAMBA and target.rpartition(".")[2] in ("out_proj", "conv1d"):
             raise ConfigError(
-                f"The module '{target}' of a {kind} can have no LoRA, because its kernels do not ask the module: name "
+                f"The module '{target}' of a {kind} can have no LoRA, because its kernels bypass the module: name "
                 f"some of {', '.join(linear_names(model, kind))}, or write auto."
             )

@@ -50,7 +50,9 @@ def _read_template(path: str) -> str:
     try:
         return Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        raise ConfigError(f"The template '{path}' cannot be read as UTF-8: check the file and its rights.") from None
+        raise ConfigError(
+            f"The template '{path}' cannot be read as UTF-8: check the file and its permissions."
+        ) from None
 
 
 def check_fits(config: RunConfig, tokenizer: Tokenizer, model_config: ModelConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from weft.core.shares import at_most
 from weft.core.types import SEARCH, LocalWork, Tensors
 from weft.data.words import said_by
 from weft.errors import ClientFailed
+from weft.models.layout import Row
 from weft.models.resident import Resident
 from weft.training.loop import GradientSteps, Job, LocalResult, RowTable
 from weft.training.order import rows_of_round
@@ -81,7 +82,7 @@ class Evolution(GradientSteps):
         self,
         model: Resident,
         objective: Objective,
-        rows: Sequence[Any],
+        rows: Sequence[Row],
         job: Job,
         shared: Tensors,
         candidate: np.ndarray,

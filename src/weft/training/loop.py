@@ -140,16 +140,11 @@ class GradientSteps:
             raise ClientFailed(f"the training loss is not a finite number ({loss}) after {steps} steps{_narrow(model)}")
         if not step_count:
             raise ClientFailed(f"the gradients of each of {steps} steps overflowed{_narrow(model)}")
-        metrics = {
-            "loss_sum": loss,
-            "steps": float(step_count),
-            "learning_rate": lr_sum / step_count,
-            **counts,
-            **objective_counts,
-        }
+        metrics: Metrics = {"loss_sum": loss, "steps": float(step_count), "learning_rate": lr_sum / step_count}
+        metrics |= counts | objective_counts
         finished = rule.finish(LocalWork(shared, {name: end[name] for name in shared}, step_count, lr_sum, moments))
         if not all(map(tensors.all_finite, finished.streams.values())):
-            raise ClientFailed(f"what {steps} steps have made is not finite{_narrow(model)}")
+            raise ClientFailed(f"the update after {steps} steps is not finite{_narrow(model)}")
         return LocalResult(finished, metrics, {name: end[name] for name in job.personal if name not in shared})
 
     def _windows(
