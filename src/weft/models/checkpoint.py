@@ -164,6 +164,7 @@ def load_weights(
         note(
             f"Names of weights in '{source}' begin with {' and '.join(prefixes)}, which a wrapper left: it is stripped."
         )
+    # Mismatches are ignored here only to be reported, and refused, in `_compare`.
     settings |= {"weights_only": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
     torch.manual_seed(derive(seed, "missing weights"))
     remote: HubArguments = {"trust_remote_code": trust_remote_code, "token": token or None}

@@ -107,6 +107,7 @@ def only_layers(model: CausalModel, numbers: Sequence[int] | None) -> Iterator[N
         yield
         return
     parent, name, layers = decoder_layers(model)
+    # `keep_layers` renumbers modules and changes the configuration: remember what is put back.
     places = {module: module.layer_idx for module in layers.modules() if hasattr(module, "layer_idx")}
     config = model.config.get_text_config()
     types = list(config.layer_types) if getattr(config, "layer_types", None) else None

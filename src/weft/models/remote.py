@@ -57,6 +57,7 @@ class NearestWords(nn.Module):
         super().__init__()
         special = set(tokenizer.all_special_ids)
         texts = [(i, tokenizer.decode([i])) for i in range(min(len(tokenizer), len(table))) if i not in special]
+        # U+FFFD: a token that holds part of a character only.
         self.word_ids = torch.tensor([i for i, text in texts if text and not unfit(text) and "\ufffd" not in text])
         ids = tokenizer.encode(config.prompt_init_text or "", add_special_tokens=False)
         if not ids:
@@ -65,10 +66,9 @@ class NearestWords(nn.Module):
                 torch.randint(len(self.word_ids), (config.num_virtual_tokens,), generator=chance)
             ].tolist()
         ids = (ids * -(-config.num_virtual_tokens // len(ids)))[: config.num_virtual_tokens]
-        begun = nn.Embedding(len(ids), table.shape[1], _weight=table[torch.tensor(ids)].float().clone()).requires_grad_(
-            False
-        )
-        self.vectors = ProjectedPrompt(begun, config.black_box_dim, config.seed)
+        weight = table[torch.tensor(ids)].float().clone()
+        initial = nn.Embedding(len(ids), table.shape[1], _weight=weight).requires_grad_(False)
+        self.vectors = ProjectedPrompt(initial, config.black_box_dim, config.seed)
         self.directions: Tensor
         directions = nn.functional.normalize(table[self.word_ids].float(), dim=-1)
         self.register_buffer("directions", directions, persistent=False)
@@ -114,8 +114,8 @@ class RemoteModel(Resident):
         edges = [at, *(int(i) for i in np.flatnonzero(np.diff(learn[at:end].astype(np.int8))) + at + 1), end]
         # Decoding prefixes, not single tokens: a token's text may depend on its neighbours.
         places = [len(self._text(ids[at:edge])) for edge in edges]
-        stretches = zip(edges[:-1], places[:-1], places[1:], strict=True)
-        spans = tuple((begin, stop) for edge, begin, stop in stretches if edge < end and learn[edge])
+        spans_by_edge = zip(edges[:-1], places[:-1], places[1:], strict=True)
+        spans = tuple((begin, stop) for edge, begin, stop in spans_by_edge if edge < end and learn[edge])
         return ScoredText(self._text(ids[at:end]), spans)
 
     def _text(self, ids: np.ndarray) -> str:

@@ -70,11 +70,12 @@ class Resident:
         self.params: Tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.base = base_model_of(model)
         self._select = _Select()
+        # The hook stays for good; it does nothing while no index is set.
         self.base.get_output_embeddings().register_forward_pre_hook(self._select)
         self.masters: Tensors = {}
         for name, parameter in self.params.items():
             if dtype == torch.float32 and parameter.dtype == torch.float32:
-                self.masters[name] = parameter
+                self.masters[name] = parameter  # one tensor: there is nothing to round
             else:
                 self.masters[name] = parameter.detach().float().requires_grad_()
                 parameter.data = parameter.data.to(dtype)

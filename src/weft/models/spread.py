@@ -115,13 +115,14 @@ class SpreadModel(Resident):
         """Scale the gradients to a joint L2 norm of at most `most` over all processes."""
         grads = [master.grad for master in self.masters.values() if master.grad is not None]
         local = [_local(grad) for grad in grads]
+        # Shards add up over the processes; a tensor that every process has whole counts once.
         squares = [
             sum(
-                float(one.double().square().sum())
-                for one, grad in zip(local, grads, strict=True)
-                if _split(grad) is part
+                float(part.double().square().sum())
+                for part, grad in zip(local, grads, strict=True)
+                if _split(grad) is is_split
             )
-            for part in (True, False)
+            for is_split in (True, False)
         ]
         norm = (self.group.total([squares[0]])[0] + squares[1]) ** 0.5
         if norm > most:
@@ -158,7 +159,7 @@ def _fill(shell: nn.Module, whole: nn.Module | None, group: RankGroup) -> None:
     shell.to_empty(device=group.device)
     tie = getattr(shell, "tie_weights", None)
     if tie is not None:
-        tie()  # `to_empty` has allocated tied tensors twice
+        tie()  # `to_empty` makes a new parameter in every place, so tied ones are tied no longer
     source = {} if whole is None else {**dict(whole.named_parameters()), **dict(whole.named_buffers())}
     for name, value in [*shell.named_parameters(), *shell.named_buffers()]:
         content = source[name].detach().to(value.dtype) if source else torch.empty_like(value, device="meta")
@@ -187,6 +188,7 @@ def shard(model: CausalModel, group: RankGroup, dtype: torch.dtype, *, offload: 
     mesh = _mesh(group)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     offload_policy = CPUOffloadPolicy(pin_memory=group.device.type == "cuda") if offload else OffloadPolicy()
+    # Layers first: what they leave (embeddings, norms, output layer) becomes the outermost unit.
     for layer in layers_of(model)[1]:
         fully_shard(layer, mesh=mesh, mp_policy=policy, offload_policy=offload_policy)
     fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload_policy)

@@ -66,7 +66,7 @@ class PipelineModel(Resident):
         local_masters = self.masters
         self.masters = {**all_parameters, **local_masters}
         self.load({name: source[name].detach() for name in all_parameters})
-        self.can_pack = packing_is_exact(self)
+        self.can_pack = packing_is_exact(self)  # again: the base class tested weights that were all zero
 
     def trainable(self) -> Tensors:
         """Return the float32 masters of this stage's parameters whose gradients are on."""
@@ -89,7 +89,7 @@ class PipelineModel(Resident):
     def _whole(self, values: Tensors) -> Tensors:
         """Gather the values of every stage at the leader's CPU."""
         whole = {}
-        for name, like in self.masters.items():
+        for name, like in self.masters.items():  # one order on all ranks, or the broadcasts would not match
             local = values.get(name)
             shape = like.shape if local is None or local.is_meta else local.shape
             block = torch.empty(shape, dtype=torch.float32, device=self.device)
@@ -222,6 +222,7 @@ def _divide(model: CausalModel, group: RankGroup, names: list[str]) -> dict[str,
         )
     bounds = [len(layers) * number // group.size for number in range(group.size + 1)]
     stage = {f"{place}.{n}.": rank for rank in range(group.size) for n in range(bounds[rank], bounds[rank + 1])}
+    # By identity: the embeddings' names differ between architectures.
     embed = {id(p) for p in model.get_input_embeddings().parameters()}
     first = {name for name, parameter in model.named_parameters() if id(parameter) in embed}
     last = group.size - 1

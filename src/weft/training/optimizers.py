@@ -54,6 +54,7 @@ class Optimizer:
     def _groups(self, trained: Tensors) -> list[dict[str, Any]]:
         groups: dict[tuple[bool, type], dict[str, Any]] = {}
         for value in trained.values():
+            # Vectors (biases, norms) are excluded where `decay_matrices_only`.
             decays = value.dim() > 1 or not self.decay_matrices_only
             overrides = {} if decays else {"weight_decay": 0.0}
             # torch's optimizers cannot step DTensors and plain tensors in one group.

@@ -66,7 +66,7 @@ class Wording(GradientSteps):
             self._score(model, objective, words, sample, text, seed) if filled else NEVER
             for text, filled in zip(pool, filled_slots, strict=True)
         ]
-        best = pool[int(np.argmin(scores))]
+        best = pool[int(np.argmin(scores))]  # ties: the first, on every client alike
         if search_state:
             proposed, refused = self._propose(model, best, client_texts, pool, seed)
         count = sum(filled_slots)
