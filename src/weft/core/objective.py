@@ -59,7 +59,7 @@ class Objective:
 
     def assess(self, model: Any, rows: Sequence[Any], batch_size: int, seed: int) -> float:
         """Return how badly a model does on rows: the mean loss."""
-        told = model.asked_likelihoods(rows)
+        told = model.remote_likelihoods(rows)
         if told is not None:
             return -float(sum(total for total, _ in told)) / max(1, int(sum(count for _, count in told)))
         total, targets = 0.0, 0

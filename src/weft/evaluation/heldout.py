@@ -168,7 +168,7 @@ class HeldOut(Evaluator):
         from weft.models.layout import lay_out
         from weft.objectives.causal_lm import next_token_loss
 
-        told = model.asked_likelihoods(rows)
+        told = model.remote_likelihoods(rows)
         if told is not None:
             total, targets = -sum(one for one, _ in told), sum(count for _, count in told)
             return {"loss_sum": total, "loss_tokens": float(targets), "rows": float(len(rows))}
@@ -203,6 +203,6 @@ def rank(model: Resident, questions: Sequence[Question], batch_size: int) -> lis
 def _score(model: Resident, questions: Sequence[Question]) -> list[list[float]]:
     from weft.objectives.choices import choice_logps
 
-    told = model.asked_likelihoods([row for question in questions for row in question.rows()])
+    told = model.remote_likelihoods([row for question in questions for row in question.rows()])
     values = iter(choice_logps(model, questions).tolist() if told is None else [total for total, _ in told])
     return [[next(values) for _ in question.choices] for question in questions]

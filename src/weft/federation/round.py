@@ -154,8 +154,8 @@ def _train(task: Task, plan: Plan, client: ClientData, model: Resident) -> Updat
     if second is not None:
         more = plan.local.work(model, plan.objective, client.train, second, job).finished.memory
         remembered |= kept_as(more, RULE)
-    if done.kept:
-        remembered[OWN] = done.kept
+    if done.personal:
+        remembered[OWN] = done.personal
     streams = {s: cut_like(values, like[s]) for s, values in (done.finished.streams | choice).items()}
     weight = float(len(client.train)) if plan.weighs_rows else 1.0
     metrics = {} if plan.privacy.bounded else client.reportable(done.metrics)

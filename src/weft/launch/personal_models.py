@@ -19,6 +19,7 @@ from weft.federation.clients import ClientData
 from weft.federation.plan import Plan
 from weft.federation.state import to_use
 from weft.launch.population import Population
+from weft.models.instruction import instruction_text
 from weft.models.resident import Resident
 
 FEW = 50
@@ -113,8 +114,7 @@ class PersonalModels:
 
 def words_of(model: Resident) -> bytes:
     """Return the text that the parameters in place say, as a file's bytes."""
-    said: str = model.model.instruction.text()
-    return (said + "\n").encode()
+    return (instruction_text(model.model) + "\n").encode()
 
 
 def result_of(state: ServerState, initial: Tensors) -> Tensors:
