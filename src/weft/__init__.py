@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -25,7 +25,7 @@ __all__ = ["open_run", "train"]
 
 
 def train(
-    config: str | os.PathLike[str] | Mapping[str, Any] | RunConfig | None = None,
+    config: str | os.PathLike[str] | Mapping[str, object] | RunConfig | None = None,
     *,
     resume: bool = False,
     overwrite: bool = False,
@@ -55,11 +55,10 @@ def train(
     from weft.launch.train import train as run
     from weft.verbs import check_adapter, saved_keys
 
-    ways: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "quiet": quiet}
     over = canonical(keys)
     if isinstance(config, RunConfig):
         if not over:
-            return run(config, **ways)
+            return run(config, resume=resume, overwrite=overwrite, quiet=quiet)
         config = config.model_dump()
     if not isinstance(config, Mapping):
         config = read_file(config) if config is not None else saved_keys(over) if resume else {}
@@ -71,7 +70,9 @@ def train(
         typed, said = settle(given, [key for key in judged if key in given])
         check_adapter(typed, judged)
         objects.keep()
-        return run(typed, said=[*([said] if said else []), *objects.notes], **ways)
+        return run(
+            typed, said=[*([said] if said else []), *objects.notes], resume=resume, overwrite=overwrite, quiet=quiet
+        )
 
 
 def open_run(path: str | os.PathLike[str], *, round: int | None = None, accept_changed: bool = False) -> Run:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, get_args
 
 from weft import kinds, registry
 from weft.errors import ConfigError
+from weft.json_types import JsonObject
 
 COMMON = frozenset(
     "model_name_or_path dtype device load_in_4bit use_peft peft_lora_r peft_lora_alpha lora_aggregation dataset_name "
@@ -99,7 +100,7 @@ class Once(argparse.Action):
     """Takes a flag's value, one time."""
 
     def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: str | None = None
     ) -> None:
         """Keep the value; ConfigError where there is one already."""
         if getattr(namespace, self.dest, None) is not None:
@@ -122,7 +123,7 @@ class _Lines(argparse.RawDescriptionHelpFormatter):
 
 
 class _HelpAll(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         assert isinstance(parser, Parser)
         parser.rare = {""}
         parser.print_help()
@@ -174,7 +175,7 @@ def _add_flag(parser: Parser, group: argparse._ArgumentGroup, key: str, names: S
     field = RunConfig.model_fields[key]
     kind, text = str(field.annotation), field.description or ""
     number = field.annotation in (int, float) or str(field.annotation) in ("int | None", "float | None")
-    many: dict[str, Any] = {"metavar": "N" if number else "VALUE"}
+    many: JsonObject = {"metavar": "N" if number else "VALUE"}
     if field.annotation is bool or bool in get_args(field.annotation):
         parser.switches.add(key)
         many = {"nargs": "?", "const": "true", "metavar": "true|false"}
@@ -213,5 +214,5 @@ def _width() -> int:
     return max(60, min(110, shutil.get_terminal_size().columns - 2))
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return ",".join(str(part) for part in value) if isinstance(value, list) else str(value)

@@ -7,15 +7,16 @@ refused with the nearest known one. This module imports nothing heavy and knows 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import yaml
 from pydantic import ValidationError
 
 from weft import registry
 from weft.errors import ConfigError
+from weft.json_types import JsonObject
 from weft.keys import EFFECTS, Client, RunConfig, effects
 from weft.keys.names import ALIASES, foreign
 
@@ -64,7 +65,7 @@ VOLATILE = frozenset(
 """Keys that may differ when a run is resumed, because no result depends on them."""
 
 
-def gather(values: Mapping[str, Any], over: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def gather(values: Mapping[str, object], over: Mapping[str, object]) -> tuple[JsonObject, list[str]]:
     """Return the keys of a file or a dict, overridden by others, and which of them a user gave.
 
     A key that is null was taken back, and not given.
@@ -79,9 +80,9 @@ def gather(values: Mapping[str, Any], over: Mapping[str, Any]) -> tuple[dict[str
 
 
 def settle(
-    given: Mapping[str, Any],
+    given: Mapping[str, object],
     judged: Collection[str],
-    defaults: Callable[[dict[str, Any]], dict[str, Any]] = lambda given: {},
+    defaults: Callable[[JsonObject], JsonObject] = lambda given: {},
     *,
     command: bool = False,
     apart: Collection[str] = (),
@@ -102,9 +103,9 @@ def settle(
     return config, effects.check(config, judged, EFFECTS, command=command, apart=apart)
 
 
-def canonical(values: Mapping[str, Any]) -> dict[str, Any]:
+def canonical(values: Mapping[str, object]) -> JsonObject:
     """Return keys under their own names, and paths as text; ConfigError for one that is given by two names."""
-    made: dict[str, Any] = {}
+    made: JsonObject = {}
     for name, value in values.items():
         key = ALIASES.get(name, name)
         if key in made:
@@ -115,7 +116,7 @@ def canonical(values: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def build(values: Mapping[str, Any]) -> RunConfig:
+def build(values: Mapping[str, object]) -> RunConfig:
     """Check the keys and return the typed configuration.
 
     Raises:
@@ -142,19 +143,19 @@ def build(values: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(f"The value {first['input']!r} of '{where}' cannot be: {first['msg'].lower()}.") from None
 
 
-def _may_be_none(annotation: Any) -> bool:
+def _may_be_none(annotation: object) -> bool:
     return type(None) in get_args(annotation)
 
 
-class Resolved(dict[str, Any]):
+class Resolved(JsonObject):
     """The keys of a config.yaml that a run wrote: all there are, given or not."""
 
 
 class _Once(yaml.SafeLoader):
     """YAML in which no key may stand twice."""
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[Any, int] = {}
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
+        seen: dict[str, int] = {}
         for key, _ in node.value:
             name, line = key.value, key.start_mark.line + 1
             if isinstance(key, yaml.ScalarNode) and name in seen:
@@ -168,7 +169,7 @@ class _Twice(Exception):
     """A key stands twice in a mapping."""
 
 
-def read_yaml(path: str | os.PathLike[str], name: str) -> tuple[str, Any]:
+def read_yaml(path: str | os.PathLike[str], name: str) -> tuple[str, object]:
     """Return the text of a file, and what it says.
 
     Args:
@@ -190,7 +191,7 @@ def read_yaml(path: str | os.PathLike[str], name: str) -> tuple[str, Any]:
         raise ConfigError(f"{name} is not valid YAML{where}: write one `key: value` a line.") from None
 
 
-def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_file(path: str | os.PathLike[str]) -> JsonObject:
     """Read a run file.
 
     Raises:

@@ -10,6 +10,7 @@ from typing import Any
 
 from weft import plugins, registry
 from weft.errors import ConfigError
+from weft.json_types import JsonObject
 
 
 @dataclass(frozen=True)
@@ -120,14 +121,10 @@ def load_part(key: str, name: str) -> Any:
     return found
 
 
-def _misfit(kind: Kind, found: Any) -> str | None:
+def _misfit(kind: Kind, found: object) -> str | None:
     """Return why an object is no part of a kind, with the remedy; None: it is."""
     if not kind.base:
-        try:
-            inspect.signature(found).bind(None, None)
-        except (TypeError, ValueError):
-            return "write a function of two arguments, the rows and how they are split"
-        return None
+        return None if _takes_two(found) else "write a function of two arguments, the rows and how they are split"
     base, name = registry.imported(kind.base), kind.base.replace(":", ".")
     if kind.values:
         return None if isinstance(found, base) else f"write a value of the class {name}"
@@ -137,24 +134,35 @@ def _misfit(kind: Kind, found: Any) -> str | None:
     return f"its class must define {' and '.join(open_ones)}" if open_ones else None
 
 
+def _takes_two(part: object) -> bool:
+    """Say whether an object can be called with two arguments."""
+    if not callable(part):
+        return False
+    try:
+        inspect.signature(part).bind(None, None)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def is_outside(key: str, name: str) -> bool:
     """Say whether a part is not one of Weft's own: which keys it works with is known to itself alone."""
     return key in PARTS and name not in PARTS[key].table and not (key == "fed_alg" and is_local(name))
 
 
-def files_of(run: Mapping[str, Any]) -> Iterator[tuple[str, plugins.PartFile]]:
+def files_of(run: Mapping[str, object]) -> Iterator[tuple[str, plugins.PartFile]]:
     """Yield the parts of a run, given its keys, that lie in files: the keys that choose them, and the files."""
     for key in PARTS:
-        names = run.get(key) or ()
-        for name in [names] if isinstance(names, str) else names:
+        value = run.get(key)
+        for name in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(name, str) and (file := plugins.parse(name)) is not None:
                 yield key, file
 
 
-def with_files(run: Mapping[str, Any], put: Callable[[plugins.PartFile], plugins.PartFile]) -> dict[str, Any]:
+def with_files(run: Mapping[str, object], put: Callable[[plugins.PartFile], plugins.PartFile]) -> JsonObject:
     """Return the keys of a run with other files in place of those that its parts lie in."""
 
-    def put_in(name: Any) -> Any:
+    def put_in(name: object) -> object:
         file = plugins.parse(name) if isinstance(name, str) else None
         return name if file is None else str(put(file))
 
@@ -165,7 +173,7 @@ def with_files(run: Mapping[str, Any], put: Callable[[plugins.PartFile], plugins
     return made
 
 
-def settled(run: Mapping[str, Any]) -> dict[str, Any]:
+def settled(run: Mapping[str, object]) -> JsonObject:
     """Return the keys of a run with the SHA-256 of every part's file behind it; ConfigError where one is missing."""
     return with_files(run, lambda file: replace(file, digest=plugins.digest_of(plugins.read(file))))
 

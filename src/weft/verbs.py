@@ -6,15 +6,15 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
 
 from weft.arguments import Once, Parser, add_config_flags
 from weft.config import Resolved, RunConfig, gather, read_file, settle
 from weft.errors import ConfigError
+from weft.json_types import JsonObject
 
-Defaults = Callable[[dict[str, Any]], dict[str, Any]]
+Defaults = Callable[[JsonObject], JsonObject]
 
 
 def parser(verb: str, description: str, *, trains: bool = True) -> Parser:
@@ -47,7 +47,7 @@ def add_file(made: Parser) -> None:
     made.add_argument("--config", metavar="FILE", action=Once, help="the same")
 
 
-def written(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+def written(arguments: argparse.Namespace) -> tuple[JsonObject, JsonObject]:
     """Return the keys of the run file and those of the flags; ConfigError for two files, or one taken for a value.
 
     `--KEY null` takes back what the file says.
@@ -72,7 +72,7 @@ def say(*sentences: str | None) -> None:
         print(f"weft: {sentence}", file=sys.stderr)
 
 
-def saved_keys(keys: Mapping[str, Any]) -> dict[str, Any]:
+def saved_keys(keys: JsonObject) -> JsonObject:
     """Return the keys of the run in `output_dir`, none of which is given now; ConfigError if there is none."""
     from weft.runs.layout import RunDir
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from mmap import mmap
-from typing import Any, NoReturn
+from typing import NoReturn, TypeGuard
 
 import torch
 import xxhash
@@ -34,6 +34,7 @@ from weft.core.types import (
     Update,
 )
 from weft.errors import BadUpdate
+from weft.json_types import JsonObject
 
 Raw = bytes | mmap | memoryview
 """What came: bytes, a file of them, or memory that another process wrote."""
@@ -64,7 +65,7 @@ class Body:
 
     parts: list[str]
     names: list[list[str]]
-    header: dict[str, Any]
+    header: JsonObject
     pieces: list[memoryview]
     digest: str
 
@@ -76,7 +77,7 @@ def body_of(message: Message | Reply) -> Body:
         parts = {"params": message.params} | {f"extra.{stream}": v for stream, v in message.extra.items()}
     elif isinstance(message, (Update, ProtectionRequest, ProtectionReply)):
         parts = {f"stream.{stream}": values for stream, values in message.streams.items()}
-    header: dict[str, Any] = {}
+    header: JsonObject = {}
     names: list[list[str]] = []
     pieces: list[memoryview] = []
     end = 0
@@ -115,7 +116,7 @@ class Packer:
 def pack(message: Message | Reply, run: str = "", body: Body | None = None) -> bytes:
     """Return a message or a reply of a run as bytes; `body`, where its tensors have been read already."""
     kind = type(message).__name__
-    said: dict[str, Any] = {"v": VERSION, "kind": kind, "run": run, "client": message.client, "round": message.round}
+    said: JsonObject = {"v": VERSION, "kind": kind, "run": run, "client": message.client, "round": message.round}
     if isinstance(message, Task):
         said |= {"base_version": message.base_version, "attempt": message.attempt}
     elif isinstance(message, Probe):
@@ -139,7 +140,7 @@ def pack(message: Message | Reply, run: str = "", body: Body | None = None) -> b
     return b"".join([len(text).to_bytes(8, "little"), text, *body.pieces])
 
 
-def _split(raw: Raw) -> tuple[dict[str, Any], memoryview]:
+def _split(raw: Raw) -> tuple[JsonObject, memoryview]:
     """Return the header of a file, and the bytes of its tensors."""
     size = int.from_bytes(raw[:8], "little")
     return json.loads(bytes(raw[8 : 8 + size]), object_pairs_hook=_once), memoryview(raw)[8 + size :]
@@ -152,7 +153,7 @@ def _digest(pieces: Iterable[memoryview]) -> str:
     return digest.hexdigest()
 
 
-def _signature(said: dict[str, Any], header: dict[str, Any], body: str) -> str:
+def _signature(said: JsonObject, header: JsonObject, body: str) -> str:
     """Return what changes with any bit of a message: it finds what was damaged, not what was forged."""
     tensors = {name: value for name, value in header.items() if name != "__metadata__"}
     words = {name: value for name, value in said.items() if name != "digest"}
@@ -206,7 +207,7 @@ def unpack(raw: Raw, *, run: str = "", most: int | None = None, tensors: int = 1
     return Undo(client, round)
 
 
-def _header(raw: Raw, most: int) -> tuple[dict[str, Any], list[torch.Tensor]]:
+def _header(raw: Raw, most: int) -> tuple[JsonObject, list[torch.Tensor]]:
     """Check a file's header, and return what it says and its tensors in the order of their numbers."""
     if len(raw) < 8:
         _bad("too few bytes")
@@ -227,21 +228,21 @@ def _header(raw: Raw, most: int) -> tuple[dict[str, Any], list[torch.Tensor]]:
     return said, _tensors(header, body)
 
 
-def _tensors(header: dict[str, Any], body: memoryview) -> list[torch.Tensor]:
+def _tensors(header: JsonObject, body: memoryview) -> list[torch.Tensor]:
     """Return the tensors in the order of their numbers; they must fill the bytes one after the other."""
     spans = []
     for number in range(len(header)):
         value = header.get(str(number))
         if not isinstance(value, dict):
             _bad("tensors without numbers")
-        shape: Any = value.get("shape")
-        span: Any = value.get("data_offsets")
+        shape, span = value.get("shape"), value.get("data_offsets")
         format = FORMATS.get(str(value.get("dtype")))
         if format is None or not _counts(shape, 8) or not _counts(span, 2) or len(span) != 2:
             _bad("a tensor of no known form")
-        if math.prod(shape) * format.itemsize != span[1] - span[0]:
+        begin, stop = span
+        if math.prod(shape) * format.itemsize != stop - begin:
             _bad("a tensor whose size is not what its shape says")
-        spans.append((span[0], span[1], number, shape, format))
+        spans.append((begin, stop, number, shape, format))
     end, found = 0, [torch.empty(0)] * len(spans)
     for begin, stop, number, shape, format in sorted(spans, key=lambda one: one[:3]):
         if begin != end or stop > len(body):
@@ -259,7 +260,7 @@ def _writable(piece: memoryview, begin: int, format: torch.dtype) -> memoryview 
     return bytearray(piece) if piece.readonly or begin % format.itemsize else piece
 
 
-def _parts(said: dict[str, Any], found: list[torch.Tensor]) -> Streams:
+def _parts(said: JsonObject, found: list[torch.Tensor]) -> Streams:
     """Return the tensors by their parts and names."""
     parts, names = said.get("parts"), said.get("names")
     if not isinstance(parts, list) or not isinstance(names, list) or len(names) != len(found):
@@ -279,7 +280,7 @@ def _parts(said: dict[str, Any], found: list[torch.Tensor]) -> Streams:
     return made
 
 
-def _metrics(said: dict[str, Any]) -> Metrics:
+def _metrics(said: JsonObject) -> Metrics:
     metrics = said.get("metrics", {})
     if not isinstance(metrics, dict) or len(metrics) > MOST_METRICS:
         _bad("no metrics, or too many")
@@ -295,7 +296,7 @@ def _float(value: object) -> float:
         _bad("a number that is too large")
 
 
-def _number(said: dict[str, Any], name: str) -> int:
+def _number(said: JsonObject, name: str) -> int:
     value = said.get(name)
     if not _whole(value):
         _bad(f"no {name}")
@@ -307,11 +308,11 @@ def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
 
 
-def _counts(value: Any, most: int) -> bool:
+def _counts(value: object, most: int) -> TypeGuard[list[int]]:
     return isinstance(value, list) and len(value) <= most and all(_whole(one) for one in value)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(pairs: list[tuple[str, object]]) -> JsonObject:
     """Refuse a name that is given twice, of which readers would see different ones."""
     made = dict(pairs)
     if len(made) < len(pairs):

@@ -31,7 +31,7 @@ class Another:
     """By which the part is written."""
     table: dict[str, str]
     """Where its names are."""
-    present: Callable[[Plan], Any]
+    present: Callable[[Plan], object]
     """Returns the part that the plan has."""
     put: Callable[[Plan, Any], Plan]
     """Returns the plan with a part in its place."""
@@ -129,7 +129,7 @@ def _names(plan: Plan, remedy: Another, fits: Callable[[Plan], bool]) -> list[st
     return sorted(names, key=lambda name: getattr(parts[name], "local", "") != plan.local.kind)[:MOST]
 
 
-def _default(table: dict[str, str], name: str) -> Any:
+def _default(table: dict[str, str], name: str) -> object:
     """Return a part with its defaults, or None where it cannot be made without being told more."""
     try:
         return registry.load(table, name, "part")()

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from weft import kinds
 from weft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from weft.keys import RunConfig
 
 OPENFEDLLM = frozenset(
     "fed_alg num_rounds num_clients sample_clients split_strategy prox_mu fedopt_tau fedopt_eta fedopt_beta1 "
@@ -30,7 +33,7 @@ VERBS = {"sft": "sft", "causal_lm": "pretrain", "preference": "dpo", "grpo": "gr
 class Condition:
     """A condition without which a key does nothing."""
 
-    holds: Callable[[Any], bool]
+    holds: Callable[[RunConfig], bool]
     """Of a configuration."""
     why: str
     """What to say behind "because" where it does not hold; {c.KEY} is the value of a key."""
@@ -45,7 +48,7 @@ ALWAYS: Effect = ()
 """Of a key that has an effect in every run, or is refused by a check of its own where it has none."""
 
 
-def only(key: str, *values: Any, said: bool = False) -> Effect:
+def only(key: str, *values: str, said: bool = False) -> Effect:
     """Return the effect of a key that works with some values of another, and with any part that is not Weft's own."""
     named = " or ".join(str(value) for value in values)
     return (
@@ -79,7 +82,7 @@ def verbs(*objectives: str) -> Effect:
     )
 
 
-def _alone(config: Any) -> bool:
+def _alone(config: RunConfig) -> bool:
     name: str = config.fed_alg
     return name == "central" or kinds.is_local(name)
 
@@ -158,7 +161,7 @@ OWN_MODELS = (
 
 
 def check(
-    config: Any,
+    config: RunConfig,
     given: Collection[str],
     effects: Mapping[str, Effect],
     *,

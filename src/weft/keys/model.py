@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from weft.json_types import JsonObject
 from weft.keys.effects import ALWAYS, GRADIENTS, HERE, LOADED, PEFT, Condition, Effect, flag, only
 
 
@@ -62,9 +63,7 @@ class ModelKeys(BaseModel):
     use_rslora: bool = Field(False, description="scale by alpha / sqrt(r)")
     use_dora: bool = Field(False, description="weight-decomposed LoRA")
     lora_aggregation: str = Field("average", description="how clients' factors become one, such as average, ffa, svd")
-    lora_aggregation_args: dict[str, Any] = Field(
-        {}, description="the LoRA aggregation's own parameters: name=value ..."
-    )
+    lora_aggregation_args: JsonObject = Field({}, description="the LoRA aggregation's own parameters: name=value ...")
     lora_side_rank: int | None = Field(
         None, ge=1, description="largest rank of what stack and residual keep aside (default: nothing is lost)"
     )

@@ -7,9 +7,9 @@ and its message answered by another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,14 +53,29 @@ class Carried:
         return self.given_secret
 
 
+class RemoteMethod(Protocol):
+    """A method of an actor, as Ray wraps it."""
+
+    def remote(self, *values: object) -> Hashable:
+        """Call it in the actor's process, and return the reference of its result."""
+        ...
+
+
+class Actor(Protocol):
+    """An actor of Ray's that answers messages: `weft.launch.ray_actor.RayActor` behind its handle."""
+
+    answer: RemoteMethod
+
+
 @dataclass
-class _Sent:
-    """A message under way."""
+class _InFlight:
+    """A message that an actor works on."""
 
     place: int
+    """Of the message in its exchange."""
     message: Message
     client: ClientData
-    actor: Any
+    actor: Actor
 
 
 @dataclass
@@ -69,12 +84,12 @@ class Actors(Runtime):
 
     client_host: ClientHost
     """The sites; its model is not asked."""
-    start: Callable[[], Any]
+    start: Callable[[], Actor]
     """Returns a new actor, whose `answer` takes a message, its parameters and a memory."""
     count: int
     note: Callable[[str], None]
-    running: dict[Any, _Sent] = field(default_factory=dict)
-    free: list[Any] = field(default_factory=list)
+    running: dict[Hashable, _InFlight] = field(default_factory=dict)
+    free: list[Actor] = field(default_factory=list)
 
     def exchange(self, messages: Sequence[Message]) -> Iterator[Reply]:
         """Answer the messages; replies come in the order of the in-process runtime, so the numbers are the same."""
@@ -82,7 +97,7 @@ class Actors(Runtime):
         self._drain()
         while len(self.free) < self.count:
             self.free.append(self.start())
-        kept: dict[int, Any] = {}
+        kept: dict[int, object] = {}
         done: dict[int, Reply] = {}
         deaths: dict[int, int] = {}
         waiting = list(range(len(ordered)))
@@ -96,7 +111,7 @@ class Actors(Runtime):
                     self._take_in(done, deaths, waiting)
             yield done.pop(place)
 
-    def _hand_out(self, place: int, ordered: list[Message], kept: dict[int, Any], done: dict[int, Reply]) -> None:
+    def _hand_out(self, place: int, ordered: list[Message], kept: dict[int, object], done: dict[int, Reply]) -> None:
         """Give a message to a free actor; what needs none is answered here."""
         import ray
 
@@ -118,7 +133,7 @@ class Actors(Runtime):
         actor = self.free.pop()
         secret = client.memory.secret(client.name) if self.client_host.plan.draws_secrets else None
         ref = actor.answer.remote(bare, kept[id(params)], memory, client.step_fraction, secret)
-        self.running[ref] = _Sent(place, message, client, actor)
+        self.running[ref] = _InFlight(place, message, client, actor)
 
     def _take_in(self, done: dict[int, Reply], deaths: dict[int, int], waiting: list[int]) -> None:
         """Wait for an answer; an actor that died is replaced, and its message handed out again."""
