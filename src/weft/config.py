@@ -65,7 +65,7 @@ VOLATILE = frozenset(
 """Keys that may differ when a run is resumed, because no result depends on them."""
 
 
-def gather(values: Mapping[str, object], over: Mapping[str, object]) -> tuple[JsonObject, list[str]]:
+def gather(values: Mapping[str, object], overrides: Mapping[str, object]) -> tuple[JsonObject, list[str]]:
     """Return the keys of a file or a dict, overridden by others, and which of them a user gave.
 
     A key that is null was taken back, and not given.
@@ -73,47 +73,47 @@ def gather(values: Mapping[str, object], over: Mapping[str, object]) -> tuple[Js
     Raises:
         ConfigError: a key that is given by two names.
     """
-    first, second = canonical(values), canonical(over)
-    every = isinstance(values, Resolved) or RunConfig.model_fields.keys() <= first.keys()
-    given = first | second
-    return given, [key for key in (second if every else given) if given[key] is not None]
+    first, second = canonical(values), canonical(overrides)
+    complete = isinstance(values, Resolved) or RunConfig.model_fields.keys() <= first.keys()
+    merged = first | second
+    return merged, [key for key in (second if complete else merged) if merged[key] is not None]
 
 
 def settle(
-    given: Mapping[str, object],
-    judged: Collection[str],
-    defaults: Callable[[JsonObject], JsonObject] = lambda given: {},
+    values: Mapping[str, object],
+    explicit_keys: Collection[str],
+    defaults: Callable[[JsonObject], JsonObject] = lambda values: {},
     *,
     command: bool = False,
-    apart: Collection[str] = (),
+    exempt: Collection[str] = (),
 ) -> tuple[RunConfig, str | None]:
     """Return the configuration of what a user gave, and what is to be said of keys without effect, if anything.
 
     Args:
-        given: keys and values, as `gather` returns them.
-        judged: those of them that must have an effect.
+        values: keys and values, as `gather` returns them.
+        explicit_keys: those of them that must have an effect.
         defaults: from the keys that are given to the verb's own defaults of others.
         command: they are the flags of a command, and of nothing else.
-        apart: keys whose effect is not judged.
+        exempt: keys whose effect is not judged.
 
     Raises:
         ConfigError: as `build` does; a key that has no effect in this run.
     """
-    config = build(defaults(dict(given)) | dict(given))
-    return config, effects.check(config, judged, EFFECTS, command=command, apart=apart)
+    config = build(defaults(dict(values)) | dict(values))
+    return config, effects.check(config, explicit_keys, EFFECTS, command=command, exempt=exempt)
 
 
 def canonical(values: Mapping[str, object]) -> JsonObject:
     """Return keys under their own names, and paths as text; ConfigError for one that is given by two names."""
-    made: JsonObject = {}
+    renamed: JsonObject = {}
     for name, value in values.items():
         key = ALIASES.get(name, name)
-        if key in made:
+        if key in renamed:
             raise ConfigError(
                 f"The key {key} is given twice, as {key} and by another name of it: leave one of them out."
             )
-        made[key] = os.fspath(value) if isinstance(value, os.PathLike) else value
-    return made
+        renamed[key] = os.fspath(value) if isinstance(value, os.PathLike) else value
+    return renamed
 
 
 def build(values: Mapping[str, object]) -> RunConfig:
@@ -125,22 +125,24 @@ def build(values: Mapping[str, object]) -> RunConfig:
     None stands for the default of a key that cannot be None.
     """
     values = canonical(values)
-    known = list(RunConfig.model_fields)
+    keys = list(RunConfig.model_fields)
     for key in values:
-        if key not in known:
-            guess = registry.nearest(key, known)
+        if key not in keys:
+            guess = registry.nearest(key, keys)
             nearest = f" Did you mean '{guess}'?" if guess else " `weft sft --help_all` lists all keys."
             raise ConfigError(f"There is no key '{key}'.{foreign(key, flags=False) or nearest}")
     fields = RunConfig.model_fields
-    meant = {key: value for key, value in values.items() if value is not None or _may_be_none(fields[key].annotation)}
+    given_values = {
+        key: value for key, value in values.items() if value is not None or _may_be_none(fields[key].annotation)
+    }
     try:
-        return RunConfig(**meant)
+        return RunConfig(**given_values)
     except ValidationError as error:
         first = error.errors()[0]
         # Where a value may be of several types, pydantic names the type too.
         inside = Client.model_fields.keys()
-        where = ".".join(str(p) for i, p in enumerate(first["loc"]) if i == 0 or isinstance(p, int) or p in inside)
-        raise ConfigError(f"The value {first['input']!r} of '{where}' cannot be: {first['msg'].lower()}.") from None
+        place = ".".join(str(p) for i, p in enumerate(first["loc"]) if i == 0 or isinstance(p, int) or p in inside)
+        raise ConfigError(f"The value {first['input']!r} of '{place}' cannot be: {first['msg'].lower()}.") from None
 
 
 def _may_be_none(annotation: object) -> bool:
@@ -155,13 +157,13 @@ class _Once(yaml.SafeLoader):
     """YAML in which no key may stand twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
-        seen: dict[str, int] = {}
+        line_of: dict[str, int] = {}
         for key, _ in node.value:
             name, line = key.value, key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and name in seen:
-                raise _Twice(f"'{name}' stands there twice, in lines {seen[name]} and {line}: leave one of them out")
+            if isinstance(key, yaml.ScalarNode) and name in line_of:
+                raise _Twice(f"'{name}' stands there twice, in lines {line_of[name]} and {line}: leave one of them out")
             if isinstance(key, yaml.ScalarNode):
-                seen[name] = line
+                line_of[name] = line
         return super().construct_mapping(node, deep)
 
 

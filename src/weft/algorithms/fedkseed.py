@@ -12,7 +12,7 @@ from torch import Tensor
 from weft.core.capabilities import FromSeeds
 from weft.core.directions import digest, rebuild
 from weft.core.parts import Algorithm, LocalRule
-from weft.core.types import SEARCH, Finished, LocalWork, ServerState, Streams, Task, Tensors, Total
+from weft.core.types import SEARCH, LocalWork, RuleResult, ServerState, Streams, Task, Tensors, Total
 from weft.errors import ClientFailed
 
 SUMS, BASE, START = "sums", "base", "start"
@@ -22,17 +22,17 @@ class _Along(LocalRule):
     """Step along the K directions, and send how far along each."""
 
     def __init__(self, count: int, epsilon: float, seed: int) -> None:
-        self.told = {
+        self.search_settings = {
             "count": torch.tensor(count),
             "epsilon": torch.tensor(epsilon, dtype=torch.float64),
             "seed": torch.tensor(seed),
         }
 
     def search(self) -> Tensors:
-        return self.told
+        return self.search_settings
 
-    def finish(self, work: LocalWork) -> Finished:
-        return Finished({SEARCH: {SUMS: work.moments[SEARCH][SUMS]}})
+    def finish(self, work: LocalWork) -> RuleResult:
+        return RuleResult({SEARCH: {SUMS: work.moments[SEARCH][SUMS]}})
 
 
 class _Start(NamedTuple):
@@ -114,8 +114,8 @@ class FedKSeed(Algorithm):
 
     def step(self, state: ServerState, total: Total) -> ServerState:
         """Add the mean to A, and make w anew."""
-        kept = state.memory[SEARCH]
-        sums = kept[SUMS] + total.streams[SEARCH][SUMS]
+        search = state.memory[SEARCH]
+        sums = search[SUMS] + total.streams[SEARCH][SUMS]
         params = rebuild(state.memory[START], sums, self.seed)
-        memory = {START: state.memory[START], SEARCH: {SUMS: sums, BASE: kept[BASE]}}
+        memory = {START: state.memory[START], SEARCH: {SUMS: sums, BASE: search[BASE]}}
         return ServerState(params, memory, state.round + 1)

@@ -1,6 +1,6 @@
-"""What Weft uses of the objects that transformers makes, as protocols that mypy checks.
+"""Protocols of the objects of transformers that Weft uses, so that mypy can check the calls.
 
-The classes of transformers fit them; so does whatever a user brings that has these methods.
+The classes of transformers satisfy them; so does any object of a user with these methods.
 """
 
 from __future__ import annotations

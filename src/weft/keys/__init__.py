@@ -64,15 +64,15 @@ class RunConfig(RunKeys, TrainingKeys, AlignmentKeys, FederationKeys, DataKeys, 
     @classmethod
     def _amounts(cls, value: object) -> JsonObject:
         """Take ["cpu=1", "gpu=0.5"] and "cpu=1,gpu=0.5" for {"cpu": 1, "gpu": 0.5}."""
-        found = cls._pairs(value)
-        for name in found:
+        amounts = cls._pairs(value)
+        for name in amounts:
             if name not in ("cpu", "gpu"):
                 raise ConfigError(f"client_resources are cpu and gpu, not '{name}': write such as cpu=1 gpu=0.5.")
-        return found
+        return amounts
 
     @field_validator("clients", mode="before")
     @classmethod
-    def _named(cls, value: object) -> object:
+    def _clients(cls, value: object) -> object:
         """Take ["name=path", ...] and {name: path} for clients."""
         if isinstance(value, dict):
             return [{"name": name, "data": str(data)} for name, data in value.items()]
@@ -84,7 +84,7 @@ class RunConfig(RunKeys, TrainingKeys, AlignmentKeys, FederationKeys, DataKeys, 
 
     @model_validator(mode="before")
     @classmethod
-    def _everybody(cls, values: object) -> object:
+    def _natural_count(cls, values: object) -> object:
         """A natural split has as many clients as it has values, unless a number is given."""
         if not isinstance(values, dict) or "num_clients" in values:
             return values

@@ -139,9 +139,9 @@ def _check_pairs(config: RunConfig) -> None:
 def _check_sites(config: RunConfig) -> None:
     """Refuse what a run of sites that have their own data cannot have."""
     sites_own = ("dataset_name", "clients", "public_data", "eval_dataset_name", "dataset_split", "eval_dataset_split")
-    named = [key for key in sites_own if getattr(config, key)]
-    if named:
-        raise ConfigError(f"With --runtime nvflare every site names its own data in site.yaml: drop --{named[0]}.")
+    site_keys = [key for key in sites_own if getattr(config, key)]
+    if site_keys:
+        raise ConfigError(f"With --runtime nvflare every site names its own data in site.yaml: drop --{site_keys[0]}.")
     if config.client_failure_rate or config.client_speed or config.availability:
         raise ConfigError(
             "Sites fail and are slow by themselves: drop --client_failure_rate, --client_speed and --availability."

@@ -148,7 +148,7 @@ def serve(
         willing = _agree(remote, who, order, sites, progress.note)
         rows = {name: rows for name, rows in zip(willing.names, willing.rows, strict=True) if rows}
         hear({"sites": rows, "refused": willing.refused})
-        remote.greet, remote.known = willing.words.get, willing.same
+        remote.handshake, remote.is_same_site = willing.words.get, willing.same
         remote.largest = lambda: largest(plan, model)
         remote.in_order = not plan.over_selected
         if plan.algorithm.shares and waits:
@@ -177,7 +177,7 @@ def _builder(keys: dict[str, Any], note: Callable[[str], None]) -> ClientBuilder
 def _hand_out(state: ServerState, plan: Plan, remote: RemoteSites, sites: Iterable[str]) -> None:
     """Let the sites write down the model that the run leaves them."""
     params, extra = to_use(plan.algorithm, state)
-    for reply in remote.exchange([Probe(site, state.round, params, extra, keep=True) for site in sites]):
+    for reply in remote.exchange([Probe(site, state.round, params, extra, export=True) for site in sites]):
         if isinstance(reply, Failure):
             remote.note(f"the site '{reply.client}' did not get the result: {reply.reason}.")
 
