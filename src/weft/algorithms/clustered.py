@@ -19,7 +19,7 @@ from weft.core.parts import Algorithm
 from weft.core.seeds import derive
 from weft.core.types import DELTA, ServerState, Streams, Task, Tensors, Total, Update
 
-CHOICE, CHOSEN = "cluster", "chosen"
+CHOICE, INDEX = "cluster", "chosen"
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,19 @@ class _Best(ModelChoice):
     clusters: int
     seed: int
 
-    def others(self, state: ServerState) -> Streams:
+    def other_models(self, state: ServerState) -> Streams:
         parts = _parts(state, self.clusters)
         return {_name(number, DELTA): part.params for number, part in enumerate(parts) if number}
 
     def choose(self, task: Task, loss: Callable[[Tensors], float]) -> tuple[Task, Streams]:
-        every = [task.params, *(task.extra[_name(number, DELTA)] for number in range(1, self.clusters))]
-        losses = [loss(params) for params in every]
+        models = [task.params, *(task.extra[_name(number, DELTA)] for number in range(1, self.clusters))]
+        losses = [loss(params) for params in models]
         best = [number for number, value in enumerate(losses) if value == min(losses)] or [0]
-        chosen = best[derive(self.seed, "cluster", task.client) % len(best)]
-        extra = {name: value for name, value in _of(chosen, task.extra).items() if name != DELTA}
+        number = best[derive(self.seed, "cluster", task.client) % len(best)]
+        extra = {name: value for name, value in _stripped(number, task.extra).items() if name != DELTA}
         beyond = {name: value for name, value in task.extra.items() if "|" not in name}
-        said = {CHOICE: {CHOSEN: torch.tensor(float(chosen))}}
-        return replace(task, params=every[chosen], extra=extra | beyond), said
+        message = {CHOICE: {INDEX: torch.tensor(float(number))}}
+        return replace(task, params=models[number], extra=extra | beyond), message
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,12 @@ class Clustered(Algorithm):
         tasks = [self.inner.task(part, client, version) for part in _parts(state, self.clusters)]
         extra: Streams = {}
         for number, task in enumerate(tasks):
-            extra |= _named(number, task.extra | ({} if number == 0 else {DELTA: task.params}))
+            extra |= _prefixed(number, task.extra | ({} if number == 0 else {DELTA: task.params}))
         return replace(tasks[0], extra=extra)
 
     def like(self, params: Tensors) -> Streams:
         """What the wrapped algorithm's clients send, and the choice."""
-        return self.inner.like(params) | {CHOICE: {CHOSEN: torch.zeros(())}}
+        return self.inner.like(params) | {CHOICE: {INDEX: torch.zeros(())}}
 
     def check(self, update: Update) -> None:
         """Check what the wrapped algorithm's clients send."""
@@ -95,14 +95,14 @@ class Clustered(Algorithm):
         """Combine the updates of every cluster for itself; they are held until all have come."""
         groups: dict[int, list[Update]] = {}
         for update in updates:
-            chosen = min(max(int(update.streams[CHOICE][CHOSEN]), 0), self.clusters - 1)
-            groups.setdefault(chosen, []).append(_without_choice(update))
+            number = min(max(int(update.streams[CHOICE][INDEX]), 0), self.clusters - 1)
+            groups.setdefault(number, []).append(_without_choice(update))
         streams: Streams = {}
         clients: list[str] = []
         weight = 0.0
-        for chosen, group in sorted(groups.items()):
+        for number, group in sorted(groups.items()):
             total = self.inner.combine(group, aggregator)
-            streams |= _named(chosen, total.streams)
+            streams |= _prefixed(number, total.streams)
             streams.setdefault(DELTA, total.streams[DELTA])  # says which parameters were trained
             clients += total.clients
             weight += total.weight
@@ -112,9 +112,9 @@ class Clustered(Algorithm):
         """Step every cluster that somebody trained."""
         after = []
         for number, part in enumerate(_parts(state, self.clusters)):
-            streams = _of(number, total.streams)
-            done = self.inner.step(part, replace(total, streams=streams)) if streams else part
-            after.append(replace(done, round=state.round + 1))
+            streams = _stripped(number, total.streams)
+            result = self.inner.step(part, replace(total, streams=streams)) if streams else part
+            after.append(replace(result, round=state.round + 1))
         return _join(after)
 
 
@@ -133,7 +133,7 @@ def _parts(state: ServerState, clusters: int) -> list[ServerState]:
     """Return the state of every cluster."""
     parts = []
     for number in range(clusters):
-        memory = _of(number, state.memory)
+        memory = _stripped(number, state.memory)
         params = memory.pop(DELTA) if number else state.params
         parts.append(ServerState(params, memory, state.round))
     return parts
@@ -143,7 +143,7 @@ def _join(parts: list[ServerState]) -> ServerState:
     """Return the states as one: the first one's parameters, all else in the memory under its cluster's number."""
     memory: Streams = {}
     for number, part in enumerate(parts):
-        memory |= _named(number, part.memory | ({DELTA: part.params} if number else {}))
+        memory |= _prefixed(number, part.memory | ({DELTA: part.params} if number else {}))
     return ServerState(parts[0].params, memory, parts[0].round)
 
 
@@ -151,10 +151,10 @@ def _name(number: int, stream: str) -> str:
     return f"{number}|{stream}"
 
 
-def _named(number: int, streams: Streams) -> Streams:
+def _prefixed(number: int, streams: Streams) -> Streams:
     return {_name(number, stream): values for stream, values in streams.items()}
 
 
-def _of(number: int, streams: Streams) -> Streams:
+def _stripped(number: int, streams: Streams) -> Streams:
     prefix = _name(number, "")
     return {name.removeprefix(prefix): values for name, values in streams.items() if name.startswith(prefix)}

@@ -10,11 +10,11 @@ import torch
 from weft.core import tensors
 from weft.core.capabilities import TurnTaking
 from weft.core.parts import Algorithm, LocalRule
-from weft.core.types import DELTA, SCALARS, Finished, LocalWork, ServerState, Streams, Task, Tensors, Total
+from weft.core.types import DELTA, SCALARS, LocalWork, RuleResult, ServerState, Streams, Task, Tensors, Total
 from weft.errors import ConfigError
 
 MOMENTUM, FIRST, SECOND, COUNT = "momentum", "exp_avg", "exp_avg_sq", "step"
-LOCAL, ANCHOR, SEEN = "local", "anchor", "seen"
+LOCAL, ANCHOR, LAST_USED = "local", "anchor", "seen"
 """What a client of a streamed model keeps: its own values, the server's as last heard; what the server keeps: when a
 client's update was last used."""
 
@@ -24,40 +24,40 @@ class _Inner(LocalRule):
 
     wants_moments = True
 
-    def __init__(self, given: Streams, send: bool, params: Tensors) -> None:
-        self.given, self.send, self.params = given, send, params
+    def __init__(self, memory: Streams, send: bool, params: Tensors) -> None:
+        self.memory, self.send, self.params = memory, send, params
 
     def moments(self) -> Streams:
-        return self.given
+        return self.memory
 
-    def finish(self, work: LocalWork) -> Finished:
+    def finish(self, work: LocalWork) -> RuleResult:
         delta = tensors.subtract(work.end, work.start)
         if not self.send:
-            return Finished({DELTA: delta}, _together(self.given, work.moments))
+            return RuleResult({DELTA: delta}, _together(self.memory, work.moments))
         zeros = tensors.zeros(self.params)
         moments = {key: zeros | work.moments.get(key, {}) for key in (FIRST, SECOND)}
         counts = [count for name, count in work.moments.get(COUNT, {}).items() if name in self.params]
         count = counts[0] if counts else torch.tensor(float(work.steps))
-        return Finished({DELTA: delta, SCALARS: {COUNT: count.clone()}, **moments})
+        return RuleResult({DELTA: delta, SCALARS: {COUNT: count.clone()}, **moments})
 
 
 class _Streaming(_Inner):
     """Go on from one's own values, but for the parts that the server sent; send how far one part has come."""
 
-    def __init__(self, memory: Streams, keep: bool, turns: TurnTaking, round: int) -> None:
+    def __init__(self, memory: Streams, keeps_moments: bool, turns: TurnTaking, round: int) -> None:
         moments = {key: values for key, values in memory.items() if key not in (LOCAL, ANCHOR)}
-        super().__init__(moments if keep else {}, False, {})
-        self.memory, self.turns, self.round, self.wants_moments = memory, turns, round, keep
+        super().__init__(moments if keeps_moments else {}, False, {})
+        self.memory, self.turns, self.round, self.wants_moments = memory, turns, round, keeps_moments
         self.anchor: Tensors = {}
 
     def begin(self, params: Tensors) -> Tensors:
         self.anchor = self.memory.get(ANCHOR, {}) | params
         return self.memory.get(LOCAL, {}) | params
 
-    def finish(self, work: LocalWork) -> Finished:
+    def finish(self, work: LocalWork) -> RuleResult:
         part = self.turns.part(work.end, self.round)
-        kept = {LOCAL: work.end, ANCHOR: self.anchor} | _together(self.given, work.moments)
-        return Finished({DELTA: tensors.subtract(part, self.anchor)}, kept)
+        memory = {LOCAL: work.end, ANCHOR: self.anchor} | _together(self.memory, work.moments)
+        return RuleResult({DELTA: tensors.subtract(part, self.anchor)}, memory)
 
 
 class _Fragments(TurnTaking):
@@ -125,7 +125,7 @@ class DiLoCo(Algorithm):
         """Send averaged moments along."""
         extra = {key: state.memory[key] for key in (FIRST, SECOND, COUNT) if key in state.memory}
         params = state.params
-        if self.turns is not None and int(state.memory.get(SEEN, {}).get(client, _NEVER)) == state.round - 1:
+        if self.turns is not None and int(state.memory.get(LAST_USED, {}).get(client, _NEVER_USED)) == state.round - 1:
             params = self.turns.part(params, state.round - 1)
         return Task(client, state.round, version, params, extra)
 
@@ -137,47 +137,47 @@ class DiLoCo(Algorithm):
             return LocalRule()
         if self.inner_state == "keep":
             return _Inner(memory, False, task.params)
-        given = {key: task.extra[key] for key in (FIRST, SECOND, COUNT) if key in task.extra}
-        return _Inner(given, True, task.params)
+        moments = {key: task.extra[key] for key in (FIRST, SECOND, COUNT) if key in task.extra}
+        return _Inner(moments, True, task.params)
 
     def step(self, state: ServerState, total: Total) -> ServerState:
         """Take the outer step."""
         delta = total.streams[DELTA]
-        former = state.memory.get(MOMENTUM)
-        momentum = delta if former is None else tensors.add(tensors.scale(former, self.momentum), delta)
+        previous = state.memory.get(MOMENTUM)
+        momentum = delta if previous is None else tensors.add(tensors.scale(previous, self.momentum), delta)
         params = tensors.add(state.params, tensors.add(delta, momentum, self.momentum), self.outer_lr)
         memory = {MOMENTUM: momentum}
         if self.inner_state == "average":
             memory |= {FIRST: total.streams[FIRST], SECOND: total.streams[SECOND]}
             memory[COUNT] = dict.fromkeys(delta, total.streams[SCALARS][COUNT].round())
         if self.fragments > 1:
-            memory[SEEN] = {client: torch.tensor(state.round) for client in total.clients}
+            memory[LAST_USED] = {client: torch.tensor(state.round) for client in total.clients}
         return ServerState(params, memory, state.round + 1)
 
 
-_NEVER = torch.tensor(-2)
+_NEVER_USED = torch.tensor(-2)
 
 
-def _together(former: Streams, now: Streams) -> Streams:
+def _together(previous: Streams, now: Streams) -> Streams:
     """Return the moments as they are now, with the former ones of what was not trained now."""
-    return former | {key: former.get(key, {}) | values for key, values in now.items()}
+    return previous | {key: previous.get(key, {}) | values for key, values in now.items()}
 
 
 def _blocks(params: Tensors) -> dict[str, list[str]]:
     """Return the names of each block, a block being what has the same first number in its name, or no number."""
-    found: dict[str, list[str]] = {}
+    names_of: dict[str, list[str]] = {}
     for name in params:
         number = next((word for word in name.split(".") if word.isdigit()), None)
-        found.setdefault(name if number is None else number, []).append(name)
-    return found
+        names_of.setdefault(name if number is None else number, []).append(name)
+    return names_of
 
 
 def _part(params: Tensors, parts: int, round: int) -> Tensors:
     """Return the part of a round: blocks, the largest first, each put to what is the smallest part so far."""
     sizes = {block: sum(params[name].numel() for name in names) for block, names in _blocks(params).items()}
-    filled, chosen = [0] * parts, dict[str, int]()
+    loads, part_of = [0] * parts, dict[str, int]()
     for block in sorted(sizes, key=lambda block: (-sizes[block], block)):
-        chosen[block] = filled.index(min(filled))
-        filled[chosen[block]] += sizes[block]
-    mine = {name for block, names in _blocks(params).items() if chosen[block] == round % parts for name in names}
-    return {name: value for name, value in params.items() if name in mine}
+        part_of[block] = loads.index(min(loads))
+        loads[part_of[block]] += sizes[block]
+    names = {name for block, names in _blocks(params).items() if part_of[block] == round % parts for name in names}
+    return {name: value for name, value in params.items() if name in names}

@@ -39,22 +39,22 @@ class FedBuff(Algorithm):
 
     def task(self, state: ServerState, client: str, version: int) -> Task:
         """Send the version that the client began from."""
-        kept = max(version, state.round - self.max_staleness)
+        base_version = max(version, state.round - self.max_staleness)
         # A round without a usable update changes nothing, and so keeps no version: the next one is the same.
-        later = (f"{VERSION}{number}" for number in range(kept, state.round))
-        found = next((name for name in later if name in state.memory), None)
-        return Task(client, state.round, kept, state.memory[found] if found else state.params)
+        candidates = (f"{VERSION}{number}" for number in range(base_version, state.round))
+        stream = next((name for name in candidates if name in state.memory), None)
+        return Task(client, state.round, base_version, state.memory[stream] if stream else state.params)
 
     def combine(self, updates: Iterable[Update], aggregator: Aggregator) -> Total:
         """Weigh the updates by their staleness."""
-        return aggregator.combine(self._faded(updates))
+        return aggregator.combine(self._discounted(updates))
 
-    def _faded(self, updates: Iterable[Update]) -> Iterator[Update]:
+    def _discounted(self, updates: Iterable[Update]) -> Iterator[Update]:
         for update in updates:
             late = update.round - update.base_version
             share = (1 + late) ** -self.staleness_power
-            faded = tensors.scale(update.streams[DELTA], share)
-            yield replace(update, streams=update.streams | {DELTA: faded})
+            delta = tensors.scale(update.streams[DELTA], share)
+            yield replace(update, streams=update.streams | {DELTA: delta})
 
     def step(self, state: ServerState, total: Total) -> ServerState:
         """Step, and keep the version that it began from for the clients that are still at it."""

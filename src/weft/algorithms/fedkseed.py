@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
+from torch import Tensor
 
 from weft.core.capabilities import FromSeeds
 from weft.core.directions import digest, rebuild
 from weft.core.parts import Algorithm, LocalRule
-from weft.core.types import SEARCH, Finished, LocalWork, ServerState, Streams, Task, Tensors, Total
+from weft.core.types import SEARCH, LocalWork, RuleResult, ServerState, Streams, Task, Tensors, Total
 from weft.errors import ClientFailed
 
 SUMS, BASE, START = "sums", "base", "start"
@@ -21,40 +22,56 @@ class _Along(LocalRule):
     """Step along the K directions, and send how far along each."""
 
     def __init__(self, count: int, epsilon: float, seed: int) -> None:
-        self.told = {
+        self.search_settings = {
             "count": torch.tensor(count),
             "epsilon": torch.tensor(epsilon, dtype=torch.float64),
             "seed": torch.tensor(seed),
         }
 
     def search(self) -> Tensors:
-        return self.told
+        return self.search_settings
 
-    def finish(self, work: LocalWork) -> Finished:
-        return Finished({SEARCH: {SUMS: work.moments[SEARCH][SUMS]}})
+    def finish(self, work: LocalWork) -> RuleResult:
+        return RuleResult({SEARCH: {SUMS: work.moments[SEARCH][SUMS]}})
+
+
+class _Start(NamedTuple):
+    """The w0 of a client, and its digest, which costs a pass over all of it."""
+
+    params: Tensors
+    digest: Tensor
+
+
+class _Rebuilt(NamedTuple):
+    """The w of some sums A (K,)."""
+
+    sums: Tensor
+    params: Tensors
 
 
 class _Sums(FromSeeds):
-    """w from A, and which w0 it is counted from."""
+    """w from A, and a check that it is counted from the client's own w0.
+
+    The last w is cached: all clients of a round that one process simulates are sent the same A.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.last: dict[str, Any] = {}
-        """What was made last: all clients of a round, in one process, are sent the same."""
+        self._start: _Start | None = None
+        self._last: _Rebuilt | None = None
 
     def recipe(self, state: ServerState) -> Streams:
         return {SEARCH: state.memory[SEARCH]}
 
     def params(self, recipe: Streams, start: Tensors) -> Tensors:
-        sent, last = recipe[SEARCH], self.last
-        if last.get("of") is not start:
-            last |= {"of": start, "digest": digest(start), "sums": None}
-        if not torch.equal(sent[BASE], last["digest"]):
-            raise ClientFailed("has another base model than the seeds are counted from")
-        if last["sums"] is None or not torch.equal(last["sums"], sent[SUMS]):
-            last |= {"sums": sent[SUMS].clone(), "made": rebuild(start, sent[SUMS], self.seed)}
-        params: Tensors = last["made"]
-        return params
+        sums, base = recipe[SEARCH][SUMS], recipe[SEARCH][BASE]
+        if self._start is None or self._start.params is not start:
+            self._start, self._last = _Start(start, digest(start)), None
+        if not torch.equal(base, self._start.digest):
+            raise ClientFailed("has another base model than the one that the seeds refer to")
+        if self._last is None or not torch.equal(self._last.sums, sums):
+            self._last = _Rebuilt(sums.clone(), rebuild(start, sums, self.seed))
+        return self._last.params
 
 
 @dataclass(frozen=True)
@@ -97,8 +114,8 @@ class FedKSeed(Algorithm):
 
     def step(self, state: ServerState, total: Total) -> ServerState:
         """Add the mean to A, and make w anew."""
-        kept = state.memory[SEARCH]
-        sums = kept[SUMS] + total.streams[SEARCH][SUMS]
+        search = state.memory[SEARCH]
+        sums = search[SUMS] + total.streams[SEARCH][SUMS]
         params = rebuild(state.memory[START], sums, self.seed)
-        memory = {START: state.memory[START], SEARCH: {SUMS: sums, BASE: kept[BASE]}}
+        memory = {START: state.memory[START], SEARCH: {SUMS: sums, BASE: search[BASE]}}
         return ServerState(params, memory, state.round + 1)

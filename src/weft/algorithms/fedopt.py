@@ -43,11 +43,11 @@ class _FedOpt(Algorithm):
     def squares(self, value: Tensor, square: Tensor) -> Tensor:
         """Return the new v from the former one and the square that it goes by."""
 
-    def direction(self, delta: Tensor, former: Tensor | None) -> Tensor:
+    def direction(self, delta: Tensor, previous: Tensor | None) -> Tensor:
         """Return the new m from the mean update and the former m: the running mean."""
-        if former is None:
+        if previous is None:
             return delta if self.form == "openfedllm" else (1 - self.beta1) * delta
-        return self.beta1 * former + (1 - self.beta1) * delta
+        return self.beta1 * previous + (1 - self.beta1) * delta
 
     def correction(self, round: int) -> float:
         """Return what eta is multiplied by in a round, counted from 0."""
@@ -59,13 +59,13 @@ class _FedOpt(Algorithm):
         tau = self._tau(state, delta)
         eta = self.eta if self.eta is not None else (2 * tau if self.tau == "auto" else 1e-3)
         eta *= self.correction(state.round)
-        former, squares = state.memory.get(MOMENTUM, {}), state.memory.get(SQUARES, {})
+        momenta, squares = state.memory.get(MOMENTUM, {}), state.memory.get(SQUARES, {})
         least = 0.0 if self.form == "flower" else tau**2
         params: Tensors = {}
         m: Tensors = {}
         v: Tensors = {}
         for name, value in state.params.items():
-            m[name] = self.direction(delta[name], former.get(name))
+            m[name] = self.direction(delta[name], momenta.get(name))
             by = m[name] if self.form == "openfedllm" else delta[name]
             v[name] = self.squares(squares.get(name, torch.full_like(value, least)), by**2)
             params[name] = value + eta * m[name] / (v[name].sqrt() + tau)
@@ -86,7 +86,7 @@ class _FedOpt(Algorithm):
 class FedAdagrad(_FedOpt):
     """m = D, v <- v + D^2."""
 
-    def direction(self, delta: Tensor, former: Tensor | None) -> Tensor:
+    def direction(self, delta: Tensor, previous: Tensor | None) -> Tensor:
         """The mean update itself."""
         return delta
 

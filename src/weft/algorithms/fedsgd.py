@@ -9,7 +9,7 @@ import torch
 
 from weft.core import tensors
 from weft.core.parts import Algorithm, LocalRule
-from weft.core.types import DELTA, SCALARS, Finished, LocalWork, ServerState, Streams, Task, Tensors, Total
+from weft.core.types import DELTA, SCALARS, LocalWork, RuleResult, ServerState, Streams, Task, Tensors, Total
 
 RATE, FIRST, SECOND, COUNT = "learning_rate", "exp_avg", "exp_avg_sq", "step"
 
@@ -29,9 +29,9 @@ class _Gradient(LocalRule):
     def lr_factor(self, step: int) -> float:
         return 0.0
 
-    def finish(self, work: LocalWork) -> Finished:
+    def finish(self, work: LocalWork) -> RuleResult:
         down = tensors.scale(tensors.zeros(work.start) | self.gradient, -1.0)
-        return Finished({DELTA: down, SCALARS: {RATE: torch.tensor(work.lr, dtype=torch.float64)}})
+        return RuleResult({DELTA: down, SCALARS: {RATE: torch.tensor(work.lr, dtype=torch.float64)}})
 
 
 @dataclass(frozen=True)
@@ -77,15 +77,15 @@ class FedSGD(Algorithm):
             gradient = {n: g.add(state.params[n], alpha=self._decay(g)) for n, g in gradient.items()}
             return ServerState(tensors.add(state.params, gradient, -lr), {}, state.round + 1)
         count = {n: state.memory.get(COUNT, {}).get(n, torch.zeros(())) + 1 for n in gradient}
-        former = [state.memory.get(key) or tensors.zeros(gradient) for key in (FIRST, SECOND)]
-        first = {n: former[0][n].lerp(g, 1 - self.beta1) for n, g in gradient.items()}
-        second = {n: former[1][n].mul(self.beta2).addcmul(g, g, value=1 - self.beta2) for n, g in gradient.items()}
+        moments = [state.memory.get(key) or tensors.zeros(gradient) for key in (FIRST, SECOND)]
+        first = {n: moments[0][n].lerp(g, 1 - self.beta1) for n, g in gradient.items()}
+        second = {n: moments[1][n].mul(self.beta2).addcmul(g, g, value=1 - self.beta2) for n, g in gradient.items()}
         params = {}
         for name, g in gradient.items():
             share = [1 - beta ** float(count[name]) for beta in (self.beta1, self.beta2)]
             scale = second[name].div(share[1]).sqrt_().add_(self.epsilon)
-            kept = state.params[name] * (1 - lr * self._decay(g))
-            params[name] = kept.addcdiv_(first[name], scale, value=-lr / share[0])
+            decayed = state.params[name] * (1 - lr * self._decay(g))
+            params[name] = decayed.addcdiv_(first[name], scale, value=-lr / share[0])
         return ServerState(params, {FIRST: first, SECOND: second, COUNT: count}, state.round + 1)
 
     def _decay(self, value: torch.Tensor) -> float:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from weft.core.capabilities import PersonalModels
 from weft.core.parts import Algorithm, LocalRule
-from weft.core.types import Finished, LocalWork, ServerState, Streams, Task, Tensors, Total
+from weft.core.types import LocalWork, RuleResult, ServerState, Streams, Task, Tensors, Total
 
 OWN = "own"
 
@@ -22,8 +22,8 @@ class _KeepOwn(LocalRule):
     def begin(self, params: Tensors) -> Tensors:
         return self.memory.get(OWN, params)
 
-    def finish(self, work: LocalWork) -> Finished:
-        return Finished({}, {OWN: work.end})
+    def finish(self, work: LocalWork) -> RuleResult:
+        return RuleResult({}, {OWN: work.end})
 
 
 class _Instead(PersonalModels):

@@ -15,8 +15,8 @@ from weft.config import RunConfig, gather, settle
 from weft.core.declarations import TRAIN_LOSS
 from weft.errors import ConfigError, RunError
 from weft.launch.prompt_texts import with_prompt_texts
+from weft.verbs import file_and_flags, print_notices
 from weft.verbs import parser as verb_parser
-from weft.verbs import say, written
 
 VERBS = ("sft", "pretrain", "dpo", "grpo", "prompt")
 
@@ -57,14 +57,14 @@ def read_run(verb: str, argv: list[str]) -> tuple[argparse.Namespace, RunConfig,
         made.add_argument("--work", help="folder of kits and results [weft-up]")
         made.add_argument("--port", type=int, help="of the server, on this machine alone [a free one]")
     arguments = made.parse(words)
-    values, flags = written(arguments)
+    values, flags = file_and_flags(arguments)
     if verb != "up":
         flags["runtime"] = "nvflare"
     module = importlib.import_module(f"weft.commands.{which}")
     defaults: Any = getattr(module, "defaults", lambda _: {})
     # `weft up` makes sites of a run that has its data at one place.
-    config, said = settle(*gather(values, flags), defaults, apart=("sites", "silence_timeout") if verb == "up" else ())
-    say(said)
+    config, said = settle(*gather(values, flags), defaults, exempt=("sites", "silence_timeout") if verb == "up" else ())
+    print_notices(said)
     name = arguments.name or Path(arguments.file or arguments.config or "run").stem.lower()
     config = with_prompt_texts(config)
     if config.trust_remote_code:

@@ -156,8 +156,8 @@ class HeldOut(Evaluator):
             if self.text_bytes is not None:
                 metrics["text_bytes"] = float(sum(self.text_bytes(int(row)) for row in rows.index))
             asked = [self.asked[int(row)] for row in rows.index if int(row) in self.asked]
-            if rows.shown is not None:
-                said = np.concatenate([said, rows.shown.tokens])
+            if rows.examples is not None:
+                said = np.concatenate([said, rows.examples.tokens])
             questions = [Question(words.into(a.question.prompt, said), a.question.choices) for a in asked]
             for known, (given, _) in zip(asked, rank(model, questions, self.batch_size), strict=True):
                 name = f"{CONFUSION}/{known.right}/{given}"

@@ -60,7 +60,7 @@ class Population:
 
     def tested(self) -> list[str]:
         """Return the names of clients that have held-out rows."""
-        return [name for name, held in zip(self.names, self.evaluated.held, strict=True) if len(held)]
+        return [name for name, held in zip(self.names, self.evaluated.held_out, strict=True) if len(held)]
 
 
 def template_name(config: RunConfig, tokenizer: Any, rows: str) -> str:
@@ -178,8 +178,8 @@ def _with_public(clients: Clients, rows: Sequence[int] | np.ndarray) -> Clients:
     """Return the clients and, last, one that has the public rows."""
     if PUBLIC in clients.names:
         raise DataError(f"A client is called '{PUBLIC}', which is the name of the public_data: give it another name.")
-    train, held = [*clients.train, rows], [*clients.held, rows[:0]]
-    return replace(clients, names=[*clients.names, PUBLIC], train=train, held=held)
+    train, held = [*clients.train, rows], [*clients.held_out, rows[:0]]
+    return replace(clients, names=[*clients.names, PUBLIC], train=train, held_out=held)
 
 
 def _described(
@@ -189,7 +189,7 @@ def _described(
     natural = bool(config.clients) or config.split_strategy in registry.NATURAL_SPLITS
     labels = (sources.answers if natural else sources.labels)(np.arange(len(sources.origins)))
     how = {
-        "strategy": "clients" if config.clients else plugins.shown(config.split_strategy),
+        "strategy": "clients" if config.clients else plugins.public_name(config.split_strategy),
         "column": config.split_column,
     }
     return how | describe_split(names, owned, table.lengths, labels)

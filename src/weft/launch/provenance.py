@@ -43,9 +43,10 @@ def parts_of(config: RunConfig) -> Fingerprints:
         if key == "reward" or not kinds.is_outside(key, name):  # rewards are with the data
             continue
         file = plugins.parse(name)
-        made = (
-            plugins.digest_of(plugins.read(file)) if file else plugins.package_of(plugins.installed(kind.group)[name])
-        )
+        if file is not None:
+            made = plugins.digest_of(plugins.read(file))
+        else:
+            made = plugins.package_of(plugins.installed_parts(kind.group)[name])
         found[f"the {kind.word} '{name}'"] = made
     return found
 

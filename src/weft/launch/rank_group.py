@@ -31,13 +31,14 @@ class Announcer:
     def __call__(self, message: Message, client: ClientData) -> None:
         """Announce a message that every process has a part in."""
         if isinstance(message, Task | Probe):
-            kept = client.memory.load(client.name, message.round) if isinstance(message, Task) or message.own else {}
+            uses_memory = isinstance(message, Task) or message.personal
+            kept = client.memory.load(client.name, message.round) if uses_memory else {}
             words = {
                 "kind": type(message).__name__,
                 "client": message.client,
                 "round": message.round,
                 "version": message.base_version if isinstance(message, Task) else 0,
-                "own": message.own if isinstance(message, Probe) else True,
+                "own": message.personal if isinstance(message, Probe) else True,
                 "step_fraction": client.step_fraction,
                 "params": _shapes(message.params),
                 "extra": {stream: _shapes(values) for stream, values in message.extra.items()},

@@ -12,4 +12,4 @@ from weft.core.parts import LoraAggregation
 class FedSA(LoraAggregation):
     """A <- sum p_i A_i; every client keeps a B of its own. Products are never averaged, so they have no error."""
 
-    kept: ClassVar[tuple[str, ...]] = ("B",)
+    personal_kinds: ClassVar[tuple[str, ...]] = ("B",)

@@ -31,8 +31,8 @@ class Residual(LoraAggregation):
         side = lowrank.side_products(state.memory.get(SIDE, {}))
         params = tensors.add(state.params, total.streams[DELTA])
         for module, factors in lowrank.modules(params).items():
-            averaged = lowrank.product_of(params, factors, -self.scale)
-            parts = [products[module], averaged]
+            product_of_means = lowrank.product_of(params, factors, -self.scale)
+            parts = [products[module], product_of_means]
             if module in side:
                 parts.insert(0, side[module])
             side[module] = lowrank.truncate(lowrank.total(parts), self.side_rank)

@@ -27,7 +27,7 @@ def load(name: str, settings: dict[str, Any]) -> builtin.Reward:
     if name in REWARDS:
         found = getattr(builtin, name)(settings)
     elif file is None:
-        found = plugins.installed("weft.rewards")[name].load()
+        found = plugins.installed_parts("weft.rewards")[name].load()
     else:
         path = Path(file.path)
         path.stat()  # its own error says best that it is not there

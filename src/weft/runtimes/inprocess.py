@@ -21,5 +21,5 @@ class InProcess(Runtime):
 
     def exchange(self, messages: Sequence[Message]) -> Iterator[Reply]:
         """Answer the messages, those to faster clients first."""
-        for message in self.client_host.ordered(messages):
+        for message in self.client_host.by_speed(messages):
             yield self.client_host.reply(message, self.announce)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 WAIT = 10.0
 """Seconds that a site holds an answer back for, before it says how far it is."""
-WHO = b"who are you?"
+UNKNOWN_RUN = b"who are you?"
 """What a site answers that knows of no run: it has begun anew, and is said hello again."""
 
 
@@ -21,14 +21,14 @@ class TransportBroken(Exception):
     """Nothing was heard."""
 
 
-class Heard(NamedTuple):
+class PollResult(NamedTuple):
     """What a site says of a message."""
 
     progress: int
     """A number that grows while it works."""
     answer: bytes | None
     """Its reply, when it is done."""
-    taken: bool = True
+    accepted: bool = True
     """It has the message; otherwise it is still busy with another, and has to be given it again."""
 
 
@@ -42,7 +42,7 @@ class Mailbox:
         self._answer: bytes | None = None
         self._busy = False
 
-    def ask(self, ticket: str, raw: bytes | None, wait: float) -> Heard:
+    def ask(self, ticket: str, raw: bytes | None, wait: float) -> PollResult:
         """Begin with a message that is new, and wait a while for its answer; KeyError for one that is not known."""
         end = time.monotonic() + wait
         with self._lock:
@@ -52,13 +52,13 @@ class Mailbox:
                 # The one before is not wanted any more, but a model cannot do two things at a time.
                 while self._busy:
                     if not self._lock.wait(max(0.0, min(1.0, end - time.monotonic()))) and time.monotonic() >= end:
-                        return Heard(self._progress(), None, taken=False)
+                        return PollResult(self._progress(), None, accepted=False)
                 self._ticket, self._answer, self._busy = ticket, None, True
                 threading.Thread(target=self._run, args=(ticket, raw), daemon=True, name="answer").start()
             while self._answer is None:
                 if not self._lock.wait(max(0.0, end - time.monotonic())) and time.monotonic() >= end:
                     break
-            return Heard(self._progress(), self._answer)
+            return PollResult(self._progress(), self._answer)
 
     def _run(self, ticket: str, raw: bytes) -> None:
         answer = b""

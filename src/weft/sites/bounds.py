@@ -74,4 +74,4 @@ class Bounds:
 
 def _keeps(message: Message) -> bool:
     """Say whether a message hands the site its result, which costs no work."""
-    return isinstance(message, Probe) and message.keep
+    return isinstance(message, Probe) and message.export

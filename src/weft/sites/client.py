@@ -30,7 +30,7 @@ from weft.models.resident import Resident
 from weft.runs import checkpoint, fingerprints
 from weft.runs.fingerprints import Fingerprints
 from weft.runs.layout import RunDir, path_component
-from weft.runtimes.mailbox import WHO
+from weft.runtimes.mailbox import UNKNOWN_RUN
 from weft.sites.bounds import WORK, Bounds
 from weft.sites.policy import SitePolicy, agreement, own_config, refusal, reportable, wrong_model
 
@@ -112,15 +112,15 @@ class SiteClient:
             log.warning(line)
         host, _ = builder.host(reference=run.reference_file)
         report, export = partial(reportable, self.policy), self._export
-        trained = replace(host.trained, reportable=report, export=export)
-        evaluated = replace(host.evaluated, reportable=report, export=export)
-        self.client_host = replace(host, trained=trained, evaluated=evaluated)
+        trained = replace(host.train_clients, reportable=report, export=export)
+        evaluated = replace(host.eval_clients, reportable=report, export=export)
+        self.client_host = replace(host, train_clients=trained, eval_clients=evaluated)
         builder.model.model.register_forward_pre_hook(self._step)
         self.bounds = Bounds(run.path / WORK, own, self.policy.accept.max_hours)
         self.run, self.place, self.config = str(words["id"]), run.path, own
         return {
             "rows": len(population.trained.train[0]),
-            "held": len(population.evaluated.held[0]),
+            "held": len(population.evaluated.held_out[0]),
             "agreed": agreement(keys, base, self.version),
             "least": self.policy.accept.min_clients or 0,
         }
@@ -149,10 +149,10 @@ class SiteClient:
 
     def _answer(self, raw: Raw) -> bytes:
         if self.client_host is None:
-            return WHO
+            return UNKNOWN_RUN
         assert self.bounds is not None
         try:
-            message = unpack(raw, run=self.run, tensors=1 << 20)
+            message = unpack(raw, run=self.run, max_tensors=1 << 20)
         except BadUpdate as error:  # whatever comes is answered: a site's process does not end by it
             log.warning("the server %s", error)
             return pack(Failure(self.name, 0, "cannot read the message"), self.run)

@@ -23,7 +23,7 @@ from nvflare.fuel.utils import buffer_list
 
 from weft.core.files import write_atomic
 from weft.errors import ConfigError, RunError, RunInUse, WeftError
-from weft.runtimes.mailbox import WAIT, Heard, Mailbox, TransportBroken
+from weft.runtimes.mailbox import WAIT, Mailbox, PollResult, TransportBroken
 from weft.sites.job import STATUS, STOP, check_name
 from weft.sites.model_process import ModelProcess
 from weft.sites.part_files import FOLDER
@@ -67,7 +67,7 @@ class CollabTransport:
         self._proxies = proxies
         self._sizes: dict[str, int] = {}
 
-    def ask(self, client: str, ticket: str, raw: bytes | None, wait: float) -> Heard:
+    def ask(self, client: str, ticket: str, raw: bytes | None, wait: float) -> PollResult:
         """Call a site."""
         # An answer is about as large as what was sent.
         size = self._sizes[client] = len(raw) if raw is not None else self._sizes.get(client, 0)
@@ -84,7 +84,8 @@ class CollabTransport:
         if said.get("unknown") is True:
             raise KeyError(ticket)
         answer = said.get("answer")
-        return Heard(said["progress"], answer if isinstance(answer, bytes) else None, said.get("taken") is not False)
+        answer = answer if isinstance(answer, bytes) else None
+        return PollResult(said["progress"], answer, said.get("taken") is not False)
 
 
 class ServerJob:
@@ -202,4 +203,4 @@ class SiteJob:
             heard = self._mailbox.ask(ticket, raw, wait)
         except KeyError:
             return {"progress": 0, "unknown": True}
-        return {"progress": heard.progress, "answer": heard.answer, "taken": heard.taken}
+        return {"progress": heard.progress, "answer": heard.answer, "taken": heard.accepted}

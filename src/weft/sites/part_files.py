@@ -25,7 +25,7 @@ FOLDER = "parts"
 
 def to_send(config: RunConfig) -> RunConfig:
     """Return a run as it is submitted: its parts' files by name and content; ConfigError where one cannot be read."""
-    keys = kinds.settled(config.model_dump())
+    keys = kinds.with_digests(config.model_dump())
     return build(kinds.with_files(keys, lambda file: replace(file, path=os.path.basename(file.path))))
 
 
@@ -47,8 +47,8 @@ def at_server(keys: Mapping[str, Any], folder: Path | None) -> dict[str, Any]:
         if file.digest not in there:
             content = f" of the SHA-256 {file.digest}" if file.digest else ""
             raise ConfigError(
-                f"The run names a part in a file, '{file.shown}', and no code travels: its file{content} is not in the "
-                f"folder '{FOLDER}' of the server's kit, where its administrator puts what runs may use."
+                f"The run names a part in a file, '{file.public_name}', and no code travels: its file{content} is not "
+                f"in the folder '{FOLDER}' of the server's kit, where its administrator puts what runs may use."
             )
         return replace(file, path=str(there[file.digest]))
 
@@ -66,8 +66,8 @@ def refusal(run: Mapping[str, Any], accepted: Mapping[str, str]) -> str | None:
         if key in FROM_RUN and file.digest not in accepted.values():
             content = f"of the SHA-256 {file.digest[:16]}..." if file.digest else "of a content that it does not name"
             return (
-                f"the run names code of its own for its {kinds.PARTS[key].word} ('{file.shown}', {content}), and no "
-                "code travels: this site does not list that file under accept: parts"
+                f"the run names code of its own for its {kinds.PARTS[key].word} ('{file.public_name}', {content}), and "
+                "no code travels: this site does not list that file under accept: parts"
             )
     return None
 

@@ -105,7 +105,7 @@ class AcceptRules(BaseModel):
         known = NAMES[str(info.field_name)]
         key = KEYS.get(str(info.field_name))
         for name in value or ():
-            if name not in known and not (key and name in plugins.installed(kinds.KINDS[key].group)):
+            if name not in known and not (key and name in plugins.installed_parts(kinds.KINDS[key].group)):
                 guess = nearest(name, known)
                 meant = f"did you mean '{guess}'?" if guess else f"write one of {', '.join(known)}"
                 raise ValueError(f"there is no '{name}': {meant}")

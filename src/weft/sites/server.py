@@ -97,7 +97,7 @@ def serve(
 def _settle(builder: ClientBuilder, remote: RemoteSites, agreement: Handshake) -> None:
     """Let plan and runtime hold to what the sites agreed to."""
     plan, model = builder.plan, builder.model
-    remote.greet, remote.known = agreement.words.get, agreement.same
+    remote.handshake, remote.is_same_site = agreement.words.get, agreement.same
     remote.largest = lambda: largest(plan, model)
     remote.in_order = not plan.over_selected
     if plan.algorithm.shares and plan.algorithm.buffer is None:
@@ -115,7 +115,7 @@ def _builder(keys: dict[str, Any], note: Callable[[str], None]) -> ClientBuilder
 def _hand_out(state: ServerState, plan: Plan, remote: RemoteSites, sites: Iterable[str]) -> None:
     """Let the sites write down the model that the run leaves them."""
     params, extra = to_use(plan.algorithm, state)
-    for reply in remote.exchange([Probe(site, state.round, params, extra, keep=True) for site in sites]):
+    for reply in remote.exchange([Probe(site, state.round, params, extra, export=True) for site in sites]):
         if isinstance(reply, Failure):
             remote.note(f"the site '{reply.client}' did not get the result: {reply.reason}.")
 

@@ -20,7 +20,7 @@ from weft.core.objective import Objective
 from weft.core.parts import LocalRule
 from weft.core.seeds import derive
 from weft.core.shares import at_most
-from weft.core.types import Finished, LocalWork, Metrics, Tensors
+from weft.core.types import LocalWork, Metrics, RuleResult, Tensors
 from weft.errors import ClientFailed
 from weft.models.layout import Batch, Row
 from weft.models.resident import Resident
@@ -59,7 +59,7 @@ class Job(NamedTuple):
 class LocalResult(NamedTuple):
     """The result of a client's local training."""
 
-    finished: Finished
+    finished: RuleResult
     """The update, as the rule returns it."""
     metrics: Metrics
     """Sums for the run's records."""

@@ -36,6 +36,6 @@ class Gain(Weighting):
             return 1.0, {}
         if client not in memory:
             return 1.0, {client: torch.tensor(score)}
-        former = float(memory[client])
-        gain = max(-1.0, min(1.0, (score - former) / max(abs(former), 1e-6)))
-        return math.exp(self.rate * gain), {client: torch.tensor((former + score) / 2)}
+        history = float(memory[client])
+        gain = max(-1.0, min(1.0, (score - history) / max(abs(history), 1e-6)))
+        return math.exp(self.rate * gain), {client: torch.tensor((history + score) / 2)}

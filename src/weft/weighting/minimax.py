@@ -11,7 +11,7 @@ import torch
 from weft.core.exchange import Weighting
 from weft.core.types import Metrics, Tensors
 
-MOST = 5.0
+MAX_LOG_WEIGHT = 5.0
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,16 @@ class Minimax(Weighting):
 
     def factor(self, client: str, metrics: Metrics, memory: Tensors) -> tuple[float, Tensors]:
         """Return the client's new weight, and remember it with the client's loss."""
-        former = float(memory.get(f"log/{client}", torch.zeros(())))
+        log_weight = float(memory.get(f"log/{client}", torch.zeros(())))
         if not {"loss_tokens", "loss_sum"} <= metrics.keys():  # its site does not report it
-            return math.exp(former), {}
+            return math.exp(log_weight), {}
         loss = metrics["loss_sum"] / max(1.0, metrics["loss_tokens"])
-        known = {name: float(value) for name, value in memory.items() if name.startswith("loss/")} | {
+        losses = {name: float(value) for name, value in memory.items() if name.startswith("loss/")} | {
             f"loss/{client}": loss
         }
-        now = former + self.rate * (loss - sum(known.values()) / len(known))
-        now = max(-MOST, min(MOST, now))
-        return math.exp(now), {f"loss/{client}": torch.tensor(loss), f"log/{client}": torch.tensor(now)}
+        new_log_weight = log_weight + self.rate * (loss - sum(losses.values()) / len(losses))
+        new_log_weight = max(-MAX_LOG_WEIGHT, min(MAX_LOG_WEIGHT, new_log_weight))
+        return math.exp(new_log_weight), {
+            f"loss/{client}": torch.tensor(loss),
+            f"log/{client}": torch.tensor(new_log_weight),
+        }
