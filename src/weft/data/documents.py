@@ -43,10 +43,12 @@ class Documents:
         """Line up the stores; `begin` tokens at the start of every document are not learnt."""
         self.seq_length, self.begin = seq_length, max(1, begin)
         self._shards = [shard for store in stores for shard in store.tokens]
-        behind = np.cumsum([0, *(len(store.documents) for store in stores)])
-        self._shard_of = np.concatenate([store.shard_of + at for store, at in zip(stores, behind, strict=False)])
-        known = np.concatenate([store.documents for store in stores])
-        self.lengths, self._sizes = known[:, 0], known[:, 1]
+        first_documents = np.cumsum([0, *(len(store.documents) for store in stores)])
+        self._shard_of = np.concatenate(
+            [store.shard_of + first for store, first in zip(stores, first_documents, strict=False)]
+        )
+        documents = np.concatenate([store.documents for store in stores])
+        self.lengths, self._sizes = documents[:, 0], documents[:, 1]
         ends = np.cumsum(self.lengths)
         starts = ends - self.lengths
         self._offsets = starts[self._shard_of]
@@ -54,17 +56,17 @@ class Documents:
         self._starts = starts
         self.pieces = -(-np.maximum(self.lengths - 1, 1) // max(1, seq_length - 1))
         self._rows = np.concatenate([[0], np.cumsum(self.pieces)])
-        self.counts = {"rows": len(known), "truncated": 0, "tokens": int(ends[-1])}
+        self.counts = {"rows": len(documents), "truncated": 0, "tokens": int(ends[-1])}
 
     def __len__(self) -> int:
         return int(self._rows[-1])
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         document, piece = self._place(row)
-        at = piece * (self.seq_length - 1)
-        size = min(self.seq_length, int(self.lengths[document]) - at)
+        offset = piece * (self.seq_length - 1)
+        size = min(self.seq_length, int(self.lengths[document]) - offset)
         shard = int(np.searchsorted(self._shard_of, document, side="right")) - 1
-        first = int(self._starts[document] - self._offsets[shard]) + at
+        first = int(self._starts[document] - self._offsets[shard]) + offset
         learn = np.ones(size, dtype=bool)
         learn[: 1 if piece else self.begin] = False
         return self._shards[shard][first : first + size].astype(np.int32), learn

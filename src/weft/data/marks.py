@@ -27,32 +27,32 @@ class Stretch(NamedTuple):
 @lru_cache(maxsize=8)
 def _names(tokenizer: Any) -> tuple[re.Pattern[str], re.Pattern[str]]:
     """Return what finds names of special tokens, and what finds them between marks."""
-    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    names = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
+    special_tokens = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    names = {token.content for token in special_tokens if token.special} | set(tokenizer.all_special_tokens)
     either = "|".join(re.escape(str(name)) for name in sorted(names, key=len, reverse=True)) or "(?!)"
     return re.compile(either), re.compile(f"{START}({either}){END}|[{START}{END}]")
 
 
-def marked(text: str, tokenizer: Any) -> str:
+def add_marks(text: str, tokenizer: Any) -> str:
     """Return the text with marks around names of special tokens."""
-    found = _names(tokenizer)[0]
+    name_pattern = _names(tokenizer)[0]
     if START in text or END in text:
         text = _BARE.sub("", text)
-    return found.sub(f"{START}\\g<0>{END}", text)
+    return name_pattern.sub(f"{START}\\g<0>{END}", text)
 
 
-def unmarked(text: str) -> str:
+def remove_marks(text: str) -> str:
     """Return the text without marks."""
     return _BARE.sub("", text) if START in text or END in text else text
 
 
 def stretches(text: str, tokenizer: Any) -> list[Stretch]:
     """Return the parts of a text with marks, which are in none of them."""
-    found, at = [], 0
+    parts, position = [], 0
     for match in _names(tokenizer)[1].finditer(text):
-        found.append(Stretch(at, match.start(), False))
+        parts.append(Stretch(position, match.start(), False))
         if match.group(1):
-            found.append(Stretch(match.start() + 1, match.end() - 1, True))
-        at = match.end()
-    found.append(Stretch(at, len(text), False))
-    return [part for part in found if part.first < part.last]
+            parts.append(Stretch(match.start() + 1, match.end() - 1, True))
+        position = match.end()
+    parts.append(Stretch(position, len(text), False))
+    return [part for part in parts if part.first < part.last]

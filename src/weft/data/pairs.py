@@ -11,11 +11,11 @@ import numpy as np
 from weft.data.encode import NO_ANSWER
 from weft.data.formats import Example, Turn
 from weft.data.preferences import PreferencePair
-from weft.data.rows import Gone
+from weft.data.rows import ExampleOmissions
 from weft.data.templates import Template
-from weft.data.tokenize import NO_LEAD, apart, cut_left, tokenize
+from weft.data.tokenize import NO_LEAD, split_prompt, tokenize, truncate_left
 
-PROMPTS_CUT = "prompts_cut"
+TRUNCATED_PROMPTS = "prompts_cut"
 
 
 class Pair(NamedTuple):
@@ -49,7 +49,7 @@ class PairTable:
     counts: dict[str, int]
     number: int
     """How many examples there were."""
-    gone: Gone
+    omissions: ExampleOmissions
     """Examples without a row."""
 
     def __len__(self) -> int:
@@ -75,8 +75,8 @@ class PairTable:
         first = np.searchsorted(self.rows, numbers)
         counts = np.searchsorted(self.rows, numbers, side="right") - first
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        found: np.ndarray = np.repeat(first, counts) + within
-        return found
+        rows: np.ndarray = np.repeat(first, counts) + within
+        return rows
 
     def pair_up(self, rows: np.ndarray) -> None:
         """Let every judged row of a client have the answer of another of the client's rows as its second.
@@ -93,7 +93,7 @@ def encode_preferences(
     template: Template,
     *,
     seq_length: int,
-    judged: bool,
+    unpaired: bool,
     lead: np.ndarray = NO_LEAD,
 ) -> PairTable:
     """Tokenize preferences.
@@ -107,23 +107,28 @@ def encode_preferences(
     others: list[np.ndarray] = []
     good: list[bool] = []
     rows: list[int] = []
-    cut, gone = 0, Gone()
-    for number, prompt, ends in _parted(examples, tokenizer, template, lead, gone):
+    num_cut, omissions = 0, ExampleOmissions()
+    for number, prompt, ends in _tokenize_pairs(examples, tokenizer, template, lead, omissions):
         room = seq_length - max(len(end) for end in ends)
         if room < 1 + len(lead):
-            gone.add(NO_ANSWER, number)
+            omissions.add(NO_ANSWER, number)
             continue
-        cut += len(prompt) > room
-        prompt = cut_left(prompt, room, lead)
-        for which in range(len(ends) if judged else 1):
+        num_cut += len(prompt) > room
+        prompt = truncate_left(prompt, room, lead)
+        for which in range(len(ends) if unpaired else 1):
             prompts.append(prompt)
             answers.append(ends[which])
-            others.append(ends[which][:0] if judged else ends[-1])
+            others.append(ends[which][:0] if unpaired else ends[-1])
             good.append(examples[number].good and which == 0)
             rows.append(number)
     tokens = sum(len(part) for kind in (prompts, answers, others) for part in kind)
-    dropped = gone.get(NO_ANSWER, (0, 0))[0]
-    counts = {"rows": len(examples), PROMPTS_CUT: cut, "no_answer_within_seq_length": dropped, "tokens": tokens}
+    num_too_long = omissions.get(NO_ANSWER, (0, 0))[0]
+    counts = {
+        "rows": len(examples),
+        TRUNCATED_PROMPTS: num_cut,
+        "no_answer_within_seq_length": num_too_long,
+        "tokens": tokens,
+    }
     return PairTable(
         prompts,
         answers,
@@ -134,28 +139,32 @@ def encode_preferences(
         np.full((len(rows), 2), np.nan, dtype=np.float32),
         counts,
         len(examples),
-        gone,
+        omissions,
     )
 
 
-def _parted(
-    examples: Sequence[PreferencePair], tokenizer: Any, template: Template, lead: np.ndarray, gone: Gone
+def _tokenize_pairs(
+    examples: Sequence[PreferencePair],
+    tokenizer: Any,
+    template: Template,
+    lead: np.ndarray,
+    omissions: ExampleOmissions,
 ) -> Iterator[tuple[int, np.ndarray, list[np.ndarray]]]:
     """Yield the number, the prompt and the answers, as tokens, of every example that the template takes."""
-    refused: dict[int, str] = {}
-    said = (
+    refusals: dict[int, str] = {}
+    conversations = (
         Example((*one.turns, Turn("assistant", text)))
         for one in examples
         for text in ((one.answer, one.other) if one.other else (one.answer,))
     )
-    made = tokenize(said, tokenizer, template, lead, refused)
-    at = 0
+    tokenized = tokenize(conversations, tokenizer, template, lead, refusals)
+    position = 0
     for number, example in enumerate(examples):
-        both = [next(made) for _ in range(2 if example.other else 1)]
-        why = next((refused[n] for n in range(at, at + len(both)) if n in refused), None)
-        at += len(both)
-        if why is not None:
-            gone.add(why, number)
+        answers = [next(tokenized) for _ in range(2 if example.other else 1)]
+        reason = next((refusals[n] for n in range(position, position + len(answers)) if n in refusals), None)
+        position += len(answers)
+        if reason is not None:
+            omissions.add(reason, number)
             continue
-        prompt, ends = apart(both)
-        yield number, prompt, ends
+        prompt, endings = split_prompt(answers)
+        yield number, prompt, endings

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from weft.data.formats import Example, Turn
-from weft.data.pairs import PROMPTS_CUT
-from weft.data.rows import Gone
+from weft.data.pairs import TRUNCATED_PROMPTS
+from weft.data.rows import ExampleOmissions
 from weft.data.templates import Template
-from weft.data.tokenize import NO_LEAD, cut_left, last_run, tokenize
+from weft.data.tokenize import NO_LEAD, last_run, tokenize, truncate_left
 
 
 class Prompt(NamedTuple):
@@ -36,7 +36,7 @@ class PromptTable:
     counts: dict[str, int]
     number: int
     """How many examples there were."""
-    gone: Gone
+    omissions: ExampleOmissions
     """Examples without a row."""
 
     def __len__(self) -> int:
@@ -69,21 +69,23 @@ def encode_prompts(
     A prompt of more than `most` tokens is cut on the left and counted; one that the template refuses is left out.
     """
     # Where an answer begins is known from rendering one.
-    refused: dict[int, str] = {}
-    filled = [one if one.answer else Example((*one.turns[:-1], Turn("assistant", "-"))) for one in examples]
+    refusals: dict[int, str] = {}
+    complete_examples = [
+        example if example.answer else Example((*example.turns[:-1], Turn("assistant", "-"))) for example in examples
+    ]
     prompts: list[Prompt] = []
     rows: list[int] = []
-    cut, gone = 0, Gone()
-    made = tokenize(filled, tokenizer, template, lead, refused)
-    for number, (example, (ids, learnt)) in enumerate(zip(examples, made, strict=True)):
-        if number in refused:
-            gone.add(refused[number], number)
+    num_cut, omissions = 0, ExampleOmissions()
+    tokenized = tokenize(complete_examples, tokenizer, template, lead, refusals)
+    for number, (example, (ids, learn_mask)) in enumerate(zip(examples, tokenized, strict=True)):
+        if number in refusals:
+            omissions.add(refusals[number], number)
             continue
-        asked = ids[: last_run(learnt)[0]]
-        cut += len(asked) > most
+        prompt_ids = ids[: last_run(learn_mask)[0]]
+        num_cut += len(prompt_ids) > most
         question = next((turn.text for turn in reversed(example.turns) if turn.role == "user"), "")
-        prompts.append(Prompt(cut_left(asked, most, lead), question, example.answer))
+        prompts.append(Prompt(truncate_left(prompt_ids, most, lead), question, example.answer))
         rows.append(number)
     tokens = sum(len(prompt.ids) for prompt in prompts)
-    counts = {"rows": len(examples), PROMPTS_CUT: cut, "tokens": tokens}
-    return PromptTable(prompts, np.array(rows, dtype=np.int64), counts, len(examples), gone)
+    counts = {"rows": len(examples), TRUNCATED_PROMPTS: num_cut, "tokens": tokens}
+    return PromptTable(prompts, np.array(rows, dtype=np.int64), counts, len(examples), omissions)

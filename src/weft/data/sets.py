@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from weft.data import known, parts
-from weft.data.parts import Wanted
+from weft.data import hub_columns, parts
+from weft.data.parts import Selection
 from weft.errors import DataError
 
 
@@ -17,23 +17,23 @@ def saved_set(folder: Path) -> bool:
     )
 
 
-def hub_set(name: str, wanted: Wanted, token: bool | None) -> Any:
+def hub_set(name: str, selection: Selection, token: bool | None) -> Any:
     """Return the rows that are meant of a data set of the hub, or of one that was saved to a folder.
 
     Raises:
         DataError: it cannot be loaded, or has no such part.
     """
-    return parts.part_of_set(_loaded(name, token), wanted, name)
+    return parts.part_of_set(_load_set(name, token), selection, name)
 
 
-def _loaded(name: str, token: bool | None) -> Any:
+def _load_set(name: str, token: bool | None) -> Any:
     import datasets
 
     path = Path(name).expanduser()
     try:
         if path.is_dir():
             return datasets.load_from_disk(str(path))
-        columns = known.find(name)
+        columns = hub_columns.find(name)
         return datasets.load_dataset(name, columns.config if columns else None, token=token)
     except Exception as error:  # every kind of network, hub and file error comes out of this library
         raise DataError(

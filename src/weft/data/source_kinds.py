@@ -14,15 +14,15 @@ import numpy as np
 from weft.config import RunConfig
 from weft.core.files import cache_folder
 from weft.data.documents import Documents
-from weft.data.encode import Encoded, closed_set, encode
+from weft.data.encode import ConversationTable, closed_set, encode
 from weft.data.formats import Example, Examples, to_examples
 from weft.data.pairs import PairTable, encode_preferences
 from weft.data.partition import sample_rows
-from weft.data.parts import Wanted, span
+from weft.data.parts import Selection, span
 from weft.data.preferences import PreferencePair, to_preferences
 from weft.data.prompts import PromptTable, encode_prompts
 from weft.data.rows import PlacedRows
-from weft.data.sources import BEYOND, Sources, digest, origin_of, split_seed
+from weft.data.sources import BEYOND_SAMPLE, Sources, digest, origin_of, split_seed
 from weft.data.store import Report, Store, open_store
 from weft.data.texts import TextSource, text_sources
 from weft.data.tokens import TextTokenizer
@@ -37,15 +37,15 @@ class Conversations(Sources):
 
     examples: list[Example] = field(default_factory=list)
 
-    def _add(self, source: str, wanted: Wanted, sample: int | None, public: bool) -> np.ndarray:
+    def _add(self, source: str, selection: Selection, sample: int | None, public: bool) -> np.ndarray:
         first = len(self.examples)
-        rows = self._read(source, wanted, sample)
-        made = self._made(rows, source)
-        self._know(source, rows, made.rows, made.left, public)
-        self.examples += made.examples
+        rows = self._read(source, selection, sample)
+        examples = self._examples_of(rows, source)
+        self._remember_rows(source, rows, examples.rows, examples.omissions, public)
+        self.examples += examples.examples
         return np.arange(first, len(self.examples))
 
-    def _made(self, rows: PlacedRows, source: str, asked: bool = False) -> Examples:
+    def _examples_of(self, rows: PlacedRows, source: str, answer_optional: bool = False) -> Examples:
         config = self.config
         return to_examples(
             rows,
@@ -53,11 +53,11 @@ class Conversations(Sources):
             instruction_column=config.instruction_column,
             response_column=config.response_column,
             prefix=config.instruction_prefix,
-            asked=asked,
+            answer_optional=answer_optional,
             account=self.account,
         )
 
-    def table(self, tokenizer: Any, template: Any) -> Encoded:
+    def table(self, tokenizer: Any, template: Any) -> ConversationTable:
         """Return the rows of all examples."""
         config = self.config
         return encode(
@@ -90,9 +90,9 @@ class Prompts(Conversations):
     needs_answer: bool = field(kw_only=True)
     """A reward compares with the row's own answer."""
 
-    def _made(self, rows: PlacedRows, source: str, asked: bool = False) -> Examples:
+    def _examples_of(self, rows: PlacedRows, source: str, answer_optional: bool = False) -> Examples:
         try:
-            return super()._made(rows, source, asked=not self.needs_answer)
+            return super()._examples_of(rows, source, answer_optional=not self.needs_answer)
         except DataError as error:
             if rows and self.needs_answer and "--response_column" in str(error):
                 raise DataError(f"{error} The reward compares with a row's own answer.") from None
@@ -108,25 +108,25 @@ class Prompts(Conversations):
 class Judgements(Sources):
     """Preferences, in memory."""
 
-    judged: bool = field(kw_only=True)
+    unpaired: bool = field(kw_only=True)
     """One answer and whether it is good, not two."""
     examples: list[PreferencePair] = field(default_factory=list)
 
-    def _add(self, source: str, wanted: Wanted, sample: int | None, public: bool) -> np.ndarray:
+    def _add(self, source: str, selection: Selection, sample: int | None, public: bool) -> np.ndarray:
         config, first = self.config, len(self.examples)
-        rows = self._read(source, wanted, sample)
-        made = to_preferences(
+        rows = self._read(source, selection, sample)
+        preferences = to_preferences(
             rows,
             source=source,
-            judged=self.judged,
+            unpaired=self.unpaired,
             chosen_column=config.chosen_column,
             rejected_column=config.rejected_column,
             instruction_column=config.instruction_column,
             prefix=config.instruction_prefix,
             account=self.account,
         )
-        self._know(source, rows, made.rows, made.left, public)
-        self.examples += made.examples
+        self._remember_rows(source, rows, preferences.rows, preferences.omissions, public)
+        self.examples += preferences.examples
         return np.arange(first, len(self.examples))
 
     def marks(self, numbers: np.ndarray) -> list[bytes]:
@@ -136,7 +136,9 @@ class Judgements(Sources):
     def table(self, tokenizer: Any, template: Any) -> PairTable:
         """Return the rows of all examples."""
         length, lead = self.config.seq_length, lead_of(self.config)
-        return encode_preferences(self.examples, tokenizer, template, seq_length=length, judged=self.judged, lead=lead)
+        return encode_preferences(
+            self.examples, tokenizer, template, seq_length=length, unpaired=self.unpaired, lead=lead
+        )
 
     def texts(self, numbers: np.ndarray) -> list[str]:
         """Return what is asked in these examples."""
@@ -151,15 +153,15 @@ class Texts(Sources):
     report: Report = field(default=lambda *_: None)
     stores: list[Store] = field(default_factory=list)
 
-    def _add(self, source: str, wanted: Wanted, sample: int | None, public: bool) -> np.ndarray:
+    def _add(self, source: str, selection: Selection, sample: int | None, public: bool) -> np.ndarray:
         config = self.config
-        column = config.split_column if self._labelled and not public else None
-        found = text_sources(source, wanted, token=config.token or None, column=column)
-        numbers = np.concatenate([self._open(text) for text in found])
-        if (piece := wanted.asked.piece) is not None and found[0].path.is_file():
+        column = config.split_column if self._has_split_column and not public else None
+        sources = text_sources(source, selection, token=config.token or None, column=column)
+        numbers = np.concatenate([self._open(text) for text in sources])
+        if (piece := selection.request.piece) is not None and sources[0].path.is_file():
             numbers = numbers[list(span(len(numbers), piece, source))]
         if sample is not None and len(numbers) > sample:
-            self.account.left.add(BEYOND, count=len(numbers) - sample)
+            self.account.omissions.add(BEYOND_SAMPLE, count=len(numbers) - sample)
             numbers = numbers[sample_rows(len(numbers), sample, seed=split_seed(config))]
         return numbers
 
@@ -167,10 +169,10 @@ class Texts(Sources):
         first = len(self.origins)
         store = open_store(text, self.tokenizer, token_cache(self.config), self.report)
         count = len(store.documents)
-        store.tell(text, self.account)
+        store.report_to(text, self.account)
         self.stores.append(store)
         self.origins += [origin_of(text.name)] * count
-        if self._labelled:
+        if self._has_split_column:
             self.values += [store.values[code] for code in store.documents[:, 2]] if text.column else [""] * count
         return np.arange(first, first + count)
 

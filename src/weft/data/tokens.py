@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from weft.data.tokenize import added
+from weft.data.tokenize import begin_and_end_ids
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class TextTokenizer:
     @cached_property
     def begin(self) -> list[int]:
         """Tokens before every text."""
-        return added(self.tokenizer)[0]
+        return begin_and_end_ids(self.tokenizer)[0]
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
@@ -48,21 +48,21 @@ class TextTokenizer:
 
         Names of special tokens within a text are text.
         """
-        given = [text for text in texts if text is not None]
+        present = [text for text in texts if text is not None]
         if self._fast:
             fast = self.tokenizer.backend_tokenizer
-            former, fast.encode_special_tokens = fast.encode_special_tokens, True
+            setting_before, fast.encode_special_tokens = fast.encode_special_tokens, True
             try:
-                found = [one.ids for one in fast.encode_batch_fast(given, add_special_tokens=False)]
+                ids_of_texts = [encoding.ids for encoding in fast.encode_batch_fast(present, add_special_tokens=False)]
             finally:
-                fast.encode_special_tokens = former
+                fast.encode_special_tokens = setting_before
         else:
-            found = [self.tokenizer.encode(text, add_special_tokens=False) for text in given]
-        made = iter(found)
+            ids_of_texts = [self.tokenizer.encode(text, add_special_tokens=False) for text in present]
+        remaining = iter(ids_of_texts)
         end = [int(self.tokenizer.eos_token_id)]
-        return [None if text is None else np.array(self._ended(next(made), end)) for text in texts]
+        return [None if text is None else np.array(self._with_ends(next(remaining), end)) for text in texts]
 
-    def _ended(self, ids: list[int], end: list[int]) -> list[int]:
+    def _with_ends(self, ids: list[int], end: list[int]) -> list[int]:
         begin = [] if self.begin and ids[: len(self.begin)] == self.begin else self.begin
         return begin + ids + end
 

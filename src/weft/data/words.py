@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from weft.config import RunConfig
-from weft.data.tokenize import added
+from weft.data.tokenize import begin_and_end_ids
 from weft.keys.prompt import EMBEDDED
 
 
@@ -18,10 +18,10 @@ def lead_of(config: RunConfig) -> np.ndarray:
     return -np.arange(1, config.num_virtual_tokens + config.private_tokens + 1, dtype=np.int32)
 
 
-def said_by(model: Any) -> tuple[np.ndarray, Words]:
+def instruction_tokens(model: Any) -> tuple[np.ndarray, Words]:
     """Return the tokens of a resident model's instruction, none where it has none, and what puts them into rows."""
-    words, found = Words(model.tokenizer), getattr(model.model, "instruction", None)
-    return words.tokens(found.text() if found is not None else ""), words
+    words, instruction = Words(model.tokenizer), getattr(model.model, "instruction", None)
+    return words.tokens(instruction.text() if instruction is not None else ""), words
 
 
 class Words:
@@ -29,7 +29,7 @@ class Words:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self.begin = np.array(added(tokenizer)[0], dtype=np.int32)
+        self.begin = np.array(begin_and_end_ids(tokenizer)[0], dtype=np.int32)
 
     def tokens(self, text: str) -> np.ndarray:
         """Return the ids of a text and the line's end after it; of no text none."""

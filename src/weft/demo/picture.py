@@ -89,11 +89,12 @@ def answers_table(result: Result) -> Table:
     for heading in ("question", "right answer", *names):
         out.add_column(heading)
     for row in result["answers"]:
-        given = [row["answers"].get(name, "") for name in names]
-        marked = [
-            f"[green]✓[/] {escape(text)}" if text == row["expected"] else f"[red]✗[/] {escape(text)}" for text in given
+        answers = [row["answers"].get(name, "") for name in names]
+        cells = [
+            f"[green]✓[/] {escape(text)}" if text == row["expected"] else f"[red]✗[/] {escape(text)}"
+            for text in answers
         ]
-        out.add_row(escape(row["question"]), escape(row["expected"]), *marked)
+        out.add_row(escape(row["question"]), escape(row["expected"]), *cells)
     return out
 
 

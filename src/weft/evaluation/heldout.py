@@ -17,7 +17,7 @@ import torch
 from weft.core.metrics import CONFUSION, mean
 from weft.core.objective import Evaluator
 from weft.core.types import Metrics
-from weft.data.words import said_by
+from weft.data.words import instruction_tokens
 from weft.federation.clients import View
 from weft.models.layout import Question, Row, lay_out
 from weft.models.resident import Resident
@@ -57,7 +57,7 @@ class HeldOut(Evaluator):
         was_training = model.model.training
         model.model.eval()
         try:
-            said, words = said_by(model)
+            said, words = instruction_tokens(model)
             metrics = self._losses(model, [words.row(rows[row], said) for row in range(len(rows))])
             if self.text_bytes is not None:
                 metrics["text_bytes"] = float(sum(self.text_bytes(int(row)) for row in rows.index))

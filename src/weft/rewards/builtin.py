@@ -21,7 +21,7 @@ def exact(settings: Mapping[str, Any]) -> Reward:
 def numeric(settings: Mapping[str, Any]) -> Reward:
     """1 where the last number in the completion is the last number in the row's answer: 1,234.50 is 1234.5."""
     return lambda prompt, completion, answer: float(
-        (found := last_number(completion)) is not None and found == last_number(answer)
+        (number := last_number(completion)) is not None and number == last_number(answer)
     )
 
 
@@ -30,10 +30,10 @@ def regex(settings: Mapping[str, Any]) -> Reward:
     pattern = re.compile(settings["pattern"], re.DOTALL)
 
     def score(prompt: str, completion: str, answer: str) -> float:
-        found = list(pattern.finditer(completion))
-        if not found or not pattern.groups:
-            return float(bool(found))
-        return float((found[-1].group(1) or "").strip() == answer.strip())
+        matches = list(pattern.finditer(completion))
+        if not matches or not pattern.groups:
+            return float(bool(matches))
+        return float((matches[-1].group(1) or "").strip() == answer.strip())
 
     return score
 
@@ -52,5 +52,5 @@ def length(settings: Mapping[str, Any]) -> Reward:
 
 def last_number(text: str) -> Decimal | None:
     """Return the last number in a text as an exact decimal, or None."""
-    found = NUMBER.findall(text)
-    return Decimal(found[-1].replace(",", "")) if found else None
+    numbers = NUMBER.findall(text)
+    return Decimal(numbers[-1].replace(",", "")) if numbers else None

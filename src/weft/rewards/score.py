@@ -57,26 +57,28 @@ class Judge:
         weakref.finalize(self, child.kill)
         self._running.append(child)
         child.send({"name": self.name, "seconds": self.seconds, **self.settings})
-        said = child.receive(STARTING)
-        if said is None or "error" in said:
+        reply = child.receive(STARTING)
+        if reply is None or "error" in reply:
             self._stop()
-            what = f"took more than {STARTING:.0f} s to load" if said is None else f"cannot be used ({said['error']})"
-            raise ConfigError(f"The reward '{self.name}' {what}: mend it, or write another --reward.")
+            problem = (
+                f"took more than {STARTING:.0f} s to load" if reply is None else f"cannot be used ({reply['error']})"
+            )
+            raise ConfigError(f"The reward '{self.name}' {problem}: mend it, or write another --reward.")
 
     def score(self, claim: Claim) -> tuple[float, str | None]:
         """Return the reward and None, or 0 and which of FAULTS there was."""
         self.start()
         child = self._running[0]
         child.send(claim._asdict())
-        said = child.receive(self.seconds)
-        if said is None:
+        reply = child.receive(self.seconds)
+        if reply is None:
             self._stop()
             return 0.0, "hung"
-        if "reward" not in said:
+        if "reward" not in reply:
             if child.ended:
                 self._stop()
             return 0.0, "raised"
-        value = said["reward"]
+        value = reply["reward"]
         return (value, None) if math.isfinite(value) else (0.0, "not_finite")
 
     def _stop(self) -> None:
@@ -136,14 +138,14 @@ class _Child:
             while b"\n" not in self.rest:
                 if not waiting.select(max(0.0, until - time.monotonic())):
                     return None
-                read = os.read(self.process.stdout.fileno(), 1 << 16)
-                if not read:
+                chunk = os.read(self.process.stdout.fileno(), 1 << 16)
+                if not chunk:
                     self.ended = True
                     return {"error": "its process ended"}
-                self.rest += read
+                self.rest += chunk
         line, _, self.rest = self.rest.partition(b"\n")
-        said: dict[str, Any] = json.loads(line)
-        return said
+        message: dict[str, Any] = json.loads(line)
+        return message
 
     def kill(self) -> None:
         """End the process and all that it started."""

@@ -16,7 +16,7 @@ from weft.core.parts import LocalRule
 from weft.core.seeds import derive, generator
 from weft.core.shares import at_most
 from weft.core.types import SEARCH, LocalWork, Tensors
-from weft.data.words import said_by
+from weft.data.words import instruction_tokens
 from weft.errors import ClientFailed
 from weft.models.resident import Resident
 from weft.training.loop import GradientSteps, Job, RowTable, Trained
@@ -85,7 +85,7 @@ class Evolution(GradientSteps):
         seed: int,
     ) -> float:
         model.load(job.own | _unflat(candidate, shared))
-        said, words = said_by(model)
+        said, words = instruction_tokens(model)
         if len(said):
             rows = [words.row(row, said) for row in rows]
         loss = objective.assess(model, rows, self.batch_size, seed)

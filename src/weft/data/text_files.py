@@ -29,7 +29,7 @@ class _Frames(io.RawIOBase):
     """The content of zstd frames; the library's own reader takes a file that was cut short for a whole one."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.left = file, b""
+        self.file, self.content = file, b""
         self.frame: Any = None
 
     def readable(self) -> bool:
@@ -38,53 +38,53 @@ class _Frames(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         import zstandard
 
-        while not self.left:
-            packed = self.frame.unused_data if self.frame is not None and self.frame.eof else b""
-            packed = packed or self.file.read(1 << 17)
-            if not packed:
+        while not self.content:
+            compressed = self.frame.unused_data if self.frame is not None and self.frame.eof else b""
+            compressed = compressed or self.file.read(1 << 17)
+            if not compressed:
                 if self.frame is not None and not self.frame.eof:
                     raise zstandard.ZstdError("the last frame is not whole")
                 return 0
             if self.frame is None or self.frame.eof:
                 self.frame = zstandard.ZstdDecompressor().decompressobj()
-            self.left = self.frame.decompress(packed)
-        given = self.left[: len(buffer)]
-        buffer[: len(given)] = given
-        self.left = self.left[len(given) :]
-        return len(given)
+            self.content = self.frame.decompress(compressed)
+        chunk = self.content[: len(buffer)]
+        buffer[: len(chunk)] = chunk
+        self.content = self.content[len(chunk) :]
+        return len(chunk)
 
     def close(self) -> None:
         self.file.close()
         super().close()
 
 
-class PackedLine(NamedTuple):
+class NumberedLine(NamedTuple):
     """A numbered line of a text file."""
 
     number: int
     text: str
-    wrong: int | None = None
+    bad_byte: int | None = None
     """The first byte that is no UTF-8; such bytes are replaced in the text."""
 
     def refusal(self, path: Path) -> DataError:
         """Return what is said where a line that is no UTF-8 stops the reading."""
-        return DataError(f"Line {self.number} of '{path}' is not UTF-8 (byte {self.wrong}): save the file as UTF-8.")
+        return DataError(f"Line {self.number} of '{path}' is not UTF-8 (byte {self.bad_byte}): save the file as UTF-8.")
 
 
-def lines_of(path: Path) -> Iterator[PackedLine]:
+def lines_of(path: Path) -> Iterator[NumberedLine]:
     """Yield the numbered lines of a text file, split at newlines only (JSON strings may hold U+2028)."""
     number = 0
-    with _broken_said(path, lambda: f"after line {number}"), _open(path) as file:
+    with _read_errors(path, lambda: f"after line {number}"), _open(path) as file:
         for number, line in enumerate(file, start=1):
             kind = "utf-8-sig" if number == 1 else "utf-8"
             try:
-                yield PackedLine(number, line.decode(kind))
+                yield NumberedLine(number, line.decode(kind))
             except UnicodeDecodeError as error:
-                yield PackedLine(number, line.decode(kind, "replace"), error.start)
+                yield NumberedLine(number, line.decode(kind, "replace"), error.start)
 
 
 @contextlib.contextmanager
-def _broken_said(path: Path, where: Callable[[], str]) -> Iterator[None]:
+def _read_errors(path: Path, where: Callable[[], str]) -> Iterator[None]:
     """Turn what reading a broken or forbidden file raises into one sentence."""
     import zstandard
 
@@ -101,19 +101,19 @@ def _broken_said(path: Path, where: Callable[[], str]) -> Iterator[None]:
 def text_chunks(path: Path, size: int = 1 << 20) -> Iterator[tuple[bytes, str]]:
     """Yield a text file in chunks, as bytes and as text, with what is no UTF-8 replaced."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
-    done = 0
-    with _broken_said(path, lambda: f"after byte {done}"), _open(path) as file:
+    bytes_read = 0
+    with _read_errors(path, lambda: f"after byte {bytes_read}"), _open(path) as file:
         while raw := file.read(size):
-            done += len(raw)
+            bytes_read += len(raw)
             yield raw, decoder.decode(raw)
         yield b"", decoder.decode(b"", final=True)
 
 
 def text_of(path: Path) -> str:
     """Return the whole text of a file; DataError if it is not UTF-8."""
-    found = []
+    texts = []
     for line in lines_of(path):
-        if line.wrong is not None:
+        if line.bad_byte is not None:
             raise line.refusal(path)
-        found.append(line.text)
-    return "".join(found)
+        texts.append(line.text)
+    return "".join(texts)

@@ -19,7 +19,7 @@ class Columns(NamedTuple):
 
 _ALPACA = Columns(input="input")
 
-KNOWN = {
+HUB_COLUMNS = {
     "lucasmccabe-lmi/CodeAlpaca-20k": _ALPACA,
     "yahma/alpaca-cleaned": _ALPACA,
     "FinGPT/fingpt-sentiment-train": _ALPACA,
@@ -38,7 +38,7 @@ KNOWN = {
 
 def find(source: str) -> Columns | None:
     """Return what is known of a data set, also of a local copy in a folder of its name."""
-    if source in KNOWN:
-        return KNOWN[source]
+    if source in HUB_COLUMNS:
+        return HUB_COLUMNS[source]
     path = source.replace("\\", "/").rstrip("/")
-    return next((columns for name, columns in KNOWN.items() if path.endswith("/" + name)), None)
+    return next((columns for name, columns in HUB_COLUMNS.items() if path.endswith("/" + name)), None)
