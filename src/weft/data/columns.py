@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from weft.data import hub_columns
 from weft.data.rows import Account, PlacedRows, Row, printable
@@ -89,7 +88,7 @@ class Cells:
         kinds = {tuple(row): None for row in self.rows}
         return list(dict.fromkeys(name for kind in kinds for name in kind))
 
-    def cell(self, row: Row, column: str) -> Any:
+    def cell(self, row: Row, column: str) -> object:
         """Return what a cell holds; whole numbers that pandas made of a column with gaps are whole again."""
         value = row.get(column)
         if isinstance(value, float):
@@ -108,7 +107,7 @@ class Cells:
             )
         return self._whole[column]
 
-    def first(self, row: Row, columns: Sequence[str], role: str) -> Any:
+    def first(self, row: Row, columns: Sequence[str], role: str) -> object:
         """Return the first cell of these columns that is not null, and remember the column; None: all are."""
         for column in columns:
             value = self.cell(row, column)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from weft.data import hub_columns
 from weft.errors import DataError
+from weft.json_types import JsonObject
 
 
 def card_parts(folder: Path, names: Iterable[str]) -> dict[str, list[str]] | None:
@@ -45,7 +45,7 @@ def card_parts(folder: Path, names: Iterable[str]) -> dict[str, list[str]] | Non
     return present
 
 
-def front_matter(card: Path) -> dict[str, Any]:
+def front_matter(card: Path) -> JsonObject:
     """Return what the head of a README.md says; nothing where it has none that can be read."""
     try:
         text = card.read_text(encoding="utf-8")
@@ -55,12 +55,12 @@ def front_matter(card: Path) -> dict[str, Any]:
     return head if isinstance(head, dict) else {}
 
 
-def _configs(card: Path) -> list[dict[str, Any]]:
+def _configs(card: Path) -> list[JsonObject]:
     entries = front_matter(card).get("configs")
     return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
-def _default_config(configs: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+def _default_config(configs: list[JsonObject], folder: Path) -> JsonObject:
     hub = hub_columns.find(str(folder))
     name = hub.config if hub else None
     defaults = [entry for entry in configs if entry.get("config_name") == name]

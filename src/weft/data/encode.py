@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from weft.core.libraries import Tokenizer
 from weft.data.formats import Example, Turn
 from weft.data.rows import ExampleOmissions
 from weft.data.templates import Template
@@ -60,7 +61,7 @@ class ConversationTable:
 
 def encode(
     examples: Sequence[Example],
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     template: Template,
     *,
     seq_length: int,
@@ -129,7 +130,7 @@ class Choices(NamedTuple):
 
 def encode_choices(
     examples: Sequence[Example],
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     template: Template,
     choices: Sequence[str],
     *,

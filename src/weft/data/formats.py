@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from weft.data import hub_columns
 from weft.data.columns import ANSWERS, DIALOGUES, TEXTS, Cells, Shape, columns_of, no_column, normal
@@ -118,7 +118,7 @@ def _unknown(source: str, row: Row, role: str) -> DataError:
     )
 
 
-def _holds_turns(column: str, value: Any) -> bool:
+def _holds_turns(column: str, value: object) -> bool:
     """Say whether a column of a conversation's name holds one; `data` may be anything."""
     return not is_missing(value) and (normal(column) != "data" or isinstance(value, (list, tuple)))
 
@@ -205,7 +205,7 @@ class _Maker:
             *(self._answer(answer) or [Turn("assistant", "")]),
         )
 
-    def _cell_of(self, row: Row, columns: Sequence[str], columns_by_key: Sequence[str] | None, role: str) -> Any:
+    def _cell_of(self, row: Row, columns: Sequence[str], columns_by_key: Sequence[str] | None, role: str) -> object:
         """Return what the columns of a question or answer hold; of several that the user named all."""
         if columns_by_key is not None and not any(column in row for column in columns):
             raise Unusable(f"no column {' or '.join(repr(column) for column in columns)}")
@@ -230,7 +230,7 @@ class _Maker:
                 text += gap + cell_text(value, "text that the question is about")
         return text
 
-    def _answer(self, value: Any) -> list[Turn]:
+    def _answer(self, value: object) -> list[Turn]:
         """Return the turn of an answer; none where there is none and none is needed."""
         if self.answer_optional and (is_missing(value) or not str(value).strip()):
             return []

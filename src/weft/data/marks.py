@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from weft.core.libraries import Tokenizer
 
 START, END = "\U000f0000", "\U000f0001"
 _BARE = re.compile(f"[{START}{END}]")
@@ -25,7 +27,7 @@ class Stretch(NamedTuple):
 
 
 @lru_cache(maxsize=8)
-def _names(tokenizer: Any) -> tuple[re.Pattern[str], re.Pattern[str]]:
+def _names(tokenizer: Tokenizer) -> tuple[re.Pattern[str], re.Pattern[str]]:
     """Return what finds names of special tokens, and what finds them between marks."""
     special_tokens = getattr(tokenizer, "added_tokens_decoder", {}).values()
     names = {token.content for token in special_tokens if token.special} | set(tokenizer.all_special_tokens)
@@ -33,7 +35,7 @@ def _names(tokenizer: Any) -> tuple[re.Pattern[str], re.Pattern[str]]:
     return re.compile(either), re.compile(f"{START}({either}){END}|[{START}{END}]")
 
 
-def add_marks(text: str, tokenizer: Any) -> str:
+def add_marks(text: str, tokenizer: Tokenizer) -> str:
     """Return the text with marks around names of special tokens."""
     name_pattern = _names(tokenizer)[0]
     if START in text or END in text:
@@ -46,7 +48,7 @@ def remove_marks(text: str) -> str:
     return _BARE.sub("", text) if START in text or END in text else text
 
 
-def stretches(text: str, tokenizer: Any) -> list[Stretch]:
+def stretches(text: str, tokenizer: Tokenizer) -> list[Stretch]:
     """Return the parts of a text with marks, which are in none of them."""
     parts, position = [], 0
     for match in _names(tokenizer)[1].finditer(text):

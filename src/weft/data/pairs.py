@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from weft.core.libraries import Tokenizer
 from weft.data.encode import NO_ANSWER
 from weft.data.formats import Example, Turn
 from weft.data.preferences import PreferencePair
@@ -89,7 +90,7 @@ class PairTable:
 
 def encode_preferences(
     examples: Sequence[PreferencePair],
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     template: Template,
     *,
     seq_length: int,
@@ -145,7 +146,7 @@ def encode_preferences(
 
 def _tokenize_pairs(
     examples: Sequence[PreferencePair],
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     template: Template,
     lead: np.ndarray,
     omissions: ExampleOmissions,

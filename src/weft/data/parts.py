@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 from weft.data import hub_columns
 from weft.data.dataset_card import card_parts
 from weft.errors import DataError
+from weft.json_types import JsonObject
 
 Say = Callable[[str], None]
 Kind = Callable[[Path], str | None]
@@ -39,6 +40,16 @@ IGNORED = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_di
 """Files that describe a data set."""
 MODELS = {"tokenizer_config.json", "adapter_config.json"}
 RUNS = {"config.yaml", "metrics.jsonl"}
+
+
+class HubRows(Protocol):
+    """A data set of the `datasets` library."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[JsonObject]: ...
+    def select(self, indices: Iterable[int], /) -> HubRows:
+        """Return some of the rows."""
+        ...
 
 
 class PartRequest(NamedTuple):
@@ -231,7 +242,7 @@ def whole(selection: Selection, source: str) -> None:
         )
 
 
-def part_of_set(rows: Any, selection: Selection, source: str) -> Any:
+def part_of_set(rows: HubRows | dict[str, HubRows], selection: Selection, source: str) -> HubRows:
     """Return the rows that are meant of a data set, or of its parts, of the `datasets` library.
 
     Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from weft.data.columns import Cells, columns_of, no_column, normal
 from weft.data.rows import NO_SIGN, Account, Omissions, Row, as_rows
@@ -217,7 +217,7 @@ class _Reader:
             raise Unusable("equal answers")
         return PreferencePair(turns, better, worse)
 
-    def _prompt(self, row: Row) -> Any:
+    def _prompt(self, row: Row) -> object:
         shape = self.cells.shape(row)
         if self.question is not None and len(self.question) > 1:
             return self.cells.join_text(row, self.question, "prompts", "prompt")
@@ -254,7 +254,7 @@ class _Reader:
         at = next(at for at, turn in enumerate(turns) if turn.role == "user")
         return [*turns[:at], Turn("user", f"{self.prefix}\n\n{turns[at].text}"), *turns[at + 1 :]]
 
-    def _turns(self, value: Any, role: str) -> list[Turn]:
+    def _turns(self, value: object, role: str) -> list[Turn]:
         """Return what a column says: messages, a dialogue with speakers, or a text of one role."""
         messages = messages_in(value)
         if messages is None and isinstance(value, dict):  # a single message

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from weft.core.libraries import Tokenizer
 from weft.data.formats import Example, Turn
 from weft.data.pairs import TRUNCATED_PROMPTS
 from weft.data.rows import ExampleOmissions
@@ -62,7 +63,7 @@ class PromptTable:
 
 
 def encode_prompts(
-    examples: Sequence[Example], tokenizer: Any, template: Template, *, most: int, lead: np.ndarray = NO_LEAD
+    examples: Sequence[Example], tokenizer: Tokenizer, template: Template, *, most: int, lead: np.ndarray = NO_LEAD
 ) -> PromptTable:
     """Tokenize all that comes before each example's last answer, as fine-tuning on that answer would.
 

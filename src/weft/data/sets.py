@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from weft.data import hub_columns, parts
-from weft.data.parts import Selection
+from weft.data.parts import HubRows, Selection
 from weft.errors import DataError
 
 
@@ -17,7 +16,7 @@ def saved_set(folder: Path) -> bool:
     )
 
 
-def hub_set(name: str, selection: Selection, token: bool | None) -> Any:
+def hub_set(name: str, selection: Selection, token: bool | None) -> HubRows:
     """Return the rows that are meant of a data set of the hub, or of one that was saved to a folder.
 
     Raises:
@@ -26,20 +25,22 @@ def hub_set(name: str, selection: Selection, token: bool | None) -> Any:
     return parts.part_of_set(_load_set(name, token), selection, name)
 
 
-def _load_set(name: str, token: bool | None) -> Any:
+def _load_set(name: str, token: bool | None) -> HubRows | dict[str, HubRows]:
     import datasets
 
     path = Path(name).expanduser()
     try:
         if path.is_dir():
-            return datasets.load_from_disk(str(path))
-        columns = hub_columns.find(name)
-        return datasets.load_dataset(name, columns.config if columns else None, token=token)
+            rows: HubRows | dict[str, HubRows] = datasets.load_from_disk(str(path))
+        else:
+            columns = hub_columns.find(name)
+            rows = datasets.load_dataset(name, columns.config if columns else None, token=token)
     except Exception as error:  # every kind of network, hub and file error comes out of this library
         raise DataError(
             f"'{name}' is no local file or folder, and could not be loaded as a data set "
             f"({first_line(error)}): check the name, the path or the network."
         ) from None
+    return rows
 
 
 def first_line(error: Exception) -> str:

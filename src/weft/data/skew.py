@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+
+from weft.json_types import JsonObject
 
 
 def describe_split(
@@ -14,7 +15,7 @@ def describe_split(
     lengths: np.ndarray,
     labels: Sequence[str] | None,
     others: int = 12,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return what each client has, and three measures of how unlike the clients are.
 
     Args:
@@ -32,7 +33,7 @@ def describe_split(
     """
     everything = np.concatenate(rows)
     sorted_lengths = np.sort(lengths[everything])
-    clients: dict[str, dict[str, Any]] = {
+    clients: dict[str, JsonObject] = {
         name: {
             "rows": len(client_rows),
             "tokens": [float(q) for q in np.quantile(lengths[client_rows], (0.1, 0.5, 0.9))],
@@ -42,7 +43,7 @@ def describe_split(
     skew: dict[str, float] = {"size_gini": gini(np.array([len(client_rows) for client_rows in rows]))}
     distances = [ks_distance(np.sort(lengths[client_rows]), sorted_lengths) for client_rows in rows if len(client_rows)]
     skew |= {"length_ks": float(np.mean(distances)), "length_ks_max": float(np.max(distances))}
-    description: dict[str, Any] = {"clients": clients, "skew": skew}
+    description: JsonObject = {"clients": clients, "skew": skew}
     if labels is not None:
         values, codes = np.unique(np.asarray(labels, dtype=object).astype(str), return_inverse=True)
         counts = np.stack([np.bincount(codes[client_rows], minlength=len(values)) for client_rows in rows])

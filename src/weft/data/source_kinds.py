@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from weft.config import RunConfig
 from weft.core.files import cache_folder
+from weft.core.libraries import Tokenizer
 from weft.data.documents import Documents
 from weft.data.encode import ConversationTable, closed_set, encode
 from weft.data.formats import Example, Examples, to_examples
@@ -24,6 +24,7 @@ from weft.data.prompts import PromptTable, encode_prompts
 from weft.data.rows import PlacedRows
 from weft.data.sources import BEYOND_SAMPLE, Sources, digest, origin_of, split_seed
 from weft.data.store import Report, Store, open_store
+from weft.data.templates import Template
 from weft.data.texts import TextSource, text_sources
 from weft.data.tokens import TextTokenizer
 from weft.data.words import lead_of
@@ -57,7 +58,7 @@ class Conversations(Sources):
             account=self.account,
         )
 
-    def table(self, tokenizer: Any, template: Any) -> ConversationTable:
+    def table(self, tokenizer: Tokenizer, template: Template) -> ConversationTable:
         """Return the rows of all examples."""
         config = self.config
         return encode(
@@ -98,7 +99,7 @@ class Prompts(Conversations):
                 raise DataError(f"{error} The reward compares with a row's own answer.") from None
             raise
 
-    def table(self, tokenizer: Any, template: Any) -> PromptTable:  # type: ignore[override]
+    def table(self, tokenizer: Tokenizer, template: Template) -> PromptTable:  # type: ignore[override]
         """Return the rows of all examples."""
         most = self.config.seq_length - self.config.max_new_tokens
         return encode_prompts(self.examples, tokenizer, template, most=most, lead=lead_of(self.config))
@@ -133,7 +134,7 @@ class Judgements(Sources):
         """Return digests of what is asked and judged."""
         return [digest(repr(self.examples[number]).encode()) for number in numbers]
 
-    def table(self, tokenizer: Any, template: Any) -> PairTable:
+    def table(self, tokenizer: Tokenizer, template: Template) -> PairTable:
         """Return the rows of all examples."""
         length, lead = self.config.seq_length, lead_of(self.config)
         return encode_preferences(

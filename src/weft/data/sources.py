@@ -7,7 +7,6 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from weft.data.parts import DEFAULT_SELECTION, Selection
 from weft.data.prompts import PromptTable
 from weft.data.rows import NO_SIGN, Account, File, Omissions, PlacedRows
 from weft.data.sets import saved_set
-from weft.data.templates import EMPTY_THOUGHT
+from weft.data.templates import EMPTY_THOUGHT, Template
 from weft.errors import DataError
 
 BEYOND_SAMPLE = "beyond dataset_sample"
@@ -154,7 +153,9 @@ class Sources:
         self.account.omissions.add(reason, count=count)
 
 
-def complete(sources: Sources, table: ConversationTable | Documents | PairTable | PromptTable, template: Any) -> None:
+def complete(
+    sources: Sources, table: ConversationTable | Documents | PairTable | PromptTable, template: Template | None
+) -> None:
     """Add to the account what became of the rows when they were tokenized; refuse a table without rows."""
     account, omissions = sources.account, {} if isinstance(table, Documents) else table.omissions
     for reason, (count, first) in omissions.items():

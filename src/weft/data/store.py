@@ -209,7 +209,7 @@ def _batches_ahead(
 class _Writer:
     """The files of one shard."""
 
-    def __init__(self, folder: Path, dtype: np.dtype[Any], number: int) -> None:
+    def __init__(self, folder: Path, dtype: np.dtype[np.generic], number: int) -> None:
         self.folder, self.dtype, self.name = folder, dtype, f"{number:06d}"
         self.documents: list[tuple[int, int, int]] = []
         self.tokens = self.read = 0

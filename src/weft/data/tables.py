@@ -10,15 +10,16 @@ import csv
 import io
 import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 from weft.data.rows import File, Omissions, PlacedRows, Row
 from weft.data.sets import first_line
 from weft.data.text_files import lines_of, text_of
 from weft.errors import DataError
+from weft.json_types import JsonObject
 
 BROKEN_SHARE = 0.1
 """Of the lines of a file; with more of them broken it is not what its name says."""
@@ -154,7 +155,7 @@ def _from_json(path: Path, text: str) -> PlacedRows:
     return rows
 
 
-def _inside(content: dict[str, Any]) -> tuple[tuple[str, list[str]], Any]:
+def _inside(content: JsonObject) -> tuple[tuple[str, list[str]], object]:
     """Return the rows of a JSON object: a list under a known name, or a table by columns; and what is beside it."""
     columns = content.get("columns")
     if isinstance(columns, list) and isinstance(content.get("data"), list):  # pandas: orient="split"
@@ -174,7 +175,7 @@ def _inside(content: dict[str, Any]) -> tuple[tuple[str, list[str]], Any]:
     return ("", []), [content]
 
 
-def _alike(values: list[Any]) -> bool:
+def _alike(values: Sequence[object]) -> bool:
     return bool(values[0]) and all(value == values[0] for value in values)
 
 
@@ -217,12 +218,20 @@ def _from_cells(path: Path, text: str, mark: str | None) -> PlacedRows:
     return table
 
 
-def _records(reader: Any) -> Iterator[tuple[int, int, list[str] | csv.Error]]:
+class _CsvReader(Protocol):
+    """What `csv.reader` returns."""
+
+    @property
+    def line_num(self) -> int: ...
+    def __next__(self) -> list[str]: ...
+
+
+def _records(reader: _CsvReader) -> Iterator[tuple[int, int, list[str] | csv.Error]]:
     """Yield of every record its first line, how many it has, and its cells, or why it has none."""
     while True:
         begin = reader.line_num + 1
         try:
-            cells = next(reader)
+            cells: list[str] | csv.Error = next(reader)
         except StopIteration:
             return
         except csv.Error as error:

@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
+from weft.core.libraries import Tokenizer
 from weft.data.formats import Example, Turn
 from weft.data.marks import add_marks, remove_marks
 from weft.data.rows import printable
@@ -68,7 +68,7 @@ class Template:
     special: bool = False
     """The text holds special tokens by name, as chat templates do."""
 
-    def pieces(self, example: Example, tokenizer: Any) -> list[Piece]:
+    def pieces(self, example: Example, tokenizer: Tokenizer) -> list[Piece]:
         """Return the rendered example; every turn of the assistant is learnt."""
         pieces: list[Piece] = []
         text = self._preamble(example.turns)
@@ -81,12 +81,14 @@ class Template:
                 text = ""
         return pieces
 
-    def prompt(self, turns: Sequence[Turn], tokenizer: Any) -> str:
+    def prompt(self, turns: Sequence[Turn], tokenizer: Tokenizer) -> str:
         """Return what a model is given to answer the last turn; the answer begins with a space.
 
         Earlier answers are followed by the end token's text.
         """
-        closed_turns = [Turn(t.role, t.text + tokenizer.eos_token) if t.role == "assistant" else t for t in turns]
+        closed_turns = [
+            Turn(t.role, t.text + (tokenizer.eos_token or "")) if t.role == "assistant" else t for t in turns
+        ]
         return "".join(
             piece.text for piece in self.pieces(Example((*closed_turns, Turn("assistant", ""))), tokenizer)[:-1]
         )
@@ -102,11 +104,11 @@ class Template:
 class PlainTemplate(Template):
     """Text as it is, all of it learnt."""
 
-    def pieces(self, example: Example, tokenizer: Any) -> list[Piece]:
+    def pieces(self, example: Example, tokenizer: Tokenizer) -> list[Piece]:
         """Return the text and its end."""
         return [Piece(example.answer, True, end=True)]
 
-    def prompt(self, turns: Sequence[Turn], tokenizer: Any) -> str:
+    def prompt(self, turns: Sequence[Turn], tokenizer: Tokenizer) -> str:
         """Return the last text, to be continued."""
         return turns[-1].text
 
@@ -120,7 +122,7 @@ class ChatTemplate(Template):
     notes: dict[str, None] = field(default_factory=dict, compare=False, repr=False)
     """What is to be known of how conversations were written."""
 
-    def pieces(self, example: Example, tokenizer: Any) -> list[Piece]:
+    def pieces(self, example: Example, tokenizer: Tokenizer) -> list[Piece]:
         """Return the rendered conversation, answers learnt with the end that the template gives them.
 
         Raises:
@@ -150,7 +152,7 @@ class ChatTemplate(Template):
             at = last
         return [piece for piece in (*pieces, Piece(whole[at:], False)) if piece.text]
 
-    def prompt(self, turns: Sequence[Turn], tokenizer: Any) -> str:
+    def prompt(self, turns: Sequence[Turn], tokenizer: Tokenizer) -> str:
         """Return the conversation up to the next answer."""
         return remove_marks(self._render(turns, tokenizer, True))
 
@@ -181,7 +183,7 @@ class ChatTemplate(Template):
             self.notes[EMPTY_THOUGHT] = None
         return text.rstrip() + whole[at + len(answer) :]
 
-    def _place_system_turns(self, turns: tuple[Turn, ...], tokenizer: Any) -> tuple[tuple[Turn, ...], str]:
+    def _place_system_turns(self, turns: tuple[Turn, ...], tokenizer: Tokenizer) -> tuple[tuple[Turn, ...], str]:
         """Return the turns as the template takes them, and the conversation that it writes.
 
         Where it refuses system turns, or writes the same without them, these stand before the first turn of the user.
@@ -201,7 +203,7 @@ class ChatTemplate(Template):
         self.notes[SYSTEM_MOVED] = None
         return tuple(others), whole
 
-    def _render(self, turns: Sequence[Turn], tokenizer: Any, ask: bool) -> str:
+    def _render(self, turns: Sequence[Turn], tokenizer: Tokenizer, ask: bool) -> str:
         if not tokenizer.chat_template:
             raise ConfigError("The tokenizer has no chat template: write --template alpaca or --template vicuna.")
         messages = [{"role": turn.role, "content": add_marks(turn.text, tokenizer)} for turn in turns]

@@ -12,9 +12,12 @@ import io
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
 
 from weft.errors import DataError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -25,17 +28,27 @@ def _open(path: Path) -> IO[bytes]:
     return open(path, "rb")
 
 
+class _Frame(Protocol):
+    """A zstd frame that is decompressed piece by piece."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, /) -> bytes: ...
+
+
 class _Frames(io.RawIOBase):
     """The content of zstd frames; the library's own reader takes a file that was cut short for a whole one."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.content = file, b""
-        self.frame: Any = None
+        self.frame: _Frame | None = None
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
         import zstandard
 
         while not self.content:
@@ -48,8 +61,9 @@ class _Frames(io.RawIOBase):
             if self.frame is None or self.frame.eof:
                 self.frame = zstandard.ZstdDecompressor().decompressobj()
             self.content = self.frame.decompress(compressed)
-        chunk = self.content[: len(buffer)]
-        buffer[: len(chunk)] = chunk
+        view = memoryview(buffer).cast("B")
+        chunk = self.content[: len(view)]
+        view[: len(chunk)] = chunk
         self.content = self.content[len(chunk) :]
         return len(chunk)
 

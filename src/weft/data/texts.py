@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from weft.data import load, parts, sets
 from weft.data.columns import columns_of, no_column, shape_of
 from weft.data.parts import DEFAULT_SELECTION, Selection
-from weft.data.rows import NO_SIGN, File
+from weft.data.rows import NO_SIGN, File, Row
 from weft.data.tables import json_lines, parquet_rows, too_many
 from weft.data.text_files import text_chunks
 from weft.data.turns import is_missing
@@ -67,7 +67,7 @@ class TextSource:
         path = self.path
         if path.is_file():
             status = path.stat()
-            identity: list[Any] = [str(path.resolve()), status.st_size, status.st_mtime_ns]
+            identity: list[object] = [str(path.resolve()), status.st_size, status.st_mtime_ns]
         else:
             identity = [self.name, self.selection.split, getattr(self._hub(), "_fingerprint", "")]
         return hashlib.sha256(json.dumps([*identity, self.column, PASSAGE]).encode()).hexdigest()
@@ -109,7 +109,7 @@ class TextSource:
             self.name, {".txt": "passage", ".jsonl": "line", ".csv": "line", ".tsv": "line"}.get(kind or "", "row")
         )
 
-    def _hub(self) -> Any:
+    def _hub(self) -> parts.HubRows:
         return sets.hub_set(self.name, self.selection, self.token)
 
     def _from_lines(self) -> Iterator[Document]:
@@ -127,11 +127,11 @@ class TextSource:
         if first is not None and too_many(broken, whole):
             raise first
 
-    def _from_rows(self, rows: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[Document]:
+    def _from_rows(self, rows: Iterable[tuple[int, Row]]) -> Iterator[Document]:
         for number, row in self._require_columns(rows, lambda numbered: numbered[1]):
             yield self._document(row, number)
 
-    def _require_columns(self, items: Iterable[T], row_of: Callable[[T], dict[str, Any] | None]) -> Iterator[T]:
+    def _require_columns(self, items: Iterable[T], row_of: Callable[[T], Row | None]) -> Iterator[T]:
         """Pass on what is found; refuse it where none of the first rows has the columns that are needed."""
         remaining = iter(items)
         ahead = list(islice(remaining, AHEAD))
@@ -151,7 +151,7 @@ class TextSource:
             self.columns["unused"] = [name for name in names if name not in (*texts, self.column)]
         return chain(ahead, remaining)
 
-    def _document(self, row: dict[str, Any], place: int, *, bytes_read: int = 0, broken: bool = False) -> Document:
+    def _document(self, row: Row, place: int, *, bytes_read: int = 0, broken: bool = False) -> Document:
         column = _text_column(row)
         cell = None if column is None else row[column]
         value = "" if self.column is None else row.get(self.column)
@@ -164,7 +164,7 @@ class TextSource:
         return Document(None, broken, value, bytes_read, reason, place)
 
 
-def _text_column(row: dict[str, Any]) -> str | None:
+def _text_column(row: Row) -> str | None:
     """Return the column of the text, whatever the case of its name."""
     columns = shape_of(row).text
     return columns[0] if columns else None

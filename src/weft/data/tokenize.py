@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from weft.core.libraries import Tokenizer
 from weft.data.formats import Example, Turn
 from weft.data.marks import START, stretches
 from weft.data.templates import Piece, PlainTemplate, RoleRefused, Template
@@ -35,7 +36,7 @@ def truncate_left(values: np.ndarray, most: int, lead: np.ndarray) -> np.ndarray
 
 def tokenize(
     examples: Iterable[Example],
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     template: Template,
     lead: np.ndarray = NO_LEAD,
     refusals: dict[int, str] | None = None,
@@ -63,7 +64,7 @@ def tokenize(
 
 
 def _pieces(
-    examples: list[Example], tokenizer: Any, template: Template, refusals: dict[int, str] | None, first: int
+    examples: list[Example], tokenizer: Tokenizer, template: Template, refusals: dict[int, str] | None, first: int
 ) -> Iterator[list[Piece]]:
     for number, example in enumerate(examples, start=first):
         try:
@@ -77,7 +78,7 @@ def _pieces(
 
 def _tokenize(
     examples: list[Example],
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     template: Template,
     lead: np.ndarray,
     refusals: dict[int, str] | None,
@@ -111,7 +112,7 @@ def _tokenize(
         )
 
 
-def prompt_ids(turns: tuple[Turn, ...], tokenizer: Any, template: Template) -> np.ndarray:
+def prompt_ids(turns: tuple[Turn, ...], tokenizer: Tokenizer, template: Template) -> np.ndarray:
     """Return the ids (P,) int32 that a model is given to answer the last turn, as training writes them.
 
     Raises:
@@ -119,8 +120,8 @@ def prompt_ids(turns: tuple[Turn, ...], tokenizer: Any, template: Template) -> n
     """
     if isinstance(template, PlainTemplate):
         begin, _ = begin_and_end_ids(tokenizer)
-        ids = tokenizer.encode(template.prompt(turns, tokenizer), add_special_tokens=False, split_special_tokens=True)
-        return np.array(ids if begin and ids[: len(begin)] == begin else begin + ids, dtype=np.int32)
+        bare = tokenizer.encode(template.prompt(turns, tokenizer), add_special_tokens=False, split_special_tokens=True)
+        return np.array(bare if begin and bare[: len(begin)] == begin else begin + bare, dtype=np.int32)
     # Where an answer begins is known from rendering one.
     ((ids, learn_mask),) = tokenize([Example((*turns, Turn("assistant", "-")))], tokenizer, template)
     return ids[: last_run(learn_mask)[0]]
@@ -146,7 +147,7 @@ Spans = tuple[list[int], list[tuple[int, int]]]
 """Ids, and of each the characters that it stands for."""
 
 
-def _offsets(segments: list[_Segment], tokenizer: Any, *, special: bool) -> list[Spans]:
+def _offsets(segments: list[_Segment], tokenizer: Tokenizer, *, special: bool) -> list[Spans]:
     """Return ids and character spans. Names of special tokens in the text are text, unless the template wrote them."""
     if not getattr(tokenizer, "is_fast", False):
         return [_piecewise(segment, tokenizer, special) for segment in segments]
@@ -166,7 +167,7 @@ def _offsets(segments: list[_Segment], tokenizer: Any, *, special: bool) -> list
     return spans
 
 
-def _tokenize_marked(text: str, tokenizer: Any) -> Spans:
+def _tokenize_marked(text: str, tokenizer: Tokenizer) -> Spans:
     """Tokenize a text with marks part by part, what is between marks as text."""
     ids: list[int] = []
     spans: list[tuple[int, int]] = []
@@ -190,7 +191,7 @@ def _tokenize_marked(text: str, tokenizer: Any) -> Spans:
     return ids, spans
 
 
-def _piecewise(segment: _Segment, tokenizer: Any, special: bool) -> Spans:
+def _piecewise(segment: _Segment, tokenizer: Tokenizer, special: bool) -> Spans:
     """Tokenize what is learnt apart from what is not, for tokenizers that know no offsets."""
     parts = stretches(segment.text, tokenizer) if special else [(0, len(segment.text), True)]
     edges = {edge for span in segment.learn_spans for edge in span}
@@ -206,8 +207,9 @@ def _piecewise(segment: _Segment, tokenizer: Any, special: bool) -> Spans:
     return ids, spans
 
 
-def begin_and_end_ids(tokenizer: Any) -> tuple[list[int], int]:
+def begin_and_end_ids(tokenizer: Tokenizer) -> tuple[list[int], int]:
     """Return the ids that the tokenizer puts before a text, and the end token."""
+    assert tokenizer.eos_token_id is not None, "the loader of tokenizers refuses those without an end token"
     end = int(tokenizer.eos_token_id)
     with_special = tokenizer.encode("a", add_special_tokens=True)
     bare = tokenizer.encode("a", add_special_tokens=False)

@@ -7,10 +7,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
+from weft.core.libraries import Tokenizer
 from weft.data.tokenize import begin_and_end_ids
 
 
@@ -18,7 +18,7 @@ from weft.data.tokenize import begin_and_end_ids
 class TextTokenizer:
     """A Hugging Face tokenizer for plain text: what it puts before a text, the text, the end token."""
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     _sizes: dict[int, int] = field(default_factory=dict)
 
     @cached_property
@@ -27,7 +27,7 @@ class TextTokenizer:
         return begin_and_end_ids(self.tokenizer)[0]
 
     @cached_property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> np.dtype[np.generic]:
         """The smallest type that holds its ids."""
         return np.dtype(np.uint16 if len(self.tokenizer) <= 1 << 16 else np.uint32)
 
@@ -59,7 +59,7 @@ class TextTokenizer:
         else:
             ids_of_texts = [self.tokenizer.encode(text, add_special_tokens=False) for text in present]
         remaining = iter(ids_of_texts)
-        end = [int(self.tokenizer.eos_token_id)]
+        end = [begin_and_end_ids(self.tokenizer)[1]]
         return [None if text is None else np.array(self._with_ends(next(remaining), end)) for text in texts]
 
     def _with_ends(self, ids: list[int], end: list[int]) -> list[int]:

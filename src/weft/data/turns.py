@@ -8,11 +8,11 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from weft.data.rows import NO_SIGN, printable
+from weft.json_types import JsonObject
 
 ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
@@ -46,12 +46,12 @@ class Turn:
     text: str
 
 
-def is_missing(value: Any) -> bool:
+def is_missing(value: object) -> bool:
     """Say whether a cell holds nothing: null, or what pandas writes for it."""
     return value is None or (isinstance(value, float) and value != value)
 
 
-def cell_text(value: Any, name: str) -> str:
+def cell_text(value: object, name: str) -> str:
     """Return the text of a cell.
 
     Args:
@@ -78,7 +78,7 @@ def strip_separator(text: str) -> str:
     return text[1:] if text[:1] == " " and text[1:2] != " " else text
 
 
-def parse_literal(value: Any) -> Any:
+def parse_literal(value: object) -> object:
     """Return the list or dict that a text spells in JSON, or in Python as pandas writes it; else the value."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
@@ -91,7 +91,7 @@ def parse_literal(value: Any) -> Any:
     return value
 
 
-def messages_in(value: Any) -> list[Any] | None:
+def messages_in(value: object) -> list[object] | None:
     """Return the messages that a cell holds, also as text; None: it holds something else."""
     content = parse_literal(value)
     if isinstance(content, dict):  # a table by columns, as `datasets` gives sequences of dicts
@@ -99,15 +99,17 @@ def messages_in(value: Any) -> list[Any] | None:
         if content and len(columns) == len(content) and any(key in content for key in ROLE_KEYS):
             return [dict(zip(content, cells, strict=True)) for cells in zip(*columns, strict=False)]
         return None
-    if isinstance(value, str):
-        messages = isinstance(content, (list, tuple)) and any(
-            isinstance(message, dict) and any(key in message for key in ROLE_KEYS) for message in content
-        )
-        return list(content) if messages else None
-    return list(content) if isinstance(content, (list, tuple)) else None
+    if not isinstance(content, (list, tuple)):
+        return None
+    # A text that spells a list of something else, such as "[1, 2]", is a text.
+    if isinstance(value, str) and not any(
+        isinstance(message, dict) and any(key in message for key in ROLE_KEYS) for message in content
+    ):
+        return None
+    return list(content)
 
 
-def turn_of(message: Any, unread: set[str] | None = None) -> Turn | None:
+def turn_of(message: object, unread: set[str] | None = None) -> Turn | None:
     """Return the turn of a message; None for a system turn that is empty.
 
     Args:
@@ -145,7 +147,7 @@ def turn_of(message: Any, unread: set[str] | None = None) -> Turn | None:
 _READ_KEYS = frozenset((*ROLE_KEYS, *TEXT_KEYS, "tool_calls", "function_call"))
 
 
-def _parts(value: Any) -> str:
+def _parts(value: Iterable[object] | JsonObject) -> str:
     """Return the text of a content in parts, one behind the other, as chat templates write them."""
     texts = []
     for part in [value] if isinstance(value, dict) else value:
@@ -159,7 +161,7 @@ def _parts(value: Any) -> str:
     return "".join(texts)
 
 
-def dialogue(value: Any, unread: set[str] | None = None) -> list[Turn]:
+def dialogue(value: object, unread: set[str] | None = None) -> list[Turn]:
     """Return the turns of a list of messages, of one text after the other, or of a transcript.
 
     Raises:

@@ -4,31 +4,36 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from weft.config import RunConfig
+from weft.core.libraries import Tokenizer
 from weft.core.secret import Secret
 from weft.data.load import resolve_source
 from weft.data.texts import text_sources
 from weft.errors import DataError
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as BytePairs
+    from tokenizers.pre_tokenizers import PreTokenizer
+
 MOST = 50_000_000
 """Words that a tokenizer is trained on at most: beyond that, all counts are divided alike."""
 
 
-def train_on_public_text(config: RunConfig) -> Any:
+def train_on_public_text(config: RunConfig) -> Tokenizer:
     """Return a tokenizer trained on the public text that a run names; DataError if it cannot be read."""
     source = resolve_source(config.tokenizer_text or "", config.local_data_dir)
     documents = (document for text in text_sources(source, token=config.token or None) for document in text.documents())
     return train_tokenizer((document.text for document in documents if document.text is not None), config.vocab_size)
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Return a byte-level BPE tokenizer of at most `vocab_size` tokens; the same texts give the same tokenizer."""
     return _to_transformers(byte_pairs(texts, vocab_size))
 
 
-def byte_tokenizer() -> Any:
+def byte_tokenizer() -> Tokenizer:
     """Return a tokenizer whose tokens are bytes."""
     return train_tokenizer([], 259)
 
@@ -81,7 +86,7 @@ def common_words(
     return frequent
 
 
-def tokenizer_of_words(words: dict[str, int], vocab_size: int, most: int = MOST) -> Any:
+def tokenizer_of_words(words: dict[str, int], vocab_size: int, most: int = MOST) -> Tokenizer:
     """Return the tokenizer that `train_tokenizer` would make of a text with so many of each word.
 
     With more than `most` words in all, the counts are divided alike.
@@ -105,16 +110,19 @@ def _repeat_words(words: dict[str, int], most: int) -> Iterator[str]:
             remaining -= 1000
 
 
-def _to_transformers(tokenizer: Any) -> Any:
+def _to_transformers(tokenizer: BytePairs) -> Tokenizer:
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
     # A text begins with <s>, so that its first token is predicted too.
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    fast: Tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+    return fast
 
 
-def byte_pairs(texts: Iterable[str], vocab_size: int, words: Any = None) -> Any:
+def byte_pairs(texts: Iterable[str], vocab_size: int, words: PreTokenizer | None = None) -> BytePairs:
     """Return a byte-level BPE of the `tokenizers` library, with `<s>`, `</s>` and `<pad>` as its first tokens.
 
     Args:
@@ -122,9 +130,10 @@ def byte_pairs(texts: Iterable[str], vocab_size: int, words: Any = None) -> Any:
         vocab_size: tokens at most.
         words: the pre-tokenizer that parts the texts into words [byte-level BPE's].
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as BytePairs
+    from tokenizers import decoders, models, pre_tokenizers, trainers
 
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = BytePairs(models.BPE())
     tokenizer.pre_tokenizer = words or pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
 from weft.config import RunConfig
+from weft.core.libraries import Tokenizer
 from weft.data.tokenize import begin_and_end_ids
 from weft.keys.prompt import EMBEDDED
 
@@ -18,16 +19,30 @@ def lead_of(config: RunConfig) -> np.ndarray:
     return -np.arange(1, config.num_virtual_tokens + config.private_tokens + 1, dtype=np.int32)
 
 
-def instruction_tokens(model: Any) -> tuple[np.ndarray, Words]:
+def instruction_tokens(model: InstructedModel) -> tuple[np.ndarray, Words]:
     """Return the tokens of a resident model's instruction, none where it has none, and what puts them into rows."""
     words, instruction = Words(model.tokenizer), getattr(model.model, "instruction", None)
     return words.tokens(instruction.text() if instruction is not None else ""), words
 
 
+class InstructedModel(Protocol):
+    """A resident model; its `model` has an `instruction` where one is learnt."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer."""
+        ...
+
+    @property
+    def model(self) -> object:
+        """Its layers."""
+        ...
+
+
 class Words:
     """Puts a text into rows of token ids, behind the tokens that every row begins with."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.begin = np.array(begin_and_end_ids(tokenizer)[0], dtype=np.int32)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from decimal import Decimal
-from typing import Any
+
+from weft.json_types import JsonObject
 
 Reward = Callable[[str, str, str], float]
 """(prompt, completion, answer) -> reward."""
@@ -13,19 +14,19 @@ Reward = Callable[[str, str, str], float]
 NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
 
 
-def exact(settings: Mapping[str, Any]) -> Reward:
+def exact(settings: JsonObject) -> Reward:
     """1 for the row's answer, spaces around both left out."""
     return lambda prompt, completion, answer: float(completion.strip() == answer.strip())
 
 
-def numeric(settings: Mapping[str, Any]) -> Reward:
+def numeric(settings: JsonObject) -> Reward:
     """1 where the last number in the completion is the last number in the row's answer: 1,234.50 is 1234.5."""
     return lambda prompt, completion, answer: float(
         (number := last_number(completion)) is not None and number == last_number(answer)
     )
 
 
-def regex(settings: Mapping[str, Any]) -> Reward:
+def regex(settings: JsonObject) -> Reward:
     """1 where `reward_pattern` is found in the completion; if it has a group, the last find must hold the answer."""
     pattern = re.compile(settings["pattern"], re.DOTALL)
 
@@ -38,13 +39,13 @@ def regex(settings: Mapping[str, Any]) -> Reward:
     return score
 
 
-def format(settings: Mapping[str, Any]) -> Reward:
+def format(settings: JsonObject) -> Reward:
     """1 where the whole completion has the form of `reward_format`."""
     pattern = re.compile(settings["format"], re.DOTALL)
     return lambda prompt, completion, answer: float(pattern.fullmatch(completion.strip()) is not None)
 
 
-def length(settings: Mapping[str, Any]) -> Reward:
+def length(settings: JsonObject) -> Reward:
     """1 for at most `reward_length` characters, falling in a line to 0 at twice as many."""
     most = int(settings["length"])
     return lambda prompt, completion, answer: min(1.0, max(0.0, 2.0 - len(completion) / most))

@@ -11,16 +11,15 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from weft import plugins
+from weft.json_types import JsonObject
 from weft.registry import REWARDS
 from weft.rewards import builtin
 
 
-def load(name: str, settings: dict[str, Any]) -> builtin.Reward:
+def load(name: str, settings: JsonObject) -> builtin.Reward:
     """Return the reward of a name, the function of FILE.py[:FUNCTION], or that of an installed package."""
     file = plugins.parse(name)
     reward: builtin.Reward
@@ -40,7 +39,7 @@ def load(name: str, settings: dict[str, Any]) -> builtin.Reward:
     return reward
 
 
-def score(reward: Callable[..., Any], job: dict[str, str], error_kinds: set[str]) -> dict[str, Any]:
+def score(reward: builtin.Reward, job: dict[str, str], error_kinds: set[str]) -> JsonObject:
     """Return the reward of one answer, or what went wrong; each kind of error is shown once."""
     try:
         return {"reward": float(reward(job["prompt"], job["completion"], job["answer"]))}
@@ -60,7 +59,7 @@ def main() -> None:
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 
-    def send(message: dict[str, Any]) -> None:
+    def send(message: JsonObject) -> None:
         answers.write(json.dumps(message) + "\n")
         answers.flush()
 

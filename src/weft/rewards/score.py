@@ -14,9 +14,10 @@ import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from weft.errors import ConfigError
+from weft.json_types import JsonObject
 
 STARTING = 60.0
 """Seconds that a reward's file may take to be loaded."""
@@ -42,7 +43,7 @@ class Judge:
     """exact, numeric, regex, format, length, or FILE.py[:FUNCTION]."""
     seconds: float
     """Most time for one answer."""
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: JsonObject = field(default_factory=dict)
     _running: list[_Child] = field(default_factory=list)
 
     def start(self) -> None:
@@ -120,7 +121,7 @@ class _Child:
         self.rest = b""
         self.ended = False
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: JsonObject) -> None:
         """Send a line; a process that is gone is found out when its answer does not come."""
         assert self.process.stdin is not None
         try:
@@ -129,7 +130,7 @@ class _Child:
         except OSError:
             self.ended = True
 
-    def receive(self, seconds: float) -> dict[str, Any] | None:
+    def receive(self, seconds: float) -> JsonObject | None:
         """Return the next line, {"error": ...} where the process has ended, or None when the time is over."""
         assert self.process.stdout is not None
         until = time.monotonic() + seconds
@@ -144,7 +145,7 @@ class _Child:
                     return {"error": "its process ended"}
                 self.rest += chunk
         line, _, self.rest = self.rest.partition(b"\n")
-        message: dict[str, Any] = json.loads(line)
+        message: JsonObject = json.loads(line)
         return message
 
     def kill(self) -> None:
