@@ -1,7 +1,7 @@
-"""Columns: which of them hold questions, answers, conversations, system prompts; decided for each kind of row.
+"""Columns: which of them hold questions, answers, conversations or system prompts.
 
-Rows of one source may have different columns. A row's columns are recognised by their names, without regard to case;
-where several fit, the first of the lists here that holds something is read.
+Rows of one source may have different columns. A row's columns are recognised by their names, whatever their case; if
+several fit, the first in the lists here whose cell is not null is read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from weft.registry import nearest
 QUESTIONS = ("instruction", "prompt", "question", "query", "problem")
 ANSWERS = ("output", "response", "completion", "answer", "solution", "target")
 CONTEXTS = ("input", "context")
-"""What a question is about; it follows the question."""
+"""Texts that a question refers to; they are put after the question."""
 SYSTEMS = ("system_prompt", "system", "system_message")
 HISTORIES = ("history",)
 DIALOGUES = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "data")
@@ -28,7 +28,7 @@ TEXTS = ("text", "content")
 
 @dataclass(frozen=True)
 class Shape:
-    """The columns of a kind of row, by what they hold; in each the row's own names."""
+    """The columns of a kind of row, by role, as the row spells their names."""
 
     question: tuple[str, ...] = ()
     answer: tuple[str, ...] = ()
@@ -40,7 +40,7 @@ class Shape:
 
 
 def shape_of(names: Iterable[str]) -> Shape:
-    """Return what columns of these names hold."""
+    """Return the role of each of these columns."""
     originals: dict[str, str] = {}
     for name in names:
         originals.setdefault(normal(name), name)
@@ -57,7 +57,7 @@ def shape_of(names: Iterable[str]) -> Shape:
 
 
 def normal(name: str) -> str:
-    """Return a column's name as the lists here write it."""
+    """Return a column's name in the spelling of the lists here: lower case, underscores."""
     return str(name).strip().lower().replace(" ", "_").replace("-", "_")
 
 
@@ -75,7 +75,7 @@ class Cells:
         """Keys of messages that were not read."""
 
     def shape(self, row: Row) -> Shape:
-        """Return what a row's columns hold."""
+        """Return the roles of a row's columns."""
         key = tuple(row)
         shape = self._shapes.get(key)
         if shape is None:
@@ -89,7 +89,7 @@ class Cells:
         return list(dict.fromkeys(name for kind in kinds for name in kind))
 
     def cell(self, row: Row, column: str) -> object:
-        """Return what a cell holds; whole numbers that pandas made of a column with gaps are whole again."""
+        """Return a cell's value; where pandas turned integers to floats because of gaps, the integers are restored."""
         value = row.get(column)
         if isinstance(value, float):
             if is_missing(value):
@@ -108,7 +108,7 @@ class Cells:
         return self._whole[column]
 
     def first(self, row: Row, columns: Sequence[str], role: str) -> object:
-        """Return the first cell of these columns that is not null, and remember the column; None: all are."""
+        """Return the first cell of these columns that is not null, and record the column; None if all are null."""
         for column in columns:
             value = self.cell(row, column)
             if value is not None:
@@ -117,7 +117,7 @@ class Cells:
         return None
 
     def note(self, role: str, column: str) -> None:
-        """Remember that a column was read."""
+        """Record that a column was read in a role."""
         self.read_columns[column] = None
         self.roles.setdefault(role, {})[column] = None
 
@@ -129,7 +129,7 @@ class Cells:
         return [Turn("system", cell_text(value, "system prompt"))]
 
     def join_text(self, row: Row, columns: Sequence[str], role: str, name: str) -> str:
-        """Return the texts of several cells, parted by blank lines; Unusable if all are empty."""
+        """Return the texts of several cells, separated by blank lines; Unusable if all are empty."""
         texts = []
         for column in columns:
             value = self.cell(row, column)
@@ -142,7 +142,7 @@ class Cells:
         return "\n\n".join(texts)
 
     def columns_of_key(self, spec: str | None, flag: str = "") -> tuple[str, ...] | None:
-        """Return the columns that a key names, one or several with commas between; None: none is named.
+        """Return the columns that a key names, separated by commas; None if the key is not set.
 
         Raises:
             DataError: a column that no row has.
@@ -157,7 +157,7 @@ class Cells:
         return columns
 
     def unused_columns(self) -> list[str]:
-        """Return the columns, and keys of messages, that were read of no row."""
+        """Return the columns, and keys of messages, that were not read in any row."""
         hub = hub_columns.find(self.source)
         exempt = {hub.instruction} if hub is not None and hub.distinct else set()
         columns = [name for name in self.names if name not in self.read_columns and name not in exempt]
@@ -171,7 +171,7 @@ class Cells:
 
 
 def no_column(source: str, column: str, columns: Iterable[str], purpose: str = "") -> DataError:
-    """Return what is said of a column that is not there, with the nearest that is."""
+    """Return the error for a column that does not exist, with the nearest name that does."""
     names = list(columns)
     guess = nearest(column, names)
     hint = f" Did you mean '{guess}'?" if guess else ""

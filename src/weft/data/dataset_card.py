@@ -1,4 +1,4 @@
-"""Data sets that say themselves which files are in which part: `configs` in the head of README.md, as on the hub."""
+"""Data set cards: the `configs` in the head of a README.md assign files to parts, as on the hub."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def card_parts(folder: Path, names: Iterable[str]) -> dict[str, list[str]] | Non
         names: of its data files, relative to it.
 
     Raises:
-        DataError: several data sets lie in the folder, and none is the usual one.
+        DataError: the card declares several data sets and no default, or files that do not exist.
     """
     configs = [one for one in _configs(folder / "README.md") if one.get("data_files")]
     if not configs:
@@ -46,7 +46,7 @@ def card_parts(folder: Path, names: Iterable[str]) -> dict[str, list[str]] | Non
 
 
 def front_matter(card: Path) -> JsonObject:
-    """Return what the head of a README.md says; nothing where it has none that can be read."""
+    """Return the YAML head of a README.md; empty if there is none that can be read."""
     try:
         text = card.read_text(encoding="utf-8")
         head = yaml.safe_load(text.split("---", 2)[1]) if text.startswith("---") else None
@@ -76,7 +76,7 @@ def _default_config(configs: list[JsonObject], folder: Path) -> JsonObject:
 
 
 def _pattern(path: str) -> re.Pattern[str]:
-    """Return what matches the files of a glob, where `*` stays within a folder and `**` does not."""
+    """Return a pattern for the files of a glob, where `*` stays within a folder and `**` does not."""
     tokens = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     pieces = re.split(r"(\*\*/|\*\*|\*|\?)", path.removeprefix("./"))
     return re.compile("".join(tokens.get(piece, re.escape(piece)) for piece in pieces))

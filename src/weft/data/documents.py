@@ -1,4 +1,4 @@
-"""Documents of token stores as rows of a table: nothing is in memory but where each document begins."""
+"""Documents of token stores as rows of a table; only the offsets of documents are in memory."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Documents:
     """
 
     def __init__(self, stores: Sequence[Store], seq_length: int, begin: int) -> None:
-        """Line up the stores; `begin` tokens at the start of every document are not learnt."""
+        """Concatenate the stores; the first `begin` tokens of every document are not learnt."""
         self.seq_length, self.begin = seq_length, max(1, begin)
         self._shards = [shard for store in stores for shard in store.tokens]
         first_documents = np.cumsum([0, *(len(store.documents) for store in stores)])
@@ -80,12 +80,12 @@ class Documents:
         return document, row - int(self._rows[document])
 
     def text_bytes(self, row: int) -> int:
-        """Return the bytes that a row's targets stand for: a document's all with its first row."""
+        """Return the bytes of text that a row's targets encode; all bytes of a document count for its first row."""
         document, piece = self._place(row)
         return 0 if piece else int(self._sizes[document])
 
     def within(self, numbers: np.ndarray) -> np.ndarray:
-        """Return those of these documents that have rows: all."""
+        """Return the documents that have rows, which is all of them."""
         return numbers
 
     def rows_of(self, numbers: np.ndarray) -> Pieces:

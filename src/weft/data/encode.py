@@ -22,7 +22,7 @@ NO_ANSWER = "no answer within seq length"
 
 @dataclass(frozen=True)
 class ConversationTable:
-    """Rows of token ids behind each other, without an object for each."""
+    """Rows of token ids in two flat arrays, without an object for each row."""
 
     ids: np.ndarray
     """(tokens,) int32."""
@@ -70,8 +70,8 @@ def encode(
 ) -> ConversationTable:
     """Render and tokenize examples.
 
-    A token is learnt if its characters reach into a learnt piece. Rows longer than `seq_length` are cut on the
-    stated side; rows without a learnt token left, and those that the template refuses, are left out. All are counted.
+    A token is learnt if its characters reach into a learnt piece. Rows longer than `seq_length` are cut on
+    `truncation_side`; rows without a learnt token, and those that the template refuses, are left out. All are counted.
 
     Args:
         examples: conversations.
@@ -139,7 +139,7 @@ def encode_choices(
 ) -> Choices:
     """Tokenize every example with each choice as its last answer.
 
-    A prompt is what all choices of an example have in common; what is left of each, its end included, is the
+    The prompt is the prefix that all choices of an example share; the remainder of each, with its end, is the
     choice. Prompts are cut on the left to leave room for the longest choice within `seq_length`.
     """
     index_of = {text: number for number, text in enumerate(choices)}
@@ -147,7 +147,7 @@ def encode_choices(
     tokenized = tokenize(filled_in, tokenizer, template, lead)
     encoded = Choices([], [], [])
     for example in examples:
-        # The last run of learnt tokens is the answer, with what the template puts behind it left out.
+        # The last run of learnt tokens is the answer; what the template writes after it is left out.
         prompt, answers = split_prompt([next(tokenized) for _ in choices])
         room = max(1, seq_length - max(len(answer) for answer in answers))
         encoded.prompts.append(truncate_left(prompt, room, lead))
@@ -162,7 +162,7 @@ def _with_answer(example: Example, text: str) -> Example:
 
 
 def closed_set(answers: Iterable[str], most: int = 20, rows_each: int = 10) -> list[str] | None:
-    """Return the distinct answers, sorted, if there are 2 to `most` and on average at least `each` rows of one."""
+    """Return the distinct answers, sorted, if there are 2 to `most`, with `rows_each` rows on average; else None."""
     counts: Counter[str] = Counter()
     for answer in answers:
         counts[answer.strip()] += 1

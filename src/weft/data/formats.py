@@ -52,7 +52,7 @@ class Examples(NamedTuple):
 
 
 class Unknown(Unusable):
-    """A row whose columns are not recognised; `missing` says which are not."""
+    """A row whose columns are not recognised; `missing` is the role that no column fits."""
 
     def __init__(self, is_missing: str) -> None:
         super().__init__(f"no column that is known to hold {is_missing}")
@@ -77,8 +77,8 @@ def to_examples(
         instruction_column: the columns of the question, commas between, if they are not to be recognised.
         response_column: the columns of the answer, likewise.
         prefix: a text that stands before every question, with a blank line behind it.
-        asked: a row without an answer is used too; its last turn is an empty one of the assistant.
-        account: gets what was read and what was not.
+        answer_optional: a row without an answer is used too; it ends with an empty turn of the assistant.
+        account: receives which columns were read and which were not.
 
     Raises:
         DataError: no rows, or columns that are not recognised or not there.

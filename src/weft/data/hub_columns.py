@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Columns(NamedTuple):
-    """Where questions and answers are in a data set, and which part of it is meant."""
+    """The columns of a data set's questions and answers, and the part to train on."""
 
     instruction: str = "instruction"
     input: str | None = None
@@ -37,7 +37,7 @@ HUB_COLUMNS = {
 
 
 def find(source: str) -> Columns | None:
-    """Return what is known of a data set, also of a local copy in a folder of its name."""
+    """Return the columns of a data set of the hub, or of its local copy in a folder of its name; else None."""
     if source in HUB_COLUMNS:
         return HUB_COLUMNS[source]
     path = source.replace("\\", "/").rstrip("/")

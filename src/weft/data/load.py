@@ -1,6 +1,6 @@
 """Reading rows: local files of several kinds, folders of them, and data sets of the hub.
 
-What cannot be read is refused in one sentence with the file and, where there is one, the line.
+Errors name the file and, where there is one, the line.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ READABLE = ", ".join([*SUFFIXES, ".jsonl.gz", ".jsonl.zst"])
 
 
 def resolve_source(name: str, local_data_dir: str | None) -> str:
-    """Return where a data set is looked for: in `local_data_dir` (OpenFedLLM joins the texts), else by its name."""
+    """Return the path or name of a data set; OpenFedLLM joins the texts of `local_data_dir` and the name."""
     if local_data_dir is None:
         return name
     for candidate in (local_data_dir + name, str(Path(local_data_dir) / name)):
@@ -35,7 +35,7 @@ def read_rows(source: str, selection: Selection = DEFAULT_SELECTION, *, token: b
     """Return the rows of a file, of a folder of files in the order of their names, or of a hub data set.
 
     Raises:
-        DataError: nothing there, a broken file (with its line), no such part, or a hub that cannot be reached.
+        DataError: no such file or part, a broken file (with its line), or a hub that cannot be reached.
     """
     path = Path(source).expanduser()
     if path.is_dir() and not saved_set(path):
@@ -52,7 +52,7 @@ def read_rows(source: str, selection: Selection = DEFAULT_SELECTION, *, token: b
 
 
 def whole_rows(source: str, selection: Selection = DEFAULT_SELECTION, *, token: bool | None = None) -> PlacedRows:
-    """Return the rows of a source that must be whole; raises as `read_rows`, and for a row that is left out."""
+    """Return all rows of a source; raises as `read_rows`, and if a row would be left out."""
     rows = read_rows(source, selection, token=token)
     if rows.omissions:
         raise DataError(f"'{source}' cannot be read whole ({rows.omissions.reasons()}): mend or remove these rows.")
@@ -60,7 +60,7 @@ def whole_rows(source: str, selection: Selection = DEFAULT_SELECTION, *, token: 
 
 
 def kind_of(path: Path) -> str | None:
-    """Return the ending that says how a file is read, or None."""
+    """Return the suffix that decides how a file is read, without that of compression; None if it is unknown."""
     suffixes = path.suffixes[-2:]
     if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
         suffixes = suffixes[:-1]
@@ -68,7 +68,7 @@ def kind_of(path: Path) -> str | None:
 
 
 def data_files(folder: Path, selection: Selection = DEFAULT_SELECTION) -> list[Path]:
-    """Return the data files of the part of a folder that is meant; DataError if there are none."""
+    """Return the data files of the selected part of a folder; DataError if there are none."""
     files = parts.files_of(folder, selection, kind_of)
     if not files:
         raise DataError(f"The folder '{folder}' holds no data file: {READABLE} are read.")

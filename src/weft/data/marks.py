@@ -1,7 +1,7 @@
-"""Special tokens by name in what people say: they stay text, also where a chat template writes such tokens itself.
+"""Names of special tokens inside turns stay text, also where a chat template writes special tokens itself.
 
-Before a template renders a conversation, each name of a special token in a turn is put between two marks of private
-use; when the rendered text is tokenized, what is between marks is tokenized as text. So does transformers 5
+Before a template renders a conversation, each name of a special token in a turn is put between two characters of
+private use; text between such marks is later tokenized as plain text. So does transformers 5
 (`apply_chat_template(..., sanitize_control_tokens=True)`), whose ids are the oracle of the tests.
 """
 
@@ -28,7 +28,7 @@ class Stretch(NamedTuple):
 
 @lru_cache(maxsize=8)
 def _names(tokenizer: Tokenizer) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """Return what finds names of special tokens, and what finds them between marks."""
+    """Return patterns for names of special tokens, and for such names between marks."""
     special_tokens = getattr(tokenizer, "added_tokens_decoder", {}).values()
     names = {token.content for token in special_tokens if token.special} | set(tokenizer.all_special_tokens)
     either = "|".join(re.escape(str(name)) for name in sorted(names, key=len, reverse=True)) or "(?!)"
@@ -49,7 +49,7 @@ def remove_marks(text: str) -> str:
 
 
 def stretches(text: str, tokenizer: Tokenizer) -> list[Stretch]:
-    """Return the parts of a text with marks, which are in none of them."""
+    """Return the parts of a text between its marks; no part contains a mark."""
     parts, position = [], 0
     for match in _names(tokenizer)[1].finditer(text):
         parts.append(Stretch(position, match.start(), False))

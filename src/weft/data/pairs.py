@@ -1,4 +1,4 @@
-"""Preferences as token ids: a prompt and two answers, with what the starting model gave them."""
+"""Preferences as token ids: a prompt and two answers, with their log-probabilities under the starting model."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ TRUNCATED_PROMPTS = "prompts_cut"
 
 
 class Pair(NamedTuple):
-    """One row. Where answers are judged, the second is another row's, whose log-ratio estimates the divergence."""
+    """One row. For unpaired preferences the second answer is another row's; its log-ratio estimates the divergence."""
 
     prompt: np.ndarray
     """(P,) int32."""
     answers: tuple[np.ndarray, np.ndarray]
     """Ids of both answers, ends included."""
     reference: np.ndarray
-    """(2,) float32: their log-probabilities under the starting model; NaN where it was not asked."""
+    """(2,) float32: log-probabilities of both answers under the starting model; NaN until they are computed."""
     good: bool = True
-    """Where the first answer is judged: whether it is a good one."""
+    """For unpaired preferences: whether the first answer is a good one."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class PairTable:
     good: np.ndarray
     """(rows,) bool."""
     rows: np.ndarray
-    """(rows,) the example that each row was made of, not decreasing: two rows where both of its answers are judged."""
+    """(rows,) the example of each row, not decreasing; an unpaired example with two answers has two rows."""
     partner: np.ndarray
-    """(rows,) the row whose answer is the second; the row itself where it has two."""
+    """(rows,) the row whose answer serves as the second answer; the row itself where it has two."""
     reference: np.ndarray
     """(rows, 2) float32."""
     counts: dict[str, int]
@@ -80,7 +80,7 @@ class PairTable:
         return rows
 
     def pair_up(self, rows: np.ndarray) -> None:
-        """Let every judged row of a client have the answer of another of the client's rows as its second.
+        """Give every unpaired row of a client the answer of another of the client's rows as its second answer.
 
         It is the next row; the next but one where examples have two rows, so that it is of another prompt.
         """
@@ -100,8 +100,8 @@ def encode_preferences(
     """Tokenize preferences.
 
     A prompt is what both of its answers have in common. It is cut on the left to leave room for the longer answer
-    within `seq_length`; where an answer alone is as long, or the template refuses it, the example is left out. All are
-    counted. With `judged`, both answers of an example that has two become rows of their own: a good one and a bad one.
+    within `seq_length`; an example is left out if an answer alone is as long, or if the template refuses it. Both are
+    counted. With `unpaired`, each answer of an example that has two becomes a row: a good one and a bad one.
     """
     prompts: list[np.ndarray] = []
     answers: list[np.ndarray] = []
@@ -151,7 +151,7 @@ def _tokenize_pairs(
     lead: np.ndarray,
     omissions: ExampleOmissions,
 ) -> Iterator[tuple[int, np.ndarray, list[np.ndarray]]]:
-    """Yield the number, the prompt and the answers, as tokens, of every example that the template takes."""
+    """Yield number, prompt ids and answers' ids of every example that the template accepts."""
     refusals: dict[int, str] = {}
     conversations = (
         Example((*one.turns, Turn("assistant", text)))

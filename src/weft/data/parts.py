@@ -1,6 +1,6 @@
-"""Parts of a data set: train, validation, test. Which of a folder's files are in which, and which part is meant.
+"""Parts of a data set (train, validation, test): which files belong to which, and which part is selected.
 
-Files are sorted as the `datasets` library sorts them (datasets/data_files.py): by what README.md declares, else by
+Files are assigned as the `datasets` library does it (datasets/data_files.py): by what README.md declares, else by
 `data/NAME-00000-of-00001.*`, else by the names of folders, else by the names of files. Two things differ: a folder
 whose files are in no part is read at its top level, and further down only where nothing lies there; and a file in two
 parts is refused, where `datasets` reads it twice. Hidden files, runs of Weft and models are passed over.
@@ -53,7 +53,7 @@ class HubRows(Protocol):
 
 
 class PartRequest(NamedTuple):
-    """A part and what is meant of it, `train[:10%]`."""
+    """A part and a slice of it, such as `train[:10%]`."""
 
     part: str | None
     piece: str | None = None
@@ -62,20 +62,20 @@ class PartRequest(NamedTuple):
 
 @dataclass(frozen=True)
 class Selection:
-    """Which rows of a source are meant."""
+    """Which rows of a source to read."""
 
     split: str | None = None
     """A part, or a slice of one, `train[:10%]`; None: see `choose`."""
     held_out: bool = False
-    """Rows to measure on."""
+    """The rows are to be evaluated on, not trained on."""
     preferences: bool = False
-    """They are preferences, which may have parts of their own: train_prefs, test_prefs."""
+    """The rows are preferences, for which a source may have separate parts: train_prefs, test_prefs."""
     log: Say = field(default=lambda _: None, compare=False, repr=False)
-    """Told which parts and files are read, and which are not."""
+    """Receives sentences on which parts and files are read, and which are not."""
 
     @property
     def request(self) -> PartRequest:
-        """What is asked for, read."""
+        """The part and the slice of `split`."""
         return parse_split(self.split)
 
 
@@ -92,7 +92,7 @@ class Parts:
 
 
 def parse_split(split: str | None) -> PartRequest:
-    """Read what a user writes for a part; DataError where it is more than one part and a slice."""
+    """Parse a part with an optional slice; DataError for anything else, such as two parts."""
     if split is None:
         return PartRequest(None)
     match = _SPLIT_PATTERN.fullmatch(split.strip())
@@ -104,10 +104,10 @@ def parse_split(split: str | None) -> PartRequest:
 
 
 def choose(names: Sequence[str], selection: Selection, source: str) -> str:
-    """Return the part that is meant: the one that is asked for, else that for training or for held-out rows.
+    """Return the selected part: the one of the request, else the usual one for training or for evaluation.
 
     Raises:
-        DataError: there is no such part, or it is not clear which is meant.
+        DataError: there is no such part, or several could be the usual one.
     """
     part_name, held_out = selection.request.part, selection.held_out
     flag = "--eval_dataset_split" if held_out else "--dataset_split"
@@ -130,7 +130,7 @@ def choose(names: Sequence[str], selection: Selection, source: str) -> str:
 
 
 def _alike(names: Sequence[str], target: str) -> str | None:
-    """Return the part of that name, or the only one whose name means the same (dev, val, validation)."""
+    """Return the part of this name, or the only one with a synonymous name (dev, val, validation)."""
     if target in names:
         return target
     same = [name for name in names if _family(target) is not None and _family(name) == _family(target)]
@@ -147,7 +147,7 @@ def _quoted_list(names: Iterable[str]) -> str:
 
 
 def parts_of(folder: Path, kind_of: Kind) -> Parts:
-    """Sort the data files of a folder into parts; DataError where a file would be in two."""
+    """Assign the data files of a folder to parts; DataError if a file would be in two."""
     files = [(path, path.relative_to(folder).as_posix()) for path in _below(folder, kind_of)]
     parts = Parts()
     shards = {path: [match[1]] for path, name in files if (match := _SHARD.fullmatch(name))}
@@ -234,7 +234,7 @@ def _use(selection: Selection) -> str:
 
 
 def whole(selection: Selection, source: str) -> None:
-    """Refuse a part of what has none; `datasets` calls all of it train."""
+    """Raise DataError if a part other than train is selected of a source without parts; all of it is train."""
     if selection.request.part not in (None, TRAIN):
         raise DataError(
             f"'{source}' has no parts, so it has no '{selection.request.part}': leave the split out, or write train, "
@@ -243,7 +243,7 @@ def whole(selection: Selection, source: str) -> None:
 
 
 def part_of_set(rows: HubRows | dict[str, HubRows], selection: Selection, source: str) -> HubRows:
-    """Return the rows that are meant of a data set, or of its parts, of the `datasets` library.
+    """Return the selected rows of a data set of the `datasets` library, which may have parts.
 
     Raises:
         DataError: as `choose` and `span` do.
@@ -260,7 +260,7 @@ def part_of_set(rows: HubRows | dict[str, HubRows], selection: Selection, source
 
 
 def span(count: int, piece: str, source: str) -> range:
-    """Return the rows of `count` that a slice means, counted by the `datasets` library; DataError where it cannot."""
+    """Return the range of a slice of `count` rows, as `datasets` counts it; DataError if the slice is invalid."""
     import datasets
 
     try:

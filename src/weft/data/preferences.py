@@ -74,12 +74,12 @@ def to_preferences(
     Args:
         rows: of one source.
         source: their name, which errors mention.
-        judged: answers are judged one by one (KTO); a pair stands for a good answer and a bad one.
+        unpaired: answers are judged one by one (KTO); a pair becomes a good answer and a bad one.
         chosen_column: the column of the preferred answer, where it is not `chosen`.
         rejected_column: the column of the other, where it is not `rejected`.
         instruction_column: the columns of the prompt, commas between, if they are not to be recognised.
         prefix: a text that stands before every prompt, with a blank line behind it.
-        account: gets what was read and what was not.
+        account: receives which columns were read and which were not.
 
     Raises:
         DataError: no rows, columns that are not there, or two that are swapped by all that is known of them.

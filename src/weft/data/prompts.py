@@ -1,4 +1,4 @@
-"""Prompts: questions that a model is to answer itself, each with what its reward is computed from."""
+"""Prompts that a model answers by generation, each with the question and answer that rewards need."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def encode_prompts(
 
     A prompt of more than `most` tokens is cut on the left and counted; one that the template refuses is left out.
     """
-    # Where an answer begins is known from rendering one.
+    # A placeholder answer is rendered, since only a rendered answer shows where the prompt ends.
     refusals: dict[int, str] = {}
     complete_examples = [
         example if example.answer else Example((*example.turns[:-1], Turn("assistant", "-"))) for example in examples

@@ -1,7 +1,7 @@
-"""Rows with their places, and what is told of those that are left out.
+"""Rows with their places in files, and accounts of the rows that are left out.
 
-A row is a dict of columns. Where it stands (file and line) is kept beside the rows in a number for each, so that a
-reason can name the first row that it holds for.
+A row is a dict of columns. Its place (file and line) is stored beside the rows as one number each, so that a message
+can name the first row that a reason applies to.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ NO_SIGN = re.compile("[\ud800-\udfff]")
 """Halves of characters, which no encoding has."""
 
 REASONS = 12
-"""Told at most."""
+"""The most reasons that a message lists."""
 
 
 def printable(text: str, most: int = 60) -> str:
-    """Return a text of the data as a message can hold it: on one line, not too long, and printable."""
+    """Return a text of the data in a form fit for messages: one line, at most `most` characters, printable."""
     plain = NO_SIGN.sub("\ufffd", " ".join(str(text).split()))
     return plain if len(plain) <= most else plain[: most - 1] + "…"
 
@@ -39,10 +39,10 @@ class File:
 
 
 class Omissions(dict[str, tuple[int, str]]):
-    """What is left out: reason -> how many, and the place of the first ("" where it is not known)."""
+    """Rows that are left out: reason -> how many, and the place of the first ("" if unknown)."""
 
     def add(self, reason: str, place: str = "", count: int = 1) -> None:
-        """Count under a reason; the first place is kept."""
+        """Add rows under a reason; the place of the first stays."""
         before, earliest = self.get(reason, (0, ""))
         self[reason] = (before + count, earliest or place)
 
@@ -68,7 +68,7 @@ class Omissions(dict[str, tuple[int, str]]):
         return "; ".join(f"{count} x {reason}{first(count, place)}" for reason, (count, place) in self._most().items())
 
     def _most(self) -> dict[str, tuple[int, str]]:
-        """Return the reasons; of very many (a role for each person of a play) the most frequent and the rest."""
+        """Return the most frequent reasons and a sum of the rest: a play has an unknown role for each person."""
         if len(self) <= REASONS:
             return dict(self)
         frequent = sorted(self, key=lambda reason: -self[reason][0])[: REASONS - 1]
@@ -85,7 +85,7 @@ def first(count: int, place: str) -> str:
 
 
 class ExampleOmissions(dict[str, tuple[int, int]]):
-    """Examples that have no row: reason -> how many, and the number of the first."""
+    """Examples that have no row: reason -> how many, and the number of the first example."""
 
     def add(self, reason: str, number: int) -> None:
         """Count an example."""
@@ -106,7 +106,7 @@ class PlacedRows(list[Row]):
         self.file_index = array("i", bytes(4 * len(self)))
         self.omissions = Omissions()
         self.notes: list[str] = []
-        """What else is told of the reading."""
+        """Sentences for the user on how the files were read."""
 
     def place(self, row: int) -> str:
         """Return where a row stands, in words."""
@@ -128,7 +128,7 @@ class PlacedRows(list[Row]):
 
 
 def concatenate(parts: Iterable[PlacedRows]) -> PlacedRows:
-    """Return the rows of several files one behind the other."""
+    """Return the rows of several files in one list."""
     rows = PlacedRows()
     rows.files = []
     for part in parts:
@@ -149,26 +149,26 @@ def as_rows(rows: Sequence[Row], source: str) -> PlacedRows:
 
 @dataclass
 class Account:
-    """What a run read, left out and did not use: its first lines say it."""
+    """What a run read, left out and did not use, for its first lines."""
 
     row_counts: dict[str, int] = field(default_factory=dict)
     """Source -> rows."""
     num_examples: int = 0
-    """Rows that are learnt from or measured on."""
+    """Rows that are trained on or evaluated."""
     roles: dict[str, dict[str, None]] = field(default_factory=dict)
     """What was read (question, answer, ...) -> its columns, in their order."""
     unread_columns: dict[str, None] = field(default_factory=dict)
     """Columns that were not read."""
     omissions: Omissions = field(default_factory=Omissions)
     notes: dict[str, None] = field(default_factory=dict)
-    """What was changed, or is otherwise to be known; each once."""
+    """Other sentences for the user; keys of an ordered set."""
 
     def note(self, text: str) -> None:
-        """Tell something, once."""
+        """Add a sentence for the user, once."""
         self.notes[text] = None
 
     def note_columns(self, role: str, columns: Iterable[str]) -> None:
-        """Remember the columns of a role."""
+        """Add columns that were read in a role."""
         self.roles.setdefault(role, {}).update(dict.fromkeys(columns))
 
     def summary(self) -> str:

@@ -10,14 +10,14 @@ from weft.errors import DataError
 
 
 def saved_set(folder: Path) -> bool:
-    """Say whether a folder is a data set that the `datasets` library saved."""
+    """Return whether a folder is a data set that the `datasets` library saved."""
     return (folder / "dataset_dict.json").exists() or all(
         (folder / name).exists() for name in ("dataset_info.json", "state.json")
     )
 
 
 def hub_set(name: str, selection: Selection, token: bool | None) -> HubRows:
-    """Return the rows that are meant of a data set of the hub, or of one that was saved to a folder.
+    """Return the selected rows of a data set of the hub, or of one that was saved to a folder.
 
     Raises:
         DataError: it cannot be loaded, or has no such part.
@@ -44,6 +44,6 @@ def _load_set(name: str, token: bool | None) -> HubRows | dict[str, HubRows]:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what an error says."""
+    """Return the first line of an error's message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__).rstrip(".")

@@ -1,4 +1,4 @@
-"""How different clients' rows are: labels, sizes and lengths."""
+"""Measures of how much clients differ in labels, sizes and lengths of rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def describe_split(
     labels: Sequence[str] | None,
     others: int = 12,
 ) -> JsonObject:
-    """Return what each client has, and three measures of how unlike the clients are.
+    """Describe the rows of each client, and measure how much the clients differ.
 
     Args:
         names: of the clients.

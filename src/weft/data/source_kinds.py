@@ -1,6 +1,6 @@
-"""The sources of a run: conversations read into one list, or text tokenized to disk; both with what a split looks at.
+"""The sources of a run: conversations in one list, or text that is tokenized to disk.
 
-Examples are numbered through all sources. A table has for some of them rows to train on.
+Examples are numbered across all sources. The table of a kind of source has rows to train on for some of them.
 """
 
 from __future__ import annotations
@@ -71,25 +71,25 @@ class Conversations(Sources):
         )
 
     def marks(self, numbers: np.ndarray) -> list[bytes]:
-        """Return digests of what is said, and by whom."""
+        """Return digests of the conversations."""
         return [digest(repr(self.examples[number]).encode()) for number in numbers]
 
     def texts(self, numbers: np.ndarray) -> list[str]:
-        """Return all that is said in these examples."""
+        """Return the text of all turns of these examples."""
         return [" ".join(turn.text for turn in self.examples[number].turns) for number in numbers]
 
     def answers(self, numbers: np.ndarray) -> list[str] | None:
-        """Return the answers where they are few."""
+        """Return the answers if they form a closed set, else None."""
         answers = [self.examples[number].answer.strip() for number in numbers]
         return answers if closed_set(answers) else None
 
 
 @dataclass
 class Prompts(Conversations):
-    """Questions that the model answers itself, in memory."""
+    """Questions that the model answers by generation, in memory."""
 
     needs_answer: bool = field(kw_only=True)
-    """A reward compares with the row's own answer."""
+    """Whether a reward compares with the answer of the row."""
 
     def _examples_of(self, rows: PlacedRows, source: str, answer_optional: bool = False) -> Examples:
         try:
@@ -110,7 +110,7 @@ class Judgements(Sources):
     """Preferences, in memory."""
 
     unpaired: bool = field(kw_only=True)
-    """One answer and whether it is good, not two."""
+    """Rows have one answer and whether it is good, instead of two answers."""
     examples: list[PreferencePair] = field(default_factory=list)
 
     def _add(self, source: str, selection: Selection, sample: int | None, public: bool) -> np.ndarray:
@@ -131,7 +131,7 @@ class Judgements(Sources):
         return np.arange(first, len(self.examples))
 
     def marks(self, numbers: np.ndarray) -> list[bytes]:
-        """Return digests of what is asked and judged."""
+        """Return digests of the prompts and answers."""
         return [digest(repr(self.examples[number]).encode()) for number in numbers]
 
     def table(self, tokenizer: Tokenizer, template: Template) -> PairTable:
@@ -142,7 +142,7 @@ class Judgements(Sources):
         )
 
     def texts(self, numbers: np.ndarray) -> list[str]:
-        """Return what is asked in these examples."""
+        """Return the prompts of these examples."""
         return [" ".join(turn.text for turn in self.examples[number].turns) for number in numbers]
 
 
@@ -178,7 +178,7 @@ class Texts(Sources):
         return np.arange(first, first + count)
 
     def like(self, numbers: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """Return those of these documents that are as long as one of the others; only these need to be read."""
+        """Return the documents that are as long as one of the others; only these need to be read and compared."""
         lengths = self.table().lengths
         return numbers[np.isin(lengths[numbers], np.unique(lengths[others]))]
 
@@ -198,10 +198,10 @@ class Texts(Sources):
 
 
 def needs_answer(config: RunConfig) -> bool:
-    """Say whether one of the rewards compares with a row's own answer."""
+    """Return whether one of the rewards compares with the answer of a row."""
     return any(name in REWARDS_WITH_ANSWER for name in config.reward)
 
 
 def token_cache(config: RunConfig) -> Path:
-    """Return the folder in which tokenized text is kept."""
+    """Return the folder that caches tokenized text."""
     return Path(config.token_cache).expanduser() if config.token_cache else cache_folder("tokens")

@@ -1,4 +1,4 @@
-"""Reading sources: which files and parts are meant, what of them is used, and what is remembered of every example."""
+"""Reading sources: selecting files, parts and samples, and recording where every example is from."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ BEYOND_SAMPLE = "beyond dataset_sample"
 
 @dataclass
 class Sources:
-    """Examples of several sources; `Conversations`, `Judgements` and `Texts` say what they are."""
+    """Examples of several sources; `Conversations`, `Judgements` and `Texts` define their kind."""
 
     config: RunConfig
     origins: list[str] = field(default_factory=list)
-    """Of every example, the name of its file without endings."""
+    """Of every example, the name of its file without suffixes."""
     values: list[str] = field(default_factory=list)
     """Of every example, the value of split_column, where one is named."""
     account: Account = field(default_factory=Account)
-    """What was read, left out and not used; which files and parts were read, and which were not."""
+    """Counts of the rows that were read and left out, and sentences on files, parts and columns."""
     files: list[File] = field(default_factory=list)
     file_index: array[int] = field(default_factory=lambda: array("i"))
     numbers: array[int] = field(default_factory=lambda: array("q"))
-    """Of every example its file, and its place in it."""
+    """Of every example the line or row in its file."""
 
     def place(self, example: int) -> str:
-        """Return where the row of an example stands, in words; "" where that is not kept."""
+        """Return the file and line of an example for a message; "" if it is not recorded, as of plain text."""
         return (
             self.files[self.file_index[example]].place(self.numbers[example]) if example < len(self.file_index) else ""
         )
@@ -62,10 +62,10 @@ class Sources:
 
         Args:
             name: of a file, a folder or a hub data set.
-            sample: rows used at most; of every file its share, where files are apart.
-            files: the files of a folder may differ in their columns, and their names are kept.
-            public: it is not split, and need not have the column of the split.
-            held_out: it is measured on, and not trained on.
+            sample: the most rows to use; with `files`, divided among the files.
+            files: read the files of a folder separately: their columns may differ, and each is an origin.
+            public: the rows are not split, and need not have the column of the split.
+            held_out: the rows are evaluated on, and not trained on.
 
         Raises:
             DataError: it cannot be read, has no such part, or no row of it can be used.
@@ -89,30 +89,30 @@ class Sources:
         return np.concatenate(numbers)
 
     def log(self, text: str) -> None:
-        """Remember what is to be said once."""
+        """Add a sentence for the user to the account."""
         self.account.note(text)
 
     def _add(self, source: str, selection: Selection, sample: int | None, public: bool) -> np.ndarray:
         raise TypeError(f"{type(self).__name__} must define _add")
 
     def like(self, numbers: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """Return those of these examples that could be the same as one of the others."""
+        """Return the examples that may equal one of the others: a cheap filter before `marks` are compared."""
         return numbers
 
     def marks(self, numbers: np.ndarray) -> list[bytes]:
-        """Return of each example a digest of its content, by which the same example is known again."""
+        """Return a digest of each example's content; equal examples have equal digests."""
         raise TypeError(f"{type(self).__name__} must define marks")
 
     def texts(self, numbers: np.ndarray) -> list[str]:
-        """Return the words of these examples."""
+        """Return the text of these examples."""
         raise TypeError(f"{type(self).__name__} must define texts")
 
     def answers(self, numbers: np.ndarray) -> list[str] | None:
-        """Return the answers of these examples where they are few, else None."""
+        """Return the answers of these examples if they form a closed set, else None."""
         return None
 
     def labels(self, numbers: np.ndarray) -> list[str] | None:
-        """Return the label of each: of the column that is named, else its answer where these are few."""
+        """Return a label of each example: its value of split_column, else its answer if answers are few; else None."""
         return [self.values[number] for number in numbers] if self.values else self.answers(numbers)
 
     def _read(self, source: str, selection: Selection, sample: int | None) -> PlacedRows:
@@ -129,7 +129,7 @@ class Sources:
     def _remember_rows(
         self, source: str, rows: PlacedRows, numbers: Sequence[int], omissions: Omissions, public: bool
     ) -> None:
-        """Remember of the rows that were kept where they are from, and their value of the column of the split."""
+        """Record file, place and value of split_column of the usable rows; DataError if there are none."""
         if not numbers:
             raise DataError(
                 f"'{source}' has no row that can be used ({omissions.reasons()}): mend the rows, or name other columns."
@@ -156,7 +156,7 @@ class Sources:
 def complete(
     sources: Sources, table: ConversationTable | Documents | PairTable | PromptTable, template: Template | None
 ) -> None:
-    """Add to the account what became of the rows when they were tokenized; refuse a table without rows."""
+    """Add the rows that tokenizing left out to the account; DataError if the table has no rows."""
     account, omissions = sources.account, {} if isinstance(table, Documents) else table.omissions
     for reason, (count, first) in omissions.items():
         account.omissions.add(reason, sources.place(first), count)
@@ -178,23 +178,23 @@ def complete(
 
 
 def selection_of(config: RunConfig, *, held_out: bool = False, public: bool = False) -> Selection:
-    """Return which rows of a source a run trains on, or measures on; of public rows no part is asked for."""
+    """Return the selection of rows that a run trains or evaluates on; public rows have no requested part."""
     split = config.eval_dataset_split if held_out else config.dataset_split
     return Selection(None if public else split, held_out, preferences=config.objective == "preference")
 
 
 def split_seed(config: RunConfig) -> int:
-    """Return the seed by which rows are drawn, dealt and held out."""
+    """Return the seed for sampling, splitting and holding out rows."""
     return config.seed if config.split_seed is None else config.split_seed
 
 
 def digest(content: bytes) -> bytes:
-    """Return 16 bytes that stand for some content."""
+    """Return a digest of 16 bytes."""
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def _origins(files: Sequence[Path], folder: Path) -> list[str]:
-    """Return what a client of each file is called: its name, with its folders where names alone are not different."""
+    """Return a client's name for each file: the file's, with its folders if names alone are not unique."""
     names = [origin_of(str(file)) for file in files]
     if len(set(names)) == len(names):
         return names
@@ -202,12 +202,12 @@ def _origins(files: Sequence[Path], folder: Path) -> list[str]:
 
 
 def origin_of(source: str) -> str:
-    """Return what a client of this source is called: the file's name without endings."""
+    """Return the name for a client of this source: the file's name without suffixes."""
     return Path(source).name.partition(".")[0]
 
 
 def _column(rows: PlacedRows, numbers: Sequence[int], column: str, source: str) -> list[str]:
-    """Return a column's value of every kept row; DataError if no row has the column."""
+    """Return the values of a column in these rows; DataError if no row has the column."""
     columns = list(dict.fromkeys(key for row in rows[:100] for key in row))
     if column not in columns:
         raise no_column(source, column, columns, " to split by")

@@ -1,6 +1,6 @@
-"""How one source is dealt to clients: alike, or skewed by label, column, size, length or topic.
+"""Splits of one source among clients: uniform, or skewed by label, column, size, length or topic.
 
-A split works on what is known of the rows and returns row numbers; it draws from the seed alone.
+A split reads properties of the rows and returns row numbers; all of its randomness is from the seed.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ ATTEMPTS = 200
 
 @dataclass(frozen=True)
 class SplitRows:
-    """What a split may look at."""
+    """The properties of rows that a split may use."""
 
     lengths: np.ndarray
     """(rows,) tokens of each."""
     labels: Callable[[], Sequence[str] | None]
-    """The column that was named, or the answers where they are few; None where there is neither."""
+    """The values of split_column, or the answers if they are few; None if there is neither."""
     texts: Callable[[], Sequence[str]]
     origins: Sequence[str]
     """The file that each row came from, by its name."""
     column: Sequence[str] | None = None
-    """The values of the column that was named."""
+    """The values of split_column; None if it is not set."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -38,29 +38,29 @@ class SplitRows:
 
 @dataclass(frozen=True)
 class SplitSettings:
-    """The numbers of a split."""
+    """The numbers that set up a split."""
 
     clients: int
-    """0, for splits that are given by the data: as many as there are."""
+    """How many clients; 0 for splits by a property of the data: one for each of its values."""
     seed: int
     alpha: float = 0.5
     min_rows: int = 1
     shards: int = 2
     rest: int = 0
-    """Clients to which the rows of values are dealt that get no client of their own."""
+    """How many clients share the rows of values that have no client."""
 
 
 class Shares(NamedTuple):
-    """The rows of every client, sorted, and the clients' names where the data gives them."""
+    """The rows of every client, sorted, and the clients' names if the data defines them."""
 
     rows: list[np.ndarray]
     names: list[str] | None = None
     unassigned: dict[str, int] | None = None
-    """Values of which no client was made, and how many rows each has that go to nobody."""
+    """Value -> rows that no client gets, for values without a client."""
 
 
 Split = Callable[[SplitRows, SplitSettings], Shares]
-"""What deals rows; its further parameters are its own, and are given by `split_args`."""
+"""A split; the run file sets its further parameters by `split_args`."""
 
 
 def iid(rows: SplitRows, settings: SplitSettings) -> Shares:
@@ -228,7 +228,7 @@ def _by_classes(rows: SplitRows, settings: SplitSettings, codes: np.ndarray) -> 
 
 
 def _draw_until_enough(draw: Callable[[np.random.Generator], list[np.ndarray]], settings: SplitSettings) -> Shares:
-    """Draw until every client has its least rows."""
+    """Repeat a draw until every client has at least `min_rows` rows; DataError after `ATTEMPTS` draws."""
     for attempt in range(ATTEMPTS):
         parts = draw(generator(settings.seed, "split", "draw", attempt))
         if min(len(part) for part in parts) >= settings.min_rows:
@@ -241,7 +241,7 @@ def _draw_until_enough(draw: Callable[[np.random.Generator], list[np.ndarray]], 
 
 
 def _cut_points(shares: np.ndarray, count: int) -> np.ndarray:
-    """Return where `count` rows are cut so that the parts have about these shares."""
+    """Return the bounds that cut `count` rows into parts of about these shares."""
     return (
         np.floor(np.cumsum(np.nan_to_num(shares, nan=1 / len(shares)))[:-1] * count + 0.5)
         .astype(np.int64)

@@ -1,8 +1,8 @@
-"""Tokenized text on disk: made once in shards, checked, resumed, and read through memory maps.
+"""Tokenized text on disk: written once in shards, verified, resumed, and read through memory maps.
 
 A folder holds `manifest.json` and for each shard `N.tokens` (uint16 or uint32 ids, documents one behind the other) and
 `N.docs` (int64, (documents, 3): tokens, bytes of text that the learnt tokens stand for, code of the column's value).
-The manifest is written behind each shard, so that a killed run goes on with the next.
+The manifest is written after each shard, so that a run that was killed continues with the next shard.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from weft.data.rows import Account, Omissions, first
 from weft.data.texts import Document, TextSource
 from weft.data.tokens import TextTokenizer
 from weft.errors import DataError
+from weft.json_types import JsonObject
 
 SHARD = 1 << 26
 """Tokens of a shard at least, but for the last."""
@@ -32,7 +32,7 @@ CHARACTERS = 1 << 21
 """Text that is tokenized at a time."""
 
 Report = Callable[[str, int, int, int], None]
-"""Told the source, the bytes read, the bytes in all (0: not known) and the tokens made."""
+"""Progress: called with the source, the bytes read, the bytes in all (0: unknown) and the tokens written so far."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class Store:
     values: list[str] = field(default_factory=list)
     """What the codes stand for."""
     counts: dict[str, int] = field(default_factory=dict)
-    """Documents left out, or mended, and why."""
+    """Reason -> how many documents were left out or repaired for it."""
     first: dict[str, int] = field(default_factory=dict)
-    """The place of the first of each reason, where it is known."""
+    """Reason -> the line or row of the first document, where it is known."""
     columns: dict[str, list[str]] = field(default_factory=dict)
     """The columns that were `read`, and those that were `unused`."""
 
     def report_to(self, source: TextSource, account: Account) -> None:
-        """Add what was read of the source, left out and mended."""
+        """Add to an account how many documents were read, left out and repaired."""
         read = len(self.documents)
         for reason, count in self.counts.items():
             place = source.file().place(self.first[reason]) if reason in self.first else ""
@@ -74,14 +74,14 @@ class Store:
 def open_store(
     source: TextSource, tokenizer: TextTokenizer, folder: Path, report: Report = lambda *_: None, *, shard: int = SHARD
 ) -> Store:
-    """Return the tokens of a source, made where they are not there or not whole.
+    """Return the tokens of a source; they are written first where they are missing or damaged.
 
     Args:
         source: of the text.
         tokenizer: of the model.
-        folder: where stores are kept, each in a folder of its own.
-        report: told how far it is.
-        shard: tokens of a shard.
+        folder: the cache; each store has its own folder in it.
+        report: called as text is tokenized.
+        shard: tokens of a shard at least.
 
     Raises:
         DataError: the text cannot be read, or holds nothing.
@@ -100,7 +100,7 @@ def open_store(
     return _load(store_folder, manifest)
 
 
-def _reasons(source: TextSource, manifest: dict[str, Any]) -> str:
+def _reasons(source: TextSource, manifest: JsonObject) -> str:
     omissions = Omissions()
     for part in manifest["shards"]:
         for reason, count in part["counts"].items():
@@ -115,10 +115,10 @@ def place_of(source: TextSource, tokenizer: TextTokenizer, folder: Path) -> Path
     return folder / f"{source.path.name[:40]}-{tokenizer.fingerprint[:12]}-{source.fingerprint()[:24]}"
 
 
-def _valid_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest with the shards that are whole, up to the first that is not."""
+def _valid_manifest(folder: Path) -> JsonObject:
+    """Return the manifest with its shards up to the first damaged one."""
     try:
-        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest: JsonObject = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         manifest = {"shards": [], "values": [], "done": False}
     for number, part in enumerate(manifest["shards"]):
@@ -129,7 +129,7 @@ def _valid_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _is_unchanged(path: Path, record: dict[str, int]) -> bool:
-    """Say whether a file is as it was written; its content is read only where size and time leave a doubt."""
+    """Return whether a file is as it was written; its content is read only if its time of change differs."""
     try:
         status = path.stat()
     except OSError:
@@ -151,17 +151,17 @@ def _make(
     source: TextSource,
     tokenizer: TextTokenizer,
     folder: Path,
-    manifest: dict[str, Any],
+    manifest: JsonObject,
     report: Report,
     shard: int,
-) -> dict[str, Any]:
-    """Tokenize what the manifest does not have yet."""
+) -> JsonObject:
+    """Tokenize the documents after those of the manifest; return the new manifest."""
     shards, codes = list(manifest["shards"]), {value: code for code, value in enumerate(manifest["values"])}
     num_tokens = sum(part["tokens"] for part in shards)
     documents_before = shards[-1]["read"] if shards else 0
     writer = _Writer(folder, tokenizer.dtype, len(shards))
 
-    def close(complete: bool) -> dict[str, Any]:
+    def close(complete: bool) -> JsonObject:
         if writer.documents or any(writer.counts.values()):
             shards.append(writer.close())
         current = {"shards": shards, "values": list(codes), "done": complete, "columns": source.columns}
@@ -188,7 +188,7 @@ def _make(
 def _batches_ahead(
     documents: Iterator[Document], tokenizer: TextTokenizer
 ) -> Iterator[tuple[list[Document], list[np.ndarray | None]]]:
-    """Yield documents and their ids in batches; the next is read and tokenized while one is written."""
+    """Yield documents and their ids in batches; a thread tokenizes the next batch while the caller writes one."""
 
     def batch() -> tuple[list[Document], list[np.ndarray | None]]:
         chunk, size = [], 0
@@ -233,7 +233,7 @@ class _Writer:
         if place:
             self.first.setdefault(reason, place)
 
-    def close(self) -> dict[str, Any]:
+    def close(self) -> JsonObject:
         """Finish the shard; return its part of the manifest."""
         self.file.close()
         docs = self.folder / f"{self.name}.docs"
@@ -247,7 +247,7 @@ class _Writer:
         return part | {"dtype": self.dtype.name, "files": files}
 
 
-def _load(folder: Path, manifest: dict[str, Any]) -> Store:
+def _load(folder: Path, manifest: JsonObject) -> Store:
     tokens, documents, first_documents = [], [], [0]
     counts: dict[str, int] = {}
     first_places: dict[str, int] = {}

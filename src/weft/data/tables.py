@@ -1,7 +1,7 @@
-"""Rows of one file: JSON lines, JSON, CSV and its kin, parquet, plain text.
+"""Rows of one file: JSON lines, JSON, CSV, TSV, parquet or plain text.
 
-A line that is broken is left out and counted with its number. A file of which more than `BROKEN_SHARE` is broken, or
-whose structure is, is refused in one sentence.
+A broken line is left out and counted with its number. A file whose structure is broken, or more than `BROKEN_SHARE`
+of its lines, raises a DataError.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from weft.errors import DataError
 from weft.json_types import JsonObject
 
 BROKEN_SHARE = 0.1
-"""Of the lines of a file; with more of them broken it is not what its name says."""
+"""The largest share of broken lines; with more, the file is taken to be of another format than its suffix says."""
 LISTS = ("data", "train", "rows", "examples", "instances")
 """Names under which a JSON object holds its rows."""
 
 
 class Parsed(NamedTuple):
-    """A line of JSON lines: its row, or why it is none."""
+    """A line of JSON lines: its row, or the reason why it has none."""
 
     row: Row | None
     line: int
     chars_read: int
     """Characters of the file up to its end."""
     replaced: bool = False
-    """It holds bytes that are no UTF-8, which were replaced."""
+    """Whether bytes that are not UTF-8 were replaced in it."""
     reason: str = ""
     refusal: DataError | None = None
-    """What is said where the line stops the reading."""
+    """The error to raise if too many lines are broken."""
 
 
 def json_lines(path: Path, *, replace: bool = False) -> Iterator[Parsed]:
@@ -46,7 +46,7 @@ def json_lines(path: Path, *, replace: bool = False) -> Iterator[Parsed]:
 
     Args:
         path: of the file.
-        replace: bytes that are no UTF-8 are replaced; else such a line is broken.
+        replace: replace bytes that are not UTF-8; else a line with such bytes is broken.
     """
     chars_read = 0
     for line in lines_of(path):
@@ -75,7 +75,7 @@ def rows_of(path: Path, kind: str) -> PlacedRows:
 
     Args:
         path: of the file.
-        kind: the ending that says how it is read.
+        kind: the suffix that decides how the file is read.
 
     Raises:
         DataError: it cannot be read, or more than `BROKEN_SHARE` of its lines is broken.
@@ -109,7 +109,7 @@ def _from_lines(path: Path) -> PlacedRows:
 
 
 def _with_omissions(rows: PlacedRows, omissions: Omissions, refusal: DataError | None) -> PlacedRows:
-    """Return the rows with what was left out; raise the first refusal where that is too much."""
+    """Return the rows with what was left out; raise the first refusal if too much was."""
     if refusal is not None and too_many(sum(omissions.counts.values()), len(rows)):
         raise refusal
     rows.omissions = omissions
@@ -117,7 +117,7 @@ def _with_omissions(rows: PlacedRows, omissions: Omissions, refusal: DataError |
 
 
 def too_many(broken: int, whole: int) -> bool:
-    """Say whether so many broken lines beside whole ones mean that the file is something else."""
+    """Return whether the share of broken lines is more than `BROKEN_SHARE`."""
     return broken > BROKEN_SHARE * (broken + whole)
 
 
@@ -156,7 +156,7 @@ def _from_json(path: Path, text: str) -> PlacedRows:
 
 
 def _inside(content: JsonObject) -> tuple[tuple[str, list[str]], object]:
-    """Return the rows of a JSON object: a list under a known name, or a table by columns; and what is beside it."""
+    """Return the rows of a JSON object (a list in `LISTS`, or a table by columns), with their key and other lists."""
     columns = content.get("columns")
     if isinstance(columns, list) and isinstance(content.get("data"), list):  # pandas: orient="split"
         return ("", []), [dict(zip(map(str, columns), row, strict=False)) for row in content["data"]]
@@ -180,7 +180,7 @@ def _alike(values: Sequence[object]) -> bool:
 
 
 def _from_cells(path: Path, text: str, mark: str | None) -> PlacedRows:
-    """Return the rows of a table of cells; where no mark is given, the first line says which parts them."""
+    """Return the rows of a table of cells; without a delimiter, the first line decides which one it is."""
     head, remainder = text.partition("\n")[::2]
     skipped_lines = 0
     if head.strip().lower() in ("sep=,", "sep=;", "sep=\t"):  # what Excel writes for itself
@@ -227,7 +227,7 @@ class _CsvReader(Protocol):
 
 
 def _records(reader: _CsvReader) -> Iterator[tuple[int, int, list[str] | csv.Error]]:
-    """Yield of every record its first line, how many it has, and its cells, or why it has none."""
+    """Yield of every record its first line, its number of lines, and its cells or the error in it."""
     while True:
         begin = reader.line_num + 1
         try:
@@ -241,13 +241,13 @@ def _records(reader: _CsvReader) -> Iterator[tuple[int, int, list[str] | csv.Err
 
 
 def _mark(head: str) -> str:
-    """Return what parts the cells: the comma, unless another sign does where there is none."""
+    """Return the delimiter of a first line: the most frequent sign outside quotes, in doubt the comma."""
     bare = "".join(head.split('"')[::2])
     return max(",;\t", key=lambda mark: (bare.count(mark), mark == ","))
 
 
 def _column_names(path: Path, heads: list[str]) -> list[str]:
-    """Return the names of the columns; those without one are numbered."""
+    """Return the names of the columns; a column without a name gets its number."""
     names = [head.strip() or f"column {number}" for number, head in enumerate(heads, start=1)]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

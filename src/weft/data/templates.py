@@ -27,13 +27,13 @@ EARLIER_ANSWERS = (
 
 
 CLOCK = "strftime_now"
-"""What a chat template asks for the time by."""
+"""The function by which a chat template reads the time."""
 
 
 def _stop_clock(template: str, day: str) -> None:
-    """Let a template write this day whenever it is rendered.
+    """Make a template write this day (YYYY-MM-DD) whenever it is rendered.
 
-    transformers makes text of functions that are handed to a template, so the function is put where its own was.
+    transformers turns functions passed as template variables into text, so its own function is replaced instead.
     """
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
@@ -41,7 +41,7 @@ def _stop_clock(template: str, day: str) -> None:
 
 
 class RoleRefused(DataError):
-    """A template does not take a conversation; the text is the reason, without a remedy."""
+    """A template refuses a conversation; the message is the reason, without a remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Template:
         return pieces
 
     def prompt(self, turns: Sequence[Turn], tokenizer: Tokenizer) -> str:
-        """Return what a model is given to answer the last turn; the answer begins with a space.
+        """Return the prompt for an answer to the last turn; the answer begins with a space.
 
         Earlier answers are followed by the end token's text.
         """
@@ -120,14 +120,14 @@ class ChatTemplate(Template):
     date: str = ""
     """The day (YYYY-MM-DD) that a template with a clock writes; without one it writes the time of rendering."""
     notes: dict[str, None] = field(default_factory=dict, compare=False, repr=False)
-    """What is to be known of how conversations were written."""
+    """Notes for the user on how conversations were rendered; keys of an ordered set."""
 
     def pieces(self, example: Example, tokenizer: Tokenizer) -> list[Piece]:
         """Return the rendered conversation, answers learnt with the end that the template gives them.
 
         Raises:
             ConfigError: the tokenizer has no chat template.
-            Refused: the template refuses the conversation, or does not render an answer after its own prompt.
+            RoleRefused: the template refuses the conversation, or does not render an answer after its own prompt.
         """
         turns, whole = self._place_system_turns(example.turns, tokenizer)
         spans: list[tuple[int, int]] = []
@@ -157,10 +157,10 @@ class ChatTemplate(Template):
         return remove_marks(self._render(turns, tokenizer, True))
 
     def _behind_thought(self, start: str, whole: str, text: str) -> str:
-        """Return an answer, its end included, as it goes on behind a generation prompt that opens a thought.
+        """Return an answer with its end as it continues a generation prompt that opens a thought.
 
         Args:
-            start: all up to and with the generation prompt.
+            start: the conversation up to the generation prompt, which is included.
             whole: the conversation as the template writes it, perhaps without thoughts.
             text: what the assistant says.
         """
@@ -184,9 +184,9 @@ class ChatTemplate(Template):
         return text.rstrip() + whole[at + len(answer) :]
 
     def _place_system_turns(self, turns: tuple[Turn, ...], tokenizer: Tokenizer) -> tuple[tuple[Turn, ...], str]:
-        """Return the turns as the template takes them, and the conversation that it writes.
+        """Return the turns in a form that the template accepts, and the rendered conversation.
 
-        Where it refuses system turns, or writes the same without them, these stand before the first turn of the user.
+        If the template refuses or ignores system turns, their text is put before the first turn of the user.
         """
         system = [turn.text for turn in turns if turn.role == "system"]
         others = [turn for turn in turns if turn.role != "system"]

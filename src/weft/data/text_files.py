@@ -1,6 +1,6 @@
-"""Opening data files, packed or plain: lines and chunks of text.
+"""Lines and chunks of text files, compressed or plain.
 
-A file that is broken, cut short or forbidden is refused in one sentence.
+A file that is broken, truncated or forbidden raises a DataError of one sentence.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Frame(Protocol):
 
 
 class _Frames(io.RawIOBase):
-    """The content of zstd frames; the library's own reader takes a file that was cut short for a whole one."""
+    """The content of zstd frames; unlike the library's own reader, it reports a truncated file."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.content = file, b""
@@ -78,10 +78,10 @@ class NumberedLine(NamedTuple):
     number: int
     text: str
     bad_byte: int | None = None
-    """The first byte that is no UTF-8; such bytes are replaced in the text."""
+    """The offset in the line of the first byte that is not UTF-8; such bytes are replaced in the text."""
 
     def refusal(self, path: Path) -> DataError:
-        """Return what is said where a line that is no UTF-8 stops the reading."""
+        """Return the error for a line that is not UTF-8."""
         return DataError(f"Line {self.number} of '{path}' is not UTF-8 (byte {self.bad_byte}): save the file as UTF-8.")
 
 
@@ -99,7 +99,7 @@ def lines_of(path: Path) -> Iterator[NumberedLine]:
 
 @contextlib.contextmanager
 def _read_errors(path: Path, where: Callable[[], str]) -> Iterator[None]:
-    """Turn what reading a broken or forbidden file raises into one sentence."""
+    """Turn errors of reading a broken or forbidden file into a DataError."""
     import zstandard
 
     try:
@@ -113,7 +113,7 @@ def _read_errors(path: Path, where: Callable[[], str]) -> Iterator[None]:
 
 
 def text_chunks(path: Path, size: int = 1 << 20) -> Iterator[tuple[bytes, str]]:
-    """Yield a text file in chunks, as bytes and as text, with what is no UTF-8 replaced."""
+    """Yield a text file in chunks, as bytes and as text; bytes that are not UTF-8 are replaced in the text."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
     bytes_read = 0
     with _read_errors(path, lambda: f"after byte {bytes_read}"), _open(path) as file:

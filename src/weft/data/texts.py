@@ -1,8 +1,8 @@
 """Plain text, document by document, from files that may be larger than memory.
 
 A row of JSON lines, CSV, parquet or a hub data set is a document; a plain text file is cut at blank lines into
-documents of at least `PASSAGE` characters. Bytes that are no UTF-8, and halves of characters, are replaced, and the
-document is marked. A row without text is passed on with the reason.
+documents of at least `PASSAGE` characters. Bytes that are not UTF-8, and halves of characters, are replaced, and the
+document is flagged. A row without text becomes a document without text, with the reason.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from weft.errors import DataError
 PASSAGE = 4096
 LONGEST = 1 << 20
 AHEAD = 100
-"""Rows of which one must have the columns that are needed."""
+"""How many first rows are searched for the columns that are needed."""
 REPLACED = "\ufffd"
 
 T = TypeVar("T")
@@ -38,13 +38,13 @@ class Document(NamedTuple):
 
     text: str | None
     broken: bool = False
-    """It holds bytes that are no UTF-8, or half a character."""
+    """Whether bytes that are not UTF-8, or half a character, were replaced."""
     value: str = ""
-    """Of the column that was named."""
+    """The row's value of split_column."""
     bytes_read: int = 0
-    """Bytes of the file that are read so far."""
+    """Bytes of the file that were read up to the end of the document."""
     reason: str = "empty text"
-    """Why there is no text, where there is none."""
+    """Why there is no text; unused if there is."""
     place: int = 0
     """The line or row of the file."""
 
@@ -55,15 +55,15 @@ class TextSource:
 
     name: str
     selection: Selection = DEFAULT_SELECTION
-    """Of a data set: which part. A file is read whole."""
+    """The part of a data set; a file is read whole."""
     token: bool | None = None
     column: str | None = None
-    """Whose values are told with every document."""
+    """The column whose value is stored with every document."""
     columns: dict[str, list[str]] = field(default_factory=dict, compare=False)
     """The columns that are `read`, and those that are `unused`, once the first rows are read."""
 
     def fingerprint(self) -> str:
-        """Return what tells this text from any other: of a file its place, size and time of change."""
+        """Return a digest that identifies this text: of a file its path, size and time of change."""
         path = self.path
         if path.is_file():
             status = path.stat()
@@ -74,7 +74,7 @@ class TextSource:
 
     @property
     def path(self) -> Path:
-        """Where it lies, if it is a file."""
+        """The path, if it is a file."""
         return Path(self.name).expanduser()
 
     def size(self) -> int:
@@ -103,7 +103,7 @@ class TextSource:
             yield from self._from_rows(enumerate(map(dict, self._hub()), start=1))
 
     def file(self) -> File:
-        """Return what the places of documents are counted in."""
+        """Return the file with the unit in which its documents are counted."""
         kind = load.kind_of(self.path)
         return File(
             self.name, {".txt": "passage", ".jsonl": "line", ".csv": "line", ".tsv": "line"}.get(kind or "", "row")
@@ -113,7 +113,7 @@ class TextSource:
         return sets.hub_set(self.name, self.selection, self.token)
 
     def _from_lines(self) -> Iterator[Document]:
-        """Yield the documents of JSON lines; refuse a file of which too much is broken once that is known."""
+        """Yield the documents of JSON lines; DataError at the end if too many lines are broken."""
         whole = broken = 0
         first: DataError | None = None
         for parsed in self._require_columns(json_lines(self.path, replace=True), lambda line: line.row):
@@ -132,7 +132,7 @@ class TextSource:
             yield self._document(row, number)
 
     def _require_columns(self, items: Iterable[T], row_of: Callable[[T], Row | None]) -> Iterator[T]:
-        """Pass on what is found; refuse it where none of the first rows has the columns that are needed."""
+        """Return the items unchanged; DataError if none of the first rows has the columns that are needed."""
         remaining = iter(items)
         ahead = list(islice(remaining, AHEAD))
         rows = [row for item in ahead if (row := row_of(item)) is not None]
@@ -208,7 +208,7 @@ def _passages(path: Path) -> Iterator[Document]:
 
 
 def _passage_end(text: str) -> int:
-    """Return where the first passage ends, 0 if that is not known yet."""
+    """Return where the first passage ends; 0 if more text must be read to know."""
     blank = text.find("\n\n", PASSAGE)
     if 0 <= blank <= LONGEST:
         return blank + 2

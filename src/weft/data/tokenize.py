@@ -1,4 +1,4 @@
-"""Tokenizing conversations: rendered pieces become ids, with what is learnt marked token by token."""
+"""Tokenizing conversations: rendered pieces become ids, each with a flag that says whether the loss learns it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from weft.data.templates import Piece, PlainTemplate, RoleRefused, Template
 CHUNK = 2000
 NO_LEAD = np.zeros(0, dtype=np.int32)
 Row = tuple[np.ndarray, np.ndarray]
-"""(ids int32, learnt bool)."""
+"""Ids (T,) int32 and learn mask (T,) bool."""
 
 
 class _Segment(NamedTuple):
-    """Text that is tokenized as one, the spans of it that are learnt, and whether an end token follows."""
+    """A text that is tokenized in one call, its spans of characters to learn, and whether an end token follows."""
 
     text: str
     learn_spans: list[tuple[int, int]]
@@ -29,7 +29,7 @@ class _Segment(NamedTuple):
 
 
 def truncate_left(values: np.ndarray, most: int, lead: np.ndarray) -> np.ndarray:
-    """Return the last of a row's values, but for those of its lead, `most` in all."""
+    """Return a row of at most `most` values: its lead, and as many of its last values as fit."""
     remaining = max(0, most - len(lead))
     return values if len(values) <= most else np.concatenate([values[: len(lead)], values[len(values) - remaining :]])
 
@@ -41,15 +41,15 @@ def tokenize(
     lead: np.ndarray = NO_LEAD,
     refusals: dict[int, str] | None = None,
 ) -> Iterator[Row]:
-    """Yield every example, whole, behind the lead.
+    """Yield every example as ids (T,) and learn mask (T,), untruncated, after the lead.
 
     Args:
         examples: conversations.
         tokenizer: of the model.
         template: how a conversation becomes text.
         lead: ids that every row begins with.
-        refused: gets the number of each example that the template refuses, and why; such an example is a row of no
-            tokens. Without it the refusal is raised.
+        refusals: receives number -> reason of each example that the template refuses; such an example yields a row
+            of no tokens. Without it the refusal is raised.
     """
     chunk: list[Example] = []
     num_before = 0
@@ -113,22 +113,22 @@ def _tokenize(
 
 
 def prompt_ids(turns: tuple[Turn, ...], tokenizer: Tokenizer, template: Template) -> np.ndarray:
-    """Return the ids (P,) int32 that a model is given to answer the last turn, as training writes them.
+    """Return the ids (P,) int32 of the prompt before the next answer, exactly as training writes them.
 
     Raises:
-        Refused: the template does not take the conversation.
+        RoleRefused: the template refuses the conversation.
     """
     if isinstance(template, PlainTemplate):
         begin, _ = begin_and_end_ids(tokenizer)
         bare = tokenizer.encode(template.prompt(turns, tokenizer), add_special_tokens=False, split_special_tokens=True)
         return np.array(bare if begin and bare[: len(begin)] == begin else begin + bare, dtype=np.int32)
-    # Where an answer begins is known from rendering one.
+    # A placeholder answer is rendered, since only a rendered answer shows where the prompt ends.
     ((ids, learn_mask),) = tokenize([Example((*turns, Turn("assistant", "-")))], tokenizer, template)
     return ids[: last_run(learn_mask)[0]]
 
 
 def _segments(pieces: list[Piece]) -> list[_Segment]:
-    """Join pieces into texts that are tokenized as one: up to each end token."""
+    """Join pieces up to each end token into segments, so that no word is split where pieces meet."""
     segments: list[_Segment] = []
     text, learn_spans = "", []
     for piece in pieces:
@@ -144,11 +144,11 @@ def _segments(pieces: list[Piece]) -> list[_Segment]:
 
 
 Spans = tuple[list[int], list[tuple[int, int]]]
-"""Ids, and of each the characters that it stands for."""
+"""Ids, and for each id its span of characters."""
 
 
 def _offsets(segments: list[_Segment], tokenizer: Tokenizer, *, special: bool) -> list[Spans]:
-    """Return ids and character spans. Names of special tokens in the text are text, unless the template wrote them."""
+    """Return ids and character spans; special tokens in the text stay text unless the template wrote them."""
     if not getattr(tokenizer, "is_fast", False):
         return [_piecewise(segment, tokenizer, special) for segment in segments]
     encoding = tokenizer(
@@ -192,7 +192,7 @@ def _tokenize_marked(text: str, tokenizer: Tokenizer) -> Spans:
 
 
 def _piecewise(segment: _Segment, tokenizer: Tokenizer, special: bool) -> Spans:
-    """Tokenize what is learnt apart from what is not, for tokenizers that know no offsets."""
+    """Tokenize spans to learn separately from the rest, for slow tokenizers, which report no offsets."""
     parts = stretches(segment.text, tokenizer) if special else [(0, len(segment.text), True)]
     edges = {edge for span in segment.learn_spans for edge in span}
     ids: list[int] = []
@@ -208,7 +208,7 @@ def _piecewise(segment: _Segment, tokenizer: Tokenizer, special: bool) -> Spans:
 
 
 def begin_and_end_ids(tokenizer: Tokenizer) -> tuple[list[int], int]:
-    """Return the ids that the tokenizer puts before a text, and the end token."""
+    """Return the ids that the tokenizer puts before every text, and the id of the end token."""
     assert tokenizer.eos_token_id is not None, "the loader of tokenizers refuses those without an end token"
     end = int(tokenizer.eos_token_id)
     with_special = tokenizer.encode("a", add_special_tokens=True)
@@ -220,7 +220,7 @@ def begin_and_end_ids(tokenizer: Tokenizer) -> tuple[list[int], int]:
 
 
 def last_run(learn_mask: np.ndarray) -> tuple[int, int]:
-    """Return where the last run of True begins and ends."""
+    """Return the bounds of the last run of True in a mask (T,)."""
     places = np.flatnonzero(learn_mask)
     last = int(places[-1])
     breaks = np.flatnonzero(np.diff(places) > 1)
@@ -229,7 +229,7 @@ def last_run(learn_mask: np.ndarray) -> tuple[int, int]:
 
 
 def split_prompt(rows: Sequence[Row]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Return what rows (ids, learnt) have in common before their answers, and each answer, its end included."""
+    """Return the ids that rows share before their answers, and the ids of each answer with its end."""
     length = min(last_run(learn_mask)[0] for _, learn_mask in rows)
     while any((tokens[:length] != rows[0][0][:length]).any() for tokens, _ in rows):
         length -= 1

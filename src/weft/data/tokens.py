@@ -1,4 +1,4 @@
-"""Plain text to ids, many texts at a time, with nothing kept but the ids."""
+"""Plain text to ids, many texts at a time, with nothing in memory but the ids."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from weft.data.tokenize import begin_and_end_ids
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """A Hugging Face tokenizer for plain text: what it puts before a text, the text, the end token."""
+    """A Hugging Face tokenizer for plain text; ids are its own first tokens, the text's, and the end token."""
 
     tokenizer: Tokenizer
     _sizes: dict[int, int] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class TextTokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What tells it from any other that gives other ids."""
+        """A digest that differs for tokenizers that give other ids."""
         fast = getattr(self.tokenizer, "backend_tokenizer", None) if self._fast else None
         parts = fast.to_str() if fast else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
         ends = [self.begin, self.tokenizer.eos_token_id, type(self.tokenizer).__name__]
@@ -44,7 +44,7 @@ class TextTokenizer:
         return bool(getattr(self.tokenizer, "is_fast", False))
 
     def encode(self, texts: Sequence[str | None]) -> list[np.ndarray | None]:
-        """Return the ids (int64) of each text, ends included; None for what is no text.
+        """Return the ids (T,) int64 of each text, with first and end tokens; None for None.
 
         Names of special tokens within a text are text.
         """

@@ -19,7 +19,7 @@ def cluster_texts(texts: Sequence[str], clusters: int, *, seed: int, rounds: int
 
     Args:
         texts: any.
-        clusters: how many; fewer are found where there are fewer different texts.
+        clusters: how many; fewer if there are fewer distinct texts.
         seed: of the first centres.
         rounds: of k-means at most.
     """

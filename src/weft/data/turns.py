@@ -1,6 +1,6 @@
-"""Turns: who says what, read from cells, messages, lists of them and transcripts as people have them.
+"""Turns of conversations, read from cells, messages, lists of messages and transcripts.
 
-What cannot be read raises `Unusable` with the reason: the row is left out and counted under it.
+A value that cannot be read raises `Unusable` with the reason, under which its row is left out and counted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROLES = {
 TOOLS = frozenset(
     "tool function ipython observation environment tool_call tool_response function_call function_response".split()
 )
-"""Roles of what no person and no model says; templates differ in how they write it, so it is not read."""
+"""Roles of tool calls and results; templates differ in how they write them, so such turns are not read."""
 ROLE_KEYS = ("role", "from", "speaker")
 TEXT_KEYS = ("content", "value", "text")
 SPEAKER_MARKS = (
@@ -40,14 +40,14 @@ class Unusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one side says; `role` is system, user or assistant."""
+    """The text of one speaker; `role` is system, user or assistant."""
 
     role: str
     text: str
 
 
 def is_missing(value: object) -> bool:
-    """Say whether a cell holds nothing: null, or what pandas writes for it."""
+    """Return whether a cell is null, or NaN, which pandas writes for null."""
     return value is None or (isinstance(value, float) and value != value)
 
 
@@ -56,7 +56,7 @@ def cell_text(value: object, name: str) -> str:
 
     Args:
         value: of the cell; numbers, truth values and dates are written as text.
-        name: what it is, for the reason.
+        name: the role of the cell, for the reason.
 
     Raises:
         Unusable: it is empty, or no text.
@@ -79,7 +79,7 @@ def strip_separator(text: str) -> str:
 
 
 def parse_literal(value: object) -> object:
-    """Return the list or dict that a text spells in JSON, or in Python as pandas writes it; else the value."""
+    """Return the list or dict that a text encodes as JSON, or as Python, which pandas writes; else the value."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
     for parse in (json.loads, ast.literal_eval):
@@ -92,7 +92,7 @@ def parse_literal(value: object) -> object:
 
 
 def messages_in(value: object) -> list[object] | None:
-    """Return the messages that a cell holds, also as text; None: it holds something else."""
+    """Return the messages of a cell, which may encode them as text; None if it holds something else."""
     content = parse_literal(value)
     if isinstance(content, dict):  # a table by columns, as `datasets` gives sequences of dicts
         columns = [column for column in content.values() if isinstance(column, list)]
@@ -113,11 +113,11 @@ def turn_of(message: object, unread: set[str] | None = None) -> Turn | None:
     """Return the turn of a message; None for a system turn that is empty.
 
     Args:
-        message: a dict with a role and what is said, as text or in parts of text.
-        unread: gets the keys of the message that are not read.
+        message: a dict with a role and a content, as text or in parts of text.
+        unread: receives the keys of the message that are not read.
 
     Raises:
-        Unusable: no message, of an unknown role, of tools, empty, or with a part that is no text.
+        Unusable: it is no message, is empty, is of an unknown role or of a tool, or has a part that is no text.
     """
     if not isinstance(message, dict):
         raise Unusable("malformed message")
@@ -148,7 +148,7 @@ _READ_KEYS = frozenset((*ROLE_KEYS, *TEXT_KEYS, "tool_calls", "function_call"))
 
 
 def _parts(value: Iterable[object] | JsonObject) -> str:
-    """Return the text of a content in parts, one behind the other, as chat templates write them."""
+    """Return the text of a content in parts, concatenated as chat templates do it."""
     texts = []
     for part in [value] if isinstance(value, dict) else value:
         if isinstance(part, dict) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
@@ -162,7 +162,7 @@ def _parts(value: Iterable[object] | JsonObject) -> str:
 
 
 def dialogue(value: object, unread: set[str] | None = None) -> list[Turn]:
-    """Return the turns of a list of messages, of one text after the other, or of a transcript.
+    """Return the turns of a list of messages, of a list of alternating texts, or of a transcript.
 
     Raises:
         Unusable: it is none of these, or a message cannot be read.
@@ -192,7 +192,7 @@ def dialogue(value: object, unread: set[str] | None = None) -> list[Turn]:
 
 
 def transcript(text: str, kinds: Sequence[re.Pattern[str]] = SPEAKER_MARKS) -> list[Turn] | None:
-    """Return the turns of a text with speakers' marks; None: it has none, or does not begin with one."""
+    """Return the turns of a text with speakers' marks; None if it does not begin with a mark."""
     for marks in kinds:
         parts = marks.split(text)
         if len(parts) >= 3 and not parts[0].strip():
@@ -206,7 +206,7 @@ def transcript(text: str, kinds: Sequence[re.Pattern[str]] = SPEAKER_MARKS) -> l
 
 
 def conversation(turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], bool]:
-    """Return the turns up to the last answer, and whether turns behind it were left out.
+    """Return the turns up to the last answer, and whether turns after it were left out.
 
     Raises:
         Unusable: there is no answer, or nothing before it.

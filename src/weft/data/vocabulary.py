@@ -1,4 +1,4 @@
-"""A tokenizer of one's own: trained on public text, or federated, on sums of the clients' counts of frequent words."""
+"""Training a tokenizer: on public text, or federated, on sums of the clients' counts of frequent words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer
 
 MOST = 50_000_000
-"""Words that a tokenizer is trained on at most: beyond that, all counts are divided alike."""
+"""The most words that a tokenizer is trained on; beyond that, all counts are scaled down."""
 
 
 def train_on_public_text(config: RunConfig) -> Tokenizer:
@@ -58,11 +58,11 @@ def common_words(
     """Return the sums of the words that at least `clients` clients sent, in alphabetical order.
 
     Args:
-        sent: by each client.
-        clients: that must have sent a word.
-        noise: scale b of the discrete Laplace noise that is added to each sum, P(z) ~ exp(-|z| / b); what falls under 1
-            is left out.
-        secret: returns that of who adds up, from which the noise is drawn.
+        client_counts: word -> count of each client.
+        clients: how many clients must have sent a word.
+        noise: scale b of the discrete Laplace noise that is added to each sum, P(z) ~ exp(-|z| / b); sums that
+            fall under 1 are left out.
+        secret: returns the secret of the party that adds up; the noise is drawn from it.
 
     Raises:
         DataError: no word is left.
@@ -89,7 +89,7 @@ def common_words(
 def tokenizer_of_words(words: dict[str, int], vocab_size: int, most: int = MOST) -> Tokenizer:
     """Return the tokenizer that `train_tokenizer` would make of a text with so many of each word.
 
-    With more than `most` words in all, the counts are divided alike.
+    With more than `most` words in all, the counts are scaled down by one factor.
     """
     from tokenizers import pre_tokenizers
 
@@ -101,7 +101,7 @@ def tokenizer_of_words(words: dict[str, int], vocab_size: int, most: int = MOST)
 
 
 def _repeat_words(words: dict[str, int], most: int) -> Iterator[str]:
-    """Yield every word as often as it is counted, parted by NUL."""
+    """Yield every word as often as it is counted, separated by NUL."""
     share = min(1.0, most / sum(words.values()))
     for word, count in words.items():
         remaining = max(1, round(count * share))
@@ -128,7 +128,7 @@ def byte_pairs(texts: Iterable[str], vocab_size: int, words: PreTokenizer | None
     Args:
         texts: to train it on.
         vocab_size: tokens at most.
-        words: the pre-tokenizer that parts the texts into words [byte-level BPE's].
+        words: the pre-tokenizer that splits the texts into words [byte-level BPE's].
     """
     from tokenizers import Tokenizer as BytePairs
     from tokenizers import decoders, models, pre_tokenizers, trainers
