@@ -74,7 +74,7 @@ def generate(
     import torch
 
     from weft.data.formats import Turn
-    from weft.data.tokenize import asked
+    from weft.data.tokenize import prompt_ids
     from weft.data.words import Words
     from weft.launch.population import load_template, template_name
 
@@ -83,7 +83,7 @@ def generate(
         template_name(opened.config, tokenizer, "text" if opened.config.objective == "causal_lm" else "conversations"),
         opened.config.template_date,
     )
-    row = asked(tuple(Turn(role, said) for role, said in turns), tokenizer, template)
+    row = prompt_ids(tuple(Turn(role, said) for role, said in turns), tokenizer, template)
     if instruction:
         words = Words(tokenizer)
         row = words.into(row, words.tokens(instruction))

@@ -147,11 +147,11 @@ class HeldOut(Evaluator):
         """Return `loss_sum` (nats), `loss_tokens`, `rows`, `confusion/RIGHT/GIVEN` counts, and `text_bytes` of text."""
         import numpy as np
 
-        from weft.data.words import said_by
+        from weft.data.words import instruction_tokens
         from weft.models.layout import Question
 
         with model.evaluating():
-            said, words = said_by(model)
+            said, words = instruction_tokens(model)
             metrics = self._losses(model, [words.row(rows[row], said) for row in range(len(rows))])
             if self.text_bytes is not None:
                 metrics["text_bytes"] = float(sum(self.text_bytes(int(row)) for row in rows.index))

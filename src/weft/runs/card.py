@@ -18,7 +18,7 @@ import yaml
 from weft import kinds, plugins
 from weft.config import RunConfig
 from weft.core.files import write_atomic
-from weft.data.declared import front_matter
+from weft.data.dataset_card import front_matter
 from weft.data.load import kind_of
 from weft.runs.comparison import KINDS, ComparisonRow, Outcome, compared, verb_of
 from weft.runs.fingerprints import Fingerprints, made_from

@@ -16,7 +16,7 @@ from weft.core.parts import LocalRule
 from weft.core.seeds import derive, generator
 from weft.core.shares import at_most
 from weft.core.types import SEARCH, LocalWork, Tensors
-from weft.data.words import said_by
+from weft.data.words import instruction_tokens
 from weft.errors import ClientFailed
 from weft.models.layout import Row
 from weft.models.resident import Resident
@@ -89,7 +89,7 @@ class Evolution(GradientSteps):
         seed: int,
     ) -> float:
         model.load(job.personal | _unflat(candidate, shared))
-        instruction, words = said_by(model)
+        instruction, words = instruction_tokens(model)
         if len(instruction):
             rows = [words.row(row, instruction) for row in rows]
         loss = objective.assess(model, rows, self.batch_size, seed)
