@@ -1,7 +1,7 @@
 """Several models instead of one, each trained by the clients that it fits best (IFCA, Ghosh et al. 2020, 2006.04088).
 
-Wraps any algorithm: the server runs it once for every cluster. A client is sent all models, takes the one with the
-smallest loss on its own rows, trains that one, and says which it was.
+Wraps any algorithm: the server runs it once per cluster. A client receives all models, trains the one with the smallest
+loss on its own rows, and reports which it was.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CHOICE, INDEX = "cluster", "chosen"
 
 @dataclass(frozen=True)
 class _Best(ModelChoice):
-    """A client takes the model with the smallest loss, and says which it is."""
+    """A client chooses the model with the smallest loss, and reports its number."""
 
     clusters: int
     seed: int
@@ -46,10 +46,10 @@ class _Best(ModelChoice):
 
 @dataclass(frozen=True)
 class Clustered(Algorithm):
-    """`clusters` models, trained by `inner`. Equal losses, as before the first round, are decided by lot.
+    """`clusters` models, trained by `inner`. Between equal losses, as in the first round, a client chooses at random.
 
-    What is not defined here is the wrapped algorithm's: its traits, capabilities and other methods, those too that are
-    added to `Algorithm` or to a subclass later.
+    Everything that is not defined here is the wrapped algorithm's: traits, capabilities and methods, also those that
+    `Algorithm` or a subclass gains later.
     """
 
     sums_updates: ClassVar[bool] = False
@@ -60,7 +60,7 @@ class Clustered(Algorithm):
     def __getattribute__(self, name: str) -> Any:
         """Return what is defined here, or else the wrapped algorithm's.
 
-        `__getattr__` would not do: it is not asked for what the base class defines.
+        `__getattr__` would not do: Python calls it only for names that the base class does not define either.
         """
         if name.startswith("_") or name in _defined():
             return super().__getattribute__(name)
@@ -84,17 +84,18 @@ class Clustered(Algorithm):
         return replace(tasks[0], extra=extra)
 
     def like(self, params: Tensors) -> Streams:
-        """What the wrapped algorithm's clients send, and the choice."""
+        """Return the wrapped algorithm's streams, and the choice."""
         return self.inner.like(params) | {CHOICE: {INDEX: torch.zeros(())}}
 
     def check(self, update: Update) -> None:
-        """Check what the wrapped algorithm's clients send."""
+        """Check the wrapped algorithm's part of the update."""
         self.inner.check(_without_choice(update))
 
     def combine(self, updates: Iterable[Update], aggregator: Aggregator) -> Total:
-        """Combine the updates of every cluster for itself; they are held until all have come."""
+        """Combine the updates of each cluster separately, after all have arrived."""
         groups: dict[int, list[Update]] = {}
         for update in updates:
+            # A client may send any number: it is clipped to the clusters that there are.
             number = min(max(int(update.streams[CHOICE][INDEX]), 0), self.clusters - 1)
             groups.setdefault(number, []).append(_without_choice(update))
         streams: Streams = {}
@@ -109,7 +110,7 @@ class Clustered(Algorithm):
         return Total(streams, tuple(clients), weight)
 
     def step(self, state: ServerState, total: Total) -> ServerState:
-        """Step every cluster that somebody trained."""
+        """Step every cluster that some client trained."""
         after = []
         for number, part in enumerate(_parts(state, self.clusters)):
             streams = _stripped(number, total.streams)
@@ -125,7 +126,7 @@ def _defined() -> frozenset[str]:
 
 
 def _without_choice(update: Update) -> Update:
-    """Return an update as the wrapped algorithm knows it."""
+    """Return an update without the choice, as the wrapped algorithm's clients send it."""
     return replace(update, streams={name: values for name, values in update.streams.items() if name != CHOICE})
 
 
@@ -140,7 +141,7 @@ def _parts(state: ServerState, clusters: int) -> list[ServerState]:
 
 
 def _join(parts: list[ServerState]) -> ServerState:
-    """Return the states as one: the first one's parameters, all else in the memory under its cluster's number."""
+    """Return one state: the first cluster's parameters; all else is in the memory, prefixed by the cluster's number."""
     memory: Streams = {}
     for number, part in enumerate(parts):
         memory |= _prefixed(number, part.memory | ({DELTA: part.params} if number else {}))

@@ -35,7 +35,7 @@ class _PullToShared(LocalRule):
 
 @dataclass(frozen=True)
 class _Beside(PersonalModels):
-    """A model beside the shared one; one that never trained is the shared one."""
+    """A personal model beside the shared one, from which it starts."""
 
     strength: float
 
@@ -60,5 +60,5 @@ class Ditto(Algorithm):
 
     @property
     def personal(self) -> PersonalModels:
-        """A model beside the shared one."""
+        """A personal model beside the shared one."""
         return _Beside(self.strength)

@@ -35,9 +35,8 @@ class _Try(LocalRule):
 class FedBPT(Algorithm):
     """Clients search for some generations from N(m, s^2 diag(v)) and send their last generation with its losses.
 
-    The server tells its own CMA-ES all of them, ranked by each client's losses less their mean over their standard
-    deviation, so that a client of easy rows does not outbid the others; s becomes what makes the mean scale of a
-    coordinate the clients' mean one.
+    The server updates its own CMA-ES with all candidates. Losses are standardised per client, so that a client of easy
+    rows does not dominate; s is set so that the mean scale of a coordinate equals the clients' mean.
     """
 
     sums_updates: ClassVar[bool] = False
@@ -49,7 +48,7 @@ class FedBPT(Algorithm):
     sigma: float = field(default=0.1, metadata={"key": "learning_rate"})
 
     def init(self, params: Tensors) -> ServerState:
-        """Begin with the same scale everywhere."""
+        """Start with one scale for all coordinates."""
         return self._state(Search.at(_flat(params), self.sigma), params, 0)
 
     def task(self, state: ServerState, client: str, version: int) -> Task:
@@ -58,17 +57,17 @@ class FedBPT(Algorithm):
         return Task(client, state.round, version, state.params, {SEARCH: {n: search[n] for n in ("sigma", "variance")}})
 
     def like(self, params: Tensors) -> Streams:
-        """A generation, its losses, and how wide the client's search has become."""
+        """Return a generation, its losses, and the scales of the client's search."""
         size = sum(value.numel() for value in params.values())
         shapes = {SOLUTIONS: (self.population, size), FITNESS: (self.population,), SCALE: (size,)}
         return {SEARCH: {name: torch.zeros(shape) for name, shape in shapes.items()}}
 
     def rule(self, task: Task, memory: Streams) -> LocalRule:
-        """Search, and send what was tried."""
+        """Search, and send the last generation."""
         return _Try(task.extra[SEARCH])
 
     def combine(self, updates: Iterable[Update], aggregator: Aggregator) -> Total:
-        """Put all clients' candidates together, and take the weighted mean of their scales."""
+        """Concatenate all clients' candidates, and take the weighted mean of their scales."""
         solutions: list[Tensor] = []
         scores: list[Tensor] = []
         clients: list[str] = []
@@ -88,7 +87,7 @@ class FedBPT(Algorithm):
         return Total(streams, tuple(clients), weight)
 
     def step(self, state: ServerState, total: Total) -> ServerState:
-        """Tell the server's search."""
+        """Update the server's search."""
         total_values = {name: value.double().numpy() for name, value in total.streams[SEARCH].items()}
         saved_search = {name: value.numpy() for name, value in state.memory[SEARCH].items()}
         search = Search(

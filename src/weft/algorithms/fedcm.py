@@ -15,9 +15,9 @@ DIRECTION, RATES = "direction", "learning_rates"
 
 
 class _FollowDirection(LocalRule):
-    """Blend each step with a direction of the server's: y <- y - lr (own d + (1 - own) G); sends the sum of rates too.
+    """Blend each step d with the server's direction G: y <- y - lr (own_share d + (1 - own_share) G).
 
-    Where there is no direction yet, own is 1.
+    Where there is no direction yet, own_share is 1. The sum of learning rates is sent too.
     """
 
     def __init__(self, direction: Tensors, own_share: float) -> None:
@@ -50,8 +50,8 @@ def direction_of(total: Total) -> Tensors:
 class FedCM(Algorithm):
     """y <- y - lr (alpha d + (1 - alpha) G), w <- w + D; d is AdamW's step, G = -D / (sum of lr) of the last round.
 
-    Weight decay is no part of d: it acts whole, as it would without FedCM. In the first round, and where a cluster or a
-    factor was never trained before, there is nothing to follow, and clients step along d (the paper: along alpha d).
+    Weight decay is not part of d: it is applied in full, as without FedCM. In the first round, and where a cluster or a
+    factor was never trained before, G is 0 and clients step along d (the paper: along alpha d).
     """
 
     plain_steps: ClassVar[bool] = False
@@ -64,7 +64,7 @@ class FedCM(Algorithm):
         return ServerState(params, {DIRECTION: tensors.zeros(params)})
 
     def task(self, state: ServerState, client: str, version: int) -> Task:
-        """Send G along."""
+        """Send G too."""
         return Task(client, state.round, version, state.params, {DIRECTION: state.memory[DIRECTION]})
 
     def rule(self, task: Task, memory: Streams) -> LocalRule:

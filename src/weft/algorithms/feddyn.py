@@ -77,16 +77,16 @@ class FedDyn(Algorithm):
 
     @property
     def measures(self) -> bool:
-        """Whether the steps of a round are to be found out."""
+        """Whether the number of steps of a round must be measured."""
         return self.form == "decoupled" and self.steps < 1
 
     @property
     def scalars(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The client's steps, where they are to be found out."""
+        """The client's number of steps, where it must be measured."""
         return (STEPS,) if self.measures else ()
 
     def strength(self, memory: Streams) -> float:
-        """Return the a of the rule, given what came with a task or what the server remembers; 0: not known yet."""
+        """Return the a of the rule, given the task's extra streams or the server's memory; 0: not measured yet."""
         if self.form == "gradient":
             return self.alpha
         steps = float(memory[STEPS][STEPS]) if STEPS in memory else max(0, self.steps)
@@ -98,12 +98,12 @@ class FedDyn(Algorithm):
         return ServerState(params, {DUAL: tensors.zeros(params)})
 
     def task(self, state: ServerState, client: str, version: int) -> Task:
-        """Send the steps along, where they were found out."""
+        """Send the measured number of steps, if there is one."""
         extra = {STEPS: state.memory[STEPS]} if STEPS in state.memory else {}
         return Task(client, state.round, version, state.params, extra)
 
     def rule(self, task: Task, memory: Streams) -> LocalRule:
-        """Regularise by what the client remembers; one that never trained has h_i = 0."""
+        """Regularise by the client's h_i, which is 0 before its first round."""
         dual = memory.get(DUAL) or tensors.zeros(task.params)
         return _Regularise(self.strength(task.extra), dual, self.form == "decoupled", self.measures)
 

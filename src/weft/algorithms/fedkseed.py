@@ -1,4 +1,4 @@
-"""FedKSeed: what travels is a number for each of K directions (Qin et al. 2023, arXiv 2312.06353)."""
+"""FedKSeed: only one number for each of K directions travels (Qin et al. 2023, arXiv 2312.06353)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SUMS, BASE, START = "sums", "base", "start"
 
 
 class _Along(LocalRule):
-    """Step along the K directions, and send how far along each."""
+    """Step along the K directions, and send the sum of the steps along each, shape (K,)."""
 
     def __init__(self, count: int, epsilon: float, seed: int) -> None:
         self.search_settings = {
@@ -78,8 +78,8 @@ class _Sums(FromSeeds):
 class FedKSeed(Algorithm):
     """w = w0 - sum_j A_j z_j: clients are sent A (K,), and send back the sum of lr rho along each direction.
 
-    w is made anew from w0 and A, directions in the order of their numbers, so every client that has w0 has the same
-    bits, whether it took part before or not. `seeds` is K; `epsilon` how far the loss is looked at on either side.
+    w is rebuilt from w0 and A, directions in the order of their numbers, so every client with w0 gets the same bits,
+    whether it took part before or not. `seeds` is K; `epsilon` the step of the finite difference of the loss.
     """
 
     adds_mean: ClassVar[bool] = False
@@ -91,13 +91,13 @@ class FedKSeed(Algorithm):
     seed: int = field(default=0, metadata={"key": "seed"})
 
     def init(self, params: Tensors) -> ServerState:
-        """Begin with A = 0, and keep w0."""
+        """Start with A = 0, and save w0."""
         start = {name: value if value.is_meta else value.detach().cpu().clone() for name, value in params.items()}
         return ServerState(params, {START: start, SEARCH: {SUMS: torch.zeros(self.seeds), BASE: digest(start)}})
 
     @cached_property
     def rebuild(self) -> FromSeeds:
-        """From w0 and A; one object, for it keeps what it made last."""
+        """From w0 and A; one object for all calls, since it caches its last result."""
         return _Sums(self.seed)
 
     def task(self, state: ServerState, client: str, version: int) -> Task:
@@ -105,7 +105,7 @@ class FedKSeed(Algorithm):
         return Task(client, state.round, version, {}, self.rebuild.recipe(state))
 
     def like(self, params: Tensors) -> Streams:
-        """K numbers."""
+        """Return K numbers."""
         return {SEARCH: {SUMS: torch.zeros(self.seeds)}}
 
     def rule(self, task: Task, memory: Streams) -> LocalRule:
@@ -113,7 +113,7 @@ class FedKSeed(Algorithm):
         return _Along(self.seeds, self.epsilon, self.seed)
 
     def step(self, state: ServerState, total: Total) -> ServerState:
-        """Add the mean to A, and make w anew."""
+        """Add the mean to A, and rebuild w."""
         search = state.memory[SEARCH]
         sums = search[SUMS] + total.streams[SEARCH][SUMS]
         params = rebuild(state.memory[START], sums, self.seed)

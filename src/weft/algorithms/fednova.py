@@ -16,7 +16,7 @@ RATIO = "step_ratio"
 
 @dataclass(frozen=True)
 class _Normalise(LocalRule):
-    """Send D_i K / tau_i and tau_i / K: with K steps asked for and made, both factors are exactly 1."""
+    """Send D_i K / tau_i and tau_i / K: for a client that made all K steps, both factors are exactly 1."""
 
     nominal: int
 

@@ -15,7 +15,7 @@ RATE, FIRST, SECOND, COUNT = "learning_rate", "exp_avg", "exp_avg_sq", "step"
 
 
 class _Gradient(LocalRule):
-    """Take the gradient of the only step, make no step with it, and send its opposite."""
+    """Compute the gradient of the only step without stepping, and send its negative as the delta."""
 
     clips = False
 
@@ -38,7 +38,7 @@ class _Gradient(LocalRule):
 class FedSGD(Algorithm):
     """g = sum p_i g_i, clipped to max_grad_norm; then the run's optimizer makes its step at the server: AdamW, or SGD.
 
-    What every other algorithm saves traffic against: the model and its gradient travel at every step.
+    The baseline of communication: the model and its gradient travel at every step.
     """
 
     plain_steps: ClassVar[bool] = False
@@ -56,11 +56,11 @@ class FedSGD(Algorithm):
 
     @property
     def uses_moments(self) -> bool:  # type: ignore[override]
-        """The server has AdamW in full precision, or SGD."""
+        """The server's optimizer is AdamW in full precision, or SGD."""
         return self.optimizer != "sgd"
 
     def like(self, params: Tensors) -> Streams:
-        """Beside the gradient, the schedule's learning rate."""
+        """Return the gradient, and the schedule's learning rate."""
         return {DELTA: params, SCALARS: {RATE: torch.zeros((), dtype=torch.float64)}}
 
     def rule(self, task: Task, memory: Streams) -> LocalRule:

@@ -1,4 +1,4 @@
-"""One pool of instructions for all clients: they propose, everybody scores everything, the best survive."""
+"""One pool of instructions for all clients: each proposes texts, all score the pool, the best half stays."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class _Score(LocalRule):
 
 @dataclass(frozen=True)
 class FedText(Algorithm):
-    """The pool holds `pool` texts, "" among them at first. What travels is the pool, and a score for each text and
-    client: the mean loss of the client's answers behind it. The better half by the weighted mean of the scores stays;
-    proposals that were never in the pool fill the rest, clients in turn. The best that was scored is the prompt.
+    """The pool has `pool` texts, "" among them at first. The server sends the pool; each client returns a score per
+    text, the mean loss of its answers after the text, and proposals. The better half by the weighted mean of the scores
+    stays; proposals that were never in the pool fill the rest, clients in turn. The best text is the prompt.
     """
 
     sums_updates: ClassVar[bool] = False
@@ -48,7 +48,7 @@ class FedText(Algorithm):
     length: int = field(default=200, metadata={"key": "prompt_length"})
 
     def init(self, params: Tensors) -> ServerState:
-        """Begin with no instruction, and the text that the run begins with."""
+        """Start with the empty instruction, and the initial text of the run."""
         (text,) = [""] if next(iter(params.values())).is_meta else to_texts(_bytes(params))
         texts = list(dict.fromkeys(["", text]))
         filled = torch.arange(self.pool) < len(texts)
@@ -63,12 +63,12 @@ class FedText(Algorithm):
         )
 
     def like(self, params: Tensors) -> Streams:
-        """A score for every text, and proposals."""
+        """Return a score for every text, and proposals."""
         shape = (self.proposals, self.length)
         return {SEARCH: {SCORES: torch.zeros(self.pool), PROPOSALS: torch.zeros(shape, dtype=torch.uint8)}}
 
     def check(self, update: Update) -> None:
-        """Refuse an update whose proposals are not to be shown."""
+        """Refuse an update whose proposals are invalid or unprintable."""
         try:
             to_texts(update.streams[SEARCH][PROPOSALS])
         except ValueError as error:
@@ -94,7 +94,7 @@ class FedText(Algorithm):
         return replace(total, streams={SEARCH: total.streams[SEARCH] | {PROPOSALS: in_turn}})
 
     def step(self, state: ServerState, total: Total) -> ServerState:
-        """Keep the better half, and let the rest of the pool be new."""
+        """Keep the better half, and fill the pool with new proposals."""
         search, results = state.memory[SEARCH], total.streams[SEARCH]
         pool, old_texts = to_texts(search[POOL]), to_texts(search["tried"])
         scores = torch.where(search[FILLED], results[SCORES], torch.full_like(results[SCORES], 1e30))

@@ -15,7 +15,7 @@ CONTROL = "control"
 
 
 class _Correct(LocalRule):
-    """Add c - c_i to every gradient (or step), and find the new c_i."""
+    """Add c - c_i to every gradient (or step), and compute the new c_i."""
 
     def __init__(self, server: Tensors, control: Tensors, in_gradients: bool) -> None:
         self.control = control
@@ -55,15 +55,15 @@ class _Correct(LocalRule):
 
 @dataclass(frozen=True)
 class Scaffold(Algorithm):
-    """Clients step along g + c - c_i; c_i is the mean of what they saw, c = sum p_i c_i over all N clients.
+    """Clients step along g + c - c_i; c_i is the mean of the client's gradients, c = sum p_i c_i over all N clients.
 
     space=gradient (default): the correction is added to the gradient before clipping and AdamW, and c_i <- the mean of
     the gradients as they came. space=update (the paper's option II, as OpenFedLLM has it): the correction is added to
     AdamW's step, c_i <- (x - y) / (sum of lr) - (c - c_i). With SGD and without clipping both are option II.
 
     c <- c + sum over the cohort of p_i (c_i+ - c_i), p_i = w_i / (the weight of all N clients), not of the cohort:
-    otherwise c would not stay the sum of the c_i (the paper's 1 / N is the case of equal weights). So the fixed point
-    is where sum p_i grad f_i = 0, whoever is sampled or drops out: with `--client_weight size` the optimum of all rows
+    otherwise c would not stay sum p_i c_i (the paper's 1 / N is the case of equal weights). So the fixed point is where
+    sum p_i grad f_i = 0, whichever clients are sampled or drop out: with `--client_weight size` the optimum of all rows
     together, with `uniform` that of equal clients.
     """
 
@@ -79,7 +79,7 @@ class Scaffold(Algorithm):
         return ServerState(params, {CONTROL: tensors.zeros(params)})
 
     def task(self, state: ServerState, client: str, version: int) -> Task:
-        """Send c along."""
+        """Send c too."""
         return Task(client, state.round, version, state.params, {CONTROL: state.memory[CONTROL]})
 
     def rule(self, task: Task, memory: Streams) -> LocalRule:

@@ -162,7 +162,7 @@ class Protection:
 
     def answer(self, request: ProtectionRequest, party: Party) -> Reply:
         """Answer a message of the protection's own at the client (its public keys, its part of an unmasking)."""
-        return Failure(request.client, request.round, f"knows no message '{request.phase}'")
+        return Failure(request.client, request.round, f"has no protection with a message '{request.phase}'")
 
     def largest(self, most: tuple[int, int]) -> tuple[int, int]:
         """Return upper bounds of any reply (bytes, tensors), given those of an update before it is sealed."""

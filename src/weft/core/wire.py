@@ -173,13 +173,13 @@ def unpack(raw: Raw, *, run: str = "", max_bytes: int | None = None, max_tensors
         BadUpdate: the message is too large, damaged, or of another run or version.
     """
     if max_bytes is not None and len(raw) > max_bytes:
-        _bad(f"{len(raw)} bytes, and {max_bytes} are the most that can be")
+        _bad(f"{len(raw)} bytes, more than the limit of {max_bytes}")
     fields, values = _header(raw, max_tensors)
     if fields.get("v") != VERSION or fields.get("run") != run:
         _bad("a message of another version or run")
     kind, client, round = fields.get("kind"), fields.get("client"), fields.get("round")
     if not isinstance(client, str) or not 0 < len(client) <= MAX_NAME or not _whole(round):
-        _bad("no client or no round")
+        _bad("no valid client or round")
     assert isinstance(round, int)
     parts = _parts(fields, values)
     if kind in ("Task", "Probe"):
@@ -203,7 +203,7 @@ def unpack(raw: Raw, *, run: str = "", max_bytes: int | None = None, max_tensors
     if kind == "Failure":
         return Failure(client, round, str(fields.get("reason", ""))[:MAX_NAME])
     if kind != "Undo":
-        _bad("a message of no known kind")
+        _bad("a message of unknown kind")
     return Undo(client, round)
 
 
@@ -213,7 +213,7 @@ def _header(raw: Raw, max_tensors: int) -> tuple[JsonObject, list[torch.Tensor]]
         _bad("too few bytes")
     size = int.from_bytes(raw[:8], "little")
     if size > min(len(raw) - 8, MAX_HEADER + MAX_HEADER_PER_TENSOR * max_tensors):
-        _bad("a header that is longer than what there is, or than it may be")
+        _bad("a header that exceeds the message or the limit")
     try:
         header, body = _split(raw)
         fields = json.loads(header.pop("__metadata__")["weft"], object_pairs_hook=_once)
@@ -222,9 +222,9 @@ def _header(raw: Raw, max_tensors: int) -> tuple[JsonObject, list[torch.Tensor]]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         _bad("a header that cannot be read")
     if not isinstance(fields, dict) or len(header) > max_tensors:
-        _bad("more tensors than can be, or a header that says nothing")
+        _bad("too many tensors, or a header without fields")
     if fields.get("digest") != _signature(fields, header, _digest([body])):
-        _bad("a message that was damaged on its way")
+        _bad("a message with a wrong checksum")
     return fields, _tensors(header, body)
 
 
@@ -234,19 +234,19 @@ def _tensors(header: JsonObject, body: memoryview) -> list[torch.Tensor]:
     for number in range(len(header)):
         value = header.get(str(number))
         if not isinstance(value, dict):
-            _bad("tensors without numbers")
+            _bad("tensors that are not numbered")
         shape, span = value.get("shape"), value.get("data_offsets")
         format = FORMATS.get(str(value.get("dtype")))
         if format is None or not _counts(shape, 8) or not _counts(span, 2) or len(span) != 2:
-            _bad("a tensor of no known form")
+            _bad("a tensor with an invalid dtype, shape or span")
         begin, stop = span
         if math.prod(shape) * format.itemsize != stop - begin:
-            _bad("a tensor whose size is not what its shape says")
+            _bad("a tensor whose size does not match its shape")
         spans.append((begin, stop, number, shape, format))
     end, tensors = 0, [torch.empty(0)] * len(spans)
     for begin, stop, number, shape, format in sorted(spans, key=lambda one: one[:3]):
         if begin != end or stop > len(body):
-            _bad("tensors that overlap, or are not there")
+            _bad("tensors that overlap or lie outside the message")
         end = stop
         flat = torch.frombuffer(_writable(body[begin:stop], begin, format), dtype=format) if stop > begin else EMPTY
         tensors[number] = flat.to(format).reshape(shape)
@@ -264,18 +264,18 @@ def _parts(fields: JsonObject, values: list[torch.Tensor]) -> Streams:
     """Return the tensors by their parts and names."""
     parts, names = fields.get("parts"), fields.get("names")
     if not isinstance(parts, list) or not isinstance(names, list) or len(names) != len(values):
-        _bad("names that do not fit its tensors")
+        _bad("names that do not match the tensors")
     if not all(isinstance(part, str) and len(part) <= MAX_NAME for part in parts):
-        _bad("a part of no name")
+        _bad("a part without a valid name")
     streams: Streams = {part: Tensors() for part in parts}
     for pair, value in zip(names, values, strict=True):
         if not (
             isinstance(pair, list) and len(pair) == 2 and all(isinstance(n, str) and len(n) <= MAX_NAME for n in pair)
         ):
-            _bad("a tensor of no name")
+            _bad("a tensor without a valid name")
         part, name = pair
         if part not in streams or name in streams[part]:
-            _bad("a tensor that is named twice, or of no part")
+            _bad("a tensor with a repeated name, or of an unknown part")
         streams[part][name] = value
     return streams
 
@@ -283,15 +283,15 @@ def _parts(fields: JsonObject, values: list[torch.Tensor]) -> Streams:
 def _metrics(fields: JsonObject) -> Metrics:
     metrics = fields.get("metrics", {})
     if not isinstance(metrics, dict) or len(metrics) > MAX_METRICS:
-        _bad("no metrics, or too many")
+        _bad("invalid metrics, or too many")
     if any(len(name) > MAX_NAME for name in metrics):
-        _bad("metrics of endless names")
+        _bad("metrics with too long names")
     return {name: _float(value) for name, value in metrics.items()}
 
 
 def _float(value: object) -> float:
     try:
-        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else _bad("no number")
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else _bad("a value that is not a number")
     except OverflowError:
         _bad("a number that is too large")
 
@@ -299,7 +299,7 @@ def _float(value: object) -> float:
 def _number(fields: JsonObject, name: str) -> int:
     value = fields.get(name)
     if not _whole(value):
-        _bad(f"no {name}")
+        _bad(f"no valid {name}")
     assert isinstance(value, int)
     return value
 
@@ -316,7 +316,7 @@ def _once(pairs: list[tuple[str, object]]) -> JsonObject:
     """Refuse an object with a repeated name: JSON readers differ in which value they take."""
     values = dict(pairs)
     if len(values) < len(pairs):
-        _bad("a name that is given twice")
+        _bad("a repeated name")
     return values
 
 

@@ -51,9 +51,9 @@ def open_reply(raw: Raw, sender: str, round: int, *, run: str = "", max_bytes: i
     try:
         reply = unpack(raw, run=run, max_bytes=max_bytes, max_tensors=max_tensors)
         if not isinstance(reply, (Update, Score, Failure, ProtectionReply)):
-            raise BadUpdate("sent no reply")
+            raise BadUpdate("sent a message that is no reply")
         if reply.client != sender:
-            raise BadUpdate("sent a reply in the name of another")
+            raise BadUpdate("sent a reply under the name of another client")
     except BadUpdate as error:
         return Failure(sender, round, str(error), bad=True)
     except Exception as error:  # whatever a client sends is that client's failure, and nobody else's
@@ -81,7 +81,7 @@ def check_metrics(metrics: Metrics) -> None:
     for name in metrics:
         kind, _, number = name.partition("/")
         if unfit(name) or (kind == CHOICE and not is_number(number)):
-            raise BadUpdate("sent metrics of names that cannot be")
+            raise BadUpdate("sent metrics with invalid names")
     if (reason := fault(metrics)) is not None:
         raise BadUpdate(f"sent {reason}")
 
@@ -157,9 +157,9 @@ def admit(
     if isinstance(reply, Update) and reply.members:
         senders = reply.members
     if not set(senders) <= tasks.keys() and not any(reply.round < task.round for task in tasks.values()):
-        raise ClientFailed("sent a reply that nobody waits for")
+        raise ClientFailed("sent a reply without a request")
     if not set(senders) <= waiting:
-        raise LateUpdate("sent a reply that nobody waits for any more")
+        raise LateUpdate("sent a reply after its request was closed")
     task = tasks[senders[0]]
     if isinstance(reply, Update) and (reply.round, reply.attempt) < (task.round, task.attempt):
         raise LateUpdate(f"sent an update of round {reply.round} in round {task.round}, or of an earlier attempt")
@@ -172,7 +172,7 @@ def admit(
         raise BadUpdate(f"sent an update of round {reply.round} and version {reply.base_version} in round {task.round}")
     heaviest = math.inf if max_weights is None else sum(max_weights[sender] for sender in senders)
     if not (math.isfinite(reply.weight) and MIN_WEIGHT <= reply.weight <= heaviest):
-        raise BadUpdate(f"gave its update the weight {reply.weight}")
+        raise BadUpdate(f"sent an update of weight {reply.weight}")
     check_metrics(reply.metrics)
     _check_streams(reply.streams, like)
     return reply
@@ -185,7 +185,7 @@ def _check_streams(streams: Streams, like: Streams) -> None:
         raise BadUpdate(f"sent the streams {names or 'of nothing'} instead of {', '.join(sorted(like))}")
     for stream, values in streams.items():
         if values.keys() != like[stream].keys():
-            raise BadUpdate("sent other parameters than the task has")
+            raise BadUpdate("sent parameters that differ from the task's")
         for name, value in values.items():
             expected = like[stream][name]
             if value.shape != expected.shape or value.dtype != expected.dtype:

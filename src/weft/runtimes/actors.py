@@ -1,8 +1,7 @@
-"""The Ray runtime: clients are answered by actors, each a process with a model of its own, as many at a time.
+"""The Ray runtime: actors answer for the clients in parallel, each a process with a model of its own.
 
-Data and what clients remember stay with this process: an actor is sent a message with what its client remembers, and
-sends back the answer with what it is to remember. So any actor can answer for any client, and one that dies is replaced
-and its message answered by another.
+The memory of clients stays in this process: it is sent to the actor with the message, and comes back with the answer.
+So any actor can answer for any client; one that dies is replaced, and another answers its message.
 """
 
 from __future__ import annotations
@@ -24,32 +23,32 @@ from weft.federation.client_host import ClientHost
 from weft.federation.clients import ClientData
 
 TRIES = 3
-"""How many actors may die of a message before its client is given up."""
+"""Actors that may die during a message before its client fails."""
 
 
 @dataclass
 class MessageMemory:
-    """The memory of one client, as it came with a message; what is saved goes back with the answer."""
+    """The memory of one client at an actor: it came with a message, and a new one goes back with the answer."""
 
     memory: Streams
     message_secret: Secret | None = None
     saved_state: tuple[int, Streams] | None = None
 
     def load(self, client: str, round: int) -> Streams:
-        """Return what came."""
+        """Return the memory that came with the message."""
         return self.memory
 
     def save(self, client: str, round: int, streams: Streams) -> None:
-        """Keep it for the answer."""
+        """Set the memory that goes back with the answer."""
         self.saved_state = (round, streams)
 
     def drop(self, client: str, round: int) -> None:
-        """Forget it."""
+        """Send no new memory back."""
         self.saved_state = None
 
     def secret(self, client: str) -> Secret:
-        """Return the one that came: actors belong to the process that simulates all clients."""
-        assert self.message_secret is not None, "a part that draws at clients says so by draws_secrets"
+        """Return the secret that came with the message: one user runs all simulated clients and their actors."""
+        assert self.message_secret is not None, "a part that draws secrets at clients sets draws_secrets"
         return self.message_secret
 
 
@@ -80,19 +79,19 @@ class _InFlight:
 
 @dataclass
 class Actors(Runtime):
-    """Hands messages to free actors, and their answers on in the order in which they count."""
+    """Gives messages to free actors, and yields the replies in the order of the in-process runtime."""
 
     client_host: ClientHost
-    """The sites; its model is not asked."""
+    """The clients; its own model is not used."""
     start: Callable[[], Actor]
-    """Returns a new actor, whose `answer` takes a message, its parameters and a memory."""
+    """Starts an actor."""
     count: int
     note: Callable[[str], None]
     running: dict[Hashable, _InFlight] = field(default_factory=dict)
     free: list[Actor] = field(default_factory=list)
 
     def exchange(self, messages: Sequence[Message]) -> Iterator[Reply]:
-        """Answer the messages; replies come in the order of the in-process runtime, so the numbers are the same."""
+        """Answer the messages, in the order of the in-process runtime, so that sums are the same to the last bit."""
         messages_in_order = self.client_host.by_speed(messages)
         self._drain()
         while len(self.free) < self.count:
@@ -114,7 +113,7 @@ class Actors(Runtime):
     def _hand_out(
         self, place: int, messages: list[Message], parameter_refs: dict[int, object], replies: dict[int, Reply]
     ) -> None:
-        """Give a message to a free actor; what needs none is answered here."""
+        """Give a message to a free actor; messages that need no model are answered here."""
         import ray
 
         message = messages[place]
@@ -126,6 +125,7 @@ class Actors(Runtime):
         if not isinstance(message, Task | Probe):
             replies[place] = self.client_host.reply(message)
             return
+        # Most clients of a round are sent the same parameters: they enter Ray's store once.
         params = message.params
         if id(params) not in parameter_refs:
             parameter_refs[id(params)] = ray.put(_array(pack(Task("all", 0, 0, params))))
@@ -138,7 +138,7 @@ class Actors(Runtime):
         self.running[ref] = _InFlight(place, message, client, actor)
 
     def _take_in(self, replies: dict[int, Reply], deaths: dict[int, int], waiting: list[int]) -> None:
-        """Wait for an answer; an actor that died is replaced, and its message handed out again."""
+        """Wait for an answer; an actor that died is replaced, and its message is queued again."""
         import ray
 
         (ref,), _ = ray.wait(list(self.running), num_returns=1)
@@ -148,7 +148,7 @@ class Actors(Runtime):
             raw, saved_state = ray.get(ref)
         except ray.exceptions.RayActorError:
             deaths[flight.place] = deaths.get(flight.place, 0) + 1
-            self.note(f"an actor died while it answered for '{client.name}'; another begins.")
+            self.note(f"an actor died while it answered for '{client.name}'; a new one is started.")
             self.free.append(self.start())
             if deaths[flight.place] < TRIES:
                 waiting.insert(0, flight.place)
@@ -164,7 +164,7 @@ class Actors(Runtime):
         replies[flight.place] = reply
 
     def _drain(self) -> None:
-        """Wait for what nobody needs any more."""
+        """Wait for the answers of an exchange that was not read to its end; they are dropped."""
         import ray
 
         for ref, flight in list(self.running.items()):
@@ -184,7 +184,11 @@ def answer_at_actor(
     step_fraction: float,
     secret: Secret | None,
 ) -> tuple[NDArray[np.uint8], tuple[int, Streams] | None]:
-    """Answer at an actor what `Actors` handed out."""
+    """Answer a message in an actor's process.
+
+    Returns:
+        The packed reply, and the client's new memory with its round, if there is one.
+    """
     from weft.core.wire import unpack
 
     message, params_task = unpack(raw, max_tensors=1 << 20), unpack(packed_params.data, max_tensors=1 << 20)
@@ -198,5 +202,5 @@ def answer_at_actor(
 
 
 def _array(raw: bytes) -> NDArray[np.uint8]:
-    """Return bytes as what Ray lets others read where it lies, without a copy each."""
+    """Return bytes as an array, which Ray shares between processes without a copy."""
     return np.frombuffer(raw, dtype=np.uint8)

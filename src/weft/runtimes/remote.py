@@ -1,9 +1,8 @@
-"""Messages to sites elsewhere: each is asked by a thread of its own, and is alive as long as it goes on.
+"""The runtime of real sites: a thread for each message polls the site until it has answered.
 
-A line carries bytes to a site and back; NVIDIA FLARE is one. A site is asked once and then listened to; it answers at
-once when it is done, and says in between how far it is. Only silence ends its turn: no word, or no progress, for
-`silence` seconds. A line that breaks is tried again until then, and an answer that was lost on its way is asked for
-again, not worked out twice.
+A transport, such as NVIDIA FLARE, carries bytes to a site and back. A message is sent once and then polled for; the
+reply to a poll is the answer, or the site's progress. A message fails only by silence: no contact, or no progress, for
+`silence` seconds. Until then a broken connection is retried, and a lost answer is polled for again, not computed twice.
 """
 
 from __future__ import annotations
@@ -24,57 +23,57 @@ from weft.federation.admission import open_reply
 from weft.runtimes.mailbox import UNKNOWN_RUN, WAIT, PollResult, TransportBroken
 
 LOAD_TIMEOUT = 600.0
-"""Seconds that a site has to load its model and its rows, before it says anything."""
+"""Seconds without progress that a handshake allows: the site loads its model and its rows."""
 MAX_RESTARTS = 3
-"""How often a site may begin anew with a message."""
+"""Restarts of a site's process during one message before the message fails."""
 RETRY_DELAY = 0.5
-"""Seconds before a line that broke is tried again."""
+"""Seconds before a broken connection is tried again."""
 
 
 class Transport(Protocol):
     """Carries bytes to sites and back."""
 
     def ask(self, client: str, ticket: str, raw: bytes | None, wait: float) -> PollResult:
-        """Give a site a message, or (None) listen for its answer.
+        """Send a site a message, or poll for its answer.
 
         Args:
-            client: the site.
-            ticket: of the message; a site that has seen it does not begin again.
-            raw: the message, or None where the site has it.
-            wait: seconds that the site may hold the answer back.
+            client: name of the site.
+            ticket: identifier of the message; a site does not repeat the work of a known ticket.
+            raw: the message; None: the site has it already.
+            wait: longest poll in seconds.
 
         Raises:
-            LineBroken: nothing was heard.
-            RunError: nothing will be heard any more.
-            KeyError: the site does not know the ticket: it has begun anew.
+            TransportBroken: no reply; the caller may try again.
+            RunError: the connection is closed for good.
+            KeyError: the site does not know the ticket: its process was restarted.
         """
         ...
 
 
 @dataclass
 class RemoteSites(Runtime):
-    """Asks all sites at a time."""
+    """Sends messages to all sites at once, each from a thread of its own."""
 
     transport: Transport
     run: str
     silence: float
-    """Seconds without a word or progress after which a site's turn is over."""
+    """Seconds without contact or progress after which a message fails."""
     largest: Callable[[], tuple[int, int]]
-    """Returns the bytes and the tensors that a reply may have."""
+    """Returns upper bounds of a reply: bytes, and number of tensors."""
     in_order: bool = True
-    """Replies count in the order of the messages, whoever is first; otherwise as they come."""
+    """Yield replies in the order of the messages, so that sums are reproducible; otherwise as they arrive."""
     note: Callable[[str], None] = print
     handshake: Callable[[str], bytes | None] = lambda _: None
-    """Returns the hello of a site."""
+    """Returns the handshake message of a site; None: there is none."""
     is_same_site: Callable[[str, bytes], bool] = lambda *_: True
-    """Says whether a site answers a second hello as it did the first."""
+    """Says whether a site's answer to a repeated handshake equals its first one: same rows, same policy."""
     session: str = field(default_factory=lambda: secrets.token_hex(4))
     exchanges: int = 0
     pending_undos: dict[str, list[Undo]] = field(default_factory=dict)
-    """What silent sites are to forget, before anything else once they are heard again; a site here is silent."""
+    """Undo messages for unreachable sites by name, sent first when the site is reachable again."""
 
     def exchange(self, messages: Sequence[Message]) -> Iterator[Reply]:
-        """Yield the replies; a site that fell silent is a failure."""
+        """Yield the replies; a site that does not answer in time yields a Failure."""
         self.exchanges += 1
         number, closed, packer = self.exchanges, threading.Event(), Packer(self.run)
         answers: queue.Queue[tuple[int, Reply | Exception]] = queue.Queue()
@@ -82,7 +81,7 @@ class RemoteSites(Runtime):
         def ask(place: int, message: Message) -> None:
             try:
                 answers.put((place, self._answer(message, packer, f"{number}-{place}", closed)))
-            except Exception as error:  # whoever waits for this thread must hear of it
+            except Exception as error:  # re-raised by the consumer: an exception in this thread would only be printed
                 answers.put((place, error))
 
         def next_answer() -> tuple[int, Reply]:
@@ -107,7 +106,7 @@ class RemoteSites(Runtime):
             closed.set()
 
     def ask_all(self, messages: Mapping[str, bytes]) -> dict[str, bytes | str]:
-        """Ask every site what is written for it; return the answers, or in words why there is none."""
+        """Send every site its handshake; return the answers by site, or (as str) the reason why there is none."""
         closed = threading.Event()
         with ThreadPoolExecutor(max_workers=max(1, len(messages))) as pool:
             futures = {
@@ -117,7 +116,7 @@ class RemoteSites(Runtime):
             return {name: future.result() for name, future in futures.items()}
 
     def _answer(self, message: Message, packer: Packer, number: str, closed: threading.Event) -> Reply:
-        """Return what a site answers; one that was silent is told first what it has to forget, when it is heard."""
+        """Return a site's reply; a site that was unreachable first gets the Undo messages of the rounds it missed."""
         client, undos = message.client, self.pending_undos.get(message.client)
         if undos is not None:
             if isinstance(message, Undo):
@@ -136,7 +135,7 @@ class RemoteSites(Runtime):
         return open_reply(raw, client, message.round, run=self.run, max_bytes=max_bytes, max_tensors=max_tensors)
 
     def _ask_until_done(self, message: Message, packer: Packer, number: str, closed: threading.Event) -> bytes | str:
-        """Ask until the site is done, or (a reason) silent, or nobody wants to know any more."""
+        """Return a site's answer, or (as str) why there is none; a restarted site gets the handshake again."""
         ticket = f"{self.session}/{type(message).__name__}/{message.round}/{number}"
         packed = packer.pack(message)
         raw = self._ask(message.client, packed, ticket, closed)
@@ -144,20 +143,20 @@ class RemoteSites(Runtime):
         for restart in range(MAX_RESTARTS if handshake is not None else 0):
             if raw != UNKNOWN_RUN or handshake is None:
                 return raw
-            self.note(f"the site '{message.client}' has begun anew and is said hello again.")
+            self.note(f"the site '{message.client}' was restarted; the handshake is repeated.")
             result = self._ask(message.client, handshake, f"{ticket}/hello/{restart}", closed, LOAD_TIMEOUT)
             if isinstance(result, str):
                 return result
             if result != UNKNOWN_RUN:
                 if not self.is_same_site(message.client, result):
-                    return "came back with other rows, or refuses by now"
+                    return "came back with other rows, or refuses the run now"
                 raw = self._ask(message.client, packed, f"{ticket}/again/{restart}", closed)
         return "its process ended while it worked" if raw == UNKNOWN_RUN else raw
 
     def _ask(
         self, client: str, packed: bytes, ticket: str, closed: threading.Event, silence: float = 0.0
     ) -> bytes | str:
-        """Return what a site answers, or why there is no answer; as long as it is heard it may do so for longer."""
+        """Poll until a site answers; return the answer, or (as str) why there is none."""
         silence = max(silence, self.silence)
         raw: bytes | None = packed
         last_progress = last_contact = time.monotonic()
@@ -176,7 +175,7 @@ class RemoteSites(Runtime):
             except KeyError:
                 raw, progress, restarts = packed, -1, restarts - 1
                 if not restarts:
-                    return f"began anew {MAX_RESTARTS} times"
+                    return f"was restarted {MAX_RESTARTS} times"
             except TransportBroken as error:
                 reason = f" ({error})" if str(error) else ""
                 closed.wait(RETRY_DELAY)
@@ -184,4 +183,4 @@ class RemoteSites(Runtime):
                 return f"could not be reached{reason} for {self.silence:g} s"
             if time.monotonic() - last_progress > silence:
                 return f"made no progress for {silence:g} s"
-        return "was not waited for"
+        return "did not answer before the exchange ended"
