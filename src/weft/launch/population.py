@@ -27,6 +27,7 @@ from weft.data.words import lead_of
 from weft.errors import DataError
 from weft.evaluation.heldout import Questions
 from weft.federation.clients import Clients, MemoryStore
+from weft.json_types import JsonObject
 from weft.launch.overlap import count_repeats, keep_apart
 from weft.launch.parts import split
 from weft.launch.template_date import today
@@ -49,7 +50,7 @@ class Population:
     choices: list[str] | None
     counts: dict[str, int] = field(default_factory=dict)
     """Rows, truncated, without a place for their answer; tokens."""
-    split: dict[str, Any] = field(default_factory=dict)
+    split: JsonObject = field(default_factory=dict)
     """What each client has, and how unlike the clients are."""
     text_bytes: Callable[[int], int] | None = None
     """Of plain text: the bytes that a row's targets stand for."""
@@ -184,7 +185,7 @@ def _with_public(clients: Clients, rows: Sequence[int] | np.ndarray) -> Clients:
 
 def _described(
     config: RunConfig, sources: Sources, table: TokenTable, names: list[str], owned: list[np.ndarray]
-) -> dict[str, Any]:
+) -> JsonObject:
     """Say what each client has; labels are those that the split went by, or the answers where it went by clients."""
     natural = bool(config.clients) or config.split_strategy in registry.NATURAL_SPLITS
     labels = (sources.answers if natural else sources.labels)(np.arange(len(sources.origins)))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from weft.config import RunConfig, build
 from weft.errors import ConfigError
+from weft.json_types import JsonObject
 from weft.launch.paths import absolute, kind_of
 from weft.runs.layout import RunDir
 from weft.runs.metrics import read, to_frame
@@ -60,15 +61,15 @@ class Run:
         return self._summary is not None and self._summary["rounds"] >= max(self.rounds, default=0)
 
     @cached_property
-    def _summary(self) -> dict[str, Any] | None:
+    def _summary(self) -> JsonObject | None:
         try:
-            loaded: dict[str, Any] = json.loads(self.directory.summary_file.read_text(encoding="utf-8"))
+            loaded: JsonObject = json.loads(self.directory.summary_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         return loaded
 
     @property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JsonObject:
         """The numbers of summary.json; ConfigError while the run is not finished."""
         if self._summary is None or not self.finished:
             raise ConfigError(f"The run in '{self.path}' is not finished: run `{self._again}`.")

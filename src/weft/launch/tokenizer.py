@@ -13,6 +13,7 @@ from weft.core.secret import Secret
 from weft.data.source_kinds import token_cache
 from weft.data.vocabulary import byte_tokenizer, common_words, own_tokenizer, tokenizer_of_words, words_of
 from weft.federation.clients import ClientData, InMemory
+from weft.json_types import JsonObject
 from weft.launch.population import populate
 
 WHOLE = 1 << 40
@@ -49,7 +50,7 @@ def with_tokenizer(
     return config.model_copy(update={"tokenizer": str(folder), "tokenizer_text": None, "federated_tokenizer": False})
 
 
-def _federated(config: RunConfig, secret: Callable[[], Secret]) -> tuple[Any, dict[str, Any]]:
+def _federated(config: RunConfig, secret: Callable[[], Secret]) -> tuple[Any, JsonObject]:
     """Return a tokenizer made of the clients' counts, and what was sent for it."""
     tokenizer, kept_in = byte_tokenizer(), token_cache(config)
     kept_in.mkdir(parents=True, exist_ok=True)
