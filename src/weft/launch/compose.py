@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from weft import kinds
 from weft.algorithms.clustered import Clustered
 from weft.config import RunConfig
@@ -13,7 +15,6 @@ from weft.federation.conditions import Conditions
 from weft.federation.plan import Plan
 from weft.federation.sampling import Selection
 from weft.federation.sharing import Sharing
-from weft.json_types import JsonObject
 from weft.launch.availability import read_trace
 from weft.launch.parts import check as check_parts
 from weft.launch.parts import part
@@ -148,7 +149,7 @@ def local_steps(config: RunConfig, wanted: str = "gradients", *, pools: bool = F
         wanted: "directions", or what the configuration says.
         pools: all rows, and all that clients know, are at one place.
     """
-    how: JsonObject = {}
+    how: dict[str, Any] = {}
     kind = SeedSteps if wanted == "directions" else GradientSteps
     if config.prompt_method == "black_box":
         kind, how = Evolution, {"population": config.population}

@@ -168,7 +168,7 @@ def rows_of(value: Any, key: str) -> Iterable[Mapping[str, Any]]:
     raise DataError(f"{key} is of the type {type(value).__name__}, which holds no rows: give {READ}{hint}.")
 
 
-def _is_name(value: Any) -> bool:
+def _is_name(value: object) -> bool:
     return value is None or isinstance(value, (str, os.PathLike))
 
 
@@ -181,7 +181,7 @@ def _line(row: Mapping[str, Any], number: int, key: str) -> bytes:
         raise DataError(f"Row {number} of {key} cannot be written ({error}): give text, numbers and lists.") from None
 
 
-def _missing(value: Any) -> bool:
+def _missing(value: object) -> bool:
     return type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from weft.core.declarations import scores
 from weft.core.metrics import plus, summarise
@@ -123,6 +122,6 @@ def result_of(state: ServerState, initial: Tensors) -> Tensors:
     return initial | state.memory.get(FIXED, {}) | state.memory.get(SIDE, {}) | state.params
 
 
-def _mean(values: list[Any]) -> float | None:
+def _mean(values: list[float | None]) -> float | None:
     numbers = [value for value in values if value is not None]
     return sum(numbers) / len(numbers) if numbers else None

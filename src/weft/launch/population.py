@@ -10,6 +10,7 @@ import numpy as np
 
 from weft import kinds, plugins, registry
 from weft.config import RunConfig
+from weft.core.libraries import Tokenizer
 from weft.data import splits
 from weft.data.documents import Documents
 from weft.data.encode import Encoded, closed_set, encode_choices
@@ -64,7 +65,7 @@ class Population:
         return [name for name, held in zip(self.names, self.evaluated.held, strict=True) if len(held)]
 
 
-def template_name(config: RunConfig, tokenizer: Any, rows: str) -> str:
+def template_name(config: RunConfig, tokenizer: Tokenizer, rows: str) -> str:
     """Return the template that `auto` stands for."""
     if rows == "text":
         return "plain"
@@ -85,7 +86,7 @@ def load_template(name: str, day: str | None = None) -> Any:
 
 def populate(
     config: RunConfig,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     memory: MemoryStore,
     *,
     rows: str,
@@ -141,7 +142,7 @@ def populate(
     return Population(names, trained, evaluated, asked, choices, counts, split, sizes, account=sources.account)
 
 
-def _sources(config: RunConfig, tokenizer: Any, rows: str, report: Report) -> Texts | Conversations | Judgements:
+def _sources(config: RunConfig, tokenizer: Tokenizer, rows: str, report: Report) -> Texts | Conversations | Judgements:
     if rows == "text":
         return Texts(config, tokenizer=TextTokenizer(tokenizer), report=report)
     if rows == "prompts":
@@ -266,7 +267,7 @@ def _ask(
     examples: list[Example],
     held: list[np.ndarray],
     table: Encoded,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     template: Any,
     config: RunConfig,
 ) -> dict[int, Questions]:

@@ -103,7 +103,7 @@ def join(config: RunConfig, cpus: int | None = None) -> None:
 
     names = ("HF_HUB_OFFLINE", "WEFT_CACHE", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
     env = {name: os.environ[name] for name in names if name in os.environ}
-    how: JsonObject = {"log_to_driver": False, "runtime_env": {"env_vars": env}, "logging_level": "ERROR"}
+    how: dict[str, Any] = {"log_to_driver": False, "runtime_env": {"env_vars": env}, "logging_level": "ERROR"}
     if config.ray_address is None:
         # Nothing outside this machine is listened to.
         ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **how)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weft.config import RunConfig, build
+from weft.core.libraries import Tokenizer
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
 from weft.launch.paths import absolute, kind_of
@@ -150,7 +151,7 @@ class Run:
         return self.weights(client).read_text(encoding="utf-8").strip("\n")
 
     @cached_property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         """The tokenizer that the run was trained with: the run's own copy, where there is one."""
         from transformers import AutoTokenizer
 
@@ -158,12 +159,13 @@ class Run:
         copies = (self.path / kind, *self.directory.clients.glob(f"*/{kind}")) if self.at_end else ()
         for folder in (*copies, self.path / "tokenizer"):
             if (folder / "tokenizer_config.json").exists():
-                return AutoTokenizer.from_pretrained(folder)
+                copy: Tokenizer = AutoTokenizer.from_pretrained(folder)
+                return copy
         from weft.launch.provenance import tokenizer_of
         from weft.models.tokenizer import load_tokenizer
         from weft.runs import fingerprints
 
-        loaded = load_tokenizer(self.config)
+        loaded: Tokenizer = load_tokenizer(self.config)
         now = tokenizer_of(self.config, loaded)
         self._warn(fingerprints.check(self.directory, now, accept=self.accept_changed))
         return loaded

@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from weft import plugins
 from weft.core.declarations import TRAIN_LOSS, scores
@@ -119,7 +118,7 @@ def _header(config: JsonObject, rounds: list[JsonObject], clients: int, *, finis
     return f"<dl>{''.join(shown)}</dl>"
 
 
-def _model(config: JsonObject) -> Any:
+def _model(config: JsonObject) -> str | None:
     shape = [config.get("size"), config.get("hidden_size"), config.get("num_layers")]
     return "from nothing" if any(value is not None for value in shape) else config.get("model_name_or_path")
 
@@ -184,8 +183,8 @@ def _clients(clients: dict[str, JsonObject]) -> str:
 
 def _failures(rounds: list[JsonObject], total: JsonObject) -> str:
     """Return the table of clients whose answers were not used: how often, when last, and why."""
-    rows: dict[str, tuple[int, Any, Any]] = {name: (1, None, reason) for name, reason in total.items()}
-    logged: dict[str, tuple[int, Any, Any]] = {}
+    rows: dict[str, tuple[int, int | None, object]] = {name: (1, None, reason) for name, reason in total.items()}
+    logged: dict[str, tuple[int, int | None, object]] = {}
     for record in rounds:
         for name, reason in (record.get("failures") or {}).items():
             logged[name] = (logged.get(name, (0,))[0] + 1, record["round"], reason)
@@ -200,7 +199,7 @@ def _failures(rounds: list[JsonObject], total: JsonObject) -> str:
     )
 
 
-def _table(heads: list[str], rows: Iterable[Iterable[Any]], more: int = 0, text: tuple[int, ...] = ()) -> str:
+def _table(heads: list[str], rows: Iterable[Iterable[object]], more: int = 0, text: tuple[int, ...] = ()) -> str:
     """Return a table; the columns in `text` are set flush left, as the first one is."""
     kind = ['class="text"' if column in text else "" for column in range(len(heads))]
     head = "".join(f"<th {kind[i]}>{escape(name)}</th>" for i, name in enumerate(heads))
@@ -217,7 +216,7 @@ def _columns() -> dict[str, str]:
     return {metric.name: metric.label for metric in scores()} | {"cluster": "cluster"}
 
 
-def _quantity(key: str, value: Any) -> Any:
+def _quantity(key: str, value: object) -> object:
     """Return a known number as people read it; anything else as it is."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
@@ -233,5 +232,5 @@ def _quantity(key: str, value: Any) -> Any:
     return human_number(value) if isinstance(value, float) else f"{value:,}"
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     return "&ndash;" if value is None else escape(str(value))

@@ -128,5 +128,5 @@ def _start(name: str, run_dir: Path, config: JsonObject) -> Any:
     return tracker
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
