@@ -92,32 +92,21 @@ def run_rounds(
     buffer = plan.algorithm.buffer
     cohorts = None if buffer is None else _arrivals(buffer, rounds, clients, state.round)
     in_vain = 0  # since this process began: a run that is resumed has its attempts again
-    population_weight = rounds.population_weight(len(clients), by_rows=plan.weighs_rows)
+    weight = rounds.population_weight(len(clients), by_rows=plan.weighs_rows)
     while state.round < rounds.count:
         start = time.perf_counter()
-        clock: float | None = None
+        sharing, clock = plan.sharing, None
         if cohorts is not None:
             indexes, clock = next(cohorts)
         else:
-            aside = [i for i, name in enumerate(clients) if name in set_aside(state, rounds.max_bad_updates)]
-            sampled = rounds.selection.cohort(clients, state.round, state.attempt, state.round + state.attempts, aside)
-            indexes = [(i, state.round) for i in plan.algorithm.cohort(sampled, len(clients))]
-            if not indexes and aside:
-                raise RunError(f"All clients that can be reached sent {rounds.max_bad_updates} bad updates.")
-        sharing = plan.sharing
+            indexes = [(i, state.round) for i in _sampled_cohort(plan, state, rounds, clients)]
         cohort = [
             Participant(clients[i], version, sharing.rank_of(i), sharing.layers_of(i), rounds.rows_of(i))
             for i, version in indexes
         ]
-        max_updates = rounds.selection.updates_per_round if plan.over_selected else 0
+        most = rounds.selection.updates_per_round if plan.over_selected else 0
         state, record = run_round(
-            plan,
-            state,
-            cohort,
-            runtime,
-            population_weight=population_weight,
-            max_updates=max_updates,
-            secret=rounds.secret,
+            plan, state, cohort, runtime, population_weight=weight, max_updates=most, secret=rounds.secret
         )
         seconds = time.perf_counter() - start
         if record.repeated:
@@ -136,6 +125,16 @@ def run_rounds(
         if due and eval_clients:
             scores = evaluate(plan.algorithm, state, runtime, eval_clients, failures=record.failures)
         yield RoundDone(state, record, seconds, scores, clock)
+
+
+def _sampled_cohort(plan: Plan, state: ServerState, rounds: Rounds, clients: Sequence[str]) -> Sequence[int]:
+    """Return the indexes of a synchronous round's clients; RunError if all that can be reached are excluded."""
+    aside = [i for i, name in enumerate(clients) if name in set_aside(state, rounds.max_bad_updates)]
+    sampled = rounds.selection.cohort(clients, state.round, state.attempt, state.round + state.attempts, aside)
+    indexes = plan.algorithm.cohort(sampled, len(clients))
+    if not len(indexes) and aside:
+        raise RunError(f"All clients that can be reached sent {rounds.max_bad_updates} bad updates.")
+    return indexes
 
 
 def set_aside(state: ServerState, limit: int) -> set[str]:
