@@ -84,6 +84,7 @@ class PairTable:
 
         It is the next row; the next but one where examples have two rows, so that it is of another prompt.
         """
+        # The divergence is estimated on mismatched pairs of prompt and answer, as in KTO.
         twice = len(rows) > len(np.unique(self.rows[rows]))
         self.partner[rows] = np.roll(rows, -2 if twice else -1)
 

@@ -165,7 +165,7 @@ def parts_of(folder: Path, kind_of: Kind) -> Parts:
                 f"'{name}' in '{folder}' is of {_quoted_list(file_parts)} at once: give it a name of one of them."
             )
         (parts.files.setdefault(file_parts[0], []) if file_parts else parts.unassigned).append(path)
-    if not parts.files:
+    if not parts.files:  # no name says a part: the whole folder is one part without a name
         top = [path for path in parts.unassigned if path.parent == folder]
         parts.files = {"": top or parts.unassigned}
         parts.unassigned = [path for path in parts.unassigned if path not in set(parts.files[""])]
@@ -189,7 +189,7 @@ def _below(folder: Path, kind_of: Kind) -> list[Path]:
     for place, folders, files in os.walk(folder):
         inside = Path(place)
         if inside != folder and (set(files) >= RUNS or MODELS & set(files)):
-            folders.clear()
+            folders.clear()  # a list that os.walk reads afterwards: nothing below is visited
             continue
         folders[:] = [name for name in folders if not name.startswith((".", "__"))]
         names = [name for name in files if not name.startswith(".") and name not in IGNORED]

@@ -196,6 +196,7 @@ def _passages(path: Path) -> Iterator[Document]:
     pending, bytes_read = "", 0
     for raw, text in text_chunks(path):
         bytes_read += len(raw)
+        # U+FFFD may also stand in the file itself, in which case nothing was replaced.
         broken = REPLACED in text and REPLACED.encode() not in raw
         pending += text.replace("\r\n", "\n")
         while (end := _passage_end(pending)) > 0:
