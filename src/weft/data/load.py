@@ -42,7 +42,7 @@ def read_rows(source: str, selection: Selection = DEFAULT_SELECTION, *, token: b
     if path.is_dir() and not saved_set(path):
         rows = concatenate(_read_file(file) for file in data_files(path, selection))
     elif path.is_file():
-        parts.whole(selection, source)
+        parts.require_no_parts(selection, source)
         rows = _read_file(path)
     elif not path.is_dir() and (source.startswith((".", "/", "~")) or kind_of(path) is not None):
         raise DataError(f"There is no file or folder '{source}': check the path.")

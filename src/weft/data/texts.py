@@ -184,7 +184,7 @@ def text_sources(
     if path.is_dir() and not sets.saved_set(path):
         return [TextSource(str(file), DEFAULT_SELECTION, token, column) for file in load.data_files(path, selection)]
     if path.is_file():
-        parts.whole(selection, name)
+        parts.require_no_parts(selection, name)
         return [TextSource(name, DEFAULT_SELECTION, token, column)]
     if not path.exists() and (name.startswith((".", "/", "~")) or load.kind_of(path) is not None):
         raise DataError(f"There is no file or folder '{name}': check the path.")
