@@ -90,7 +90,7 @@ def main(verb: str = "sft", dtype: str = "auto") -> None:
         runtime = InProcess(ClientHost(plan, model, None, population.trained, population.evaluated))  # type: ignore[arg-type]
         state = plan.algorithm.init(model.values())
         names = population.trained.names
-        rounds = run_rounds(plan, state, runtime, Rounds(1000, Selection(0, 1), 0), clients=names, evaluated=[])
+        rounds = run_rounds(plan, state, runtime, Rounds(1000, Selection(0, 1), 0), clients=names, eval_clients=[])
         rows_of_client = population.trained[0].train
 
         def windows_of(round: int) -> list[list[Any]]:

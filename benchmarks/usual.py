@@ -122,7 +122,7 @@ def weft_rounds(config: Any) -> Any:
         runtime,
         Rounds(1000, Selection(0, CLIENTS), 0),
         clients=population.trained.names,
-        evaluated=[],
+        eval_clients=[],
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -25,7 +25,7 @@ __all__ = ["open_run", "train"]
 
 
 def train(
-    config: str | os.PathLike[str] | Mapping[str, Any] | RunConfig | None = None,
+    config: str | os.PathLike[str] | Mapping[str, object] | RunConfig | None = None,
     *,
     resume: bool = False,
     overwrite: bool = False,
@@ -55,23 +55,28 @@ def train(
     from weft.launch.train import train as run
     from weft.verbs import check_adapter, saved_keys
 
-    ways: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "quiet": quiet}
-    over = canonical(keys)
+    overrides = canonical(keys)
     if isinstance(config, RunConfig):
-        if not over:
-            return run(config, **ways)
+        if not overrides:
+            return run(config, resume=resume, overwrite=overwrite, quiet=quiet)
         config = config.model_dump()
     if not isinstance(config, Mapping):
-        config = read_file(config) if config is not None else saved_keys(over) if resume else {}
+        config = read_file(config) if config is not None else saved_keys(overrides) if resume else {}
     with ObjectInputs() as objects:
-        given, judged = gather(config, over)
-        given = objects.named(given)
-        if "recipe" in judged:
+        values, explicit_keys = gather(config, overrides)
+        values = objects.named(values)
+        if "recipe" in explicit_keys:
             raise ConfigError("recipe is what `weft pretrain` fills in: from Python write the keys that it stands for.")
-        typed, said = settle(given, [key for key in judged if key in given])
-        check_adapter(typed, judged)
+        resolved, notice = settle(values, [key for key in explicit_keys if key in values])
+        check_adapter(resolved, explicit_keys)
         objects.keep()
-        return run(typed, said=[*([said] if said else []), *objects.notes], **ways)
+        return run(
+            resolved,
+            said=[*([notice] if notice else []), *objects.notes],
+            resume=resume,
+            overwrite=overwrite,
+            quiet=quiet,
+        )
 
 
 def open_run(path: str | os.PathLike[str], *, round: int | None = None, accept_changed: bool = False) -> Run:

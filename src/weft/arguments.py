@@ -12,6 +12,7 @@ from typing import Any, NoReturn, get_args
 
 from weft import kinds, registry
 from weft.errors import ConfigError
+from weft.json_types import JsonObject
 
 COMMON = frozenset(
     "model_name_or_path dtype device load_in_4bit use_peft peft_lora_r peft_lora_alpha lora_aggregation dataset_name "
@@ -20,7 +21,7 @@ COMMON = frozenset(
     "eval_every eval_dataset_name output_dir seed report_to".split()
 )
 """The keys that the help of every verb shows; `--help_all` shows all."""
-USUAL = {
+VERB_KEYS = {
     "pretrain": "size tokenizer tokenizer_text federated_tokenizer vocab_size recipe",
     "dpo": "loss dpo_beta chosen_column rejected_column",
     "grpo": "reward reward_weights num_generations max_new_tokens temperature grpo_loss grpo_kl",
@@ -31,15 +32,15 @@ USUAL = {
 """And those that a verb's own help shows beside them."""
 
 
-LISTED = ("loss", "parallel", "grpo_loss", "recipe")
+CHOICES_ELSEWHERE = ("loss", "parallel", "grpo_loss", "recipe")
 """Keys whose names stand elsewhere in the help, or in their descriptions."""
 
 
-_described: ContextVar[bool] = ContextVar("described", default=False)
+_captures_parser: ContextVar[bool] = ContextVar("described", default=False)
 """Whether parsers are to be looked at rather than used."""
 
 
-class Described(BaseException):
+class ParserCapture(BaseException):
     """A verb's parser, instead of what the verb does."""
 
     def __init__(self, parser: Parser) -> None:
@@ -52,7 +53,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.rare: set[str] = set()
+        self.hidden_keys: set[str] = set()
         """What the short help leaves out."""
         self.switches: set[str] = set()
         """Flags that `--no_` before their name turns off."""
@@ -65,7 +66,7 @@ class Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         """Return the help, short unless all was asked for."""
-        hidden = [(action, action.help) for action in self._actions if action.dest in self.rare]
+        hidden = [(action, action.help) for action in self._actions if action.dest in self.hidden_keys]
         for action, _ in hidden:
             action.help = argparse.SUPPRESS
         try:
@@ -78,19 +79,19 @@ class Parser(argparse.ArgumentParser):
         """Parse; dashes in flags may be written for underscores, and `--no_use_peft` for `--use_peft false`."""
         from weft.keys.names import foreign
 
-        if _described.get():
-            raise Described(self)
-        known, unknown = self.parse_known_args([self._own(word) for word in argv])
-        if unknown:
+        if _captures_parser.get():
+            raise ParserCapture(self)
+        namespace, unknown_words = self.parse_known_args([self._normalised(word) for word in argv])
+        if unknown_words:
             flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
-            word = unknown[0].partition("=")[0]
+            word = unknown_words[0].partition("=")[0]
             guess = registry.nearest(word, flags)
             nearest = f" Did you mean '{guess}'?" if guess else f" `{self.prog} --help` lists what can be written."
-            theirs = foreign(word[2:], flags=True) if self.rare and word.startswith("--") else None
-            raise ConfigError(f"There is no flag or place for '{unknown[0]}'.{theirs or nearest}")
-        return known
+            foreign_name = foreign(word[2:], flags=True) if self.hidden_keys and word.startswith("--") else None
+            raise ConfigError(f"There is no flag or place for '{unknown_words[0]}'.{foreign_name or nearest}")
+        return namespace
 
-    def _own(self, word: str) -> str:
+    def _normalised(self, word: str) -> str:
         word = _underscored(word)
         return f"--{word[5:]}=false" if word.startswith("--no_") and word[5:] in self.switches else word
 
@@ -99,7 +100,7 @@ class Once(argparse.Action):
     """Takes a flag's value, one time."""
 
     def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: str | None = None
     ) -> None:
         """Keep the value; ConfigError where there is one already."""
         if getattr(namespace, self.dest, None) is not None:
@@ -116,15 +117,15 @@ class _Lines(argparse.RawDescriptionHelpFormatter):
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings:
             return str(action.metavar or action.dest)
-        shown = action.option_strings[-1 if action.dest == "help" else 0]
+        flag = action.option_strings[-1 if action.dest == "help" else 0]
         value = "" if action.nargs == 0 or action.metavar is None else f" {action.metavar}"
-        return shown + value
+        return flag + value
 
 
 class _HelpAll(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         assert isinstance(parser, Parser)
-        parser.rare = {""}
+        parser.hidden_keys = {""}
         parser.print_help()
         parser.exit()
 
@@ -132,13 +133,13 @@ class _HelpAll(argparse.Action):
 def parser_of(verb: str) -> Parser:
     """Return the parser of a verb, which every verb makes before it does anything."""
     module, _, function = registry.require(registry.COMMANDS, verb, "verb").partition(":")
-    before = _described.set(True)
+    token = _captures_parser.set(True)
     try:
         getattr(importlib.import_module(module), function)([])
-    except Described as found:
-        return found.parser
+    except ParserCapture as capture:
+        return capture.parser
     finally:
-        _described.reset(before)
+        _captures_parser.reset(token)
     raise TypeError(f"The verb '{verb}' parses nothing.")
 
 
@@ -154,18 +155,18 @@ def add_config_flags(parser: Parser, verb: str) -> None:
     from weft.config import ALIASES, RunConfig
 
     parser.add_argument("--help_all", action=_HelpAll, nargs=0, help="show every key of a run, and exit")
-    shown = COMMON | set(USUAL.get(verb, "").split())
-    parser.rare = set(RunConfig.model_fields) - shown
+    short_help = COMMON | set(VERB_KEYS.get(verb, "").split())
+    parser.hidden_keys = set(RunConfig.model_fields) - short_help
     parser.formatter_class = _Lines
     parser.epilog = _names()
-    other = {key: [f"--{alias}" for alias, of in ALIASES.items() if of == key] for key in RunConfig.model_fields}
+    aliases = {key: [f"--{alias}" for alias, of in ALIASES.items() if of == key] for key in RunConfig.model_fields}
     for keys in reversed(RunConfig.__mro__[1:-2]):
-        own = [key for key in getattr(keys, "__annotations__", {}) if key in RunConfig.model_fields]
-        if not own:
+        group_keys = [key for key in getattr(keys, "__annotations__", {}) if key in RunConfig.model_fields]
+        if not group_keys:
             continue
         group = parser.add_argument_group((keys.__doc__ or "").strip().rstrip("."))
-        for key in own:
-            _add_flag(parser, group, key, other[key])
+        for key in group_keys:
+            _add_flag(parser, group, key, aliases[key])
 
 
 def _add_flag(parser: Parser, group: argparse._ArgumentGroup, key: str, names: Sequence[str]) -> None:
@@ -174,27 +175,27 @@ def _add_flag(parser: Parser, group: argparse._ArgumentGroup, key: str, names: S
     field = RunConfig.model_fields[key]
     kind, text = str(field.annotation), field.description or ""
     number = field.annotation in (int, float) or str(field.annotation) in ("int | None", "float | None")
-    many: dict[str, Any] = {"metavar": "N" if number else "VALUE"}
+    options: JsonObject = {"metavar": "N" if number else "VALUE"}
     if field.annotation is bool or bool in get_args(field.annotation):
         parser.switches.add(key)
-        many = {"nargs": "?", "const": "true", "metavar": "true|false"}
+        options = {"nargs": "?", "const": "true", "metavar": "true|false"}
     elif "list" in kind or "dict" in kind:
-        many = {"nargs": "*", "metavar": "VALUE ..."}
+        options = {"nargs": "*", "metavar": "VALUE ..."}
     elif choices := [choice for choice in get_args(field.annotation) if isinstance(choice, str)]:
-        text += f": {', '.join(choices)}" if len(choices) > 2 and key not in LISTED else ""
-    default = "" if field.default in (None, False) else f" [{_shown(field.default)}]"
+        text += f": {', '.join(choices)}" if len(choices) > 2 and key not in CHOICES_ELSEWHERE else ""
+    default = "" if field.default in (None, False) else f" [{_default_text(field.default)}]"
     text = (text + default).replace("%", "%%")
-    group.add_argument(f"--{key}", *names, dest=key, default=argparse.SUPPRESS, action=Once, help=text, **many)
+    group.add_argument(f"--{key}", *names, dest=key, default=argparse.SUPPRESS, action=Once, help=text, **options)
 
 
 def _names() -> str:
     """List the names that some keys take."""
     from weft.config import RunConfig
 
-    chosen = {key: list(kind.table) for key, kind in kinds.KINDS.items() if len(kind.table) > 1}
-    chosen["fed_alg"].append("localN (client N alone)")
-    del chosen["objective"]  # the verbs say it
-    tables: dict[str, Sequence[str]] = chosen | {
+    names_by_key = {key: list(kind.table) for key, kind in kinds.KINDS.items() if len(kind.table) > 1}
+    names_by_key["fed_alg"].append("localN (client N alone)")
+    del names_by_key["objective"]  # the verbs say it
+    tables: dict[str, Sequence[str]] = names_by_key | {
         "template": ["auto", *registry.TEMPLATES],
         "loss (weft dpo)": get_args(RunConfig.model_fields["loss"].annotation),
         "reward (weft grpo)": [*registry.REWARDS, "FILE.py:FUNCTION"],
@@ -204,8 +205,8 @@ def _names() -> str:
         textwrap.fill(", ".join(names), wide, initial_indent=f"  {key:<{width - 2}}", subsequent_indent=" " * width)
         for key, names in tables.items()
     ]
-    own = "A part of your own is written FILE.py:NAME in place of a name; docs/adding-an-algorithm.md shows how."
-    lines += ["", *textwrap.wrap(own, wide, initial_indent="  ", subsequent_indent="  ")]
+    note = "A part of your own is written FILE.py:NAME in place of a name; docs/adding-an-algorithm.md shows how."
+    lines += ["", *textwrap.wrap(note, wide, initial_indent="  ", subsequent_indent="  ")]
     return "\n".join(["names:", *lines, "", "`--help_all` shows every key of a run."])
 
 
@@ -213,5 +214,5 @@ def _width() -> int:
     return max(60, min(110, shutil.get_terminal_size().columns - 2))
 
 
-def _shown(value: Any) -> str:
+def _default_text(value: object) -> str:
     return ",".join(str(part) for part in value) if isinstance(value, list) else str(value)

@@ -10,7 +10,6 @@ import importlib
 import os
 import sys
 import warnings
-from typing import Any
 
 from weft import registry
 from weft.errors import ConfigError, WeftError, WeftWarning
@@ -58,7 +57,7 @@ def overview() -> str:
 def entry() -> int:
     """Run the command line for a user: of all warnings, Weft's own are shown, as a line each."""
 
-    def show(message: Warning | str, category: type[Warning], *place: Any, **where: Any) -> None:
+    def show(message: Warning | str, category: type[Warning], *place: object, **where: object) -> None:
         """Show a sentence of ours; a library may change filters, but not this."""
         if issubclass(category, WeftWarning):
             print(f"weft: {message}", file=sys.stderr)

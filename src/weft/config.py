@@ -7,15 +7,16 @@ refused with the nearest known one. This module imports nothing heavy and knows 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import yaml
 from pydantic import ValidationError
 
 from weft import registry
 from weft.errors import ConfigError
+from weft.json_types import JsonObject
 from weft.keys import EFFECTS, Client, RunConfig, effects
 from weft.keys.names import ALIASES, foreign
 
@@ -64,7 +65,7 @@ VOLATILE = frozenset(
 """Keys that may differ when a run is resumed, because no result depends on them."""
 
 
-def gather(values: Mapping[str, Any], over: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def gather(values: Mapping[str, object], overrides: Mapping[str, object]) -> tuple[JsonObject, list[str]]:
     """Return the keys of a file or a dict, overridden by others, and which of them a user gave.
 
     A key that is null was taken back, and not given.
@@ -72,50 +73,50 @@ def gather(values: Mapping[str, Any], over: Mapping[str, Any]) -> tuple[dict[str
     Raises:
         ConfigError: a key that is given by two names.
     """
-    first, second = canonical(values), canonical(over)
-    every = isinstance(values, Resolved) or RunConfig.model_fields.keys() <= first.keys()
-    given = first | second
-    return given, [key for key in (second if every else given) if given[key] is not None]
+    first, second = canonical(values), canonical(overrides)
+    complete = isinstance(values, Resolved) or RunConfig.model_fields.keys() <= first.keys()
+    merged = first | second
+    return merged, [key for key in (second if complete else merged) if merged[key] is not None]
 
 
 def settle(
-    given: Mapping[str, Any],
-    judged: Collection[str],
-    defaults: Callable[[dict[str, Any]], dict[str, Any]] = lambda given: {},
+    values: Mapping[str, object],
+    explicit_keys: Collection[str],
+    defaults: Callable[[JsonObject], JsonObject] = lambda values: {},
     *,
     command: bool = False,
-    apart: Collection[str] = (),
+    exempt: Collection[str] = (),
 ) -> tuple[RunConfig, str | None]:
     """Return the configuration of what a user gave, and what is to be said of keys without effect, if anything.
 
     Args:
-        given: keys and values, as `gather` returns them.
-        judged: those of them that must have an effect.
+        values: keys and values, as `gather` returns them.
+        explicit_keys: those of them that must have an effect.
         defaults: from the keys that are given to the verb's own defaults of others.
         command: they are the flags of a command, and of nothing else.
-        apart: keys whose effect is not judged.
+        exempt: keys whose effect is not judged.
 
     Raises:
         ConfigError: as `build` does; a key that has no effect in this run.
     """
-    config = build(defaults(dict(given)) | dict(given))
-    return config, effects.check(config, judged, EFFECTS, command=command, apart=apart)
+    config = build(defaults(dict(values)) | dict(values))
+    return config, effects.check(config, explicit_keys, EFFECTS, command=command, exempt=exempt)
 
 
-def canonical(values: Mapping[str, Any]) -> dict[str, Any]:
+def canonical(values: Mapping[str, object]) -> JsonObject:
     """Return keys under their own names, and paths as text; ConfigError for one that is given by two names."""
-    made: dict[str, Any] = {}
+    renamed: JsonObject = {}
     for name, value in values.items():
         key = ALIASES.get(name, name)
-        if key in made:
+        if key in renamed:
             raise ConfigError(
                 f"The key {key} is given twice, as {key} and by another name of it: leave one of them out."
             )
-        made[key] = os.fspath(value) if isinstance(value, os.PathLike) else value
-    return made
+        renamed[key] = os.fspath(value) if isinstance(value, os.PathLike) else value
+    return renamed
 
 
-def build(values: Mapping[str, Any]) -> RunConfig:
+def build(values: Mapping[str, object]) -> RunConfig:
     """Check the keys and return the typed configuration.
 
     Raises:
@@ -124,43 +125,45 @@ def build(values: Mapping[str, Any]) -> RunConfig:
     None stands for the default of a key that cannot be None.
     """
     values = canonical(values)
-    known = list(RunConfig.model_fields)
+    keys = list(RunConfig.model_fields)
     for key in values:
-        if key not in known:
-            guess = registry.nearest(key, known)
+        if key not in keys:
+            guess = registry.nearest(key, keys)
             nearest = f" Did you mean '{guess}'?" if guess else " `weft sft --help_all` lists all keys."
             raise ConfigError(f"There is no key '{key}'.{foreign(key, flags=False) or nearest}")
     fields = RunConfig.model_fields
-    meant = {key: value for key, value in values.items() if value is not None or _may_be_none(fields[key].annotation)}
+    given_values = {
+        key: value for key, value in values.items() if value is not None or _may_be_none(fields[key].annotation)
+    }
     try:
-        return RunConfig(**meant)
+        return RunConfig(**given_values)
     except ValidationError as error:
         first = error.errors()[0]
         # Where a value may be of several types, pydantic names the type too.
         inside = Client.model_fields.keys()
-        where = ".".join(str(p) for i, p in enumerate(first["loc"]) if i == 0 or isinstance(p, int) or p in inside)
-        raise ConfigError(f"The value {first['input']!r} of '{where}' cannot be: {first['msg'].lower()}.") from None
+        place = ".".join(str(p) for i, p in enumerate(first["loc"]) if i == 0 or isinstance(p, int) or p in inside)
+        raise ConfigError(f"The value {first['input']!r} of '{place}' cannot be: {first['msg'].lower()}.") from None
 
 
-def _may_be_none(annotation: Any) -> bool:
+def _may_be_none(annotation: object) -> bool:
     return type(None) in get_args(annotation)
 
 
-class Resolved(dict[str, Any]):
+class Resolved(JsonObject):
     """The keys of a config.yaml that a run wrote: all there are, given or not."""
 
 
 class _Once(yaml.SafeLoader):
     """YAML in which no key may stand twice."""
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[Any, int] = {}
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
+        line_of: dict[str, int] = {}
         for key, _ in node.value:
             name, line = key.value, key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and name in seen:
-                raise _Twice(f"'{name}' stands there twice, in lines {seen[name]} and {line}: leave one of them out")
+            if isinstance(key, yaml.ScalarNode) and name in line_of:
+                raise _Twice(f"'{name}' stands there twice, in lines {line_of[name]} and {line}: leave one of them out")
             if isinstance(key, yaml.ScalarNode):
-                seen[name] = line
+                line_of[name] = line
         return super().construct_mapping(node, deep)
 
 
@@ -168,7 +171,7 @@ class _Twice(Exception):
     """A key stands twice in a mapping."""
 
 
-def read_yaml(path: str | os.PathLike[str], name: str) -> tuple[str, Any]:
+def read_yaml(path: str | os.PathLike[str], name: str) -> tuple[str, object]:
     """Return the text of a file, and what it says.
 
     Args:
@@ -190,7 +193,7 @@ def read_yaml(path: str | os.PathLike[str], name: str) -> tuple[str, Any]:
         raise ConfigError(f"{name} is not valid YAML{where}: write one `key: value` a line.") from None
 
 
-def read_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_file(path: str | os.PathLike[str]) -> JsonObject:
     """Read a run file.
 
     Raises:

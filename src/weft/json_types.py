@@ -1,8 +1,8 @@
-"""What is read from JSON and YAML, and written there."""
+"""Types of values in JSON and YAML."""
 
 from __future__ import annotations
 
 from typing import Any, TypeAlias
 
 JsonObject: TypeAlias = dict[str, Any]
-"""An object of JSON: names with numbers, texts, true, false, null, lists and objects. Whoever reads one checks it."""
+"""An object of JSON: numbers, strings, booleans, null, lists and objects by name. Its reader checks the values."""

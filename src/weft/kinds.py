@@ -10,6 +10,7 @@ from typing import Any
 
 from weft import plugins, registry
 from weft.errors import ConfigError
+from weft.json_types import JsonObject
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,13 @@ def check_part(key: str, name: str) -> None:
     if file is not None and (file.name or key == "reward"):
         return
     if file is not None:
-        what = "value" if kind.values else "class" if kind.base else "function"
+        noun = "value" if kind.values else "class" if kind.base else "function"
         raise ConfigError(
-            f"'{name}' names a file, and not the {what} in it that is the {kind.word}: write {file.path}:NAME."
+            f"'{name}' names a file, and not the {noun} in it that is the {kind.word}: write {file.path}:NAME."
         )
-    others = plugins.installed(kind.group)
-    if name not in others:
-        raise registry.unknown(name, kind.word, [*kind.table, *others], "; or a Python file, FILE.py:NAME")
+    installed = plugins.installed_parts(kind.group)
+    if name not in installed:
+        raise registry.unknown_name(name, kind.word, [*kind.table, *installed], "; or a Python file, FILE.py:NAME")
 
 
 def load_part(key: str, name: str) -> Any:
@@ -109,32 +110,39 @@ def load_part(key: str, name: str) -> Any:
     check_part(key, name)
     kind, file = PARTS[key], plugins.parse(name)
     if name in kind.table:
-        return registry.imported(kind.table[name])
+        return registry.import_object(kind.table[name])
     if file is not None:
-        found = plugins.load_file(file)
+        part = plugins.load_file(file)
     else:
-        found = plugins.load_installed(plugins.installed(kind.group)[name], kind.word)
-    why = _misfit(kind, found)
-    if why is not None:
-        raise ConfigError(f"'{name}' is no {kind.word}: {why}.")
-    return found
+        part = plugins.load_installed(plugins.installed_parts(kind.group)[name], kind.word)
+    reason = _misfit(kind, part)
+    if reason is not None:
+        raise ConfigError(f"'{name}' is no {kind.word}: {reason}.")
+    return part
 
 
-def _misfit(kind: Kind, found: Any) -> str | None:
+def _misfit(kind: Kind, part: object) -> str | None:
     """Return why an object is no part of a kind, with the remedy; None: it is."""
     if not kind.base:
-        try:
-            inspect.signature(found).bind(None, None)
-        except (TypeError, ValueError):
-            return "write a function of two arguments, the rows and how they are split"
-        return None
-    base, name = registry.imported(kind.base), kind.base.replace(":", ".")
+        return None if _takes_two(part) else "write a function of two arguments, the rows and how they are split"
+    base, name = registry.import_object(kind.base), kind.base.replace(":", ".")
     if kind.values:
-        return None if isinstance(found, base) else f"write a value of the class {name}"
-    if not isinstance(found, type) or not issubclass(found, base):
+        return None if isinstance(part, base) else f"write a value of the class {name}"
+    if not isinstance(part, type) or not issubclass(part, base):
         return f"write a class derived from {name}"
-    open_ones = [method for method in kind.must_define if getattr(found, method) is getattr(base, method)]
+    open_ones = [method for method in kind.must_define if getattr(part, method) is getattr(base, method)]
     return f"its class must define {' and '.join(open_ones)}" if open_ones else None
+
+
+def _takes_two(part: object) -> bool:
+    """Say whether an object can be called with two arguments."""
+    if not callable(part):
+        return False
+    try:
+        inspect.signature(part).bind(None, None)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def is_outside(key: str, name: str) -> bool:
@@ -143,30 +151,30 @@ def is_outside(key: str, name: str) -> bool:
     return key in PARTS and name not in PARTS[key].table and not baseline
 
 
-def files_of(run: Mapping[str, Any]) -> Iterator[tuple[str, plugins.PartFile]]:
+def files_of(run: Mapping[str, object]) -> Iterator[tuple[str, plugins.PartFile]]:
     """Yield the parts of a run, given its keys, that lie in files: the keys that choose them, and the files."""
     for key in PARTS:
-        names = run.get(key) or ()
-        for name in [names] if isinstance(names, str) else names:
+        value = run.get(key)
+        for name in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(name, str) and (file := plugins.parse(name)) is not None:
                 yield key, file
 
 
-def with_files(run: Mapping[str, Any], put: Callable[[plugins.PartFile], plugins.PartFile]) -> dict[str, Any]:
+def with_files(run: Mapping[str, object], replace_file: Callable[[plugins.PartFile], plugins.PartFile]) -> JsonObject:
     """Return the keys of a run with other files in place of those that its parts lie in."""
 
-    def put_in(name: Any) -> Any:
+    def replaced(name: object) -> object:
         file = plugins.parse(name) if isinstance(name, str) else None
-        return name if file is None else str(put(file))
+        return name if file is None else str(replace_file(file))
 
-    made = dict(run)
-    for key in PARTS.keys() & made.keys():
-        value = made[key]
-        made[key] = [put_in(name) for name in value] if isinstance(value, (list, tuple)) else put_in(value)
-    return made
+    keys = dict(run)
+    for key in PARTS.keys() & keys.keys():
+        value = keys[key]
+        keys[key] = [replaced(name) for name in value] if isinstance(value, (list, tuple)) else replaced(value)
+    return keys
 
 
-def settled(run: Mapping[str, Any]) -> dict[str, Any]:
+def with_digests(run: Mapping[str, object]) -> JsonObject:
     """Return the keys of a run with the SHA-256 of every part's file behind it; ConfigError where one is missing."""
     return with_files(run, lambda file: replace(file, digest=plugins.digest_of(plugins.read(file))))
 

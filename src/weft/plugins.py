@@ -22,7 +22,7 @@ from weft.errors import ConfigError
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-_WRITTEN = re.compile(r"(?P<path>.*\.py)(?::(?P<name>\w+))?(?:@sha256:(?P<digest>[0-9a-f]{64}))?", re.DOTALL)
+_PATTERN = re.compile(r"(?P<path>.*\.py)(?::(?P<name>\w+))?(?:@sha256:(?P<digest>[0-9a-f]{64}))?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -39,21 +39,21 @@ class PartFile:
         return self.path + (f":{self.name}" if self.name else "") + (f"@sha256:{self.digest}" if self.digest else "")
 
     @property
-    def shown(self) -> str:
+    def public_name(self) -> str:
         """What it is called where no folder of this machine is to be told."""
         return os.path.basename(self.path) + (f":{self.name}" if self.name else "")
 
 
 def parse(text: str) -> PartFile | None:
     """Return the file and the name in it that a text stands for, or None for a text that names no Python file."""
-    found = _WRITTEN.fullmatch(text)
-    return PartFile(found["path"], found["name"] or "", found["digest"] or "") if found else None
+    match = _PATTERN.fullmatch(text)
+    return PartFile(match["path"], match["name"] or "", match["digest"] or "") if match else None
 
 
-def shown(text: str) -> str:
+def public_name(text: str) -> str:
     """Return the name of a part as it may be published: without the folder of its file."""
     file = parse(text)
-    return text if file is None else file.shown
+    return text if file is None else file.public_name
 
 
 def digest_of(source: bytes) -> str:
@@ -100,10 +100,10 @@ def load_file(file: PartFile) -> Any:
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"'{path}' cannot be loaded ({type(error).__name__}: {reason}): correct it.") from error
     if not hasattr(module, file.name):
-        here = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
-        guess = difflib.get_close_matches(file.name, here, n=1, cutoff=0.5)
-        meant = f" Did you mean '{guess[0]}'?" if guess else f" It defines {', '.join(here) or 'nothing'}."
-        raise ConfigError(f"'{path}' holds no '{file.name}'.{meant}")
+        names = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        guess = difflib.get_close_matches(file.name, names, n=1, cutoff=0.5)
+        hint = f" Did you mean '{guess[0]}'?" if guess else f" It defines {', '.join(names) or 'nothing'}."
+        raise ConfigError(f"'{path}' holds no '{file.name}'.{hint}")
     return getattr(module, file.name)
 
 
@@ -125,7 +125,7 @@ def module_of(source: bytes, path: Path) -> ModuleType:
     return module
 
 
-def installed(group: str) -> Mapping[str, EntryPoint]:
+def installed_parts(group: str) -> Mapping[str, EntryPoint]:
     """Return what installed packages offer in a group of entry points, by name.
 
     Raises:
@@ -133,15 +133,15 @@ def installed(group: str) -> Mapping[str, EntryPoint]:
     """
     from importlib.metadata import entry_points
 
-    found: dict[str, EntryPoint] = {}
+    points: dict[str, EntryPoint] = {}
     for point in entry_points(group=group):
-        other = found.setdefault(point.name, point)
+        other = points.setdefault(point.name, point)
         if other.value != point.value:
             raise ConfigError(
                 f"Two installed packages offer '{point.name}' in {group}, {package_of(other)} and {package_of(point)}: "
                 "uninstall one of them."
             )
-    return found
+    return points
 
 
 def load_installed(point: EntryPoint, word: str) -> Any:

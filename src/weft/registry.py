@@ -132,10 +132,10 @@ COMMANDS = {
 }
 
 
-def nearest(name: str, known: list[str]) -> str | None:
+def nearest(name: str, names: list[str]) -> str | None:
     """Return the known name that `name` was probably meant to be, or None."""
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return found[0] if found else None
+    matches = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return matches[0] if matches else None
 
 
 def require(table: Mapping[str, str], name: str, kind: str) -> str:
@@ -146,23 +146,23 @@ def require(table: Mapping[str, str], name: str, kind: str) -> str:
     """
     if name in table:
         return table[name]
-    raise unknown(name, kind, list(table))
+    raise unknown_name(name, kind, list(table))
 
 
-def unknown(name: str, kind: str, known: list[str], more: str = "") -> ConfigError:
+def unknown_name(name: str, kind: str, names: list[str], more: str = "") -> ConfigError:
     """Return the sentence that refuses a name, with the nearest and all names, and `more` behind them."""
-    other = OTHER_NAMES.get(name.lower().replace("-", "_"))
-    guess = other if other in known else nearest(name, known)
-    meant = f" Did you mean '{guess}'?" if guess else ""
-    return ConfigError(f"There is no {kind} named '{name}'.{meant} Known: {', '.join(known)}{more}.")
+    alias_of = OTHER_NAMES.get(name.lower().replace("-", "_"))
+    guess = alias_of if alias_of in names else nearest(name, names)
+    hint = f" Did you mean '{guess}'?" if guess else ""
+    return ConfigError(f"There is no {kind} named '{name}'.{hint} Known: {', '.join(names)}{more}.")
 
 
 def load(table: Mapping[str, str], name: str, kind: str) -> Any:
     """Import and return the object that a name stands for; raises ConfigError as `require` does."""
-    return imported(require(table, name, kind))
+    return import_object(require(table, name, kind))
 
 
-def imported(place: str) -> Any:
+def import_object(place: str) -> Any:
     """Import and return the object of a "module:Class"."""
     module, _, attribute = place.partition(":")
     return getattr(importlib.import_module(module), attribute)

@@ -7,27 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
     import datasets
     import pandas
 
+    from weft.json_types import JsonObject
     from weft.keys.data import Client
 
     Table: TypeAlias = pandas.DataFrame | datasets.Dataset | datasets.DatasetDict
-    Rows: TypeAlias = str | PathLike[str] | Sequence[Mapping[str, Any]] | Table
+    Rows: TypeAlias = str | PathLike[str] | Sequence[Mapping[str, object]] | Table
     """A name, a path, or the rows themselves."""
-    Clients: TypeAlias = Mapping[str, Rows] | Sequence[str | Mapping[str, Any] | Client]
+    Clients: TypeAlias = Mapping[str, Rows] | Sequence[str | Mapping[str, object] | Client]
     """{name: rows}, ["name=path", ...] or [{"name": ..., "data": ..., "eval": ...}, ...]."""
 
 
 class Keys(TypedDict, total=False):
     """All keys of a run; `weft sft --help_all` says what each of them is."""
 
-    model: Any
+    model: object
     """A model of transformers, or what model_name_or_path takes."""
-    model_name_or_path: str | PathLike[str] | Any
+    model_name_or_path: str | PathLike[str] | object
     trust_remote_code: bool
     token: bool
     allow_missing: bool
@@ -43,7 +44,7 @@ class Keys(TypedDict, total=False):
     hidden_size: int | None
     num_layers: int | None
     num_heads: int | None
-    tokenizer: str | PathLike[str] | Any | None
+    tokenizer: str | PathLike[str] | object | None
     tokenizer_text: str | PathLike[str] | None
     federated_tokenizer: bool
     tokenizer_min_count: int
@@ -58,7 +59,7 @@ class Keys(TypedDict, total=False):
     use_rslora: bool
     use_dora: bool
     lora_aggregation: str
-    lora_aggregation_args: dict[str, Any]
+    lora_aggregation_args: JsonObject
     lora_side_rank: int | None
     lora_merge_every: int
     client_ranks: list[int] | None
@@ -101,7 +102,7 @@ class Keys(TypedDict, total=False):
     response_column: str | None
     instruction_prefix: str | None
     split_strategy: str
-    split_args: dict[str, Any]
+    split_args: JsonObject
     split_column: str | None
     split_seed: int | None
     clients_of_rest: int
@@ -109,24 +110,24 @@ class Keys(TypedDict, total=False):
     split_min_rows: int
     shards_per_client: int
     objective: str
-    objective_args: dict[str, Any]
+    objective_args: JsonObject
     fed_alg: str
     num_rounds: int
     recipe: Literal["diloco", "photon"]
-    fed_args: dict[str, Any]
+    fed_args: JsonObject
     num_clients: int
     sample_clients: int
     client_sampling: Literal["uniform", "size"]
     client_weight: str
-    client_weight_args: dict[str, Any]
+    client_weight_args: JsonObject
     aggregator: str
-    aggregator_args: dict[str, Any]
+    aggregator_args: JsonObject
     privacy: str
-    privacy_args: dict[str, Any]
+    privacy_args: JsonObject
     codec: str
-    codec_args: dict[str, Any]
+    codec_args: JsonObject
     protection: str
-    protection_args: dict[str, Any]
+    protection_args: JsonObject
     cluster: int
     weight_rate: float
     availability: str | PathLike[str] | None

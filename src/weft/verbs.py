@@ -6,54 +6,56 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
 
 from weft.arguments import Once, Parser, add_config_flags
 from weft.config import Resolved, RunConfig, gather, read_file, settle
 from weft.errors import ConfigError
+from weft.json_types import JsonObject
 
-Defaults = Callable[[dict[str, Any]], dict[str, Any]]
+Defaults = Callable[[JsonObject], JsonObject]
 
 
 def parser(verb: str, description: str, *, trains: bool = True) -> Parser:
     """Return the parser of a verb: its own flags, where it trains here, and one for every key of a run."""
-    made = Parser(
+    result = Parser(
         prog=f"weft {verb}",
         usage=f"weft {verb} [RUN.yaml] [--KEY VALUE ...]",
         description=description,
         allow_abbrev=False,
     )
-    add_file(made)
+    add_file(result)
     if trains:
-        _add_ways(made)
-    add_config_flags(made, verb)
-    return made
+        _add_run_flags(result)
+    add_config_flags(result, verb)
+    return result
 
 
-def _add_ways(made: Parser) -> None:
-    made.add_argument("--resume", action="store_true", help="go on with the run in --output_dir")
-    made.add_argument("--overwrite", action="store_true", help="delete the run that is in --output_dir")
-    made.add_argument("--dry_run", action="store_true", help="print the plan and what differs from defaults, and stop")
-    made.add_argument("--all_keys", action="store_true", help="with --dry_run: print every key of the run")
-    made.add_argument("--quiet", action="store_true", help="no progress")
-    made.add_argument("--json", action="store_true", help="progress as one JSON object a line")
+def _add_run_flags(parser: Parser) -> None:
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --output_dir")
+    parser.add_argument("--overwrite", action="store_true", help="delete the run that is in --output_dir")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the plan and what differs from defaults, and stop"
+    )
+    parser.add_argument("--all_keys", action="store_true", help="with --dry_run: print every key of the run")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--json", action="store_true", help="progress as one JSON object a line")
 
 
-def add_file(made: Parser) -> None:
+def add_file(parser: Parser) -> None:
     """Add the run file, which may also be given by --config."""
-    made.add_argument("file", nargs="?", metavar="RUN.yaml", help="a run file; flags override its keys")
-    made.add_argument("--config", metavar="FILE", action=Once, help="the same")
+    parser.add_argument("file", nargs="?", metavar="RUN.yaml", help="a run file; flags override its keys")
+    parser.add_argument("--config", metavar="FILE", action=Once, help="the same")
 
 
-def written(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+def file_and_flags(arguments: argparse.Namespace) -> tuple[JsonObject, JsonObject]:
     """Return the keys of the run file and those of the flags; ConfigError for two files, or one taken for a value.
 
     `--KEY null` takes back what the file says.
     """
-    given = {key: value for key, value in vars(arguments).items() if key in RunConfig.model_fields}
-    flags = {key: None if value in ("null", ["null"]) else value for key, value in given.items()}
+    values = {key: value for key, value in vars(arguments).items() if key in RunConfig.model_fields}
+    flags = {key: None if value in ("null", ["null"]) else value for key, value in values.items()}
     for key, value in flags.items():
         last = value[-1] if isinstance(value, list) and value else value
         if not arguments.file and not arguments.config and str(last).endswith((".yaml", ".yml")):
@@ -66,13 +68,13 @@ def written(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, An
     return read_file(file) if file else {}, flags
 
 
-def say(*sentences: str | None) -> None:
+def print_notices(*sentences: str | None) -> None:
     """Tell the user something about the settings, on standard error."""
     for sentence in filter(None, sentences):
         print(f"weft: {sentence}", file=sys.stderr)
 
 
-def saved_keys(keys: Mapping[str, Any]) -> dict[str, Any]:
+def saved_keys(keys: JsonObject) -> JsonObject:
     """Return the keys of the run in `output_dir`, none of which is given now; ConfigError if there is none."""
     from weft.runs.layout import RunDir
 
@@ -80,33 +82,33 @@ def saved_keys(keys: Mapping[str, Any]) -> dict[str, Any]:
     return Resolved(run.read_config() | {"output_dir": str(run.path)})
 
 
-def check_adapter(config: RunConfig, judged: Collection[str]) -> None:
+def check_adapter(config: RunConfig, explicit_keys: Collection[str]) -> None:
     """Refuse keys of LoRA that were given where the run begins from an adapter of another shape."""
     start = Path(config.model_name_or_path).expanduser()
     if config.from_scratch or not any((start / name).exists() for name in ("adapter_config.json", "adapter")):
         return
     from weft.models.starting import from_adapter
 
-    begun = from_adapter(config)
+    adapter_config = from_adapter(config)
     for key in ("peft_lora_r", "peft_lora_alpha", "use_rslora", "use_dora"):
-        if key in judged and getattr(begun, key) != getattr(config, key):
+        if key in explicit_keys and getattr(adapter_config, key) != getattr(config, key):
             raise ConfigError(
                 f"{key} is {getattr(config, key)}, and the run goes on with the adapter in '{start}', whose {key} is "
-                f"{getattr(begun, key)}: leave --{key} out, or merge the adapter first with `weft export`."
+                f"{getattr(adapter_config, key)}: leave --{key} out, or merge the adapter first with `weft export`."
             )
 
 
 def settings(arguments: argparse.Namespace, defaults: Defaults) -> tuple[RunConfig, list[str]]:
     """Return the configuration, and what is to be said of it when it is not refused any more."""
-    values, flags = written(arguments)
+    values, flags = file_and_flags(arguments)
     if arguments.all_keys and not arguments.dry_run:
         raise ConfigError("--all_keys is about what --dry_run prints: add --dry_run, or leave --all_keys out.")
     if arguments.resume and not values:
         values = saved_keys(flags)
-    given, judged = gather(values, flags)
-    config, said = settle(given, judged, defaults, command=not values)
-    check_adapter(config, judged)
-    return config, [said] if said else []
+    merged, explicit_keys = gather(values, flags)
+    config, notice = settle(merged, explicit_keys, defaults, command=not values)
+    check_adapter(config, explicit_keys)
+    return config, [notice] if notice else []
 
 
 def train_verb(verb: str, description: str, argv: list[str], defaults: Defaults = lambda given: {}) -> int:
@@ -119,32 +121,32 @@ def train_verb(verb: str, description: str, argv: list[str], defaults: Defaults 
         defaults: from the keys that are given to the verb's own defaults of others.
     """
     arguments = parser(verb, description).parse(argv)
-    config, said = settings(arguments, defaults)
+    config, notices = settings(arguments, defaults)
     if arguments.dry_run:
         from weft.launch.dry_run import describe
 
         print(describe(config, all_keys=arguments.all_keys))
-        say(*said)
+        print_notices(*notices)
         return 0
     from weft.launch.train import train
 
     try:
-        finished = train(
+        run = train(
             config,
             resume=arguments.resume,
             overwrite=arguments.overwrite,
             quiet=arguments.quiet,
             as_json=arguments.json,
-            said=said,
+            said=notices,
         )
     except KeyboardInterrupt:
         from weft.runs.layout import RunDir
 
         if not RunDir(config.output_dir).holds_run:
             raise
-        again = f"weft {verb} --output_dir {shlex.quote(config.output_dir)} --resume"
-        print(f"weft: interrupted; the finished rounds are kept. Go on with: {again}", file=sys.stderr)
+        command = f"weft {verb} --output_dir {shlex.quote(config.output_dir)} --resume"
+        print(f"weft: interrupted; the finished rounds are kept. Go on with: {command}", file=sys.stderr)
         return 130
     if not arguments.json and os.environ.get("RANK", "0") == "0":  # of the processes of one client, the first speaks
-        print(finished.path)
+        print(run.path)
     return 0

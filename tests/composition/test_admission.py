@@ -18,7 +18,7 @@ from support.updates import PLAN, STATE, Posted, cohort, honest, update
 from weft.core import wire
 from weft.core.types import Failure, ServerState, Task, Update
 from weft.errors import BadUpdate
-from weft.federation.admission import opened
+from weft.federation.admission import open_reply
 from weft.federation.round import run_round
 
 
@@ -172,7 +172,7 @@ BOMBS = {
 def test_bombs_are_refused_before_anything_is_allocated(raw: bytes):
     began = time.process_time()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    reply = opened(raw, "bad", 4, run="r", most=1 << 26, tensors=8)
+    reply = open_reply(raw, "bad", 4, run="r", max_bytes=1 << 26, max_tensors=8)
     assert isinstance(reply, Failure)
     assert reply.bad
     assert reply.client == "bad"
@@ -182,7 +182,7 @@ def test_bombs_are_refused_before_anything_is_allocated(raw: bytes):
 
 def test_what_is_too_large_is_not_even_read():
     raw = wire.pack(update("bad"), "r")
-    reply = opened(raw, "bad", 4, run="r", most=len(raw) - 1, tensors=8)
-    assert "the most that can be" in reply.reason
-    with pytest.raises(BadUpdate, match="longer than"):
+    reply = open_reply(raw, "bad", 4, run="r", max_bytes=len(raw) - 1, max_tensors=8)
+    assert "more than the limit" in reply.reason
+    with pytest.raises(BadUpdate, match="exceeds the message"):
         wire.unpack((1 << 30).to_bytes(8, "little") + b"{}" * 10)

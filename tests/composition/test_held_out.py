@@ -32,7 +32,7 @@ def people(keys: dict[str, Any], kind: str = "conversations") -> Population:
 
 
 def sizes(found: Population) -> tuple[int, int]:
-    return sum(map(len, found.trained.train)), sum(map(len, found.evaluated.held))
+    return sum(map(len, found.trained.train)), sum(map(len, found.evaluated.held_out))
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_the_split_is_the_same_where_its_seed_is(keys, tmp_path: Path):
 
     def dealt(**more: int) -> list[np.ndarray]:
         found = people(keys | more)
-        return [np.asarray(own) for own in [*found.trained.train, *found.evaluated.held]]
+        return [np.asarray(own) for own in [*found.trained.train, *found.evaluated.held_out]]
 
     def same(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
         return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))

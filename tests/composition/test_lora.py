@@ -130,8 +130,8 @@ def held_out_loss(run, model, client: str, *, sums: bool = False):
     population = populate(run.config, load_tokenizer(run.config), InMemory(), rows="conversations", pool=False)
     site = population.evaluated.find(client)
     total, count = 0.0, 0
-    for row in range(len(site.held)):
-        tokens, learnt = site.held[row]
+    for row in range(len(site.held_out)):
+        tokens, learnt = site.held_out[row]
         ids = torch.tensor(tokens[None].astype("int64"))
         with torch.no_grad():
             logits = model(input_ids=ids).logits[0, :-1].log_softmax(-1)

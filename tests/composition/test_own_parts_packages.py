@@ -75,7 +75,7 @@ def test_packages_are_looked_for_only_where_a_name_is_not_wefts_own():
     code = (
         "import sys; from weft import cli\n"
         "assert cli.main(['--help']) == 0 and 'weft.plugins' not in sys.modules\n"
-        "import weft.plugins; weft.plugins.installed = None\n"
+        "import weft.plugins; weft.plugins.installed_parts = None\n"
         "from weft.config import build; build({'dataset_name': 'd', 'fed_alg': 'fedadam'})\n"
         "try: cli.main(['sft', '--help'])\n"
         "except SystemExit: pass\n"

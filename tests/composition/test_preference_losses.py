@@ -144,7 +144,7 @@ def test_the_divergence_from_the_reference_equals_that_worked_by_hand(preference
     second = AutoModelForCausalLM.from_pretrained(run.path / "model", dtype=torch.float32).eval()
     resident = Resident(first, run.tokenizer, torch.device("cpu"), torch.float32)
     reference = AutoModelForCausalLM.from_pretrained(preference_keys["model_name_or_path"], dtype=torch.float32).eval()
-    resident.remember()
+    resident.store_reference()
     resident.load({name: value.detach() for name, value in second.named_parameters() if name in resident.masters})
     rng = np.random.default_rng(0)
     questions = [

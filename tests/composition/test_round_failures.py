@@ -35,14 +35,14 @@ def test_a_client_that_goes_on_sending_bad_updates_is_set_aside():
     runtime, clients = Stubborn(), ["a", "b", "c"]
     begun = replace(STATE, round=0)
     how = Rounds(6, Selection(1, 3), 0, rows=[10, 10, 10], max_bad_updates=2)
-    done = list(run_rounds(PLAN, begun, runtime, how, clients=clients, evaluated=[]))
+    done = list(run_rounds(PLAN, begun, runtime, how, clients=clients, eval_clients=[]))
     assert runtime.asked == [["a", "b", "c"]] * 2 + [["a", "b"]] * 4
     state = done[-1].state
     assert {name: int(count) for name, count in state.memory[BAD].items()} == {"c": 2}
     assert set_aside(state, 2) == {"c"}
     lone = Rounds(9, Selection(1, 3), 0, rows=[10], max_bad_updates=2)
     with pytest.raises(RunError, match="bad updates"):
-        list(run_rounds(PLAN, replace(begun, memory=state.memory), Stubborn(), lone, clients=["c"], evaluated=[]))
+        list(run_rounds(PLAN, replace(begun, memory=state.memory), Stubborn(), lone, clients=["c"], eval_clients=[]))
 
 
 def test_a_repeated_and_a_late_update_are_counted_and_dropped():
@@ -75,7 +75,7 @@ def test_rounds_with_drop_outs_commit_or_are_repeated_for_two_hundred_rounds():
     plan = replace(PLAN, quorum=4)
     clients = [f"c{i}" for i in range(5)]
     how = Rounds(200, Selection(1, 5), 0, max_attempts=50, rows=[10.0] * 5)
-    done = list(run_rounds(plan, replace(STATE, round=0), Unsteady(), how, clients=clients, evaluated=[]))
+    done = list(run_rounds(plan, replace(STATE, round=0), Unsteady(), how, clients=clients, eval_clients=[]))
     committed = [one for one in done if not one.record.repeated]
     assert [one.state.round for one in committed] == list(range(1, 201))
     assert all(len(one.record.clients) >= 4 for one in committed)

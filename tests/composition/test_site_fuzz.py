@@ -15,8 +15,8 @@ from support.fake_sites import NAMES, FakeSites
 from weft.core import wire
 from weft.core.types import Failure, Score, Task, Update
 from weft.errors import BadUpdate, ClientFailed, ConfigError
-from weft.federation.admission import admit, admit_score, opened
-from weft.runtimes.mailbox import Heard
+from weft.federation.admission import admit, admit_score, open_reply
+from weft.runtimes.mailbox import PollResult
 from weft.sites.flare import CollabTransport, ServerJob
 from weft.sites.handshake import _read
 from weft.sites.server import serve
@@ -155,9 +155,9 @@ def test_any_value_of_taken_in_a_sites_reply_is_read_as_true_or_false(taken: obj
     """FLARE reads arrays and other objects, of which not all are true or false."""
     said = {"progress": 1, "answer": b"x", "taken": taken, "unknown": np.array([1, 2])}
     proxy = SimpleNamespace(ask=lambda *_: said)
-    assert CollabTransport({"c": lambda **_: proxy}).ask("c", "t", b"", 0.1) == Heard(1, b"x", True)
+    assert CollabTransport({"c": lambda **_: proxy}).ask("c", "t", b"", 0.1) == PollResult(1, b"x", True)
     said["taken"] = False
-    assert not CollabTransport({"c": lambda **_: proxy}).ask("c", "t", b"", 0.1).taken
+    assert not CollabTransport({"c": lambda **_: proxy}).ask("c", "t", b"", 0.1).accepted
 
 
 @pytest.mark.parametrize("name", ["../../x", ".hidden", "a/b", "", "A B"])
@@ -173,7 +173,7 @@ def test_shapes_whose_product_overflows_are_a_failure():
         tensor = {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}
         said = {"kind": "Update", "run": "r", "client": "c", "round": 0, "base_version": 0, "attempt": 0, "weight": 1.0}
         said |= {"parts": ["delta"], "names": [["delta", "a"]], "metrics": {}}
-        reply = opened(signed(said, {"0": tensor}), "c", 0, run="r", most=1 << 20, tensors=8)
+        reply = open_reply(signed(said, {"0": tensor}), "c", 0, run="r", max_bytes=1 << 20, max_tensors=8)
         assert isinstance(reply, Failure), shape
         assert reply.bad
 
@@ -208,7 +208,7 @@ def test_ten_thousand_broken_answers_of_every_kind_raise_nothing():
             said = _read(bytes(raw))
             assert "refused" in said or 0 < int(said["rows"]) < 1 << 31
             continue
-        reply = opened(bytes(raw), "c", 3, run="r", most=1 << 20, tensors=8)
+        reply = open_reply(bytes(raw), "c", 3, run="r", max_bytes=1 << 20, max_tensors=8)
         try:
             admit_score(reply)
             read += 1

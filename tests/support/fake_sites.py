@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import weft
-from weft.runtimes.mailbox import Heard, Mailbox, TransportBroken
+from weft.runtimes.mailbox import Mailbox, PollResult, TransportBroken
 from weft.sites.client import SiteClient
 from weft.sites.policy import SitePolicy
 
@@ -45,7 +45,7 @@ class FakeSites:
 
         self.mailboxes[name] = Mailbox(work, made.progress)
 
-    def ask(self, client: str, ticket: str, raw: bytes | None, wait: float) -> Heard:
+    def ask(self, client: str, ticket: str, raw: bytes | None, wait: float) -> PollResult:
         with self.lock:
             self.asked.append((client, raw))
         if client in self.cut:

@@ -184,7 +184,7 @@ class Federation:
         how = Rounds(rounds, Selection(self.seed, self.cohort, self.over), 0, conditions=conditions, rows=self.rows)
         how = how if secret is None else replace(how, secret=lambda: secret)
         state = begin(plan, model.values(), {}) if start is None else start
-        for done in run_rounds(plan, state, runtime, how, clients=names, evaluated=[]):
+        for done in run_rounds(plan, state, runtime, how, clients=names, eval_clients=[]):
             state = done.state
             if records is not None:
                 records.append(done.record)

@@ -10,14 +10,14 @@ from weft import config as configuration
 from weft.core import wire
 from weft.core.exchange import Runtime
 from weft.core.types import ServerState, Update
-from weft.federation.admission import opened
+from weft.federation.admission import open_reply
 from weft.federation.state import Participant
 from weft.launch import compose
 
 PLAN = compose.plan(configuration.build({"dataset_name": "any"}))
 SHAPES = {"layers.0.a": (4, 8), "layers.0.b": (8, 4), "norm": (8,)}
 STATE = ServerState({name: torch.zeros(shape) for name, shape in SHAPES.items()}, round=4)
-LIMITS = {"run": "r", "most": 20_000, "tensors": 8}
+LIMITS = {"run": "r", "max_bytes": 20_000, "max_tensors": 8}
 
 
 def update(client: str, seed: int = 0, **changes: object) -> Update:
@@ -35,7 +35,7 @@ class Posted(Runtime):
 
     def exchange(self, messages):
         for sender, raw in self.sent:
-            yield opened(raw, sender, 4, **LIMITS)
+            yield open_reply(raw, sender, 4, **LIMITS)
 
 
 def honest() -> list[tuple[str, bytes]]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from weft import registry
-from weft.algorithms.clustered import CHOICE, CHOSEN, Clustered
+from weft.algorithms.clustered import CHOICE, INDEX, Clustered
 from weft.algorithms.diloco import DiLoCo
 from weft.algorithms.fedtext import PROPOSALS, FedText
 from weft.core.capabilities import FromSeeds, ModelChoice, PersonalModels, TurnTaking, UpdateBuffer
@@ -86,7 +86,7 @@ def test_a_cluster_carries_what_was_added_later(monkeypatch: pytest.MonkeyPatch)
 def test_a_cluster_checks_updates_as_the_wrapped_algorithm_does():
     good = {PROPOSALS: to_bytes(["a", "b"], 2, 4)}
     for sent, fits in ((good, True), ({PROPOSALS: torch.full((2, 4), 27, dtype=torch.uint8)}, False)):
-        update = Update("x", 0, 0, {SEARCH: sent, CHOICE: {CHOSEN: torch.tensor(1.0)}}, 1.0)
+        update = Update("x", 0, 0, {SEARCH: sent, CHOICE: {INDEX: torch.tensor(1.0)}}, 1.0)
         if fits:
             Clustered(FedText()).check(update)
         else:

@@ -19,7 +19,7 @@ from weft.keys.effects import OPENFEDLLM, VERBS, Condition
 
 PLAIN = build({"dataset_name": "d"})
 NEEDS = sorted(
-    {(need.write, need) for effect in EFFECTS.values() for need in effect if need.write}, key=lambda pair: pair[0]
+    {(need.remedy, need) for effect in EFFECTS.values() for need in effect if need.remedy}, key=lambda pair: pair[0]
 )
 FAILING: dict[str, dict[str, Any]] = {
     "leave out --endpoint": {"endpoint": "http://h/v1", "prompt_method": "text"},
@@ -110,9 +110,9 @@ def test_several_keys_without_effect_are_named_at_once():
 @pytest.mark.parametrize("need", [need for _, need in NEEDS], ids=[write for write, _ in NEEDS])
 def test_every_remedy_in_a_refusal_makes_the_condition_hold(need: Condition):
     """What the sentence says to write is written, and the condition holds."""
-    flag = re.fullmatch(r"(?:write|add)(?: such as)? --(\w+) ?(\S*)(?: or --.*)?", need.write.strip())
-    verb = re.fullmatch(r"use `weft (\w+)`", need.write)
-    reward = re.fullmatch(r"add it: --reward (\w+)", need.write)
+    flag = re.fullmatch(r"(?:write|add)(?: such as)? --(\w+) ?(\S*)(?: or --.*)?", need.remedy.strip())
+    verb = re.fullmatch(r"use `weft (\w+)`", need.remedy)
+    reward = re.fullmatch(r"add it: --reward (\w+)", need.remedy)
     if flag:
         key, value = flag[1], flag[2]
         typed = TypeAdapter(RunConfig.model_fields[key].annotation).validate_python(value or True)
@@ -126,10 +126,10 @@ def test_every_remedy_in_a_refusal_makes_the_condition_hold(need: Condition):
     elif reward:
         assert need.holds(PLAIN.model_copy(update={"reward": [reward[1]]}))
     else:
-        before = PLAIN.model_copy(update=FAILING[need.write] | {"clients": None})
-        if "clients" in FAILING[need.write]:
-            before = build(FAILING[need.write])
-        if need.why != "{c.fed_alg} has no parameters of its own":
+        before = PLAIN.model_copy(update=FAILING[need.remedy] | {"clients": None})
+        if "clients" in FAILING[need.remedy]:
+            before = build(FAILING[need.remedy])
+        if need.reason != "{c.fed_alg} has no parameters of its own":
             assert not need.holds(before)
         assert need.holds(PLAIN)
 
@@ -147,7 +147,7 @@ def test_the_tables_of_effects_agree_with_the_fields_of_the_parts(table: dict[st
     checked = 0
     for key, effect in EFFECTS.items():
         for need in effect:
-            if f"works with {kind} " in need.why:
+            if f"works with {kind} " in need.reason:
                 names = {name for name in table if need.holds(PLAIN.model_copy(update={kind: name}))}
                 if key != "prompt_pool":
                     assert names == {name for name in takes[key] if (key, name) not in unused}, key

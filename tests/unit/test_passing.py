@@ -51,12 +51,12 @@ def test_messages_that_share_tensors_are_packed_as_if_they_did_not():
         Task("b", 3, 3, params, {"x": side}, attempt=1),
         Task("c", 3, 3, params, {"y": side}),
         Task("d", 3, 3, Tensors({"w": torch.zeros(4, 5)}), {"x": side}),
-        Probe("a", 3, params, {"x": side}, own=False),
-        Probe("b", 3, params, keep=True),
+        Probe("a", 3, params, {"x": side}, personal=False),
+        Probe("b", 3, params, export=True),
     ]
     packer = Packer("r")
     for message in sent:
         assert packer.pack(message) == pack(message, "r")
     found = unpack(packer.pack(sent[-1]), run="r")
     assert isinstance(found, Probe)
-    assert (found.own, found.keep) == (True, True)
+    assert (found.personal, found.export) == (True, True)

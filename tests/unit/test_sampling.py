@@ -19,8 +19,8 @@ NAMES = [f"client_{n}" for n in range(20)]
 @settings(deadline=None)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 9), st.integers(0, 3))
 def test_cohorts_are_different_clients_and_depend_on_the_round(population: int, count: int, round: int, again: int):
-    found = sample_clients(population, count, seed=1, round=round, again=again)
-    assert found == sample_clients(population, count, seed=1, round=round, again=again)
+    found = sample_clients(population, count, seed=1, round=round, draw=again)
+    assert found == sample_clients(population, count, seed=1, round=round, draw=again)
     assert len(set(found)) == len(found) == min(population, count)
     assert all(0 <= client < population for client in found)
 
@@ -33,7 +33,7 @@ def test_clients_are_sampled_by_weight():
 
 def test_traces_say_who_can_be_reached():
     trace = Availability({"client_0": [(1, 2), (5, 5)], "client_1": [(3, 4)]}, period=6)
-    there = [[int(i) for i in trace.there(NAMES[:3], clock)] for clock in range(7)]
+    there = [[int(i) for i in trace.reachable(NAMES[:3], clock)] for clock in range(7)]
     assert there == [[0, 2], [0, 2], [1, 2], [1, 2], [0, 2], [2], [0, 2]]
     selection = Selection(0, 2, availability=trace)
     assert selection.cohort(NAMES[:3], round=5, attempt=0, clock=5) == [2]

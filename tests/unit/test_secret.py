@@ -19,14 +19,15 @@ def test_a_secret_is_kept_with_mode_0600_and_read_again(tmp_path: Path):
     file = tmp_path / "clients" / "a" / "secret.key"
     former = os.umask(0)
     try:
-        first = Secret.keep(file)
+        first = Secret.load_or_create(file)
     finally:
         os.umask(former)
     assert file.stat().st_mode & 0o777 == 0o600
     assert [path.name for path in file.parent.iterdir()] == ["secret.key"]
-    assert Secret.keep(file).bytes(16, "x") == first.bytes(16, "x") != Secret.keep(tmp_path / "b").bytes(16, "x")
+    other = Secret.load_or_create(tmp_path / "b")
+    assert Secret.load_or_create(file).bytes(16, "x") == first.bytes(16, "x") != other.bytes(16, "x")
     file.chmod(0o644)
-    Secret.keep(file)
+    Secret.load_or_create(file)
     assert file.stat().st_mode & 0o777 == 0o600
     assert KEY.hex() not in repr(Secret(KEY))
 
@@ -35,7 +36,7 @@ def test_a_secret_that_was_cut_is_refused(tmp_path: Path):
     file = tmp_path / "secret.key"
     file.write_bytes(KEY[:-1])
     with pytest.raises(ConfigError, match="has 31 bytes instead of 32"):
-        Secret.keep(file)
+        Secret.load_or_create(file)
 
 
 def test_what_is_drawn_depends_on_every_word_and_on_the_secret_alone():

@@ -156,7 +156,7 @@ def test_shares_are_counted_as_the_decimals_that_were_written():
     assert at_most(3, 0.333) == 0
     assert at_least(10, 1.1) == 11
     assert at_least(10, 1.01) == 11
-    asked = Selection(seed=0, count=10, over=0.1).cohort([str(i) for i in range(50)], 0, 0, 0)
+    asked = Selection(seed=0, count=10, over_selection=0.1).cohort([str(i) for i in range(50)], 0, 0, 0)
     assert len(asked) == 11
 
 

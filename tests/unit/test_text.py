@@ -57,12 +57,12 @@ def test_texts_stay_whole_and_bits_per_byte_are_the_loss_over_the_bytes(keys, tm
     sites = list(population.evaluated)
     owners: dict[int, set[tuple[str, bool]]] = {}
     for site in sites:
-        for view, held in ((site.train, False), (site.held, True)):
+        for view, held in ((site.train, False), (site.held_out, True)):
             for row in view.index:
                 owners.setdefault(view.table._place(row)[0], set()).add((site.name, held))
     assert set(owners) == set(range(len(TEXTS)))
     assert all(len(where) == 1 for where in owners.values())
     # The random model gives about log(vocabulary) nats a token.
-    tokens = sum(int(site.held[row][1].sum()) for site in sites for row in range(len(site.held)))
-    size = sum(population.text_bytes(row) for site in sites for row in site.held.index)
+    tokens = sum(int(site.held_out[row][1].sum()) for site in sites for row in range(len(site.held_out)))
+    size = sum(population.text_bytes(row) for site in sites for row in site.held_out.index)
     assert found["bits_per_byte"] == pytest.approx(found["loss"] * tokens / math.log(2) / size, rel=1e-6)

@@ -18,31 +18,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
     import datasets
     import pandas
 
+    from weft.json_types import JsonObject
     from weft.keys.data import Client
 
     Table: TypeAlias = pandas.DataFrame | datasets.Dataset | datasets.DatasetDict
-    Rows: TypeAlias = str | PathLike[str] | Sequence[Mapping[str, Any]] | Table
+    Rows: TypeAlias = str | PathLike[str] | Sequence[Mapping[str, object]] | Table
     """A name, a path, or the rows themselves."""
-    Clients: TypeAlias = Mapping[str, Rows] | Sequence[str | Mapping[str, Any] | Client]
+    Clients: TypeAlias = Mapping[str, Rows] | Sequence[str | Mapping[str, object] | Client]
     """{name: rows}, ["name=path", ...] or [{"name": ..., "data": ..., "eval": ...}, ...]."""
 
 
 class Keys(TypedDict, total=False):
     """All keys of a run; `weft sft --help_all` says what each of them is."""
 
-    model: Any
+    model: object
     """A model of transformers, or what model_name_or_path takes."""
 '''
 PATH = "str | PathLike[str]"
 WIDER = {
-    "model_name_or_path": f"{PATH} | Any",
-    "tokenizer": f"{PATH} | Any | None",
+    "model_name_or_path": f"{PATH} | object",
+    "tokenizer": f"{PATH} | object | None",
     "clients": "Clients | None",
     "output_dir": PATH,
     **dict.fromkeys(("dataset_name", "eval_dataset_name", "public_data"), "Rows | None"),

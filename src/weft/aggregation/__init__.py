@@ -1,1 +1,1 @@
-"""How a cohort's updates become one; one file each, listed in `weft.registry.AGGREGATORS`."""
+"""Aggregators of a cohort's updates; one file each, listed in `weft.registry.AGGREGATORS`."""

@@ -15,7 +15,7 @@ from weft.core.types import Streams, Total, Update
 class Mean(Aggregator):
     """mean <- mean + (w / W) (update - mean), W the weight so far.
 
-    In this form the mean of one update is that update to the last bit, which a sum divided by its weight is not.
+    In this form the mean of one update is that update to the last bit; a sum divided by its weight need not be.
     """
 
     additive: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""The pooled data at one place: the baseline that a federation is measured against."""
+"""Training on the pooled rows of all clients: the baseline for a federation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from weft.core.parts import Algorithm
 
 @dataclass(frozen=True)
 class Central(Algorithm):
-    """One client that has everybody's rows; the round, its steps and its arithmetic are FedAvg's."""
+    """One client has all rows; its rounds, steps and arithmetic are FedAvg's."""
 
     shares: ClassVar[bool] = False
     pools_data: ClassVar[bool] = True

@@ -1,7 +1,7 @@
 """Several models instead of one, each trained by the clients that it fits best (IFCA, Ghosh et al. 2020, 2006.04088).
 
-Wraps any algorithm: the server runs it once for every cluster. A client is sent all models, takes the one with the
-smallest loss on its own rows, trains that one, and says which it was.
+Wraps any algorithm: the server runs it once per cluster. A client receives all models, trains the one with the smallest
+loss on its own rows, and reports which it was.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from weft.core.parts import Algorithm
 from weft.core.seeds import derive
 from weft.core.types import DELTA, ServerState, Streams, Task, Tensors, Total, Update
 
-CHOICE, CHOSEN = "cluster", "chosen"
+CHOICE, INDEX = "cluster", "chosen"
 
 
 @dataclass(frozen=True)
 class _Best(ModelChoice):
-    """A client takes the model with the smallest loss, and says which it is."""
+    """A client chooses the model with the smallest loss, and reports its number."""
 
     clusters: int
     seed: int
 
-    def others(self, state: ServerState) -> Streams:
+    def other_models(self, state: ServerState) -> Streams:
         parts = _parts(state, self.clusters)
         return {_name(number, DELTA): part.params for number, part in enumerate(parts) if number}
 
     def choose(self, task: Task, loss: Callable[[Tensors], float]) -> tuple[Task, Streams]:
-        every = [task.params, *(task.extra[_name(number, DELTA)] for number in range(1, self.clusters))]
-        losses = [loss(params) for params in every]
+        models = [task.params, *(task.extra[_name(number, DELTA)] for number in range(1, self.clusters))]
+        losses = [loss(params) for params in models]
         best = [number for number, value in enumerate(losses) if value == min(losses)] or [0]
-        chosen = best[derive(self.seed, "cluster", task.client) % len(best)]
-        extra = {name: value for name, value in _of(chosen, task.extra).items() if name != DELTA}
+        number = best[derive(self.seed, "cluster", task.client) % len(best)]
+        extra = {name: value for name, value in _stripped(number, task.extra).items() if name != DELTA}
         beyond = {name: value for name, value in task.extra.items() if "|" not in name}
-        said = {CHOICE: {CHOSEN: torch.tensor(float(chosen))}}
-        return replace(task, params=every[chosen], extra=extra | beyond), said
+        message = {CHOICE: {INDEX: torch.tensor(float(number))}}
+        return replace(task, params=models[number], extra=extra | beyond), message
 
 
 @dataclass(frozen=True)
 class Clustered(Algorithm):
-    """`clusters` models, trained by `inner`. Equal losses, as before the first round, are decided by lot.
+    """`clusters` models, trained by `inner`. Between equal losses, as in the first round, a client chooses at random.
 
-    What is not defined here is the wrapped algorithm's: its traits, capabilities and other methods, those too that are
-    added to `Algorithm` or to a subclass later.
+    Everything that is not defined here is the wrapped algorithm's: traits, capabilities and methods, also those that
+    `Algorithm` or a subclass gains later.
     """
 
     sums_updates: ClassVar[bool] = False
@@ -60,7 +60,7 @@ class Clustered(Algorithm):
     def __getattribute__(self, name: str) -> Any:
         """Return what is defined here, or else the wrapped algorithm's.
 
-        `__getattr__` would not do: it is not asked for what the base class defines.
+        `__getattr__` would not do: Python calls it only for names that the base class does not define either.
         """
         if name.startswith("_") or name in _defined():
             return super().__getattribute__(name)
@@ -80,41 +80,42 @@ class Clustered(Algorithm):
         tasks = [self.inner.task(part, client, version) for part in _parts(state, self.clusters)]
         extra: Streams = {}
         for number, task in enumerate(tasks):
-            extra |= _named(number, task.extra | ({} if number == 0 else {DELTA: task.params}))
+            extra |= _prefixed(number, task.extra | ({} if number == 0 else {DELTA: task.params}))
         return replace(tasks[0], extra=extra)
 
     def like(self, params: Tensors) -> Streams:
-        """What the wrapped algorithm's clients send, and the choice."""
-        return self.inner.like(params) | {CHOICE: {CHOSEN: torch.zeros(())}}
+        """Return the wrapped algorithm's streams, and the choice."""
+        return self.inner.like(params) | {CHOICE: {INDEX: torch.zeros(())}}
 
     def check(self, update: Update) -> None:
-        """Check what the wrapped algorithm's clients send."""
+        """Check the wrapped algorithm's part of the update."""
         self.inner.check(_without_choice(update))
 
     def combine(self, updates: Iterable[Update], aggregator: Aggregator) -> Total:
-        """Combine the updates of every cluster for itself; they are held until all have come."""
+        """Combine the updates of each cluster separately, after all have arrived."""
         groups: dict[int, list[Update]] = {}
         for update in updates:
-            chosen = min(max(int(update.streams[CHOICE][CHOSEN]), 0), self.clusters - 1)
-            groups.setdefault(chosen, []).append(_without_choice(update))
+            # A client may send any number: it is clipped to the clusters that there are.
+            number = min(max(int(update.streams[CHOICE][INDEX]), 0), self.clusters - 1)
+            groups.setdefault(number, []).append(_without_choice(update))
         streams: Streams = {}
         clients: list[str] = []
         weight = 0.0
-        for chosen, group in sorted(groups.items()):
+        for number, group in sorted(groups.items()):
             total = self.inner.combine(group, aggregator)
-            streams |= _named(chosen, total.streams)
+            streams |= _prefixed(number, total.streams)
             streams.setdefault(DELTA, total.streams[DELTA])  # says which parameters were trained
             clients += total.clients
             weight += total.weight
         return Total(streams, tuple(clients), weight)
 
     def step(self, state: ServerState, total: Total) -> ServerState:
-        """Step every cluster that somebody trained."""
+        """Step every cluster that some client trained."""
         after = []
         for number, part in enumerate(_parts(state, self.clusters)):
-            streams = _of(number, total.streams)
-            done = self.inner.step(part, replace(total, streams=streams)) if streams else part
-            after.append(replace(done, round=state.round + 1))
+            streams = _stripped(number, total.streams)
+            result = self.inner.step(part, replace(total, streams=streams)) if streams else part
+            after.append(replace(result, round=state.round + 1))
         return _join(after)
 
 
@@ -125,7 +126,7 @@ def _defined() -> frozenset[str]:
 
 
 def _without_choice(update: Update) -> Update:
-    """Return an update as the wrapped algorithm knows it."""
+    """Return an update without the choice, as the wrapped algorithm's clients send it."""
     return replace(update, streams={name: values for name, values in update.streams.items() if name != CHOICE})
 
 
@@ -133,17 +134,17 @@ def _parts(state: ServerState, clusters: int) -> list[ServerState]:
     """Return the state of every cluster."""
     parts = []
     for number in range(clusters):
-        memory = _of(number, state.memory)
+        memory = _stripped(number, state.memory)
         params = memory.pop(DELTA) if number else state.params
         parts.append(ServerState(params, memory, state.round))
     return parts
 
 
 def _join(parts: list[ServerState]) -> ServerState:
-    """Return the states as one: the first one's parameters, all else in the memory under its cluster's number."""
+    """Return one state: the first cluster's parameters; all else is in the memory, prefixed by the cluster's number."""
     memory: Streams = {}
     for number, part in enumerate(parts):
-        memory |= _named(number, part.memory | ({DELTA: part.params} if number else {}))
+        memory |= _prefixed(number, part.memory | ({DELTA: part.params} if number else {}))
     return ServerState(parts[0].params, memory, parts[0].round)
 
 
@@ -151,10 +152,10 @@ def _name(number: int, stream: str) -> str:
     return f"{number}|{stream}"
 
 
-def _named(number: int, streams: Streams) -> Streams:
+def _prefixed(number: int, streams: Streams) -> Streams:
     return {_name(number, stream): values for stream, values in streams.items()}
 
 
-def _of(number: int, streams: Streams) -> Streams:
+def _stripped(number: int, streams: Streams) -> Streams:
     prefix = _name(number, "")
     return {name.removeprefix(prefix): values for name, values in streams.items() if name.startswith(prefix)}

@@ -10,58 +10,58 @@ import torch
 from weft.core import tensors
 from weft.core.capabilities import TurnTaking
 from weft.core.parts import Algorithm, LocalRule
-from weft.core.types import DELTA, SCALARS, Finished, LocalWork, ServerState, Streams, Task, Tensors, Total
+from weft.core.types import DELTA, SCALARS, LocalWork, RuleResult, ServerState, Streams, Task, Tensors, Total
 from weft.errors import ConfigError
 
 MOMENTUM, FIRST, SECOND, COUNT = "momentum", "exp_avg", "exp_avg_sq", "step"
-LOCAL, ANCHOR, SEEN = "local", "anchor", "seen"
-"""What a client of a streamed model keeps: its own values, the server's as last heard; what the server keeps: when a
-client's update was last used."""
+LOCAL, ANCHOR, LAST_USED = "local", "anchor", "seen"
+"""Memory of a client with fragments: LOCAL are its own values, ANCHOR the server's values as it last received them. The
+server's memory LAST_USED: the round in which each client's update was last used."""
 
 
 class _Inner(LocalRule):
-    """Go on with AdamW's moments, those of the client or those of the cohort."""
+    """Continue AdamW's moments, of the client or of the cohort."""
 
     wants_moments = True
 
-    def __init__(self, given: Streams, send: bool, params: Tensors) -> None:
-        self.given, self.send, self.params = given, send, params
+    def __init__(self, memory: Streams, send: bool, params: Tensors) -> None:
+        self.memory, self.send, self.params = memory, send, params
 
     def moments(self) -> Streams:
-        return self.given
+        return self.memory
 
-    def finish(self, work: LocalWork) -> Finished:
+    def finish(self, work: LocalWork) -> RuleResult:
         delta = tensors.subtract(work.end, work.start)
         if not self.send:
-            return Finished({DELTA: delta}, _together(self.given, work.moments))
+            return RuleResult({DELTA: delta}, _together(self.memory, work.moments))
         zeros = tensors.zeros(self.params)
         moments = {key: zeros | work.moments.get(key, {}) for key in (FIRST, SECOND)}
         counts = [count for name, count in work.moments.get(COUNT, {}).items() if name in self.params]
         count = counts[0] if counts else torch.tensor(float(work.steps))
-        return Finished({DELTA: delta, SCALARS: {COUNT: count.clone()}, **moments})
+        return RuleResult({DELTA: delta, SCALARS: {COUNT: count.clone()}, **moments})
 
 
 class _Streaming(_Inner):
-    """Go on from one's own values, but for the parts that the server sent; send how far one part has come."""
+    """Continue from the client's own values, except for the fragment in the task; send the delta of one fragment."""
 
-    def __init__(self, memory: Streams, keep: bool, turns: TurnTaking, round: int) -> None:
+    def __init__(self, memory: Streams, keeps_moments: bool, turns: TurnTaking, round: int) -> None:
         moments = {key: values for key, values in memory.items() if key not in (LOCAL, ANCHOR)}
-        super().__init__(moments if keep else {}, False, {})
-        self.memory, self.turns, self.round, self.wants_moments = memory, turns, round, keep
+        super().__init__(moments if keeps_moments else {}, False, {})
+        self.memory, self.turns, self.round, self.wants_moments = memory, turns, round, keeps_moments
         self.anchor: Tensors = {}
 
     def begin(self, params: Tensors) -> Tensors:
         self.anchor = self.memory.get(ANCHOR, {}) | params
         return self.memory.get(LOCAL, {}) | params
 
-    def finish(self, work: LocalWork) -> Finished:
+    def finish(self, work: LocalWork) -> RuleResult:
         part = self.turns.part(work.end, self.round)
-        kept = {LOCAL: work.end, ANCHOR: self.anchor} | _together(self.given, work.moments)
-        return Finished({DELTA: tensors.subtract(part, self.anchor)}, kept)
+        memory = {LOCAL: work.end, ANCHOR: self.anchor} | _together(self.memory, work.moments)
+        return RuleResult({DELTA: tensors.subtract(part, self.anchor)}, memory)
 
 
 class _Fragments(TurnTaking):
-    """Every fragment travels once in so many rounds as there are."""
+    """With n fragments, each travels in every n-th round."""
 
     def part(self, params: Tensors, round: int) -> Tensors:
         return _part(params, self.period, round)
@@ -71,10 +71,9 @@ class _Fragments(TurnTaking):
 class DiLoCo(Algorithm):
     """g = -D, m <- momentum m + g, w <- w - outer_lr (g + momentum m), as torch's SGD with nesterov.
 
-    inner_state: what becomes of AdamW's moments (SGD has none) between rounds: keep (they stay with the client, the
-    paper's), reset (made anew), average (they travel and are averaged, at three times the bytes; those of parameters
-    that do not travel are made anew). Parameters that are not trained in a round (RoLoRA) keep theirs, and the steps
-    that these have seen.
+    inner_state: AdamW's moments (SGD has none) between rounds: keep (they stay at the client, the paper's), reset (to
+    zero), average (they travel and are averaged, at three times the bytes; those of parameters that do not travel are
+    reset). Parameters that are not trained in a round (RoLoRA) keep their moments and their step count.
     """
 
     adds_mean: ClassVar[bool] = False
@@ -97,7 +96,7 @@ class DiLoCo(Algorithm):
         return _Fragments(self.fragments) if self.fragments > 1 else None
 
     def init(self, params: Tensors) -> ServerState:
-        """Refuse more parts than there are blocks."""
+        """Refuse more fragments than the model has blocks."""
         if self.fragments > len(blocks := _blocks(params)):
             raise ConfigError(
                 f"fragments is {self.fragments}, but the model has only {len(blocks)} blocks to send apart."
@@ -111,73 +110,74 @@ class DiLoCo(Algorithm):
 
     @property
     def uses_moments(self) -> bool:  # type: ignore[override]
-        """Moments are averaged as AdamW's."""
+        """Only AdamW's moments can be averaged."""
         return self.inner_state == "average"
 
     def like(self, params: Tensors) -> Streams:
-        """The moments too, where they are averaged."""
+        """Return the moments too, where they are averaged."""
         like = super().like(params)
         if self.inner_state == "average":
             like |= {FIRST: params, SECOND: params, SCALARS: {COUNT: torch.zeros(())}}
         return like
 
     def task(self, state: ServerState, client: str, version: int) -> Task:
-        """Send averaged moments along."""
+        """Send averaged moments, and only one fragment to a client that has the rest."""
         extra = {key: state.memory[key] for key in (FIRST, SECOND, COUNT) if key in state.memory}
         params = state.params
-        if self.turns is not None and int(state.memory.get(SEEN, {}).get(client, _NEVER)) == state.round - 1:
+        # A client of the last round has everything but the fragment that changed in it; others may lack more.
+        if self.turns is not None and int(state.memory.get(LAST_USED, {}).get(client, _NEVER_USED)) == state.round - 1:
             params = self.turns.part(params, state.round - 1)
         return Task(client, state.round, version, params, extra)
 
     def rule(self, task: Task, memory: Streams) -> LocalRule:
-        """Go on with the moments."""
+        """Continue the moments."""
         if self.turns is not None:
             return _Streaming(memory, self.inner_state == "keep", self.turns, task.round)
         if self.inner_state == "reset":
             return LocalRule()
         if self.inner_state == "keep":
             return _Inner(memory, False, task.params)
-        given = {key: task.extra[key] for key in (FIRST, SECOND, COUNT) if key in task.extra}
-        return _Inner(given, True, task.params)
+        moments = {key: task.extra[key] for key in (FIRST, SECOND, COUNT) if key in task.extra}
+        return _Inner(moments, True, task.params)
 
     def step(self, state: ServerState, total: Total) -> ServerState:
         """Take the outer step."""
         delta = total.streams[DELTA]
-        former = state.memory.get(MOMENTUM)
-        momentum = delta if former is None else tensors.add(tensors.scale(former, self.momentum), delta)
+        previous = state.memory.get(MOMENTUM)
+        momentum = delta if previous is None else tensors.add(tensors.scale(previous, self.momentum), delta)
         params = tensors.add(state.params, tensors.add(delta, momentum, self.momentum), self.outer_lr)
         memory = {MOMENTUM: momentum}
         if self.inner_state == "average":
             memory |= {FIRST: total.streams[FIRST], SECOND: total.streams[SECOND]}
             memory[COUNT] = dict.fromkeys(delta, total.streams[SCALARS][COUNT].round())
         if self.fragments > 1:
-            memory[SEEN] = {client: torch.tensor(state.round) for client in total.clients}
+            memory[LAST_USED] = {client: torch.tensor(state.round) for client in total.clients}
         return ServerState(params, memory, state.round + 1)
 
 
-_NEVER = torch.tensor(-2)
+_NEVER_USED = torch.tensor(-2)
 
 
-def _together(former: Streams, now: Streams) -> Streams:
-    """Return the moments as they are now, with the former ones of what was not trained now."""
-    return former | {key: former.get(key, {}) | values for key, values in now.items()}
+def _together(previous: Streams, now: Streams) -> Streams:
+    """Return the new moments, and the previous ones of parameters that were not trained."""
+    return previous | {key: previous.get(key, {}) | values for key, values in now.items()}
 
 
 def _blocks(params: Tensors) -> dict[str, list[str]]:
-    """Return the names of each block, a block being what has the same first number in its name, or no number."""
-    found: dict[str, list[str]] = {}
+    """Return parameter names by block: a block has the same first number in its names; others are blocks alone."""
+    names_of: dict[str, list[str]] = {}
     for name in params:
         number = next((word for word in name.split(".") if word.isdigit()), None)
-        found.setdefault(name if number is None else number, []).append(name)
-    return found
+        names_of.setdefault(name if number is None else number, []).append(name)
+    return names_of
 
 
 def _part(params: Tensors, parts: int, round: int) -> Tensors:
-    """Return the part of a round: blocks, the largest first, each put to what is the smallest part so far."""
+    """Return the fragment of a round: blocks are dealt out, the largest first, each to the smallest fragment so far."""
     sizes = {block: sum(params[name].numel() for name in names) for block, names in _blocks(params).items()}
-    filled, chosen = [0] * parts, dict[str, int]()
+    loads, part_of = [0] * parts, dict[str, int]()
     for block in sorted(sizes, key=lambda block: (-sizes[block], block)):
-        chosen[block] = filled.index(min(filled))
-        filled[chosen[block]] += sizes[block]
-    mine = {name for block, names in _blocks(params).items() if chosen[block] == round % parts for name in names}
-    return {name: value for name, value in params.items() if name in mine}
+        part_of[block] = loads.index(min(loads))
+        loads[part_of[block]] += sizes[block]
+    names = {name for block, names in _blocks(params).items() if part_of[block] == round % parts for name in names}
+    return {name: value for name, value in params.items() if name in names}

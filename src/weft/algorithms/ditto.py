@@ -8,20 +8,20 @@ from typing import ClassVar
 from weft.core import tensors
 from weft.core.capabilities import PersonalModels
 from weft.core.parts import Algorithm, LocalRule
-from weft.core.types import Finished, LocalWork, Streams, Task, Tensors
+from weft.core.types import LocalWork, RuleResult, Streams, Task, Tensors
 
 OWN = "own"
 
 
-class _Pulled(LocalRule):
+class _PullToShared(LocalRule):
     """Train the client's own model, pulled towards the shared one."""
 
-    def __init__(self, own: Tensors, shared: Tensors, strength: float) -> None:
-        self.own, self.shared, self.strength = own, shared, strength
+    def __init__(self, personal: Tensors, shared: Tensors, strength: float) -> None:
+        self.personal, self.shared, self.strength = personal, shared, strength
         self.anchor: Tensors = {}
 
     def begin(self, params: Tensors) -> Tensors:
-        return self.own
+        return self.personal
 
     def prepare(self, params: Tensors) -> None:
         self.anchor = {name: self.shared[name].to(value.device) for name, value in params.items()}
@@ -29,13 +29,13 @@ class _Pulled(LocalRule):
     def after_step(self, params: Tensors, lr: float) -> None:
         tensors.pull_(params, self.anchor, lr * self.strength)
 
-    def finish(self, work: LocalWork) -> Finished:
-        return Finished({}, {OWN: work.end})
+    def finish(self, work: LocalWork) -> RuleResult:
+        return RuleResult({}, {OWN: work.end})
 
 
 @dataclass(frozen=True)
 class _Beside(PersonalModels):
-    """A model beside the shared one; one that never trained is the shared one."""
+    """A personal model beside the shared one, from which it starts."""
 
     strength: float
 
@@ -43,7 +43,7 @@ class _Beside(PersonalModels):
         return memory.get(OWN, shared)
 
     def rule(self, task: Task, memory: Streams) -> LocalRule:
-        return _Pulled(self.params(task.params, memory), task.params, self.strength)
+        return _PullToShared(self.params(task.params, memory), task.params, self.strength)
 
 
 @dataclass(frozen=True)
@@ -60,5 +60,5 @@ class Ditto(Algorithm):
 
     @property
     def personal(self) -> PersonalModels:
-        """A model beside the shared one."""
+        """A personal model beside the shared one."""
         return _Beside(self.strength)

@@ -29,11 +29,11 @@ class FedAvgM(Algorithm):
     def step(self, state: ServerState, total: Total) -> ServerState:
         """Follow the momentum."""
         delta = total.streams[DELTA]
-        former = state.memory.get(MOMENTUM)
-        if former is None:
+        previous = state.memory.get(MOMENTUM)
+        if previous is None:
             momentum = delta
         else:
-            fresh = 1 - self.momentum if self.form == "average" else 1.0
-            momentum = tensors.add(tensors.scale(former, self.momentum), delta, fresh)
+            weight = 1 - self.momentum if self.form == "average" else 1.0
+            momentum = tensors.add(tensors.scale(previous, self.momentum), delta, weight)
         params = tensors.add(state.params, momentum, self.server_lr)
         return ServerState(params, {MOMENTUM: momentum}, state.round + 1)

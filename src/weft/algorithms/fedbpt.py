@@ -13,7 +13,7 @@ from torch import Tensor
 from weft.core.evolution import Search
 from weft.core.exchange import Aggregator
 from weft.core.parts import Algorithm, LocalRule
-from weft.core.types import SEARCH, Finished, LocalWork, ServerState, Streams, Task, Tensors, Total, Update
+from weft.core.types import SEARCH, LocalWork, RuleResult, ServerState, Streams, Task, Tensors, Total, Update
 
 SOLUTIONS, FITNESS, SCALE = "solutions", "fitness", "scale"
 
@@ -21,23 +21,22 @@ SOLUTIONS, FITNESS, SCALE = "solutions", "fitness", "scale"
 class _Try(LocalRule):
     """Search from the server's distribution, and send the last generation."""
 
-    def __init__(self, given: Tensors) -> None:
-        self.given = given
+    def __init__(self, distribution: Tensors) -> None:
+        self.distribution = distribution
 
     def search(self) -> Tensors:
-        return self.given
+        return self.distribution
 
-    def finish(self, work: LocalWork) -> Finished:
-        return Finished({SEARCH: work.moments[SEARCH]})
+    def finish(self, work: LocalWork) -> RuleResult:
+        return RuleResult({SEARCH: work.moments[SEARCH]})
 
 
 @dataclass(frozen=True)
 class FedBPT(Algorithm):
     """Clients search for some generations from N(m, s^2 diag(v)) and send their last generation with its losses.
 
-    The server tells its own CMA-ES all of them, ranked by each client's losses less their mean over their standard
-    deviation, so that a client of easy rows does not outbid the others; s becomes what makes the mean scale of a
-    coordinate the clients' mean one.
+    The server updates its own CMA-ES with all candidates. Losses are standardised per client, so that a client of easy
+    rows does not dominate; s is set so that the mean scale of a coordinate equals the clients' mean.
     """
 
     sums_updates: ClassVar[bool] = False
@@ -49,67 +48,67 @@ class FedBPT(Algorithm):
     sigma: float = field(default=0.1, metadata={"key": "learning_rate"})
 
     def init(self, params: Tensors) -> ServerState:
-        """Begin with the same scale everywhere."""
+        """Start with one scale for all coordinates."""
         return self._state(Search.at(_flat(params), self.sigma), params, 0)
 
     def task(self, state: ServerState, client: str, version: int) -> Task:
         """Send mean and scales."""
-        kept = state.memory[SEARCH]
-        return Task(client, state.round, version, state.params, {SEARCH: {n: kept[n] for n in ("sigma", "variance")}})
+        search = state.memory[SEARCH]
+        return Task(client, state.round, version, state.params, {SEARCH: {n: search[n] for n in ("sigma", "variance")}})
 
     def like(self, params: Tensors) -> Streams:
-        """A generation, its losses, and how wide the client's search has become."""
+        """Return a generation, its losses, and the scales of the client's search."""
         size = sum(value.numel() for value in params.values())
         shapes = {SOLUTIONS: (self.population, size), FITNESS: (self.population,), SCALE: (size,)}
         return {SEARCH: {name: torch.zeros(shape) for name, shape in shapes.items()}}
 
     def rule(self, task: Task, memory: Streams) -> LocalRule:
-        """Search, and send what was tried."""
+        """Search, and send the last generation."""
         return _Try(task.extra[SEARCH])
 
     def combine(self, updates: Iterable[Update], aggregator: Aggregator) -> Total:
-        """Put all clients' candidates together, and take the weighted mean of their scales."""
+        """Concatenate all clients' candidates, and take the weighted mean of their scales."""
         solutions: list[Tensor] = []
-        ranked: list[Tensor] = []
+        scores: list[Tensor] = []
         clients: list[str] = []
         scale, weight = None, 0.0
         for update in updates:
-            sent = update.streams[SEARCH]
-            losses = sent[FITNESS].double()
-            solutions.append(sent[SOLUTIONS])
-            ranked.append((losses - losses.mean()) / losses.std().clamp(min=1e-12))
+            generation = update.streams[SEARCH]
+            losses = generation[FITNESS].double()
+            solutions.append(generation[SOLUTIONS])
+            scores.append((losses - losses.mean()) / losses.std().clamp(min=1e-12))
             clients.append(update.client)
             weight += update.weight
             share = update.weight / weight
-            scale = sent[SCALE] if scale is None else scale + share * (sent[SCALE] - scale)
+            scale = generation[SCALE] if scale is None else scale + share * (generation[SCALE] - scale)
         if scale is None:
             return Total({}, (), 0.0)
-        streams = {SEARCH: {SOLUTIONS: torch.cat(solutions), FITNESS: torch.cat(ranked), SCALE: scale}}
+        streams = {SEARCH: {SOLUTIONS: torch.cat(solutions), FITNESS: torch.cat(scores), SCALE: scale}}
         return Total(streams, tuple(clients), weight)
 
     def step(self, state: ServerState, total: Total) -> ServerState:
-        """Tell the server's search."""
-        found = {name: value.double().numpy() for name, value in total.streams[SEARCH].items()}
-        kept = {name: value.numpy() for name, value in state.memory[SEARCH].items()}
+        """Update the server's search."""
+        total_values = {name: value.double().numpy() for name, value in total.streams[SEARCH].items()}
+        saved_search = {name: value.numpy() for name, value in state.memory[SEARCH].items()}
         search = Search(
             _flat(state.params),
-            float(kept["sigma"]),
-            kept["variance"],
-            kept["path"],
-            kept["step_path"],
-            int(kept["count"]),
-        ).tell(found[SOLUTIONS], found[FITNESS])
-        wide = float(found[SCALE].mean() / np.sqrt(search.variance).mean())
+            float(saved_search["sigma"]),
+            saved_search["variance"],
+            saved_search["path"],
+            saved_search["step_path"],
+            int(saved_search["count"]),
+        ).tell(total_values[SOLUTIONS], total_values[FITNESS])
+        wide = float(total_values[SCALE].mean() / np.sqrt(search.variance).mean())
         return self._state(replace(search, sigma=wide), state.params, state.round + 1)
 
     def _state(self, search: Search, like: Tensors, round: int) -> ServerState:
         arrays = {"variance": search.variance, "path": search.path, "step_path": search.step_path}
-        kept = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
-        kept |= {"sigma": torch.tensor(search.sigma, dtype=torch.float64), "count": torch.tensor(search.count)}
+        memory = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+        memory |= {"sigma": torch.tensor(search.sigma, dtype=torch.float64), "count": torch.tensor(search.count)}
         flat = torch.from_numpy(search.mean).float()
         parts = flat.split([value.numel() for value in like.values()])  # type: ignore[no-untyped-call]
         mean = {name: part.reshape(value.shape) for (name, value), part in zip(like.items(), parts, strict=True)}
-        return ServerState(mean, {SEARCH: kept}, round)
+        return ServerState(mean, {SEARCH: memory}, round)
 
 
 def _flat(params: Tensors) -> np.ndarray:

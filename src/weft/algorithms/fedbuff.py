@@ -19,18 +19,18 @@ VERSION = "version."
 class FedBuff(Algorithm):
     """With K updates in the buffer: w <- w + server_lr mean of s(t_i) D_i, s(t) = (1 + t)^-staleness_power.
 
-    t_i is how many steps the server made since client i began. The mean is weighted as FedAvg's and not divided by the
-    s(t_i), so that stale cohorts move the server less. As many clients as sample_clients train at any time.
+    t_i is the number of server steps since client i began. The mean is weighted as FedAvg's and not divided by the
+    s(t_i), so that stale cohorts move the server less. sample_clients clients train at any time.
     """
 
     adds_mean: ClassVar[bool] = False
     sums_updates: ClassVar[bool] = False
     buffer_size: int = 0
-    """0: as many as train at a time."""
+    """K; 0: as many as clients train at a time."""
     server_lr: float = 1.0
     staleness_power: float = 0.5
     max_staleness: int = 10
-    """Versions kept at the server; a client that began before them is made to begin from the oldest."""
+    """Versions that the server keeps; a client that began earlier is treated as beginning from the oldest."""
 
     @property
     def buffer(self) -> UpdateBuffer:
@@ -39,25 +39,25 @@ class FedBuff(Algorithm):
 
     def task(self, state: ServerState, client: str, version: int) -> Task:
         """Send the version that the client began from."""
-        kept = max(version, state.round - self.max_staleness)
-        # A round without a usable update changes nothing, and so keeps no version: the next one is the same.
-        later = (f"{VERSION}{number}" for number in range(kept, state.round))
-        found = next((name for name in later if name in state.memory), None)
-        return Task(client, state.round, kept, state.memory[found] if found else state.params)
+        base_version = max(version, state.round - self.max_staleness)
+        # A round without a usable update saves no version: the next saved one has the same parameters.
+        candidates = (f"{VERSION}{number}" for number in range(base_version, state.round))
+        stream = next((name for name in candidates if name in state.memory), None)
+        return Task(client, state.round, base_version, state.memory[stream] if stream else state.params)
 
     def combine(self, updates: Iterable[Update], aggregator: Aggregator) -> Total:
         """Weigh the updates by their staleness."""
-        return aggregator.combine(self._faded(updates))
+        return aggregator.combine(self._discounted(updates))
 
-    def _faded(self, updates: Iterable[Update]) -> Iterator[Update]:
+    def _discounted(self, updates: Iterable[Update]) -> Iterator[Update]:
         for update in updates:
             late = update.round - update.base_version
             share = (1 + late) ** -self.staleness_power
-            faded = tensors.scale(update.streams[DELTA], share)
-            yield replace(update, streams=update.streams | {DELTA: faded})
+            delta = tensors.scale(update.streams[DELTA], share)
+            yield replace(update, streams=update.streams | {DELTA: delta})
 
     def step(self, state: ServerState, total: Total) -> ServerState:
-        """Step, and keep the version that it began from for the clients that are still at it."""
+        """Step, and save the version before the step for the clients that still train from it."""
         params = tensors.add(state.params, total.streams[DELTA], self.server_lr)
         oldest = state.round + 1 - self.max_staleness
         memory = {name: values for name, values in state.memory.items() if int(name.removeprefix(VERSION)) >= oldest}

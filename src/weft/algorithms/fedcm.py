@@ -9,35 +9,35 @@ import torch
 
 from weft.core import tensors
 from weft.core.parts import Algorithm, LocalRule
-from weft.core.types import DELTA, SCALARS, Finished, LocalWork, ServerState, Streams, Task, Tensors, Total
+from weft.core.types import DELTA, SCALARS, LocalWork, RuleResult, ServerState, Streams, Task, Tensors, Total
 
 DIRECTION, RATES = "direction", "learning_rates"
 
 
-class _Following(LocalRule):
-    """Blend each step with a direction of the server's: y <- y - lr (own d + (1 - own) G); sends the sum of rates too.
+class _FollowDirection(LocalRule):
+    """Blend each step d with the server's direction G: y <- y - lr (own_share d + (1 - own_share) G).
 
-    Where there is no direction yet, own is 1.
+    Where there is no direction yet, own_share is 1. The sum of learning rates is sent too.
     """
 
-    def __init__(self, direction: Tensors, own: float) -> None:
-        self.given, self.own = direction, own
+    def __init__(self, direction: Tensors, own_share: float) -> None:
+        self.server_direction, self.own_share = direction, own_share
         self.direction: Tensors = {}
 
     def prepare(self, params: Tensors) -> None:
-        self.direction = {name: self.given[name].to(value.device) for name, value in params.items()}
+        self.direction = {name: self.server_direction[name].to(value.device) for name, value in params.items()}
         if not any(bool(value.any()) for value in self.direction.values()):
-            self.own = 1.0
+            self.own_share = 1.0
 
     def lr_factor(self, step: int) -> float:
-        return self.own
+        return self.own_share
 
     def after_step(self, params: Tensors, lr: float) -> None:
         for name, value in params.items():
-            value.sub_(self.direction[name], alpha=lr * (1 - self.own))
+            value.sub_(self.direction[name], alpha=lr * (1 - self.own_share))
 
-    def finish(self, work: LocalWork) -> Finished:
-        return Finished({DELTA: tensors.subtract(work.end, work.start), SCALARS: {RATES: torch.tensor(work.lr)}})
+    def finish(self, work: LocalWork) -> RuleResult:
+        return RuleResult({DELTA: tensors.subtract(work.end, work.start), SCALARS: {RATES: torch.tensor(work.lr)}})
 
 
 def direction_of(total: Total) -> Tensors:
@@ -50,8 +50,8 @@ def direction_of(total: Total) -> Tensors:
 class FedCM(Algorithm):
     """y <- y - lr (alpha d + (1 - alpha) G), w <- w + D; d is AdamW's step, G = -D / (sum of lr) of the last round.
 
-    Weight decay is no part of d: it acts whole, as it would without FedCM. In the first round, and where a cluster or a
-    factor was never trained before, there is nothing to follow, and clients step along d (the paper: along alpha d).
+    Weight decay is not part of d: it is applied in full, as without FedCM. In the first round, and where a cluster or a
+    factor was never trained before, G is 0 and clients step along d (the paper: along alpha d).
     """
 
     plain_steps: ClassVar[bool] = False
@@ -64,12 +64,12 @@ class FedCM(Algorithm):
         return ServerState(params, {DIRECTION: tensors.zeros(params)})
 
     def task(self, state: ServerState, client: str, version: int) -> Task:
-        """Send G along."""
+        """Send G too."""
         return Task(client, state.round, version, state.params, {DIRECTION: state.memory[DIRECTION]})
 
     def rule(self, task: Task, memory: Streams) -> LocalRule:
         """Blend the steps."""
-        return _Following(task.extra[DIRECTION], self.alpha)
+        return _FollowDirection(task.extra[DIRECTION], self.alpha)
 
     def step(self, state: ServerState, total: Total) -> ServerState:
         """Add the mean delta and remember its direction."""

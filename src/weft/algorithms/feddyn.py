@@ -9,22 +9,27 @@ import torch
 
 from weft.core import tensors
 from weft.core.parts import Algorithm, LocalRule
-from weft.core.types import DELTA, SCALARS, Finished, LocalWork, ServerState, Streams, Task, Tensors, Total
+from weft.core.types import DELTA, SCALARS, LocalWork, RuleResult, ServerState, Streams, Task, Tensors, Total
 
 DUAL, STEPS = "dual", "steps"
 
 
-class _Regularised(LocalRule):
+class _Regularise(LocalRule):
     """Step along g - h_i + a (y - w); with a strength of 0, along g."""
 
-    def __init__(self, strength: float, own: Tensors, decoupled: bool, tells: bool) -> None:
-        self.strength, self.own, self.decoupled, self.tells = strength, own, decoupled, tells
+    def __init__(self, strength: float, dual_of_client: Tensors, decoupled: bool, sends_steps: bool) -> None:
+        self.strength, self.dual_of_client, self.decoupled, self.sends_steps = (
+            strength,
+            dual_of_client,
+            decoupled,
+            sends_steps,
+        )
         self.anchor: Tensors = {}
         self.dual: Tensors = {}
 
     def prepare(self, params: Tensors) -> None:
         self.anchor = tensors.copy(params)
-        self.dual = {name: self.own[name].to(value.device) for name, value in params.items()}
+        self.dual = {name: self.dual_of_client[name].to(value.device) for name, value in params.items()}
 
     def adjust_grads(self, params: Tensors) -> None:
         if self.decoupled:
@@ -40,10 +45,10 @@ class _Regularised(LocalRule):
             force = (value - self.anchor[name]).mul_(self.strength).sub_(self.dual[name])
             value.sub_(force, alpha=lr)
 
-    def finish(self, work: LocalWork) -> Finished:
+    def finish(self, work: LocalWork) -> RuleResult:
         delta = tensors.subtract(work.end, work.start)
-        said = {SCALARS: {STEPS: torch.tensor(float(work.steps))}} if self.tells else {}
-        return Finished({DELTA: delta} | said, {DUAL: tensors.add(self.own, delta, -self.strength)})
+        scalars = {SCALARS: {STEPS: torch.tensor(float(work.steps))}} if self.sends_steps else {}
+        return RuleResult({DELTA: delta} | scalars, {DUAL: tensors.add(self.dual_of_client, delta, -self.strength)})
 
 
 @dataclass(frozen=True)
@@ -72,16 +77,16 @@ class FedDyn(Algorithm):
 
     @property
     def measures(self) -> bool:
-        """Whether the steps of a round are to be found out."""
+        """Whether the number of steps of a round must be measured."""
         return self.form == "decoupled" and self.steps < 1
 
     @property
     def scalars(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The client's steps, where they are to be found out."""
+        """The client's number of steps, where it must be measured."""
         return (STEPS,) if self.measures else ()
 
     def strength(self, memory: Streams) -> float:
-        """Return the a of the rule, given what came with a task or what the server remembers; 0: not known yet."""
+        """Return the a of the rule, given the task's extra streams or the server's memory; 0: not measured yet."""
         if self.form == "gradient":
             return self.alpha
         steps = float(memory[STEPS][STEPS]) if STEPS in memory else max(0, self.steps)
@@ -93,14 +98,14 @@ class FedDyn(Algorithm):
         return ServerState(params, {DUAL: tensors.zeros(params)})
 
     def task(self, state: ServerState, client: str, version: int) -> Task:
-        """Send the steps along, where they were found out."""
+        """Send the measured number of steps, if there is one."""
         extra = {STEPS: state.memory[STEPS]} if STEPS in state.memory else {}
         return Task(client, state.round, version, state.params, extra)
 
     def rule(self, task: Task, memory: Streams) -> LocalRule:
-        """Regularise by what the client remembers; one that never trained has h_i = 0."""
-        own = memory.get(DUAL) or tensors.zeros(task.params)
-        return _Regularised(self.strength(task.extra), own, self.form == "decoupled", self.measures)
+        """Regularise by the client's h_i, which is 0 before its first round."""
+        dual = memory.get(DUAL) or tensors.zeros(task.params)
+        return _Regularise(self.strength(task.extra), dual, self.form == "decoupled", self.measures)
 
     def step(self, state: ServerState, total: Total) -> ServerState:
         """Average, and correct by h / a."""
@@ -109,7 +114,7 @@ class FedDyn(Algorithm):
         params = tensors.add(state.params, delta)
         if a > 0:
             params = tensors.add(params, dual, -1 / a)
-        kept = {STEPS: state.memory[STEPS]} if STEPS in state.memory else {}
-        if self.measures and not kept:
-            kept = {STEPS: {STEPS: total.streams[SCALARS][STEPS]}}
-        return ServerState(params, {DUAL: dual} | kept, state.round + 1)
+        measured = {STEPS: state.memory[STEPS]} if STEPS in state.memory else {}
+        if self.measures and not measured:
+            measured = {STEPS: {STEPS: total.streams[SCALARS][STEPS]}}
+        return ServerState(params, {DUAL: dual} | measured, state.round + 1)

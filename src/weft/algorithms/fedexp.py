@@ -9,7 +9,7 @@ import torch
 
 from weft.core import tensors
 from weft.core.parts import Algorithm, LocalRule
-from weft.core.types import DELTA, SCALARS, Finished, LocalWork, ServerState, Streams, Task, Total
+from weft.core.types import DELTA, SCALARS, LocalWork, RuleResult, ServerState, Streams, Task, Total
 
 SQUARE = "squared_norm"
 
@@ -17,9 +17,9 @@ SQUARE = "squared_norm"
 class _WithNorm(LocalRule):
     """Send the squared norm of the update beside it."""
 
-    def finish(self, work: LocalWork) -> Finished:
+    def finish(self, work: LocalWork) -> RuleResult:
         delta = tensors.subtract(work.end, work.start)
-        return Finished({DELTA: delta, SCALARS: {SQUARE: torch.tensor(tensors.squared_norm(delta))}})
+        return RuleResult({DELTA: delta, SCALARS: {SQUARE: torch.tensor(tensors.squared_norm(delta))}})
 
 
 @dataclass(frozen=True)

@@ -9,20 +9,20 @@ import torch
 
 from weft.core import tensors
 from weft.core.parts import Algorithm, LocalRule
-from weft.core.types import DELTA, SCALARS, Finished, LocalWork, ServerState, Streams, Task, Total
+from weft.core.types import DELTA, SCALARS, LocalWork, RuleResult, ServerState, Streams, Task, Total
 
 RATIO = "step_ratio"
 
 
 @dataclass(frozen=True)
-class _Normalised(LocalRule):
-    """Send D_i K / tau_i and tau_i / K: with K steps asked for and made, both factors are exactly 1."""
+class _Normalise(LocalRule):
+    """Send D_i K / tau_i and tau_i / K: for a client that made all K steps, both factors are exactly 1."""
 
     nominal: int
 
-    def finish(self, work: LocalWork) -> Finished:
+    def finish(self, work: LocalWork) -> RuleResult:
         delta = tensors.scale(tensors.subtract(work.end, work.start), self.nominal / work.steps)
-        return Finished({DELTA: delta, SCALARS: {RATIO: torch.tensor(work.steps / self.nominal)}})
+        return RuleResult({DELTA: delta, SCALARS: {RATIO: torch.tensor(work.steps / self.nominal)}})
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class FedNova(Algorithm):
 
     def rule(self, task: Task, memory: Streams) -> LocalRule:
         """Normalise the update."""
-        return _Normalised(max(1, self.steps))
+        return _Normalise(max(1, self.steps))
 
     def step(self, state: ServerState, total: Total) -> ServerState:
         """Go the mean number of steps along the mean step."""

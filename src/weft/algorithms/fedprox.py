@@ -11,7 +11,7 @@ from weft.core.types import Streams, Task, Tensors
 
 
 class _Pull(LocalRule):
-    """Towards where the round began."""
+    """Pull towards the parameters at the start of the round."""
 
     def __init__(self, mu: float, decoupled: bool) -> None:
         self.mu, self.decoupled = mu, decoupled
@@ -36,7 +36,7 @@ class FedProx(Algorithm):
     """The local loss gains mu / 2 ||y - w||^2.
 
     By default the pull is decoupled from AdamW, as its weight decay is: y <- y - lr mu (y - w) after each step. In the
-    gradient (form=gradient, the paper's) AdamW's normalisation takes its size away.
+    gradient (form=gradient, the paper's) AdamW's normalisation removes its scale.
     """
 
     plain_steps: ClassVar[bool] = False

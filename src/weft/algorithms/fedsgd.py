@@ -9,13 +9,13 @@ import torch
 
 from weft.core import tensors
 from weft.core.parts import Algorithm, LocalRule
-from weft.core.types import DELTA, SCALARS, Finished, LocalWork, ServerState, Streams, Task, Tensors, Total
+from weft.core.types import DELTA, SCALARS, LocalWork, RuleResult, ServerState, Streams, Task, Tensors, Total
 
 RATE, FIRST, SECOND, COUNT = "learning_rate", "exp_avg", "exp_avg_sq", "step"
 
 
 class _Gradient(LocalRule):
-    """Take the gradient of the only step, make no step with it, and send its opposite."""
+    """Compute the gradient of the only step without stepping, and send its negative as the delta."""
 
     clips = False
 
@@ -29,16 +29,16 @@ class _Gradient(LocalRule):
     def lr_factor(self, step: int) -> float:
         return 0.0
 
-    def finish(self, work: LocalWork) -> Finished:
+    def finish(self, work: LocalWork) -> RuleResult:
         down = tensors.scale(tensors.zeros(work.start) | self.gradient, -1.0)
-        return Finished({DELTA: down, SCALARS: {RATE: torch.tensor(work.lr, dtype=torch.float64)}})
+        return RuleResult({DELTA: down, SCALARS: {RATE: torch.tensor(work.lr, dtype=torch.float64)}})
 
 
 @dataclass(frozen=True)
 class FedSGD(Algorithm):
     """g = sum p_i g_i, clipped to max_grad_norm; then the run's optimizer makes its step at the server: AdamW, or SGD.
 
-    What every other algorithm saves traffic against: the model and its gradient travel at every step.
+    The baseline of communication: the model and its gradient travel at every step.
     """
 
     plain_steps: ClassVar[bool] = False
@@ -56,11 +56,11 @@ class FedSGD(Algorithm):
 
     @property
     def uses_moments(self) -> bool:  # type: ignore[override]
-        """The server has AdamW in full precision, or SGD."""
+        """The server's optimizer is AdamW in full precision, or SGD."""
         return self.optimizer != "sgd"
 
     def like(self, params: Tensors) -> Streams:
-        """Beside the gradient, the schedule's learning rate."""
+        """Return the gradient, and the schedule's learning rate."""
         return {DELTA: params, SCALARS: {RATE: torch.zeros((), dtype=torch.float64)}}
 
     def rule(self, task: Task, memory: Streams) -> LocalRule:
@@ -77,15 +77,15 @@ class FedSGD(Algorithm):
             gradient = {n: g.add(state.params[n], alpha=self._decay(g)) for n, g in gradient.items()}
             return ServerState(tensors.add(state.params, gradient, -lr), {}, state.round + 1)
         count = {n: state.memory.get(COUNT, {}).get(n, torch.zeros(())) + 1 for n in gradient}
-        former = [state.memory.get(key) or tensors.zeros(gradient) for key in (FIRST, SECOND)]
-        first = {n: former[0][n].lerp(g, 1 - self.beta1) for n, g in gradient.items()}
-        second = {n: former[1][n].mul(self.beta2).addcmul(g, g, value=1 - self.beta2) for n, g in gradient.items()}
+        moments = [state.memory.get(key) or tensors.zeros(gradient) for key in (FIRST, SECOND)]
+        first = {n: moments[0][n].lerp(g, 1 - self.beta1) for n, g in gradient.items()}
+        second = {n: moments[1][n].mul(self.beta2).addcmul(g, g, value=1 - self.beta2) for n, g in gradient.items()}
         params = {}
         for name, g in gradient.items():
             share = [1 - beta ** float(count[name]) for beta in (self.beta1, self.beta2)]
             scale = second[name].div(share[1]).sqrt_().add_(self.epsilon)
-            kept = state.params[name] * (1 - lr * self._decay(g))
-            params[name] = kept.addcdiv_(first[name], scale, value=-lr / share[0])
+            decayed = state.params[name] * (1 - lr * self._decay(g))
+            params[name] = decayed.addcdiv_(first[name], scale, value=-lr / share[0])
         return ServerState(params, {FIRST: first, SECOND: second, COUNT: count}, state.round + 1)
 
     def _decay(self, value: torch.Tensor) -> float:

@@ -1,4 +1,4 @@
-"""One pool of instructions for all clients: they propose, everybody scores everything, the best survive."""
+"""One pool of instructions for all clients: each proposes texts, all score the pool, the best half stays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from weft.core.exchange import Aggregator
 from weft.core.parts import Algorithm, LocalRule
 from weft.core.texts import to_bytes, to_texts
-from weft.core.types import SEARCH, Finished, LocalWork, ServerState, Streams, Task, Tensors, Total, Update
+from weft.core.types import SEARCH, LocalWork, RuleResult, ServerState, Streams, Task, Tensors, Total, Update
 from weft.errors import BadUpdate
 
 POOL, FILLED, SCORES, PROPOSALS = "pool", "filled", "scores", "proposals"
@@ -21,21 +21,21 @@ POOL, FILLED, SCORES, PROPOSALS = "pool", "filled", "scores", "proposals"
 class _Score(LocalRule):
     """Score the pool, and send scores and proposals."""
 
-    def __init__(self, given: Tensors) -> None:
-        self.given = given
+    def __init__(self, pool: Tensors) -> None:
+        self.pool = pool
 
     def search(self) -> Tensors:
-        return self.given
+        return self.pool
 
-    def finish(self, work: LocalWork) -> Finished:
-        return Finished({SEARCH: work.moments[SEARCH]})
+    def finish(self, work: LocalWork) -> RuleResult:
+        return RuleResult({SEARCH: work.moments[SEARCH]})
 
 
 @dataclass(frozen=True)
 class FedText(Algorithm):
-    """The pool holds `pool` texts, "" among them at first. What travels is the pool, and a score for each text and
-    client: the mean loss of the client's answers behind it. The better half by the weighted mean of the scores stays;
-    proposals that were never in the pool fill the rest, clients in turn. The best that was scored is the prompt.
+    """The pool has `pool` texts, "" among them at first. The server sends the pool; each client returns a score per
+    text, the mean loss of its answers after the text, and proposals. The better half by the weighted mean of the scores
+    stays; proposals that were never in the pool fill the rest, clients in turn. The best text is the prompt.
     """
 
     sums_updates: ClassVar[bool] = False
@@ -48,25 +48,27 @@ class FedText(Algorithm):
     length: int = field(default=200, metadata={"key": "prompt_length"})
 
     def init(self, params: Tensors) -> ServerState:
-        """Begin with no instruction, and the text that the run begins with."""
+        """Start with the empty instruction, and the initial text of the run."""
         (text,) = [""] if next(iter(params.values())).is_meta else to_texts(_bytes(params))
-        begun = list(dict.fromkeys(["", text]))
-        filled = torch.arange(self.pool) < len(begun)
-        kept = {POOL: to_bytes(begun, self.pool, self.length), FILLED: filled, SCORES: torch.full((self.pool,), 1e30)}
-        return ServerState(params, {SEARCH: kept | {"tried": to_bytes(begun, len(begun), self.length)}})
+        texts = list(dict.fromkeys(["", text]))
+        filled = torch.arange(self.pool) < len(texts)
+        search = {POOL: to_bytes(texts, self.pool, self.length), FILLED: filled, SCORES: torch.full((self.pool,), 1e30)}
+        return ServerState(params, {SEARCH: search | {"tried": to_bytes(texts, len(texts), self.length)}})
 
     def task(self, state: ServerState, client: str, version: int) -> Task:
         """Send the pool."""
-        kept = state.memory[SEARCH]
-        return Task(client, state.round, version, state.params, {SEARCH: {name: kept[name] for name in (POOL, FILLED)}})
+        search = state.memory[SEARCH]
+        return Task(
+            client, state.round, version, state.params, {SEARCH: {name: search[name] for name in (POOL, FILLED)}}
+        )
 
     def like(self, params: Tensors) -> Streams:
-        """A score for every text, and proposals."""
+        """Return a score for every text, and proposals."""
         shape = (self.proposals, self.length)
         return {SEARCH: {SCORES: torch.zeros(self.pool), PROPOSALS: torch.zeros(shape, dtype=torch.uint8)}}
 
     def check(self, update: Update) -> None:
-        """Refuse an update whose proposals are not to be shown."""
+        """Refuse an update whose proposals are invalid or unprintable."""
         try:
             to_texts(update.streams[SEARCH][PROPOSALS])
         except ValueError as error:
@@ -78,37 +80,37 @@ class FedText(Algorithm):
 
     def combine(self, updates: Iterable[Update], aggregator: Aggregator) -> Total:
         """Take the mean of the scores, and the proposals of all clients in turn."""
-        proposed: list[Tensor] = []
+        proposals: list[Tensor] = []
 
-        def scored() -> Iterable[Update]:
+        def scores_only() -> Iterable[Update]:
             for update in updates:
-                proposed.append(update.streams[SEARCH][PROPOSALS])
+                proposals.append(update.streams[SEARCH][PROPOSALS])
                 yield replace(update, streams={SEARCH: {SCORES: update.streams[SEARCH][SCORES]}})
 
-        total = aggregator.combine(scored())
+        total = aggregator.combine(scores_only())
         if not total.clients:
             return total
-        in_turn = torch.stack(proposed, dim=1).flatten(0, 1)
+        in_turn = torch.stack(proposals, dim=1).flatten(0, 1)
         return replace(total, streams={SEARCH: total.streams[SEARCH] | {PROPOSALS: in_turn}})
 
     def step(self, state: ServerState, total: Total) -> ServerState:
-        """Keep the better half, and let the rest of the pool be new."""
-        kept, found = state.memory[SEARCH], total.streams[SEARCH]
-        pool, tried = to_texts(kept[POOL]), to_texts(kept["tried"])
-        scores = torch.where(kept[FILLED], found[SCORES], torch.full_like(found[SCORES], 1e30))
-        order = torch.argsort(scores, stable=True)[: int(kept[FILLED].sum())].tolist()
-        stay = order[: max(1, self.pool // 2)]
-        texts = [pool[place] for place in stay]
-        fresh = [text for text in dict.fromkeys(to_texts(found[PROPOSALS])) if text and text not in tried]
+        """Keep the better half, and fill the pool with new proposals."""
+        search, results = state.memory[SEARCH], total.streams[SEARCH]
+        pool, old_texts = to_texts(search[POOL]), to_texts(search["tried"])
+        scores = torch.where(search[FILLED], results[SCORES], torch.full_like(results[SCORES], 1e30))
+        order = torch.argsort(scores, stable=True)[: int(search[FILLED].sum())].tolist()
+        survivors = order[: max(1, self.pool // 2)]
+        texts = [pool[place] for place in survivors]
+        fresh = [text for text in dict.fromkeys(to_texts(results[PROPOSALS])) if text and text not in old_texts]
         fresh = fresh[: self.pool - len(texts)]
         filled = torch.arange(self.pool) < len(texts) + len(fresh)
-        known = torch.full((self.pool,), 1e30)
-        known[: len(stay)] = scores[stay]
+        new_scores = torch.full((self.pool,), 1e30)
+        new_scores[: len(survivors)] = scores[survivors]
         memory = {
             POOL: to_bytes(texts + fresh, self.pool, self.length),
             FILLED: filled,
-            SCORES: known,
-            "tried": to_bytes(tried + fresh, len(tried) + len(fresh), self.length),
+            SCORES: new_scores,
+            "tried": to_bytes(old_texts + fresh, len(old_texts) + len(fresh), self.length),
         }
         (name,) = state.params
         best = to_bytes(texts[:1], 1, self.length)[0].float()

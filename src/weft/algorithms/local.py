@@ -1,4 +1,4 @@
-"""No federation: clients that train alone, as the baseline which a federation must beat."""
+"""No federation: clients that train alone, the baseline that a federation should beat."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import ClassVar
 
 from weft.core.capabilities import PersonalModels
 from weft.core.parts import Algorithm, LocalRule
-from weft.core.types import Finished, LocalWork, ServerState, Streams, Task, Tensors, Total
+from weft.core.types import LocalWork, RuleResult, ServerState, Streams, Task, Tensors, Total
 
 OWN = "own"
 
 
 @dataclass(frozen=True)
 class _KeepOwn(LocalRule):
-    """Go on from the client's own parameters, and send nothing."""
+    """Continue from the client's own parameters, and send nothing."""
 
     memory: Streams
 
     def begin(self, params: Tensors) -> Tensors:
         return self.memory.get(OWN, params)
 
-    def finish(self, work: LocalWork) -> Finished:
-        return Finished({}, {OWN: work.end})
+    def finish(self, work: LocalWork) -> RuleResult:
+        return RuleResult({}, {OWN: work.end})
 
 
 class _Instead(PersonalModels):
@@ -35,7 +35,7 @@ class _Instead(PersonalModels):
 
 @dataclass(frozen=True)
 class Local(Algorithm):
-    """Every client trains a model of its own in every round; nothing travels."""
+    """Every client trains a model of its own in every round; no parameters travel."""
 
     stateful_clients: ClassVar[bool] = True
     shares: ClassVar[bool] = False
@@ -43,7 +43,7 @@ class Local(Algorithm):
     remembers_coordinates: ClassVar[bool] = True
 
     def cohort(self, sampled: Sequence[int], population: int) -> Sequence[int]:
-        """Everybody trains."""
+        """Return all clients."""
         return range(population)
 
     def rule(self, task: Task, memory: Streams) -> LocalRule:
@@ -52,11 +52,11 @@ class Local(Algorithm):
 
     @property
     def personal(self) -> PersonalModels:
-        """A model instead of a shared one."""
+        """A personal model instead of a shared one."""
         return _Instead()
 
     def step(self, state: ServerState, total: Total) -> ServerState:
-        """Count the round; there is nothing to change."""
+        """Count the round; the server's parameters stay."""
         return replace(state, round=state.round + 1)
 
 

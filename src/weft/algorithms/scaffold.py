@@ -9,20 +9,20 @@ import torch
 
 from weft.core import tensors
 from weft.core.parts import Algorithm, LocalRule
-from weft.core.types import DELTA, Finished, LocalWork, ServerState, Streams, Task, Tensors, Total
+from weft.core.types import DELTA, LocalWork, RuleResult, ServerState, Streams, Task, Tensors, Total
 
 CONTROL = "control"
 
 
 class _Correct(LocalRule):
-    """Add c - c_i to every gradient (or step), and find the new c_i."""
+    """Add c - c_i to every gradient (or step), and compute the new c_i."""
 
-    def __init__(self, server: Tensors, own: Tensors, in_gradients: bool) -> None:
-        self.own = own
-        self.difference = tensors.subtract(server, own)
+    def __init__(self, server: Tensors, control: Tensors, in_gradients: bool) -> None:
+        self.control = control
+        self.difference = tensors.subtract(server, control)
         self.in_gradients = in_gradients
         self.correction: Tensors = {}
-        self.seen: Tensors = {}
+        self.gradient_sum: Tensors = {}
 
     def prepare(self, params: Tensors) -> None:
         self.correction = {name: self.difference[name].to(value.device) for name, value in params.items()}
@@ -32,8 +32,8 @@ class _Correct(LocalRule):
             return
         for name, value in params.items():
             if value.grad is not None:
-                seen = self.seen.setdefault(name, torch.zeros_like(value.grad))
-                seen.add_(value.grad)
+                gradient_sum = self.gradient_sum.setdefault(name, torch.zeros_like(value.grad))
+                gradient_sum.add_(value.grad)
                 value.grad.add_(self.correction[name])
 
     def after_step(self, params: Tensors, lr: float) -> None:
@@ -41,29 +41,29 @@ class _Correct(LocalRule):
             for name, value in params.items():
                 value.sub_(self.correction[name], alpha=lr)
 
-    def finish(self, work: LocalWork) -> Finished:
+    def finish(self, work: LocalWork) -> RuleResult:
         delta = tensors.subtract(work.end, work.start)
         if self.in_gradients:
-            new = {name: value.cpu() / work.steps for name, value in self.seen.items()}
+            new = {name: value.cpu() / work.steps for name, value in self.gradient_sum.items()}
         else:
             # (x - y) / sum of lr is the mean step, the correction included.
-            moved = {name: value for name, value in delta.items() if bool(value.any())}
-            new = {name: -value / max(work.lr, 1e-30) - self.difference[name] for name, value in moved.items()}
-        own = {name: new.get(name, value) for name, value in self.own.items()}
-        return Finished({DELTA: delta, CONTROL: tensors.subtract(own, self.own)}, {CONTROL: own})
+            nonzero = {name: value for name, value in delta.items() if bool(value.any())}
+            new = {name: -value / max(work.lr, 1e-30) - self.difference[name] for name, value in nonzero.items()}
+        control = {name: new.get(name, value) for name, value in self.control.items()}
+        return RuleResult({DELTA: delta, CONTROL: tensors.subtract(control, self.control)}, {CONTROL: control})
 
 
 @dataclass(frozen=True)
 class Scaffold(Algorithm):
-    """Clients step along g + c - c_i; c_i is the mean of what they saw, c = sum p_i c_i over all N clients.
+    """Clients step along g + c - c_i; c_i is the mean of the client's gradients, c = sum p_i c_i over all N clients.
 
     space=gradient (default): the correction is added to the gradient before clipping and AdamW, and c_i <- the mean of
     the gradients as they came. space=update (the paper's option II, as OpenFedLLM has it): the correction is added to
     AdamW's step, c_i <- (x - y) / (sum of lr) - (c - c_i). With SGD and without clipping both are option II.
 
     c <- c + sum over the cohort of p_i (c_i+ - c_i), p_i = w_i / (the weight of all N clients), not of the cohort:
-    otherwise c would not stay the sum of the c_i (the paper's 1 / N is the case of equal weights). So the fixed point
-    is where sum p_i grad f_i = 0, whoever is sampled or drops out: with `--client_weight size` the optimum of all rows
+    otherwise c would not stay sum p_i c_i (the paper's 1 / N is the case of equal weights). So the fixed point is where
+    sum p_i grad f_i = 0, whichever clients are sampled or drop out: with `--client_weight size` the optimum of all rows
     together, with `uniform` that of equal clients.
     """
 
@@ -79,13 +79,13 @@ class Scaffold(Algorithm):
         return ServerState(params, {CONTROL: tensors.zeros(params)})
 
     def task(self, state: ServerState, client: str, version: int) -> Task:
-        """Send c along."""
+        """Send c too."""
         return Task(client, state.round, version, state.params, {CONTROL: state.memory[CONTROL]})
 
     def rule(self, task: Task, memory: Streams) -> LocalRule:
         """Correct by c - c_i; a client that never trained has c_i = 0."""
-        own = memory.get(CONTROL) or tensors.zeros(task.params)
-        return _Correct(task.extra[CONTROL], own, self.space == "gradient")
+        control = memory.get(CONTROL) or tensors.zeros(task.params)
+        return _Correct(task.extra[CONTROL], control, self.space == "gradient")
 
     def step(self, state: ServerState, total: Total) -> ServerState:
         """Add the mean delta, and the cohort's share of the change of c."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from weft.arguments import Parser
-from weft.verbs import say
+from weft.verbs import print_notices
 
 
 def run(argv: list[str]) -> int:
@@ -18,5 +18,5 @@ def run(argv: list[str]) -> int:
     from weft.sites.processes import command, keep_running
 
     command(Path(arguments.kit), Path(arguments.site))  # reports a wrong kit or policy before the line below
-    say(f"the site runs; its output goes to {arguments.kit}/console.log. Ctrl-C ends it.")
-    return keep_running(Path(arguments.kit), Path(arguments.site), say)
+    print_notices(f"the site runs; its output goes to {arguments.kit}/console.log. Ctrl-C ends it.")
+    return keep_running(Path(arguments.kit), Path(arguments.site), print_notices)

@@ -50,7 +50,7 @@ def make(arguments: argparse.Namespace, out: Path) -> None:
     import copy
 
     from weft.config import build
-    from weft.models.emulator import Emulator, choose_layers, decoder_layers, distil, leave_out, write
+    from weft.models.emulator import Emulator, choose_layers, decoder_layers, distil, keep_layers, write
     from weft.models.load import base_model
     from weft.models.tokenizer import load_tokenizer
 
@@ -63,7 +63,7 @@ def make(arguments: argparse.Namespace, out: Path) -> None:
     )
     # Copied before layers are dropped from the model in place.
     teacher = copy.deepcopy(model).eval() if arguments.distil else None
-    leave_out(model, emulator.kept)
+    keep_layers(model, emulator.layer_numbers)
     if teacher is not None:
         batches = _batches(tokenizer, arguments)
         divergences = distil(model, teacher, emulator, batches, arguments.distil_rate)

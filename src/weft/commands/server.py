@@ -7,7 +7,7 @@ from pathlib import Path
 
 from weft.arguments import Parser
 from weft.errors import ConfigError
-from weft.verbs import say
+from weft.verbs import print_notices
 
 
 def run(argv: list[str]) -> int:
@@ -29,8 +29,8 @@ def run(argv: list[str]) -> int:
 
         if kind_of_kit(Path(arguments.place)) != "server":
             raise ConfigError(f"'{arguments.place}' is not the server's kit: give the folder `server` of the kits.")
-        say(f"the server runs; its output goes to {arguments.place}/console.log. Ctrl-C ends it.")
-        return keep_running(Path(arguments.place), None, say)
+        print_notices(f"the server runs; its output goes to {arguments.place}/console.log. Ctrl-C ends it.")
+        return keep_running(Path(arguments.place), None, print_notices)
     from weft.sites.provisioning import add_kit, make_kits
 
     if arguments.what == "add":

@@ -13,7 +13,7 @@ from weft.arguments import Parser, add_config_flags
 from weft.config import RunConfig, gather, settle
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
-from weft.verbs import add_file, written
+from weft.verbs import add_file, file_and_flags
 
 if TYPE_CHECKING:
     from weft.runs.layout import RunDir
@@ -35,7 +35,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_config_flags(parser, "split")
     arguments = parser.parse(argv)
-    config, _ = settle(*gather(*written(arguments)), apart=set(RunConfig.model_fields) - DEALS)
+    config, _ = settle(*gather(*file_and_flags(arguments)), exempt=set(RunConfig.model_fields) - DEALS)
 
     from weft.federation.clients import InMemory
     from weft.launch.compose import plan

@@ -15,7 +15,7 @@ from weft.core.declarations import TRAIN_LOSS
 from weft.errors import ConfigError, RunError
 from weft.json_types import JsonObject
 from weft.launch.prompt_texts import with_prompt_texts
-from weft.verbs import Defaults, say, written
+from weft.verbs import Defaults, file_and_flags, print_notices
 from weft.verbs import parser as verb_parser
 
 VERBS = ("sft", "pretrain", "dpo", "grpo", "prompt")
@@ -63,15 +63,15 @@ def read_run(verb: str, argv: list[str]) -> tuple[argparse.Namespace, RunConfig,
         parser.add_argument("--work", help="folder of kits and results [weft-up]")
         parser.add_argument("--port", type=int, help="of the server, on this machine alone [a free one]")
     arguments = parser.parse(words)
-    values, flags = written(arguments)
+    values, flags = file_and_flags(arguments)
     if verb != "up":
         flags["runtime"] = "nvflare"
     module = importlib.import_module(f"weft.commands.{training}")
     defaults: Defaults = getattr(module, "defaults", lambda _: {})
     # `weft up` turns a run with its data in one place into a run of sites, which alone has these keys.
-    apart = ("sites", "silence_timeout") if verb == "up" else ()
-    config, warning = settle(*gather(values, flags), defaults, apart=apart)
-    say(warning)
+    exempt = ("sites", "silence_timeout") if verb == "up" else ()
+    config, warning = settle(*gather(values, flags), defaults, exempt=exempt)
+    print_notices(warning)
     name = arguments.name or Path(arguments.file or arguments.config or "run").stem.lower()
     config = with_prompt_texts(config)
     if config.trust_remote_code:

@@ -9,4 +9,4 @@ from weft.core.exchange import Codec
 
 @dataclass(frozen=True)
 class Identity(Codec):
-    """Send what there is."""
+    """Send updates unchanged."""

@@ -1,1 +1,1 @@
-"""Contracts only: the values that travel, the parts that a run is composed of, and tensor arithmetic."""
+"""Contracts: the messages, the base classes of the parts of a run, and tensor arithmetic."""

@@ -1,9 +1,8 @@
-"""What few algorithms can do beyond the core of `weft.core.parts.Algorithm`: one small class for each capability.
+"""Capabilities that few algorithms have beyond the core of `weft.core.parts.Algorithm`: one small class for each.
 
-An algorithm has a property for each, which returns an object of the class, or None: then nothing of it happens. So a
-capability may depend on hyper-parameters (DiLoCo takes turns with two fragments, not with one), whoever wraps an
-algorithm hands it on as it is, and what follows from having one (a server that does not wait, clients that end with
-models of their own) is read off its presence.
+An algorithm has a property for each, which returns an object of the class, or None where it lacks the capability. So a
+capability may depend on hyper-parameters (DiLoCo takes turns with two fragments, not with one), a wrapper passes it on
+unchanged, and the rest of Weft asks for its presence, never for the name of an algorithm.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ class PersonalModels(ABC):
 
     @abstractmethod
     def params(self, shared: Tensors, memory: Streams) -> Tensors:
-        """Return what a client uses for itself, given the shared parameters and what its rules remember."""
+        """Return the client's personal parameters, given the shared ones and the memory of its rules."""
 
     def rule(self, task: Task, memory: Streams) -> LocalRule | None:
         """Return the rule of a second pass of local training, for the client's own model, or None for no such pass."""
@@ -29,57 +28,57 @@ class PersonalModels(ABC):
 
 
 class FromSeeds(ABC):
-    """No parameters travel: whoever has what the run began with makes them anew (FedKSeed)."""
+    """No parameters travel: every party rebuilds them from the run's starting parameters (FedKSeed)."""
 
     @abstractmethod
     def recipe(self, state: ServerState) -> Streams:
-        """Return what is sent instead of parameters."""
+        """Return the streams that are sent instead of parameters."""
 
     @abstractmethod
     def params(self, recipe: Streams, start: Tensors) -> Tensors:
         """Return the parameters that a recipe stands for.
 
         Args:
-            recipe: what was sent.
-            start: the parameters that the run began with.
+            recipe: streams from `recipe`.
+            start: the starting parameters of the run.
 
         Raises:
-            ClientFailed: these are not the ones that the recipe is counted from.
+            ClientFailed: the recipe refers to other starting parameters.
         """
 
 
 @dataclass(frozen=True)
 class TurnTaking(ABC):
-    """Parts of the parameters travel in turn; a client keeps the rest in the meantime (DiLoCo's fragments)."""
+    """Parts of the parameters travel in turn; the rest stays at the client in the meantime (DiLoCo's fragments)."""
 
     period: int
     """Rounds after which the same parameters travel again, 2 or more."""
 
     @abstractmethod
     def part(self, params: Tensors, round: int) -> Tensors:
-        """Return which of the trained parameters a client sends back in a round."""
+        """Return those of the trained parameters that a client sends back in a round."""
 
 
 @dataclass(frozen=True)
 class UpdateBuffer:
-    """The server waits for no cohort, but steps whenever its buffer is full: clients began at earlier versions too."""
+    """An asynchronous server: it steps whenever its buffer is full, with updates that may begin at earlier versions."""
 
     size: int = 0
-    """Updates that make a step; 0: as many as clients train at a time."""
+    """Updates per step; 0: as many as clients train at a time."""
 
 
 class ModelChoice(ABC):
     """The server has several models, of which each client takes one (clusters)."""
 
     @abstractmethod
-    def others(self, state: ServerState) -> Streams:
-        """Return the other models, which are sent beside the first wherever it is sent to be used, not trained."""
+    def other_models(self, state: ServerState) -> Streams:
+        """Return the models beside the first, for a message that asks to use the model without training."""
 
     @abstractmethod
     def choose(self, task: Task, loss: Callable[[Tensors], float]) -> tuple[Task, Streams]:
-        """Return the task as the client takes it, and what it says of its choice.
+        """Return the task of the chosen model, and a stream that tells the server the choice.
 
         Args:
-            task: as it was sent.
-            loss: of parameters on some of the client's own rows.
+            task: with all models.
+            loss: returns the mean loss of parameters on some of the client's rows.
         """

@@ -1,8 +1,8 @@
-"""What a file holds, in a few letters: XXH3 (Collet), 128 bits, of all of it.
+"""Digests of whole files: XXH3 (Collet), 128 bits, 32 hexadecimal digits.
 
-It is as fast as memory, so a base of many gigabytes costs the reading of it from disk, which loading it costs too and
-which the second of the two gets from the cache of the system. What was found of a large file is kept beside the
-tokens; it holds as long as the file has the same place, size and times, of which no program can set the time of change.
+The hash runs at the speed of memory, so a base of many gigabytes costs one read from disk; loading it then reads from
+the page cache. The digest of a large file is cached beside the tokens, under its path, size and times. A program can
+set the time of modification back, but not the time of change (ctime), so an edited file is always read again.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from weft.core.files import write_atomic
 
 BLOCK = 1 << 24
 LARGE = 1 << 26
-"""Bytes from which on a file is not read again."""
+"""Smallest size in bytes of a file whose digest is cached."""
 
 
 def digest_of(parts: Iterable[bytes | str]) -> str:
-    """Return the digest of texts and bytes, one behind the other."""
+    """Return the digest of the concatenation of texts (in UTF-8) and bytes."""
     import xxhash
 
     digest = xxhash.xxh3_128()
@@ -30,27 +30,27 @@ def digest_of(parts: Iterable[bytes | str]) -> str:
     return digest.hexdigest()
 
 
-def file_digest(path: Path, kept_in: Path | None = None) -> str:
+def file_digest(path: Path, cache: Path | None = None) -> str:
     """Return the digest of a file's content.
 
     Args:
         path: of the file.
-        kept_in: a folder in which the digests of large files are kept.
+        cache: folder of the digests of large files; None: always read the file.
     """
-    seen = os.stat(path)
-    if kept_in is None or seen.st_size < LARGE:
+    stat = os.stat(path)
+    if cache is None or stat.st_size < LARGE:
         return _read(path)
-    what = [os.path.realpath(path), seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns]
-    kept = kept_in / digest_of([json.dumps(what)])
+    identity = [os.path.realpath(path), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    entry = cache / digest_of([json.dumps(identity)])
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        found = kept.read_text(encoding="ascii")
-        if len(found) == 32:
-            return found
-    found = _read(path)
-    with contextlib.suppress(OSError):  # it is only slower without
-        kept_in.mkdir(parents=True, exist_ok=True)
-        write_atomic(kept, found.encode())
-    return found
+        digest = entry.read_text(encoding="ascii")
+        if len(digest) == 32:
+            return digest
+    digest = _read(path)
+    with contextlib.suppress(OSError):  # without the cache it is only slower
+        cache.mkdir(parents=True, exist_ok=True)
+        write_atomic(entry, digest.encode())
+    return digest
 
 
 def _read(path: Path) -> str:

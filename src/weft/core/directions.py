@@ -1,7 +1,7 @@
-"""Directions that a number stands for: a model as a sum of them over where it began.
+"""Random directions by number, and a model as its starting parameters plus a weighted sum of them.
 
-Directions come from a counter-based generator on the CPU and are added by single multiplications and subtractions, in
-the order of their numbers, so that the same sums give the same bits everywhere.
+Directions come from a counter-based generator on the CPU and are added one by one, in the order of their numbers, so
+that the same coefficients give the same bits on every machine.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ def direction(seed: int, number: int, like: Tensors) -> Tensors:
 
 def rebuild(start: Tensors, sums: Tensor, seed: int) -> Tensors:
     """Return start - sum_j sums[j] z_j, j in order; sums (K,) float32, start on the CPU."""
-    made = {name: value.detach().float().clone() for name, value in start.items()}
+    params = {name: value.detach().float().clone() for name, value in start.items()}
     for number in torch.nonzero(sums)[:, 0].tolist():
         factor = float(sums[number])
-        for name, value in direction(seed, number, made).items():
-            made[name].sub_(value.mul_(factor))
-    return made
+        for name, value in direction(seed, number, params).items():
+            params[name].sub_(value.mul_(factor))
+    return params
 
 
 def digest(params: Tensors) -> Tensor:
-    """Return (32,) uint8: the SHA-256 of names, shapes and values; zeros for what has no values."""
+    """Return the SHA-256 of names, shapes and values as uint8, shape (32,); zeros for tensors without data (meta)."""
     if any(value.is_meta for value in params.values()):
         return torch.zeros(32, dtype=torch.uint8)
-    told = hashlib.sha256()
+    sha = hashlib.sha256()
     for name in sorted(params):
         value = params[name].detach().float().cpu().contiguous()
-        told.update(f"{name} {tuple(value.shape)}\n".encode())
-        told.update(value.numpy().tobytes())
-    return torch.tensor(list(told.digest()), dtype=torch.uint8)
+        sha.update(f"{name} {tuple(value.shape)}\n".encode())
+        sha.update(value.numpy().tobytes())
+    return torch.tensor(list(sha.digest()), dtype=torch.uint8)

@@ -29,19 +29,19 @@ class Search:
 
     @classmethod
     def at(cls, mean: np.ndarray, sigma: float, variance: np.ndarray | None = None) -> Search:
-        """Return a search that begins here."""
+        """Return a new search around `mean` (d,)."""
         mean = np.asarray(mean, dtype=np.float64)
         ones, zeros = np.ones_like(mean), np.zeros_like(mean)
         return cls(mean, sigma, ones if variance is None else np.asarray(variance, dtype=np.float64), zeros, zeros)
 
     def ask(self, count: int, chance: np.random.Generator) -> np.ndarray:
-        """Return (count, d): solutions to be tried."""
-        drawn = chance.standard_normal((count, len(self.mean)))
-        asked: np.ndarray = self.mean + self.sigma * np.sqrt(self.variance) * drawn
-        return asked
+        """Return `count` candidate solutions, shape (count, d)."""
+        noise = chance.standard_normal((count, len(self.mean)))
+        solutions: np.ndarray = self.mean + self.sigma * np.sqrt(self.variance) * noise
+        return solutions
 
     def tell(self, solutions: np.ndarray, fitness: np.ndarray) -> Search:
-        """Return the search after solutions (count, d) were found to be worth `fitness` (count,), less is better."""
+        """Return the new search, given solutions (count, d) and their losses `fitness` (count,); lower is better."""
         dimension, count = len(self.mean), len(solutions)
         half = count // 2
         raw = math.log((count + 1) / 2) - np.log(np.arange(1, half + 1))
@@ -61,13 +61,14 @@ class Search:
         step_path = (1 - c_sigma) * self.step_path
         step_path = step_path + math.sqrt(c_sigma * (2 - c_sigma) * effective) * step / np.sqrt(self.variance)
         norm = float(np.linalg.norm(step_path))
-        grown = 1 - (1 - c_sigma) ** (2 * (self.count + 1))
-        stalled = norm / math.sqrt(grown) >= (1.4 + 2 / (dimension + 1)) * length
+        # Early on the path is short because it starts at zero, not because the search has stalled.
+        maturity = 1 - (1 - c_sigma) ** (2 * (self.count + 1))
+        stalled = norm / math.sqrt(maturity) >= (1.4 + 2 / (dimension + 1)) * length
         path = (1 - c_path) * self.path
         if not stalled:
             path = path + math.sqrt(c_path * (2 - c_path) * effective) * step
-        kept = c_1 * c_path * (2 - c_path) if stalled else 0.0
-        variance = (1 - c_1 - c_mu + kept) * self.variance + c_1 * path**2 + c_mu * (weights @ best**2)
+        correction = c_1 * c_path * (2 - c_path) if stalled else 0.0
+        variance = (1 - c_1 - c_mu + correction) * self.variance + c_1 * path**2 + c_mu * (weights @ best**2)
         return replace(
             self,
             mean=self.mean + self.sigma * step,

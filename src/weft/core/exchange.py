@@ -1,8 +1,8 @@
-"""What is done to updates on their way, and what carries them: base classes, as those of `weft.core.parts`.
+"""Base classes of the parts between client and server: weighting, aggregation, privacy, codec, protection, runtime.
 
-A part may remember something at the party where it works, and may draw from that party's secret: both come to it in a
-`Party`, and what it returns as memory is kept with the checkpoint. It never draws from the run's seed what protects
-somebody.
+A part may keep memory at the party where it works, and may draw from that party's secret: both come to it in a `Party`,
+and the memory that it returns is saved with the checkpoint. Noise, masks and keys never follow from the run's seed,
+which every party knows.
 """
 
 from __future__ import annotations
@@ -27,165 +27,165 @@ from weft.core.types import (
 )
 
 Exchange = Callable[[Sequence[Message]], Iterable[Reply]]
-"""Carry messages to the clients and yield what comes back, in any order, failures included."""
+"""Carries messages to the clients and yields their replies, in any order, failures included."""
 
 
 @dataclass(frozen=True)
 class Party:
-    """The server or a client, in one round, as a part of the exchange sees it."""
+    """The server or a client in one round, as one part of the exchange sees it."""
 
     name: str
-    """Of the client; "" is the server."""
+    """Name of the client; "" for the server."""
     round: int
     attempt: int = 0
-    """How often rounds were begun in vain: what was drawn for an attempt is never used for another."""
+    """Number of repeated rounds of the run so far: random numbers of one attempt are never used in another."""
     memory: Streams = field(default_factory=dict)
-    """What the part remembers here."""
+    """The part's memory at this party."""
     open_secret: Callable[[], Secret] = Secret.random
 
     @property
     def secret(self) -> Secret:
-        """The party's secret, which is drawn when it is first asked for."""
+        """The party's secret, drawn at its first use."""
         return self.open_secret()
 
 
 class Coding(NamedTuple):
-    """What both ends of a coded message know."""
+    """The context of an encoded message, which both ends know."""
 
     client: str
     round: int
     version: int
     """The server's version of the parameters that the client begins from."""
     seed: int
-    """Public, the same at both ends: of this client and round."""
+    """Public seed of this client and round, the same at both ends."""
     like: Streams
-    """Tensors of the names, shapes and dtypes of what is coded; their values mean nothing."""
+    """Tensors of the names, shapes and dtypes of the decoded message; their values mean nothing."""
 
 
 class Aggregator:
     """How the updates of a cohort become one."""
 
     additive: ClassVar[bool] = False
-    """A weighted mean, which can be streamed and computed under a secure sum."""
+    """It is a weighted mean, which can be streamed and computed by secure aggregation."""
 
     def combine(self, updates: Iterable[Update]) -> Total:
-        """Combine the updates, each of positive weight, all of the same streams; no update gives an empty total."""
+        """Combine updates of positive weight with the same streams; without any update return an empty total."""
         raise TypeError(f"{type(self).__name__} must define combine")
 
 
 class Weighting:
-    """What a client's update weighs in the cohort's mean; this base class weighs by rows."""
+    """The weights of updates in the cohort's mean; this base class weighs by training rows."""
 
     by_rows: ClassVar[bool] = True
-    """A client says how many rows it has; otherwise it says 1."""
+    """A client reports its number of rows as weight; otherwise it reports 1."""
     single_updates: ClassVar[bool] = False
-    """The server looks at each client's metrics, and remembers something of each."""
+    """The server reads each client's metrics, and keeps memory of each client."""
 
     def factor(self, client: str, metrics: Metrics, memory: Tensors) -> tuple[float, Tensors]:
-        """Return by what the weight that the client gave is multiplied, above 0, and what is remembered anew."""
+        """Return the factor of the client's weight, above 0, and the entries of the memory that change."""
         return 1.0, {}
 
 
 class Budget(NamedTuple):
-    """What differential privacy has been spent: (epsilon, delta)."""
+    """A budget of differential privacy: (epsilon, delta)."""
 
     epsilon: float
     delta: float
 
 
 class Privacy:
-    """What bounds and hides a client's part in the result. The defaults protect nothing."""
+    """Differential privacy: clips updates and adds noise. The defaults protect nothing."""
 
     bounded: ClassVar[bool] = False
-    """Every update is clipped to a stated norm. The round then drops what would tell more of one client: its weight is
-    1, its training metrics are not sent, and the product error is not computed."""
+    """Every update is clipped to a fixed norm. The round then leaves out everything else that depends on one client:
+    its weight is 1, its training metrics are not sent, and the product error is not computed."""
 
     draws_secrets: ClassVar[bool] = False
-    """Clients draw from their secrets, not the server alone."""
+    """Clients draw from their secrets, not only the server."""
 
     def on_client(self, update: Update, party: Party) -> tuple[Update, Streams]:
-        """Clip, and add local noise; return the update and what the client remembers from now on."""
+        """Clip, and add local noise; return the update and the part's new memory at the client."""
         return update, party.memory
 
     def on_server(self, total: Total, party: Party) -> tuple[Total, Streams]:
-        """Add central noise; return the total and what the server remembers from now on."""
+        """Add central noise; return the total and the part's new memory at the server."""
         return total, party.memory
 
-    def spent(self, rounds: int) -> Budget | None:
-        """Return the budget spent after a number of rounds, or None where nothing is promised."""
+    def budget(self, rounds: int) -> Budget | None:
+        """Return the budget spent after a number of rounds; None: no guarantee."""
         return None
 
 
 class Codec:
-    """How updates, and tasks, are compressed. The defaults change nothing."""
+    """Compression of updates and tasks. The defaults change nothing."""
 
     dense: ClassVar[bool] = True
-    """Encoded updates can be added up as they are, and clients remember nothing for the next."""
+    """Encoded updates can be added without decoding, and clients keep no memory (error feedback)."""
 
     def encode(self, update: Update, coding: Coding, party: Party) -> tuple[Update, Streams]:
-        """Return the encoded update and what the client remembers from now on (error feedback)."""
+        """Return the encoded update and the codec's new memory at the client (error feedback)."""
         return update, party.memory
 
     def decode(self, update: Update, coding: Coding, party: Party) -> Update:
-        """Return the update with streams like `coding.like`, at the server.
+        """Return the decoded update, with streams like `coding.like`, at the server.
 
-        What no `encode` can have made may raise anything: it is a failure of that client.
+        For input that `encode` cannot have produced any exception may be raised: it is a failure of that client.
         """
         return update
 
     def encode_task(self, task: Task, coding: Coding, party: Party) -> tuple[Task, Streams]:
-        """Return the encoded task and what the server remembers from now on; `coding.like` holds the task's streams."""
+        """Return the encoded task and the codec's new memory at the server; `coding.like` are the task's streams."""
         return task, party.memory
 
     def decode_task(self, task: Task, party: Party) -> tuple[Task, Streams]:
-        """Return the task as the client is to take it, and what the client remembers from now on."""
+        """Return the decoded task, and the codec's new memory at the client."""
         return task, party.memory
 
     def largest(self, like: Streams) -> tuple[int, int]:
-        """Return the bytes and the number of tensors that an encoded update of such streams has at most."""
+        """Return upper bounds of an encoded update of such streams: bytes, and number of tensors."""
         return num_bytes(like), sum(len(values) for values in like.values())
 
 
 class Protection:
-    """How single updates are hidden from the server. The defaults hide nothing."""
+    """Hides single updates from the server (secure aggregation). The defaults hide nothing."""
 
     sum_only: ClassVar[bool] = False
-    """The server sees sums of updates, never one. `collect` then yields such a sum as one update: the weighted mean of
-    its `members`, their whole weight and the sums of their metrics."""
+    """The server sees sums of updates only. `collect` then yields a sum as one update: the weighted mean of its
+    `members`, the sum of their weights and the sums of their metrics."""
 
     draws_secrets: ClassVar[bool] = False
     """Clients draw from their secrets."""
 
     def seal(self, update: Update, task: Task, party: Party) -> Update:
-        """Mask or encrypt an update at the client; what it needs of its peers came in `task.extra`."""
+        """Mask or encrypt an update at the client; public values of its peers are in `task.extra`."""
         return update
 
     def answer(self, request: ProtectionRequest, party: Party) -> Reply:
         """Answer a message of the protection's own at the client (its public keys, its part of an unmasking)."""
-        return Failure(request.client, request.round, f"knows no message '{request.phase}'")
+        return Failure(request.client, request.round, f"has no protection with a message '{request.phase}'")
 
     def largest(self, most: tuple[int, int]) -> tuple[int, int]:
-        """Return the bytes and tensors of any reply at most, given those of an update before it is sealed."""
+        """Return upper bounds of any reply (bytes, tensors), given those of an update before it is sealed."""
         return most
 
     def collect(self, exchange: Exchange, tasks: Sequence[Task], like: Streams, party: Party) -> Iterable[Reply]:
-        """Exchange the tasks, in as many phases as the protection needs, and yield opened replies.
+        """Exchange the tasks, in as many phases as the protection needs, and yield the unmasked replies.
 
         Args:
             exchange: carries tasks, and `ProtectionRequest`s, which clients answer by `answer`.
             tasks: of the cohort; the protection may send more in `extra`, under names of its own.
-            like: what every client sends of a whole cohort's parameters, before it is sealed.
+            like: the streams of an update of all shared parameters, before it is sealed.
             party: the server.
         """
         return exchange(list(tasks))
 
 
 class Runtime:
-    """What carries messages to clients, wherever they are. It may call nothing on a client but `answer`."""
+    """Carries messages to clients, wherever they run. On a client it may call `answer` only."""
 
     def exchange(self, messages: Sequence[Message]) -> Iterable[Reply]:
-        """Yield one reply a message, in any order; what did not come back is a Failure."""
+        """Yield one reply per message, in any order; a message without a reply yields a Failure."""
         raise TypeError(f"{type(self).__name__} must define exchange")
 
     def close(self) -> None:
-        """Let go of what the runtime holds."""
+        """Release processes and connections."""

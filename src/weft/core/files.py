@@ -1,4 +1,4 @@
-"""Files that are there in full, or not at all; with the modes that the user wants; on disks that may be full."""
+"""Atomic writes of files and folders, file modes, and full disks."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 from weft.errors import ConfigError, RunError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""No space on the device, or as much as a user, or a file, may have."""
+"""Errors of a full disk: no space, quota reached, largest size of a file reached."""
 
 
 def cache_folder(kind: str) -> Path:
-    """Return where what is kept between runs lies: a folder of $WEFT_CACHE, or of ~/.cache/weft."""
+    """Return a cache folder for data of one kind: below $WEFT_CACHE, or ~/.cache/weft."""
     return Path(os.environ.get("WEFT_CACHE", "~/.cache/weft")).expanduser() / kind
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
+    """Flush a directory's entries to disk: a rename is durable only after that."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -30,7 +30,7 @@ def sync_directory(path: Path) -> None:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that at any instant, and after a power cut, the old or the new content is there in full."""
+    """Write a file atomically: at any time, and after a power cut, it has the complete old or new content."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -44,9 +44,9 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def follow_umask(path: Path) -> None:
-    """Give a file, or every file below a folder, the mode that the user's umask leaves a new file.
+    """Set the mode of a file, or of every file below a folder, to that of a new file under the user's umask.
 
-    safetensors writes to a temporary file that nobody else may read, and renames it.
+    safetensors writes a temporary file of mode 0600 and renames it, so its files ignore the umask.
     """
     mode = 0o666 & ~_umask()
     for file in [path] if path.is_file() else path.rglob("*"):
@@ -55,21 +55,21 @@ def follow_umask(path: Path) -> None:
 
 
 def _umask() -> int:
-    """Return the umask of this process; to ask the system for it is to set it, in all threads."""
+    """Return the umask of this process, from /proc: os.umask returns it only by setting it, for all threads."""
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
-    found = os.umask(0o077)
-    os.umask(found)
-    return found
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Make a folder, or take one that is empty; where what is done with it fails, all that came of it is deleted.
+    """Create a folder, or use an empty one; if the body fails, its files and the created folders are deleted.
 
     Raises:
-        ConfigError: it is a file, it holds something, or it cannot be made.
+        ConfigError: the path is a file or a folder that is not empty, or cannot be created.
         RunError: the disk is full.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -80,11 +80,11 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield path
         follow_umask(path)
     except BaseException as error:
-        for found in path.iterdir() if path.is_dir() else ():
-            if found.is_dir() and not found.is_symlink():
-                shutil.rmtree(found, ignore_errors=True)
+        for entry in path.iterdir() if path.is_dir() else ():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
             else:
-                found.unlink(missing_ok=True)
+                entry.unlink(missing_ok=True)
         remove_empty(above)
         if is_full(error):
             raise RunError(f"{full_disk([path])}: make room there, or name another folder with --out.") from error
@@ -96,33 +96,33 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def missing(path: Path) -> list[Path]:
-    """Return a folder and the folders above it that are not there, the innermost first."""
+    """Return those of a folder and its parents that do not exist, the innermost first."""
     return [folder for folder in (path, *path.parents) if not folder.exists()]
 
 
 def remove_empty(folders: Iterable[Path]) -> None:
-    """Remove those of the folders, the innermost first, that are there and hold nothing."""
+    """Remove the empty ones of these folders, the innermost first."""
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
 
 
 def is_full(error: BaseException) -> bool:
-    """Say whether an error is of a disk, or a share of it, that is full; safetensors tells it in words only."""
+    """Say whether an error means a full disk or quota; of safetensors only the message tells it."""
     if isinstance(error, OSError):
         return error.errno in FULL
     return type(error).__name__ == "SafetensorError" and any(f"(os error {code})" in str(error) for code in FULL)
 
 
 def full_disk(folders: Iterable[Path]) -> str:
-    """Say which disk is full, that of the folder with the least room, and how much is left there."""
+    """Return a clause that names the fullest disk of these folders, and its free space."""
     room = {folder: _room(folder) for folder in folders}
     folder = min(room, key=lambda one: room[one])
     return f"The disk that holds '{folder}' is full, or your share of it ({room[folder] / 1e6:.1f} MB are free)"
 
 
 def _room(folder: Path) -> int:
-    """Return the bytes that are free on the disk of a folder that may not be there yet."""
+    """Return the free bytes on the disk of a folder, which need not exist yet."""
     for place in (folder, *folder.absolute().parents):
         if place.exists():
             return shutil.disk_usage(place).free

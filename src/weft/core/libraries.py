@@ -1,6 +1,6 @@
-"""What Weft uses of the objects that transformers makes, as protocols that mypy checks.
+"""Protocols of the objects of transformers that Weft uses, so that mypy can check the calls.
 
-The classes of transformers fit them; so does whatever a user brings that has these methods.
+The classes of transformers satisfy them; so does any object of a user with these methods.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class Tokenizer(Protocol):
     """Texts to token ids and back, as transformers' fast tokenizers do it."""
 
     name_or_path: str
-    chat_template: Any
+    chat_template: object
     """A text of Jinja, several by name, or None."""
     bos_token_id: int | None
     eos_token_id: int | None
@@ -23,6 +23,7 @@ class Tokenizer(Protocol):
     pad_token: str | None
 
     def __len__(self) -> int: ...
+    def __hash__(self) -> int: ...
     @property
     def all_special_ids(self) -> list[int]:
         """Ids of the special tokens."""
@@ -38,11 +39,15 @@ class Tokenizer(Protocol):
         """The tokenizer of the library tokenizers."""
         ...
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def __call__(self, text: str | list[str], **settings: bool) -> Any:
+        """Return an encoding by name: `input_ids`, and `offset_mapping` where it is asked for."""
+        ...
+
+    def encode(self, text: str, *, add_special_tokens: bool = True, split_special_tokens: bool = False) -> list[int]:
         """Return the ids of a text."""
         ...
 
-    def decode(self, token_ids: Any, *, skip_special_tokens: bool = False, **more: bool) -> str:
+    def decode(self, token_ids: object, *, skip_special_tokens: bool = False, **more: bool) -> str:
         """Return the text of ids."""
         ...
 
@@ -50,11 +55,11 @@ class Tokenizer(Protocol):
         """Return every token and its id."""
         ...
 
-    def save_pretrained(self, save_directory: str | PathLike[str]) -> Any:
+    def save_pretrained(self, save_directory: str | PathLike[str]) -> object:
         """Write the tokenizer's files."""
         ...
 
-    def apply_chat_template(self, conversation: Sequence[Any], **settings: Any) -> Any:
+    def apply_chat_template(self, conversation: Sequence[object], **settings: object) -> Any:
         """Return a conversation as text or ids."""
         ...
 

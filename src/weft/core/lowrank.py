@@ -18,10 +18,10 @@ from weft.core.types import Tensors
 
 FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<kind>[ABR])\.(?P<adapter>\w+)\.weight")
 LAYER = re.compile(r"(?<=\.)(\d+)(?=\.)")
-"""The number of a layer in a parameter's name: the first that stands alone."""
+"""A layer's number in a parameter's name: the first part that is a number."""
 SIDE_A, SIDE_B = ".side_A", ".side_B"
 PERSONAL = "personal"
-"""The name of the adapter that stays with its client."""
+"""The name of the adapter that never leaves its client."""
 
 
 class Product(NamedTuple):
@@ -35,24 +35,24 @@ class Product(NamedTuple):
 
 def kind_of(name: str) -> str:
     """Return "A", "B" or "R" for a parameter that is a factor of a LoRA, else ""."""
-    found = FACTOR.fullmatch(name)
-    return found["kind"] if found else ""
+    match = FACTOR.fullmatch(name)
+    return match["kind"] if match else ""
 
 
 def layer_of(name: str) -> int | None:
     """Return the number of the layer that a parameter belongs to, None where it belongs to none."""
-    found = LAYER.search(name)
-    return int(found[1]) if found else None
+    match = LAYER.search(name)
+    return int(match[1]) if match else None
 
 
 def modules(names: Iterable[str], adapter: str = "default") -> dict[str, dict[str, str]]:
     """Return for every module with a LoRA the parameter names of its factors by kind."""
-    found: dict[str, dict[str, str]] = {}
+    names_of: dict[str, dict[str, str]] = {}
     for name in names:
         match = FACTOR.fullmatch(name)
         if match and match["adapter"] == adapter:
-            found.setdefault(match["module"], {})[match["kind"]] = name
-    return found
+            names_of.setdefault(match["module"], {})[match["kind"]] = name
+    return names_of
 
 
 def product_of(params: Mapping[str, Tensor], factors: Mapping[str, str], scale: float) -> Product:
@@ -73,7 +73,7 @@ def total(products: Sequence[Product], weights: Sequence[float] | None = None) -
 def norm(product: Product) -> float:
     """Return the Frobenius norm of b @ a, from the Gram matrices of its factors: ||B A||^2 = <B^T B, A A^T>.
 
-    In float64 what cancels leaves about 1e-8 of the largest term, a tenth of what float32 factors hold.
+    In float64, cancellation leaves an error of about 1e-8 of the largest term, below the precision of float32 factors.
     """
     b, a = product.b.double(), product.a.double()
     return float(((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt())
@@ -83,38 +83,38 @@ def truncate(product: Product, rank: int | None = None) -> Product:
     """Return the best approximation of a rank in balanced factors: B = U S^1/2, A = S^1/2 V^T, by falling S.
 
     Args:
-        product: what is approximated.
-        rank: of the result; the factors are filled up with zeros where the product has less. None: the product's own
-            numerical rank, so that nothing but rounding is lost.
+        product: the matrix to approximate.
+        rank: of the result, padded with zeros where the product has a smaller one. None: the product's own numerical
+            rank, so that only rounding is lost.
     """
     if rank is None:
-        # What is kept without a bound is kept over all rounds: rounding must not add up.
-        found = _truncate(Product(product.b.double(), product.a.double()), None, product.b.dtype)
-        return Product(found.b.to(product.b.dtype), found.a.to(product.a.dtype))
+        # A side adapter without a rank bound is truncated in every round: in float64, so that rounding does not add up.
+        result = _truncate(Product(product.b.double(), product.a.double()), None, product.b.dtype)
+        return Product(result.b.to(product.b.dtype), result.a.to(product.a.dtype))
     return _truncate(product, rank, product.b.dtype)
 
 
 def _truncate(product: Product, rank: int | None, dtype: torch.dtype) -> Product:
     left, right, core = _core(product)
-    # float64 costs little on the small matrix, and keeps what float32 factors hold.
+    # float64 costs little on the small matrix, and preserves the precision of float32 factors.
     u, s, vt = torch.linalg.svd(core.double(), full_matrices=False)
     if rank is None:
-        most = min(product.b.shape[0], product.a.shape[1])
-        kept = int((s > s[:1] * torch.finfo(dtype).eps).sum()) if s.numel() else 0
-        width = kept = min(kept, most)
+        limit = min(product.b.shape[0], product.a.shape[1])
+        count = int((s > s[:1] * torch.finfo(dtype).eps).sum()) if s.numel() else 0
+        width = count = min(count, limit)
     else:
-        width, kept = rank, min(rank, s.numel())
-    root = s[:kept].sqrt()
-    b = _times(left, (u[:, :kept] * root).to(product.b.dtype), product.b.shape[0])
-    a = _times(right, (vt[:kept].T * root).to(product.a.dtype), product.a.shape[1]).T
-    if kept < width:
-        b = torch.nn.functional.pad(b, (0, width - kept))
-        a = torch.nn.functional.pad(a, (0, 0, 0, width - kept))
+        width, count = rank, min(rank, s.numel())
+    root = s[:count].sqrt()
+    b = _times(left, (u[:, :count] * root).to(product.b.dtype), product.b.shape[0])
+    a = _times(right, (vt[:count].T * root).to(product.a.dtype), product.a.shape[1]).T
+    if count < width:
+        b = torch.nn.functional.pad(b, (0, width - count))
+        a = torch.nn.functional.pad(a, (0, 0, 0, width - count))
     return Product(b.contiguous(), a.contiguous())
 
 
 class _Reflectors(NamedTuple):
-    """A QR's orthogonal factor, kept as Householder reflectors: it is only ever multiplied by a few columns."""
+    """A QR's orthogonal factor as Householder reflectors: forming Q costs more than its product with few columns."""
 
     values: Tensor
     tau: Tensor
@@ -145,22 +145,22 @@ def side_products(side: Mapping[str, Tensor]) -> dict[str, Product]:
 
 def side_tensors(products: Mapping[str, Product]) -> dict[str, Tensor]:
     """Return the products as a side adapter's tensors."""
-    made: dict[str, Tensor] = {}
+    values: dict[str, Tensor] = {}
     for module, (b, a) in products.items():
-        made |= {module + SIDE_A: a, module + SIDE_B: b}
-    return made
+        values |= {module + SIDE_A: a, module + SIDE_B: b}
+    return values
 
 
 def fresh(params: Tensors, seed: int, round: int) -> Tensors:
-    """Return the parameters with every B zero and every A drawn anew, as LoRA does, for this round.
+    """Return the parameters of a newly initialised LoRA for this round: every B zero, every A random.
 
-    Kaiming uniform with a = sqrt 5: within 1 / sqrt k of 0.
+    A is Kaiming uniform with a = sqrt 5, that is uniform within 1 / sqrt k of 0, as peft initialises it.
     """
-    made = dict(params)
+    values = dict(params)
     for factors in modules(params).values():
-        made[factors["B"]] = torch.zeros_like(made[factors["B"]])
-        like = made[factors["A"]]
+        values[factors["B"]] = torch.zeros_like(values[factors["B"]])
+        like = values[factors["A"]]
         random = torch.Generator().manual_seed(derive(seed, "fresh adapter", factors["A"], round))
         bound = like.shape[1] ** -0.5
-        made[factors["A"]] = torch.empty_like(like).uniform_(-bound, bound, generator=random)
-    return made
+        values[factors["A"]] = torch.empty_like(like).uniform_(-bound, bound, generator=random)
+    return values

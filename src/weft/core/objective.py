@@ -1,4 +1,4 @@
-"""What is learnt from rows, and how it is measured: base classes, as those of `weft.core.parts`."""
+"""Base classes of training losses and of evaluation."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class Loss(NamedTuple):
 
 
 class Objective:
-    """The training loss: what rows become, and what is minimised."""
+    """The training loss: how rows become batches, and what is minimised."""
 
     rows: ClassVar[str] = "conversations"
-    """What rows are: "conversations", "text", "pairs" (a preferred answer and another), "judged" (good or bad) or
-    "prompts" (to be answered by the model itself)."""
+    """Kind of the rows: "conversations", "text", "pairs" (a preferred answer and another), "judged" (good or bad) or
+    "prompts" (which the model itself answers)."""
     needs_reference: ClassVar[bool] = False
-    """The loss compares with the log-probabilities of the model that the run began from."""
+    """The loss needs log-probabilities under the starting model, computed once."""
     needs_start: ClassVar[bool] = False
-    """It compares with the model that the run began from while it trains or is evaluated."""
+    """The loss needs the starting model itself during training and evaluation."""
     reuse: ClassVar[int] = 1
-    """Steps that are made with the same rows before others are drawn."""
+    """Number of steps on the same rows before the next are drawn."""
     by_token: ClassVar[bool] = False
     """The loss is the summed cross-entropy of the batch's targets."""
     evaluator: ClassVar[str] = "held_out"
@@ -43,10 +43,10 @@ class Objective:
     """What `counts` is summed up to in the record of a round, beside the loss."""
 
     def start(self) -> None:
-        """Get ready; ConfigError where something that it needs cannot be used."""
+        """Prepare; raise ConfigError where something that the objective needs cannot be used."""
 
     def act(self, model: Any, rows: Sequence[Any], seed: int) -> Sequence[Any]:
-        """Return what is learnt from, given rows and the model as it is at this step."""
+        """Return the rows to learn from at this step: those given, or the model's answers to them."""
         return rows
 
     def counts(self, batch: Any) -> Metrics:
@@ -54,14 +54,14 @@ class Objective:
         return {}
 
     def collate(self, rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> Any:
-        """Return a batch of rows, each (token ids, which of them are learnt)."""
+        """Return a batch of rows, each (token ids (n,), mask of the learnt tokens (n,))."""
         raise TypeError(f"{type(self).__name__} must define collate")
 
     def assess(self, model: Any, rows: Sequence[Any], batch_size: int, seed: int) -> float:
-        """Return how badly a model does on rows: the mean loss."""
-        told = model.asked_likelihoods(rows)
-        if told is not None:
-            return -float(sum(total for total, _ in told)) / max(1, int(sum(count for _, count in told)))
+        """Return the mean loss of a model on rows."""
+        likelihoods = model.remote_likelihoods(rows)
+        if likelihoods is not None:
+            return -float(sum(total for total, _ in likelihoods)) / max(1, int(sum(count for _, count in likelihoods)))
         total, targets = 0.0, 0
         with model.evaluating():
             for at in range(0, len(rows), batch_size):
@@ -88,7 +88,7 @@ class HeldOutRows(Protocol):
 
 
 class Evaluator:
-    """What measures a model on a client's held-out rows."""
+    """Measures a model on a client's held-out rows."""
 
     metrics: ClassVar[tuple[Metric, ...]] = ()
     """What is derived from the counts and sums."""

@@ -1,8 +1,8 @@
 """The parts that a run is composed of, as base classes whose defaults do nothing.
 
-A part is one small file: a frozen dataclass of hyper-parameters with the methods below. It never sees another
-part. What it remembers is a value in the server's state or in a client's memory. What it cannot be combined with is
-said by a trait, a class attribute that `weft.federation.compatibility` compares once, before any model is loaded.
+A part is one small file: a frozen dataclass of hyper-parameters with the methods below. It never sees another part.
+Its memory is a value in the server's state or in a client's memory. Traits, which are class attributes, decide what it
+can be combined with; `weft.federation.compatibility` compares them once, before any model is loaded.
 """
 
 from __future__ import annotations
@@ -27,50 +27,50 @@ class Algorithm:
 
     w <- w + sum_i p_i (w_i - w), p_i by the number of the client's rows.
 
-    Three things say what an algorithm is. Traits are facts that decide what it may be combined with. The core is what
-    every round asks every algorithm for, with FedAvg's answer as the default: `cohort` and `check` belong to it, for a
-    round always has clients and always has updates to look at, so there is no algorithm for which they are absent.
-    Capabilities are what few have; a property returns an object of `weft.core.capabilities`, or None.
+    An algorithm consists of three things. Traits are facts that decide what it may be combined with. The core methods
+    are called in every round, for every algorithm, and default to FedAvg's; `cohort` and `check` belong to them, since
+    every round has clients and updates. Capabilities are what few algorithms have: a property returns an object of
+    `weft.core.capabilities`, or None.
     """
 
     sums_updates: ClassVar[bool] = True
     """The server needs only weighted means of streams, never one client's."""
     stateful_clients: ClassVar[bool] = False
-    """Clients remember something between rounds."""
+    """Clients keep memory between rounds."""
     shares: ClassVar[bool] = True
-    """Parameters travel; otherwise a task's are the starting model that everybody has."""
+    """Parameters travel; otherwise a task holds the starting model, which every client has."""
     streams: ClassVar[tuple[str, ...]] = (DELTA,)
-    """What every client sends with the names and shapes of the task's parameters."""
+    """Streams that every client sends, with the names and shapes of the task's parameters."""
     scalars: ClassVar[tuple[str, ...]] = ()
-    """The names of single numbers that every client sends beside them, in the stream SCALARS."""
+    """Names of single numbers that every client sends in the stream SCALARS."""
     pools_data: ClassVar[bool] = False
     """All rows are brought together at one place: a baseline, not a federation."""
     adds_mean: ClassVar[bool] = True
     """The step adds the mean delta to the parameters, and nothing else."""
     adds_up: ClassVar[bool] = False
-    """The server adds up over rounds what clients send, which takes a weight of each client that stays the same."""
+    """The server sums up the clients' streams over rounds, so each client's weight must be the same in all rounds."""
     remembers_coordinates: ClassVar[bool] = False
-    """Server or clients remember values for each parameter, which lose their meaning where its basis is changed."""
+    """Server or clients keep values per coordinate, which lose their meaning where the basis of the factors changes."""
     uses_moments: ClassVar[bool] = False
-    """It works with AdamW's moments themselves, which other optimizers do not have."""
+    """It reads AdamW's moments, which other optimizers do not have."""
     plain_steps: ClassVar[bool] = True
-    """Its local steps are the optimizer's: no hook of its rule looks at parameters or gradients between them."""
+    """Its local steps are the optimizer's: no hook of its rule reads parameters or gradients between them."""
     local: ClassVar[str] = "gradients"
-    """The local work that it is made for: "gradients", "search" (candidates and their losses), "directions" (numbered
-    ones, from which parameters are made anew) or "words" (texts and their scores)."""
+    """The kind of local work that it needs: "gradients", "search" (candidates and their losses), "directions" (numbered
+    random ones) or "words" (texts and their scores)."""
     one_step: ClassVar[bool] = False
-    """A client and round is a single step, made at the server."""
+    """A round is one optimizer step, made at the server."""
     partial_work: ClassVar[bool] = True
-    """A client that made fewer steps than asked may take part with what it has."""
+    """A client that makes fewer steps than planned may take part."""
 
     @property
     def personal(self) -> PersonalModels | None:
-        """Models of the clients' own."""
+        """Personal models of the clients."""
         return None
 
     @property
     def rebuild(self) -> FromSeeds | None:
-        """Parameters that do not travel, but are made anew."""
+        """Parameters that do not travel, but are rebuilt."""
         return None
 
     @property
@@ -80,16 +80,16 @@ class Algorithm:
 
     @property
     def buffer(self) -> UpdateBuffer | None:
-        """A server that does not wait for a cohort."""
+        """An asynchronous server."""
         return None
 
     @property
     def choice(self) -> ModelChoice | None:
-        """Several models, of which a client takes one."""
+        """Several models, of which a client chooses one."""
         return None
 
     def cohort(self, sampled: Sequence[int], population: int) -> Sequence[int]:
-        """Return the indexes of the round's clients, given those that were sampled."""
+        """Return the indexes of the round's clients, given the sampled ones."""
         return sampled
 
     def init(self, params: Tensors) -> ServerState:
@@ -97,25 +97,25 @@ class Algorithm:
         return ServerState(params)
 
     def task(self, state: ServerState, client: str, version: int) -> Task:
-        """Return what a client is sent that begins at `version`, the state's round unless there is a buffer."""
+        """Return the task of a client that begins at `version`, which is the state's round unless there is a buffer."""
         return Task(client, state.round, version, state.params)
 
     def like(self, params: Tensors) -> Streams:
-        """Return tensors of the names, shapes and dtypes that a client's streams must have, given its parameters."""
+        """Return tensors of the names, shapes and dtypes of a client's streams, given its parameters."""
         like = dict.fromkeys(self.streams, params)
         if self.scalars:
             like[SCALARS] = {name: torch.zeros(()) for name in self.scalars}
         return like
 
     def check(self, update: Update) -> None:
-        """Refuse an update of the right shapes whose content cannot be: raise ClientFailed."""
+        """Raise ClientFailed for an update of the right shapes whose content is invalid."""
 
     def rule(self, task: Task, memory: Streams) -> LocalRule:
-        """Return the client's half for one task, given what the client remembers."""
+        """Return the client half for one task, given the rule's memory at the client."""
         return LocalRule()
 
     def combine(self, updates: Iterable[Update], aggregator: Aggregator) -> Total:
-        """Bring the cohort's updates together."""
+        """Combine the cohort's updates."""
         return aggregator.combine(updates)
 
     def step(self, state: ServerState, total: Total) -> ServerState:
@@ -128,36 +128,36 @@ class Algorithm:
 class LoraAggregation:
     """How the low-rank factors of a cohort become one; this base class averages them (FedIT).
 
-    A factor's kind is "A" (r, k), "B" (d, r), "R" (r, r, between them) or "" for what is no factor.
+    A factor's kind is "A" (r, k), "B" (d, r), "R" (r, r, between them) or "" for any other parameter.
     """
 
     single_updates: ClassVar[bool] = False
-    """The server multiplies each client's factors, so a sum of updates is not enough."""
+    """The server multiplies each client's factors, so it needs single updates, not their sum."""
     keeps_basis: ClassVar[bool] = True
-    """A coordinate of the factors means the same in the next round."""
+    """The basis of the factors is the same in all rounds, so values per coordinate keep their meaning."""
     any_rank: ClassVar[bool] = True
     """Clients may have smaller ranks: their factors are the leading ones."""
     alternates: ClassVar[bool] = False
-    """What is trained depends on the round."""
+    """The trained kinds depend on the round."""
     plain: ClassVar[bool] = False
-    """Treats factors as any parameters, so that it fits training of any kind."""
+    """Treats factors like any parameters, so it suits full training and prompts too."""
     shape: ClassVar[str] = ""
-    """What the model needs beside a LoRA: "middle" (an R), "twin" (a personal adapter), "side" (frozen factors)."""
+    """What the model has beside a LoRA: "middle" (an R), "twin" (a personal adapter), "side" (frozen factors)."""
     frozen: ClassVar[tuple[str, ...]] = ()
     """Kinds of factors that are never trained."""
-    kept: ClassVar[tuple[str, ...]] = ()
-    """Kinds of factors that are trained and stay with the client."""
+    personal_kinds: ClassVar[tuple[str, ...]] = ()
+    """Kinds of factors that are trained and never leave the client."""
 
-    def trained(self, kind: str, round: int) -> bool:
+    def trains(self, kind: str, round: int) -> bool:
         """Say whether factors of a kind are trained, and travel, in a round."""
         return True
 
     def combine(self, total: Total, state: ServerState, products: Mapping[str, Product]) -> Total:
-        """Return what the step is to add, and the new side adapter (SIDE) where there is one.
+        """Return the total that the step adds, and the new side adapter (SIDE) where there is one.
 
         Args:
             total: the cohort's mean delta of every factor.
             state: before the round; `state.memory[SIDE]` is the side adapter so far.
-            products: the cohort's mean product s B_i A_i of every module, (d, k) in factors.
+            products: the cohort's mean of s B_i A_i by module, a (d, k) matrix in factors.
         """
         return total

@@ -1,8 +1,8 @@
-"""What protects somebody: 32 bytes from the operating system, and all that a party draws from them.
+"""The secret of a party: 32 bytes from the operating system, and the random numbers that are derived from them.
 
-Noise, masks and keys must never follow from the seed of a run, which everybody knows. A party draws a secret once and
-keeps it beside its checkpoint; what it needs in a round is a pseudo-random function of the secret, the round and the
-purpose. So a run that is resumed draws the same again, and nobody else can.
+Noise, masks and keys must never follow from the seed of a run, which every party knows. A party draws a secret once and
+saves it beside its checkpoint; the random numbers of a round are a pseudo-random function of the secret, the round and
+the purpose. So a resumed run draws the same numbers again, and no other party can.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 BYTES = 32
 FILE = "secret.key"
-"""What the file of a secret is called; its mode is 0600."""
+"""Name of the secret's file; its mode is 0600."""
 
 
 class Secret:
-    """The secret of one party; it is never shown, and never travels."""
+    """The secret of one party; it is never printed, and never sent."""
 
     def __init__(self, key: bytes) -> None:
         """Take the 32 bytes."""
@@ -37,19 +37,19 @@ class Secret:
 
     @classmethod
     def random(cls) -> Secret:
-        """Return a new secret that nobody keeps."""
+        """Return a new secret that is not saved."""
         return cls(os.urandom(BYTES))
 
     @classmethod
-    def keep(cls, file: Path) -> Secret:
-        """Return the secret in a file that only its owner may read; it is drawn where there is none.
+    def load_or_create(cls, file: Path) -> Secret:
+        """Return the secret in a file of mode 0600; it is drawn and saved where there is no file.
 
         Raises:
-            ConfigError: the file holds something else, so what was drawn before cannot be drawn again.
+            ConfigError: the file is damaged, so the numbers of earlier rounds cannot be drawn again.
         """
         with suppress(FileExistsError):
             file.parent.mkdir(parents=True, exist_ok=True)
-            # Written whole before it has its name: a process that is killed here leaves no half secret.
+            # Written completely before it gets its name: a process that is killed here leaves no partial secret.
             draft = file.with_name(f".{file.name}.{os.getpid()}.tmp")
             try:
                 descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -57,7 +57,7 @@ class Secret:
                     out.write(os.urandom(BYTES))
                     out.flush()
                     os.fsync(out.fileno())
-                os.link(draft, file)  # fails where there is one, unlike a rename
+                os.link(draft, file)  # fails where the name exists, unlike a rename
             finally:
                 draft.unlink(missing_ok=True)
             sync_directory(file.parent)
@@ -83,22 +83,22 @@ class Secret:
         return sponge.digest(count)
 
     def uniform(self, count: int, *purpose: str | int) -> np.ndarray:
-        """Return (count,): float64 numbers above 0 and below 1, of 53 bits each."""
+        """Return float64 numbers strictly between 0 and 1, of 53 random bits each, shape (count,)."""
         bits = np.frombuffer(self.bytes(8 * count, *purpose), dtype="<u8") >> np.uint64(11)
         numbers: np.ndarray = (bits.astype(np.float64) + 0.5) * 2.0**-53
         return numbers
 
     def normal(self, shape: tuple[int, ...], *purpose: str | int) -> Tensor:
-        """Return (*shape): float64 numbers of the standard normal distribution."""
+        """Return float64 numbers of the standard normal distribution, of the given shape."""
         import torch  # not at the top: finished runs are read without it
 
         numbers = torch.from_numpy(self.uniform(int(np.prod(shape, dtype=np.int64)), *purpose))
-        drawn: Tensor = torch.special.ndtri(numbers)
-        return drawn.reshape(shape)
+        values: Tensor = torch.special.ndtri(numbers)
+        return values.reshape(shape)
 
     def laplace(self, count: int, scale: float, *purpose: str | int) -> np.ndarray:
-        """Return (count,): whole numbers z of the discrete Laplace distribution, P(z) ~ exp(-|z| / scale)."""
+        """Return integers z of the discrete Laplace distribution, P(z) ~ exp(-|z| / scale), shape (count,)."""
         tails = np.log(self.uniform(2 * count, *purpose)) * -scale
-        first, second = np.floor(tails).astype(np.int64).reshape(2, count)  # each geometric, from 0
+        first, second = np.floor(tails).astype(np.int64).reshape(2, count)  # geometric, from 0
         difference: np.ndarray = first - second
         return difference

@@ -1,11 +1,11 @@
-"""Shares of whole numbers, as people mean them: 0.29 of 100 is 29, though the product of floats is a little less."""
+"""Shares of whole numbers without errors of rounding: 0.29 of 100 is 29, though 100 * 0.29 is less in floats."""
 
 from __future__ import annotations
 
 import math
 
 DIGITS = 6
-"""Decimals of a product that count: beyond them are errors of rounding, and shares such as 0.333333."""
+"""Significant decimals of a product; further ones are errors of rounding, or of shares such as 0.333333."""
 
 
 def at_most(count: int, share: float) -> int:

@@ -1,4 +1,4 @@
-"""Texts as tensors, so that they travel, are checked and are kept as everything else is."""
+"""Texts as tensors, so that they are sent, checked and saved like parameters."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from torch import Tensor
 
 
 def to_bytes(texts: Sequence[str], slots: int, length: int) -> Tensor:
-    """Return (slots, length) uint8: the texts in UTF-8, filled up with zeros; ValueError where one does not fit."""
-    made = torch.zeros(slots, length, dtype=torch.uint8)
+    """Return the texts in UTF-8, padded with zeros: uint8, shape (slots, length); ValueError if a text is too long."""
+    values = torch.zeros(slots, length, dtype=torch.uint8)
     for slot, text in enumerate(texts):
         raw = text.encode()
         if len(raw) > length:
             raise ValueError(f"a text of {len(raw)} bytes, and {length} are allowed")
-        made[slot, : len(raw)] = torch.tensor(list(raw), dtype=torch.uint8)
-    return made
+        values[slot, : len(raw)] = torch.tensor(list(raw), dtype=torch.uint8)
+    return values
 
 
 def to_texts(values: Tensor) -> list[str]:
-    """Return the text of every slot, "" for an empty one; ValueError for what is no text that may be shown."""
-    found = []
+    """Return the text of every slot, "" for an empty one; ValueError for invalid UTF-8 or unprintable characters."""
+    texts = []
     for row in values.to(torch.uint8):
         raw = bytes(row.tolist()).rstrip(b"\0")
         text = raw.decode()  # a UnicodeDecodeError is a ValueError
         if unfit(text):
             raise ValueError("a text with control characters")
-        found.append(text)
-    return found
+        texts.append(text)
+    return texts
 
 
 def unfit(text: str) -> bool:
-    """Say whether a text holds characters that are not to be shown (control, format, private, surrogate)."""
+    """Say whether a text contains unprintable characters (control, format, private use, surrogate)."""
     return any(unicodedata.category(letter).startswith("C") for letter in text)
 
 
-def printable(text: str, most: int = 500) -> str:
-    """Return somebody else's words as they may be written to a terminal, a log or a file: escaped, and cut."""
-    shown = (letter if not unfit(letter) else letter.encode("unicode_escape").decode() for letter in text[:most])
-    return "".join(shown)
+def printable(text: str, limit: int = 500) -> str:
+    """Return another party's text, safe for a terminal or a log: unprintable characters escaped, cut at `limit`."""
+    letters = (letter if not unfit(letter) else letter.encode("unicode_escape").decode() for letter in text[:limit])
+    return "".join(letters)

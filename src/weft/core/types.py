@@ -1,7 +1,7 @@
-"""The values that cross between server and clients, and the values that are remembered.
+"""The messages between server and clients, and the state of either.
 
-Everything here is plain data: tensors by name, numbers and strings. What an object remembers is one of these
-values, and these values are the checkpoint.
+Everything here is plain data: tensors by name, numbers and strings. No part has state outside these values, so they are
+the checkpoint.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
-"""Tensors by parameter name: the trainable, shared parameters or something of the same shape."""
+"""Tensors by parameter name: the trainable, shared parameters, or values of the same shapes."""
 
 Streams = dict[str, Tensors]
-"""Named sets of tensors: "delta", and what an algorithm adds ("control", ...)."""
+"""Named sets of tensors: "delta", and those of an algorithm ("control", ...)."""
 
 Metrics = dict[str, float]
 """Numbers by name. On the way to the server they are counts and sums, never rows."""
@@ -23,22 +23,22 @@ DELTA = "delta"
 SCALARS = "scalars"
 """The stream of single numbers, each a tensor of shape ()."""
 SEARCH = "search"
-"""What a search without gradients has tried, or where it is to go on."""
+"""The stream of a search without gradients: its candidates, or its distribution."""
 SIDE = "adapter.side"
 """Frozen low-rank factors that every client adds beside its adapter: `MODULE.side_A`, `MODULE.side_B`."""
 WEIGHTS = "weights"
-"""What the server remembers of clients to weigh them, by names that begin as the weighting likes."""
+"""The memory of the weighting at the server."""
 BAD = "bad"
-"""How many bad updates the server had of each client."""
+"""Number of bad updates by client, shape () each."""
 PRIVACY, CODEC, PROTECTION = "privacy.", "codec.", "protection."
-"""What the names begin with under which the memories of these parts are kept, at the server and at clients."""
+"""Prefixes of the memory streams of these parts, at the server and at clients."""
 FIXED = "adapter.fixed"
-"""Factors that nobody trains, kept by the server to know the products and to write the result."""
+"""Frozen LoRA factors, which the server needs for the products and for the saved result."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What one client is sent to train on: server -> client."""
+    """A request to train: server -> client."""
 
     client: str
     round: int
@@ -46,12 +46,12 @@ class Task:
     params: Tensors
     extra: Streams = field(default_factory=dict)
     attempt: int = 0
-    """How often the round was begun before, with too few good replies."""
+    """Number of repeated rounds of the run so far (`ServerState.attempts`)."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """What one client sends back after training: client -> server."""
+    """The result of training: client -> server."""
 
     client: str
     round: int
@@ -62,7 +62,7 @@ class Update:
     attempt: int = 0
     """Of the task."""
     members: tuple[str, ...] = ()
-    """The clients of a sum that a protection opened at the server, whose single updates nobody has seen; else none."""
+    """The clients of a sum that a protection unmasked at the server; empty for the update of one client."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,15 @@ class Probe:
     round: int
     params: Tensors
     extra: Streams = field(default_factory=dict)
-    own: bool = True
-    """Whether a client that has a model of its own measures that one, not the shared one."""
-    keep: bool = False
-    """The run is over: the client writes that model down, instead of measuring it."""
+    personal: bool = True
+    """Evaluate the client's personal model, where it has one, instead of the shared one."""
+    export: bool = False
+    """The run is over: the client saves that model, instead of evaluating it."""
 
 
 @dataclass(frozen=True)
 class Undo:
-    """The client's update of a round was not used: it forgets what it remembered of it; server -> client."""
+    """The client's update of a round was not used, so it drops the memory of that round: server -> client."""
 
     client: str
     round: int
@@ -89,7 +89,7 @@ class Undo:
 
 @dataclass(frozen=True)
 class ProtectionRequest:
-    """A message of the run's protection, which alone knows its phases: server -> client."""
+    """A message of one phase of the run's protection: server -> client."""
 
     client: str
     round: int
@@ -110,7 +110,7 @@ class ProtectionReply:
 
 @dataclass(frozen=True)
 class Score:
-    """The counts and sums of one evaluation, or the empty answer to an Undo or an export: client -> server."""
+    """Counts and sums of an evaluation; empty as the answer to an Undo or an export: client -> server."""
 
     client: str
     round: int
@@ -119,13 +119,13 @@ class Score:
 
 @dataclass(frozen=True)
 class Failure:
-    """A client that could not answer, in words without any of its data: client -> server."""
+    """The reason why a client could not answer, without any of its data: client -> server."""
 
     client: str
     round: int
     reason: str
     bad: bool = False
-    """It did answer, with what no honest client sends."""
+    """The client did answer, with an invalid reply."""
 
 
 Message = Task | Probe | Undo | ProtectionRequest
@@ -134,40 +134,40 @@ Reply = Update | Score | Failure | ProtectionReply
 
 @dataclass(frozen=True)
 class Total:
-    """A combined cohort: the weighted mean of every stream, and who it is made of."""
+    """A combined cohort: the weighted mean of every stream, the clients, and the sum of their weights."""
 
     streams: Streams
     clients: tuple[str, ...]
     weight: float
-    whole: float = 0.0
-    """What all clients together weigh, those that were not asked too; 0: not known, the cohort stands for them."""
+    population_weight: float = 0.0
+    """Sum of the weights of all clients, sampled or not; 0: unknown, the cohort's weight is used."""
 
     @property
     def weight_fraction(self) -> float:
-        """The cohort's part of that weight: times a mean over the cohort, its part of a mean over all clients.
+        """The cohort's share of the population's weight.
 
-        A sum of such parts over rounds is what it would be had every client sent its part at once, whoever is in which
-        cohort: that takes one divisor in all rounds. The mean of the cohort alone has another one in every round.
+        A mean over the cohort times this share is the cohort's part of a mean over all clients. Such parts add up over
+        rounds to the same sum for any sequence of cohorts, since all have one divisor; means over cohorts do not.
         """
-        return self.weight / max(self.whole, self.weight)
+        return self.weight / max(self.population_weight, self.weight)
 
 
 @dataclass(frozen=True)
 class ServerState:
-    """All that the server remembers between rounds; `round` rounds are committed."""
+    """The server's state between rounds, after `round` committed rounds."""
 
     params: Tensors
     memory: Streams = field(default_factory=dict)
     round: int = 0
     attempts: int = 0
-    """Rounds that were begun and repeated since the run began."""
+    """Number of repeated rounds since the run began."""
     attempt: int = 0
-    """How often the round under way was begun in vain."""
+    """Number of repetitions of the current round."""
 
 
 @dataclass(frozen=True)
 class LocalWork:
-    """What a client did in a round, as its rule is told."""
+    """A client's local training in one round, as its rule receives it."""
 
     start: Tensors
     """The shared parameters before the first step."""
@@ -178,16 +178,13 @@ class LocalWork:
     lr: float
     """The sum of the learning rates of these steps."""
     moments: Streams = field(default_factory=dict)
-    """AdamW's `exp_avg`, `exp_avg_sq` and `step` after the last step, where the rule asked for them; of a search,
+    """AdamW's `exp_avg`, `exp_avg_sq` and `step` after the last step, if the rule sets `wants_moments`; of a search,
     SEARCH: `solutions` (count, d), `fitness` (count,), `scale` (d,) of the last generation."""
 
 
 @dataclass(frozen=True)
-class Finished:
-    """What a local rule makes of the training it has watched.
-
-    `streams` travel, `memory` stays with the client.
-    """
+class RuleResult:
+    """The result of a local rule: `streams` are sent, `memory` stays at the client."""
 
     streams: Streams
     memory: Streams = field(default_factory=dict)

@@ -1,7 +1,7 @@
-"""Messages and replies as bytes: a safetensors file whose header says what it is; nothing in it can run.
+"""Messages and replies as bytes: a safetensors file with a JSON header; nothing in it is executed.
 
-What comes from elsewhere is checked before anything is allocated: its size, the size of its header, the number of its
-tensors, that offsets, shapes and number formats agree and that the tensors fill the rest of the bytes exactly.
+Bytes from another party are checked before anything is allocated: their number, the size of the header, the number of
+tensors, that offsets, shapes and number formats agree, and that the tensors fill the rest of the bytes exactly.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from mmap import mmap
-from typing import Any, NoReturn
+from typing import NoReturn, TypeGuard
 
 import torch
 import xxhash
@@ -34,9 +34,10 @@ from weft.core.types import (
     Update,
 )
 from weft.errors import BadUpdate
+from weft.json_types import JsonObject
 
 Raw = bytes | mmap | memoryview
-"""What came: bytes, a file of them, or memory that another process wrote."""
+"""A message: bytes, a mapped file, or memory that another process wrote."""
 VERSION = 2
 EMPTY = torch.empty(0)
 FORMATS = {
@@ -50,33 +51,33 @@ FORMATS = {
     "BOOL": torch.bool,
 }
 NAMES = {format: name for name, format in FORMATS.items()}
-HEADER = 1 << 20
-"""Bytes that a header has at most, and what each tensor that is expected may add."""
-EACH = 1 << 10
-MOST_METRICS = 512
-LONGEST = 300
-"""Characters of a name."""
+MAX_HEADER = 1 << 20
+"""Largest header in bytes; it grows by the next constant for each expected tensor."""
+MAX_HEADER_PER_TENSOR = 1 << 10
+MAX_METRICS = 512
+MAX_NAME = 300
+"""Longest name in characters."""
 
 
 @dataclass(frozen=True)
 class Body:
-    """The tensors of a message as bytes: several messages may have the same."""
+    """The tensors of a message as bytes; several messages may share one body."""
 
     parts: list[str]
     names: list[list[str]]
-    header: dict[str, Any]
+    header: JsonObject
     pieces: list[memoryview]
     digest: str
 
 
 def body_of(message: Message | Reply) -> Body:
-    """Return what a message holds of tensors; the bytes are the tensors' own."""
+    """Return the tensors of a message as views of their memory, without a copy."""
     parts: Streams = {}
     if isinstance(message, (Task, Probe)):
         parts = {"params": message.params} | {f"extra.{stream}": v for stream, v in message.extra.items()}
     elif isinstance(message, (Update, ProtectionRequest, ProtectionReply)):
         parts = {f"stream.{stream}": values for stream, values in message.streams.items()}
-    header: dict[str, Any] = {}
+    header: JsonObject = {}
     names: list[list[str]] = []
     pieces: list[memoryview] = []
     end = 0
@@ -92,12 +93,12 @@ def body_of(message: Message | Reply) -> Body:
 
 
 class Packer:
-    """Packs messages of one exchange: tensors that several of them have are read once."""
+    """Packs the messages of one exchange; tensors that several messages share are hashed once."""
 
     def __init__(self, run: str) -> None:
         self.run = run
         self._lock = threading.Lock()
-        self._known: dict[tuple[object, ...], tuple[Message, Body]] = {}
+        self._bodies: dict[tuple[object, ...], tuple[Message, Body]] = {}
 
     def pack(self, message: Message) -> bytes:
         """Return a message as bytes."""
@@ -105,41 +106,41 @@ class Packer:
             return pack(message, self.run)
         key = (id(message.params), *((name, id(values)) for name, values in message.extra.items()))
         with self._lock:
-            if key not in self._known:
-                # The message stays with its body, so that no other tensors can come to have the same id.
-                self._known[key] = message, body_of(message)
-            body = self._known[key][1]
+            if key not in self._bodies:
+                # The message is kept with its body: were it freed, other tensors could get the same id.
+                self._bodies[key] = message, body_of(message)
+            body = self._bodies[key][1]
         return pack(message, self.run, body)
 
 
 def pack(message: Message | Reply, run: str = "", body: Body | None = None) -> bytes:
-    """Return a message or a reply of a run as bytes; `body`, where its tensors have been read already."""
+    """Return a message or a reply of a run as bytes; `body`: its tensors, if `body_of` was called already."""
     kind = type(message).__name__
-    said: dict[str, Any] = {"v": VERSION, "kind": kind, "run": run, "client": message.client, "round": message.round}
+    fields: JsonObject = {"v": VERSION, "kind": kind, "run": run, "client": message.client, "round": message.round}
     if isinstance(message, Task):
-        said |= {"base_version": message.base_version, "attempt": message.attempt}
+        fields |= {"base_version": message.base_version, "attempt": message.attempt}
     elif isinstance(message, Probe):
-        said |= {"own": message.own, "keep": message.keep}
+        fields |= {"own": message.personal, "keep": message.export}
     elif isinstance(message, Update):
-        said |= {"base_version": message.base_version, "attempt": message.attempt, "weight": message.weight}
-        said |= {"metrics": message.metrics}
+        fields |= {"base_version": message.base_version, "attempt": message.attempt, "weight": message.weight}
+        fields |= {"metrics": message.metrics}
     elif isinstance(message, ProtectionRequest):
-        said |= {"phase": message.phase, "attempt": message.attempt}
+        fields |= {"phase": message.phase, "attempt": message.attempt}
     elif isinstance(message, ProtectionReply):
-        said |= {"phase": message.phase}
+        fields |= {"phase": message.phase}
     elif isinstance(message, Score):
-        said |= {"metrics": message.metrics}
+        fields |= {"metrics": message.metrics}
     elif isinstance(message, Failure):
-        said |= {"reason": message.reason}
+        fields |= {"reason": message.reason}
     body = body or body_of(message)
-    said |= {"parts": body.parts, "names": body.names}
-    words = json.dumps(said | {"digest": _signature(said, body.header, body.digest)})
-    text = json.dumps({"__metadata__": {"weft": words}} | body.header, separators=(",", ":")).encode()
+    fields |= {"parts": body.parts, "names": body.names}
+    metadata = json.dumps(fields | {"digest": _signature(fields, body.header, body.digest)})
+    text = json.dumps({"__metadata__": {"weft": metadata}} | body.header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return b"".join([len(text).to_bytes(8, "little"), text, *body.pieces])
 
 
-def _split(raw: Raw) -> tuple[dict[str, Any], memoryview]:
+def _split(raw: Raw) -> tuple[JsonObject, memoryview]:
     """Return the header of a file, and the bytes of its tensors."""
     size = int.from_bytes(raw[:8], "little")
     return json.loads(bytes(raw[8 : 8 + size]), object_pairs_hook=_once), memoryview(raw)[8 + size :]
@@ -152,153 +153,157 @@ def _digest(pieces: Iterable[memoryview]) -> str:
     return digest.hexdigest()
 
 
-def _signature(said: dict[str, Any], header: dict[str, Any], body: str) -> str:
-    """Return what changes with any bit of a message: it finds what was damaged, not what was forged."""
+def _signature(fields: JsonObject, header: JsonObject, body: str) -> str:
+    """Return a checksum of a message: it detects damage, not forgery, for it has no key."""
     tensors = {name: value for name, value in header.items() if name != "__metadata__"}
-    words = {name: value for name, value in said.items() if name != "digest"}
-    return hashlib.sha256(json.dumps([words, tensors, body], sort_keys=True).encode()).hexdigest()
+    content = {name: value for name, value in fields.items() if name != "digest"}
+    return hashlib.sha256(json.dumps([content, tensors, body], sort_keys=True).encode()).hexdigest()
 
 
-def unpack(raw: Raw, *, run: str = "", most: int | None = None, tensors: int = 1 << 14) -> Message | Reply:
-    """Return what bytes hold.
+def unpack(raw: Raw, *, run: str = "", max_bytes: int | None = None, max_tensors: int = 1 << 14) -> Message | Reply:
+    """Return the message or reply in bytes.
 
     Args:
-        raw: what came; tensors lie in it where it can be written to, otherwise in copies.
-        run: the run that it must be of.
-        most: bytes that it may have.
-        tensors: tensors that it may have.
+        raw: the bytes; tensors are views of it where it is writable, otherwise copies.
+        run: identifier that the message must carry.
+        max_bytes: largest size; None: no limit.
+        max_tensors: largest number of tensors.
 
     Raises:
-        BadUpdate: it is too large, damaged, or of another run or version.
+        BadUpdate: the message is too large, damaged, or of another run or version.
     """
-    if most is not None and len(raw) > most:
-        _bad(f"{len(raw)} bytes, and {most} are the most that can be")
-    said, found = _header(raw, tensors)
-    if said.get("v") != VERSION or said.get("run") != run:
+    if max_bytes is not None and len(raw) > max_bytes:
+        _bad(f"{len(raw)} bytes, more than the limit of {max_bytes}")
+    fields, values = _header(raw, max_tensors)
+    if fields.get("v") != VERSION or fields.get("run") != run:
         _bad("a message of another version or run")
-    kind, client, round = said.get("kind"), said.get("client"), said.get("round")
-    if not isinstance(client, str) or not 0 < len(client) <= LONGEST or not _whole(round):
-        _bad("no client or no round")
+    kind, client, round = fields.get("kind"), fields.get("client"), fields.get("round")
+    if not isinstance(client, str) or not 0 < len(client) <= MAX_NAME or not _whole(round):
+        _bad("no valid client or round")
     assert isinstance(round, int)
-    parts = _parts(said, found)
+    parts = _parts(fields, values)
     if kind in ("Task", "Probe"):
         params = parts.pop("params", {})
         extra = {stream.removeprefix("extra."): values for stream, values in parts.items()}
         if kind == "Probe":
-            return Probe(client, round, params, extra, bool(said.get("own", True)), bool(said.get("keep", False)))
-        return Task(client, round, _number(said, "base_version"), params, extra, _number(said, "attempt"))
+            return Probe(client, round, params, extra, bool(fields.get("own", True)), bool(fields.get("keep", False)))
+        return Task(client, round, _number(fields, "base_version"), params, extra, _number(fields, "attempt"))
     if kind == "Update":
         streams = {stream.removeprefix("stream."): values for stream, values in parts.items()}
-        version, attempt = _number(said, "base_version"), _number(said, "attempt")
-        return Update(client, round, version, streams, _float(said.get("weight")), _metrics(said), attempt)
+        version, attempt = _number(fields, "base_version"), _number(fields, "attempt")
+        return Update(client, round, version, streams, _float(fields.get("weight")), _metrics(fields), attempt)
     if kind in ("ProtectionRequest", "ProtectionReply"):
         streams = {stream.removeprefix("stream."): values for stream, values in parts.items()}
-        phase = str(said.get("phase", ""))[:LONGEST]
+        phase = str(fields.get("phase", ""))[:MAX_NAME]
         if kind == "ProtectionReply":
             return ProtectionReply(client, round, phase, streams)
-        return ProtectionRequest(client, round, phase, streams, _number(said, "attempt"))
+        return ProtectionRequest(client, round, phase, streams, _number(fields, "attempt"))
     if kind == "Score":
-        return Score(client, round, _metrics(said))
+        return Score(client, round, _metrics(fields))
     if kind == "Failure":
-        return Failure(client, round, str(said.get("reason", ""))[:LONGEST])
+        return Failure(client, round, str(fields.get("reason", ""))[:MAX_NAME])
     if kind != "Undo":
-        _bad("a message of no known kind")
+        _bad("a message of unknown kind")
     return Undo(client, round)
 
 
-def _header(raw: Raw, most: int) -> tuple[dict[str, Any], list[torch.Tensor]]:
-    """Check a file's header, and return what it says and its tensors in the order of their numbers."""
+def _header(raw: Raw, max_tensors: int) -> tuple[JsonObject, list[torch.Tensor]]:
+    """Check the header, and return the message's fields and its tensors in the order of their numbers."""
     if len(raw) < 8:
         _bad("too few bytes")
     size = int.from_bytes(raw[:8], "little")
-    if size > min(len(raw) - 8, HEADER + EACH * most):
-        _bad("a header that is longer than what there is, or than it may be")
+    if size > min(len(raw) - 8, MAX_HEADER + MAX_HEADER_PER_TENSOR * max_tensors):
+        _bad("a header that exceeds the message or the limit")
     try:
         header, body = _split(raw)
-        said = json.loads(header.pop("__metadata__")["weft"], object_pairs_hook=_once)
+        fields = json.loads(header.pop("__metadata__")["weft"], object_pairs_hook=_once)
     except BadUpdate:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         _bad("a header that cannot be read")
-    if not isinstance(said, dict) or len(header) > most:
-        _bad("more tensors than can be, or a header that says nothing")
-    if said.get("digest") != _signature(said, header, _digest([body])):
-        _bad("a message that was damaged on its way")
-    return said, _tensors(header, body)
+    if not isinstance(fields, dict) or len(header) > max_tensors:
+        _bad("too many tensors, or a header without fields")
+    if fields.get("digest") != _signature(fields, header, _digest([body])):
+        _bad("a message with a wrong checksum")
+    return fields, _tensors(header, body)
 
 
-def _tensors(header: dict[str, Any], body: memoryview) -> list[torch.Tensor]:
-    """Return the tensors in the order of their numbers; they must fill the bytes one after the other."""
+def _tensors(header: JsonObject, body: memoryview) -> list[torch.Tensor]:
+    """Return the tensors in the order of their numbers; they must fill the body without gaps or overlaps."""
     spans = []
     for number in range(len(header)):
         value = header.get(str(number))
         if not isinstance(value, dict):
-            _bad("tensors without numbers")
-        shape: Any = value.get("shape")
-        span: Any = value.get("data_offsets")
+            _bad("tensors that are not numbered")
+        shape, span = value.get("shape"), value.get("data_offsets")
         format = FORMATS.get(str(value.get("dtype")))
         if format is None or not _counts(shape, 8) or not _counts(span, 2) or len(span) != 2:
-            _bad("a tensor of no known form")
-        if math.prod(shape) * format.itemsize != span[1] - span[0]:
-            _bad("a tensor whose size is not what its shape says")
-        spans.append((span[0], span[1], number, shape, format))
-    end, found = 0, [torch.empty(0)] * len(spans)
+            _bad("a tensor with an invalid dtype, shape or span")
+        begin, stop = span
+        if math.prod(shape) * format.itemsize != stop - begin:
+            _bad("a tensor whose size does not match its shape")
+        spans.append((begin, stop, number, shape, format))
+    end, tensors = 0, [torch.empty(0)] * len(spans)
     for begin, stop, number, shape, format in sorted(spans, key=lambda one: one[:3]):
         if begin != end or stop > len(body):
-            _bad("tensors that overlap, or are not there")
+            _bad("tensors that overlap or lie outside the message")
         end = stop
         flat = torch.frombuffer(_writable(body[begin:stop], begin, format), dtype=format) if stop > begin else EMPTY
-        found[number] = flat.to(format).reshape(shape)
+        tensors[number] = flat.to(format).reshape(shape)
     if end != len(body):
         _bad("bytes that belong to no tensor")
-    return found
+    return tensors
 
 
 def _writable(piece: memoryview, begin: int, format: torch.dtype) -> memoryview | bytearray:
-    """Return bytes that a tensor can lie in: these, or a copy."""
+    """Return memory for a tensor: the piece itself, or a copy where it is read-only or not aligned."""
     return bytearray(piece) if piece.readonly or begin % format.itemsize else piece
 
 
-def _parts(said: dict[str, Any], found: list[torch.Tensor]) -> Streams:
+def _parts(fields: JsonObject, values: list[torch.Tensor]) -> Streams:
     """Return the tensors by their parts and names."""
-    parts, names = said.get("parts"), said.get("names")
-    if not isinstance(parts, list) or not isinstance(names, list) or len(names) != len(found):
-        _bad("names that do not fit its tensors")
-    if not all(isinstance(part, str) and len(part) <= LONGEST for part in parts):
-        _bad("a part of no name")
-    made: Streams = {part: Tensors() for part in parts}
-    for pair, value in zip(names, found, strict=True):
+    parts, names = fields.get("parts"), fields.get("names")
+    if not isinstance(parts, list) or not isinstance(names, list) or len(names) != len(values):
+        _bad("names that do not match the tensors")
+    if not all(isinstance(part, str) and len(part) <= MAX_NAME for part in parts):
+        _bad("a part without a valid name")
+    streams: Streams = {part: Tensors() for part in parts}
+    for pair, value in zip(names, values, strict=True):
         if not (
-            isinstance(pair, list) and len(pair) == 2 and all(isinstance(n, str) and len(n) <= LONGEST for n in pair)
+            isinstance(pair, list) and len(pair) == 2 and all(isinstance(n, str) and len(n) <= MAX_NAME for n in pair)
         ):
-            _bad("a tensor of no name")
+            _bad("a tensor without a valid name")
         part, name = pair
-        if part not in made or name in made[part]:
-            _bad("a tensor that is named twice, or of no part")
-        made[part][name] = value
-    return made
+        if part not in streams or name in streams[part]:
+            _bad("a tensor with a repeated name, or of an unknown part")
+        streams[part][name] = value
+    return streams
 
 
-def _metrics(said: dict[str, Any]) -> Metrics:
-    metrics = said.get("metrics", {})
-    if not isinstance(metrics, dict) or len(metrics) > MOST_METRICS:
-        _bad("no metrics, or too many")
-    if any(len(name) > LONGEST for name in metrics):
-        _bad("metrics of endless names")
+def _metrics(fields: JsonObject) -> Metrics:
+    metrics = fields.get("metrics", {})
+    if not isinstance(metrics, dict) or len(metrics) > MAX_METRICS:
+        _bad("invalid metrics, or too many")
+    if any(len(name) > MAX_NAME for name in metrics):
+        _bad("metrics with too long names")
     return {name: _float(value) for name, value in metrics.items()}
 
 
 def _float(value: object) -> float:
     try:
-        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else _bad("no number")
+        return (
+            float(value)
+            if isinstance(value, (int, float)) and not isinstance(value, bool)
+            else _bad("a value that is not a number")
+        )
     except OverflowError:
         _bad("a number that is too large")
 
 
-def _number(said: dict[str, Any], name: str) -> int:
-    value = said.get(name)
+def _number(fields: JsonObject, name: str) -> int:
+    value = fields.get(name)
     if not _whole(value):
-        _bad(f"no {name}")
+        _bad(f"no valid {name}")
     assert isinstance(value, int)
     return value
 
@@ -307,17 +312,17 @@ def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
 
 
-def _counts(value: Any, most: int) -> bool:
-    return isinstance(value, list) and len(value) <= most and all(_whole(one) for one in value)
+def _counts(value: object, max_length: int) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and len(value) <= max_length and all(_whole(one) for one in value)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse a name that is given twice, of which readers would see different ones."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        _bad("a name that is given twice")
-    return made
+def _once(pairs: list[tuple[str, object]]) -> JsonObject:
+    """Refuse an object with a repeated name: JSON readers differ in which value they take."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        _bad("a repeated name")
+    return values
 
 
-def _bad(what: str) -> NoReturn:
-    raise BadUpdate(f"sent {what}")
+def _bad(content: str) -> NoReturn:
+    raise BadUpdate(f"sent {content}")

@@ -28,12 +28,12 @@ def divergence(model: Resident, questions: Sequence[Question]) -> tuple[float, i
     """
     import torch
 
-    from weft.objectives.choices import most_tokens, score_choices, within
+    from weft.objectives.choices import batches_within, most_tokens, score_choices
 
     total, tokens = 0.0, 0
     with model.evaluating():
-        for some in within(questions, most_tokens(model)):
-            with model.as_started():
+        for some in batches_within(questions, most_tokens(model)):
+            with model.as_reference():
                 reference = torch.log_softmax(score_choices(model, some).logits, dim=-1)
             ours = torch.log_softmax(score_choices(model, some).logits, dim=-1)
             total += float((ours.exp() * (ours - reference)).sum())

@@ -147,17 +147,17 @@ class HeldOut(Evaluator):
         """Return `loss_sum` (nats), `loss_tokens`, `rows`, `confusion/RIGHT/GIVEN` counts, and `text_bytes` of text."""
         import numpy as np
 
-        from weft.data.words import said_by
+        from weft.data.words import instruction_tokens
         from weft.models.layout import Question
 
         with model.evaluating():
-            said, words = said_by(model)
+            said, words = instruction_tokens(model)
             metrics = self._losses(model, [words.row(rows[row], said) for row in range(len(rows))])
             if self.text_bytes is not None:
                 metrics["text_bytes"] = float(sum(self.text_bytes(int(row)) for row in rows.index))
             asked = [self.asked[int(row)] for row in rows.index if int(row) in self.asked]
-            if rows.shown is not None:
-                said = np.concatenate([said, rows.shown.tokens])
+            if rows.examples is not None:
+                said = np.concatenate([said, rows.examples.tokens])
             questions = [Question(words.into(a.question.prompt, said), a.question.choices) for a in asked]
             for known, (given, _) in zip(asked, rank(model, questions, self.batch_size), strict=True):
                 name = f"{CONFUSION}/{known.right}/{given}"
@@ -168,7 +168,7 @@ class HeldOut(Evaluator):
         from weft.models.layout import lay_out
         from weft.objectives.causal_lm import next_token_loss
 
-        told = model.asked_likelihoods(rows)
+        told = model.remote_likelihoods(rows)
         if told is not None:
             total, targets = -sum(one for one, _ in told), sum(count for _, count in told)
             return {"loss_sum": total, "loss_tokens": float(targets), "rows": float(len(rows))}
@@ -203,6 +203,6 @@ def rank(model: Resident, questions: Sequence[Question], batch_size: int) -> lis
 def _score(model: Resident, questions: Sequence[Question]) -> list[list[float]]:
     from weft.objectives.choices import choice_logps
 
-    told = model.asked_likelihoods([row for question in questions for row in question.rows()])
+    told = model.remote_likelihoods([row for question in questions for row in question.rows()])
     values = iter(choice_logps(model, questions).tolist() if told is None else [total for total, _ in told])
     return [[next(values) for _ in question.choices] for question in questions]

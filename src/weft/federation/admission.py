@@ -1,4 +1,4 @@
-"""What the server checks of every update before it is averaged: a server does not trust its clients."""
+"""Checks of every reply before its update is averaged: the server does not trust its clients."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ from weft.federation.plan import Plan
 from weft.federation.record import RoundRecord
 from weft.federation.state import expected_streams
 
-LIGHTEST = 1e-6
-"""Weight of an update, at the least: smaller ones would make a mean over few clients overflow."""
-SHOWN = 200
-"""Letters of a reason that are kept."""
+MIN_WEIGHT = 1e-6
+"""Smallest weight of an update: with smaller ones a division by the sum of the weights could overflow."""
+MAX_REASON = 200
+"""Longest reason in characters."""
 
 
-def opened(raw: Raw, sender: str, round: int, *, run: str = "", most: int, tensors: int) -> Reply:
-    """Return the reply that came from a client; what cannot be one is a failure of that client.
+def open_reply(raw: Raw, sender: str, round: int, *, run: str = "", max_bytes: int, max_tensors: int) -> Reply:
+    """Decode a reply; bytes that are no valid reply become a Failure of their sender.
 
     Args:
-        raw: what came.
-        sender: who sent it, as the transport knows it.
-        round: that it was asked in.
-        run: that it must be of.
-        most: bytes that it may have.
-        tensors: tensors that it may have.
+        raw: the bytes that arrived.
+        sender: the client, as the transport authenticated it.
+        round: the round of the request.
+        run: identifier that the reply must carry.
+        max_bytes: largest size of a reply.
+        max_tensors: largest number of tensors of a reply.
     """
     try:
-        reply = unpack(raw, run=run, most=most, tensors=tensors)
+        reply = unpack(raw, run=run, max_bytes=max_bytes, max_tensors=max_tensors)
         if not isinstance(reply, (Update, Score, Failure, ProtectionReply)):
-            raise BadUpdate("sent no reply")
+            raise BadUpdate("sent a message that is no reply")
         if reply.client != sender:
-            raise BadUpdate("sent a reply in the name of another")
+            raise BadUpdate("sent a reply under the name of another client")
     except BadUpdate as error:
         return Failure(sender, round, str(error), bad=True)
     except Exception as error:  # whatever a client sends is that client's failure, and nobody else's
@@ -62,11 +62,11 @@ def opened(raw: Raw, sender: str, round: int, *, run: str = "", most: int, tenso
 
 
 def admit_score(reply: Reply) -> Score:
-    """Return the scores of a client if they may be counted.
+    """Return the scores of a client after checking them.
 
     Raises:
-        BadUpdate: no scores, numbers that are not finite, or names that are not to be shown.
-        ClientFailed: the client could not answer.
+        BadUpdate: no scores, numbers that are not finite, or names with unprintable characters.
+        ClientFailed: the client reported a failure.
     """
     if isinstance(reply, Failure) and not reply.bad:
         raise ClientFailed(reply.reason)
@@ -77,41 +77,41 @@ def admit_score(reply: Reply) -> Score:
 
 
 def check_metrics(metrics: Metrics) -> None:
-    """Refuse metrics that cannot be counted or written down: raise BadUpdate."""
+    """Raise BadUpdate for metrics that are not finite, or whose names cannot be written to a log."""
     for name in metrics:
         kind, _, number = name.partition("/")
         if unfit(name) or (kind == CHOICE and not is_number(number)):
-            raise BadUpdate("sent metrics of names that cannot be")
-    if (why := fault(metrics)) is not None:
-        raise BadUpdate(f"sent {why}")
+            raise BadUpdate("sent metrics with invalid names")
+    if (reason := fault(metrics)) is not None:
+        raise BadUpdate(f"sent {reason}")
 
 
-def admitted(
+def admit_all(
     plan: Plan,
     state: ServerState,
     tasks: Mapping[str, Task],
-    most: Mapping[str, float],
+    max_weights: Mapping[str, float],
     replies: Iterable[Reply],
     record: RoundRecord,
     server: Party,
 ) -> Iterator[Update]:
-    """Decode and check what came back; yield what may be averaged, record the rest.
+    """Decode and check replies; yield the updates to average, record the failures.
 
     Args:
         plan: the parts.
         state: before the round.
-        tasks: what was sent, by client.
-        most: the largest weight that a client may have: its rows, as far as they are known.
-        replies: as the protection opened them.
-        record: of the round.
-        server: as its codec sees it.
+        tasks: the round's tasks by client.
+        max_weights: upper bound of each client's weight: its rows, infinity where the server does not know them.
+        replies: after the protection unmasked them.
+        record: of the round; failures and counts are added to it.
+        server: the server with its codec's memory.
     """
-    expected = set(tasks)
+    waiting = set(tasks)
     for reply in replies:
         try:
             like = expected_streams(plan, _known(plan, state, tasks.get(reply.client)), state.round)
             reply = decode(plan, reply, like, server)
-            update = admit(reply, tasks, expected, like, most)
+            update = admit(reply, tasks, waiting, like, max_weights)
             plan.algorithm.check(update)
         except LateUpdate:
             record.late += 1
@@ -125,63 +125,67 @@ def admitted(
 
 
 def _known(plan: Plan, state: ServerState, task: Task | None) -> Tensors:
-    """Return the parameters that a client has which was sent a task."""
+    """Return the shared parameters of a client that has a task; all of them where it is unknown."""
     if task is None:
         return state.params
     return task.params if plan.sharing.layers else state.params | task.params
 
 
 def admit(
-    reply: Reply, tasks: Mapping[str, Task], expected: set[str], like: Streams, most: Mapping[str, float] | None = None
+    reply: Reply,
+    tasks: Mapping[str, Task],
+    waiting: set[str],
+    like: Streams,
+    max_weights: Mapping[str, float] | None = None,
 ) -> Update:
-    """Return the update if it may be averaged; its clients are no longer expected, whatever they sent.
+    """Return an update after checking it against its task.
 
     Args:
-        reply: what came back.
-        tasks: what was sent, by client.
-        expected: the clients that have not answered yet.
+        reply: the client's answer, or a sum over `reply.members`.
+        tasks: the round's tasks by client.
+        waiting: clients without a reply so far; the senders are removed from it, even if their reply is refused.
         like: tensors of the names, shapes and dtypes that the client's streams must have.
-        most: the largest weight that a client may have; None: any.
+        max_weights: upper bound of each client's weight; None: no bound.
 
     Raises:
-        BadUpdate: the update is of other names, shapes or number formats, not finite (its metrics too), of a version
-            or a round that is still to come, or of a weight that cannot be.
-        LateUpdate: nobody waits for it: it is of an earlier round or attempt, or repeated.
-        ClientFailed: the client could not answer.
+        BadUpdate: names, shapes or number formats differ from the task's, a number (a metric too) is not finite,
+            the version or round lies in the future, or the weight is out of bounds.
+        LateUpdate: the reply belongs to an earlier round or attempt, or is a second one.
+        ClientFailed: the client reported a failure.
     """
     senders: tuple[str, ...] = (reply.client,)
     if isinstance(reply, Update) and reply.members:
         senders = reply.members
     if not set(senders) <= tasks.keys() and not any(reply.round < task.round for task in tasks.values()):
-        raise ClientFailed("sent a reply that nobody waits for")
-    if not set(senders) <= expected:
-        raise LateUpdate("sent a reply that nobody waits for any more")
+        raise ClientFailed("sent a reply without a request")
+    if not set(senders) <= waiting:
+        raise LateUpdate("sent a reply after its request was closed")
     task = tasks[senders[0]]
     if isinstance(reply, Update) and (reply.round, reply.attempt) < (task.round, task.attempt):
         raise LateUpdate(f"sent an update of round {reply.round} in round {task.round}, or of an earlier attempt")
-    expected.difference_update(senders)
+    waiting.difference_update(senders)
     if isinstance(reply, Failure) and not reply.bad:
         raise ClientFailed(reply.reason)
     if not isinstance(reply, Update):
         raise BadUpdate(getattr(reply, "reason", "sent no update"))
     if (reply.round, reply.base_version, reply.attempt) != (task.round, task.base_version, task.attempt):
         raise BadUpdate(f"sent an update of round {reply.round} and version {reply.base_version} in round {task.round}")
-    heaviest = math.inf if most is None else sum(most[sender] for sender in senders)
-    if not (math.isfinite(reply.weight) and LIGHTEST <= reply.weight <= heaviest):
-        raise BadUpdate(f"gave its update the weight {reply.weight}")
+    heaviest = math.inf if max_weights is None else sum(max_weights[sender] for sender in senders)
+    if not (math.isfinite(reply.weight) and MIN_WEIGHT <= reply.weight <= heaviest):
+        raise BadUpdate(f"sent an update of weight {reply.weight}")
     check_metrics(reply.metrics)
     _check_streams(reply.streams, like)
     return reply
 
 
 def _check_streams(streams: Streams, like: Streams) -> None:
-    """Refuse streams of other names, shapes or number formats, or that are not finite: raise BadUpdate."""
+    """Raise BadUpdate where names, shapes or dtypes differ from those of `like`, or a number is not finite."""
     if set(streams) != set(like):
-        sent = printable(", ".join(sorted(streams)), SHOWN)
-        raise BadUpdate(f"sent the streams {sent or 'of nothing'} instead of {', '.join(sorted(like))}")
+        names = printable(", ".join(sorted(streams)), MAX_REASON)
+        raise BadUpdate(f"sent the streams {names or 'of nothing'} instead of {', '.join(sorted(like))}")
     for stream, values in streams.items():
         if values.keys() != like[stream].keys():
-            raise BadUpdate("sent other parameters than the task has")
+            raise BadUpdate("sent parameters that differ from the task's")
         for name, value in values.items():
             expected = like[stream][name]
             if value.shape != expected.shape or value.dtype != expected.dtype:

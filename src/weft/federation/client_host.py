@@ -1,4 +1,4 @@
-"""A place where messages are answered: some sites, and the one resident model that they share."""
+"""A client host: some clients, and the one resident model with which they answer messages in turn."""
 
 from __future__ import annotations
 
@@ -17,37 +17,38 @@ from weft.models.resident import Resident
 
 
 def silent(message: Message, client: ClientData) -> None:
-    """Tell nobody what is about to be answered."""
+    """Announce nothing."""
 
 
 @dataclass(frozen=True)
 class ClientHost:
-    """Trains at `trained` sites and evaluates at `evaluated` ones (which differ where all rows are pooled)."""
+    """Answers tasks for `train_clients` and probes for `eval_clients`; the two differ where all rows are pooled."""
 
     plan: Plan
     model: Resident
     evaluator: Evaluator
-    trained: Clients
-    evaluated: Clients
+    train_clients: Clients
+    eval_clients: Clients
     conditions: Conditions = field(default_factory=Conditions)
 
-    def ordered(self, messages: Sequence[Message]) -> list[Message]:
-        """Return the messages in the order in which their answers count: those to faster clients first.
+    def by_speed(self, messages: Sequence[Message]) -> list[Message]:
+        """Return the messages in the order in which their replies arrive: those to faster clients first.
 
-        Where only the first answers count, it is drawn by lot who of equally fast clients comes first; otherwise those
-        at the end of the list would never be heard.
+        With over-selection only the first answers are used, so clients of equal speed are ordered at random: by their
+        place in the list the last of them would never be used.
         """
         return sorted(messages, key=self._lateness)
 
     def client_of(self, message: Message) -> ClientData:
-        """Return the site that answers, as the simulated conditions leave it; ClientFailed where it drops out."""
+        """Return the client that answers, slowed down as simulated; raise ClientFailed where it drops out."""
         if not isinstance(message, Task):
-            return (self.evaluated if isinstance(message, Probe) else self.trained).find(message.client)
+            return (self.eval_clients if isinstance(message, Probe) else self.train_clients).find(message.client)
         if self.conditions.fails(message.round, message.attempt, message.client):
             raise ClientFailed("dropped out (client_failure_rate)")
-        client = self.trained.find(message.client)
-        alone = self.plan.algorithm.buffer is not None  # nobody waits for it
-        return client if alone else replace(client, step_fraction=self.conditions.step_fraction(client.index))
+        client = self.train_clients.find(message.client)
+        # For an asynchronous server a slow client arrives later, with all its steps; it does not cut them short.
+        asynchronous = self.plan.algorithm.buffer is not None
+        return client if asynchronous else replace(client, step_fraction=self.conditions.step_fraction(client.index))
 
     def reply(
         self,
@@ -56,13 +57,13 @@ class ClientHost:
         memory: MemoryStore | None = None,
         step_fraction: float | None = None,
     ) -> Reply:
-        """Answer a message; what a client fails by becomes a reply here, nowhere else.
+        """Answer a message; this is the only place where ClientFailed becomes a Failure reply.
 
         Args:
-            message: to one of the sites.
-            announce: told the message and its site before it is answered.
-            memory: the client's, where it came with the message.
-            step_fraction: of its steps, where somebody else knows its conditions.
+            message: to one of the clients.
+            announce: called with the message and its client before the answer is computed.
+            memory: the client's memory, where the message brought it along (Ray's actors).
+            step_fraction: share of the steps that the client makes, where the caller simulates its speed.
         """
         try:
             client = self.client_of(message)
@@ -78,6 +79,6 @@ class ClientHost:
     def _lateness(self, message: Message) -> tuple[float, int]:
         if not isinstance(message, Task):
             return 0.0, 0
-        words = ("arrives", message.round, message.attempt, message.client)
-        lot = derive(self.conditions.seed, *words) if self.plan.over_selected else 0
-        return -self.conditions.speed(self.trained.find(message.client).index), lot
+        purpose = ("arrives", message.round, message.attempt, message.client)
+        lot = derive(self.conditions.seed, *purpose) if self.plan.over_selected else 0
+        return -self.conditions.speed(self.train_clients.find(message.client).index), lot

@@ -1,4 +1,4 @@
-"""Putting a client's model into the resident one: what a message says, and what the client has for itself."""
+"""Loading a client's model into the resident one: the parameters of a message, and those the client keeps."""
 
 from __future__ import annotations
 
@@ -15,50 +15,50 @@ from weft.models.resident import Resident
 from weft.training.loop import Job
 
 CHOICE_ROWS = 64
-"""Rows by which a client chooses from several models."""
+"""Training rows on which a client compares several models (clusters)."""
 
 
 def choose(
-    plan: Plan, task: Task, start: Tensors, client: ClientData, model: Resident, *, own: bool = True
+    plan: Plan, task: Task, start: Tensors, client: ClientData, model: Resident, *, personal: bool = True
 ) -> tuple[Task, Streams]:
-    """Return the task as the client takes it, in the resident model's shapes, and what it says of its choice.
+    """Return the task in the resident model's shapes, of the model that the client chose, and a stream with the choice.
 
     Args:
         plan: the parts.
-        task: as it came.
-        start: what the client has beside the shared parameters.
-        client: whose rows decide where there are several models.
-        model: gets the side adapter that came along.
-        own: the client may choose; otherwise it takes the first model.
+        task: decoded, in the shapes of the client's rank.
+        start: parameters that do not travel: the initial values, and the client's own.
+        client: its rows decide where there are several models.
+        model: the side adapter of the task is loaded into it.
+        personal: choose by loss; otherwise the first model is taken.
     """
     rebuild, choice = plan.algorithm.rebuild, plan.algorithm.choice
     extra = {stream: pad(values, model.masters) for stream, values in task.extra.items()}
-    params = task.params if rebuild is None else rebuild.params(extra, model.started)
-    given = replace(task, params=pad(params, model.masters), extra=extra)
+    params = task.params if rebuild is None else rebuild.params(extra, model.reference)
+    local_task = replace(task, params=pad(params, model.masters), extra=extra)
     model.put_side(task.extra.get(SIDE, {}))
-    if choice is None or not own:
-        return given, {}
-    return choice.choose(given, lambda params: _loss(start | params, plan, client, model))
+    if choice is None or not personal:
+        return local_task, {}
+    return choice.choose(local_task, lambda params: _loss(start | params, plan, client, model))
 
 
-def put(message: Probe, plan: Plan, client: ClientData, model: Resident) -> Streams:
-    """Put the model that a probe asks for into the resident model: the client's own, or the shared one.
+def load_probe_model(message: Probe, plan: Plan, client: ClientData, model: Resident) -> Streams:
+    """Load the model that a probe asks for into the resident model: the client's personal one, or the shared one.
 
     Returns:
-        What the client says of its choice, where it had one.
+        The stream with the client's choice, empty where there is one model only.
     """
-    memory = client.memory.load(client.name, message.round) if message.own else {}
+    memory = client.memory.load(client.name, message.round) if message.personal else {}
     start = model.initial | memory.get(OWN, {})
     task = Task(client.name, message.round, message.round, message.params, message.extra)
-    given, said = choose(plan, task, start, client, model, own=message.own)
-    personal = plan.algorithm.personal if message.own else None
-    shared = given.params if personal is None else personal.params(given.params, part_of(memory, RULE))
-    model.load(start | shared)
-    return said
+    task, choice = choose(plan, task, start, client, model, personal=message.personal)
+    personal = plan.algorithm.personal if message.personal else None
+    params = task.params if personal is None else personal.params(task.params, part_of(memory, RULE))
+    model.load(start | params)
+    return choice
 
 
 def personal_steps(plan: Plan, model: Resident, client: ClientData, round: int) -> None:
-    """Make the personal steps, if there are any, from the model in place, at the run's learning rate throughout."""
+    """Make the run's personal steps on the resident model, at a constant learning rate; none by default."""
     if not plan.personal_steps:
         return
     schedule = replace(plan.local.schedule, kind="constant", warmup_steps=0, warmup_ratio=0.0)
@@ -67,8 +67,16 @@ def personal_steps(plan: Plan, model: Resident, client: ClientData, round: int) 
     steps.work(model, plan.objective, client.train, LocalRule(), job)
 
 
+def export_model(message: Probe, plan: Plan, client: ClientData, model: Resident) -> None:
+    """Make the personal steps from the final model, and write the result where the client exports one."""
+    load_probe_model(message, plan, client, model)
+    personal_steps(plan, model, client, message.round)
+    if client.export is not None:
+        client.export(model, message.extra.get(SIDE, {}))
+
+
 def _loss(params: Tensors, plan: Plan, client: ClientData, model: Resident) -> float:
-    """Return the loss of parameters on the first of the client's own rows; the model is left with them."""
+    """Return the mean loss of parameters on the client's first rows; afterwards the model has these parameters."""
     model.load(params)
     rows = [client.train[row] for row in range(min(len(client.train), CHOICE_ROWS))]
     return plan.objective.assess(model, rows, plan.local.batch_size, derive(plan.local.seed, "choice", client.name))

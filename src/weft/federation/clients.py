@@ -1,4 +1,4 @@
-"""What a client owns and nobody else sees: its rows, its memory, its secret."""
+"""Clients as data: rows, memory and secret of each, which no other party sees."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class RowTable(Protocol):
     def __getitem__(self, row: int) -> Any: ...
 
 
-class Shown(NamedTuple):
-    """Examples of a client's own, as tokens that stand before its rows, and what puts them there."""
+class Examples(NamedTuple):
+    """Few-shot examples from a client's own rows: token ids (n,) that precede each of its rows."""
 
     words: Words
     tokens: np.ndarray
@@ -33,34 +33,34 @@ class Shown(NamedTuple):
 
 @dataclass(frozen=True)
 class View:
-    """Some rows of a table, which is not copied: ten thousand clients share one."""
+    """Some rows of a table. Nothing is copied: ten thousand simulated clients share one table."""
 
     table: RowTable
     index: Sequence[int] | np.ndarray
-    shown: Shown | None = None
-    """What stands before each of them."""
+    examples: Examples | None = None
+    """Few-shot examples before each row."""
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, row: int) -> Any:
-        found = self.table[int(self.index[row])]
-        return found if self.shown is None else self.shown.words.row(found, self.shown.tokens)
+        tokens = self.table[int(self.index[row])]
+        return tokens if self.examples is None else self.examples.words.row(tokens, self.examples.tokens)
 
 
 class MemoryStore(Protocol):
     """Where clients keep what they remember between rounds."""
 
     def load(self, client: str, round: int) -> Streams:
-        """Return what the client remembers before `round`: the newest of earlier rounds, or nothing."""
+        """Return the client's memory before `round`: the newest of earlier rounds, or an empty one."""
         ...
 
     def save(self, client: str, round: int, streams: Streams) -> None:
-        """Keep what the client remembers after `round`."""
+        """Save the client's memory after `round`."""
         ...
 
     def drop(self, client: str, round: int) -> None:
-        """Forget what was kept after `round`, if anything was."""
+        """Delete the memory after `round`, if there is one."""
         ...
 
     def secret(self, client: str) -> Secret:
@@ -72,31 +72,33 @@ class MemoryStore(Protocol):
 class InMemory:
     """Client memories in this process, for runs without a directory."""
 
-    kept: dict[str, dict[int, Streams]] = field(default_factory=dict)
+    memories: dict[str, dict[int, Streams]] = field(default_factory=dict)
     secrets: dict[str, Secret] = field(default_factory=dict)
 
     def load(self, client: str, round: int) -> Streams:
         """Return the newest memory of `round` or before."""
-        memories = {written: memory for written, memory in self.kept.get(client, {}).items() if written <= round}
+        memories = {
+            saved_round: memory for saved_round, memory in self.memories.get(client, {}).items() if saved_round <= round
+        }
         return memories[max(memories)] if memories else {}
 
     def save(self, client: str, round: int, streams: Streams) -> None:
-        """Keep the memory beside the one before, which an Undo may ask for."""
-        former = self.kept.get(client, {})
-        newest = max((r for r in former if r < round), default=None)
-        self.kept[client] = ({} if newest is None else {newest: former[newest]}) | {round: streams}
+        """Save the memory, and keep the one before it: an Undo of the round goes back to it."""
+        memories = self.memories.get(client, {})
+        newest = max((r for r in memories if r < round), default=None)
+        self.memories[client] = ({} if newest is None else {newest: memories[newest]}) | {round: streams}
 
     def drop(self, client: str, round: int) -> None:
         """Forget the memory of `round`."""
-        self.kept.get(client, {}).pop(round, None)
+        self.memories.get(client, {}).pop(round, None)
 
     def secret(self, client: str) -> Secret:
-        """Return the client's secret, drawn when it is first asked for."""
+        """Return the client's secret, drawn at its first use."""
         return self.secrets.setdefault(client, Secret.random())
 
 
 def everything(metrics: Metrics) -> Metrics:
-    """Return all metrics: nothing is kept back."""
+    """Return all metrics: the client reports everything."""
     return metrics
 
 
@@ -107,25 +109,25 @@ class ClientData:
     name: str
     index: int
     train: View
-    held: View
+    held_out: View
     memory: MemoryStore
     step_fraction: float = 1.0
-    """Of its steps, how many it makes in the time that it is given (a simulation's slow client)."""
+    """Share of its steps that a simulated slow client makes in a round."""
     public: View | None = None
-    """Rows that everybody has, for a share of every batch."""
+    """Public rows, for a share of every batch."""
     reportable: Callable[[Metrics], Metrics] = everything
-    """Returns what of its metrics may be sent."""
+    """Returns the metrics that the site policy lets the client send."""
     export: Callable[[Resident, Tensors], None] | None = None
-    """Writes down the model in place at the end of the run, with the side adapter that came with it."""
+    """Writes the resident model to disk at the end of the run, with the run's side adapter."""
 
     def party(self, prefix: str, memory: Streams, round: int, attempt: int = 0) -> Party:
-        """Return the client as one part of the exchange sees it.
+        """Return the client as one part of the exchange (codec, privacy, protection) sees it.
 
         Args:
-            prefix: of the part's memory.
-            memory: all that the client remembers.
-            round: that is under way.
-            attempt: how often rounds were begun in vain.
+            prefix: of the part's streams in the client's memory.
+            memory: all of the client's memory.
+            round: the current round.
+            attempt: number of repeated rounds of the run so far.
         """
         secret = partial(self.memory.secret, self.name)
         return Party(self.name, round, attempt, part_of(memory, prefix), secret)
@@ -133,19 +135,19 @@ class ClientData:
 
 @dataclass(frozen=True)
 class Clients:
-    """The population: sites are made when asked for, so that clients which never take part cost an index only."""
+    """The population. A ClientData is built on access, so a client that never takes part costs an index only."""
 
     names: list[str]
     train: Sequence[Sequence[int] | np.ndarray]
-    held: Sequence[Sequence[int] | np.ndarray]
+    held_out: Sequence[Sequence[int] | np.ndarray]
     table: RowTable
     memory: MemoryStore
     public: Sequence[int] | np.ndarray | None = None
-    """Rows that everybody has."""
-    shown: dict[int, Shown] = field(default_factory=dict)
-    """Examples that a client, by its number, puts before its rows."""
+    """Public rows."""
+    examples: dict[int, Examples] = field(default_factory=dict)
+    """Few-shot examples by the number of the client."""
     first: int = 0
-    """The number that the first of them has in the federation."""
+    """Number of the first of these clients in the federation."""
     reportable: Callable[[Metrics], Metrics] = everything
     export: Callable[[Resident, Tensors], None] | None = None
 
@@ -158,8 +160,8 @@ class Clients:
         return ClientData(
             self.names[index],
             self.first + index,
-            View(self.table, self.train[index], self.shown.get(self.first + index)),
-            View(self.table, self.held[index], self.shown.get(self.first + index)),
+            View(self.table, self.train[index], self.examples.get(self.first + index)),
+            View(self.table, self.held_out[index], self.examples.get(self.first + index)),
             self.memory,
             public=None if self.public is None else View(self.table, self.public),
             reportable=self.reportable,
@@ -170,7 +172,7 @@ class Clients:
         return (self[index] for index in range(len(self)))
 
     def find(self, name: str) -> ClientData:
-        """Return the site of a name; KeyError if there is none."""
+        """Return the client of a name; KeyError if there is none."""
         return self[self._places[name]]
 
     @cached_property
@@ -178,5 +180,5 @@ class Clients:
         return {name: index for index, name in enumerate(self.names)}
 
     def sizes(self) -> np.ndarray:
-        """Return (clients,): the training rows of each."""
+        """Return the number of training rows of each client, shape (clients,)."""
         return np.array([len(rows) for rows in self.train], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Codecs at work: what both ends of a message know, and how many bytes cross."""
+"""Encoding of tasks, decoding of updates, and the count of bytes that travel."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from weft.federation.record import RoundRecord
 
 
 def coding_of(plan: Plan, client: str, round: int, version: int, like: Streams) -> Coding:
-    """Return what both ends know of a message of a client, whose streams are like these when they are decoded."""
+    """Return the context of a client's message that both ends compute alike; `like`: its streams when decoded."""
     return Coding(client, round, version, derive(plan.local.seed, "codec", round, client), like)
 
 
 def encode_tasks(plan: Plan, tasks: Sequence[Task], server: Party) -> tuple[list[Task], Streams]:
-    """Return the tasks as they are sent, and what the codec remembers at the server from now on."""
-    sent = []
+    """Return the encoded tasks, and the codec's new memory at the server."""
+    encoded = []
     for task in tasks:
         coding = coding_of(plan, task.client, task.round, task.base_version, {"params": task.params} | task.extra)
         task, memory = plan.codec.encode_task(task, coding, server)
         server = replace(server, memory=memory)
-        sent.append(task)
-    return sent, server.memory
+        encoded.append(task)
+    return encoded, server.memory
 
 
 def decode(plan: Plan, reply: Reply, like: Streams, server: Party) -> Reply:
-    """Return a reply whose update is decoded; raise BadUpdate for one that no client can have encoded."""
+    """Return a reply with its update decoded; raise BadUpdate where the codec cannot have encoded it."""
     if not isinstance(reply, Update):
         return reply
     try:
@@ -43,8 +43,8 @@ def decode(plan: Plan, reply: Reply, like: Streams, server: Party) -> Reply:
         raise BadUpdate(f"sent an update that cannot be decoded ({type(error).__name__})") from None
 
 
-def metered(exchange: Exchange, record: RoundRecord) -> Exchange:
-    """Return the exchange, which counts the bytes of tensors that cross."""
+def count_bytes(exchange: Exchange, record: RoundRecord) -> Exchange:
+    """Return an exchange that adds the bytes of all tensors, in both directions, to the record."""
 
     def count(reply: Reply) -> Reply:
         if isinstance(reply, Update | ProtectionReply):

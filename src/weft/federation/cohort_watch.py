@@ -1,4 +1,4 @@
-"""What the server learns of a cohort while updates stream by: products of LoRA factors, and who has which layers."""
+"""Statistics of a cohort, collected while its updates stream by: products of LoRA factors, holders of layers."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from weft.federation.sharing import Holders
 
 
 class CohortWatch:
-    """Watches the updates of one round; nothing is kept where nobody asks for it."""
+    """Watches the updates of one round; collects nothing where neither statistic is needed."""
 
     def __init__(self, plan: Plan, state: ServerState, tasks: Mapping[str, Task]) -> None:
-        """Begin a round with the state before it and the tasks as the clients take them."""
+        """Begin a round, given the state before it and its tasks by client."""
         self.plan, self.state, self.tasks = plan, state, tasks
         algorithm, sharing = plan.algorithm, plan.sharing
         self.holders = Holders(state.params) if sharing.layers else None
         self.products: Products | None = None
         single = not plan.protection.sum_only and not plan.privacy.bounded
-        one = algorithm.shares and algorithm.turns is None and algorithm.choice is None
-        if sharing.scale is not None and one and single and DELTA in algorithm.streams and self.holders is None:
+        one_model = algorithm.shares and algorithm.turns is None and algorithm.choice is None
+        if sharing.scale is not None and one_model and single and DELTA in algorithm.streams and self.holders is None:
             exact = sharing.lora.single_updates
             self.products = Products(sharing.scale, state.memory.get(FIXED, {}), exact=exact)
 
-    def over(self, updates: Iterable[Update]) -> Iterable[Update]:
-        """Return the updates, watched as they go by."""
+    def watch(self, updates: Iterable[Update]) -> Iterable[Update]:
+        """Return the same updates, each recorded as it passes."""
         if self.holders is not None:
             return self.holders.watch(updates)
         if self.products is not None:
@@ -35,11 +35,11 @@ class CohortWatch:
         return updates
 
     def combine(self, total: Total) -> tuple[Total, float | None]:
-        """Return the total as the aggregation of LoRA factors makes it, and the relative error of the mean product."""
+        """Return the total after the LoRA aggregation, and its error relative to the mean product (None: unknown)."""
         if self.holders is not None:
             total = self.holders.mean(total)
         if self.products is None:
             return total, None
         total = self.plan.sharing.lora.combine(total, self.state, self.products.mean())
-        averaged = self.state.params | tensors.add(total.streams[DELTA], self.state.params)
-        return total, self.products.error(averaged, self.state.memory, total.streams)
+        params = self.state.params | tensors.add(total.streams[DELTA], self.state.params)
+        return total, self.products.error(params, self.state.memory, total.streams)

@@ -1,4 +1,4 @@
-"""What may be combined: all rules for a plan, checked once, before any model is loaded.
+"""Compatibility of a plan's parts: all rules, checked once, before any model is loaded.
 
 A rule compares traits and capabilities of parts, never their names.
 """
@@ -14,7 +14,7 @@ from weft.federation.rules import factors, secrecy, weights
 
 
 def refusals(plan: Plan) -> list[Refusal]:
-    """Return all rules for a plan, kept or not; as many, in the same order, for every plan."""
+    """Return the outcome of every rule for a plan; the same number of rules, in the same order, for any plan."""
     groups = (secrecy, weights, factors, local_work, clusters, depths, personal, conditions, placement)
     return [refusal for group in groups for refusal in group(plan)]
 
@@ -23,7 +23,7 @@ def check(plan: Plan) -> None:
     """Refuse a plan whose parts cannot be combined.
 
     Raises:
-        ConfigError: the first rule that is broken, with what to write instead.
+        ConfigError: for the first broken rule, with what to write instead.
     """
     for place, refusal in enumerate(refusals(plan)):
         if refusal.applies:

@@ -9,13 +9,13 @@ from weft.core.seeds import generator
 
 @dataclass(frozen=True)
 class Conditions:
-    """What happens to clients, as a function of (seed, round, attempt, client) alone."""
+    """Simulated drop-outs and speeds, as a function of (seed, round, attempt, client) alone."""
 
     seed: int = 0
     failure_rate: float = 0.0
-    """The chance that a client drops out of a round that it was asked for."""
+    """Probability that a sampled client drops out of a round."""
     speeds: tuple[float, ...] = ()
-    """Speeds of the clients by their index, over and over; 1 makes all steps in the time of a round."""
+    """Speeds of the clients by index, repeated cyclically; 1 makes all steps in the time of a round."""
 
     def fails(self, round: int, attempt: int, client: str) -> bool:
         """Say whether a client drops out."""
@@ -28,5 +28,5 @@ class Conditions:
         return self.speeds[client % len(self.speeds)] if self.speeds else 1.0
 
     def step_fraction(self, client: int) -> float:
-        """Return the share of its steps that a client makes before the others are done."""
+        """Return the share of its steps that a client makes in the time of a round."""
         return min(1.0, self.speed(client))

@@ -1,4 +1,4 @@
-"""What cannot be combined with how clients work: their local steps, their number and speed, where the model is."""
+"""Compatibility rules of local work: steps, number and speed of clients, placement of the model."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from weft.federation.remedies import ALGORITHM, LORA, Refusal, name_of
 
 
 def local_work(plan: Plan) -> list[Refusal]:
-    """Return the rules of what clients learn by."""
+    """Return the rules of local training: gradients, searches, directions, words."""
     algorithm, lora, kind = plan.algorithm, plan.sharing.lora, plan.local.kind
-    name, own = name_of(algorithm), plan.personal_steps > 0 or plan.sharing.private
+    name, own_parameters = name_of(algorithm), plan.personal_steps > 0 or plan.sharing.private
     bends = not algorithm.plain_steps or algorithm.uses_moments or algorithm.one_step or algorithm.turns is not None
     bends = bends or (algorithm.stateful_clients and algorithm.shares)
-    anew = kind == "directions" or algorithm.rebuild is not None
+    rebuilds = kind == "directions" or algorithm.rebuild is not None
     several = algorithm.choice is not None
     method = "text" if algorithm.local == "words" else "black_box"
     return [
@@ -32,7 +32,7 @@ def local_work(plan: Plan) -> list[Refusal]:
             [ALGORITHM],
         ),
         Refusal(
-            kind != "gradients" and own,
+            kind != "gradients" and own_parameters,
             "Personal steps and private vectors are learnt by gradients, and there are none here",
             ["leave out --personal_steps and --private_tokens", "write --prompt_method soft"],
         ),
@@ -42,12 +42,12 @@ def local_work(plan: Plan) -> list[Refusal]:
             [f"write --prompt_method {method}", ALGORITHM.where("another algorithm")],
         ),
         Refusal(
-            anew and (plan.sharing.keeps or several or lora.alternates or lora.shape != ""),
+            rebuilds and (plan.sharing.keeps or several or lora.alternates or lora.shape != ""),
             f"{name} makes all that is trained from what the run began with",
             ["leave out --share and --cluster, and write --lora_aggregation average"],
         ),
         Refusal(
-            anew and (bool(plan.sharing.ranks) or plan.local.public_share > 0),
+            rebuilds and (bool(plan.sharing.ranks) or plan.local.public_share > 0),
             f"{name} has one model of one shape and one set of rows",
             ["leave out --client_ranks and --public_share"],
         ),
@@ -55,7 +55,7 @@ def local_work(plan: Plan) -> list[Refusal]:
 
 
 def conditions(plan: Plan) -> list[Refusal]:
-    """Return the rules of slow, spare and missing clients."""
+    """Return the rules of slow, over-selected and missing clients."""
     algorithm = plan.algorithm
     name, waits = name_of(algorithm), algorithm.buffer is None
     return [
@@ -96,38 +96,38 @@ def conditions(plan: Plan) -> list[Refusal]:
 
 
 def placement(plan: Plan) -> list[Refusal]:
-    """Return the rules of where a model's layers are."""
+    """Return the rules of a model that is spread over processes, or offloaded."""
     algorithm, sharing, spread = plan.algorithm, plan.sharing, plan.parallel != "none"
-    name, how, whole = name_of(algorithm), type(sharing.lora).__name__, "write --parallel none"
+    name, aggregation, unsplit = name_of(algorithm), type(sharing.lora).__name__, "write --parallel none"
     return [
         Refusal(
             spread and plan.local.kind != "gradients",
             f"{name} learns without gradients, which are all that is spread over processes",
-            [whole],
+            [unsplit],
         ),
         Refusal(
             spread and not algorithm.plain_steps,
             f"{name} bends every local step by values of its own, which are not spread over processes",
-            [whole, ALGORITHM.where("an algorithm with plain local steps")],
+            [unsplit, ALGORITHM.where("an algorithm with plain local steps")],
         ),
         Refusal(
             spread and (plan.own_models or bool(sharing.ranks)),
             "Clients' own models, parts and ranks are not spread over processes",
-            [whole, "leave them out"],
+            [unsplit, "leave them out"],
         ),
         Refusal(
             spread and not sharing.lora.plain,
-            f"{how} is not spread over processes",
-            [LORA, whole],
+            f"{aggregation} is not spread over processes",
+            [LORA, unsplit],
         ),
         Refusal(
             spread and not plan.objective.by_token,
             f"Several processes train one model on next tokens, and {type(plan.objective).__name__} does not",
-            [whole],
+            [unsplit],
         ),
         Refusal(
             plan.offloaded and bool(sharing.lora.shape or sharing.lora.frozen),
-            f"{how} needs the layers of the base at hand, and they wait elsewhere",
+            f"{aggregation} needs the layers of the base at hand, and they wait elsewhere",
             [LORA, "leave out --model_offload"],
         ),
     ]

@@ -1,4 +1,4 @@
-"""All rounds of a run, one after the other. Yields what happened; writes and prints nothing."""
+"""All rounds of a run, one after the other. Yields a result for each; writes and prints nothing."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ from weft.federation.state import Participant, to_use
 
 @dataclass(frozen=True)
 class Rounds:
-    """How rounds follow each other."""
+    """The schedule of a run: number of rounds, selection of clients, evaluations, retries."""
 
     count: int
     selection: Selection
     eval_every: int
     """Rounds between evaluations; 0: only after the last."""
     max_attempts: int = 10
-    """How often in a row a round may be begun before the run stops."""
+    """Attempts at one round before the run stops."""
     conditions: Conditions = field(default_factory=Conditions)
     rows: Sequence[float] | np.ndarray | None = None
-    """Training rows of the clients, as far as they are known; None: not at all."""
+    """Training rows of each client, shape (clients,); None: unknown."""
     max_bad_updates: int = 0
-    """Bad updates after which a client is not asked again; 0: it always is."""
+    """Bad updates after which a client is excluded; 0: never."""
     secret: Callable[[], Secret] = Secret.random
     """Returns the server's secret."""
 
-    def known(self, client: int) -> float:
-        """Return how many rows a client is known to have; endlessly many where nothing is known."""
+    def rows_of(self, client: int) -> float:
+        """Return the training rows of a client; infinity where they are unknown."""
         return math.inf if self.rows is None else float(self.rows[client])
 
-    def whole(self, clients: int, *, by_rows: bool) -> float:
-        """Return what all clients that may take part weigh together: their rows, or their number; 0: not known."""
-        there = [client for client in range(clients) if client not in self.selection.absent]
+    def population_weight(self, clients: int, *, by_rows: bool) -> float:
+        """Return the sum of the weights of all clients that may take part, in rows or in clients; 0: unknown."""
+        members = [client for client in range(clients) if client not in self.selection.absent]
         if not by_rows:
-            return float(len(there))
-        return 0.0 if self.rows is None else sum(self.known(client) for client in there)
+            return float(len(members))
+        return 0.0 if self.rows is None else sum(self.rows_of(client) for client in members)
 
 
 @dataclass(frozen=True)
@@ -74,52 +74,58 @@ def run_rounds(
     rounds: Rounds,
     *,
     clients: Sequence[str],
-    evaluated: Sequence[str],
+    eval_clients: Sequence[str],
 ) -> Iterator[RoundDone]:
-    """Run the rounds that are left, and yield each when it is done, one that has to be repeated too.
+    """Run the remaining rounds, and yield each when it ends, a round that has to be repeated too.
 
     Args:
         plan: the composed parts.
-        state: where to go on from; `state.round` rounds are behind it.
-        runtime: what carries the messages.
-        rounds: how many, of which clients.
+        state: after `state.round` rounds.
+        runtime: carries the messages.
+        rounds: the schedule.
         clients: names of the population.
-        evaluated: names of the clients that have held-out rows.
+        eval_clients: names of the clients that have held-out rows.
 
     Raises:
-        RunError: too few clients answered too often in a row.
+        RunError: a round failed `max_attempts` times, or every reachable client is excluded.
     """
     buffer = plan.algorithm.buffer
     cohorts = None if buffer is None else _arrivals(buffer, rounds, clients, state.round)
     in_vain = 0  # since this process began: a run that is resumed has its attempts again
-    whole = rounds.whole(len(clients), by_rows=plan.weighs_rows)
+    population_weight = rounds.population_weight(len(clients), by_rows=plan.weighs_rows)
     while state.round < rounds.count:
-        began = time.perf_counter()
+        start = time.perf_counter()
         clock: float | None = None
         if cohorts is not None:
-            invited, clock = next(cohorts)
+            indexes, clock = next(cohorts)
         else:
             aside = [i for i, name in enumerate(clients) if name in set_aside(state, rounds.max_bad_updates)]
             sampled = rounds.selection.cohort(clients, state.round, state.attempt, state.round + state.attempts, aside)
-            invited = [(i, state.round) for i in plan.algorithm.cohort(sampled, len(clients))]
-            if not invited and aside:
+            indexes = [(i, state.round) for i in plan.algorithm.cohort(sampled, len(clients))]
+            if not indexes and aside:
                 raise RunError(f"All clients that can be reached sent {rounds.max_bad_updates} bad updates.")
         sharing = plan.sharing
         cohort = [
-            Participant(clients[i], version, sharing.rank_of(i), sharing.layers_of(i), rounds.known(i))
-            for i, version in invited
+            Participant(clients[i], version, sharing.rank_of(i), sharing.layers_of(i), rounds.rows_of(i))
+            for i, version in indexes
         ]
-        max_updates = rounds.selection.used if plan.over_selected else 0
+        max_updates = rounds.selection.updates_per_round if plan.over_selected else 0
         state, record = run_round(
-            plan, state, cohort, runtime, whole=whole, max_updates=max_updates, secret=rounds.secret
+            plan,
+            state,
+            cohort,
+            runtime,
+            population_weight=population_weight,
+            max_updates=max_updates,
+            secret=rounds.secret,
         )
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
         if record.repeated:
             in_vain += 1
             yield RoundDone(state, record, seconds, None, clock)
             if in_vain >= rounds.max_attempts:
                 raise RunError(
-                    f"Round {state.round + 1} was begun {in_vain} times and fewer than {record.needed} clients "
+                    f"Round {state.round + 1} was begun {in_vain} times and fewer than {record.quorum} clients "
                     "answered: go on with --resume when they can be reached, or with a smaller --min_clients."
                 )
             continue
@@ -127,22 +133,22 @@ def run_rounds(
         last = state.round == rounds.count
         due = last or (rounds.eval_every > 0 and state.round % rounds.eval_every == 0)
         scores = None
-        if due and evaluated:
-            scores = evaluate(plan.algorithm, state, runtime, evaluated, failures=record.failures)
+        if due and eval_clients:
+            scores = evaluate(plan.algorithm, state, runtime, eval_clients, failures=record.failures)
         yield RoundDone(state, record, seconds, scores, clock)
 
 
-def set_aside(state: ServerState, most: int) -> set[str]:
-    """Return the clients that sent so many bad updates that they are not asked again."""
-    return {client for client, count in state.memory.get(BAD, {}).items() if most and int(count) >= most}
+def set_aside(state: ServerState, limit: int) -> set[str]:
+    """Return the clients that are excluded for `limit` bad updates or more; `limit` 0 excludes nobody."""
+    return {client for client, count in state.memory.get(BAD, {}).items() if limit and int(count) >= limit}
 
 
 def _arrivals(
-    buffer: UpdateBuffer, rounds: Rounds, clients: Sequence[str], behind: int
+    buffer: UpdateBuffer, rounds: Rounds, clients: Sequence[str], first: int
 ) -> Iterator[tuple[list[tuple[int, int]], float]]:
-    """Return the buffers of an asynchronous run from round `behind` on: (client, version) of every update."""
+    """Yield the buffers of an asynchronous run from round `first` on, as `arrivals` does."""
     size = buffer.size or rounds.selection.count
-    return islice(arrivals(rounds.selection, rounds.conditions, clients, size), behind, None)
+    return islice(arrivals(rounds.selection, rounds.conditions, clients, size), first, None)
 
 
 def evaluate(
@@ -151,20 +157,20 @@ def evaluate(
     runtime: Runtime,
     clients: Sequence[str],
     *,
-    own: bool = True,
+    personal: bool = True,
     failures: dict[str, str] | None = None,
 ) -> dict[str, Metrics]:
-    """Return the counts and sums of every client that answers, of its own model or of the shared one.
+    """Return the counts and sums of every client that answers, of its personal model or of the shared one.
 
     Args:
-        algorithm: what the parameters are sent by.
-        state: what is evaluated.
-        runtime: what carries the messages.
-        clients: who is asked.
-        own: whether a client that has a model of its own measures that one.
-        failures: takes why a client's scores are missing, unless it has failed before.
+        algorithm: of the run; it says how parameters travel.
+        state: the model to evaluate.
+        runtime: carries the messages.
+        clients: names of the clients to evaluate at.
+        personal: evaluate personal models where there are any.
+        failures: reasons by client; a client without scores is added, unless it failed in the round already.
     """
-    probes = [Probe(client, state.round, *to_use(algorithm, state), own) for client in clients]
+    probes = [Probe(client, state.round, *to_use(algorithm, state), personal) for client in clients]
     scores: dict[str, Metrics] = {}
     for reply in runtime.exchange(probes):
         try:

@@ -1,4 +1,4 @@
-"""What cannot be combined with models that are not one and whole: clusters, parts by depth, and clients' own."""
+"""Compatibility rules of clusters, of clients with some of the layers, and of personal models."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from weft.federation.remedies import ALGORITHM, LORA, Refusal, name_of
 
 
 def clusters(plan: Plan) -> list[Refusal]:
-    """Return the rules of several models that clients choose from."""
+    """Return the rules of clusters: several models, of which each client chooses one."""
     algorithm, lora = plan.algorithm, plan.sharing.lora
     several, single = algorithm.choice is not None, "leave out --cluster"
-    kept = algorithm.stateful_clients or algorithm.turns is not None or not algorithm.shares
-    kept = kept or algorithm.adds_up  # a client's part would be in the sum of one model, then in that of another
-    kept = kept or algorithm.personal is not None or algorithm.one_step
+    stays = algorithm.stateful_clients or algorithm.turns is not None or not algorithm.shares
+    stays = stays or algorithm.adds_up  # a client's part would be in the sum of one model, then in that of another
+    stays = stays or algorithm.personal is not None or algorithm.one_step
     return [
         Refusal(
-            several and (kept or algorithm.buffer is not None),
+            several and (stays or algorithm.buffer is not None),
             f"Clusters are several models that clients move between, and {name_of(algorithm)} keeps something of one "
             "model at its clients, or waits for no cohort",
             [single, ALGORITHM],
@@ -28,7 +28,7 @@ def clusters(plan: Plan) -> list[Refusal]:
             [single, ALGORITHM],
         ),
         Refusal(
-            several and (lora.single_updates or lora.shape in ("side", "twin") or bool(lora.kept)),
+            several and (lora.single_updates or lora.shape in ("side", "twin") or bool(lora.personal_kinds)),
             f"{type(lora).__name__} keeps a product or a part of one model, and clusters are several",
             [LORA, single],
         ),
@@ -36,63 +36,63 @@ def clusters(plan: Plan) -> list[Refusal]:
 
 
 def depths(plan: Plan) -> list[Refusal]:
-    """Return the rules of clients that have some of a model's layers."""
+    """Return the rules of clients that have some of the model's layers."""
     algorithm, sharing, lora = plan.algorithm, plan.sharing, plan.sharing.lora
-    fewer, whole = bool(sharing.layers), "leave out --client_layers"
-    other = algorithm.streams != (DELTA,) or bool(algorithm.scalars) or algorithm.one_step or algorithm.pools_data
-    other = other or not algorithm.shares or algorithm.stateful_clients or algorithm.local != "gradients"
-    other = other or algorithm.buffer is not None or algorithm.turns is not None
-    own = sharing.keeps or plan.personal_steps > 0 or algorithm.choice is not None
-    shared = ["leave out --share, --personal_steps and --cluster"] if own and not other else []
+    fewer, all_layers = bool(sharing.layers), "leave out --client_layers"
+    unfit = algorithm.streams != (DELTA,) or bool(algorithm.scalars) or algorithm.one_step or algorithm.pools_data
+    unfit = unfit or not algorithm.shares or algorithm.stateful_clients or algorithm.local != "gradients"
+    unfit = unfit or algorithm.buffer is not None or algorithm.turns is not None
+    personal = sharing.keeps or plan.personal_steps > 0 or algorithm.choice is not None
+    remedies = ["leave out --share, --personal_steps and --cluster"] if personal and not unfit else []
     mean = type(plan.privacy if plan.privacy.bounded else plan.aggregator).__name__
     return [
         Refusal(
-            fewer and (other or own or algorithm.personal is not None),
+            fewer and (unfit or personal or algorithm.personal is not None),
             f"With client_layers clients have parts of one model, and {name_of(algorithm)}, or what clients keep for "
             "themselves, needs the whole",
-            [whole, *shared, ALGORITHM],
+            [all_layers, *remedies, ALGORITHM],
         ),
         Refusal(
             fewer and (lora.single_updates or bool(lora.shape)),
             f"{type(lora).__name__} combines the factors of whole models, and client_layers gives parts",
-            [LORA, whole],
+            [LORA, all_layers],
         ),
         Refusal(
             fewer and (plan.trainable == "prompt" or plan.parallel != "none" or plan.offloaded),
             "client_layers leaves out layers of a model that is whole in one process, with what is trained in them",
-            [whole, "leave out prompts, --parallel and --model_offload"],
+            [all_layers, "leave out prompts, --parallel and --model_offload"],
         ),
         Refusal(
             fewer and (plan.privacy.bounded or not plan.aggregator.additive),
             f"A mean over those who have a layer is not the one that {mean} is made for",
-            [whole],
+            [all_layers],
         ),
     ]
 
 
 def personal(plan: Plan) -> list[Refusal]:
-    """Return the rules of models of the clients' own."""
+    """Return the rules of personal models."""
     algorithm, sharing = plan.algorithm, plan.sharing
     name = name_of(algorithm) if algorithm.choice is None else "--cluster"
-    what = "share" if sharing.patterns else type(sharing.lora).__name__
+    sharer = "share" if sharing.patterns else type(sharing.lora).__name__
     instead = "leave out --share" if sharing.patterns else LORA
-    other = ALGORITHM.where("an algorithm with a shared model only")
+    shared_only = ALGORITHM.where("an algorithm with a shared model only")
     several = algorithm.personal is not None or algorithm.choice is not None
-    does = "has no clients to make personal steps" if algorithm.pools_data else "makes personal models already"
+    reason = "has no clients to make personal steps" if algorithm.pools_data else "makes personal models already"
     return [
         Refusal(
             sharing.keeps and not algorithm.shares,
-            f"{what} says which parameters travel, but with {name} none do",
+            f"{sharer} says which parameters travel, but with {name} none do",
             [instead, ALGORITHM.where("a federated algorithm")],
         ),
         Refusal(
             sharing.keeps and several,
-            f"{what} and {name} each give every client a model of its own",
-            [instead, other if algorithm.choice is None else "leave out --cluster"],
+            f"{sharer} and {name} each give every client a model of its own",
+            [instead, shared_only if algorithm.choice is None else "leave out --cluster"],
         ),
         Refusal(
             plan.personal_steps > 0 and (several or algorithm.pools_data),
-            f"{name} {does}",
+            f"{name} {reason}",
             ["leave out --personal_steps"],
         ),
     ]

@@ -1,18 +1,18 @@
-"""Whose part of a memory a stream is: parts never see each other's, and their names begin with what they are."""
+"""Memories of the parts within one memory: each has a prefix, so that no part sees the streams of another."""
 
 from __future__ import annotations
 
 from weft.core.types import Streams
 
 RULE, OWN = "rule.", "own"
-"""The algorithm's rule; OWN is the stream of trained parameters that do not travel."""
+"""RULE: prefix of the algorithm's local rule. OWN: the stream of trained parameters that do not travel."""
 
 
 def part_of(memory: Streams, prefix: str) -> Streams:
-    """Return what one part remembers, under the names that it gave."""
+    """Return the streams of one part, without its prefix."""
     return {name.removeprefix(prefix): values for name, values in memory.items() if name.startswith(prefix)}
 
 
-def kept_as(streams: Streams, prefix: str) -> Streams:
-    """Return what one part remembers, under the names by which it is kept."""
+def with_prefix(streams: Streams, prefix: str) -> Streams:
+    """Return the streams of one part, with its prefix."""
     return {prefix + name: values for name, values in streams.items()}

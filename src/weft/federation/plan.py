@@ -25,32 +25,32 @@ class Plan:
     local: GradientSteps
     sharing: Sharing = field(default_factory=Sharing)
     trainable: str = "full"
-    """What is trained: "full", "lora", "dora" (whose product is normalised) or "prompt"."""
+    """The kind of trained parameters: "full", "lora", "dora" (whose product is normalised) or "prompt"."""
     quorum: int = 0
-    """Good replies that a round needs to count; with fewer it is begun again."""
+    """Admitted updates that a round needs; with fewer it is repeated."""
     cohorts: Mapping[str, int] = field(default_factory=dict)
-    """Good replies that a client asks for where its own is one of them."""
+    """Smallest cohorts that clients require by their site policies, by client."""
     weighting: Weighting = field(default_factory=Weighting)
     slow_clients: bool = False
     """Some clients do not make all their steps in time."""
     over_selected: bool = False
-    """More clients are asked than are used."""
+    """More clients are sampled than updates are used."""
     everywhere: bool = False
-    """Somebody takes part in every round: the public rows."""
+    """The client of the public rows takes part in every round."""
     parallel: str = "none"
-    """How one model is spread over processes."""
+    """How one model is spread over processes: "none", "fsdp", "tensor" or "pipeline"."""
     offloaded: bool = False
-    """Layers of the base are not in memory."""
+    """Layers of the base wait on the CPU or on disk."""
     personal_steps: int = 0
     """Steps that every client makes on its own after the last round."""
 
-    def needed(self, clients: Iterable[str]) -> int:
-        """Return how many good replies a round needs that would use those of these clients."""
+    def quorum_of(self, clients: Iterable[str]) -> int:
+        """Return the number of updates that a round of these clients needs."""
         return max(self.quorum, *(self.cohorts.get(client, 0) for client in clients), 0)
 
     @property
     def weighs_rows(self) -> bool:
-        """Whether a client's weight is its number of rows, which a bound on its part in the result cannot let it be."""
+        """Whether a client's weight is its number of rows; under differential privacy all clients weigh the same."""
         return self.weighting.by_rows and not self.privacy.bounded
 
     @property

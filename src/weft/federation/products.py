@@ -1,4 +1,4 @@
-"""The mean product of a cohort's LoRA factors, watched as updates stream by, and how far averages are from it."""
+"""The mean product of a cohort's LoRA factors, collected while updates stream by, and the error of averages."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from weft.core.lowrank import Product
 from weft.core.types import DELTA, SIDE, Streams, Tensors, Update
 
 LIMIT = 256
-"""Columns kept of every module where only the error is wanted; a larger cohort is summed up in its best factors."""
+"""Largest rank per module where only the error is measured: larger sums are truncated to it."""
 
 
 class Products:
-    """Collects sum p_i s B_i A_i of every module."""
+    """Collects sum_i p_i s B_i A_i of every module."""
 
     def __init__(self, scale: float, fixed: Tensors, *, exact: bool) -> None:
         """Begin a round.
 
         Args:
             scale: the s of s B A.
-            fixed: factors that are the same for everybody and do not travel.
-            exact: keep every client's factors, however many there are.
+            fixed: frozen factors, the same for all clients, which do not travel.
+            exact: never truncate the sum.
         """
         self.scale, self.fixed, self.exact = scale, fixed, exact
         self.weight = 0.0
@@ -33,8 +33,8 @@ class Products:
         """Pass updates on; `bases` are the parameters that each client began from, in its own rank."""
         for update in updates:
             base, delta = bases[update.client], update.streams.get(DELTA, {})
-            ended = {name: value + delta[name] if name in delta else value for name, value in base.items()}
-            self._add(self.fixed | ended, update.weight)
+            params = {name: value + delta[name] if name in delta else value for name, value in base.items()}
+            self._add(self.fixed | params, update.weight)
             yield update
 
     def _add(self, params: Tensors, weight: float) -> None:
@@ -46,8 +46,8 @@ class Products:
             parts = self._parts.setdefault(module, [])
             parts.append((_fitted(params, factors, self.scale), weight))
             if not self.exact and sum(part.a.shape[0] for part, _ in parts) > 2 * LIMIT:
-                summed = lowrank.total(*_apart(parts))
-                self._parts[module] = [(lowrank.truncate(summed, LIMIT), 1.0)]
+                total = lowrank.total(*_apart(parts))
+                self._parts[module] = [(lowrank.truncate(total, LIMIT), 1.0)]
 
     def mean(self) -> dict[str, Product]:
         """Return the weighted mean of the products of every module whose factors the server knows."""
@@ -57,13 +57,13 @@ class Products:
                 self._means[module] = lowrank.total(products, [weight / self.weight for weight in weights])
         return self._means
 
-    def error(self, params: Tensors, former: Streams, now: Streams) -> float | None:
-        """Return how far the mean product is from what the server would go on with, relative to the former.
+    def error(self, params: Tensors, memory: Streams, streams: Streams) -> float | None:
+        """Return the distance of the server's new product from the clients' mean product, relative to the latter.
 
         Args:
             params: the averaged (or recomputed) factors.
-            former: server memory with the side adapter before the round.
-            now: streams with the side adapter after it.
+            memory: the server's memory, with the side adapter before the round.
+            streams: the total's streams, with the side adapter after the round.
 
         Returns:
             The Frobenius norm of the difference over that of the mean product, over all modules together; None where
@@ -71,31 +71,31 @@ class Products:
         """
         if not self._parts:
             return None
-        known = self.fixed | params
-        before, after = lowrank.side_products(former.get(SIDE, {})), lowrank.side_products(now.get(SIDE, {}))
-        apart, whole = 0.0, 0.0
-        factors = lowrank.modules(known)
+        values = self.fixed | params
+        before, after = lowrank.side_products(memory.get(SIDE, {})), lowrank.side_products(streams.get(SIDE, {}))
+        distance, size = 0.0, 0.0
+        factors = lowrank.modules(values)
         for module, mean in self.mean().items():
-            terms = [mean, lowrank.product_of(known, factors[module], -self.scale)]
+            terms = [mean, lowrank.product_of(values, factors[module], -self.scale)]
             if module in after:
                 terms.append(Product(-after[module].b, after[module].a))
                 terms += [before[module]] if module in before else []
-            apart += lowrank.norm(lowrank.total(terms)) ** 2
-            whole += lowrank.norm(mean) ** 2
-        return math.sqrt(apart / whole) if whole else 0.0
+            distance += lowrank.norm(lowrank.total(terms)) ** 2
+            size += lowrank.norm(mean) ** 2
+        return math.sqrt(distance / size) if size else 0.0
 
 
 def _fitted(params: Tensors, factors: Mapping[str, str], scale: float) -> Product:
-    """Return the product of factors of which some may have been cut to a client's rank and others not."""
+    """Return the product at the smallest rank of the factors: a frozen one has the adapter's, others the client's."""
     rank = min(params[factors["A"]].shape[0], params[factors["B"]].shape[1])
-    known = {factors["A"]: params[factors["A"]], factors["B"]: params[factors["B"]]}
+    values = {factors["A"]: params[factors["A"]], factors["B"]: params[factors["B"]]}
     if "R" in factors:
         middle = params[factors["R"]]
         rank = min(rank, middle.shape[0])
-        known[factors["R"]] = middle[:rank, :rank]
-    known[factors["A"]] = known[factors["A"]][:rank]
-    known[factors["B"]] = known[factors["B"]][:, :rank]
-    return lowrank.product_of(known, factors, scale)
+        values[factors["R"]] = middle[:rank, :rank]
+    values[factors["A"]] = values[factors["A"]][:rank]
+    values[factors["B"]] = values[factors["B"]][:, :rank]
+    return lowrank.product_of(values, factors, scale)
 
 
 def _apart(parts: list[tuple[Product, float]]) -> tuple[list[Product], list[float]]:

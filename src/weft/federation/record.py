@@ -1,4 +1,4 @@
-"""What is known of a round afterwards: who took part, who did not and why, counts and sums."""
+"""The record of a round: participants, failures with reasons, counts and sums."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from weft.core.types import Update
 
 @dataclass
 class RoundRecord:
-    """The record of a round."""
+    """The outcome of a round, filled in while it runs."""
 
     round: int
     clients: tuple[str, ...] = ()
     failures: dict[str, str] = field(default_factory=dict)
     over_selected: tuple[str, ...] = ()
-    """Clients that were asked and not needed."""
+    """Clients of an over-selected cohort whose updates were not needed."""
     sums: dict[str, float] = field(default_factory=dict)
     totals: Totals = field(default_factory=lambda: Totals(training()))
     """What the metrics of training are derived from."""
     bad: list[str] = field(default_factory=list)
-    """Clients that sent what no honest client sends."""
+    """Clients that sent invalid updates, once for each."""
     late: int = 0
-    """Replies that nobody waited for: too late, or repeated."""
+    """Replies that were dropped: of an earlier round, or second ones."""
     bytes_up: int = 0
     bytes_down: int = 0
     product_error: float | None = None
-    needed: int = 0
-    """Good replies without which the round does not count."""
+    quorum: int = 0
+    """Admitted updates that the round needs; with fewer it is repeated."""
     repeated: bool = False
-    """Too few good replies: nothing was averaged, and the round is begun again."""
+    """Too few admitted updates: the parameters are as before, and the round is repeated."""
 
     def add(self, update: Update) -> None:
         """Count an admitted update's metrics."""
@@ -40,11 +40,11 @@ class RoundRecord:
         for name, value in update.metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
-    def close(self, clients: tuple[str, ...], asked: Collection[str], max_updates: int) -> None:
-        """Record whose updates were used; of the others, who was not needed and who was not heard."""
+    def close(self, clients: tuple[str, ...], cohort: Collection[str], max_updates: int) -> None:
+        """Record whose updates were used; of the others, which were not needed and which sent no reply."""
         self.clients = clients
-        left = sorted(set(asked) - set(clients) - self.failures.keys())
+        missing = sorted(set(cohort) - set(clients) - self.failures.keys())
         if max_updates and len(clients) == max_updates:
-            self.over_selected = tuple(left)
+            self.over_selected = tuple(missing)
         else:
-            self.failures |= dict.fromkeys(left, "sent no reply")
+            self.failures |= dict.fromkeys(missing, "sent no reply")

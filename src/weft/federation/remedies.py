@@ -1,7 +1,7 @@
 """Refusals and their remedies: what to write instead, by the names of the registry that the rules take.
 
-A remedy is words of its own, or `Another` part of a kind. The names of the latter are looked for only when a refusal is
-printed: every part of the registry is put into the plan in turn, and those are named that break no further rule.
+A remedy is a text, or `Another` part of a kind. The names for the latter are searched only when a refusal is printed:
+every part of the registry is tried in the plan, and those are named with which the plan breaks no further rule.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from weft.errors import ConfigError
 from weft.federation.plan import Plan
 from weft.training.loop import GradientSteps
 
-MOST = 8
+MAX_NAMES = 8
 """Names in a remedy, at most."""
 VERBS = ("write ", "leave out ", "choose ", "add ")
-"""With which a remedy begins."""
+"""Verbs at the beginning of a remedy; joined remedies do not repeat them."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,18 @@ class Another:
     """A remedy: another part of a kind in place of the plan's."""
 
     flag: str
-    """By which the part is written."""
+    """The key that chooses the part."""
     table: dict[str, str]
-    """Where its names are."""
-    present: Callable[[Plan], Any]
+    """Names of parts, and where each is."""
+    current_part: Callable[[Plan], object]
     """Returns the part that the plan has."""
-    put: Callable[[Plan, Any], Plan]
+    replace_part: Callable[[Plan, Any], Plan]
     """Returns the plan with a part in its place."""
     words: str = ""
-    """What is to be chosen, in words; empty: the names say it."""
+    """Description of a suitable part; empty: only names are given."""
 
     def where(self, words: str) -> Another:
-        """Return the same remedy, which says in words what is to be chosen."""
+        """Return the same remedy with a description of a suitable part."""
         return replace(self, words=words)
 
     def text(self, names: Sequence[str]) -> str:
@@ -51,18 +51,18 @@ class Another:
 
 
 class Refusal(NamedTuple):
-    """One thing that cannot be combined."""
+    """The outcome of one compatibility rule for a plan."""
 
     applies: bool
-    """Whether the plan has it."""
-    why: str
-    """What was given and why it cannot be."""
+    """Whether the plan breaks the rule."""
+    reason: str
+    """The sentence without the remedy: what the run asks for, and why it cannot be."""
     remedies: Sequence[str | Another]
-    """What to do instead; each by itself is enough."""
+    """Changes, each of which alone is enough."""
 
 
 def name_of(algorithm: Algorithm) -> str:
-    """Return what an algorithm is called in a sentence; one that is wrapped keeps its name."""
+    """Return the class name of an algorithm, of the wrapped one for clusters."""
     return type(_inner_of(algorithm)).__name__
 
 
@@ -72,22 +72,22 @@ def series(words: Sequence[str]) -> str:
 
 
 def sentence(plan: Plan, place: int, refusals: Callable[[Plan], list[Refusal]]) -> str:
-    """Return what is said of a rule that a plan breaks, with the remedies that help.
+    """Return the error message for a rule that a plan breaks, with the remedies that help.
 
-    Parts are named with which the plan breaks no rule; if there are none, those with which it breaks none but rules
-    that it breaks anyhow. A remedy for which there is no such part is left out, unless it is the only one: then those
-    are named that keep this rule.
+    Named are the parts with which the plan breaks no rule; if there are none, those with which it breaks only rules
+    that it breaks already. A remedy without any such part is left out, unless there is no other: then it names the
+    parts that keep this rule.
 
     Args:
-        plan: that is refused.
-        place: of the rule.
-        refusals: returns all rules, in the same order for any plan.
+        plan: the refused plan.
+        place: index of the broken rule.
+        refusals: returns the outcome of all rules, in the same order for any plan.
     """
 
     def faults(candidate: Plan) -> set[int]:
         return {number for number, rule in enumerate(refusals(candidate)) if rule.applies}
 
-    _, why, remedies = refusals(plan)[place]
+    _, reason, remedies = refusals(plan)[place]
     others = faults(plan) - {place}
     texts = [remedy for remedy in remedies if isinstance(remedy, str)]
     degrees: list[Callable[[Plan], bool]] = [
@@ -99,38 +99,38 @@ def sentence(plan: Plan, place: int, refusals: Callable[[Plan], list[Refusal]]) 
         names = [[] if isinstance(remedy, str) else _names(plan, remedy, fits) for remedy in remedies]
         if any(names):
             pairs = zip(remedies, names, strict=True)
-            texts = [one if isinstance(one, str) else one.text(some) for one, some in pairs]
+            texts = [remedy if isinstance(remedy, str) else remedy.text(choices) for remedy, choices in pairs]
             break
     else:
-        texts = texts or [f"choose another --{one.flag}" for one in remedies if isinstance(one, Another)]
-    return f"{why}: {_join(texts)}."
+        texts = texts or [f"choose another --{remedy.flag}" for remedy in remedies if isinstance(remedy, Another)]
+    return f"{reason}: {_join(texts)}."
 
 
 def _join(remedies: Sequence[str]) -> str:
     """Return remedies as one text, in which a verb is not repeated."""
     parts: list[str] = []
-    former = ""
+    previous = ""
     for remedy in filter(None, remedies):
         verb = next((verb for verb in VERBS if remedy.startswith(verb)), "")
-        parts.append(remedy.removeprefix(verb) if verb == former else remedy)
-        former = verb
+        parts.append(remedy.removeprefix(verb) if verb == previous else remedy)
+        previous = verb
     return ", or ".join(parts)
 
 
 def _names(plan: Plan, remedy: Another, fits: Callable[[Plan], bool]) -> list[str]:
-    """Return the names of the parts with which a plan fits, those made for its kind of local work first."""
-    former = type(remedy.present(plan))
+    """Return the names of the parts that fit the plan, those for its kind of local work first."""
+    current = type(remedy.current_part(plan))
     parts = {name: _default(remedy.table, name) for name in remedy.table}
     names = [
         name
         for name, part in parts.items()
-        if part is not None and type(part) is not former and fits(remedy.put(plan, part))
+        if part is not None and type(part) is not current and fits(remedy.replace_part(plan, part))
     ]
-    return sorted(names, key=lambda name: getattr(parts[name], "local", "") != plan.local.kind)[:MOST]
+    return sorted(names, key=lambda name: getattr(parts[name], "local", "") != plan.local.kind)[:MAX_NAMES]
 
 
-def _default(table: dict[str, str], name: str) -> Any:
-    """Return a part with its defaults, or None where it cannot be made without being told more."""
+def _default(table: dict[str, str], name: str) -> object:
+    """Return a part with its defaults, or None where it has required parameters or cannot be loaded."""
     try:
         return registry.load(table, name, "part")()
     except (AttributeError, ConfigError, ImportError, TypeError, ValueError):
@@ -138,12 +138,12 @@ def _default(table: dict[str, str], name: str) -> Any:
 
 
 def _inner_of(algorithm: Algorithm) -> Algorithm:
-    """Return the algorithm that was chosen by its name."""
+    """Return the algorithm that the run names, without the wrapper of clusters."""
     return algorithm.inner if isinstance(algorithm, Clustered) else algorithm
 
 
 def _with_algorithm(plan: Plan, algorithm: Algorithm) -> Plan:
-    """Return the plan with another algorithm, wrapped as the former one is."""
+    """Return the plan with another algorithm, wrapped in clusters where the plan has them."""
     local = plan.local
     if local.kind == "directions" and algorithm.local == "gradients":  # an algorithm brings directions with it
         local = GradientSteps(**{field.name: getattr(local, field.name) for field in fields(GradientSteps)})

@@ -1,9 +1,9 @@
-"""One round of federated training, both sides, in order. The stages stand here and nowhere else.
+"""One round of federated training, both sides, in execution order. No other module calls the stages.
 
-server   task       what each client is sent             algorithm.task, sharing, codec.encode_task
-client   prepare    put it into the resident model       codec.decode_task, rule.begin, rule.prepare
+server   task       the message to each client           algorithm.task, sharing, codec.encode_task
+client   prepare    load it into the resident model      codec.decode_task, rule.begin, rule.prepare
 client   train      local steps, bent by the rule        local.work
-client   report     what may be told of the training     client.reportable
+client   report     metrics that the site may send       client.reportable
 client   bound      clip, add local noise                privacy.on_client
 client   compress   with error feedback                  codec.encode
 client   seal       mask or encrypt                      protection.seal
@@ -27,7 +27,6 @@ from weft.core.types import (
     CODEC,
     PRIVACY,
     PROTECTION,
-    SIDE,
     WEIGHTS,
     Message,
     Probe,
@@ -39,15 +38,15 @@ from weft.core.types import (
     Undo,
     Update,
 )
-from weft.federation.admission import admitted
-from weft.federation.client_model import choose, personal_steps, put
+from weft.federation.admission import admit_all
+from weft.federation.client_model import choose, export_model, load_probe_model
 from weft.federation.clients import ClientData
-from weft.federation.coding import coding_of, encode_tasks, metered
+from weft.federation.coding import coding_of, count_bytes, encode_tasks
 from weft.federation.cohort_watch import CohortWatch
-from weft.federation.part_memory import OWN, RULE, kept_as, part_of
+from weft.federation.part_memory import OWN, RULE, part_of, with_prefix
 from weft.federation.plan import Plan
 from weft.federation.record import RoundRecord
-from weft.federation.sharing import cut_like, padded, with_layers
+from weft.federation.sharing import crop_like, pad_update, with_layers
 from weft.federation.state import Participant, advance, blame, expected_streams, task_for
 from weft.federation.weigher import Weigher
 from weft.models.resident import Resident
@@ -60,55 +59,58 @@ def run_round(
     cohort: Sequence[Participant],
     runtime: Runtime,
     *,
-    whole: float = 0.0,
+    population_weight: float = 0.0,
     max_updates: int = 0,
     secret: Callable[[], Secret] = Secret.random,
 ) -> tuple[ServerState, RoundRecord]:
     """Run one round on the server and return the state after it.
 
-    A client that fails, or whose update cannot be averaged, is dropped and recorded. With fewer good updates than
-    `plan.needed` the state stays and counts an attempt; without a quorum and any update the round counts.
+    A client that fails, or whose update is refused, is dropped and recorded. With fewer admitted updates than the
+    quorum the parameters stay and an attempt is counted. Where no quorum is set, a round without updates counts too.
 
     Args:
         plan: the composed parts.
         state: before the round.
-        cohort: who is asked.
-        runtime: what carries the messages.
-        whole: what all clients together weigh; 0: not known.
-        max_updates: how many good updates are used, the first that come; 0: all.
-        secret: returns the server's.
+        cohort: the clients of the round.
+        runtime: carries the messages.
+        population_weight: sum of the weights of all clients, in rows or in clients; 0: unknown.
+        max_updates: number of admitted updates that are used, in order of arrival; 0: all.
+        secret: returns the server's secret.
     """
     record = RoundRecord(state.round)
 
     def server(part: str) -> Party:
         return Party("", state.round, state.attempts, part_of(state.memory, part), secret)
 
-    tasks = {one.client: task_for(plan, state, one) for one in cohort}
-    sent, coded = encode_tasks(plan, list(tasks.values()), server(CODEC))
-    exchange = metered(runtime.exchange, record) if plan.algorithm.shares else runtime.exchange
+    tasks = {participant.client: task_for(plan, state, participant) for participant in cohort}
+    encoded, codec_memory = encode_tasks(plan, list(tasks.values()), server(CODEC))
+    exchange = count_bytes(runtime.exchange, record) if plan.algorithm.shares else runtime.exchange
     like = expected_streams(plan, state.params, state.round)
-    replies = plan.protection.collect(exchange, sent, like, server(PROTECTION))
-    most = {one.client: one.rows if plan.weighs_rows else 1.0 for one in cohort}
-    good = admitted(plan, state, tasks, most, replies, record, server(CODEC))
+    replies = plan.protection.collect(exchange, encoded, like, server(PROTECTION))
+    # Generators up to `combine`: an update joins the mean before the next reply is read, so memory holds one update.
+    max_weights = {participant.client: participant.rows if plan.weighs_rows else 1.0 for participant in cohort}
+    admitted = admit_all(plan, state, tasks, max_weights, replies, record, server(CODEC))
     weigher = Weigher(plan.weighting, state.memory.get(WEIGHTS, {}))
-    watch = CohortWatch(plan, state, tasks)
-    updates = watch.over(map(weigher, islice(good, max_updates or None)))
-    total = plan.algorithm.combine((padded(update, state.params) for update in updates), plan.aggregator)
-    total = replace(total, whole=whole)
+    watcher = CohortWatch(plan, state, tasks)
+    updates = watcher.watch(map(weigher, islice(admitted, max_updates or None)))
+    total = plan.algorithm.combine((pad_update(update, state.params) for update in updates), plan.aggregator)
+    total = replace(total, population_weight=population_weight)
+
     record.close(total.clients, tasks, max_updates)
-    record.needed = plan.needed(total.clients)
-    record.repeated = len(total.clients) < record.needed
+    record.quorum = plan.quorum_of(total.clients)
+    record.repeated = len(total.clients) < record.quorum
     state = blame(state, record.bad)
     if plan.remembers:
+        # Clients saved their new memory before they replied; those whose update was not used go back to the old one.
         unused = set(tasks) - set(() if record.repeated else total.clients)
         list(runtime.exchange([Undo(client, state.round) for client in sorted(unused)]))
     if record.repeated:
         return replace(state, attempts=state.attempts + 1, attempt=state.attempt + 1), record
     if not total.clients:
         return replace(state, round=state.round + 1, attempt=0), record
-    total, record.product_error = watch.combine(total)
-    total, noised = plan.privacy.on_server(total, server(PRIVACY))
-    memory = weigher.memory | kept_as(coded, CODEC) | kept_as(noised, PRIVACY)
+    total, record.product_error = watcher.combine(total)
+    total, privacy_memory = plan.privacy.on_server(total, server(PRIVACY))
+    memory = weigher.memory | with_prefix(codec_memory, CODEC) | with_prefix(privacy_memory, PRIVACY)
     return advance(plan.algorithm, state, total, memory), record
 
 
@@ -119,51 +121,49 @@ def answer(message: Message, plan: Plan, client: ClientData, model: Resident, ev
         return Score(client.name, message.round, {})
     if isinstance(message, ProtectionRequest):
         return plan.protection.answer(message, client.party(PROTECTION, {}, message.round, message.attempt))
-    if isinstance(message, Probe) and message.keep:
-        put(message, plan, client, model)
-        personal_steps(plan, model, client, message.round)
-        if client.export is not None:
-            client.export(model, message.extra.get(SIDE, {}))
+    if isinstance(message, Probe) and message.export:
+        export_model(message, plan, client, model)
         return Score(client.name, message.round, {})
     with model.with_layers(plan.sharing.layers_of(client.index)):
         if isinstance(message, Task):
             return _train(message, plan, client, model)
-        choice = put(message, plan, client, model)
-        metrics = evaluator.evaluate(model, client.held)
+        choice = load_probe_model(message, plan, client, model)
+        metrics = evaluator.evaluate(model, client.held_out)
         metrics |= {f"{stream}/{int(value)}": 1.0 for stream, values in choice.items() for value in values.values()}
         return Score(client.name, message.round, client.reportable(metrics))
 
 
 def _train(task: Task, plan: Plan, client: ClientData, model: Resident) -> Update:
-    """Train on a task and return the sealed update; what stays with the client is saved first."""
+    """Train on a task and return the sealed update; the client's new memory is saved first."""
     memory = client.memory.load(client.name, task.round)
-    codec = client.party(CODEC, memory, task.round, task.attempt)
-    received, kept = plan.codec.decode_task(task, codec)
+    codec_party = client.party(CODEC, memory, task.round, task.attempt)
+    decoded, codec_memory = plan.codec.decode_task(task, codec_party)
     masters = with_layers(model.masters, plan.sharing.layers_of(client.index))
     shared = {name: value for name, value in masters.items() if name not in model.initial}
-    like = expected_streams(plan, shared | received.params, task.round)
+    like = expected_streams(plan, shared | decoded.params, task.round)
     start = model.initial | memory.get(OWN, {})
-    given, choice = choose(plan, received, start, client, model)
-    rule = plan.algorithm.rule(given, part_of(memory, RULE))
-    trained = {*plan.sharing.trained(shared, task.round), *model.initial}
-    job = Job(start, given.params, trained, client.index, task.round, client.step_fraction, client.public)
+    local_task, choice = choose(plan, decoded, start, client, model)
+    rule = plan.algorithm.rule(local_task, part_of(memory, RULE))
+    trainable = {*plan.sharing.trained_names(shared, task.round), *model.initial}
+    job = Job(start, local_task.params, trainable, client.index, task.round, client.step_fraction, client.public)
     done = plan.local.work(model, plan.objective, client.train, rule, job)
-    remembered = kept_as(done.finished.memory, RULE)
+    new_memory = with_prefix(done.finished.memory, RULE)
     personal = plan.algorithm.personal
-    second = None if personal is None else personal.rule(given, part_of(memory, RULE))
-    if second is not None:
-        more = plan.local.work(model, plan.objective, client.train, second, job).finished.memory
-        remembered |= kept_as(more, RULE)
-    if done.kept:
-        remembered[OWN] = done.kept
-    streams = {s: cut_like(values, like[s]) for s, values in (done.finished.streams | choice).items()}
+    second_rule = None if personal is None else personal.rule(local_task, part_of(memory, RULE))
+    if second_rule is not None:
+        second = plan.local.work(model, plan.objective, client.train, second_rule, job)
+        new_memory |= with_prefix(second.finished.memory, RULE)
+    if done.personal:
+        new_memory[OWN] = done.personal
+    streams = {name: crop_like(values, like[name]) for name, values in (done.finished.streams | choice).items()}
     weight = float(len(client.train)) if plan.weighs_rows else 1.0
     metrics = {} if plan.privacy.bounded else client.reportable(done.metrics)
     update = Update(client.name, task.round, task.base_version, streams, weight, metrics, task.attempt)
-    update, noised = plan.privacy.on_client(update, client.party(PRIVACY, memory, task.round, task.attempt))
+    # Noise comes first: whatever is computed from a noisy update, its compression too, costs no further privacy.
+    update, privacy_memory = plan.privacy.on_client(update, client.party(PRIVACY, memory, task.round, task.attempt))
     coding = coding_of(plan, client.name, task.round, task.base_version, like)
-    update, kept = plan.codec.encode(update, coding, replace(codec, memory=kept))
-    remembered |= kept_as(noised, PRIVACY) | kept_as(kept, CODEC)
-    if remembered:
-        client.memory.save(client.name, task.round + 1, remembered)
+    update, codec_memory = plan.codec.encode(update, coding, replace(codec_party, memory=codec_memory))
+    new_memory |= with_prefix(privacy_memory, PRIVACY) | with_prefix(codec_memory, CODEC)
+    if new_memory:
+        client.memory.save(client.name, task.round + 1, new_memory)
     return plan.protection.seal(update, task, client.party(PROTECTION, {}, task.round, task.attempt))

@@ -1,4 +1,4 @@
-"""What cannot be combined at the server: who sees single updates, what they weigh, how LoRA factors become one."""
+"""Compatibility rules of the server: access to single updates, weights, LoRA aggregations."""
 
 from __future__ import annotations
 
@@ -9,36 +9,46 @@ FEDERATED = ALGORITHM.where("a federated algorithm")
 
 
 def secrecy(plan: Plan) -> list[Refusal]:
-    """Return the rules of what the server may see."""
+    """Return the rules of protection and privacy: what the server may see."""
     algorithm, protection, privacy, lora = plan.algorithm, plan.protection, plan.privacy, plan.sharing.lora
-    name, hidden, private = name_of(algorithm), type(protection).__name__, type(privacy).__name__
+    name, protector, private = name_of(algorithm), type(protection).__name__, type(privacy).__name__
     mean, factors = type(plan.aggregator).__name__, type(lora).__name__
     clusters = "leave out --cluster"
     return [
         Refusal(
             protection.sum_only and not algorithm.sums_updates and algorithm.choice is None,
-            f"{name} looks at single updates, but {hidden} shows the server sums only",
+            f"{name} looks at single updates, but {protector} shows the server sums only",
             [ALGORITHM.where("another algorithm"), "write --protection none"],
         ),
         Refusal(
             protection.sum_only and algorithm.choice is not None,
-            f"The server looks at which model each client chose, but {hidden} shows it sums only",
+            f"The server looks at which model each client chose, but {protector} shows it sums only",
             [clusters, "write --protection none"],
         ),
         Refusal(
             protection.sum_only and lora.single_updates,
-            f"{factors} multiplies each client's factors, but {hidden} shows the server sums only",
+            f"{factors} multiplies each client's factors, but {protector} shows the server sums only",
             [LORA, "write --protection none"],
         ),
         Refusal(
             protection.sum_only and not plan.aggregator.additive,
-            f"{mean} compares single updates, but {hidden} shows the server sums only",
+            f"{mean} compares single updates, but {protector} shows the server sums only",
             [AGGREGATOR, "write --protection none"],
         ),
         Refusal(
             protection.sum_only and not plan.codec.dense,
-            f"Updates encoded by {type(plan.codec).__name__} cannot be added up under {hidden}",
+            f"Updates encoded by {type(plan.codec).__name__} cannot be added up under {protector}",
             [CODEC.where("another codec"), "write --protection none"],
+        ),
+        Refusal(
+            protection.sum_only and bool(plan.sharing.ranks or plan.sharing.layers),
+            f"Clients of different ranks or layers send updates of different shapes, which {protector} cannot add up",
+            ["leave out --client_ranks and --client_layers", "write --protection none"],
+        ),
+        Refusal(
+            protection.sum_only and (plan.over_selected or algorithm.buffer is not None),
+            f"{protector} opens the sum of a whole cohort, and here the server uses the first updates that come",
+            ["leave out --over_selection", "write --protection none"],
         ),
         Refusal(
             privacy.bounded and not plan.aggregator.additive,
@@ -59,24 +69,24 @@ def secrecy(plan: Plan) -> list[Refusal]:
 
 
 def weights(plan: Plan) -> list[Refusal]:
-    """Return the rules of what an update weighs."""
+    """Return the rules of the weights of updates."""
     algorithm, weighting = plan.algorithm, plan.weighting
-    name, how = name_of(algorithm), type(weighting).__name__
-    hides = type(plan.protection if plan.protection.sum_only else plan.privacy).__name__
+    name, weigher = name_of(algorithm), type(weighting).__name__
+    hider = type(plan.protection if plan.protection.sum_only else plan.privacy).__name__
     return [
         Refusal(
             weighting.single_updates and (plan.protection.sum_only or plan.privacy.bounded),
-            f"{how} weighs every client by its own loss or reward, which {hides} keeps from the server",
+            f"{weigher} weighs every client by its own loss or reward, which {hider} keeps from the server",
             [WEIGHTING],
         ),
         Refusal(
             weighting.single_updates and algorithm.adds_up,
-            f"{name} adds up over rounds what clients send, and {how} weighs a client otherwise in every round",
+            f"{name} adds up over rounds what clients send, and {weigher} weighs a client otherwise in every round",
             [WEIGHTING, ALGORITHM],
         ),
         Refusal(
             weighting.single_updates and not algorithm.shares,
-            f"{name} sends no updates, so there is nothing for {how} to weigh",
+            f"{name} sends no updates, so there is nothing for {weigher} to weigh",
             [WEIGHTING, FEDERATED],
         ),
     ]
@@ -85,17 +95,17 @@ def weights(plan: Plan) -> list[Refusal]:
 def factors(plan: Plan) -> list[Refusal]:
     """Return the rules of LoRA aggregations."""
     algorithm, sharing, lora = plan.algorithm, plan.sharing, plan.sharing.lora
-    name, how = name_of(algorithm), type(lora).__name__
+    name, aggregation = name_of(algorithm), type(lora).__name__
     sums = lora.single_updates or lora.shape == "side"  # what is put aside is made of the mean of the updates
     return [
         Refusal(
             plan.trainable in ("full", "prompt") and not lora.plain,
-            f"{how} combines LoRA factors, and none are trained here",
+            f"{aggregation} combines LoRA factors, and none are trained here",
             ["add --use_peft", LORA],
         ),
         Refusal(
             plan.trainable == "dora" and not lora.plain,
-            f"{how} needs the product of the factors to be added as it is, but DoRA normalises it",
+            f"{aggregation} needs the product of the factors to be added as it is, but DoRA normalises it",
             ["leave out --use_dora", LORA],
         ),
         Refusal(
@@ -105,33 +115,34 @@ def factors(plan: Plan) -> list[Refusal]:
         ),
         Refusal(
             bool(sharing.ranks) and not lora.any_rank,
-            f"{how} needs factors of one rank, but client_ranks are given",
+            f"{aggregation} needs factors of one rank, but client_ranks are given",
             [LORA, "leave out --client_ranks"],
         ),
         Refusal(
             sums and not algorithm.shares,
-            f"{name} sends no updates, so there is nothing for {how} to combine",
+            f"{name} sends no updates, so there is nothing for {aggregation} to combine",
             [LORA, FEDERATED],
         ),
         Refusal(
             not lora.keeps_basis and algorithm.remembers_coordinates,
-            f"{how} changes the basis of the factors in every round, and {name} remembers values for their coordinates",
+            f"{aggregation} changes the basis of the factors in every round, and {name} remembers values for their "
+            "coordinates",
             [LORA, ALGORITHM],
         ),
         Refusal(
             sums and not algorithm.adds_mean,
-            f"{how} is made for the mean of the updates, and {name} goes another way from there",
+            f"{aggregation} is made for the mean of the updates, and {name} goes another way from there",
             [LORA, ALGORITHM],
         ),
         Refusal(
             lora.alternates and algorithm.buffer is not None,
-            f"{how} trains other factors in every round, and in {name} clients of several rounds meet",
+            f"{aggregation} trains other factors in every round, and in {name} clients of several rounds meet",
             [LORA, ALGORITHM.where("a synchronous algorithm")],
         ),
         Refusal(
             lora.alternates and algorithm.turns is not None,
-            f"{how} trains other factors in every round, and of {name} other parts travel in every round, so that some "
-            "would be trained in rounds only in which they do not travel",
+            f"{aggregation} trains other factors in every round, and of {name} other parts travel in every round, so "
+            "that some would be trained in rounds only in which they do not travel",
             [LORA, "leave out fragments in --fed_args"],
         ),
     ]

@@ -1,4 +1,4 @@
-"""The server's state between rounds: what of it a client is sent, and how it goes on."""
+"""The server's state between rounds: the tasks made from it, and its update after a round."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ import torch
 from weft.core.parts import Algorithm
 from weft.core.types import BAD, CODEC, DELTA, FIXED, PRIVACY, SIDE, WEIGHTS, ServerState, Streams, Task, Tensors, Total
 from weft.federation.plan import Plan
-from weft.federation.sharing import cut, with_layers
+from weft.federation.sharing import crop_rank, with_layers
 
 RESERVED = (SIDE, FIXED, WEIGHTS, BAD)
 PARTS = (CODEC, PRIVACY)
-"""Server memory that is not the algorithm's: by its name, or by what its name begins with."""
+"""Streams of the server's memory that the algorithm never sees: RESERVED by name, PARTS by prefix."""
 
 
 class Participant(NamedTuple):
-    """A client of a round: its name, the version of the parameters that it begins from, its rank and its layers."""
+    """A client of a round."""
 
     client: str
     version: int
+    """Of the parameters that it begins from."""
     rank: int | None = None
+    """Of its adapter; None: the server's."""
     layers: tuple[int, ...] | None = None
+    """Decoder layers that it has; None: all."""
     rows: float = math.inf
-    """Training rows that it is known to have."""
+    """Training rows; infinity where the server does not know them."""
 
 
 def begin(plan: Plan, values: Tensors, fixed: Tensors) -> ServerState:
@@ -42,20 +45,19 @@ def begin(plan: Plan, values: Tensors, fixed: Tensors) -> ServerState:
     return replace(state, memory=state.memory | {FIXED: fixed}) if fixed else state
 
 
-def task_for(plan: Plan, state: ServerState, asked: Participant) -> Task:
-    """Return what a client is sent: the algorithm's task, cut to the client's rank and layers, and the side adapter."""
-    task = plan.algorithm.task(state, asked.client, asked.version)
-    extra = {stream: with_layers(cut(values, asked.rank), asked.layers) for stream, values in task.extra.items()}
-    return replace(
-        task,
-        params=with_layers(cut(task.params, asked.rank), asked.layers),
-        extra=extra | _side(state),
-        attempt=state.attempts,
-    )
+def task_for(plan: Plan, state: ServerState, participant: Participant) -> Task:
+    """Return a client's task: the algorithm's, cropped to the client's rank and layers, with the side adapter."""
+
+    def crop(values: Tensors) -> Tensors:
+        return with_layers(crop_rank(values, participant.rank), participant.layers)
+
+    task = plan.algorithm.task(state, participant.client, participant.version)
+    extra = {stream: crop(values) for stream, values in task.extra.items()}
+    return replace(task, params=crop(task.params), extra=extra | _side(state), attempt=state.attempts)
 
 
 def blame(state: ServerState, clients: Sequence[str]) -> ServerState:
-    """Return the state with a bad update more of each of these clients."""
+    """Return the state with one more bad update counted for each of these clients."""
     if not clients:
         return state
     counts = dict(state.memory.get(BAD, {}))
@@ -65,23 +67,23 @@ def blame(state: ServerState, clients: Sequence[str]) -> ServerState:
 
 
 def to_use(algorithm: Algorithm, state: ServerState) -> tuple[Tensors, Streams]:
-    """Return what is sent wherever a model is to be used, not trained: the parameters, and what goes with them."""
+    """Return the parameters, and the streams beside them, of a message that asks to use the model without training."""
     params, extra = state.params, _side(state)
     if algorithm.rebuild is not None:
         params, extra = {}, extra | algorithm.rebuild.recipe(state)
     if algorithm.choice is not None:
-        extra |= algorithm.choice.others(state)
+        extra |= algorithm.choice.other_models(state)
     return params, extra
 
 
 def _side(state: ServerState) -> Streams:
-    """Return the side adapter, if there is one."""
+    """Return the stream of the side adapter, if there is one."""
     return {SIDE: state.memory[SIDE]} if SIDE in state.memory else {}
 
 
 def expected_streams(plan: Plan, params: Tensors, round: int) -> Streams:
-    """Return tensors like those that a client with these parameters, all that are shared, sends back in a round."""
-    trained = {name: params[name] for name in plan.sharing.trained(params, round)}
+    """Return tensors of the names, shapes and dtypes of a client's update, given all its shared parameters."""
+    trained = {name: params[name] for name in plan.sharing.trained_names(params, round)}
     turns = plan.algorithm.turns
     return plan.algorithm.like(trained if turns is None else turns.part(trained, round))
 
@@ -91,21 +93,21 @@ def _is_reserved(stream: str) -> bool:
 
 
 def advance(algorithm: Algorithm, state: ServerState, total: Total, parts: Streams) -> ServerState:
-    """Return the state after the algorithm's step on the parameters that the total holds; others stay.
+    """Return the state after the algorithm's step on the parameters in the total; the other parameters stay.
 
     Args:
         algorithm: makes the step.
         state: before the round.
-        total: of the cohort.
-        parts: what weighting, codec and privacy remember from now on.
+        total: of the cohort; in a round that trains a part of the parameters, of that part only.
+        parts: the new memory of weighting, codec and privacy.
     """
-    reserved = {stream: state.memory[stream] for stream in RESERVED if stream in state.memory} | parts
-    reserved |= {SIDE: total.streams[SIDE]} if SIDE in total.streams else {}
+    other_memory = {stream: state.memory[stream] for stream in RESERVED if stream in state.memory} | parts
+    other_memory |= {SIDE: total.streams[SIDE]} if SIDE in total.streams else {}
     memory = {stream: values for stream, values in state.memory.items() if not _is_reserved(stream)}
     names = total.streams.get(DELTA, state.params)
     part = replace(state, memory=memory)
     if len(names) < len(state.params):
-        restricted = {
+        memory_part = {
             stream: {name: v for name, v in values.items() if name in names or name not in state.params}
             for stream, values in memory.items()
         }
@@ -113,10 +115,12 @@ def advance(algorithm: Algorithm, state: ServerState, total: Total, parts: Strea
             state,
             params={name: value for name, value in state.params.items() if name in names},
             # Memory of other parameters only is, for these, none yet.
-            memory={stream: values for stream, values in restricted.items() if values},
+            memory={stream: values for stream, values in memory_part.items() if values},
         )
-    after = algorithm.step(part, total)
-    kept = after.memory
+    state_after = algorithm.step(part, total)
+    memory_after = state_after.memory
     if part.params is not state.params:
-        kept = memory | {stream: memory.get(stream, {}) | values for stream, values in kept.items()}
-    return ServerState(state.params | after.params, kept | reserved, after.round, state.attempts)
+        memory_after = memory | {stream: memory.get(stream, {}) | values for stream, values in memory_after.items()}
+    return ServerState(
+        state.params | state_after.params, memory_after | other_memory, state_after.round, state.attempts
+    )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import ConfigDict, field_validator, model_validator
 
-from weft import checks, kinds, registry
+from weft import kinds, registry
 from weft.errors import ConfigError
-from weft.keys import alignment, data, federation, model, prompt, run, training
+from weft.json_types import JsonObject
+from weft.keys import alignment, checks, data, federation, model, prompt, run, training
 from weft.keys.alignment import AlignmentKeys
 from weft.keys.data import Client, DataKeys
 from weft.keys.effects import Effect
@@ -32,7 +31,7 @@ class RunConfig(RunKeys, TrainingKeys, AlignmentKeys, FederationKeys, DataKeys, 
 
     @field_validator("peft_lora_target_modules", "report_to", "choices", "share", "reward", "sites", mode="before")
     @classmethod
-    def _words(cls, value: Any) -> Any:
+    def _words(cls, value: object) -> object:
         """Take "a,b" for ["a", "b"]."""
         if isinstance(value, str):
             value = [value]
@@ -42,7 +41,7 @@ class RunConfig(RunKeys, TrainingKeys, AlignmentKeys, FederationKeys, DataKeys, 
 
     @field_validator("client_ranks", "client_layers", "client_speed", "reward_weights", mode="before")
     @classmethod
-    def _numbers(cls, value: Any) -> Any:
+    def _numbers(cls, value: object) -> object:
         """Take "8,16" for [8, 16], and a number for a list of one."""
         parts = value if isinstance(value, (list, tuple)) else [value] if value is not None else []
         words = [word for part in parts for word in str(part).split(",") if word.strip()]
@@ -50,7 +49,7 @@ class RunConfig(RunKeys, TrainingKeys, AlignmentKeys, FederationKeys, DataKeys, 
 
     @field_validator(*(kind.args for kind in kinds.KINDS.values()), mode="before")
     @classmethod
-    def _pairs(cls, value: Any) -> Any:
+    def _pairs(cls, value: object) -> JsonObject:
         """Take ["mu=0.1", ...] and "mu=0.1,nu=2" for {"mu": "0.1", ...}."""
         if value is None or isinstance(value, dict):
             return value or {}
@@ -63,17 +62,17 @@ class RunConfig(RunKeys, TrainingKeys, AlignmentKeys, FederationKeys, DataKeys, 
 
     @field_validator("client_resources", mode="before")
     @classmethod
-    def _amounts(cls, value: Any) -> Any:
+    def _amounts(cls, value: object) -> JsonObject:
         """Take ["cpu=1", "gpu=0.5"] and "cpu=1,gpu=0.5" for {"cpu": 1, "gpu": 0.5}."""
-        found = cls._pairs(value)
-        for name in found:
+        amounts = cls._pairs(value)
+        for name in amounts:
             if name not in ("cpu", "gpu"):
                 raise ConfigError(f"client_resources are cpu and gpu, not '{name}': write such as cpu=1 gpu=0.5.")
-        return found
+        return amounts
 
     @field_validator("clients", mode="before")
     @classmethod
-    def _named(cls, value: Any) -> Any:
+    def _clients(cls, value: object) -> object:
         """Take ["name=path", ...] and {name: path} for clients."""
         if isinstance(value, dict):
             return [{"name": name, "data": str(data)} for name, data in value.items()]
@@ -85,10 +84,11 @@ class RunConfig(RunKeys, TrainingKeys, AlignmentKeys, FederationKeys, DataKeys, 
 
     @model_validator(mode="before")
     @classmethod
-    def _everybody(cls, values: Any) -> Any:
+    def _natural_count(cls, values: object) -> object:
         """A natural split has as many clients as it has values, unless a number is given."""
-        natural = isinstance(values, dict) and values.get("split_strategy") in registry.NATURAL_SPLITS
-        return values | {"num_clients": 0} if natural and "num_clients" not in values else values
+        if not isinstance(values, dict) or "num_clients" in values:
+            return values
+        return values | {"num_clients": 0} if values.get("split_strategy") in registry.NATURAL_SPLITS else values
 
     @model_validator(mode="after")
     def _fits(self) -> RunConfig:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from weft import kinds
+from weft.json_types import JsonObject
 from weft.keys.effects import ALWAYS, NOT_SITES, ONE_SOURCE, Condition, Effect, only, verbs
 from weft.registry import SPLITS
 
@@ -70,7 +71,7 @@ class DataKeys(BaseModel):
         None, description="a text that stands before every question, such as 'Summarise:'"
     )
     split_strategy: str = Field("iid", description="how one source is split over clients, such as iid, dirichlet, by")
-    split_args: dict[str, Any] = Field({}, description="the split's own parameters: name=value ...")
+    split_args: JsonObject = Field({}, description="the split's own parameters: name=value ...")
     split_column: str | None = Field(
         None, description="the column that dirichlet, by and shards go by (default: the answers, where they are few)"
     )

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from weft import kinds
 from weft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from weft.keys import RunConfig
 
 OPENFEDLLM = frozenset(
     "fed_alg num_rounds num_clients sample_clients split_strategy prox_mu fedopt_tau fedopt_eta fedopt_beta1 "
@@ -30,13 +33,13 @@ VERBS = {"sft": "sft", "causal_lm": "pretrain", "preference": "dpo", "grpo": "gr
 class Condition:
     """A condition without which a key does nothing."""
 
-    holds: Callable[[Any], bool]
+    holds: Callable[[RunConfig], bool]
     """Of a configuration."""
-    why: str
+    reason: str
     """What to say behind "because" where it does not hold; {c.KEY} is the value of a key."""
-    write: str = ""
+    remedy: str = ""
     """What to write so that it holds, where leaving the key out is not all that there is."""
-    said: bool = False
+    warn_only: bool = False
     """Told in a sentence, not refused: what makes the key idle is often changed for a comparison."""
 
 
@@ -45,15 +48,15 @@ ALWAYS: Effect = ()
 """Of a key that has an effect in every run, or is refused by a check of its own where it has none."""
 
 
-def only(key: str, *values: Any, said: bool = False) -> Effect:
+def only(key: str, *values: str, warn_only: bool = False) -> Effect:
     """Return the effect of a key that works with some values of another, and with any part that is not Weft's own."""
-    named = " or ".join(str(value) for value in values)
+    alternatives = " or ".join(str(value) for value in values)
     return (
         Condition(
             lambda config: getattr(config, key) in values or kinds.is_outside(key, getattr(config, key)),
-            f"it works with {key} {named}, and {key} is {{c.{key}}}",
+            f"it works with {key} {alternatives}, and {key} is {{c.{key}}}",
             f"write --{key} {values[0]}",
-            said,
+            warn_only,
         ),
     )
 
@@ -69,22 +72,22 @@ def flag(key: str, value: str = "") -> Effect:
 
 def verbs(*objectives: str) -> Effect:
     """Return the effect of a key that some verbs have, and any objective that is not Weft's own."""
-    named = " and ".join(f"`weft {VERBS[objective]}`" for objective in objectives)
+    commands = " and ".join(f"`weft {VERBS[objective]}`" for objective in objectives)
     return (
         Condition(
             lambda config: config.objective in objectives or kinds.is_outside("objective", config.objective),
-            f"it is a key of {named}, and the objective is {{c.objective}}",
+            f"it is a key of {commands}, and the objective is {{c.objective}}",
             f"use `weft {VERBS[objectives[0]]}`",
         ),
     )
 
 
-def _alone(config: Any) -> bool:
+def _is_baseline(config: RunConfig) -> bool:
     name: str = config.fed_alg
     return name == "central" or kinds.is_local(name)
 
 
-NEVER = (Condition(lambda config: False, "it is accepted for OpenFedLLM's sake alone", said=True),)
+NEVER = (Condition(lambda config: False, "it is accepted for OpenFedLLM's sake alone", warn_only=True),)
 PEFT = flag("use_peft")
 NOT_SITES = (
     Condition(lambda config: config.runtime != "nvflare", "every site has its own data and its own site.yaml"),
@@ -99,10 +102,10 @@ ONE_SOURCE = (
 )
 FEDERATED = (
     Condition(
-        lambda config: not _alone(config),
+        lambda config: not _is_baseline(config),
         "it is about clients that learn together, and fed_alg is {c.fed_alg}",
         "choose a federated --fed_alg",
-        said=True,
+        warn_only=True,
     ),
 )
 GRADIENTS = (
@@ -123,8 +126,10 @@ SCHEDULE = (
     *NOT_WORDS,
     Condition(lambda config: config.fed_alg != "fedbpt", "fedbpt fits its width by itself", "choose another --fed_alg"),
 )
-HERE = (Condition(lambda config: config.endpoint is None, "the model is behind an endpoint", "leave out --endpoint"),)
-LOADED = (
+LOCAL_MODEL = (
+    Condition(lambda config: config.endpoint is None, "the model is behind an endpoint", "leave out --endpoint"),
+)
+PRETRAINED = (
     Condition(
         lambda config: not config.from_scratch,
         "the model begins from nothing",
@@ -158,52 +163,52 @@ OWN_MODELS = (
 
 
 def check(
-    config: Any,
-    given: Collection[str],
+    config: RunConfig,
+    keys: Collection[str],
     effects: Mapping[str, Effect],
     *,
     command: bool = False,
-    apart: Collection[str] = (),
+    exempt: Collection[str] = (),
 ) -> str | None:
     """Refuse keys that were given and have no effect; return what is only to be said, in one sentence, or None.
 
     Args:
         config: the whole configuration.
-        given: keys that the user wrote.
+        idle_keys: keys that the user wrote.
         effects: of every key.
         command: they are all flags; of OpenFedLLM's flags alone it is one of its commands, where nothing is refused.
-        apart: keys that are not judged.
+        exempt: keys that are not judged.
 
     Raises:
         ConfigError: with the reason and the remedy.
     """
-    told = command and OPENFEDLLM.issuperset(given)
+    is_openfedllm_command = command and OPENFEDLLM.issuperset(keys)
     idle: dict[Condition, list[str]] = {}
-    for key in given:
+    for key in keys:
         value = getattr(config, key)
-        if key in apart or value is None or value is False or value == [] or value == {}:
+        if key in exempt or value is None or value is False or value == [] or value == {}:
             continue
-        failing = next((need for need in effects[key] if not need.holds(config)), None)
+        failing = next((condition for condition in effects[key] if not condition.holds(config)), None)
         if failing is not None:
             idle.setdefault(failing, []).append(key)
-    refused = [] if told else [need for need in idle if not need.said]
-    if refused:
-        need, *others = refused
-        rest = [key for other in others for key in idle[other]]
-        nor = f" ({_listed(rest)} {_have(rest)} none either)" if rest else ""
-        instead = f", or {need.write}" if need.write else ""
-        keys = idle[need]
+    failures = [] if is_openfedllm_command else [condition for condition in idle if not condition.warn_only]
+    if failures:
+        condition, *further = failures
+        other_keys = [key for condition_ in further for key in idle[condition_]]
+        nor = f" ({_series(other_keys)} {_have(other_keys)} none either)" if other_keys else ""
+        instead = f", or {condition.remedy}" if condition.remedy else ""
+        idle_keys = idle[condition]
         raise ConfigError(
-            f"{_listed(keys)} {_have(keys)} no effect in this run, because {need.why.format(c=config)}: leave "
-            f"{'it' if len(keys) == 1 else 'them'} out{instead}{nor}."
+            f"{_series(idle_keys)} {_have(idle_keys)} no effect in this run, because "
+            f"{condition.reason.format(c=config)}: leave {'it' if len(idle_keys) == 1 else 'them'} out{instead}{nor}."
         )
     if not idle:
         return None
-    parts = [f"{_listed(keys)} ({need.why.format(c=config)})" for need, keys in idle.items()]
+    parts = [f"{_series(idle_keys)} ({condition.reason.format(c=config)})" for condition, idle_keys in idle.items()]
     return f"without effect in this run: {'; '.join(parts)}."
 
 
-def _listed(keys: list[str]) -> str:
+def _series(keys: list[str]) -> str:
     return keys[0] if len(keys) == 1 else f"{', '.join(keys[:-1])} and {keys[-1]}"
 
 

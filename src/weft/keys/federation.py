@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from weft.json_types import JsonObject
 from weft.keys.effects import ALWAYS, FEDERATED, ONE_SOURCE, Condition, Effect, flag, only, verbs
 
 
@@ -14,13 +15,13 @@ class FederationKeys(BaseModel):
     """The federation."""
 
     objective: str = Field("sft", description="the training loss")
-    objective_args: dict[str, Any] = Field({}, description="the objective's own parameters: name=value ...")
+    objective_args: JsonObject = Field({}, description="the objective's own parameters: name=value ...")
     fed_alg: str = Field("fedavg", description="the algorithm, or a baseline: local, localN, central")
     num_rounds: int = Field(500, ge=1, description="rounds")
     recipe: Literal["diloco", "photon"] = Field(
         "diloco", description="what `weft pretrain` fills in: kept inner states, or stateless clients at higher rates"
     )
-    fed_args: dict[str, Any] = Field(
+    fed_args: JsonObject = Field(
         {}, description="the algorithm's own parameters: name=value ...; a wrong name lists them"
     )
     num_clients: int = Field(
@@ -33,15 +34,15 @@ class FederationKeys(BaseModel):
         description="what a client's update weighs: its rows (size), the same as any other (uniform), more the worse "
         "it fares (minimax), or more the more it gains (gain)",
     )
-    client_weight_args: dict[str, Any] = Field({}, description="the client weight's own parameters: name=value ...")
+    client_weight_args: JsonObject = Field({}, description="the client weight's own parameters: name=value ...")
     aggregator: str = Field("mean", description="how the updates of a cohort become one, such as mean")
-    aggregator_args: dict[str, Any] = Field({}, description="the aggregator's own parameters: name=value ...")
+    aggregator_args: JsonObject = Field({}, description="the aggregator's own parameters: name=value ...")
     privacy: str = Field("none", description="what bounds and hides a client's part in the result, such as none")
-    privacy_args: dict[str, Any] = Field({}, description="the privacy's own parameters: name=value ...")
+    privacy_args: JsonObject = Field({}, description="the privacy's own parameters: name=value ...")
     codec: str = Field("none", description="how updates are compressed on their way, such as none")
-    codec_args: dict[str, Any] = Field({}, description="the codec's own parameters: name=value ...")
+    codec_args: JsonObject = Field({}, description="the codec's own parameters: name=value ...")
     protection: str = Field("none", description="how single updates are hidden from the server, such as none")
-    protection_args: dict[str, Any] = Field({}, description="the protection's own parameters: name=value ...")
+    protection_args: JsonObject = Field({}, description="the protection's own parameters: name=value ...")
     cluster: int = Field(
         1, ge=1, description="so many models instead of one; a client trains the one that fits its own rows best"
     )

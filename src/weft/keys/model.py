@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from weft.keys.effects import ALWAYS, GRADIENTS, HERE, LOADED, PEFT, Condition, Effect, flag, only
+from weft.json_types import JsonObject
+from weft.keys.effects import ALWAYS, GRADIENTS, LOCAL_MODEL, PEFT, PRETRAINED, Condition, Effect, flag, only
 
 
 class ModelKeys(BaseModel):
@@ -62,9 +63,7 @@ class ModelKeys(BaseModel):
     use_rslora: bool = Field(False, description="scale by alpha / sqrt(r)")
     use_dora: bool = Field(False, description="weight-decomposed LoRA")
     lora_aggregation: str = Field("average", description="how clients' factors become one, such as average, ffa, svd")
-    lora_aggregation_args: dict[str, Any] = Field(
-        {}, description="the LoRA aggregation's own parameters: name=value ..."
-    )
+    lora_aggregation_args: JsonObject = Field({}, description="the LoRA aggregation's own parameters: name=value ...")
     lora_side_rank: int | None = Field(
         None, ge=1, description="largest rank of what stack and residual keep aside (default: nothing is lost)"
     )
@@ -80,14 +79,14 @@ class ModelKeys(BaseModel):
     )
 
 
-COMPUTED_HERE = (
+LOCAL_COMPUTATION = (
     Condition(
         lambda config: config.endpoint is None or config.prompt_method == "black_box",
         "the model is behind an endpoint",
         "leave out --endpoint",
     ),
 )
-MADE_HERE = (
+TRAINS_TOKENIZER = (
     Condition(
         lambda config: config.trains_tokenizer,
         "no tokenizer is trained",
@@ -95,15 +94,15 @@ MADE_HERE = (
     ),
 )
 WORKS: dict[str, Effect] = {
-    "model_name_or_path": LOADED,
-    "allow_missing": LOADED + HERE,
+    "model_name_or_path": PRETRAINED,
+    "allow_missing": PRETRAINED + LOCAL_MODEL,
     "trust_remote_code": ALWAYS,
     "token": ALWAYS,
-    "dtype": COMPUTED_HERE,
-    "device": HERE,
-    "load_in_8bit": HERE,
-    "load_in_4bit": HERE,
-    "gradient_checkpointing": HERE + GRADIENTS,
+    "dtype": LOCAL_COMPUTATION,
+    "device": LOCAL_MODEL,
+    "load_in_8bit": LOCAL_MODEL,
+    "load_in_4bit": LOCAL_MODEL,
+    "gradient_checkpointing": LOCAL_MODEL + GRADIENTS,
     "parallel": ALWAYS,
     "model_offload": ALWAYS,
     "cpu_offload": ALWAYS,
@@ -117,7 +116,7 @@ WORKS: dict[str, Effect] = {
     "tokenizer_min_count": flag("federated_tokenizer"),
     "tokenizer_min_clients": flag("federated_tokenizer"),
     "tokenizer_noise": flag("federated_tokenizer"),
-    "vocab_size": MADE_HERE,
+    "vocab_size": TRAINS_TOKENIZER,
     "use_peft": ALWAYS,
     "peft_lora_r": PEFT,
     "peft_lora_alpha": PEFT,

@@ -57,7 +57,7 @@ class PromptKeys(BaseModel):
 
 VECTORS = only("prompt_method", "soft", "prefix", "p_tuning", "black_box")
 WORDS = only("prompt_method", "text")
-THERE = flag("endpoint", "URL")
+ENDPOINT = flag("endpoint", "URL")
 WORKS: dict[str, Effect] = {
     "prompt_method": ALWAYS,
     "num_virtual_tokens": VECTORS,
@@ -65,17 +65,17 @@ WORKS: dict[str, Effect] = {
     "prompt_init_text": only("prompt_method", "soft", "black_box", "text"),
     "prompt_candidates": WORDS,
     "few_shot": ALWAYS,
-    "prompt_pool": WORDS + only("fed_alg", "fedtext", said=True),
+    "prompt_pool": WORDS + only("fed_alg", "fedtext", warn_only=True),
     "prompt_proposals": WORDS,
     "prompt_length": WORDS,
     "black_box_dim": only("prompt_method", "black_box"),
     "population": only("prompt_method", "black_box"),
     "endpoint": ALWAYS,
-    "endpoint_model": THERE,
-    "endpoint_key": THERE,
-    "endpoint_timeout": THERE,
-    "endpoint_retries": THERE,
-    "endpoint_parallel": THERE,
+    "endpoint_model": ENDPOINT,
+    "endpoint_key": ENDPOINT,
+    "endpoint_timeout": ENDPOINT,
+    "endpoint_retries": ENDPOINT,
+    "endpoint_parallel": ENDPOINT,
     "prompt_hidden_size": only("prompt_method", "p_tuning"),
 }
 """When each key has an effect."""

@@ -45,9 +45,9 @@ class RunKeys(BaseModel):
     hub_model_id: str | None = Field(None, description="accepted; see push_to_hub")
 
 
-RAY = only("runtime", "ray", said=True)  # one run file goes with every runtime
-SITES = only("runtime", "nvflare", said=True)
-KEPT = (
+RAY = only("runtime", "ray", warn_only=True)  # one run file goes with every runtime
+SITES = only("runtime", "nvflare", warn_only=True)
+CHECKPOINTS = (
     Condition(
         lambda config: config.save_model_freq > 0,
         "save_model_freq is 0, so only the newest checkpoint is kept",
@@ -59,7 +59,7 @@ WORKS: dict[str, Effect] = {
     "accept_changed": ALWAYS,
     "seed": ALWAYS,
     "save_model_freq": ALWAYS,
-    "save_total_limit": KEPT,
+    "save_total_limit": CHECKPOINTS,
     "checkpoint_seconds": ALWAYS,
     "report_to": ALWAYS,
     "runtime": ALWAYS,

@@ -25,8 +25,8 @@ from weft.launch.population import Population, populate
 from weft.launch.reference import refer
 from weft.models.group import RankGroup
 from weft.models.load import base_model, load_model_config, load_resident
-from weft.models.notes import Note, unsaid
-from weft.models.remote import ask_elsewhere
+from weft.models.notes import Note, ignore_note
+from weft.models.remote import remote_model
 from weft.models.resident import Resident
 from weft.models.tokenizer import check_fits, load_tokenizer
 
@@ -43,7 +43,7 @@ class ClientBuilder:
         DataError: rows that cannot be read.
     """
 
-    def __init__(self, config: RunConfig, *, note: Note = unsaid) -> None:
+    def __init__(self, config: RunConfig, *, note: Note = ignore_note) -> None:
         """Compose the plan and set the process's threads.
 
         Args:
@@ -72,7 +72,7 @@ class ClientBuilder:
         """The run's model as it was loaded, or what asks it where it is; it knows which of its values do not travel."""
         model = resident(self.config, self.tokenizer, self.plan, self.group, self.note)
         if self.plan.objective.needs_start or self.plan.local.kind == "directions":
-            model.remember()
+            model.store_reference()
         self._values = model.values()
         model.initial = {name: value for name, value in self._values.items() if not self.plan.sharing.travels(name)}
         return model
@@ -124,9 +124,9 @@ class ClientBuilder:
 
 
 def resident(
-    config: RunConfig, tokenizer: Any, plan: Plan, group: RankGroup | None = None, note: Note = unsaid
+    config: RunConfig, tokenizer: Any, plan: Plan, group: RankGroup | None = None, note: Note = ignore_note
 ) -> Resident:
-    """Return the run's model, or what asks it where it is; raises as `load_resident` and `ask_elsewhere` do.
+    """Return the run's model, or what asks it where it is; raises as `load_resident` and `remote_model` do.
 
     `note` is told what is not as it seems of the checkpoint.
     """
@@ -138,7 +138,7 @@ def resident(
         embeddings: torch.Tensor = base_model(near).get_input_embeddings().weight.detach()
         return embeddings
 
-    return ask_elsewhere(config, tokenizer, Words(tokenizer).begin, table)
+    return remote_model(config, tokenizer, Words(tokenizer).begin, table)
 
 
 def prepare_process(config: RunConfig) -> None:

@@ -30,4 +30,4 @@ class DiskMemory:
 
     def secret(self, client: str) -> Secret:
         """Return the client's secret, which is kept beside its memory."""
-        return Secret.keep(self.run.client_dir(client) / FILE)
+        return Secret.load_or_create(self.run.client_dir(client) / FILE)

@@ -117,7 +117,7 @@ def selection(config: RunConfig, population: Population) -> Selection:
     return Selection(
         seed=config.seed,
         count=config.sample_clients,
-        over=config.over_selection,
+        over_selection=config.over_selection,
         always=(names.index(PUBLIC),) if PUBLIC in names else (),
         absent=population.absent,
         weights=population.trained.sizes() if config.client_sampling == "size" else None,

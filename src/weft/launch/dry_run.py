@@ -196,7 +196,7 @@ def _algorithm(config: RunConfig) -> str:
 def _shown(name: str) -> str:
     """Return the name of a part, with the content of its file where it lies in one."""
     file = plugins.parse(name)
-    return name if file is None else f"{file.shown} (SHA-256 {plugins.digest_of(plugins.read(file))[:16]}...)"
+    return name if file is None else f"{file.public_name} (SHA-256 {plugins.digest_of(plugins.read(file))[:16]}...)"
 
 
 def _own(args: dict[str, Any]) -> str:
@@ -205,7 +205,7 @@ def _own(args: dict[str, Any]) -> str:
 
 def _clients(population: Population, taking_part: int) -> str:
     sizes = population.trained.sizes()
-    held = sum(len(rows) for rows in population.evaluated.held)
+    held = sum(len(rows) for rows in population.evaluated.held_out)
     return (
         f"{taking_part} of {len(population.trained)} in a round, {sizes.min()} to {sizes.max()} rows each, "
         f"{sizes.sum()} in all, {held} held out"

@@ -10,7 +10,7 @@ from weft.config import RunConfig
 from weft.core.objective import Objective
 from weft.core.seeds import derive, generator
 from weft.data.words import Words
-from weft.federation.clients import ClientData, Shown, View
+from weft.federation.clients import ClientData, Examples, View
 from weft.launch.population import Population
 from weft.models.resident import Resident
 
@@ -35,9 +35,9 @@ def choose_few_shot(
         tokens, left_out = _chosen(config, client, words, objective, model, room)
         short += left_out
         if len(tokens):
-            population.trained.shown[client.index] = Shown(words, tokens)
+            population.trained.examples[client.index] = Examples(words, tokens)
             if client.index < population.evaluated.first + len(population.evaluated):
-                population.evaluated.shown[client.index] = Shown(words, tokens)
+                population.evaluated.examples[client.index] = Examples(words, tokens)
     if short:
         note(f"{short} examples were left out: with a row of {config.seq_length} tokens they exceed the context.")
 
@@ -56,7 +56,7 @@ def _chosen(
             ids = _bare(client.train[int(row)][0], words)
             if len(tokens) + len(ids) <= room:
                 tokens, used = np.concatenate([tokens, ids]), used + 1
-        others = View(client.train.table, client.train.index, Shown(words, tokens))
+        others = View(client.train.table, client.train.index, Examples(words, tokens))
         rows = [others[int(row)] for row in order[count : count + JUDGED]]
         loss = objective.assess(model, rows, config.batch_size, derive(config.seed, "examples", client.name))
         if loss < best:

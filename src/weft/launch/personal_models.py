@@ -14,11 +14,12 @@ from weft.core.declarations import scores
 from weft.core.metrics import plus, summarise
 from weft.core.objective import Evaluator
 from weft.core.types import FIXED, SIDE, Metrics, Probe, ServerState, Tensors
-from weft.federation.client_model import personal_steps, put
+from weft.federation.client_model import load_probe_model, personal_steps
 from weft.federation.clients import ClientData
 from weft.federation.plan import Plan
 from weft.federation.state import to_use
 from weft.launch.population import Population
+from weft.models.instruction import instruction_text
 from weft.models.resident import Resident
 
 FEW = 50
@@ -75,15 +76,15 @@ class PersonalModels:
         if self.plan.algorithm.shares and self.plan.algorithm.choice is None:
             for client in self._tested():
                 self._show(client, own=False)
-                found = self.evaluator.evaluate(self.model, client.held)
+                found = self.evaluator.evaluate(self.model, client.held_out)
                 clients[client.name]["shared"] = self._short(found)
                 shared = plus(shared, found)
         abroad = []
         for client in self.each():
             keep(client)
             mine: Metrics = {}
-            for other in self._tested() if asked else [client] if len(client.held) else []:
-                found = self.evaluator.evaluate(self.model, other.held)
+            for other in self._tested() if asked else [client] if len(client.held_out) else []:
+                found = self.evaluator.evaluate(self.model, other.held_out)
                 mine = plus(mine, found)
                 if other.name == client.name:
                     own = plus(own, found)
@@ -99,7 +100,7 @@ class PersonalModels:
         return result
 
     def _tested(self) -> Iterator[ClientData]:
-        return (client for client in self.population.evaluated if len(client.held))
+        return (client for client in self.population.evaluated if len(client.held_out))
 
     def _short(self, sums: Metrics) -> dict[str, Any]:
         """Return the metrics by which models are compared."""
@@ -108,13 +109,12 @@ class PersonalModels:
 
     def _show(self, client: ClientData, *, own: bool) -> None:
         probe = Probe(client.name, self.state.round, *to_use(self.plan.algorithm, self.state), own)
-        put(probe, self.plan, client, self.model)
+        load_probe_model(probe, self.plan, client, self.model)
 
 
 def words_of(model: Resident) -> bytes:
     """Return the text that the parameters in place say, as a file's bytes."""
-    said: str = model.model.instruction.text()
-    return (said + "\n").encode()
+    return (instruction_text(model.model) + "\n").encode()
 
 
 def result_of(state: ServerState, initial: Tensors) -> Tensors:

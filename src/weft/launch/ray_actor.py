@@ -21,7 +21,7 @@ from weft.federation.clients import ClientData, InMemory
 from weft.launch.client import ClientBuilder
 from weft.launch.population import Population
 from weft.runs.progress import Progress
-from weft.runtimes.actors import Actors, answered
+from weft.runtimes.actors import Actors, answer_at_actor
 from weft.runtimes.inprocess import InProcess
 
 
@@ -41,7 +41,7 @@ class RayActor:
         self, raw: bytes, params: Any, memory: Streams, step_fraction: float, secret: Secret | None
     ) -> tuple[Any, tuple[int, Streams] | None]:
         """Answer a message."""
-        return answered(self.client_host, raw, params, memory, step_fraction, secret)
+        return answer_at_actor(self.client_host, raw, params, memory, step_fraction, secret)
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def actors(config: RunConfig, client_host: ClientHost, population: Population, p
         # Rows of plain text lie in files that every machine reads; others go with the actor.
         shipped = None if client_host.plan.objective.rows == "text" else ray.put(_portable(population))
         # An actor that is begun anew in the middle of a run must not take up what was edited meanwhile.
-        keys = kinds.settled(config.model_dump(mode="json"))
+        keys = kinds.with_digests(config.model_dump(mode="json"))
         made = ray.remote(RayActor).options(num_cpus=each.get("cpu", 0), num_gpus=each.get("gpu", 0))
         yield Actors(client_host, lambda: made.remote(keys, shipped), count, progress.note)
     finally:

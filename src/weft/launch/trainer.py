@@ -163,7 +163,7 @@ class Trainer:
                 self.run.secret,
             ),
             clients=population.trained.names,
-            evaluated=population.tested(),
+            eval_clients=population.tested(),
         )
 
     def _kept(self, round: int) -> bool:

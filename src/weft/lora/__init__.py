@@ -1,1 +1,1 @@
-"""How LoRA factors of a cohort become one; one file each, listed in `weft.registry.LORA_AGGREGATIONS`."""
+"""Aggregations of a cohort's LoRA factors; one file each, listed in `weft.registry.LORA_AGGREGATIONS`."""

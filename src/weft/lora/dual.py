@@ -10,6 +10,6 @@ from weft.core.parts import LoraAggregation
 
 @dataclass(frozen=True)
 class Dual(LoraAggregation):
-    """y = W x + s B A x + g s B' A' x: B and A are averaged; B', A' and the gate g are trained and stay."""
+    """y = W x + s B A x + g s B' A' x: B and A are averaged; B', A' and the gate g never leave the client."""
 
     shape: ClassVar[str] = "twin"

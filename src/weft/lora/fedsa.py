@@ -10,6 +10,6 @@ from weft.core.parts import LoraAggregation
 
 @dataclass(frozen=True)
 class FedSA(LoraAggregation):
-    """A <- sum p_i A_i; every client keeps a B of its own. Products are never averaged, so they have no error."""
+    """A <- sum p_i A_i; every client has a B of its own. Products are never averaged, so they have no error."""
 
-    kept: ClassVar[tuple[str, ...]] = ("B",)
+    personal_kinds: ClassVar[tuple[str, ...]] = ("B",)

@@ -16,8 +16,8 @@ from weft.core.types import DELTA, SIDE, ServerState, Total
 class Merge(LoraAggregation):
     """B and A are averaged; after every `every` rounds W <- W + s B A, B = 0, and A is drawn anew (arXiv 2307.05695).
 
-    What is merged is kept beside W as a frozen side adapter, so that a quantised base loses nothing and nobody is sent
-    W; its rank grows by that of the adapter with each merge, up to that of W unless `side_rank` bounds it.
+    The merged products stay beside W as a frozen side adapter: a quantised base loses no precision. The side
+    adapter's rank grows with each merge by that of the adapter, up to that of W unless `side_rank` bounds it.
     """
 
     keeps_basis: ClassVar[bool] = False
@@ -29,7 +29,7 @@ class Merge(LoraAggregation):
     seed: int = field(default=0, metadata={"key": "seed"})
 
     def combine(self, total: Total, state: ServerState, products: Mapping[str, Product]) -> Total:
-        """Return the averages; when it is time, the step to a fresh adapter, with the former in the side adapter."""
+        """Return the averages; in a merge round the step to a fresh adapter, with the old one in the side adapter."""
         if (state.round + 1) % self.every:
             return total
         side = lowrank.side_products(state.memory.get(SIDE, {}))

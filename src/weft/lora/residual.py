@@ -1,4 +1,4 @@
-"""FedEx-LoRA: averaged factors, and what their product lacks kept aside (Singhal et al. 2024, arXiv 2410.09432)."""
+"""FedEx-LoRA: averaged factors, and the error of their product beside W (Singhal et al. 2024, arXiv 2410.09432)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from weft.core.types import DELTA, SIDE, ServerState, Total
 class Residual(LoraAggregation):
     """B and A are averaged, and W <- W + s (sum p_i B_i A_i - B A).
 
-    The residual is kept beside W as a frozen side adapter and never added to it, so that a quantised base loses nothing
-    and no layer is transposed by mistake; its rank grows up to that of W unless `side_rank` bounds it.
+    The residual stays beside W as a frozen side adapter and is never added to it, so that a quantised base loses no
+    precision. Its rank grows up to that of W unless `side_rank` bounds it.
     """
 
     single_updates: ClassVar[bool] = True
@@ -27,12 +27,12 @@ class Residual(LoraAggregation):
     side_rank: int | None = field(default=None, metadata={"key": "lora_side_rank"})
 
     def combine(self, total: Total, state: ServerState, products: Mapping[str, Product]) -> Total:
-        """Return the averages as they are, and the side adapter with the residual in it."""
+        """Return the averages, and the side adapter with the residual added."""
         side = lowrank.side_products(state.memory.get(SIDE, {}))
         params = tensors.add(state.params, total.streams[DELTA])
         for module, factors in lowrank.modules(params).items():
-            averaged = lowrank.product_of(params, factors, -self.scale)
-            parts = [products[module], averaged]
+            product_of_means = lowrank.product_of(params, factors, -self.scale)
+            parts = [products[module], product_of_means]
             if module in side:
                 parts.insert(0, side[module])
             side[module] = lowrank.truncate(lowrank.total(parts), self.side_rank)

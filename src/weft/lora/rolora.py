@@ -14,6 +14,6 @@ class RoLoRA(LoraAggregation):
 
     alternates: ClassVar[bool] = True
 
-    def trained(self, kind: str, round: int) -> bool:
+    def trains(self, kind: str, round: int) -> bool:
         """B in even rounds (counted from 0: B starts at zero, so A would have no gradient), A in odd ones."""
         return kind not in ("A", "B") or kind == ("B" if round % 2 == 0 else "A")

@@ -1,4 +1,4 @@
-"""FLoRA: factors are stacked and put aside, a fresh adapter follows (Wang et al. 2024, arXiv 2409.05976)."""
+"""FLoRA: factors are stacked into a side adapter, a fresh adapter follows (Wang et al. 2024, arXiv 2409.05976)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from weft.core.types import DELTA, SIDE, ServerState, Total
 class Stack(LoraAggregation):
     """W <- W + s [B_1 .. B_K] [p_1 A_1; ..; p_K A_K]; then B = 0 and A is drawn anew.
 
-    The paper adds the stack to W. Here it is kept beside W as a frozen side adapter, so that a quantised base loses
-    nothing; its rank grows up to that of W unless `side_rank` bounds it.
+    The paper adds the stack to W. Here it stays beside W as a frozen side adapter, so that a quantised base loses
+    no precision; its rank grows up to that of W unless `side_rank` bounds it.
     """
 
     single_updates: ClassVar[bool] = True
@@ -27,7 +27,7 @@ class Stack(LoraAggregation):
     seed: int = field(default=0, metadata={"key": "seed"})
 
     def combine(self, total: Total, state: ServerState, products: Mapping[str, Product]) -> Total:
-        """Return the step to a fresh adapter, and the side adapter with the stack in it."""
+        """Return the step to a fresh adapter, and the side adapter with the stack added."""
         side = lowrank.side_products(state.memory.get(SIDE, {}))
         for module, product in products.items():
             parts = [side[module], product] if module in side else [product]

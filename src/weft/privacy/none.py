@@ -9,4 +9,4 @@ from weft.core.exchange import Privacy
 
 @dataclass(frozen=True)
 class NoPrivacy(Privacy):
-    """Promise nothing, spend nothing."""
+    """No guarantee, no budget."""

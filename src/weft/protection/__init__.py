@@ -1,1 +1,1 @@
-"""What hides single updates from the server; one file each, listed in `weft.registry.PROTECTIONS`."""
+"""Protections: they hide single updates from the server; one file each, listed in `weft.registry.PROTECTIONS`."""

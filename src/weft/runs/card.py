@@ -18,7 +18,7 @@ import yaml
 from weft import kinds, plugins
 from weft.config import RunConfig
 from weft.core.files import write_atomic
-from weft.data.declared import front_matter
+from weft.data.dataset_card import front_matter
 from weft.data.load import kind_of
 from weft.runs.comparison import KINDS, ComparisonRow, Outcome, compared, verb_of
 from weft.runs.fingerprints import Fingerprints, made_from
@@ -146,7 +146,7 @@ def _head(config: Mapping[str, Any], began: Origin, whole: bool) -> dict[str, An
     head |= {"library_name": "transformers" if whole else "peft", "pipeline_tag": "text-generation"}
     if began.data is not None:
         head["datasets"] = [began.data]
-    tags = [TAG, "federated-learning", plugins.shown(config["fed_alg"]), verb_of(config)]
+    tags = [TAG, "federated-learning", plugins.public_name(config["fed_alg"]), verb_of(config)]
     tags += [] if whole or not config.get("use_peft") else ["lora"]
     return head | {"tags": [tag for tag in tags if tag != "central"]}
 
@@ -177,8 +177,8 @@ def _part(config: Mapping[str, Any], key: str, made: Fingerprints) -> str:
     name = str(config.get(key, RunConfig.model_fields[key].default))
     content = made.get(f"the {kinds.KINDS[key].word} '{name}'")
     if content is None:
-        return plugins.shown(name)
-    return f"{plugins.shown(name)} ({f'SHA-256 {content}' if plugins.parse(name) else content})"
+        return plugins.public_name(name)
+    return f"{plugins.public_name(name)} ({f'SHA-256 {content}' if plugins.parse(name) else content})"
 
 
 def _training(

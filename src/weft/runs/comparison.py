@@ -83,7 +83,7 @@ def verb_of(config: Mapping[str, Any]) -> str:
     """Return the verb that a run was begun with."""
     if config.get("prompt_method") is not None and config["objective"] == "sft":
         return "prompt"
-    return VERBS.get(config["objective"], plugins.shown(str(config["objective"])))
+    return VERBS.get(config["objective"], plugins.public_name(str(config["objective"])))
 
 
 def scores_of(outcome: Outcome) -> dict[str, dict[str, Any]]:

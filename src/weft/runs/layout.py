@@ -191,7 +191,7 @@ class RunDir:
 
     def secret(self) -> Secret:
         """Return the server's secret of this run."""
-        return Secret.keep(self.path / SECRET)
+        return Secret.load_or_create(self.path / SECRET)
 
     def client_dir(self, name: str) -> Path:
         """Return the directory of a client of any name, inside `clients`, not made yet."""

@@ -108,7 +108,7 @@ def _header(config: dict[str, Any], rounds: list[dict[str, Any]], clients: int, 
     named = config.get("clients") or []
     sources = [str(client.get("data")) for client in named[:3]] + (["..."] if named[3:] else [])
     facts = {
-        "algorithm": plugins.shown(config["fed_alg"]) if config.get("fed_alg") else None,
+        "algorithm": plugins.public_name(config["fed_alg"]) if config.get("fed_alg") else None,
         "model": _model(config),
         "data": ", ".join(sources) or config.get("dataset_name"),
         "clients": clients or len(named) or config.get("num_clients"),

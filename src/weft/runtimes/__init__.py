@@ -1,1 +1,1 @@
-"""What carries messages between server and clients."""
+"""Runtimes: they carry messages between server and clients."""

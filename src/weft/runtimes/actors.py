@@ -1,15 +1,14 @@
-"""The Ray runtime: clients are answered by actors, each a process with a model of its own, as many at a time.
+"""The Ray runtime: actors answer for the clients in parallel, each a process with a model of its own.
 
-Data and what clients remember stay with this process: an actor is sent a message with what its client remembers, and
-sends back the answer with what it is to remember. So any actor can answer for any client, and one that dies is replaced
-and its message answered by another.
+The memory of clients stays in this process: it is sent to the actor with the message, and comes back with the answer.
+So any actor can answer for any client; one that dies is replaced, and another answers its message.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,165 +18,189 @@ from weft.core.secret import Secret
 from weft.core.types import Failure, Message, Probe, Reply, Streams, Task, Tensors
 from weft.core.wire import pack
 from weft.errors import BadUpdate, ClientFailed
-from weft.federation.admission import opened
+from weft.federation.admission import open_reply
 from weft.federation.client_host import ClientHost
 from weft.federation.clients import ClientData
 
 TRIES = 3
-"""How many actors may die of a message before its client is given up."""
+"""Actors that may die during a message before its client fails."""
 
 
 @dataclass
-class Carried:
-    """The memory of one client, as it came with a message; what is saved goes back with the answer."""
+class MessageMemory:
+    """The memory of one client at an actor: it came with a message, and a new one goes back with the answer."""
 
-    given: Streams
-    given_secret: Secret | None = None
-    saved: tuple[int, Streams] | None = None
+    memory: Streams
+    message_secret: Secret | None = None
+    saved_state: tuple[int, Streams] | None = None
 
     def load(self, client: str, round: int) -> Streams:
-        """Return what came."""
-        return self.given
+        """Return the memory that came with the message."""
+        return self.memory
 
     def save(self, client: str, round: int, streams: Streams) -> None:
-        """Keep it for the answer."""
-        self.saved = (round, streams)
+        """Set the memory that goes back with the answer."""
+        self.saved_state = (round, streams)
 
     def drop(self, client: str, round: int) -> None:
-        """Forget it."""
-        self.saved = None
+        """Send no new memory back."""
+        self.saved_state = None
 
     def secret(self, client: str) -> Secret:
-        """Return the one that came: actors belong to the process that simulates all clients."""
-        assert self.given_secret is not None, "a part that draws at clients says so by draws_secrets"
-        return self.given_secret
+        """Return the secret that came with the message: one user runs all simulated clients and their actors."""
+        assert self.message_secret is not None, "a part that draws secrets at clients sets draws_secrets"
+        return self.message_secret
+
+
+class RemoteMethod(Protocol):
+    """A method of an actor, as Ray wraps it."""
+
+    def remote(self, *values: object) -> Hashable:
+        """Call it in the actor's process, and return the reference of its result."""
+        ...
+
+
+class Actor(Protocol):
+    """An actor of Ray's that answers messages: `weft.launch.ray_actor.RayActor` behind its handle."""
+
+    answer: RemoteMethod
 
 
 @dataclass
-class _Sent:
-    """A message under way."""
+class _InFlight:
+    """A message that an actor works on."""
 
     place: int
+    """Of the message in its exchange."""
     message: Message
     client: ClientData
-    actor: Any
+    actor: Actor
 
 
 @dataclass
 class Actors(Runtime):
-    """Hands messages to free actors, and their answers on in the order in which they count."""
+    """Gives messages to free actors, and yields the replies in the order of the in-process runtime."""
 
     client_host: ClientHost
-    """The sites; its model is not asked."""
-    start: Callable[[], Any]
-    """Returns a new actor, whose `answer` takes a message, its parameters and a memory."""
+    """The clients; its own model is not used."""
+    start: Callable[[], Actor]
+    """Starts an actor."""
     count: int
     note: Callable[[str], None]
-    running: dict[Any, _Sent] = field(default_factory=dict)
-    free: list[Any] = field(default_factory=list)
+    running: dict[Hashable, _InFlight] = field(default_factory=dict)
+    free: list[Actor] = field(default_factory=list)
 
     def exchange(self, messages: Sequence[Message]) -> Iterator[Reply]:
-        """Answer the messages; replies come in the order of the in-process runtime, so the numbers are the same."""
-        ordered = self.client_host.ordered(messages)
+        """Answer the messages, in the order of the in-process runtime, so that sums are the same to the last bit."""
+        messages_in_order = self.client_host.by_speed(messages)
         self._drain()
         while len(self.free) < self.count:
             self.free.append(self.start())
-        kept: dict[int, Any] = {}
-        done: dict[int, Reply] = {}
+        parameter_refs: dict[int, object] = {}
+        replies: dict[int, Reply] = {}
         deaths: dict[int, int] = {}
-        waiting = list(range(len(ordered)))
-        for place in range(len(ordered)):
-            while place not in done:
+        waiting = list(range(len(messages_in_order)))
+        for place in range(len(messages_in_order)):
+            while place not in replies:
                 while waiting and self.free:
-                    self._hand_out(waiting.pop(0), ordered, kept, done)
-                    if place in done:
+                    self._hand_out(waiting.pop(0), messages_in_order, parameter_refs, replies)
+                    if place in replies:
                         break
-                if place not in done:
-                    self._take_in(done, deaths, waiting)
-            yield done.pop(place)
+                if place not in replies:
+                    self._take_in(replies, deaths, waiting)
+            yield replies.pop(place)
 
-    def _hand_out(self, place: int, ordered: list[Message], kept: dict[int, Any], done: dict[int, Reply]) -> None:
-        """Give a message to a free actor; what needs none is answered here."""
+    def _hand_out(
+        self, place: int, messages: list[Message], parameter_refs: dict[int, object], replies: dict[int, Reply]
+    ) -> None:
+        """Give a message to a free actor; messages that need no model are answered here."""
         import ray
 
-        message = ordered[place]
+        message = messages[place]
         try:
             client = self.client_host.client_of(message)
         except ClientFailed as failure:
-            done[place] = Failure(message.client, message.round, str(failure))
+            replies[place] = Failure(message.client, message.round, str(failure))
             return
         if not isinstance(message, Task | Probe):
-            done[place] = self.client_host.reply(message)
+            replies[place] = self.client_host.reply(message)
             return
+        # Most clients of a round are sent the same parameters: they enter Ray's store once.
         params = message.params
-        if id(params) not in kept:
-            kept[id(params)] = ray.put(_array(pack(Task("all", 0, 0, params))))
-        own = isinstance(message, Task) or message.own
-        memory = client.memory.load(client.name, message.round) if own else {}
+        if id(params) not in parameter_refs:
+            parameter_refs[id(params)] = ray.put(_array(pack(Task("all", 0, 0, params))))
+        uses_memory = isinstance(message, Task) or message.personal
+        memory = client.memory.load(client.name, message.round) if uses_memory else {}
         bare = pack(replace(message, params=Tensors()))
         actor = self.free.pop()
         secret = client.memory.secret(client.name) if self.client_host.plan.draws_secrets else None
-        ref = actor.answer.remote(bare, kept[id(params)], memory, client.step_fraction, secret)
-        self.running[ref] = _Sent(place, message, client, actor)
+        ref = actor.answer.remote(bare, parameter_refs[id(params)], memory, client.step_fraction, secret)
+        self.running[ref] = _InFlight(place, message, client, actor)
 
-    def _take_in(self, done: dict[int, Reply], deaths: dict[int, int], waiting: list[int]) -> None:
-        """Wait for an answer; an actor that died is replaced, and its message handed out again."""
+    def _take_in(self, replies: dict[int, Reply], deaths: dict[int, int], waiting: list[int]) -> None:
+        """Wait for an answer; an actor that died is replaced, and its message is queued again."""
         import ray
 
         (ref,), _ = ray.wait(list(self.running), num_returns=1)
-        sent = self.running.pop(ref)
-        client, message = sent.client, sent.message
+        flight = self.running.pop(ref)
+        client, message = flight.client, flight.message
         try:
-            raw, saved = ray.get(ref)
+            raw, saved_state = ray.get(ref)
         except ray.exceptions.RayActorError:
-            deaths[sent.place] = deaths.get(sent.place, 0) + 1
-            self.note(f"an actor died while it answered for '{client.name}'; another begins.")
+            deaths[flight.place] = deaths.get(flight.place, 0) + 1
+            self.note(f"an actor died while it answered for '{client.name}'; a new one is started.")
             self.free.append(self.start())
-            if deaths[sent.place] < TRIES:
-                waiting.insert(0, sent.place)
+            if deaths[flight.place] < TRIES:
+                waiting.insert(0, flight.place)
             else:
-                done[sent.place] = Failure(message.client, message.round, f"{TRIES} actors died of it")
+                replies[flight.place] = Failure(message.client, message.round, f"{TRIES} actors died of it")
             return
-        self.free.append(sent.actor)
-        reply = opened(raw.data, client.name, message.round, most=1 << 62, tensors=1 << 20)
+        self.free.append(flight.actor)
+        reply = open_reply(raw.data, client.name, message.round, max_bytes=1 << 62, max_tensors=1 << 20)
         if isinstance(reply, Failure) and reply.bad:
             raise BadUpdate(reply.reason)
-        if saved is not None:
-            client.memory.save(client.name, *saved)
-        done[sent.place] = reply
+        if saved_state is not None:
+            client.memory.save(client.name, *saved_state)
+        replies[flight.place] = reply
 
     def _drain(self) -> None:
-        """Wait for what nobody needs any more."""
+        """Wait for the answers of an exchange that was not read to its end; they are dropped."""
         import ray
 
-        for ref, sent in list(self.running.items()):
+        for ref, flight in list(self.running.items()):
             try:
                 ray.get(ref)
-                self.free.append(sent.actor)
+                self.free.append(flight.actor)
             except ray.exceptions.RayActorError:
                 pass
             del self.running[ref]
 
 
-def answered(
+def answer_at_actor(
     client_host: ClientHost,
     raw: bytes,
-    params: NDArray[np.uint8],
+    packed_params: NDArray[np.uint8],
     memory: Streams,
     step_fraction: float,
     secret: Secret | None,
 ) -> tuple[NDArray[np.uint8], tuple[int, Streams] | None]:
-    """Answer at an actor what `Actors` handed out."""
+    """Answer a message in an actor's process.
+
+    Returns:
+        The packed reply, and the client's new memory with its round, if there is one.
+    """
     from weft.core.wire import unpack
 
-    message, shared = unpack(raw, tensors=1 << 20), unpack(params.data, tensors=1 << 20)
+    message, params_task = unpack(raw, max_tensors=1 << 20), unpack(packed_params.data, max_tensors=1 << 20)
     assert isinstance(message, (Task, Probe))
-    assert isinstance(shared, Task)
-    carried = Carried(memory, secret)
-    reply = client_host.reply(replace(message, params=shared.params), memory=carried, step_fraction=step_fraction)
-    return _array(pack(reply)), carried.saved
+    assert isinstance(params_task, Task)
+    client_memory = MessageMemory(memory, secret)
+    reply = client_host.reply(
+        replace(message, params=params_task.params), memory=client_memory, step_fraction=step_fraction
+    )
+    return _array(pack(reply)), client_memory.saved_state
 
 
 def _array(raw: bytes) -> NDArray[np.uint8]:
-    """Return bytes as what Ray lets others read where it lies, without a copy each."""
+    """Return bytes as an array, which Ray shares between processes without a copy."""
     return np.frombuffer(raw, dtype=np.uint8)

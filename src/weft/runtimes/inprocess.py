@@ -1,4 +1,4 @@
-"""The embedded runtime: every client is answered in this process, one after the other, by one resident model."""
+"""The embedded runtime: this process answers for every client in turn, with one resident model."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from weft.federation.clients import ClientData
 
 @dataclass(frozen=True)
 class InProcess(Runtime):
-    """Answers at a station."""
+    """Answers messages with a client host in this process."""
 
     client_host: ClientHost
     announce: Callable[[Message, ClientData], None] = silent
-    """Told every message before it is answered, and where."""
+    """Called with every message and its client before the answer is computed."""
 
     def exchange(self, messages: Sequence[Message]) -> Iterator[Reply]:
         """Answer the messages, those to faster clients first."""
-        for message in self.client_host.ordered(messages):
+        for message in self.client_host.by_speed(messages):
             yield self.client_host.reply(message, self.announce)

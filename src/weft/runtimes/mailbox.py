@@ -1,6 +1,6 @@
-"""The site's end of a line to it: light, so that the process which holds it is there at once.
+"""The site's end of a connection with the server; `weft.runtimes.remote` is the server's end.
 
-`weft.runtimes.remote` is the server's end.
+It imports nothing heavy, so that the process which holds it can answer as soon as it has started.
 """
 
 from __future__ import annotations
@@ -12,28 +12,31 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 WAIT = 10.0
-"""Seconds that a site holds an answer back for, before it says how far it is."""
-WHO = b"who are you?"
-"""What a site answers that knows of no run: it has begun anew, and is said hello again."""
+"""Longest poll in seconds: without an answer by then, the site replies with its progress."""
+UNKNOWN_RUN = b"who are you?"
+"""Answer of a site whose process was restarted and has no run; the server then repeats the handshake."""
 
 
 class TransportBroken(Exception):
-    """Nothing was heard."""
+    """The site did not answer; the request may be sent again."""
 
 
-class Heard(NamedTuple):
-    """What a site says of a message."""
+class PollResult(NamedTuple):
+    """A site's reply to a poll."""
 
     progress: int
-    """A number that grows while it works."""
+    """Progress counter, which grows while the site works."""
     answer: bytes | None
-    """Its reply, when it is done."""
-    taken: bool = True
-    """It has the message; otherwise it is still busy with another, and has to be given it again."""
+    """The reply to the message; None: not finished."""
+    accepted: bool = True
+    """The site has the message; otherwise it is busy with an earlier one, and the message must be sent again."""
 
 
 class Mailbox:
-    """The site's end of a line: it works on one message at a time, in a thread, and keeps the answer until the next."""
+    """Works on one message at a time, in a thread, and keeps the answer until the next message.
+
+    The server may poll again after a lost reply: the ticket identifies the message, so no work is repeated.
+    """
 
     def __init__(self, work: Callable[[bytes], bytes], progress: Callable[[], int]) -> None:
         self._work, self._progress = work, progress
@@ -42,27 +45,36 @@ class Mailbox:
         self._answer: bytes | None = None
         self._busy = False
 
-    def ask(self, ticket: str, raw: bytes | None, wait: float) -> Heard:
-        """Begin with a message that is new, and wait a while for its answer; KeyError for one that is not known."""
+    def ask(self, ticket: str, raw: bytes | None, wait: float) -> PollResult:
+        """Start work on a new message, and wait up to `wait` seconds for its answer.
+
+        Args:
+            ticket: identifier of the message.
+            raw: the message; None: only poll for its answer.
+            wait: seconds.
+
+        Raises:
+            KeyError: a poll with an unknown ticket: this process was restarted.
+        """
         end = time.monotonic() + wait
         with self._lock:
             if ticket != self._ticket:
                 if raw is None:
                     raise KeyError(ticket)
-                # The one before is not wanted any more, but a model cannot do two things at a time.
+                # The server has given up the message before, but the model cannot work on two at a time.
                 while self._busy:
                     if not self._lock.wait(max(0.0, min(1.0, end - time.monotonic()))) and time.monotonic() >= end:
-                        return Heard(self._progress(), None, taken=False)
+                        return PollResult(self._progress(), None, accepted=False)
                 self._ticket, self._answer, self._busy = ticket, None, True
                 threading.Thread(target=self._run, args=(ticket, raw), daemon=True, name="answer").start()
             while self._answer is None:
                 if not self._lock.wait(max(0.0, end - time.monotonic())) and time.monotonic() >= end:
                     break
-            return Heard(self._progress(), self._answer)
+            return PollResult(self._progress(), self._answer)
 
     def _run(self, ticket: str, raw: bytes) -> None:
         answer = b""
-        with contextlib.suppress(Exception):  # whoever does the work says what went wrong
+        with contextlib.suppress(Exception):  # `work` reports its errors; an empty answer is refused at the server
             answer = self._work(raw)
         with self._lock:
             self._busy = False

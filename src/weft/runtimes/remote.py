@@ -1,9 +1,8 @@
-"""Messages to sites elsewhere: each is asked by a thread of its own, and is alive as long as it goes on.
+"""The runtime of real sites: a thread for each message polls the site until it has answered.
 
-A line carries bytes to a site and back; NVIDIA FLARE is one. A site is asked once and then listened to; it answers at
-once when it is done, and says in between how far it is. Only silence ends its turn: no word, or no progress, for
-`silence` seconds. A line that breaks is tried again until then, and an answer that was lost on its way is asked for
-again, not worked out twice.
+A transport, such as NVIDIA FLARE, carries bytes to a site and back. A message is sent once and then polled for; the
+reply to a poll is the answer, or the site's progress. A message fails only by silence: no contact, or no progress, for
+`silence` seconds. Until then a broken connection is retried, and a lost answer is polled for again, not computed twice.
 """
 
 from __future__ import annotations
@@ -20,73 +19,73 @@ from typing import Protocol
 from weft.core.exchange import Runtime
 from weft.core.types import Failure, Message, Reply, Undo
 from weft.core.wire import Packer
-from weft.federation.admission import opened
-from weft.runtimes.mailbox import WAIT, WHO, Heard, TransportBroken
+from weft.federation.admission import open_reply
+from weft.runtimes.mailbox import UNKNOWN_RUN, WAIT, PollResult, TransportBroken
 
-LOADING = 600.0
-"""Seconds that a site has to load its model and its rows, before it says anything."""
-LIVES = 3
-"""How often a site may begin anew with a message."""
-AGAIN = 0.5
-"""Seconds before a line that broke is tried again."""
+LOAD_TIMEOUT = 600.0
+"""Seconds without progress that a handshake allows: the site loads its model and its rows."""
+MAX_RESTARTS = 3
+"""Restarts of a site's process during one message before the message fails."""
+RETRY_DELAY = 0.5
+"""Seconds before a broken connection is tried again."""
 
 
 class Transport(Protocol):
     """Carries bytes to sites and back."""
 
-    def ask(self, client: str, ticket: str, raw: bytes | None, wait: float) -> Heard:
-        """Give a site a message, or (None) listen for its answer.
+    def ask(self, client: str, ticket: str, raw: bytes | None, wait: float) -> PollResult:
+        """Send a site a message, or poll for its answer.
 
         Args:
-            client: the site.
-            ticket: of the message; a site that has seen it does not begin again.
-            raw: the message, or None where the site has it.
-            wait: seconds that the site may hold the answer back.
+            client: name of the site.
+            ticket: identifier of the message; a site does not repeat the work of a known ticket.
+            raw: the message; None: the site has it already.
+            wait: longest poll in seconds.
 
         Raises:
-            LineBroken: nothing was heard.
-            RunError: nothing will be heard any more.
-            KeyError: the site does not know the ticket: it has begun anew.
+            TransportBroken: no reply; the caller may try again.
+            RunError: the connection is closed for good.
+            KeyError: the site does not know the ticket: its process was restarted.
         """
         ...
 
 
 @dataclass
 class RemoteSites(Runtime):
-    """Asks all sites at a time."""
+    """Sends messages to all sites at once, each from a thread of its own."""
 
     transport: Transport
     run: str
     silence: float
-    """Seconds without a word or progress after which a site's turn is over."""
+    """Seconds without contact or progress after which a message fails."""
     largest: Callable[[], tuple[int, int]]
-    """Returns the bytes and the tensors that a reply may have."""
+    """Returns upper bounds of a reply: bytes, and number of tensors."""
     in_order: bool = True
-    """Replies count in the order of the messages, whoever is first; otherwise as they come."""
+    """Yield replies in the order of the messages, so that sums are reproducible; otherwise as they arrive."""
     note: Callable[[str], None] = print
-    greet: Callable[[str], bytes | None] = lambda _: None
-    """Returns the hello of a site."""
-    known: Callable[[str, bytes], bool] = lambda *_: True
-    """Says whether a site answers a second hello as it did the first."""
+    handshake: Callable[[str], bytes | None] = lambda _: None
+    """Returns the handshake message of a site; None: there is none."""
+    is_same_site: Callable[[str, bytes], bool] = lambda *_: True
+    """Says whether a site's answer to a repeated handshake equals its first one: same rows, same policy."""
     session: str = field(default_factory=lambda: secrets.token_hex(4))
-    begun: int = 0
-    owed: dict[str, list[Undo]] = field(default_factory=dict)
-    """What silent sites are to forget, before anything else once they are heard again; a site here is silent."""
+    exchanges: int = 0
+    pending_undos: dict[str, list[Undo]] = field(default_factory=dict)
+    """Undo messages for unreachable sites by name, sent first when the site is reachable again."""
 
     def exchange(self, messages: Sequence[Message]) -> Iterator[Reply]:
-        """Yield the replies; a site that fell silent is a failure."""
-        self.begun += 1
-        number, over, packer = self.begun, threading.Event(), Packer(self.run)
-        came: queue.Queue[tuple[int, Reply | Exception]] = queue.Queue()
+        """Yield the replies; a site that does not answer in time yields a Failure."""
+        self.exchanges += 1
+        number, closed, packer = self.exchanges, threading.Event(), Packer(self.run)
+        answers: queue.Queue[tuple[int, Reply | Exception]] = queue.Queue()
 
         def ask(place: int, message: Message) -> None:
             try:
-                came.put((place, self._answer(message, packer, f"{number}-{place}", over)))
-            except Exception as error:  # whoever waits for this thread must hear of it
-                came.put((place, error))
+                answers.put((place, self._answer(message, packer, f"{number}-{place}", closed)))
+            except Exception as error:  # re-raised by the consumer: an exception in this thread would only be printed
+                answers.put((place, error))
 
-        def take() -> tuple[int, Reply]:
-            place, reply = came.get()
+        def next_answer() -> tuple[int, Reply]:
+            place, reply = answers.get()
             if isinstance(reply, Exception):
                 raise reply
             return place, reply
@@ -97,89 +96,91 @@ class RemoteSites(Runtime):
         try:
             for place in range(len(messages)):
                 if not self.in_order:
-                    yield take()[1]
+                    yield next_answer()[1]
                     continue
                 while place not in early:
-                    found, reply = take()
-                    early[found] = reply
+                    position, reply = next_answer()
+                    early[position] = reply
                 yield early.pop(place)
         finally:
-            over.set()
+            closed.set()
 
-    def ask_all(self, words: Mapping[str, bytes]) -> dict[str, bytes | str]:
-        """Ask every site what is written for it; return the answers, or in words why there is none."""
-        over = threading.Event()
-        with ThreadPoolExecutor(max_workers=max(1, len(words))) as pool:
-            asked = {
-                name: pool.submit(self._ask, name, raw, f"{self.session}/hello/{name}", over, LOADING)
-                for name, raw in words.items()
+    def ask_all(self, messages: Mapping[str, bytes]) -> dict[str, bytes | str]:
+        """Send every site its handshake; return the answers by site, or (as str) the reason why there is none."""
+        closed = threading.Event()
+        with ThreadPoolExecutor(max_workers=max(1, len(messages))) as pool:
+            futures = {
+                name: pool.submit(self._ask, name, raw, f"{self.session}/hello/{name}", closed, LOAD_TIMEOUT)
+                for name, raw in messages.items()
             }
-            return {name: one.result() for name, one in asked.items()}
+            return {name: future.result() for name, future in futures.items()}
 
-    def _answer(self, message: Message, packer: Packer, number: str, over: threading.Event) -> Reply:
-        """Return what a site answers; one that was silent is told first what it has to forget, when it is heard."""
-        client, owed = message.client, self.owed.get(message.client)
-        if owed is not None:
+    def _answer(self, message: Message, packer: Packer, number: str, closed: threading.Event) -> Reply:
+        """Return a site's reply; a site that was unreachable first gets the Undo messages of the rounds it missed."""
+        client, undos = message.client, self.pending_undos.get(message.client)
+        if undos is not None:
             if isinstance(message, Undo):
-                owed.append(message)
+                undos.append(message)
                 return Failure(client, message.round, "could not be reached before")
-            while owed:
-                if isinstance(said := self._said(owed[0], packer, f"{number}-{len(owed)}", over), str):
-                    return Failure(client, message.round, said)
-                owed.pop(0)
-            del self.owed[client]
-        raw = self._said(message, packer, number, over)
+            while undos:
+                if isinstance(result := self._ask_until_done(undos[0], packer, f"{number}-{len(undos)}", closed), str):
+                    return Failure(client, message.round, result)
+                undos.pop(0)
+            del self.pending_undos[client]
+        raw = self._ask_until_done(message, packer, number, closed)
         if isinstance(raw, str):
-            self.owed[client] = []
+            self.pending_undos[client] = []
             return Failure(client, message.round, raw)
-        most, tensors = self.largest()
-        return opened(raw, client, message.round, run=self.run, most=most, tensors=tensors)
+        max_bytes, max_tensors = self.largest()
+        return open_reply(raw, client, message.round, run=self.run, max_bytes=max_bytes, max_tensors=max_tensors)
 
-    def _said(self, message: Message, packer: Packer, number: str, over: threading.Event) -> bytes | str:
-        """Ask until the site is done, or (a reason) silent, or nobody wants to know any more."""
+    def _ask_until_done(self, message: Message, packer: Packer, number: str, closed: threading.Event) -> bytes | str:
+        """Return a site's answer, or (as str) why there is none; a restarted site gets the handshake again."""
         ticket = f"{self.session}/{type(message).__name__}/{message.round}/{number}"
-        sent = packer.pack(message)
-        raw = self._ask(message.client, sent, ticket, over)
-        hello = self.greet(message.client)
-        for life in range(LIVES if hello is not None else 0):
-            if raw != WHO or hello is None:
+        packed = packer.pack(message)
+        raw = self._ask(message.client, packed, ticket, closed)
+        handshake = self.handshake(message.client)
+        for restart in range(MAX_RESTARTS if handshake is not None else 0):
+            if raw != UNKNOWN_RUN or handshake is None:
                 return raw
-            self.note(f"the site '{message.client}' has begun anew and is said hello again.")
-            said = self._ask(message.client, hello, f"{ticket}/hello/{life}", over, LOADING)
-            if isinstance(said, str):
-                return said
-            if said != WHO:
-                if not self.known(message.client, said):
-                    return "came back with other rows, or refuses by now"
-                raw = self._ask(message.client, sent, f"{ticket}/again/{life}", over)
-        return "its process ended while it worked" if raw == WHO else raw
+            self.note(f"the site '{message.client}' was restarted; the handshake is repeated.")
+            result = self._ask(message.client, handshake, f"{ticket}/hello/{restart}", closed, LOAD_TIMEOUT)
+            if isinstance(result, str):
+                return result
+            if result != UNKNOWN_RUN:
+                if not self.is_same_site(message.client, result):
+                    return "came back with other rows, or refuses the run now"
+                raw = self._ask(message.client, packed, f"{ticket}/again/{restart}", closed)
+        return "its process ended while it worked" if raw == UNKNOWN_RUN else raw
 
-    def _ask(self, client: str, whole: bytes, ticket: str, over: threading.Event, silence: float = 0.0) -> bytes | str:
-        """Return what a site answers, or why there is no answer; as long as it is heard it may do so for longer."""
+    def _ask(
+        self, client: str, packed: bytes, ticket: str, closed: threading.Event, silence: float = 0.0
+    ) -> bytes | str:
+        """Poll until a site answers; return the answer, or (as str) why there is none."""
         silence = max(silence, self.silence)
-        raw: bytes | None = whole
-        last = heard = time.monotonic()
-        progress, lives = -1, LIVES
+        raw: bytes | None = packed
+        last_progress = last_contact = time.monotonic()
+        progress, restarts = -1, MAX_RESTARTS
         wait = min(WAIT, self.silence / 4)
         reason = ""
-        while not over.is_set():
+        while not closed.is_set():
             try:
-                said = self.transport.ask(client, ticket, raw, wait)
-                heard = time.monotonic()
-                raw = None if said.taken else whole
-                if said.answer is not None:
-                    return said.answer
-                if said.progress > progress:
-                    last, progress = time.monotonic(), said.progress
+                poll = self.transport.ask(client, ticket, raw, wait)
+                last_contact = time.monotonic()
+                raw = None if poll.accepted else packed
+                if poll.answer is not None:
+                    return poll.answer
+                if poll.progress > progress:
+                    last_progress, progress = time.monotonic(), poll.progress
             except KeyError:
-                raw, progress, lives = whole, -1, lives - 1
-                if not lives:
-                    return f"began anew {LIVES} times"
-            except TransportBroken as broken:
-                reason = f" ({broken})" if str(broken) else ""
-                over.wait(AGAIN)
-            if time.monotonic() - heard > self.silence:
+                raw, progress, restarts = packed, -1, restarts - 1
+                if not restarts:
+                    return f"was restarted {MAX_RESTARTS} times"
+            except TransportBroken as error:
+                reason = f" ({error})" if str(error) else ""
+                closed.wait(RETRY_DELAY)
+            if time.monotonic() - last_contact > self.silence:
                 return f"could not be reached{reason} for {self.silence:g} s"
-            if time.monotonic() - last > silence:
+            if time.monotonic() - last_progress > silence:
                 return f"made no progress for {silence:g} s"
-        return "was not waited for"
+        return "did not answer before the exchange ended"

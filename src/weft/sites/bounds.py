@@ -73,4 +73,4 @@ class Bounds:
 
 def _delivers_result(message: Message) -> bool:
     """Return whether a message delivers the run's result to the site, which costs no work."""
-    return isinstance(message, Probe) and message.keep
+    return isinstance(message, Probe) and message.export

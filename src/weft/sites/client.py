@@ -25,12 +25,12 @@ from weft.launch.data_warnings import told
 from weft.launch.results import write_weights
 from weft.launch.template_date import dated
 from weft.models.fingerprint import fingerprint
-from weft.models.load import pickled
+from weft.models.load import has_pickle_files
 from weft.models.resident import Resident
 from weft.runs import checkpoint, fingerprints
 from weft.runs.fingerprints import Fingerprints
 from weft.runs.layout import RunDir, path_component
-from weft.runtimes.mailbox import WHO
+from weft.runtimes.mailbox import UNKNOWN_RUN
 from weft.sites.bounds import WORK, Bounds
 from weft.sites.policy import SitePolicy, agreement, own_config, refusal, reportable, wrong_model
 
@@ -101,7 +101,7 @@ class SiteClient:
             raise Refused(why)
         local = build(own_config(self.policy, keys, self.name) | {"output_dir": str(self.folder)})
         builder = ClientBuilder(local, note=log.info)
-        if local.endpoint is None and pickled(local):
+        if local.endpoint is None and has_pickle_files(local):
             raise Refused("the model here is in pickle files (.bin), and a site loads safetensors only")
         base = fingerprint(builder.model)
         why = wrong_model(self.policy, config, base)
@@ -120,15 +120,15 @@ class SiteClient:
             log.warning(line)
         host, _ = builder.host(reference=run.reference_file)
         report, export = partial(reportable, self.policy), self._export
-        trained = replace(host.trained, reportable=report, export=export)
-        evaluated = replace(host.evaluated, reportable=report, export=export)
-        self.client_host = replace(host, trained=trained, evaluated=evaluated)
+        trained = replace(host.train_clients, reportable=report, export=export)
+        evaluated = replace(host.eval_clients, reportable=report, export=export)
+        self.client_host = replace(host, train_clients=trained, eval_clients=evaluated)
         builder.model.model.register_forward_pre_hook(self._step)
         self.bounds = Bounds(run.path / WORK, local, self.policy.accept.max_hours)
         self.run, self.place, self.config = str(request["id"]), run.path, local
         return {
             "rows": len(population.trained.train[0]),
-            "held": len(population.evaluated.held[0]),
+            "held": len(population.evaluated.held_out[0]),
             "agreed": agreement(keys, base, self.version),
             "least": self.policy.accept.min_clients or 0,
         }
@@ -157,10 +157,10 @@ class SiteClient:
 
     def _answer(self, raw: Raw) -> bytes:
         if self.client_host is None:
-            return WHO
+            return UNKNOWN_RUN
         assert self.bounds is not None
         try:
-            message = unpack(raw, run=self.run, tensors=1 << 20)
+            message = unpack(raw, run=self.run, max_tensors=1 << 20)
         except BadUpdate as error:  # answered too: no message may end the site's process
             log.warning("the server %s", error)
             return pack(Failure(self.name, 0, "cannot read the message"), self.run)

@@ -25,7 +25,7 @@ from nvflare.fuel.utils import buffer_list
 from weft.core.files import write_atomic
 from weft.errors import ConfigError, RunError, RunInUse, WeftError
 from weft.json_types import JsonObject
-from weft.runtimes.mailbox import WAIT, Heard, Mailbox, TransportBroken
+from weft.runtimes.mailbox import WAIT, Mailbox, PollResult, TransportBroken
 from weft.sites.job import STATUS, STOP, check_name
 from weft.sites.model_process import ModelProcess
 from weft.sites.part_files import FOLDER
@@ -77,7 +77,7 @@ class CollabTransport:
         self._proxies = proxies
         self._sizes: dict[str, int] = {}
 
-    def ask(self, client: str, ticket: str, raw: bytes | None, wait: float) -> Heard:
+    def ask(self, client: str, ticket: str, raw: bytes | None, wait: float) -> PollResult:
         """Call a site; see `weft.runtimes.remote.Transport`."""
         # An answer is about as large as the message was.
         size = self._sizes[client] = len(raw) if raw is not None else self._sizes.get(client, 0)
@@ -95,7 +95,7 @@ class CollabTransport:
             raise KeyError(ticket)
         answer = response.get("answer")
         progress, taken = response["progress"], response.get("taken") is not False
-        return Heard(progress, answer if isinstance(answer, bytes) else None, taken)
+        return PollResult(progress, answer if isinstance(answer, bytes) else None, taken)
 
 
 class ServerJob:
@@ -213,7 +213,7 @@ class SiteJob:
             raise NotTheServer("only the server may ask this site")
         wait = min(max(0.0, float(wait)), WAIT)  # in this order: NaN becomes 0
         try:
-            heard = self._mailbox.ask(ticket, raw, wait)
+            result = self._mailbox.ask(ticket, raw, wait)
         except KeyError:
             return {"progress": 0, "unknown": True}
-        return {"progress": heard.progress, "answer": heard.answer, "taken": heard.taken}
+        return {"progress": result.progress, "answer": result.answer, "taken": result.accepted}

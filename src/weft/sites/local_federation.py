@@ -17,8 +17,8 @@ from weft import kinds, plugins
 from weft.config import RunConfig, build
 from weft.core.seeds import generator
 from weft.data.load import resolve_source, whole_rows
-from weft.data.parts import Wanted
-from weft.data.sources import split_seed, wanted_of
+from weft.data.parts import Selection
+from weft.data.sources import selection_of, split_seed
 from weft.errors import ConfigError, DataError, RunError
 from weft.json_types import JsonObject
 from weft.plugins import PartFile
@@ -195,7 +195,7 @@ def _deal_rows(config: RunConfig, folder: Path, count: int) -> dict[str, dict[st
     Raises:
         DataError: the rows cannot be read, are fewer than the sites, or some are also held out.
     """
-    train, held_out = _rows(config, wanted_of(config)), _rows(config, wanted_of(config, held_out=True))
+    train, held_out = _rows(config, selection_of(config)), _rows(config, selection_of(config, held_out=True))
     both = set(train) & set(held_out)
     if both and config.held_out_overlap == "refuse":
         raise DataError(
@@ -219,7 +219,7 @@ def _deal_rows(config: RunConfig, folder: Path, count: int) -> dict[str, dict[st
     return paths
 
 
-def _rows(config: RunConfig, source: Wanted) -> list[str]:
+def _rows(config: RunConfig, source: Selection) -> list[str]:
     """Return the rows to train on, or the held-out rows, as lines of JSON; no held-out rows if the run names none."""
     name = config.dataset_name
     if source.held_out:

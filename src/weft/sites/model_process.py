@@ -15,7 +15,7 @@ import time
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
-from weft.runtimes.mailbox import WHO
+from weft.runtimes.mailbox import UNKNOWN_RUN
 from weft.sites.pipe import receive, send
 
 PROGRESS = b"it goes on"
@@ -48,7 +48,7 @@ class ModelProcess:
                 self.steps += 1
         except (EOFError, OSError):
             self.close()
-            return WHO
+            return UNKNOWN_RUN
 
     def close(self) -> None:
         """Kill the process."""

@@ -1,8 +1,8 @@
 """Parts in files, in a run of sites: no code travels, so each party loads its own file with the same content.
 
 A run names such a part by the file's name without a folder, the name in it, and the SHA-256 of its content
-(`kinds.settled`). The server looks for a file of that content in the folder `parts` of its kit, a site among the files
-that its site.yaml lists by their SHA-256. The content is checked again when the file is loaded.
+(`kinds.with_digests`). The server looks for a file of that content in the folder `parts` of its kit, a site among the
+files that its site.yaml lists by their SHA-256. The content is checked again when the file is loaded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FOLDER = "parts"
 
 def to_send(config: RunConfig) -> RunConfig:
     """Return a run as it is submitted: files of parts by name and SHA-256; ConfigError if one cannot be read."""
-    keys = kinds.settled(config.model_dump())
+    keys = kinds.with_digests(config.model_dump())
     return build(kinds.with_files(keys, lambda file: replace(file, path=os.path.basename(file.path))))
 
 
@@ -39,8 +39,7 @@ def at_server(keys: Mapping[str, object], folder: Path | None) -> JsonObject:
     Raises:
         ConfigError: no file in `folder` has the content of a part's file.
     """
-    paths: dict[str, Path] = {}
-    """Path by SHA-256."""
+    paths: dict[str, Path] = {}  # by SHA-256
     if folder is not None and any(True for _ in kinds.files_of(keys)):
         paths = {plugins.digest_of(path.read_bytes()): path for path in sorted(folder.glob("*.py")) if path.is_file()}
 
@@ -48,8 +47,8 @@ def at_server(keys: Mapping[str, object], folder: Path | None) -> JsonObject:
         if file.digest not in paths:
             content = f" of the SHA-256 {file.digest}" if file.digest else ""
             raise ConfigError(
-                f"The run names a part in a file, '{file.shown}', and no code travels: its file{content} is not in the "
-                f"folder '{FOLDER}' of the server's kit, where its administrator puts what runs may use."
+                f"The run names a part in a file, '{file.public_name}', and no code travels: its file{content} is not "
+                f"in the folder '{FOLDER}' of the server's kit, where its administrator puts what runs may use."
             )
         return replace(file, path=str(paths[file.digest]))
 
@@ -67,8 +66,8 @@ def refusal(run: Mapping[str, object], accepted: Mapping[str, str]) -> str | Non
         if key in FROM_RUN and file.digest not in accepted.values():
             content = f"of the SHA-256 {file.digest[:16]}..." if file.digest else "of a content that it does not name"
             return (
-                f"the run names code of its own for its {kinds.PARTS[key].word} ('{file.shown}', {content}), and no "
-                "code travels: this site does not list that file under accept: parts"
+                f"the run names code of its own for its {kinds.PARTS[key].word} ('{file.public_name}', {content}), and "
+                "no code travels: this site does not list that file under accept: parts"
             )
     return None
 

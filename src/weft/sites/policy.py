@@ -106,7 +106,7 @@ class AcceptRules(BaseModel):
         names = NAMES[str(info.field_name)]
         key = KEYS.get(str(info.field_name))
         for name in value or ():
-            if name not in names and not (key and name in plugins.installed(kinds.KINDS[key].group)):
+            if name not in names and not (key and name in plugins.installed_parts(kinds.KINDS[key].group)):
                 guess = nearest(name, names)
                 hint = f"did you mean '{guess}'?" if guess else f"write one of {', '.join(names)}"
                 raise ValueError(f"there is no '{name}': {hint}")

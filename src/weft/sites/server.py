@@ -98,7 +98,7 @@ def serve(
 def _settle(builder: ClientBuilder, remote: RemoteSites, agreement: Handshake) -> None:
     """Make plan and runtime respect what the sites agreed to."""
     plan, model = builder.plan, builder.model
-    remote.greet, remote.known = agreement.requests.get, agreement.same
+    remote.handshake, remote.is_same_site = agreement.requests.get, agreement.same
     remote.largest = lambda: largest(plan, model)
     remote.in_order = not plan.over_selected  # with over-selection the first replies count
     if plan.algorithm.shares and plan.algorithm.buffer is None:
@@ -116,7 +116,7 @@ def _builder(keys: JsonObject, note: Callable[[str], None]) -> ClientBuilder:
 def _send_result(state: ServerState, plan: Plan, remote: RemoteSites, sites: Iterable[str]) -> None:
     """Send every site the result of the run, which the site writes to its disk."""
     params, extra = to_use(plan.algorithm, state)
-    for reply in remote.exchange([Probe(site, state.round, params, extra, keep=True) for site in sites]):
+    for reply in remote.exchange([Probe(site, state.round, params, extra, export=True) for site in sites]):
         if isinstance(reply, Failure):
             remote.note(f"the site '{reply.client}' did not get the result: {reply.reason}.")
 

@@ -1,1 +1,1 @@
-"""What a client's update weighs in the cohort's mean; one file each, listed in `weft.registry.WEIGHTINGS`."""
+"""Weights of updates in the cohort's mean; one file each, listed in `weft.registry.WEIGHTINGS`."""

@@ -1,4 +1,4 @@
-"""Minimax weights: the clients that are worst off weigh more (Mohri et al. 2019, arXiv 1902.00146)."""
+"""Minimax weights: clients with the largest losses weigh more (Mohri et al. 2019, arXiv 1902.00146)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 from weft.core.exchange import Weighting
 from weft.core.types import Metrics, Tensors
 
-MOST = 5.0
+MAX_LOG_WEIGHT = 5.0
 
 
 @dataclass(frozen=True)
 class Minimax(Weighting):
     """Exponentiated gradient ascent on the mixture: log w_i <- log w_i + rate (loss_i - mean loss).
 
-    The loss is the client's training loss of the round, the mean that of all clients when each was heard last; the
-    logarithm stays within -5 and 5. Clients that are not asked keep their weight.
+    The loss is the client's training loss of the round, the mean that of all clients in their last rounds; log w_i is
+    within -5 and 5. Clients that are not sampled keep their weight.
     """
 
     by_rows: ClassVar[bool] = False
@@ -28,13 +28,16 @@ class Minimax(Weighting):
 
     def factor(self, client: str, metrics: Metrics, memory: Tensors) -> tuple[float, Tensors]:
         """Return the client's new weight, and remember it with the client's loss."""
-        former = float(memory.get(f"log/{client}", torch.zeros(())))
-        if not {"loss_tokens", "loss_sum"} <= metrics.keys():  # its site does not report it
-            return math.exp(former), {}
+        log_weight = float(memory.get(f"log/{client}", torch.zeros(())))
+        if not {"loss_tokens", "loss_sum"} <= metrics.keys():  # the site policy does not report it
+            return math.exp(log_weight), {}
         loss = metrics["loss_sum"] / max(1.0, metrics["loss_tokens"])
-        known = {name: float(value) for name, value in memory.items() if name.startswith("loss/")} | {
+        losses = {name: float(value) for name, value in memory.items() if name.startswith("loss/")} | {
             f"loss/{client}": loss
         }
-        now = former + self.rate * (loss - sum(known.values()) / len(known))
-        now = max(-MOST, min(MOST, now))
-        return math.exp(now), {f"loss/{client}": torch.tensor(loss), f"log/{client}": torch.tensor(now)}
+        new_log_weight = log_weight + self.rate * (loss - sum(losses.values()) / len(losses))
+        new_log_weight = max(-MAX_LOG_WEIGHT, min(MAX_LOG_WEIGHT, new_log_weight))
+        return math.exp(new_log_weight), {
+            f"loss/{client}": torch.tensor(loss),
+            f"log/{client}": torch.tensor(new_log_weight),
+        }

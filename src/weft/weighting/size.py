@@ -9,4 +9,4 @@ from weft.core.exchange import Weighting
 
 @dataclass(frozen=True)
 class Size(Weighting):
-    """A client weighs as many as it has rows (McMahan et al. 2017, arXiv 1602.05629)."""
+    """A client's weight is its number of training rows (McMahan et al. 2017, arXiv 1602.05629)."""

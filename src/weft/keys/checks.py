@@ -1,17 +1,20 @@
-"""What of a run's keys cannot be, or cannot be together; said before anything is loaded."""
+"""Checks of a run's keys, alone and together, before anything is loaded."""
 
 from __future__ import annotations
 
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from weft import kinds, registry
 from weft.errors import ConfigError
 
+if TYPE_CHECKING:
+    from weft.keys import RunConfig
 
-def check(config: Any) -> None:
-    """Refuse a configuration (weft.keys.RunConfig) that cannot be run.
+
+def check(config: RunConfig) -> None:
+    """Refuse a configuration that cannot be run.
 
     Raises:
         ConfigError: with the remedy.
@@ -23,7 +26,7 @@ def check(config: Any) -> None:
     _check_prompt(config)
 
 
-def _check_prompt(config: Any) -> None:
+def _check_prompt(config: RunConfig) -> None:
     """Refuse what cannot be together with a prompt that is learnt."""
     if config.few_shot and config.objective != "sft":
         raise ConfigError(
@@ -63,7 +66,7 @@ def _check_prompt(config: Any) -> None:
         raise ConfigError("A prompt is learnt before a model that is whole in one process: drop --parallel/offload.")
 
 
-def _check_endpoint(config: Any) -> None:
+def _check_endpoint(config: RunConfig) -> None:
     if config.endpoint is None:
         return
     if config.prompt_method not in ("black_box", "text"):
@@ -79,7 +82,7 @@ def _check_endpoint(config: Any) -> None:
         )
 
 
-def _check_rewards(config: Any) -> None:
+def _check_rewards(config: RunConfig) -> None:
     """Refuse what `weft grpo` could not begin with; where it does not run, these keys say nothing."""
     if config.objective != "grpo":
         return
@@ -101,7 +104,7 @@ def _check_rewards(config: Any) -> None:
         )
 
 
-def _check_pairs(config: Any) -> None:
+def _check_pairs(config: RunConfig) -> None:
     if config.load_in_8bit and config.load_in_4bit:
         raise ConfigError("A base is loaded in 8 bits or in 4, not both: drop --load_in_8bit or --load_in_4bit.")
     if (config.load_in_8bit or config.load_in_4bit) and not config.use_peft:
@@ -133,12 +136,12 @@ def _check_pairs(config: Any) -> None:
         raise ConfigError("public_share is given, but no public_data to take it from: write --public_data FILE.")
 
 
-def _check_sites(config: Any) -> None:
+def _check_sites(config: RunConfig) -> None:
     """Refuse what a run of sites that have their own data cannot have."""
     sites_own = ("dataset_name", "clients", "public_data", "eval_dataset_name", "dataset_split", "eval_dataset_split")
-    named = [key for key in sites_own if getattr(config, key)]
-    if named:
-        raise ConfigError(f"With --runtime nvflare every site names its own data in site.yaml: drop --{named[0]}.")
+    site_keys = [key for key in sites_own if getattr(config, key)]
+    if site_keys:
+        raise ConfigError(f"With --runtime nvflare every site names its own data in site.yaml: drop --{site_keys[0]}.")
     if config.client_failure_rate or config.client_speed or config.availability:
         raise ConfigError(
             "Sites fail and are slow by themselves: drop --client_failure_rate, --client_speed and --availability."
@@ -152,7 +155,7 @@ def _check_sites(config: Any) -> None:
         raise ConfigError("Sites share a tokenizer that is there: write --tokenizer NAME_OR_PATH.")
 
 
-def _check_placement(config: Any) -> None:
+def _check_placement(config: RunConfig) -> None:
     """Refuse places for a model, or parts of it, that do not go together."""
     quantised = config.load_in_8bit or config.load_in_4bit
     if config.model_offload != "none" and (not config.use_peft or config.use_dora or quantised):
@@ -175,7 +178,7 @@ def _check_placement(config: Any) -> None:
         raise ConfigError("A model in several processes trains in float32 or bfloat16, with adamw or sgd in full.")
 
 
-def _check_numbers(config: Any) -> None:
+def _check_numbers(config: RunConfig) -> None:
     if config.clients_of_rest and (config.clients or config.split_strategy not in registry.NATURAL_SPLITS):
         raise ConfigError(
             "clients_of_rest is given, but only the splits by and domain leave values without a client: write "
@@ -202,7 +205,7 @@ def _check_numbers(config: Any) -> None:
         )
 
 
-def _check_names(config: Any) -> None:
+def _check_names(config: RunConfig) -> None:
     kinds.check_algorithm(config.fed_alg)
     for key in kinds.PARTS:
         if key not in ("fed_alg", "reward") and (key, getattr(config, key)) != ("template", "auto"):
