@@ -18,7 +18,7 @@ from weft.errors import ConfigError, DataError
 from weft.federation.clients import InMemory
 from weft.launch.population import Population, populate
 from weft.models.load import load_tokenizer
-from weft.sites.local_federation import _dealt
+from weft.sites.local_federation import _deal_rows
 from weft.sites.policy import own_config, read_policy
 
 
@@ -128,7 +128,7 @@ def test_folders_of_texts_are_read_by_part(keys, tmp_path: Path):
     assert sizes(people(keys | {"dataset_split": "train[:50%]"}, "text")) == (3, 0)
 
 
-def test_rows_of_values_without_a_client_are_said_or_dealt(keys, tmp_path: Path):
+def test_rows_of_values_without_a_client_are_said_or_deal_rows(keys, tmp_path: Path):
     made = [row for n, topic in enumerate("abcd") for row in rows(n * 10, 10 - n, topic=topic)]
     path = write_rows(tmp_path / "a.jsonl", made)
     keys |= {"dataset_name": str(path), "split_strategy": "by", "split_column": "topic", "eval_fraction": 0.0}
@@ -195,13 +195,13 @@ def test_the_split_is_the_same_where_its_seed_is(keys, tmp_path: Path):
 
 def test_sites_of_this_machine_get_the_part_and_their_own_test_rows(keys, folder: Path, tmp_path: Path):
     config = build(keys | {"dataset_name": str(folder), "eval_dataset_split": "test"})
-    made = _dealt(config, tmp_path / "sites", 2)
+    made = _deal_rows(config, tmp_path / "sites", 2)
     counts = {
         key: [len(Path(own[key] or "").read_text().splitlines()) for own in made.values()] for key in made["site_0"]
     }
     assert counts == {"path": [6, 6], "eval": [2, 2]}
     with pytest.raises(DataError, match="12 of the held-out rows"):
-        _dealt(build(keys | {"dataset_name": str(folder), "eval_dataset_split": "train"}), tmp_path / "sites", 2)
+        _deal_rows(build(keys | {"dataset_name": str(folder), "eval_dataset_split": "train"}), tmp_path / "sites", 2)
 
 
 @pytest.mark.parametrize(

@@ -130,11 +130,11 @@ def test_work_is_counted_through_a_restart_and_ends_at_the_policys_hours(run, tm
     with bounds.work(task):
         pass
     again = Bounds(tmp_path / "work.json", config, max_hours=1.0)
-    assert again.done == 2
+    assert again.trainings == 2
     assert "1.00 hours" in str(again.refusal(task))
     assert again.refusal(Probe("a", 0, {}, export=True)) is None
     assert Bounds(tmp_path / "work.json", config).refusal(task) is None
-    again.max_hours, again.done = None, again.tasks
+    again.max_hours, again.trainings = None, again.tasks
     assert "all that the run it agreed to can need" in str(again.refusal(task))
 
 

@@ -169,9 +169,9 @@ def test_a_site_yaml_that_lists_another_content_is_refused_when_the_site_is_star
 
 def test_a_local_federation_gives_each_party_the_file(run, file: Path, tmp_path: Path):
     """`weft up` is one person's: what the run names is what its sites accept."""
-    from weft.sites.local_federation import _laws
+    from weft.sites.local_federation import _write_policies
 
     left = {key: value for key, value in run.items() if key not in ("sites", "runtime")}
     config = build(left | {"clients": {"a": str(file)}, "fed_alg": f"{file}:MyAlgorithm"})
-    made = _laws(config, tmp_path / "up", None)
+    made = _write_policies(config, tmp_path / "up", None)
     assert read_policy(made["a"]).accept.parts == {str(file): plugins.digest_of(PARTS.encode())}

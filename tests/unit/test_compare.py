@@ -100,7 +100,7 @@ def test_verbs_have_tables_of_their_own_and_different_numbers_of_rows_are_told(r
     shown = capsys.readouterr().out
     assert list(table(shown, f"dpo: {SHARED}")) == [dpo]
     assert dpo not in shown[: shown.index("dpo: runs")]
-    assert "n differs: these were not measured on the same rows." in shown
+    assert "n differs: the runs were not measured on the same rows." in shown
     assert "learning_rate=0.1" in shown
     assert main(["compare", runs[0], few, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[few]["scores"] == {SHARED: {"loss": 1.2}}

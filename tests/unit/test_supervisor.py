@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from weft.sites.admin import GONE
+from weft.sites.admin import ABANDONED
 from weft.sites.supervisor import FALLS, LONGEST, TOGETHER, Supervisor
 
 CRASHED, ENDED = "FINISHED:EXECUTION_EXCEPTION", "FINISHED:ABORTED"
 ROUND = {"round": {"round": 1, "failures": {}}}
 
 
-class Desk:
-    """A server's desk without a server; jobs are numbered as they are handed in."""
+class FakeServer:
+    """A server's server without a server; jobs are numbered as they are handed in."""
 
     def __init__(self, kit: Path) -> None:
         self.kit, self.now = kit, 1000.0
@@ -60,108 +60,110 @@ class Desk:
         self.ended.append(job)
         self.over(ENDED)
 
-    def again(self, job: str) -> None:
+    def resubmit(self, job: str) -> None:
         assert job == self.known[0]["job_id"]
         self.known.insert(0, {"job_id": str(len(self.known)), "job_name": "r", "status": "SUBMITTED"})
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(tmp_path)
+def server(tmp_path: Path) -> FakeServer:
+    return FakeServer(tmp_path)
 
 
-def test_a_run_whose_process_died_is_resubmitted_once(desk: Desk):
-    desk.begin(rounds=[ROUND])
-    assert desk.look() == 1
-    desk.over()
-    assert desk.look() == 2
-    assert desk.look(10.0) == 2
+def test_a_run_whose_process_died_is_resubmitted_once(server: FakeServer):
+    server.begin(rounds=[ROUND])
+    assert server.look() == 1
+    server.over()
+    assert server.look() == 2
+    assert server.look(10.0) == 2
 
 
 @pytest.mark.parametrize(
     "said", [{"state": "done"}, {"state": "stopped", "final": True}, {"state": "failed", "final": True}]
 )
-@pytest.mark.parametrize("state", [CRASHED, ENDED, GONE])
-def test_a_run_that_is_done_stopped_or_impossible_is_not_resubmitted(desk: Desk, said: dict[str, Any], state: str):
-    desk.begin(**said)
-    desk.over(state)
-    assert desk.look() == desk.look(2 * LONGEST) == 1
+@pytest.mark.parametrize("state", [CRASHED, ENDED, ABANDONED])
+def test_a_run_that_is_done_stopped_or_impossible_is_not_resubmitted(
+    server: FakeServer, said: dict[str, Any], state: str
+):
+    server.begin(**said)
+    server.over(state)
+    assert server.look() == server.look(2 * LONGEST) == 1
 
 
-def test_a_job_that_never_began_is_resubmitted_only_where_the_server_ended(desk: Desk):
-    desk.begin(state="done")
-    desk.over("FINISHED:COMPLETED")
-    desk.again("0")
-    desk.over(ENDED)
-    assert desk.look(LONGEST) == 2
-    desk.over(GONE)
-    desk.look()
-    assert desk.look(LONGEST) == 3
+def test_a_job_that_never_began_is_resubmitted_only_where_the_server_ended(server: FakeServer):
+    server.begin(state="done")
+    server.over("FINISHED:COMPLETED")
+    server.resubmit("0")
+    server.over(ENDED)
+    assert server.look(LONGEST) == 2
+    server.over(ABANDONED)
+    server.look()
+    assert server.look(LONGEST) == 3
 
 
-def test_with_too_few_sites_the_back_off_grows_until_another_comes(desk: Desk):
-    del desk.connected["b"]
+def test_with_too_few_sites_the_back_off_grows_until_another_comes(server: FakeServer):
+    del server.connected["b"]
     pauses = []
     for number in range(12):
-        desk.begin(state="failed", error="1 of 2 sites take part, too few for a round", sites={})
-        desk.over()
-        before, began = desk.look(), desk.now
-        while desk.look(1.0) == before:
-            assert desk.now < began + LONGEST + 2
-        pauses.append(desk.now - began)
+        server.begin(state="failed", error="1 of 2 sites take part, too few for a round", sites={})
+        server.over()
+        before, began = server.look(), server.now
+        while server.look(1.0) == before:
+            assert server.now < began + LONGEST + 2
+        pauses.append(server.now - began)
         if number > 1:
             assert pauses[-1] >= pauses[-2]
     assert pauses[-1] == LONGEST
-    desk.begin(state="failed", error="1 of 2 sites take part, too few for a round", sites={})
-    desk.over()
-    before = desk.look()
-    assert desk.look(1.0) == before
-    desk.connected["b"] = 2.0
-    assert desk.look(1.0) == before + 1
+    server.begin(state="failed", error="1 of 2 sites take part, too few for a round", sites={})
+    server.over()
+    before = server.look()
+    assert server.look(1.0) == before
+    server.connected["b"] = 2.0
+    assert server.look(1.0) == before + 1
 
 
-def test_a_run_that_dies_repeatedly_without_progress_is_not_resubmitted(desk: Desk):
+def test_a_run_that_dies_repeatedly_without_progress_is_not_resubmitted(server: FakeServer):
     for _ in range(FALLS):
-        desk.begin()
-        desk.over()
-        before = desk.look()
-        assert desk.look(LONGEST) == before + 1
-    desk.begin()
-    desk.over()
-    before = desk.look()
-    assert desk.look(10 * LONGEST) == before
+        server.begin()
+        server.over()
+        before = server.look()
+        assert server.look(LONGEST) == before + 1
+    server.begin()
+    server.over()
+    before = server.look()
+    assert server.look(10 * LONGEST) == before
 
 
-def test_a_server_that_was_started_again_waits_a_while_for_the_sites_of_a_run(desk: Desk):
-    desk.begin(rounds=[ROUND])
-    desk.connected.clear()
-    desk.over(GONE)
-    assert desk.look() == desk.look(2.0) == 1
-    desk.connected["a"] = 3.0
-    assert desk.look(2.0) == 1
-    desk.connected["b"] = 3.0
-    assert desk.look(2.0) == 2
-    desk.begin(rounds=[ROUND])
-    desk.connected.clear()
-    desk.over(GONE)
-    assert desk.look() == 3
-    assert desk.look(TOGETHER) == 4
+def test_a_server_that_was_started_again_waits_a_while_for_the_sites_of_a_run(server: FakeServer):
+    server.begin(rounds=[ROUND])
+    server.connected.clear()
+    server.over(ABANDONED)
+    assert server.look() == server.look(2.0) == 1
+    server.connected["a"] = 3.0
+    assert server.look(2.0) == 1
+    server.connected["b"] = 3.0
+    assert server.look(2.0) == 2
+    server.begin(rounds=[ROUND])
+    server.connected.clear()
+    server.over(ABANDONED)
+    assert server.look() == 3
+    assert server.look(TOGETHER) == 4
 
 
-def test_a_site_back_for_two_rounds_and_still_missed_gets_the_run_resubmitted(desk: Desk):
+def test_a_site_back_for_two_rounds_and_still_missed_gets_the_run_resubmitted(server: FakeServer):
     def after(number: int, **failures: str) -> int:
-        desk.say("0", rounds=[{"round": {"round": number, "failures": failures}}])
-        return desk.look(1.0)
+        server.say("0", rounds=[{"round": {"round": number, "failures": failures}}])
+        return server.look(1.0)
 
-    desk.begin(rounds=[ROUND])
+    server.begin(rounds=[ROUND])
     away = {"b": "could not be reached for 4 s"}
     assert after(2, **away) == 1
     assert after(3) == 1  # its line was cut, and it was found by itself
     assert after(4, **away) == 1
-    desk.connected["b"] = 9.0
+    server.connected["b"] = 9.0
     assert after(5, **away) == after(6, **away) == 1
     assert after(7, **away) == 2
-    assert desk.ended == ["0"]
-    desk.known[0]["status"] = "RUNNING"
-    desk.say("1", rounds=[{"round": {"round": 8, "failures": {"b": "made no progress for 4 s"}}}])
-    assert desk.look(60.0) == 2
+    assert server.ended == ["0"]
+    server.known[0]["status"] = "RUNNING"
+    server.say("1", rounds=[{"round": {"round": 8, "failures": {"b": "made no progress for 4 s"}}}])
+    assert server.look(60.0) == 2

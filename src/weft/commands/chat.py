@@ -1,18 +1,21 @@
-"""`weft chat RUN`: talk with what a run trained, through the template that it was trained with."""
+"""`weft chat RUN`: chat with the model of a run, in the template that it was trained with."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 from weft.arguments import Parser
 from weft.errors import ConfigError
 from weft.launch.run import Run, add_use_flags, open_to_use
 from weft.models.noise import quiet_libraries
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def run(argv: list[str]) -> int:
-    """Answer one prompt, or talk until the end of input."""
+    """Answer one prompt, or chat until the end of input."""
     parser = Parser(prog="weft chat", description="Talk with a trained model.", allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", help="a run directory")
     parser.add_argument("--prompt", help="answer this and stop")
@@ -59,7 +62,7 @@ def run(argv: list[str]) -> int:
 
 def generate(
     opened: Run,
-    model: Any,
+    model: PreTrainedModel,
     turns: list[tuple[str, str]],
     *,
     tokens: int,
@@ -67,9 +70,16 @@ def generate(
     seed: int = 0,
     instruction: str = "",
 ) -> str:
-    """Return the model's answer to a conversation of (role, text), the last of which is the user's.
+    """Return the model's answer to a conversation.
 
-    An instruction stands before all of it, as in the scoring that it was found by.
+    Args:
+        opened: the run, for its tokenizer and template.
+        model: the model to ask.
+        turns: (role, text) in their order; the last is the user's.
+        tokens: longest answer in tokens.
+        temperature: of sampling; 0: greedy.
+        seed: of sampling.
+        instruction: a text before the conversation, placed as in the search that optimised it.
     """
     import torch
 
@@ -83,14 +93,14 @@ def generate(
         template_name(opened.config, tokenizer, "text" if opened.config.objective == "causal_lm" else "conversations"),
         opened.config.template_date,
     )
-    row = prompt_ids(tuple(Turn(role, said) for role, said in turns), tokenizer, template)
+    row = prompt_ids(tuple(Turn(role, text) for role, text in turns), tokenizer, template)
     if instruction:
         words = Words(tokenizer)
         row = words.into(row, words.tokens(instruction))
     ids = torch.from_numpy(row.astype("int64"))[None].to(model.device)
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None:
-        ids = ids[:, -max(1, limit - tokens) :]
+        ids = ids[:, -max(1, limit - tokens) :]  # the end of a long conversation counts
     torch.manual_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     with torch.no_grad(), quiet_libraries():

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from weft.arguments import Parser
+from weft.verbs import print_notices
 
 
 def run(argv: list[str]) -> int:
-    """Run a site until it is asked to end."""
+    """Run a site until Ctrl-C or SIGTERM."""
     parser = Parser(prog="weft client", description="A site of a federation.", allow_abbrev=False)
     parser.add_argument("what", choices=["start"], help="run the site")
     parser.add_argument("kit", metavar="KIT", help="the site's start-up kit")
@@ -17,6 +17,6 @@ def run(argv: list[str]) -> int:
     arguments = parser.parse(argv)
     from weft.sites.processes import command, keep_running
 
-    command(Path(arguments.kit), Path(arguments.site))
-    print(f"weft: the site runs; its words go to {arguments.kit}/console.log. Ctrl-C ends it.", file=sys.stderr)
-    return keep_running(Path(arguments.kit), Path(arguments.site), lambda said: print(f"weft: {said}", file=sys.stderr))
+    command(Path(arguments.kit), Path(arguments.site))  # reports a wrong kit or policy before the line below
+    print_notices(f"the site runs; its output goes to {arguments.kit}/console.log. Ctrl-C ends it.")
+    return keep_running(Path(arguments.kit), Path(arguments.site), print_notices)

@@ -7,16 +7,16 @@ import json
 import sys
 from collections.abc import Callable, Sequence, Set
 from pathlib import Path
-from typing import Any
 
 from weft.arguments import Parser
 from weft.config import VOLATILE
 from weft.core.declarations import Metric
+from weft.json_types import JsonObject
 from weft.launch.run import Run
 from weft.runs.comparison import COSTS, KINDS, ComparisonRow, Outcome, SeedSpread, compared, scores_of, tables, verb_of
 from weft.runs.text import human_bytes, human_duration, human_number
 
-SHOWN: dict[str, Callable[[float], str]] = {
+COST_FORMATS: dict[str, Callable[[float], str]] = {
     "rounds": human_number,
     "tokens": human_number,
     "bytes_up": human_bytes,
@@ -42,89 +42,95 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON: every run by itself")
     parser.add_argument("--csv", action="store_true", help="print CSV: a line for every kind of score")
     arguments = parser.parse(argv)
-    opened: dict[Path, Run] = {}
+    runs: dict[Path, Run] = {}
     for path in arguments.runs:
-        opened.setdefault(Path(path).resolve(), Run(path))
-    outcomes = [_outcome(each) for each in opened.values()]
+        runs.setdefault(Path(path).resolve(), Run(path))
+    outcomes = [_outcome(run) for run in runs.values()]
     if arguments.json:
-        print(json.dumps({one.path: _plain(one) for one in outcomes}, indent=1))
+        print(json.dumps({outcome.path: _json_entry(outcome) for outcome in outcomes}, indent=1))
         return 0
-    found = tables(outcomes, VOLATILE)
+    rows_by_verb = tables(outcomes, VOLATILE)
     if arguments.csv:
-        _write_csv(found)
+        _write_csv(rows_by_verb)
         return 0
-    for verb, lines in found.items():
+    for verb, lines in rows_by_verb.items():
         _print(verb, lines)
     return 0
 
 
-def _outcome(opened: Run) -> Outcome:
-    config, summary = opened.config, opened.summary
+def _outcome(run: Run) -> Outcome:
+    """Return what is compared of a run: its configuration and summary, and whether its models are personal."""
+    config, summary = run.config, run.summary
     personal = False
-    if config.runtime == "nvflare" and not summary.get("models"):  # own models stay with their sites
+    # Personal models stay at their sites, so that the server's summary does not list them.
+    if config.runtime == "nvflare" and not summary.get("models"):
         from weft.launch.compose import plan
 
         personal = plan(config).personal
-    return Outcome(str(opened.path), config.model_dump(mode="json"), summary, personal)
+    return Outcome(str(run.path), config.model_dump(mode="json"), summary, personal)
 
 
-def _plain(one: Outcome) -> dict[str, Any]:
-    costs = {name: one.summary.get(name) for name in COSTS}
-    return {"verb": verb_of(one.config), "rows": ComparisonRow((one,), {}).rows(), "scores": scores_of(one), **costs}
+def _json_entry(outcome: Outcome) -> JsonObject:
+    costs = {name: outcome.summary.get(name) for name in COSTS}
+    rows = ComparisonRow((outcome,), {}).rows()
+    return {"verb": verb_of(outcome.config), "rows": rows, "scores": scores_of(outcome), **costs}
 
 
-def _write_csv(found: dict[str, list[ComparisonRow]]) -> None:
-    keys = list(dict.fromkeys(key for lines in found.values() for line in lines for key in line.keys))
+def _write_csv(rows_by_verb: dict[str, list[ComparisonRow]]) -> None:
+    """Write one CSV line for each row of a table and each kind of its scores."""
+    keys = list(dict.fromkeys(key for lines in rows_by_verb.values() for line in lines for key in line.keys))
     heads = ["verb", "runs", "seeds", *keys, "note", "measured", "n"]
-    numbered = (*(metric.name for metric in compared()), *COSTS)
-    heads += [word for name in numbered for word in (name, f"{name}_deviation")]
+    numbers = (*(metric.name for metric in compared()), *COSTS)
+    heads += [word for name in numbers for word in (name, f"{name}_deviation")]
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(heads)
-    for verb, lines in found.items():
+    for verb, lines in rows_by_verb.items():
         for line in lines:
-            known = [_word(line.keys.get(key)) for key in keys]
+            differing = [_text(line.keys.get(key)) for key in keys]
             for kind in KINDS:
                 if scores := line.scores(kind):
-                    numbers = scores | line.costs()
-                    cells = [cell for name in numbered for cell in numbers.get(name, ("", ""))]
+                    values = scores | line.costs()
+                    cells = [cell for name in numbers for cell in values.get(name, ("", ""))]
                     seeds = " ".join(map(str, line.seeds))
-                    writer.writerow([verb, ";".join(line.paths), seeds, *known, line.mark, kind, line.rows(), *cells])
+                    writer.writerow(
+                        [verb, ";".join(line.paths), seeds, *differing, line.mark, kind, line.rows(), *cells]
+                    )
 
 
 def _print(verb: str, lines: list[ComparisonRow]) -> None:
-    known = [(_named(line), line) for line in lines]
+    named_rows = [(_run_label(line), line) for line in lines]
     several = any(len(line.paths) > 1 for line in lines)
     note = "a ± b is the mean and the standard deviation (n - 1) over seeds." if several else ""
-    _table(f"{verb}: runs", ["run", "keys that differ"], [[name, _keys(line)] for name, line in known], note)
+    _table(f"{verb}: runs", ["run", "keys that differ"], [[name, _keys(line)] for name, line in named_rows], note)
     for kind in KINDS:
-        _print_scores(verb, kind, known)
+        _print_scores(verb, kind, named_rows)
     heads = [name for name in COSTS if any(name in line.costs() for line in lines)]
-    took = [[name, *(_mean(head, line.costs().get(head)) for head in heads)] for name, line in known]
-    _table(f"{verb}: what it took", ["run", *(HEADS.get(head, head) for head in heads)], took)
+    costs = [[name, *(_mean(head, line.costs().get(head)) for head in heads)] for name, line in named_rows]
+    _table(f"{verb}: what it took", ["run", *(HEADS.get(head, head) for head in heads)], costs)
 
 
-def _print_scores(verb: str, kind: str, known: list[tuple[str, ComparisonRow]]) -> None:
+def _print_scores(verb: str, kind: str, named_rows: list[tuple[str, ComparisonRow]]) -> None:
     """Print the table of a kind of scores, if any run has it."""
-    scores = [(name, line.rows(), own) for name, line in known if (own := line.scores(kind))]
-    heads = [metric for metric in compared() if any(metric.name in own for *_, own in scores)]
+    scores = [(name, line.rows(), values) for name, line in named_rows if (values := line.scores(kind))]
+    heads = [metric for metric in compared() if any(metric.name in values for *_, values in scores)]
     if not heads:
         return
     apart = len({rows for _, rows, _ in scores}) > 1
-    note = "n differs: these were not measured on the same rows." if apart else ""
+    note = "n differs: the runs were not measured on the same rows." if apart else ""
     cells = [
-        [name, rows, *(_shown(metric.in_comparison, own.get(metric.name)) for metric in heads)]
-        for name, rows, own in scores
+        [name, rows, *(_cell(metric.in_comparison, values.get(metric.name)) for metric in heads)]
+        for name, rows, values in scores
     ]
     best = {
         (row, column)
         for column, metric in enumerate(heads, start=2)
-        for row in ([] if apart else _best(metric, [own.get(metric.name) for *_, own in scores]))
+        for row in ([] if apart else _best(metric, [values.get(metric.name) for *_, values in scores]))
     }
     _table(f"{verb}: {kind}", ["run", "n", *(metric.name for metric in heads)], cells, note, best)
 
 
-def _named(line: ComparisonRow) -> str:
-    """Name the runs of a line: on a terminal the first, elsewhere all."""
+def _run_label(line: ComparisonRow) -> str:
+    """Return the names of the runs of a row: on a terminal the first, elsewhere all."""
     more = len(line.paths) - 1
     name = ", ".join(line.paths)
     if sys.stdout.isatty() and more:
@@ -133,7 +139,7 @@ def _named(line: ComparisonRow) -> str:
 
 
 def _keys(line: ComparisonRow) -> str:
-    words = [f"{key}={_word(value)}" for key, value in line.keys.items()]
+    words = [f"{key}={_text(value)}" for key, value in line.keys.items()]
     if len(line.seeds) > 1:
         same = line.outcomes[0].config.get("split_seed") is not None
         words.append(
@@ -142,12 +148,12 @@ def _keys(line: ComparisonRow) -> str:
     return "  ".join(words) or "-"
 
 
-def _word(value: Any) -> str:
+def _text(value: object) -> str:
     return "" if value is None else json.dumps(value) if isinstance(value, list | dict) else str(value)
 
 
 def _best(metric: Metric, column: Sequence[SeedSpread | None]) -> list[int]:
-    """Return the places of the best means of a column, none where no two differ or neither direction is better."""
+    """Return the row numbers of the best means of a column; none if all are equal or no direction is better."""
     means = [value.mean for value in column if value is not None]
     if metric.better is None or len(set(means)) < 2:
         return []
@@ -155,49 +161,50 @@ def _best(metric: Metric, column: Sequence[SeedSpread | None]) -> list[int]:
     return [place for place, value in enumerate(column) if value is not None and value.mean == best]
 
 
-def _shown(show: Callable[[float], str], value: SeedSpread | None) -> str:
+def _cell(show: Callable[[float], str], value: SeedSpread | None) -> str:
     if value is None:
         return "-"
     return show(value.mean) if value.deviation is None else f"{show(value.mean)} ± {show(value.deviation)}"
 
 
 def _mean(name: str, value: SeedSpread | None) -> str:
-    return _shown(SHOWN.get(name, "{:.4f}".format), None if value is None else SeedSpread(value.mean))
+    return _cell(COST_FORMATS.get(name, "{:.4f}".format), None if value is None else SeedSpread(value.mean))
 
 
 def _table(title: str, heads: list[str], rows: Cells, note: str = "", best: Places = frozenset()) -> None:
-    """Print a table: on a terminal as wide as that is, elsewhere with every name in full.
+    """Print a table: fitted to the terminal if there is one, else with every name in full.
 
     Args:
-        title: above it.
-        heads: of its columns.
-        rows: its cells.
-        note: below it.
-        best: the places (row, column) that a terminal shows in bold.
+        title: line above the table.
+        heads: names of the columns.
+        rows: texts of the cells.
+        note: line below the table.
+        best: cells (row, column) that a terminal shows in bold.
     """
-    left = {0} | ({1} if "keys" in heads[1] else set())
-    if not (sys.stdout.isatty() and _draw(title, heads, rows, left, best)):
+    flush_left = {0} | ({1} if "keys" in heads[1] else set())
+    if not (sys.stdout.isatty() and _draw(title, heads, rows, flush_left, best)):
         print(title)
-        for cells in _columns([heads, *rows], left):
+        for cells in _columns([heads, *rows], flush_left):
             print(f"  {cells}")
     if note:
         print(f"  {note}")
     print()
 
 
-def _draw(title: str, heads: list[str], rows: Cells, left: set[int], best: Places) -> bool:
-    """Draw a table, unless its numbers have no room."""
+def _draw(title: str, heads: list[str], rows: Cells, flush_left: set[int], best: Places) -> bool:
+    """Draw a table on the terminal; return False, and draw nothing, if it is too wide."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console()
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    if sum(min(width, 20) if n in left else width for n, width in enumerate(widths)) + 3 * len(heads) > console.width:
+    least = [min(width, 20) if column in flush_left else width for column, width in enumerate(widths)]
+    if sum(least) + 3 * len(heads) > console.width:  # 3: the border and padding of a column
         return False
     table = Table(title=title, title_justify="left")
     for number, head in enumerate(heads):
-        if number in left:
+        if number in flush_left:
             table.add_column(head, overflow="fold")
         else:
             table.add_column(head, justify="right", no_wrap=True)
@@ -208,11 +215,11 @@ def _draw(title: str, heads: list[str], rows: Cells, left: set[int], best: Place
     return True
 
 
-def _columns(rows: Sequence[Sequence[str]], left: set[int]) -> list[str]:
+def _columns(rows: Sequence[Sequence[str]], flush_left: set[int]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
-            cell.ljust(width) if number in left else cell.rjust(width)
+            cell.ljust(width) if number in flush_left else cell.rjust(width)
             for number, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows

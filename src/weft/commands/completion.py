@@ -1,7 +1,7 @@
-"""`weft completion bash|zsh|fish`: print a script by which the shell completes verbs, flags, and what flags may say.
+"""`weft completion bash|zsh|fish`: print a script with which the shell completes verbs, flags and values of flags.
 
-The script holds all the words, so that completing starts no process. They come from the verbs' own parsers, from the
-types of the keys, and from the tables of named parts.
+The script contains all the words, so that completion starts no process. They come from the verbs' own parsers, from
+the types of the keys, and from the tables of named parts.
 """
 
 from __future__ import annotations
@@ -23,22 +23,25 @@ NAMES: dict[str, tuple[str, ...]] = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "peft_lora_target_modules": ("auto", "all-linear"),
 }
-"""Keys that take the names of parts."""
+"""Keys whose values are names, and those names."""
 
 
 @dataclass(frozen=True)
 class Flag:
-    """A flag of a verb: what may follow it, nothing (`takes` is false), or anything, such as a file (no `words`)."""
+    """A flag of a verb; its value is one of `words`, or anything, such as a file, if there are none.
+
+    A flag that takes no value has `takes_value` false.
+    """
 
     name: str
-    takes: bool
+    takes_value: bool
     words: tuple[str, ...]
     about: str
 
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb: what may follow it, and its flags."""
+    """A verb, the words that may follow it, and its flags."""
 
     name: str
     about: str
@@ -63,8 +66,8 @@ def run(argv: list[str]) -> int:
 
 
 def verbs() -> list[Verb]:
-    """Return what there is to complete."""
-    found = []
+    """Return all verbs of `weft` with their flags."""
+    result = []
     for name in registry.COMMANDS:
         parser = parser_of(name)
         places = [action for action in parser._actions if not action.option_strings]
@@ -75,17 +78,17 @@ def verbs() -> list[Verb]:
             words = VERBS
         about = (parser.description or "").partition(". ")[0].partition(":")[0].rstrip(".")
         flags = [_flag(flag, action) for action in parser._actions for flag in action.option_strings]
-        found.append(Verb(name, about, words, tuple(flag for flag in flags if flag.name.startswith("--"))))
-    return found
+        result.append(Verb(name, about, words, tuple(flag for flag in flags if flag.name.startswith("--"))))
+    return result
 
 
 def _flag(name: str, action: argparse.Action) -> Flag:
-    words = tuple(str(word) for word in action.choices or ()) or _said(action.dest)
+    words = tuple(str(word) for word in action.choices or ()) or _values(action.dest)
     return Flag(name, action.nargs != 0, words, (action.help or "").replace("%%", "%").split(" [")[0])
 
 
-def _said(key: str) -> tuple[str, ...]:
-    """Return what a key may say, where that is a closed set."""
+def _values(key: str) -> tuple[str, ...]:
+    """Return the values that a key may have, if they are a closed set."""
     if key in NAMES or key not in RunConfig.model_fields:
         return NAMES.get(key, ())
     kind = RunConfig.model_fields[key].annotation
@@ -93,18 +96,21 @@ def _said(key: str) -> tuple[str, ...]:
         return ("true", "false")
     inner = [kind, *typing.get_args(kind)]
     return tuple(
-        str(word) for one in inner if typing.get_origin(one) is typing.Literal for word in typing.get_args(one)
+        str(word) for part in inner if typing.get_origin(part) is typing.Literal for word in typing.get_args(part)
     )
 
 
-def _by_words(found: list[Verb]) -> list[tuple[tuple[str, ...], list[str]]]:
-    """Return sets of words with the patterns `VERB FLAG` that they may follow."""
+def _by_words(verbs: list[Verb]) -> list[tuple[tuple[str, ...], list[str]]]:
+    """Return sets of words, and for each the shell patterns of `VERB FLAG` that they may follow.
+
+    A flag that takes the same words in every verb has one pattern for all verbs.
+    """
     every: dict[str, set[tuple[str, ...]]] = {}
-    for verb in found:
+    for verb in verbs:
         for flag in verb.flags:
             every.setdefault(flag.name, set()).add(flag.words)
     grouped: dict[tuple[str, ...], list[str]] = {}
-    for verb in found:
+    for verb in verbs:
         for flag in verb.flags:
             pattern = f'*" {flag.name}"' if len(every[flag.name]) == 1 else f'"{verb.name} {flag.name}"'
             if flag.words and pattern not in grouped.setdefault(flag.words, []):
@@ -112,25 +118,25 @@ def _by_words(found: list[Verb]) -> list[tuple[tuple[str, ...], list[str]]]:
     return list(grouped.items())
 
 
-def bash(found: list[Verb]) -> str:
+def bash(verbs: list[Verb]) -> str:
     """Return the script for bash."""
     lines = [
         "# weft completion for bash",
         "_weft() {",
         '    local now=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} verb=${COMP_WORDS[1]} words=""',
         "    if ((COMP_CWORD == 1)); then",
-        f'        words="{" ".join(verb.name for verb in found)} --help --version"',
+        f'        words="{" ".join(verb.name for verb in verbs)} --help --version"',
         "    else",
         '        case "$verb $before" in',
-        *(f'            {"|".join(patterns)}) words="{" ".join(words)}" ;;' for words, patterns in _by_words(found)),
+        *(f'            {"|".join(patterns)}) words="{" ".join(words)}" ;;' for words, patterns in _by_words(verbs)),
         "        esac",
         "        if [[ -z $words && $now == -* ]]; then",
         '            case "$verb" in',
-        *(f'                {verb.name}) words="{" ".join(flag.name for flag in verb.flags)}" ;;' for verb in found),
+        *(f'                {verb.name}) words="{" ".join(flag.name for flag in verb.flags)}" ;;' for verb in verbs),
         "            esac",
         "        elif [[ -z $words && $COMP_CWORD -eq 2 ]]; then",
         '            case "$verb" in',
-        *(f'                {verb.name}) words="{" ".join(verb.words)}" ;;' for verb in found if verb.words),
+        *(f'                {verb.name}) words="{" ".join(verb.words)}" ;;' for verb in verbs if verb.words),
         "            esac",
         "        fi",
         "    fi",
@@ -141,7 +147,7 @@ def bash(found: list[Verb]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def zsh(found: list[Verb]) -> str:
+def zsh(verbs: list[Verb]) -> str:
     """Return the script for zsh."""
     lines = [
         "#compdef weft",
@@ -149,7 +155,7 @@ def zsh(found: list[Verb]) -> str:
         "    local verb=$words[2] before=$words[CURRENT-1]",
         "    if ((CURRENT == 2)); then",
         "        local -a verbs=(",
-        *(f"            {_quoted(verb.name + ':' + verb.about)}" for verb in found),
+        *(f"            {_quoted(verb.name + ':' + verb.about)}" for verb in verbs),
         "        )",
         "        _describe verb verbs",
         "        return",
@@ -157,18 +163,18 @@ def zsh(found: list[Verb]) -> str:
         '    case "$verb $before" in',
         *(
             f"        ({'|'.join(patterns)}) compadd -- {' '.join(words)}; return ;;"
-            for words, patterns in _by_words(found)
+            for words, patterns in _by_words(verbs)
         ),
         "    esac",
         "    if [[ $PREFIX == -* ]]; then",
         '        case "$verb" in',
-        *(f"            ({verb.name}) compadd -- {' '.join(flag.name for flag in verb.flags)} ;;" for verb in found),
+        *(f"            ({verb.name}) compadd -- {' '.join(flag.name for flag in verb.flags)} ;;" for verb in verbs),
         "        esac",
         "        return",
         "    fi",
         "    if ((CURRENT == 3)); then",
         '        case "$verb" in',
-        *(f"            ({verb.name}) compadd -- {' '.join(verb.words)} ;;" for verb in found if verb.words),
+        *(f"            ({verb.name}) compadd -- {' '.join(verb.words)} ;;" for verb in verbs if verb.words),
         "        esac",
         "    fi",
         "    _files",
@@ -178,13 +184,13 @@ def zsh(found: list[Verb]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def fish(found: list[Verb]) -> str:
+def fish(verbs: list[Verb]) -> str:
     """Return the script for fish."""
     lines = ["# weft completion for fish"]
     first = "complete -c weft -n __fish_use_subcommand"
-    lines += [f"{first} -f -a {verb.name} -d {_quoted(verb.about)}" for verb in found]
+    lines += [f"{first} -f -a {verb.name} -d {_quoted(verb.about)}" for verb in verbs]
     having: dict[Flag, list[str]] = {}
-    for verb in found:
+    for verb in verbs:
         if verb.words:
             when = f"'__fish_seen_subcommand_from {verb.name}; and test (count (commandline -opc)) -eq 2'"
             lines.append(f"complete -c weft -n {when} -a {_quoted(' '.join(verb.words))}")
@@ -192,11 +198,11 @@ def fish(found: list[Verb]) -> str:
             having.setdefault(flag, []).append(verb.name)
     for flag, names in having.items():
         when = f"'__fish_seen_subcommand_from {' '.join(names)}'"
-        what = f" -x -a {_quoted(' '.join(flag.words))}" if flag.words else " -r" if flag.takes else ""
+        what = f" -x -a {_quoted(' '.join(flag.words))}" if flag.words else " -r" if flag.takes_value else ""
         lines.append(f"complete -c weft -n {when} -l {flag.name[2:]}{what} -d {_quoted(flag.about)}")
     return "\n".join(lines) + "\n"
 
 
 def _quoted(text: str) -> str:
-    """Return a text as one word of a shell, whichever; quotes in it are left out."""
+    """Return a text as one quoted word for any shell; quotes and backslashes in it are dropped."""
     return "'" + re.sub(r"['\\\\]", "", text) + "'"

@@ -1,12 +1,12 @@
 """`weft demo`: three hospitals that share no row, alone, together, and pooled. Offline, in under three minutes.
 
-Each of five pipelines does the same: pre-train a 0.5 M parameter Llama on notes, then fine-tune it with LoRA on
-questions, with the same steps, batches and learning rates, then sit the same exam. A hospital alone has its own
-notes and questions only; the federation sends parameters; the pooled model has everybody's rows at one place.
+Each of five pipelines pre-trains a 0.5 M parameter Llama on notes, then fine-tunes it with LoRA on questions, with the
+same steps, batches and learning rates, and then takes the same exam. A hospital alone trains on its own notes and
+questions only; the federation exchanges parameters; the pooled model trains on all rows in one place.
 
-Who trains at one place does so in one round, with AdamW from the first step to the last. The federation averages after
-every fourth step (no hospital knows another's facts, so what one learns in a round the mean keeps a third of), and
-its AdamW goes on from averaged moments: DiLoCo with an outer learning rate of 1 and no momentum.
+Training in one place is one round, with AdamW from the first step to the last. The federation averages after every
+fourth step (no hospital has another's facts, so the mean keeps a third of what one learns in a round), and its AdamW
+continues from averaged moments: DiLoCo with an outer learning rate of 1 and no momentum.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from weft.arguments import Parser
 from weft.demo.hospitals import SPECIALITIES, choices, make_hospitals, public_glossary, write
 from weft.demo.next_steps import next_steps
 from weft.demo.picture import FEDERATION, POOLED, AnswerResult, ModelResult, Result
 from weft.errors import ConfigError
+from weft.json_types import JsonObject
 
 PRETRAIN = {"num_rounds": 50, "max_steps": 4, "learning_rate": 4e-3}
 FINETUNE = {"num_rounds": 35, "max_steps": 4, "learning_rate": 5e-3}
-COMMON: dict[str, Any] = {
+COMMON: JsonObject = {
     "lr_scheduler_type": "cosine",
     "warmup_ratio": 0.05,
     "batch_size": 16,
@@ -35,7 +35,7 @@ COMMON: dict[str, Any] = {
     "save_model_freq": 0,
     "dataset_sample": None,
 }
-TOGETHER: dict[str, Any] = {
+TOGETHER: JsonObject = {
     "fed_alg": "diloco",
     "sample_clients": 3,
     "fed_args": {"outer_lr": 1.0, "momentum": 0.0, "inner_state": "average"},
@@ -44,7 +44,7 @@ TOGETHER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Demo:
-    """The demo's folder, seed and number format; the rounds, and the steps a round, of its federation."""
+    """The settings of a demo: folder, seed, dtype, and the rounds and steps per round of its federation."""
 
     folder: Path
     seed: int
@@ -59,11 +59,16 @@ class Demo:
         write(self.folder / "data", self.seed)
         make_base(self.folder / "base", public_glossary(self.seed), self.seed)
 
-    def pipeline(self, name: str, way: dict[str, Any]) -> ModelResult:
-        """Pre-train, fine-tune and examine one model, in the way of these keys (an algorithm)."""
+    def pipeline(self, name: str, way: JsonObject) -> ModelResult:
+        """Pre-train, fine-tune and examine one model.
+
+        Args:
+            name: name of the model.
+            way: keys of a run that choose the algorithm.
+        """
         import weft
 
-        where = self.folder / name.replace(" ", "_")
+        folder = self.folder / name.replace(" ", "_")
         shared = COMMON | way | {"seed": self.seed, "dtype": self.dtype}
         base = weft.train(
             {
@@ -73,7 +78,7 @@ class Demo:
                 "model_name_or_path": str(self.folder / "base"),
                 "clients": self._clients("notes", exam=False),
                 "eval_fraction": 0,
-                "output_dir": str(where / "pretrained"),
+                "output_dir": str(folder / "pretrained"),
             },
             quiet=True,
         )
@@ -90,7 +95,7 @@ class Demo:
                 "peft_lora_alpha": 32,
                 "peft_lora_dropout": 0.0,
                 "peft_lora_target_modules": "all-linear",
-                "output_dir": str(where / "finetuned"),
+                "output_dir": str(folder / "finetuned"),
             },
             quiet=True,
         )
@@ -104,12 +109,12 @@ class Demo:
         )
 
     def answers(self, names: list[str]) -> list[AnswerResult]:
-        """Ask one exam question of each hospital, and return what each model writes."""
+        """Ask every model one exam question of each hospital, and return their answers."""
         import weft
         from weft.commands.chat import generate
 
-        asked = [hospital.exam[0] for hospital in make_hospitals(self.seed)]
-        rows = [AnswerResult(question=row["instruction"], expected=row["output"], answers={}) for row in asked]
+        exam = [hospital.exam[0] for hospital in make_hospitals(self.seed)]
+        rows = [AnswerResult(question=row["instruction"], expected=row["output"], answers={}) for row in exam]
         for name in names:
             run = weft.open_run(self.folder / name.replace(" ", "_") / "finetuned")
             for row in rows:
@@ -125,21 +130,21 @@ class Demo:
         ]
 
 
-def _rounds(plan: dict[str, float], way: dict[str, Any]) -> dict[str, Any]:
-    """The federation's rounds; for others as many steps in one."""
+def _rounds(plan: dict[str, float], way: JsonObject) -> JsonObject:
+    """Return the federation's rounds and steps; for other ways one round with the same number of steps."""
     if way == TOGETHER:
         return plan
     return plan | {"num_rounds": 1, "max_steps": plan["num_rounds"] * plan["max_steps"]}
 
 
-def ways() -> dict[str, dict[str, Any]]:
-    """The five models by name, and the algorithm of each."""
+def ways() -> dict[str, JsonObject]:
+    """Return the names of the five models, and the keys that choose the algorithm of each."""
     alone = {f"hospital {name} alone": {"fed_alg": f"local{number}"} for number, name in enumerate(SPECIALITIES)}
     return alone | {FEDERATION: TOGETHER, POOLED: {"fed_alg": "central"}}
 
 
 def run(argv: list[str]) -> int:
-    """Run the demo and show its table, its answers, its picture, and what to do next."""
+    """Run the demo; print its tables, write its picture, and suggest the next commands."""
     parser = Parser(
         prog="weft demo", description="Three hospitals, alone, together and pooled; offline.", allow_abbrev=False
     )
@@ -157,25 +162,26 @@ def run(argv: list[str]) -> int:
         show(demo, train_all(demo))
     except KeyboardInterrupt:
         again = shlex.join(["weft", "demo", "--output_dir", str(folder), "--overwrite"])
-        print(f"weft: interrupted; what was done lies in '{folder}', and `{again}` begins anew.", file=sys.stderr)
+        print(f"weft: interrupted; the finished parts are in '{folder}', and `{again}` starts over.", file=sys.stderr)
         return 130
     return 0
 
 
 def _clear(folder: Path, overwrite: bool) -> None:
+    """Remove an earlier demo if `overwrite`; ConfigError for a folder that holds anything else."""
     import shutil
 
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / ".weft-demo").exists():
-        raise ConfigError(f"'{folder}' is there already and holds no demo: name another folder with --output_dir.")
+        raise ConfigError(f"'{folder}' exists and holds no demo: name another folder with --output_dir.")
     if not overwrite:
-        raise ConfigError(f"'{folder}' holds a demo: add --overwrite to make it anew, or name another --output_dir.")
+        raise ConfigError(f"'{folder}' holds a demo: add --overwrite to replace it, or name another --output_dir.")
     shutil.rmtree(folder)
 
 
 def train_all(demo: Demo) -> Result:
-    """Train and examine all five models, and say how it goes."""
+    """Train and examine all five models, and print the progress."""
     from rich.console import Console
 
     console = Console()
@@ -214,5 +220,5 @@ def show(demo: Demo, result: Result) -> None:
     (demo.folder / "demo.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     console.print(f"The picture: {picture}\n\nNext:", highlight=False)
     for purpose, command in next_steps(demo.folder, demo.seed):
-        # As it is, on one line: a command that is broken in two cannot be copied.
+        # Not by rich, which breaks lines: a command in two lines cannot be copied.
         print(f"  # {purpose}\n  {command}")

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from weft.json_types import JsonObject
 from weft.verbs import train_verb
 
 BETAS = {"simpo": 2.0}
-"""Where a loss wants another beta than DPO's 0.1 (Meng et al. 2024, table 8)."""
-
-
+"""Default beta of losses for which it is not DPO's 0.1 (Meng et al. 2024, table 8)."""
 FLOOR = 1e-5
-"""Where OpenFedLLM's schedule ends in DPO; in fine-tuning it is 1e-6."""
+"""Learning rate at the end of OpenFedLLM's schedule for DPO; for fine-tuning it is 1e-6."""
 
 
-def defaults(given: dict[str, Any]) -> dict[str, Any]:
+def defaults(keys: JsonObject) -> JsonObject:
     """Return the verb's own defaults; dropout would put noise on the comparison with the reference."""
-    made: dict[str, Any] = {"objective": "preference", "peft_lora_dropout": 0.0, "min_learning_rate": FLOOR}
-    if given.get("loss") in BETAS:
-        made["dpo_beta"] = BETAS[given["loss"]]
-    return made
+    values: JsonObject = {"objective": "preference", "peft_lora_dropout": 0.0, "min_learning_rate": FLOOR}
+    if keys.get("loss") in BETAS:
+        values["dpo_beta"] = BETAS[keys["loss"]]
+    return values
 
 
 def run(argv: list[str]) -> int:

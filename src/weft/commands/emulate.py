@@ -1,15 +1,21 @@
-"""`weft emulate MODEL`: a smaller stand-in for a model that may not be given away, to be tuned by clients."""
+"""`weft emulate MODEL`: write an emulator, a smaller stand-in for a model that must not leave its owner."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from weft.arguments import Parser
 from weft.core.files import new_folder
 from weft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from weft.core.libraries import Tokenizer
 
 
 def run(argv: list[str]) -> int:
@@ -39,8 +45,8 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def make(arguments: Any, out: Path) -> None:
-    """Load the model, leave layers out, distil if asked to, and write."""
+def make(arguments: argparse.Namespace, out: Path) -> None:
+    """Load the model, drop layers, distil if `arguments.distil` names a text, and write the emulator to `out`."""
     import copy
 
     from weft.config import build
@@ -55,21 +61,23 @@ def make(arguments: Any, out: Path) -> None:
     emulator = Emulator(
         arguments.model, count, choose_layers(count, arguments.keep_layers, arguments.ends), arguments.ends
     )
+    # Copied before layers are dropped from the model in place.
     teacher = copy.deepcopy(model).eval() if arguments.distil else None
     keep_layers(model, emulator.layer_numbers)
     if teacher is not None:
         batches = _batches(tokenizer, arguments)
-        seen = distil(model, teacher, emulator, batches, arguments.distil_rate)
-        if seen:
-            print(f"divergence from the model: {seen[0]:.4f} to {seen[-1]:.4f} nats a token in {len(seen)} steps")
+        divergences = distil(model, teacher, emulator, batches, arguments.distil_rate)
+        if divergences:
+            first, last = divergences[0], divergences[-1]
+            print(f"divergence from the model: {first:.4f} to {last:.4f} nats a token in {len(divergences)} steps")
     model.requires_grad_(True)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     write(out, emulator)
 
 
-def _batches(tokenizer: Any, arguments: Any) -> Iterator[Any]:
-    """Yield as many batches of public text as there are steps, over and over."""
+def _batches(tokenizer: Tokenizer, arguments: argparse.Namespace) -> Iterator[Tensor]:
+    """Yield a batch of token ids of the public text for each step, of shape (batch, tokens); the text is repeated."""
     import torch
 
     from weft.data.load import whole_rows
@@ -82,5 +90,5 @@ def _batches(tokenizer: Any, arguments: Any) -> Iterator[Any]:
     while len(ids) < size:
         ids = ids + ids
     for step in range(arguments.distil_steps):
-        at = step * size % (len(ids) - size + 1)
-        yield torch.tensor(ids[at : at + size]).view(arguments.batch_size, arguments.seq_length)
+        begin = step * size % (len(ids) - size + 1)
+        yield torch.tensor(ids[begin : begin + size]).view(arguments.batch_size, arguments.seq_length)

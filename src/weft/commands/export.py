@@ -1,4 +1,4 @@
-"""`weft export RUN`: what the run trained, as a folder that transformers or peft load."""
+"""`weft export RUN`: write the adapter or model of a run as a folder that transformers or peft can load."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def run(argv: list[str]) -> int:
     out = Path(arguments.out or opened.path / ("merged" if arguments.merge else "exported"))
     if arguments.merge and opened.config.prompt_method is not None:
         raise ConfigError(
-            "A prompt stands before a model and cannot be merged into it: leave out --merge, and load what is written "
-            "by peft."
+            "A prompt stands before a model and cannot be merged into it: leave out --merge, and load the "
+            "exported folder with peft."
         )
     with new_folder(out):
         _write(opened, arguments, out)
@@ -45,10 +45,11 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _merge_folder(name: str, folder: Path, dtype: str, given: str | None) -> int:
+def _merge_folder(name: str, folder: Path, dtype: str, target: str | None) -> int:
+    """Merge the adapter in a folder that is no run, and print where the model is."""
     from weft.launch.merging import merge_folder
 
-    out = Path(given or Path(name) / "merged")
+    out = Path(target or Path(name) / "merged")
     with new_folder(out):
         merge_folder(folder, dtype, out)
     print(out)
@@ -56,15 +57,17 @@ def _merge_folder(name: str, folder: Path, dtype: str, given: str | None) -> int
 
 
 def _write(opened: Run, arguments: argparse.Namespace, out: Path) -> None:
-    weights, own = opened.weights(arguments.client), arguments.client is not None
-    if opened.config.adapts and arguments.plug_in is None and not arguments.merge:  # merging compares by itself
+    """Write the weights that the arguments ask for to `out`, with a model card."""
+    weights, personal = opened.weights(arguments.client), arguments.client is not None
+    # Merging checks the base itself.
+    if opened.config.adapts and arguments.plug_in is None and not arguments.merge:
         opened.check_base()
     if arguments.plug_in is not None:
         from weft.launch.emulator_export import plug_in
 
         plug_in(opened, arguments.client, arguments.plug_in, out, merge=arguments.merge, dtype=arguments.dtype)
         whole = arguments.merge or not opened.config.use_peft
-        write_card(opened.directory, out, whole=whole, own=own, base=arguments.plug_in)
+        write_card(opened.directory, out, whole=whole, own=personal, base=arguments.plug_in)
         return
     if arguments.merge and opened.config.use_peft:
         _merge(opened, arguments.client, arguments.dtype, out)
@@ -73,7 +76,7 @@ def _write(opened: Run, arguments: argparse.Namespace, out: Path) -> None:
         return
     else:
         shutil.copytree(weights, out, dirs_exist_ok=True)
-    write_card(opened.directory, out, whole=arguments.merge or not opened.config.adapts, own=own, like=weights)
+    write_card(opened.directory, out, whole=arguments.merge or not opened.config.adapts, own=personal, like=weights)
 
 
 def _merge(opened: Run, client: str | None, dtype: str, out: Path) -> None:

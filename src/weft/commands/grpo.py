@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from weft.json_types import JsonObject
 from weft.verbs import train_verb
 
 
-def defaults(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the verb's own defaults: a batch is of prompts, each with its answers, so it is small."""
+def defaults(keys: JsonObject) -> JsonObject:
+    """Return the verb's own defaults: batches are small, as each prompt in one has several answers."""
     return {"objective": "grpo", "peft_lora_dropout": 0.0, "batch_size": 4}
 
 

@@ -1,12 +1,11 @@
-"""`weft pretrain`: federated pre-training, from nothing or from an open model."""
+"""`weft pretrain`: federated pre-training, from scratch or from an open model."""
 
 from __future__ import annotations
 
-from typing import Any
-
+from weft.json_types import JsonObject
 from weft.verbs import train_verb
 
-RECIPE: dict[str, Any] = {
+RECIPE: JsonObject = {
     "objective": "causal_lm",
     "dataset_sample": None,
     "eval_rows": 500,
@@ -23,25 +22,26 @@ RECIPE: dict[str, Any] = {
 
 
 def outer_lr(clients: int) -> float:
-    """Return DiLoCo's outer learning rate for as many clients in a round (Charles et al. 2025, arXiv 2503.09799)."""
+    """Return DiLoCo's outer learning rate for `clients` clients in a round (Charles et al. 2025, arXiv 2503.09799)."""
     return {1: 0.4, 2: 0.6, 3: 0.6, 4: 0.6}.get(clients, 0.8)
 
 
-PHOTON: dict[str, Any] = RECIPE | {"learning_rate": 2e-3, "batch_size": 8}
-"""Photon's (Sani et al. 2024, arXiv 2411.02908): nothing stays with clients, small batches, a high learning rate."""
+PHOTON: JsonObject = RECIPE | {"learning_rate": 2e-3, "batch_size": 8}
+"""Photon's (Sani et al. 2024, arXiv 2411.02908): stateless clients, small batches, a high learning rate."""
 
 
-def defaults(given: dict[str, Any]) -> dict[str, Any]:
+def defaults(keys: JsonObject) -> JsonObject:
     """Return the recipe; DiLoCo's outer learning rate follows the number of clients."""
-    photon = given.get("recipe") == "photon"
-    made = dict(PHOTON if photon else RECIPE)
-    if given.get("lora_aggregation") == "merge":  # its fresh adapters survive no momentum
-        made["fed_alg"] = "fedavg"
-    if given.get("fed_alg", made["fed_alg"]) == "diloco" and "fed_args" not in given:
-        made["fed_args"] = {"outer_lr": outer_lr(int(given.get("sample_clients", 2))), "momentum": 0.9}
+    photon = keys.get("recipe") == "photon"
+    values = dict(PHOTON if photon else RECIPE)
+    # Merging gives clients fresh adapters, which the outer momentum of DiLoCo does not fit.
+    if keys.get("lora_aggregation") == "merge":
+        values["fed_alg"] = "fedavg"
+    if keys.get("fed_alg", values["fed_alg"]) == "diloco" and "fed_args" not in keys:
+        values["fed_args"] = {"outer_lr": outer_lr(int(keys.get("sample_clients", 2))), "momentum": 0.9}
         if photon:
-            made["fed_args"] = {"outer_lr": 0.7, "momentum": 0.7, "inner_state": "reset"}
-    return made
+            values["fed_args"] = {"outer_lr": 0.7, "momentum": 0.7, "inner_state": "reset"}
+    return values
 
 
 def run(argv: list[str]) -> int:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from weft.json_types import JsonObject
 from weft.verbs import train_verb
 
 RATES = {"soft": 3e-2, "prefix": 1e-2, "p_tuning": 3e-3, "black_box": 1.0}
-"""Learning rates: vectors that begin as embeddings move far, a net's weights do not; of a search, its first width."""
+"""Default learning rates: high for vectors, which move far from their initial embeddings, lower for the weights of a
+net; for the black-box search the initial step size."""
 
 
-def defaults(given: dict[str, Any]) -> dict[str, Any]:
+def defaults(keys: JsonObject) -> JsonObject:
     """Return the verb's own defaults."""
-    method = given.get("prompt_method", "soft")
-    made: dict[str, Any] = {"prompt_method": method, "learning_rate": RATES.get(method, 3e-2)}
-    own = {"black_box": "fedbpt", "text": "fedtext"}
-    return made | ({"fed_alg": own[method]} if method in own else {})
+    method = keys.get("prompt_method", "soft")
+    values: JsonObject = {"prompt_method": method, "learning_rate": RATES.get(method, 3e-2)}
+    algorithms = {"black_box": "fedbpt", "text": "fedtext"}
+    return values | ({"fed_alg": algorithms[method]} if method in algorithms else {})
 
 
 def run(argv: list[str]) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from weft.arguments import Parser
 from weft.errors import ConfigError
+from weft.verbs import print_notices
 
 
 def run(argv: list[str]) -> int:
@@ -28,8 +29,8 @@ def run(argv: list[str]) -> int:
 
         if kind_of_kit(Path(arguments.place)) != "server":
             raise ConfigError(f"'{arguments.place}' is not the server's kit: give the folder `server` of the kits.")
-        print(f"weft: the server runs; its words go to {arguments.place}/console.log. Ctrl-C ends it.", file=sys.stderr)
-        return keep_running(Path(arguments.place), None, lambda said: print(f"weft: {said}", file=sys.stderr))
+        print_notices(f"the server runs; its output goes to {arguments.place}/console.log. Ctrl-C ends it.")
+        return keep_running(Path(arguments.place), None, print_notices)
     from weft.sites.provisioning import add_kit, make_kits
 
     if arguments.what == "add":
@@ -43,8 +44,8 @@ def run(argv: list[str]) -> int:
     for name in ("server", *names, "admin"):
         print(out / name)
     print(
-        f"weft: give each party its own folder by a safe way, keep {out / 'authority'} where nobody else reads it, "
-        f"and open port {arguments.port} of {arguments.host} to the sites.",
+        f"weft: give each party its own folder over a channel that you trust, keep {out / 'authority'} where nobody "
+        f"else can read it, and open port {arguments.port} of {arguments.host} to the sites.",
         file=sys.stderr,
     )
     return 0

@@ -1,4 +1,4 @@
-"""`weft split`: how rows would be shared out over clients, without training."""
+"""`weft split`: show how the rows of a run are dealt to clients, without training."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from weft.arguments import Parser, add_config_flags
 from weft.config import RunConfig, gather, settle
 from weft.errors import ConfigError
+from weft.json_types import JsonObject
 from weft.verbs import add_file, file_and_flags
 
 if TYPE_CHECKING:
     from weft.runs.layout import RunDir
 
 DEALS = frozenset({"split_strategy", "split_alpha", "split_min_rows", "shards_per_client", "num_clients"})
-"""Keys that say how rows are dealt; others may be given for the run to come."""
+"""Keys of the split; any other key of a run is accepted too, for it may be in the run file."""
 
 
 def run(argv: list[str]) -> int:
@@ -54,61 +55,60 @@ def run(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = load_tokenizer(with_tokenizer(config, Path(folder)))
     population = populate(config, tokenizer, InMemory(), rows=rows, pool=False)
-    found = population.split
+    split = population.split
     for line in told(config, population):
         print(f"weft: {line}", file=sys.stderr)
     if arguments.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(split, indent=1))
     else:
-        _print(found)
-        print(split_line(found))
+        _print(split)
+        print(split_line(split))
     if not arguments.dry_run:
         target = RunDir(config.output_dir)
-        _write(target, found)
+        _write(target, split)
         if not arguments.json:
             print(target.split_picture)
     return 0
 
 
-def _write(target: RunDir, found: dict[str, Any]) -> None:
-    """Write a split and its picture; where that fails, nothing that was not there before is left."""
+def _write(target: RunDir, split: JsonObject) -> None:
+    """Write a split and its picture; if that fails, remove what was written."""
     from weft.core.files import missing, remove_empty, write_atomic
     from weft.runs.split_picture import draw_split
 
-    picture, made = draw_split(found).encode(), missing(target.path)
+    picture, new_folders = draw_split(split).encode(), missing(target.path)
     try:
         target.path.mkdir(parents=True, exist_ok=True)
-        write_atomic(target.split_file, (json.dumps(found, indent=1) + "\n").encode())
+        write_atomic(target.split_file, (json.dumps(split, indent=1) + "\n").encode())
         write_atomic(target.split_picture, picture)
     except OSError as error:
-        if made:
+        if new_folders:
             with suppress(OSError):
                 target.split_file.unlink(missing_ok=True)
-        remove_empty(made)
+        remove_empty(new_folders)
         raise ConfigError(
             f"The split cannot be written to '{target.path}' ({error.strerror}): give another --output_dir, or "
             "leave the files out by --dry_run."
         ) from error
 
 
-def _print(found: dict[str, object]) -> None:
+def _print(split: JsonObject) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    clients = found["clients"]
-    assert isinstance(clients, dict)
-    labels = found.get("labels") or []
-    assert isinstance(labels, list)
+    """Print a table of the clients, at most 50."""
+    clients = split["clients"]
+    labels = split.get("labels") or []
     table = Table()
     table.add_column("client")
     for head in ("rows", "tokens (median)", *labels):
         table.add_column(Text(head if len(head) <= 16 else head[:15] + "…"), justify="right")
-    shown = list(clients.items())
-    for name, one in shown[:50]:
-        counts = [str(count) for count in one.get("labels") or []]
-        table.add_row(Text(name), str(one["rows"]), f"{one['tokens'][1]:.0f}", *counts)
+    entries = list(clients.items())
+    for name, entry in entries[:50]:
+        counts = [str(count) for count in entry.get("labels") or []]
+        table.add_row(Text(name), str(entry["rows"]), f"{entry['tokens'][1]:.0f}", *counts)
     console = Console()
     console.print(table)
-    if len(shown) > 50:
-        console.print(f"and {len(shown) - 50} clients more", highlight=False)
+    if len(entries) > 50:
+        console.print(f"and {len(entries) - 50} clients more", highlight=False)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from weft.commands.submit import read_run, tell
+from weft.commands.submit import print_status, read_run
 from weft.errors import ConfigError, RunError
 
 
 def run(argv: list[str]) -> int:
-    """Make kits, start a server and sites, hand the run in, wait for it, and end all of it."""
+    """Make kits, start a server and sites, submit the run, wait for its end, and end all processes."""
     words, count = _clients(argv)
     arguments, config, name = read_run("up", words)
     from weft.sites.local_federation import up
@@ -20,7 +20,7 @@ def run(argv: list[str]) -> int:
             raise ConfigError(f"A site is written NAME=site.yaml, not '{word}'.")
     policies = {word.partition("=")[0]: Path(word.partition("=")[2]) for word in arguments.site}
     work = Path(arguments.work or "weft-up")
-    last = up(config, name, work, count=count, policies=policies, port=arguments.port, hear=tell)
+    last = up(config, name, work, count=count, policies=policies, port=arguments.port, hear=print_status)
     if last.get("state") != "done":
         raise RunError(f"The run '{name}' failed: {last.get('error', f'{work} holds its logs')}")
     print(work / "kits" / "server" / "runs" / name)
@@ -29,7 +29,7 @@ def run(argv: list[str]) -> int:
 
 
 def _clients(argv: list[str]) -> tuple[list[str], int | None]:
-    """Take `--clients N` out of the words: a number of sites, where a run's own key names files."""
+    """Return the words without `--clients N`, and N, a number of sites; the key `clients` of a run names files."""
     words = list(argv)
     for place, word in enumerate(words[:-1]):
         if word == "--clients" and words[place + 1].isdigit():

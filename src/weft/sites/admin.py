@@ -1,4 +1,4 @@
-"""What an administrator does with the server of a federation of sites: hand in runs, ask how they are, stop them."""
+"""Admin sessions with the server of a federation: submit runs, read their status, stop them."""
 
 from __future__ import annotations
 
@@ -13,102 +13,112 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from weft.config import RunConfig
 from weft.errors import ConfigError, MissingExtra, ServerAway
+from weft.json_types import JsonObject
 from weft.sites.job import STATUS, STOP, write_job
 from weft.sites.provisioning import kind_of_kit
 
-SILENCE = threading.RLock()
+if TYPE_CHECKING:
+    from nvflare.fuel.flare_api.flare_api import Session
+
+STDOUT_LOCK = threading.RLock()
 CLOSING = 3.0
-"""Seconds that FLARE has to close a session by itself."""
-HEARD = 2.5
-"""Seconds that who watches a run has to hear that it is stopped."""
-GONE = "FINISHED:ABANDONED"
-"""What FLARE calls a job that a server left behind."""
-LEFT = (GONE, "FINISHED:CAN_NOT_SCHEDULE")
-"""States of jobs that may never have begun, and are handed in again nonetheless."""
+"""Seconds that FLARE gets to close a session by itself."""
+STOP_NOTICE = 2.5
+"""Seconds in which a watcher (`weft.sites.watcher`) reads from the status that the run is stopped."""
+ABANDONED = "FINISHED:ABANDONED"
+"""State of a job whose server died under it."""
+RESUBMITTABLE = (ABANDONED, "FINISHED:CAN_NOT_SCHEDULE")
+"""States of jobs that are resubmitted even if they never started."""
 OVER = ("FINISHED", "ABORTED", "FAILED", "REJECTED", "DELETED")
+"""Beginnings of the states of jobs that have ended."""
 
 
 class AdminSession:
-    """A session with a server, opened anew where it breaks."""
+    """An open session with a server."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Session) -> None:
         self.session = session
 
     def submit(self, config: RunConfig, name: str) -> str:
-        """Hand in a run; return the number of its job."""
-        with tempfile.TemporaryDirectory() as folder, hushed():
+        """Submit a run; return the id of its job."""
+        with tempfile.TemporaryDirectory() as folder, quiet_flare():
             return str(self.session.submit_job(str(write_job(config, name, Path(folder)))))
 
-    def again(self, job: str) -> str:
-        """Hand a job in again as it is; return the number of the new one."""
-        with hushed():
+    def resubmit(self, job: str) -> str:
+        """Submit a copy of a job; return the id of the copy."""
+        with quiet_flare():
             return str(self.session.clone_job(job))
 
-    def jobs(self, limit: int | None = None) -> list[dict[str, Any]]:
-        """Return what is known of all jobs, or of the newest, the newest first."""
-        with hushed():
-            found = self.session.list_jobs(detailed=True, limit=limit, reverse=True)
-            since = self.since()
-        found = [job | {"status": _state(job, since)} for job in found]
-        return sorted(found, key=lambda job: str(job.get("submit_time_iso") or job.get("submit_time")), reverse=True)
+    def jobs(self, limit: int | None = None) -> list[JsonObject]:
+        """Return the descriptions of all jobs, or of the newest `limit`; the newest is first."""
+        with quiet_flare():
+            jobs = self.session.list_jobs(detailed=True, limit=limit, reverse=True)
+            server_start = self.server_start()
+        jobs = [job | {"status": _state(job, server_start)} for job in jobs]
+        return sorted(jobs, key=lambda job: str(job.get("submit_time_iso") or job.get("submit_time")), reverse=True)
 
     def state(self, job: str) -> str:
         """Return the state of a job in FLARE's words."""
-        with hushed():
-            return _state(self.session.get_job_meta(job), self.since())
+        with quiet_flare():
+            return _state(self.session.get_job_meta(job), self.server_start())
 
-    def status(self, job: str) -> dict[str, Any] | None:
-        """Return what the run itself says, or None while it does not run."""
+    def status(self, job: str) -> JsonObject | None:
+        """Return the status that the run itself reports, or None while it does not run."""
         try:
-            with hushed():
+            with quiet_flare():
                 return dict(self.session.do_app_command(job, STATUS, {}))
         except Exception:
             return None
 
     def end(self, job: str) -> bool:
-        """End a job for good; otherwise as `stop`."""
-        with contextlib.suppress(Exception):  # one that has not begun cannot be told, and need not be
-            with hushed():
+        """End a job so that it is not resubmitted; return whether it ran, as `stop` does."""
+        # A job that has not started cannot receive the command, and has no status that would need it.
+        with contextlib.suppress(Exception):
+            with quiet_flare():
                 self.session.do_app_command(job, STOP, {})
-            time.sleep(HEARD)
+            time.sleep(STOP_NOTICE)
         return self.stop(job)
 
-    def forget(self, job: str) -> None:
-        """Let nobody hand in again what is over."""
-        with contextlib.suppress(Exception), hushed():
+    def delete(self, job: str) -> None:
+        """Delete a job that is over, so that it is not resubmitted."""
+        with contextlib.suppress(Exception), quiet_flare():
             self.session.delete_job(job)
 
     def stop(self, job: str) -> bool:
-        """End a job; what it has committed stays. Return whether it ran: one of a server that was killed does not."""
+        """End a job; its committed rounds stay. Return whether it ran: a job whose server was killed did not."""
         try:
-            with hushed():
+            with quiet_flare():
                 self.session.abort_job(job)
         except Exception:
             return False
         return True
 
-    def since(self) -> float:
+    def server_start(self) -> float:
         """Return when the server was started, in seconds since 1970."""
-        with hushed():
+        with quiet_flare():
             return float(self.session.get_system_info().server_info.start_time)
 
     def sites(self) -> dict[str, float]:
-        """Return the sites that are connected, and since when."""
-        with hushed():
-            found = self.session.get_system_info()
-        return {str(one.name): float(one.last_connect_time) for one in found.client_info}
+        """Return the connected sites, and when each last connected, in seconds since 1970."""
+        with quiet_flare():
+            system = self.session.get_system_info()
+        return {str(site.name): float(site.last_connect_time) for site in system.client_info}
 
 
 @contextmanager
 def admin_session(kit: Path, patience: float = 10.0) -> Iterator[AdminSession]:
-    """Open a session by the administrator's kit, or the supervisor's.
+    """Open a session with the administrator's kit, or the supervisor's.
+
+    Args:
+        kit: folder of the kit.
+        patience: seconds to wait for the server.
 
     Raises:
-        ConfigError: no such kit.
+        ConfigError: `kit` is not an administrator's kit.
         MissingExtra: FLARE is not installed.
         ServerAway: the server cannot be reached, or does not know this administrator.
     """
@@ -118,28 +128,28 @@ def admin_session(kit: Path, patience: float = 10.0) -> Iterator[AdminSession]:
         from nvflare.fuel.flare_api.flare_api import new_secure_session
     except ImportError:
         raise MissingExtra("nvflare", "nvflare", "A run of sites") from None
-    logging.getLogger().addHandler(logging.NullHandler())  # what its threads complain of is said here, in words
+    logging.getLogger().addHandler(logging.NullHandler())  # errors of its threads are raised below as ServerAway
     try:
-        with hushed():
-            session = new_secure_session(_who(kit), str(kit.resolve()), timeout=patience)
+        with quiet_flare():
+            session = new_secure_session(_user_name(kit), str(kit.resolve()), timeout=patience)
     except Exception as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ServerAway(
-            f"The server cannot be reached with '{kit}' ({said}): see that `weft server start` runs, and that the host "
-            "and the port in the kit lead to it."
+            f"The server cannot be reached with '{kit}' ({reason}): see that `weft server start` runs, and that the "
+            "host and the port in the kit lead to it."
         ) from None
     try:
         yield AdminSession(session)
     finally:
-        with hushed():
+        with quiet_flare():
             _close(session)
 
 
-def _close(session: Any) -> None:
+def _close(session: Session) -> None:
     """Close a session.
 
-    FLARE waits for ever for a connection that is made anew while it closes the others, as happens where the server has
-    just been started again; so they are closed again.
+    FLARE waits forever for a connection that is opened while it closes the existing ones, as happens when the server
+    has just been restarted; so connections are closed repeatedly until it is done.
     """
 
     def close() -> None:
@@ -158,27 +168,27 @@ def _close(session: Any) -> None:
         closing.join(0.5)
 
 
-def _state(job: Mapping[str, Any], since: float) -> str:
-    """Return the state of a job: what began before the server did runs no more, though FLARE says so."""
-    said, began = str(job.get("status", "")), job.get("start_time")
-    if said.startswith(OVER) or not began:
-        return said
-    return GONE if datetime.fromisoformat(str(began)).timestamp() < since else said
+def _state(job: Mapping[str, object], server_start: float) -> str:
+    """Return the state of a job; one that started before its server is abandoned, though FLARE says that it runs."""
+    state, job_start = str(job.get("status", "")), job.get("start_time")
+    if state.startswith(OVER) or not job_start:
+        return state
+    return ABANDONED if datetime.fromisoformat(str(job_start)).timestamp() < server_start else state
 
 
-def _who(kit: Path) -> str:
-    words = json.loads((kit / "startup" / "fed_admin.json").read_text(encoding="utf-8"))
-    return str(words["admin"]["username"])
+def _user_name(kit: Path) -> str:
+    settings = json.loads((kit / "startup" / "fed_admin.json").read_text(encoding="utf-8"))
+    return str(settings["admin"]["username"])
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
-    """Keep what the library prints from the user; one thread at a time, as there is one standard output."""
-    with SILENCE:
-        before = logging.root.manager.disable
+def quiet_flare() -> Iterator[None]:
+    """Discard what FLARE prints and logs; one thread at a time, as there is one standard output."""
+    with STDOUT_LOCK:
+        level = logging.root.manager.disable
         logging.disable(logging.WARNING)
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 yield
         finally:
-            logging.disable(before)
+            logging.disable(level)

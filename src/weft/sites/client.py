@@ -1,7 +1,7 @@
-"""What runs at a site: it agrees to a run or refuses it, and answers the run's messages on rows that never leave.
+"""The site client: it accepts or refuses a run, and answers the run's messages with work on rows that never leave.
 
-Errors that are sent hold no data: those that Weft raises on purpose are sentences without any, of others only the kind
-is told; the whole is in the site's own log.
+Errors that are sent hold no data: those that Weft raises on purpose are sentences without any; of others only the type
+is sent. The full error is in the site's own log.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from weft.config import RunConfig, build
 from weft.core.types import Failure, Probe, ProtectionRequest, Reply, Task, Tensors, Undo
@@ -19,6 +18,7 @@ from weft.core.wire import pack, unpack
 from weft.core.wire_format import Raw
 from weft.errors import BadUpdate, ConfigError, WeftError
 from weft.federation.client_host import ClientHost
+from weft.json_types import JsonObject
 from weft.launch import provenance
 from weft.launch.client import ClientBuilder
 from weft.launch.client_memory import DiskMemory
@@ -39,14 +39,21 @@ log = logging.getLogger("weft.site")
 
 
 class Refused(WeftError):
-    """The site takes no part; the message holds none of its data."""
+    """The site refuses the run; the message holds none of its data and is sent."""
 
 
 class SiteClient:
-    """Answers for one site. Messages are bytes: a hello in JSON first, then those of `weft.core.wire`."""
+    """Answers the messages to one site, as bytes: first a handshake in JSON, then those of `weft.core.wire`."""
 
     def __init__(self, policy: SitePolicy, folder: Path, name: str, version: str) -> None:
-        """Take the site's policy, a folder of its own, its name as the others know it, and Weft's version here."""
+        """Start without a run.
+
+        Args:
+            policy: the site policy.
+            folder: holds the folders of the site's runs.
+            name: the site's name in the federation.
+            version: Weft's version here.
+        """
         self.policy, self.folder, self.name, self.version = policy, folder, name, version
         self.client_host: ClientHost | None = None
         self.run, self.place, self.config = "", folder, RunConfig.model_construct()
@@ -54,12 +61,12 @@ class SiteClient:
         self._steps = 0
 
     def progress(self) -> int:
-        """Return how many passes of the model there have been: it grows while there is work."""
+        """Return the number of forward passes so far: it grows while the model works."""
         return self._steps
 
     def work(self, raw: Raw) -> bytes:
-        """Answer a message; whatever goes wrong is an answer too."""
-        if bytes(raw[:1]) == b"{":
+        """Return the answer to a message; errors are answers too, so that the process survives any message."""
+        if bytes(raw[:1]) == b"{":  # a handshake; packed messages begin otherwise
             try:
                 return json.dumps(self.handshake(json.loads(bytes(raw)))).encode()
             except Refused as error:
@@ -67,49 +74,50 @@ class SiteClient:
                 return json.dumps({"refused": str(error)}).encode()
             except WeftError as error:
                 log.exception("the site cannot take part")
-                said = "its data or model cannot be used" if isinstance(error, ConfigError) else "it failed"
-                return json.dumps({"refused": f"{said}; the site's own log says more"}).encode()
+                reason = "its data or model cannot be used" if isinstance(error, ConfigError) else "it failed"
+                return json.dumps({"refused": f"{reason}; the site's own log says more"}).encode()
             except Exception as error:
                 log.exception("the site cannot take part")
                 return json.dumps({"refused": f"it failed ({type(error).__name__}); its own log says more"}).encode()
         return self._answer(raw)
 
-    def handshake(self, words: dict[str, Any]) -> dict[str, Any]:
-        """Read the run, agree to it, and load data and model.
+    def handshake(self, request: JsonObject) -> JsonObject:
+        """Accept a run or refuse it, and load its data and model.
 
         Args:
-            words: `run` (its keys), `id`, `index` (the site's number), `clients` (of a round), `base` (the hash of the
-                server's model).
+            request: `run` (the run's keys), `id`, `index` (the site's number), `clients` (size of a cohort), `base`
+                (hash of the server's base model), `birth` (identifies the run among runs of the same `id`).
 
         Returns:
-            How many rows there are to train on and held out, and the hash of what both must agree on.
+            `rows` and `held`, the counts of rows to train on and of held-out rows; `agreed`, the hash of what server
+            and site must agree on; `least`, the smallest cohort that the site policy accepts.
 
         Raises:
-            Refused: the law of the site, or another model or version.
+            Refused: the site policy forbids the run, or the site has another model or another Weft.
         """
-        keys = dict(words["run"])
-        config = _known(keys)
-        why = refusal(self.policy, config, int(words["clients"]))
+        keys = dict(request["run"])
+        config = _checked_config(keys)
+        why = refusal(self.policy, config, int(request["clients"]))
         if why is not None:
             raise Refused(why)
-        own = build(own_config(self.policy, keys, self.name) | {"output_dir": str(self.folder)})
-        builder = ClientBuilder(own, note=log.info)
-        if own.endpoint is None and has_pickle_files(own):
+        local = build(own_config(self.policy, keys, self.name) | {"output_dir": str(self.folder)})
+        builder = ClientBuilder(local, note=log.info)
+        if local.endpoint is None and has_pickle_files(local):
             raise Refused("the model here is in pickle files (.bin), and a site loads safetensors only")
         base = fingerprint(builder.model)
         why = wrong_model(self.policy, config, base)
         if why is not None:
             raise Refused(why)
-        if base != words["base"]:
+        if base != request["base"]:
             raise Refused("the base model here is not the server's: its weights have another hash")
-        run = RunDir(self.folder / path_component(str(words["id"])))
+        run = RunDir(self.folder / path_component(str(request["id"])))
         run.path.mkdir(parents=True, exist_ok=True)
-        own = builder.config = dated(own, builder.tokenizer, kept_in=run.path)
-        marks = provenance.data_of(own) | provenance.tokenizer_of(own, builder.tokenizer)
-        self._compare(run, marks, base, str(words.get("birth", "")))
-        population = builder.read(DiskMemory(run), first=int(words["index"]))
+        local = builder.config = dated(local, builder.tokenizer, kept_in=run.path)
+        current = provenance.data_of(local) | provenance.tokenizer_of(local, builder.tokenizer)
+        self._compare(run, current, base, str(request.get("birth", "")))
+        population = builder.read(DiskMemory(run), first=int(request["index"]))
         log.info(population.account.summary())
-        for line in told(own, population):
+        for line in told(local, population):
             log.warning(line)
         host, _ = builder.host(reference=run.reference_file)
         report, export = partial(reportable, self.policy), self._export
@@ -117,8 +125,8 @@ class SiteClient:
         evaluated = replace(host.eval_clients, reportable=report, export=export)
         self.client_host = replace(host, train_clients=trained, eval_clients=evaluated)
         builder.model.model.register_forward_pre_hook(self._step)
-        self.bounds = Bounds(run.path / WORK, own, self.policy.accept.max_hours)
-        self.run, self.place, self.config = str(words["id"]), run.path, own
+        self.bounds = Bounds(run.path / WORK, local, self.policy.accept.max_hours)
+        self.run, self.place, self.config = str(request["id"]), run.path, local
         return {
             "rows": len(population.trained.train[0]),
             "held": len(population.evaluated.held_out[0]),
@@ -126,24 +134,24 @@ class SiteClient:
             "least": self.policy.accept.min_clients or 0,
         }
 
-    def _compare(self, run: RunDir, now: Fingerprints, base: str, birth: str) -> None:
-        """Refuse to go on with a run on other rows than those that it began with here; what they are stays here."""
+    def _compare(self, run: RunDir, current: Fingerprints, base: str, birth: str) -> None:
+        """Refuse to resume a run on other rows than those that it started with; the fingerprints stay at the site."""
         other = fingerprints.birth_of(run) != birth
-        if other:  # what is here is of another run of this name
+        if other:  # the state in this folder is of an earlier run of the same name
             checkpoint.rewind(run, 0)
             run.reference_file.unlink(missing_ok=True)
             (run.path / WORK).unlink(missing_ok=True)
-        changed = [] if other else fingerprints.differing(run, now)
+        changed = [] if other else fingerprints.differing(run, current)
         if changed and not self.policy.accept_changed:
             log.warning("%s changed since the run began", " and ".join(changed))
             raise Refused(
                 "its rows or its tokenizer are not those that the run began with, and its site.yaml has no "
                 "accept_changed: true"
             )
-        now = now | {"the base": base}  # the server's to compare
-        if fingerprints.differing(run, now):
+        current = current | {"the base": base}  # the server compares it; here it only outdates reference scores
+        if fingerprints.differing(run, current):
             run.reference_file.unlink(missing_ok=True)
-        fingerprints.keep(run, now, 0, birth)
+        fingerprints.keep(run, current, 0, birth)
 
     def _step(self, *_: object) -> None:
         self._steps += 1
@@ -154,7 +162,7 @@ class SiteClient:
         assert self.bounds is not None
         try:
             message = unpack(raw, run=self.run, max_tensors=1 << 20)
-        except BadUpdate as error:  # whatever comes is answered: a site's process does not end by it
+        except BadUpdate as error:  # answered too: no message may end the site's process
             log.warning("the server %s", error)
             return pack(Failure(self.name, 0, "cannot read the message"), self.run)
         if not isinstance(message, (Task, Probe, Undo, ProtectionRequest)):
@@ -172,17 +180,17 @@ class SiteClient:
             reply = Failure(message.client, message.round, "the site failed; its own log says more")
         except Exception as error:
             log.exception("round %d", message.round)
-            said = f"the site failed ({type(error).__name__}); its own log says more"
-            reply = Failure(message.client, message.round, said)
+            reason = f"the site failed ({type(error).__name__}); its own log says more"
+            reply = Failure(message.client, message.round, reason)
         return pack(reply, self.run)
 
     def _export(self, model: Resident, side: Tensors) -> None:
-        """Write down the model that the run leaves here: the site's own where it has one, else the shared one."""
+        """Write the model that the run leaves at the site: its personal model if it has one, else the shared one."""
         write_weights(self.config, model, model.values() | model.fixed | side, self.place)
 
 
-def _known(keys: dict[str, Any]) -> RunConfig:
-    """Return the run as it was sent, checked; Refused for one that is not known here."""
+def _checked_config(keys: JsonObject) -> RunConfig:
+    """Return the run that was sent, as a configuration; Refused for keys that the Weft here does not know."""
     try:
         return build(keys)
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""The handshake: the server asks every site whether it agrees to a run, and what it has."""
+"""The handshake: before a run, the server asks every site whether it agrees to the run, and how many rows it has."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple, NoReturn
 
 from weft.core.texts import printable
 from weft.errors import ConfigError, RunError
 from weft.federation.clients import Clients, InMemory
+from weft.json_types import JsonObject
 from weft.launch.population import Population
 from weft.runtimes.remote import RemoteSites
 from weft.sites.policy import agreement
 
 HANDSHAKE_BYTES = 1 << 16
-"""Bytes of a site's answer to the hello."""
+"""Most bytes that are read of a site's answer to the handshake."""
 MOST_ROWS = 1 << 31
-"""Rows that a site may claim: more than anybody has, and few enough to count with."""
+"""Limit for the rows that a site may claim: more than any site has, and small enough to add up."""
 
 
 class RemoteRows:
-    """Rows that are elsewhere: they can be counted, not read."""
+    """Stands for rows at sites: they can be counted, not read."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -30,43 +31,46 @@ class RemoteRows:
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, row: int) -> Any:
+    def __getitem__(self, row: int) -> NoReturn:
         raise IndexError("these rows are at their site")
 
 
-def _places(counts: list[int]) -> list[range]:
-    """Return the numbers of every site's rows; nothing is allocated for what a site claims to have."""
+def _row_ranges(counts: list[int]) -> list[range]:
+    """Return every site's row numbers, as ranges: a false claim of many rows takes no memory."""
     ends = list(accumulate(counts))
     return [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
 
 
 @dataclass(frozen=True)
 class Handshake:
-    """All sites in their order; those that take no part have no rows."""
+    """The result of a handshake: all sites in their order; a site that takes no part has 0 rows."""
 
     names: list[str]
     rows: list[int]
-    held: list[int]
+    """Rows to train on, of each site."""
+    held_out: list[int]
     refused: dict[str, str]
-    words: dict[str, bytes]
-    """The hello that each was said."""
-    agreed: str
+    """Why sites take no part."""
+    requests: dict[str, bytes]
+    """The handshake request to each site."""
+    agreement: str
+    """The hash of what server and sites agree on."""
     cohorts: dict[str, int]
-    """Good updates that a round must have for a site that takes part to be one of them, where it asks for that."""
+    """For each site that takes part, the smallest cohort that its policy accepts; 0: any."""
 
     def same(self, name: str, raw: bytes) -> bool:
-        """Say whether a site answers as it did."""
-        said, place = _read(raw), self.names.index(name)
-        found = (said.get("rows"), said.get("held"), said.get("agreed"), _least(said))
-        return found == (self.rows[place], self.held[place], self.agreed, self.cohorts.get(name, 0))
+        """Return whether a site that was restarted gives the same answer as before."""
+        answer, place = _read(raw), self.names.index(name)
+        values = (answer.get("rows"), answer.get("held"), answer.get("agreed"), _least(answer))
+        return values == (self.rows[place], self.held_out[place], self.agreement, self.cohorts.get(name, 0))
 
     def population(self) -> Population:
-        """Return them as the population of a run."""
-        train, held = _places(self.rows), _places(self.held)
-        sites = Clients(self.names, train, held, RemoteRows(sum(self.rows)), InMemory())
+        """Return the sites as the population of a run."""
+        train, held_out = _row_ranges(self.rows), _row_ranges(self.held_out)
+        sites = Clients(self.names, train, held_out, RemoteRows(sum(self.rows)), InMemory())
         clients = [
-            {"name": name, "rows": rows, "held": held}
-            for name, rows, held in zip(self.names, self.rows, self.held, strict=True)
+            {"name": name, "rows": rows, "held": held_out}
+            for name, rows, held_out in zip(self.names, self.rows, self.held_out, strict=True)
         ]
         split = {"strategy": "clients", "clients": clients, "skew": {}, "refused": self.refused}
         absent = tuple(place for place, rows in enumerate(self.rows) if not rows)
@@ -76,93 +80,97 @@ class Handshake:
 class Terms(NamedTuple):
     """What sites are asked to agree to."""
 
-    run: dict[str, Any]
+    run: JsonObject
     """The run's keys."""
     base: str
     """The hash of the server's model."""
     birth: str
-    """What tells the run from an earlier one of its name."""
+    """Identifies the run among runs of the same name."""
     version: str
-    """Of Weft here."""
+    """Weft's version at the server."""
     cohort: int
-    """Clients of a round, at most."""
+    """Most clients of a round."""
     min_clients: int
-    """Sites without which the run does not begin."""
+    """Sites that must take part, at least."""
 
 
 def shake_hands(
-    remote: RemoteSites, terms: Terms, order: list[str], there: list[str], note: Callable[[str], None]
+    remote: RemoteSites, terms: Terms, order: list[str], connected: list[str], note: Callable[[str], None]
 ) -> Handshake:
-    """Ask all sites to agree to the run, and go on with those that do.
+    """Ask all sites to agree to the run, and return which take part.
 
     Args:
-        remote: asks them.
-        terms: what they are asked to agree to.
-        order: all sites.
-        there: those that can be asked.
-        note: told who takes no part, and why.
+        remote: sends the requests.
+        terms: what the sites are asked to agree to.
+        order: all sites, in the order of their numbers.
+        connected: the sites that can be asked.
+        note: called with a sentence for each site that takes no part.
 
     Raises:
         ConfigError: too few take part.
         RunError: too few take part, and some could not be asked.
     """
-    wanted = agreement(terms.run, terms.base, terms.version)
+    expected = agreement(terms.run, terms.base, terms.version)
     count = min(terms.cohort, len(order))
-    handshake = {"run": terms.run, "id": remote.run, "clients": count, "base": terms.base, "birth": terms.birth}
-    words = {name: json.dumps(handshake | {"index": i}).encode() for i, name in enumerate(order)}
+    request = {"run": terms.run, "id": remote.run, "clients": count, "base": terms.base, "birth": terms.birth}
+    requests = {name: json.dumps(request | {"index": i}).encode() for i, name in enumerate(order)}
     refused: dict[str, str] = {}
-    found: dict[str, dict[str, Any]] = {}
-    answers = remote.ask_all({name: raw for name, raw in words.items() if name in there})
+    accepted: dict[str, JsonObject] = {}
+    answers = remote.ask_all({name: raw for name, raw in requests.items() if name in connected})
     away = sum(isinstance(answers.get(name, ""), str) for name in order)
     for name in order:
         raw = answers.get(name, "it is not connected")
-        said = _read(raw) if isinstance(raw, bytes) else {"refused": raw}
-        if "refused" not in said and said.get("agreed") != wanted:
-            said = {"refused": "it has another version of Weft, or read another run"}
-        if "refused" in said:
-            refused[name] = printable(str(said["refused"]))
+        answer = _read(raw) if isinstance(raw, bytes) else {"refused": raw}
+        if "refused" not in answer and answer.get("agreed") != expected:
+            answer = {"refused": "it has another version of Weft, or read another run"}
+        if "refused" in answer:
+            refused[name] = printable(str(answer["refused"]))
         else:
-            found[name] = said
-    agreed = len(found)
-    _hold_quorum(found, refused, terms.cohort)
-    if away:  # sites that ask for a larger cohort may have it when the others are there
-        away += agreed - len(found)
+            accepted[name] = answer
+    before = len(accepted)
+    _hold_quorum(accepted, refused, terms.cohort)
+    if away:  # sites that ask for a larger cohort may get it once the missing sites connect
+        away += before - len(accepted)
     for name, why in refused.items():
         note(f"the site '{name}' takes no part: {why}.")
-    least, part = max(1, terms.min_clients), len(found)
+    least, part = max(1, terms.min_clients), len(accepted)
     if part < least:
-        why = "; ".join(f"{name}: {said}" for name, said in refused.items())
+        why = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
         few = f"{part} of {len(order)} sites take part, too few for a round ({why})."
+        # Only a RunError is retried: the supervisor resubmits the run when a missing site connects.
         raise RunError(few) if part + away >= least else ConfigError(few)
-    rows = [int(found[name]["rows"]) if name in found else 0 for name in order]
-    held = [int(found[name]["held"]) if name in found else 0 for name in order]
-    return Handshake(order, rows, held, refused, words, wanted, {name: _least(said) for name, said in found.items()})
+    rows = [int(accepted[name]["rows"]) if name in accepted else 0 for name in order]
+    held_out = [int(accepted[name]["held"]) if name in accepted else 0 for name in order]
+    cohorts = {name: _least(answer) for name, answer in accepted.items()}
+    return Handshake(order, rows, held_out, refused, requests, expected, cohorts)
 
 
-def _hold_quorum(found: dict[str, dict[str, Any]], refused: dict[str, str], sample: int) -> None:
-    """Move sites whose smallest cohort is more than those that take part from `found` to `refused`.
+def _hold_quorum(accepted: dict[str, JsonObject], refused: dict[str, str], sample: int) -> None:
+    """Move sites that ask for a larger cohort than there is from `accepted` to `refused`.
 
-    Each that leaves makes the cohort smaller, so they are looked at again until all that stay have enough.
+    Each site that leaves makes the cohort smaller, so this repeats until the cohort satisfies all that stay.
     """
-    while few := {name: said for name, said in found.items() if _least(said) > min(sample, len(found))}:
-        count = min(sample, len(found))
-        for name, said in few.items():
-            del found[name]
-            refused[name] = f"{count} take part in a round, and this site asks for {_least(said)} at least"
+    while few := {name: answer for name, answer in accepted.items() if _least(answer) > min(sample, len(accepted))}:
+        count = min(sample, len(accepted))
+        for name, answer in few.items():
+            del accepted[name]
+            refused[name] = f"{count} take part in a round, and this site asks for {_least(answer)} at least"
 
 
-def _least(said: dict[str, Any]) -> int:
-    """Return the smallest cohort that a site asks for."""
-    return int(said.get("least", 0))
+def _least(answer: JsonObject) -> int:
+    """Return the smallest cohort that a site asks for; 0: any."""
+    return int(answer.get("least", 0))
 
 
-def _read(raw: bytes) -> dict[str, Any]:
-    """Return what a site says to a hello; what is no such thing is a refusal."""
+def _read(raw: bytes) -> JsonObject:
+    """Return a site's answer to the handshake; any bytes that are no such answer count as a refusal."""
     try:
-        said = json.loads(raw[:HANDSHAKE_BYTES])
-        rows, held = int(said.get("rows", 0)), int(said.get("held", 0))
-        if "refused" in said or (0 < rows < MOST_ROWS and 0 <= held < MOST_ROWS and int(said.get("least", 0)) >= 0):
-            return dict(said)
+        answer = json.loads(raw[:HANDSHAKE_BYTES])
+        rows, held_out = int(answer.get("rows", 0)), int(answer.get("held", 0))
+        if "refused" in answer:
+            return dict(answer)
+        if 0 < rows < MOST_ROWS and 0 <= held_out < MOST_ROWS and int(answer.get("least", 0)) >= 0:
+            return dict(answer)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         pass
     return {"refused": "its answer cannot be read"}

@@ -1,30 +1,31 @@
-"""A job of NVIDIA FLARE: what an administrator submits for a run, and what it may ask of it."""
+"""The NVIDIA FLARE job that is submitted for a run, and the commands that a running job answers."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from weft.config import RunConfig
 from weft.errors import ConfigError
+from weft.json_types import JsonObject
 from weft.runs.layout import path_component
 
 STATUS, STOP = "weft_status", "weft_stop"
-"""What an administrator asks the server for, and tells it."""
+"""FLARE app commands: read the status of a run; mark it as stopped by the administrator."""
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that cannot be that of a run, which is a folder's too."""
+    """Raise ConfigError for a name that a run cannot have; the run's folder has the same name."""
     if path_component(name) != name or name.startswith("."):
         raise ConfigError(f"A run cannot be called '{name}': write lower-case letters, digits, - and _ after --name.")
 
 
 def write_job(config: RunConfig, name: str, folder: Path) -> Path:
-    """Write a job of FLARE: the names of two classes, and the run's keys; return its folder."""
+    """Write a FLARE job in `folder`: the names of two classes, and the run's keys; return the job's folder."""
     check_name(name)
-    keys = config.model_dump(mode="json") | {"output_dir": name, "prompt_template": None}  # sites have their own
-    collab: dict[str, Any] = {"collab_obj_ids": [], "props": {}}
+    # A prompt template is a file, and sites read only files that their own policy names.
+    keys = config.model_dump(mode="json") | {"output_dir": name, "prompt_template": None}
+    collab: JsonObject = {"collab_obj_ids": [], "props": {}}
     threads = {"max_inbound_call_threads": 32, "max_outbound_call_threads": 100}
     server = {
         "workflows": [
@@ -36,7 +37,7 @@ def write_job(config: RunConfig, name: str, folder: Path) -> Path:
         ],
         "components": [{"id": "_server", "path": "weft.sites.flare.ServerJob", "args": {"run": keys, "name": name}}],
     }
-    executor: dict[str, Any] = {
+    executor: JsonObject = {
         "path": "nvflare.collab.runtime.executor.CollabExecutor",
         "args": {"client_obj_id": "_client"},
     }
@@ -45,7 +46,7 @@ def write_job(config: RunConfig, name: str, folder: Path) -> Path:
         "executors": [{"tasks": ["*"], "executor": executor}],
         "components": [{"id": "_client", "path": "weft.sites.flare.SiteJob", "args": {}}],
     }
-    filters: dict[str, Any] = {"format_version": 2, "task_data_filters": [], "task_result_filters": []}
+    filters: JsonObject = {"format_version": 2, "task_data_filters": [], "task_result_filters": []}
     least = max(1, config.min_clients)
     where = ["server", *config.sites] if config.sites else ["@ALL"]
     meta = {"name": name, "resource_spec": {}, "min_clients": least, "deploy_map": {"app": where}}

@@ -1,4 +1,4 @@
-"""A federation of sites on this machine alone, to try and to test: everything is real but the distance."""
+"""A server and sites on this machine alone, for trials and tests; kits, processes and FLARE are the real ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -21,6 +20,7 @@ from weft.data.load import resolve_source, whole_rows
 from weft.data.parts import Selection
 from weft.data.sources import selection_of, split_seed
 from weft.errors import ConfigError, DataError, RunError
+from weft.json_types import JsonObject
 from weft.plugins import PartFile
 from weft.sites import part_files
 from weft.sites.admin import admin_session
@@ -28,33 +28,33 @@ from weft.sites.processes import command, end, start, start_supervisor
 from weft.sites.provisioning import make_kits
 from weft.sites.watcher import watch
 
-OWN_KEYS = ("instruction_column", "response_column", "instruction_prefix")
-"""Of a run's keys, those of its data, which sites set for themselves."""
+DATA_KEYS = ("instruction_column", "response_column", "instruction_prefix")
+"""Keys of a run that are about its data, which sites set for themselves."""
 READY = 60.0
-"""Seconds that server and sites have to find each other."""
+"""Seconds that the sites have to connect to the server."""
 
 
 class LocalFederation:
-    """Kits, and the processes that run by them."""
+    """A folder of kits, and the processes that run with them."""
 
     def __init__(self, work: Path, policies: Mapping[str, Path], port: int | None = None) -> None:
-        """Make kits for sites by these laws.
+        """Make the kits.
 
         Args:
-            work: a folder for all of it; kits that were there are made anew.
-            laws: each site's site.yaml.
-            port: of the server; None: a free one.
+            work: folder of the federation; kits in it are replaced, and the server's runs are kept.
+            policies: path of each site's site.yaml.
+            port: port of the server; None: a free one.
         """
         self.work, self.policies = work, dict(policies)
         self.kits = work / "kits"
         self.port = port or free_port()
-        kept = self.kits / "server" / "runs"
-        if kept.is_dir():
-            shutil.move(kept, work / "runs")
+        runs = self.kits / "server" / "runs"
+        if runs.is_dir():
+            shutil.move(runs, work / "runs")
         shutil.rmtree(self.kits, ignore_errors=True)
         make_kits("localhost", list(self.policies), self.kits, self.port)
         if (work / "runs").is_dir():
-            shutil.move(work / "runs", kept)
+            shutil.move(work / "runs", runs)
         self.parties: dict[str, subprocess.Popen[bytes]] = {}
         self.supervisor: subprocess.Popen[bytes] | None = None
 
@@ -64,7 +64,7 @@ class LocalFederation:
         return self.kits / "admin"
 
     def start(self, name: str) -> None:
-        """Start the server, or a site."""
+        """Start the server (with its supervisor), or a site."""
         kit = self.kits / name
         self.parties[name] = start(*command(kit, self.policies.get(name)), kit)
         if name == "server" and self.supervisor is None:
@@ -75,14 +75,14 @@ class LocalFederation:
         end(self.parties.pop(name))
 
     def begin(self) -> None:
-        """Start everybody, and wait until the sites are connected; RunError where they are not in time."""
+        """Start server and sites, and wait until the sites are connected; RunError if they are not in time."""
         for name in ("server", *self.policies):
             self.start(name)
         self.wait(set(self.policies))
 
     def wait(self, sites: set[str], patience: float = READY) -> None:
-        """Wait until these sites are connected; RunError where they are not in time."""
-        until, why = time.monotonic() + patience, "they did not connect"
+        """Wait until these sites are connected; RunError if they are not after `patience` seconds."""
+        until, why = time.monotonic() + patience, "the server does not list them"
         while time.monotonic() < until:
             try:
                 with admin_session(self.admin, patience=5.0) as session:
@@ -93,10 +93,12 @@ class LocalFederation:
             except RunError as error:
                 why = str(error)
             time.sleep(0.3)
-        raise RunError(f"The sites were not there within {patience:g} s ({why}): see the console.log in {self.kits}.")
+        raise RunError(
+            f"The sites did not connect within {patience:g} s ({why}): see the console.log of each kit in {self.kits}."
+        )
 
     def close(self) -> None:
-        """End everybody: first who would begin runs again, then the sites."""
+        """End all processes: first the supervisor, which would resubmit runs, then the sites, then the server."""
         if self.supervisor is not None:
             self.supervisor.kill()
             self.supervisor.wait()
@@ -108,13 +110,13 @@ class LocalFederation:
 
 @contextmanager
 def federation(work: Path, policies: Mapping[str, Path], port: int | None = None) -> Iterator[LocalFederation]:
-    """Run a server and sites by these laws, and end them."""
-    made = LocalFederation(work, policies, port)
+    """Run a server and sites with these policies, and end them."""
+    parties = LocalFederation(work, policies, port)
     try:
-        made.begin()
-        yield made
+        parties.begin()
+        yield parties
     finally:
-        made.close()
+        parties.close()
 
 
 def up(
@@ -125,107 +127,111 @@ def up(
     count: int | None,
     policies: Mapping[str, Path],
     port: int | None,
-    hear: Callable[[dict[str, Any]], None],
-) -> dict[str, Any]:
-    """Run a configuration by a server and sites on this machine; return the last status.
+    hear: Callable[[JsonObject], None],
+) -> JsonObject:
+    """Run a configuration with a server and sites on this machine; return the last status.
 
     Args:
-        config: a run in one process: its clients become sites, or its rows are dealt to `count` of them.
-        name: of the run.
-        work: a folder for all of it.
-        count: sites to deal the rows to, where no clients are named.
-        laws: sites with a site.yaml of their own, instead of both.
-        port: of the server; None: a free one.
-        hear: told what the run says.
+        config: a run in one process: its clients become sites, or its rows are dealt to `count` sites.
+        name: name of the run.
+        work: folder of the federation.
+        count: number of sites to deal the rows to, if the run names no clients.
+        policies: path of each site's site.yaml; if there are any, the run's data is not used.
+        port: port of the server; None: a free one.
+        hear: called with the run's status whenever it changes.
 
     Raises:
-        ConfigError: no data, or a run that sites cannot have.
-        RunError: the federation did not come up, or fell too often.
+        ConfigError: the run names no data, or is no run for sites.
+        RunError: the federation did not start, or the run ended early and was not resubmitted.
     """
     work.mkdir(parents=True, exist_ok=True)
-    made = dict(policies) or _laws(config, work, count)
-    left = {"dataset_name", "clients", "eval_dataset_name", "dataset_split", "eval_dataset_split", "runtime"}
-    keys = {key: value for key, value in config.model_dump(mode="json").items() if key not in left}
-    run = build(keys | {"runtime": "nvflare", "sites": config.sites or list(made)})
-    sent = part_files.to_send(run)
-    with federation(work, made, port) as parties:
+    policies = dict(policies) or _write_policies(config, work, count)
+    at_sites = {"dataset_name", "clients", "eval_dataset_name", "dataset_split", "eval_dataset_split", "runtime"}
+    keys = {key: value for key, value in config.model_dump(mode="json").items() if key not in at_sites}
+    run = build(keys | {"runtime": "nvflare", "sites": config.sites or list(policies)})
+    submission = part_files.to_send(run)
+    with federation(work, policies, port) as parties:
+        # As an administrator would: the server loads parts only from this folder.
         for _, file in kinds.files_of(run.model_dump()):
             source, folder = plugins.read(file), parties.kits / "server" / part_files.FOLDER
             folder.mkdir(exist_ok=True)
             (folder / f"{plugins.digest_of(source)[:16]}.py").write_bytes(source)
-        return watch(parties.admin, sent, name, hear)
+        return watch(parties.admin, submission, name, hear)
 
 
-def _laws(config: RunConfig, work: Path, count: int | None) -> dict[str, Path]:
-    """Write a site.yaml for every client of a run: it agrees to this model."""
+def _write_policies(config: RunConfig, work: Path, count: int | None) -> dict[str, Path]:
+    """Write a site.yaml for every client of a run, which accepts the run's model and parts; return their paths."""
     data: dict[str, dict[str, str | None]]
     if config.clients:
         splits = {"split": config.dataset_split, "eval_split": config.eval_dataset_split}
         data = {client.name: {"path": client.data, "eval": client.eval} | splits for client in config.clients}
     elif config.dataset_name:
-        data = _dealt(config, work / "sites", count or config.num_clients)
+        data = _deal_rows(config, work / "sites", count or config.num_clients)
     else:
         raise ConfigError("No data is named: write --dataset_name FILE, clients, or --site NAME=site.yaml.")
     files = [Path(file.path).expanduser().resolve() for _, file in kinds.files_of(config.model_dump())]
     parts = {str(path): plugins.digest_of(plugins.read(PartFile(str(path), ""))) for path in files}
-    made = {}
-    for site, own in data.items():
-        columns = {key: getattr(config, key) for key in OWN_KEYS}
+    policies = {}
+    for site, source in data.items():
+        columns = {key: getattr(config, key) for key in DATA_KEYS}
         if config.prompt_template is not None:
             columns["prompt_template"] = str(Path(config.prompt_template).expanduser().resolve())
-        places = {key: str(Path(place).resolve()) for key in ("path", "eval") if (place := own.get(key))}
-        own = {key: value for key, value in own.items() if value} | places | columns
+        paths = {key: str(Path(path).resolve()) for key in ("path", "eval") if (path := source.get(key))}
+        rows = {key: value for key, value in source.items() if value} | paths | columns
         accept = {"models": [config.model_name_or_path], "parts": parts}
-        policy = {"data": own, "accept": accept, "threads": config.threads}
-        made[site] = work / "sites" / f"{site}.yaml"
-        made[site].parent.mkdir(parents=True, exist_ok=True)
-        made[site].write_text(yaml.safe_dump(policy, sort_keys=False), encoding="utf-8")
-    return made
+        policy = {"data": rows, "accept": accept, "threads": config.threads}
+        policies[site] = work / "sites" / f"{site}.yaml"
+        policies[site].parent.mkdir(parents=True, exist_ok=True)
+        policies[site].write_text(yaml.safe_dump(policy, sort_keys=False), encoding="utf-8")
+    return policies
 
 
-def _dealt(config: RunConfig, folder: Path, count: int) -> dict[str, dict[str, str | None]]:
-    """Deal the rows of a run's source to files at random, one a site, and those to measure on where these are apart.
+def _deal_rows(config: RunConfig, folder: Path, count: int) -> dict[str, dict[str, str | None]]:
+    """Deal the rows of a run's data set to files at random, one for each site, and its held-out rows if it has any.
+
+    Returns:
+        For each site the paths of its files: `path`, and `eval` or None.
 
     Raises:
-        DataError: they cannot be read, there are fewer than sites, or some are in both.
+        DataError: the rows cannot be read, are fewer than the sites, or some are also held out.
     """
-    train, held = _rows(config, selection_of(config)), _rows(config, selection_of(config, held_out=True))
-    both = set(train) & set(held)
+    train, held_out = _rows(config, selection_of(config)), _rows(config, selection_of(config, held_out=True))
+    both = set(train) & set(held_out)
     if both and config.held_out_overlap == "refuse":
         raise DataError(
             f"{len(both)} of the held-out rows are also among the rows to train on: name other rows with "
             "--eval_dataset_name or --eval_dataset_split, or write --held_out_overlap leave_out to train without them."
         )
     train = [row for row in train if row not in both]
-    for rows in (train, held):
+    for rows in (train, held_out):
         if len(rows) < count and (rows or rows is train):
             raise DataError(f"There are {count} sites and {len(rows)} rows for them: write fewer --num_clients.")
     folder.mkdir(parents=True, exist_ok=True)
     sample = generator(split_seed(config), "sites").permutation(len(train))[: config.dataset_sample]
-    made: dict[str, dict[str, str | None]] = {}
+    paths: dict[str, dict[str, str | None]] = {}
     for number in range(count):
-        own = {"path": [train[int(row)] for row in sample[number::count]], "eval": held[number::count]}
-        places = {"path": folder / f"site_{number}.jsonl", "eval": folder / f"site_{number}.eval.jsonl"}
-        for key, rows in own.items():
+        share = {"path": [train[int(row)] for row in sample[number::count]], "eval": held_out[number::count]}
+        files = {"path": folder / f"site_{number}.jsonl", "eval": folder / f"site_{number}.eval.jsonl"}
+        for key, rows in share.items():
             if rows:
-                places[key].write_text("".join(row + "\n" for row in rows), encoding="utf-8")
-        made[f"site_{number}"] = {key: str(places[key]) if rows else None for key, rows in own.items()}
-    return made
+                files[key].write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+        paths[f"site_{number}"] = {key: str(files[key]) if rows else None for key, rows in share.items()}
+    return paths
 
 
-def _rows(config: RunConfig, wanted: Selection) -> list[str]:
-    """Return the rows to train on or to measure on, as lines of JSON; none to measure on where none are named."""
+def _rows(config: RunConfig, source: Selection) -> list[str]:
+    """Return the rows to train on, or the held-out rows, as lines of JSON; no held-out rows if the run names none."""
     name = config.dataset_name
-    if wanted.held_out:
+    if source.held_out:
         name = config.eval_dataset_name or (name if config.eval_dataset_split else None)
     if name is None:
         return []
-    rows = whole_rows(resolve_source(name, config.local_data_dir), wanted, token=config.token or None)
+    rows = whole_rows(resolve_source(name, config.local_data_dir), source, token=config.token or None)
     return [json.dumps(row, default=str) for row in rows]
 
 
 def free_port() -> int:
-    """Return a port that nobody listens to now."""
+    """Return a TCP port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,7 +1,7 @@
-"""The process at a site that has the model and the data, and the light one beside it that the server speaks to.
+"""The process at a site that holds the model and the data, and its parent, a light process that the server calls.
 
-They are apart so that what may end a process of a training (memory, a driver) ends only that one: the other begins it
-anew, and the server says hello again. Between them go bytes over a socket that no other process has.
+They are separate so that a failure of training (memory, a driver) ends only the model process: the parent restarts it,
+and the server repeats the handshake. They exchange bytes over a socket that no other process has.
 """
 
 from __future__ import annotations
@@ -20,98 +20,103 @@ from weft.sites.pipe import receive, send
 
 PROGRESS = b"it goes on"
 EVERY = 0.25
-"""Seconds between two words of how far the work is."""
+"""Seconds between two reports of progress."""
 
 
 class ModelProcess:
-    """The process with the model, begun when it is needed, and anew when it has ended."""
+    """Starts the process that holds the model when it is needed, and restarts it when it has ended."""
 
     def __init__(self, site: Path, folder: Path, name: str) -> None:
         self.site, self.folder, self.name = site, folder, name
         self.steps = 0
         self._process: subprocess.Popen[bytes] | None = None
-        self._line: Connection | None = None
+        self._transport: Connection | None = None
 
     def progress(self) -> int:
-        """Return how far it was when it last said so."""
+        """Return how often the process has reported progress."""
         return self.steps
 
     def work(self, raw: bytes) -> bytes:
-        """Let it answer a message; where it ends meanwhile, it has to be said hello again."""
-        line = self._there()
+        """Return the process's answer to a message; if it ends meanwhile, `WHO`, which asks for a new handshake."""
+        transport = self._connect()
         try:
-            send(line, raw)
+            send(transport, raw)
             while True:
-                said = receive(line)
-                if said != PROGRESS:
-                    return said[:]
+                answer = receive(transport)
+                if answer != PROGRESS:
+                    return answer[:]  # bytes, where it is a memory map
                 self.steps += 1
         except (EOFError, OSError):
             self.close()
             return UNKNOWN_RUN
 
     def close(self) -> None:
-        """End it."""
+        """Kill the process."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-        if self._line is not None:
-            self._line.close()
-        self._process = self._line = None
+        if self._transport is not None:
+            self._transport.close()
+        self._process = self._transport = None
 
-    def _there(self) -> Connection:
-        if self._line is not None and self._process is not None and self._process.poll() is None:
-            return self._line
+    def _connect(self) -> Connection:
+        """Return the connection to the process; start the process if it does not run."""
+        if self._transport is not None and self._process is not None and self._process.poll() is None:
+            return self._transport
         self.close()
         ours, theirs = Pipe()
-        words = [str(theirs.fileno()), str(self.site), str(self.folder), self.name]
+        arguments = [str(theirs.fileno()), str(self.site), str(self.folder), self.name]
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "site.log", "ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-u", "-m", "weft.sites.model_process", *words],
+                [sys.executable, "-u", "-m", "weft.sites.model_process", *arguments],
                 pass_fds=[theirs.fileno()],
                 stdout=log,
                 stderr=log,
             )
         theirs.close()
-        self._line = ours
+        self._transport = ours
         return ours
 
 
-def main(words: list[str]) -> int:
-    """Answer messages until the line is closed."""
+def main(argv: list[str]) -> int:
+    """Answer messages until the transport is closed.
+
+    Args:
+        argv: the number of a file descriptor, the path of site.yaml, a folder, and the site's name.
+    """
     import logging
     from importlib.metadata import version
 
     from weft.sites.client import SiteClient
     from weft.sites.policy import read_policy
 
-    number, site, folder, name = words
+    number, site, folder, name = argv
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    line = Connection(int(number))
+    transport = Connection(int(number))
     site_client = SiteClient(read_policy(site), Path(folder), name, version("weft"))
     sending = threading.Lock()
 
-    def tell() -> None:
-        """Say that there is progress, whenever there was; end with the process that began this one."""
+    def report_progress() -> None:
+        """Report progress whenever there was some; exit when the parent process has ended."""
         last, parent = 0, os.getppid()
         while os.getppid() == parent:
             time.sleep(EVERY)
             if site_client.progress() != last:
                 last = site_client.progress()
                 with contextlib.suppress(OSError), sending:
-                    send(line, PROGRESS)
+                    send(transport, PROGRESS)
         os._exit(0)
 
-    threading.Thread(target=tell, daemon=True).start()
+    threading.Thread(target=report_progress, daemon=True).start()
     while True:
         try:
-            raw = receive(line)
+            raw = receive(transport)
         except EOFError:
             return 0
         answer = site_client.work(raw)
         with sending:
-            send(line, answer)
+            send(transport, answer)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Bytes from one process of a machine to another over a pipe; many of them as memory that both see, not through it."""
+"""Passes bytes between two processes of a machine over a pipe; large messages as shared memory (memfd)."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ from multiprocessing import reduction
 from multiprocessing.connection import Connection
 
 LARGE = 1 << 20
-"""Bytes from which memory is handed over, where the system can (Linux)."""
-HERE, BESIDE = b"H", b"B"
+"""Size in bytes from which a message is passed as shared memory, where the system can (Linux)."""
+INLINE, SHARED = b"H", b"B"
+"""First byte of a message: its content follows, or a file descriptor does."""
 
 
-def send(line: Connection, raw: bytes) -> None:
-    """Send bytes; OSError where nobody listens."""
+def send(transport: Connection, raw: bytes) -> None:
+    """Send bytes; OSError if the other end is closed."""
     if len(raw) < LARGE or not hasattr(os, "memfd_create"):
-        line.send_bytes(HERE + raw)
+        transport.send_bytes(INLINE + raw)
         return
-    file = os.memfd_create("weft")  # it has no name that another could open, and is gone with its last reader
+    file = os.memfd_create("weft")  # no other process can open it by name; freed with its last reader
     try:
-        with open(file, "wb", closefd=False) as whole:
-            whole.write(raw)
-        line.send_bytes(BESIDE)
-        reduction.send_handle(line, file, None)
+        with open(file, "wb", closefd=False) as stream:
+            stream.write(raw)
+        transport.send_bytes(SHARED)
+        reduction.send_handle(transport, file, None)
     finally:
         os.close(file)
 
 
-def receive(line: Connection) -> bytes | mmap:
-    """Return what was sent, many bytes as a file that may be written to (by nobody else seen); EOFError at the end."""
-    said = line.recv_bytes()
-    if said[:1] == HERE:
-        return said[1:]
-    file = reduction.recv_handle(line)
+def receive(transport: Connection) -> bytes | mmap:
+    """Return the next message, a large one as a private (copy-on-write) memory map; EOFError at the end."""
+    raw = transport.recv_bytes()
+    if raw[:1] == INLINE:
+        return raw[1:]
+    file = reduction.recv_handle(transport)
     try:
         return mmap(file, 0, access=ACCESS_COPY)
     finally:

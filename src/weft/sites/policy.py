@@ -1,6 +1,7 @@
-"""site.yaml: a site's own policy. It names the site's data and hardware, and what the site agrees to take part in.
+"""site.yaml, the site policy: the site's data and hardware, and the runs that the site agrees to take part in.
 
-A task outside it is refused by the site itself, in one sentence; nothing that the server sends can change it.
+The site itself refuses a run that the policy does not allow, in one sentence; nothing that the server sends can change
+the policy.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
@@ -19,21 +19,22 @@ from weft.core.declarations import declared
 from weft.core.metrics import WORK, complete
 from weft.core.types import Metrics
 from weft.errors import ConfigError
+from weft.json_types import JsonObject
 from weft.plugins import PartFile
 from weft.registry import nearest
 from weft.sites import part_files
 from weft.sites.run_keys import AT_SERVER, FROM_RUN, FROM_SITE, ON_DEMAND, forbidden
 
 COUNTS = (*WORK, "learning_rate")
-"""What is always said of a turn: how much was done."""
+"""Names of the metrics that every site reports: how much work it did."""
 NAMES = {
     "objectives": list(registry.OBJECTIVES),
     "trainable": ["lora", "prompt", "full"],
     "algorithms": list(registry.ALGORITHMS),
 }
-"""What a policy's lists may hold, beside the parts of packages that are installed here."""
+"""What the lists of a policy may contain, besides parts of installed packages."""
 KEYS = {"objectives": "objective", "algorithms": "fed_alg"}
-"""The keys of runs that such lists are about, where a package may offer more."""
+"""For lists that may contain parts of installed packages, the key of a run that such a part is a value of."""
 
 
 class SiteData(BaseModel):
@@ -43,7 +44,7 @@ class SiteData(BaseModel):
     path: str
     eval: str | None = None
     split: str | None = None
-    """The part of `path` that is trained on, where it has parts; `eval_split` is the one that is measured on."""
+    """The split of `path` to train on, if it has splits; `eval_split` is the one to evaluate on."""
     eval_split: str | None = None
     instruction_column: str | None = None
     response_column: str | None = None
@@ -55,65 +56,65 @@ class SiteData(BaseModel):
 
 
 class AcceptRules(BaseModel):
-    """What a site agrees to; what is not named is not limited, but for the models."""
+    """The limits of a site; what is left out is not limited, except for the models."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     models: dict[str, str | None]
-    """Names as runs write them; beside each a folder of the site's own, or a hash (sha256:...), or nothing."""
+    """Model names as runs write them; for each a folder at the site, or a hash (sha256:...), or None."""
     objectives: list[str] | None = None
     trainable: list[str] | None = None
     algorithms: list[str] | None = None
     from_scratch: bool = False
-    """Models that begin from nothing."""
+    """Whether models may be trained from scratch."""
     tokenizers: list[str] = []
-    """Names of tokenizers beside the models' own."""
+    """Names of accepted tokenizers, besides the models' own."""
     max_rounds: int | None = Field(None, ge=1)
     max_steps: int | None = Field(None, ge=1)
-    """Optimizer steps in a round, at most; a run that counts epochs has no such number."""
+    """Most optimizer steps in a round; refuses runs that count epochs."""
     max_hours: float | None = Field(None, gt=0)
-    """Hours of work for one run, at most, evaluations among them."""
+    """Most hours of work for one run, evaluations included."""
     min_clients: int | None = Field(None, ge=1)
     protection: list[str] | None = None
     privacy: list[str] | None = None
     max_epsilon: float | None = Field(None, gt=0)
     parts: dict[str, str] = {}
-    """Files of the site's own with parts that runs may name, and the SHA-256 of each; a run brings no code itself."""
+    """Paths of the site's files whose parts runs may name, and the SHA-256 of each; a run itself brings no code."""
     report: list[str] | None = None
-    """What may be sent beside counts: the name of a metric (perplexity, macro_f1) allows all that it is derived from,
-    and any word allows what has a name that begins with it (loss, confusion, reward, ...)."""
+    """What may be sent besides `COUNTS`: the name of a metric (perplexity, macro_f1) allows all that the metric is
+    derived from, and any word allows the numbers whose names begin with it (loss, confusion, reward, ...)."""
 
     @field_validator("models", mode="before")
     @classmethod
-    def _names(cls, value: Any) -> Any:
-        """Take a list of names for names without anything beside them."""
+    def _names(cls, value: object) -> object:
+        """Read a list of names as names without a folder or hash."""
         return dict.fromkeys(value) if isinstance(value, list) else value
 
     @field_validator("parts")
     @classmethod
     def _digests(cls, value: dict[str, str]) -> dict[str, str]:
-        """Take sha256:DIGEST, as of models, for DIGEST."""
-        made = {path: digest.removeprefix("sha256:").lower() for path, digest in value.items()}
-        for path, digest in made.items():
+        """Read sha256:DIGEST, as models have it, as DIGEST."""
+        digests = {path: digest.removeprefix("sha256:").lower() for path, digest in value.items()}
+        for path, digest in digests.items():
             if not re.fullmatch("[0-9a-f]{64}", digest):
-                raise ValueError(f"beside '{path}' stands no SHA-256: write the 64 digits that `sha256sum` prints")
-        return made
+                raise ValueError(f"'{path}' has no SHA-256 beside it: write the 64 digits that `sha256sum` prints")
+        return digests
 
     @field_validator("objectives", "trainable", "algorithms")
     @classmethod
-    def _known(cls, value: list[str] | None, info: ValidationInfo) -> list[str] | None:
-        """Refuse a name that no run can have: a typing error would refuse every run."""
-        known = NAMES[str(info.field_name)]
+    def _check_names(cls, value: list[str] | None, info: ValidationInfo) -> list[str] | None:
+        """Refuse a name that no run can have: with a typing error, the site would refuse every run."""
+        names = NAMES[str(info.field_name)]
         key = KEYS.get(str(info.field_name))
         for name in value or ():
-            if name not in known and not (key and name in plugins.installed_parts(kinds.KINDS[key].group)):
-                guess = nearest(name, known)
-                meant = f"did you mean '{guess}'?" if guess else f"write one of {', '.join(known)}"
-                raise ValueError(f"there is no '{name}': {meant}")
+            if name not in names and not (key and name in plugins.installed_parts(kinds.KINDS[key].group)):
+                guess = nearest(name, names)
+                hint = f"did you mean '{guess}'?" if guess else f"write one of {', '.join(names)}"
+                raise ValueError(f"there is no '{name}': {hint}")
         return value
 
 
 class SitePolicy(BaseModel):
-    """A site's policy."""
+    """The content of a site.yaml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     data: SiteData
@@ -124,20 +125,20 @@ class SitePolicy(BaseModel):
     endpoint_key: str = "OPENAI_API_KEY"
     token_cache: str | None = None
     accept_changed: bool = False
-    """Go on with a run although the site's rows or tokenizer are not those that it began with."""
+    """Resume a run even if the site's rows or tokenizer have changed since the run started."""
 
     @field_validator("data", mode="before")
     @classmethod
-    def _path(cls, value: Any) -> Any:
-        """Take a path for data of no more than that."""
+    def _path(cls, value: object) -> object:
+        """Read a text as data with this path only."""
         return {"path": value} if isinstance(value, str) else value
 
 
 def read_policy(path: str | Path) -> SitePolicy:
-    """Read a site.yaml; its data lies beside it where the path is relative.
+    """Read a site.yaml; relative paths are resolved from its folder.
 
     Raises:
-        ConfigError: it cannot be read, or says something that it cannot.
+        ConfigError: the file cannot be read, a value is wrong, or a file that it names does not exist.
     """
     file = Path(path).expanduser()
     try:
@@ -148,11 +149,13 @@ def read_policy(path: str | Path) -> SitePolicy:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise ConfigError(f"'{path}': {where} cannot be ({first['msg'].lower()}).") from None
-    places = {name: getattr(policy.data, name) for name in ("path", "eval", "prompt_template")}
-    here = {name: str(file.parent / place) for name, place in places.items() if place and not Path(place).is_absolute()}
-    for place in (value for value in (places | here).values() if value):
-        if not Path(place).expanduser().exists():
-            raise ConfigError(f"'{path}': there is no data at '{place}': check the path.")
+    paths = {name: getattr(policy.data, name) for name in ("path", "eval", "prompt_template")}
+    resolved = {
+        name: str(file.parent / value) for name, value in paths.items() if value and not Path(value).is_absolute()
+    }
+    for value in filter(None, (paths | resolved).values()):
+        if not Path(value).expanduser().exists():
+            raise ConfigError(f"'{path}': there is no data at '{value}': check the path.")
     parts = {str(file.parent / Path(part).expanduser()): digest for part, digest in policy.accept.parts.items()}
     for part, digest in parts.items():
         try:
@@ -160,37 +163,38 @@ def read_policy(path: str | Path) -> SitePolicy:
         except ConfigError as error:
             raise ConfigError(f"'{path}': accept.parts: {error}") from None
     accept = policy.accept.model_copy(update={"parts": parts})
-    return policy.model_copy(update={"data": policy.data.model_copy(update=here), "accept": accept})
+    return policy.model_copy(update={"data": policy.data.model_copy(update=resolved), "accept": accept})
 
 
 def refusal(policy: SitePolicy, run: RunConfig, clients: int) -> str | None:
-    """Return why a site takes no part in a run, in one sentence that holds none of its data; None: it does.
+    """Return the reason to refuse a run, in one sentence that holds none of the site's data; None: the site takes part.
 
     Args:
-        law: the site's.
-        run: as it was sent.
-        clients: how many take part in a round.
+        policy: the site policy.
+        run: the run as it was sent.
+        clients: size of the run's cohorts.
     """
     accept = policy.accept
-    set_by_run = {key: getattr(run, key) for key in RunConfig.model_fields}
-    why = forbidden(set_by_run, from_scratch=accept.from_scratch, tokenizers=tuple(accept.tokenizers))
+    keys = {key: getattr(run, key) for key in RunConfig.model_fields}
+    why = forbidden(keys, from_scratch=accept.from_scratch, tokenizers=tuple(accept.tokenizers))
     if why is not None:
         return why
-    why = part_files.refusal(set_by_run, accept.parts)
+    why = part_files.refusal(keys, accept.parts)
     if why is not None:
         return why
-    trained = "prompt" if run.prompt_method else "lora" if run.use_peft else "full"
+    trainable = "prompt" if run.prompt_method else "lora" if run.use_peft else "full"
     limits: list[tuple[str, str, list[str] | None]] = [
         ("the model", run.model_name_or_path, None if run.from_scratch else list(accept.models)),
         ("the objective", run.objective, accept.objectives),
-        ("training of the kind", trained, accept.trainable),
+        ("training of the kind", trainable, accept.trainable),
         ("the algorithm", run.fed_alg, accept.algorithms),
         ("the protection", run.protection, accept.protection),
         ("the privacy", run.privacy, accept.privacy),
     ]
-    for what, given, allowed in limits:
-        if allowed is not None and given not in allowed and plugins.parse(given) is None:  # a file is named by content
-            return f"{what} '{given}' is not among what this site accepts ({', '.join(allowed) or 'none'})"
+    for what, name, allowed in limits:
+        # Files of parts were compared by their content above.
+        if allowed is not None and name not in allowed and plugins.parse(name) is None:
+            return f"{what} '{name}' is not among what this site accepts ({', '.join(allowed) or 'none'})"
     if accept.max_rounds is not None and run.num_rounds > accept.max_rounds:
         return f"the run has {run.num_rounds} rounds, and this site accepts {accept.max_rounds} at most"
     if accept.min_clients is not None and clients < accept.min_clients:
@@ -200,23 +204,23 @@ def refusal(policy: SitePolicy, run: RunConfig, clients: int) -> str | None:
     if run.runtime != "nvflare" or run.parallel != "none":
         return "the run is not one for sites"
     if accept.max_steps is not None and not 0 < run.max_steps <= accept.max_steps:
-        asked = f"{run.max_steps} steps" if run.max_steps > 0 else f"{run.num_train_epochs} epochs"
-        return f"a round has {asked}, and this site accepts {accept.max_steps} steps at most"
+        amount = f"{run.max_steps} steps" if run.max_steps > 0 else f"{run.num_train_epochs} epochs"
+        return f"a round has {amount}, and this site accepts {accept.max_steps} steps at most"
     return None
 
 
-def own_config(policy: SitePolicy, run: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the keys by which a site runs: those of the run that it takes, and its own."""
-    kept = {key: value for key, value in run.items() if key in FROM_RUN | ON_DEMAND}
-    kept = part_files.at_site(kept, policy.accept.parts)
-    beside = policy.accept.models.get(str(run.get("model_name_or_path")))
-    if beside and not beside.startswith("sha256:"):
-        kept["model_name_or_path"] = beside
+def own_config(policy: SitePolicy, run: JsonObject, name: str) -> JsonObject:
+    """Return the keys by which a site trains: those that it takes from the run, and those of its policy."""
+    keys = {key: value for key, value in run.items() if key in FROM_RUN | ON_DEMAND}
+    keys = part_files.at_site(keys, policy.accept.parts)
+    location = policy.accept.models.get(str(run.get("model_name_or_path")))
+    if location and not location.startswith("sha256:"):
+        keys["model_name_or_path"] = location
     data = policy.data
     if data.template is not None:
-        kept["template"] = data.template
+        keys["template"] = data.template
     columns = ("instruction_column", "response_column", "chosen_column", "rejected_column")
-    return kept | {
+    return keys | {
         "runtime": "inprocess",
         "clients": [{"name": name, "data": data.path, "eval": data.eval}],
         **{column: getattr(data, column) for column in columns},
@@ -232,22 +236,25 @@ def own_config(policy: SitePolicy, run: dict[str, Any], name: str) -> dict[str, 
     }
 
 
-def wrong_model(policy: SitePolicy, run: RunConfig, found: str) -> str | None:
-    """Return why a model is not the one that the site accepts, given its hash; None: it is."""
-    beside = policy.accept.models.get(run.model_name_or_path)
-    if beside and beside.startswith("sha256:") and beside.removeprefix("sha256:") != found:
-        return f"the model '{run.model_name_or_path}' here has the hash {found[:16]}..., and site.yaml asks for another"
+def wrong_model(policy: SitePolicy, run: RunConfig, digest: str) -> str | None:
+    """Return the reason to refuse the model at the site, by the hash of its weights; None: the policy accepts it."""
+    location = policy.accept.models.get(run.model_name_or_path)
+    if location and location.startswith("sha256:") and location.removeprefix("sha256:") != digest:
+        return (
+            f"the model '{run.model_name_or_path}' here has the hash {digest[:16]}..., and site.yaml asks for another"
+        )
     return None
 
 
-def agreement(run: dict[str, Any], base: str, version: str) -> str:
+def agreement(run: JsonObject, base: str, version: str) -> str:
     """Return the hash of what server and sites must agree on: Weft's version, the run, and the base model."""
-    words = {key: value for key, value in run.items() if key not in VOLATILE | FROM_SITE | AT_SERVER}
-    return hashlib.sha256(json.dumps([version, words, base], sort_keys=True).encode()).hexdigest()
+    # Keys that a site sets for itself, or that mean nothing to it, may differ.
+    keys = {key: value for key, value in run.items() if key not in VOLATILE | FROM_SITE | AT_SERVER}
+    return hashlib.sha256(json.dumps([version, keys, base], sort_keys=True).encode()).hexdigest()
 
 
 def reportable(policy: SitePolicy, metrics: Metrics) -> Metrics:
-    """Return what of a client's metrics may be sent: what `report` names, and what a metric that it names needs."""
+    """Return the metrics that may be sent: those that `report` names, and those that a metric in `report` needs."""
     report = policy.accept.report
     if report is None:
         return metrics

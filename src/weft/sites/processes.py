@@ -1,4 +1,4 @@
-"""The processes of a party: a server or a site is started, watched, and started again where it falls."""
+"""Starts the process of a server or of a site, and restarts it when it ends."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from weft.sites.policy import read_policy
 from weft.sites.provisioning import kind_of_kit, settle
 
 PAUSE = 2.0
-"""Seconds before a process that fell is started again."""
+"""Seconds before a process that ended is restarted."""
 HUGE = "glibc.malloc.hugetlb=1"
-"""Large pages for what comes and goes by the hundred megabytes: less time to get memory, where the system has them."""
+"""Large pages, where the system has them: buffers of hundreds of megabytes are allocated faster."""
 PATIENCE = 20.0
-"""Seconds that it has to end when it is asked to."""
+"""Seconds that a process has to end after SIGTERM."""
 
 
 def command(kit: Path, site: Path | None = None) -> tuple[list[str], dict[str, str]]:
-    """Return the command of a party's process, and its environment.
+    """Return the command of the process of a server or site, and its environment.
 
     Args:
-        kit: of the server, or of a client.
-        site: the client's site.yaml.
+        kit: folder of the server's kit, or of a site's.
+        site: the site's site.yaml; None for the server.
 
     Raises:
-        ConfigError: no such kit, or a law that cannot be read.
+        ConfigError: `kit` is no such kit, or the site policy cannot be read.
         MissingExtra: FLARE is not installed.
     """
     try:
@@ -48,59 +48,66 @@ def command(kit: Path, site: Path | None = None) -> tuple[list[str], dict[str, s
         raise ConfigError(f"'{kit}' is the administrator's kit: use it with `weft submit`.")
     if kind == "client":
         if site is None:
-            raise ConfigError("A site begins with its law: write --site site.yaml.")
-        read_policy(site)
+            raise ConfigError("A site needs its policy to start: write --site site.yaml.")
+        read_policy(site)  # a mistake in it is reported here, not in a log
         env["WEFT_SITE"] = str(site.resolve())
         uid = json.loads((kit / "startup" / "fed_client.json").read_text(encoding="utf-8"))["client"]["fqsn"]
-        own = ["uid=" + uid, "org=" + uid.replace("-", "_")]
+        options = ["uid=" + uid, "org=" + uid.replace("-", "_")]
     else:
         settle(kit)
-        own = ["org=weft"]
+        options = ["org=weft"]
     module = f"nvflare.private.fed.app.{kind}.{kind}_train"
-    words = ["-m", str(kit), "-s", f"fed_{kind}.json", "--set", "secure_train=true", *own, "config_folder=config"]
+    arguments = ["-m", str(kit), "-s", f"fed_{kind}.json", "--set", "secure_train=true"]
+    arguments += [*options, "config_folder=config"]
     (kit / "transfer").mkdir(exist_ok=True)
-    return [sys.executable, "-u", "-m", module, *words], env
+    return [sys.executable, "-u", "-m", module, *arguments], env
 
 
 def keep_running(kit: Path, site: Path | None, note: Callable[[str], None]) -> int:
-    """Run a party until it is asked to end (Ctrl-C, SIGTERM); start it again where it falls."""
-    words, env = command(kit, site)
-    asked: list[int] = []
+    """Run a server or a site until Ctrl-C or SIGTERM, and restart it when it ends before.
+
+    Args:
+        kit: folder of the kit.
+        site: the site's site.yaml; None for the server, which gets its supervisor beside it.
+        note: called with a sentence when the process is restarted.
+    """
+    arguments, env = command(kit, site)
+    signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda got, _: asked.append(got))
+        signal.signal(number, lambda number, _: signals.append(number))
     supervisor: subprocess.Popen[bytes] | None = None
     while True:
-        child = start(words, env, kit)
-        while child.poll() is None and not asked:
+        child = start(arguments, env, kit)
+        while child.poll() is None and not signals:
             if site is None and (kit / "supervisor").is_dir() and (supervisor is None or supervisor.poll() is not None):
                 supervisor = start_supervisor(kit)
             time.sleep(0.1)
-        if asked:
+        if signals:
             if supervisor is not None:
                 supervisor.kill()
                 supervisor.wait()
             end(child)
             return 0
-        note(f"the process ended ({child.returncode}); it begins anew. Its words are in {kit / 'console.log'}.")
-        kill_group(child)
+        note(f"the process ended ({child.returncode}); it is restarted. Its output is in {kit / 'console.log'}.")
+        kill_group(child)  # its children may still hold ports and memory
         time.sleep(PAUSE)
 
 
-def start(words: list[str], env: dict[str, str], kit: Path) -> subprocess.Popen[bytes]:
-    """Start a party's process; its words go to a file in its kit."""
+def start(arguments: list[str], env: dict[str, str], kit: Path) -> subprocess.Popen[bytes]:
+    """Start the process of a server or site; its output goes to console.log in its kit."""
     with open(kit / "console.log", "ab") as log:
-        return subprocess.Popen(words, env=env, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(arguments, env=env, stdout=log, stderr=log, start_new_session=True)
 
 
 def start_supervisor(kit: Path) -> subprocess.Popen[bytes]:
-    """Start what looks after a server's runs; it ends with this process."""
+    """Start the supervisor of a server; it ends with this process."""
     with open(kit / "supervisor.log", "ab") as log:
-        words = [sys.executable, "-u", "-m", "weft.sites.supervisor", str(kit.resolve())]
-        return subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
+        arguments = [sys.executable, "-u", "-m", "weft.sites.supervisor", str(kit.resolve())]
+        return subprocess.Popen(arguments, stdout=log, stderr=log, start_new_session=True)
 
 
 def end(child: subprocess.Popen[bytes]) -> None:
-    """Ask a process and its children to end, and end them if they do not."""
+    """Send SIGTERM to a process and its children, and kill them if they do not end."""
     kill_group(child, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(PATIENCE)
@@ -109,6 +116,6 @@ def end(child: subprocess.Popen[bytes]) -> None:
 
 
 def kill_group(child: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:
-    """Send a signal to a process and all that it started."""
+    """Send a signal to a process and all its children."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, number)

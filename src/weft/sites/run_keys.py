@@ -1,13 +1,11 @@
-"""Which of a run's keys a site takes from the run. Every key is in one of four sets, and a test holds them to that.
+"""Which of a run's keys a site takes from the run. Every key is in exactly one of four sets, which a test checks.
 
-The list is of what is allowed: a key that nobody has thought about does not reach a site's files, its network or its
-hardware.
+The sets list what is allowed: a key that is in none of them cannot reach a site's files, its network or its hardware.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 FROM_RUN = frozenset(
     """
@@ -29,7 +27,7 @@ FROM_RUN = frozenset(
     eval_fraction eval_rows eval_every eval_batch_size eval_everybody choices seed min_clients max_attempts
     """.split()
 )
-"""What a run says, and a site does: numbers, names of parts, texts. None of them is opened as a file at a site."""
+"""Keys that a site takes from a run: numbers, names of parts, texts. A site opens none of them as a file."""
 FROM_SITE = frozenset(
     """
     dataset_name clients eval_dataset_name dataset_split eval_dataset_split instruction_column response_column
@@ -37,7 +35,7 @@ FROM_SITE = frozenset(
     threads token_cache local_data_dir token endpoint endpoint_key model_offload cpu_offload
     """.split()
 )
-"""What a site says for itself, whatever a run says: its data, hardware, files and keys."""
+"""Keys that a site sets for itself, whatever the run says: its data, hardware, files and API keys."""
 AT_SERVER = frozenset(
     """
     output_dir accept_changed save_model_freq save_total_limit checkpoint_seconds report_to runtime ray_address
@@ -48,25 +46,25 @@ AT_SERVER = frozenset(
     tokenizer_min_count tokenizer_min_clients tokenizer_noise
     """.split()
 )
-"""What says nothing to a site: its own Weft keeps the defaults."""
+"""Keys that only the server uses: a site keeps the defaults."""
 SHAPE = ("size", "hidden_size", "num_layers", "num_heads")
-"""What makes a model from nothing."""
+"""Keys that define a model from scratch."""
 ON_DEMAND = frozenset(
     {"trust_remote_code", "public_data", "tokenizer", "tokenizer_text", "federated_tokenizer", *SHAPE}
 )
-"""What a site refuses unless its policy names it: code, files and models that are not the ones it has accepted."""
+"""Keys that a site refuses unless its policy allows them: they stand for code, files and models of the run's author."""
 ALL = FROM_RUN | FROM_SITE | AT_SERVER | ON_DEMAND
 NEVER = ("trust_remote_code", "public_data", "tokenizer_text", "federated_tokenizer")
-"""Those of ON_DEMAND that no policy can name."""
+"""Keys of ON_DEMAND that no policy can allow."""
 
 
-def forbidden(run: Mapping[str, Any], *, from_scratch: bool, tokenizers: tuple[str, ...]) -> str | None:
-    """Return why a site does not take a run's keys, in one sentence; None: it does.
+def forbidden(run: Mapping[str, object], *, from_scratch: bool, tokenizers: tuple[str, ...]) -> str | None:
+    """Return the reason to refuse a run's keys, in one sentence; None: the site takes them.
 
     Args:
-        run: the keys, as they were sent, by their full names.
-        from_scratch: whether the site agrees to models that begin from nothing.
-        tokenizers: names of tokenizers that it agrees to.
+        run: the keys as they were sent, by their full names.
+        from_scratch: whether the site accepts models from scratch.
+        tokenizers: names of the tokenizers that the site accepts.
     """
     for key in sorted(set(run) - ALL):
         return f"the run sets '{key}', which a site takes from nobody"

@@ -1,4 +1,4 @@
-"""A run whose clients are sites elsewhere: the server's half."""
+"""The server's side of a run whose clients are sites."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from weft import config as configuration
 from weft.core.types import Failure, Probe, ServerState, Tensors
 from weft.errors import ConfigError
 from weft.federation.plan import Plan
 from weft.federation.state import expected_streams, to_use
+from weft.json_types import JsonObject
 from weft.launch import compose, provenance
 from weft.launch.client import ClientBuilder
 from weft.launch.disk_full import disk_in_words
@@ -31,32 +31,33 @@ from weft.sites.handshake import Handshake, Terms, shake_hands
 
 
 def serve(
-    keys: dict[str, Any],
+    keys: JsonObject,
     transport: Transport,
     sites: list[str],
     version: str,
     *,
     resume: bool = False,
     parts: Path | None = None,
-    hear: Callable[[dict[str, Any]], None] = lambda _: None,
+    hear: Callable[[JsonObject], None] = lambda _: None,
 ) -> Run:
-    """Run a configuration with sites elsewhere, from the newest checkpoint on where `resume`.
+    """Run a configuration with sites as its clients, and return the finished run.
 
     Args:
-        keys: of the run, `output_dir` among them.
-        line: carries bytes to the sites.
-        sites: who can be asked.
-        version: of Weft here.
-        resume: go on with the run in `output_dir`, if there is one.
-        parts: the folder of files whose parts runs may name; None: they may name none.
-        hear: told what a status would say: the sites, and every round.
+        keys: the run's keys, with `output_dir`.
+        transport: carries bytes to the sites.
+        sites: the connected sites.
+        version: Weft's version here.
+        resume: resume the run in `output_dir`, if there is one, from its newest checkpoint.
+        parts: folder of the files whose parts runs may name; None: they may name none.
+        hear: called with entries for the run's status: the sites, every round, every evaluation.
 
     Raises:
         ConfigError: a mistake in the configuration, or too many sites refuse.
         RunError: too few sites can be reached, or answered.
     """
-    said: list[str] = []
-    builder = _builder(part_files.at_server(keys, parts), said.append)
+    # Notes of the builder, until there is a Progress to print them.
+    notes: list[str] = []
+    builder = _builder(part_files.at_server(keys, parts), notes.append)
     config, plan, model = builder.config, builder.plan, builder.model
     with (
         disk_in_words(config, "weft submit"),
@@ -71,11 +72,11 @@ def serve(
         Progress(config.num_rounds, quiet=False, as_json=True) as progress,
         Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers,
     ):
-        for sentence in said:
+        for sentence in notes:
             progress.note(sentence)
-        now = provenance.at_server(config, builder.tokenizer)
-        say_changed(config, run, now, progress.note)
-        birth = fingerprints.keep(run, now, max(run.rounds, default=0))
+        current = provenance.at_server(config, builder.tokenizer)
+        say_changed(config, run, current, progress.note)
+        birth = fingerprints.keep(run, current, max(run.rounds, default=0))
         remote = RemoteSites(transport, run_id(keys), config.silence_timeout, lambda: (1, 1), note=progress.note)
         cohort = config.sample_clients if plan.algorithm.buffer is None else 1
         terms = Terms(keys, fingerprint(model), birth, version, cohort, config.min_clients)
@@ -88,47 +89,47 @@ def serve(
         host, values = builder.host(conditions=compose.conditions(config))
         parties = (config, run, host, population, progress, trackers)
         training = Trainer(*parties, begin=lambda _: nullcontext(remote), hear=hear)
-        _hand_out(training.run_all(values), plan, remote, rows)
+        _send_result(training.run_all(values), plan, remote, rows)
         return Run(run.path)
 
 
 def _settle(builder: ClientBuilder, remote: RemoteSites, agreement: Handshake) -> None:
-    """Let plan and runtime hold to what the sites agreed to."""
+    """Make plan and runtime respect what the sites agreed to."""
     plan, model = builder.plan, builder.model
-    remote.handshake, remote.is_same_site = agreement.words.get, agreement.same
+    remote.handshake, remote.is_same_site = agreement.requests.get, agreement.same
     remote.largest = lambda: largest(plan, model)
-    remote.in_order = not plan.over_selected
+    remote.in_order = not plan.over_selected  # with over-selection the first replies count
     if plan.algorithm.shares and plan.algorithm.buffer is None:
         builder.plan = replace(plan, cohorts=agreement.cohorts)
 
 
-def _builder(keys: dict[str, Any], note: Callable[[str], None]) -> ClientBuilder:
-    """Return what builds the server's parts; ConfigError for a mistake, or for a run that would bring code."""
+def _builder(keys: JsonObject, note: Callable[[str], None]) -> ClientBuilder:
+    """Return the builder of the run's parts; ConfigError for a mistake, or for a run that would bring code."""
     config = configuration.build(keys)
     if config.trust_remote_code:
         raise ConfigError("The run trusts remote code, and no code travels to sites or their server.")
     return ClientBuilder(config, note=note)
 
 
-def _hand_out(state: ServerState, plan: Plan, remote: RemoteSites, sites: Iterable[str]) -> None:
-    """Let the sites write down the model that the run leaves them."""
+def _send_result(state: ServerState, plan: Plan, remote: RemoteSites, sites: Iterable[str]) -> None:
+    """Send every site the result of the run, which the site writes to its disk."""
     params, extra = to_use(plan.algorithm, state)
     for reply in remote.exchange([Probe(site, state.round, params, extra, export=True) for site in sites]):
         if isinstance(reply, Failure):
             remote.note(f"the site '{reply.client}' did not get the result: {reply.reason}.")
 
 
-def run_id(keys: dict[str, Any]) -> str:
-    """Return what tells a run from others at a site: it names the folder of what a client remembers."""
+def run_id(keys: JsonObject) -> str:
+    """Return the id of a run, by which sites name the folder of its state."""
     return str(keys["output_dir"]).rstrip("/").rsplit("/", 1)[-1]
 
 
 def largest(plan: Plan, model: Resident) -> tuple[int, int]:
-    """Return the bytes and tensors that any reply of a client may have."""
+    """Return the most bytes and the most tensors that an honest reply of a client has; larger ones are not read."""
     values: Tensors = {name: value for name, value in model.masters.items() if plan.sharing.travels(name)}
     sizes, counts = [], []
     for round in range(2 * plan.period):
         size, count = plan.protection.largest(plan.codec.largest(expected_streams(plan, values, round)))
         sizes.append(size)
         counts.append(count)
-    return max(sizes) + (1 << 20) + 512 * max(counts), max(counts)
+    return max(sizes) + (1 << 20) + 512 * max(counts), max(counts)  # room for metrics, and for the header of a tensor
