@@ -23,7 +23,8 @@ from weft.core.types import (
     Tensors,
     Update,
 )
-from weft.core.wire import Raw, unpack
+from weft.core.wire import unpack
+from weft.core.wire_header import Raw
 from weft.errors import BadUpdate, ClientFailed, LateUpdate
 from weft.federation.coding import decode
 from weft.federation.plan import Plan

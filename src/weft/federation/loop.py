@@ -99,11 +99,7 @@ def run_rounds(
         if cohorts is not None:
             indexes, clock = next(cohorts)
         else:
-            aside = [i for i, name in enumerate(clients) if name in set_aside(state, rounds.max_bad_updates)]
-            sampled = rounds.selection.cohort(clients, state.round, state.attempt, state.round + state.attempts, aside)
-            indexes = [(i, state.round) for i in plan.algorithm.cohort(sampled, len(clients))]
-            if not indexes and aside:
-                raise RunError(f"All clients that can be reached sent {rounds.max_bad_updates} bad updates.")
+            indexes = _sampled(plan, state, rounds, clients)
         sharing = plan.sharing
         cohort = [
             Participant(clients[i], version, sharing.rank_of(i), sharing.layers_of(i), rounds.rows_of(i))
@@ -136,6 +132,22 @@ def run_rounds(
         if due and eval_clients:
             scores = evaluate(plan.algorithm, state, runtime, eval_clients, failures=record.failures)
         yield RoundDone(state, record, seconds, scores, clock)
+
+
+def _sampled(plan: Plan, state: ServerState, rounds: Rounds, clients: Sequence[str]) -> list[tuple[int, int]]:
+    """Return the cohort of a synchronous round: (index, version) of every client.
+
+    Raises:
+        RunError: every reachable client is excluded.
+    """
+    excluded = set_aside(state, rounds.max_bad_updates)
+    aside = [index for index, name in enumerate(clients) if name in excluded]
+    clock = state.round + state.attempts  # the availability trace goes on while a round is repeated
+    sampled = rounds.selection.cohort(clients, state.round, state.attempt, clock, aside)
+    cohort = [(index, state.round) for index in plan.algorithm.cohort(sampled, len(clients))]
+    if not cohort and aside:
+        raise RunError(f"All clients that can be reached sent {rounds.max_bad_updates} bad updates.")
+    return cohort
 
 
 def set_aside(state: ServerState, limit: int) -> set[str]:

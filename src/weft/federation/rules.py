@@ -71,7 +71,7 @@ def weights(plan: Plan) -> list[Refusal]:
         ),
         Refusal(
             weighting.single_updates and algorithm.adds_up,
-            f"{name} adds up over rounds what clients send, and {weigher} weighs a client otherwise in every round",
+            f"{name} adds up over rounds what clients send, and {weigher} changes a client's weight in every round",
             [WEIGHTING, ALGORITHM],
         ),
         Refusal(
@@ -121,12 +121,12 @@ def factors(plan: Plan) -> list[Refusal]:
         ),
         Refusal(
             sums and not algorithm.adds_mean,
-            f"{aggregation} is made for the mean of the updates, and {name} goes another way from there",
+            f"{aggregation} is made for the mean of the updates, and {name} does not step by it",
             [LORA, ALGORITHM],
         ),
         Refusal(
             lora.alternates and algorithm.buffer is not None,
-            f"{aggregation} trains other factors in every round, and in {name} clients of several rounds meet",
+            f"{aggregation} trains other factors in every round, and {name} mixes clients of several rounds",
             [LORA, ALGORITHM.where("a synchronous algorithm")],
         ),
         Refusal(
