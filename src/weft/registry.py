@@ -143,12 +143,12 @@ def require(table: Mapping[str, str], name: str, kind: str) -> str:
     raise unknown_name(name, kind, list(table))
 
 
-def unknown_name(name: str, kind: str, names: list[str], more: str = "") -> ConfigError:
-    """Return the error of an unknown name, which lists the names, and `more` after them."""
+def unknown_name(name: str, kind: str, names: list[str], suffix: str = "") -> ConfigError:
+    """Return the error of an unknown name, which lists the names, and `suffix` after them."""
     alias_of = OTHER_NAMES.get(name.lower().replace("-", "_"))
     guess = alias_of if alias_of in names else nearest(name, names)
     hint = f" Did you mean '{guess}'?" if guess else ""
-    return ConfigError(f"There is no {kind} named '{name}'.{hint} Known: {', '.join(names)}{more}.")
+    return ConfigError(f"There is no {kind} named '{name}'.{hint} Known: {', '.join(names)}{suffix}.")
 
 
 def load(table: Mapping[str, str], name: str, kind: str) -> Any:

@@ -112,7 +112,7 @@ def settings(arguments: argparse.Namespace, defaults: Defaults) -> tuple[RunConf
     return config, [notice] if notice else []
 
 
-def train_verb(verb: str, description: str, argv: list[str], defaults: Defaults = lambda given: {}) -> int:
+def train_verb(verb: str, description: str, argv: list[str], defaults: Defaults = lambda values: {}) -> int:
     """Train, or with --dry_run describe the run; return the exit code.
 
     Args:

@@ -167,7 +167,7 @@ def _blocks(params: Tensors) -> dict[str, list[str]]:
     """Return parameter names by block: a block has the same first number in its names; others are blocks alone."""
     names_of: dict[str, list[str]] = {}
     for name in params:
-        number = next((word for word in name.split(".") if word.isdigit()), None)
+        number = next((part for part in name.split(".") if part.isdigit()), None)
         names_of.setdefault(name if number is None else number, []).append(name)
     return names_of
 

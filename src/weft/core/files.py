@@ -117,7 +117,7 @@ def is_full(error: BaseException) -> bool:
 def full_disk(folders: Iterable[Path]) -> str:
     """Return a clause that names the fullest disk of these folders, and its free space."""
     room = {folder: _room(folder) for folder in folders}
-    folder = min(room, key=lambda one: room[one])
+    folder = min(room, key=lambda path: room[path])
     return f"The disk that holds '{folder}' is full, or your share of it ({room[folder] / 1e6:.1f} MB are free)"
 
 

@@ -96,7 +96,7 @@ def _tensors(header: JsonObject, body: memoryview) -> list[torch.Tensor]:
             refuse("a tensor whose size does not match its shape")
         spans.append((begin, stop, number, shape, format))
     end, tensors = 0, [torch.empty(0)] * len(spans)
-    for begin, stop, number, shape, format in sorted(spans, key=lambda one: one[:3]):
+    for begin, stop, number, shape, format in sorted(spans, key=lambda entry: entry[:3]):
         if begin != end or stop > len(body):
             refuse("tensors that overlap or lie outside the message")
         end = stop
@@ -113,7 +113,7 @@ def _writable(piece: memoryview, begin: int, format: torch.dtype) -> memoryview 
 
 
 def _counts(value: object, max_length: int) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and len(value) <= max_length and all(is_count(one) for one in value)
+    return isinstance(value, list) and len(value) <= max_length and all(is_count(item) for item in value)
 
 
 def is_count(value: object) -> bool:

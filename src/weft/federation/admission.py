@@ -109,7 +109,7 @@ def admit_all(
     waiting = set(tasks)
     for reply in replies:
         try:
-            like = expected_streams(plan, _known(plan, state, tasks.get(reply.client)), state.round)
+            like = expected_streams(plan, _client_params(plan, state, tasks.get(reply.client)), state.round)
             reply = decode(plan, reply, like, server)
             update = admit(reply, tasks, waiting, like, max_weights)
             plan.algorithm.check(update)
@@ -124,7 +124,7 @@ def admit_all(
         yield update
 
 
-def _known(plan: Plan, state: ServerState, task: Task | None) -> Tensors:
+def _client_params(plan: Plan, state: ServerState, task: Task | None) -> Tensors:
     """Return the shared parameters of a client that has a task; all of them where it is unknown."""
     if task is None:
         return state.params

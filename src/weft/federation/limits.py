@@ -39,7 +39,7 @@ def local_work(plan: Plan) -> list[Refusal]:
         Refusal(
             kind == "gradients" and algorithm.local != "gradients",
             f"{name} is made for prompts that are searched without gradients",
-            [f"write --prompt_method {method}", ALGORITHM.where("another algorithm")],
+            [f"write --prompt_method {method}", ALGORITHM.with_description("another algorithm")],
         ),
         Refusal(
             rebuilds and (plan.sharing.keeps or several or lora.alternates or lora.shape != ""),
@@ -62,19 +62,19 @@ def conditions(plan: Plan) -> list[Refusal]:
         Refusal(
             plan.slow_clients and not algorithm.partial_work and waits,
             f"{name} needs every client to make all its steps, but client_speed lets some make fewer",
-            ["leave out --client_speed", ALGORITHM.where("an algorithm that takes partial work")],
+            ["leave out --client_speed", ALGORITHM.with_description("an algorithm that takes partial work")],
         ),
         Refusal(
             algorithm.uses_moments and not plan.local.optimizer.plain,
             f"{name} works with AdamW's moments in full, which {plan.local.optimizer.kind} does not have",
-            ["write --optimizer adamw", ALGORITHM.where("another algorithm")],
+            ["write --optimizer adamw", ALGORITHM.with_description("another algorithm")],
         ),
         Refusal(
             algorithm.one_step and (plan.local.steps != 1 or plan.local.accumulation != 1),
             f"{name} exchanges the gradient of every step, so a round is one step",
             [
                 "write --max_steps 1 and --gradient_accumulation_steps 1",
-                ALGORITHM.where("an algorithm with local steps"),
+                ALGORITHM.with_description("an algorithm with local steps"),
             ],
         ),
         Refusal(
@@ -85,7 +85,7 @@ def conditions(plan: Plan) -> list[Refusal]:
         Refusal(
             plan.everywhere and not waits,
             f"{name} waits for no cohort, so public_data cannot be part of every one",
-            ["write --public_share", ALGORITHM.where("a synchronous algorithm")],
+            ["write --public_share", ALGORITHM.with_description("a synchronous algorithm")],
         ),
         Refusal(
             plan.quorum > 0 and not (waits and algorithm.shares),
@@ -108,7 +108,7 @@ def placement(plan: Plan) -> list[Refusal]:
         Refusal(
             spread and not algorithm.plain_steps,
             f"{name} changes every local step by values that are not spread over processes",
-            [unsplit, ALGORITHM.where("an algorithm with plain local steps")],
+            [unsplit, ALGORITHM.with_description("an algorithm with plain local steps")],
         ),
         Refusal(
             spread and (plan.own_models or bool(sharing.ranks)),

@@ -146,7 +146,10 @@ def _sampled(plan: Plan, state: ServerState, rounds: Rounds, clients: Sequence[s
     sampled = rounds.selection.cohort(clients, state.round, state.attempt, clock, aside)
     cohort = [(index, state.round) for index in plan.algorithm.cohort(sampled, len(clients))]
     if not cohort and aside:
-        raise RunError(f"All clients that can be reached sent {rounds.max_bad_updates} bad updates.")
+        raise RunError(
+            f"All clients that can be reached sent {rounds.max_bad_updates} bad updates: "
+            "correct what they run, or write a larger --max_bad_updates."
+        )
     return cohort
 
 

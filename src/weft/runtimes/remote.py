@@ -92,16 +92,16 @@ class RemoteSites(Runtime):
 
         for place, message in enumerate(messages):
             threading.Thread(target=ask, args=(place, message), daemon=True, name=f"ask-{message.client}").start()
-        early: dict[int, Reply] = {}
+        early_replies: dict[int, Reply] = {}
         try:
             for place in range(len(messages)):
                 if not self.in_order:
                     yield next_answer()[1]
                     continue
-                while place not in early:
+                while place not in early_replies:
                     position, reply = next_answer()
-                    early[position] = reply
-                yield early.pop(place)
+                    early_replies[position] = reply
+                yield early_replies.pop(place)
         finally:
             closed.set()
 
