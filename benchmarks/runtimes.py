@@ -149,7 +149,8 @@ def flare(folder: Path) -> None:
     """Compare over mutual TLS on loopback, two sites."""
     import weft
     from weft.config import build
-    from weft.sites.admin import admin_session, write_job
+    from weft.sites.admin import admin_session
+    from weft.sites.job import write_job
     from weft.sites.local_federation import LocalFederation
     from weft.sites.watcher import watch
 

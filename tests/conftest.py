@@ -151,9 +151,9 @@ def stories(shared_data: Path) -> Path:
 @pytest.fixture(autouse=True)
 def third_party_warnings():
     """Warnings that libraries raise about themselves, which nobody here can mend."""
-    from weft.models.noise import hushed
+    from weft.models.noise import quiet_libraries
 
-    with hushed():
+    with quiet_libraries():
         yield
 
 

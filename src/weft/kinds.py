@@ -147,7 +147,8 @@ def _takes_two(part: object) -> bool:
 
 def is_outside(key: str, name: str) -> bool:
     """Say whether a part is not one of Weft's: then Weft cannot know which keys it uses."""
-    return key in PARTS and name not in PARTS[key].table and not (key == "fed_alg" and is_local(name))
+    baseline = (key == "fed_alg" and is_local(name)) or (key, name) == ("template", "auto")
+    return key in PARTS and name not in PARTS[key].table and not baseline
 
 
 def files_of(run: Mapping[str, object]) -> Iterator[tuple[str, plugins.PartFile]]:

@@ -81,6 +81,12 @@ OBJECTIVES = {
     "preference": "weft.objectives.preference:Preference",
     "grpo": "weft.objectives.grpo:GRPO",
 }
+EVALUATORS = {
+    "held_out": "weft.evaluation.heldout:HeldOut",
+    "preferences": "weft.evaluation.preferred:Preferred",
+    "rewards": "weft.evaluation.rewarded:Rewarded",
+}
+"""What measures a model on held-out rows; an objective names its own."""
 REWARDS = ("exact", "numeric", "regex", "format", "length")
 """Weft's rewards; any other is a Python file."""
 REWARDS_WITH_ANSWER = frozenset({"exact", "numeric"})

@@ -18,6 +18,7 @@ from weft.core import exchange, parts
 from weft.errors import ConfigError
 from weft.federation.compatibility import check
 from weft.federation.plan import Plan
+from weft.federation.sharing import Sharing
 from weft.launch import compose
 
 
@@ -177,6 +178,8 @@ class _Sparse(exchange.Codec):
         ({"protection": _SumOnly(), "algorithm": _Peeks()}, "--protection none"),
         ({"protection": _SumOnly(), "aggregator": exchange.Aggregator()}, "--aggregator mean"),
         ({"protection": _SumOnly(), "codec": _Sparse()}, "another codec"),
+        ({"protection": _SumOnly(), "sharing": Sharing(ranks=(2, 4))}, "leave out --client_ranks"),
+        ({"protection": _SumOnly(), "over_selected": True}, "leave out --over_selection"),
         ({"privacy": _Bounded(), "aggregator": exchange.Aggregator()}, "--aggregator mean"),
         ({"privacy": _Bounded(), "algorithm": _Pools()}, "a federated algorithm"),
     ],

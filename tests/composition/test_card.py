@@ -10,7 +10,7 @@ import weft
 from support.flags import flags
 from support.rows import colour_rows, write_rows
 from weft.cli import main
-from weft.data.declared import front_matter
+from weft.data.dataset_card import front_matter
 from weft.runs.card import CARD, hub_name
 
 

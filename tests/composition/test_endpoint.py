@@ -14,7 +14,7 @@ from support.completions_server import Completions, serving
 from support.flags import flags
 from weft.cli import main
 from weft.errors import ClientFailed, ConfigError, RunError
-from weft.models.endpoint import Endpoint, Spoken
+from weft.models.endpoint import Endpoint, ScoredText
 from weft.models.instruction import Instruction
 from weft.models.remote import RemoteModel
 
@@ -83,7 +83,7 @@ def test_likelihoods_are_those_of_the_model(server: Completions, tiny_model: Pat
     from transformers import AutoModelForCausalLM
 
     texts = [f"What colour is the {'big ' * n}sky? blue" for n in range(5)]
-    spoken = [Spoken(text, ((len(text) - 5, len(text)),)) for text in texts]
+    spoken = [ScoredText(text, ((len(text) - 5, len(text)),)) for text in texts]
     model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
     wanted = []
     for text in texts:
@@ -109,14 +109,14 @@ def test_rows_are_spelled_out_and_their_answers_asked_for(server: Completions, t
     ids = np.array([0, *first, *answer, *second, *last, 1], dtype=np.int32)
     learn = np.concatenate([np.full(1 + len(first), False), np.full(len(answer), True), np.full(len(second), False)])
     learn = np.concatenate([learn, np.full(len(last) + 1, True)])
-    assert remote._spoken(ids, learn) == Spoken("What? red And? green", ((5, 9), (14, 20)))
-    ((_, count),) = remote.asked_likelihoods([(ids, learn)])
+    assert remote._scored_text(ids, learn) == ScoredText("What? red And? green", ((5, 9), (14, 20)))
+    ((_, count),) = remote.remote_likelihoods([(ids, learn)])
     assert count == len(answer) + len(last)
 
 
 @pytest.mark.parametrize("faults", [[503, 429], [0, 500], [1], [408]])
 def test_what_fails_for_a_moment_is_asked_again(server: Completions, faults: list[int]):
-    endpoint, text = quick(server), [Spoken("One two three", ((0, 13),))]
+    endpoint, text = quick(server), [ScoredText("One two three", ((0, 13),))]
     wanted = endpoint.likelihoods(text)
     assert endpoint.tally() == {"endpoint_requests": 1.0, "endpoint_retries": 0.0}
     server.faults = list(faults)
@@ -126,7 +126,7 @@ def test_what_fails_for_a_moment_is_asked_again(server: Completions, faults: lis
 
 
 def test_what_goes_on_failing_drops_the_client_and_refusals_stop_the_run(server: Completions, monkeypatch):
-    endpoint, text = quick(server), [Spoken("One two three", ((0, 13),))]
+    endpoint, text = quick(server), [ScoredText("One two three", ((0, 13),))]
     server.down = 503
     with pytest.raises(ClientFailed, match=r"answered 503 .*, 3 times"):
         endpoint.likelihoods(text)
@@ -137,7 +137,7 @@ def test_what_goes_on_failing_drops_the_client_and_refusals_stop_the_run(server:
         endpoint.likelihoods(text)
     server.down = 0
     server.scores = False
-    with pytest.raises(ConfigError, match="gives no log-probabilities"):
+    with pytest.raises(ConfigError, match="returns no log-probabilities"):
         endpoint.check()
     server.scores = True
     monkeypatch.setenv("SECRET", "abc")

@@ -17,7 +17,7 @@ from weft.core.lowrank import layer_of
 from weft.core.types import DELTA, Update
 from weft.errors import ConfigError
 from weft.federation.sharing import Holders, with_layers
-from weft.models.emulator import leave_out, only_layers
+from weft.models.emulator import keep_layers, only_layers
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +78,7 @@ def test_a_thinned_model_is_the_model_without_these_layers(deep_model: Path):
     from transformers import AutoModelForCausalLM
 
     whole, thin = (AutoModelForCausalLM.from_pretrained(deep_model).eval() for _ in range(2))
-    leave_out(thin, [0, 2, 4])
+    keep_layers(thin, [0, 2, 4])
     ids = torch.arange(12)[None] + 5
     with torch.no_grad():
         before = whole(ids).logits
@@ -94,7 +94,7 @@ def test_a_client_with_some_layers_learns_what_the_smaller_model_learns(deep, de
     from transformers import AutoModelForCausalLM
 
     thin = AutoModelForCausalLM.from_pretrained(deep_model)
-    leave_out(thin, [0, 2, 4])
+    keep_layers(thin, [0, 2, 4])
     shutil.copytree(deep_model, tmp_path / "thin")
     thin.save_pretrained(tmp_path / "thin")
     given = deep | {"use_peft": False, "learning_rate": 1e-3}

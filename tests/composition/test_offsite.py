@@ -63,6 +63,8 @@ def test_the_layers_that_an_emulator_keeps_are_the_models(deep: Path, tmp_path: 
     folder = emulate(deep, tmp_path / "emulator")
     found = emulator_of(folder)
     assert found == Emulator(str(deep), 6, [0, 1, 4, 5], 1)
+    keys = json.loads((folder / "emulator.json").read_text())  # as folders of earlier releases have them
+    assert keys == {"of": str(deep), "layers": 6, "kept": [0, 1, 4, 5], "ends": 1}
     before, after = values(deep), values(folder)
     for name, value in after.items():
         assert torch.equal(value, before[found.full_name(name)]), name

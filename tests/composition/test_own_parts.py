@@ -14,6 +14,7 @@ from weft import kinds, plugins
 from weft.cli import main
 from weft.config import RunConfig, build
 from weft.errors import ConfigError, DataError
+from weft.launch import provenance
 
 
 @pytest.fixture
@@ -163,6 +164,14 @@ def test_a_run_does_not_go_on_with_an_edited_part_unless_that_is_accepted(keys, 
     assert main([*words, "--accept_changed"]) == 0
     assert "changed since the run was made; it goes on" in capsys.readouterr().err
     assert weft.open_run(run.path).summary["rounds"] == 2
+
+
+@pytest.mark.parametrize("key", [key for key in NAMES if key != "reward"])
+def test_the_content_of_every_part_is_known(key: str, file: Path):
+    config = build({"dataset_name": "d", key: f"{file}:{NAMES[key]}"})
+    name = f"the {kinds.PARTS[key].word} '{file}:{NAMES[key]}'"
+    assert provenance.parts_of(config) == {name: plugins.digest_of(PARTS.encode())}
+    assert provenance.parts_of(build({"dataset_name": "d", "fed_alg": "local1"})) == {}
 
 
 def test_a_run_whose_part_is_gone_can_still_be_used(keys, file: Path):

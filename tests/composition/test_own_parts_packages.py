@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 import weft
 from support.own_parts import BESIDE, NAMES, PARTS, once
 from weft import kinds
 from weft.config import build
 from weft.errors import ConfigError
+from weft.sites.policy import read_policy, refusal
 
 
 @pytest.fixture
@@ -81,3 +83,20 @@ def test_packages_are_looked_for_only_where_a_name_is_not_wefts_own():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.usefixtures("package")
+def test_a_site_takes_a_part_that_is_installed_there_where_its_list_names_it(tmp_path: Path, keys):
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    accept = {"models": [keys["model_name_or_path"]], "algorithms": ["fedavg", "mine"]}
+    (tmp_path / "site.yaml").write_text(yaml.safe_dump({"data": "rows.jsonl", "accept": accept}))
+    policy = read_policy(tmp_path / "site.yaml")
+    run = {key: value for key, value in keys.items() if key not in ("dataset_name", "num_clients")}
+    config = build(run | {"runtime": "nvflare", "fed_alg": "mine"})
+    assert refusal(policy, config, 2) is None
+    narrow = policy.model_copy(update={"accept": policy.accept.model_copy(update={"algorithms": ["fedavg"]})})
+    assert "the algorithm 'mine' is not among what this site accepts" in str(refusal(narrow, config, 2))
+    text = (tmp_path / "site.yaml").read_text().replace("- mine", "- mime")
+    (tmp_path / "site.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="there is no 'mime'"):
+        read_policy(tmp_path / "site.yaml")

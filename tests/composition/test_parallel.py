@@ -77,10 +77,11 @@ WAYS = {
     "fsdp, lora": {"parallel": "fsdp", "use_peft": True, "fed_alg": "fedavg", "peft_lora_dropout": 0.0},
     "tensor": {"parallel": "tensor"},
     "pipeline": {"parallel": "pipeline"},
+    "fsdp, few-shot examples": {"parallel": "fsdp", "few_shot": 2, "seq_length": 64},
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*list(WAYS)[:-1], pytest.param(list(WAYS)[-1], marks=pytest.mark.slow)])
 def test_two_processes_give_the_weights_of_one(keys, untied: Path, tmp_path: Path, way: str, forks: ForkServer):
     own = {"use_peft": False, "fed_alg": "diloco", "dtype": "float32", "num_rounds": 2, "eval_every": 1}
     given = keys | own | STEADY | {"model_name_or_path": str(untied)} | WAYS[way]

@@ -29,7 +29,7 @@ def test_preferences_of_every_kind_are_read():
         },
     ]
     for row in kinds:
-        (found,) = to_preferences([row], source="x", judged=False).examples
+        (found,) = to_preferences([row], source="x", unpaired=False).examples
         assert [(turn.role, turn.text.strip()) for turn in found.turns] == [
             ("user", "hi"),
             ("assistant", "hello"),
@@ -53,13 +53,13 @@ DROPPED = {
 
 def test_rows_that_cannot_be_used_are_dropped_and_counted():
     good = {"prompt": "q", "chosen": "a", "rejected": "b"}
-    found = to_preferences([good, *DROPPED.values()], source="x", judged=False)
+    found = to_preferences([good, *DROPPED.values()], source="x", unpaired=False)
     assert len(found.examples) == 1
-    assert found.dropped == dict.fromkeys(DROPPED, 1)
+    assert found.omission_counts == dict.fromkeys(DROPPED, 1)
     labels = [{"prompt": "q", "completion": "a", "label": value} for value in (True, "false", 0, "perhaps")]
-    made = to_preferences(labels, source="x", judged=True)
+    made = to_preferences(labels, source="x", unpaired=True)
     assert [one.good for one in made.examples] == [True, False, False]
-    assert made.dropped == {"label that is neither true nor false": 1}
+    assert made.omission_counts == {"label that is neither true nor false": 1}
 
 
 BAD = {
@@ -111,13 +111,13 @@ def test_judged_answers_are_compared_with_those_of_the_same_client(judged_keys, 
 def test_swapped_columns_are_found():
     row = {"prompt": "Why?", "rejected": "so", "chosen": "because"}
     with pytest.raises(DataError, match="look swapped"):
-        to_preferences([row], source="x", judged=False, chosen_column="rejected", rejected_column="chosen")
+        to_preferences([row], source="x", unpaired=False, chosen_column="rejected", rejected_column="chosen")
     named = {"prompt": "Why?", "loser": "so", "winner": "because"}
-    found = to_preferences([named], source="x", judged=False, chosen_column="winner", rejected_column="loser")
+    found = to_preferences([named], source="x", unpaired=False, chosen_column="winner", rejected_column="loser")
     assert (found.examples[0].answer, found.examples[0].other) == ("because", "so")
     with pytest.raises(DataError, match=r"'winer'.*Did you mean 'winner'"):
-        to_preferences([named], source="x", judged=False, chosen_column="winer", rejected_column="loser")
+        to_preferences([named], source="x", unpaired=False, chosen_column="winer", rejected_column="loser")
     scored = [row | {"score_chosen": 1.0, "score_rejected": 8.0}] * 3 + [row | {"score_chosen": 9, "score_rejected": 8}]
     with pytest.raises(DataError, match="In 3 of 4 scored rows"):
-        to_preferences(scored, source="x", judged=False)
-    assert len(to_preferences(scored[2:], source="x", judged=False).examples) == 2  # as many either way
+        to_preferences(scored, source="x", unpaired=False)
+    assert len(to_preferences(scored[2:], source="x", unpaired=False).examples) == 2  # as many either way

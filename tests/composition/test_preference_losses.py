@@ -136,15 +136,15 @@ def test_the_divergence_from_the_reference_equals_that_worked_by_hand(preference
 
     from transformers import AutoModelForCausalLM
 
+    from weft.evaluation.divergence import divergence
     from weft.models.layout import Question
     from weft.models.resident import Resident
-    from weft.objectives.choices import divergence
 
     first = AutoModelForCausalLM.from_pretrained(preference_keys["model_name_or_path"], dtype=torch.float32).eval()
     second = AutoModelForCausalLM.from_pretrained(run.path / "model", dtype=torch.float32).eval()
     resident = Resident(first, run.tokenizer, torch.device("cpu"), torch.float32)
     reference = AutoModelForCausalLM.from_pretrained(preference_keys["model_name_or_path"], dtype=torch.float32).eval()
-    resident.remember()
+    resident.store_reference()
     resident.load({name: value.detach() for name, value in second.named_parameters() if name in resident.masters})
     rng = np.random.default_rng(0)
     questions = [

@@ -209,7 +209,7 @@ def test_weft_prompt_shows_its_plan_trains_and_exports_unmerged(prompted, tmp_pa
 
 @pytest.mark.parametrize("method", ["soft", None])
 def test_examples_of_a_clients_own_stand_before_its_rows(prompted, method: str | None, tmp_path: Path):
-    from weft.data.encode import added
+    from weft.data.encode import begin_and_end_ids
     from weft.federation.clients import InMemory
     from weft.launch import compose
     from weft.launch.few_shot import choose_few_shot
@@ -228,7 +228,9 @@ def test_examples_of_a_clients_own_stand_before_its_rows(prompted, method: str |
         longer, also = population.trained[number].train[0]
         more = len(longer) - len(ids)
         assert more > 0
-        start = lead + len(added(tokenizer)[0])  # the prompt's vectors, and what the tokenizer puts before a text
+        start = lead + len(
+            begin_and_end_ids(tokenizer)[0]
+        )  # the prompt's vectors, and what the tokenizer puts before a text
         assert longer[:start].tolist() == ids[:start].tolist()
         assert longer[start + more :].tolist() == ids[start:].tolist()
         assert not also[: start + more].any()

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 import weft
 from support.flags import flags
+from support.own_parts import PARTS, once
 from support.rows import colour_rows, write_rows
 from weft.cli import main
 from weft.errors import ConfigError
@@ -78,6 +79,16 @@ def test_results_are_those_of_one_process_bit_for_bit(spread, changes: dict[str,
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_actors_use_a_part_of_a_users_own_file(spread, tmp_path: Path):
+    file = tmp_path / "mine.py"
+    file.write_text(PARTS)
+    own = {"codec": f"{file}:MyCodec", "fed_alg": f"{file}:MyAlgorithm", "codec_args": {"keep": 0.25}}
+    run = weft.train(once(spread) | own, quiet=True)
+    assert run.finished
+    assert sorted((tmp_path / "seen").read_text().splitlines()) == ["codec 0.25"] * 3 + ["fed_alg 0.5"]
+
+
 def test_a_dead_actors_client_is_answered_by_another(spread, tmp_path: Path):
     """A process of an actor is killed while the run is under way."""
     killed = []

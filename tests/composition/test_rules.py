@@ -14,7 +14,7 @@ import weft
 from weft.errors import ConfigError
 from weft.models.layout import Question
 from weft.models.resident import Resident
-from weft.objectives.choices import Scored, score_choices
+from weft.objectives.choices import TokenScores, score_choices
 from weft.objectives.grpo import GRPO
 from weft.runs import checkpoint
 from weft.runs.layout import RunDir
@@ -99,7 +99,7 @@ def test_log_probabilities_at_a_temperature_are_trls(temperature: float):
 
     chance = torch.Generator().manual_seed(0)
     logits, tokens = torch.randn(7, 50, generator=chance) * 3, torch.randint(50, (7,), generator=chance)
-    found = Scored(logits, tokens, torch.zeros(7, dtype=torch.int64)).at(temperature).logps
+    found = TokenScores(logits, tokens, torch.zeros(7, dtype=torch.int64)).at(temperature).logps
     torch.testing.assert_close(found, selective_log_softmax(logits, tokens, temperature))
 
 
@@ -107,7 +107,7 @@ def test_all_log_probabilities_of_grpo_are_of_what_was_drawn(tiny_model, tiny_to
     """Those when drawn, the reference's and the loss's: at the temperature, not at 1."""
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     resident = Resident(model, tiny_tokenizer, torch.device("cpu"), torch.float32)
-    resident.remember()
+    resident.store_reference()
     rng = np.random.default_rng(0)
     question = Question(
         rng.integers(3, 200, 5).astype(np.int32), [rng.integers(3, 200, size).astype(np.int32) for size in (3, 4)]

@@ -18,7 +18,8 @@ from weft.errors import BadUpdate, ClientFailed, ConfigError
 from weft.federation.admission import admit, admit_score, open_reply
 from weft.runtimes.mailbox import PollResult
 from weft.sites.flare import CollabTransport, ServerJob
-from weft.sites.server import _read, serve
+from weft.sites.handshake import _read
+from weft.sites.server import serve
 
 VILLAIN = "hospital_c"
 

@@ -75,6 +75,7 @@ def test_each_party_uses_its_own_file_of_the_content(run, sites: FakeSites, file
     left = {key: value for key, value in run.items() if key not in ("sites", "runtime")}
     one = weft.train(left | own | {"clients": clients, "output_dir": str(tmp_path / "here")}, quiet=True)
     assert (done.path / "metrics.jsonl").read_bytes() == (one.path / "metrics.jsonl").read_bytes()
+    (folder / "allowed.py").rename(folder / "renamed.py")
     again = serve(submitted(run, **own), sites, list(NAMES), "1", resume=True, parts=folder)
     assert again.summary["rounds"] == 2
 

@@ -23,7 +23,8 @@ from support.rows import colour_rows, write_rows
 from support.tcp_proxy import TcpProxy
 from weft.cli import main
 from weft.config import build
-from weft.sites.admin import admin_session, write_job
+from weft.sites.admin import admin_session
+from weft.sites.job import write_job
 from weft.sites.local_federation import LocalFederation
 from weft.sites.processes import command, end, start
 from weft.sites.provisioning import add_kit, make_kits

@@ -160,27 +160,6 @@ def test_the_python_example_runs(workplace: Path, monkeypatch: pytest.MonkeyPatc
     assert capsys.readouterr().out.split("\n")[1].startswith("fedavg {")
 
 
-def test_the_algorithm_of_the_docs_works(keys, monkeypatch: pytest.MonkeyPatch):
-    """The worked example is one file and one line: its text is run as it stands in the page."""
-    import types
-
-    import weft
-    from weft import registry
-
-    page = (ROOT / "docs" / "adding-an-algorithm.md").read_text(encoding="utf-8")
-    (code,) = blocks("python", page)
-    module = types.ModuleType("smoothed_of_the_docs")
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec(code, module.__dict__)
-    monkeypatch.setitem(registry.ALGORITHMS, "smoothed", "smoothed_of_the_docs:Smoothed")
-    run = weft.train(keys | {"fed_alg": "smoothed", "num_rounds": 2}, quiet=True)
-    from weft.runs import checkpoint
-
-    found = checkpoint.latest(run.directory)
-    assert found is not None
-    assert set(found[0].memory) == {"momentum"}
-
-
 def test_the_page_of_algorithms_names_every_part():
     from weft import registry
 

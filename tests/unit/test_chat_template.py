@@ -15,8 +15,8 @@ from weft.data.formats import Example, Turn
 from weft.data.pairs import encode_preferences
 from weft.data.preferences import PreferencePair
 from weft.data.prompts import encode_prompts
-from weft.data.templates import ALPACA, CHAT, SEATED, THOUGHTLESS, VICUNA
-from weft.data.tokenize import asked, tokenize
+from weft.data.templates import ALPACA, CHAT, EMPTY_THOUGHT, SYSTEM_MOVED, VICUNA
+from weft.data.tokenize import prompt_ids, tokenize
 
 CHATML = (
     "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
@@ -52,7 +52,7 @@ def with_template(tiny_tokenizer) -> Callable[[str], Any]:
 
 
 def chat() -> Any:
-    return replace(CHAT, told={})
+    return replace(CHAT, notes={})
 
 
 def row(example: Example, tokenizer: Any, template: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -103,12 +103,12 @@ def test_a_system_turn_that_a_template_has_no_place_for_stands_before_the_first_
         template = chat()
         ids, _ = row(talk("q", "a", system="s"), tokenizer, template)
         assert tokenizer.decode(ids) == "[user] s\n\nq</s>[assistant] a</s>"
-        assert list(template.told) == [SEATED]
+        assert list(template.notes) == [SYSTEM_MOVED]
     template = chat()
     assert "<s>system\ns</s>" in with_template(CHATML).decode(
         row(talk("q", "a", system="s"), with_template(CHATML), template)[0]
     )
-    assert not template.told
+    assert not template.notes
 
 
 def test_a_conversation_that_the_template_refuses_is_left_out_with_the_reason(with_template):
@@ -117,12 +117,12 @@ def test_a_conversation_that_the_template_refuses_is_left_out_with_the_reason(wi
     table = encode([talk("q", "a"), bad, talk("q", "b"), bad], tokenizer, chat(), seq_length=100)
     assert list(table.rows) == [0, 2]
     why = "the chat template refuses the conversation: roles must alternate"
-    assert table.gone == {why: (2, 1)}
+    assert table.omissions == {why: (2, 1)}
     pairs = [PreferencePair(one.turns[:-1], one.answer, "other") for one in (talk("q", "a"), bad)]
-    made = encode_preferences(pairs, tokenizer, chat(), seq_length=100, judged=False)
-    assert (list(made.rows), made.gone) == ([0], {why: (1, 1)})
+    made = encode_preferences(pairs, tokenizer, chat(), seq_length=100, unpaired=False)
+    assert (list(made.rows), made.omissions) == ([0], {why: (1, 1)})
     prompts = encode_prompts([bad, talk("q", "a")], tokenizer, chat(), most=50)
-    assert (list(prompts.rows), prompts.gone) == ([1], {why: (1, 0)})
+    assert (list(prompts.rows), prompts.omissions) == ([1], {why: (1, 0)})
     assert list(prompts.rows_of(np.array([1]))) == [0]
 
 
@@ -142,14 +142,14 @@ def test_an_answer_is_learnt_behind_the_thought_that_the_prompt_opens(with_templ
     ids, mask = row(talk("q", answer), tokenizer, template)
     assert tokenizer.decode(ids[~mask]) == "[user] q</s>[assistant] <think>\n"
     assert tokenizer.decode(ids[mask]) == learnt
-    assert (THOUGHTLESS in template.told) == (answer == "red")
+    assert (EMPTY_THOUGHT in template.notes) == (answer == "red")
     # What a model is given to answer is what it has learnt to go on from.
-    assert list(asked((Turn("user", "q"),), tokenizer, template)) == list(ids[~mask])
+    assert list(prompt_ids((Turn("user", "q"),), tokenizer, template)) == list(ids[~mask])
 
 
 def test_a_template_that_reads_the_clock_gets_the_runs_day(with_template):
     tokenizer = with_template(CLOCK)
-    read = lambda day: tokenizer.decode(row(talk("q", "a"), tokenizer, replace(CHAT, date=day, told={}))[0])  # noqa: E731
+    read = lambda day: tokenizer.decode(row(talk("q", "a"), tokenizer, replace(CHAT, date=day, notes={}))[0])  # noqa: E731
     assert read("2026-01-31").startswith("2026-01-31 00:00:00 000000|")
     assert read("2025-12-24").startswith("2025-12-24 00:00:00 000000|")
     assert CHAT.prompt([Turn("user", "q")], with_template("{{ strftime_now('%f') }}")) != ""  # without a day it goes on
@@ -164,17 +164,17 @@ def test_training_ranking_prompts_and_earlier_turns_agree_to_the_token(with_temp
     choices = encode_choices([one], tokenizer, template, ["blue", "red"], seq_length=200)
     ranked = [*choices.prompts[0], *choices.choices[0][1]]
     assert ranked == list(ids)[: len(ranked)]
-    prompt = asked(one.turns[:1], tokenizer, template)
+    prompt = prompt_ids(one.turns[:1], tokenizer, template)
     assert list(prompt) == list(ids[: len(prompt)])
     (grpo,) = encode_prompts([one], tokenizer, template, most=200).prompts
     assert list(grpo.ids) == list(prompt)
     pairs = encode_preferences(
-        [PreferencePair(one.turns[:1], "red", "blue")], tokenizer, template, seq_length=200, judged=False
+        [PreferencePair(one.turns[:1], "red", "blue")], tokenizer, template, seq_length=200, unpaired=False
     )
     assert [*pairs.prompts[0], *pairs.answers[0]] == ranked
     # An earlier turn is written as the same turn was when it was the last.
     assert list(row(two, tokenizer, template)[0][: len(ranked)]) == ranked
-    later = asked(two.turns[:3], tokenizer, template)
+    later = prompt_ids(two.turns[:3], tokenizer, template)
     assert list(later) == list(row(two, tokenizer, template)[0][: len(later)])
 
 
@@ -189,7 +189,7 @@ def test_an_answer_that_begins_with_a_space_gets_no_second(tiny_tokenizer, templ
 
 def test_both_answers_of_a_pair_are_judged_in_rows_of_their_own(tiny_tokenizer):
     pairs = [PreferencePair((Turn("user", f"q{n}"),), f"good {n}", f"bad {n}") for n in range(3)]
-    table = encode_preferences(pairs, tiny_tokenizer, VICUNA, seq_length=100, judged=True)
+    table = encode_preferences(pairs, tiny_tokenizer, VICUNA, seq_length=100, unpaired=True)
     assert list(table.rows) == [0, 0, 1, 1, 2, 2]
     assert list(table.good) == [True, False] * 3
     assert list(table.rows_of(np.array([0, 2]))) == [0, 1, 4, 5]

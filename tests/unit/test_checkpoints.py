@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from weft.config import build
 from weft.errors import ConfigError
 from weft.models.checkpoint import find_checkpoint, load_weights
-from weft.models.checkpoint_names import plain_names, stripped
-from weft.models.load import pickled
+from weft.models.checkpoint_names import plain_names, wrapper_prefixes
+from weft.models.load import has_pickle_files
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def same(model: torch.nn.Module, folder: Path) -> bool:
 def test_wrappers_are_stripped_from_a_name(given: str, plain: str):
     found = plain_names([given])
     assert found == {given: plain}
-    assert bool(stripped(found)) == (given != plain)
+    assert bool(wrapper_prefixes(found)) == (given != plain)
 
 
 def test_two_names_of_one_weight_are_refused():
@@ -120,7 +120,7 @@ def test_missing_weights_are_refused_by_name_or_drawn_from_the_seed(folder: Path
     drawn = [name for name in first if not torch.equal(first[name], other[name])]
     assert drawn
     assert all(".layers.1." in name for name in drawn)
-    assert any("drawn from the seed" in sentence and ".layers.1." in sentence for sentence in said)
+    assert any("initialised from the seed" in sentence and ".layers.1." in sentence for sentence in said)
 
 
 def test_a_classifier_is_refused_by_name(folder: Path):
@@ -236,8 +236,8 @@ def test_a_missing_generation_config_is_fine(folder: Path, tiny_model: Path):
 
 def test_pickles_are_known_as_such(folder: Path):
     config = build({"model_name_or_path": str(folder), "dataset_name": "none"})
-    assert not pickled(config)
+    assert not has_pickle_files(config)
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    assert not pickled(config)  # what is loaded is the other file
+    assert not has_pickle_files(config)  # what is loaded is the other file
     (folder / "model.safetensors").unlink()
-    assert pickled(config)
+    assert has_pickle_files(config)

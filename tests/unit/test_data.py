@@ -119,7 +119,7 @@ def test_a_relative_source_is_looked_for_in_local_data_dir(tmp_path: Path):
 def test_rows_of_every_format_become_a_question_and_an_answer(row: dict[str, object], question: str, answer: str):
     made = to_examples([row], source="here")
     assert made.examples == [Example((Turn("user", question), Turn("assistant", answer)))]
-    assert made.dropped == {}
+    assert made.omission_counts == {}
 
 
 def test_data_sets_that_are_known_by_name_are_read_by_their_own_columns():
@@ -132,7 +132,7 @@ def test_data_sets_that_are_known_by_name_are_read_by_their_own_columns():
     repeated = [{"instruction": "i", "output": "1", "source": ""}, {"instruction": "i", "output": "2", "source": ""}]
     made = to_examples(repeated, source="TIGER-Lab/MathInstruct")
     assert [example.answer for example in made.examples] == ["1"]
-    assert made.dropped == {"repeated instruction": 1}
+    assert made.omission_counts == {"repeated instruction": 1}
 
 
 def test_rows_that_cannot_be_used_are_counted():
@@ -147,7 +147,7 @@ def test_rows_that_cannot_be_used_are_counted():
     ]
     made = to_examples(rows, source="here")
     assert len(made.examples) == 1
-    assert sum(made.dropped.values()) == 5
+    assert sum(made.omission_counts.values()) == 5
 
 
 def test_unknown_columns_are_listed():

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from weft.models.generate import Sampling, _draw, decoded, generate
+from weft.models.generate import Sampling, _draw, answer_text, generate
 from weft.models.resident import Resident
 
 SMALL = {"vocab_size": 640, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
@@ -80,7 +80,7 @@ def test_answers_end_and_are_cut(tiny_tokenizer, prompts: list[np.ndarray]):
     assert ended
     assert all(one.ids[-1] == 1 and 1 not in one.ids[:-1] for one in ended)
     assert all(len(one.ids) == 200 for one in answers if not one.ended)
-    assert "</s>" not in decoded(tiny_tokenizer, ended[0])
+    assert "</s>" not in answer_text(tiny_tokenizer, ended[0])
 
 
 def test_only_the_likeliest_tokens_are_drawn():

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from weft.evaluation.heldout import macro_f1, rank, summarise
+from weft.core.metrics import summarise
+from weft.evaluation.heldout import HeldOut, macro_f1, rank
 from weft.models.layout import Question, lay_out, place
 from weft.models.resident import Resident
 from weft.objectives.causal_lm import next_token_loss
@@ -112,13 +113,13 @@ def test_ranking_equals_scoring_each_choice_alone(model, packs: bool):
 
 
 def test_metrics_equal_those_worked_by_hand():
-    # Right a: 3 of 4 named a; right b: 1 of 2. F1(a) = 6/8, F1(b) = 2/4 (named b twice: once wrongly).
-    counts = {"confusion/a/a": 3.0, "confusion/a/b": 1.0, "confusion/b/b": 1.0, "confusion/b/a": 1.0}
-    found = summarise({"loss_sum": 6.0, "loss_tokens": 3.0, "rows": 6.0, **counts})
+    # Right 0: 3 of 4 named 0; right 1: 1 of 2. F1(0) = 6/8, F1(1) = 2/4 (named 1 twice: once wrongly).
+    counts = {"confusion/0/0": 3.0, "confusion/0/1": 1.0, "confusion/1/1": 1.0, "confusion/1/0": 1.0}
+    found = summarise(HeldOut.metrics, [{"loss_sum": 6.0, "loss_tokens": 3.0, "rows": 6.0, **counts}])
     assert found["loss"] == 2.0
     assert found["perplexity"] == pytest.approx(math.e**2)
     assert found["accuracy"] == pytest.approx(4 / 6)
     assert found["macro_f1"] == pytest.approx((6 / 8 + 2 / 4) / 2)
-    assert summarise({"rows": 0.0})["loss"] is None
+    assert summarise(HeldOut.metrics, [{"rows": 0.0}])["loss"] is None
     # A model that always says the most common answer has high accuracy and low macro-F1.
     assert macro_f1({("n", "n"): 8, ("p", "n"): 1, ("m", "n"): 1}) == pytest.approx((16 / 18) / 3)

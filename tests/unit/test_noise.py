@@ -11,7 +11,7 @@ import pytest
 
 from support.flags import flags
 from weft.errors import WeftWarning, warn
-from weft.models.noise import hushed
+from weft.models.noise import quiet_libraries
 
 SAID = """
 import sys, types, warnings
@@ -54,12 +54,12 @@ def test_known_warnings_are_ignored_by_their_words_and_others_are_shown():
         ("is_gradient_checkpointing is old", FutureWarning),
         ("fan_in_fan_out is set to x", UserWarning),
     ):
-        with warnings.catch_warnings(record=True) as heard, hushed():
+        with warnings.catch_warnings(record=True) as heard, quiet_libraries():
             warnings.warn(words, category, stacklevel=1)
         assert not heard
-        with pytest.warns(category, match="another"), hushed():
+        with pytest.warns(category, match="another"), quiet_libraries():
             warnings.warn(f"another is {category.__name__}", category, stacklevel=1)
-        with pytest.warns(WeftWarning, match=words), hushed():
+        with pytest.warns(WeftWarning, match=words), quiet_libraries():
             warn(f"The library says: {words}")
 
 

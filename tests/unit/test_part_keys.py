@@ -90,7 +90,7 @@ def test_the_keys_reach_the_plan(monkeypatch: pytest.MonkeyPatch):
 def test_a_split_takes_parameters_of_its_own(monkeypatch: pytest.MonkeyPatch):
     from weft.data import splits
 
-    def halves(rows: splits.SplitRows, how: splits.How, *, first: float = 0.5) -> object:
+    def halves(rows: splits.SplitRows, how: splits.SplitSettings, *, first: float = 0.5) -> object:
         return first
 
     monkeypatch.setattr(splits, "halves", halves, raising=False)

@@ -18,7 +18,7 @@ from support.rows import colour_rows, write_rows
 from weft.cli import main
 from weft.data import splits
 from weft.data.skew import describe_split, gini, js_divergence, ks_distance
-from weft.data.splits import How, SplitRows
+from weft.data.splits import SplitRows, SplitSettings
 from weft.data.topics import cluster_texts
 from weft.errors import DataError
 
@@ -39,7 +39,7 @@ WHOLE = (splits.iid, splits.dirichlet, splits.quantity, splits.length, splits.cl
 @settings(deadline=None, max_examples=25)
 @given(st.sampled_from(WHOLE), st.integers(12, 200), st.integers(1, 6), st.integers(0, 5), st.floats(0.3, 10))
 def test_every_row_goes_to_one_client(split, count: int, clients: int, seed: int, alpha: float):
-    known, how = rows(count), How(clients, seed, alpha)
+    known, how = rows(count), SplitSettings(clients, seed, alpha)
     found = split(known, how).rows
     assert len(found) == clients
     assert sorted(np.concatenate(found)) == list(range(count))
@@ -53,9 +53,9 @@ def test_every_row_goes_to_one_client(split, count: int, clients: int, seed: int
 def test_iid_parts_are_even(count: int, clients: int):
     if clients > count:
         with pytest.raises(DataError, match=f"{clients} clients and {count} rows"):
-            splits.iid(rows(count), How(clients, 0))
+            splits.iid(rows(count), SplitSettings(clients, 0))
         return
-    sizes = [len(own) for own in splits.iid(rows(count), How(clients, 0)).rows]
+    sizes = [len(own) for own in splits.iid(rows(count), SplitSettings(clients, 0)).rows]
     assert max(sizes) - min(sizes) <= 1
 
 
@@ -66,25 +66,29 @@ def skew_of(found: list[np.ndarray], known: SplitRows) -> dict[str, float]:
 
 def test_small_alphas_are_more_skewed():
     known = rows(2000)
-    labels = [skew_of(splits.dirichlet(known, How(8, 0, a)).rows, known)["label_js"] for a in (0.1, 1.0, 100.0)]
+    labels = [
+        skew_of(splits.dirichlet(known, SplitSettings(8, 0, a)).rows, known)["label_js"] for a in (0.1, 1.0, 100.0)
+    ]
     assert labels[0] > 2 * labels[1] > 10 * labels[2]
-    sizes = [skew_of(splits.quantity(known, How(8, 0, a)).rows, known)["size_gini"] for a in (0.2, 2.0, 1000.0)]
+    sizes = [
+        skew_of(splits.quantity(known, SplitSettings(8, 0, a)).rows, known)["size_gini"] for a in (0.2, 2.0, 1000.0)
+    ]
     assert sizes[0] > 1.5 * sizes[1] > 10 * sizes[2]
-    lengths = [skew_of(splits.length(known, How(8, 0, a)).rows, known)["length_ks"] for a in (0.1, 100.0)]
+    lengths = [skew_of(splits.length(known, SplitSettings(8, 0, a)).rows, known)["length_ks"] for a in (0.1, 100.0)]
     assert lengths[0] > 3 * lengths[1]
 
 
 def test_a_least_number_of_rows_is_drawn_for():
     known = rows(300)
-    least = [min(map(len, splits.dirichlet(known, How(10, seed, 0.3, 10)).rows)) for seed in range(5)]
+    least = [min(map(len, splits.dirichlet(known, SplitSettings(10, seed, 0.3, 10)).rows)) for seed in range(5)]
     assert min(least) >= 10
     with pytest.raises(DataError, match="write a larger --split_alpha"):
-        splits.dirichlet(known, How(10, 0, 0.01, 25))
+        splits.dirichlet(known, SplitSettings(10, 0, 0.01, 25))
 
 
 def test_shards_hold_few_labels():
     known = rows(400, labels=[str(n % 10) for n in range(400)])
-    found = splits.shards(known, How(10, 0, shards=2)).rows
+    found = splits.shards(known, SplitSettings(10, 0, shards=2)).rows
     labels = known.labels()
     assert all(len({labels[int(row)] for row in own}) <= 3 for own in found)
 
@@ -100,13 +104,13 @@ def test_texts_are_clustered_by_topic_without_a_model():
 
 def test_splits_by_column_and_by_domain_make_one_client_a_value():
     known = rows(100, labels=["big"] * 70 + ["small"] * 10 + ["middle"] * 20)
-    found = splits.by(known, How(0, 0))
+    found = splits.by(known, SplitSettings(0, 0))
     assert found.names == ["big", "middle", "small"]
     assert [len(own) for own in found.rows] == [70, 20, 10]
-    assert splits.by(known, How(2, 0)).names == ["big", "middle"]
-    assert splits.domain(known, How(0, 0)).names == ["file0", "file1", "file2"]
+    assert splits.by(known, SplitSettings(2, 0)).names == ["big", "middle"]
+    assert splits.domain(known, SplitSettings(0, 0)).names == ["file0", "file1", "file2"]
     with pytest.raises(DataError, match="the column has 3 values: write --num_clients 3"):
-        splits.by(known, How(4, 0))
+        splits.by(known, SplitSettings(4, 0))
 
 
 def test_measures_of_skew_equal_those_worked_by_hand():

@@ -246,7 +246,7 @@ def test_rows_of_long_documents_overlap_by_a_token(source, tiny_tokenizer, tmp_p
 
 def test_zstd_is_read_a_part_at_a_time(tmp_path: Path):
     """A file whose content is far larger than what is held of it."""
-    from weft.data.packed import _Frames
+    from weft.data.text_files import _Frames
 
     packed = zstandard.compress(b"0123456789abcdef" * (1 << 20))
     reader = io.BufferedReader(_Frames(io.BytesIO(packed * 2)), 1 << 16)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from weft.data.load import data_files, read_rows
-from weft.data.rows import PlacedRows, joined
+from weft.data.rows import PlacedRows, concatenate
 from weft.data.texts import TextSource
 from weft.errors import DataError
 
@@ -68,9 +68,9 @@ def test_one_broken_line_is_left_out_and_its_place_is_kept(tmp_path: Path, line:
     path = written(tmp_path, "a.jsonl", content)
     found = read_rows(path)
     assert found == ROWS
-    assert found.left == {reason: (1, f"line 8 of '{path}'")}
+    assert found.omissions == {reason: (1, f"line 8 of '{path}'")}
     assert [found.place(row) for row in (0, 6)] == [f"line 1 of '{path}'", f"line 9 of '{path}'"]
-    assert found.read() == 13
+    assert found.num_read() == 13
     written(tmp_path, "a.jsonl", b"\n".join([content, raw]))
     with pytest.raises(DataError, match="Line 8 of"):  # two of 14 are more than a tenth
         read_rows(path)
@@ -81,7 +81,7 @@ def test_a_line_with_other_cells_is_left_out_and_cells_may_be_long_or_have_lines
     path = written(tmp_path, "a.csv", f'question,answer\n"{long}",a\n"two\nlines",b\n\nx,y,z\n' + "q,a\n" * 12)
     found = read_rows(path)
     assert found[0]["question"] == long
-    assert found.left == {"line with more or fewer cells than columns": (1, f"line 6 of '{path}'")}
+    assert found.omissions == {"line with more or fewer cells than columns": (1, f"line 6 of '{path}'")}
     assert [found.place(row).split(" of")[0] for row in (0, 1, 2)] == ["line 2", "line 3", "line 7"]
 
 
@@ -89,7 +89,7 @@ def test_a_stray_quote_costs_the_lines_that_it_breaks_and_no_more(tmp_path: Path
     path = written(tmp_path, "a.csv", cells(",") + '"q" x,a\nq12,a12\n')
     found = read_rows(path)
     assert found == [*ROWS, {"question": "q12", "answer": "a12"}]
-    assert found.left == {"line that is not CSV": (1, f"line 14 of '{path}'")}
+    assert found.omissions == {"line that is not CSV": (1, f"line 14 of '{path}'")}
     with pytest.raises(DataError, match=r"Line 14 of .* is not CSV .unexpected end"):
         read_rows(written(tmp_path, "a.csv", cells(",") + '"q,a\nq12,a12\n'))
 
@@ -120,14 +120,14 @@ def test_hidden_files_are_passed_over(tmp_path: Path):
 
 def test_rows_of_several_files_keep_their_places_for_a_few_bytes(tmp_path: Path):
     parts = [read_rows(written(tmp_path, f"{n}.jsonl", "\n\n".join(LINES[: n + 2]))) for n in range(2)]
-    both = joined(parts)
+    both = concatenate(parts)
     assert both == ROWS[:2] + ROWS[:3]
     assert [both.place(row).split("/")[-1] for row in (1, 4)] == ["0.jsonl'", "1.jsonl'"]
     assert both.place(4).startswith("line 5")
     picked = both.pick([4, 0])
     assert [picked.place(row) for row in (0, 1)] == [both.place(4), both.place(0)]
     many = PlacedRows([{"question": "q", "answer": "a"}] * 10_000)
-    assert (sys.getsizeof(many.numbers) + sys.getsizeof(many.which)) / len(many) < 20
+    assert (sys.getsizeof(many.numbers) + sys.getsizeof(many.file_index)) / len(many) < 20
 
 
 def test_text_is_read_row_by_row_and_mended(tmp_path: Path):

@@ -20,7 +20,7 @@ BRIEF = [("system", "s"), *PLAIN]
 
 def turns(row: dict[str, Any], **options: Any) -> list[tuple[str, str]]:
     made = to_examples([row], source="here", **options)
-    assert not made.left
+    assert not made.omissions
     return [(turn.role, turn.text) for turn in made.examples[0].turns]
 
 
@@ -129,14 +129,14 @@ def test_a_row_that_cannot_be_used_is_left_out_with_its_reason_and_place(reason:
     )
     made = to_examples(rows, source="x.jsonl")
     assert made.rows == [0]
-    assert made.left == {reason: (2, "line 4 of 'x.jsonl'")}
+    assert made.omissions == {reason: (2, "line 4 of 'x.jsonl'")}
 
 
 def test_columns_that_are_not_read_are_named_and_those_that_are_too():
     account = Account()
     talk = {"messages": [Q | {"weight": 0, "name": None}, A], "source": "x"}
     to_examples([talk, {"question": "q", "answer": "a", "topic": 1}], source="here", account=account)
-    assert list(account.unused) == ["source", "topic", "messages.weight"]
+    assert list(account.unread_columns) == ["source", "topic", "messages.weight"]
     assert account.roles == {
         "conversations": {"messages": None},
         "questions": {"question": None},
@@ -147,7 +147,7 @@ def test_columns_that_are_not_read_are_named_and_those_that_are_too():
 
 def test_of_very_many_reasons_the_most_frequent_are_told_and_the_rest_counted():
     rows = [{"messages": [Q | {"role": f"person {n}"}, A]} for n in (0, 0, *range(1, 30))]
-    left = to_examples(rows, source="x", asked=False).left
+    left = to_examples(rows, source="x", answer_optional=False).omissions
     lines = left.lines()
     assert len(left) == 30
     assert len(lines) == 12
@@ -182,7 +182,7 @@ def test_columns_are_joined_and_an_instruction_stands_before_them():
 
 def test_rows_without_an_answer_are_questions_where_none_is_needed():
     rows = [{"prompt": [Q]}, {"messages": [Q]}, {"question": "q", "answer": None}, {"question": "q", "answer": "a"}]
-    made = to_examples(rows, source="x", asked=True)
+    made = to_examples(rows, source="x", answer_optional=True)
     assert [[(t.role, t.text) for t in one.turns] for one in made.examples] == [
         [("user", "q"), ("assistant", "")]
     ] * 3 + [PLAIN]
@@ -193,7 +193,7 @@ def test_rows_without_an_answer_are_questions_where_none_is_needed():
 )
 def test_a_column_is_swapped_by_whole_words_of_its_name(better: str, refused: bool):
     rows = [{"prompt": "q", better: "a", "other": "b"}]
-    read = lambda: to_preferences(rows, source="x", judged=False, chosen_column=better, rejected_column="other")  # noqa: E731
+    read = lambda: to_preferences(rows, source="x", unpaired=False, chosen_column=better, rejected_column="other")  # noqa: E731
     if refused:
         with pytest.raises(DataError, match="look swapped"):
             read()
@@ -214,24 +214,24 @@ def test_pairs_in_every_layout_are_read():
         {"Prompt": "q", "Chosen": [A | {"content": parts("a")}], "Rejected": "b", "score": 1},
         {"prompt": "q", "chosen": "six \ud83d", "rejected": "b"},
     ]
-    made = to_preferences(rows, source="x", judged=False, account=account)
+    made = to_preferences(rows, source="x", unpaired=False, account=account)
     assert [(one.answer, one.other) for one in made.examples] == [("a", "b")] * 3
     assert [turn.role for turn in made.examples[0].turns] == ["system", "user"]
-    assert made.left == {"half a character, such as of an emoji that was cut": (1, "row 4 of 'x'")}
-    assert list(account.unused) == ["score"]
+    assert made.omissions == {"half a character, such as of an emoji that was cut": (1, "row 4 of 'x'")}
+    assert list(account.unread_columns) == ["score"]
 
 
 def test_labels_in_every_notation_are_read_and_others_are_dropped():
     values = [True, 1, 1.0, "Yes", "true", False, 0, 0.0, "NO", "0", None, float("nan"), 2, ""]
     rows = [{"question": "q", "response": "a", "label": value} for value in values]
-    made = to_preferences(rows, source="x", judged=True)
+    made = to_preferences(rows, source="x", unpaired=True)
     assert [one.good for one in made.examples] == [True] * 5 + [False] * 5
-    assert made.dropped == {"label that is neither true nor false": 4}
+    assert made.omission_counts == {"label that is neither true nor false": 4}
 
 
 def test_kto_takes_pairs_and_labels_side_by_side():
     rows = [{"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "q", "completion": "c", "label": False}]
     account = Account()
-    made = to_preferences(rows, source="x", judged=True, account=account)
+    made = to_preferences(rows, source="x", unpaired=True, account=account)
     assert [(one.answer, one.other, one.good) for one in made.examples] == [("a", "b", True), ("c", "", False)]
     assert list(account.notes) == ["1 pairs are judged as a good answer and a bad one each, as kto needs them."]

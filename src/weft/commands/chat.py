@@ -8,7 +8,7 @@ from typing import Any
 from weft.arguments import Parser
 from weft.errors import ConfigError
 from weft.launch.run import Run, add_use_flags, open_to_use
-from weft.models.noise import hushed
+from weft.models.noise import quiet_libraries
 
 
 def run(argv: list[str]) -> int:
@@ -74,7 +74,7 @@ def generate(
     import torch
 
     from weft.data.formats import Turn
-    from weft.data.tokenize import asked
+    from weft.data.tokenize import prompt_ids
     from weft.data.words import Words
     from weft.launch.population import load_template, template_name
 
@@ -83,7 +83,7 @@ def generate(
         template_name(opened.config, tokenizer, "text" if opened.config.objective == "causal_lm" else "conversations"),
         opened.config.template_date,
     )
-    row = asked(tuple(Turn(role, said) for role, said in turns), tokenizer, template)
+    row = prompt_ids(tuple(Turn(role, said) for role, said in turns), tokenizer, template)
     if instruction:
         words = Words(tokenizer)
         row = words.into(row, words.tokens(instruction))
@@ -93,7 +93,7 @@ def generate(
         ids = ids[:, -max(1, limit - tokens) :]
     torch.manual_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    with torch.no_grad(), hushed():
+    with torch.no_grad(), quiet_libraries():
         out = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),

@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from weft.arguments import Parser
 from weft.config import VOLATILE
+from weft.core.declarations import Metric
 from weft.launch.run import Run
-from weft.runs.comparison import COSTS, KINDS, SCORES, ComparisonRow, Outcome, SeedSpread, scores_of, tables, verb_of
+from weft.runs.comparison import COSTS, KINDS, ComparisonRow, Outcome, SeedSpread, compared, scores_of, tables, verb_of
 from weft.runs.text import human_bytes, human_duration, human_number
 
 SHOWN: dict[str, Callable[[float], str]] = {
@@ -22,12 +23,11 @@ SHOWN: dict[str, Callable[[float], str]] = {
     "bytes_down": human_bytes,
     "seconds": human_duration,
     "peak_memory_bytes": human_bytes,
-    "perplexity": lambda value: f"{value:.3f}" if value < 1e5 else f"{value:.2e}",
-    "kl": lambda value: f"{value:.3g}",
     "product_error": lambda value: f"{value:.2g}",
 }
 HEADS = {"bytes_up": "up", "bytes_down": "down", "seconds": "time", "peak_memory_bytes": "memory"}
 Cells = list[list[str]]
+Places = Set[tuple[int, int]]
 
 
 def run(argv: list[str]) -> int:
@@ -76,7 +76,8 @@ def _plain(one: Outcome) -> dict[str, Any]:
 def _write_csv(found: dict[str, list[ComparisonRow]]) -> None:
     keys = list(dict.fromkeys(key for lines in found.values() for line in lines for key in line.keys))
     heads = ["verb", "runs", "seeds", *keys, "note", "measured", "n"]
-    heads += [word for name in (*SCORES, *COSTS) for word in (name, f"{name}_deviation")]
+    numbered = (*(metric.name for metric in compared()), *COSTS)
+    heads += [word for name in numbered for word in (name, f"{name}_deviation")]
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(heads)
     for verb, lines in found.items():
@@ -85,7 +86,7 @@ def _write_csv(found: dict[str, list[ComparisonRow]]) -> None:
             for kind in KINDS:
                 if scores := line.scores(kind):
                     numbers = scores | line.costs()
-                    cells = [cell for name in (*SCORES, *COSTS) for cell in numbers.get(name, ("", ""))]
+                    cells = [cell for name in numbered for cell in numbers.get(name, ("", ""))]
                     seeds = " ".join(map(str, line.seeds))
                     writer.writerow([verb, ";".join(line.paths), seeds, *known, line.mark, kind, line.rows(), *cells])
 
@@ -96,16 +97,30 @@ def _print(verb: str, lines: list[ComparisonRow]) -> None:
     note = "a ± b is the mean and the standard deviation (n - 1) over seeds." if several else ""
     _table(f"{verb}: runs", ["run", "keys that differ"], [[name, _keys(line)] for name, line in known], note)
     for kind in KINDS:
-        scores = [(name, line.rows(), own) for name, line in known if (own := line.scores(kind))]
-        heads = [name for name in SCORES if any(name in own for *_, own in scores)]
-        if heads:
-            apart = len({rows for _, rows, _ in scores}) > 1
-            note = "n differs: these were not measured on the same rows." if apart else ""
-            cells = [[name, rows, *(_shown(head, own.get(head)) for head in heads)] for name, rows, own in scores]
-            _table(f"{verb}: {kind}", ["run", "n", *heads], cells, note)
+        _print_scores(verb, kind, known)
     heads = [name for name in COSTS if any(name in line.costs() for line in lines)]
     took = [[name, *(_mean(head, line.costs().get(head)) for head in heads)] for name, line in known]
     _table(f"{verb}: what it took", ["run", *(HEADS.get(head, head) for head in heads)], took)
+
+
+def _print_scores(verb: str, kind: str, known: list[tuple[str, ComparisonRow]]) -> None:
+    """Print the table of a kind of scores, if any run has it."""
+    scores = [(name, line.rows(), own) for name, line in known if (own := line.scores(kind))]
+    heads = [metric for metric in compared() if any(metric.name in own for *_, own in scores)]
+    if not heads:
+        return
+    apart = len({rows for _, rows, _ in scores}) > 1
+    note = "n differs: these were not measured on the same rows." if apart else ""
+    cells = [
+        [name, rows, *(_shown(metric.in_comparison, own.get(metric.name)) for metric in heads)]
+        for name, rows, own in scores
+    ]
+    best = {
+        (row, column)
+        for column, metric in enumerate(heads, start=2)
+        for row in ([] if apart else _best(metric, [own.get(metric.name) for *_, own in scores]))
+    }
+    _table(f"{verb}: {kind}", ["run", "n", *(metric.name for metric in heads)], cells, note, best)
 
 
 def _named(line: ComparisonRow) -> str:
@@ -131,21 +146,37 @@ def _word(value: Any) -> str:
     return "" if value is None else json.dumps(value) if isinstance(value, list | dict) else str(value)
 
 
-def _shown(name: str, value: SeedSpread | None) -> str:
+def _best(metric: Metric, column: Sequence[SeedSpread | None]) -> list[int]:
+    """Return the places of the best means of a column, none where no two differ or neither direction is better."""
+    means = [value.mean for value in column if value is not None]
+    if metric.better is None or len(set(means)) < 2:
+        return []
+    best = min(means) if metric.better == "lower" else max(means)
+    return [place for place, value in enumerate(column) if value is not None and value.mean == best]
+
+
+def _shown(show: Callable[[float], str], value: SeedSpread | None) -> str:
     if value is None:
         return "-"
-    show = SHOWN.get(name, "{:.4f}".format)
     return show(value.mean) if value.deviation is None else f"{show(value.mean)} ± {show(value.deviation)}"
 
 
 def _mean(name: str, value: SeedSpread | None) -> str:
-    return _shown(name, None if value is None else SeedSpread(value.mean))
+    return _shown(SHOWN.get(name, "{:.4f}".format), None if value is None else SeedSpread(value.mean))
 
 
-def _table(title: str, heads: list[str], rows: Cells, note: str = "") -> None:
-    """Print a table: on a terminal as wide as that is, elsewhere with every name in full."""
+def _table(title: str, heads: list[str], rows: Cells, note: str = "", best: Places = frozenset()) -> None:
+    """Print a table: on a terminal as wide as that is, elsewhere with every name in full.
+
+    Args:
+        title: above it.
+        heads: of its columns.
+        rows: its cells.
+        note: below it.
+        best: the places (row, column) that a terminal shows in bold.
+    """
     left = {0} | ({1} if "keys" in heads[1] else set())
-    if not (sys.stdout.isatty() and _draw(title, heads, rows, left)):
+    if not (sys.stdout.isatty() and _draw(title, heads, rows, left, best)):
         print(title)
         for cells in _columns([heads, *rows], left):
             print(f"  {cells}")
@@ -154,7 +185,7 @@ def _table(title: str, heads: list[str], rows: Cells, note: str = "") -> None:
     print()
 
 
-def _draw(title: str, heads: list[str], rows: Cells, left: set[int]) -> bool:
+def _draw(title: str, heads: list[str], rows: Cells, left: set[int], best: Places) -> bool:
     """Draw a table, unless its numbers have no room."""
     from rich.console import Console
     from rich.table import Table
@@ -170,8 +201,9 @@ def _draw(title: str, heads: list[str], rows: Cells, left: set[int]) -> bool:
             table.add_column(head, overflow="fold")
         else:
             table.add_column(head, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+    for number, row in enumerate(rows):
+        styles = ["bold" if (number, place) in best else "" for place in range(len(row))]
+        table.add_row(*(Text(cell, style) for cell, style in zip(row, styles, strict=True)))
     console.print(table)
     return True
 

@@ -44,7 +44,7 @@ def make(arguments: Any, out: Path) -> None:
     import copy
 
     from weft.config import build
-    from weft.models.emulator import Emulator, choose_layers, decoder_layers, distil, leave_out, write
+    from weft.models.emulator import Emulator, choose_layers, decoder_layers, distil, keep_layers, write
     from weft.models.load import base_model
     from weft.models.tokenizer import load_tokenizer
 
@@ -56,7 +56,7 @@ def make(arguments: Any, out: Path) -> None:
         arguments.model, count, choose_layers(count, arguments.keep_layers, arguments.ends), arguments.ends
     )
     teacher = copy.deepcopy(model).eval() if arguments.distil else None
-    leave_out(model, emulator.kept)
+    keep_layers(model, emulator.layer_numbers)
     if teacher is not None:
         batches = _batches(tokenizer, arguments)
         seen = distil(model, teacher, emulator, batches, arguments.distil_rate)

@@ -12,6 +12,7 @@ from typing import Any
 
 from weft.arguments import Parser
 from weft.config import RunConfig, gather, settle
+from weft.core.declarations import TRAIN_LOSS
 from weft.errors import ConfigError, RunError
 from weft.launch.prompt_texts import with_prompt_texts
 from weft.verbs import file_and_flags, print_notices
@@ -118,8 +119,8 @@ def _short(said: dict[str, Any] | None) -> str:
     if not rounds:
         return str((said or {}).get("state", ""))
     last = rounds[-1]
-    loss = "" if last.get("train_loss") is None else f", loss {last['train_loss']:.4f}"
-    return f"round {last['round']}{loss}"
+    loss = last.get(TRAIN_LOSS.name)
+    return f"round {last['round']}" + ("" if loss is None else f", {TRAIN_LOSS.on_line(loss)}")
 
 
 def logs(argv: list[str]) -> int:

@@ -23,6 +23,7 @@ class Tokenizer(Protocol):
     pad_token: str | None
 
     def __len__(self) -> int: ...
+    def __hash__(self) -> int: ...
     @property
     def all_special_ids(self) -> list[int]:
         """Ids of the special tokens."""
@@ -38,7 +39,11 @@ class Tokenizer(Protocol):
         """The tokenizer of the library tokenizers."""
         ...
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def __call__(self, text: str | list[str], **settings: bool) -> Any:
+        """Return an encoding by name: `input_ids`, and `offset_mapping` where it is asked for."""
+        ...
+
+    def encode(self, text: str, *, add_special_tokens: bool = True, split_special_tokens: bool = False) -> list[int]:
         """Return the ids of a text."""
         ...
 

@@ -1,26 +1,22 @@
-"""Metrics on the way to the server: counts and sums by name, which can be added up."""
+"""Metrics on the way to the server: counts and sums by name, which can be added up.
+
+What belongs together, and what is never below 0, follows from the declarations of the metrics.
+"""
 
 from __future__ import annotations
 
-from weft.core.types import Metrics
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-CONFUSION = "confusion"
-"""Counts of answers, `confusion/RIGHT/GIVEN`, by their numbers in a closed set."""
-COMPANIONS: dict[str, tuple[str, ...]] = {
-    "loss_tokens": ("loss_sum",),
-    "text_bytes": ("loss_sum",),
-    "answers": ("reward_sum", "answer_tokens_sum", "cut_sum"),
-    "judged": ("preference_accuracy_sum", "reward_margin_sum", "chosen_logp_sum", "rejected_logp_sum"),
-    "kl_tokens": ("kl_sum",),
-    "texts_scored": ("texts_refused",),
-}
-"""A count -> the sums over what it counts: without them it means nothing, and they nothing without it."""
-COUNTS = frozenset({*COMPANIONS, "rows", "tokens", "steps", "groups", "alike", "cut_sum", "texts_refused"})
-"""What is never less than 0."""
+from weft.core.declarations import Metric, declared, names, scores
+
+if TYPE_CHECKING:
+    from weft.core.types import Metrics
+
+WORK = ("rows", "tokens", "steps")
+"""Counts of what was done."""
 LARGEST = 1e18
 """Of a metric."""
-DIGITS = 9
-"""Of the number of an answer or of a model, at most."""
 
 
 def plus(left: Metrics, right: Metrics) -> Metrics:
@@ -28,32 +24,70 @@ def plus(left: Metrics, right: Metrics) -> Metrics:
     return {name: left.get(name, 0.0) + right.get(name, 0.0) for name in left | right}
 
 
+class Totals:
+    """Sums over clients; those of a metric are over the clients that sent all that it needs.
+
+    A client whose site keeps a sum to itself thus changes no mean of that sum, though it sends what is counted.
+    """
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        """Begin with nothing counted of these metrics."""
+        self._metrics = tuple(metrics)
+        self._sums: dict[str, Metrics] = {metric.name: {} for metric in self._metrics}
+
+    def add(self, part: Metrics) -> None:
+        """Add the counts and sums of a client."""
+        for metric in self._metrics:
+            sums = self._sums[metric.name]
+            for name, value in metric.pick(part).items():
+                sums[name] = sums.get(name, 0.0) + value
+
+    def value(self, metric: Metric) -> float | None:
+        """Return one of the metrics; None: nothing was counted."""
+        return metric.value(self._sums[metric.name])
+
+
+def summarise(measured: Sequence[Metric], parts: Iterable[Metrics]) -> dict[str, float | int | None]:
+    """Return the record of an evaluation, from the counts and sums of clients: metrics by name, and `rows`.
+
+    Args:
+        measured: what the run's evaluator declares.
+        parts: what each client counted; one client's, or that of all.
+
+    Returns:
+        What was measured, and None for what stands in every record.
+    """
+    totals, rows = Totals(measured), 0.0
+    for part in parts:
+        totals.add(part)
+        rows += part.get("rows", 0.0)
+    own = {metric.name: totals.value(metric) for metric in measured}
+    shown = (metric for metric in scores() if metric.always or own.get(metric.name) is not None)
+    return {metric.name: own.get(metric.name) for metric in shown} | {"rows": int(rows)}
+
+
 def complete(metrics: Metrics) -> Metrics:
-    """Return metrics without the counts whose sums are not among them."""
-    return {name: value for name, value in metrics.items() if metrics.keys() >= set(COMPANIONS.get(name, ()))}
+    """Return metrics without the counts and sums that, as they are here, no declared metric can be derived from."""
+    whole = {name for metric in declared() for name in metric.pick(metrics)}
+    known = names()
+    return {name: value for name, value in metrics.items() if name in whole or known.pattern(name) is None}
 
 
 def fault(metrics: Metrics) -> str | None:
     """Return why metrics cannot be counted, None: they can."""
     if not all(abs(value) <= LARGEST for value in metrics.values()):
         return "metrics that are not finite"
+    known = names()
+    counted: set[str] = set()
     for name, value in metrics.items():
-        kind, *numbers = name.split("/")
-        if (name in COUNTS or kind == CONFUSION) and value < 0:
+        pattern = known.pattern(name)
+        if value < 0 and (pattern in known.nonnegative or name in WORK):
             return "a count below 0"
-        if kind == CONFUSION and not (len(numbers) == 2 and all(map(is_number, numbers))):
+        if pattern is None and name.partition("/")[0] in known.patterns:
             return "metrics of names that cannot be"
-        if value and not metrics.keys() >= set(COMPANIONS.get(name, ())):
+        if value and pattern in known.counts:
+            counted.add(pattern)
+    for pattern in counted:
+        if not any(metric.pick(metrics) for metric in known.counts[pattern]):
             return "counts without the sums that belong to them"
     return None
-
-
-def is_number(text: str) -> bool:
-    """Say whether a text is a number of an answer, or of a model."""
-    return text.isascii() and text.isdecimal() and len(text) <= DIGITS
-
-
-def mean(metrics: Metrics, total: str, count: str) -> float | None:
-    """Return a mean; None: nothing was counted, or the sum was not sent."""
-    counted = metrics.get(count, 0.0)
-    return metrics[total] / counted if counted and total in metrics else None

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
-from torch import Tensor
-
-from weft.core.types import Metrics
+from weft.core.declarations import Metric
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     import numpy as np
+    from torch import Tensor
+
+    from weft.core.types import Metrics
 
 
 class Loss(NamedTuple):
@@ -34,6 +37,10 @@ class Objective:
     """Number of steps on the same rows before the next are drawn."""
     by_token: ClassVar[bool] = False
     """The loss is the summed cross-entropy of the batch's targets."""
+    evaluator: ClassVar[str] = "held_out"
+    """What measures the model on held-out rows: a name of `weft.registry.EVALUATORS`."""
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    """What `counts` is summed up to in the record of a round, beside the loss."""
 
     def start(self) -> None:
         """Prepare; raise ConfigError where something that the objective needs cannot be used."""
@@ -52,7 +59,7 @@ class Objective:
 
     def assess(self, model: Any, rows: Sequence[Any], batch_size: int, seed: int) -> float:
         """Return the mean loss of a model on rows."""
-        likelihoods = model.asked_likelihoods(rows)
+        likelihoods = model.remote_likelihoods(rows)
         if likelihoods is not None:
             return -float(sum(total for total, _ in likelihoods)) / max(1, int(sum(count for _, count in likelihoods)))
         total, targets = 0.0, 0
@@ -68,8 +75,28 @@ class Objective:
         raise TypeError(f"{type(self).__name__} must define loss")
 
 
+class HeldOutRows(Protocol):
+    """What is known of the held-out rows, by their numbers in the table of rows."""
+
+    @property
+    def asked(self) -> Mapping[int, Any]:
+        """Rows as questions with a closed set of answers; empty where answers are no closed set."""
+
+    @property
+    def text_bytes(self) -> Callable[[int], int] | None:
+        """Of plain text: the bytes that the targets of a row stand for."""
+
+
 class Evaluator:
     """Measures a model on a client's held-out rows."""
+
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    """What is derived from the counts and sums."""
+
+    @classmethod
+    def make(cls, objective: Any, batch_size: int, rows: HeldOutRows) -> Self:
+        """Return the evaluator of a run, which takes so many rows at a time."""
+        raise TypeError(f"{cls.__name__} must define make")
 
     def evaluate(self, model: Any, rows: Any) -> Metrics:
         """Return counts and sums, which can be added up over clients."""

@@ -11,13 +11,15 @@ import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from weft.core.files import sync_directory
 from weft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BYTES = 32
 FILE = "secret.key"
@@ -88,6 +90,8 @@ class Secret:
 
     def normal(self, shape: tuple[int, ...], *purpose: str | int) -> Tensor:
         """Return float64 numbers of the standard normal distribution, of the given shape."""
+        import torch  # not at the top: finished runs are read without it
+
         numbers = torch.from_numpy(self.uniform(int(np.prod(shape, dtype=np.int64)), *purpose))
         values: Tensor = torch.special.ndtri(numbers)
         return values.reshape(shape)

@@ -1,4 +1,4 @@
-"""From files to token ids: reading, recognising formats, rendering templates, tokenizing, sharing out.
+"""From files to token ids: reading, recognising formats, rendering templates, tokenizing, splitting.
 
-Knows nothing of models and clients; a tokenizer is handed in.
+This package knows nothing of models and clients; callers pass the tokenizer.
 """

@@ -1,7 +1,7 @@
-"""Columns: which of them hold questions, answers, conversations, system prompts; decided for each kind of row.
+"""Columns: which of them hold questions, answers, conversations or system prompts.
 
-Rows of one source may have different columns. A row's columns are recognised by their names, without regard to case;
-where several fit, the first of the lists here that holds something is read.
+Rows of one source may have different columns. A row's columns are recognised by their names, whatever their case; if
+several fit, the first in the lists here whose cell is not null is read.
 """
 
 from __future__ import annotations
@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-from weft.data import known
-from weft.data.rows import Account, PlacedRows, Row, shown
-from weft.data.turns import Turn, Unusable, missing, said
+from weft.data import hub_columns
+from weft.data.rows import Account, PlacedRows, Row, printable
+from weft.data.turns import Turn, Unusable, cell_text, is_missing
 from weft.errors import DataError
 from weft.registry import nearest
 
 QUESTIONS = ("instruction", "prompt", "question", "query", "problem")
 ANSWERS = ("output", "response", "completion", "answer", "solution", "target")
 CONTEXTS = ("input", "context")
-"""What a question is about; it follows the question."""
+"""Texts that a question refers to; they are put after the question."""
 SYSTEMS = ("system_prompt", "system", "system_message")
 HISTORIES = ("history",)
 DIALOGUES = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "data")
@@ -29,7 +28,7 @@ TEXTS = ("text", "content")
 
 @dataclass(frozen=True)
 class Shape:
-    """The columns of a kind of row, by what they hold; in each the row's own names."""
+    """The columns of a kind of row, by role, as the row spells their names."""
 
     question: tuple[str, ...] = ()
     answer: tuple[str, ...] = ()
@@ -41,24 +40,24 @@ class Shape:
 
 
 def shape_of(names: Iterable[str]) -> Shape:
-    """Return what columns of these names hold."""
-    plain: dict[str, str] = {}
+    """Return the role of each of these columns."""
+    originals: dict[str, str] = {}
     for name in names:
-        plain.setdefault(normal(name), name)
+        originals.setdefault(normal(name), name)
 
-    def those(wanted: Sequence[str]) -> tuple[str, ...]:
-        return tuple(plain[name] for name in wanted if name in plain)
+    def present(candidates: Sequence[str]) -> tuple[str, ...]:
+        return tuple(originals[name] for name in candidates if name in originals)
 
-    questions, answers, contexts = those(QUESTIONS), those(ANSWERS), those(CONTEXTS)
-    if not questions and not answers and "assistant" in plain:  # columns named after the speakers
-        questions, answers = those(("user", "human"))[:1], (plain["assistant"],)
-    if not questions and "input" in plain:  # input and output
-        questions, contexts = (plain["input"],), tuple(name for name in contexts if normal(name) != "input")
-    return Shape(questions, answers, contexts, those(SYSTEMS), those(HISTORIES), those(DIALOGUES), those(TEXTS))
+    questions, answers, contexts = present(QUESTIONS), present(ANSWERS), present(CONTEXTS)
+    if not questions and not answers and "assistant" in originals:  # columns named after the speakers
+        questions, answers = present(("user", "human"))[:1], (originals["assistant"],)
+    if not questions and "input" in originals:  # input and output
+        questions, contexts = (originals["input"],), tuple(name for name in contexts if normal(name) != "input")
+    return Shape(questions, answers, contexts, present(SYSTEMS), present(HISTORIES), present(DIALOGUES), present(TEXTS))
 
 
 def normal(name: str) -> str:
-    """Return a column's name as the lists here write it."""
+    """Return a column's name in the spelling of the lists here: lower case, underscores."""
     return str(name).strip().lower().replace(" ", "_").replace("-", "_")
 
 
@@ -68,20 +67,20 @@ class Cells:
     def __init__(self, rows: PlacedRows, source: str) -> None:
         """Take the rows, and their name for errors."""
         self.rows, self.source = rows, source
-        self.used: dict[str, None] = {}
+        self.read_columns: dict[str, None] = {}
         self._shapes: dict[tuple[str, ...], Shape] = {}
         self._whole: dict[str, bool] = {}
         self.roles: dict[str, dict[str, None]] = {}
-        self.unread: set[str] = set()
+        self.unread_keys: set[str] = set()
         """Keys of messages that were not read."""
 
     def shape(self, row: Row) -> Shape:
-        """Return what a row's columns hold."""
+        """Return the roles of a row's columns."""
         key = tuple(row)
-        found = self._shapes.get(key)
-        if found is None:
-            found = self._shapes[key] = shape_of(key)
-        return found
+        shape = self._shapes.get(key)
+        if shape is None:
+            shape = self._shapes[key] = shape_of(key)
+        return shape
 
     @cached_property
     def names(self) -> list[str]:
@@ -89,11 +88,11 @@ class Cells:
         kinds = {tuple(row): None for row in self.rows}
         return list(dict.fromkeys(name for kind in kinds for name in kind))
 
-    def cell(self, row: Row, column: str) -> Any:
-        """Return what a cell holds; whole numbers that pandas made of a column with gaps are whole again."""
+    def cell(self, row: Row, column: str) -> object:
+        """Return a cell's value; where pandas turned integers to floats because of gaps, the integers are restored."""
         value = row.get(column)
         if isinstance(value, float):
-            if missing(value):
+            if is_missing(value):
                 return None
             if value.is_integer() and self._was_whole(column):
                 return int(value)
@@ -102,14 +101,14 @@ class Cells:
     def _was_whole(self, column: str) -> bool:
         if column not in self._whole:
             values = [row.get(column) for row in self.rows]
-            gaps = any(missing(value) for value in values)
+            gaps = any(is_missing(value) for value in values)
             self._whole[column] = gaps and all(
-                missing(value) or (isinstance(value, float) and value.is_integer()) for value in values
+                is_missing(value) or (isinstance(value, float) and value.is_integer()) for value in values
             )
         return self._whole[column]
 
-    def first(self, row: Row, columns: Sequence[str], role: str) -> Any:
-        """Return the first cell of these columns that is not null, and remember the column; None: all are."""
+    def first(self, row: Row, columns: Sequence[str], role: str) -> object:
+        """Return the first cell of these columns that is not null, and record the column; None if all are null."""
         for column in columns:
             value = self.cell(row, column)
             if value is not None:
@@ -118,8 +117,8 @@ class Cells:
         return None
 
     def note(self, role: str, column: str) -> None:
-        """Remember that a column was read."""
-        self.used[column] = None
+        """Record that a column was read in a role."""
+        self.read_columns[column] = None
         self.roles.setdefault(role, {})[column] = None
 
     def system(self, row: Row, shape: Shape) -> list[Turn]:
@@ -127,23 +126,23 @@ class Cells:
         value = self.first(row, shape.system, "system prompts")
         if value is None or (isinstance(value, str) and not value.strip()):
             return []
-        return [Turn("system", said(value, "system prompt"))]
+        return [Turn("system", cell_text(value, "system prompt"))]
 
-    def joined(self, row: Row, columns: Sequence[str], role: str, name: str) -> str:
-        """Return the texts of several cells, parted by blank lines; Unusable if all are empty."""
-        found = []
+    def join_text(self, row: Row, columns: Sequence[str], role: str, name: str) -> str:
+        """Return the texts of several cells, separated by blank lines; Unusable if all are empty."""
+        texts = []
         for column in columns:
             value = self.cell(row, column)
             if column in row:
                 self.note(role, column)
             if value is not None and str(value).strip():
-                found.append(said(value, name))
-        if not found:
+                texts.append(cell_text(value, name))
+        if not texts:
             raise Unusable(f"empty {name}")
-        return "\n\n".join(found)
+        return "\n\n".join(texts)
 
-    def named(self, spec: str | None, flag: str = "") -> tuple[str, ...] | None:
-        """Return the columns that a key names, one or several with commas between; None: none is named.
+    def columns_of_key(self, spec: str | None, flag: str = "") -> tuple[str, ...] | None:
+        """Return the columns that a key names, separated by commas; None if the key is not set.
 
         Raises:
             DataError: a column that no row has.
@@ -157,28 +156,28 @@ class Cells:
                 raise no_column(self.source, column, names, flag)
         return columns
 
-    def unused(self) -> list[str]:
-        """Return the columns, and keys of messages, that were read of no row."""
-        known_to = known.find(self.source)
-        kept = {known_to.instruction} if known_to is not None and known_to.distinct else set()
-        columns = [name for name in self.names if name not in self.used and name not in kept]
-        return columns + [f"messages.{key}" for key in sorted(self.unread)]
+    def unused_columns(self) -> list[str]:
+        """Return the columns, and keys of messages, that were not read in any row."""
+        hub = hub_columns.find(self.source)
+        exempt = {hub.instruction} if hub is not None and hub.distinct else set()
+        columns = [name for name in self.names if name not in self.read_columns and name not in exempt]
+        return columns + [f"messages.{key}" for key in sorted(self.unread_keys)]
 
-    def tell(self, account: Account) -> None:
+    def report_to(self, account: Account) -> None:
         """Add which columns were read, and which were not, to an account."""
         for role, columns in self.roles.items():
-            account.reads(role, columns)
-        account.unused.update(dict.fromkeys(self.unused()))
+            account.note_columns(role, columns)
+        account.unread_columns.update(dict.fromkeys(self.unused_columns()))
 
 
-def no_column(source: str, column: str, known: Iterable[str], purpose: str = "") -> DataError:
-    """Return what is said of a column that is not there, with the nearest that is."""
-    names = list(known)
+def no_column(source: str, column: str, columns: Iterable[str], purpose: str = "") -> DataError:
+    """Return the error for a column that does not exist, with the nearest name that does."""
+    names = list(columns)
     guess = nearest(column, names)
-    meant = f" Did you mean '{guess}'?" if guess else ""
-    return DataError(f"'{source}' has no column '{column}'{purpose}, but {columns_of(names)}.{meant}")
+    hint = f" Did you mean '{guess}'?" if guess else ""
+    return DataError(f"'{source}' has no column '{column}'{purpose}, but {columns_of(names)}.{hint}")
 
 
 def columns_of(row: Iterable[str]) -> str:
     """Name the columns of a row, for a message."""
-    return "the columns " + ", ".join(f"'{shown(name)}'" for name in row)
+    return "the columns " + ", ".join(f"'{printable(name)}'" for name in row)

@@ -1,9 +1,9 @@
-"""Documents of token stores as rows of a table: nothing is in memory but where each document begins."""
+"""Documents of token stores as rows of a table; only the offsets of documents are in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import overload
 
 import numpy as np
 
@@ -20,7 +20,11 @@ class Pieces(Sequence[int]):
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
 
-    def __getitem__(self, place: int | slice) -> Any:
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[int]: ...
+    def __getitem__(self, place: int | slice) -> int | list[int]:
         if isinstance(place, slice):
             return [self[n] for n in range(*place.indices(len(self)))]
         if not 0 <= place < len(self):
@@ -40,13 +44,15 @@ class Documents:
     """
 
     def __init__(self, stores: Sequence[Store], seq_length: int, begin: int) -> None:
-        """Line up the stores; `begin` tokens at the start of every document are not learnt."""
+        """Concatenate the stores; the first `begin` tokens of every document are not learnt."""
         self.seq_length, self.begin = seq_length, max(1, begin)
         self._shards = [shard for store in stores for shard in store.tokens]
-        behind = np.cumsum([0, *(len(store.documents) for store in stores)])
-        self._shard_of = np.concatenate([store.shard_of + at for store, at in zip(stores, behind, strict=False)])
-        known = np.concatenate([store.documents for store in stores])
-        self.lengths, self._sizes = known[:, 0], known[:, 1]
+        first_documents = np.cumsum([0, *(len(store.documents) for store in stores)])
+        self._shard_of = np.concatenate(
+            [store.shard_of + first for store, first in zip(stores, first_documents, strict=False)]
+        )
+        documents = np.concatenate([store.documents for store in stores])
+        self.lengths, self._sizes = documents[:, 0], documents[:, 1]
         ends = np.cumsum(self.lengths)
         starts = ends - self.lengths
         self._offsets = starts[self._shard_of]
@@ -54,17 +60,17 @@ class Documents:
         self._starts = starts
         self.pieces = -(-np.maximum(self.lengths - 1, 1) // max(1, seq_length - 1))
         self._rows = np.concatenate([[0], np.cumsum(self.pieces)])
-        self.counts = {"rows": len(known), "truncated": 0, "tokens": int(ends[-1])}
+        self.counts = {"rows": len(documents), "truncated": 0, "tokens": int(ends[-1])}
 
     def __len__(self) -> int:
         return int(self._rows[-1])
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         document, piece = self._place(row)
-        at = piece * (self.seq_length - 1)
-        size = min(self.seq_length, int(self.lengths[document]) - at)
+        offset = piece * (self.seq_length - 1)
+        size = min(self.seq_length, int(self.lengths[document]) - offset)
         shard = int(np.searchsorted(self._shard_of, document, side="right")) - 1
-        first = int(self._starts[document] - self._offsets[shard]) + at
+        first = int(self._starts[document] - self._offsets[shard]) + offset
         learn = np.ones(size, dtype=bool)
         learn[: 1 if piece else self.begin] = False
         return self._shards[shard][first : first + size].astype(np.int32), learn
@@ -74,12 +80,12 @@ class Documents:
         return document, row - int(self._rows[document])
 
     def text_bytes(self, row: int) -> int:
-        """Return the bytes that a row's targets stand for: a document's all with its first row."""
+        """Return the bytes of text that a row's targets encode; all bytes of a document count for its first row."""
         document, piece = self._place(row)
         return 0 if piece else int(self._sizes[document])
 
     def within(self, numbers: np.ndarray) -> np.ndarray:
-        """Return those of these documents that have rows: all."""
+        """Return the documents that have rows, which is all of them."""
         return numbers
 
     def rows_of(self, numbers: np.ndarray) -> Pieces:

@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from weft.core.libraries import Tokenizer
 from weft.data.formats import Example, Turn
-from weft.data.rows import Gone
+from weft.data.rows import ExampleOmissions
 from weft.data.templates import Template
-from weft.data.tokenize import NO_LEAD, added, apart, cut_left, tokenize
+from weft.data.tokenize import NO_LEAD, begin_and_end_ids, split_prompt, tokenize, truncate_left
 
-__all__ = ["Choices", "Encoded", "added", "closed_set", "encode", "encode_choices"]
+__all__ = ["Choices", "ConversationTable", "begin_and_end_ids", "closed_set", "encode", "encode_choices"]
 
 NO_ANSWER = "no answer within seq length"
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """Rows of token ids behind each other, without an object for each."""
+class ConversationTable:
+    """Rows of token ids in two flat arrays, without an object for each row."""
 
     ids: np.ndarray
     """(tokens,) int32."""
@@ -34,15 +35,15 @@ class Encoded:
     counts: dict[str, int]
     number: int
     """How many examples there were."""
-    gone: Gone
+    omissions: ExampleOmissions
     """Examples without a row."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        here = slice(int(self.starts[row]), int(self.starts[row + 1]))
-        return self.ids[here], self.learn[here]
+        span = slice(int(self.starts[row]), int(self.starts[row + 1]))
+        return self.ids[span], self.learn[span]
 
     @property
     def lengths(self) -> np.ndarray:
@@ -60,17 +61,17 @@ class Encoded:
 
 def encode(
     examples: Sequence[Example],
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     template: Template,
     *,
     seq_length: int,
     truncation_side: str = "right",
     lead: np.ndarray = NO_LEAD,
-) -> Encoded:
+) -> ConversationTable:
     """Render and tokenize examples.
 
-    A token is learnt if its characters reach into a learnt piece. Rows longer than `seq_length` are cut on the
-    stated side; rows without a learnt token left, and those that the template refuses, are left out. All are counted.
+    A token is learnt if its characters reach into a learnt piece. Rows longer than `seq_length` are cut on
+    `truncation_side`; rows without a learnt token, and those that the template refuses, are left out. All are counted.
 
     Args:
         examples: conversations.
@@ -83,36 +84,38 @@ def encode(
     ids: list[np.ndarray] = []
     learn: list[np.ndarray] = []
     rows: list[int] = []
-    truncated, gone = 0, Gone()
-    refused: dict[int, str] = {}
-    for number, (tokens, learnt) in enumerate(tokenize(examples, tokenizer, template, lead, refused)):
+    truncated, omissions = 0, ExampleOmissions()
+    refusals: dict[int, str] = {}
+    for number, (tokens, learn_mask) in enumerate(tokenize(examples, tokenizer, template, lead, refusals)):
         if len(tokens) > seq_length:
             truncated += 1
-            left = truncation_side == "left"
-            tokens, learnt = (cut_left(v, seq_length, lead) if left else v[:seq_length] for v in (tokens, learnt))
-        learnt[:1] = False  # nothing comes before the first token to predict it from
-        if not learnt.any():
-            gone.add(refused.get(number, NO_ANSWER), number)
+            on_the_left = truncation_side == "left"
+            tokens, learn_mask = (
+                truncate_left(v, seq_length, lead) if on_the_left else v[:seq_length] for v in (tokens, learn_mask)
+            )
+        learn_mask[:1] = False  # nothing comes before the first token to predict it from
+        if not learn_mask.any():
+            omissions.add(refusals.get(number, NO_ANSWER), number)
             continue
         ids.append(tokens)
-        learn.append(learnt)
+        learn.append(learn_mask)
         rows.append(number)
     starts = np.zeros(len(ids) + 1, dtype=np.int64)
     np.cumsum([len(tokens) for tokens in ids], out=starts[1:])
     counts = {
         "rows": len(examples),
         "truncated": truncated,
-        "no_answer_within_seq_length": gone.get(NO_ANSWER, (0, 0))[0],
+        "no_answer_within_seq_length": omissions.get(NO_ANSWER, (0, 0))[0],
         "tokens": int(starts[-1]),
     }
-    return Encoded(
+    return ConversationTable(
         np.concatenate(ids) if ids else np.zeros(0, np.int32),
         np.concatenate(learn) if learn else np.zeros(0, bool),
         starts,
         np.array(rows, dtype=np.int64),
         counts,
         len(examples),
-        gone,
+        omissions,
     )
 
 
@@ -127,7 +130,7 @@ class Choices(NamedTuple):
 
 def encode_choices(
     examples: Sequence[Example],
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     template: Template,
     choices: Sequence[str],
     *,
@@ -136,21 +139,21 @@ def encode_choices(
 ) -> Choices:
     """Tokenize every example with each choice as its last answer.
 
-    A prompt is what all choices of an example have in common; what is left of each, its end included, is the
+    The prompt is the prefix that all choices of an example share; the remainder of each, with its end, is the
     choice. Prompts are cut on the left to leave room for the longest choice within `seq_length`.
     """
-    place = {text: number for number, text in enumerate(choices)}
-    asked = (_with_answer(example, text) for example in examples for text in choices)
-    made = tokenize(asked, tokenizer, template, lead)
-    found = Choices([], [], [])
+    index_of = {text: number for number, text in enumerate(choices)}
+    filled_in = (_with_answer(example, text) for example in examples for text in choices)
+    tokenized = tokenize(filled_in, tokenizer, template, lead)
+    encoded = Choices([], [], [])
     for example in examples:
-        # The last run of learnt tokens is the answer, with what the template puts behind it left out.
-        prompt, answers = apart([next(made) for _ in choices])
+        # The last run of learnt tokens is the answer; what the template writes after it is left out.
+        prompt, answers = split_prompt([next(tokenized) for _ in choices])
         room = max(1, seq_length - max(len(answer) for answer in answers))
-        found.prompts.append(cut_left(prompt, room, lead))
-        found.choices.append(answers)
-        found.right.append(place.get(example.answer, place.get(example.answer.strip(), -1)))
-    return found
+        encoded.prompts.append(truncate_left(prompt, room, lead))
+        encoded.choices.append(answers)
+        encoded.right.append(index_of.get(example.answer, index_of.get(example.answer.strip(), -1)))
+    return encoded
 
 
 def _with_answer(example: Example, text: str) -> Example:
@@ -158,13 +161,13 @@ def _with_answer(example: Example, text: str) -> Example:
     return Example((*example.turns[:last], Turn("assistant", text)))
 
 
-def closed_set(answers: Iterable[str], most: int = 20, each: int = 10) -> list[str] | None:
-    """Return the distinct answers, sorted, if there are 2 to `most` and on average at least `each` rows of one."""
-    counted: Counter[str] = Counter()
+def closed_set(answers: Iterable[str], most: int = 20, rows_each: int = 10) -> list[str] | None:
+    """Return the distinct answers, sorted, if there are 2 to `most`, with `rows_each` rows on average; else None."""
+    counts: Counter[str] = Counter()
     for answer in answers:
-        counted[answer.strip()] += 1
-        if len(counted) > most:
+        counts[answer.strip()] += 1
+        if len(counts) > most:
             return None
-    if len(counted) < 2 or counted.total() < each * len(counted):
+    if len(counts) < 2 or counts.total() < rows_each * len(counts):
         return None
-    return sorted(counted)
+    return sorted(counts)

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from weft.data import known
+from weft.data import hub_columns
 from weft.data.columns import ANSWERS, DIALOGUES, TEXTS, Cells, Shape, columns_of, no_column, normal
-from weft.data.rows import Account, Left, Row, as_rows
-from weft.data.turns import Turn, Unusable, answered, conversation, dialogue, messages_in, missing, said, transcript
+from weft.data.rows import Account, Omissions, Row, as_rows
+from weft.data.turns import (
+    Turn,
+    Unusable,
+    cell_text,
+    conversation,
+    dialogue,
+    is_missing,
+    messages_in,
+    strip_separator,
+    transcript,
+)
 from weft.errors import DataError
 
 __all__ = ["ANSWERS", "DIALOGUES", "TEXTS", "Example", "Examples", "Turn", "columns_of", "no_column", "to_examples"]
@@ -31,22 +41,22 @@ class Examples(NamedTuple):
     """The usable rows, and what was left out."""
 
     examples: list[Example]
-    left: Left
+    omissions: Omissions
     rows: list[int]
     """The number of the row that each example was made of."""
 
     @property
-    def dropped(self) -> dict[str, int]:
+    def omission_counts(self) -> dict[str, int]:
         """How many rows were left out for which reason."""
-        return self.left.counts
+        return self.omissions.counts
 
 
 class Unknown(Unusable):
-    """A row whose columns are not recognised; `missing` says which are not."""
+    """A row whose columns are not recognised; `missing` is the role that no column fits."""
 
-    def __init__(self, missing: str) -> None:
-        super().__init__(f"no column that is known to hold {missing}")
-        self.missing = missing
+    def __init__(self, is_missing: str) -> None:
+        super().__init__(f"no column that is known to hold {is_missing}")
+        self.missing = is_missing
 
 
 def to_examples(
@@ -56,7 +66,7 @@ def to_examples(
     instruction_column: str | None = None,
     response_column: str | None = None,
     prefix: str | None = None,
-    asked: bool = False,
+    answer_optional: bool = False,
     account: Account | None = None,
 ) -> Examples:
     """Turn rows into examples; each row is recognised by its own columns.
@@ -67,72 +77,78 @@ def to_examples(
         instruction_column: the columns of the question, commas between, if they are not to be recognised.
         response_column: the columns of the answer, likewise.
         prefix: a text that stands before every question, with a blank line behind it.
-        asked: a row without an answer is used too; its last turn is an empty one of the assistant.
-        account: gets what was read and what was not.
+        answer_optional: a row without an answer is used too; it ends with an empty turn of the assistant.
+        account: receives which columns were read and which were not.
 
     Raises:
         DataError: no rows, or columns that are not recognised or not there.
     """
     if not rows:
         raise DataError(f"'{source}' is empty: give a file with at least one row.")
-    found = as_rows(rows, source)
-    maker = _Maker(Cells(found, source), source, instruction_column, response_column, prefix, asked)
+    placed = as_rows(rows, source)
+    maker = _Maker(Cells(placed, source), source, instruction_column, response_column, prefix, answer_optional)
     examples: list[Example] = []
-    kept: list[int] = []
-    left = Left()
-    known_to_hold = ""
-    for number, row in enumerate(found):
+    numbers: list[int] = []
+    omissions = Omissions()
+    unrecognised = ""
+    for number, row in enumerate(placed):
         try:
             examples.append(Example(maker.turns(row)))
-            kept.append(number)
+            numbers.append(number)
         except Unusable as reason:
-            left.add(str(reason), found.place(number))
+            omissions.add(str(reason), placed.place(number))
             if isinstance(reason, Unknown):
-                known_to_hold = known_to_hold or reason.missing
-    if not examples and known_to_hold and len(left) == 1:
-        raise _unknown(source, found[0], known_to_hold)
+                unrecognised = unrecognised or reason.missing
+    if not examples and unrecognised and len(omissions) == 1:
+        raise _unknown(source, placed[0], unrecognised)
     if account is not None:
-        maker.tell(account)
-    return Examples(examples, left, kept)
+        maker.report_to(account)
+    return Examples(examples, omissions, numbers)
 
 
-def _unknown(source: str, row: Row, wanted: str) -> DataError:
-    flag = "--instruction_column" if wanted == "questions" else "--response_column"
+def _unknown(source: str, row: Row, role: str) -> DataError:
+    flag = "--instruction_column" if role == "questions" else "--response_column"
     hint = ""
     if "chosen" in row and "rejected" in row:
         hint = ", or learn from pairs with `weft dpo`"
     elif any(normal(name) in TEXTS for name in row):
         hint = ", or learn from plain text with `weft pretrain`"
     return DataError(
-        f"'{source}' has {columns_of(row)}, none of which is known to hold {wanted}: write {flag} NAME{hint}."
+        f"'{source}' has {columns_of(row)}, none of which is known to hold {role}: write {flag} NAME{hint}."
     )
 
 
-def _holds_turns(column: str, value: Any) -> bool:
+def _holds_turns(column: str, value: object) -> bool:
     """Say whether a column of a conversation's name holds one; `data` may be anything."""
-    return not missing(value) and (normal(column) != "data" or isinstance(value, (list, tuple)))
+    return not is_missing(value) and (normal(column) != "data" or isinstance(value, (list, tuple)))
 
 
 class _Maker:
     """Makes turns of rows."""
 
     def __init__(
-        self, cells: Cells, source: str, instruction: str | None, response: str | None, prefix: str | None, asked: bool
+        self,
+        cells: Cells,
+        source: str,
+        instruction: str | None,
+        response: str | None,
+        prefix: str | None,
+        answer_optional: bool,
     ) -> None:
-        self.cells, self.prefix, self.asked = cells, prefix, asked
-        self.instruction = cells.named(instruction)
-        self.response = cells.named(response)
-        self.columns = known.find(source) if instruction is None and response is None else None
-        self.seen: set[str] = set()
-        self.ends_open = 0
+        self.cells, self.prefix, self.answer_optional = cells, prefix, answer_optional
+        self.instruction = cells.columns_of_key(instruction)
+        self.response = cells.columns_of_key(response)
+        self.columns = hub_columns.find(source) if instruction is None and response is None else None
+        self.instructions: set[str] = set()
+        self.num_open_ends = 0
 
     def turns(self, row: Row) -> tuple[Turn, ...]:
         """Return the turns of a row; Unusable with the reason where there are none."""
         shape, columns = self.cells.shape(row), self.columns
         if columns is not None and columns.distinct:
-            if row.get(columns.instruction) in self.seen:
+            if row.get(columns.instruction) in self.instructions:
                 raise Unusable("repeated instruction")
-            self.seen.add(str(row.get(columns.instruction)))
+            self.instructions.add(str(row.get(columns.instruction)))
         if columns is not None and columns.instruction in row and columns.response in row:
             if columns.response in DIALOGUES:
                 return self._talk(row, Shape(dialogue=(columns.response,)))
@@ -146,7 +162,7 @@ class _Maker:
 
     def _talk(self, row: Row, shape: Shape) -> tuple[Turn, ...]:
         value = self.cells.first(row, shape.dialogue, "conversations")
-        return self._closed(self._with_system(row, shape, dialogue(value, self.cells.unread)))
+        return self._complete_turns(self._with_system(row, shape, dialogue(value, self.cells.unread_keys)))
 
     def _with_system(self, row: Row, shape: Shape, turns: list[Turn]) -> list[Turn]:
         """Put the row's own system prompt before turns that have none."""
@@ -154,16 +170,16 @@ class _Maker:
             return turns
         return [*self.cells.system(row, shape), *turns]
 
-    def _closed(self, turns: list[Turn]) -> tuple[Turn, ...]:
+    def _complete_turns(self, turns: list[Turn]) -> tuple[Turn, ...]:
         if self.prefix is not None:
             at = next((at for at, turn in enumerate(turns) if turn.role == "user"), None)
             if at is not None:
-                turns = [*turns[:at], Turn("user", self._prefixed(turns[at].text)), *turns[at + 1 :]]
-        if self.asked and turns and turns[-1].role == "user":
+                turns = [*turns[:at], Turn("user", self._with_prefix(turns[at].text)), *turns[at + 1 :]]
+        if self.answer_optional and turns and turns[-1].role == "user":
             return (*conversation([*turns, Turn("assistant", "-")])[0][:-1], Turn("assistant", ""))
-        found, open_end = conversation(turns)
-        self.ends_open += open_end
-        return found
+        closed_turns, open_end = conversation(turns)
+        self.num_open_ends += open_end
+        return closed_turns
 
     def _pair(self, row: Row, shape: Shape) -> tuple[Turn, ...]:
         cells = self.cells
@@ -171,33 +187,33 @@ class _Maker:
         answers = self.response or tuple(column for column in shape.answer if column not in questions[:1])
         if not questions:
             return self._text(row, shape)
-        if not answers and not self.asked:
+        if not answers and not self.answer_optional:
             raise Unknown("answers")
-        question = self._given(row, questions, self.instruction, "question")
-        answer = self._given(row, answers, self.response, "answer")
+        question = self._cell_of(row, questions, self.instruction, "question")
+        answer = self._cell_of(row, answers, self.response, "answer")
         messages = messages_in(question)
         if messages is not None:  # a conversation, and how it goes on
             more = messages_in(answer)
-            turns = dialogue(messages, cells.unread)
-            turns += dialogue(more, cells.unread) if more else self._answer(answer)
-            return self._closed(self._with_system(row, shape, turns))
-        text = self._about(row, shape, said(question, "question"), answers)
+            turns = dialogue(messages, cells.unread_keys)
+            turns += dialogue(more, cells.unread_keys) if more else self._answer(answer)
+            return self._complete_turns(self._with_system(row, shape, turns))
+        text = self._about(row, shape, cell_text(question, "question"), answers)
         return (
             *cells.system(row, shape),
             *self._history(row, shape),
-            Turn("user", self._prefixed(text)),
+            Turn("user", self._with_prefix(text)),
             *(self._answer(answer) or [Turn("assistant", "")]),
         )
 
-    def _given(self, row: Row, columns: Sequence[str], named: Sequence[str] | None, what: str) -> Any:
+    def _cell_of(self, row: Row, columns: Sequence[str], columns_by_key: Sequence[str] | None, role: str) -> object:
         """Return what the columns of a question or answer hold; of several that the user named all."""
-        if named is not None and not any(column in row for column in columns):
+        if columns_by_key is not None and not any(column in row for column in columns):
             raise Unusable(f"no column {' or '.join(repr(column) for column in columns)}")
-        if named is not None and len(columns) > 1:
-            return self.cells.joined(row, columns, f"{what}s", what)
-        return self.cells.first(row, columns, f"{what}s")
+        if columns_by_key is not None and len(columns) > 1:
+            return self.cells.join_text(row, columns, f"{role}s", role)
+        return self.cells.first(row, columns, f"{role}s")
 
-    def _prefixed(self, text: str) -> str:
+    def _with_prefix(self, text: str) -> str:
         return text if self.prefix is None else f"{self.prefix}\n\n{text}"
 
     def _about(self, row: Row, shape: Shape, text: str, answers: Sequence[str]) -> str:
@@ -211,14 +227,14 @@ class _Maker:
             self.cells.note("contexts", column)
             if value is not None and value != [] and str(value).strip():
                 gap = " " if column.strip().lower() == "input" else "\n\n"
-                text += gap + said(value, "text that the question is about")
+                text += gap + cell_text(value, "text that the question is about")
         return text
 
-    def _answer(self, value: Any) -> list[Turn]:
+    def _answer(self, value: object) -> list[Turn]:
         """Return the turn of an answer; none where there is none and none is needed."""
-        if self.asked and (missing(value) or not str(value).strip()):
+        if self.answer_optional and (is_missing(value) or not str(value).strip()):
             return []
-        return [Turn("assistant", answered(said(value, "answer")))]
+        return [Turn("assistant", strip_separator(cell_text(value, "answer")))]
 
     def _history(self, row: Row, shape: Shape) -> list[Turn]:
         """Return the turns before the question: pairs of what was asked and answered."""
@@ -231,8 +247,11 @@ class _Maker:
             raise Unusable("history that is no list of pairs")
         return [
             turn
-            for asked, given in pairs
-            for turn in (Turn("user", said(asked, "history")), Turn("assistant", answered(said(given, "history"))))
+            for question, answer in pairs
+            for turn in (
+                Turn("user", cell_text(question, "history")),
+                Turn("assistant", strip_separator(cell_text(answer, "history"))),
+            )
         ]
 
     def _text(self, row: Row, shape: Shape) -> tuple[Turn, ...]:
@@ -242,11 +261,13 @@ class _Maker:
             turns = transcript(value) if isinstance(value, str) else None
             if turns is not None:
                 self.cells.note("conversations", column)
-                return self._closed([Turn(turn.role, turn.text.strip()) for turn in turns])
+                return self._complete_turns([Turn(turn.role, turn.text.strip()) for turn in turns])
         raise Unknown("questions")
 
-    def tell(self, account: Account) -> None:
+    def report_to(self, account: Account) -> None:
         """Add what was read, and what was not, to an account."""
-        self.cells.tell(account)
-        if self.ends_open:
-            account.note(f"what comes behind the last answer is left out, in {self.ends_open} of the conversations.")
+        self.cells.report_to(account)
+        if self.num_open_ends:
+            account.note(
+                f"what comes behind the last answer is left out, in {self.num_open_ends} of the conversations."
+            )

@@ -1,7 +1,7 @@
-"""Special tokens by name in what people say: they stay text, also where a chat template writes such tokens itself.
+"""Names of special tokens inside turns stay text, also where a chat template writes special tokens itself.
 
-Before a template renders a conversation, each name of a special token in a turn is put between two marks of private
-use; when the rendered text is tokenized, what is between marks is tokenized as text. So does transformers 5
+Before a template renders a conversation, each name of a special token in a turn is put between two characters of
+private use; text between such marks is later tokenized as plain text. So does transformers 5
 (`apply_chat_template(..., sanitize_control_tokens=True)`), whose ids are the oracle of the tests.
 """
 
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from weft.core.libraries import Tokenizer
 
 START, END = "\U000f0000", "\U000f0001"
 _BARE = re.compile(f"[{START}{END}]")
@@ -25,34 +27,34 @@ class Stretch(NamedTuple):
 
 
 @lru_cache(maxsize=8)
-def _names(tokenizer: Any) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """Return what finds names of special tokens, and what finds them between marks."""
-    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    names = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
+def _names(tokenizer: Tokenizer) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Return patterns for names of special tokens, and for such names between marks."""
+    special_tokens = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    names = {token.content for token in special_tokens if token.special} | set(tokenizer.all_special_tokens)
     either = "|".join(re.escape(str(name)) for name in sorted(names, key=len, reverse=True)) or "(?!)"
     return re.compile(either), re.compile(f"{START}({either}){END}|[{START}{END}]")
 
 
-def marked(text: str, tokenizer: Any) -> str:
+def add_marks(text: str, tokenizer: Tokenizer) -> str:
     """Return the text with marks around names of special tokens."""
-    found = _names(tokenizer)[0]
+    name_pattern = _names(tokenizer)[0]
     if START in text or END in text:
         text = _BARE.sub("", text)
-    return found.sub(f"{START}\\g<0>{END}", text)
+    return name_pattern.sub(f"{START}\\g<0>{END}", text)
 
 
-def unmarked(text: str) -> str:
+def remove_marks(text: str) -> str:
     """Return the text without marks."""
     return _BARE.sub("", text) if START in text or END in text else text
 
 
-def stretches(text: str, tokenizer: Any) -> list[Stretch]:
-    """Return the parts of a text with marks, which are in none of them."""
-    found, at = [], 0
+def stretches(text: str, tokenizer: Tokenizer) -> list[Stretch]:
+    """Return the parts of a text between its marks; no part contains a mark."""
+    parts, position = [], 0
     for match in _names(tokenizer)[1].finditer(text):
-        found.append(Stretch(at, match.start(), False))
+        parts.append(Stretch(position, match.start(), False))
         if match.group(1):
-            found.append(Stretch(match.start() + 1, match.end() - 1, True))
-        at = match.end()
-    found.append(Stretch(at, len(text), False))
-    return [part for part in found if part.first < part.last]
+            parts.append(Stretch(match.start() + 1, match.end() - 1, True))
+        position = match.end()
+    parts.append(Stretch(position, len(text), False))
+    return [part for part in parts if part.first < part.last]

@@ -1,34 +1,35 @@
-"""Preferences as token ids: a prompt and two answers, with what the starting model gave them."""
+"""Preferences as token ids: a prompt and two answers, with their log-probabilities under the starting model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from weft.core.libraries import Tokenizer
 from weft.data.encode import NO_ANSWER
 from weft.data.formats import Example, Turn
 from weft.data.preferences import PreferencePair
-from weft.data.rows import Gone
+from weft.data.rows import ExampleOmissions
 from weft.data.templates import Template
-from weft.data.tokenize import NO_LEAD, apart, cut_left, tokenize
+from weft.data.tokenize import NO_LEAD, split_prompt, tokenize, truncate_left
 
-PROMPTS_CUT = "prompts_cut"
+TRUNCATED_PROMPTS = "prompts_cut"
 
 
 class Pair(NamedTuple):
-    """One row. Where answers are judged, the second is another row's, whose log-ratio estimates the divergence."""
+    """One row. For unpaired preferences the second answer is another row's; its log-ratio estimates the divergence."""
 
     prompt: np.ndarray
     """(P,) int32."""
     answers: tuple[np.ndarray, np.ndarray]
     """Ids of both answers, ends included."""
     reference: np.ndarray
-    """(2,) float32: their log-probabilities under the starting model; NaN where it was not asked."""
+    """(2,) float32: log-probabilities of both answers under the starting model; NaN until they are computed."""
     good: bool = True
-    """Where the first answer is judged: whether it is a good one."""
+    """For unpaired preferences: whether the first answer is a good one."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,15 @@ class PairTable:
     good: np.ndarray
     """(rows,) bool."""
     rows: np.ndarray
-    """(rows,) the example that each row was made of, not decreasing: two rows where both of its answers are judged."""
+    """(rows,) the example of each row, not decreasing; an unpaired example with two answers has two rows."""
     partner: np.ndarray
-    """(rows,) the row whose answer is the second; the row itself where it has two."""
+    """(rows,) the row whose answer serves as the second answer; the row itself where it has two."""
     reference: np.ndarray
     """(rows, 2) float32."""
     counts: dict[str, int]
     number: int
     """How many examples there were."""
-    gone: Gone
+    omissions: ExampleOmissions
     """Examples without a row."""
 
     def __len__(self) -> int:
@@ -75,11 +76,11 @@ class PairTable:
         first = np.searchsorted(self.rows, numbers)
         counts = np.searchsorted(self.rows, numbers, side="right") - first
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        found: np.ndarray = np.repeat(first, counts) + within
-        return found
+        rows: np.ndarray = np.repeat(first, counts) + within
+        return rows
 
     def pair_up(self, rows: np.ndarray) -> None:
-        """Let every judged row of a client have the answer of another of the client's rows as its second.
+        """Give every unpaired row of a client the answer of another of the client's rows as its second answer.
 
         It is the next row; the next but one where examples have two rows, so that it is of another prompt.
         """
@@ -89,41 +90,46 @@ class PairTable:
 
 def encode_preferences(
     examples: Sequence[PreferencePair],
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     template: Template,
     *,
     seq_length: int,
-    judged: bool,
+    unpaired: bool,
     lead: np.ndarray = NO_LEAD,
 ) -> PairTable:
     """Tokenize preferences.
 
     A prompt is what both of its answers have in common. It is cut on the left to leave room for the longer answer
-    within `seq_length`; where an answer alone is as long, or the template refuses it, the example is left out. All are
-    counted. With `judged`, both answers of an example that has two become rows of their own: a good one and a bad one.
+    within `seq_length`; an example is left out if an answer alone is as long, or if the template refuses it. Both are
+    counted. With `unpaired`, each answer of an example that has two becomes a row: a good one and a bad one.
     """
     prompts: list[np.ndarray] = []
     answers: list[np.ndarray] = []
     others: list[np.ndarray] = []
     good: list[bool] = []
     rows: list[int] = []
-    cut, gone = 0, Gone()
-    for number, prompt, ends in _parted(examples, tokenizer, template, lead, gone):
+    num_cut, omissions = 0, ExampleOmissions()
+    for number, prompt, ends in _tokenize_pairs(examples, tokenizer, template, lead, omissions):
         room = seq_length - max(len(end) for end in ends)
         if room < 1 + len(lead):
-            gone.add(NO_ANSWER, number)
+            omissions.add(NO_ANSWER, number)
             continue
-        cut += len(prompt) > room
-        prompt = cut_left(prompt, room, lead)
-        for which in range(len(ends) if judged else 1):
+        num_cut += len(prompt) > room
+        prompt = truncate_left(prompt, room, lead)
+        for which in range(len(ends) if unpaired else 1):
             prompts.append(prompt)
             answers.append(ends[which])
-            others.append(ends[which][:0] if judged else ends[-1])
+            others.append(ends[which][:0] if unpaired else ends[-1])
             good.append(examples[number].good and which == 0)
             rows.append(number)
     tokens = sum(len(part) for kind in (prompts, answers, others) for part in kind)
-    dropped = gone.get(NO_ANSWER, (0, 0))[0]
-    counts = {"rows": len(examples), PROMPTS_CUT: cut, "no_answer_within_seq_length": dropped, "tokens": tokens}
+    num_too_long = omissions.get(NO_ANSWER, (0, 0))[0]
+    counts = {
+        "rows": len(examples),
+        TRUNCATED_PROMPTS: num_cut,
+        "no_answer_within_seq_length": num_too_long,
+        "tokens": tokens,
+    }
     return PairTable(
         prompts,
         answers,
@@ -134,28 +140,32 @@ def encode_preferences(
         np.full((len(rows), 2), np.nan, dtype=np.float32),
         counts,
         len(examples),
-        gone,
+        omissions,
     )
 
 
-def _parted(
-    examples: Sequence[PreferencePair], tokenizer: Any, template: Template, lead: np.ndarray, gone: Gone
+def _tokenize_pairs(
+    examples: Sequence[PreferencePair],
+    tokenizer: Tokenizer,
+    template: Template,
+    lead: np.ndarray,
+    omissions: ExampleOmissions,
 ) -> Iterator[tuple[int, np.ndarray, list[np.ndarray]]]:
-    """Yield the number, the prompt and the answers, as tokens, of every example that the template takes."""
-    refused: dict[int, str] = {}
-    said = (
+    """Yield number, prompt ids and answers' ids of every example that the template accepts."""
+    refusals: dict[int, str] = {}
+    conversations = (
         Example((*one.turns, Turn("assistant", text)))
         for one in examples
         for text in ((one.answer, one.other) if one.other else (one.answer,))
     )
-    made = tokenize(said, tokenizer, template, lead, refused)
-    at = 0
+    tokenized = tokenize(conversations, tokenizer, template, lead, refusals)
+    position = 0
     for number, example in enumerate(examples):
-        both = [next(made) for _ in range(2 if example.other else 1)]
-        why = next((refused[n] for n in range(at, at + len(both)) if n in refused), None)
-        at += len(both)
-        if why is not None:
-            gone.add(why, number)
+        answers = [next(tokenized) for _ in range(2 if example.other else 1)]
+        reason = next((refusals[n] for n in range(position, position + len(answers)) if n in refusals), None)
+        position += len(answers)
+        if reason is not None:
+            omissions.add(reason, number)
             continue
-        prompt, ends = apart(both)
-        yield number, prompt, ends
+        prompt, endings = split_prompt(answers)
+        yield number, prompt, endings

@@ -1,4 +1,4 @@
-"""Which rows are used, and which are held out. Works on row numbers only; `weft.data.splits` deals them to clients."""
+"""Sampling rows and holding rows out, by row numbers only; `weft.data.splits` deals them to clients."""
 
 from __future__ import annotations
 

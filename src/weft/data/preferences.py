@@ -9,18 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from weft.data.columns import Cells, columns_of, no_column, normal
-from weft.data.rows import NO_SIGN, Account, Left, Row, as_rows
+from weft.data.rows import NO_SIGN, Account, Omissions, Row, as_rows
 from weft.data.turns import (
-    SPEAKERS,
+    SPEAKER_MARKS,
     Turn,
     Unusable,
-    answered,
-    loaded,
+    is_missing,
     messages_in,
-    missing,
+    parse_literal,
+    strip_separator,
     transcript,
     turn_of,
 )
@@ -48,21 +48,21 @@ class Preferences(NamedTuple):
     """The usable rows, and what was left out."""
 
     examples: list[PreferencePair]
-    left: Left
+    omissions: Omissions
     rows: list[int]
     """The number of the row that each was made of."""
 
     @property
-    def dropped(self) -> dict[str, int]:
+    def omission_counts(self) -> dict[str, int]:
         """How many rows were left out for which reason."""
-        return self.left.counts
+        return self.omissions.counts
 
 
 def to_preferences(
     rows: Sequence[Row],
     *,
     source: str,
-    judged: bool,
+    unpaired: bool,
     chosen_column: str | None = None,
     rejected_column: str | None = None,
     instruction_column: str | None = None,
@@ -74,47 +74,47 @@ def to_preferences(
     Args:
         rows: of one source.
         source: their name, which errors mention.
-        judged: answers are judged one by one (KTO); a pair stands for a good answer and a bad one.
+        unpaired: answers are judged one by one (KTO); a pair becomes a good answer and a bad one.
         chosen_column: the column of the preferred answer, where it is not `chosen`.
         rejected_column: the column of the other, where it is not `rejected`.
         instruction_column: the columns of the prompt, commas between, if they are not to be recognised.
         prefix: a text that stands before every prompt, with a blank line behind it.
-        account: gets what was read and what was not.
+        account: receives which columns were read and which were not.
 
     Raises:
         DataError: no rows, columns that are not there, or two that are swapped by all that is known of them.
     """
     if not rows:
         raise DataError(f"'{source}' is empty: give a file with at least one row.")
-    found = as_rows(rows, source)
-    cells = Cells(found, source)
-    for named, column in (("--chosen_column", chosen_column), ("--rejected_column", rejected_column)):
+    placed = as_rows(rows, source)
+    cells = Cells(placed, source)
+    for flag, column in (("--chosen_column", chosen_column), ("--rejected_column", rejected_column)):
         if column is not None and column not in cells.names:
-            raise no_column(source, column, cells.names, f" ({named})")
-    reader = _Reader(cells, judged, chosen_column, rejected_column, cells.named(instruction_column), prefix)
-    pairs = dict.fromkeys(pair for kind in {tuple(row): row for row in found}.values() if (pair := reader.pair(kind)))
-    if not pairs and not (judged and any(reader.judgement(row) for row in found)):
-        wanted = ("completion", "label") if judged else (chosen_column or "chosen", rejected_column or "rejected")
-        hint = "; labels go with --loss kto" if not judged and "label" in cells.names else ""
-        remedy = "rename the columns" if judged else "write --chosen_column NAME --rejected_column NAME"
+            raise no_column(source, column, cells.names, f" ({flag})")
+    reader = _Reader(cells, unpaired, chosen_column, rejected_column, cells.columns_of_key(instruction_column), prefix)
+    pairs = dict.fromkeys(pair for kind in {tuple(row): row for row in placed}.values() if (pair := reader.pair(kind)))
+    if not pairs and not (unpaired and any(reader.judgement(row) for row in placed)):
+        expected = ("completion", "label") if unpaired else (chosen_column or "chosen", rejected_column or "rejected")
+        hint = "; labels go with --loss kto" if not unpaired and "label" in cells.names else ""
+        remedy = "rename the columns" if unpaired else "write --chosen_column NAME --rejected_column NAME"
         raise DataError(
-            f"'{source}' has {columns_of(cells.names)}, but preferences are read from '{wanted[0]}' and "
-            f"'{wanted[1]}'{hint}: {remedy}."
+            f"'{source}' has {columns_of(cells.names)}, but preferences are read from '{expected[0]}' and "
+            f"'{expected[1]}'{hint}: {remedy}."
         )
     for better, worse in pairs:
-        _check_order(found, source, better, worse)
+        _check_order(placed, source, better, worse)
     examples: list[PreferencePair] = []
-    kept: list[int] = []
-    left = Left()
-    for number, row in enumerate(found):
+    numbers: list[int] = []
+    omissions = Omissions()
+    for number, row in enumerate(placed):
         try:
             examples.append(reader.read(row))
-            kept.append(number)
+            numbers.append(number)
         except Unusable as reason:
-            left.add(str(reason), found.place(number))
+            omissions.add(str(reason), placed.place(number))
     if account is not None:
-        reader.tell(account)
-    return Preferences(examples, left, kept)
+        reader.report_to(account)
+    return Preferences(examples, omissions, numbers)
 
 
 def _check_order(rows: Sequence[Row], source: str, chosen: str, rejected: str) -> None:
@@ -146,8 +146,8 @@ def _check_order(rows: Sequence[Row], source: str, chosen: str, rejected: str) -
 
 def _says_worse(name: str) -> bool:
     """Say whether a whole word of a column's name says that it is the worse answer: `lose` does, `closest` does not."""
-    spelled = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
-    return any(WORSE.fullmatch(word.lower()) for word in re.split(r"[^A-Za-z]+", spelled))
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
+    return any(WORSE.fullmatch(word.lower()) for word in re.split(r"[^A-Za-z]+", words))
 
 
 class _Reader:
@@ -156,25 +156,25 @@ class _Reader:
     def __init__(
         self,
         cells: Cells,
-        judged: bool,
+        unpaired: bool,
         chosen: str | None,
         rejected: str | None,
         question: tuple[str, ...] | None,
         prefix: str | None,
     ) -> None:
-        self.cells, self.judged, self.question, self.prefix = cells, judged, question, prefix
-        self.wanted = (chosen, rejected)
-        self.unpaired = 0
+        self.cells, self.unpaired, self.question, self.prefix = cells, unpaired, question, prefix
+        self.column_keys = (chosen, rejected)
+        self.num_split_pairs = 0
 
     def pair(self, row: Row) -> tuple[str, str] | None:
         """Return the columns of the better and the worse answer, if the row has both."""
-        plain = {normal(name): name for name in reversed(list(row))}
-        named = (self.wanted[0] or "chosen", self.wanted[1] or "rejected")
-        for better, worse in (named, *(PAIRS if self.wanted == (None, None) else ())):
-            one = better if better in row else plain.get(better)
-            other = worse if worse in row else plain.get(worse)
-            if one is not None and other is not None:
-                return one, other
+        by_normal_name = {normal(name): name for name in reversed(list(row))}
+        first_choice = (self.column_keys[0] or "chosen", self.column_keys[1] or "rejected")
+        for better, worse in (first_choice, *(PAIRS if self.column_keys == (None, None) else ())):
+            better_column = better if better in row else by_normal_name.get(better)
+            worse_column = worse if worse in row else by_normal_name.get(worse)
+            if better_column is not None and worse_column is not None:
+                return better_column, worse_column
         return None
 
     def judgement(self, row: Row) -> tuple[str, str] | None:
@@ -186,91 +186,95 @@ class _Reader:
 
     def read(self, row: Row) -> PreferencePair:
         """Return the preference of a row; Unusable with the reason where there is none."""
-        pair, judgement = self.pair(row), self.judgement(row) if self.judged else None
-        if judgement is not None and (pair is None or any(missing(row[column]) for column in pair)):
-            return self._judged(row, *judgement)
+        pair, judgement = self.pair(row), self.judgement(row) if self.unpaired else None
+        if judgement is not None and (pair is None or any(is_missing(row[column]) for column in pair)):
+            return self._rating(row, *judgement)
         if pair is None:
-            raise Unusable("no columns of a better and a worse answer" if not self.judged else "no answer with a label")
-        made = self._pair(row, *pair)
-        self.unpaired += self.judged
-        return made
+            raise Unusable(
+                "no columns of a better and a worse answer" if not self.unpaired else "no answer with a label"
+            )
+        preference = self._pair(row, *pair)
+        self.num_split_pairs += self.unpaired
+        return preference
 
-    def _judged(self, row: Row, answer: str, label: str) -> PreferencePair:
+    def _rating(self, row: Row, answer: str, label: str) -> PreferencePair:
         self.cells.note("answers", answer)
         self.cells.note("labels", label)
-        turns, said = self._apart(row, answer, "completion")
+        turns, completion = self._split_answer(row, answer, "completion")
         value = str(row[label]).strip().lower()
         if value not in YES | NO:
             raise Unusable("label that is neither true nor false")
-        return PreferencePair(turns, said, good=value in YES)
+        return PreferencePair(turns, completion, good=value in YES)
 
     def _pair(self, row: Row, chosen: str, rejected: str) -> PreferencePair:
         self.cells.note("better answers", chosen)
         self.cells.note("worse answers", rejected)
-        turns, better = self._apart(row, chosen, "chosen answer")
-        others, worse = self._apart(row, rejected, "rejected answer")
+        turns, better = self._split_answer(row, chosen, "chosen answer")
+        others, worse = self._split_answer(row, rejected, "rejected answer")
         if turns != others:
             raise Unusable(DIFFER)
         if better.strip() == worse.strip():
             raise Unusable("equal answers")
         return PreferencePair(turns, better, worse)
 
-    def _prompt(self, row: Row) -> Any:
+    def _prompt(self, row: Row) -> object:
         shape = self.cells.shape(row)
         if self.question is not None and len(self.question) > 1:
-            return self.cells.joined(row, self.question, "prompts", "prompt")
-        found = self.cells.first(row, self.question or shape.question, "prompts")
-        if self.question is None and isinstance(found, str):
+            return self.cells.join_text(row, self.question, "prompts", "prompt")
+        prompt = self.cells.first(row, self.question or shape.question, "prompts")
+        if self.question is None and isinstance(prompt, str):
             for column in shape.context:
                 value = self.cells.cell(row, column)
                 if column not in shape.question and isinstance(value, str) and value.strip():
                     self.cells.note("contexts", column)
-                    found += (" " if normal(column) == "input" else "\n\n") + value
-        return found
+                    prompt += (" " if normal(column) == "input" else "\n\n") + value
+        return prompt
 
-    def _apart(self, row: Row, column: str, name: str) -> tuple[tuple[Turn, ...], str]:
+    def _split_answer(self, row: Row, column: str, name: str) -> tuple[tuple[Turn, ...], str]:
         """Return the turns up to the question, and the answer to it."""
         prompt, answer = self._prompt(row), row.get(column)
         before = self._turns(prompt, "user") if prompt is not None else []
-        said = [] if missing(answer) else self._turns(answer, "assistant")
-        if not said or said[-1].role != "assistant" or not said[-1].text.strip():
+        turns = [] if is_missing(answer) else self._turns(answer, "assistant")
+        if not turns or turns[-1].role != "assistant" or not turns[-1].text.strip():
             raise Unusable(f"empty {name}")
-        if len(said) > 1:  # the whole dialogue, with the prompt in it or behind it
-            inside = [turn.text.strip() for turn in said[: len(before)]] == [turn.text.strip() for turn in before]
-            before = said[:-1] if inside or said[0].role != "assistant" else [*before, *said[:-1]]
+        if len(turns) > 1:  # the whole dialogue, with the prompt in it or behind it
+            inside = [turn.text.strip() for turn in turns[: len(before)]] == [turn.text.strip() for turn in before]
+            before = turns[:-1] if inside or turns[0].role != "assistant" else [*before, *turns[:-1]]
         if not before or not any(turn.role == "user" and turn.text.strip() for turn in before):
             raise Unusable("no prompt")
         if before[-1].role == "assistant":
             raise Unusable("prompt that ends with an answer")
         if all(turn.role != "system" for turn in before):
             before = [*self.cells.system(row, self.cells.shape(row)), *before]
-        return tuple(self._prefixed(before)), answered(said[-1].text)
+        return tuple(self._with_prefix(before)), strip_separator(turns[-1].text)
 
-    def _prefixed(self, turns: list[Turn]) -> list[Turn]:
+    def _with_prefix(self, turns: list[Turn]) -> list[Turn]:
         if self.prefix is None:
             return turns
         at = next(at for at, turn in enumerate(turns) if turn.role == "user")
         return [*turns[:at], Turn("user", f"{self.prefix}\n\n{turns[at].text}"), *turns[at + 1 :]]
 
-    def _turns(self, value: Any, role: str) -> list[Turn]:
+    def _turns(self, value: object, role: str) -> list[Turn]:
         """Return what a column says: messages, a dialogue with speakers, or a text of one role."""
         messages = messages_in(value)
         if messages is None and isinstance(value, dict):  # a single message
-            messages = [loaded(value)]
+            messages = [parse_literal(value)]
         if messages is not None:
-            return [turn for one in messages if (turn := turn_of(one, self.cells.unread)) is not None]
+            return [turn for message in messages if (turn := turn_of(message, self.cells.unread_keys)) is not None]
         if not isinstance(value, str):
             raise Unusable("answer or prompt that is no text")
         if NO_SIGN.search(value):
             raise Unusable("half a character, such as of an emoji that was cut")
-        turns = transcript(value, SPEAKERS[:1])
+        turns = transcript(value, SPEAKER_MARKS[:1])
         if turns is None:
             return [Turn(role, value)] if value.strip() else []
         # A prompt ends with the mark of the answer that is to come.
         return turns[:-1] if role == "user" and turns[-1].role == "assistant" and not turns[-1].text.strip() else turns
 
-    def tell(self, account: Account) -> None:
+    def report_to(self, account: Account) -> None:
         """Add what was read, and what was not, to an account."""
-        self.cells.tell(account)
-        if self.unpaired:
-            account.note(f"{self.unpaired} pairs are judged as a good answer and a bad one each, as kto needs them.")
+        self.cells.report_to(account)
+        if self.num_split_pairs:
+            account.note(
+                f"{self.num_split_pairs} pairs are judged as a good answer and a bad one each, as kto needs them."
+            )

@@ -1,18 +1,19 @@
-"""Prompts: questions that a model is to answer itself, each with what its reward is computed from."""
+"""Prompts that a model answers by generation, each with the question and answer that rewards need."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from weft.core.libraries import Tokenizer
 from weft.data.formats import Example, Turn
-from weft.data.pairs import PROMPTS_CUT
-from weft.data.rows import Gone
+from weft.data.pairs import TRUNCATED_PROMPTS
+from weft.data.rows import ExampleOmissions
 from weft.data.templates import Template
-from weft.data.tokenize import NO_LEAD, cut_left, last_run, tokenize
+from weft.data.tokenize import NO_LEAD, last_run, tokenize, truncate_left
 
 
 class Prompt(NamedTuple):
@@ -36,7 +37,7 @@ class PromptTable:
     counts: dict[str, int]
     number: int
     """How many examples there were."""
-    gone: Gone
+    omissions: ExampleOmissions
     """Examples without a row."""
 
     def __len__(self) -> int:
@@ -62,28 +63,30 @@ class PromptTable:
 
 
 def encode_prompts(
-    examples: Sequence[Example], tokenizer: Any, template: Template, *, most: int, lead: np.ndarray = NO_LEAD
+    examples: Sequence[Example], tokenizer: Tokenizer, template: Template, *, most: int, lead: np.ndarray = NO_LEAD
 ) -> PromptTable:
     """Tokenize all that comes before each example's last answer, as fine-tuning on that answer would.
 
     A prompt of more than `most` tokens is cut on the left and counted; one that the template refuses is left out.
     """
-    # Where an answer begins is known from rendering one.
-    refused: dict[int, str] = {}
-    filled = [one if one.answer else Example((*one.turns[:-1], Turn("assistant", "-"))) for one in examples]
+    # A placeholder answer is rendered, since only a rendered answer shows where the prompt ends.
+    refusals: dict[int, str] = {}
+    complete_examples = [
+        example if example.answer else Example((*example.turns[:-1], Turn("assistant", "-"))) for example in examples
+    ]
     prompts: list[Prompt] = []
     rows: list[int] = []
-    cut, gone = 0, Gone()
-    made = tokenize(filled, tokenizer, template, lead, refused)
-    for number, (example, (ids, learnt)) in enumerate(zip(examples, made, strict=True)):
-        if number in refused:
-            gone.add(refused[number], number)
+    num_cut, omissions = 0, ExampleOmissions()
+    tokenized = tokenize(complete_examples, tokenizer, template, lead, refusals)
+    for number, (example, (ids, learn_mask)) in enumerate(zip(examples, tokenized, strict=True)):
+        if number in refusals:
+            omissions.add(refusals[number], number)
             continue
-        asked = ids[: last_run(learnt)[0]]
-        cut += len(asked) > most
+        prompt_ids = ids[: last_run(learn_mask)[0]]
+        num_cut += len(prompt_ids) > most
         question = next((turn.text for turn in reversed(example.turns) if turn.role == "user"), "")
-        prompts.append(Prompt(cut_left(asked, most, lead), question, example.answer))
+        prompts.append(Prompt(truncate_left(prompt_ids, most, lead), question, example.answer))
         rows.append(number)
     tokens = sum(len(prompt.ids) for prompt in prompts)
-    counts = {"rows": len(examples), PROMPTS_CUT: cut, "tokens": tokens}
-    return PromptTable(prompts, np.array(rows, dtype=np.int64), counts, len(examples), gone)
+    counts = {"rows": len(examples), TRUNCATED_PROMPTS: num_cut, "tokens": tokens}
+    return PromptTable(prompts, np.array(rows, dtype=np.int64), counts, len(examples), omissions)

@@ -1,7 +1,7 @@
-"""Rows with their places, and what is told of those that are left out.
+"""Rows with their places in files, and accounts of the rows that are left out.
 
-A row is a dict of columns. Where it stands (file and line) is kept beside the rows in a number for each, so that a
-reason can name the first row that it holds for.
+A row is a dict of columns. Its place (file and line) is stored beside the rows as one number each, so that a message
+can name the first row that a reason applies to.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ NO_SIGN = re.compile("[\ud800-\udfff]")
 """Halves of characters, which no encoding has."""
 
 REASONS = 12
-"""Told at most."""
+"""The most reasons that a message lists."""
 
 
-def shown(text: str, most: int = 60) -> str:
-    """Return a text of the data as a message can hold it: on one line, not too long, and printable."""
+def printable(text: str, most: int = 60) -> str:
+    """Return a text of the data in a form fit for messages: one line, at most `most` characters, printable."""
     plain = NO_SIGN.sub("\ufffd", " ".join(str(text).split()))
     return plain if len(plain) <= most else plain[: most - 1] + "…"
 
@@ -38,15 +38,15 @@ class File:
         return f"{self.unit} {number} of '{self.name}'"
 
 
-class Left(dict[str, tuple[int, str]]):
-    """What is left out: reason -> how many, and the place of the first ("" where it is not known)."""
+class Omissions(dict[str, tuple[int, str]]):
+    """Rows that are left out: reason -> how many, and the place of the first ("" if unknown)."""
 
     def add(self, reason: str, place: str = "", count: int = 1) -> None:
-        """Count under a reason; the first place is kept."""
+        """Add rows under a reason; the place of the first stays."""
         before, earliest = self.get(reason, (0, ""))
         self[reason] = (before + count, earliest or place)
 
-    def take(self, other: Left) -> None:
+    def merge(self, other: Omissions) -> None:
         """Add all of another."""
         for reason, (count, place) in other.items():
             self.add(reason, place, count)
@@ -59,22 +59,24 @@ class Left(dict[str, tuple[int, str]]):
     def lines(self) -> list[str]:
         """Return a sentence for each reason."""
         return [
-            f"{count} {'row was' if count == 1 else 'rows were'} left out ({why}){first(count, at)}."
-            for why, (count, at) in self._most().items()
+            f"{count} {'row was' if count == 1 else 'rows were'} left out ({reason}){first(count, place)}."
+            for reason, (count, place) in self._most().items()
         ]
 
     def reasons(self) -> str:
         """Return all reasons, for the middle of a sentence."""
-        return "; ".join(f"{count} x {why}{first(count, at)}" for why, (count, at) in self._most().items())
+        return "; ".join(f"{count} x {reason}{first(count, place)}" for reason, (count, place) in self._most().items())
 
     def _most(self) -> dict[str, tuple[int, str]]:
-        """Return the reasons; of very many (a role for each person of a play) the most frequent and the rest."""
+        """Return the most frequent reasons and a sum of the rest: a play has an unknown role for each person."""
         if len(self) <= REASONS:
             return dict(self)
-        kept = sorted(self, key=lambda why: -self[why][0])[: REASONS - 1]
-        rest = [self[why] for why in self if why not in kept]
-        told = f"{len(rest)} other reasons"
-        return {why: self[why] for why in self if why in kept} | {told: (sum(n for n, _ in rest), rest[0][1])}
+        frequent = sorted(self, key=lambda reason: -self[reason][0])[: REASONS - 1]
+        rest = [self[reason] for reason in self if reason not in frequent]
+        summary = f"{len(rest)} other reasons"
+        return {reason: self[reason] for reason in self if reason in frequent} | {
+            summary: (sum(n for n, _ in rest), rest[0][1])
+        }
 
 
 def first(count: int, place: str) -> str:
@@ -82,8 +84,8 @@ def first(count: int, place: str) -> str:
     return f", {'in' if count == 1 else 'the first in'} {place}" if place else ""
 
 
-class Gone(dict[str, tuple[int, int]]):
-    """Examples that have no row: reason -> how many, and the number of the first."""
+class ExampleOmissions(dict[str, tuple[int, int]]):
+    """Examples that have no row: reason -> how many, and the number of the first example."""
 
     def add(self, reason: str, number: int) -> None:
         """Count an example."""
@@ -101,43 +103,43 @@ class PlacedRows(list[Row]):
         super().__init__(rows)
         self.files = [file or File("the data")]
         self.numbers = array("q", range(1, len(self) + 1) if numbers is None else numbers)
-        self.which = array("i", bytes(4 * len(self)))
-        self.left = Left()
+        self.file_index = array("i", bytes(4 * len(self)))
+        self.omissions = Omissions()
         self.notes: list[str] = []
-        """What else is told of the reading."""
+        """Sentences for the user on how the files were read."""
 
     def place(self, row: int) -> str:
         """Return where a row stands, in words."""
-        return self.files[self.which[row]].place(self.numbers[row])
+        return self.files[self.file_index[row]].place(self.numbers[row])
 
     def pick(self, rows: Iterable[int]) -> PlacedRows:
         """Return some of the rows, with their places."""
-        found = PlacedRows()
-        found.files, found.left, found.notes = self.files, self.left, self.notes
+        picked = PlacedRows()
+        picked.files, picked.omissions, picked.notes = self.files, self.omissions, self.notes
         for row in rows:
-            found.append(self[row])
-            found.numbers.append(self.numbers[row])
-            found.which.append(self.which[row])
-        return found
+            picked.append(self[row])
+            picked.numbers.append(self.numbers[row])
+            picked.file_index.append(self.file_index[row])
+        return picked
 
-    def read(self) -> int:
+    def num_read(self) -> int:
         """Return how many rows were read, those that were left out counted."""
-        return len(self) + sum(count for count, _ in self.left.values())
+        return len(self) + sum(count for count, _ in self.omissions.values())
 
 
-def joined(parts: Iterable[PlacedRows]) -> PlacedRows:
-    """Return the rows of several files one behind the other."""
-    found = PlacedRows()
-    found.files = []
+def concatenate(parts: Iterable[PlacedRows]) -> PlacedRows:
+    """Return the rows of several files in one list."""
+    rows = PlacedRows()
+    rows.files = []
     for part in parts:
-        found.extend(part)
-        found.numbers.extend(part.numbers)
-        found.which.extend(array("i", (len(found.files) + file for file in part.which)))
-        found.files += part.files
-        found.left.take(part.left)
-        found.notes += [note for note in part.notes if note not in found.notes]
-    found.files = found.files or [File("the data")]
-    return found
+        rows.extend(part)
+        rows.numbers.extend(part.numbers)
+        rows.file_index.extend(array("i", (len(rows.files) + file for file in part.file_index)))
+        rows.files += part.files
+        rows.omissions.merge(part.omissions)
+        rows.notes += [note for note in part.notes if note not in rows.notes]
+    rows.files = rows.files or [File("the data")]
+    return rows
 
 
 def as_rows(rows: Sequence[Row], source: str) -> PlacedRows:
@@ -147,48 +149,48 @@ def as_rows(rows: Sequence[Row], source: str) -> PlacedRows:
 
 @dataclass
 class Account:
-    """What a run read, left out and did not use: its first lines say it."""
+    """What a run read, left out and did not use, for its first lines."""
 
-    read: dict[str, int] = field(default_factory=dict)
+    row_counts: dict[str, int] = field(default_factory=dict)
     """Source -> rows."""
-    used: int = 0
-    """Rows that are learnt from or measured on."""
+    num_examples: int = 0
+    """Rows that are trained on or evaluated."""
     roles: dict[str, dict[str, None]] = field(default_factory=dict)
     """What was read (question, answer, ...) -> its columns, in their order."""
-    unused: dict[str, None] = field(default_factory=dict)
+    unread_columns: dict[str, None] = field(default_factory=dict)
     """Columns that were not read."""
-    left: Left = field(default_factory=Left)
+    omissions: Omissions = field(default_factory=Omissions)
     notes: dict[str, None] = field(default_factory=dict)
-    """What was changed, or is otherwise to be known; each once."""
+    """Other sentences for the user; keys of an ordered set."""
 
     def note(self, text: str) -> None:
-        """Tell something, once."""
+        """Add a sentence for the user, once."""
         self.notes[text] = None
 
-    def reads(self, role: str, columns: Iterable[str]) -> None:
-        """Remember the columns of a role."""
+    def note_columns(self, role: str, columns: Iterable[str]) -> None:
+        """Add columns that were read in a role."""
         self.roles.setdefault(role, {}).update(dict.fromkeys(columns))
 
     def summary(self) -> str:
         """Return in one sentence what was read."""
-        total, used = sum(self.read.values()), self.used
-        names = [f"'{name}'" for name in self.read]
+        total, usable = sum(self.row_counts.values()), self.num_examples
+        names = [f"'{name}'" for name in self.row_counts]
         where = ", ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} other sources"
-        what = ", ".join(f"{role} from {_listed(columns)}" for role, columns in self.roles.items())
-        return f"read {total} rows of {where}{f' ({what})' if what else ''}; {used} are used."
+        what = ", ".join(f"{role} from {_quoted_list(columns)}" for role, columns in self.roles.items())
+        return f"read {total} rows of {where}{f' ({what})' if what else ''}; {usable} are used."
 
     def lines(self) -> Iterator[str]:
         """Yield what was left out, what is not used, and what was changed."""
-        yield from self.left.lines()
-        if self.unused:
-            one = len(self.unused) == 1
-            named = _listed(self.unused)
-            yield f"the column{'' if one else 's'} {named} {'is' if one else 'are'} not read."
+        yield from self.omissions.lines()
+        if self.unread_columns:
+            one = len(self.unread_columns) == 1
+            columns = _quoted_list(self.unread_columns)
+            yield f"the column{'' if one else 's'} {columns} {'is' if one else 'are'} not read."
         yield from self.notes
 
 
-def _listed(names: Iterable[str], most: int = 12) -> str:
-    found = [f"'{shown(name)}'" for name in names]
-    if len(found) > most:
-        return f"{', '.join(found[:most])} and {len(found) - most} more"
-    return " and ".join([", ".join(found[:-1]), found[-1]]) if len(found) > 1 else "".join(found)
+def _quoted_list(names: Iterable[str], most: int = 12) -> str:
+    quoted = [f"'{printable(name)}'" for name in names]
+    if len(quoted) > most:
+        return f"{', '.join(quoted[:most])} and {len(quoted) - most} more"
+    return " and ".join([", ".join(quoted[:-1]), quoted[-1]]) if len(quoted) > 1 else "".join(quoted)

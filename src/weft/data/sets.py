@@ -3,46 +3,47 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from weft.data import known, parts
-from weft.data.parts import Wanted
+from weft.data import hub_columns, parts
+from weft.data.parts import HubRows, Selection
 from weft.errors import DataError
 
 
 def saved_set(folder: Path) -> bool:
-    """Say whether a folder is a data set that the `datasets` library saved."""
+    """Return whether a folder is a data set that the `datasets` library saved."""
     return (folder / "dataset_dict.json").exists() or all(
         (folder / name).exists() for name in ("dataset_info.json", "state.json")
     )
 
 
-def hub_set(name: str, wanted: Wanted, token: bool | None) -> Any:
-    """Return the rows that are meant of a data set of the hub, or of one that was saved to a folder.
+def hub_set(name: str, selection: Selection, token: bool | None) -> HubRows:
+    """Return the selected rows of a data set of the hub, or of one that was saved to a folder.
 
     Raises:
         DataError: it cannot be loaded, or has no such part.
     """
-    return parts.part_of_set(_loaded(name, token), wanted, name)
+    return parts.part_of_set(_load_set(name, token), selection, name)
 
 
-def _loaded(name: str, token: bool | None) -> Any:
+def _load_set(name: str, token: bool | None) -> HubRows | dict[str, HubRows]:
     import datasets
 
     path = Path(name).expanduser()
     try:
         if path.is_dir():
-            return datasets.load_from_disk(str(path))
-        columns = known.find(name)
-        return datasets.load_dataset(name, columns.config if columns else None, token=token)
+            rows: HubRows | dict[str, HubRows] = datasets.load_from_disk(str(path))
+        else:
+            columns = hub_columns.find(name)
+            rows = datasets.load_dataset(name, columns.config if columns else None, token=token)
     except Exception as error:  # every kind of network, hub and file error comes out of this library
         raise DataError(
             f"'{name}' is no local file or folder, and could not be loaded as a data set "
             f"({first_line(error)}): check the name, the path or the network."
         ) from None
+    return rows
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what an error says."""
+    """Return the first line of an error's message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__).rstrip(".")

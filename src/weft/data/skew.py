@@ -1,11 +1,12 @@
-"""How different clients' rows are: labels, sizes and lengths."""
+"""Measures of how much clients differ in labels, sizes and lengths of rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+
+from weft.json_types import JsonObject
 
 
 def describe_split(
@@ -14,8 +15,8 @@ def describe_split(
     lengths: np.ndarray,
     labels: Sequence[str] | None,
     others: int = 12,
-) -> dict[str, Any]:
-    """Return what each client has, and three measures of how unlike the clients are.
+) -> JsonObject:
+    """Describe the rows of each client, and measure how much the clients differ.
 
     Args:
         names: of the clients.
@@ -32,28 +33,31 @@ def describe_split(
     """
     everything = np.concatenate(rows)
     sorted_lengths = np.sort(lengths[everything])
-    clients: dict[str, dict[str, Any]] = {
-        name: {"rows": len(own), "tokens": [float(q) for q in np.quantile(lengths[own], (0.1, 0.5, 0.9))]}
-        for name, own in zip(names, rows, strict=True)
+    clients: dict[str, JsonObject] = {
+        name: {
+            "rows": len(client_rows),
+            "tokens": [float(q) for q in np.quantile(lengths[client_rows], (0.1, 0.5, 0.9))],
+        }
+        for name, client_rows in zip(names, rows, strict=True)
     }
-    skew: dict[str, float] = {"size_gini": gini(np.array([len(own) for own in rows]))}
-    apart = [ks_distance(np.sort(lengths[own]), sorted_lengths) for own in rows if len(own)]
-    skew |= {"length_ks": float(np.mean(apart)), "length_ks_max": float(np.max(apart))}
-    found: dict[str, Any] = {"clients": clients, "skew": skew}
+    skew: dict[str, float] = {"size_gini": gini(np.array([len(client_rows) for client_rows in rows]))}
+    distances = [ks_distance(np.sort(lengths[client_rows]), sorted_lengths) for client_rows in rows if len(client_rows)]
+    skew |= {"length_ks": float(np.mean(distances)), "length_ks_max": float(np.max(distances))}
+    description: JsonObject = {"clients": clients, "skew": skew}
     if labels is not None:
         values, codes = np.unique(np.asarray(labels, dtype=object).astype(str), return_inverse=True)
-        counts = np.stack([np.bincount(codes[own], minlength=len(values)) for own in rows])
-        whole = counts.sum(axis=0)
-        divergences = [js_divergence(own, whole) for own in counts if own.sum()]
+        counts = np.stack([np.bincount(codes[client_rows], minlength=len(values)) for client_rows in rows])
+        totals = counts.sum(axis=0)
+        divergences = [js_divergence(label_counts, totals) for label_counts in counts if label_counts.sum()]
         skew |= {"label_js": float(np.mean(divergences)), "label_js_max": float(np.max(divergences))}
-        order = np.argsort(-whole, kind="stable")
-        kept, rest = order[:others], order[others:]
-        found["labels"] = [str(values[place]) for place in kept] + (["(others)"] if len(rest) else [])
-        for name, own in zip(names, counts, strict=True):
-            clients[name]["labels"] = [int(own[place]) for place in kept] + (
-                [int(own[rest].sum())] if len(rest) else []
+        order = np.argsort(-totals, kind="stable")
+        frequent, rare = order[:others], order[others:]
+        description["labels"] = [str(values[code]) for code in frequent] + (["(others)"] if len(rare) else [])
+        for name, label_counts in zip(names, counts, strict=True):
+            clients[name]["labels"] = [int(label_counts[code]) for code in frequent] + (
+                [int(label_counts[rare].sum())] if len(rare) else []
             )
-    return found
+    return description
 
 
 def js_divergence(left: np.ndarray, right: np.ndarray) -> float:
@@ -64,8 +68,8 @@ def js_divergence(left: np.ndarray, right: np.ndarray) -> float:
 
 
 def _relative(p: np.ndarray, q: np.ndarray) -> float:
-    there = p > 0
-    return float((p[there] * np.log2(p[there] / q[there])).sum())
+    support = p > 0
+    return float((p[support] * np.log2(p[support] / q[support])).sum())
 
 
 def gini(sizes: np.ndarray) -> float:

@@ -1,29 +1,30 @@
-"""The sources of a run: conversations read into one list, or text tokenized to disk; both with what a split looks at.
+"""The sources of a run: conversations in one list, or text that is tokenized to disk.
 
-Examples are numbered through all sources. A table has for some of them rows to train on.
+Examples are numbered across all sources. The table of a kind of source has rows to train on for some of them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from weft.config import RunConfig
 from weft.core.files import cache_folder
+from weft.core.libraries import Tokenizer
 from weft.data.documents import Documents
-from weft.data.encode import Encoded, closed_set, encode
+from weft.data.encode import ConversationTable, closed_set, encode
 from weft.data.formats import Example, Examples, to_examples
 from weft.data.pairs import PairTable, encode_preferences
 from weft.data.partition import sample_rows
-from weft.data.parts import Wanted, span
+from weft.data.parts import Selection, span
 from weft.data.preferences import PreferencePair, to_preferences
 from weft.data.prompts import PromptTable, encode_prompts
 from weft.data.rows import PlacedRows
-from weft.data.sources import BEYOND, Sources, digest, origin_of, split_seed
+from weft.data.sources import BEYOND_SAMPLE, Sources, digest, origin_of, split_seed
 from weft.data.store import Report, Store, open_store
+from weft.data.templates import Template
 from weft.data.texts import TextSource, text_sources
 from weft.data.tokens import TextTokenizer
 from weft.data.words import lead_of
@@ -37,15 +38,15 @@ class Conversations(Sources):
 
     examples: list[Example] = field(default_factory=list)
 
-    def _add(self, source: str, wanted: Wanted, sample: int | None, public: bool) -> np.ndarray:
+    def _add(self, source: str, selection: Selection, sample: int | None, public: bool) -> np.ndarray:
         first = len(self.examples)
-        rows = self._read(source, wanted, sample)
-        made = self._made(rows, source)
-        self._know(source, rows, made.rows, made.left, public)
-        self.examples += made.examples
+        rows = self._read(source, selection, sample)
+        examples = self._examples_of(rows, source)
+        self._remember_rows(source, rows, examples.rows, examples.omissions, public)
+        self.examples += examples.examples
         return np.arange(first, len(self.examples))
 
-    def _made(self, rows: PlacedRows, source: str, asked: bool = False) -> Examples:
+    def _examples_of(self, rows: PlacedRows, source: str, answer_optional: bool = False) -> Examples:
         config = self.config
         return to_examples(
             rows,
@@ -53,11 +54,11 @@ class Conversations(Sources):
             instruction_column=config.instruction_column,
             response_column=config.response_column,
             prefix=config.instruction_prefix,
-            asked=asked,
+            answer_optional=answer_optional,
             account=self.account,
         )
 
-    def table(self, tokenizer: Any, template: Any) -> Encoded:
+    def table(self, tokenizer: Tokenizer, template: Template) -> ConversationTable:
         """Return the rows of all examples."""
         config = self.config
         return encode(
@@ -70,35 +71,35 @@ class Conversations(Sources):
         )
 
     def marks(self, numbers: np.ndarray) -> list[bytes]:
-        """Return digests of what is said, and by whom."""
+        """Return digests of the conversations."""
         return [digest(repr(self.examples[number]).encode()) for number in numbers]
 
     def texts(self, numbers: np.ndarray) -> list[str]:
-        """Return all that is said in these examples."""
+        """Return the text of all turns of these examples."""
         return [" ".join(turn.text for turn in self.examples[number].turns) for number in numbers]
 
     def answers(self, numbers: np.ndarray) -> list[str] | None:
-        """Return the answers where they are few."""
+        """Return the answers if they form a closed set, else None."""
         answers = [self.examples[number].answer.strip() for number in numbers]
         return answers if closed_set(answers) else None
 
 
 @dataclass
 class Prompts(Conversations):
-    """Questions that the model answers itself, in memory."""
+    """Questions that the model answers by generation, in memory."""
 
     needs_answer: bool = field(kw_only=True)
-    """A reward compares with the row's own answer."""
+    """Whether a reward compares with the answer of the row."""
 
-    def _made(self, rows: PlacedRows, source: str, asked: bool = False) -> Examples:
+    def _examples_of(self, rows: PlacedRows, source: str, answer_optional: bool = False) -> Examples:
         try:
-            return super()._made(rows, source, asked=not self.needs_answer)
+            return super()._examples_of(rows, source, answer_optional=not self.needs_answer)
         except DataError as error:
             if rows and self.needs_answer and "--response_column" in str(error):
                 raise DataError(f"{error} The reward compares with a row's own answer.") from None
             raise
 
-    def table(self, tokenizer: Any, template: Any) -> PromptTable:  # type: ignore[override]
+    def table(self, tokenizer: Tokenizer, template: Template) -> PromptTable:  # type: ignore[override]
         """Return the rows of all examples."""
         most = self.config.seq_length - self.config.max_new_tokens
         return encode_prompts(self.examples, tokenizer, template, most=most, lead=lead_of(self.config))
@@ -108,38 +109,40 @@ class Prompts(Conversations):
 class Judgements(Sources):
     """Preferences, in memory."""
 
-    judged: bool = field(kw_only=True)
-    """One answer and whether it is good, not two."""
+    unpaired: bool = field(kw_only=True)
+    """Rows have one answer and whether it is good, instead of two answers."""
     examples: list[PreferencePair] = field(default_factory=list)
 
-    def _add(self, source: str, wanted: Wanted, sample: int | None, public: bool) -> np.ndarray:
+    def _add(self, source: str, selection: Selection, sample: int | None, public: bool) -> np.ndarray:
         config, first = self.config, len(self.examples)
-        rows = self._read(source, wanted, sample)
-        made = to_preferences(
+        rows = self._read(source, selection, sample)
+        preferences = to_preferences(
             rows,
             source=source,
-            judged=self.judged,
+            unpaired=self.unpaired,
             chosen_column=config.chosen_column,
             rejected_column=config.rejected_column,
             instruction_column=config.instruction_column,
             prefix=config.instruction_prefix,
             account=self.account,
         )
-        self._know(source, rows, made.rows, made.left, public)
-        self.examples += made.examples
+        self._remember_rows(source, rows, preferences.rows, preferences.omissions, public)
+        self.examples += preferences.examples
         return np.arange(first, len(self.examples))
 
     def marks(self, numbers: np.ndarray) -> list[bytes]:
-        """Return digests of what is asked and judged."""
+        """Return digests of the prompts and answers."""
         return [digest(repr(self.examples[number]).encode()) for number in numbers]
 
-    def table(self, tokenizer: Any, template: Any) -> PairTable:
+    def table(self, tokenizer: Tokenizer, template: Template) -> PairTable:
         """Return the rows of all examples."""
         length, lead = self.config.seq_length, lead_of(self.config)
-        return encode_preferences(self.examples, tokenizer, template, seq_length=length, judged=self.judged, lead=lead)
+        return encode_preferences(
+            self.examples, tokenizer, template, seq_length=length, unpaired=self.unpaired, lead=lead
+        )
 
     def texts(self, numbers: np.ndarray) -> list[str]:
-        """Return what is asked in these examples."""
+        """Return the prompts of these examples."""
         return [" ".join(turn.text for turn in self.examples[number].turns) for number in numbers]
 
 
@@ -151,15 +154,15 @@ class Texts(Sources):
     report: Report = field(default=lambda *_: None)
     stores: list[Store] = field(default_factory=list)
 
-    def _add(self, source: str, wanted: Wanted, sample: int | None, public: bool) -> np.ndarray:
+    def _add(self, source: str, selection: Selection, sample: int | None, public: bool) -> np.ndarray:
         config = self.config
-        column = config.split_column if self._labelled and not public else None
-        found = text_sources(source, wanted, token=config.token or None, column=column)
-        numbers = np.concatenate([self._open(text) for text in found])
-        if (piece := wanted.asked.piece) is not None and found[0].path.is_file():
+        column = config.split_column if self._has_split_column and not public else None
+        sources = text_sources(source, selection, token=config.token or None, column=column)
+        numbers = np.concatenate([self._open(text) for text in sources])
+        if (piece := selection.request.piece) is not None and sources[0].path.is_file():
             numbers = numbers[list(span(len(numbers), piece, source))]
         if sample is not None and len(numbers) > sample:
-            self.account.left.add(BEYOND, count=len(numbers) - sample)
+            self.account.omissions.add(BEYOND_SAMPLE, count=len(numbers) - sample)
             numbers = numbers[sample_rows(len(numbers), sample, seed=split_seed(config))]
         return numbers
 
@@ -167,15 +170,15 @@ class Texts(Sources):
         first = len(self.origins)
         store = open_store(text, self.tokenizer, token_cache(self.config), self.report)
         count = len(store.documents)
-        store.tell(text, self.account)
+        store.report_to(text, self.account)
         self.stores.append(store)
         self.origins += [origin_of(text.name)] * count
-        if self._labelled:
+        if self._has_split_column:
             self.values += [store.values[code] for code in store.documents[:, 2]] if text.column else [""] * count
         return np.arange(first, first + count)
 
     def like(self, numbers: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """Return those of these documents that are as long as one of the others; only these need to be read."""
+        """Return the documents that are as long as one of the others; only these need to be read and compared."""
         lengths = self.table().lengths
         return numbers[np.isin(lengths[numbers], np.unique(lengths[others]))]
 
@@ -195,10 +198,10 @@ class Texts(Sources):
 
 
 def needs_answer(config: RunConfig) -> bool:
-    """Say whether one of the rewards compares with a row's own answer."""
+    """Return whether one of the rewards compares with the answer of a row."""
     return any(name in REWARDS_WITH_ANSWER for name in config.reward)
 
 
 def token_cache(config: RunConfig) -> Path:
-    """Return the folder in which tokenized text is kept."""
+    """Return the folder that caches tokenized text."""
     return Path(config.token_cache).expanduser() if config.token_cache else cache_folder("tokens")

@@ -1,6 +1,6 @@
-"""How one source is dealt to clients: alike, or skewed by label, column, size, length or topic.
+"""Splits of one source among clients: uniform, or skewed by label, column, size, length or topic.
 
-A split works on what is known of the rows and returns row numbers; it draws from the seed alone.
+A split reads properties of the rows and returns row numbers; all of its randomness is from the seed.
 """
 
 from __future__ import annotations
@@ -20,57 +20,57 @@ ATTEMPTS = 200
 
 @dataclass(frozen=True)
 class SplitRows:
-    """What a split may look at."""
+    """The properties of rows that a split may use."""
 
     lengths: np.ndarray
     """(rows,) tokens of each."""
     labels: Callable[[], Sequence[str] | None]
-    """The column that was named, or the answers where they are few; None where there is neither."""
+    """The values of split_column, or the answers if they are few; None if there is neither."""
     texts: Callable[[], Sequence[str]]
     origins: Sequence[str]
     """The file that each row came from, by its name."""
     column: Sequence[str] | None = None
-    """The values of the column that was named."""
+    """The values of split_column; None if it is not set."""
 
     def __len__(self) -> int:
         return len(self.lengths)
 
 
 @dataclass(frozen=True)
-class How:
-    """The numbers of a split."""
+class SplitSettings:
+    """The numbers that set up a split."""
 
     clients: int
-    """0, for splits that are given by the data: as many as there are."""
+    """How many clients; 0 for splits by a property of the data: one for each of its values."""
     seed: int
     alpha: float = 0.5
     min_rows: int = 1
     shards: int = 2
     rest: int = 0
-    """Clients to which the rows of values are dealt that get no client of their own."""
+    """How many clients share the rows of values that have no client."""
 
 
 class Shares(NamedTuple):
-    """The rows of every client, sorted, and the clients' names where the data gives them."""
+    """The rows of every client, sorted, and the clients' names if the data defines them."""
 
     rows: list[np.ndarray]
     names: list[str] | None = None
-    left: dict[str, int] | None = None
-    """Values of which no client was made, and how many rows each has that go to nobody."""
+    unassigned: dict[str, int] | None = None
+    """Value -> rows that no client gets, for values without a client."""
 
 
-Split = Callable[[SplitRows, How], Shares]
-"""What deals rows; its further parameters are its own, and are given by `split_args`."""
+Split = Callable[[SplitRows, SplitSettings], Shares]
+"""A split; the run file sets its further parameters by `split_args`."""
 
 
-def iid(rows: SplitRows, how: How) -> Shares:
+def iid(rows: SplitRows, settings: SplitSettings) -> Shares:
     """Deal shuffled rows in parts whose sizes differ by at most one."""
-    _enough(rows, how)
-    shuffled = generator(how.seed, "split").permutation(len(rows))
-    return Shares([np.sort(part) for part in np.array_split(shuffled, how.clients)])
+    _check_enough(rows, settings)
+    shuffled = generator(settings.seed, "split").permutation(len(rows))
+    return Shares([np.sort(part) for part in np.array_split(shuffled, settings.clients)])
 
 
-def dirichlet(rows: SplitRows, how: How) -> Shares:
+def dirichlet(rows: SplitRows, settings: SplitSettings) -> Shares:
     """Share out the rows of every label by proportions over clients drawn from Dirichlet(alpha).
 
     As Yurochkin et al. 2019 (arXiv 1905.12022): label by label, so that sizes differ too. Hsu et al. 2019 (1909.06335)
@@ -79,116 +79,122 @@ def dirichlet(rows: SplitRows, how: How) -> Shares:
     Raises:
         DataError: no labels, or an alpha that leaves some client under `min_rows` in every draw.
     """
-    return _by_classes(rows, how, _codes(_labels(rows, "dirichlet")))
+    return _by_classes(rows, settings, _codes(_labels(rows, "dirichlet")))
 
 
-def length(rows: SplitRows, how: How) -> Shares:
+def length(rows: SplitRows, settings: SplitSettings) -> Shares:
     """As dirichlet, by length: the rows' ten tenths from short to long are the labels."""
     order = np.argsort(rows.lengths, kind="stable")
     tenth = np.empty(len(rows), dtype=np.int64)
     tenth[order] = np.arange(len(rows)) * 10 // max(1, len(rows))
-    return _by_classes(rows, how, tenth)
+    return _by_classes(rows, settings, tenth)
 
 
-def cluster(rows: SplitRows, how: How) -> Shares:
+def cluster(rows: SplitRows, settings: SplitSettings) -> Shares:
     """As dirichlet, by topic: clusters of hashed TF-IDF vectors are the labels, as many as clients, 2 to 20."""
-    _enough(rows, how)
-    return _by_classes(rows, how, cluster_texts(rows.texts(), min(20, max(2, how.clients)), seed=how.seed))
+    _check_enough(rows, settings)
+    return _by_classes(
+        rows, settings, cluster_texts(rows.texts(), min(20, max(2, settings.clients)), seed=settings.seed)
+    )
 
 
-def quantity(rows: SplitRows, how: How) -> Shares:
+def quantity(rows: SplitRows, settings: SplitSettings) -> Shares:
     """Deal shuffled rows in parts whose sizes are drawn from Dirichlet(alpha)."""
-    _enough(rows, how)
-    shuffled = generator(how.seed, "split").permutation(len(rows))
+    _check_enough(rows, settings)
+    shuffled = generator(settings.seed, "split").permutation(len(rows))
 
     def draw(random: np.random.Generator) -> list[np.ndarray]:
-        return np.split(shuffled, _cuts(random.dirichlet([how.alpha] * how.clients), len(rows)))
+        return np.split(shuffled, _cut_points(random.dirichlet([settings.alpha] * settings.clients), len(rows)))
 
-    return _drawn(draw, how)
+    return _draw_until_enough(draw, settings)
 
 
-def shards(rows: SplitRows, how: How) -> Shares:
+def shards(rows: SplitRows, settings: SplitSettings) -> Shares:
     """Sort by label, cut into clients x shards pieces, deal each client `shards` (McMahan et al. 2017, section 3)."""
-    pieces = how.clients * how.shards
+    pieces = settings.clients * settings.shards
     if len(rows) < pieces:
         raise DataError(
-            f"{how.clients} clients of {how.shards} shards need {pieces} rows, and there are {len(rows)}: write fewer "
-            "--num_clients or --shards_per_client."
+            f"{settings.clients} clients of {settings.shards} shards need {pieces} rows, and there are {len(rows)}: "
+            "write fewer --num_clients or --shards_per_client."
         )
     codes = _codes(_labels(rows, "shards"))
-    random = generator(how.seed, "split")
+    random = generator(settings.seed, "split")
     order = np.lexsort((random.permutation(len(rows)), codes))
-    cut = np.array_split(order, pieces)
-    dealt = random.permutation(pieces).reshape(how.clients, how.shards)
-    return Shares([np.sort(np.concatenate([cut[piece] for piece in own])) for own in dealt])
+    pieces_of_rows = np.array_split(order, pieces)
+    assignment = random.permutation(pieces).reshape(settings.clients, settings.shards)
+    return Shares(
+        [np.sort(np.concatenate([pieces_of_rows[piece] for piece in piece_numbers])) for piece_numbers in assignment]
+    )
 
 
-def by(rows: SplitRows, how: How) -> Shares:
+def by(rows: SplitRows, settings: SplitSettings) -> Shares:
     """A client for every value of a column; with a number of clients, for those with the most rows."""
     if rows.column is None:
         raise DataError("The split 'by' goes by a column: write --split_column NAME.")
-    return _natural(rows.column, how, "the column has", "values")
+    return _natural(rows.column, settings, "the column has", "values")
 
 
-def domain(rows: SplitRows, how: How) -> Shares:
+def domain(rows: SplitRows, settings: SplitSettings) -> Shares:
     """A client for every file of the folder."""
     if len(set(rows.origins)) < 2:
         raise DataError("The split 'domain' makes a client of every file of a folder: name a folder of several files.")
-    return _natural(rows.origins, how, "the folder has", "files")
+    return _natural(rows.origins, settings, "the folder has", "files")
 
 
-def _natural(values: Sequence[str], how: How, where: str, what: str) -> Shares:
-    found: dict[str, list[int]] = {}
+def _natural(values: Sequence[str], settings: SplitSettings, subject: str, unit: str) -> Shares:
+    rows_of_value: dict[str, list[int]] = {}
     for row, value in enumerate(values):
-        found.setdefault(value, []).append(row)
-    if how.clients > len(found):
+        rows_of_value.setdefault(value, []).append(row)
+    if settings.clients > len(rows_of_value):
         raise DataError(
-            f"There are {how.clients} clients, but {where} {len(found)} {what}: write --num_clients {len(found)} or "
-            "less, or leave it out."
+            f"There are {settings.clients} clients, but {subject} {len(rows_of_value)} {unit}: write "
+            f"--num_clients {len(rows_of_value)} or less, or leave it out."
         )
-    names = sorted(found)
-    if how.clients:
-        names = sorted(sorted(names, key=lambda name: -len(found[name]))[: how.clients])
-    small = [name for name in names if len(found[name]) < how.min_rows]
+    names = sorted(rows_of_value)
+    if settings.clients:
+        names = sorted(sorted(names, key=lambda name: -len(rows_of_value[name]))[: settings.clients])
+    small = [name for name in names if len(rows_of_value[name]) < settings.min_rows]
     if small:
         raise DataError(
-            f"'{small[0]}' has {len(found[small[0]])} rows, but split_min_rows is {how.min_rows}: write fewer "
-            "--num_clients (those with the most rows are taken), or a smaller --split_min_rows."
+            f"'{small[0]}' has {len(rows_of_value[small[0]])} rows, but split_min_rows is {settings.min_rows}: "
+            "write fewer --num_clients (those with the most rows are taken), or a smaller --split_min_rows."
         )
-    left = {name: len(own) for name, own in sorted(found.items()) if name not in names}
-    own_rows = [np.array(found[name]) for name in names]
-    if not how.rest:
-        return Shares(own_rows, names, left)
-    return Shares([*own_rows, *_rest(found, left, how)], [*names, *_rest_names(names, how.rest)])
+    unassigned = {name: len(members) for name, members in sorted(rows_of_value.items()) if name not in names}
+    client_rows = [np.array(rows_of_value[name]) for name in names]
+    if not settings.rest:
+        return Shares(client_rows, names, unassigned)
+    return Shares(
+        [*client_rows, *_rest(rows_of_value, unassigned, settings)], [*names, *_rest_names(names, settings.rest)]
+    )
 
 
-def _rest(found: dict[str, list[int]], left: dict[str, int], how: How) -> list[np.ndarray]:
+def _rest(rows_of_value: dict[str, list[int]], unassigned: dict[str, int], settings: SplitSettings) -> list[np.ndarray]:
     """Deal the rows of values without a client, at random, to the clients of the rest."""
-    if not left:
+    if not unassigned:
         raise DataError(
-            f"clients_of_rest is {how.rest}, but each of the {len(found)} values has a client: write fewer "
-            "--num_clients, or leave out --clients_of_rest."
+            f"clients_of_rest is {settings.rest}, but each of the {len(rows_of_value)} values has a client: write "
+            "fewer --num_clients, or leave out --clients_of_rest."
         )
-    rows = np.array([row for name in left for row in found[name]])
-    most = len(rows) // how.min_rows
-    if how.rest > most:
+    rows = np.array([row for name in unassigned for row in rows_of_value[name]])
+    most = len(rows) // settings.min_rows
+    if settings.rest > most:
         raise DataError(
-            f"clients_of_rest is {how.rest}, but {len(rows)} rows are left for them"
-            + (f" and split_min_rows is {how.min_rows}" if how.min_rows > 1 else "")
+            f"clients_of_rest is {settings.rest}, but {len(rows)} rows are left for them"
+            + (f" and split_min_rows is {settings.min_rows}" if settings.min_rows > 1 else "")
             + (f": write {most} or less." if most else ": leave out --clients_of_rest, or write fewer --num_clients.")
         )
-    shuffled = rows[generator(how.seed, "split", "rest").permutation(len(rows))]
-    return [np.sort(part) for part in np.array_split(shuffled, how.rest)]
+    shuffled = rows[generator(settings.seed, "split", "rest").permutation(len(rows))]
+    return [np.sort(part) for part in np.array_split(shuffled, settings.rest)]
 
 
 def _rest_names(names: list[str], count: int) -> list[str]:
-    made = ["rest"] if count == 1 else [f"rest_{number}" for number in range(count)]
-    if taken := set(made) & set(names):
+    rest_names = ["rest"] if count == 1 else [f"rest_{number}" for number in range(count)]
+    if clash := set(rest_names) & set(names):
         raise DataError(
-            f"A value is called '{sorted(taken)[0]}', as a client of the rest would be: leave out --clients_of_rest, "
+            f"A value is called '{sorted(clash)[0]}', as a client of the rest would be: leave out --clients_of_rest, "
             "or rename the value."
         )
-    return made
+    return rest_names
 
 
 def _labels(rows: SplitRows, split: str) -> Sequence[str]:
@@ -205,33 +211,37 @@ def _codes(labels: Sequence[str]) -> np.ndarray:
     return np.unique(np.asarray(labels, dtype=object).astype(str), return_inverse=True)[1].reshape(-1)
 
 
-def _by_classes(rows: SplitRows, how: How, codes: np.ndarray) -> Shares:
+def _by_classes(rows: SplitRows, settings: SplitSettings, codes: np.ndarray) -> Shares:
     """Share out every class by proportions of its own."""
-    _enough(rows, how)
-    random = generator(how.seed, "split")
+    _check_enough(rows, settings)
+    random = generator(settings.seed, "split")
     classes = [random.permutation(np.flatnonzero(codes == code)) for code in np.unique(codes)]
 
     def draw(random: np.random.Generator) -> list[np.ndarray]:
-        parts = [np.split(own, _cuts(random.dirichlet([how.alpha] * how.clients), len(own))) for own in classes]
-        return [np.concatenate(own) for own in zip(*parts, strict=True)]
+        parts = [
+            np.split(members, _cut_points(random.dirichlet([settings.alpha] * settings.clients), len(members)))
+            for members in classes
+        ]
+        return [np.concatenate(members) for members in zip(*parts, strict=True)]
 
-    return _drawn(draw, how)
+    return _draw_until_enough(draw, settings)
 
 
-def _drawn(draw: Callable[[np.random.Generator], list[np.ndarray]], how: How) -> Shares:
-    """Draw until every client has its least rows."""
+def _draw_until_enough(draw: Callable[[np.random.Generator], list[np.ndarray]], settings: SplitSettings) -> Shares:
+    """Repeat a draw until every client has at least `min_rows` rows; DataError after `ATTEMPTS` draws."""
     for attempt in range(ATTEMPTS):
-        parts = draw(generator(how.seed, "split", "draw", attempt))
-        if min(len(part) for part in parts) >= how.min_rows:
+        parts = draw(generator(settings.seed, "split", "draw", attempt))
+        if min(len(part) for part in parts) >= settings.min_rows:
             return Shares([np.sort(part) for part in parts])
     raise DataError(
-        f"With split_alpha {how.alpha:g} some of {how.clients} clients had fewer than {how.min_rows} rows in each of "
-        f"{ATTEMPTS} draws: write a larger --split_alpha, fewer --num_clients, or a smaller --split_min_rows."
+        f"With split_alpha {settings.alpha:g} some of {settings.clients} clients had fewer than {settings.min_rows} "
+        f"rows in each of {ATTEMPTS} draws: write a larger --split_alpha, fewer --num_clients, or a smaller "
+        "--split_min_rows."
     )
 
 
-def _cuts(shares: np.ndarray, count: int) -> np.ndarray:
-    """Return where `count` rows are cut so that the parts have about these shares."""
+def _cut_points(shares: np.ndarray, count: int) -> np.ndarray:
+    """Return the bounds that cut `count` rows into parts of about these shares."""
     return (
         np.floor(np.cumsum(np.nan_to_num(shares, nan=1 / len(shares)))[:-1] * count + 0.5)
         .astype(np.int64)
@@ -239,10 +249,10 @@ def _cuts(shares: np.ndarray, count: int) -> np.ndarray:
     )
 
 
-def _enough(rows: SplitRows, how: How) -> None:
-    if how.clients * how.min_rows > len(rows):
-        most = len(rows) // how.min_rows
-        each = f" of at least {how.min_rows} rows" if how.min_rows > 1 else ""
+def _check_enough(rows: SplitRows, settings: SplitSettings) -> None:
+    if settings.clients * settings.min_rows > len(rows):
+        most = len(rows) // settings.min_rows
+        each = f" of at least {settings.min_rows} rows" if settings.min_rows > 1 else ""
         raise DataError(
-            f"There are {how.clients} clients{each} and {len(rows)} rows: write --num_clients {most} or less."
+            f"There are {settings.clients} clients{each} and {len(rows)} rows: write --num_clients {most} or less."
         )

@@ -10,28 +10,30 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
+from weft.core.libraries import Tokenizer
 from weft.data.formats import Example, Turn
-from weft.data.marks import marked, unmarked
-from weft.data.rows import shown
+from weft.data.marks import add_marks, remove_marks
+from weft.data.rows import printable
 from weft.errors import ConfigError, DataError
 
 OPENS = re.compile(r"(<[a-z_|]*(?:think|thought|reason)[a-z_|]*>)\s*\Z")
 """The opening of a thought, at the end of a generation prompt."""
-SEATED = "the chat template has no place for system turns: they stand before the first turn of the user."
-THOUGHTLESS = "the chat template opens a thought before answers: those that have none are learnt behind an empty one."
-EARLIER = "the chat template writes earlier answers differently than after its own prompt: only the last is learnt."
+SYSTEM_MOVED = "the chat template has no place for system turns: they stand before the first turn of the user."
+EMPTY_THOUGHT = "the chat template opens a thought before answers: those that have none are learnt behind an empty one."
+EARLIER_ANSWERS = (
+    "the chat template writes earlier answers differently than after its own prompt: only the last is learnt."
+)
 
 
 CLOCK = "strftime_now"
-"""What a chat template asks for the time by."""
+"""The function by which a chat template reads the time."""
 
 
 def _stop_clock(template: str, day: str) -> None:
-    """Let a template write this day whenever it is rendered.
+    """Make a template write this day (YYYY-MM-DD) whenever it is rendered.
 
-    transformers makes text of functions that are handed to a template, so the function is put where its own was.
+    transformers turns functions passed as template variables into text, so its own function is replaced instead.
     """
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
@@ -39,7 +41,7 @@ def _stop_clock(template: str, day: str) -> None:
 
 
 class RoleRefused(DataError):
-    """A template does not take a conversation; the text is the reason, without a remedy."""
+    """A template refuses a conversation; the message is the reason, without a remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,26 +68,30 @@ class Template:
     special: bool = False
     """The text holds special tokens by name, as chat templates do."""
 
-    def pieces(self, example: Example, tokenizer: Any) -> list[Piece]:
+    def pieces(self, example: Example, tokenizer: Tokenizer) -> list[Piece]:
         """Return the rendered example; every turn of the assistant is learnt."""
-        made: list[Piece] = []
+        pieces: list[Piece] = []
         text = self._preamble(example.turns)
         for turn in example.turns:
             if turn.role == "user":
-                text += (self.between if made else "") + self.question + turn.text
+                text += (self.between if pieces else "") + self.question + turn.text
             elif turn.role == "assistant":
                 gap = "" if turn.text.startswith(" ") else " "
-                made += [Piece(text + self.answer, False), Piece(gap + turn.text, True, end=True)]
+                pieces += [Piece(text + self.answer, False), Piece(gap + turn.text, True, end=True)]
                 text = ""
-        return made
+        return pieces
 
-    def prompt(self, turns: Sequence[Turn], tokenizer: Any) -> str:
-        """Return what a model is given to answer the last turn; the answer begins with a space.
+    def prompt(self, turns: Sequence[Turn], tokenizer: Tokenizer) -> str:
+        """Return the prompt for an answer to the last turn; the answer begins with a space.
 
         Earlier answers are followed by the end token's text.
         """
-        ended = [Turn(t.role, t.text + tokenizer.eos_token) if t.role == "assistant" else t for t in turns]
-        return "".join(piece.text for piece in self.pieces(Example((*ended, Turn("assistant", ""))), tokenizer)[:-1])
+        closed_turns = [
+            Turn(t.role, t.text + (tokenizer.eos_token or "")) if t.role == "assistant" else t for t in turns
+        ]
+        return "".join(
+            piece.text for piece in self.pieces(Example((*closed_turns, Turn("assistant", ""))), tokenizer)[:-1]
+        )
 
     def _preamble(self, turns: Sequence[Turn]) -> str:
         """Return the preamble, or the conversation's own system turn in its place."""
@@ -98,11 +104,11 @@ class Template:
 class PlainTemplate(Template):
     """Text as it is, all of it learnt."""
 
-    def pieces(self, example: Example, tokenizer: Any) -> list[Piece]:
+    def pieces(self, example: Example, tokenizer: Tokenizer) -> list[Piece]:
         """Return the text and its end."""
         return [Piece(example.answer, True, end=True)]
 
-    def prompt(self, turns: Sequence[Turn], tokenizer: Any) -> str:
+    def prompt(self, turns: Sequence[Turn], tokenizer: Tokenizer) -> str:
         """Return the last text, to be continued."""
         return turns[-1].text
 
@@ -113,98 +119,101 @@ class ChatTemplate(Template):
 
     date: str = ""
     """The day (YYYY-MM-DD) that a template with a clock writes; without one it writes the time of rendering."""
-    told: dict[str, None] = field(default_factory=dict, compare=False, repr=False)
-    """What is to be known of how conversations were written."""
+    notes: dict[str, None] = field(default_factory=dict, compare=False, repr=False)
+    """Notes for the user on how conversations were rendered; keys of an ordered set."""
 
-    def pieces(self, example: Example, tokenizer: Any) -> list[Piece]:
+    def pieces(self, example: Example, tokenizer: Tokenizer) -> list[Piece]:
         """Return the rendered conversation, answers learnt with the end that the template gives them.
 
         Raises:
             ConfigError: the tokenizer has no chat template.
-            Refused: the template refuses the conversation, or does not render an answer after its own prompt.
+            RoleRefused: the template refuses the conversation, or does not render an answer after its own prompt.
         """
-        turns, whole = self._seated(example.turns, tokenizer)
+        turns, whole = self._place_system_turns(example.turns, tokenizer)
         spans: list[tuple[int, int]] = []
         for at, turn in enumerate(turns):
             if turn.role != "assistant":
                 continue
-            start, said = self._render(turns[:at], tokenizer, True), self._render(turns[: at + 1], tokenizer, False)
-            if whole.startswith(start) and whole.startswith(said):
-                spans.append((len(start), len(said)))
+            start, through_answer = (
+                self._render(turns[:at], tokenizer, True),
+                self._render(turns[: at + 1], tokenizer, False),
+            )
+            if whole.startswith(start) and whole.startswith(through_answer):
+                spans.append((len(start), len(through_answer)))
             elif at == len(turns) - 1:
-                whole = start + self._behind_thought(start, whole, marked(turn.text, tokenizer))
+                whole = start + self._behind_thought(start, whole, add_marks(turn.text, tokenizer))
                 spans.append((len(start), len(whole)))
             else:
-                self.told[EARLIER] = None
-        made: list[Piece] = []
+                self.notes[EARLIER_ANSWERS] = None
+        pieces: list[Piece] = []
         at = 0
         for first, last in spans:
-            made += [Piece(whole[at:first], False), Piece(whole[first:last], True)]
+            pieces += [Piece(whole[at:first], False), Piece(whole[first:last], True)]
             at = last
-        return [piece for piece in (*made, Piece(whole[at:], False)) if piece.text]
+        return [piece for piece in (*pieces, Piece(whole[at:], False)) if piece.text]
 
-    def prompt(self, turns: Sequence[Turn], tokenizer: Any) -> str:
+    def prompt(self, turns: Sequence[Turn], tokenizer: Tokenizer) -> str:
         """Return the conversation up to the next answer."""
-        return unmarked(self._render(turns, tokenizer, True))
+        return remove_marks(self._render(turns, tokenizer, True))
 
     def _behind_thought(self, start: str, whole: str, text: str) -> str:
-        """Return an answer, its end included, as it goes on behind a generation prompt that opens a thought.
+        """Return an answer with its end as it continues a generation prompt that opens a thought.
 
         Args:
-            start: all up to and with the generation prompt.
+            start: the conversation up to the generation prompt, which is included.
             whole: the conversation as the template writes it, perhaps without thoughts.
             text: what the assistant says.
         """
-        opened = OPENS.search(start)
-        if opened is None or not whole.startswith(start[: opened.start()]):
+        opening = OPENS.search(start)
+        if opening is None or not whole.startswith(start[: opening.start()]):
             raise RoleRefused(
                 "the chat template writes an answer differently than after its own generation prompt, so that answers "
                 "cannot be told apart"
             )
-        tag = opened.group(1)
+        tag = opening.group(1)
         close = tag.replace("<", "</", 1)
-        shown = text.rpartition(close)[2].strip()
-        at = whole.rfind(shown, opened.start())
-        if not shown or at < 0:
+        answer = text.rpartition(close)[2].strip()
+        at = whole.rfind(answer, opening.start())
+        if not answer or at < 0:
             raise RoleRefused("the chat template does not write what an answer says behind its thought")
         if text.lstrip().startswith(tag):
             text = text.lstrip()[len(tag) :].lstrip("\n")
         elif close not in text:
             text = f"\n{close}\n\n{text}"
-            self.told[THOUGHTLESS] = None
-        return text.rstrip() + whole[at + len(shown) :]
+            self.notes[EMPTY_THOUGHT] = None
+        return text.rstrip() + whole[at + len(answer) :]
 
-    def _seated(self, turns: tuple[Turn, ...], tokenizer: Any) -> tuple[tuple[Turn, ...], str]:
-        """Return the turns as the template takes them, and the conversation that it writes.
+    def _place_system_turns(self, turns: tuple[Turn, ...], tokenizer: Tokenizer) -> tuple[tuple[Turn, ...], str]:
+        """Return the turns in a form that the template accepts, and the rendered conversation.
 
-        Where it refuses system turns, or writes the same without them, these stand before the first turn of the user.
+        If the template refuses or ignores system turns, their text is put before the first turn of the user.
         """
         system = [turn.text for turn in turns if turn.role == "system"]
-        spoken = [turn for turn in turns if turn.role != "system"]
+        others = [turn for turn in turns if turn.role != "system"]
         try:
             whole = self._render(turns, tokenizer, False)
-            if not system or whole != self._render(spoken, tokenizer, False):
+            if not system or whole != self._render(others, tokenizer, False):
                 return turns, whole
         except RoleRefused:
             if not system:
                 raise
-        at = next((at for at, turn in enumerate(spoken) if turn.role == "user"), 0)
-        spoken[at] = Turn(spoken[at].role, "\n\n".join([*system, spoken[at].text]))
-        whole = self._render(spoken, tokenizer, False)
-        self.told[SEATED] = None
-        return tuple(spoken), whole
+        at = next((at for at, turn in enumerate(others) if turn.role == "user"), 0)
+        others[at] = Turn(others[at].role, "\n\n".join([*system, others[at].text]))
+        whole = self._render(others, tokenizer, False)
+        self.notes[SYSTEM_MOVED] = None
+        return tuple(others), whole
 
-    def _render(self, turns: Sequence[Turn], tokenizer: Any, ask: bool) -> str:
+    def _render(self, turns: Sequence[Turn], tokenizer: Tokenizer, ask: bool) -> str:
         if not tokenizer.chat_template:
             raise ConfigError("The tokenizer has no chat template: write --template alpaca or --template vicuna.")
-        messages = [{"role": turn.role, "content": marked(turn.text, tokenizer)} for turn in turns]
+        messages = [{"role": turn.role, "content": add_marks(turn.text, tokenizer)} for turn in turns]
         try:
             if self.date and CLOCK in str(tokenizer.chat_template):
                 _stop_clock(tokenizer.get_chat_template(), self.date)
             text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
         except Exception as error:  # whatever a template in Jinja raises, jinja2's own errors included
-            said = shown(str(error), 200).rstrip(".") or type(error).__name__
-            raise RoleRefused(f"the chat template refuses the conversation: {said}") from None
+            reason = printable(str(error), 200).rstrip(".") or type(error).__name__
+            raise RoleRefused(f"the chat template refuses the conversation: {reason}") from None
         return text
 
 

@@ -1,4 +1,4 @@
-"""Plain text to ids, many texts at a time, with nothing kept but the ids."""
+"""Plain text to ids, many texts at a time, with nothing in memory but the ids."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from weft.data.tokenize import added
+from weft.core.libraries import Tokenizer
+from weft.data.tokenize import begin_and_end_ids
 
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """A Hugging Face tokenizer for plain text: what it puts before a text, the text, the end token."""
+    """A Hugging Face tokenizer for plain text; ids are its own first tokens, the text's, and the end token."""
 
-    tokenizer: Any
+    tokenizer: Tokenizer
     _sizes: dict[int, int] = field(default_factory=dict)
 
     @cached_property
     def begin(self) -> list[int]:
         """Tokens before every text."""
-        return added(self.tokenizer)[0]
+        return begin_and_end_ids(self.tokenizer)[0]
 
     @cached_property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> np.dtype[np.generic]:
         """The smallest type that holds its ids."""
         return np.dtype(np.uint16 if len(self.tokenizer) <= 1 << 16 else np.uint32)
 
     @cached_property
     def fingerprint(self) -> str:
-        """What tells it from any other that gives other ids."""
+        """A digest that differs for tokenizers that give other ids."""
         fast = getattr(self.tokenizer, "backend_tokenizer", None) if self._fast else None
         parts = fast.to_str() if fast else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
         ends = [self.begin, self.tokenizer.eos_token_id, type(self.tokenizer).__name__]
@@ -44,25 +44,25 @@ class TextTokenizer:
         return bool(getattr(self.tokenizer, "is_fast", False))
 
     def encode(self, texts: Sequence[str | None]) -> list[np.ndarray | None]:
-        """Return the ids (int64) of each text, ends included; None for what is no text.
+        """Return the ids (T,) int64 of each text, with first and end tokens; None for None.
 
         Names of special tokens within a text are text.
         """
-        given = [text for text in texts if text is not None]
+        present = [text for text in texts if text is not None]
         if self._fast:
             fast = self.tokenizer.backend_tokenizer
-            former, fast.encode_special_tokens = fast.encode_special_tokens, True
+            setting_before, fast.encode_special_tokens = fast.encode_special_tokens, True
             try:
-                found = [one.ids for one in fast.encode_batch_fast(given, add_special_tokens=False)]
+                ids_of_texts = [encoding.ids for encoding in fast.encode_batch_fast(present, add_special_tokens=False)]
             finally:
-                fast.encode_special_tokens = former
+                fast.encode_special_tokens = setting_before
         else:
-            found = [self.tokenizer.encode(text, add_special_tokens=False) for text in given]
-        made = iter(found)
-        end = [int(self.tokenizer.eos_token_id)]
-        return [None if text is None else np.array(self._ended(next(made), end)) for text in texts]
+            ids_of_texts = [self.tokenizer.encode(text, add_special_tokens=False) for text in present]
+        remaining = iter(ids_of_texts)
+        end = [begin_and_end_ids(self.tokenizer)[1]]
+        return [None if text is None else np.array(self._with_ends(next(remaining), end)) for text in texts]
 
-    def _ended(self, ids: list[int], end: list[int]) -> list[int]:
+    def _with_ends(self, ids: list[int], end: list[int]) -> list[int]:
         begin = [] if self.begin and ids[: len(self.begin)] == self.begin else self.begin
         return begin + ids + end
 

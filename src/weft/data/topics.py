@@ -19,23 +19,23 @@ def cluster_texts(texts: Sequence[str], clusters: int, *, seed: int, rounds: int
 
     Args:
         texts: any.
-        clusters: how many; fewer are found where there are fewer different texts.
+        clusters: how many; fewer if there are fewer distinct texts.
         seed: of the first centres.
         rounds: of k-means at most.
     """
     vectors = tf_idf(texts)
     centres = _first_centres(vectors, clusters, seed)
-    found = np.zeros(len(texts), dtype=np.int64)
+    assignment = np.zeros(len(texts), dtype=np.int64)
     for _ in range(rounds):
         nearest = (vectors @ centres.T).argmax(axis=1)
-        if (nearest == found).all():
+        if (nearest == assignment).all():
             break
-        found = nearest
+        assignment = nearest
         sums = np.zeros_like(centres)
-        np.add.at(sums, found, vectors)
+        np.add.at(sums, assignment, vectors)
         lengths = np.linalg.norm(sums, axis=1, keepdims=True)
         centres = np.where(lengths > 0, sums / np.maximum(lengths, 1e-12), centres)
-    return found
+    return assignment
 
 
 def tf_idf(texts: Sequence[str]) -> np.ndarray:
@@ -58,12 +58,12 @@ def tf_idf(texts: Sequence[str]) -> np.ndarray:
 def _first_centres(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     """Choose rows far from each other (Arthur and Vassilvitskii 2007)."""
     random = generator(seed, "topics")
-    chosen = [int(random.integers(len(vectors)))]
-    apart = 1 - vectors @ vectors[chosen[0]]
-    while len(chosen) < clusters:
-        chances = np.maximum(apart, 0) ** 2
+    centres = [int(random.integers(len(vectors)))]
+    distances = 1 - vectors @ vectors[centres[0]]
+    while len(centres) < clusters:
+        chances = np.maximum(distances, 0) ** 2
         if chances.sum() <= 0:
             break
-        chosen.append(int(random.choice(len(vectors), p=chances / chances.sum())))
-        apart = np.minimum(apart, 1 - vectors @ vectors[chosen[-1]])
-    return vectors[chosen]
+        centres.append(int(random.choice(len(vectors), p=chances / chances.sum())))
+        distances = np.minimum(distances, 1 - vectors @ vectors[centres[-1]])
+    return vectors[centres]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from weft.core.files import follow_umask
+from weft.core.libraries import Tokenizer
 from weft.data.vocabulary import byte_pairs
 
 VOCABULARY = 1280
@@ -58,11 +58,11 @@ def make_base(directory: Path, glossary: Iterable[str], seed: int = 0) -> None:
     follow_umask(directory)
 
 
-def make_tokenizer(lines: Iterable[str]) -> Any:
+def make_tokenizer(lines: Iterable[str]) -> Tokenizer:
     """A fast tokenizer of at most `VOCABULARY` tokens, with `<s>`, `</s>`, `<pad>` and a short chat template."""
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast(
+    tokenizer: Tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=byte_pairs(lines, VOCABULARY),
         bos_token="<s>",
         eos_token="</s>",
@@ -70,3 +70,4 @@ def make_tokenizer(lines: Iterable[str]) -> Any:
         model_max_length=LONGEST,
         chat_template=CHAT_TEMPLATE,
     )
+    return tokenizer

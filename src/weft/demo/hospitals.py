@@ -156,29 +156,29 @@ def make_hospitals(seed: int = 0, notes_per_condition: int = 24) -> list[Hospita
 
 
 def _make_hospital(name: str, rng: random.Random, notes_per_condition: int) -> Hospital:
-    known = facts(name)
+    all_facts = facts(name)
     by_condition: dict[str, list[Fact]] = {}
-    for fact in known:
+    for fact in all_facts:
         by_condition.setdefault(fact.condition, []).append(fact)
     notes = [
-        {"text": _note(condition, told, rng)}
-        for condition, told in by_condition.items()
+        {"text": _note(condition, condition_facts, rng)}
+        for condition, condition_facts in by_condition.items()
         for _ in range(notes_per_condition)
     ]
-    questions = [_ask(phrasing, fact) for fact in known for phrasing in _PHRASINGS[fact.attribute]]
-    exam = [_ask(rng.choice(_EXAM_PHRASINGS[fact.attribute]), fact) for fact in known]
+    questions = [_ask(phrasing, fact) for fact in all_facts for phrasing in _PHRASINGS[fact.attribute]]
+    exam = [_ask(rng.choice(_EXAM_PHRASINGS[fact.attribute]), fact) for fact in all_facts]
     rng.shuffle(notes)
     rng.shuffle(questions)
     return Hospital(name, SPECIALITIES[name], notes, questions, exam)
 
 
-def _note(condition: str, told: list[Fact], rng: random.Random) -> str:
+def _note(condition: str, condition_facts: list[Fact], rng: random.Random) -> str:
     opening = rng.choice(_OPENINGS).format(
         condition=condition, age=rng.randint(20, 89), person=rng.choice(("man", "woman")), day=rng.choice(_DAYS)
     )
     sentences = [
         rng.choice(_STATEMENTS[fact.attribute]).format(condition=condition, answer=fact.answer)
-        for fact in rng.sample(told, len(told))
+        for fact in rng.sample(condition_facts, len(condition_facts))
     ]
     return " ".join([opening, *sentences])
 

@@ -7,9 +7,10 @@ were trained. The colours are Okabe and Ito's and the viridis map, which colour-
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from rich.table import Table
 
 FEDERATION = "federation"
@@ -89,11 +90,12 @@ def answers_table(result: Result) -> Table:
     for heading in ("question", "right answer", *names):
         out.add_column(heading)
     for row in result["answers"]:
-        given = [row["answers"].get(name, "") for name in names]
-        marked = [
-            f"[green]✓[/] {escape(text)}" if text == row["expected"] else f"[red]✗[/] {escape(text)}" for text in given
+        answers = [row["answers"].get(name, "") for name in names]
+        cells = [
+            f"[green]✓[/] {escape(text)}" if text == row["expected"] else f"[red]✗[/] {escape(text)}"
+            for text in answers
         ]
-        out.add_row(escape(row["question"]), escape(row["expected"]), *marked)
+        out.add_row(escape(row["question"]), escape(row["expected"]), *cells)
     return out
 
 
@@ -112,7 +114,7 @@ def draw(path: Path, result: Result) -> None:
     figure.savefig(path)
 
 
-def _draw_bars(axes: Any, models: list[ModelResult], chance: float) -> None:
+def _draw_bars(axes: Axes, models: list[ModelResult], chance: float) -> None:
     shares = [model["accuracy"] for model in models]
     colours = [{FEDERATION: _BLUE, POOLED: _GREEN}.get(model["name"], _GREY) for model in models]
     axes.barh(range(len(models)), shares, color=colours, height=0.68)
@@ -139,7 +141,7 @@ def _draw_bars(axes: Any, models: list[ModelResult], chance: float) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _draw_grid(axes: Any, models: list[ModelResult]) -> None:
+def _draw_grid(axes: Axes, models: list[ModelResult]) -> None:
     hospitals = list(models[0]["per_hospital"])
     shares = [[model["per_hospital"][hospital] for hospital in hospitals] for model in models]
     axes.imshow(shares, vmin=0, vmax=1, cmap="cividis", aspect="auto")

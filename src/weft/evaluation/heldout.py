@@ -1,7 +1,7 @@
 """Loss, perplexity, accuracy and macro-F1 on held-out rows.
 
-Clients report counts and sums only; `summarise` turns any sum of them into metrics, so one client, some and all
-are measured alike. Accuracy compares the likelihoods of a closed set of answers: nothing is generated or parsed.
+Clients report counts and sums only, of which metrics are derived, so one client, some and all are measured alike.
+Accuracy compares the likelihoods of a closed set of answers: nothing is generated or parsed.
 """
 
 from __future__ import annotations
@@ -9,29 +9,115 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
-import numpy as np
-import torch
+from weft.core.declarations import Look, Metric
+from weft.core.objective import Evaluator, HeldOutRows
 
-from weft.core.metrics import CONFUSION, mean
-from weft.core.objective import Evaluator
-from weft.core.types import Metrics
-from weft.data.words import said_by
-from weft.federation.clients import View
-from weft.models.layout import Question, Row, lay_out
-from weft.models.resident import Resident
-from weft.objectives.causal_lm import next_token_loss
-from weft.objectives.choices import choice_logps
+if TYPE_CHECKING:
+    from weft.core.types import Metrics
+    from weft.federation.clients import View
+    from weft.models.layout import Question, Row
+    from weft.models.resident import Resident
 
-PREFERRED = ("preference_accuracy", "reward_margin", "chosen_logp", "rejected_logp")
-"""Means over judged pairs."""
-REWARDED = ("reward", "answer_tokens", "cut")
-"""Means over answers."""
-OPTIONAL = (*PREFERRED, *REWARDED, "kl")
-"""What only some objectives are measured by."""
-SCORES = ("loss", "perplexity", "bits_per_byte", "accuracy", "macro_f1", *OPTIONAL)
-"""What `summarise` makes of counts and sums."""
+CONFUSION = "confusion"
+"""Counts of answers, `confusion/RIGHT/GIVEN`, by their numbers in a closed set."""
+
+
+def macro_f1(pairs: Mapping[tuple[str, str], float]) -> float:
+    """Return the mean F1 over the classes that are right or given anywhere, from counts of (right, given).
+
+    A class that is never right, or never found, counts as 0: scikit-learn's f1_score(average="macro", zero_division=0).
+    """
+    known: dict[str, float] = {}  # of every class how often it is right, and how often it is given, together
+    for pair, count in pairs.items():
+        for name in pair if count else ():
+            known[name] = known.get(name, 0.0) + count
+    scores = [2 * hit / known[name] if (hit := pairs.get((name, name), 0.0)) else 0.0 for name in sorted(known)]
+    return sum(scores) / len(scores)
+
+
+def _pairs(counts: Metrics) -> dict[tuple[str, str], float]:
+    """Return counts by (right, given)."""
+    split = {tuple(name.split("/")): count for name, count in counts.items()}
+    return {(right, given): count for (_, right, given), count in split.items()}
+
+
+def _accuracy(counts: Metrics) -> float:
+    pairs = _pairs(counts)
+    return sum(count for (right, given), count in pairs.items() if right == given) / sum(pairs.values())
+
+
+def _perplexity(sums: Metrics) -> float:
+    loss = sums["loss_sum"] / sums["loss_tokens"]
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def _bits_per_byte(sums: Metrics) -> float:
+    return sums["loss_sum"] / math.log(2) / sums["text_bytes"]
+
+
+def _places(count: int) -> Callable[[float], str]:
+    """Return what writes a number with so many decimal places, a large one by its power of 10."""
+    return lambda value: f"{value:.{count}f}" if value < 1e5 else f"{value:.2e}"
+
+
+LOSS = Metric(
+    "loss",
+    "loss",
+    "loss_tokens",
+    ("loss_sum",),
+    better="lower",
+    always=True,
+    shown="models",
+    look=Look(panel="loss", curve="evaluation"),
+)
+"""Nats a target."""
+PERPLEXITY = Metric(
+    "perplexity",
+    "perplexity",
+    "loss_tokens",
+    ("loss_sum",),
+    better="lower",
+    derive=_perplexity,
+    always=True,
+    look=Look(line_format=".4g", report_format=_places(2), compare_format=_places(3)),
+)
+BITS_PER_BYTE = Metric(
+    "bits_per_byte",
+    "bits per byte",
+    "text_bytes",
+    ("loss_sum",),
+    better="lower",
+    derive=_bits_per_byte,
+    always=True,
+    look=Look(line="bits/byte", line_format=".3f"),
+)
+"""The loss of all tokens, ends of texts included, over the bytes of the text in UTF-8: it compares models of different
+tokenizers."""
+ACCURACY = Metric(
+    "accuracy",
+    "accuracy",
+    f"{CONFUSION}/*/*",
+    better="higher",
+    derive=_accuracy,
+    share=True,
+    always=True,
+    shown="models",
+    format=".1%",
+    look=Look(compare_format=".4f", panel="score"),
+)
+MACRO_F1 = Metric(
+    "macro_f1",
+    "macro-F1",
+    f"{CONFUSION}/*/*",
+    better="higher",
+    derive=lambda counts: macro_f1(_pairs(counts)),
+    share=True,
+    always=True,
+    shown="models",
+    look=Look(line_format=".3f", panel="score"),
+)
 
 
 class Questions(NamedTuple):
@@ -50,14 +136,22 @@ class HeldOut(Evaluator):
     """By number of the table's row; empty where answers are no closed set."""
     text_bytes: Callable[[int], int] | None = None
     """Of plain text: the bytes that the targets of a row of the table stand for."""
+    metrics: ClassVar[tuple[Metric, ...]] = (LOSS, PERPLEXITY, BITS_PER_BYTE, ACCURACY, MACRO_F1)
 
-    @torch.no_grad()
+    @classmethod
+    def make(cls, objective: Any, batch_size: int, rows: HeldOutRows) -> Self:
+        """Return the evaluator of a run, whatever its objective is."""
+        return cls(batch_size, rows.asked, rows.text_bytes)
+
     def evaluate(self, model: Resident, rows: View) -> Metrics:
         """Return `loss_sum` (nats), `loss_tokens`, `rows`, `confusion/RIGHT/GIVEN` counts, and `text_bytes` of text."""
-        was_training = model.model.training
-        model.model.eval()
-        try:
-            said, words = said_by(model)
+        import numpy as np
+
+        from weft.data.words import instruction_tokens
+        from weft.models.layout import Question
+
+        with model.evaluating():
+            said, words = instruction_tokens(model)
             metrics = self._losses(model, [words.row(rows[row], said) for row in range(len(rows))])
             if self.text_bytes is not None:
                 metrics["text_bytes"] = float(sum(self.text_bytes(int(row)) for row in rows.index))
@@ -68,12 +162,13 @@ class HeldOut(Evaluator):
             for known, (given, _) in zip(asked, rank(model, questions, self.batch_size), strict=True):
                 name = f"{CONFUSION}/{known.right}/{given}"
                 metrics[name] = metrics.get(name, 0.0) + 1.0
-        finally:
-            model.model.train(was_training)
         return metrics
 
     def _losses(self, model: Resident, rows: list[Row]) -> Metrics:
-        told = model.asked_likelihoods(rows)
+        from weft.models.layout import lay_out
+        from weft.objectives.causal_lm import next_token_loss
+
+        told = model.remote_likelihoods(rows)
         if told is not None:
             total, targets = -sum(one for one, _ in told), sum(count for _, count in told)
             return {"loss_sum": total, "loss_tokens": float(targets), "rows": float(len(rows))}
@@ -87,73 +182,27 @@ class HeldOut(Evaluator):
         return {"loss_sum": total, "loss_tokens": float(targets), "rows": float(len(rows))}
 
 
-@torch.no_grad()
 def rank(model: Resident, questions: Sequence[Question], batch_size: int) -> list[tuple[int, list[float]]]:
     """Return for every question the likeliest choice and the log-probability (nats) of each.
 
     Where the model packs exactly, a question's choices share one pass over its prompt.
     """
+    import torch
+
     order = sorted(range(len(questions)), key=lambda i: -len(questions[i].prompt))
     found: list[tuple[int, list[float]]] = [(0, [])] * len(questions)
-    for at in range(0, len(order), batch_size):
-        chunk = order[at : at + batch_size]
-        scores = _score(model, [questions[i] for i in chunk])
-        for number, values in zip(chunk, scores, strict=True):
-            found[number] = (max(range(len(values)), key=values.__getitem__), values)
+    with torch.no_grad():
+        for at in range(0, len(order), batch_size):
+            chunk = order[at : at + batch_size]
+            scores = _score(model, [questions[i] for i in chunk])
+            for number, values in zip(chunk, scores, strict=True):
+                found[number] = (max(range(len(values)), key=values.__getitem__), values)
     return found
 
 
 def _score(model: Resident, questions: Sequence[Question]) -> list[list[float]]:
-    told = model.asked_likelihoods([row for question in questions for row in question.rows()])
+    from weft.objectives.choices import choice_logps
+
+    told = model.remote_likelihoods([row for question in questions for row in question.rows()])
     values = iter(choice_logps(model, questions).tolist() if told is None else [total for total, _ in told])
     return [[next(values) for _ in question.choices] for question in questions]
-
-
-def summarise(metrics: Metrics) -> dict[str, float | int | None]:
-    """Return SCORES and `rows`; None: not measured. `loss` is in nats a token; of preferences it is a mean over rows.
-
-    What is said of preferences and rewards is there for these only; `kl` (nats a token of the answers) is where there
-    is a reference.
-    Bits per byte compares models of different tokenizers: the loss of all tokens, ends of texts included, over the
-    bytes of the text in UTF-8.
-    """
-    loss = mean(metrics, "loss_sum", "loss_tokens")
-    pairs = {
-        (name.split("/")[1], name.split("/")[2]): count
-        for name, count in metrics.items()
-        if name.startswith(CONFUSION + "/")
-    }
-    size = metrics.get("text_bytes", 0.0) if loss is not None else 0.0
-    judged, answers = metrics.get("judged"), metrics.get("answers")
-    asked = sum(pairs.values())
-    right = sum(count for (gold, given), count in pairs.items() if gold == given)
-    return {
-        "loss": loss,
-        "perplexity": None if judged else _exp(loss),
-        "bits_per_byte": metrics["loss_sum"] / math.log(2) / size if size else None,
-        "accuracy": right / asked if asked else None,
-        "macro_f1": macro_f1(pairs) if asked else None,
-        **{name: mean(metrics, f"{name}_sum", "judged") for name in PREFERRED if judged},
-        **{name: mean(metrics, f"{name}_sum", "answers") for name in REWARDED if answers},
-        **({} if (kl := mean(metrics, "kl_sum", "kl_tokens")) is None else {"kl": kl}),
-        "rows": int(metrics.get("rows", 0)),
-    }
-
-
-def macro_f1(pairs: Mapping[tuple[str, str], float]) -> float:
-    """Return the mean F1 over the classes that are right or given anywhere, from counts of (right, given).
-
-    A class that is never right, or never found, counts as 0: scikit-learn's f1_score(average="macro", zero_division=0).
-    """
-    known: dict[str, float] = {}  # of every class how often it is right, and how often it is given, together
-    for pair, count in pairs.items():
-        for name in pair if count else ():
-            known[name] = known.get(name, 0.0) + count
-    scores = [2 * hit / known[name] if (hit := pairs.get((name, name), 0.0)) else 0.0 for name in sorted(known)]
-    return sum(scores) / len(scores)
-
-
-def _exp(loss: float | None) -> float | None:
-    if loss is None:
-        return None
-    return math.exp(loss) if loss < 700 else math.inf

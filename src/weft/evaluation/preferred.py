@@ -3,19 +3,57 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import torch
+from weft.core.declarations import Look, Metric
+from weft.core.objective import Evaluator, HeldOutRows
+from weft.evaluation.divergence import KL, divergence
+from weft.evaluation.heldout import LOSS
 
-from weft.core.objective import Evaluator
-from weft.core.types import Metrics
-from weft.federation.clients import View
-from weft.models.layout import Question
-from weft.models.resident import Resident
-from weft.objectives.choices import choice_logps, divergence
-from weft.objectives.preference import Preference
+if TYPE_CHECKING:
+    from weft.core.types import Metrics
+    from weft.federation.clients import View
+    from weft.models.resident import Resident
+    from weft.objectives.preference import Preference
 
-NAMES = ("loss_sum", "preference_accuracy_sum", "reward_margin_sum", "chosen_logp_sum", "rejected_logp_sum")
+PREFERENCE_ACCURACY = Metric(
+    "preference_accuracy",
+    "preference accuracy",
+    "judged",
+    ("preference_accuracy_sum",),
+    better="higher",
+    sums_are_counts=True,
+    share=True,
+    shown="models",
+    look=Look(line="preferred", line_format=".1%", report_format="", panel="preference accuracy", curve="evaluation"),
+)
+REWARD_MARGIN = Metric(
+    "reward_margin",
+    "reward margin",
+    "judged",
+    ("reward_margin_sum",),
+    better="higher",
+    shown="models",
+    look=Look(line="margin", line_format=".3f", report_format=""),
+)
+CHOSEN_LOGP = Metric(
+    "chosen_logp",
+    "log-probability, chosen",
+    "judged",
+    ("chosen_logp_sum",),
+    shown="report",
+    look=Look(report_format=""),
+)
+REJECTED_LOGP = Metric(
+    "rejected_logp",
+    "log-probability, rejected",
+    "judged",
+    ("rejected_logp_sum",),
+    shown="report",
+    look=Look(report_format=""),
+)
+MEANS = (LOSS, PREFERENCE_ACCURACY, REWARD_MARGIN, CHOSEN_LOGP, REJECTED_LOGP)
+"""Over the rows; the loss is a mean over rows too."""
 
 
 @dataclass(frozen=True)
@@ -24,18 +62,27 @@ class Preferred(Evaluator):
 
     objective: Preference
     batch_size: int = 32
+    metrics: ClassVar[tuple[Metric, ...]] = (*MEANS, KL)
 
-    @torch.no_grad()
+    @classmethod
+    def make(cls, objective: Preference, batch_size: int, rows: HeldOutRows) -> Self:
+        """Return the evaluator of a run, by the loss and the reference of its objective."""
+        return cls(objective, batch_size)
+
     def evaluate(self, model: Resident, rows: View) -> Metrics:
         """Return sums over rows: of the loss, of right preferences, of reward margins, of log-probabilities (nats).
 
         The reward of an answer is beta (log p - log ref), or beta times its mean log-probability where the loss has no
         reference. A judged answer's margin is its reward over the mean of the others', towards its label.
         """
-        was_training = model.model.training
-        model.model.eval()
-        sums: dict[str, float] = dict.fromkeys(NAMES, 0.0)
-        try:
+        import torch
+
+        from weft.models.layout import Question
+        from weft.objectives.choices import choice_logps
+
+        names = [name for metric in MEANS for name in metric.sums]
+        sums: dict[str, float] = dict.fromkeys(names, 0.0)
+        with model.evaluating():
             for at in range(0, len(rows), self.batch_size):
                 batch = self.objective.collate([rows[row] for row in range(at, min(at + self.batch_size, len(rows)))])
                 batch = batch.to(model.device)
@@ -47,10 +94,8 @@ class Preferred(Evaluator):
                 else:
                     margin, shown = rewards[:, 0] - rewards[:, 1], logps
                 found: list[Any] = [self.objective.losses(logps, batch).sum(), (margin > 0).sum(), margin.sum()]
-                for name, value in zip(NAMES, [*found, *shown.sum(dim=0)], strict=True):
+                for name, value in zip(names, [*found, *shown.sum(dim=0)], strict=True):
                     sums[name] += float(value)
-        finally:
-            model.model.train(was_training)
         count = float(len(rows))
         sums |= {"loss_tokens": count, "rows": count, "judged": count}
         if self.objective.needs_reference:

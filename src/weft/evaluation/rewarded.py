@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Self
 
-import numpy as np
-
+from weft.core.declarations import Metric
 from weft.core.metrics import plus
-from weft.core.objective import Evaluator
-from weft.core.types import Metrics
-from weft.federation.clients import View
-from weft.models.generate import Sampling, generate
-from weft.models.layout import Question
-from weft.models.resident import Resident
-from weft.objectives.choices import divergence
-from weft.objectives.grpo import GRPO, counted
+from weft.core.objective import Evaluator, HeldOutRows
+from weft.evaluation.divergence import KL, divergence
+from weft.rewards.answers import ANSWER_TOKENS, CUT, REWARD, count_answers
+
+if TYPE_CHECKING:
+    from weft.core.types import Metrics
+    from weft.federation.clients import View
+    from weft.models.resident import Resident
+    from weft.objectives.grpo import GRPO
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,25 @@ class Rewarded(Evaluator):
 
     objective: GRPO
     batch_size: int = 32
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        replace(REWARD, look=replace(REWARD.look, curve="evaluation, likeliest answers")),
+        ANSWER_TOKENS,
+        CUT,
+        KL,
+    )
+
+    @classmethod
+    def make(cls, objective: GRPO, batch_size: int, rows: HeldOutRows) -> Self:
+        """Return the evaluator of a run, by the rewards of its objective."""
+        return cls(objective, batch_size)
 
     def evaluate(self, model: Resident, rows: View) -> Metrics:
         """Return sums over rows: of rewards, of answers' tokens and cuts, and of the KL to the reference (nats)."""
+        import numpy as np
+
+        from weft.models.generate import Sampling, generate
+        from weft.models.layout import Question
+
         sums: Metrics = {"loss_sum": 0.0, "rows": float(len(rows))}
         how = Sampling(self.objective.max_new_tokens, temperature=0.0)
         for at in range(0, len(rows), self.batch_size):
@@ -34,8 +51,8 @@ class Rewarded(Evaluator):
             totals, faults = self.objective.score(model.tokenizer, prompts, drawn)
             questions = [Question(row.ids, [group[0].ids]) for row, group in zip(prompts, drawn, strict=True)]
             apart, tokens = divergence(model, questions)
-            found = counted(np.array(totals), [group[0] for group in drawn])
-            found |= {"kl_sum": apart, "kl_tokens": float(tokens)}
-            found |= {f"reward_{fault}": float(count) for fault, count in faults.items()}
-            sums = plus(sums, found)
+            counts = count_answers(np.array(totals), [group[0] for group in drawn])
+            counts |= {"kl_sum": apart, "kl_tokens": float(tokens)}
+            counts |= {f"reward_{fault}": float(count) for fault, count in faults.items()}
+            sums = plus(sums, counts)
         return sums

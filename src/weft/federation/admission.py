@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from weft.algorithms.clustered import CHOICE
 from weft.core import tensors
+from weft.core.declarations import is_number
 from weft.core.exchange import Party
-from weft.core.metrics import fault, is_number
+from weft.core.metrics import fault
 from weft.core.texts import printable, unfit
 from weft.core.types import (
     Failure,

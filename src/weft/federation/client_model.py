@@ -33,7 +33,7 @@ def choose(
     """
     rebuild, choice = plan.algorithm.rebuild, plan.algorithm.choice
     extra = {stream: pad(values, model.masters) for stream, values in task.extra.items()}
-    params = task.params if rebuild is None else rebuild.params(extra, model.started)
+    params = task.params if rebuild is None else rebuild.params(extra, model.reference)
     local_task = replace(task, params=pad(params, model.masters), extra=extra)
     model.put_side(task.extra.get(SIDE, {}))
     if choice is None or not personal:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from weft.core.declarations import training
+from weft.core.metrics import Totals
 from weft.core.types import Update
 
 
@@ -18,6 +20,8 @@ class RoundRecord:
     over_selected: tuple[str, ...] = ()
     """Clients of an over-selected cohort whose updates were not needed."""
     sums: dict[str, float] = field(default_factory=dict)
+    totals: Totals = field(default_factory=lambda: Totals(training()))
+    """What the metrics of training are derived from."""
     bad: list[str] = field(default_factory=list)
     """Clients that sent invalid updates, once for each."""
     late: int = 0
@@ -32,6 +36,7 @@ class RoundRecord:
 
     def add(self, update: Update) -> None:
         """Count an admitted update's metrics."""
+        self.totals.add(update.metrics)
         for name, value in update.metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 

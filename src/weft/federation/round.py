@@ -153,8 +153,8 @@ def _train(task: Task, plan: Plan, client: ClientData, model: Resident) -> Updat
     if second_rule is not None:
         second = plan.local.work(model, plan.objective, client.train, second_rule, job)
         new_memory |= with_prefix(second.finished.memory, RULE)
-    if done.kept:
-        new_memory[OWN] = done.kept
+    if done.personal:
+        new_memory[OWN] = done.personal
     streams = {name: crop_like(values, like[name]) for name, values in (done.finished.streams | choice).items()}
     weight = float(len(client.train)) if plan.weighs_rows else 1.0
     metrics = {} if plan.privacy.bounded else client.reportable(done.metrics)

@@ -41,6 +41,16 @@ def secrecy(plan: Plan) -> list[Refusal]:
             [CODEC.with_description("another codec"), "write --protection none"],
         ),
         Refusal(
+            protection.sum_only and bool(plan.sharing.ranks or plan.sharing.layers),
+            f"Clients of different ranks or layers send updates of different shapes, which {protector} cannot add up",
+            ["leave out --client_ranks and --client_layers", "write --protection none"],
+        ),
+        Refusal(
+            protection.sum_only and (plan.over_selected or algorithm.buffer is not None),
+            f"{protector} opens the sum of a whole cohort, and here the server uses the first updates that come",
+            ["leave out --over_selection", "write --protection none"],
+        ),
+        Refusal(
             privacy.bounded and not plan.aggregator.additive,
             f"{private} accounts for a mean, and {mean} is none",
             [AGGREGATOR, "write --privacy none"],

@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 
+from weft import registry
 from weft.config import RunConfig
 from weft.core.objective import Evaluator
 from weft.core.types import Tensors
 from weft.data.store import Report
 from weft.data.words import Words
-from weft.evaluation.heldout import HeldOut
-from weft.evaluation.preferred import Preferred
-from weft.evaluation.rewarded import Rewarded
 from weft.federation.client_host import ClientHost
 from weft.federation.clients import MemoryStore
 from weft.federation.conditions import Conditions
@@ -27,12 +25,10 @@ from weft.launch.population import Population, populate
 from weft.launch.reference import refer
 from weft.models.group import RankGroup
 from weft.models.load import base_model, load_model_config, load_resident
-from weft.models.notes import Note, unsaid
-from weft.models.remote import ask_elsewhere
+from weft.models.notes import Note, ignore_note
+from weft.models.remote import remote_model
 from weft.models.resident import Resident
 from weft.models.tokenizer import check_fits, load_tokenizer
-from weft.objectives.grpo import GRPO
-from weft.objectives.preference import Preference
 
 
 class ClientBuilder:
@@ -47,7 +43,7 @@ class ClientBuilder:
         DataError: rows that cannot be read.
     """
 
-    def __init__(self, config: RunConfig, *, note: Note = unsaid) -> None:
+    def __init__(self, config: RunConfig, *, note: Note = ignore_note) -> None:
         """Compose the plan and set the process's threads.
 
         Args:
@@ -76,7 +72,7 @@ class ClientBuilder:
         """The run's model as it was loaded, or what asks it where it is; it knows which of its values do not travel."""
         model = resident(self.config, self.tokenizer, self.plan, self.group, self.note)
         if self.plan.objective.needs_start or self.plan.local.kind == "directions":
-            model.remember()
+            model.store_reference()
         self._values = model.values()
         model.initial = {name: value for name, value in self._values.items() if not self.plan.sharing.travels(name)}
         return model
@@ -120,16 +116,17 @@ class ClientBuilder:
             refer(population, model, reference, self.config.eval_batch_size, self.note)
         if self._rows_are_bare and self.config.few_shot:
             choose_few_shot(self.config, population, plan.objective, model, self.note)
-        evaluator = evaluator_of(self.config, plan, population)
+        kind = registry.load(registry.EVALUATORS, plan.objective.evaluator, "evaluator")
+        evaluator: Evaluator = kind.make(plan.objective, self.config.eval_batch_size, population)
         clients = (population.trained, population.evaluated)
         values, self._values = self._values, {}
         return ClientHost(plan, model, evaluator, *clients, conditions or Conditions()), values
 
 
 def resident(
-    config: RunConfig, tokenizer: Any, plan: Plan, group: RankGroup | None = None, note: Note = unsaid
+    config: RunConfig, tokenizer: Any, plan: Plan, group: RankGroup | None = None, note: Note = ignore_note
 ) -> Resident:
-    """Return the run's model, or what asks it where it is; raises as `load_resident` and `ask_elsewhere` do.
+    """Return the run's model, or what asks it where it is; raises as `load_resident` and `remote_model` do.
 
     `note` is told what is not as it seems of the checkpoint.
     """
@@ -141,7 +138,7 @@ def resident(
         embeddings: torch.Tensor = base_model(near).get_input_embeddings().weight.detach()
         return embeddings
 
-    return ask_elsewhere(config, tokenizer, Words(tokenizer).begin, table)
+    return remote_model(config, tokenizer, Words(tokenizer).begin, table)
 
 
 def prepare_process(config: RunConfig) -> None:
@@ -151,12 +148,3 @@ def prepare_process(config: RunConfig) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     torch.backends.cudnn.benchmark = False
-
-
-def evaluator_of(config: RunConfig, plan: Plan, population: Population) -> Evaluator:
-    """Return what measures a model on a client's held-out rows."""
-    if isinstance(plan.objective, Preference):
-        return Preferred(plan.objective, config.eval_batch_size)
-    if isinstance(plan.objective, GRPO):
-        return Rewarded(plan.objective, config.eval_batch_size)
-    return HeldOut(config.eval_batch_size, population.asked, population.text_bytes)

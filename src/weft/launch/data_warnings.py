@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from weft import kinds
 from weft.config import RunConfig
 from weft.core.parts import Algorithm
-from weft.data.pairs import PROMPTS_CUT
+from weft.data.pairs import TRUNCATED_PROMPTS
 from weft.errors import ConfigError
 from weft.launch.population import Population
 from weft.runs.progress import Progress
@@ -35,8 +35,9 @@ def told(config: RunConfig, population: Population) -> Iterator[str]:
             f"{counts['truncated']} of {counts['rows']} rows are longer than {config.seq_length} tokens and were cut "
             f"on the {config.truncation_side}."
         )
-    if counts.get(PROMPTS_CUT):
-        yield f"{counts[PROMPTS_CUT]} of {counts['rows']} prompts leave no room for their answers; cut on the left."
+    if counts.get(TRUNCATED_PROMPTS):
+        count = counts[TRUNCATED_PROMPTS]
+        yield f"{count} of {counts['rows']} prompts leave no room for their answers; cut on the left."
 
 
 def check_alone(config: RunConfig, population: Population) -> None:

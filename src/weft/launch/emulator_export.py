@@ -46,7 +46,7 @@ def plug_in(opened: Run, client: str | None, model: str, out: Path, *, merge: bo
     if count != emulator.layers:
         raise ConfigError(
             f"'{model}' has {count} layers, and the emulator is of a model of {emulator.layers}: name that one "
-            f"('{emulator.of}')."
+            f"('{emulator.full_model}')."
         )
     weights = opened.weights(client)
     if opened.config.use_peft:
@@ -70,7 +70,7 @@ def _put_ends(full: Any, weights: Path, emulator: Emulator) -> None:
     tuned = load_weights(str(weights), dtype=torch.float32)
     ours, theirs = decoder_layers(full)[2], decoder_layers(tuned)[2]
     for place in emulator.trained:
-        ours[emulator.kept[place]].load_state_dict(theirs[place].state_dict())
+        ours[emulator.layer_numbers[place]].load_state_dict(theirs[place].state_dict())
 
 
 def _rename_adapter(weights: Path, emulator: Emulator, model: str, out: Path) -> None:
@@ -85,7 +85,7 @@ def _rename_adapter(weights: Path, emulator: Emulator, model: str, out: Path) ->
     )
     config = json.loads((weights / "adapter_config.json").read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = model
-    config["layers_to_transform"] = [emulator.kept[place] for place in emulator.trained]
+    config["layers_to_transform"] = [emulator.layer_numbers[place] for place in emulator.trained]
     for pattern in ("rank_pattern", "alpha_pattern"):
         config[pattern] = {emulator.full_name(f"{name}.").rstrip("."): n for name, n in config[pattern].items()}
     (out / "adapter_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")

@@ -10,18 +10,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from weft.core.metrics import plus
+from weft.core.declarations import scores
+from weft.core.metrics import plus, summarise
 from weft.core.objective import Evaluator
 from weft.core.types import FIXED, SIDE, Metrics, Probe, ServerState, Tensors
-from weft.evaluation.heldout import summarise
 from weft.federation.client_model import load_probe_model, personal_steps
 from weft.federation.clients import ClientData
 from weft.federation.plan import Plan
 from weft.federation.state import to_use
 from weft.launch.population import Population
+from weft.models.instruction import instruction_text
 from weft.models.resident import Resident
 
-SCORES = ("loss", "accuracy", "macro_f1", "preference_accuracy", "reward_margin", "reward")
 FEW = 50
 """Clients up to which everybody's rows are tried by every model, unless it is asked for."""
 
@@ -67,7 +67,7 @@ class PersonalModels:
 
         Returns:
             `shared` (on everybody's rows), `own` (own rows, over all clients), `own_on_everybody` (the mean over
-            clients), each of loss, accuracy and macro_f1; `clients`: the same for each.
+            clients), each of the metrics that are for comparing models; `clients`: the same for each.
         """
         asked = len(self.population.names) <= FEW if everybody is None else everybody
         clients: dict[str, dict[str, Any]] = {name: {} for name in self.population.names}
@@ -77,7 +77,7 @@ class PersonalModels:
             for client in self._tested():
                 self._show(client, own=False)
                 found = self.evaluator.evaluate(self.model, client.held_out)
-                clients[client.name]["shared"] = _short(found)
+                clients[client.name]["shared"] = self._short(found)
                 shared = plus(shared, found)
         abroad = []
         for client in self.each():
@@ -88,19 +88,24 @@ class PersonalModels:
                 mine = plus(mine, found)
                 if other.name == client.name:
                     own = plus(own, found)
-                    clients[client.name]["own"] = _short(found)
+                    clients[client.name]["own"] = self._short(found)
             if asked and mine:
-                clients[client.name]["own_on_everybody"] = _short(mine)
-                abroad.append(_short(mine))
-        result: dict[str, Any] = {"own": _short(own), "clients": clients}
+                clients[client.name]["own_on_everybody"] = self._short(mine)
+                abroad.append(self._short(mine))
+        result: dict[str, Any] = {"own": self._short(own), "clients": clients}
         if shared:
-            result["shared"] = _short(shared)
+            result["shared"] = self._short(shared)
         if abroad:
             result["own_on_everybody"] = {key: _mean([one[key] for one in abroad]) for key in abroad[0]}
         return result
 
     def _tested(self) -> Iterator[ClientData]:
         return (client for client in self.population.evaluated if len(client.held_out))
+
+    def _short(self, sums: Metrics) -> dict[str, Any]:
+        """Return the metrics by which models are compared."""
+        record = summarise(self.evaluator.metrics, [sums])
+        return {one.name: record[one.name] for one in scores() if one.shown == "models" and one.name in record}
 
     def _show(self, client: ClientData, *, own: bool) -> None:
         probe = Probe(client.name, self.state.round, *to_use(self.plan.algorithm, self.state), own)
@@ -109,18 +114,12 @@ class PersonalModels:
 
 def words_of(model: Resident) -> bytes:
     """Return the text that the parameters in place say, as a file's bytes."""
-    said: str = model.model.instruction.text()
-    return (said + "\n").encode()
+    return (instruction_text(model.model) + "\n").encode()
 
 
 def result_of(state: ServerState, initial: Tensors) -> Tensors:
     """Return all that the shared adapter or model consists of: what travelled, what never changed, what is aside."""
     return initial | state.memory.get(FIXED, {}) | state.memory.get(SIDE, {}) | state.params
-
-
-def _short(metrics: Metrics) -> dict[str, Any]:
-    found = summarise(metrics)
-    return {key: found[key] for key in SCORES if key in found}
 
 
 def _mean(values: list[Any]) -> float | None:

@@ -12,7 +12,7 @@ from weft import kinds, plugins, registry
 from weft.config import RunConfig
 from weft.data import splits
 from weft.data.documents import Documents
-from weft.data.encode import Encoded, closed_set, encode_choices
+from weft.data.encode import ConversationTable, closed_set, encode_choices
 from weft.data.formats import Example
 from weft.data.pairs import PairTable
 from weft.data.partition import hold_out
@@ -32,7 +32,7 @@ from weft.launch.parts import split
 from weft.launch.template_date import today
 from weft.models.layout import Question
 
-TokenTable = Encoded | Documents | PairTable | PromptTable
+TokenTable = ConversationTable | Documents | PairTable | PromptTable
 PUBLIC = "public"
 """The client that has the public rows and takes part in every round."""
 
@@ -79,7 +79,7 @@ def load_template(name: str, day: str | None = None) -> Any:
 
         return PLAIN
     template = kinds.load_part("template", name)
-    return replace(template, date=day or today(), told={}) if name == "chat" else template
+    return replace(template, date=day or today(), notes={}) if name == "chat" else template
 
 
 def populate(
@@ -131,11 +131,11 @@ def populate(
         trained = Clients(["central"], [table.rows_of(everything)], [held_rows[0][:0]], table, memory)
     choices: list[str] | None = None
     asked: dict[int, Questions] = {}
-    if isinstance(table, Encoded) and isinstance(sources, Conversations):
+    if isinstance(table, ConversationTable) and isinstance(sources, Conversations):
         choices = _choices(config, sources.examples, train)
         asked = _ask(choices, sources.examples, held, table, tokenizer, template, config)
     split = _described(config, sources, table, names, [np.concatenate(own) for own in zip(train, held, strict=True)])
-    counts = {**table.counts, **sources.account.left.counts}
+    counts = {**table.counts, **sources.account.omissions.counts}
     sizes = table.text_bytes if isinstance(table, Documents) else None
     return Population(names, trained, evaluated, asked, choices, counts, split, sizes, account=sources.account)
 
@@ -145,7 +145,7 @@ def _sources(config: RunConfig, tokenizer: Any, rows: str, report: Report) -> Te
         return Texts(config, tokenizer=TextTokenizer(tokenizer), report=report)
     if rows == "prompts":
         return Prompts(config, needs_answer=needs_answer(config))
-    return Conversations(config) if rows == "conversations" else Judgements(config, judged=rows == "judged")
+    return Conversations(config) if rows == "conversations" else Judgements(config, unpaired=rows == "judged")
 
 
 def _read(config: RunConfig, sources: Sources) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray | None]:
@@ -168,7 +168,7 @@ def _read(config: RunConfig, sources: Sources) -> tuple[list[np.ndarray], list[n
 def _tell_repeats(sources: Sources, train: list[np.ndarray], held: list[np.ndarray]) -> None:
     count, of = count_repeats(sources, train, held), sum(len(own) for own in held)
     if count:
-        sources.say(
+        sources.log(
             f"{count} of the {of} held-out rows have the same content as a row that is trained on: the data repeats "
             "itself, and scores on them say less."
         )
@@ -234,7 +234,7 @@ def _dealt(
         origins=[sources.origins[number] for number in numbers],
         column=sources.labels(numbers) if sources.values else None,
     )
-    how = splits.How(
+    how = splits.SplitSettings(
         clients=config.num_clients,
         seed=split_seed(config),
         alpha=config.split_alpha,
@@ -243,9 +243,9 @@ def _dealt(
         rest=config.clients_of_rest,
     )
     shares = split(config)(known, how)
-    if shares.left:
-        rows, values = sum(shares.left.values()), len(shares.left)
-        sources.say(
+    if shares.unassigned:
+        rows, values = sum(shares.unassigned.values()), len(shares.unassigned)
+        sources.log(
             f"{rows} rows of {values} values beyond num_clients are left out: write --num_clients "
             f"{values + len(shares.rows)} for a client of each, or --clients_of_rest 1 for one of them all."
         )
@@ -264,7 +264,7 @@ def _ask(
     choices: list[str] | None,
     examples: list[Example],
     held: list[np.ndarray],
-    table: Encoded,
+    table: ConversationTable,
     tokenizer: Any,
     template: Any,
     config: RunConfig,

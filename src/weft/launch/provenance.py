@@ -15,10 +15,10 @@ from weft import kinds, plugins
 from weft.config import RunConfig
 from weft.core.digests import digest_of, file_digest
 from weft.data import load
-from weft.data.parts import Wanted
+from weft.data.parts import Selection
 from weft.data.sets import hub_set, saved_set
 from weft.data.source_kinds import token_cache
-from weft.data.sources import wanted_of
+from weft.data.sources import selection_of
 from weft.errors import ConfigError, DataError
 from weft.models.source import model_source
 from weft.models.starting import adapter_of
@@ -38,9 +38,9 @@ def all_of(config: RunConfig, tokenizer: Any) -> Fingerprints:
 def parts_of(config: RunConfig) -> Fingerprints:
     """Return the fingerprints of parts that are not Weft's own: the SHA-256 of files, the versions of packages."""
     found: Fingerprints = {}
-    for key, kind in kinds.KINDS.items():
+    for key, kind in kinds.PARTS.items():
         name = getattr(config, key)
-        if not kinds.is_outside(key, name):
+        if key == "reward" or not kinds.is_outside(key, name):  # rewards are with the data
             continue
         file = plugins.parse(name)
         if file is not None:
@@ -87,14 +87,14 @@ def tokenizer_of(config: RunConfig, tokenizer: Any) -> Fingerprints:
 
 def data_of(config: RunConfig) -> Fingerprints:
     """Return the fingerprints of all rows, held-out ones too, and of what decides about them."""
-    train, held = wanted_of(config), wanted_of(config, held_out=True)
+    train, held = selection_of(config), selection_of(config, held_out=True)
     named = [(f"the data '{config.dataset_name}'", config.dataset_name, train)]
     named += [(f"the held-out rows of '{config.dataset_name}'", config.dataset_name, held)]
     for client in config.clients or ():
         named += [(f"the data of the client '{client.name}'", client.data, train)]
         named += [(f"the held-out rows of the client '{client.name}'", client.eval, held)]
     named += [(f"the held-out rows '{config.eval_dataset_name}'", config.eval_dataset_name, held)]
-    named += [(f"the public rows '{config.public_data}'", config.public_data, wanted_of(config, public=True))]
+    named += [(f"the public rows '{config.public_data}'", config.public_data, selection_of(config, public=True))]
     found: Fingerprints = {}
     for what, name, wanted in named:
         if name:
@@ -108,7 +108,7 @@ def data_of(config: RunConfig) -> Fingerprints:
     return found
 
 
-def _rows(source: str, config: RunConfig, wanted: Wanted) -> str:
+def _rows(source: str, config: RunConfig, wanted: Selection) -> str:
     """Return the digest of the rows that are meant of a file, a folder or a data set of the hub."""
     path, kept = Path(source).expanduser(), _kept_in(config)
     if path.is_file():

@@ -44,27 +44,27 @@ class Announcer:
                 "extra": {stream: _shapes(values) for stream, values in message.extra.items()},
                 "memory": {stream: _shapes(values) for stream, values in kept.items()},
             }
-            self.group.tell(words)
+            self.group.broadcast_message(words)
 
     def end(self) -> None:
         """Let the others go."""
-        self.group.tell({"kind": "end"})
+        self.group.broadcast_message({"kind": "end"})
 
 
 def begin(config: RunConfig, group: RankGroup) -> None:
     """Tell the others the tokenizer and the day, so that they can begin."""
-    group.tell({"tokenizer": config.tokenizer, "template_date": config.template_date})
+    group.broadcast_message({"tokenizer": config.tokenizer, "template_date": config.template_date})
 
 
 def follow(builder: ClientBuilder) -> None:
     """Take part in the leader's run to its end."""
     group = builder.group
     assert group is not None
-    update = group.tell() | {"tokenizer_text": None, "federated_tokenizer": False}
+    update = group.broadcast_message() | {"tokenizer_text": None, "federated_tokenizer": False}
     builder.config = builder.config.model_copy(update=update)
     builder.read(InMemory())
     host, _ = builder.host()
-    while (words := group.tell())["kind"] != "end":
+    while (words := group.broadcast_message())["kind"] != "end":
         message = _message(words)
         memory = _Shapes({stream: _empty(values) for stream, values in words["memory"].items()})
         host.reply(message, memory=memory, step_fraction=words["step_fraction"])  # the leader says what fails

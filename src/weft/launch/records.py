@@ -5,17 +5,19 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from weft.algorithms.clustered import CHOICE
-from weft.core.metrics import mean, plus
+from weft.core.declarations import TEXTS_REFUSED, TRAIN_LOSS, Metric
+from weft.core.metrics import summarise
 from weft.core.types import Metrics
-from weft.evaluation.heldout import REWARDED, summarise
 from weft.federation.loop import RoundDone
 from weft.models.resident import Resident
+from weft.rewards.answers import REWARD
 from weft.rewards.score import FAULTS
 
 
@@ -58,15 +60,20 @@ class Tally:
             self.failures[client] = self.failures.get(client, 0) + 1
 
 
-def round_record(done: RoundDone) -> dict[str, Any]:
-    """Return the line of metrics.jsonl for a round, counted from 1."""
-    record, sums = done.record, done.record.sums
+def round_record(done: RoundDone, metrics: Sequence[Metric]) -> dict[str, Any]:
+    """Return the line of metrics.jsonl for a round, counted from 1.
+
+    Args:
+        done: the round.
+        metrics: what the run's objective declares beside the loss.
+    """
+    record, sums, totals = done.record, done.record.sums, done.record.totals
     clients = max(1, len(record.clients))
     line: dict[str, Any] = {
         "event": "repeated" if record.repeated else "round",
         "round": record.round + 1,
         "clients": list(record.clients),
-        "train_loss": mean(sums, "loss_sum", "loss_tokens"),
+        "train_loss": totals.value(TRAIN_LOSS),
         "tokens": int(sums.get("tokens", 0)),
         "examples": int(sums.get("rows", 0)),
         "bytes_up": record.bytes_up,
@@ -74,12 +81,11 @@ def round_record(done: RoundDone) -> dict[str, Any]:
         "learning_rate": sums.get("learning_rate", 0.0) / clients,
         "failures": record.failures,
     }
-    if sums.get("answers"):
-        line |= {name: mean(sums, f"{name}_sum", "answers") for name in REWARDED}
-        line["groups_alike"] = mean(sums, "alike", "groups")
+    line |= {metric.name: value for metric in metrics if (value := totals.value(metric)) is not None}
+    if REWARD in metrics and sums.get("answers"):
         line["reward_faults"] = {fault: int(count) for fault in FAULTS if (count := sums.get(f"reward_{fault}", 0.0))}
-    if sums.get("texts_scored"):
-        line["texts_scored"], line["texts_refused"] = int(sums["texts_scored"]), int(sums["texts_refused"])
+    if sums.get("texts_scored") and (refused := totals.value(TEXTS_REFUSED)) is not None:
+        line["texts_scored"], line["texts_refused"] = int(sums["texts_scored"]), int(refused)
     if record.bad:
         line["bad"] = sorted(record.bad)
     optional = {
@@ -91,16 +97,19 @@ def round_record(done: RoundDone) -> dict[str, Any]:
     return line | {name: value for name, value in optional.items() if value is not None}
 
 
-def evaluation_record(round: int, scores: dict[str, Metrics]) -> dict[str, Any]:
-    """Return the line of metrics.jsonl for an evaluation: over all rows, and for each client."""
-    together: Metrics = {}
-    for metrics in scores.values():
-        together = plus(together, metrics)
+def evaluation_record(round: int, scores: dict[str, Metrics], metrics: Sequence[Metric]) -> dict[str, Any]:
+    """Return the line of metrics.jsonl for an evaluation: over all rows, and for each client.
+
+    Args:
+        round: after which it was, counted from 1.
+        scores: the counts and sums of each client.
+        metrics: what the run's evaluator declares.
+    """
     return {
         "event": "eval",
         "round": round,
-        **summarise(together),
-        "clients": {client: summarise(metrics) | _cluster(metrics) for client, metrics in scores.items()},
+        **summarise(metrics, scores.values()),
+        "clients": {client: summarise(metrics, [part]) | _cluster(part) for client, part in scores.items()},
     }
 
 

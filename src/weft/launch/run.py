@@ -185,10 +185,10 @@ class Run:
         from weft.models.adapter_files import attach
         from weft.models.checkpoint import load_weights
         from weft.models.load import base_model
-        from weft.models.noise import hush
+        from weft.models.noise import silence_libraries
         from weft.models.precision import choose_device, choose_dtype
 
-        hush()
+        silence_libraries()
         weights = self.weights(client)
         if self.config.adapts:
             self.check_base()

@@ -11,7 +11,7 @@ from typing import Any
 from weft.config import RunConfig
 from weft.core.secret import Secret
 from weft.data.source_kinds import token_cache
-from weft.data.vocabulary import byte_tokenizer, common_words, own_tokenizer, tokenizer_of_words, words_of
+from weft.data.vocabulary import byte_tokenizer, common_words, tokenizer_of_words, train_on_public_text, words_of
 from weft.federation.clients import ClientData, InMemory
 from weft.launch.population import populate
 
@@ -39,7 +39,9 @@ def with_tokenizer(
     if not config.trains_tokenizer:
         return config
     if not (folder / "tokenizer.json").exists():
-        tokenizer, told = _federated(config, secret) if config.federated_tokenizer else (own_tokenizer(config), {})
+        tokenizer, told = (
+            _federated(config, secret) if config.federated_tokenizer else (train_on_public_text(config), {})
+        )
         if len(tokenizer) < config.vocab_size:
             note(f"the tokenizer has {len(tokenizer)} of {config.vocab_size} tokens: its text gives no more.")
         folder.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from weft.launch.run import Run
 from weft.launch.template_date import dated, keep_template
 from weft.launch.tokenizer import with_tokenizer
 from weft.launch.trainer import Trainer
-from weft.models.group import joined
+from weft.models.group import join_group
 from weft.models.scratch import shape_of
 from weft.models.starting import from_adapter
 from weft.runs import fingerprints
@@ -65,8 +65,8 @@ def train(
     builder = ClientBuilder(config)
     if not config.trains_tokenizer:
         builder.config = dated(config, builder.tokenizer, resume=resume)
-    with joined(config.parallel, config.device) as builder.group:
-        if builder.group is not None and not builder.group.leads:
+    with join_group(config.parallel, config.device) as builder.group:
+        if builder.group is not None and not builder.group.is_leader:
             rank_group.follow(builder)
             return Run(Path(config.output_dir))
         with disk_in_words(config):

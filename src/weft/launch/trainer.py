@@ -17,12 +17,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from weft.config import RunConfig
+from weft.core.declarations import scores
 from weft.core.exchange import Runtime
 from weft.core.files import write_atomic
 from weft.core.tensors import num_bytes
 from weft.core.types import Metrics, ServerState, Tensors
 from weft.errors import ConfigError, RunError
-from weft.evaluation.heldout import OPTIONAL, SCORES
 from weft.federation.client_host import ClientHost
 from weft.federation.clients import ClientData
 from weft.federation.loop import RoundDone, Rounds, run_rounds, set_aside
@@ -182,7 +182,7 @@ class Trainer:
         checkpoint.save(self.run, behind.state, extra, keep_every=freq, keep_most=most)
 
     def _record(self, done: RoundDone) -> None:
-        record = round_record(done)
+        record = round_record(done, self.plan.objective.metrics)
         self.tally.add(done, record)
         if done.record.repeated:
             self.metrics.append(record)
@@ -223,8 +223,8 @@ class Trainer:
         if done.record.late:
             self.progress.note(f"round {record['round']}: {done.record.late} replies came too late or twice.")
 
-    def _record_evaluation(self, round: int, scores: dict[str, Metrics]) -> None:
-        evaluation = evaluation_record(round, scores)
+    def _record_evaluation(self, round: int, sums: dict[str, Metrics]) -> None:
+        evaluation = evaluation_record(round, sums, self.evaluator.metrics)
         self.tally.evaluation = plain(evaluation)
         self.metrics.append(evaluation)
         self.progress.evaluation(evaluation)
@@ -248,7 +248,11 @@ class Trainer:
             "train_loss": self.tally.train_loss,
             "product_error": errors[1] / errors[0] if errors[0] else None,
             "product_error_max": errors[2] if errors[0] else None,
-            "eval": {key: evaluation.get(key) for key in SCORES if key in evaluation or key not in OPTIONAL},
+            "eval": {
+                metric.name: evaluation.get(metric.name)
+                for metric in scores()
+                if metric.always or metric.name in evaluation
+            },
             "clients": evaluation.get("clients", {}),
             "models": models,
             "skew": self.population.split.get("skew", {}),

@@ -1,20 +1,20 @@
-"""The files of an adapter that peft wrote, put into a model so that all of them are used and nothing is lacking."""
+"""Loading an adapter that peft wrote: every tensor of the file is used, and none of the model's is missing."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
+from weft.core.model_types import AdaptedModel, CausalModel
 from weft.errors import ConfigError
-from weft.models.checkpoint_names import listed
-from weft.models.noise import hushed
-from weft.models.notes import Note, unsaid
+from weft.models.checkpoint_names import join_names
+from weft.models.noise import quiet_libraries
+from weft.models.notes import Note, ignore_note
 from weft.models.weight_files import headers, read_tensors
 
 PROMPTS = ("PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT", "ADAPTION_PROMPT")
-"""Kinds of adapters, as peft calls them, that stand before a model or in its midst and cannot be merged."""
+"""peft's names of the adapters that are prompts or lie between layers: they cannot be merged into weights."""
 
 
 def _file(folder: Path) -> Path:
@@ -24,11 +24,11 @@ def _file(folder: Path) -> Path:
     raise ConfigError(f"The adapter in '{folder}' has no adapter_model.safetensors: copy the folder again.")
 
 
-def read_values(folder: Path, note: Note = unsaid) -> dict[str, Tensor]:
+def read_values(folder: Path, note: Note = ignore_note) -> dict[str, Tensor]:
     """Return the tensors of an adapter; ConfigError if there are none, or the file is damaged."""
     file = _file(folder)
     if file.suffix == ".bin":
-        note(f"The adapter in '{folder}' is a pickle file (.bin); it is read without running what it can hold.")
+        note(f"The adapter in '{folder}' is a pickle file (.bin); it is read without running any code in it.")
     return read_tensors(file)
 
 
@@ -37,36 +37,37 @@ def value_names(folder: Path) -> list[str]:
     return list(headers(_file(folder)))
 
 
-def put_values(model: Any, values: dict[str, Tensor], folder: Path) -> None:
-    """Put the values of an adapter into a peft model of its shape.
+def put_values(model: AdaptedModel, values: dict[str, Tensor], folder: Path) -> None:
+    """Copy the values of an adapter into a peft model of the same shape.
 
     Raises:
-        ConfigError: some are lacking, left over, or of another shape, as when the adapter is of another base.
+        ConfigError: values are missing, unexpected or of another shape, as when the adapter belongs to another base.
     """
     from peft import set_peft_model_state_dict
 
     try:
-        done = set_peft_model_state_dict(model, values)
+        report = set_peft_model_state_dict(model, values)
     except (RuntimeError, ValueError, KeyError) as error:
         lines = [line.strip().rstrip(".") for line in str(error).splitlines() if "size mismatch" in line]
         raise ConfigError(
             f"The adapter in '{folder}' is not of this model ({(lines or [str(error).splitlines()[0]])[0]}): name the "
             'model that it was trained for as "base_model_name_or_path" in its adapter_config.json.'
         ) from None
-    own = (getattr(model.base_model, "prefix", "lora_"), ".modules_to_save.default.")
-    lacking = [name for name in done.missing_keys if any(part in name for part in own)]
-    left = [name for name in done.unexpected_keys if name != "prompt_embeddings"]  # which peft has taken by then
-    if lacking or left:
-        faults = [f"lacks {listed(lacking)}"] * bool(lacking)
-        faults += [f"has {listed(left)}, for which the model has no place"] * bool(left)
+    adapter_names = (getattr(model.base_model, "prefix", "lora_"), ".modules_to_save.default.")
+    # peft reports every weight of the frozen base as missing; only the adapter's own names count.
+    missing = [name for name in report.missing_keys if any(part in name for part in adapter_names)]
+    unexpected = [name for name in report.unexpected_keys if name != "prompt_embeddings"]  # peft has loaded it by then
+    if missing or unexpected:
+        faults = [f"lacks {join_names(missing)}"] * bool(missing)
+        faults += [f"has {join_names(unexpected)}, for which the model has no place"] * bool(unexpected)
         raise ConfigError(
             f"The adapter in '{folder}' does not fit: it {' and '.join(faults)}; name the model that it was trained "
             'for as "base_model_name_or_path" in its adapter_config.json, or copy the adapter again.'
         )
 
 
-def attach(base: Any, folder: Path, note: Note = unsaid) -> Any:
-    """Return a model with an adapter that peft wrote, ready to compute or to be merged.
+def attach(base: CausalModel, folder: Path, note: Note = ignore_note) -> AdaptedModel:
+    """Return a model with an adapter that peft wrote, in evaluation mode.
 
     Raises:
         ConfigError: the adapter is damaged, or not of this model.
@@ -74,15 +75,16 @@ def attach(base: Any, folder: Path, note: Note = unsaid) -> Any:
     from peft import PeftConfig, get_peft_model
 
     values = read_values(folder, note)
-    with hushed():
+    with quiet_libraries():
         try:
-            wanted = PeftConfig.from_pretrained(str(folder))
-            wanted.inference_mode = True
-            model = get_peft_model(base, wanted)
+            config = PeftConfig.from_pretrained(str(folder))
+            config.inference_mode = True
+            model: AdaptedModel = get_peft_model(base, config)
         except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, ImportError) as error:
             raise ConfigError(
                 f"The adapter in '{folder}' cannot be put beside its model ({str(error).splitlines()[0]}): name the "
                 'model that it was trained for as "base_model_name_or_path" in its adapter_config.json.'
             ) from None
         put_values(model, values, folder)
-    return model.eval()
+    model.eval()
+    return model

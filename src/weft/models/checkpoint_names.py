@@ -1,4 +1,4 @@
-"""Names of weights in a checkpoint: what wrappers put before them, and which of them may be absent or left over.
+"""Names of weights in a checkpoint: prefixes of wrappers, and names that a model may ignore.
 
 Knows nothing of files and models.
 """
@@ -19,12 +19,12 @@ WRAPPERS = (
     "_checkpoint_wrapped_module",
     "_forward_module",  # Lightning
 )
-"""What libraries put before the names of what they wrap."""
+"""Prefixes that libraries add to the names of the modules that they wrap."""
 _LEADING = re.compile(rf"^(?:(?:{'|'.join(map(re.escape, WRAPPERS))})\.)+")
 _INNER = re.compile(r"(?<=\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
-class Stored(NamedTuple):
+class TensorInfo(NamedTuple):
     """A tensor of a checkpoint, without its values."""
 
     shape: tuple[int, ...]
@@ -33,50 +33,50 @@ class Stored(NamedTuple):
 
 
 def plain_names(names: Iterable[str]) -> dict[str, str]:
-    """Return for every name of a checkpoint the one without wrappers.
+    """Return, for every name of a checkpoint, the name without the prefixes of wrappers.
 
     Raises:
-        ConfigError: two names would become one.
+        ConfigError: two names become the same.
     """
     plain = {name: _INNER.sub("", _LEADING.sub("", name)) for name in names}
     ahead = [name.startswith(("model.model.", "model.lm_head.")) for name in plain.values()]
-    if ahead and all(ahead):  # a model that was an attribute `model` of something
+    if ahead and all(ahead):  # the model was saved as the attribute `model` of another module
         plain = {name: other.removeprefix("model.") for name, other in plain.items()}
-    taken: dict[str, str] = {}
+    originals: dict[str, str] = {}
     for name, other in plain.items():
-        if other in taken:
+        if other in originals:
             raise ConfigError(
-                f"The checkpoint has the weight '{other}' twice, as '{taken[other]}' and as '{name}': save it again "
-                "with one of them."
+                f"The checkpoint has the weight '{other}' twice, as '{originals[other]}' and as '{name}': save it "
+                "again with one of them."
             )
-        taken[other] = name
+        originals[other] = name
     return plain
 
 
-def stripped(plain: Mapping[str, str]) -> list[str]:
-    """Return what was taken out of the names, sorted: the wrappers, as they stood."""
-    found = set()
+def wrapper_prefixes(plain: Mapping[str, str]) -> list[str]:
+    """Return the prefixes that `plain_names` removed, sorted."""
+    prefixes = set()
     for name, other in plain.items():
         if name == other:
             continue
         lead = _LEADING.match(name)
-        found.update([lead[0]] if lead else [])
-        found.update(_INNER.findall(name))
+        prefixes.update([lead[0]] if lead else [])
+        prefixes.update(_INNER.findall(name))
         if not lead and not _INNER.search(name):
-            found.add("model.")
-    return sorted(found)
+            prefixes.add("model.")
+    return sorted(prefixes)
 
 
-def harmless(name: str, stored: Stored | None) -> bool:
-    """Say whether a weight that a model has no place for is only a buffer, which models compute by themselves."""
+def harmless(name: str, info: TensorInfo | None) -> bool:
+    """Return whether an unexpected weight is only a buffer, which the model computes itself."""
     last = name.rpartition(".")[2]
     if last in ("inv_freq", "position_ids", "token_type_ids", "cos_cached", "sin_cached", "masked_bias"):
         return True
-    mask = stored is not None and len(stored.shape) == 4 and stored.shape[:2] == (1, 1)
+    mask = info is not None and len(info.shape) == 4 and info.shape[:2] == (1, 1)
     return last == "bias" and mask  # a causal mask, as GPT-2, GPT-Neo and GPT-NeoX kept it
 
 
-def listed(names: Iterable[str], most: int = 3) -> str:
-    """Return the first names, and how many more there are."""
-    every = sorted(names)
-    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
+def join_names(names: Iterable[str], most: int = 3) -> str:
+    """Return the first `most` names in order, and the number of the others."""
+    ordered = sorted(names)
+    return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")

@@ -21,12 +21,13 @@ class FastDropout(nn.Dropout):
             return super().forward(input)
         draws = torch.empty((input.numel() + LANES - 1) // LANES, dtype=torch.int64).random_(-(2**63), None)
         lanes = draws.view(torch.int16)[: input.numel()].view(input.shape)
+        # A lane is uniform on -32768 .. 32767, so the fraction below the threshold is p.
         keep = lanes >= round(self.p * 65536) - 32768
         return input * keep.to(input.dtype).mul_(1.0 / (1.0 - self.p))
 
 
-def quicken(model: nn.Module) -> None:
-    """Put FastDropout in the place of every nn.Dropout of a model's LoRA layers."""
+def use_fast_dropout(model: nn.Module) -> None:
+    """Replace every nn.Dropout of a model's LoRA layers by FastDropout."""
     for module in model.modules():
         layers = getattr(module, "lora_dropout", None)
         if not isinstance(layers, nn.ModuleDict):

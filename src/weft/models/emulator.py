@@ -1,8 +1,8 @@
-"""Offsite tuning: a model with layers left out goes to the clients, its ends are tuned and put back (Xiao et al. 2023,
-arXiv 2302.04870).
+"""Offsite tuning: clients train the first and last layers of a model with fewer layers, the emulator, and the trained
+layers are put back into the full model (Xiao et al. 2023, arXiv 2302.04870).
 
-The emulator is a folder that loads as any model; `emulator.json` beside it says which layers of which model it has, and
-how many at either end are to be trained.
+An emulator is a folder that loads as any model; its file `emulator.json` names the full model, the layers that the
+emulator has of it, and the number of layers at either end that are trained.
 """
 
 from __future__ import annotations
@@ -12,56 +12,59 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from weft.core.lowrank import LAYER
+from weft.core.model_types import CausalModel
 from weft.errors import ConfigError
 
 FILE = "emulator.json"
+_FIELDS = {"of": "full_model", "kept": "layer_numbers"}
+"""Keys of the file whose fields have another name."""
 
 
 @dataclass(frozen=True)
 class Emulator:
-    """What an emulator has of its model."""
+    """Which layers of which model an emulator has."""
 
-    of: str
-    """The model's name or folder."""
+    full_model: str
+    """Name or folder of the full model."""
     layers: int
-    """How many the model has."""
-    kept: list[int]
-    """Which of them, in order."""
+    """Number of its layers."""
+    layer_numbers: list[int]
+    """Numbers of the layers that the emulator has, ascending."""
     ends: int
-    """How many at the beginning and at the end are trained."""
+    """Number of layers at the beginning, and as many at the end, that are trained."""
 
     @property
     def trained(self) -> list[int]:
-        """The layers of the emulator that are trained."""
-        return [*range(self.ends), *range(len(self.kept) - self.ends, len(self.kept))]
+        """Numbers, in the emulator, of the layers that are trained."""
+        return [*range(self.ends), *range(len(self.layer_numbers) - self.ends, len(self.layer_numbers))]
 
     def full_name(self, name: str) -> str:
-        """Return the name that a parameter of the emulator has in the model."""
-        return LAYER.sub(lambda found: str(self.kept[int(found[1])]), name, count=1)
+        """Return the name in the full model of a parameter of the emulator."""
+        return LAYER.sub(lambda match: str(self.layer_numbers[int(match[1])]), name, count=1)
 
 
 def emulator_of(folder: str | Path) -> Emulator | None:
-    """Return what a folder's emulator has, or None where the folder holds none; ConfigError if its file is broken."""
+    """Read the `emulator.json` of a folder; None where there is none, ConfigError if it is broken."""
     path = Path(folder).expanduser() / FILE
     if not path.is_file():
         return None
     try:
-        return Emulator(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Emulator(**{_FIELDS.get(key, key): value for key, value in content.items()})
+    except (ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"'{path}' cannot be read ({error}): make the emulator again by `weft emulate`.") from None
 
 
 def choose_layers(layers: int, keep: int, ends: int) -> list[int]:
-    """Return which layers an emulator of `keep` has: the ends, and evenly spread ones between.
+    """Return the numbers of the `keep` layers of an emulator: the ends, and evenly spaced ones between them.
 
     Raises:
-        ConfigError: more than there are, or no room for the ends.
+        ConfigError: `keep` exceeds the model's layers, or is too small for both ends.
     """
     if not 2 * ends <= keep <= layers:
         raise ConfigError(
@@ -73,7 +76,7 @@ def choose_layers(layers: int, keep: int, ends: int) -> list[int]:
     return [*range(ends), *between, *range(layers - ends, layers)]
 
 
-def decoder_layers(model: Any) -> tuple[nn.Module, str, nn.ModuleList]:
+def decoder_layers(model: CausalModel) -> tuple[nn.Module, str, nn.ModuleList]:
     """Return the module that holds the decoder's layers, their name in it, and the layers; ConfigError if not found."""
     count = model.config.get_text_config().num_hidden_layers
     for parent in model.modules():
@@ -83,31 +86,32 @@ def decoder_layers(model: Any) -> tuple[nn.Module, str, nn.ModuleList]:
     raise ConfigError(f"The layers of a {type(model).__name__} are not found, so none can be left out.")
 
 
-def leave_out(model: Any, kept: Sequence[int]) -> None:
-    """Leave out all layers of a model but these, in place."""
+def keep_layers(model: CausalModel, numbers: Sequence[int]) -> None:
+    """Remove all decoder layers of a model but these, in place."""
     parent, name, layers = decoder_layers(model)
-    setattr(parent, name, nn.ModuleList(layers[place] for place in kept))
+    setattr(parent, name, nn.ModuleList(layers[place] for place in numbers))
     for place, layer in enumerate(getattr(parent, name)):
         for module in layer.modules():
-            if hasattr(module, "layer_idx"):  # where a cache keeps its keys and values
+            if hasattr(module, "layer_idx"):  # the layer's place in a key-value cache
                 module.layer_idx = place
     config = model.config.get_text_config()
     if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[place] for place in kept]
-    config.num_hidden_layers = len(kept)
+        config.layer_types = [config.layer_types[place] for place in numbers]
+    config.num_hidden_layers = len(numbers)
 
 
 @contextmanager
-def only_layers(model: Any, kept: Sequence[int] | None) -> Iterator[None]:
-    """Leave out all layers of a model but these, for a while; None: keep all."""
-    if kept is None:
+def only_layers(model: CausalModel, numbers: Sequence[int] | None) -> Iterator[None]:
+    """Compute with these decoder layers alone inside the context; None: with all."""
+    if numbers is None:
         yield
         return
     parent, name, layers = decoder_layers(model)
+    # `keep_layers` renumbers modules and changes the configuration: remember what is put back.
     places = {module: module.layer_idx for module in layers.modules() if hasattr(module, "layer_idx")}
     config = model.config.get_text_config()
     types = list(config.layer_types) if getattr(config, "layer_types", None) else None
-    leave_out(model, kept)
+    keep_layers(model, numbers)
     try:
         yield
     finally:
@@ -119,8 +123,8 @@ def only_layers(model: Any, kept: Sequence[int] | None) -> Iterator[None]:
             config.layer_types = types
 
 
-def train_ends(model: Any, emulator: Emulator) -> None:
-    """Let only the ends of a whole model be trained."""
+def train_ends(model: CausalModel, emulator: Emulator) -> None:
+    """Freeze a model but for the layers at its ends."""
     model.requires_grad_(False)
     layers = decoder_layers(model)[2]
     for place in emulator.trained:
@@ -128,14 +132,28 @@ def train_ends(model: Any, emulator: Emulator) -> None:
 
 
 def write(folder: Path, emulator: Emulator) -> None:
-    """Say beside an emulator what it has."""
-    (folder / FILE).write_text(json.dumps(asdict(emulator), indent=1) + "\n", encoding="utf-8")
+    """Write `emulator.json` into an emulator's folder."""
+    keys = {field: key for key, field in _FIELDS.items()}
+    content = {keys.get(field, field): value for field, value in asdict(emulator).items()}
+    (folder / FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def distil(model: Any, teacher: Any, emulator: Emulator, batches: Iterable[torch.Tensor], rate: float) -> list[float]:
-    """Train the layers between the ends so that the emulator says what the model says; return the divergences.
+def distil(
+    model: CausalModel, teacher: CausalModel, emulator: Emulator, batches: Iterable[torch.Tensor], rate: float
+) -> list[float]:
+    """Train the layers between the ends so that the emulator's predictions match the full model's.
 
-    Each step is AdamW on the mean over tokens of KL(teacher || emulator), batches are (lines, tokens) of ids.
+    Each step is one of AdamW on KL(teacher || emulator), the mean over tokens.
+
+    Args:
+        model: the emulator, in place.
+        teacher: the full model.
+        emulator: names the ends.
+        batches: token ids (lines, tokens) of each step.
+        rate: the learning rate.
+
+    Returns:
+        The divergence (nats per token) before each step; empty where no layer lies between the ends.
     """
     layers = decoder_layers(model)[2]
     ends = set(emulator.trained)
@@ -146,15 +164,15 @@ def distil(model: Any, teacher: Any, emulator: Emulator, batches: Iterable[torch
     for parameter in middle:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(middle, lr=rate, weight_decay=0.0)
-    seen = []
+    divergences = []
     for ids in batches:
         with torch.no_grad():
-            wanted = teacher(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+            target = teacher(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
         ours = model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
-        loss = (wanted.exp() * (wanted - ours)).sum(-1).mean()
+        loss = (target.exp() * (target - ours)).sum(-1).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(middle, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        seen.append(float(loss.detach()))
-    return seen
+        divergences.append(float(loss.detach()))
+    return divergences

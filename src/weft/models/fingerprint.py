@@ -1,4 +1,4 @@
-"""What a model is, in one hash: so that parties know that they begin from the same."""
+"""A hash of a model's frozen weights, by which parties check that they start from the same base."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from weft.models.resident import Resident
 
 
 def fingerprint(model: Resident) -> str:
-    """Return the SHA-256 of a freshly loaded model: names, shapes and values of the base, as they are computed with.
+    """Return the SHA-256 of a freshly loaded model's base: names, shapes, dtypes and values, in the compute dtype.
 
-    What is trained is left out: its beginning is sent.
+    Of trained parameters only names and shapes count, because the server sends their initial values.
     """
     digest = hashlib.sha256()
     for name, value in model.model.state_dict(keep_vars=True).items():

@@ -1,6 +1,8 @@
-"""A prompt in words: a text that stands at the beginning of every row, before a model that is frozen."""
+"""A prompt as text: an instruction at the beginning of every row, before a frozen model."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -8,11 +10,17 @@ from torch import nn
 from weft.core.texts import to_bytes, to_texts
 
 NAME = "instruction.bytes"
-"""The text among the model's parameters: its bytes, as numbers."""
+"""Name of the parameter that holds the text's bytes as numbers."""
+
+
+def instruction_text(model: nn.Module) -> str:
+    """Return the current text of a model with an instruction, or the words nearest to its search vector."""
+    instruction: Any = model.get_submodule("instruction")
+    return str(instruction.text())
 
 
 class Instruction(nn.Module):
-    """Holds the text where a model's parameters are, so that it is loaded, sent and kept as they are."""
+    """Holds the text as a parameter, so that it is loaded, sent and saved as all others."""
 
     def __init__(self, length: int, text: str = "") -> None:
         super().__init__()

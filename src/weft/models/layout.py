@@ -1,9 +1,9 @@
-"""How rows of tokens are laid out as one batch of a causal language model.
+"""Laying out rows of tokens as one batch of a causal language model.
 
-Rows are laid side by side in as few lines as they need (first fit, longest first), each line as long as the
-longest row, so that hardly a position is padding. Rows that share a line do not see each other: a mask keeps
-attention inside each row and positions begin anew. The batch is the same set of rows with the same loss as a
-padded one. Only the positions whose next token is learnt are listed, so that logits are computed there alone.
+Rows are packed into few lines (first fit, longest first), each as long as the longest row, so that little is padding.
+Rows that share a line do not attend to each other: a mask keeps attention inside each row, and positions restart at 0.
+The loss is that of a padded batch of the same rows. Only positions whose next token is a target are listed, so that
+logits are computed there alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 Row = tuple[np.ndarray, np.ndarray]
-"""Token ids (int32) and which of them are learnt (bool), both of shape (length,)."""
+"""Token ids (int32) and the mask of those that are targets of the loss (bool), both (length,)."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,15 @@ class Batch:
     """One forward pass. B lines of L positions, N targets."""
 
     input_ids: Tensor
-    """(B, L) int64; what is no row is zero."""
+    """(B, L) int64; padding is 0."""
     position_ids: Tensor | None
     """(B, L) int64, or None where every line holds one row."""
     mask: Tensor | None
     """(B, 1, L, L) bool, True where attention is allowed, or None where plain causal attention does."""
     index: Tensor
-    """(N,) int64, positions in the flattened (B * L) whose next token is learnt."""
+    """(N,) int64, positions in the flattened (B * L) whose next token is a target."""
     targets: Tensor
-    """(N,) int64, these next tokens."""
+    """(N,) int64, the ids of these next tokens."""
     rows: int
     tokens: int
 
@@ -54,7 +54,7 @@ class Batch:
 
 
 def place(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Return which rows go on which line of `width` positions: first fit, longest first."""
+    """Return the row numbers of each line of `width` positions: first fit, longest first."""
     lines: list[list[int]] = []
     room: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -88,9 +88,9 @@ def lay_out(rows: Sequence[Row], *, pack: bool) -> Batch:
             ids[number, at:end] = tokens
             positions[number, at:end] = np.arange(len(tokens))
             segments[number, at:end] = row
-            learnt = np.flatnonzero(learn[1:])
-            index.append(number * width + at + learnt)
-            targets.append(tokens[1:][learnt])
+            learnt_positions = np.flatnonzero(learn[1:])
+            index.append(number * width + at + learnt_positions)
+            targets.append(tokens[1:][learnt_positions])
             at = end
     return Batch(
         torch.from_numpy(ids),
@@ -104,8 +104,8 @@ def lay_out(rows: Sequence[Row], *, pack: bool) -> Batch:
 
 
 def _causal_within(segments: Tensor) -> Tensor:
-    """Return (B, 1, L, L): a position sees earlier ones of its own segment, and itself (padding too, so that no
-    line of the softmax is empty)."""
+    """Return (B, 1, L, L) bool: a position attends to earlier ones of its own segment and to itself. So does padding:
+    a softmax over no position would be NaN."""
     length = segments.shape[1]
     same = segments[:, :, None] == segments[:, None, :]
     causal = torch.ones(length, length, dtype=torch.bool).tril()
@@ -114,23 +114,23 @@ def _causal_within(segments: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt and the answers it may have, all as token ids."""
+    """A prompt and its possible answers, all as token ids (int32)."""
 
     prompt: np.ndarray
     choices: Sequence[np.ndarray]
 
     def rows(self) -> list[Row]:
-        """Return a row for every choice, behind the prompt, the choice alone learnt."""
-        made = [np.concatenate([self.prompt, choice]) for choice in self.choices]
-        return [(ids, np.arange(len(ids)) >= len(self.prompt)) for ids in made]
+        """Return a row for every choice: the prompt, then the choice, whose tokens alone are targets."""
+        rows = [np.concatenate([self.prompt, choice]) for choice in self.choices]
+        return [(ids, np.arange(len(ids)) >= len(self.prompt)) for ids in rows]
 
 
 def lay_out_choices(questions: Sequence[Question]) -> tuple[Batch, Tensor]:
-    """Lay each prompt out once, followed by all its choices, none of which sees another.
+    """Lay out each prompt once, followed by all its choices, which do not attend to each other.
 
     Returns:
-        The batch, whose targets are all tokens of all choices, and (N,) int64: which choice each target belongs
-        to, counted through all questions.
+        The batch, whose targets are all tokens of all choices, and (N,) int64: the number of each target's choice,
+        counted through all questions.
     """
     width = max(len(q.prompt) + sum(len(choice) for choice in q.choices) for q in questions)
     ids = np.zeros((len(questions), width), dtype=np.int64)
@@ -139,7 +139,7 @@ def lay_out_choices(questions: Sequence[Question]) -> tuple[Batch, Tensor]:
     index: list[int] = []
     targets: list[int] = []
     owner: list[int] = []
-    counted = 0
+    choice_number = 0
     for line, question in enumerate(questions):
         start = len(question.prompt)
         ids[line, :start] = question.prompt
@@ -154,11 +154,11 @@ def lay_out_choices(questions: Sequence[Question]) -> tuple[Batch, Tensor]:
             # A choice's first token is predicted by the prompt's last, its others by the choice's own.
             index += [line * width + start - 1, *(line * width + p for p in range(at, end - 1))]
             targets += choice.tolist()
-            owner += [counted] * len(choice)
-            counted += 1
+            owner += [choice_number] * len(choice)
+            choice_number += 1
             at = end
-    of = torch.from_numpy(segments)
-    mask = _causal_within(of) | ((of == 0)[:, None, None, :] & (of > 0)[:, None, :, None])
+    segment_ids = torch.from_numpy(segments)
+    mask = _causal_within(segment_ids) | ((segment_ids == 0)[:, None, None, :] & (segment_ids > 0)[:, None, :, None])
     batch = Batch(
         torch.from_numpy(ids),
         torch.from_numpy(positions),

@@ -1,6 +1,7 @@
-"""Loading a causal language model, from the hub or from a folder, with what of it is trained.
+"""Loading a causal language model from the hub or a folder, and choosing what of it is trained.
 
-Knows nothing of clients and rounds. transformers, peft and bitsandbytes are imported where they are used.
+Knows nothing of clients and rounds. transformers, peft and bitsandbytes are imported inside functions, because they are
+slow to import and not every command needs them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 
 from weft.config import RunConfig
+from weft.core.libraries import Tokenizer
+from weft.core.model_types import CausalModel, ModelConfig, as_adapted, base_model_of
 from weft.core.parts import LoraAggregation
 from weft.core.seeds import derive
 from weft.errors import ConfigError
@@ -19,25 +22,25 @@ from weft.models.compat import recompute_activations
 from weft.models.emulator import emulator_of, train_ends
 from weft.models.group import RankGroup
 from weft.models.instruction import Instruction
-from weft.models.noise import hush
-from weft.models.notes import Note, unsaid
-from weft.models.offload import away, revive, tidy
+from weft.models.noise import silence_libraries
+from weft.models.notes import Note, ignore_note
+from weft.models.offload import delete_on_exit, offload_arguments, reset_lora
 from weft.models.precision import choose_device, choose_dtype
 from weft.models.probes import check_computes
 from weft.models.prompts import Front, add_prompt
-from weft.models.quantised import check_stored, keep_unpacked, quantisation, stored_bits
+from weft.models.quantised import check_quantised, keep_unpacked, quantisation, quantised_bits
 from weft.models.resident import Resident
-from weft.models.source import in_words, model_source
+from weft.models.source import model_source, readable_errors
 from weft.models.starting import adapter_of, fill
 from weft.models.tokenizer import load_tokenizer
 
 
-def load_model_config(config: RunConfig) -> Any:
-    """Return the model's own configuration, without its weights.
+def load_model_config(config: RunConfig) -> ModelConfig:
+    """Return transformers' configuration of a run's model; no weights are read.
 
     Raises:
-        ConfigError: no such model, or none that predicts the next token, or one quantised in a way that is not read.
-        MissingExtra: bitsandbytes is needed and absent.
+        ConfigError: there is no such model, it predicts no next token, or its quantisation is not supported.
+        MissingExtra: bitsandbytes is needed and not installed.
     """
     from transformers import AutoConfig
 
@@ -48,63 +51,66 @@ def load_model_config(config: RunConfig) -> Any:
         ends = {f"{end}_token_id": getattr(tokenizer, f"{end}_token_id") for end in ("bos", "eos", "pad")}
         return llama_config(config, len(tokenizer), ends)
     source = model_source(config.model_name_or_path)
-    with in_words(source):
-        own = AutoConfig.from_pretrained(source, trust_remote_code=config.trust_remote_code, token=config.token or None)
-    _check_kind(config, own)
-    check_stored(config, own)
-    return own
+    with readable_errors(source):
+        model_config: ModelConfig = AutoConfig.from_pretrained(
+            source, trust_remote_code=config.trust_remote_code, token=config.token or None
+        )
+    _check_kind(config, model_config)
+    check_quantised(config, model_config)
+    return model_config
 
 
-def _check_kind(config: RunConfig, own: Any) -> None:
-    """Refuse what is no decoder."""
+def _check_kind(config: RunConfig, model_config: ModelConfig) -> None:
+    """Refuse a model that is no causal decoder."""
     from transformers import AutoModelForCausalLM
 
-    name, kind = config.model_name_or_path, own.model_type
-    if getattr(own, "is_encoder_decoder", False):
+    name, kind = config.model_name_or_path, model_config.model_type
+    if getattr(model_config, "is_encoder_decoder", False):
         raise ConfigError(
             f"'{name}' is an encoder with a decoder ({kind}), and Weft trains decoders that predict the next token: "
             "name one, such as a Llama, a Qwen or a GPT-2."
         )
-    remote = "AutoModelForCausalLM" in (getattr(own, "auto_map", None) or {})
-    if not remote and type(own) not in AutoModelForCausalLM._model_mapping:
+    remote = "AutoModelForCausalLM" in (getattr(model_config, "auto_map", None) or {})
+    if not remote and type(model_config) not in AutoModelForCausalLM._model_mapping:
         raise ConfigError(
             f"'{name}' is a {kind}, which is no model that predicts the next token: name one, such as a Llama, a Qwen "
             "or a GPT-2."
         )
 
 
-def base_model(config: RunConfig, *, full_precision: bool = False, note: Note = unsaid) -> Any:
-    """Load the model that a run starts from onto its device, in the precision that it trains in.
+def base_model(config: RunConfig, *, full_precision: bool = False, note: Note = ignore_note) -> CausalModel:
+    """Load the model that a run starts from onto its device, in the precision of the run.
 
     Args:
         config: names model, device and precision.
-        full_precision: float32 and not quantised, whatever the configuration and the checkpoint say.
-        note: told what is not as it seems of the checkpoint.
+        full_precision: load in float32 without quantisation, whatever the configuration and the checkpoint say.
+        note: called with a sentence about each peculiarity of the checkpoint.
 
     Raises:
-        ConfigError: no such model or device, or a checkpoint that is not of the model that it describes.
-        MissingExtra: bitsandbytes is needed and absent.
+        ConfigError: there is no such model or device, or weights and configuration do not match.
+        MissingExtra: bitsandbytes is needed and not installed.
     """
     from transformers import AutoModelForCausalLM
 
-    hush()
+    silence_libraries()
     device = choose_device(config.device)
     if config.from_scratch:
         torch.manual_seed(derive(config.seed, "weights"))
-        return AutoModelForCausalLM.from_config(load_model_config(config), dtype=torch.float32).to(device)
-    own = load_model_config(config)
-    stored = stored_bits(own) is not None
+        model: CausalModel = AutoModelForCausalLM.from_config(load_model_config(config), dtype=torch.float32)
+        return model.to(device)
+    model_config = load_model_config(config)
+    is_quantised = quantised_bits(model_config) is not None
     dtype = torch.float32 if full_precision else arithmetic(config, device)
-    extra: dict[str, Any] = {"device_map": {"": str(device)}} if stored else {}
-    quantised = (config.load_in_8bit or config.load_in_4bit) and not full_precision and not stored
-    if quantised:
+    extra: dict[str, Any] = {"device_map": {"": str(device)}} if is_quantised else {}
+    quantise = (config.load_in_8bit or config.load_in_4bit) and not full_precision and not is_quantised
+    if quantise:
         extra = {"quantization_config": quantisation(config, dtype), "device_map": {"": str(device)}}
     if config.model_offload != "none":
         with torch.device("meta"):
-            shell = AutoModelForCausalLM.from_config(own, trust_remote_code=config.trust_remote_code)
-        extra = away(config, shell, device)
-    # Full fine-tuning keeps its masters in float32, so the weights must not lose bits on the way in.
-    loaded = dtype if config.adapts else torch.float32
+            shell = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+        extra = offload_arguments(config, shell, device)
+    # Full fine-tuning trains float32 masters, so the weights must not be rounded while they are loaded.
+    load_dtype = dtype if config.adapts else torch.float32
     model = load_weights(
         model_source(config.model_name_or_path),
         seed=config.seed,
@@ -112,126 +118,131 @@ def base_model(config: RunConfig, *, full_precision: bool = False, note: Note = 
         note=note,
         token=config.token,
         trust_remote_code=config.trust_remote_code,
-        dtype=loaded,
+        dtype=load_dtype,
         **extra,
     )
     if "offload_folder" in extra:
-        tidy(model, extra["offload_folder"])
-    if quantised or stored:
+        delete_on_exit(model, extra["offload_folder"])
+    if quantise or is_quantised:
         keep_unpacked(model)
-    if stored and full_precision:
+    if is_quantised and full_precision:
         model = model.dequantize().to(torch.float32)
     return model if extra else model.to(device)
 
 
-def pickled(config: RunConfig) -> bool:
-    """Say whether a run's model, or the adapter that it begins from, is in files that can hold code (.bin)."""
+def has_pickle_files(config: RunConfig) -> bool:
+    """Return whether a run's model, or its starting adapter, is in pickle files (.bin), which can hold code."""
     if config.from_scratch:
         return False
     adapter = adapter_of(config)
     if adapter is not None and not (adapter / "adapter_model.safetensors").is_file():
         return True
-    return find_checkpoint(model_source(config.model_name_or_path), config.token).pickled
+    return find_checkpoint(model_source(config.model_name_or_path), config.token).is_pickle
 
 
 def arithmetic(config: RunConfig, device: torch.device) -> torch.dtype:
-    """Return the number format that the model of a configuration computes in."""
-    own = load_model_config(config)
-    text = own.get_text_config() if hasattr(own, "get_text_config") else own
+    """Return the number format that a run's model computes in."""
+    model_config = load_model_config(config)
+    text = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
     return choose_dtype(config.dtype, device, getattr(text, "hidden_size", 0))
 
 
 def load_resident(
     config: RunConfig,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     lora: LoraAggregation | None = None,
     group: RankGroup | None = None,
-    note: Note = unsaid,
+    note: Note = ignore_note,
 ) -> Resident:
-    """Load the model, make trainable what the configuration and the aggregation say, and return it ready to train.
+    """Load a run's model, add its adapter or prompt, and return it ready to train.
 
     Args:
-        config: names the model.
+        config: names the model and what of it is trained.
         tokenizer: of the model.
-        lora: how its adapter is shaped.
-        group: the processes that it is spread over.
-        note: told what is not as it seems of the checkpoint.
+        lora: decides on the factors of the adapter.
+        group: the processes that the model is spread over; None: it is in this one.
+        note: called with a sentence about each peculiarity of the checkpoint.
 
     Raises:
-        ConfigError: no such model or device, or one that cannot be spread so.
-        MissingExtra: bitsandbytes is needed and absent.
+        ConfigError: there is no such model or device, or the model cannot be spread in this way.
+        MissingExtra: bitsandbytes is needed and not installed.
     """
     if group is not None:
-        return _spread(config, tokenizer, lora, group, note)
+        return _load_spread(config, tokenizer, lora, group, note)
     device = choose_device(config.device)
     dtype = arithmetic(config, device)
-    trained = _trainable(base_model(config, note=note), config, dtype, lora, tokenizer, note)
+    model = _trainable(base_model(config, note=note), config, dtype, lora, tokenizer, note)
     vectors = config.prompt_method not in (None, "text")
     resident = Resident(
-        trained, tokenizer, device, dtype, Front(trained, config.prompt_method or "") if vectors else None
+        model, tokenizer, device, dtype, Front(as_adapted(model), config.prompt_method or "") if vectors else None
     )
-    resident.fixed = fixed_factors(trained)
-    exact = not (config.load_in_4bit or config.load_in_8bit or getattr(trained.config, "quantization_config", None))
+    resident.fixed = fixed_factors(model)
+    exact = not (config.load_in_4bit or config.load_in_8bit or getattr(model.config, "quantization_config", None))
     check_computes(resident, config.start_name, exact=exact)
     return resident
 
 
 def _trainable(
-    model: Any,
+    model: CausalModel,
     config: RunConfig,
     dtype: torch.dtype,
     lora: LoraAggregation | None,
-    tokenizer: Any = None,
-    note: Note = unsaid,
-) -> Any:
-    """Return the model with its adapter, if it has one, and with its activations recomputed, if they are."""
+    tokenizer: Tokenizer | None = None,
+    note: Note = ignore_note,
+) -> CausalModel:
+    """Return the model with its adapter or prompt, and with activation recomputation switched on, as the run says."""
     model.config.use_cache = False
+    # The same seed on every client and the server: adapters start from the same factors.
     torch.manual_seed(derive(config.seed, "adapter"))
     emulator = None if config.from_scratch else emulator_of(model_source(config.model_name_or_path))
     if emulator is not None and not config.use_peft and config.prompt_method is None:
         train_ends(model, emulator)
-    where = None if emulator is None else emulator.trained
-    trained = add_lora(model, config, dtype, lora, where, note) if config.use_peft else model
+    layers = None if emulator is None else emulator.trained
+    trainable = add_lora(model, config, dtype, lora, layers, note) if config.use_peft else model
     if config.prompt_method == "text":
         model.requires_grad_(False)
         model.instruction = Instruction(config.prompt_length, config.prompt_init_text or "")
     elif config.prompt_method is not None:
-        trained = add_prompt(model, config, dtype, tokenizer)
+        trainable = add_prompt(model, config, dtype, tokenizer)
     adapter = adapter_of(config)
     if adapter is not None:
-        fill(trained, adapter, note)
+        fill(as_adapted(trainable), adapter, note)
     if config.model_offload != "none":
-        revive(trained, choose_device(config.device), config.seed)
-    # Without recomputation, the layers that a backward pass needs would all stay on the device until then.
+        reset_lora(trainable, choose_device(config.device), config.seed)
+    # Without recomputation, all offloaded layers would stay on the device until the backward pass has used them.
     if config.gradient_checkpointing or config.model_offload != "none":
         recompute_activations(model)
         model.enable_input_require_grads()
-    return trained
+    return trainable
 
 
-def _spread(config: RunConfig, tokenizer: Any, lora: LoraAggregation | None, group: RankGroup, note: Note) -> Resident:
-    """Load the model at the leader, and spread it over the processes of a group."""
+def _load_spread(
+    config: RunConfig, tokenizer: Tokenizer, lora: LoraAggregation | None, group: RankGroup, note: Note
+) -> Resident:
+    """Load the model at the leader, and spread it over the processes of a rank group."""
     from transformers import AutoModelForCausalLM
 
     from weft.models.spread import SpreadModel, shard, split
-    from weft.models.stages import Staged
+    from weft.models.stages import PipelineModel
 
-    def empty(dtype: torch.dtype = torch.float32) -> Any:
+    def empty(dtype: torch.dtype = torch.float32) -> CausalModel:
         with torch.device("meta"):
-            own = load_model_config(config)
-            made = AutoModelForCausalLM.from_config(own, dtype=dtype, trust_remote_code=config.trust_remote_code)
-            return _trainable(made, config, dtype, lora)
+            model_config = load_model_config(config)
+            model = AutoModelForCausalLM.from_config(
+                model_config, dtype=dtype, trust_remote_code=config.trust_remote_code
+            )
+            return _trainable(model, config, dtype, lora)
 
-    hush()
+    silence_libraries()
     dtype = arithmetic(config, group.device)
-    # FSDP keeps shards in float32 and rounds on the way to a layer.
+    # FSDP keeps shards in float32 and rounds a layer's weights when it gathers them.
     whole, shell = None, empty(torch.float32 if config.parallel == "fsdp" else dtype)
-    if group.leads:
+    if group.is_leader:
         home = config.model_copy(update={"device": "cpu"})
         whole = _trainable(base_model(home, full_precision=True, note=note), config, torch.float32, lora)
-    base = shell.get_base_model() if config.use_peft else shell
+    base = base_model_of(shell) if config.use_peft else shell
     if config.parallel == "pipeline":
-        staged = Staged(whole, shell, empty(), tokenizer, group, dtype)
+        staged = PipelineModel(whole, shell, empty(), tokenizer, group, dtype)
         check_computes(staged, config.start_name)
         return staged
     if config.parallel == "fsdp":
@@ -243,6 +254,6 @@ def _spread(config: RunConfig, tokenizer: Any, lora: LoraAggregation | None, gro
         shard(base, group, dtype, offload=config.cpu_offload)
     else:
         split(base, group)
-    spread = SpreadModel(whole, shell, empty(), tokenizer, group, dtype, splits_batch=config.parallel == "fsdp")
-    check_computes(spread, config.start_name)
-    return spread
+    model = SpreadModel(whole, shell, empty(), tokenizer, group, dtype, splits_batch=config.parallel == "fsdp")
+    check_computes(model, config.start_name)
+    return model

@@ -1,6 +1,6 @@
-"""What libraries say of themselves, which no user could mend: kept quiet here, and nowhere else.
+"""Warnings of libraries that a user can do nothing about: hidden here, and nowhere else.
 
-Each warning is named by its words, so that one that is new is seen. Weft's own are WeftWarning and never hidden.
+Each is matched by its text, so that new warnings stay visible. Weft's own are WeftWarning and never hidden.
 """
 
 from __future__ import annotations
@@ -10,56 +10,59 @@ import logging
 import warnings
 from collections.abc import Iterator
 
-KNOWN: dict[str, tuple[str, type[Warning]]] = {
+WARNINGS: dict[str, tuple[str, type[Warning]]] = {
     "transformers asks models for a property that it renamed": (".*is_gradient_checkpointing.*", FutureWarning),
-    "peft is told by the layers that weights lie the other way round, and turns them": (
+    "peft corrects fan_in_fan_out itself where a layer stores its weight transposed": (
         "fan_in_fan_out is set to",
         UserWarning,
     ),
-    "peft says so of prompts whatever positions are given; those that count are the model's own": (
+    "peft warns of positions before every prompt; the base model's own are right": (
         "Position ids are not supported",
         UserWarning,
     ),
-    "a merge unties what is tied, and says how": (
+    "a merge unties tied embeddings, which Weft writes into the configuration": (
         "Model (has|with) `tie_word_embeddings",
         UserWarning,
     ),
-    "and that what it unties is tied no longer": ("Input and output embeddings are no longer tied", UserWarning),
-    "bitsandbytes computes in 16 bits, as its users know who ask for 8": (
+    "the same, after untying": ("Input and output embeddings are no longer tied", UserWarning),
+    "bitsandbytes multiplies in 16 bits, as is documented for 8-bit weights": (
         "MatMul8bitLt: inputs will be cast from",
         UserWarning,
     ),
 }
-"""Why a warning means nothing to a user -> how it begins, and its category."""
+"""Why a warning is hidden -> regular expression of its beginning, and its category."""
 
-OF_PEFT: dict[str, tuple[str, type[Warning]]] = {
-    "peft hands transformers its cache by the former name": (".*past_key_values.* is deprecated", FutureWarning),
-    "and by both": (".*[Bb]oth .past_key_values. and .cache. are set", FutureWarning),
+PEFT_WARNINGS: dict[str, tuple[str, type[Warning]]] = {
+    "peft passes transformers its cache by the old name": (".*past_key_values.* is deprecated", FutureWarning),
+    "peft passes the cache by the old and the new name": (
+        ".*[Bb]oth .past_key_values. and .cache. are set",
+        FutureWarning,
+    ),
 }
-"""What is known only where peft calls transformers: from Weft's own calls it would be a fault of Weft's."""
+"""Hidden only around calls of peft: from Weft's own calls of transformers they would show a defect of Weft."""
 
 
-def ignore_known() -> None:
-    """Add a filter for each warning that is known."""
-    for begins, category in KNOWN.values():
+def ignore_warnings() -> None:
+    """Add a filter for each warning above."""
+    for begins, category in WARNINGS.values():
         warnings.filterwarnings("ignore", message=begins, category=category)
 
 
-def hush() -> None:
-    """Silence libraries in this process: progress bars, words about casts, the warnings that are known."""
+def silence_libraries() -> None:
+    """Silence libraries for the whole process: progress bars, messages about casts, and the warnings above."""
     import transformers.utils.logging as talk
 
     talk.set_verbosity_error()
     talk.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    ignore_known()
+    ignore_warnings()
 
 
 @contextlib.contextmanager
-def hushed() -> Iterator[None]:
-    """Ignore the known warnings inside, around calls of peft, and put the filters back."""
+def quiet_libraries() -> Iterator[None]:
+    """Ignore the warnings above inside the context, around calls of peft; restore the filters afterwards."""
     with warnings.catch_warnings():
-        ignore_known()
-        for begins, category in OF_PEFT.values():
+        ignore_warnings()
+        for begins, category in PEFT_WARNINGS.values():
             warnings.filterwarnings("ignore", message=begins, category=category)
         yield

@@ -1,11 +1,12 @@
-"""How the loading of a model says, in a sentence, what is not as it seems."""
+"""Notes: sentences about peculiarities of a checkpoint, passed to a function of the caller while a model is loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
-Note = Callable[[str], None]
+Note: TypeAlias = Callable[[str], None]
 
 
-def unsaid(sentence: str) -> None:
-    """Say nothing."""
+def ignore_note(sentence: str) -> None:
+    """Do nothing; for callers that show no notes."""

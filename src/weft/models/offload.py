@@ -1,36 +1,37 @@
-"""A frozen base whose layers lie on the CPU or on disk, and are on the device only while they compute (accelerate)."""
+"""A frozen base whose layers lie on the CPU or on disk, and are on the device while they compute (accelerate)."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 import weakref
-from typing import Any
 
 import torch
 from torch import nn
 
+from weft.config import RunConfig
 from weft.core.seeds import derive
 from weft.errors import ConfigError
+from weft.models.side import lora_layers
 from weft.models.spread import layers_of
 
 
-def away(config: Any, shell: nn.Module, device: torch.device) -> dict[str, Any]:
-    """Return what `from_pretrained` needs to leave the layers of a model away from the device.
+def offload_arguments(config: RunConfig, shell: nn.Module, device: torch.device) -> dict[str, object]:
+    """Return the arguments of `from_pretrained` that offload the layers of a model.
 
     Args:
-        config: says where to (model_offload).
+        config: names the place of the layers (model_offload).
         shell: the model on the meta device.
-        device: where everything else is.
+        device: of embeddings, norms and the output layer.
 
     Raises:
-        ConfigError: to the CPU, on the CPU.
+        ConfigError: the layers would be offloaded to the CPU from the CPU.
     """
-    where = config.model_offload
-    if where == "cpu" and device.type == "cpu":
+    storage = config.model_offload
+    if storage == "cpu" and device.type == "cpu":
         raise ConfigError("The model is on the CPU already, so no layer can wait there: write --model_offload disk.")
     place, layers = layers_of(shell)
-    places: dict[str, Any] = {f"{place}.{number}": where for number in range(len(layers))}
+    places: dict[str, str] = {f"{place}.{number}": storage for number in range(len(layers))}
     for name, module in shell.named_modules():
         leaf = not any(True for _ in module.children())
         if leaf and name and not name.startswith(f"{place}."):
@@ -38,19 +39,18 @@ def away(config: Any, shell: nn.Module, device: torch.device) -> dict[str, Any]:
     return {"device_map": places, "offload_folder": tempfile.mkdtemp(prefix="weft-offload-")}
 
 
-def tidy(model: nn.Module, folder: str) -> None:
-    """Delete the folder of a model's layers when the model goes, or the process."""
+def delete_on_exit(model: nn.Module, folder: str) -> None:
+    """Delete the folder of offloaded layers when the model is collected, or the process ends."""
     weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
 
 
-def revive(model: nn.Module, device: torch.device, seed: int) -> None:
-    """Give adapters beside layers that are away memory of their own, and the values that they would have had."""
+def reset_lora(model: nn.Module, device: torch.device, seed: int) -> None:
+    """Allocate adapters beside offloaded layers on the device, and give them the values of a run without offloading."""
     torch.manual_seed(derive(seed, "adapter"))
-    modules: list[Any] = [module for module in model.modules() if hasattr(module, "reset_lora_parameters")]
-    for module in modules:
-        for factors in (module.lora_A, module.lora_B):
+    for layer in lora_layers(model).values():
+        for factors in (layer.lora_A, layer.lora_B):
             for name in factors:
-                # Twice drawn, as peft does: by the linear layer, and by LoRA.
+                # peft draws twice, for nn.Linear and for LoRA; both draws advance the generator.
                 factors[name].to_empty(device=device).reset_parameters()
-        for name in module.lora_A:
-            module.reset_lora_parameters(name, True)
+        for name in layer.lora_A:
+            layer.reset_lora_parameters(name, True)

@@ -12,7 +12,7 @@ from weft.errors import ConfigError
 NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 WIDE = 192
-"""From this hidden size on, bfloat16 is the faster on CPUs that have it (measured, docs/benchmarks.md)."""
+"""Smallest hidden size from which bfloat16 is faster than float32 on CPUs that support it (docs/benchmarks.md)."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -35,14 +35,14 @@ def choose_device(name: str) -> torch.device:
 
 
 WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
-"""What oneDNN, which multiplies torch's bfloat16 matrices, can be held to and has no such product in
+"""Limits that users can set for oneDNN, which multiplies torch's bfloat16 matrices, under which it has no such product
 (https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html)."""
 
 
 def cpu_has_bfloat16() -> bool:
-    """Say whether this CPU multiplies bfloat16 matrices natively.
+    """Return whether this CPU multiplies bfloat16 matrices natively.
 
-    Limits that are set by ATEN_CPU_CAPABILITY (torch answers by it) and ONEDNN_MAX_CPU_ISA count as the CPU's own.
+    The variables ATEN_CPU_CAPABILITY, which torch's answer includes, and ONEDNN_MAX_CPU_ISA limit the CPU.
     """
     capabilities = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "")()
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "") or os.environ.get("DNNL_MAX_CPU_ISA", "")

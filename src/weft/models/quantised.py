@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
 from weft.config import RunConfig
+from weft.core.model_types import ModelConfig
 from weft.errors import ConfigError, MissingExtra
+from weft.json_types import JsonObject
 
 
-def quantisation(config: RunConfig, dtype: torch.dtype) -> Any:
-    """Return how transformers is to quantise the base of a run; MissingExtra without bitsandbytes."""
+def quantisation(config: RunConfig, dtype: torch.dtype) -> object:
+    """Return transformers' configuration for quantising the base of a run; MissingExtra without bitsandbytes."""
     _need_bitsandbytes()
     from transformers import BitsAndBytesConfig
 
@@ -29,44 +33,45 @@ def _need_bitsandbytes() -> None:
         raise MissingExtra("bitsandbytes", "quant", "A base in 8 or 4 bits") from None
 
 
-def stored_bits(own: Any) -> int | None:
-    """Return in how many bits bitsandbytes saved a model, given its configuration; None: it is not quantised so."""
-    said = _said(own)
-    if said.get("quant_method", "bitsandbytes") != "bitsandbytes" or not said:
+def quantised_bits(model_config: ModelConfig) -> int | None:
+    """Return the bits in which bitsandbytes saved a model, by its configuration; None: it did not."""
+    settings = _settings_of(model_config)
+    if settings.get("quant_method", "bitsandbytes") != "bitsandbytes" or not settings:
         return None
-    return 8 if said.get("load_in_8bit") or said.get("_load_in_8bit") else 4
+    return 8 if settings.get("load_in_8bit") or settings.get("_load_in_8bit") else 4
 
 
-def keep_unpacked(model: Any) -> None:
+def keep_unpacked(model: nn.Module) -> None:
     """Keep bitsandbytes from repacking 4-bit layers for its CPU kernel.
 
-    It does so when a layer first computes without gradients, for good; the kernel has no gradient, so that layers
-    before it would learn nothing in silence afterwards, and it does not take all shapes.
+    bitsandbytes repacks a layer for good when it first computes without gradients. Its CPU kernel has no backward pass,
+    so the layers before it would silently learn nothing, and it does not support all shapes.
     """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    layers: Iterator[Any] = model.modules()  # bitsandbytes has no types
+    for layer in layers:
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
 
 
-def check_stored(config: RunConfig, own: Any) -> None:
-    """Refuse a base that is quantised in a way that is not read, or that cannot be trained as the run asks.
+def check_quantised(config: RunConfig, model_config: ModelConfig) -> None:
+    """Refuse a base that is quantised by an unsupported method, or that the run cannot train.
 
     Args:
         config: the run.
-        own: the model's own configuration.
+        model_config: transformers' configuration of the model.
 
     Raises:
-        ConfigError: the sentence says why.
-        MissingExtra: bitsandbytes is needed and absent.
+        ConfigError: the message names the reason and a remedy.
+        MissingExtra: bitsandbytes is needed and not installed.
     """
-    said, name = _said(own), config.model_name_or_path
-    if not said:
+    settings, name = _settings_of(model_config), config.model_name_or_path
+    if not settings:
         return
-    bits = stored_bits(own)
+    bits = quantised_bits(model_config)
     if bits is None:
         raise ConfigError(
-            f"'{name}' is quantised by {said.get('quant_method')}, which Weft does not load: name the model that it "
-            "was made of, with --load_in_4bit if it is to take as little memory."
+            f"'{name}' is quantised by {settings.get('quant_method')}, which Weft does not load: name the model that "
+            "it was made of, with --load_in_4bit if it is to take as little memory."
         )
     if not config.adapts:
         raise ConfigError(
@@ -78,15 +83,15 @@ def check_stored(config: RunConfig, own: Any) -> None:
             f"'{name}' is saved in {bits} bits, and a quantised base is neither spread over processes nor offloaded: "
             "write --parallel none --model_offload none, or name the model that it was made of."
         )
-    asked = 8 if config.load_in_8bit else 4 if config.load_in_4bit else bits
-    if asked != bits:
+    requested = 8 if config.load_in_8bit else 4 if config.load_in_4bit else bits
+    if requested != bits:
         raise ConfigError(
-            f"'{name}' is saved in {bits} bits and cannot be loaded in {asked}: leave out --load_in_{asked}bit."
+            f"'{name}' is saved in {bits} bits and cannot be loaded in {requested}: leave out --load_in_{requested}bit."
         )
     _need_bitsandbytes()
 
 
-def _said(own: Any) -> dict[str, Any]:
-    """Return what a model's configuration says of its quantisation."""
-    found = getattr(own, "quantization_config", None) or {}
-    return dict(found if isinstance(found, dict) else found.to_dict())
+def _settings_of(model_config: ModelConfig) -> JsonObject:
+    """Return the quantisation settings in a model's configuration; empty where it is not quantised."""
+    settings = getattr(model_config, "quantization_config", None) or {}
+    return dict(settings if isinstance(settings, dict) else settings.to_dict())

@@ -1,41 +1,44 @@
-"""The resident model: loaded once in a process, kept through all rounds and clients.
+"""The resident model: loaded once per process, and used for all rounds and clients.
 
-A round puts the travelling parameters into it in place and takes them out again. Where the model computes in
-bfloat16 or float16, the trained parameters have float32 masters beside them: the optimizer works on the masters,
-the model on rounded copies. Knows nothing of rounds.
+Trained parameters are copied in and out in place. Where the model computes in bfloat16 or float16, they have float32
+masters: the optimizer updates the masters, and the model computes with rounded copies. Knows nothing of rounds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weft.core import tensors
+from weft.core.libraries import Tokenizer
+from weft.core.model_types import Cache, CausalModel, base_model_of
 from weft.core.types import Streams, Tensors
 from weft.models.compat import cache_arguments, cache_of
 from weft.models.emulator import only_layers
-from weft.models.layout import Batch
+from weft.models.layout import Batch, Row
 from weft.models.probes import packing_is_exact
 from weft.models.prompts import Front
 from weft.models.side import Side
 
+RowT = TypeVar("RowT")
+
 
 class _Select:
-    """A pre-hook on the output layer that lets only the listed positions through.
+    """A pre-hook on the output layer that passes on the hidden states of the listed positions alone.
 
-    It works for every model whose output layer is a module of its own, whatever comes after it (scaling, soft
-    caps), where a slice argument exists for some models only.
+    It works for every model whose output layer is a module, whatever follows it (scaling, soft caps); an argument for
+    this (`logits_to_keep`) exists for some architectures only.
     """
 
     def __init__(self) -> None:
         self.index: Tensor | None = None
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if self.index is None:
             return None
         hidden = args[0]
@@ -43,93 +46,99 @@ class _Select:
 
 
 class Resident:
-    """A model on its device, its tokenizer, and the float32 values of what is trained."""
+    """A model on its device, its tokenizer, and the float32 masters of its trained parameters."""
 
     loss_scale = 1.0
-    """What a loss is multiplied by before its gradient is taken."""
+    """Factor of a loss before its backward pass."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype, front: Front | None = None
+        self,
+        model: CausalModel,
+        tokenizer: Tokenizer,
+        device: torch.device,
+        dtype: torch.dtype,
+        front: Front | None = None,
     ) -> None:
-        """Take over a model whose `requires_grad` flags say what is trained, and its prompt; it is moved nowhere."""
+        """Take over a model whose `requires_grad` flags mark the trained parameters, and its prompt."""
         self.model = model
         self.front = front
         self.writable = model
-        """What is saved: the same model, or one of its shape without weights."""
+        """The model to save: the same one, or one of its shape on the meta device."""
         self.tokenizer = tokenizer
         self.device = device
         self.dtype = dtype
         self.params: Tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.base = base_model_of(model)
         self._select = _Select()
-        self._base.get_output_embeddings().register_forward_pre_hook(self._select)
+        # The hook stays for good; it does nothing while no index is set.
+        self.base.get_output_embeddings().register_forward_pre_hook(self._select)
         self.masters: Tensors = {}
         for name, parameter in self.params.items():
             if dtype == torch.float32 and parameter.dtype == torch.float32:
-                self.masters[name] = parameter
+                self.masters[name] = parameter  # one tensor: there is nothing to round
             else:
                 self.masters[name] = parameter.detach().float().requires_grad_()
                 parameter.data = parameter.data.to(dtype)
         self.initial: Tensors = {}
-        """Trained parameters that do not travel, as they were loaded, on the CPU."""
+        """Initial values, on the CPU, of trained parameters that are never sent."""
         self.fixed: Tensors = {}
-        """Factors of the adapter that are never trained, on the CPU."""
-        self.started: Tensors = {}
-        """What is trained as it was when `remember` was called, on the CPU."""
+        """Frozen factors of the adapter, on the CPU."""
+        self.reference: Tensors = {}
+        """Trained parameters at the last call of `store_reference`, on the CPU."""
         self._side: Side | None = None
         self._rounded = [name for name in self.params if self.masters[name] is not self.params[name]]
         self.can_pack = packing_is_exact(self)
         self.can_cache: bool | None = None
-        """Whether answers drawn with a cache are the same as without; found out when it is first asked for."""
+        """Whether a cache leaves the logits unchanged; None until `generate` has tested it."""
 
     def load(self, values: Tensors) -> None:
-        """Put values (float32, by name, of any device) into the model, in place."""
+        """Copy values (float32, by name, on any device) into the model."""
         names = list(values)
         with torch.no_grad():
             torch._foreach_copy_([self.masters[n] for n in names], [values[n] for n in names])
         self.sync()
 
     def train_only(self, names: Collection[str] | None) -> None:
-        """Let the named parameters have gradients, and no others; None: all that are trained."""
+        """Switch gradients on for the named trained parameters alone; None: for all."""
         for name, parameter in self.params.items():
             parameter.requires_grad_(names is None or name in names)
 
-    def trained(self) -> Tensors:
-        """Return the float32 values, on the device, of what is trained at present."""
+    def trainable(self) -> Tensors:
+        """Return the float32 masters, on the device, of the parameters whose gradients are on."""
         return {name: master for name, master in self.masters.items() if self.params[name].requires_grad}
 
     def put_side(self, values: Tensors) -> None:
-        """Add frozen low-rank factors to the output of every adapted layer, in place of those before."""
+        """Set the frozen low-rank factors whose product is added to the output of every LoRA layer."""
         if self._side is None and values:
             self._side = Side(self.model)
         if self._side is not None:
             self._side.load(values)
 
-    def remember(self) -> None:
-        """Keep what is trained as it is now, for `as_started`."""
-        self.started = self.values()
+    def store_reference(self) -> None:
+        """Store the current values of the trained parameters, for `as_reference`."""
+        self.reference = self.values()
 
     @contextmanager
-    def as_started(self) -> Iterator[None]:
-        """Be, for a while, the model that was remembered: a reference without a second model."""
-        now, side = tensors.copy(self.masters, self.device), self._side.given if self._side is not None else {}
+    def as_reference(self) -> Iterator[None]:
+        """Compute as the stored reference inside the context: no second model is needed."""
+        current, side = tensors.copy(self.masters, self.device), self._side.values if self._side is not None else {}
         self.put_side({})
-        self.load(self.started)
+        self.load(self.reference)
         try:
             yield
         finally:
-            self.load(now)
+            self.load(current)
             self.put_side(side)
 
     @contextmanager
     def with_layers(self, layers: Sequence[int] | None) -> Iterator[None]:
-        """Have only these of the decoder's layers for a while; None: all."""
-        with only_layers(self._base, layers):
+        """Compute with these decoder layers alone inside the context; None: with all."""
+        with only_layers(self.base, layers):
             yield
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Compute without gradients and without dropout, for a while."""
+        """Compute without gradients and without dropout inside the context."""
         was_training = self.model.training
         self.model.eval()
         try:
@@ -139,59 +148,59 @@ class Resident:
             self.model.train(was_training)
 
     def values(self) -> Tensors:
-        """Return float32 copies of what is trained, on the CPU."""
+        """Return float32 copies of the trained parameters, on the CPU."""
         return tensors.copy(self.masters, "cpu")
 
-    def deal(self, moments: Streams) -> Streams:
-        """Return copies, on the device, of an optimizer's values for the parameters that are here."""
+    def scatter(self, moments: Streams) -> Streams:
+        """Return copies, on the device, of an optimizer's state for this process's parameters."""
         return {key: tensors.copy(values, self.device) for key, values in moments.items()}
 
     def gather(self, moments: Streams) -> Streams:
-        """Return copies of an optimizer's values on the CPU."""
+        """Return copies, on the CPU, of an optimizer's state."""
         return {key: tensors.copy(values, "cpu") for key, values in moments.items()}
 
     def next_token_gradient(self, batch: Batch, targets: float) -> Tensor | None:
-        """Add a gradient and return the summed loss, where the model does both itself; here it does neither."""
+        """Run forward and backward pass and return the summed loss (nats); None: the caller does this, as here."""
         return None
 
-    def asked_likelihoods(self, rows: Sequence[Any]) -> list[tuple[float, int]] | None:
-        """Return for every row the log-probability (nats) of what is learnt of it and the number of its tokens, where
-        the model can only be asked; here it cannot."""
+    def remote_likelihoods(self, rows: Sequence[Row]) -> list[tuple[float, int]] | None:
+        """Return, for every row, the log-probability (nats) of its targets and their number, where the model is behind
+        an endpoint; None: it is here."""
         return None
 
-    def asked_texts(self, prompt: str, count: int, tokens: int, seed: int) -> list[str] | None:
-        """Return what the model writes behind a text, where it can only be asked; here it cannot."""
+    def remote_texts(self, prompt: str, count: int, tokens: int, seed: int) -> list[str] | None:
+        """Return continuations of a text, where the model is behind an endpoint; None: it is here."""
         return None
 
-    def asked_tally(self) -> dict[str, float]:
-        """Return sums of how it was asked since the last call; here there are none."""
+    def remote_counts(self) -> dict[str, float]:
+        """Return the numbers of requests to an endpoint since the last call; empty without one."""
         return {}
 
-    def own_part(self, rows: Sequence[Any]) -> Sequence[Any]:
-        """Return the rows of a micro-batch that this process computes."""
+    def local_rows(self, rows: Sequence[RowT]) -> Sequence[RowT]:
+        """Return this process's rows of a micro-batch."""
         return rows
 
     def total(self, numbers: list[float]) -> list[float]:
-        """Return the sums of every process's numbers."""
+        """Return the element-wise sums over the processes of the model."""
         return numbers
 
     def clip(self, most: float) -> None:
-        """Clip the gradients to a norm."""
+        """Scale the gradients of all masters to a joint L2 norm of at most `most`."""
         torch.nn.utils.clip_grad_norm_(list(self.masters.values()), most)
 
     def finite(self) -> bool:
-        """Say whether no trained parameter is NaN or infinite."""
+        """Return whether all trained parameters are finite."""
         return tensors.all_finite(self.masters)
 
     @torch.no_grad()
     def sync(self) -> None:
-        """Round the masters into the model."""
+        """Copy the masters, rounded, into the model."""
         if self._rounded:
             torch._foreach_copy_([self.params[n] for n in self._rounded], [self.masters[n] for n in self._rounded])
 
     @torch.no_grad()
     def collect_grads(self) -> None:
-        """Add the gradients of the rounded parameters to their masters', and clear them."""
+        """Add the gradients of the rounded copies to those of their masters, and clear them."""
         for name in self._rounded:
             grad = self.params[name].grad
             if grad is None:
@@ -206,17 +215,17 @@ class Resident:
         cache = None
         if self.front is not None and self.front.length:
             cache = self.front.cache(len(batch.input_ids))
-            # All rows of a line see the prefix, and count on from it.
+            # Every row attends to the prefix, and its positions follow it.
             mask = None if mask is None else F.pad(mask, (self.front.length, 0), value=True)
             positions = None if positions is None else positions + self.front.length
         self._select.index = batch.index
         try:
-            out = self._base(
+            out = self.base(
                 input_ids=batch.input_ids,
                 attention_mask=mask,
                 position_ids=positions,
                 use_cache=False,
-                **cache_arguments(self._base, cache),
+                **cache_arguments(self.base, cache),
             )
         finally:
             self._select.index = None
@@ -224,19 +233,19 @@ class Resident:
         return logits[0]
 
     def continued(
-        self, input_ids: Tensor, mask: Tensor, position_ids: Tensor, cache: Any, index: Tensor
-    ) -> tuple[Tensor, Any]:
-        """Return the logits (N, V) at some positions of lines that go on, and the cache to go on from.
+        self, input_ids: Tensor, mask: Tensor, position_ids: Tensor, cache: Cache | None, index: Tensor
+    ) -> tuple[Tensor, Cache]:
+        """Continue lines whose earlier positions are in a cache.
 
         Args:
-            input_ids: (B, L) what is new.
-            mask: (B, all so far) which positions are tokens.
+            input_ids: (B, L) the new tokens.
+            mask: (B, cached + L) 1 for tokens, 0 for padding.
             position_ids: (B, L).
-            cache: of what came before, or None at the beginning.
-            index: (N,) positions in the flattened (B * L).
+            cache: of the earlier positions; None: there are none.
+            index: (N,) positions in the flattened (B * L) whose logits are returned.
 
         Returns:
-            The logits, and the cache with what is new.
+            The logits (N, V), and the cache with the new positions.
         """
         if self.front is not None and self.front.length:
             cache = self.front.cache(len(input_ids)) if cache is None else cache
@@ -244,13 +253,13 @@ class Resident:
             position_ids = position_ids + self.front.length
         self._select.index = index
         try:
-            out = self._base(
+            out = self.base(
                 input_ids=input_ids,
                 attention_mask=mask,
                 position_ids=position_ids,
                 use_cache=True,
-                **cache_arguments(self._base, cache),
+                **cache_arguments(self.base, cache),
             )
         finally:
             self._select.index = None
-        return out.logits[0], cache_of(self._base, out)
+        return out.logits[0], cache_of(self.base, out)

@@ -1,66 +1,67 @@
-"""What is put beside the layers of a peft model: frozen side factors, a middle matrix, a gated personal adapter.
+"""Additions to the LoRA of a peft model: frozen side factors, a middle matrix, a gated personal adapter.
 
-Hooks do it, so that it works on every kind of base layer: Linear, Conv1D, quantised.
+All are hooks, so that they work on every kind of base layer: Linear, Conv1D, quantised.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from weft.core.lowrank import SIDE_A, SIDE_B
+from weft.core.model_types import AdaptedModel, AdapterConfig, LoraLayer
 from weft.core.types import Tensors
 
 
-def adapted_layers(model: nn.Module) -> dict[str, Any]:
+def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
     """Return the modules of a peft model that have a LoRA, by name."""
     return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A") and module.lora_A}
 
 
 class Side:
-    """Frozen factors beside every adapted layer: y + S_B (S_A x). They are the server's, and change between rounds."""
+    """Frozen factors beside every LoRA layer: y + S_B (S_A x). The server changes them between rounds."""
 
     def __init__(self, model: nn.Module) -> None:
         self._factors: dict[str, tuple[Tensor, Tensor]] = {}
-        self.given: Tensors = {}
-        self._where = next(model.parameters()).device
-        for name, layer in adapted_layers(model).items():
+        self.values: Tensors = {}
+        self._device = next(model.parameters()).device
+        for name, layer in lora_layers(model).items():
             layer.get_base_layer().register_forward_hook(self._hook(name))
 
     def load(self, values: Tensors) -> None:
-        """Take over factors by the names `MODULE.side_A` (R, k) and `MODULE.side_B` (d, R)."""
-        if values is self.given:
+        """Set the factors, by the names `MODULE.side_A` (R, k) and `MODULE.side_B` (d, R)."""
+        if values is self.values:  # the same round: nothing to copy
             return
-        self.given = values
+        self.values = values
         self._factors = {
             name.removesuffix(SIDE_A): (
-                value.to(self._where),
-                values[name.removesuffix(SIDE_A) + SIDE_B].to(self._where),
+                value.to(self._device),
+                values[name.removesuffix(SIDE_A) + SIDE_B].to(self._device),
             )
             for name, value in values.items()
             if name.endswith(SIDE_A)
         }
 
-    def _hook(self, name: str) -> Any:
-        def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            found = self._factors.get(name)
-            if found is None:
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            factors = self._factors.get(name)
+            if factors is None:
                 return output
-            a, b = (factor.to(args[0].dtype) for factor in found)
+            a, b = (factor.to(args[0].dtype) for factor in factors)
             return output + nn.functional.linear(nn.functional.linear(args[0], a), b).to(output.dtype)
 
         return add
 
 
-def add_middle(model: Any) -> None:
-    """Put a trainable R (r, r), zero at first, between the frozen factors of every LoRA: dW = s B R A.
+def add_middle(model: AdaptedModel) -> None:
+    """Put a trainable R (r, r), initially zero, between the frozen factors of every LoRA: dW = s B R A.
 
     A and B become the leading singular vectors of the layer's own weight, B times its singular values (LoRA-XS, Balazy
     et al. 2024, arXiv 2405.17604, section 3).
     """
-    for layer in adapted_layers(model).values():
+    for layer in lora_layers(model).values():
         down, up = layer.lora_A["default"], layer.lora_B["default"]
         rank = down.weight.shape[0]
         if not down.weight.is_meta:
@@ -76,19 +77,19 @@ def add_middle(model: Any) -> None:
         down.register_forward_hook(lambda module, args, output, middle=middle: middle(output))
 
 
-def add_twin(model: Any, wanted: Any, adapter: str) -> None:
-    """Add a second LoRA with a trainable gate, 1 at first, beside the first on every layer."""
-    model.add_adapter(adapter, wanted)
+def add_twin(model: AdaptedModel, config: AdapterConfig, adapter: str) -> None:
+    """Add a second LoRA to every LoRA layer, with a trainable scalar gate that is initially 1."""
+    model.add_adapter(adapter, config)
     model.base_model.set_adapter(["default", adapter])
-    for layer in adapted_layers(model).values():
+    for layer in lora_layers(model).values():
         up = layer.lora_B[adapter]
         gate = nn.Parameter(torch.ones((), device=up.weight.device, dtype=up.weight.dtype))
         layer.lora_gate = nn.ParameterDict({adapter: gate})
         up.register_forward_hook(lambda module, args, output, gate=gate: output * gate)
 
 
-def _weight(layer: Any) -> Tensor:
-    """Return the weight (d, k) of an adapted layer in float32, whatever its kind."""
+def _weight(layer: LoraLayer) -> Tensor:
+    """Return the weight (d, k) of a LoRA layer's base in float32, dequantised and transposed where necessary."""
     base = layer.get_base_layer()
     weight: Tensor = base.weight
     if hasattr(weight, "quant_state") or hasattr(weight, "CB"):
@@ -100,8 +101,9 @@ def _weight(layer: Any) -> Tensor:
 
 
 def _leading(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the leading singular triples, filled up with zeros where the weight is smaller than the rank."""
+    """Return the leading U (d, rank), S (rank,) and V (k, rank) of a weight (d, k), padded with zeros."""
     have = min(rank, *weight.shape)
+    # Above 512 a randomised SVD is much cheaper; it oversamples by 8 directions.
     if min(weight.shape) <= 512:
         u, s, vt = torch.linalg.svd(weight, full_matrices=False)
         u, s, v = u[:, :have], s[:have], vt[:have].T

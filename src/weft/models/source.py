@@ -1,4 +1,4 @@
-"""Where a model lies, and what loading it may say."""
+"""Locating a model, and turning errors of its loaders into sentences."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from weft.models.starting import read_adapter, starting_adapter
 
 
 @contextlib.contextmanager
-def in_words(name: str) -> Iterator[None]:
-    """Turn what a loader raises into one sentence."""
+def readable_errors(name: str) -> Iterator[None]:
+    """Turn an exception of a loader inside the context into a ConfigError of one sentence."""
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         if "custom code" in str(error) or "trust_remote_code" in str(error):
             raise ConfigError(
-                f"'{name}' comes with code of its own, which is not run unasked: read it, and add --trust_remote_code."
+                f"'{name}' comes with its own Python code, which is not run by default: read it, and add "
+                "--trust_remote_code."
             ) from None
         kind = "folder" if Path(name).is_dir() else "model"
         raise ConfigError(
@@ -29,10 +30,10 @@ def in_words(name: str) -> Iterator[None]:
 
 
 def model_source(name: str) -> str:
-    """Return where a model lies: a finished run's `model/`, the base of an adapter, else the name as it is.
+    """Return a model's folder or hub name: a finished run's `model/`, the base of an adapter, else the name itself.
 
     Raises:
-        ConfigError: a path that is not there.
+        ConfigError: the path does not exist.
     """
     path = Path(name).expanduser()
     if not path.exists():

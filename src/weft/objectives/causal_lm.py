@@ -1,4 +1,4 @@
-"""Next-token prediction on learnt positions; plain text, all of it learnt, is pre-training's form of it."""
+"""Next-token prediction: on all tokens of plain text for pre-training, on chosen targets otherwise."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class CausalLM(Objective):
     by_token: ClassVar[bool] = True
 
     def collate(self, rows: Sequence[Row]) -> Batch:
-        """Lay the rows out, sharing lines where the model allows it."""
+        """Lay out the rows; with `pack`, several share a line."""
         return lay_out(rows, pack=self.pack)
 
     def loss(self, model: Resident, batch: Batch) -> Loss:

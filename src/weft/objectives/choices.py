@@ -1,4 +1,4 @@
-"""The log-probabilities of answers, given their prompts."""
+"""Log-probabilities of answers given their prompts."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from weft.models.layout import Question, lay_out_choices
 from weft.models.resident import Resident
 
 
-class Scored(NamedTuple):
-    """The N tokens of all choices of all questions, in their order."""
+class TokenScores(NamedTuple):
+    """The N tokens of all choices of all questions, in order, and the logits that predict them."""
 
     logits: Tensor
-    """(N, V) float32, which predict them."""
+    """(N, V) float32."""
     tokens: Tensor
     """(N,) int64."""
     owner: Tensor
-    """(N,) int64: which choice each is of, counted through all questions."""
+    """(N,) int64: number of each token's choice, counted through all questions."""
 
-    def at(self, temperature: float) -> Scored:
-        """Return the same of a model whose answers are drawn at a temperature, which divides its logits."""
+    def at(self, temperature: float) -> TokenScores:
+        """Return the scores of a model that samples at a temperature, which divides its logits."""
         return self if temperature == 1.0 else self._replace(logits=self.logits / temperature)
 
     @property
     def logps(self) -> Tensor:
         """(N,): the log-probability (nats) of each token."""
-        # The token's own logit less the log of the sum: the whole softmax need not be written down.
+        # The token's logit minus logsumexp: (N,) results without an (N, V) softmax.
         return self.logits.gather(1, self.tokens[:, None])[:, 0] - torch.logsumexp(self.logits, dim=-1)
 
 
-def score_choices(model: Resident, questions: Sequence[Question]) -> Scored:
+def score_choices(model: Resident, questions: Sequence[Question]) -> TokenScores:
     """Compute the logits of every choice's tokens.
 
     Where the model packs exactly, a question's choices share one pass over its prompt.
@@ -45,47 +45,31 @@ def score_choices(model: Resident, questions: Sequence[Question]) -> Scored:
         batch, owner = lay_out_choices([Question(q.prompt, [choice]) for q in questions for choice in q.choices])
         batch = type(batch)(batch.input_ids, None, None, batch.index, batch.targets, batch.rows, batch.tokens)
     batch, owner = batch.to(model.device), owner.to(model.device)
-    return Scored(model.logits(batch).float(), batch.targets, owner)
+    return TokenScores(model.logits(batch).float(), batch.targets, owner)
 
 
 def choice_logps(model: Resident, questions: Sequence[Question]) -> Tensor:
     """Return (choices of all questions,): the sum of the log-probabilities (nats) of each choice's tokens."""
-    scored = score_choices(model, questions)
+    scores = score_choices(model, questions)
     count = sum(len(question.choices) for question in questions)
-    return torch.zeros(count, device=model.device).index_add(0, scored.owner, scored.logps)
-
-
-def divergence(model: Resident, questions: Sequence[Question]) -> tuple[float, int]:
-    """Return the sum over all tokens of all choices of KL(model || the model as it was remembered), and their number.
-
-    Each is over the whole vocabulary (nats), given the prompt and the choice so far.
-    """
-    total, tokens = 0.0, 0
-    with model.evaluating():
-        for some in within(questions, most_tokens(model)):
-            with model.as_started():
-                reference = torch.log_softmax(score_choices(model, some).logits, dim=-1)
-            ours = torch.log_softmax(score_choices(model, some).logits, dim=-1)
-            total += float((ours.exp() * (ours - reference)).sum())
-            tokens += len(ours)
-    return total, tokens
+    return torch.zeros(count, device=model.device).index_add(0, scores.owner, scores.logps)
 
 
 def most_tokens(model: Resident, logits: int = 1 << 26) -> int:
-    """Return how many tokens may be scored at a time, so that no more than so many logits are held."""
+    """Return how many tokens may be scored at a time so that they have at most `logits` logits."""
     return max(1, logits // int(model.model.get_output_embeddings().weight.shape[0]))
 
 
-def within(questions: Sequence[Question], most: int) -> Iterator[list[Question]]:
-    """Yield the questions in groups of at most `most` tokens of choices, or of one question."""
-    held: list[Question] = []
+def batches_within(questions: Sequence[Question], most: int) -> Iterator[list[Question]]:
+    """Yield the questions in groups whose choices have at most `most` tokens; a longer question comes alone."""
+    batch: list[Question] = []
     count = 0
     for question in questions:
         size = sum(len(choice) for choice in question.choices)
-        if held and count + size > most:
-            yield held
-            held, count = [], 0
-        held.append(question)
+        if batch and count + size > most:
+            yield batch
+            batch, count = [], 0
+        batch.append(question)
         count += size
-    if held:
-        yield held
+    if batch:
+        yield batch

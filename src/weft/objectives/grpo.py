@@ -1,8 +1,8 @@
 """Group-relative policy optimisation with verifiable rewards (Shao et al. 2024, arXiv 2402.03300, section 4.1).
 
-For every prompt G answers o_i are drawn from the model and scored; A_i = (r_i - mean r) / (std r + 1e-4) over the
+For every prompt, G answers o_i are sampled from the model and scored; A_i = (r_i - mean r) / (std r + 1e-4) over the
 group (std with G - 1). With q_t = pi(o_t) / pi_old(o_t) and the reference the model that the run began from, all three
-at the temperature that answers are drawn at (as trl's; what top_p cuts off is not counted out):
+at the sampling temperature (as in trl; not renormalised for top_p):
 
     per token  -min(q A, clip(q, 1 - e, 1 + e) A) + beta (ref / pi - log(ref / pi) - 1)
     grpo       its mean over an answer's tokens, then over answers
@@ -23,48 +23,57 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weft.core.declarations import Metric
+from weft.core.libraries import Tokenizer
 from weft.core.metrics import plus
 from weft.core.objective import Loss, Objective
 from weft.core.types import Metrics
 from weft.data.prompts import Prompt
-from weft.models.generate import Answer, Sampling, decoded, generate
+from weft.models.generate import Answer, Sampling, answer_text, generate
 from weft.models.layout import Question
 from weft.models.resident import Resident
-from weft.objectives.choices import most_tokens, score_choices, within
+from weft.objectives.choices import batches_within, most_tokens, score_choices
+from weft.rewards.answers import ANSWER_TOKENS, CUT, REWARD, count_answers
 from weft.rewards.score import Claim, Judge, Scores, score_all
 
+GROUPS_ALIKE = Metric(
+    "groups_alike", "groups of equal rewards", "groups", ("alike",), sums_are_counts=True, share=True, shown="report"
+)
+"""The share of prompts of which nothing is learnt: all their answers are worth the same."""
 LINE = 4096
-"""Positions up to which a prompt's answers share a line of the training batch."""
+"""Longest line, in tokens, that a prompt's answers share in a training batch."""
 
 
 class AnswerGroup(NamedTuple):
-    """The answers to one prompt."""
+    """The G answers to one prompt."""
 
     prompt: np.ndarray
     answers: list[np.ndarray]
-    """G of them, ids (T_i,) each."""
+    """Token ids (T_i,) of each."""
     advantages: np.ndarray
     """(G,) float32."""
     old: np.ndarray
-    """(sum T_i,) float32: log-probabilities when they were drawn; empty where they are used once."""
+    """(sum T_i,) float32: log-probabilities (nats) at sampling time; empty where the answers serve one step only."""
     reference: np.ndarray
-    """(sum T_i,) float32: those of the starting model; empty where there is no KL term."""
+    """(sum T_i,) float32: log-probabilities of the starting model; empty without a KL term."""
     counts: Metrics
 
 
 @dataclass(frozen=True)
 class GroupBatch:
-    """Some groups."""
+    """A batch of groups: A answers of N tokens in total."""
 
     questions: list[Question]
     advantages: Tensor
-    """(answers,)."""
+    """(A,) float32."""
     lengths: Tensor
-    """(answers,) tokens of each."""
+    """(A,) int64, tokens of each answer."""
     old: Tensor
+    """(N,) float32, as in `AnswerGroup`, or empty."""
     reference: Tensor
+    """(N,) float32, as in `AnswerGroup`, or empty."""
     targets: Tensor
-    """What the loss is a mean over: answers, or tokens."""
+    """(A,) or (N,): the loss is a mean over answers, or over tokens."""
     rows: int
     tokens: int
     counts: Metrics
@@ -80,6 +89,8 @@ class GRPO(Objective):
     """The losses above."""
 
     rows: ClassVar[str] = "prompts"
+    evaluator: ClassVar[str] = "rewards"
+    metrics: ClassVar[tuple[Metric, ...]] = (REWARD, ANSWER_TOKENS, CUT, GROUPS_ALIKE)
     loss_name: str = field(default="grpo", metadata={"key": "grpo_loss"})
     beta: float = field(default=0.04, metadata={"key": "grpo_kl"})
     clip: float = field(default=0.2, metadata={"key": "grpo_clip"})
@@ -97,17 +108,17 @@ class GRPO(Objective):
 
     @property
     def needs_start(self) -> bool:  # type: ignore[override]
-        """Where there is a KL term; evaluation tells the divergence in any case."""
+        """Always: evaluation reports the divergence from the starting model even without a KL term."""
         return True
 
     @property
     def reuse(self) -> int:  # type: ignore[override]
-        """Steps on the same answers."""
+        """Optimizer steps on the same answers."""
         return self.iterations
 
     @cached_property
     def judges(self) -> list[Judge]:
-        """The rewards, each with its process."""
+        """The reward functions, each with the process that it runs in."""
         settings = {"pattern": self.pattern, "format": self.form, "length": self.length}
         return [Judge(name, self.seconds, settings) for name in self.rewards]
 
@@ -116,29 +127,31 @@ class GRPO(Objective):
         for judge in self.judges:
             judge.start()
 
-    def score(self, tokenizer: object, prompts: Sequence[Prompt], answers: Sequence[Sequence[Answer]]) -> Scores:
-        """Return the rewards of all answers to all prompts, in their order."""
+    def score(self, tokenizer: Tokenizer, prompts: Sequence[Prompt], answers: Sequence[Sequence[Answer]]) -> Scores:
+        """Return the rewards of all answers to all prompts, in order."""
         claims = [
-            Claim(prompt.question, decoded(tokenizer, answer), prompt.answer)
+            Claim(prompt.question, answer_text(tokenizer, answer), prompt.answer)
             for prompt, group in zip(prompts, answers, strict=True)
             for answer in group
         ]
         return score_all(self.judges, self.weights or [1.0] * len(self.rewards), claims)
 
     def act(self, model: Resident, rows: Sequence[Prompt], seed: int) -> list[AnswerGroup]:
-        """Draw answers to the prompts from the model as it is now, and score them."""
-        how = Sampling(self.max_new_tokens, self.temperature, self.top_p)
-        drawn = generate(model, [row.ids for row in rows], how, copies=self.generations, seed=seed)
-        totals, faults = self.score(model.tokenizer, rows, drawn)
-        questions = [Question(row.ids, [one.ids for one in group]) for row, group in zip(rows, drawn, strict=True)]
+        """Sample answers to the prompts from the current model, and score them."""
+        sampling = Sampling(self.max_new_tokens, self.temperature, self.top_p)
+        answers = generate(model, [row.ids for row in rows], sampling, copies=self.generations, seed=seed)
+        totals, faults = self.score(model.tokenizer, rows, answers)
+        questions = [
+            Question(row.ids, [answer.ids for answer in group]) for row, group in zip(rows, answers, strict=True)
+        ]
         old = self._logps(model, questions) if self.iterations > 1 else []
         reference: list[np.ndarray] = []
         if self.beta:
-            with model.as_started():
+            with model.as_reference():
                 reference = self._logps(model, questions)
         nothing = np.zeros(0, dtype=np.float32)
         groups = []
-        for place, (question, group) in enumerate(zip(questions, drawn, strict=True)):
+        for place, (question, group) in enumerate(zip(questions, answers, strict=True)):
             rewards = np.array(totals[place * self.generations : (place + 1) * self.generations])
             groups.append(
                 AnswerGroup(
@@ -147,36 +160,38 @@ class GRPO(Objective):
                     self.advantages(rewards),
                     old[place] if old else nothing,
                     reference[place] if reference else nothing,
-                    counted(rewards, group) | {"alike": float(np.ptp(rewards) == 0)},
+                    count_answers(rewards, group) | {"groups": 1.0, "alike": float(np.ptp(rewards) == 0)},
                 )
             )
         groups[0].counts.update({f"reward_{fault}": float(count) for fault, count in faults.items()})
         return groups
 
     def assess(self, model: Resident, rows: Sequence[Prompt], batch_size: int, seed: int) -> float:
-        """Return less the mean reward of an answer to each prompt."""
-        how = Sampling(self.max_new_tokens, self.temperature, self.top_p)
+        """Return minus the mean reward of one answer to each prompt."""
+        sampling = Sampling(self.max_new_tokens, self.temperature, self.top_p)
         total = 0.0
         for at in range(0, len(rows), batch_size):
-            some = rows[at : at + batch_size]
-            drawn = generate(model, [row.ids for row in some], how, seed=seed)
-            total += sum(self.score(model.tokenizer, some, drawn).totals)
+            batch = rows[at : at + batch_size]
+            answers = generate(model, [row.ids for row in batch], sampling, seed=seed)
+            total += sum(self.score(model.tokenizer, batch, answers).totals)
         return -total / len(rows)
 
     def advantages(self, rewards: np.ndarray) -> np.ndarray:
-        """Return (G,): what each answer's reward is above its group's."""
+        """Return the advantages (G,): rewards (G,) less their mean, over their std except for dr_grpo."""
         above: np.ndarray = rewards - rewards.mean()
         if self.loss_name != "dr_grpo":
             above = above / (rewards.std(ddof=1) + 1e-4)
         return above.astype(np.float32)
 
     def _logps(self, model: Resident, questions: Sequence[Question]) -> list[np.ndarray]:
-        """Return for every question the log-probabilities of its choices' tokens, one after the other."""
+        """Return, for every question, the log-probabilities (nats) of its choices' tokens, concatenated."""
         lines = [line for question in questions for line in _lines(question)]
         with model.evaluating():
-            found = [self._scored(model, some).cpu().numpy() for some in within(lines, most_tokens(model))]
+            parts = [
+                self._token_logps(model, batch).cpu().numpy() for batch in batches_within(lines, most_tokens(model))
+            ]
         sizes = [sum(len(choice) for choice in question.choices) for question in questions]
-        return [np.asarray(part) for part in np.split(np.concatenate(found), np.cumsum(sizes)[:-1])]
+        return [np.asarray(part) for part in np.split(np.concatenate(parts), np.cumsum(sizes)[:-1])]
 
     def collate(self, groups: Sequence[AnswerGroup]) -> GroupBatch:  # type: ignore[override]
         """Return the batch."""
@@ -198,25 +213,27 @@ class GRPO(Objective):
         )
 
     def counts(self, batch: GroupBatch) -> Metrics:
-        """Return what is known of the answers: rewards, lengths, faults."""
+        """Return sums over the answers: rewards, lengths, faults of reward functions."""
         return batch.counts
 
     def loss(self, model: Resident, batch: GroupBatch) -> Loss:
         """Return the summed loss of a batch."""
-        return Loss(self.of_tokens(self._scored(model, batch.questions), batch), len(batch.targets))
+        return Loss(self.of_tokens(self._token_logps(model, batch.questions), batch), len(batch.targets))
 
-    def _scored(self, model: Resident, questions: Sequence[Question]) -> Tensor:
-        """Return (N,): the log-probability of every token of all choices, as it was drawn."""
+    def _token_logps(self, model: Resident, questions: Sequence[Question]) -> Tensor:
+        """Return (N,): the log-probability (nats) of every token of all choices at the sampling temperature."""
         return score_choices(model, questions).at(self.temperature).logps
 
     def of_tokens(self, logps: Tensor, batch: GroupBatch) -> Tensor:
-        """Return the summed loss, given the (N,) log-probabilities of all tokens of all answers."""
+        """Return the summed loss, a scalar, for the log-probabilities (N,) of all tokens of all answers."""
         owner = torch.repeat_interleave(batch.lengths)
         advantage = batch.advantages[owner]
+        # Without stored log-probabilities the answers are the current model's: the ratio is 1, with logps' gradient.
         ratio = (logps - (batch.old if len(batch.old) else logps.detach())).exp()
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
         losses = -torch.minimum(ratio * advantage, clipped * advantage)
         if self.beta:
+            # exp(x) - x - 1 >= 0 estimates the KL term without bias and with little variance (Schulman 2020).
             behind = batch.reference - logps
             losses = losses + self.beta * (behind.exp() - behind - 1)
         if self.loss_name == "grpo":
@@ -224,22 +241,11 @@ class GRPO(Objective):
         return losses.sum() / (self.max_new_tokens if self.loss_name == "dr_grpo" else 1)
 
 
-def counted(rewards: np.ndarray, answers: Sequence[Answer]) -> Metrics:
-    """Return sums over answers: of rewards, tokens, and those that were cut."""
-    return {
-        "answers": float(len(answers)),
-        "reward_sum": float(rewards.sum()),
-        "answer_tokens_sum": float(sum(len(answer.ids) for answer in answers)),
-        "cut_sum": float(sum(not answer.ended for answer in answers)),
-        "groups": 1.0,
-    }
-
-
 def _lines(question: Question) -> list[Question]:
-    """Return the question in as many as it takes for each to fit a line."""
+    """Split a question's choices into questions that fit on a line each."""
     room = max(1, (LINE - len(question.prompt)) // max(len(choice) for choice in question.choices))
     choices = iter(question.choices)
-    made = []
-    while some := list(islice(choices, room)):
-        made.append(Question(question.prompt, some))
-    return made
+    lines = []
+    while part := list(islice(choices, room)):
+        lines.append(Question(question.prompt, part))
+    return lines

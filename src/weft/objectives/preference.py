@@ -1,4 +1,4 @@
-"""Preference losses: DPO and its family. All are means over pairs, of log-probabilities summed over an answer.
+"""Preference losses: DPO and its variants. All are means over pairs, of log-probabilities summed over an answer.
 
 With h = (log p(y_w) - log ref(y_w)) - (log p(y_l) - log ref(y_l)), m a mean over an answer's tokens instead of a sum:
 dpo         -log sigma(beta h)                                                (Rafailov et al. 2023, arXiv 2305.18290)
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,17 +32,17 @@ FREE = ("simpo", "orpo")
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Some pairs."""
+    """A batch of N pairs of answers, the preferred one first; for KTO, of judged answers with another row's."""
 
     questions: list[Question]
     reference: Tensor
-    """(N, 2)."""
+    """(N, 2) float32: log-probabilities (nats) of the answers by the starting model."""
     good: Tensor
-    """(N,) bool."""
+    """(N,) bool: KTO's judgement of the first answer."""
     lengths: Tensor
-    """(N, 2) tokens of the answers."""
+    """(N, 2) int64, tokens of the answers."""
     targets: Tensor
-    """(N,): what the loss is a mean over."""
+    """(N,): the loss is a mean over pairs."""
     rows: int
     tokens: int
 
@@ -55,6 +56,7 @@ class PairBatch:
 class Preference(Objective):
     """One of the losses above."""
 
+    evaluator: ClassVar[str] = "preferences"
     loss_name: str = field(default="dpo", metadata={"key": "loss"})
     beta: float = field(default=0.1, metadata={"key": "dpo_beta"})
     smoothing: float = field(default=0.1, metadata={"key": "label_smoothing"})
@@ -62,7 +64,7 @@ class Preference(Objective):
 
     @property
     def rows(self) -> str:  # type: ignore[override]
-        """Pairs of answers, or judged ones."""
+        """Pairs of answers; for KTO, judged answers."""
         return "judged" if self.loss_name == "kto" else "pairs"
 
     @property
@@ -72,7 +74,7 @@ class Preference(Objective):
 
     @property
     def needs_start(self) -> bool:  # type: ignore[override]
-        """What has a reference is told its divergence from it."""
+        """Losses with a reference: evaluation reports the divergence from it."""
         return self.needs_reference
 
     def collate(self, rows: Sequence[Pair]) -> PairBatch:  # type: ignore[override]
@@ -94,7 +96,7 @@ class Preference(Objective):
         return Loss(self.losses(logps, batch).sum(), len(batch.targets))
 
     def losses(self, logps: Tensor, batch: PairBatch) -> Tensor:
-        """Return (N,): the loss of every pair, given (N, 2) log-probabilities."""
+        """Return (N,): the loss of every pair, for the log-probabilities (N, 2) in nats of its answers."""
         if self.loss_name == "kto":
             return self._kto(logps - batch.reference, batch.good)
         if self.loss_name in FREE:
@@ -114,13 +116,15 @@ class Preference(Objective):
         return -F.logsigmoid(margin)
 
     def _kto(self, ratios: Tensor, good: Tensor) -> Tensor:
-        own, other = ratios.unbind(1)
+        # The second answer belongs to another row: it only estimates the divergence z.
+        ratio, other_ratio = ratios.unbind(1)
         towards = torch.where(good, 1.0, -1.0)
-        divergence = other.mean().clamp(min=0).detach()
-        return 1 - torch.sigmoid(self.beta * towards * (own - divergence))
+        divergence = other_ratio.mean().clamp(min=0).detach()
+        return 1 - torch.sigmoid(self.beta * towards * (ratio - divergence))
 
     def rewards(self, logps: Tensor, batch: PairBatch) -> Tensor:
-        """Return (N, 2): beta times what each answer gained over the reference, or over nothing where there is none."""
+        """Return (N, 2): beta times the log-ratio of each answer to the reference; without one, beta times its mean
+        log-probability per token."""
         if self.needs_reference:
             return self.beta * (logps - batch.reference)
         return self.beta * logps / batch.lengths
@@ -128,4 +132,5 @@ class Preference(Objective):
 
 def _log1mexp(value: Tensor) -> Tensor:
     """Return log(1 - exp(value)) for values below 0."""
+    # Each form is accurate on its side of -log 2 (Maechler 2012).
     return torch.where(value > -0.6931472, torch.log(-torch.expm1(value)), torch.log1p(-torch.exp(value)))

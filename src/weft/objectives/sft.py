@@ -10,6 +10,6 @@ from weft.objectives.causal_lm import CausalLM
 
 @dataclass(frozen=True)
 class SFT(CausalLM):
-    """-sum log p(answer_t | question, answer_<t); what is learnt is known from rendering the template."""
+    """-sum log p(answer_t | question, answer_<t); the chat template's rendering marks the answers' tokens."""
 
     rows: ClassVar[str] = "conversations"

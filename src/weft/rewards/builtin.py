@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from decimal import Decimal
-from typing import Any
+
+from weft.json_types import JsonObject
 
 Reward = Callable[[str, str, str], float]
 """(prompt, completion, answer) -> reward."""
@@ -13,38 +14,38 @@ Reward = Callable[[str, str, str], float]
 NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
 
 
-def exact(settings: Mapping[str, Any]) -> Reward:
+def exact(settings: JsonObject) -> Reward:
     """1 for the row's answer, spaces around both left out."""
     return lambda prompt, completion, answer: float(completion.strip() == answer.strip())
 
 
-def numeric(settings: Mapping[str, Any]) -> Reward:
+def numeric(settings: JsonObject) -> Reward:
     """1 where the last number in the completion is the last number in the row's answer: 1,234.50 is 1234.5."""
     return lambda prompt, completion, answer: float(
-        (found := last_number(completion)) is not None and found == last_number(answer)
+        (number := last_number(completion)) is not None and number == last_number(answer)
     )
 
 
-def regex(settings: Mapping[str, Any]) -> Reward:
+def regex(settings: JsonObject) -> Reward:
     """1 where `reward_pattern` is found in the completion; if it has a group, the last find must hold the answer."""
     pattern = re.compile(settings["pattern"], re.DOTALL)
 
     def score(prompt: str, completion: str, answer: str) -> float:
-        found = list(pattern.finditer(completion))
-        if not found or not pattern.groups:
-            return float(bool(found))
-        return float((found[-1].group(1) or "").strip() == answer.strip())
+        matches = list(pattern.finditer(completion))
+        if not matches or not pattern.groups:
+            return float(bool(matches))
+        return float((matches[-1].group(1) or "").strip() == answer.strip())
 
     return score
 
 
-def format(settings: Mapping[str, Any]) -> Reward:
+def format(settings: JsonObject) -> Reward:
     """1 where the whole completion has the form of `reward_format`."""
     pattern = re.compile(settings["format"], re.DOTALL)
     return lambda prompt, completion, answer: float(pattern.fullmatch(completion.strip()) is not None)
 
 
-def length(settings: Mapping[str, Any]) -> Reward:
+def length(settings: JsonObject) -> Reward:
     """1 for at most `reward_length` characters, falling in a line to 0 at twice as many."""
     most = int(settings["length"])
     return lambda prompt, completion, answer: min(1.0, max(0.0, 2.0 - len(completion) / most))
@@ -52,5 +53,5 @@ def length(settings: Mapping[str, Any]) -> Reward:
 
 def last_number(text: str) -> Decimal | None:
     """Return the last number in a text as an exact decimal, or None."""
-    found = NUMBER.findall(text)
-    return Decimal(found[-1].replace(",", "")) if found else None
+    numbers = NUMBER.findall(text)
+    return Decimal(numbers[-1].replace(",", "")) if numbers else None

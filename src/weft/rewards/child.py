@@ -11,43 +11,42 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from weft import plugins
+from weft.json_types import JsonObject
 from weft.registry import REWARDS
 from weft.rewards import builtin
 
 
-def load(name: str, settings: dict[str, Any]) -> builtin.Reward:
+def load(name: str, settings: JsonObject) -> builtin.Reward:
     """Return the reward of a name, the function of FILE.py[:FUNCTION], or that of an installed package."""
     file = plugins.parse(name)
-    found: builtin.Reward
+    reward: builtin.Reward
     if name in REWARDS:
-        found = getattr(builtin, name)(settings)
+        reward = getattr(builtin, name)(settings)
     elif file is None:
-        found = plugins.installed_parts("weft.rewards")[name].load()
+        reward = plugins.installed_parts("weft.rewards")[name].load()
     else:
         path = Path(file.path)
         path.stat()  # its own error says best that it is not there
         sys.path.insert(0, str(path.resolve().parent))
         module = plugins.module_of(plugins.read(file), path)
-        found = getattr(module, file.name or "reward")
+        reward = getattr(module, file.name or "reward")
         # A site that accepts a file agrees to what is written in it, not to whatever it imports.
-        if file.digest and getattr(found, "__module__", "") != module.__name__:
+        if file.digest and getattr(reward, "__module__", "") != module.__name__:
             raise ImportError(f"'{file.name}' is not defined in it")
-    return found
+    return reward
 
 
-def score(reward: Callable[..., Any], job: dict[str, str], said: set[str]) -> dict[str, Any]:
+def score(reward: builtin.Reward, job: dict[str, str], error_kinds: set[str]) -> JsonObject:
     """Return the reward of one answer, or what went wrong; each kind of error is shown once."""
     try:
         return {"reward": float(reward(job["prompt"], job["completion"], job["answer"]))}
     except Exception as error:
         kind = type(error).__name__
-        if kind not in said:
-            said.add(kind)
+        if kind not in error_kinds:
+            error_kinds.add(kind)
             traceback.print_exc()
         return {"error": kind}
 
@@ -60,7 +59,7 @@ def main() -> None:
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 
-    def say(message: dict[str, Any]) -> None:
+    def send(message: JsonObject) -> None:
         answers.write(json.dumps(message) + "\n")
         answers.flush()
 
@@ -68,16 +67,16 @@ def main() -> None:
     try:
         reward = load(settings["name"], settings)
     except Exception as error:
-        say({"error": f"{type(error).__name__}: {error}"})
+        send({"error": f"{type(error).__name__}: {error}"})
         return
-    say({"ready": True})
-    said: set[str] = set()
+    send({"ready": True})
+    error_kinds: set[str] = set()
     for line in jobs:
         # Whoever started this may be gone by the time that a reward hangs: the alarm ends the process then.
         signal.setitimer(signal.ITIMER_REAL, 2 * settings["seconds"] + 1)
-        result = score(reward, json.loads(line), said)
+        result = score(reward, json.loads(line), error_kinds)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        say(result)
+        send(result)
 
 
 if __name__ == "__main__":

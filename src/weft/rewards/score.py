@@ -14,9 +14,10 @@ import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from weft.errors import ConfigError
+from weft.json_types import JsonObject
 
 STARTING = 60.0
 """Seconds that a reward's file may take to be loaded."""
@@ -42,7 +43,7 @@ class Judge:
     """exact, numeric, regex, format, length, or FILE.py[:FUNCTION]."""
     seconds: float
     """Most time for one answer."""
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: JsonObject = field(default_factory=dict)
     _running: list[_Child] = field(default_factory=list)
 
     def start(self) -> None:
@@ -57,26 +58,28 @@ class Judge:
         weakref.finalize(self, child.kill)
         self._running.append(child)
         child.send({"name": self.name, "seconds": self.seconds, **self.settings})
-        said = child.receive(STARTING)
-        if said is None or "error" in said:
+        reply = child.receive(STARTING)
+        if reply is None or "error" in reply:
             self._stop()
-            what = f"took more than {STARTING:.0f} s to load" if said is None else f"cannot be used ({said['error']})"
-            raise ConfigError(f"The reward '{self.name}' {what}: mend it, or write another --reward.")
+            problem = (
+                f"took more than {STARTING:.0f} s to load" if reply is None else f"cannot be used ({reply['error']})"
+            )
+            raise ConfigError(f"The reward '{self.name}' {problem}: mend it, or write another --reward.")
 
     def score(self, claim: Claim) -> tuple[float, str | None]:
         """Return the reward and None, or 0 and which of FAULTS there was."""
         self.start()
         child = self._running[0]
         child.send(claim._asdict())
-        said = child.receive(self.seconds)
-        if said is None:
+        reply = child.receive(self.seconds)
+        if reply is None:
             self._stop()
             return 0.0, "hung"
-        if "reward" not in said:
+        if "reward" not in reply:
             if child.ended:
                 self._stop()
             return 0.0, "raised"
-        value = said["reward"]
+        value = reply["reward"]
         return (value, None) if math.isfinite(value) else (0.0, "not_finite")
 
     def _stop(self) -> None:
@@ -118,7 +121,7 @@ class _Child:
         self.rest = b""
         self.ended = False
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: JsonObject) -> None:
         """Send a line; a process that is gone is found out when its answer does not come."""
         assert self.process.stdin is not None
         try:
@@ -127,7 +130,7 @@ class _Child:
         except OSError:
             self.ended = True
 
-    def receive(self, seconds: float) -> dict[str, Any] | None:
+    def receive(self, seconds: float) -> JsonObject | None:
         """Return the next line, {"error": ...} where the process has ended, or None when the time is over."""
         assert self.process.stdout is not None
         until = time.monotonic() + seconds
@@ -136,14 +139,14 @@ class _Child:
             while b"\n" not in self.rest:
                 if not waiting.select(max(0.0, until - time.monotonic())):
                     return None
-                read = os.read(self.process.stdout.fileno(), 1 << 16)
-                if not read:
+                chunk = os.read(self.process.stdout.fileno(), 1 << 16)
+                if not chunk:
                     self.ended = True
                     return {"error": "its process ended"}
-                self.rest += read
+                self.rest += chunk
         line, _, self.rest = self.rest.partition(b"\n")
-        said: dict[str, Any] = json.loads(line)
-        return said
+        message: JsonObject = json.loads(line)
+        return message
 
     def kill(self) -> None:
         """End the process and all that it started."""

@@ -18,9 +18,9 @@ import yaml
 from weft import kinds, plugins
 from weft.config import RunConfig
 from weft.core.files import write_atomic
-from weft.data.declared import front_matter
+from weft.data.dataset_card import front_matter
 from weft.data.load import kind_of
-from weft.runs.comparison import KINDS, SCORES, ComparisonRow, Outcome, verb_of
+from weft.runs.comparison import KINDS, ComparisonRow, Outcome, compared, verb_of
 from weft.runs.fingerprints import Fingerprints, made_from
 from weft.runs.layout import RunDir
 from weft.runs.text import human_bytes, human_number
@@ -220,7 +220,7 @@ def _scores(outcome: Outcome) -> str:
     """Return the table of scores, a line for each kind."""
     line = ComparisonRow((outcome,), {})
     found = {kind: scores for kind in KINDS if (scores := line.scores(kind))}
-    heads = [name for name in SCORES if any(name in scores for scores in found.values())]
+    heads = [metric.name for metric in compared() if any(metric.name in scores for scores in found.values())]
     if not heads:
         return ""
     rows = [

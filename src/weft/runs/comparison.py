@@ -12,21 +12,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from weft import plugins
+from weft.core.declarations import Metric, scores
 
 SHARED, OWN = "shared model, everybody's rows", "own models, own rows"
 ABROAD, CLUSTERS = "own models, everybody's rows", "clusters' models, rows of their clients"
 KINDS = (SHARED, CLUSTERS, OWN, ABROAD)
-SCORES = (
-    "loss",
-    "perplexity",
-    "bits_per_byte",
-    "accuracy",
-    "macro_f1",
-    "preference_accuracy",
-    "reward_margin",
-    "reward",
-    "kl",
-)
 COSTS = ("rounds", "tokens", "bytes_up", "bytes_down", "seconds", "peak_memory_bytes", "train_loss", "product_error")
 VERBS = {"causal_lm": "pretrain", "preference": "dpo"}
 EQUAL = 0.01
@@ -72,7 +62,7 @@ class ComparisonRow:
 
     def scores(self, kind: str) -> dict[str, SeedSpread]:
         """Return the scores of a kind that all of its runs have."""
-        return _folded([scores_of(one).get(kind, {}) for one in self.outcomes], SCORES)
+        return _folded([scores_of(one).get(kind, {}) for one in self.outcomes], [metric.name for metric in compared()])
 
     def costs(self) -> dict[str, SeedSpread]:
         """Return what its runs took."""
@@ -82,6 +72,11 @@ class ComparisonRow:
         """Return how many held-out rows a score is of; the smallest and the largest number where runs differ."""
         counts = sorted({_rows(one) for one in self.outcomes})
         return "?" if not counts[0] else str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def compared() -> list[Metric]:
+    """Return the metrics that stand in a table of runs."""
+    return [metric for metric in scores() if metric.shown != "report"]
 
 
 def verb_of(config: Mapping[str, Any]) -> str:

@@ -24,7 +24,17 @@ import yaml
 from weft.core.files import missing, remove_empty, write_atomic
 from weft.core.secret import Secret
 from weft.errors import ConfigError, RunInUse
-from weft.runs.start import CHECKPOINT, CHECKPOINTS, CONFIG, FINGERPRINTS, LOCK, SECRET, Start, is_ours
+from weft.runs.start import (
+    CHECKPOINT,
+    CHECKPOINTS,
+    CONFIG,
+    FINGERPRINTS,
+    LOCK,
+    SECRET,
+    Start,
+    check_same_config,
+    is_ours,
+)
 
 HEADER = "# The resolved configuration of a Weft run.\n"
 
@@ -79,7 +89,8 @@ class RunDir:
             run._check(resume=resume, overwrite=overwrite)
             text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
             if run.holds_run and resume:
-                run._compare(yaml.safe_load(text), volatile, resolve({**(defaults or {}), **run.read_config()}))
+                saved = resolve({**(defaults or {}), **run.read_config()})
+                check_same_config(run.path, yaml.safe_load(text), volatile, saved)
             elif run.holds_run and run._start is not None:
                 run._start.overwrite()
             write_atomic(run.config_file, (HEADER + text).encode())
@@ -284,20 +295,3 @@ class RunDir:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, str(os.getpid()).encode())
         return True
-
-    def _compare(self, given: dict[str, Any], volatile: frozenset[str], saved: dict[str, Any]) -> None:
-        differing = [
-            f"{key} was {_shown(saved, key)} and is now {_shown(given, key)}"
-            for key in dict.fromkeys([*saved, *given])
-            if key not in volatile and (key in saved, saved.get(key)) != (key in given, given.get(key))
-        ]
-        if differing:
-            raise ConfigError(
-                f"The run in '{self.path}' has another configuration: {'; '.join(differing)}. "
-                "Resume it with its own values, or give another --output_dir."
-            )
-
-
-def _shown(config: dict[str, Any], key: str) -> str:
-    text = repr(config[key]) if key in config else "not set"
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from weft.core.declarations import TRAIN_LOSS, Metric, scores, training
 from weft.runs.metrics import to_line
 from weft.runs.text import human_bytes, human_duration, human_number
 
@@ -76,7 +78,7 @@ class Progress:
         if self._as_json:
             self._emit("eval", record)
         elif self._shows:
-            self._print(_joined(f"round {record['round']}/{self._rounds} evaluation", _scores(record)))
+            self._print(_joined(f"round {record['round']}/{self._rounds} evaluation", _measured(record, scores())))
 
     def note(self, text: str) -> None:
         """Warn on standard error, of each thing once."""
@@ -95,7 +97,7 @@ class Progress:
         if self._as_json:
             self._emit("done", summary)
         elif self._shows:
-            parts = _present(summary, "train_loss", "loss {:.4f}") + _scores(summary.get("eval") or {}, "eval ")
+            parts = _measured(summary, [TRAIN_LOSS]) + _measured(summary.get("eval") or {}, scores(), TRAIN_LOSS)
             moved = (summary.get("bytes_up") or 0) + (summary.get("bytes_down") or 0)
             took = f"{summary.get('rounds', self._rounds)} rounds in {human_duration(summary.get('seconds') or 0)}"
             self._print(_joined(took, [*parts, f"{human_bytes(moved)} sent"]))
@@ -114,9 +116,9 @@ class Progress:
 
     def _round_line(self, record: dict[str, Any]) -> str:
         clients = len(record.get("clients") or [])
-        parts = [f"{clients} client{'' if clients == 1 else 's'}", *_present(record, "train_loss", "loss {:.4f}")]
-        parts += _present(record, "reward", "reward {:.3f}")
-        parts += _present(record, "product_error", "product error {:.2g}")
+        parts = [f"{clients} client{'' if clients == 1 else 's'}", *_measured(record, training())]
+        if (error := record.get("product_error")) is not None:
+            parts.append(f"product error {error:.2g}")
         if record.get("failures"):
             parts.append(f"{len(record['failures'])} dropped")
         if (speed := record.get("tokens_per_second")) is not None:
@@ -220,19 +222,11 @@ def _joined(head: str, parts: list[str]) -> str:
     return "  ".join([head, *parts])
 
 
-def _present(record: dict[str, Any], key: str, form: str) -> list[str]:
-    return [form.format(record[key])] if record.get(key) is not None else []
+def _measured(record: dict[str, Any], metrics: Iterable[Metric], beside: Metric | None = None) -> list[str]:
+    """Return what a record holds of metrics, of those that are not for the report alone.
 
-
-def _scores(record: dict[str, Any], prefix: str = "") -> list[str]:
-    return [
-        *_present(record, "loss", prefix + "loss {:.4f}"),
-        *_present(record, "perplexity", "perplexity {:.4g}"),
-        *_present(record, "bits_per_byte", "bits/byte {:.3f}"),
-        *_present(record, "accuracy", "accuracy {:.1%}"),
-        *_present(record, "macro_f1", "macro-F1 {:.3f}"),
-        *_present(record, "preference_accuracy", "preferred {:.1%}"),
-        *_present(record, "reward_margin", "margin {:.3f}"),
-        *_present(record, "reward", "reward {:.3f}"),
-        *_present(record, "kl", "KL {:.3g}"),
-    ]
+    A label that is that of the metric beside them on the line says that it is of an evaluation.
+    """
+    shown = [metric for metric in metrics if metric.shown != "report" and record.get(metric.name) is not None]
+    same = beside.line_label if beside is not None else None
+    return [("eval " if one.line_label == same else "") + one.on_line(record[one.name]) for one in shown]

@@ -5,7 +5,6 @@ Loads no script, font or image from anywhere. Client names and reasons were writ
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Iterable
@@ -14,31 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from weft import plugins
+from weft.core.declarations import TRAIN_LOSS, scores
 from weft.core.files import write_atomic
 from weft.runs import metrics
 from weft.runs.comparison import measured_on
+from weft.runs.curves import draw_curves
 from weft.runs.layout import RunDir
 from weft.runs.progress import split_line
 from weft.runs.split_picture import draw_split
 from weft.runs.text import human_bytes, human_duration, human_number
 
 MOST_CLIENTS = 200
-SCORES = {
-    "loss": "loss",
-    "perplexity": "perplexity",
-    "bits_per_byte": "bits per byte",
-    "accuracy": "accuracy",
-    "macro_f1": "macro-F1",
-    "preference_accuracy": "preference accuracy",
-    "reward_margin": "reward margin",
-    "chosen_logp": "log-probability, chosen",
-    "rejected_logp": "log-probability, rejected",
-    "reward": "reward",
-    "answer_tokens": "tokens an answer",
-    "cut": "answers cut",
-    "kl": "KL to the reference",
-    "cluster": "cluster",
-}
 LABELS = {
     "seconds": "time",
     "bytes_up": "sent to the server",
@@ -46,7 +31,7 @@ LABELS = {
     "data_parallel_bytes": "data parallelism would have sent",
     "flop_utilisation": "of the machine's matrix rate",
     "peak_memory_bytes": "peak memory",
-    "train_loss": "training loss",
+    TRAIN_LOSS.name: TRAIN_LOSS.label,
     "product_error": "product error",
 }
 STYLE = """
@@ -94,7 +79,7 @@ def write_report(run_path: str | os.PathLike[str]) -> Path:
     body = [
         f"<h1>{escape(title)}</h1>",
         _header(config, rounds, len(split.get("clients") or []), finished=bool(summary)),
-        *_section("Training", _figure(rounds, evaluations)),
+        *_section("Training", draw_curves(rounds, evaluations)),
         *_section("Summary", _summary(summary, rounds, evaluations, timing)),
         *_section("Shared and own models", _models(summary.get("models") or {})),
         *_section("Clients", _clients(summary.get("clients") or (evaluations or [{}])[-1].get("clients") or {})),
@@ -138,61 +123,6 @@ def _model(config: dict[str, Any]) -> Any:
     return "from nothing" if any(value is not None for value in shape) else config.get("model_name_or_path")
 
 
-def _figure(rounds: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> str:
-    """Return the curves over the rounds as one SVG element, or nothing if there are none."""
-    panels = [
-        ("loss", [("train", rounds, "train_loss"), ("evaluation", evaluations, "loss")]),
-        ("product error", [("product error", rounds, "product_error")]),
-        ("score", [("accuracy", evaluations, "accuracy"), ("macro-F1", evaluations, "macro_f1")]),
-        ("preference accuracy", [("evaluation", evaluations, "preference_accuracy")]),
-        ("reward", [("training", rounds, "reward"), ("evaluation, likeliest answers", evaluations, "reward")]),
-    ]
-    drawn = []
-    for label, curves in panels:
-        points = [(name, _curve(records, key), key) for name, records, key in curves]
-        if any(curve for _, curve, _ in points):
-            drawn.append((label, [point for point in points if point[1]]))
-    if not drawn:
-        return ""
-
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    ink = "#010203"  # no one's colour; it becomes that of the page's text, light or dark
-    colors = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ink)
-    with rc_context({**colors, "svg.fonttype": "none", "svg.hashsalt": "weft", "font.size": 10}):
-        figure = Figure(figsize=(9, 3.4) if len(drawn) > 1 else (9, 3.8), layout="constrained")
-        FigureCanvasSVG(figure)
-        for axes, (label, points) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
-            for name, curve, key in points:
-                second = key in ("loss", "macro_f1") or name.startswith("evaluation,")
-                few = len(curve) == 1 or (len(curve) <= 60 and key != "train_loss")
-                color = "#d9822b" if second else "#2f7fd1"
-                axes.plot(*zip(*curve, strict=True), label=name, color=color, marker="o" if few else "", markersize=4)
-            axes.set(xlabel="round", ylabel=label)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.set_xlim(0, max(round for _, curve, _ in points for round, _ in curve) * 1.05)
-            if label == "product error":
-                axes.set_yscale("log")
-            if label in ("score", "preference accuracy"):
-                axes.set_ylim(0, 1.02)
-            axes.grid(alpha=0.25)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(frameon=False)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    return f"<figure>{svg[svg.index('<svg') :].replace(ink, 'currentColor')}</figure>"
-
-
-def _curve(records: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
-    # An exact average has an error of 0, for which a logarithmic axis has no place.
-    least = 1e-9 if key == "product_error" else -float("inf")
-    return [(record["round"], max(record[key], least)) for record in records if record.get(key) is not None]
-
-
 def _summary(
     summary: dict[str, Any],
     rounds: list[dict[str, Any]],
@@ -209,11 +139,11 @@ def _summary(
         for key, value in summary.items()
         if value is not None and not isinstance(value, dict | list)
     ]
-    scores = summary.get("eval") or {}
+    found = summary.get("eval") or {}
     rows += [
-        (f"evaluation {label}", _quantity(key, scores[key]))
-        for key, label in SCORES.items()
-        if scores.get(key) is not None
+        (f"evaluation {label}", _quantity(key, found[key]))
+        for key, label in _columns().items()
+        if found.get(key) is not None
     ]
     return _table(["", ""], rows) if rows else ""
 
@@ -225,13 +155,14 @@ def _models(models: dict[str, Any]) -> str:
         "own": "own models, own rows",
         "own_on_everybody": "own models, everybody's rows (mean)",
     }
-    keys = [key for key in SCORES if any(models.get(name, {}).get(key) is not None for name in named)]
+    columns = _columns()
+    keys = [key for key in columns if any(models.get(name, {}).get(key) is not None for name in named)]
     rows = [
         (text, *(_quantity(key, models[name].get(key)) for key in keys))
         for name, text in named.items()
         if name in models
     ]
-    return _table(["", *(SCORES[key] for key in keys)], rows) if rows else ""
+    return _table(["", *(columns[key] for key in keys)], rows) if rows else ""
 
 
 def _split(split: dict[str, Any]) -> str:
@@ -243,10 +174,11 @@ def _split(split: dict[str, Any]) -> str:
 
 def _clients(clients: dict[str, dict[str, Any]]) -> str:
     shown = sorted(clients.items())[:MOST_CLIENTS]
-    keys = [key for key in SCORES if any(scores.get(key) is not None for scores in clients.values())]
-    rows = [(name, *(_quantity(key, scores.get(key)) for key in (*keys, "rows"))) for name, scores in shown]
+    columns = _columns()
+    keys = [key for key in columns if any(found.get(key) is not None for found in clients.values())]
+    rows = [(name, *(_quantity(key, found.get(key)) for key in (*keys, "rows"))) for name, found in shown]
     more = len(clients) - len(shown)
-    return _table(["client", *(SCORES[key] for key in keys), "rows"], rows, more) if rows else ""
+    return _table(["client", *(columns[key] for key in keys), "rows"], rows, more) if rows else ""
 
 
 def _failures(rounds: list[dict[str, Any]], total: dict[str, Any]) -> str:
@@ -279,20 +211,24 @@ def _table(heads: list[str], rows: Iterable[Iterable[Any]], more: int = 0, text:
     return f'<div class="table"><table>{header}<tbody>\n{lines}\n</tbody></table></div>{rest}'
 
 
+def _columns() -> dict[str, str]:
+    """Return what is said of each client and model: keys and labels."""
+    return {metric.name: metric.label for metric in scores()} | {"cluster": "cluster"}
+
+
 def _quantity(key: str, value: Any) -> Any:
     """Return a known number as people read it; anything else as it is."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
-    if "bytes" in key:
+    metric = next((metric for metric in (TRAIN_LOSS, *scores()) if metric.name == key), None)
+    if metric is not None and (text := metric.in_report(value)) is not None:
+        return text
+    if metric is None and "bytes" in key:
         return human_bytes(value)
     if key == "seconds":
         return human_duration(value)
-    if key in ("accuracy", "flop_utilisation"):
+    if key == "flop_utilisation":
         return f"{value:.1%}"
-    if key in ("loss", "train_loss", "macro_f1", "bits_per_byte"):
-        return f"{value:.4f}"
-    if key == "perplexity":
-        return f"{value:.2f}" if value < 1e5 else f"{value:.2e}"
     return human_number(value) if isinstance(value, float) else f"{value:,}"
 
 

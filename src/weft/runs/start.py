@@ -11,8 +11,10 @@ import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from weft.core.files import remove_empty, write_atomic
+from weft.errors import ConfigError
 
 SECRET = "secret.key"
 LOCK, CONFIG, CHECKPOINTS, FINGERPRINTS = ".lock", "config.yaml", "checkpoints", "fingerprints.json"
@@ -131,3 +133,29 @@ def _is_temporary(name: str) -> bool:
     """Whether a file is one of a kill within `write_atomic`."""
     written = "|".join(re.escape(one) for one in (*WRITTEN, CONFIG))
     return re.fullmatch(rf"\.({written})\.\d+\.tmp", name) is not None
+
+
+def check_same_config(run: Path, config: dict[str, Any], volatile: frozenset[str], saved: dict[str, Any]) -> None:
+    """Refuse to resume a run with another configuration than it began with: raise ConfigError.
+
+    Args:
+        run: its directory.
+        config: as it is to be resumed.
+        volatile: keys that may differ.
+        saved: as it began.
+    """
+    differing = [
+        f"{key} was {_shown(saved, key)} and is now {_shown(config, key)}"
+        for key in dict.fromkeys([*saved, *config])
+        if key not in volatile and (key in saved, saved.get(key)) != (key in config, config.get(key))
+    ]
+    if differing:
+        raise ConfigError(
+            f"The run in '{run}' has another configuration: {'; '.join(differing)}. "
+            "Resume it with its own values, or give another --output_dir."
+        )
+
+
+def _shown(config: dict[str, Any], key: str) -> str:
+    text = repr(config[key]) if key in config else "not set"
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -17,7 +17,7 @@ from typing import Any
 
 from weft.config import RunConfig
 from weft.errors import ConfigError, MissingExtra, ServerAway
-from weft.runs.layout import path_component
+from weft.sites.job import STATUS, STOP, write_job
 from weft.sites.provisioning import kind_of_kit
 
 SILENCE = threading.RLock()
@@ -63,8 +63,6 @@ class AdminSession:
 
     def status(self, job: str) -> dict[str, Any] | None:
         """Return what the run itself says, or None while it does not run."""
-        from weft.sites.flare import STATUS
-
         try:
             with hushed():
                 return dict(self.session.do_app_command(job, STATUS, {}))
@@ -73,8 +71,6 @@ class AdminSession:
 
     def end(self, job: str) -> bool:
         """End a job for good; otherwise as `stop`."""
-        from weft.sites.flare import STOP
-
         with contextlib.suppress(Exception):  # one that has not begun cannot be told, and need not be
             with hushed():
                 self.session.do_app_command(job, STOP, {})
@@ -186,49 +182,3 @@ def hushed() -> Iterator[None]:
                 yield
         finally:
             logging.disable(before)
-
-
-def check_name(name: str) -> None:
-    """Refuse a name that cannot be that of a run, which is a folder's too."""
-    if path_component(name) != name or name.startswith("."):
-        raise ConfigError(f"A run cannot be called '{name}': write lower-case letters, digits, - and _ after --name.")
-
-
-def write_job(config: RunConfig, name: str, folder: Path) -> Path:
-    """Write a job of FLARE: the names of two classes, and the run's keys; return its folder."""
-    check_name(name)
-    keys = config.model_dump(mode="json") | {"output_dir": name, "prompt_template": None}  # sites have their own
-    collab: dict[str, Any] = {"collab_obj_ids": [], "props": {}}
-    threads = {"max_inbound_call_threads": 32, "max_outbound_call_threads": 100}
-    server = {
-        "workflows": [
-            {
-                "id": "controller",
-                "path": "nvflare.collab.runtime.controller.CollabController",
-                "args": {"server_obj_id": "_server"} | collab | threads,
-            }
-        ],
-        "components": [{"id": "_server", "path": "weft.sites.flare.ServerJob", "args": {"run": keys, "name": name}}],
-    }
-    executor: dict[str, Any] = {
-        "path": "nvflare.collab.runtime.executor.CollabExecutor",
-        "args": {"client_obj_id": "_client"},
-    }
-    executor["args"] |= collab | threads
-    client = {
-        "executors": [{"tasks": ["*"], "executor": executor}],
-        "components": [{"id": "_client", "path": "weft.sites.flare.SiteJob", "args": {}}],
-    }
-    filters: dict[str, Any] = {"format_version": 2, "task_data_filters": [], "task_result_filters": []}
-    least = max(1, config.min_clients)
-    where = ["server", *config.sites] if config.sites else ["@ALL"]
-    meta = {"name": name, "resource_spec": {}, "min_clients": least, "deploy_map": {"app": where}}
-    job = folder / name
-    (job / "app" / "config").mkdir(parents=True)
-    for path, content in (
-        (job / "meta.json", meta),
-        (job / "app" / "config" / "config_fed_server.json", filters | server),
-        (job / "app" / "config" / "config_fed_client.json", filters | client),
-    ):
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return job

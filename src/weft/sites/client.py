@@ -26,7 +26,7 @@ from weft.launch.data_warnings import told
 from weft.launch.results import write_weights
 from weft.launch.template_date import dated
 from weft.models.fingerprint import fingerprint
-from weft.models.load import pickled
+from weft.models.load import has_pickle_files
 from weft.models.resident import Resident
 from weft.runs import checkpoint, fingerprints
 from weft.runs.fingerprints import Fingerprints
@@ -94,7 +94,7 @@ class SiteClient:
             raise Refused(why)
         own = build(own_config(self.policy, keys, self.name) | {"output_dir": str(self.folder)})
         builder = ClientBuilder(own, note=log.info)
-        if own.endpoint is None and pickled(own):
+        if own.endpoint is None and has_pickle_files(own):
             raise Refused("the model here is in pickle files (.bin), and a site loads safetensors only")
         base = fingerprint(builder.model)
         why = wrong_model(self.policy, config, base)

@@ -24,7 +24,7 @@ from nvflare.fuel.utils import buffer_list
 from weft.core.files import write_atomic
 from weft.errors import ConfigError, RunError, RunInUse, WeftError
 from weft.runtimes.mailbox import WAIT, Mailbox, PollResult, TransportBroken
-from weft.sites.admin import check_name
+from weft.sites.job import STATUS, STOP, check_name
 from weft.sites.model_process import ModelProcess
 from weft.sites.part_files import FOLDER
 
@@ -33,8 +33,6 @@ SERVER = "server"
 """The server's name in a job."""
 SITE, KIT = "WEFT_SITE", "WEFT_KIT"
 """Environment variables: where site.yaml and the kit lie."""
-STATUS, STOP = "weft_status", "weft_stop"
-"""What an administrator asks the server for, and tells it."""
 MARGIN, SLOWEST = 10.0, 5e6
 """Seconds that a call may take beyond what a site holds its answer back for, at most, and bytes a second of a slow
 line."""

@@ -18,8 +18,8 @@ from weft import kinds, plugins
 from weft.config import RunConfig, build
 from weft.core.seeds import generator
 from weft.data.load import resolve_source, whole_rows
-from weft.data.parts import Wanted
-from weft.data.sources import split_seed, wanted_of
+from weft.data.parts import Selection
+from weft.data.sources import selection_of, split_seed
 from weft.errors import ConfigError, DataError, RunError
 from weft.plugins import PartFile
 from weft.sites import part_files
@@ -150,9 +150,9 @@ def up(
     sent = part_files.to_send(run)
     with federation(work, made, port) as parties:
         for _, file in kinds.files_of(run.model_dump()):
-            folder = parties.kits / "server" / part_files.FOLDER
+            source, folder = plugins.read(file), parties.kits / "server" / part_files.FOLDER
             folder.mkdir(exist_ok=True)
-            shutil.copy(Path(file.path).expanduser(), folder / f"{len(list(folder.iterdir()))}.py")
+            (folder / f"{plugins.digest_of(source)[:16]}.py").write_bytes(source)
         return watch(parties.admin, sent, name, hear)
 
 
@@ -189,7 +189,7 @@ def _dealt(config: RunConfig, folder: Path, count: int) -> dict[str, dict[str, s
     Raises:
         DataError: they cannot be read, there are fewer than sites, or some are in both.
     """
-    train, held = _rows(config, wanted_of(config)), _rows(config, wanted_of(config, held_out=True))
+    train, held = _rows(config, selection_of(config)), _rows(config, selection_of(config, held_out=True))
     both = set(train) & set(held)
     if both and config.held_out_overlap == "refuse":
         raise DataError(
@@ -213,7 +213,7 @@ def _dealt(config: RunConfig, folder: Path, count: int) -> dict[str, dict[str, s
     return made
 
 
-def _rows(config: RunConfig, wanted: Wanted) -> list[str]:
+def _rows(config: RunConfig, wanted: Selection) -> list[str]:
     """Return the rows to train on or to measure on, as lines of JSON; none to measure on where none are named."""
     name = config.dataset_name
     if wanted.held_out:

@@ -1,8 +1,8 @@
 """Parts in files, in a run of sites: no code travels, so each party takes its own file of the content that is named.
 
 What a run says of such a part is the file's name without a folder, the name in it, and the SHA-256 of its content
-(`kinds.settled`). The server looks for that content in the folder `parts` of its kit, a site among the files that its
-site.yaml lists by their SHA-256. What is found is loaded only if it still has that content.
+(`kinds.with_digests`). The server looks for that content in the folder `parts` of its kit, a site among the files that
+its site.yaml lists by their SHA-256. What is found is loaded only if it still has that content.
 """
 
 from __future__ import annotations

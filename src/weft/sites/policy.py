@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from weft import kinds, plugins, registry
 from weft.config import VOLATILE, RunConfig, read_yaml
-from weft.core.metrics import complete
+from weft.core.declarations import declared
+from weft.core.metrics import WORK, complete
 from weft.core.types import Metrics
 from weft.errors import ConfigError
 from weft.plugins import PartFile
@@ -23,7 +24,7 @@ from weft.registry import nearest
 from weft.sites import part_files
 from weft.sites.run_keys import AT_SERVER, FROM_RUN, FROM_SITE, ON_DEMAND, forbidden
 
-COUNTS = ("steps", "rows", "tokens", "learning_rate")
+COUNTS = (*WORK, "learning_rate")
 """What is always said of a turn: how much was done."""
 NAMES = {
     "objectives": list(registry.OBJECTIVES),
@@ -78,7 +79,8 @@ class AcceptRules(BaseModel):
     parts: dict[str, str] = {}
     """Files of the site's own with parts that runs may name, and the SHA-256 of each; a run brings no code itself."""
     report: list[str] | None = None
-    """Beginnings of the names of metrics that may be sent, beside counts: loss, confusion, reward, ..."""
+    """What may be sent beside counts: the name of a metric (perplexity, macro_f1) allows all that it is derived from,
+    and any word allows what has a name that begins with it (loss, confusion, reward, ...)."""
 
     @field_validator("models", mode="before")
     @classmethod
@@ -245,8 +247,10 @@ def agreement(run: dict[str, Any], base: str, version: str) -> str:
 
 
 def reportable(policy: SitePolicy, metrics: Metrics) -> Metrics:
-    """Return what of a client's metrics may be sent."""
-    if policy.accept.report is None:
+    """Return what of a client's metrics may be sent: what `report` names, and what a metric that it names needs."""
+    report = policy.accept.report
+    if report is None:
         return metrics
-    allowed = (*COUNTS, *policy.accept.report)
-    return complete({name: value for name, value in metrics.items() if name.startswith(allowed)})
+    needed = {name for metric in declared() if metric.name in report for name in metric.pick(metrics)}
+    allowed = (*COUNTS, *report)
+    return complete({name: value for name, value in metrics.items() if name in needed or name.startswith(allowed)})

@@ -1,11 +1,11 @@
-"""Local training without gradients: CMA-ES on the mean loss of some rows, for models that can only be asked."""
+"""Local training without gradients: CMA-ES on the mean loss of some rows, for models without a backward pass."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,10 +16,11 @@ from weft.core.parts import LocalRule
 from weft.core.seeds import derive, generator
 from weft.core.shares import at_most
 from weft.core.types import SEARCH, LocalWork, Tensors
-from weft.data.words import said_by
+from weft.data.words import instruction_tokens
 from weft.errors import ClientFailed
+from weft.models.layout import Row
 from weft.models.resident import Resident
-from weft.training.loop import GradientSteps, Job, RowTable, Trained
+from weft.training.loop import GradientSteps, Job, LocalResult, RowTable
 from weft.training.order import rows_of_round
 
 
@@ -30,22 +31,22 @@ class Evolution(GradientSteps):
     kind: ClassVar[str] = "search"
     population: int = 20
 
-    def work(self, model: Resident, objective: Objective, rows: RowTable, rule: LocalRule, job: Job) -> Trained:
-        """Search from the job's parameters and return what the rule makes of where it came to.
+    def work(self, model: Resident, objective: Objective, rows: RowTable, rule: LocalRule, job: Job) -> LocalResult:
+        """Search from the job's parameters, and return the rule's update for the mean of the last generation.
 
         Raises:
-            ClientFailed: no candidate has a finite loss, or there was no time for one generation.
+            ClientFailed: no candidate has a finite loss, or the time allowed is too short for one generation.
         """
         shared = rule.begin(job.shared)
         names = list(shared)
-        asked = self.num_steps(len(rows))
-        steps = at_most(asked, job.step_fraction)
+        full_steps = self.num_steps(len(rows))
+        steps = at_most(full_steps, job.step_fraction)
         if steps < 1:
-            raise ClientFailed(f"was too slow for one of {asked} generations")
+            raise ClientFailed(f"was too slow for one of {full_steps} generations")
         start = np.concatenate([shared[name].double().numpy().ravel() for name in names])
-        given = rule.search()
-        sigma = float(given["sigma"]) if given else self.schedule.at(job.round, 0, asked)
-        search = Search.at(start, sigma, given["variance"].double().numpy() if given else None)
+        search_state = rule.search()
+        sigma = float(search_state["sigma"]) if search_state else self.schedule.at(job.round, 0, full_steps)
+        search = Search.at(start, sigma, search_state["variance"].double().numpy() if search_state else None)
         chance = generator(self.seed, "candidates", job.client, job.round)
         size = self.batch_size * self.accumulation
         order = rows_of_round(
@@ -53,47 +54,50 @@ class Evolution(GradientSteps):
         ).reshape(steps, size)
         tokens, fitness, candidates = 0, np.zeros(0), np.zeros((0, len(start)))
         for step in range(steps):
-            chosen = [rows[int(row)] for row in order[step]]
-            tokens += self.population * objective.collate(chosen).tokens
+            batch_rows = [rows[int(row)] for row in order[step]]
+            tokens += self.population * objective.collate(batch_rows).tokens
             candidates = search.ask(self.population, chance)
             seed = derive(self.seed, "candidates", job.client, job.round, step)
-            fitness = np.array([self._loss(model, objective, chosen, job, shared, one, seed) for one in candidates])
+            fitness = np.array(
+                [self._loss(model, objective, batch_rows, job, shared, candidate, seed) for candidate in candidates]
+            )
             if not np.isfinite(fitness).any():
                 raise ClientFailed("no candidate has a finite loss")
+            # CMA-ES only ranks candidates, so infinity stands for every loss that is not finite.
             search = search.tell(candidates, np.where(np.isfinite(fitness), fitness, np.inf))
         end = _unflat(search.mean, shared)
         best = float(np.where(np.isfinite(fitness), fitness, np.nanmax(fitness)).mean())
-        counted = {"loss_tokens": float(size), "tokens": float(tokens), "rows": float(steps * size)}
-        metrics = {"loss_sum": best * size, "steps": float(steps), "learning_rate": sigma, **counted}
-        metrics |= model.asked_tally()
-        tried = {
+        counts = {"loss_tokens": float(size), "tokens": float(tokens), "rows": float(steps * size)}
+        metrics = {"loss_sum": best * size, "steps": float(steps), "learning_rate": sigma, **counts}
+        metrics |= model.remote_counts()
+        solutions = {
             "solutions": torch.from_numpy(candidates).float(),
             "fitness": torch.from_numpy(np.nan_to_num(fitness, nan=1e30, posinf=1e30)).float(),
             "scale": torch.from_numpy(search.sigma * np.sqrt(search.variance)).float(),
         }
-        done = LocalWork(shared, end, steps, sigma * steps, {SEARCH: tried})
-        return Trained(rule.finish(done), metrics, {})
+        work_done = LocalWork(shared, end, steps, sigma * steps, {SEARCH: solutions})
+        return LocalResult(rule.finish(work_done), metrics, {})
 
     def _loss(
         self,
         model: Resident,
         objective: Objective,
-        rows: Sequence[Any],
+        rows: Sequence[Row],
         job: Job,
         shared: Tensors,
         candidate: np.ndarray,
         seed: int,
     ) -> float:
-        model.load(job.own | _unflat(candidate, shared))
-        said, words = said_by(model)
-        if len(said):
-            rows = [words.row(row, said) for row in rows]
+        model.load(job.personal | _unflat(candidate, shared))
+        instruction, words = instruction_tokens(model)
+        if len(instruction):
+            rows = [words.row(row, instruction) for row in rows]
         loss = objective.assess(model, rows, self.batch_size, seed)
         return loss if math.isfinite(loss) else math.nan
 
 
 def _unflat(values: np.ndarray, like: Tensors) -> Tensors:
-    """Return a flat vector as tensors of these names and shapes."""
+    """Return a flat vector (n,) as float32 tensors with the names and shapes of `like`."""
     flat = torch.from_numpy(values).float()
     parts = flat.split([value.numel() for value in like.values()])  # type: ignore[no-untyped-call]
     return {name: part.reshape(value.shape) for (name, value), part in zip(like.items(), parts, strict=True)}

@@ -1,7 +1,7 @@
 """The local loop: optimizer steps of one client in one round.
 
-The loop knows a model, an objective, rows and a rule that bends the steps; it knows nothing of the server. The
-optimizer is made anew for every client and round.
+The loop knows a model, an objective, rows, and an algorithm's rule that changes the steps; it knows nothing of the
+server. Every client and round gets a new optimizer.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from weft.training.optimizers import Optimizer, moments_of
 from weft.training.order import rows_of_round
 from weft.training.schedules import Schedule, round_half
 
-DECAY = "own_decay"
-"""In an optimizer's group: its weight decay, as the run has it."""
+DECAY = "run_decay"
+"""Key in an optimizer's parameter group: the run's weight decay, before `lr_factor`."""
 
 
 class RowTable(Protocol):
@@ -40,31 +40,31 @@ class RowTable(Protocol):
 
 
 class Job(NamedTuple):
-    """What a client is to train in a round."""
+    """A client's training task in a round."""
 
-    own: Tensors
-    """Trained parameters that are the client's own."""
+    personal: Tensors
+    """Trained parameters that stay with the client, by name."""
     shared: Tensors
-    """Those that it was sent."""
+    """Trained parameters from the server, by name."""
     trained: Collection[str] | None = None
-    """The names of what is trained in this round; None: everything."""
+    """Names of the parameters to train in this round; None: all."""
     client: int = 0
     round: int = 0
     step_fraction: float = 1.0
-    """Of its steps, how many it makes."""
+    """Share of its steps that the client has time for."""
     public: RowTable | None = None
-    """Rows that everybody has, for a share of every batch."""
+    """Rows that all clients have, for a share of every batch."""
 
 
-class Trained(NamedTuple):
-    """What the local loop gives back."""
+class LocalResult(NamedTuple):
+    """The result of a client's local training."""
 
     finished: RuleResult
-    """What the rule made of it."""
+    """The update, as the rule returns it."""
     metrics: Metrics
-    """Sums for the records."""
-    kept: Tensors
-    """The client's own parameters after the last step."""
+    """Sums for the run's records."""
+    personal: Tensors
+    """Parameters that stay with the client, after the last step."""
 
 
 @dataclass(frozen=True)
@@ -72,79 +72,80 @@ class GradientSteps:
     """Local training by steps of an optimizer."""
 
     kind: ClassVar[str] = "gradients"
-    """How it learns; an algorithm says which it is made for."""
+    """Kind of local training; an algorithm names the kind that it needs."""
     schedule: Schedule
     seed: int
     steps: int
-    """Optimizer steps a round; below 1: `epochs` passes over the client's rows."""
+    """Optimizer steps per round; below 1: `epochs` passes over the client's rows."""
     epochs: int = 1
     public_share: float = 0.0
-    """Of the rows of every micro-batch, how many are public ones, where there are such."""
+    """Share of public rows in every micro-batch, where there are public rows."""
     batch_size: int = 16
     accumulation: int = 1
     max_grad_norm: float = 1.0
     optimizer: Optimizer = field(default_factory=Optimizer)
 
     def num_steps(self, num_rows: int) -> int:
-        """Return the optimizer steps of a round for a client of `num_rows` rows."""
+        """Return the optimizer steps per round of a client with `num_rows` rows."""
         if self.steps > 0:
             return self.steps
         return max(1, math.ceil(num_rows * self.epochs / (self.batch_size * self.accumulation)))
 
-    def work(self, model: Resident, objective: Objective, rows: RowTable, rule: LocalRule, job: Job) -> Trained:
-        """Train on a job and return what the rule makes of it.
+    def work(self, model: Resident, objective: Objective, rows: RowTable, rule: LocalRule, job: Job) -> LocalResult:
+        """Train on a job, and return the rule's update, metrics and personal parameters.
 
         Raises:
-            ClientFailed: the loss, a parameter or what is to be sent is no finite number at the end, every step
-                overflowed, or there was no time for one.
+            ClientFailed: the loss, a parameter or the update is not finite at the end, every step overflowed, or the
+                time allowed is too short for one step.
         """
         shared = rule.begin(job.shared)
-        model.load(job.own | shared)
+        model.load(job.personal | shared)
         model.train_only(job.trained)
-        masters = {name: master for name, master in model.trained().items() if name in shared}
+        masters = {name: master for name, master in model.trainable().items() if name in shared}
         rule.prepare(masters)
         model.model.train()
         torch.manual_seed(derive(self.seed, "train", job.client, job.round))
-        asked = self.num_steps(len(rows))
-        steps = at_most(asked, job.step_fraction)
+        full_steps = self.num_steps(len(rows))
+        steps = at_most(full_steps, job.step_fraction)
         if steps < 1:
-            raise ClientFailed(f"was too slow for one of {asked} steps")
-        optimizer = self.optimizer.make(model.trained(), model.deal(rule.moments()), model.device)
+            raise ClientFailed(f"was too slow for one of {full_steps} steps")
+        optimizer = self.optimizer.make(model.trainable(), model.scatter(rule.moments()), model.device)
         # A round has few steps: a scale that starts high would lose the first of them to overflow, every round.
         scaler = torch.amp.GradScaler(model.device.type, init_scale=1024.0, enabled=model.dtype == torch.float16)
-        loss_sum, lr_sum, made = torch.zeros((), device=model.device), 0.0, 0
-        counted = {"loss_tokens": 0.0, "tokens": 0.0, "rows": 0.0}
-        done: Metrics = {}
+        loss_sum, lr_sum, step_count = torch.zeros((), device=model.device), 0.0, 0
+        counts = {"loss_tokens": 0.0, "tokens": 0.0, "rows": 0.0}
+        objective_counts: Metrics = {}
 
-        def act(drawn: Sequence[Row], seed: int) -> Sequence[Row]:
-            return objective.act(model, model.own_part(drawn), seed)
+        def act(batch_rows: Sequence[Row], seed: int) -> Sequence[Row]:
+            return objective.act(model, model.local_rows(batch_rows), seed)
 
-        windows = islice(self._windows(objective, rows, asked, job, act), steps)
+        windows = islice(self._windows(objective, rows, full_steps, job, act), steps)
         for step, window in enumerate(windows):
-            lr = self.schedule.at(job.round, step, asked)
+            lr = self.schedule.at(job.round, step, full_steps)
             loss_sum += self._backward(model, objective, rule, scaler, window)
-            if self._step(model, rule, optimizer, scaler, masters, lr, made):
-                lr_sum, made = lr_sum + lr, made + 1
-            counted["loss_tokens"] += sum(len(batch.targets) for batch in window)
-            counted["tokens"] += sum(batch.tokens for batch in window)
-            counted["rows"] += sum(batch.rows for batch in window)
-            if step % objective.reuse == 0:
+            if self._step(model, rule, optimizer, scaler, masters, lr, step_count):
+                lr_sum, step_count = lr_sum + lr, step_count + 1
+            counts["loss_tokens"] += sum(len(batch.targets) for batch in window)
+            counts["tokens"] += sum(batch.tokens for batch in window)
+            counts["rows"] += sum(batch.rows for batch in window)
+            if step % objective.reuse == 0:  # the same answers serve several steps: count them once
                 for batch in window:
-                    done = plus(done, objective.counts(batch))
-        moments = model.gather(moments_of(optimizer, model.trained())) if rule.wants_moments else {}
+                    objective_counts = plus(objective_counts, objective.counts(batch))
+        moments = model.gather(moments_of(optimizer, model.trainable())) if rule.wants_moments else {}
         optimizer.zero_grad(set_to_none=True)
-        loss, *sums = model.total([float(loss_sum), *counted.values()])
-        counted = dict(zip(counted, sums, strict=True))
+        loss, *sums = model.total([float(loss_sum), *counts.values()])
+        counts = dict(zip(counts, sums, strict=True))
         end = model.values()
         if not math.isfinite(loss) or not model.finite():
             raise ClientFailed(f"the training loss is not a finite number ({loss}) after {steps} steps{_narrow(model)}")
-        if not made:
+        if not step_count:
             raise ClientFailed(f"the gradients of each of {steps} steps overflowed{_narrow(model)}")
-        metrics = {"loss_sum": loss, "steps": float(made), "learning_rate": lr_sum / made, **counted, **done}
-        finished = rule.finish(LocalWork(shared, {name: end[name] for name in shared}, made, lr_sum, moments))
+        metrics: Metrics = {"loss_sum": loss, "steps": float(step_count), "learning_rate": lr_sum / step_count}
+        metrics |= counts | objective_counts
+        finished = rule.finish(LocalWork(shared, {name: end[name] for name in shared}, step_count, lr_sum, moments))
         if not all(map(tensors.all_finite, finished.streams.values())):
-            raise ClientFailed(f"what {steps} steps have made is not finite{_narrow(model)}")
-        return Trained(finished, metrics, {name: end[name] for name in job.own if name not in shared})
+            raise ClientFailed(f"the update after {steps} steps is not finite{_narrow(model)}")
+        return LocalResult(finished, metrics, {name: end[name] for name in job.personal if name not in shared})
 
     def _windows(
         self,
@@ -154,38 +155,38 @@ class GradientSteps:
         job: Job,
         act: Callable[[Sequence[Row], int], Sequence[Row]] = lambda rows, seed: rows,
     ) -> Iterator[list[Batch]]:
-        """Yield the micro-batches of each optimizer step: of what `act` makes of the rows when the step is due."""
+        """Yield the micro-batches of each optimizer step; `act` turns rows into training rows when a step is due."""
         size, many = self.batch_size, self.accumulation
         shared = round_half(self.public_share * size) if job.public is not None else 0
-        drawn = [(rows, "order", size - shared)]
+        tables = [(rows, "order", size - shared)]
         if job.public is not None and shared:
-            drawn.append((job.public, "public order", shared))
+            tables.append((job.public, "public order", shared))
         orders = [
             rows_of_round(
                 len(table), steps * many * count, seed=self.seed, client=job.client, round=job.round, purpose=purpose
             ).reshape(steps, many, count)
-            for table, purpose, count in drawn
+            for table, purpose, count in tables
         ]
         window: list[Batch] = []
         for step in range(steps):
             if step % objective.reuse == 0:
                 window = []
                 for micro in range(many):
-                    chosen = [
+                    batch_rows = [
                         table[int(row)]
-                        for (table, _, _), order in zip(drawn, orders, strict=True)
+                        for (table, _, _), order in zip(tables, orders, strict=True)
                         for row in order[step // objective.reuse, micro]
                     ]
                     seed = derive(self.seed, "act", job.client, job.round, step, micro)
-                    window.append(objective.collate(act(chosen, seed)))
+                    window.append(objective.collate(act(batch_rows, seed)))
             yield window
 
     def _backward(
         self, model: Resident, objective: Objective, rule: LocalRule, scaler: torch.amp.GradScaler, window: list[Batch]
     ) -> torch.Tensor:
-        """Gather the gradients of a window; return its summed loss, still on the device."""
+        """Accumulate the gradients of a window; return its summed loss, a scalar on the device."""
         total = torch.zeros((), device=model.device)
-        # One mean over all targets of the window, not a mean of means: short answers do not weigh more.
+        # One mean over all targets of the window, not a mean of means: the targets of short answers weigh no more.
         targets = max(1.0, model.total([float(sum(len(batch.targets) for batch in window))])[0])
         for batch in window:
             batch = batch.to(model.device)
@@ -209,26 +210,28 @@ class GradientSteps:
         scaler: torch.amp.GradScaler,
         shared: Tensors,
         lr: float,
-        made: int,
+        step_number: int,
     ) -> bool:
-        """Make one optimizer step, bent by the rule, from the gradients at hand; `made` were made before it.
+        """Make optimizer step number `step_number` (from 0) with the accumulated gradients, as the rule changes it.
 
         Returns:
-            False where float16 overflowed: nothing is changed but the scale of the loss, and the rule sees nothing.
+            False where float16 overflowed: only the loss scale has changed, and the rule is not called.
         """
         scaler.unscale_(optimizer)
         grads = {name: value.grad for name, value in model.masters.items() if value.grad is not None}
-        if scaler.is_enabled() and not tensors.all_finite(grads):  # the scaler itself knows it, and keeps it for itself
+        if scaler.is_enabled() and not tensors.all_finite(
+            grads
+        ):  # the scaler knows this too, but has no public way to ask
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
             return False
         rule.adjust_grads(shared)
         if self.max_grad_norm > 0 and rule.clips:
             model.clip(self.max_grad_norm)
-        factor = rule.lr_factor(made)
+        factor = rule.lr_factor(step_number)
         for group in optimizer.param_groups:
             decay = group.setdefault(DECAY, group["weight_decay"])
-            # The optimizer multiplies both by the learning rate; the factor is the step's alone.
+            # The decay of a step is lr * weight_decay: dividing keeps the decay that it would have without the factor.
             group["lr"], group["weight_decay"] = lr * factor, decay / factor if factor else decay
         scaler.step(optimizer)
         scaler.update()
@@ -240,5 +243,5 @@ class GradientSteps:
 
 
 def _narrow(model: Resident) -> str:
-    """Return what may help where numbers are not finite, if they are of the narrowest format."""
+    """Return a remedy for numbers that are not finite, where float16 may be the cause."""
     return " in float16: write --dtype bfloat16 or float32" if model.dtype == torch.float16 else ""

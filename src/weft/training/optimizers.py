@@ -1,4 +1,4 @@
-"""The optimizers of the local loop, and their state as plain tensors: in before the first step, out after the last."""
+"""The optimizers of the local loop, and their state as plain tensors, set before a round and read after it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Optimizer:
     """AdamW (Loshchilov and Hutter 2019), also with moments in 8 bits (Dettmers et al. 2022), or SGD."""
 
     kind: str = "adamw"
-    """adamw, sgd, adamw_8bit, or paged_adamw_8bit, whose moments move to the CPU where the GPU is full."""
+    """adamw, sgd, adamw_8bit, or paged_adamw_8bit, whose state moves to the CPU where the GPU is full."""
     weight_decay: float = 0.0
     decay_matrices_only: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
@@ -25,7 +25,7 @@ class Optimizer:
 
     @property
     def plain(self) -> bool:
-        """Whether its moments are AdamW's `exp_avg` and `exp_avg_sq`, in full."""
+        """Whether its state is AdamW's `exp_avg` and `exp_avg_sq` in float32."""
         return self.kind == "adamw"
 
     def make(
@@ -34,40 +34,46 @@ class Optimizer:
         moments: Streams,
         device: torch.device,
     ) -> torch.optim.Optimizer:
-        """Return an optimizer of these parameters, on `device`, that goes on from moments, where there are any, and
-        takes them over.
+        """Return an optimizer of these parameters on `device`.
+
+        Args:
+            trained: parameters by name.
+            moments: state to continue from, by kind and parameter; used without copying. Empty: a fresh state.
+            device: of the parameters.
+
         Raises:
-            MissingExtra: bitsandbytes is needed and absent.
+            MissingExtra: bitsandbytes is needed and not installed.
         """
         optimizer = self._fresh(self._groups(trained), device)
         for name, parameter in trained.items():
-            found = {key: values[name] for key, values in moments.items() if name in values}
-            if found:
-                optimizer.state[parameter] = {key: self._back(key, value, device) for key, value in found.items()}
+            state = {key: values[name] for key, values in moments.items() if name in values}
+            if state:
+                optimizer.state[parameter] = {key: self._back(key, value, device) for key, value in state.items()}
         return optimizer
 
     def _groups(self, trained: Tensors) -> list[dict[str, Any]]:
         groups: dict[tuple[bool, type], dict[str, Any]] = {}
         for value in trained.values():
+            # Vectors (biases, norms) are excluded where `decay_matrices_only`.
             decays = value.dim() > 1 or not self.decay_matrices_only
-            own = {} if decays else {"weight_decay": 0.0}
-            # Shards and whole tensors cannot be stepped together.
-            groups.setdefault((decays, type(value.data)), {"params": [], **own})["params"].append(value)
+            overrides = {} if decays else {"weight_decay": 0.0}
+            # torch's optimizers cannot step DTensors and plain tensors in one group.
+            groups.setdefault((decays, type(value.data)), {"params": [], **overrides})["params"].append(value)
         return list(groups.values())
 
     def _fresh(self, groups: list[dict[str, Any]], device: torch.device) -> torch.optim.Optimizer:
         if self.kind == "sgd":
             return torch.optim.SGD(groups, lr=0.0, weight_decay=self.weight_decay)
-        how: dict[str, Any] = {"betas": self.betas, "eps": self.epsilon, "weight_decay": self.weight_decay}
+        settings: dict[str, Any] = {"betas": self.betas, "eps": self.epsilon, "weight_decay": self.weight_decay}
         if self.plain:
-            return torch.optim.AdamW(groups, lr=0.0, fused=_fused(device), **how)
+            return torch.optim.AdamW(groups, lr=0.0, fused=_fused(device), **settings)
         try:
             import bitsandbytes
         except ImportError:
             raise MissingExtra("bitsandbytes", "quant", f"The optimizer {self.kind}") from None
-        paged = self.kind.startswith("paged") and device.type == "cuda"  # on the CPU there is nowhere to move them
-        made: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, lr=0.0, is_paged=paged, **how)
-        return made
+        paged = self.kind.startswith("paged") and device.type == "cuda"  # paging needs CUDA's unified memory
+        optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, lr=0.0, is_paged=paged, **settings)
+        return optimizer
 
     def _back(self, key: str, value: Tensor, device: torch.device) -> Any:
         if key == "step" and not self.plain:
@@ -84,10 +90,10 @@ def moments_of(
     optimizer: torch.optim.Optimizer,
     trained: Tensors,
 ) -> Streams:
-    """Return an optimizer's state by kind and parameter, without copying it."""
-    made: Streams = {}
+    """Return an optimizer's state by kind and parameter, without copying."""
+    moments: Streams = {}
     for name, parameter in trained.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             if value is not None:  # SGD without momentum
-                made.setdefault(key, {})[name] = torch.as_tensor(value).detach()
-    return made
+                moments.setdefault(key, {})[name] = torch.as_tensor(value).detach()
+    return moments

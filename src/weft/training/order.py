@@ -1,4 +1,4 @@
-"""Which rows a client trains on in a round, as a function of (seed, client, round) alone."""
+"""The rows that a client trains on in a round, as a function of (seed, client, round) alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from weft.core.seeds import derive, generator
 
 LARGE = 1 << 20
-"""Beyond so many rows an order is computed place by place, not drawn as a whole."""
+"""Number of rows from which an order is computed place by place, rather than drawn as a whole permutation."""
 
 
 def rows_of_round(
@@ -15,42 +15,42 @@ def rows_of_round(
 ) -> np.ndarray:
     """Return `count` row numbers: a slice of an endless sequence of shuffled passes over the client's rows.
 
-    Round r takes places r * count to (r + 1) * count, so a client that takes part in every round sees every row
-    once a pass, and one that skips rounds needs no memory of where it was.
+    Round r takes places r * count to (r + 1) * count, so a client that takes part in every round trains on every row
+    once per pass, and no client needs to store its position.
     """
     first = round * count
     parts: list[np.ndarray] = []
     while count > 0:
         epoch, offset = divmod(first, num_rows)
         if num_rows <= LARGE:
-            taken = generator(seed, purpose, client, epoch).permutation(num_rows)[offset : offset + count]
+            rows = generator(seed, purpose, client, epoch).permutation(num_rows)[offset : offset + count]
         else:
             places = np.arange(offset, min(offset + count, num_rows), dtype=np.uint64)
-            taken = shuffled_places(places, num_rows, derive(seed, purpose, client, epoch))
-        parts.append(taken)
-        first += len(taken)
-        count -= len(taken)
+            rows = shuffled_places(places, num_rows, derive(seed, purpose, client, epoch))
+        parts.append(rows)
+        first += len(rows)
+        count -= len(rows)
     return np.concatenate(parts)
 
 
 def shuffled_places(places: np.ndarray, size: int, key: int) -> np.ndarray:
-    """Return where a pseudo-random permutation of `size` numbers sends these places (uint64), in constant memory.
+    """Return the images (int64) of places (uint64) under a pseudo-random permutation of `size` numbers.
 
-    A Feistel network of four rounds on the next even power of two; what falls outside goes through it again (Black and
-    Rogaway 2002, cycle walking).
+    A Feistel network of four rounds on the next even power of two, in constant memory; images of `size` or more pass
+    through it again (cycle walking, Black and Rogaway 2002).
     """
     half = np.uint64(((size - 1).bit_length() + 1) // 2)
     mask = (np.uint64(1) << half) - np.uint64(1)
     keys = [np.uint64(derive(key, "feistel", number)) for number in range(4)]
-    found = places.copy()
-    outside = np.arange(len(found))
+    images = places.copy()
+    outside = np.arange(len(images))
     while len(outside):
-        left, right = found[outside] >> half, found[outside] & mask
+        left, right = images[outside] >> half, images[outside] & mask
         for each in keys:
             left, right = right, left ^ (_mixed(right + each) & mask)
-        found[outside] = (left << half) | right
-        outside = outside[found[outside] >= size]
-    return found.astype(np.int64)
+        images[outside] = (left << half) | right
+        outside = outside[images[outside] >= size]
+    return images.astype(np.int64)
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:

@@ -26,20 +26,20 @@ class Schedule:
 
     def at(self, round: int, step: int, steps: int) -> float:
         """Return the learning rate of a step (counted from 0) of a round (from 0) that has `steps` steps."""
-        now, total = round * steps + step, self.rounds * steps
+        step_index, total = round * steps + step, self.rounds * steps
         floor = min(self.floor, self.peak)
         warmup = self.warmup_steps or round_half(self.warmup_ratio * total)
-        if now < warmup:
-            return self.peak * (now + 1) / warmup
+        if step_index < warmup:
+            return self.peak * (step_index + 1) / warmup
         if self.kind == "constant":
             return self.peak
         if self.kind == "cosine_by_round":
             return floor + (self.peak - floor) * (1 + math.cos(math.pi * round / self.rounds)) / 2
         if self.kind == "wsd":
-            left = (total - now) / max(1, round_half(self.decay_ratio * total))
-            return self.peak * min(1.0, left)
-        done = (now - warmup) / max(1, total - warmup)
-        fall = (1 + math.cos(math.pi * done)) / 2 if self.kind == "cosine" else 1 - done
+            remaining = (total - step_index) / max(1, round_half(self.decay_ratio * total))
+            return self.peak * min(1.0, remaining)
+        progress = (step_index - warmup) / max(1, total - warmup)
+        fall = (1 + math.cos(math.pi * progress)) / 2 if self.kind == "cosine" else 1 - progress
         return floor + (self.peak - floor) * fall
 
 

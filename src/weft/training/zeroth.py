@@ -1,4 +1,4 @@
-"""Local training by differences of losses along known directions: full parameters in the memory of inference."""
+"""Local training by loss differences along shared random directions: full parameters in the memory of inference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from weft.core.shares import at_most
 from weft.core.types import SEARCH, LocalWork
 from weft.errors import ClientFailed
 from weft.models.resident import Resident
-from weft.training.loop import GradientSteps, Job, RowTable, Trained
+from weft.training.loop import GradientSteps, Job, LocalResult, RowTable
 
 
 @dataclass(frozen=True)
@@ -26,33 +26,34 @@ class SeedSteps(GradientSteps):
 
     kind: ClassVar[str] = "directions"
 
-    def work(self, model: Resident, objective: Objective, rows: RowTable, rule: LocalRule, job: Job) -> Trained:
-        """Train on a job; the rule is told the sum of lr rho of each direction.
+    def work(self, model: Resident, objective: Objective, rows: RowTable, rule: LocalRule, job: Job) -> LocalResult:
+        """Train on a job; the rule receives, for each direction, the sum (count,) of lr * rho.
 
         Raises:
-            ClientFailed: a loss is no finite number, or there was no time for one step.
+            ClientFailed: a loss is not finite, or the time allowed is too short for one step.
         """
-        told = rule.search()
-        count, epsilon, seed = int(told["count"]), float(told["epsilon"]), int(told["seed"])
+        search_state = rule.search()
+        count, epsilon, seed = int(search_state["count"]), float(search_state["epsilon"]), int(search_state["seed"])
         shared = rule.begin(job.shared)
-        model.load(job.own | shared)
+        model.load(job.personal | shared)
         masters = {name: model.masters[name] for name in shared}
-        asked = self.num_steps(len(rows))
-        steps = at_most(asked, job.step_fraction)
+        full_steps = self.num_steps(len(rows))
+        steps = at_most(full_steps, job.step_fraction)
         if steps < 1:
-            raise ClientFailed(f"was too slow for one of {asked} steps")
-        drawn = generator(self.seed, "directions", job.client, job.round).integers(0, count, steps)
+            raise ClientFailed(f"was too slow for one of {full_steps} steps")
+        direction_numbers = generator(self.seed, "directions", job.client, job.round).integers(0, count, steps)
         sums = torch.zeros(count)
         lr_sum, loss_sum = 0.0, 0.0
-        counted = {"loss_tokens": 0.0, "tokens": 0.0, "rows": 0.0}
-        windows = self._windows(objective, rows, asked, job, lambda some, key: objective.act(model, some, key))
+        counts = {"loss_tokens": 0.0, "tokens": 0.0, "rows": 0.0}
+        windows = self._windows(objective, rows, full_steps, job, lambda some, key: objective.act(model, some, key))
         with model.evaluating():
             for step, window in zip(range(steps), windows, strict=False):
-                lr = self.schedule.at(job.round, step, asked)
-                number = int(drawn[step])
+                lr = self.schedule.at(job.round, step, full_steps)
+                number = int(direction_numbers[step])
                 z = tensors.copy(direction(seed, number, masters), model.device)
                 targets = sum(len(batch.targets) for batch in window)
                 losses = []
+                # From y to y + e z, then to y - e z: one copy of the parameters serves both.
                 for move in (epsilon, -2 * epsilon):
                     self._move(model, masters, z, move)
                     total = sum(float(objective.loss(model, batch.to(model.device)).total) for batch in window)
@@ -60,16 +61,16 @@ class SeedSteps(GradientSteps):
                 slope = (losses[0] - losses[1]) / (2 * epsilon)
                 if not math.isfinite(slope):
                     raise ClientFailed(f"the loss is not a finite number after {step} steps")
-                self._move(model, masters, z, epsilon - lr * slope)
+                self._move(model, masters, z, epsilon - lr * slope)  # back to y, and the step
                 sums[number] += lr * slope
                 lr_sum += lr
                 loss_sum += sum(losses) / 2 * targets
-                counted["loss_tokens"] += targets
-                counted["tokens"] += sum(batch.tokens for batch in window)
-                counted["rows"] += sum(batch.rows for batch in window)
-        metrics = {"loss_sum": loss_sum, "steps": float(steps), "learning_rate": lr_sum / steps, **counted}
-        done = LocalWork(shared, shared, steps, lr_sum, {SEARCH: {"sums": sums}})
-        return Trained(rule.finish(done), metrics, {})
+                counts["loss_tokens"] += targets
+                counts["tokens"] += sum(batch.tokens for batch in window)
+                counts["rows"] += sum(batch.rows for batch in window)
+        metrics = {"loss_sum": loss_sum, "steps": float(steps), "learning_rate": lr_sum / steps, **counts}
+        work_done = LocalWork(shared, shared, steps, lr_sum, {SEARCH: {"sums": sums}})
+        return LocalResult(rule.finish(work_done), metrics, {})
 
     def _move(self, model: Resident, masters: dict[str, torch.Tensor], z: dict[str, torch.Tensor], by: float) -> None:
         for name, master in masters.items():

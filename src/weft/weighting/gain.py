@@ -28,9 +28,9 @@ class Gain(Weighting):
 
     def factor(self, client: str, metrics: Metrics, memory: Tensors) -> tuple[float, Tensors]:
         """Return the factor of the client's rows, and remember its history."""
-        if metrics.get("answers"):
+        if metrics.get("answers") and "reward_sum" in metrics:
             score = metrics["reward_sum"] / metrics["answers"]
-        elif "loss_tokens" in metrics:
+        elif "loss_tokens" in metrics and "loss_sum" in metrics:
             score = -metrics["loss_sum"] / max(1.0, metrics["loss_tokens"])
         else:  # the site policy does not report it
             return 1.0, {}

@@ -29,7 +29,7 @@ class Minimax(Weighting):
     def factor(self, client: str, metrics: Metrics, memory: Tensors) -> tuple[float, Tensors]:
         """Return the client's new weight, and remember it with the client's loss."""
         log_weight = float(memory.get(f"log/{client}", torch.zeros(())))
-        if "loss_tokens" not in metrics:  # the site policy does not report it
+        if not {"loss_tokens", "loss_sum"} <= metrics.keys():  # the site policy does not report it
             return math.exp(log_weight), {}
         loss = metrics["loss_sum"] / max(1.0, metrics["loss_tokens"])
         losses = {name: float(value) for name, value in memory.items() if name.startswith("loss/")} | {

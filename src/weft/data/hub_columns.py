@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Columns(NamedTuple):
-    """Where questions and answers are in a data set, and which part of it is meant."""
+    """The columns of a data set's questions and answers, and the part to train on."""
 
     instruction: str = "instruction"
     input: str | None = None
@@ -19,7 +19,7 @@ class Columns(NamedTuple):
 
 _ALPACA = Columns(input="input")
 
-KNOWN = {
+HUB_COLUMNS = {
     "lucasmccabe-lmi/CodeAlpaca-20k": _ALPACA,
     "yahma/alpaca-cleaned": _ALPACA,
     "FinGPT/fingpt-sentiment-train": _ALPACA,
@@ -37,8 +37,8 @@ KNOWN = {
 
 
 def find(source: str) -> Columns | None:
-    """Return what is known of a data set, also of a local copy in a folder of its name."""
-    if source in KNOWN:
-        return KNOWN[source]
+    """Return the columns of a data set of the hub, or of its local copy in a folder of its name; else None."""
+    if source in HUB_COLUMNS:
+        return HUB_COLUMNS[source]
     path = source.replace("\\", "/").rstrip("/")
-    return next((columns for name, columns in KNOWN.items() if path.endswith("/" + name)), None)
+    return next((columns for name, columns in HUB_COLUMNS.items() if path.endswith("/" + name)), None)

@@ -8,7 +8,7 @@ import pytest
 from test_parts import lay
 
 from weft.data.load import data_files, kind_of
-from weft.data.parts import Wanted, parts_of
+from weft.data.parts import Selection, parts_of
 from weft.errors import DataError
 
 ONE = """configs:
@@ -48,8 +48,8 @@ def test_declared_parts_are_those_of_datasets(tmp_path: Path):
         for part, files in DataFilesDict.from_patterns(patterns, base_path=str(folder)).items()
     }
     found = parts_of(folder, kind_of)
-    assert {part: sorted(str(p.relative_to(folder)) for p in own) for part, own in found.named.items()} == theirs
-    assert sorted(str(path.relative_to(folder)) for path in found.rest) == ["fold_a/in/3.jsonl", "test.jsonl"]
+    assert {part: sorted(str(p.relative_to(folder)) for p in own) for part, own in found.files.items()} == theirs
+    assert sorted(str(path.relative_to(folder)) for path in found.unassigned) == ["fold_a/in/3.jsonl", "test.jsonl"]
 
 
 def test_of_several_sets_the_usual_one_is_read(tmp_path: Path):
@@ -59,7 +59,7 @@ def test_of_several_sets_the_usual_one_is_read(tmp_path: Path):
     assert len(data_files(tmp_path / "some" / "main")) == 1  # the remedy
     known = described(tmp_path / "openai" / "gsm8k", SETS, TWO)
     assert data_files(known) == [known / "main/train.jsonl"]
-    assert data_files(known, Wanted("test")) == [known / "main/test.jsonl"]
+    assert data_files(known, Selection("test")) == [known / "main/test.jsonl"]
     marked = described(tmp_path / "marked", SETS, TWO.replace("socratic\n", "socratic\n  default: true\n"))
     assert data_files(marked) == [marked / "socratic/train.jsonl"]
 

@@ -1,0 +1,90 @@
+"""The curves of a run over its rounds, as one SVG element: which picture a metric is drawn in, it declares itself."""
+
+from __future__ import annotations
+
+import io
+from typing import Any, NamedTuple
+
+from weft.core.declarations import TRAIN_LOSS, scores, training
+
+COLORS = ("#2f7fd1", "#d9822b")
+
+
+class Curve(NamedTuple):
+    """A curve over the rounds."""
+
+    name: str
+    points: list[tuple[int, float]]
+    color: str
+
+
+class Panel(NamedTuple):
+    """A picture of curves beside each other."""
+
+    label: str
+    curves: list[Curve]
+    share: bool = False
+    """All lie between 0 and 1."""
+    logarithmic: bool = False
+
+
+def draw_curves(rounds: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> str:
+    """Return the curves over the rounds as one SVG element, or nothing if there are none."""
+    drawn = [panel for panel in _panels(rounds, evaluations) if panel.curves]
+    if not drawn:
+        return ""
+
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    ink = "#010203"  # no one's colour; it becomes that of the page's text, light or dark
+    colors = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ink)
+    with rc_context({**colors, "svg.fonttype": "none", "svg.hashsalt": "weft", "font.size": 10}):
+        figure = Figure(figsize=(9, 3.4) if len(drawn) > 1 else (9, 3.8), layout="constrained")
+        FigureCanvasSVG(figure)
+        for axes, panel in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
+            for curve in panel.curves:
+                few = len(curve.points) == 1 or (len(curve.points) <= 60 and curve.name != TRAIN_LOSS.look.curve)
+                marker = "o" if few else ""
+                axes.plot(
+                    *zip(*curve.points, strict=True), label=curve.name, color=curve.color, marker=marker, markersize=4
+                )
+            axes.set(xlabel="round", ylabel=panel.label)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_xlim(0, max(round for curve in panel.curves for round, _ in curve.points) * 1.05)
+            if panel.logarithmic:
+                axes.set_yscale("log")
+            if panel.share:
+                axes.set_ylim(0, 1.02)
+            axes.grid(alpha=0.25)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.legend(frameon=False)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    return f"<figure>{svg[svg.index('<svg') :].replace(ink, 'currentColor')}</figure>"
+
+
+def _panels(rounds: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> list[Panel]:
+    """Return the pictures, with the curves of what was measured: those of training before those of evaluation."""
+    # An exact average has an error of 0, for which a logarithmic axis has no place.
+    errors = [(number, max(error, 1e-9)) for number, error in _points(rounds, "product_error")]
+    wanted = dict.fromkeys(metric.look.panel for metric in (TRAIN_LOSS, *scores(), *training()) if metric.look.panel)
+    panels = []
+    for label in wanted:
+        measured = [(rounds, metric) for metric in training() if metric.look.panel == label]
+        measured += [(evaluations, metric) for metric in scores() if metric.look.panel == label]
+        curves = [
+            Curve(metric.look.curve or metric.label, _points(records, metric.name), COLORS[place % len(COLORS)])
+            for place, (records, metric) in enumerate(measured)
+        ]
+        share = all(metric.share for _, metric in measured)
+        panels.append(Panel(label, [curve for curve in curves if curve.points], share))
+    of_products = Panel("product error", [Curve("product error", errors, COLORS[0])], logarithmic=True)
+    return [*panels[:1], *([of_products] if errors else []), *panels[1:]]
+
+
+def _points(records: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
+    return [(record["round"], record[key]) for record in records if record.get(key) is not None]
