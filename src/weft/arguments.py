@@ -81,6 +81,7 @@ class Parser(argparse.ArgumentParser):
 
         if _captures_parser.get():
             raise ParserCapture(self)
+        # parse_known_args instead of parse_args: the message for an unknown flag names the nearest one.
         namespace, unknown_words = self.parse_known_args([self._normalised(word) for word in argv])
         if unknown_words:
             flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
@@ -164,6 +165,7 @@ def add_config_flags(parser: Parser, verb: str) -> None:
     parser.formatter_class = _Lines
     parser.epilog = _names()
     aliases = {key: [f"--{alias}" for alias, of in ALIASES.items() if of == key] for key in RunConfig.model_fields}
+    # The bases of RunConfig are the groups of the help, the last base first.
     for keys in reversed(RunConfig.__mro__[1:-2]):
         group_keys = [key for key in getattr(keys, "__annotations__", {}) if key in RunConfig.model_fields]
         if not group_keys:

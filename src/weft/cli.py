@@ -72,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code; warnings stay as they are."""
     try:
         code = _run(sys.argv[1:] if argv is None else argv)
+        # Here, not at exit: a closed pipe must be caught below.
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader of standard output has exited, such as `| head`

@@ -74,6 +74,7 @@ def gather(values: Mapping[str, object], overrides: Mapping[str, object]) -> tup
         ConfigError: a key is set under two names.
     """
     first, second = canonical(values), canonical(overrides)
+    # A dump of all keys says nothing about which of them the user set.
     complete = isinstance(values, Resolved) or RunConfig.model_fields.keys() <= first.keys()
     merged = first | second
     return merged, [key for key in (second if complete else merged) if merged[key] is not None]

@@ -96,6 +96,7 @@ def load_file(file: PartFile) -> Any:
     except SyntaxError as error:
         where = f"line {error.lineno}: " if error.lineno else ""
         raise ConfigError(f"'{path}' is not valid Python ({where}{error.msg}): correct it.") from None
+    # The user's code runs here: a script may call sys.exit on import.
     except (Exception, SystemExit) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"'{path}' cannot be loaded ({type(error).__name__}: {reason}): correct it.") from error
@@ -109,6 +110,7 @@ def load_file(file: PartFile) -> Any:
 
 def module_of(source: bytes, path: Path) -> ModuleType:
     """Return the module of a file's content, which is executed once; its exceptions are passed on."""
+    # The path is part of the name: equal files in two folders have different `__file__`.
     place = os.path.abspath(path)
     name = f"weft_part_{digest_of(source)[:32]}_{digest_of(place.encode())[:8]}"
     if name in sys.modules:

@@ -58,6 +58,7 @@ def file_and_flags(arguments: argparse.Namespace) -> tuple[JsonObject, JsonObjec
     values = {key: value for key, value in vars(arguments).items() if key in RunConfig.model_fields}
     flags = {key: None if value in ("null", ["null"]) else value for key, value in values.items()}
     for key, value in flags.items():
+        # argparse gives a list-valued flag every word after it, a run file too.
         last = value[-1] if isinstance(value, list) and value else value
         if not arguments.file and not arguments.config and str(last).endswith((".yaml", ".yml")):
             raise ConfigError(f"--{key} takes '{last}' for its value: write the run file first, before all flags.")

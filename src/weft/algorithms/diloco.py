@@ -149,6 +149,7 @@ class DiLoCo(Algorithm):
         memory = {MOMENTUM: momentum}
         if self.inner_state == "average":
             memory |= {FIRST: total.streams[FIRST], SECOND: total.streams[SECOND]}
+            # The mean of counts need not be whole where clients made different numbers of steps.
             memory[COUNT] = dict.fromkeys(delta, total.streams[SCALARS][COUNT].round())
         if self.fragments > 1:
             memory[LAST_USED] = {client: torch.tensor(state.round) for client in total.clients}

@@ -31,6 +31,7 @@ def sync_directory(path: Path) -> None:
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file atomically: at any time, and after a power cut, it has the complete old or new content."""
+    # In the same folder, since a rename is atomic only within a file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:

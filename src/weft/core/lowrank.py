@@ -104,6 +104,7 @@ def _truncate(product: Product, rank: int | None, dtype: torch.dtype) -> Product
         width = count = min(count, limit)
     else:
         width, count = rank, min(rank, s.numel())
+    # Balanced factors: both get the square root of S, so that their gradients have similar scales.
     root = s[:count].sqrt()
     b = _times(left, (u[:, :count] * root).to(product.b.dtype), product.b.shape[0])
     a = _times(right, (vt[:count].T * root).to(product.a.dtype), product.a.shape[1]).T

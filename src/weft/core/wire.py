@@ -112,6 +112,7 @@ def pack(message: Message | Reply, run: str = "", body: Body | None = None) -> b
     fields |= {"parts": body.parts, "names": body.names}
     metadata = json.dumps(fields | {"digest": signature(fields, body.header, body.digest)})
     text = json.dumps({"__metadata__": {"weft": metadata}} | body.header, separators=(",", ":")).encode()
+    # safetensors aligns the body to 8 bytes, so that tensors can be views of it.
     text += b" " * (-len(text) % 8)
     return b"".join([len(text).to_bytes(8, "little"), text, *body.pieces])
 
@@ -131,6 +132,7 @@ def unpack(raw: Raw, *, run: str = "", max_bytes: int | None = None, max_tensors
     if max_bytes is not None and len(raw) > max_bytes:
         refuse(f"{len(raw)} bytes, more than the limit of {max_bytes}")
     fields, values = read_header(raw, max_tensors)
+    # The run identifier keeps replies of an earlier run with the same sites out of this one.
     if fields.get("v") != VERSION or fields.get("run") != run:
         refuse("a message of another version or run")
     kind, client, round = fields.get("kind"), fields.get("client"), fields.get("round")

@@ -90,6 +90,7 @@ def run_rounds(
         RunError: a round failed `max_attempts` times, or every reachable client is excluded.
     """
     buffer = plan.algorithm.buffer
+    # An asynchronous run replays its simulated arrivals up to the state that it resumes.
     cohorts = None if buffer is None else _arrivals(buffer, rounds, clients, state.round)
     in_vain = 0  # since this process began: a run that is resumed has its attempts again
     population_weight = rounds.population_weight(len(clients), by_rows=plan.weighs_rows)
@@ -126,6 +127,7 @@ def run_rounds(
                 )
             continue
         in_vain = 0
+        # The state may be evaluated only after a round that counted: a repeated one left it unchanged.
         last = state.round == rounds.count
         due = last or (rounds.eval_every > 0 and state.round % rounds.eval_every == 0)
         scores = None

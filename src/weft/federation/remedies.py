@@ -88,6 +88,7 @@ def sentence(plan: Plan, place: int, refusals: Callable[[Plan], list[Refusal]]) 
         return {number for number, rule in enumerate(refusals(candidate)) if rule.applies}
 
     _, reason, remedies = refusals(plan)[place]
+    # A remedy need not solve problems that the plan has anyway: each is reported in its turn.
     others = faults(plan) - {place}
     texts = [remedy for remedy in remedies if isinstance(remedy, str)]
     degrees: list[Callable[[Plan], bool]] = [
