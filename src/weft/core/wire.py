@@ -14,7 +14,6 @@ import torch
 from weft.core.types import (
     Failure,
     Message,
-    Metrics,
     Probe,
     ProtectionReply,
     ProtectionRequest,
@@ -22,17 +21,26 @@ from weft.core.types import (
     Score,
     Streams,
     Task,
-    Tensors,
     Undo,
     Update,
 )
-from weft.core.wire_header import NAMES, Raw, digest_of, is_count, read_header, refuse, signature
+from weft.core.wire_format import (
+    MAX_NAME,
+    NAMES,
+    Raw,
+    digest_of,
+    is_count,
+    read_count,
+    read_float,
+    read_header,
+    read_metrics,
+    read_parts,
+    refuse,
+    signature_of,
+)
 from weft.json_types import JsonObject
 
 VERSION = 2
-MAX_METRICS = 512
-MAX_NAME = 300
-"""Longest name in characters."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,7 @@ def pack(message: Message | Reply, run: str = "", body: Body | None = None) -> b
         fields |= {"reason": message.reason}
     body = body or body_of(message)
     fields |= {"parts": body.parts, "names": body.names}
-    metadata = json.dumps(fields | {"digest": signature(fields, body.header, body.digest)})
+    metadata = json.dumps(fields | {"digest": signature_of(fields, body.header, body.digest)})
     text = json.dumps({"__metadata__": {"weft": metadata}} | body.header, separators=(",", ":")).encode()
     # safetensors aligns the body to 8 bytes, so that tensors can be views of it.
     text += b" " * (-len(text) % 8)
@@ -139,75 +147,27 @@ def unpack(raw: Raw, *, run: str = "", max_bytes: int | None = None, max_tensors
     if not isinstance(client, str) or not 0 < len(client) <= MAX_NAME or not is_count(round):
         refuse("no valid client or round")
     assert isinstance(round, int)
-    parts = _parts(fields, values)
+    parts = read_parts(fields, values)
     if kind in ("Task", "Probe"):
         params = parts.pop("params", {})
         extra = {stream.removeprefix("extra."): values for stream, values in parts.items()}
         if kind == "Probe":
             return Probe(client, round, params, extra, bool(fields.get("own", True)), bool(fields.get("keep", False)))
-        return Task(client, round, _number(fields, "base_version"), params, extra, _number(fields, "attempt"))
+        return Task(client, round, read_count(fields, "base_version"), params, extra, read_count(fields, "attempt"))
     if kind == "Update":
         streams = {stream.removeprefix("stream."): values for stream, values in parts.items()}
-        version, attempt = _number(fields, "base_version"), _number(fields, "attempt")
-        return Update(client, round, version, streams, _float(fields.get("weight")), _metrics(fields), attempt)
+        version, attempt = read_count(fields, "base_version"), read_count(fields, "attempt")
+        return Update(client, round, version, streams, read_float(fields.get("weight")), read_metrics(fields), attempt)
     if kind in ("ProtectionRequest", "ProtectionReply"):
         streams = {stream.removeprefix("stream."): values for stream, values in parts.items()}
         phase = str(fields.get("phase", ""))[:MAX_NAME]
         if kind == "ProtectionReply":
             return ProtectionReply(client, round, phase, streams)
-        return ProtectionRequest(client, round, phase, streams, _number(fields, "attempt"))
+        return ProtectionRequest(client, round, phase, streams, read_count(fields, "attempt"))
     if kind == "Score":
-        return Score(client, round, _metrics(fields))
+        return Score(client, round, read_metrics(fields))
     if kind == "Failure":
         return Failure(client, round, str(fields.get("reason", ""))[:MAX_NAME])
     if kind != "Undo":
         refuse("a message of unknown kind")
     return Undo(client, round)
-
-
-def _parts(fields: JsonObject, values: list[torch.Tensor]) -> Streams:
-    """Return the tensors by their parts and names."""
-    parts, names = fields.get("parts"), fields.get("names")
-    if not isinstance(parts, list) or not isinstance(names, list) or len(names) != len(values):
-        refuse("names that do not match the tensors")
-    if not all(isinstance(part, str) and len(part) <= MAX_NAME for part in parts):
-        refuse("a part without a valid name")
-    streams: Streams = {part: Tensors() for part in parts}
-    for pair, value in zip(names, values, strict=True):
-        if not (
-            isinstance(pair, list) and len(pair) == 2 and all(isinstance(n, str) and len(n) <= MAX_NAME for n in pair)
-        ):
-            refuse("a tensor without a valid name")
-        part, name = pair
-        if part not in streams or name in streams[part]:
-            refuse("a tensor with a repeated name, or of an unknown part")
-        streams[part][name] = value
-    return streams
-
-
-def _metrics(fields: JsonObject) -> Metrics:
-    metrics = fields.get("metrics", {})
-    if not isinstance(metrics, dict) or len(metrics) > MAX_METRICS:
-        refuse("invalid metrics, or too many")
-    if any(len(name) > MAX_NAME for name in metrics):
-        refuse("metrics with too long names")
-    return {name: _float(value) for name, value in metrics.items()}
-
-
-def _float(value: object) -> float:
-    try:
-        return (
-            float(value)
-            if isinstance(value, (int, float)) and not isinstance(value, bool)
-            else refuse("a value that is not a number")
-        )
-    except OverflowError:
-        refuse("a number that is too large")
-
-
-def _number(fields: JsonObject, name: str) -> int:
-    value = fields.get(name)
-    if not is_count(value):
-        refuse(f"no valid {name}")
-    assert isinstance(value, int)
-    return value

@@ -25,7 +25,7 @@ from weft.core.types import (
     Update,
 )
 from weft.core.wire import unpack
-from weft.core.wire_header import Raw
+from weft.core.wire_format import Raw
 from weft.errors import BadUpdate, ClientFailed, LateUpdate
 from weft.federation.coding import decode
 from weft.federation.plan import Plan

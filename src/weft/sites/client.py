@@ -16,7 +16,7 @@ from typing import Any
 from weft.config import RunConfig, build
 from weft.core.types import Failure, Probe, ProtectionRequest, Reply, Task, Tensors, Undo
 from weft.core.wire import pack, unpack
-from weft.core.wire_header import Raw
+from weft.core.wire_format import Raw
 from weft.errors import BadUpdate, ConfigError, WeftError
 from weft.federation.client_host import ClientHost
 from weft.launch import provenance

@@ -73,8 +73,7 @@ def serve(
     ):
         for sentence in said:
             progress.note(sentence)
-        now = provenance.base_of(config) | provenance.tokenizer_of(config, builder.tokenizer)
-        now |= provenance.parts_of(config)
+        now = provenance.at_server(config, builder.tokenizer)
         say_changed(config, run, now, progress.note)
         birth = fingerprints.keep(run, now, max(run.rounds, default=0))
         remote = RemoteSites(transport, run_id(keys), config.silence_timeout, lambda: (1, 1), note=progress.note)
@@ -87,9 +86,8 @@ def serve(
         population = agreement.population()
         builder.take(population)
         host, values = builder.host(conditions=compose.conditions(config))
-        training = Trainer(
-            config, run, host, population, progress, trackers, begin=lambda _: nullcontext(remote), hear=hear
-        )
+        parties = (config, run, host, population, progress, trackers)
+        training = Trainer(*parties, begin=lambda _: nullcontext(remote), hear=hear)
         _hand_out(training.run_all(values), plan, remote, rows)
         return Run(run.path)
 
