@@ -1,7 +1,6 @@
 """Messages and replies as bytes: a safetensors file with a JSON header; nothing in it is executed.
 
-Bytes from another party are checked before anything is allocated: their number, the size of the header, the number of
-tensors, that offsets, shapes and number formats agree, and that the tensors fill the rest of the bytes exactly.
+`weft.core.wire_header` checks the header of bytes from another party.
 """
 
 from __future__ import annotations
@@ -121,6 +120,7 @@ def pack(message: Message | Reply, run: str = "", body: Body | None = None) -> b
     fields |= {"parts": body.parts, "names": body.names}
     metadata = json.dumps(fields | {"digest": signature_of(fields, body.header, body.digest)})
     text = json.dumps({"__metadata__": {"weft": metadata}} | body.header, separators=(",", ":")).encode()
+    # safetensors aligns the body to 8 bytes, so that tensors can be views of it.
     text += b" " * (-len(text) % 8)
     return b"".join([len(text).to_bytes(8, "little"), text, *body.pieces])
 
@@ -140,6 +140,7 @@ def unpack(raw: Raw, *, run: str = "", max_bytes: int | None = None, max_tensors
     if max_bytes is not None and len(raw) > max_bytes:
         refuse(f"{len(raw)} bytes, more than the limit of {max_bytes}")
     fields, values = read_header(raw, max_tensors)
+    # The run identifier keeps replies of an earlier run with the same sites out of this one.
     if fields.get("v") != VERSION or fields.get("run") != run:
         refuse("a message of another version or run")
     kind, client, round = fields.get("kind"), fields.get("client"), fields.get("round")

@@ -71,6 +71,7 @@ def read_header(raw: Raw, max_tensors: int) -> tuple[JsonObject, list[torch.Tens
         fields = json.loads(header.pop("__metadata__")["weft"], object_pairs_hook=_once)
     except BadUpdate:
         raise
+    # json.loads raises RecursionError for deep nesting: a few kilobytes suffice.
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         refuse("a header that cannot be read")
     if not isinstance(fields, dict) or len(header) > max_tensors:
@@ -92,6 +93,7 @@ def _tensors(header: JsonObject, body: memoryview) -> list[torch.Tensor]:
         if format is None or not _counts(shape, 8) or not _counts(span, 2) or len(span) != 2:
             refuse("a tensor with an invalid dtype, shape or span")
         begin, stop = span
+        # Python integers do not overflow, whatever sizes the shape claims.
         if math.prod(shape) * format.itemsize != stop - begin:
             refuse("a tensor whose size does not match its shape")
         spans.append((begin, stop, number, shape, format))
@@ -100,6 +102,7 @@ def _tensors(header: JsonObject, body: memoryview) -> list[torch.Tensor]:
         if begin != end or stop > len(body):
             refuse("tensors that overlap or lie outside the message")
         end = stop
+        # frombuffer refuses empty buffers.
         flat = torch.frombuffer(_writable(body[begin:stop], begin, format), dtype=format) if stop > begin else EMPTY
         tensors[number] = flat.to(format).reshape(shape)
     if end != len(body):

@@ -90,6 +90,7 @@ def run_rounds(
         RunError: a round failed `max_attempts` times, or every reachable client is excluded.
     """
     buffer = plan.algorithm.buffer
+    # An asynchronous run replays its simulated arrivals up to the state that it resumes.
     cohorts = None if buffer is None else _arrivals(buffer, rounds, clients, state.round)
     in_vain = 0  # since this process began: a run that is resumed has its attempts again
     weight = rounds.population_weight(len(clients), by_rows=plan.weighs_rows)
@@ -119,6 +120,7 @@ def run_rounds(
                 )
             continue
         in_vain = 0
+        # The state may be evaluated only after a round that counted: a repeated one left it unchanged.
         last = state.round == rounds.count
         due = last or (rounds.eval_every > 0 and state.round % rounds.eval_every == 0)
         scores = None
@@ -129,11 +131,16 @@ def run_rounds(
 
 def _sampled_cohort(plan: Plan, state: ServerState, rounds: Rounds, clients: Sequence[str]) -> Sequence[int]:
     """Return the indexes of a synchronous round's clients; RunError if all that can be reached are excluded."""
-    aside = [i for i, name in enumerate(clients) if name in set_aside(state, rounds.max_bad_updates)]
-    sampled = rounds.selection.cohort(clients, state.round, state.attempt, state.round + state.attempts, aside)
+    excluded = set_aside(state, rounds.max_bad_updates)
+    aside = [index for index, name in enumerate(clients) if name in excluded]
+    clock = state.round + state.attempts  # the availability trace goes on while a round is repeated
+    sampled = rounds.selection.cohort(clients, state.round, state.attempt, clock, aside)
     indexes = plan.algorithm.cohort(sampled, len(clients))
     if not len(indexes) and aside:
-        raise RunError(f"All clients that can be reached sent {rounds.max_bad_updates} bad updates.")
+        raise RunError(
+            f"All clients that can be reached sent {rounds.max_bad_updates} bad updates: "
+            "correct what they run, or write a larger --max_bad_updates."
+        )
     return indexes
 
 
