@@ -89,6 +89,17 @@ def test_a_listing_is_what_the_module_says(module: str, body: list[ast.stmt]):
     assert members(body).items() <= members(tree.body).items()
 
 
+def test_what_the_page_says_of_a_module_is_there():
+    referred = re.findall(r"`([\w/]+\.py): (\w+)(?:\.(\w+))?`", " ".join(PAGE.split()))
+    assert len(referred) > 50
+    texts = {file: (PACKAGE / file).read_text(encoding="utf-8") for file, _, _ in referred}
+    for file, name, method in referred:
+        assert re.search(rf"^(?:def |class )?{name}\b", texts[file], re.MULTILINE), f"{file}: {name}"
+        assert not method or re.search(rf"^    def {method}\b", texts[file], re.MULTILINE), f"{file}: {method}"
+    files = set(re.findall(r"`([\w/]+\.py)`", PAGE)) - {"main_sft.py", "main_dpo.py"}  # OpenFedLLM's
+    assert {file for file in files if not any((root / file).is_file() for root in (PACKAGE, ROOT))} == set()
+
+
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
 def test_lines_of_text_are_not_too_long(page: Path):
     code, long = False, []
