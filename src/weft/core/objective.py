@@ -45,6 +45,10 @@ class Objective:
     def start(self) -> None:
         """Prepare; raise ConfigError where something that the objective needs cannot be used."""
 
+    def for_model(self, model: Any) -> Self:
+        """Return the objective as it suits a loaded model, which may not compute rows that share a line exactly."""
+        return self
+
     def act(self, model: Any, rows: Sequence[Any], seed: int) -> Sequence[Any]:
         """Return the rows to learn from at this step: those given, or the model's answers to them."""
         return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -109,7 +110,8 @@ class ClientBuilder:
             What answers for the clients, and the values of all that is trained, as they were loaded.
         """
         assert self.population is not None
-        plan, population, model = self.plan, self.population, self.model
+        population, model = self.population, self.model
+        plan = self.plan = replace(self.plan, objective=self.plan.objective.for_model(model))
         plan.objective.start()
         if self._rows_are_bare and plan.objective.needs_reference:
             assert reference is not None

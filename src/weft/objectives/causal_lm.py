@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch.nn.functional as F
 
@@ -26,6 +26,10 @@ class CausalLM(Objective):
     pack: bool = True
     rows: ClassVar[str] = "text"
     by_token: ClassVar[bool] = True
+
+    def for_model(self, model: Resident) -> Self:
+        """Return the objective, without packing where the model would mix the rows of a line."""
+        return replace(self, pack=self.pack and model.can_pack)
 
     def collate(self, rows: Sequence[Row]) -> Batch:
         """Lay out the rows; with `pack`, several share a line."""
