@@ -71,7 +71,7 @@ def train(
         typed, said = settle(given, [key for key in judged if key in given])
         check_adapter(typed, judged)
         objects.keep()
-        return run(typed, said=[*([said] if said else []), *objects.notes], **ways)
+        return run(typed, notes=[*([said] if said else []), *objects.notes], **ways)
 
 
 def open_run(path: str | os.PathLike[str], *, round: int | None = None, accept_changed: bool = False) -> Run:

@@ -135,7 +135,7 @@ def train_verb(verb: str, description: str, argv: list[str], defaults: Defaults 
             overwrite=arguments.overwrite,
             quiet=arguments.quiet,
             as_json=arguments.json,
-            said=said,
+            notes=said,
         )
     except KeyboardInterrupt:
         from weft.runs.layout import RunDir

@@ -13,7 +13,17 @@ from weft.arguments import Parser
 from weft.config import VOLATILE
 from weft.core.declarations import Metric
 from weft.launch.run import Run
-from weft.runs.comparison import COSTS, KINDS, ComparisonRow, Outcome, SeedSpread, compared, scores_of, tables, verb_of
+from weft.runs.comparison import (
+    COSTS,
+    KINDS,
+    ComparisonRow,
+    Outcome,
+    SeedSpread,
+    compared_metrics,
+    scores_of,
+    tables,
+    verb_of,
+)
 from weft.runs.text import human_bytes, human_duration, human_number
 
 SHOWN: dict[str, Callable[[float], str]] = {
@@ -76,7 +86,7 @@ def _plain(one: Outcome) -> dict[str, Any]:
 def _write_csv(found: dict[str, list[ComparisonRow]]) -> None:
     keys = list(dict.fromkeys(key for lines in found.values() for line in lines for key in line.keys))
     heads = ["verb", "runs", "seeds", *keys, "note", "measured", "n"]
-    numbered = (*(metric.name for metric in compared()), *COSTS)
+    numbered = (*(metric.name for metric in compared_metrics()), *COSTS)
     heads += [word for name in numbered for word in (name, f"{name}_deviation")]
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(heads)
@@ -106,7 +116,7 @@ def _print(verb: str, lines: list[ComparisonRow]) -> None:
 def _print_scores(verb: str, kind: str, known: list[tuple[str, ComparisonRow]]) -> None:
     """Print the table of a kind of scores, if any run has it."""
     scores = [(name, line.rows(), own) for name, line in known if (own := line.scores(kind))]
-    heads = [metric for metric in compared() if any(metric.name in own for *_, own in scores)]
+    heads = [metric for metric in compared_metrics() if any(metric.name in own for *_, own in scores)]
     if not heads:
         return
     apart = len({rows for _, rows, _ in scores}) > 1

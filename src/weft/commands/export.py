@@ -64,7 +64,7 @@ def _write(opened: Run, arguments: argparse.Namespace, out: Path) -> None:
 
         plug_in(opened, arguments.client, arguments.plug_in, out, merge=arguments.merge, dtype=arguments.dtype)
         whole = arguments.merge or not opened.config.use_peft
-        write_card(opened.directory, out, whole=whole, own=own, base=arguments.plug_in)
+        write_card(opened.directory, out, whole=whole, of_client=own, base=arguments.plug_in)
         return
     if arguments.merge and opened.config.use_peft:
         _merge(opened, arguments.client, arguments.dtype, out)
@@ -73,7 +73,9 @@ def _write(opened: Run, arguments: argparse.Namespace, out: Path) -> None:
         return
     else:
         shutil.copytree(weights, out, dirs_exist_ok=True)
-    write_card(opened.directory, out, whole=arguments.merge or not opened.config.adapts, own=own, like=weights)
+    write_card(
+        opened.directory, out, whole=arguments.merge or not opened.config.adapts, of_client=own, original=weights
+    )
 
 
 def _merge(opened: Run, client: str | None, dtype: str, out: Path) -> None:

@@ -17,7 +17,7 @@ def read_trace(path: str, clients: Sequence[str], period: int | None) -> Availab
         DataError: no such file, another column, a client that there is none of, or a span that ends before it begins.
     """
     spans: dict[str, list[tuple[int, int]]] = {}
-    known = set(clients)
+    names = set(clients)
     for number, row in enumerate(whole_rows(path), start=1):
         try:
             name, first, last = str(row["client"]), int(row["first"]), int(row["last"])
@@ -26,10 +26,10 @@ def read_trace(path: str, clients: Sequence[str], period: int | None) -> Availab
                 f"Row {number} of the trace '{path}' has no client, first and last round: write `client,first,last` "
                 "and whole numbers below it."
             ) from None
-        if name not in known:
+        if name not in names:
             guess = nearest(name, list(clients))
-            meant = f" Did you mean '{guess}'?" if guess else ""
-            raise DataError(f"Row {number} of the trace '{path}' names the client '{name}', which is none.{meant}")
+            hint = f" Did you mean '{guess}'?" if guess else ""
+            raise DataError(f"Row {number} of the trace '{path}' names the client '{name}', which is none.{hint}")
         if not 1 <= first <= last:
             raise DataError(
                 f"Row {number} of the trace '{path}' goes from round {first} to {last}: rounds count from 1."

@@ -133,12 +133,12 @@ def resident(
     if config.endpoint is None:
         return load_resident(config, tokenizer, plan.sharing.lora, group, note)
 
-    def table() -> torch.Tensor:
-        near = config.model_copy(update={"device": "cpu"})
-        embeddings: torch.Tensor = base_model(near).get_input_embeddings().weight.detach()
+    def embeddings_table() -> torch.Tensor:
+        cpu_config = config.model_copy(update={"device": "cpu"})
+        embeddings: torch.Tensor = base_model(cpu_config).get_input_embeddings().weight.detach()
         return embeddings
 
-    return ask_elsewhere(config, tokenizer, Words(tokenizer).begin, table)
+    return ask_elsewhere(config, tokenizer, Words(tokenizer).begin, embeddings_table)
 
 
 def prepare_process(config: RunConfig) -> None:

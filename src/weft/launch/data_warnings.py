@@ -13,10 +13,10 @@ from weft.launch.population import Population
 from weft.runs.progress import Progress
 
 
-def tell(config: RunConfig, population: Population, algorithm: Algorithm, progress: Progress) -> None:
+def print_warnings(config: RunConfig, population: Population, algorithm: Algorithm, progress: Progress) -> None:
     """Say once what a user would want to know before the first round, when nothing is refused any more."""
-    progress.read(population.account.summary())
-    for line in told(config, population):
+    progress.print_data_summary(population.account.summary())
+    for line in warning_lines(config, population):
         progress.note(line)
     if config.sample_clients > len(population.trained) and not algorithm.pools_data and algorithm.shares:
         progress.note(
@@ -24,7 +24,7 @@ def tell(config: RunConfig, population: Population, algorithm: Algorithm, progre
         )
 
 
-def told(config: RunConfig, population: Population) -> Iterator[str]:
+def warning_lines(config: RunConfig, population: Population) -> Iterator[str]:
     """Yield what a user must know of the data: what was left out, cut, changed and not used."""
     counts = population.counts
     yield from population.account.lines()
@@ -39,10 +39,10 @@ def told(config: RunConfig, population: Population) -> Iterator[str]:
         yield f"{counts[PROMPTS_CUT]} of {counts['rows']} prompts leave no room for their answers; cut on the left."
 
 
-def check_alone(config: RunConfig, population: Population) -> None:
+def check_only_client(config: RunConfig, population: Population) -> None:
     """Refuse a `localN` beyond the clients that the data gave."""
-    alone = kinds.check_algorithm(config.fed_alg)
-    if alone is not None and alone >= len(population.names):
+    client = kinds.check_algorithm(config.fed_alg)
+    if client is not None and client >= len(population.names):
         raise ConfigError(
             f"fed_alg is {config.fed_alg}, but there are {len(population.names)} clients, counted from 0: "
             f"local{len(population.names) - 1} is the last."

@@ -50,7 +50,7 @@ class PersonalModels:
 
     def put(self, client: ClientData) -> None:
         """Put the own model of a client into the resident model, after its personal steps."""
-        self._show(client, own=True)
+        self._load(client, own=True)
         personal_steps(self.plan, self.model, client, self.state.round)
 
     def whole(self) -> Tensors:
@@ -68,53 +68,53 @@ class PersonalModels:
             `shared` (on everybody's rows), `own` (own rows, over all clients), `own_on_everybody` (the mean over
             clients), each of the metrics that are for comparing models; `clients`: the same for each.
         """
-        asked = len(self.population.names) <= FEW if everybody is None else everybody
+        everywhere = len(self.population.names) <= FEW if everybody is None else everybody
         clients: dict[str, JsonObject] = {name: {} for name in self.population.names}
         shared: Metrics = {}
         own: Metrics = {}
         if self.plan.algorithm.shares and self.plan.algorithm.choice is None:
-            for client in self._tested():
-                self._show(client, own=False)
-                found = self.evaluator.evaluate(self.model, client.held)
-                clients[client.name]["shared"] = self._short(found)
-                shared = plus(shared, found)
-        abroad = []
+            for client in self._with_test_rows():
+                self._load(client, own=False)
+                sums = self.evaluator.evaluate(self.model, client.held)
+                clients[client.name]["shared"] = self._comparable(sums)
+                shared = plus(shared, sums)
+        on_all = []
         for client in self.each():
             keep(client)
-            mine: Metrics = {}
-            for other in self._tested() if asked else [client] if len(client.held) else []:
-                found = self.evaluator.evaluate(self.model, other.held)
-                mine = plus(mine, found)
+            client_sums: Metrics = {}
+            for other in self._with_test_rows() if everywhere else [client] if len(client.held) else []:
+                sums = self.evaluator.evaluate(self.model, other.held)
+                client_sums = plus(client_sums, sums)
                 if other.name == client.name:
-                    own = plus(own, found)
-                    clients[client.name]["own"] = self._short(found)
-            if asked and mine:
-                clients[client.name]["own_on_everybody"] = self._short(mine)
-                abroad.append(self._short(mine))
-        result: JsonObject = {"own": self._short(own), "clients": clients}
+                    own = plus(own, sums)
+                    clients[client.name]["own"] = self._comparable(sums)
+            if everywhere and client_sums:
+                clients[client.name]["own_on_everybody"] = self._comparable(client_sums)
+                on_all.append(self._comparable(client_sums))
+        result: JsonObject = {"own": self._comparable(own), "clients": clients}
         if shared:
-            result["shared"] = self._short(shared)
-        if abroad:
-            result["own_on_everybody"] = {key: _mean([one[key] for one in abroad]) for key in abroad[0]}
+            result["shared"] = self._comparable(shared)
+        if on_all:
+            result["own_on_everybody"] = {key: _mean([one[key] for one in on_all]) for key in on_all[0]}
         return result
 
-    def _tested(self) -> Iterator[ClientData]:
+    def _with_test_rows(self) -> Iterator[ClientData]:
         return (client for client in self.population.evaluated if len(client.held))
 
-    def _short(self, sums: Metrics) -> JsonObject:
+    def _comparable(self, sums: Metrics) -> JsonObject:
         """Return the metrics by which models are compared."""
         record = summarise(self.evaluator.metrics, [sums])
         return {one.name: record[one.name] for one in scores() if one.shown == "models" and one.name in record}
 
-    def _show(self, client: ClientData, *, own: bool) -> None:
+    def _load(self, client: ClientData, *, own: bool) -> None:
         probe = Probe(client.name, self.state.round, *to_use(self.plan.algorithm, self.state), own)
         put(probe, self.plan, client, self.model)
 
 
 def words_of(model: Resident) -> bytes:
     """Return the text that the parameters in place say, as a file's bytes."""
-    said: str = model.model.instruction.text()
-    return (said + "\n").encode()
+    text: str = model.model.instruction.text()
+    return (text + "\n").encode()
 
 
 def result_of(state: ServerState, initial: Tensors) -> Tensors:

@@ -20,7 +20,7 @@ def with_prompt_texts(config: RunConfig) -> RunConfig:
     Raises:
         ConfigError: a file that cannot be read.
     """
-    found: list[str] = []
+    texts: list[str] = []
     for word in config.prompt_candidates:
         path = Path(word).expanduser()
         if len(word) < LONGEST and path.suffix == ".txt" and path.is_file():
@@ -30,7 +30,7 @@ def with_prompt_texts(config: RunConfig) -> RunConfig:
                 raise ConfigError(
                     f"prompt_candidates names '{word}', which cannot be read as UTF-8: save it as UTF-8 text."
                 ) from None
-            found += [line.strip() for line in lines if line.strip()]
+            texts += [line.strip() for line in lines if line.strip()]
         else:
-            found.append(word)
-    return config if found == config.prompt_candidates else config.model_copy(update={"prompt_candidates": found})
+            texts.append(word)
+    return config if texts == config.prompt_candidates else config.model_copy(update={"prompt_candidates": texts})

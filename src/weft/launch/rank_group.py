@@ -32,8 +32,8 @@ class Announcer:
     def __call__(self, message: Message, client: ClientData) -> None:
         """Announce a message that every process has a part in."""
         if isinstance(message, Task | Probe):
-            kept = client.memory.load(client.name, message.round) if isinstance(message, Task) or message.own else {}
-            words = {
+            memory = client.memory.load(client.name, message.round) if isinstance(message, Task) or message.own else {}
+            announcement = {
                 "kind": type(message).__name__,
                 "client": message.client,
                 "round": message.round,
@@ -42,9 +42,9 @@ class Announcer:
                 "step_fraction": client.step_fraction,
                 "params": _shapes(message.params),
                 "extra": {stream: _shapes(values) for stream, values in message.extra.items()},
-                "memory": {stream: _shapes(values) for stream, values in kept.items()},
+                "memory": {stream: _shapes(values) for stream, values in memory.items()},
             }
-            self.group.tell(words)
+            self.group.tell(announcement)
 
     def end(self) -> None:
         """Let the others go."""
@@ -64,10 +64,10 @@ def follow(builder: ClientBuilder) -> None:
     builder.config = builder.config.model_copy(update=update)
     builder.read(InMemory())
     host, _ = builder.host()
-    while (words := group.tell())["kind"] != "end":
-        message = _message(words)
-        memory = _Shapes({stream: _empty(values) for stream, values in words["memory"].items()})
-        host.reply(message, memory=memory, step_fraction=words["step_fraction"])  # the leader says what fails
+    while (announcement := group.tell())["kind"] != "end":
+        message = _message(announcement)
+        memory = _Shapes({stream: _empty(values) for stream, values in announcement["memory"].items()})
+        host.reply(message, memory=memory, step_fraction=announcement["step_fraction"])  # the leader says what fails
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,12 @@ class _Shapes:
         return Secret.random()  # what is drawn here is noise of tensors without content
 
 
-def _message(words: JsonObject) -> Task | Probe:
-    params = _empty(words["params"])
-    extra = {stream: _empty(values) for stream, values in words["extra"].items()}
-    if words["kind"] == "Task":
-        return Task(words["client"], words["round"], words["version"], params, extra)
-    return Probe(words["client"], words["round"], params, extra, words["own"])
+def _message(announcement: JsonObject) -> Task | Probe:
+    params = _empty(announcement["params"])
+    extra = {stream: _empty(values) for stream, values in announcement["extra"].items()}
+    if announcement["kind"] == "Task":
+        return Task(announcement["client"], announcement["round"], announcement["version"], params, extra)
+    return Probe(announcement["client"], announcement["round"], params, extra, announcement["own"])
 
 
 def _shapes(values: dict[str, Tensor]) -> Shapes:

@@ -44,7 +44,7 @@ from weft.runs.report import write_report
 from weft.runs.trackers import Trackers
 
 
-class Behind(NamedTuple):
+class Position(NamedTuple):
     """How far a run is: a state, and what belongs to it of the logs (their lengths in bytes) and sums."""
 
     state: ServerState
@@ -66,7 +66,7 @@ class Trainer:
         trackers: Trackers,
         group: RankGroup | None = None,
         begin: Callable[[ClientHost], AbstractContextManager[Runtime]] | None = None,
-        hear: Callable[[JsonObject], None] = lambda _: None,
+        listener: Callable[[JsonObject], None] = lambda _: None,
     ) -> None:
         """Take all of a run.
 
@@ -79,13 +79,13 @@ class Trainer:
             trackers: and these.
             group: the processes that the model is spread over.
             begin: returns what carries messages to clients that are not here.
-            hear: told every round's record.
+            listener: told every round's record.
         """
         self.config, self.run, self.host, self.population = config, run, host, population
         self.plan, self.model, self.evaluator = host.plan, host.model, host.evaluator
         self.progress, self.trackers = progress, trackers
         self.announcer = rank_group.Announcer(group) if group is not None else None
-        self.begin, self.hear = begin, hear
+        self.begin, self.listener = begin, listener
         self.tally = Tally()
         if not any(self.plan.sharing.travels(name) for name in self.model.masters):
             raise ConfigError(
@@ -110,13 +110,13 @@ class Trainer:
 
     def _start(self, values: Tensors) -> ServerState:
         """Return the state to go on from: that of the newest checkpoint, or the model as it was loaded."""
-        found = checkpoint.latest(self.run, self.progress.note)
-        if found is None:
+        saved_state = checkpoint.latest(self.run, self.progress.note)
+        if saved_state is None:
             self.metrics.truncate(0)
             self.timing.truncate(0)
             checkpoint.rewind(self.run, 0)
             return begin(self.plan, values, self.model.fixed)
-        state, extra = found
+        state, extra = saved_state
         self.metrics.truncate(extra["metrics"])
         self.timing.truncate(extra["timing"])
         self.tally = Tally(**extra["tally"])
@@ -126,26 +126,28 @@ class Trainer:
     def _all_rounds(self, state: ServerState) -> ServerState:
         """Run and commit the rounds that are left; return the state after the last."""
         config, population = self.config, self.population
-        behind = committed = self._behind(state)
-        since = time.monotonic()
-        here = partial(runtime_of, config, population=population, progress=self.progress, announce=self.announcer)
-        with (self.begin or here)(self.host) as runtime:
+        position = committed = self._position(state)
+        last_commit = time.monotonic()
+        local = partial(runtime_of, config, population=population, progress=self.progress, announce=self.announcer)
+        with (self.begin or local)(self.host) as runtime:
             try:
-                for done in self._rounds(state, runtime):
-                    self._record(done)
-                    behind = self._behind(done.state)
-                    if time.monotonic() - since >= config.checkpoint_seconds or self._kept(done.state.round):
-                        self._commit(behind)
-                        committed, since = behind, time.monotonic()
+                for result in self._rounds(state, runtime):
+                    self._record(result)
+                    position = self._position(result.state)
+                    if time.monotonic() - last_commit >= config.checkpoint_seconds or self._is_milestone(
+                        result.state.round
+                    ):
+                        self._commit(position)
+                        committed, last_commit = position, time.monotonic()
             except BaseException as error:
-                if behind is not committed:
-                    known = isinstance(error, KeyboardInterrupt | RunError)
-                    with contextlib.nullcontext() if known else contextlib.suppress(Exception):
-                        self._commit(behind)
+                if position is not committed:
+                    is_foreseen = isinstance(error, KeyboardInterrupt | RunError)
+                    with contextlib.nullcontext() if is_foreseen else contextlib.suppress(Exception):
+                        self._commit(position)
                 raise
-        if behind is not committed:
-            self._commit(behind)
-        return behind.state
+        if position is not committed:
+            self._commit(position)
+        return position.state
 
     def _rounds(self, state: ServerState, runtime: Runtime) -> Iterator[RoundDone]:
         config, population = self.config, self.population
@@ -167,25 +169,25 @@ class Trainer:
             evaluated=population.tested(),
         )
 
-    def _kept(self, round: int) -> bool:
+    def _is_milestone(self, round: int) -> bool:
         return self.config.save_model_freq > 0 and round % self.config.save_model_freq == 0
 
-    def _behind(self, state: ServerState) -> Behind:
+    def _position(self, state: ServerState) -> Position:
         """Return how far the run is, with the state after the round that was recorded last."""
-        return Behind(state, self.metrics.size(), self.timing.size(), copy.deepcopy(vars(self.tally)))
+        return Position(state, self.metrics.size(), self.timing.size(), copy.deepcopy(vars(self.tally)))
 
-    def _commit(self, behind: Behind) -> None:
+    def _commit(self, position: Position) -> None:
         """Write a checkpoint; what is logged of the round after it, where that was interrupted, is forgotten."""
-        self.metrics.truncate(behind.metrics)
-        self.timing.truncate(behind.timing)
-        extra = {"metrics": behind.metrics, "timing": behind.timing, "tally": behind.tally}
+        self.metrics.truncate(position.metrics)
+        self.timing.truncate(position.timing)
+        extra = {"metrics": position.metrics, "timing": position.timing, "tally": position.tally}
         freq, most = self.config.save_model_freq, self.config.save_total_limit
-        checkpoint.save(self.run, behind.state, extra, keep_every=freq, keep_most=most)
+        checkpoint.save(self.run, position.state, extra, keep_every=freq, keep_most=most)
 
-    def _record(self, done: RoundDone) -> None:
-        record = round_record(done, self.plan.objective.metrics)
-        self.tally.add(done, record)
-        if done.record.repeated:
+    def _record(self, result: RoundDone) -> None:
+        record = round_record(result, self.plan.objective.metrics)
+        self.tally.add(result, record)
+        if result.record.repeated:
             self.metrics.append(record)
             self.progress.note(
                 f"round {record['round']}: {len(record['clients'])} good replies, fewer than min_clients "
@@ -195,41 +197,41 @@ class Trainer:
         self.metrics.append(record)
         timing = {
             "round": record["round"],
-            "seconds": done.seconds,
-            "tokens_per_second": record["tokens"] / done.seconds,
+            "seconds": result.seconds,
+            "tokens_per_second": record["tokens"] / result.seconds,
             "peak_memory_bytes": peak_memory(self.model.device),
         }
-        asked = {name: int(count) for name, count in done.record.sums.items() if name.startswith("endpoint_")}
-        self.timing.append(timing | asked)
-        if again := asked.get("endpoint_retries"):
-            self.progress.note(f"round {record['round']}: {again} requests to the endpoint were sent again.")
-        self._note_failures(done, record)
+        requests = {name: int(count) for name, count in result.record.sums.items() if name.startswith("endpoint_")}
+        self.timing.append(timing | requests)
+        if retries := requests.get("endpoint_retries"):
+            self.progress.note(f"round {record['round']}: {retries} requests to the endpoint were sent again.")
+        self._note_failures(result, record)
         if faults := record.get("reward_faults"):
-            said = ", ".join(f"{count} {fault.replace('_', ' ')}" for fault, count in faults.items())
-            self.progress.note(f"round {record['round']}: rewards that failed count as 0 ({said}).")
+            fault_text = ", ".join(f"{count} {fault.replace('_', ' ')}" for fault, count in faults.items())
+            self.progress.note(f"round {record['round']}: rewards that failed count as 0 ({fault_text}).")
         if not record["clients"] and record["failures"]:
             self.progress.note(f"round {record['round']}: no update could be used; the model stays as it was.")
         self.progress.round(record | timing)
-        self.hear({"round": record | timing})
+        self.listener({"round": record | timing})
         self.trackers.log({f"train/{k}": v for k, v in (record | timing).items() if k != "round"}, record["round"])
-        if done.scores is not None:
-            self._record_evaluation(done.state.round, done.scores)
+        if result.scores is not None:
+            self._record_evaluation(result.state.round, result.scores)
 
-    def _note_failures(self, done: RoundDone, record: JsonObject) -> None:
-        aside = set_aside(done.state, self.config.max_bad_updates)
+    def _note_failures(self, result: RoundDone, record: JsonObject) -> None:
+        set_aside_clients = set_aside(result.state, self.config.max_bad_updates)
         for client, reason in record["failures"].items():
             self.progress.note(f"round {record['round']}: the update of '{client}' was dropped: {reason}.")
-            if client in aside and client in done.record.bad:
+            if client in set_aside_clients and client in result.record.bad:
                 self.progress.note(f"'{client}' sent {self.config.max_bad_updates} bad updates and is set aside.")
-        if done.record.late:
-            self.progress.note(f"round {record['round']}: {done.record.late} replies came too late or twice.")
+        if result.record.late:
+            self.progress.note(f"round {record['round']}: {result.record.late} replies came too late or twice.")
 
     def _record_evaluation(self, round: int, sums: dict[str, Metrics]) -> None:
         evaluation = evaluation_record(round, sums, self.evaluator.metrics)
         self.tally.evaluation = plain(evaluation)
         self.metrics.append(evaluation)
         self.progress.evaluation(evaluation)
-        self.hear({"evaluation": evaluation})
+        self.listener({"evaluation": evaluation})
         self.trackers.log({f"eval/{k}": v for k, v in evaluation.items() if k != "round"}, round)
 
     def _finish(self, state: ServerState) -> None:
@@ -267,19 +269,19 @@ class Trainer:
         write_atomic(self.run.summary_file, (json.dumps(plain(summary), indent=1) + "\n").encode())
         write_report(self.run.path)
         write_cards(self.run, personal=self.plan.personal)
-        self.progress.done(summary)
+        self.progress.finish(summary)
 
     def _save_weights(self, state: ServerState) -> JsonObject:
         """Write the shared model, and every client's own where there are such; return what they are worth."""
-        model, several = self.model, self.plan.algorithm.choice is not None
+        model, has_clusters = self.model, self.plan.algorithm.choice is not None
         if has_shared(self.plan):
             write_weights(self.config, model, shared_of(self.config, self.plan, model, state), self.run.path)
-        own = PersonalModels(self.plan, state, model, self.population, self.evaluator)
-        if not own.exist or self.begin is not None:  # those of clients elsewhere stay with them
+        personal = PersonalModels(self.plan, state, model, self.population, self.evaluator)
+        if not personal.exist or self.begin is not None:  # those of clients elsewhere stay with them
             return {}
 
         def keep(client: ClientData) -> None:
-            if self.plan.personal_steps or several or client.memory.load(client.name, state.round):
-                write_weights(self.config, model, own.whole(), self.run.client_dir(client.name))
+            if self.plan.personal_steps or has_clusters or client.memory.load(client.name, state.round):
+                write_weights(self.config, model, personal.whole(), self.run.client_dir(client.name))
 
-        return own.compare(self.config.eval_everybody, keep)
+        return personal.compare(self.config.eval_everybody, keep)

@@ -84,13 +84,13 @@ class RunDir:
         run = cls(path)
         run._check(resume=resume, overwrite=overwrite)
         try:
-            run._take()
+            run._lock_directory()
             # What was checked without the lock may have been changed by whoever held it.
             run._check(resume=resume, overwrite=overwrite)
             text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
             if run.holds_run and resume:
-                saved = resolve({**(defaults or {}), **run.read_config()})
-                check_same_config(run.path, yaml.safe_load(text), volatile, saved)
+                former = resolve({**(defaults or {}), **run.read_config()})
+                check_same_config(run.path, yaml.safe_load(text), volatile, former)
             elif run.holds_run and run._start is not None:
                 run._start.overwrite()
             write_atomic(run.config_file, (HEADER + text).encode())
@@ -213,8 +213,8 @@ class RunDir:
         """
         if not self.holds_run:
             raise ConfigError(f"There is no run in '{self.path}': give the --output_dir of a run.")
-        loaded: JsonObject = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        return loaded
+        config: JsonObject = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        return config
 
     def close(self) -> None:
         """Free the lock."""
@@ -247,9 +247,9 @@ class RunDir:
                     f"{where} holds a run already: add --resume to continue it, --overwrite to delete it, "
                     "or give another --output_dir."
                 )
-        elif self.path.is_dir() and (found := sorted(name for name in os.listdir(self.path) if not is_ours(name))):
+        elif self.path.is_dir() and (others := sorted(name for name in os.listdir(self.path) if not is_ours(name))):
             raise ConfigError(
-                f"{where} holds files that are no run ('{found[0]}'{' and more' if found[1:] else ''}): "
+                f"{where} holds files that are no run ('{others[0]}'{' and more' if others[1:] else ''}): "
                 "give an empty or a new --output_dir."
             )
         elif resume:
@@ -260,17 +260,17 @@ class RunDir:
         if self._start is not None:
             self._start.settle()
 
-    def _take(self) -> None:
+    def _lock_directory(self) -> None:
         """Make the directory and its lock, and see what is there."""
-        made, locked_before = missing(self.path), (self.path / LOCK).exists()
+        new_folders, lock_existed = missing(self.path), (self.path / LOCK).exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             while not self._acquire():
                 pass
         except BaseException:
-            remove_empty(made)
+            remove_empty(new_folders)
             raise
-        self._start = Start(self.path, made, locked_before=locked_before)
+        self._start = Start(self.path, new_folders, lock_existed=lock_existed)
 
     def _acquire(self) -> bool:
         """Take the lock; return False where its file was removed meanwhile, by a start that failed."""

@@ -33,20 +33,20 @@ def resolve(names: list[str], installed: Callable[[str], bool] = is_installed) -
         ConfigError: an unknown name.
         MissingExtra: a tracker that is named is not installed.
     """
-    chosen: list[str] = []
+    trackers: list[str] = []
     for name in names:
         if name == "all":
-            chosen += [tracker for tracker in TRACKERS if installed(tracker)]
+            trackers += [tracker for tracker in TRACKERS if installed(tracker)]
         elif name in TRACKERS:
             if not installed(name):
                 raise MissingExtra(name, "trackers", f"The tracker '{name}'")
-            chosen.append(name)
+            trackers.append(name)
         elif name != "none":
-            known = [*TRACKERS, "all", "none"]
-            guess = nearest(name, known)
+            valid_names = [*TRACKERS, "all", "none"]
+            guess = nearest(name, valid_names)
             meant = f" Did you mean '{guess}'?" if guess else ""
-            raise ConfigError(f"There is no tracker named '{name}'.{meant} Known: {', '.join(known)}.")
-    return list(dict.fromkeys(chosen))
+            raise ConfigError(f"There is no tracker named '{name}'.{meant} Known: {', '.join(valid_names)}.")
+    return list(dict.fromkeys(trackers))
 
 
 class Trackers:

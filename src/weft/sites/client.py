@@ -21,9 +21,9 @@ from weft.federation.client_host import ClientHost
 from weft.launch import provenance
 from weft.launch.client import ClientBuilder
 from weft.launch.client_memory import DiskMemory
-from weft.launch.data_warnings import told
+from weft.launch.data_warnings import warning_lines
 from weft.launch.results import write_weights
-from weft.launch.template_date import dated
+from weft.launch.template_date import with_template_date
 from weft.models.fingerprint import fingerprint
 from weft.models.load import pickled
 from weft.models.resident import Resident
@@ -103,12 +103,12 @@ class SiteClient:
             raise Refused("the base model here is not the server's: its weights have another hash")
         run = RunDir(self.folder / path_component(str(words["id"])))
         run.path.mkdir(parents=True, exist_ok=True)
-        own = builder.config = dated(own, builder.tokenizer, kept_in=run.path)
+        own = builder.config = with_template_date(own, builder.tokenizer, folder=run.path)
         marks = provenance.data_of(own) | provenance.tokenizer_of(own, builder.tokenizer)
         self._compare(run, marks, base, str(words.get("birth", "")))
         population = builder.read(DiskMemory(run), first=int(words["index"]))
         log.info(population.account.summary())
-        for line in told(own, population):
+        for line in warning_lines(own, population):
             log.warning(line)
         host, _ = builder.host(reference=run.reference_file)
         report, export = partial(reportable, self.policy), self._export
@@ -132,7 +132,7 @@ class SiteClient:
             checkpoint.rewind(run, 0)
             run.reference_file.unlink(missing_ok=True)
             (run.path / WORK).unlink(missing_ok=True)
-        changed = [] if other else fingerprints.differing(run, now)
+        changed = [] if other else fingerprints.changed_names(run, now)
         if changed and not self.policy.accept_changed:
             log.warning("%s changed since the run began", " and ".join(changed))
             raise Refused(
@@ -140,7 +140,7 @@ class SiteClient:
                 "accept_changed: true"
             )
         now = now | {"the base": base}  # the server's to compare
-        if fingerprints.differing(run, now):
+        if fingerprints.changed_names(run, now):
             run.reference_file.unlink(missing_ok=True)
         fingerprints.keep(run, now, 0, birth)
 
