@@ -73,9 +73,9 @@ def describe_memory(config: RunConfig, needs: MemoryNeeds, device: torch.device,
     """Say what a run needs, what the device has, and what would make it fit."""
     space = room(device) if space is None else space
     processes = int(os.environ.get("WORLD_SIZE", "1")) if config.parallel != "none" else 1
-    size = memory(config, needs, processes)
-    text = f"about {human_bytes(size)} for weights, optimizer and one batch, of {human_bytes(space)}"
-    if size <= space:
+    total = memory(config, needs, processes)
+    text = f"about {human_bytes(total)} for weights, optimizer and one batch, of {human_bytes(space)}"
+    if total <= space:
         return text
     advice = [f"{words} ({human_bytes(size)})" for words, size in remedies(config, needs, device, space)]
     if not advice:
@@ -88,7 +88,7 @@ def remedies(
 ) -> Iterator[tuple[str, float]]:
     """Yield the flags that make a run fit, the fewest first, and the bytes that it then takes."""
     single_changes = [one for one in _changes(config, device) if getattr(config, one[1]) != one[2]]
-    count_of_remedies = 0
+    solutions = 0
     for count in (1, 2, 3):
         for changes in combinations(single_changes, count):
             keys = [key for _, key, _ in changes]
@@ -98,17 +98,17 @@ def remedies(
             size = memory(changed, needs)
             if size <= space:
                 yield " ".join(words for words, _, _ in changes), size
-                count_of_remedies += 1
-        if count_of_remedies:
+                solutions += 1
+        if solutions:
             break
     spread = {"parallel": "fsdp", "gradient_checkpointing": True, "load_in_4bit": False, "model_offload": "none"}
     for offload in (False, True):
         changed = config.model_copy(update=spread | {"cpu_offload": offload, "optimizer": "adamw"})
-        for processes in PROCESSES if count_of_remedies < most else ():
+        for processes in PROCESSES if solutions < most else ():
             if config.batch_size >= processes and (size := memory(changed, needs, processes)) <= space:
                 words = "--parallel fsdp" + (" --cpu_offload true" if offload else "")
                 yield f"{words} --gradient_checkpointing true in {processes} processes (torchrun)", size
-                count_of_remedies += 1
+                solutions += 1
                 break
 
 

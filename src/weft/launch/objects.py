@@ -110,7 +110,7 @@ class ObjectInputs:
                 f"{key} has no split '{name}', but {', '.join(value)}: give one of them, such as "
                 f"{key}=data['{next(iter(value))}']."
             )
-        if other_splits := [name for name in value if name != name]:
+        if other_splits := [other for other in value if other != name]:
             self.notes.append(f"of {key} the split '{name}' is used, and not {', '.join(other_splits)}.")
         return value[name]
 

@@ -33,12 +33,10 @@ def part(key: str, config: RunConfig) -> Any:
     all_fields = fields(factory) if is_dataclass(factory) else ()
     hints = _hints(factory, config, key)
     run_keys = {field.name: field.metadata["key"] for field in all_fields if "key" in field.metadata}
-    own_fields = {
-        field.name: hints.get(field.name, Any) for field in all_fields if field.init and field.name not in run_keys
-    }
-    values = {field: getattr(config, of) for field, of in run_keys.items()} | _own_values(
-        key, config, own_fields, run_keys
-    )
+    settable = [field.name for field in all_fields if field.init and field.name not in run_keys]
+    own_fields = {name: hints.get(name, Any) for name in settable}
+    values = {field: getattr(config, of) for field, of in run_keys.items()}
+    values |= _own_values(key, config, own_fields, run_keys)
     for field in all_fields:
         if field.init and field.name not in values and field.default is MISSING and field.default_factory is MISSING:
             raise _without_value(key, config, field.name)
@@ -52,9 +50,8 @@ def split(config: RunConfig) -> Split:
     hints = _hints(deal, config, key)
     parameters = list(inspect.signature(deal).parameters.values())[BOUND:]
     own_parameters = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
-    values = _own_values(
-        key, config, {parameter.name: hints.get(parameter.name, Any) for parameter in own_parameters}, {}
-    )
+    own_hints = {parameter.name: hints.get(parameter.name, Any) for parameter in own_parameters}
+    values = _own_values(key, config, own_hints, {})
     for parameter in own_parameters:
         if parameter.name not in values and parameter.default is parameter.empty:
             raise _without_value(key, config, parameter.name)

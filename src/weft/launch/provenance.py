@@ -142,10 +142,9 @@ def _settings(path: Path) -> str:
     except ValueError:
         return file_digest(path)
     ignored = ("transformers_version", "_name_or_path")
-    content = (
-        {key: value for key, value in config.items() if key not in ignored} if isinstance(config, dict) else config
-    )
-    return digest_of([json.dumps(content, sort_keys=True)])
+    if isinstance(config, dict):
+        config = {key: value for key, value in config.items() if key not in ignored}
+    return digest_of([json.dumps(config, sort_keys=True)])
 
 
 def _commit(label: str, name: str, file: str) -> Fingerprints:

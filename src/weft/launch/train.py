@@ -102,8 +102,8 @@ def _train(builder: ClientBuilder, options: StartOptions) -> Run:
         Progress(config.num_rounds, quiet=options.quiet, as_json=options.as_json) as progress,
     ):
         builder.note = progress.note
-        if sentence := describe_extension(config, plan, options.former_config, max(run.rounds, default=0)):
-            progress.note(sentence)
+        if change := describe_extension(config, plan, options.former_config, max(run.rounds, default=0)):
+            progress.note(change)
         config = builder.config = with_tokenizer(config, run.path / "tokenizer", progress.note, run.secret)
         keep_template(config, run, builder.tokenizer)
         if group is not None:

@@ -134,9 +134,8 @@ class Trainer:
                 for result in self._rounds(state, runtime):
                     self._record(result)
                     position = self._position(result.state)
-                    if time.monotonic() - last_commit >= config.checkpoint_seconds or self._is_milestone(
-                        result.state.round
-                    ):
+                    is_due = time.monotonic() - last_commit >= config.checkpoint_seconds
+                    if is_due or self._is_milestone(result.state.round):
                         self._commit(position)
                         committed, last_commit = position, time.monotonic()
             except BaseException as error:
