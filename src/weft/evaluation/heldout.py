@@ -50,6 +50,7 @@ def _accuracy(counts: Metrics) -> float:
 
 def _perplexity(sums: Metrics) -> float:
     loss = sums["loss_sum"] / sums["loss_tokens"]
+    # exp overflows a float64 just above 709.
     return math.exp(loss) if loss < 700 else math.inf
 
 
@@ -157,6 +158,8 @@ class HeldOut(Evaluator):
                 metrics["text_bytes"] = float(sum(self.text_bytes(int(row)) for row in rows.index))
             closed_questions = [self.questions[int(row)] for row in rows.index if int(row) in self.questions]
             if rows.shown is not None:
+                # The rows of the view begin with their few-shot examples; questions are built from the table, without
+                # them.
                 prefix = np.concatenate([prefix, rows.shown.tokens])
             questions = [Question(words.into(a.question.prompt, prefix), a.question.choices) for a in closed_questions]
             for question, (answer, _) in zip(closed_questions, rank(model, questions, self.batch_size), strict=True):
@@ -172,6 +175,7 @@ class HeldOut(Evaluator):
         if likelihoods is not None:
             total, targets = -sum(one for one, _ in likelihoods), sum(count for _, count in likelihoods)
             return {"loss_sum": total, "loss_tokens": float(targets), "rows": float(len(rows))}
+        # Rows of similar length share a batch, with little padding; a batch that does not fit fails at once.
         rows = sorted(rows, key=lambda row: -len(row[0]))
         total, targets = 0.0, 0
         for at in range(0, len(rows), self.batch_size):

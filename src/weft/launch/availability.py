@@ -29,7 +29,9 @@ def read_trace(path: str, clients: Sequence[str], period: int | None) -> Availab
         if name not in names:
             guess = nearest(name, list(clients))
             hint = f" Did you mean '{guess}'?" if guess else ""
-            raise DataError(f"Row {number} of the trace '{path}' names the client '{name}', which is none.{hint}")
+            raise DataError(
+                f"Row {number} of the trace '{path}' names the client '{name}', which does not exist.{hint}"
+            )
         if not 1 <= first <= last:
             raise DataError(
                 f"Row {number} of the trace '{path}' goes from round {first} to {last}: rounds count from 1."

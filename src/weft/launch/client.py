@@ -71,6 +71,7 @@ class ClientBuilder:
     def model(self) -> Resident:
         """The run's model as it was loaded, or what asks it where it is; it knows which of its values do not travel."""
         model = resident(self.config, self.tokenizer, self.plan, self.group, self.note)
+        # Before the first task loads other values into the model.
         if self.plan.objective.needs_start or self.plan.local.kind == "directions":
             model.remember()
         self._values = model.values()
@@ -119,6 +120,7 @@ class ClientBuilder:
         kind = registry.load(registry.EVALUATORS, plan.objective.evaluator, "evaluator")
         evaluator: Evaluator = kind.make(plan.objective, self.config.eval_batch_size, population)
         clients = (population.trained, population.evaluated)
+        # Only the caller keeps the starting values: of a whole model they are as large as its weights.
         values, self._values = self._values, {}
         return ClientHost(plan, model, evaluator, *clients, conditions or Conditions()), values
 
@@ -145,6 +147,8 @@ def prepare_process(config: RunConfig) -> None:
     """Set what is the same for the whole process: threads, and kernels that give the same bits every time."""
     if config.threads:
         torch.set_num_threads(config.threads)
+    # cuBLAS sums in a fixed order only with a workspace of fixed size.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # The benchmark chooses kernels by their time, so the bits would depend on the machine's load.
     torch.backends.cudnn.benchmark = False

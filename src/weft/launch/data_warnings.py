@@ -1,4 +1,4 @@
-"""What is said once, and what is refused, when the data of a run is known."""
+"""Warnings and refusals that depend on the data of a run: printed once, before its first round."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from weft.runs.progress import Progress
 
 
 def print_warnings(config: RunConfig, population: Population, algorithm: Algorithm, progress: Progress) -> None:
-    """Say once what a user would want to know before the first round, when nothing is refused any more."""
+    """Print the summary of the data and its warnings, once, after all checks and before the first round."""
     progress.print_data_summary(population.account.summary())
     for line in warning_lines(config, population):
         progress.note(line)
@@ -29,14 +29,17 @@ def warning_lines(config: RunConfig, population: Population) -> Iterator[str]:
     counts = population.counts
     yield from population.account.lines()
     if config.template_date is not None:
-        yield f"where the chat template writes the date, it is {config.template_date} throughout the run."
+        yield f"the date that the chat template writes is {config.template_date} throughout the run."
     if counts.get("truncated"):
         yield (
             f"{counts['truncated']} of {counts['rows']} rows are longer than {config.seq_length} tokens and were cut "
             f"on the {config.truncation_side}."
         )
     if counts.get(PROMPTS_CUT):
-        yield f"{counts[PROMPTS_CUT]} of {counts['rows']} prompts leave no room for their answers; cut on the left."
+        yield (
+            f"{counts[PROMPTS_CUT]} of {counts['rows']} prompts leave no room for their answers and were cut on the "
+            "left."
+        )
 
 
 def check_only_client(config: RunConfig, population: Population) -> None:

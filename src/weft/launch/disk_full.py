@@ -35,5 +35,5 @@ def explain_full_disk(config: RunConfig, resume_command: str | None = None) -> I
         folders = [run.path, token_cache(config), Path(tempfile.gettempdir())]
         resume_command = resume_command or f"weft sft --output_dir {shlex.quote(str(run.path))} --resume"
         rounds = run.rounds
-        advice = f"then go on with `{resume_command}`: {rounds[-1]} rounds are kept" if rounds else "then begin again"
+        advice = f"then go on with `{resume_command}`: {rounds[-1]} rounds are kept" if rounds else "then start again"
         raise RunError(f"{full_disk(folders)}: make room there, {advice}.") from error

@@ -73,7 +73,7 @@ def describe(config: RunConfig, *, all_keys: bool = False) -> str:
         keys = {key: value for key, value in keys.items() if value != defaults[key]}
         head = "# What differs from the defaults; --all_keys shows every key."
     settings = yaml.safe_dump(keys, sort_keys=False, allow_unicode=True)
-    return f"# The plan; nothing in it is refused.\n{plan_text}\n\n{head}\n{settings}".rstrip("\n")
+    return f"# The plan: every check passed.\n{plan_text}\n\n{head}\n{settings}".rstrip("\n")
 
 
 def _link_tokens(cache: Path, folder: Path) -> None:
@@ -117,9 +117,9 @@ def _plan(config: RunConfig) -> dict[str, str]:
         "rows": population.account.summary(),
         "template": template_name(config, tokenizer, rows),
         "answers": _answers(config, population, rows),
-        "local work": f"{_steps(config)}, {config.gradient_accumulation_steps} x {config.batch_size} rows a step",
+        "local work": f"{_steps(config)}, {config.gradient_accumulation_steps} x {config.batch_size} rows per step",
         "split": split_line(population.split).removeprefix("split "),
-        "travels": f"{human_bytes(sizes.down)} down and {human_bytes(sizes.up)} up for each client and round"
+        "travels": f"{human_bytes(sizes.down)} down and {human_bytes(sizes.up)} up per client and round"
         if traffic
         else "nothing",
         "a round": f"{human_bytes(traffic * clients)} up+down",
@@ -211,7 +211,7 @@ def _clients(population: Population, taking_part: int) -> str:
     sizes = population.trained.sizes()
     held_out = sum(len(rows) for rows in population.evaluated.held)
     return (
-        f"{taking_part} of {len(population.trained)} in a round, {sizes.min()} to {sizes.max()} rows each, "
+        f"{taking_part} of {len(population.trained)} per round, {sizes.min()} to {sizes.max()} rows each, "
         f"{sizes.sum()} in all, {held_out} held out"
     )
 
@@ -235,5 +235,5 @@ def _answers(config: RunConfig, population: Population, rows: str) -> str:
 
 def _steps(config: RunConfig) -> str:
     if config.max_steps > 0:
-        return f"{config.max_steps} AdamW steps a client and round"
-    return f"{config.num_train_epochs} passes over each client's rows a round"
+        return f"{config.max_steps} steps per client and round"
+    return f"{config.num_train_epochs} passes over each client's rows per round"

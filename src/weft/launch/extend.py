@@ -20,7 +20,7 @@ def check_rounds(config: RunConfig) -> JsonObject | None:
     """Return the keys that a run was made with, before it is resumed; None where nothing is there.
 
     Raises:
-        ConfigError: more rounds are behind it than it is to have.
+        ConfigError: it has finished more rounds than `num_rounds`.
     """
     run = RunDir(config.output_dir)
     if not run.holds_run:
@@ -28,7 +28,7 @@ def check_rounds(config: RunConfig) -> JsonObject | None:
     count = max(run.rounds, default=0)
     if config.num_rounds < count:
         raise ConfigError(
-            f"num_rounds is {config.num_rounds}, but {count} rounds are behind the run in '{run.path}': write "
+            f"num_rounds is {config.num_rounds}, but the run in '{run.path}' has finished {count} rounds: write "
             f"--num_rounds {count} or more; `weft export {run.path} --round N` writes the model of an earlier round, "
             f"where N is one of {', '.join(map(str, run.rounds))}."
         )
@@ -55,15 +55,18 @@ def describe_extension(config: RunConfig, plan: Plan, former: JsonObject | None,
     last = replace(schedule, rounds=former_rounds).at(rounds_done - 1, steps - 1, steps)
     next_one = schedule.at(rounds_done, 0, steps)
     return (
-        f"{change}: from here on the learning rate is that of a run of {config.num_rounds} rounds, "
+        f"{change}: from here on the learning rate follows a schedule over {config.num_rounds} rounds, "
         f"{next_one:.3g} in round {rounds_done + 1} after {last:.3g} in round {rounds_done}."
     )
 
 
 def report_changes(config: RunConfig, run: RunDir, current: Fingerprints, note: Callable[[str], None]) -> None:
-    """Say what of that which a run was made from changed, before it goes on; ConfigError where that is not accepted."""
+    """Report which of a run's sources changed since it began; ConfigError unless `accept_changed` allows it."""
     if max(run.rounds, default=0) and not run.fingerprints_file.exists():
-        note("what the run was made from is not known, for an older version began it: it is compared from now on.")
+        note(
+            "an older version began this run and recorded no fingerprints of what it was made from: changes are "
+            "noticed from now on."
+        )
     if names := check(run, current, accept=config.accept_changed):
-        note(f"{' and '.join(names)} changed since the run was made; it goes on with what is there now.")
+        note(f"{' and '.join(names)} changed since the run was made; the run continues with the current version.")
         run.reference_file.unlink(missing_ok=True)  # it is of the former rows and base

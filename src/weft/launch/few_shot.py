@@ -46,6 +46,7 @@ def _choose(
     config: RunConfig, client: ClientData, words: Words, objective: Objective, model: Resident, room: int
 ) -> tuple[np.ndarray, int]:
     """Return the tokens of a client's examples, and how many there was no room for."""
+    # Drawn by the client's name alone, so the examples do not depend on which other clients there are.
     chance = generator(config.seed, "examples", client.name)
     count = min(config.few_shot, len(client.train) - 1)
     best_loss, best_tokens, missing = float("inf"), np.zeros(0, dtype=np.int32), config.few_shot

@@ -43,6 +43,8 @@ class ObjectInputs:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, ConfigError):
+            # Refused before anything ran: nobody can resume it. After any other error the run may be, and needs its
+            # inputs.
             for path in self._new_paths:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         if self._folder is not None:
@@ -141,6 +143,7 @@ class ObjectInputs:
         home = cache_folder("given").resolve()
         if self._folder is None:
             home.mkdir(parents=True, exist_ok=True)
+            # On the same file system as the final place, so that `keep` is a rename.
             self._folder = Path(tempfile.mkdtemp(prefix=".staged-", dir=home))
         temporary = self._folder / str(len(self._places))
         place = home / write(temporary)
@@ -182,6 +185,7 @@ def _line(row: Mapping[str, Any], number: int, key: str) -> bytes:
 
 
 def _missing(value: object) -> bool:
+    # pandas is not imported for its NA and NaT; NaN is the only float that differs from itself.
     return type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)
 
 
@@ -217,6 +221,7 @@ def _writer(kind: str, *parts: Any) -> Callable[[Path], str]:
             part.save_pretrained(folder)
         digest = hashlib.sha256()
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            # Names and sizes are hashed too: otherwise bytes moved from one file to the next would not show.
             digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
             with open(path, "rb") as file:
                 while block := file.read(1 << 24):

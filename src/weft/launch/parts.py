@@ -63,6 +63,7 @@ def split(config: RunConfig) -> Split:
 def _check_shares(shares: Iterable[Any], count: int, name: str) -> Shares:
     """Return what a user's own split dealt; DataError where it is no division of `count` rows."""
     try:
+        # A plain tuple of the same fields will do.
         rows, names, left = Shares(*shares)
         parts = [np.asarray(part_rows, dtype=np.int64) for part_rows in rows]
         all_rows = np.concatenate(parts)

@@ -118,24 +118,19 @@ def populate(
     names, train, held_out = _shares(config, sources, table, owners, tests, first)
     if not isinstance(sources, Texts) and not any(len(test) for test in tests):
         _note_repeats(sources, train, held_out)
+    # Within each client, so that no answer of another client is read; held-out rows are paired among themselves.
     if isinstance(table, PairTable) and rows == "judged":
         for part in [*train, *held_out, *([] if public is None else [table.within(public)])]:
             table.pair_up(table.rows_of(part))
     held_rows = [table.rows_of(part) for part in held_out]
     public_rows = None if public is None else table.within(public)
     shared = table.rows_of(public_rows) if public_rows is not None and config.public_share else None
-    evaluated = trained = Clients(
-        names,
-        [table.rows_of(part) for part in train],
-        held_rows,
-        table,
-        memory,
-        shared,
-        first=first,
-    )
+    train_rows = [table.rows_of(part) for part in train]
+    evaluated = trained = Clients(names, train_rows, held_rows, table, memory, shared, first=first)
     if public_rows is not None and not config.public_share:
         trained = _with_public(evaluated, table.rows_of(public_rows))
     if pool:
+        # Held-out rows stay with their clients, so the pooled one is given an empty set of the same type.
         all_rows = np.concatenate([*train, *([] if public_rows is None else [public_rows])])
         trained = Clients(["central"], [table.rows_of(all_rows)], [held_rows[0][:0]], table, memory)
     choices: list[str] | None = None
@@ -184,8 +179,8 @@ def _note_repeats(sources: Sources, train: list[np.ndarray], held_out: list[np.n
     count, of = count_repeats(sources, train, held_out), sum(len(rows) for rows in held_out)
     if count:
         sources.say(
-            f"{count} of the {of} held-out rows have the same content as a row that is trained on: the data repeats "
-            "itself, and scores on them say less."
+            f"{count} of the {of} held-out rows have the same content as a row that is trained on: the data "
+            "contains duplicates, and scores on these rows are optimistic."
         )
 
 

@@ -1,4 +1,4 @@
-"""Files that a run names for their text are read where the run is handed in, and travel as the text.
+"""Text files that a run names are read where the run is submitted; only their text is sent to sites.
 
 A site takes values and opens nothing: a path that a run names would be read on the site's machine, not on its author's.
 """

@@ -131,6 +131,7 @@ def _files(paths: list[Path], cache: Path) -> str:
     """Return the digest of files, their names included; of a config.json without what a library notes of itself."""
     parts = []
     for path in sorted(paths, key=lambda path: path.name):
+        # A file that is gone or unreadable is reported better by what loads it.
         with contextlib.suppress(OSError):
             parts.append(f"{path.name} {_settings(path) if path.name == 'config.json' else file_digest(path, cache)}\n")
     return digest_of(parts)

@@ -42,6 +42,7 @@ class Announcer:
                 "step_fraction": client.step_fraction,
                 "params": _shapes(message.params),
                 "extra": {stream: _shapes(values) for stream, values in message.extra.items()},
+                # Names and shapes only: the values of clients stay with the leader.
                 "memory": {stream: _shapes(values) for stream, values in memory.items()},
             }
             self.group.tell(announcement)
@@ -60,6 +61,7 @@ def follow(builder: ClientBuilder) -> None:
     """Take part in the leader's run to its end."""
     group = builder.group
     assert group is not None
+    # The leader has trained the tokenizer already; the others load its files.
     update = group.tell() | {"tokenizer_text": None, "federated_tokenizer": False}
     builder.config = builder.config.model_copy(update=update)
     builder.read(InMemory())

@@ -83,8 +83,8 @@ def actors(config: RunConfig, client_host: ClientHost, population: Population, p
         count = config.num_actors or capacity
         if count < 1 or count > capacity:
             raise ConfigError(
-                f"There is room for {capacity} actors of {_resources_text(per_actor)} in a cluster of "
-                f"{_resources_text(cluster, per_actor)}, and {count} are asked for: write another --num_actors, or "
+                f"A cluster of {_resources_text(cluster, per_actor)} has room for {capacity} actors of "
+                f"{_resources_text(per_actor)}, but {count} are requested: write another --num_actors, or "
                 "smaller --client_resources."
             )
         # Rows of plain text lie in files that every machine reads; others go with the actor.

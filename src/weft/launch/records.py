@@ -125,8 +125,10 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> f
     best = float("inf")
     for _ in range(5):
         start_time = time.perf_counter()
+        # The first product also pays for loading the kernel, so the best of several is taken.
         product = left @ right
         if device.type == "cuda":
+            # Kernels are queued: without this only the time to queue them would be measured.
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start_time)
     del product
@@ -154,5 +156,6 @@ def peak_memory(device: torch.device) -> int:
     """Return the most bytes that this process has held: on the GPU if it trains there, else in all."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    # ru_maxrss is in bytes on macOS and in KiB elsewhere.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

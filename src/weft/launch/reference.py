@@ -35,6 +35,7 @@ def refer(population: Population, model: Resident, path: Path, batch_size: int, 
     note(f"the starting model's log-probabilities of {len(table)} rows are computed once.")
     was_training = model.model.training
     model.model.eval()
+    # Longest first, so that rows of similar length share a batch.
     order = sorted(range(len(table)), key=lambda row: -len(table[row].prompt))
     for at in range(0, len(order), batch_size):
         rows = order[at : at + batch_size]

@@ -49,7 +49,7 @@ class Run:
         self._base_compared = False
         if round is not None and round not in self.rounds:
             rounds = ", ".join(map(str, self.rounds))
-            advice = f"write --round and one of {rounds}" if rounds else "no round of it is kept yet"
+            advice = f"write --round and one of {rounds}" if rounds else "it has no checkpoint yet"
             raise ConfigError(f"The run in '{self.path}' has no checkpoint of round {round}: {advice}.")
         self.round = round if round is not None else max(self.rounds, default=None)
 
@@ -123,6 +123,7 @@ class Run:
             self.check_base()
             state = checkpoint.at(self.directory, self.round)
             folder = tempfile.mkdtemp(prefix="weft-weights-")
+            # Deleted with this object, or at exit of the process, whichever comes first.
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
             write_round(self.config, self.directory, state, client, Path(folder))
             self._weight_folders[client] = Path(folder)

@@ -54,6 +54,7 @@ def _federated(config: RunConfig, secret: Callable[[], Secret]) -> tuple[Tokeniz
     """Return a tokenizer made of the clients' counts, and what was sent for it."""
     tokenizer, cache = byte_tokenizer(), token_cache(config)
     cache.mkdir(parents=True, exist_ok=True)
+    # A cache of its own: rows of single bytes are many, and of no use after this.
     with tempfile.TemporaryDirectory(prefix="bytes-", dir=cache) as folder:
         text_config = config.model_copy(update={"seq_length": WHOLE, "token_cache": folder})
         clients = populate(text_config, tokenizer, InMemory(), rows="text", pool=False).trained

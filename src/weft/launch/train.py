@@ -49,17 +49,18 @@ def train(
         overwrite: delete the run in its directory.
         quiet: show no progress.
         as_json: show it as JSON lines.
-        notes: sentences about the configuration, told before the first round.
+        notes: sentences about the configuration, printed before the first round.
 
     Raises:
         ConfigError: a mistake in the configuration or the data; nothing was changed.
         KeyboardInterrupt: the round under way was dropped, the ones before it are committed.
     """
     if config.runtime == "nvflare":
-        raise ConfigError("A run of sites is handed to their server: write `weft submit RUN.yaml`, or `weft up`.")
+        raise ConfigError("A run of sites is submitted to their server: write `weft submit RUN.yaml`, or `weft up`.")
     config = with_whole_paths(with_prompt_texts(config), absent_too=resume)
     former_config = check_rounds(config) if resume else None
     config = from_adapter(config)
+    # Mistakes that need neither data nor model are found first, before the directory is touched.
     resolve(config.report_to)
     if config.from_scratch:
         shape_of(config)
@@ -114,6 +115,7 @@ def _train(builder: ClientBuilder, options: StartOptions) -> Run:
         check_only_client(config, population)
         write_atomic(run.split_file, (json.dumps(population.split, indent=1) + "\n").encode())
         host, values = builder.host(reference=run.reference_file, conditions=compose.conditions(config))
+        # After all that can refuse the run: a start that is refused must not replace the record.
         fingerprints.keep(run, current, max(run.rounds, default=0))
         with Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers:
             trainer = Trainer(config, run, host, population, progress, trackers, group)

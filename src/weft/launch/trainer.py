@@ -120,6 +120,7 @@ class Trainer:
         self.metrics.truncate(extra["metrics"])
         self.timing.truncate(extra["timing"])
         self.tally = Tally(**extra["tally"])
+        # What clients wrote in rounds after the checkpoint belongs to rounds that are run again.
         checkpoint.rewind(self.run, state.round)
         return state
 
@@ -140,6 +141,8 @@ class Trainer:
                         committed, last_commit = position, time.monotonic()
             except BaseException as error:
                 if position is not committed:
+                    # The rounds since the last checkpoint are whole and recorded, so they are saved. After an error of
+                    # unknown cause the save may fail too, and must not hide it.
                     is_foreseen = isinstance(error, KeyboardInterrupt | RunError)
                     with contextlib.nullcontext() if is_foreseen else contextlib.suppress(Exception):
                         self._commit(position)
@@ -173,6 +176,7 @@ class Trainer:
 
     def _position(self, state: ServerState) -> Position:
         """Return how far the run is, with the state after the round that was recorded last."""
+        # Copied, since the tally goes on counting while this position waits to be committed.
         return Position(state, self.metrics.size(), self.timing.size(), copy.deepcopy(vars(self.tally)))
 
     def _commit(self, position: Position) -> None:
@@ -189,8 +193,8 @@ class Trainer:
         if result.record.repeated:
             self.metrics.append(record)
             self.progress.note(
-                f"round {record['round']}: {len(record['clients'])} good replies, fewer than min_clients "
-                f"({self.config.min_clients}): it is begun again."
+                f"round {record['round']}: {len(record['clients'])} usable replies, fewer than min_clients "
+                f"({self.config.min_clients}); the round is repeated."
             )
             return
         self.metrics.append(record)
@@ -203,13 +207,13 @@ class Trainer:
         requests = {name: int(count) for name, count in result.record.sums.items() if name.startswith("endpoint_")}
         self.timing.append(timing | requests)
         if retries := requests.get("endpoint_retries"):
-            self.progress.note(f"round {record['round']}: {retries} requests to the endpoint were sent again.")
+            self.progress.note(f"round {record['round']}: {retries} requests to the endpoint were retried.")
         self._note_failures(result, record)
         if faults := record.get("reward_faults"):
             fault_text = ", ".join(f"{count} {fault.replace('_', ' ')}" for fault, count in faults.items())
             self.progress.note(f"round {record['round']}: rewards that failed count as 0 ({fault_text}).")
         if not record["clients"] and record["failures"]:
-            self.progress.note(f"round {record['round']}: no update could be used; the model stays as it was.")
+            self.progress.note(f"round {record['round']}: no update could be used; the model is unchanged.")
         self.progress.round(record | timing)
         self.listener({"round": record | timing})
         self.trackers.log({f"train/{k}": v for k, v in (record | timing).items() if k != "round"}, record["round"])
@@ -221,9 +225,11 @@ class Trainer:
         for client, reason in record["failures"].items():
             self.progress.note(f"round {record['round']}: the update of '{client}' was dropped: {reason}.")
             if client in set_aside_clients and client in result.record.bad:
-                self.progress.note(f"'{client}' sent {self.config.max_bad_updates} bad updates and is set aside.")
+                self.progress.note(
+                    f"'{client}' sent {self.config.max_bad_updates} bad updates and is excluded from further rounds."
+                )
         if result.record.late:
-            self.progress.note(f"round {record['round']}: {result.record.late} replies came too late or twice.")
+            self.progress.note(f"round {record['round']}: {result.record.late} replies arrived late or more than once.")
 
     def _record_evaluation(self, round: int, sums: dict[str, Metrics]) -> None:
         evaluation = evaluation_record(round, sums, self.evaluator.metrics)
@@ -244,6 +250,7 @@ class Trainer:
             "tokens": self.tally.tokens,
             "bytes_up": self.tally.bytes_up,
             "bytes_down": self.tally.bytes_down,
+            # Data-parallel training sends the gradients of each step up and their mean down.
             "data_parallel_bytes": 2 * self.tally.steps * num_bytes(self.model.masters),
             "flop_utilisation": utilisation(self.plan.objective.rows, self.model, self.config.adapts, self.tally),
             "peak_memory_bytes": peak_memory(self.model.device),

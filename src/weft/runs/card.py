@@ -42,7 +42,7 @@ DOES = {
 
 @dataclass(frozen=True)
 class Origin:
-    """What a run began from, as far as it may be told."""
+    """What a run began from, as far as it may be published."""
 
     model: str | None
     """Its name on the hub; None: it has none, or the run began from nothing."""
@@ -103,6 +103,7 @@ def write_card(
 
 def hub_name(name: str | None) -> str | None:
     """Return a name if it is one of the hub, and not a file or a folder of this machine."""
+    # A file or folder of this name is what the run loaded, and a path must not be published.
     if name is None or not _ID.fullmatch(name) or Path(name).exists():
         return None
     return name
@@ -115,6 +116,7 @@ def _origin_of(config: JsonObject, former_card: JsonObject, base: str | None) ->
     data = next(iter(former_card.get("datasets") or []), None) if by_weft else _data(config)
     if from_scratch:
         return Origin(None, {}, data, from_scratch)
+    # The base of an exported copy may be a path here; the card that was written with the run has its hub name.
     if by_weft and base is None:
         license = {key: former_card[key] for key in LICENSE if key in former_card}
         return Origin(former_card.get("base_model"), license, data)
@@ -126,6 +128,7 @@ def _origin_of(config: JsonObject, former_card: JsonObject, base: str | None) ->
 def _data(config: JsonObject) -> str | None:
     """Return the name of the run's data set if it is one of the hub that everybody may load."""
     name = config.get("dataset_name")
+    # A data set that needs a token, or is named client by client, may be private: the card does not name it.
     if config.get("token") or config.get("local_data_dir") or config.get("clients") or "/" not in str(name):
         return None
     return None if kind_of(Path(str(name))) is not None else hub_name(name)
@@ -157,18 +160,18 @@ def _head(config: JsonObject, origin: Origin, whole: bool) -> JsonObject:
 def _title(config: JsonObject, origin: Origin, whole: bool, of_client: bool) -> str:
     start = f"`{origin.model}`" if origin.model else "a model that is not on the hub"
     if origin.from_scratch:
-        what = "A language model trained from nothing"
-        title = "Model trained from nothing"
+        what = "A language model trained from scratch"
+        title = "Model trained from scratch"
     elif whole:
         what, title = (
-            f"A language model that began as {start}, trained",
-            f"Model tuned from {origin.model or 'its base'}",
+            f"A language model fine-tuned from {start}",
+            f"Model fine-tuned from {origin.model or 'its base'}",
         )
     else:
         kind = _adapter(config)
         what, title = f"A {kind} for {start}, trained", f"{kind[0].upper()}{kind[1:]} for {origin.model or 'its base'}"
-    who = " by one of the clients for itself, within a run" if of_client else ""
-    return f"# {title}\n\n{what}{who} {DOES.get(str(config['objective']), 'with a loss of its own')}, by Weft."
+    who = " by one client of a run as its personal model" if of_client else ""
+    return f"# {title}\n\n{what}{who} {DOES.get(str(config['objective']), 'with a custom loss')}, with Weft."
 
 
 def _adapter(config: JsonObject) -> str:
@@ -194,7 +197,7 @@ def _training(
     """Return the table of how it was trained."""
     central = config["fed_alg"] == "central"
     clients = len(split.get("clients") or config.get("clients") or config.get("sites") or []) or config["num_clients"]
-    cohort = "all rows pooled at one place" if central else f"{min(config['sample_clients'], clients)} in a round"
+    cohort = "all rows pooled at one place" if central else f"{min(config['sample_clients'], clients)} per round"
     steps = config["max_steps"]
     work = f"{steps} steps" if steps > 0 else f"{config['num_train_epochs']} epochs"
     rows = {
@@ -208,9 +211,9 @@ def _training(
         + _part(config, "lora_aggregation", fingerprints)
         if config.get("use_peft")
         else None,
-        "longest row": f"{config['seq_length']} tokens",
-        "tokens learnt": human_number(summary["tokens"]) if summary.get("tokens") else None,
-        "sent": human_bytes(summary["bytes_up"] + summary["bytes_down"]) if summary.get("bytes_up") else None,
+        "maximum row length": f"{config['seq_length']} tokens",
+        "training tokens": human_number(summary["tokens"]) if summary.get("tokens") else None,
+        "traffic": human_bytes(summary["bytes_up"] + summary["bytes_down"]) if summary.get("bytes_up") else None,
         "data": f"`{origin.data}`" if origin.data else "not published",
         "split": split.get("strategy"),
         "seed": config["seed"],
@@ -247,16 +250,12 @@ def _use(config: JsonObject, origin: Origin, whole: bool, folder: Path) -> str:
         ]
         lines += ['model = PeftModel.from_pretrained(model, "THIS_FOLDER")']
     lines += ['tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")']
-    note = (
-        ""
-        if config["objective"] == "causal_lm"
-        else f"Questions were put in the template `{_template(config, folder)}`."
-    )
+    note = "" if config["objective"] == "causal_lm" else f"Prompts use the template `{_template(config, folder)}`."
     return "## Use\n\n```python\n" + "\n".join(lines) + "\n```" + (f"\n\n{note}" if note else "")
 
 
 def _template(config: JsonObject, folder: Path) -> str:
-    """Return the template that questions were put in; `auto` is that of the tokenizer, if it has one."""
+    """Return the template of the prompts; `auto` is that of the tokenizer, if it has one."""
     if config["template"] != "auto":
         return str(config["template"])
     tokenizer_config = folder / "tokenizer_config.json"

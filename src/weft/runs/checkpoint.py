@@ -47,6 +47,7 @@ def save(
     assert keep >= 1, "a run needs its newest checkpoint"
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     target = run.checkpoints / f"round_{state.round:06d}"
+    # A kill while this was written leaves only the temporary folder, which no reader looks at.
     temporary = run.checkpoints / f".{target.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -64,8 +65,10 @@ def save(
         former = target.with_suffix(".old")
         shutil.rmtree(former, ignore_errors=True)
         target.rename(former)
+    # The rename is atomic: before it there is no checkpoint of this round, after it a whole one.
     temporary.rename(target)
     sync_directory(run.checkpoints)
+    # Only now that the new run can be resumed may the one that it overwrites be deleted.
     run.settle()
     _prune(run, state.round, keep, keep_every, keep_most)
     return target
@@ -84,7 +87,7 @@ def latest(run: RunDir, note: Callable[[str], None] = warn) -> tuple[ServerState
         try:
             return _read(path)
         except _DamagedFile as error:
-            note(f"The checkpoint '{path.name}' is damaged ({error}) and is passed over for the one before.")
+            note(f"The checkpoint '{path.name}' is damaged ({error}); the checkpoint before it is used.")
     if paths:
         raise RunError(f"No checkpoint in '{run.checkpoints}' can be read: begin again with --overwrite.")
     return None
@@ -161,7 +164,9 @@ def _read(path: Path) -> tuple[ServerState, JsonObject]:
     try:
         record = json.loads((path / "state.json").read_text(encoding="utf-8"))
         expected, round, extra = record["sha256"], record["round"], record["extra"]
+        # Checkpoints of older versions do not have these counts.
         attempts = {key: record.get(key, 0) for key in ("attempts", "attempt")}
+        # safetensors checks the layout of a file, not its values: flipped bits show in the digest alone.
         if _digest(path / "server.safetensors") != expected:
             raise _DamagedFile("its tensors are not those that were saved")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -206,6 +211,7 @@ def _separate_storages(tensors: Tensors) -> Tensors:
     for name, tensor in tensors.items():
         copy = tensor.detach().cpu().contiguous()
         storage = copy.untyped_storage()
+        # A view of part of a storage is copied too: safetensors would otherwise refuse it or save the whole storage.
         if storage.data_ptr() in storages or storage.nbytes() != copy.nbytes:
             copy = copy.clone()
         storages.add(copy.untyped_storage().data_ptr())

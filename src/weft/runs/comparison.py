@@ -151,6 +151,7 @@ def fold(outcomes: Sequence[Outcome], ignored: frozenset[str]) -> list[tuple[Out
     """Put together the runs that differ in nothing but their seed; two of one seed say nothing of chance."""
     groups: dict[str, list[Outcome]] = {}
     for one in outcomes:
+        # Values may be lists and dicts, which cannot be keys of a dictionary; their repr can.
         key = repr(sorted((key, repr(value)) for key, value in one.config.items() if key not in ignored | {"seed"}))
         groups.setdefault(key, []).append(one)
     folded: list[tuple[Outcome, ...]] = []
@@ -168,6 +169,7 @@ def _mark(group: tuple[Outcome, ...], outcomes: Sequence[Outcome]) -> str:
     tokens = [one.summary.get("tokens") or 0 for one in group]
     if not others or not all(others):
         return ""
+    # The smallest and the largest ratio that any pair of runs, one of each side, could have.
     least, most = min(tokens) / max(others), max(tokens) / min(others)
     if least >= 1 - EQUAL and most <= 1 + EQUAL:
         return "equal tokens"

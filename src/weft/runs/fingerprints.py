@@ -62,6 +62,7 @@ def keep(run: RunDir, current: Fingerprints, rounds: int, birth: str = "") -> st
     former = record.get("made_from", {})
     replaced = {name: value for name, value in former.items() if current.get(name, value) != value}
     changes = [*record.get("changes", []), *([{"after_round": rounds, "before": replaced}] if replaced else [])]
+    # What has no fingerprint this time, such as data that cannot be reached, keeps the one that it had.
     birth = record.get("birth") or secrets.token_hex(8)
     record = {"birth": birth, "made_from": {**former, **current}, "changes": changes}
     write_atomic(run.fingerprints_file, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())

@@ -46,6 +46,7 @@ def path_component(name: str) -> str:
     """
     if re.fullmatch(r"[a-z0-9_-][a-z0-9_.-]{0,99}", name):
         return name
+    # The tilde marks the hash below, so that no encoded name can be mistaken for a hashed one.
     encoded = quote(name, safe="", errors="surrogatepass").replace("~", "%7E")
     return f"{encoded[:80]}~{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:24]}"
 
@@ -233,7 +234,7 @@ class RunDir:
             if error is not None and self._start is not None:
                 self._start.undo()
         finally:
-            self.close()
+            self.close()  # last, so that no other process writes here before the directory is restored
 
     def _check(self, *, resume: bool, overwrite: bool) -> None:
         where = f"The output directory '{self.path}'"
@@ -249,7 +250,7 @@ class RunDir:
                 )
         elif self.path.is_dir() and (others := sorted(name for name in os.listdir(self.path) if not is_ours(name))):
             raise ConfigError(
-                f"{where} holds files that are no run ('{others[0]}'{' and more' if others[1:] else ''}): "
+                f"{where} holds files that do not belong to a run ('{others[0]}'{' and more' if others[1:] else ''}): "
                 "give an empty or a new --output_dir."
             )
         elif resume:
@@ -288,6 +289,7 @@ class RunDir:
         except OSError:
             os.close(descriptor)
             raise
+        # A failed start of another process deleted the file after this one opened it: a lock on it excludes nobody.
         if not os.fstat(descriptor).st_nlink:
             os.close(descriptor)
             return False

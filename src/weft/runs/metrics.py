@@ -96,6 +96,7 @@ def read(path: Path) -> list[JsonObject]:
     """
     if not path.exists():
         return []
+    # Whole lines end with a newline, so what follows the last one is empty or was cut short by a kill.
     *lines, _partial_line = path.read_bytes().split(b"\n")
     records = []
     for number, line in enumerate(lines, start=1):

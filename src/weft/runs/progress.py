@@ -126,6 +126,7 @@ class Progress:
         if (speed := record.get("tokens_per_second")) is not None:
             parts.append(f"{human_number(speed)} tokens/s")
         parts.append(f"{human_bytes((record.get('bytes_up') or 0) + (record.get('bytes_down') or 0))} sent")
+        # The mean over the rounds of this process: those before a resume say nothing of its speed.
         remaining = (time.monotonic() - self._start_time) / self._rounds_done * max(self._rounds - record["round"], 0)
         return _join(f"round {record['round']}/{self._rounds}", [*parts, f"{human_duration(remaining)} left"])
 
@@ -194,10 +195,10 @@ class _Page:
 def split_line(split: JsonObject) -> str:
     """Return in one line what the clients have, and how unlike they are."""
     sizes, skew = [one["rows"] for one in split["clients"].values()], split["skew"]
-    labels = f"  labels JS {skew['label_js']:.3f} (most {skew['label_js_max']:.3f})" if "label_js" in skew else ""
+    labels = f"  labels JS {skew['label_js']:.3f} (max {skew['label_js_max']:.3f})" if "label_js" in skew else ""
     return (
-        f"split {split['strategy']}  {len(sizes)} clients of {min(sizes)} to {max(sizes)} rows  sizes Gini "
-        f"{skew['size_gini']:.3f}{labels}  lengths KS {skew['length_ks']:.3f} (most {skew['length_ks_max']:.3f})"
+        f"split {split['strategy']}  {len(sizes)} clients, {min(sizes)} to {max(sizes)} rows each  sizes Gini "
+        f"{skew['size_gini']:.3f}{labels}  lengths KS {skew['length_ks']:.3f} (max {skew['length_ks_max']:.3f})"
     )
 
 
@@ -214,6 +215,7 @@ def _terminal(console: Console | None) -> Console | None:
 
 def _notebook() -> _Page | None:
     """Return where a notebook shows a line, if this process is one's kernel."""
+    # IPython is looked up, not imported: in a kernel it is loaded already, elsewhere the import would take long.
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if not hasattr(shell, "kernel"):
         return None

@@ -28,11 +28,13 @@ LABELS = {
     "seconds": "time",
     "bytes_up": "sent to the server",
     "bytes_down": "sent to clients",
-    "data_parallel_bytes": "data parallelism would have sent",
-    "flop_utilisation": "of the machine's matrix rate",
+    "data_parallel_bytes": "data-parallel training would have sent",
+    "flop_utilisation": "share of the machine's matrix throughput",
     "peak_memory_bytes": "peak memory",
     TRAIN_LOSS.name: TRAIN_LOSS.label,
     "product_error": "product error",
+    "product_error_max": "largest product error",
+    "evaluated": "evaluation of",
 }
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --soft: #66717c; --line: #dde2e7; --page: #fff; --panel: #f6f8fa; }
@@ -84,7 +86,7 @@ def write_report(run_path: str | os.PathLike[str]) -> Path:
         *_section("Shared and own models", _models(summary.get("models") or {})),
         *_section("Clients", _clients(summary.get("clients") or (evaluations or [{}])[-1].get("clients") or {})),
         *_section("Data", _split(split)),
-        *_section("Dropped and refused", _failures(rounds, summary.get("failures") or {})),
+        *_section("Discarded updates", _failures(rounds, summary.get("failures") or {})),
         *_section("Configuration", f"<pre>{escape(run.config_file.read_text(encoding='utf-8'))}</pre>"),
     ]
     page = (
@@ -94,6 +96,7 @@ def write_report(run_path: str | os.PathLike[str]) -> Path:
         + "\n".join(body)
         + "\n</body>\n</html>\n"
     )
+    # Names of clients may hold lone surrogates, which UTF-8 cannot encode.
     write_atomic(run.report_file, page.encode("utf-8", "replace"))
     return run.report_file
 
@@ -120,7 +123,7 @@ def _header(config: JsonObject, rounds: list[JsonObject], clients: int, *, finis
 
 def _model(config: JsonObject) -> str | None:
     shape = [config.get("size"), config.get("hidden_size"), config.get("num_layers")]
-    return "from nothing" if any(value is not None for value in shape) else config.get("model_name_or_path")
+    return "trained from scratch" if any(value is not None for value in shape) else config.get("model_name_or_path")
 
 
 def _summary(
@@ -149,7 +152,7 @@ def _summary(
 
 
 def _models(models: JsonObject) -> str:
-    """Return the table of what the shared model and clients' own are worth, and where."""
+    """Return the table of the scores of the shared model and of the clients' own models."""
     labels = {
         "shared": "shared model, everybody's rows",
         "own": "own models, own rows",
@@ -182,7 +185,7 @@ def _clients(clients: dict[str, JsonObject]) -> str:
 
 
 def _failures(rounds: list[JsonObject], total: JsonObject) -> str:
-    """Return the table of clients whose answers were not used: how often, when last, and why."""
+    """Return the table of clients whose updates were not used: how often, in which round last, and why."""
     rows: dict[str, tuple[int, int | None, object]] = {name: (1, None, reason) for name, reason in total.items()}
     by_client: dict[str, tuple[int, int | None, object]] = {}
     for record in rounds:
@@ -191,9 +194,7 @@ def _failures(rounds: list[JsonObject], total: JsonObject) -> str:
     rows |= by_client
     lines = [(name, *values) for name, values in sorted(rows.items())]
     return (
-        _table(
-            ["client", "times", "last in round", "reason"], lines[:MOST_CLIENTS], len(lines) - MOST_CLIENTS, text=(3,)
-        )
+        _table(["client", "times", "last round", "reason"], lines[:MOST_CLIENTS], len(lines) - MOST_CLIENTS, text=(3,))
         if lines
         else ""
     )
@@ -212,7 +213,7 @@ def _table(heads: list[str], rows: Iterable[Iterable[object]], more: int = 0, te
 
 
 def _columns() -> dict[str, str]:
-    """Return what is said of each client and model: keys and labels."""
+    """Return the columns of the tables of clients and models: the keys of a record and their labels."""
     return {metric.name: metric.label for metric in scores()} | {"cluster": "cluster"}
 
 

@@ -28,6 +28,7 @@ def draw_split(split: JsonObject, *, inline: bool = False) -> str:
     names, clients = list(split["clients"]), split["clients"]
     title = ""
     if len(names) > MOST:
+        # Evenly spaced ranks, so that the picture shows the shape of the distribution of sizes.
         names.sort(key=lambda name: -clients[name]["rows"])
         title = f"{MOST} of {len(names)} clients, largest first"
         names = [names[int(place)] for place in np.linspace(0, len(names) - 1, MOST)]
@@ -50,7 +51,7 @@ def draw_split(split: JsonObject, *, inline: bool = False) -> str:
         right.hlines(places, tokens[:, 0], tokens[:, 2], color="#2f7fd1", linewidth=3, alpha=0.45)
         right.plot(tokens[:, 1], places, "o", color="#2f7fd1", markersize=4)
         left.set(xlabel="rows", title=title)
-        right.set(xlabel="tokens a row (median, middle 80 %)", xlim=(0, None))
+        right.set(xlabel="tokens per row (median and middle 80 %)", xlim=(0, None))
         named_axis = len(names) <= 40
         left.set_yticks(places if named_axis else [], [_short(name) for name in names] if named_axis else [])
         left.invert_yaxis()

@@ -99,6 +99,7 @@ class Trackers:
         try:
             action(self._running[name])
         except Exception as error:
+            # A tracker that failed once would most likely fail, and cost its timeout, in every round.
             del self._running[name]
             self._note(f"The tracker '{name}' failed ({error}) and is left out from here on; the run goes on.")
 
