@@ -65,7 +65,7 @@ def train(
         config = read_file(config) if config is not None else saved_keys(over) if resume else {}
     with ObjectInputs() as objects:
         given, judged = gather(config, over)
-        given = objects.named(given)
+        given = objects.with_names(given)
         if "recipe" in judged:
             raise ConfigError("recipe is what `weft pretrain` fills in: from Python write the keys that it stands for.")
         typed, said = settle(given, [key for key in judged if key in given])

@@ -1,4 +1,4 @@
-"""Availability traces: when which client can be reached."""
+"""Availability traces: the rounds in which each client can be reached."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def read_trace(path: str, clients: Sequence[str], period: int | None) -> Availab
     """Read rows of `client`, `first` and `last` (rounds, from 1): CSV, JSON lines or any kind that data may have.
 
     Raises:
-        DataError: no such file, another column, a client that there is none of, or a span that ends before it begins.
+        DataError: no such file, another column, an unknown client, or a span that ends before it begins.
     """
     spans: dict[str, list[tuple[int, int]]] = {}
     names = set(clients)

@@ -28,7 +28,7 @@ from weft.training.zeroth import SeedSteps
 
 
 def algorithm(config: RunConfig) -> Algorithm:
-    """Make the algorithm, `localN` included; ConfigError for a client that there is none of."""
+    """Make the algorithm, `localN` included; ConfigError for a client number that does not exist."""
     only = kinds.check_algorithm(config.fed_alg)
     if only is None:
         algorithm_part: Algorithm = part("fed_alg", config)

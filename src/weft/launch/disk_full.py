@@ -1,4 +1,4 @@
-"""A disk that is full, in words: which, and how to go on when there is room."""
+"""The error of a full disk as a sentence: which disk it is, and how to resume once there is room."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def explain_full_disk(config: RunConfig, resume_command: str | None = None) -> I
 
     Args:
         config: of the run under way.
-        resume_command: what goes on with it (default: the command on this machine).
+        resume_command: the command that resumes it; None: `weft sft --resume` on this machine.
 
     Raises:
         RunError: one of the disks that the run writes to is full.

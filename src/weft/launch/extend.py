@@ -1,4 +1,4 @@
-"""Going on with a run: what may be other than before, and what that means."""
+"""Resuming a run: which keys may differ from before, and what that changes."""
 
 from __future__ import annotations
 

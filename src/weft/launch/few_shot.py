@@ -24,7 +24,7 @@ def choose_few_shot(
     """Choose every client's examples: of some random sets the one behind which the model is least surprised.
 
     They follow from the seed and the starting model, so a run that goes on has the same. Examples that do not fit the
-    model's context with a row behind them are left out, and that is said.
+    model's context with a row behind them are left out, with a warning.
     """
     words = Words(model.tokenizer)
     limit = getattr(model.model.config, "max_position_embeddings", None) or 1 << 30
@@ -66,7 +66,7 @@ def _choose(
 
 
 def _without_begin(ids: np.ndarray, words: Words) -> np.ndarray:
-    """Return a row without what every row begins with."""
+    """Return the token ids of a row without the tokens that every row begins with."""
     plain = ids[ids >= 0]
     starts = np.array_equal(plain[: len(words.begin)], words.begin)
     return plain[len(words.begin) :] if starts else plain

@@ -1,8 +1,8 @@
-"""Rows, models and tokenizers that `weft.train` is given as objects: they are written once and named by their content.
+"""Rows, models and tokenizers passed to `weft.train` as objects: each is written once and named by its content.
 
-A run names what it is made of, so that it can be resumed, exported and reported on by another process. What is given
-as an object lies in `$WEFT_CACHE/given` (or ~/.cache/weft/given): `rows-HASH.jsonl`, `model-HASH/`. The same object
-comes to the same name, another one to another, which a resumed run refuses as it refuses any other change.
+A run names what it is made of, so that another process can resume, export and report on it. An object is kept in
+`$WEFT_CACHE/given` (or ~/.cache/weft/given): `rows-HASH.jsonl`, `model-HASH/`. The same object comes to the same name,
+another one to another, which a resumed run refuses as it refuses any other change.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ObjectInputs:
 
     def __init__(self) -> None:
         self.notes: list[str] = []
-        """What is to be said of them."""
+        """Sentences for the user about them."""
         self._new_paths: list[Path] = []
         self._places: dict[Path, Path] = {}
         self._folder: Path | None = None
@@ -50,7 +50,7 @@ class ObjectInputs:
         if self._folder is not None:
             shutil.rmtree(self._folder)
 
-    def named(self, values: Mapping[str, Any]) -> JsonObject:
+    def with_names(self, values: Mapping[str, Any]) -> JsonObject:
         """Return keys with names in place of objects.
 
         Raises:

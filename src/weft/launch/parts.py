@@ -64,7 +64,7 @@ def _check_shares(shares: Iterable[Any], count: int, name: str) -> Shares:
     """Return what a user's own split dealt; DataError where it is no division of `count` rows."""
     try:
         # A plain tuple of the same fields will do.
-        rows, names, left = Shares(*shares)
+        rows, names, rest = Shares(*shares)
         parts = [np.asarray(part_rows, dtype=np.int64) for part_rows in rows]
         all_rows = np.concatenate(parts)
     except (TypeError, ValueError):
@@ -75,7 +75,7 @@ def _check_shares(shares: Iterable[Any], count: int, name: str) -> Shares:
         raise DataError(f"The split '{name}' deals a row twice: give each row to one client at most.")
     if names is not None and (len(names) != len(parts) or len(set(names)) < len(names)):
         raise DataError(f"The split '{name}' names its {len(parts)} clients {names}: give each a name of its own.")
-    return Shares([np.sort(part_rows) for part_rows in parts], names, left)
+    return Shares([np.sort(part_rows) for part_rows in parts], names, rest)
 
 
 def check(config: RunConfig) -> None:

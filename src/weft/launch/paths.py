@@ -1,4 +1,4 @@
-"""Where what a run is made from lies: paths are kept whole, so that a run is gone on with from any folder."""
+"""Absolute paths of what a run reads and writes, so that it can be resumed from any working directory."""
 
 from __future__ import annotations
 

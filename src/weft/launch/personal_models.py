@@ -1,6 +1,6 @@
-"""Clients' own models at the end of a run: personal steps, what they are worth, and their weights.
+"""Clients' personal models at the end of a run: personal steps, scores and weights.
 
-Each is measured on its client's rows and on everybody's, beside the shared model, so that the price of either is seen.
+Each is measured on its client's rows and on everybody's, beside the shared model, so that they can be compared.
 What is here goes beyond a federation's messages: it is for simulations, where all rows are at one place.
 """
 
@@ -22,7 +22,7 @@ from weft.launch.population import Population
 from weft.models.resident import Resident
 
 FEW = 50
-"""Clients up to which everybody's rows are tried by every model, unless it is asked for."""
+"""The most clients with which every model is evaluated on all rows by default."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class PersonalModels:
 
     def put(self, client: ClientData) -> None:
         """Put the own model of a client into the resident model, after its personal steps."""
-        self._load(client, own=True)
+        self._load(client, personal=True)
         personal_steps(self.plan, self.model, client, self.state.round)
 
     def whole(self) -> Tensors:
@@ -65,16 +65,16 @@ class PersonalModels:
             keep: called with every client while its own model is in place.
 
         Returns:
-            `shared` (on everybody's rows), `own` (own rows, over all clients), `own_on_everybody` (the mean over
+            `shared` (on everybody's rows), `own_sums` (own rows, over all clients), `own_on_everybody` (the mean over
             clients), each of the metrics that are for comparing models; `clients`: the same for each.
         """
         everywhere = len(self.population.names) <= FEW if everybody is None else everybody
         clients: dict[str, JsonObject] = {name: {} for name in self.population.names}
         shared: Metrics = {}
-        own: Metrics = {}
+        own_sums: Metrics = {}
         if self.plan.algorithm.shares and self.plan.algorithm.choice is None:
             for client in self._with_test_rows():
-                self._load(client, own=False)
+                self._load(client, personal=False)
                 sums = self.evaluator.evaluate(self.model, client.held)
                 clients[client.name]["shared"] = self._comparable(sums)
                 shared = plus(shared, sums)
@@ -86,12 +86,12 @@ class PersonalModels:
                 sums = self.evaluator.evaluate(self.model, other.held)
                 client_sums = plus(client_sums, sums)
                 if other.name == client.name:
-                    own = plus(own, sums)
+                    own_sums = plus(own_sums, sums)
                     clients[client.name]["own"] = self._comparable(sums)
             if everywhere and client_sums:
                 clients[client.name]["own_on_everybody"] = self._comparable(client_sums)
                 on_all.append(self._comparable(client_sums))
-        result: JsonObject = {"own": self._comparable(own), "clients": clients}
+        result: JsonObject = {"own": self._comparable(own_sums), "clients": clients}
         if shared:
             result["shared"] = self._comparable(shared)
         if on_all:
@@ -106,13 +106,13 @@ class PersonalModels:
         record = summarise(self.evaluator.metrics, [sums])
         return {one.name: record[one.name] for one in scores() if one.shown == "models" and one.name in record}
 
-    def _load(self, client: ClientData, *, own: bool) -> None:
-        probe = Probe(client.name, self.state.round, *to_use(self.plan.algorithm, self.state), own)
+    def _load(self, client: ClientData, *, personal: bool) -> None:
+        probe = Probe(client.name, self.state.round, *to_use(self.plan.algorithm, self.state), personal)
         put(probe, self.plan, client, self.model)
 
 
 def words_of(model: Resident) -> bytes:
-    """Return the text that the parameters in place say, as a file's bytes."""
+    """Return the instruction that the model's parameters encode, as the bytes of a text file."""
     text: str = model.model.instruction.text()
     return (text + "\n").encode()
 

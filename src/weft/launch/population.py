@@ -1,4 +1,4 @@
-"""From data to clients: rows are read, rendered and tokenized once, and every client gets its part of them."""
+"""From data to clients: rows are read, rendered and tokenized once, then split among the clients."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from weft.models.layout import Question
 
 TokenTable = Encoded | Documents | PairTable | PromptTable
 PUBLIC = "public"
-"""The client that has the public rows and takes part in every round."""
+"""The name of the client that has the public rows and takes part in every round."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Population:
 
 
 def template_name(config: RunConfig, tokenizer: Tokenizer, rows: str) -> str:
-    """Return the template that `auto` stands for."""
+    """Return the name of the run's template, with `auto` resolved."""
     if rows == "text":
         return "plain"
     if config.template != "auto":
@@ -76,7 +76,7 @@ def template_name(config: RunConfig, tokenizer: Tokenizer, rows: str) -> str:
 
 
 def load_template(name: str, day: str | None = None) -> Any:
-    """Return the template of a name; one with a clock writes this day, else today."""
+    """Return a template by its name; the chat template writes `day`, or today's date, where it writes one."""
     if name == "plain":
         from weft.data.templates import PLAIN
 
@@ -101,9 +101,9 @@ def populate(
         config: names the sources.
         tokenizer: turns text into ids.
         memory: where clients keep what they remember.
-        rows: what they are, as an objective says it.
+        rows: the kind of rows that the objective learns from (`Objective.rows`).
         pool: one client trains on everybody's rows (held-out rows stay with their clients).
-        report: told how far the tokenizing of text is.
+        report: called with the progress of tokenizing text.
         first: the number that the first of the clients has in the federation.
 
     Raises:
@@ -118,33 +118,28 @@ def populate(
     names, train, held_out = _shares(config, sources, table, owners, tests, first)
     if not isinstance(sources, Texts) and not any(len(test) for test in tests):
         _note_repeats(sources, train, held_out)
-    # Within each client, so that no answer of another client is read; held-out rows are paired among themselves.
+    public_rows = None if public is None else table.within(public)
+    public_sets = [] if public_rows is None else [public_rows]
     if isinstance(table, PairTable) and rows == "judged":
-        for part in [*train, *held_out, *([] if public is None else [table.within(public)])]:
+        # Within each client, so that no answer of another client is read; held-out rows are paired among themselves.
+        for part in [*train, *held_out, *public_sets]:
             table.pair_up(table.rows_of(part))
     held_rows = [table.rows_of(part) for part in held_out]
-    public_rows = None if public is None else table.within(public)
     shared = table.rows_of(public_rows) if public_rows is not None and config.public_share else None
     train_rows = [table.rows_of(part) for part in train]
     evaluated = trained = Clients(names, train_rows, held_rows, table, memory, shared, first=first)
     if public_rows is not None and not config.public_share:
         trained = _with_public(evaluated, table.rows_of(public_rows))
     if pool:
-        # Held-out rows stay with their clients, so the pooled one is given an empty set of the same type.
-        all_rows = np.concatenate([*train, *([] if public_rows is None else [public_rows])])
-        trained = Clients(["central"], [table.rows_of(all_rows)], [held_rows[0][:0]], table, memory)
+        all_rows = table.rows_of(np.concatenate([*train, *public_sets]))
+        trained = Clients(["central"], [all_rows], [held_rows[0][:0]], table, memory)  # held-out rows stay with clients
     choices: list[str] | None = None
     questions: dict[int, ClosedQuestion] = {}
     if isinstance(table, Encoded) and isinstance(sources, Conversations):
         choices = _choices(config, sources.examples, train)
         questions = _make_questions(choices, sources.examples, held_out, table, tokenizer, template, config)
-    split = _describe(
-        config,
-        sources,
-        table,
-        names,
-        [np.concatenate(part) for part in zip(train, held_out, strict=True)],
-    )
+    parts = [np.concatenate(part) for part in zip(train, held_out, strict=True)]
+    split = _describe(config, sources, table, names, parts)
     counts = {**table.counts, **sources.account.left.counts}
     sizes = table.text_bytes if isinstance(table, Documents) else None
     return Population(names, trained, evaluated, questions, choices, counts, split, sizes, account=sources.account)

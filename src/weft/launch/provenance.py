@@ -1,7 +1,7 @@
 """What a run is made from: fingerprints of its data, its base and its tokenizer.
 
 Files are read whole (weft.core.digests says what that costs); what is of the hub is known by its commit, and a data set
-of the hub by its rows. What is not there has no fingerprint: whatever needs it says so better.
+of the hub by its rows. What is missing has no fingerprint: the code that loads it reports it better.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from weft.runs.fingerprints import Fingerprints
 VOCABULARY = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*")
 """Files of a tokenizer."""
 ROWS = 1000
-"""Rows of a data set of the hub that are looked at together."""
+"""Rows of a data set of the hub that are hashed at a time."""
 
 
 def all_of(config: RunConfig, tokenizer: Tokenizer) -> Fingerprints:

@@ -1,6 +1,6 @@
 """A client in several processes: the leader runs the federation, the others make every step of the model with it.
 
-What a message holds stays with the leader; the others are told names and shapes, and run the same code on tensors
+The tensors of a message stay with the leader; the others receive names and shapes, and run the same code on tensors
 without content (meta) until the model gathers or scatters.
 """
 
@@ -25,7 +25,7 @@ Shapes = dict[str, list[Any]]
 
 @dataclass(frozen=True)
 class Announcer:
-    """Tells the other processes what the leader is about to answer."""
+    """Announces to the other processes the message that the leader is about to answer."""
 
     group: RankGroup
 
@@ -48,12 +48,12 @@ class Announcer:
             self.group.tell(announcement)
 
     def end(self) -> None:
-        """Let the others go."""
+        """End the other processes' part in the run."""
         self.group.tell({"kind": "end"})
 
 
 def begin(config: RunConfig, group: RankGroup) -> None:
-    """Tell the others the tokenizer and the day, so that they can begin."""
+    """Send the tokenizer and the template's date to the others, which wait for them."""
     group.tell({"tokenizer": config.tokenizer, "template_date": config.template_date})
 
 
@@ -69,7 +69,7 @@ def follow(builder: ClientBuilder) -> None:
     while (announcement := group.tell())["kind"] != "end":
         message = _message(announcement)
         memory = _Shapes({stream: _empty(values) for stream, values in announcement["memory"].items()})
-        host.reply(message, memory=memory, step_fraction=announcement["step_fraction"])  # the leader says what fails
+        host.reply(message, memory=memory, step_fraction=announcement["step_fraction"])  # the leader reports failures
 
 
 @dataclass(frozen=True)

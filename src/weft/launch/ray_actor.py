@@ -1,4 +1,4 @@
-"""Processes beside the one that runs the federation: how an actor gets its model and its sites."""
+"""The runtime of a run: in this process, or Ray actors that each load the model."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def actors(config: RunConfig, client_host: ClientHost, population: Population, p
             )
         # Rows of plain text lie in files that every machine reads; others go with the actor.
         population_ref = None if client_host.plan.objective.rows == "text" else ray.put(_portable(population))
-        # An actor that is begun anew in the middle of a run must not take up what was edited meanwhile.
+        # An actor that restarts in the middle of a run must not read files that were edited meanwhile.
         keys = kinds.settled(config.model_dump(mode="json"))
         actor_class = ray.remote(RayActor).options(num_cpus=per_actor.get("cpu", 0), num_gpus=per_actor.get("gpu", 0))
         yield Actors(client_host, lambda: actor_class.remote(keys, population_ref), count, progress.note)

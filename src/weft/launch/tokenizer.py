@@ -1,4 +1,4 @@
-"""What a run needs before its model: a tokenizer of its own, where it is to be trained."""
+"""The tokenizer that a run trains for itself, from text or from its clients' word counts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def with_tokenizer(
     Args:
         config: the run.
         folder: of the tokenizer.
-        note: told if the tokenizer is smaller than asked for.
+        note: receives a sentence if the tokenizer is smaller than `vocab_size`.
         secret: returns the server's, from which noise is drawn.
 
     Raises:
@@ -51,7 +51,7 @@ def with_tokenizer(
 
 
 def _federated(config: RunConfig, secret: Callable[[], Secret]) -> tuple[Tokenizer, JsonObject]:
-    """Return a tokenizer made of the clients' counts, and what was sent for it."""
+    """Return a tokenizer made of the clients' word counts, and the traffic that they took."""
     tokenizer, cache = byte_tokenizer(), token_cache(config)
     cache.mkdir(parents=True, exist_ok=True)
     # A cache of its own: rows of single bytes are many, and of no use after this.

@@ -68,18 +68,18 @@ class Trainer:
         begin: Callable[[ClientHost], AbstractContextManager[Runtime]] | None = None,
         listener: Callable[[JsonObject], None] = lambda _: None,
     ) -> None:
-        """Take all of a run.
+        """Connect the parts of a run and open its logs.
 
         Args:
             config: its keys.
             run: its directory.
-            host: its parts and its model, which answer for clients that are here.
+            host: its parts and its model, which answer for the clients of this process.
             population: its clients.
-            progress: told what happens.
-            trackers: and these.
+            progress: shows its rounds and warnings.
+            trackers: log its numbers.
             group: the processes that the model is spread over.
-            begin: returns what carries messages to clients that are not here.
-            listener: told every round's record.
+            begin: opens the runtime that carries messages to clients; None: the one that the configuration names.
+            listener: called with the record of every round and evaluation.
         """
         self.config, self.run, self.host, self.population = config, run, host, population
         self.plan, self.model, self.evaluator = host.plan, host.model, host.evaluator
@@ -278,12 +278,12 @@ class Trainer:
         self.progress.finish(summary)
 
     def _save_weights(self, state: ServerState) -> JsonObject:
-        """Write the shared model, and every client's own where there are such; return what they are worth."""
+        """Write the shared model and the clients' personal models, if any; return the scores of both."""
         model, has_clusters = self.model, self.plan.algorithm.choice is not None
         if has_shared(self.plan):
             write_weights(self.config, model, shared_of(self.config, self.plan, model, state), self.run.path)
         personal = PersonalModels(self.plan, state, model, self.population, self.evaluator)
-        if not personal.exist or self.begin is not None:  # those of clients elsewhere stay with them
+        if not personal.exist or self.begin is not None:  # personal models of sites stay at the sites
             return {}
 
         def keep(client: ClientData) -> None:

@@ -110,7 +110,7 @@ def hub_name(name: str | None) -> str | None:
 
 
 def _origin_of(config: JsonObject, former_card: JsonObject, base: str | None) -> Origin:
-    """Return what a run began from; a card that Weft wrote before knows more than names that are read elsewhere."""
+    """Return what a run began from: by the card that Weft wrote with the run, if there is one, else by its keys."""
     from_scratch = any(config.get(key) is not None for key in ("size", "hidden_size", "num_layers", "num_heads"))
     by_weft = TAG in (former_card.get("tags") or [])
     data = next(iter(former_card.get("datasets") or []), None) if by_weft else _data(config)

@@ -77,7 +77,7 @@ def save(
 def latest(run: RunDir, note: Callable[[str], None] = warn) -> tuple[ServerState, JsonObject] | None:
     """Return the newest whole checkpoint, tensors on the CPU, and its `extra`; None if there never was one.
 
-    A damaged checkpoint is passed over for the one before, and `note` is told.
+    A damaged checkpoint is skipped for the one before, and `note` receives a warning.
 
     Raises:
         RunError: there are checkpoints and none of them can be read.

@@ -11,7 +11,7 @@ from weft.json_types import JsonObject
 from weft.runs.layout import RunDir
 
 Fingerprints = dict[str, str]
-"""What something is called in a sentence, and the digest of it."""
+"""Digests by the name that a sentence uses, such as "the data 'rows.jsonl'"."""
 
 
 def read_fingerprints(run: RunDir) -> Fingerprints:
@@ -20,7 +20,7 @@ def read_fingerprints(run: RunDir) -> Fingerprints:
 
 
 def changed_names(run: RunDir, current: Fingerprints) -> list[str]:
-    """Return what is not as the run knows it, and what it knows and is gone; nothing of what it does not know."""
+    """Return the names whose digest differs from the record; names that only one of the two has are left out."""
     former = _read(run).get("made_from", {})
     return [name for name in former if name in current and current[name] != former[name]]
 
@@ -41,7 +41,7 @@ def check(run: RunDir, current: Fingerprints, *, accept: bool) -> list[str]:
 
 
 def birth_of(run: RunDir) -> str:
-    """Return what tells a run from others of its name, "" where nothing is known of it."""
+    """Return the random id that distinguishes a run from others of its name, "" where none is recorded."""
     return str(_read(run).get("birth", ""))
 
 
@@ -52,10 +52,10 @@ def keep(run: RunDir, current: Fingerprints, rounds: int, birth: str = "") -> st
         run: its directory.
         current: all that it is made from.
         rounds: rounds that are done.
-        birth: as the server told it to a site; what is known of another run of this name is forgotten.
+        birth: of the server's run, at a site; the record of another run of this name is replaced.
 
     Returns:
-        What tells this run from others of its name, such as one that was deleted.
+        The id that distinguishes this run from others of its name, such as one that was deleted.
     """
     record = _read(run)
     record = record if birth in ("", record.get("birth")) else {"birth": birth}

@@ -42,7 +42,7 @@ HEADER = "# The resolved configuration of a Weft run.\n"
 def path_component(name: str) -> str:
     """Return a file name for any text: distinct for distinct names, also where a file system ignores case.
 
-    A plain lower-case name stays as it is; any other is percent-encoded, cut, and told apart by its hash.
+    A plain lower-case name stays as it is; any other is percent-encoded, shortened, and made unique by its hash.
     """
     if re.fullmatch(r"[a-z0-9_-][a-z0-9_.-]{0,99}", name):
         return name
@@ -71,7 +71,7 @@ class RunDir:
         defaults: JsonObject | None = None,
         resolve: Callable[[JsonObject], JsonObject] = dict,
     ) -> RunDir:
-        """Make, take up again (`resume`) or empty (`overwrite`) a run directory, lock it and write config.yaml.
+        """Make, resume (`resume`) or empty (`overwrite`) a run directory, lock it and write config.yaml.
 
         `config` is plain data; its keys in `volatile` may differ from those of the run that is resumed, and a key that
         the run was made without (by an older version) stands for its value in `defaults`. `resolve` brings saved keys
@@ -86,7 +86,7 @@ class RunDir:
         run._check(resume=resume, overwrite=overwrite)
         try:
             run._lock_directory()
-            # What was checked without the lock may have been changed by whoever held it.
+            # What was checked without the lock may have been changed by the process that held it.
             run._check(resume=resume, overwrite=overwrite)
             text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
             if run.holds_run and resume:

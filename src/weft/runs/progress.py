@@ -89,7 +89,7 @@ class Progress:
             print(f"weft: {text}", file=sys.stderr, flush=True)
 
     def print_data_summary(self, text: str) -> None:
-        """Show what was read."""
+        """Show the summary of the data."""
         if self._shows:
             self._print(text)
 

@@ -130,7 +130,7 @@ class Start:
 
 
 def _is_temporary(name: str) -> bool:
-    """Whether a file is one of a kill within `write_atomic`."""
+    """Whether a file was left by a kill within `write_atomic`."""
     names = "|".join(re.escape(one) for one in (*RUN_FILES, CONFIG))
     return re.fullmatch(rf"\.({names})\.\d+\.tmp", name) is not None
 

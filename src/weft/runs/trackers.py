@@ -1,6 +1,6 @@
 """Experiment trackers (TensorBoard, W&B, MLflow, trackio), driven through accelerate.
 
-A tracker only watches: one that fails while the run goes on is let go with a warning, the run is not. Devices,
+A tracker only watches: one that fails during the run is dropped with a warning, and the run goes on. Devices,
 precision and data are none of its business.
 """
 
@@ -27,7 +27,7 @@ def is_installed(name: str) -> bool:
 
 
 def resolve(names: list[str], installed: Callable[[str], bool] = is_installed) -> list[str]:
-    """Return the trackers that are meant: "all" stands for those installed, "none" for nothing.
+    """Return the names with "all" replaced by the trackers that are installed, and "none" by nothing.
 
     Raises:
         ConfigError: an unknown name.
@@ -44,8 +44,8 @@ def resolve(names: list[str], installed: Callable[[str], bool] = is_installed) -
         elif name != "none":
             valid_names = [*TRACKERS, "all", "none"]
             guess = nearest(name, valid_names)
-            meant = f" Did you mean '{guess}'?" if guess else ""
-            raise ConfigError(f"There is no tracker named '{name}'.{meant} Known: {', '.join(valid_names)}.")
+            hint = f" Did you mean '{guess}'?" if guess else ""
+            raise ConfigError(f"There is no tracker named '{name}'.{hint} Known: {', '.join(valid_names)}.")
     return list(dict.fromkeys(trackers))
 
 
