@@ -64,7 +64,7 @@ def train(
         config = read_file(config) if config is not None else saved_keys(overrides) if resume else {}
     with ObjectInputs() as objects:
         values, explicit_keys = gather(config, overrides)
-        values = objects.named(values)
+        values = objects.with_names(values)
         if "recipe" in explicit_keys:
             raise ConfigError("recipe is what `weft pretrain` fills in: from Python write the keys that it stands for.")
         resolved, notice = settle(values, [key for key in explicit_keys if key in values])
@@ -72,7 +72,7 @@ def train(
         objects.keep()
         return run(
             resolved,
-            said=[*([notice] if notice else []), *objects.notes],
+            notes=[*([notice] if notice else []), *objects.notes],
             resume=resume,
             overwrite=overwrite,
             quiet=quiet,

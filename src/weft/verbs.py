@@ -139,7 +139,7 @@ def train_verb(verb: str, description: str, argv: list[str], defaults: Defaults 
             overwrite=arguments.overwrite,
             quiet=arguments.quiet,
             as_json=arguments.json,
-            said=notices,
+            notes=notices,
         )
     except KeyboardInterrupt:
         from weft.runs.layout import RunDir

@@ -37,7 +37,7 @@ def test_a_card_says_what_was_trained_and_how_without_a_path(keys, tmp_path: Pat
     assert "More Information Needed" not in text
     loss = run.summary["eval"]["loss"]
     for words in (
-        "| clients | 3, 2 in a round |",
+        "| clients | 3, 2 per round |",
         "| rounds | 3 |",
         f"everybody's rows | 12 | {loss:.4f} |",
         "`vicuna`",
@@ -84,9 +84,9 @@ def test_clients_are_counted_and_not_named(keys, tmp_path: Path):
         text = read(folder)
         assert "st_marys" not in text
         assert "charite" not in text
-        assert "| clients | 2, 2 in a round |" in text
+        assert "| clients | 2, 2 per round |" in text
         assert "own models, own rows" in text
-        assert ("by one of the clients for itself" in text) == (folder.parent != run.path)
+        assert ("by one client of a run as its personal model" in text) == (folder.parent != run.path)
 
 
 def test_names_of_the_hub_are_told_with_the_license_of_the_base(keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -129,7 +129,7 @@ def test_cards_of_pre_trained_models_and_of_prompts_say_what_they_are(keys, tmp_
         == 0
     )
     text = read(tmp_path / "new" / "model")
-    assert "# Model trained from nothing" in text
+    assert "# Model trained from scratch" in text
     assert "template" not in text
     assert "base_model" not in valid(text)
     given = {key: value for key, value in keys.items() if key != "use_peft"} | {"num_rounds": 1}

@@ -148,7 +148,7 @@ def test_a_run_of_an_older_version_is_said_to_be_unknown(own, capsys):
     run = weft.train(own)
     (run.path / "fingerprints.json").unlink()
     weft.train(own, resume=True)
-    assert "what the run was made from is not known" in capsys.readouterr().err
+    assert "recorded no fingerprints" in capsys.readouterr().err
     assert (run.path / "fingerprints.json").exists()
     (run.path / "fingerprints.json").write_text("{")
     with pytest.raises(ConfigError, match="cannot be read: restore the file, or delete it"):

@@ -195,7 +195,7 @@ def test_values_of_frames_become_what_json_has(cache: Path):
         }
     )
     with ObjectInputs() as given:
-        path = given.named({"dataset_name": frame})["dataset_name"]
+        path = given.with_names({"dataset_name": frame})["dataset_name"]
         given.keep()
     first, second = (json.loads(line) for line in Path(path).read_text().splitlines())
     assert first == {"text": "a", "number": 1.5, "when": "2024-05-06T00:00:00", "count": 3, "list": [1, 2]}

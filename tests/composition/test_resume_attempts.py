@@ -47,9 +47,9 @@ class Interrupted:
                 raise KeyboardInterrupt
             return made
 
-        self.behind = Trainer._behind
+        self.behind = Trainer._position
         monkeypatch.setattr(Trainer, "_record", record)
-        monkeypatch.setattr(Trainer, "_behind", behind)
+        monkeypatch.setattr(Trainer, "_position", behind)
 
 
 @pytest.mark.parametrize("fed_alg", ["fedavg", "scaffold"])

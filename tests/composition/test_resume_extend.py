@@ -82,7 +82,7 @@ def test_a_finished_run_is_extended(kept, tmp_path, capsys, monkeypatch):
     assert main(["sft", "--output_dir", run, "--resume", "--num_rounds", "5"]) == 0
     said = capsys.readouterr().err
     schedule = {"peak": 1e-3, "floor": 1e-6}
-    assert "num_rounds was 2 and is now 5: from here on the learning rate is that of a run of 5 rounds" in said
+    assert "num_rounds was 2 and is now 5: from here on the learning rate follows a schedule over 5 rounds" in said
     lines = [json.loads(line) for line in (first.path / "metrics.jsonl").read_text().splitlines()]
     rates = {line["round"]: line["learning_rate"] for line in lines if line["event"] == "round"}
     assert f"{rates[3]:.3g} in round 3 after {rates[2]:.3g} in round 2" in said
@@ -92,7 +92,7 @@ def test_a_finished_run_is_extended(kept, tmp_path, capsys, monkeypatch):
     assert weft.open_run(run).config.num_rounds == 5
     # What is done cannot be undone by a smaller number, and the remedy works.
     assert main(["sft", "--output_dir", run, "--resume", "--num_rounds", "3"]) == 2
-    assert "5 rounds are behind the run" in capsys.readouterr().err
+    assert "has finished 5 rounds" in capsys.readouterr().err
     assert weft.open_run(run).config.num_rounds == 5
     assert main(["export", run, "--round", "3", "--out", str(tmp_path / "third")]) == 0
 

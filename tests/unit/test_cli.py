@@ -77,7 +77,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(keys, capsys):
     shown = yaml.safe_load(settings.partition("\n")[2])
     assert shown["num_clients"] == 3
     assert "seed" not in shown
-    assert "2 of 3 in a round" in plan
+    assert "2 of 3 per round" in plan
     # r=8 on q (32 to 32) and v (32 to 16) of two layers, 4 bytes each.
     assert "trained" in plan
     assert str(2 * 8 * (32 + 32 + 32 + 16)) in plan

@@ -51,7 +51,7 @@ def test_what_is_no_run_is_left_alone(tmp_path):
     (tmp_path / "config.yaml").write_text("mine: 1\n")
     (tmp_path / "model").mkdir()
     for overwrite in (False, True):
-        with pytest.raises(ConfigError, match="holds files that are no run"):
+        with pytest.raises(ConfigError, match="holds files that do not belong to a run"):
             create(tmp_path, overwrite=overwrite)
     assert sorted(os.listdir(tmp_path)) == ["config.yaml", "model"]
     with pytest.raises(ConfigError, match="is a file"):

@@ -34,7 +34,7 @@ def drive(progress: Progress) -> None:
         progress.note("[bold]two of 3 rows were dropped")
         progress.evaluation(EVAL)
         progress.round(ROUND | {"round": 4, "failures": {"[red]c": "NaN"}, "train_loss": None})
-        progress.done(SUMMARY)
+        progress.finish(SUMMARY)
 
 
 def test_on_a_terminal_progress_is_a_live_line(capsys):

@@ -13,7 +13,17 @@ from weft.config import VOLATILE
 from weft.core.declarations import Metric
 from weft.json_types import JsonObject
 from weft.launch.run import Run
-from weft.runs.comparison import COSTS, KINDS, ComparisonRow, Outcome, SeedSpread, compared, scores_of, tables, verb_of
+from weft.runs.comparison import (
+    COSTS,
+    KINDS,
+    ComparisonRow,
+    Outcome,
+    SeedSpread,
+    compared_metrics,
+    scores_of,
+    tables,
+    verb_of,
+)
 from weft.runs.text import human_bytes, human_duration, human_number
 
 COST_FORMATS: dict[str, Callable[[float], str]] = {
@@ -80,7 +90,7 @@ def _write_csv(rows_by_verb: dict[str, list[ComparisonRow]]) -> None:
     """Write one CSV line for each row of a table and each kind of its scores."""
     keys = list(dict.fromkeys(key for lines in rows_by_verb.values() for line in lines for key in line.keys))
     heads = ["verb", "runs", "seeds", *keys, "note", "measured", "n"]
-    numbers = (*(metric.name for metric in compared()), *COSTS)
+    numbers = (*(metric.name for metric in compared_metrics()), *COSTS)
     heads += [word for name in numbers for word in (name, f"{name}_deviation")]
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(heads)
@@ -112,7 +122,7 @@ def _print(verb: str, lines: list[ComparisonRow]) -> None:
 def _print_scores(verb: str, kind: str, named_rows: list[tuple[str, ComparisonRow]]) -> None:
     """Print the table of a kind of scores, if any run has it."""
     scores = [(name, line.rows(), values) for name, line in named_rows if (values := line.scores(kind))]
-    heads = [metric for metric in compared() if any(metric.name in values for *_, values in scores)]
+    heads = [metric for metric in compared_metrics() if any(metric.name in values for *_, values in scores)]
     if not heads:
         return
     apart = len({rows for _, rows, _ in scores}) > 1

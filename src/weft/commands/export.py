@@ -67,7 +67,7 @@ def _write(opened: Run, arguments: argparse.Namespace, out: Path) -> None:
 
         plug_in(opened, arguments.client, arguments.plug_in, out, merge=arguments.merge, dtype=arguments.dtype)
         whole = arguments.merge or not opened.config.use_peft
-        write_card(opened.directory, out, whole=whole, own=personal, base=arguments.plug_in)
+        write_card(opened.directory, out, whole=whole, of_client=personal, base=arguments.plug_in)
         return
     if arguments.merge and opened.config.use_peft:
         _merge(opened, arguments.client, arguments.dtype, out)
@@ -76,7 +76,9 @@ def _write(opened: Run, arguments: argparse.Namespace, out: Path) -> None:
         return
     else:
         shutil.copytree(weights, out, dirs_exist_ok=True)
-    write_card(opened.directory, out, whole=arguments.merge or not opened.config.adapts, own=personal, like=weights)
+    write_card(
+        opened.directory, out, whole=arguments.merge or not opened.config.adapts, of_client=personal, original=weights
+    )
 
 
 def _merge(opened: Run, client: str | None, dtype: str, out: Path) -> None:

@@ -39,7 +39,7 @@ def run(argv: list[str]) -> int:
 
     from weft.federation.clients import InMemory
     from weft.launch.compose import plan
-    from weft.launch.data_warnings import told
+    from weft.launch.data_warnings import warning_lines
     from weft.launch.population import populate
     from weft.launch.tokenizer import with_tokenizer
     from weft.models.tokenizer import load_tokenizer
@@ -56,7 +56,7 @@ def run(argv: list[str]) -> int:
         tokenizer = load_tokenizer(with_tokenizer(config, Path(folder)))
     population = populate(config, tokenizer, InMemory(), rows=rows, pool=False)
     split = population.split
-    for line in told(config, population):
+    for line in warning_lines(config, population):
         print(f"weft: {line}", file=sys.stderr)
     if arguments.json:
         print(json.dumps(split, indent=1))

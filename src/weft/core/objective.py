@@ -83,7 +83,7 @@ class HeldOutRows(Protocol):
     """What is known of the held-out rows, by their numbers in the table of rows."""
 
     @property
-    def asked(self) -> Mapping[int, Any]:
+    def questions(self) -> Mapping[int, Any]:
         """Rows as questions with a closed set of answers; empty where answers are no closed set."""
 
     @property

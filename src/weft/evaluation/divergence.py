@@ -32,6 +32,7 @@ def divergence(model: Resident, questions: Sequence[Question]) -> tuple[float, i
 
     total, tokens = 0.0, 0
     with model.evaluating():
+        # Groups bound the memory: logits over the whole vocabulary are kept for two models at a time.
         for some in batches_within(questions, most_tokens(model)):
             with model.as_reference():
                 reference = torch.log_softmax(score_choices(model, some).logits, dim=-1)

@@ -29,27 +29,28 @@ def macro_f1(pairs: Mapping[tuple[str, str], float]) -> float:
 
     A class that is never right, or never found, counts as 0: scikit-learn's f1_score(average="macro", zero_division=0).
     """
-    known: dict[str, float] = {}  # of every class how often it is right, and how often it is given, together
+    totals: dict[str, float] = {}  # of every class how often it is right, and how often it is given, together
     for pair, count in pairs.items():
         for name in pair if count else ():
-            known[name] = known.get(name, 0.0) + count
-    scores = [2 * hit / known[name] if (hit := pairs.get((name, name), 0.0)) else 0.0 for name in sorted(known)]
+            totals[name] = totals.get(name, 0.0) + count
+    scores = [2 * hit / totals[name] if (hit := pairs.get((name, name), 0.0)) else 0.0 for name in sorted(totals)]
     return sum(scores) / len(scores)
 
 
 def _pairs(counts: Metrics) -> dict[tuple[str, str], float]:
     """Return counts by (right, given)."""
     split = {tuple(name.split("/")): count for name, count in counts.items()}
-    return {(right, given): count for (_, right, given), count in split.items()}
+    return {(right, answer): count for (_, right, answer), count in split.items()}
 
 
 def _accuracy(counts: Metrics) -> float:
     pairs = _pairs(counts)
-    return sum(count for (right, given), count in pairs.items() if right == given) / sum(pairs.values())
+    return sum(count for (right, answer), count in pairs.items() if right == answer) / sum(pairs.values())
 
 
 def _perplexity(sums: Metrics) -> float:
     loss = sums["loss_sum"] / sums["loss_tokens"]
+    # exp overflows a float64 just above 709.
     return math.exp(loss) if loss < 700 else math.inf
 
 
@@ -120,7 +121,7 @@ MACRO_F1 = Metric(
 )
 
 
-class Questions(NamedTuple):
+class ClosedQuestion(NamedTuple):
     """A held-out row as a question with a closed set of answers; `right` is the index of the right one."""
 
     question: Question
@@ -132,7 +133,7 @@ class HeldOut(Evaluator):
     """Evaluate rows in batches of `batch_size`, longest first."""
 
     batch_size: int = 32
-    asked: Mapping[int, Questions] = field(default_factory=dict)
+    questions: Mapping[int, ClosedQuestion] = field(default_factory=dict)
     """By number of the table's row; empty where answers are no closed set."""
     text_bytes: Callable[[int], int] | None = None
     """Of plain text: the bytes that the targets of a row of the table stand for."""
@@ -141,7 +142,7 @@ class HeldOut(Evaluator):
     @classmethod
     def make(cls, objective: object, batch_size: int, rows: HeldOutRows) -> Self:
         """Return the evaluator of a run, whatever its objective is."""
-        return cls(batch_size, rows.asked, rows.text_bytes)
+        return cls(batch_size, rows.questions, rows.text_bytes)
 
     def evaluate(self, model: Resident, rows: View) -> Metrics:
         """Return `loss_sum` (nats), `loss_tokens`, `rows`, `confusion/RIGHT/GIVEN` counts, and `text_bytes` of text."""
@@ -151,16 +152,18 @@ class HeldOut(Evaluator):
         from weft.models.layout import Question
 
         with model.evaluating():
-            said, words = instruction_tokens(model)
-            metrics = self._losses(model, [words.row(rows[row], said) for row in range(len(rows))])
+            prefix, words = instruction_tokens(model)
+            metrics = self._losses(model, [words.row(rows[row], prefix) for row in range(len(rows))])
             if self.text_bytes is not None:
                 metrics["text_bytes"] = float(sum(self.text_bytes(int(row)) for row in rows.index))
-            asked = [self.asked[int(row)] for row in rows.index if int(row) in self.asked]
+            closed_questions = [self.questions[int(row)] for row in rows.index if int(row) in self.questions]
             if rows.examples is not None:
-                said = np.concatenate([said, rows.examples.tokens])
-            questions = [Question(words.into(a.question.prompt, said), a.question.choices) for a in asked]
-            for known, (given, _) in zip(asked, rank(model, questions, self.batch_size), strict=True):
-                name = f"{CONFUSION}/{known.right}/{given}"
+                # The rows of the view begin with their few-shot examples; questions are built from the table, without
+                # them.
+                prefix = np.concatenate([prefix, rows.examples.tokens])
+            questions = [Question(words.into(a.question.prompt, prefix), a.question.choices) for a in closed_questions]
+            for question, (answer, _) in zip(closed_questions, rank(model, questions, self.batch_size), strict=True):
+                name = f"{CONFUSION}/{question.right}/{answer}"
                 metrics[name] = metrics.get(name, 0.0) + 1.0
         return metrics
 
@@ -168,10 +171,11 @@ class HeldOut(Evaluator):
         from weft.models.layout import lay_out
         from weft.objectives.causal_lm import next_token_loss
 
-        told = model.remote_likelihoods(rows)
-        if told is not None:
-            total, targets = -sum(one for one, _ in told), sum(count for _, count in told)
+        likelihoods = model.remote_likelihoods(rows)
+        if likelihoods is not None:
+            total, targets = -sum(one for one, _ in likelihoods), sum(count for _, count in likelihoods)
             return {"loss_sum": total, "loss_tokens": float(targets), "rows": float(len(rows))}
+        # Rows of similar length share a batch, with little padding; a batch that does not fit fails at once.
         rows = sorted(rows, key=lambda row: -len(row[0]))
         total, targets = 0.0, 0
         for at in range(0, len(rows), self.batch_size):
@@ -190,19 +194,19 @@ def rank(model: Resident, questions: Sequence[Question], batch_size: int) -> lis
     import torch
 
     order = sorted(range(len(questions)), key=lambda i: -len(questions[i].prompt))
-    found: list[tuple[int, list[float]]] = [(0, [])] * len(questions)
+    results: list[tuple[int, list[float]]] = [(0, [])] * len(questions)
     with torch.no_grad():
         for at in range(0, len(order), batch_size):
             chunk = order[at : at + batch_size]
             scores = _score(model, [questions[i] for i in chunk])
             for number, values in zip(chunk, scores, strict=True):
-                found[number] = (max(range(len(values)), key=values.__getitem__), values)
-    return found
+                results[number] = (max(range(len(values)), key=values.__getitem__), values)
+    return results
 
 
 def _score(model: Resident, questions: Sequence[Question]) -> list[list[float]]:
     from weft.objectives.choices import choice_logps
 
-    told = model.remote_likelihoods([row for question in questions for row in question.rows()])
-    values = iter(choice_logps(model, questions).tolist() if told is None else [total for total, _ in told])
+    pairs = model.remote_likelihoods([row for question in questions for row in question.rows()])
+    values = iter(choice_logps(model, questions).tolist() if pairs is None else [total for total, _ in pairs])
     return [[next(values) for _ in question.choices] for question in questions]

@@ -89,19 +89,22 @@ class Preferred(Evaluator):
                 logps = choice_logps(model, batch.questions).view(-1, 2)
                 rewards = self.objective.rewards(logps, batch)
                 if self.objective.rows == "judged":
+                    # KTO's reference point: the mean reward of mismatched answers estimates a KL divergence, so it is
+                    # never below 0.
                     margin = torch.where(batch.good, 1.0, -1.0) * (rewards[:, 0] - rewards[:, 1].mean().clamp(min=0))
-                    shown = logps[:, :1].expand(-1, 2) * torch.stack([batch.good, ~batch.good], dim=1)
+                    answer_logps = logps[:, :1].expand(-1, 2) * torch.stack([batch.good, ~batch.good], dim=1)
                 else:
-                    margin, shown = rewards[:, 0] - rewards[:, 1], logps
-                found: list[Any] = [self.objective.losses(logps, batch).sum(), (margin > 0).sum(), margin.sum()]
-                for name, value in zip(names, [*found, *shown.sum(dim=0)], strict=True):
+                    margin, answer_logps = rewards[:, 0] - rewards[:, 1], logps
+                values: list[Any] = [self.objective.losses(logps, batch).sum(), (margin > 0).sum(), margin.sum()]
+                for name, value in zip(names, [*values, *answer_logps.sum(dim=0)], strict=True):
                     sums[name] += float(value)
         count = float(len(rows))
         sums |= {"loss_tokens": count, "rows": count, "judged": count}
         if self.objective.needs_reference:
             pairs = [rows[row] for row in range(len(rows))]
-            seen = 1 if self.objective.rows == "judged" else 2
-            questions = [Question(pair.prompt, pair.answers[:seen]) for pair in pairs]
+            # The second answer of a judged row belongs to another row: the divergence is over its own alone.
+            count_of_answers = 1 if self.objective.rows == "judged" else 2
+            questions = [Question(pair.prompt, pair.answers[:count_of_answers]) for pair in pairs]
             sums["kl_sum"], tokens = divergence(model, questions)
             sums["kl_tokens"] = float(tokens)
         return sums

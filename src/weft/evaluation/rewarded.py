@@ -44,15 +44,15 @@ class Rewarded(Evaluator):
         from weft.models.layout import Question
 
         sums: Metrics = {"loss_sum": 0.0, "rows": float(len(rows))}
-        how = Sampling(self.objective.max_new_tokens, temperature=0.0)
+        sampling = Sampling(self.objective.max_new_tokens, temperature=0.0)
         for at in range(0, len(rows), self.batch_size):
             prompts = [rows[row] for row in range(at, min(at + self.batch_size, len(rows)))]
-            drawn = generate(model, [prompt.ids for prompt in prompts], how)
-            totals, faults = self.objective.score(model.tokenizer, prompts, drawn)
-            questions = [Question(row.ids, [group[0].ids]) for row, group in zip(prompts, drawn, strict=True)]
-            apart, tokens = divergence(model, questions)
-            counts = count_answers(np.array(totals), [group[0] for group in drawn])
-            counts |= {"kl_sum": apart, "kl_tokens": float(tokens)}
+            answers = generate(model, [prompt.ids for prompt in prompts], sampling)
+            totals, faults = self.objective.score(model.tokenizer, prompts, answers)
+            questions = [Question(row.ids, [group[0].ids]) for row, group in zip(prompts, answers, strict=True)]
+            kl, tokens = divergence(model, questions)
+            counts = count_answers(np.array(totals), [group[0] for group in answers])
+            counts |= {"kl_sum": kl, "kl_tokens": float(tokens)}
             counts |= {f"reward_{fault}": float(count) for fault, count in faults.items()}
             sums = plus(sums, counts)
         return sums

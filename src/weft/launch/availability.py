@@ -1,4 +1,4 @@
-"""Availability traces: when which client can be reached."""
+"""Availability traces: the rounds in which each client can be reached."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def read_trace(path: str, clients: Sequence[str], period: int | None) -> Availab
     """Read rows of `client`, `first` and `last` (rounds, from 1): CSV, JSON lines or any kind that data may have.
 
     Raises:
-        DataError: no such file, another column, a client that there is none of, or a span that ends before it begins.
+        DataError: no such file, another column, an unknown client, or a span that ends before it begins.
     """
     spans: dict[str, list[tuple[int, int]]] = {}
-    known = set(clients)
+    names = set(clients)
     for number, row in enumerate(whole_rows(path), start=1):
         try:
             name, first, last = str(row["client"]), int(row["first"]), int(row["last"])
@@ -26,10 +26,12 @@ def read_trace(path: str, clients: Sequence[str], period: int | None) -> Availab
                 f"Row {number} of the trace '{path}' has no client, first and last round: write `client,first,last` "
                 "and whole numbers below it."
             ) from None
-        if name not in known:
+        if name not in names:
             guess = nearest(name, list(clients))
-            meant = f" Did you mean '{guess}'?" if guess else ""
-            raise DataError(f"Row {number} of the trace '{path}' names the client '{name}', which is none.{meant}")
+            hint = f" Did you mean '{guess}'?" if guess else ""
+            raise DataError(
+                f"Row {number} of the trace '{path}' names the client '{name}', which does not exist.{hint}"
+            )
         if not 1 <= first <= last:
             raise DataError(
                 f"Row {number} of the trace '{path}' goes from round {first} to {last}: rounds count from 1."

@@ -1,4 +1,4 @@
-"""What every process builds before it answers for clients: plan, tokenizer, rows, model, evaluator, in one order."""
+"""The parts that every process builds before it answers for clients, in one order: plan to evaluator."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ClientBuilder:
 
     The process of a run, a Ray actor, a follower in a rank group, a site and the server of sites all use it. They
     differ in where their rows and memories are, and in what they check between the steps; the steps are the same:
-    `plan`, `tokenizer`, `read` (or `take`), `model`, `host`. A step that was left out is made when it is needed.
+    `plan`, `tokenizer`, `read` (or `take`), `model`, `host`. A step that was not called runs when its result is needed.
 
     Raises, from any step:
         ConfigError: parts that cannot be combined, or a tokenizer or model that cannot be used.
@@ -49,7 +49,7 @@ class ClientBuilder:
 
         Args:
             config: the run; a caller may replace it by a more complete one between the steps.
-            note: told what is not as it seems of the checkpoint, and what takes a while.
+            note: receives sentences about surprises in the checkpoint and about work that takes a while.
         """
         prepare_process(config)
         self.config, self.note = config, note
@@ -70,8 +70,9 @@ class ClientBuilder:
 
     @cached_property
     def model(self) -> Resident:
-        """The run's model as it was loaded, or what asks it where it is; it knows which of its values do not travel."""
+        """The run's model as it was loaded, or a client of its endpoint; `initial` holds values that do not travel."""
         model = resident(self.config, self.tokenizer, self.plan, self.group, self.note)
+        # Before the first task loads other values into the model.
         if self.plan.objective.needs_start or self.plan.local.kind == "directions":
             model.store_reference()
         self._values = model.values()
@@ -84,7 +85,7 @@ class ClientBuilder:
         Args:
             memory: where clients keep what they remember between rounds.
             first: the number that the first client has in the federation.
-            report: told how far the tokenizing of plain text is.
+            report: called with the progress of tokenizing plain text.
         """
         rows, pool = self.plan.objective.rows, self.plan.algorithm.pools_data
         self.population = populate(
@@ -100,14 +101,14 @@ class ClientBuilder:
     def host(
         self, *, reference: Path | None = None, conditions: Conditions | None = None
     ) -> tuple[ClientHost, Tensors]:
-        """Let the objective get ready with the model that the run begins from, and put all parts together.
+        """Prepare the objective with the model that the run begins from, and assemble the client host.
 
         Args:
             reference: the file that keeps the starting model's log-probabilities, for objectives that need them.
             conditions: the drop-outs and speeds that this process simulates; none where another process does.
 
         Returns:
-            What answers for the clients, and the values of all that is trained, as they were loaded.
+            The client host, and the starting values of all trained tensors.
         """
         assert self.population is not None
         population, model = self.population, self.model
@@ -121,6 +122,7 @@ class ClientBuilder:
         kind = registry.load(registry.EVALUATORS, plan.objective.evaluator, "evaluator")
         evaluator: Evaluator = kind.make(plan.objective, self.config.eval_batch_size, population)
         clients = (population.trained, population.evaluated)
+        # Only the caller keeps the starting values: of a whole model they are as large as its weights.
         values, self._values = self._values, {}
         return ClientHost(plan, model, evaluator, *clients, conditions or Conditions()), values
 
@@ -128,25 +130,27 @@ class ClientBuilder:
 def resident(
     config: RunConfig, tokenizer: Tokenizer, plan: Plan, group: RankGroup | None = None, note: Note = ignore_note
 ) -> Resident:
-    """Return the run's model, or what asks it where it is; raises as `load_resident` and `remote_model` do.
+    """Return the run's model, or a client of its endpoint; raises as `load_resident` and `remote_model` do.
 
-    `note` is told what is not as it seems of the checkpoint.
+    `note` receives sentences about surprises in the checkpoint, such as missing weights.
     """
     if config.endpoint is None:
         return load_resident(config, tokenizer, plan.sharing.lora, group, note)
 
-    def table() -> torch.Tensor:
-        near = config.model_copy(update={"device": "cpu"})
-        embeddings: torch.Tensor = base_model(near).get_input_embeddings().weight.detach()
+    def embeddings_table() -> torch.Tensor:
+        cpu_config = config.model_copy(update={"device": "cpu"})
+        embeddings: torch.Tensor = base_model(cpu_config).get_input_embeddings().weight.detach()
         return embeddings
 
-    return remote_model(config, tokenizer, Words(tokenizer).begin, table)
+    return remote_model(config, tokenizer, Words(tokenizer).begin, embeddings_table)
 
 
 def prepare_process(config: RunConfig) -> None:
     """Set what is the same for the whole process: threads, and kernels that give the same bits every time."""
     if config.threads:
         torch.set_num_threads(config.threads)
+    # cuBLAS sums in a fixed order only with a workspace of fixed size.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # The benchmark chooses kernels by their time, so the bits would depend on the machine's load.
     torch.backends.cudnn.benchmark = False

@@ -28,33 +28,33 @@ from weft.training.zeroth import SeedSteps
 
 
 def algorithm(config: RunConfig) -> Algorithm:
-    """Make the algorithm, `localN` included; ConfigError for a client that there is none of."""
-    alone = kinds.check_algorithm(config.fed_alg)
-    if alone is None:
-        made: Algorithm = part("fed_alg", config)
-        return made
+    """Make the algorithm, `localN` included; ConfigError for a client number that does not exist."""
+    only = kinds.check_algorithm(config.fed_alg)
+    if only is None:
+        algorithm_part: Algorithm = part("fed_alg", config)
+        return algorithm_part
     from weft.algorithms.local import OnlyClient
 
     clients = len(config.clients) if config.clients else config.num_clients
-    if alone >= clients > 0:
+    if only >= clients > 0:
         raise ConfigError(
-            f"fed_alg is local{alone}, but there are {clients} clients, counted from 0: local{clients - 1} is the last."
+            f"fed_alg is local{only}, but there are {clients} clients, counted from 0: local{clients - 1} is the last."
         )
-    return OnlyClient(alone)
+    return OnlyClient(only)
 
 
 def plan(config: RunConfig) -> Plan:
     """Return the composed plan; ConfigError for parts that cannot be combined, and for those that cannot be loaded."""
-    made = algorithm(config)
+    base_algorithm = algorithm(config)
     check_parts(config)
     result = Plan(
-        algorithm=Clustered(made, config.cluster, config.seed) if config.cluster > 1 else made,
+        algorithm=Clustered(base_algorithm, config.cluster, config.seed) if config.cluster > 1 else base_algorithm,
         aggregator=part("aggregator", config),
         privacy=part("privacy", config),
         codec=part("codec", config),
         protection=part("protection", config),
         objective=part("objective", config),
-        local=local_steps(config, made.local, pools=made.pools_data),
+        local=local_steps(config, base_algorithm.local, pools=base_algorithm.pools_data),
         sharing=sharing(config),
         trainable=_trainable(config),
         quorum=config.min_clients,
@@ -129,8 +129,8 @@ def selection(config: RunConfig, population: Population) -> Selection:
 
 def read_candidates(config: RunConfig) -> tuple[str, ...]:
     """Return the instructions that clients know; ConfigError for one that is too long or not to be shown."""
-    found = [text.strip() for text in config.prompt_candidates if text.strip()]
-    for text in found:
+    texts = [text.strip() for text in config.prompt_candidates if text.strip()]
+    for text in texts:
         if unfit(text):
             raise ConfigError(f"The instruction {text[:40]!r} holds control characters: remove them.")
         if len(text.encode()) > config.prompt_length:
@@ -138,23 +138,23 @@ def read_candidates(config: RunConfig) -> tuple[str, ...]:
                 f"The instruction {text[:40]!r}... has {len(text.encode())} bytes, and prompt_length is "
                 f"{config.prompt_length}: shorten it, or write a larger --prompt_length."
             )
-    return tuple(found)
+    return tuple(texts)
 
 
-def local_steps(config: RunConfig, wanted: str = "gradients", *, pools: bool = False) -> GradientSteps:
+def local_steps(config: RunConfig, kind: str = "gradients", *, pools: bool = False) -> GradientSteps:
     """Return the local training that a configuration describes, for an algorithm that wants a kind of it.
 
     Args:
         config: the run.
-        wanted: "directions", or what the configuration says.
+        kind: "directions", or what the configuration says.
         pools: all rows, and all that clients know, are at one place.
     """
-    how: dict[str, Any] = {}
-    kind = SeedSteps if wanted == "directions" else GradientSteps
+    options: dict[str, Any] = {}
+    steps_class = SeedSteps if kind == "directions" else GradientSteps
     if config.prompt_method == "black_box":
-        kind, how = Evolution, {"population": config.population}
+        steps_class, options = Evolution, {"population": config.population}
     if config.prompt_method == "text":
-        kind, how = (
+        steps_class, options = (
             InstructionSearch,
             {
                 "candidates": read_candidates(config),
@@ -163,8 +163,8 @@ def local_steps(config: RunConfig, wanted: str = "gradients", *, pools: bool = F
                 "length": config.prompt_length,
             },
         )
-    return kind(
-        **how,
+    return steps_class(
+        **options,
         schedule=Schedule(
             kind=config.lr_scheduler_type,
             peak=config.learning_rate,

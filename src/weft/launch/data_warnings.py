@@ -1,4 +1,4 @@
-"""What is said once, and what is refused, when the data of a run is known."""
+"""Warnings and refusals that depend on the data of a run: printed once, before its first round."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from weft.launch.population import Population
 from weft.runs.progress import Progress
 
 
-def tell(config: RunConfig, population: Population, algorithm: Algorithm, progress: Progress) -> None:
-    """Say once what a user would want to know before the first round, when nothing is refused any more."""
-    progress.read(population.account.summary())
-    for line in told(config, population):
+def print_warnings(config: RunConfig, population: Population, algorithm: Algorithm, progress: Progress) -> None:
+    """Print the summary of the data and its warnings, once, after all checks and before the first round."""
+    progress.print_data_summary(population.account.summary())
+    for line in warning_lines(config, population):
         progress.note(line)
     if config.sample_clients > len(population.trained) and not algorithm.pools_data and algorithm.shares:
         progress.note(
@@ -24,12 +24,12 @@ def tell(config: RunConfig, population: Population, algorithm: Algorithm, progre
         )
 
 
-def told(config: RunConfig, population: Population) -> Iterator[str]:
+def warning_lines(config: RunConfig, population: Population) -> Iterator[str]:
     """Yield what a user must know of the data: what was left out, cut, changed and not used."""
     counts = population.counts
     yield from population.account.lines()
     if config.template_date is not None:
-        yield f"where the chat template writes the date, it is {config.template_date} throughout the run."
+        yield f"the date that the chat template writes is {config.template_date} throughout the run."
     if counts.get("truncated"):
         yield (
             f"{counts['truncated']} of {counts['rows']} rows are longer than {config.seq_length} tokens and were cut "
@@ -37,13 +37,13 @@ def told(config: RunConfig, population: Population) -> Iterator[str]:
         )
     if counts.get(TRUNCATED_PROMPTS):
         count = counts[TRUNCATED_PROMPTS]
-        yield f"{count} of {counts['rows']} prompts leave no room for their answers; cut on the left."
+        yield f"{count} of {counts['rows']} prompts leave no room for their answers and were cut on the left."
 
 
-def check_alone(config: RunConfig, population: Population) -> None:
+def check_only_client(config: RunConfig, population: Population) -> None:
     """Refuse a `localN` beyond the clients that the data gave."""
-    alone = kinds.check_algorithm(config.fed_alg)
-    if alone is not None and alone >= len(population.names):
+    client = kinds.check_algorithm(config.fed_alg)
+    if client is not None and client >= len(population.names):
         raise ConfigError(
             f"fed_alg is {config.fed_alg}, but there are {len(population.names)} clients, counted from 0: "
             f"local{len(population.names) - 1} is the last."

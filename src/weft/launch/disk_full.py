@@ -1,4 +1,4 @@
-"""A disk that is full, in words: which, and how to go on when there is room."""
+"""The error of a full disk as a sentence: which disk it is, and how to resume once there is room."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from weft.runs.layout import RunDir
 
 
 @contextmanager
-def disk_in_words(config: RunConfig, again: str | None = None) -> Iterator[None]:
+def explain_full_disk(config: RunConfig, resume_command: str | None = None) -> Iterator[None]:
     """Turn the error of a disk that is full into one sentence.
 
     Args:
         config: of the run under way.
-        again: what goes on with it (default: the command on this machine).
+        resume_command: the command that resumes it; None: `weft sft --resume` on this machine.
 
     Raises:
         RunError: one of the disks that the run writes to is full.
@@ -33,7 +33,7 @@ def disk_in_words(config: RunConfig, again: str | None = None) -> Iterator[None]
             raise
         run = RunDir(config.output_dir)
         folders = [run.path, token_cache(config), Path(tempfile.gettempdir())]
-        again = again or f"weft sft --output_dir {shlex.quote(str(run.path))} --resume"
+        resume_command = resume_command or f"weft sft --output_dir {shlex.quote(str(run.path))} --resume"
         rounds = run.rounds
-        kept = f"then go on with `{again}`: {rounds[-1]} rounds are kept" if rounds else "then begin again"
-        raise RunError(f"{full_disk(folders)}: make room there, {kept}.") from error
+        advice = f"then go on with `{resume_command}`: {rounds[-1]} rounds are kept" if rounds else "then start again"
+        raise RunError(f"{full_disk(folders)}: make room there, {advice}.") from error

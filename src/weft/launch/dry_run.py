@@ -22,11 +22,11 @@ from weft.federation.state import Participant, begin, expected_streams, task_for
 from weft.json_types import JsonObject
 from weft.launch import compose
 from weft.launch.client import prepare_process
-from weft.launch.data_warnings import told
+from weft.launch.data_warnings import warning_lines
 from weft.launch.memory_estimate import describe_memory, needs_of
 from weft.launch.population import Population, populate, template_name
 from weft.launch.prompt_texts import with_prompt_texts
-from weft.launch.template_date import dated
+from weft.launch.template_date import with_template_date
 from weft.launch.tokenizer import with_tokenizer
 from weft.models.adapters import add_lora
 from weft.models.emulator import emulator_of, train_ends
@@ -61,25 +61,25 @@ def describe(config: RunConfig, *, all_keys: bool = False) -> str:
     """
     with tempfile.TemporaryDirectory() as folder:
         _link_tokens(token_cache(config), Path(folder) / "tokens")
-        own = {"token_cache": str(Path(folder) / "tokens")}
+        overrides = {"token_cache": str(Path(folder) / "tokens")}
         config = with_prompt_texts(config)
-        lines = _plan(with_tokenizer(config.model_copy(update=own), Path(folder) / "tokenizer"))
+        lines = _plan(with_tokenizer(config.model_copy(update=overrides), Path(folder) / "tokenizer"))
     width = max(len(name) for name in lines)
-    shown = "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
+    plan_text = "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
     keys = from_adapter(config).model_dump(mode="json")
     head = "# Every key of the run."
     if not all_keys:
-        usual = {name: field.default for name, field in RunConfig.model_fields.items()}
-        keys = {key: value for key, value in keys.items() if value != usual[key]}
+        defaults = {name: field.default for name, field in RunConfig.model_fields.items()}
+        keys = {key: value for key, value in keys.items() if value != defaults[key]}
         head = "# What differs from the defaults; --all_keys shows every key."
     settings = yaml.safe_dump(keys, sort_keys=False, allow_unicode=True)
-    return f"# The plan; nothing in it is refused.\n{shown}\n\n{head}\n{settings}".rstrip("\n")
+    return f"# The plan: every check passed.\n{plan_text}\n\n{head}\n{settings}".rstrip("\n")
 
 
-def _link_tokens(kept: Path, folder: Path) -> None:
+def _link_tokens(cache: Path, folder: Path) -> None:
     """Show text that was tokenized before in a folder where more can be tokenized for a while."""
     folder.mkdir()
-    for manifest in kept.glob("*/manifest.json"):
+    for manifest in cache.glob("*/manifest.json"):
         with contextlib.suppress(OSError, ValueError):
             if json.loads(manifest.read_text(encoding="utf-8"))["done"]:
                 (folder / manifest.parent.name).symlink_to(manifest.parent.resolve())
@@ -91,52 +91,52 @@ def _plan(config: RunConfig) -> dict[str, str]:
     prepare_process(config)
     plan = compose.plan(config)
     tokenizer = load_tokenizer(config)
-    own = None
+    model_config = None
     if config.endpoint is None:
-        own = load_model_config(config)
-        check_fits(config, tokenizer, own)
-    config = dated(config, tokenizer)
+        model_config = load_model_config(config)
+        check_fits(config, tokenizer, model_config)
+    config = with_template_date(config, tokenizer)
     rows = plan.objective.rows
     plan.objective.start()
     with Progress(config.num_rounds, quiet=False, as_json=False) as progress:
         pool, report = plan.algorithm.pools_data, progress.tokenizing
         population = populate(config, tokenizer, InMemory(), rows=rows, pool=pool, report=report)
-        for line in told(config, population):
+        for line in warning_lines(config, population):
             progress.note(line)
-    sizes = count(config, own, plan)
-    moved = sizes.down + sizes.up
+    sizes = count(config, model_config, plan)
+    traffic = sizes.down + sizes.up
     clients = len(
         plan.algorithm.cohort(range(min(config.sample_clients, len(population.trained))), len(population.trained))
     )
-    model, memory = _model(config, own, sizes)
+    model, memory = _model(config, model_config, sizes)
     return {
         "algorithm": _algorithm(config),
         **model,
-        "trained": f"{sizes.trained} parameters in {sizes.tensors} tensors" + _what(config),
+        "trained": f"{sizes.trained} parameters in {sizes.tensors} tensors" + _trained_kind(config),
         "clients": _clients(population, clients),
         "rows": population.account.summary(),
         "template": template_name(config, tokenizer, rows),
         "answers": _answers(config, population, rows),
-        "local work": f"{_steps(config)}, {config.gradient_accumulation_steps} x {config.batch_size} rows a step",
+        "local work": f"{_steps(config)}, {config.gradient_accumulation_steps} x {config.batch_size} rows per step",
         "split": split_line(population.split).removeprefix("split "),
-        "travels": f"{human_bytes(sizes.down)} down and {human_bytes(sizes.up)} up for each client and round"
-        if moved
+        "travels": f"{human_bytes(sizes.down)} down and {human_bytes(sizes.up)} up per client and round"
+        if traffic
         else "nothing",
-        "a round": f"{human_bytes(moved * clients)} up+down",
-        "the run": f"{human_bytes(moved * clients * config.num_rounds)} up+down in {config.num_rounds} rounds",
+        "a round": f"{human_bytes(traffic * clients)} up+down",
+        "the run": f"{human_bytes(traffic * clients * config.num_rounds)} up+down in {config.num_rounds} rounds",
         **memory,
     }
 
 
-def _model(config: RunConfig, own: Any, sizes: Sizes) -> tuple[dict[str, str], dict[str, str]]:
+def _model(config: RunConfig, model_config: Any, sizes: Sizes) -> tuple[dict[str, str], dict[str, str]]:
     """Return the lines of the model and, where it is here, of its memory."""
-    if own is None:
+    if model_config is None:
         return {"model": f"{config.endpoint_model or config.model_name_or_path} behind {config.endpoint}"}, {}
     device = choose_device(config.device)
     dtype = str(arithmetic(config, device)).removeprefix("torch.")
-    needs = needs_of(own, sizes.all, sizes.trained, dtype)
-    said = f"{config.start_name}: {human_number(sizes.all)} parameters, {dtype} on {device}"
-    return {"model": said}, {"memory": describe_memory(config, needs, device)}
+    needs = needs_of(model_config, sizes.all, sizes.trained, dtype)
+    text = f"{config.start_name}: {human_number(sizes.all)} parameters, {dtype} on {device}"
+    return {"model": text}, {"memory": describe_memory(config, needs, device)}
 
 
 def _parameters(config: RunConfig, model_config: Any, plan: Plan) -> tuple[int, Tensors]:
@@ -159,8 +159,8 @@ def _parameters(config: RunConfig, model_config: Any, plan: Plan) -> tuple[int, 
         if emulator is not None and not config.adapts:
             train_ends(model, emulator)
         if config.use_peft:
-            where = None if emulator is None else emulator.trained
-            model = add_lora(model, config, torch.float32, plan.sharing.lora, where)
+            layers = None if emulator is None else emulator.trained
+            model = add_lora(model, config, torch.float32, plan.sharing.lora, layers)
     return every, {name: p.detach().float() for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -187,33 +187,36 @@ def count(config: RunConfig, model_config: Any, plan: Plan) -> Sizes:
 
 
 def _algorithm(config: RunConfig) -> str:
-    name = {key: _shown(getattr(config, key)) + _own(getattr(config, kind.args)) for key, kind in kinds.KINDS.items()}
-    lora = f", LoRA factors by {name['lora_aggregation']}" if config.use_peft else ""
-    mean = f"{name['aggregator']} by {name['client_weight']}{lora}"
-    on_the_way = (f"no {k}" if name[k] == "none" else f"{k} {name[k]}" for k in ("privacy", "codec", "protection"))
-    return ", ".join((name["fed_alg"], mean, *on_the_way))
+    names = {
+        key: _part_text(getattr(config, key)) + _args_text(getattr(config, kind.args))
+        for key, kind in kinds.KINDS.items()
+    }
+    lora = f", LoRA factors by {names['lora_aggregation']}" if config.use_peft else ""
+    mean = f"{names['aggregator']} by {names['client_weight']}{lora}"
+    on_the_way = (f"no {k}" if names[k] == "none" else f"{k} {names[k]}" for k in ("privacy", "codec", "protection"))
+    return ", ".join((names["fed_alg"], mean, *on_the_way))
 
 
-def _shown(name: str) -> str:
+def _part_text(name: str) -> str:
     """Return the name of a part, with the content of its file where it lies in one."""
     file = plugins.parse(name)
     return name if file is None else f"{file.public_name} (SHA-256 {plugins.digest_of(plugins.read(file))[:16]}...)"
 
 
-def _own(args: JsonObject) -> str:
+def _args_text(args: JsonObject) -> str:
     return f" ({', '.join(f'{name} {value}' for name, value in args.items())})" if args else ""
 
 
 def _clients(population: Population, taking_part: int) -> str:
     sizes = population.trained.sizes()
-    held = sum(len(rows) for rows in population.evaluated.held_out)
+    held_out = sum(len(rows) for rows in population.evaluated.held_out)
     return (
-        f"{taking_part} of {len(population.trained)} in a round, {sizes.min()} to {sizes.max()} rows each, "
-        f"{sizes.sum()} in all, {held} held out"
+        f"{taking_part} of {len(population.trained)} per round, {sizes.min()} to {sizes.max()} rows each, "
+        f"{sizes.sum()} in all, {held_out} held out"
     )
 
 
-def _what(config: RunConfig) -> str:
+def _trained_kind(config: RunConfig) -> str:
     if config.prompt_method == "text":
         return f" (an instruction of at most {config.prompt_length} bytes)"
     if config.prompt_method is not None:
@@ -232,5 +235,5 @@ def _answers(config: RunConfig, population: Population, rows: str) -> str:
 
 def _steps(config: RunConfig) -> str:
     if config.max_steps > 0:
-        return f"{config.max_steps} AdamW steps a client and round"
-    return f"{config.num_train_epochs} passes over each client's rows a round"
+        return f"{config.max_steps} steps per client and round"
+    return f"{config.num_train_epochs} passes over each client's rows per round"

@@ -18,11 +18,11 @@ from weft.models.source import model_source
 from weft.models.tokenizer import load_tokenizer
 
 
-def plug_in(opened: Run, client: str | None, model: str, out: Path, *, merge: bool, dtype: str) -> None:
+def plug_in(run: Run, client: str | None, model: str, out: Path, *, merge: bool, dtype: str) -> None:
     """Write the model with the run's tuned ends, or an adapter for it.
 
     Args:
-        opened: a run that trained an emulator.
+        run: a run that trained an emulator.
         client: whose, where each client has its own.
         model: the model that the emulator was made of.
         out: an empty folder.
@@ -34,10 +34,10 @@ def plug_in(opened: Run, client: str | None, model: str, out: Path, *, merge: bo
     """
     import torch
 
-    emulator = emulator_of(model_source(opened.config.model_name_or_path))
-    if emulator is None or opened.config.prompt_method is not None:
+    emulator = emulator_of(model_source(run.config.model_name_or_path))
+    if emulator is None or run.config.prompt_method is not None:
         raise ConfigError(
-            f"The run '{opened.path}' did not tune an emulator, so it has no ends to put back: leave out --plug_in, "
+            f"The run '{run.path}' did not tune an emulator, so it has no ends to put back: leave out --plug_in, "
             "or make an emulator first by `weft emulate`."
         )
     config = build({"model_name_or_path": model, "dataset_name": "none", "dtype": "float32", "device": "cpu"})
@@ -48,15 +48,15 @@ def plug_in(opened: Run, client: str | None, model: str, out: Path, *, merge: bo
             f"'{model}' has {count} layers, and the emulator is of a model of {emulator.layers}: name that one "
             f"('{emulator.full_model}')."
         )
-    weights = opened.weights(client)
-    if opened.config.use_peft:
+    weights = run.weights(client)
+    if run.config.use_peft:
         _rename_adapter(weights, emulator, model, out)
         if not merge:
             return
-        adapted = attach(full, out)
+        with_adapter = attach(full, out)
         for path in out.iterdir():
             path.unlink()
-        write_merged(adapted, load_tokenizer(config), dtype, out)
+        write_merged(with_adapter, load_tokenizer(config), dtype, out)
         return
     _put_ends(full, weights, emulator)
     full.to(getattr(torch, dtype)).save_pretrained(out)
@@ -67,8 +67,8 @@ def _put_ends(full: Any, weights: Path, emulator: Emulator) -> None:
     """Copy the trained layers into the model."""
     import torch
 
-    tuned = load_weights(str(weights), dtype=torch.float32)
-    ours, theirs = decoder_layers(full)[2], decoder_layers(tuned)[2]
+    trained_model = load_weights(str(weights), dtype=torch.float32)
+    ours, theirs = decoder_layers(full)[2], decoder_layers(trained_model)[2]
     for place in emulator.trained:
         ours[emulator.layer_numbers[place]].load_state_dict(theirs[place].state_dict())
 

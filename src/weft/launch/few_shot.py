@@ -14,7 +14,7 @@ from weft.federation.clients import ClientData, Examples, View
 from weft.launch.population import Population
 from weft.models.resident import Resident
 
-TRIES, JUDGED = 4, 16
+CANDIDATES, SCORED_ROWS = 4, 16
 """Sets of examples that are tried, and other rows that they are tried on."""
 
 
@@ -24,16 +24,16 @@ def choose_few_shot(
     """Choose every client's examples: of some random sets the one behind which the model is least surprised.
 
     They follow from the seed and the starting model, so a run that goes on has the same. Examples that do not fit the
-    model's context with a row behind them are left out, and that is said.
+    model's context with a row behind them are left out, with a warning.
     """
     words = Words(model.tokenizer)
     limit = getattr(model.model.config, "max_position_embeddings", None) or 1 << 30
-    ahead = {"text": config.prompt_length, "prefix": config.num_virtual_tokens + config.private_tokens}
-    room = limit - config.seq_length - ahead.get(config.prompt_method or "", 0)
+    prompt_lengths = {"text": config.prompt_length, "prefix": config.num_virtual_tokens + config.private_tokens}
+    room = limit - config.seq_length - prompt_lengths.get(config.prompt_method or "", 0)
     short = 0
     for client in population.trained:
-        tokens, left_out = _chosen(config, client, words, objective, model, room)
-        short += left_out
+        tokens, missing = _choose(config, client, words, objective, model, room)
+        short += missing
         if len(tokens):
             population.trained.examples[client.index] = Examples(words, tokens)
             if client.index < population.evaluated.first + len(population.evaluated):
@@ -42,30 +42,31 @@ def choose_few_shot(
         note(f"{short} examples were left out: with a row of {config.seq_length} tokens they exceed the context.")
 
 
-def _chosen(
+def _choose(
     config: RunConfig, client: ClientData, words: Words, objective: Objective, model: Resident, room: int
 ) -> tuple[np.ndarray, int]:
     """Return the tokens of a client's examples, and how many there was no room for."""
+    # Drawn by the client's name alone, so the examples do not depend on which other clients there are.
     chance = generator(config.seed, "examples", client.name)
     count = min(config.few_shot, len(client.train) - 1)
-    best, found, missing = float("inf"), np.zeros(0, dtype=np.int32), config.few_shot
-    for _ in range(TRIES):
+    best_loss, best_tokens, missing = float("inf"), np.zeros(0, dtype=np.int32), config.few_shot
+    for _ in range(CANDIDATES):
         order = chance.permutation(len(client.train))
-        tokens, used = np.zeros(0, dtype=np.int32), 0
+        tokens, fitting = np.zeros(0, dtype=np.int32), 0
         for row in order[:count]:
-            ids = _bare(client.train[int(row)][0], words)
+            ids = _without_begin(client.train[int(row)][0], words)
             if len(tokens) + len(ids) <= room:
-                tokens, used = np.concatenate([tokens, ids]), used + 1
+                tokens, fitting = np.concatenate([tokens, ids]), fitting + 1
         others = View(client.train.table, client.train.index, Examples(words, tokens))
-        rows = [others[int(row)] for row in order[count : count + JUDGED]]
+        rows = [others[int(row)] for row in order[count : count + SCORED_ROWS]]
         loss = objective.assess(model, rows, config.batch_size, derive(config.seed, "examples", client.name))
-        if loss < best:
-            best, found, missing = loss, tokens, config.few_shot - used
-    return found, missing
+        if loss < best_loss:
+            best_loss, best_tokens, missing = loss, tokens, config.few_shot - fitting
+    return best_tokens, missing
 
 
-def _bare(ids: np.ndarray, words: Words) -> np.ndarray:
-    """Return a row without what every row begins with."""
+def _without_begin(ids: np.ndarray, words: Words) -> np.ndarray:
+    """Return the token ids of a row without the tokens that every row begins with."""
     plain = ids[ids >= 0]
     starts = np.array_equal(plain[: len(words.begin)], words.begin)
     return plain[len(words.begin) :] if starts else plain

@@ -43,23 +43,23 @@ def memory(config: RunConfig, needs: MemoryNeeds, processes: int = 1) -> float:
     maps), 2 s b h where they are recomputed, logits as 8 bytes each on half of the positions. Weights are split evenly
     over processes; with fsdp the rows are too. Where layers wait elsewhere, two of them are counted.
     """
-    quantised = 0.55 if config.load_in_4bit else 1.05 if config.load_in_8bit else needs.width
+    frozen_width = 0.55 if config.load_in_4bit else 1.05 if config.load_in_8bit else needs.width
     frozen = needs.parameters - needs.trained
     moments = {"adamw": 8, "sgd": 0}.get(config.optimizer, 2)
     # Masters in float32, their rounded copies where there are any, gradients, moments.
     training = needs.trained * (4 + (needs.width if needs.width < 4 else 0) + 4 + moments)
-    waiting = config.model_offload != "none"
+    offloaded = config.model_offload != "none"
     layers = max(needs.layers, 1)
-    weights = frozen * quantised * (2 / layers if waiting else 1.0)
-    held = (weights + training) / processes
+    weights = frozen * frozen_width * (2 / layers if offloaded else 1.0)
+    static = (weights + training) / processes
     if config.cpu_offload:  # two layers are gathered at a time
-        held = (frozen * quantised + needs.trained * needs.width) * 2 / layers
+        static = (frozen * frozen_width + needs.trained * needs.width) * 2 / layers
     tokens = config.batch_size * config.seq_length / (processes if config.parallel == "fsdp" else 1)
-    recomputed = config.gradient_checkpointing or waiting
-    inside = tokens * needs.hidden * layers * (2 if recomputed else 17 * needs.width)
+    recomputed = config.gradient_checkpointing or offloaded
+    activations = tokens * needs.hidden * layers * (2 if recomputed else 17 * needs.width)
     if config.parallel in ("tensor", "pipeline"):
-        inside /= processes
-    return float(held + inside + tokens / 2 * needs.vocabulary * 8)
+        activations /= processes
+    return float(static + activations + tokens / 2 * needs.vocabulary * 8)
 
 
 def room(device: torch.device) -> int:
@@ -73,42 +73,42 @@ def describe_memory(config: RunConfig, needs: MemoryNeeds, device: torch.device,
     """Say what a run needs, what the device has, and what would make it fit."""
     space = room(device) if space is None else space
     processes = int(os.environ.get("WORLD_SIZE", "1")) if config.parallel != "none" else 1
-    needed = memory(config, needs, processes)
-    said = f"about {human_bytes(needed)} for weights, optimizer and one batch, of {human_bytes(space)}"
-    if needed <= space:
-        return said
-    ways = [f"{words} ({human_bytes(size)})" for words, size in remedies(config, needs, device, space)]
-    if not ways:
-        return f"{said}: it does not fit; write a smaller --batch_size or --seq_length, or choose a smaller model"
-    return f"{said}: it does not fit. It would with {'; or '.join(ways)}"
+    total = memory(config, needs, processes)
+    text = f"about {human_bytes(total)} for weights, optimizer and one batch, of {human_bytes(space)}"
+    if total <= space:
+        return text
+    advice = [f"{words} ({human_bytes(size)})" for words, size in remedies(config, needs, device, space)]
+    if not advice:
+        return f"{text}: it does not fit; write a smaller --batch_size or --seq_length, or choose a smaller model"
+    return f"{text}: it does not fit. It would with {'; or '.join(advice)}"
 
 
 def remedies(
     config: RunConfig, needs: MemoryNeeds, device: torch.device, space: int, most: int = 3
 ) -> Iterator[tuple[str, float]]:
     """Yield the flags that make a run fit, the fewest first, and the bytes that it then takes."""
-    single = [one for one in _changes(config, device) if getattr(config, one[1]) != one[2]]
-    found = 0
+    single_changes = [one for one in _changes(config, device) if getattr(config, one[1]) != one[2]]
+    solutions = 0
     for count in (1, 2, 3):
-        for chosen in combinations(single, count):
-            keys = [key for _, key, _ in chosen]
+        for changes in combinations(single_changes, count):
+            keys = [key for _, key, _ in changes]
             if len(set(keys)) < count or {"load_in_4bit", "model_offload"} <= set(keys):
                 continue
-            changed = config.model_copy(update={key: value for _, key, value in chosen})
+            changed = config.model_copy(update={key: value for _, key, value in changes})
             size = memory(changed, needs)
             if size <= space:
-                yield " ".join(words for words, _, _ in chosen), size
-                found += 1
-        if found:
+                yield " ".join(words for words, _, _ in changes), size
+                solutions += 1
+        if solutions:
             break
     spread = {"parallel": "fsdp", "gradient_checkpointing": True, "load_in_4bit": False, "model_offload": "none"}
     for offload in (False, True):
         changed = config.model_copy(update=spread | {"cpu_offload": offload, "optimizer": "adamw"})
-        for processes in PROCESSES if found < most else ():
+        for processes in PROCESSES if solutions < most else ():
             if config.batch_size >= processes and (size := memory(changed, needs, processes)) <= space:
                 words = "--parallel fsdp" + (" --cpu_offload true" if offload else "")
                 yield f"{words} --gradient_checkpointing true in {processes} processes (torchrun)", size
-                found += 1
+                solutions += 1
                 break
 
 

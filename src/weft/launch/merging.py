@@ -19,14 +19,14 @@ def adapter_folder(name: str) -> Path | None:
     return None if (Path(name).expanduser() / "config.yaml").exists() else starting_adapter(name)
 
 
-def merge_folder(folder: Path, dtype: str, out: Path, **more: object) -> None:
+def merge_folder(folder: Path, dtype: str, out: Path, **model_keys: object) -> None:
     """Write the model that an adapter of peft's and its base are together.
 
     Args:
         folder: the adapter's.
         dtype: of the merged model.
         out: a folder.
-        more: keys of the model: trust_remote_code, ...
+        model_keys: keys of the model: trust_remote_code, ...
 
     Raises:
         ConfigError: the adapter cannot be merged, or its base is not there.
@@ -38,11 +38,11 @@ def merge_folder(folder: Path, dtype: str, out: Path, **more: object) -> None:
             "it: load it by peft."
         )
     keys = {"model_name_or_path": str(folder), "dataset_name": "none", "use_peft": True, "device": "cpu"}
-    config = build(keys | {"dtype": "float32"} | more)
-    base = base_model(config, full_precision=True, note=_say)
+    config = build(keys | {"dtype": "float32"} | model_keys)
+    base = base_model(config, full_precision=True, note=_print_note)
     remote = config.trust_remote_code
-    write_merged(attach(base, folder, _say), load_tokenizer(config), dtype, out, trust_remote_code=remote)
+    write_merged(attach(base, folder, _print_note), load_tokenizer(config), dtype, out, trust_remote_code=remote)
 
 
-def _say(sentence: str) -> None:
+def _print_note(sentence: str) -> None:
     print(f"weft: {sentence}", file=sys.stderr)

@@ -1,8 +1,8 @@
-"""Rows, models and tokenizers that `weft.train` is given as objects: they are written once and named by their content.
+"""Rows, models and tokenizers passed to `weft.train` as objects: each is written once and named by its content.
 
-A run names what it is made of, so that it can be resumed, exported and reported on by another process. What is given
-as an object lies in `$WEFT_CACHE/given` (or ~/.cache/weft/given): `rows-HASH.jsonl`, `model-HASH/`. The same object
-comes to the same name, another one to another, which a resumed run refuses as it refuses any other change.
+A run names what it is made of, so that another process can resume, export and report on it. An object is kept in
+`$WEFT_CACHE/given` (or ~/.cache/weft/given): `rows-HASH.jsonl`, `model-HASH/`. The same object comes to the same name,
+another one to another, which a resumed run refuses as it refuses any other change.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class ObjectInputs:
 
     def __init__(self) -> None:
         self.notes: list[str] = []
-        """What is to be said of them."""
-        self._new: list[Path] = []
-        self._staged: dict[Path, Path] = {}
+        """Sentences for the user about them."""
+        self._new_paths: list[Path] = []
+        self._places: dict[Path, Path] = {}
         self._folder: Path | None = None
 
     def __enter__(self) -> ObjectInputs:
@@ -43,44 +43,46 @@ class ObjectInputs:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, ConfigError):
-            for path in self._new:
+            # Refused before anything ran: nobody can resume it. After any other error the run may be, and needs its
+            # inputs.
+            for path in self._new_paths:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         if self._folder is not None:
             shutil.rmtree(self._folder)
 
-    def named(self, values: Mapping[str, Any]) -> JsonObject:
+    def with_names(self, values: Mapping[str, Any]) -> JsonObject:
         """Return keys with names in place of objects.
 
         Raises:
             ConfigError: an object that cannot be kept, or a model without a tokenizer.
             DataError: rows of a kind that is not known, or with a value that cannot be written.
         """
-        made = dict(values)
-        self._models(made)
+        keys = dict(values)
+        self._models(keys)
         for key in SOURCES:
-            if key in made and not _is_name(made[key]):
-                split = made.pop("dataset_split", None) if key == "dataset_name" else None
-                made[key] = self._rows(made[key], key, split)
-        if isinstance(clients := made.get("clients"), Mapping):
-            made["clients"] = [{"name": name, "data": data} for name, data in clients.items()]
-        if isinstance(made.get("clients"), (list, tuple)):
-            made["clients"] = [self._client(one) if isinstance(one, Mapping) else one for one in made["clients"]]
-        return made
+            if key in keys and not _is_name(keys[key]):
+                split = keys.pop("dataset_split", None) if key == "dataset_name" else None
+                keys[key] = self._rows(keys[key], key, split)
+        if isinstance(clients := keys.get("clients"), Mapping):
+            keys["clients"] = [{"name": name, "data": data} for name, data in clients.items()]
+        if isinstance(keys.get("clients"), (list, tuple)):
+            keys["clients"] = [self._client(one) if isinstance(one, Mapping) else one for one in keys["clients"]]
+        return keys
 
     def keep(self) -> None:
         """Put what was given where its names say, where it is not there yet."""
-        for staged, place in self._staged.items():
+        for temporary, place in self._places.items():
             if not place.exists():
-                os.rename(staged, place)
-                self._new.append(place)
+                os.rename(temporary, place)
+                self._new_paths.append(place)
 
     def _client(self, client: Mapping[str, Any]) -> JsonObject:
         sources = {key: client[key] for key in ("data", "eval") if client.get(key) is not None}
-        named = {
+        names = {
             key: os.fspath(value) if _is_name(value) else self._rows(value, f"{key} of the client", None)
             for key, value in sources.items()
         }
-        return {**client, **named}
+        return {**client, **names}
 
     def _rows(self, value: Any, key: str, split: str | None) -> str:
         rows = rows_of(self._part(value, key, split), key)
@@ -104,47 +106,48 @@ class ObjectInputs:
             if split is not None:
                 raise DataError(f"dataset_split is '{split}', and {key} has no splits: leave it out.")
             return value
-        wanted = split or ("train" if "train" in value or len(value) > 1 else next(iter(value)))
-        if wanted not in value:
+        name = split or ("train" if "train" in value or len(value) > 1 else next(iter(value)))
+        if name not in value:
             raise DataError(
-                f"{key} has no split '{wanted}', but {', '.join(value)}: give one of them, such as "
+                f"{key} has no split '{name}', but {', '.join(value)}: give one of them, such as "
                 f"{key}=data['{next(iter(value))}']."
             )
-        if others := [name for name in value if name != wanted]:
-            self.notes.append(f"of {key} the split '{wanted}' is used, and not {', '.join(others)}.")
-        return value[wanted]
+        if other_splits := [other for other in value if other != name]:
+            self.notes.append(f"of {key} the split '{name}' is used, and not {', '.join(other_splits)}.")
+        return value[name]
 
-    def _models(self, made: JsonObject) -> None:
+    def _models(self, keys: JsonObject) -> None:
         """Write a model that is an object with its tokenizer, or a tokenizer for a model that begins from nothing."""
-        if "model" in made:
-            if "model_name_or_path" in made:
+        if "model" in keys:
+            if "model_name_or_path" in keys:
                 raise ConfigError("Both model and model_name_or_path are given: leave one of them out.")
-            made["model_name_or_path"] = made.pop("model")
-        model, tokenizer = made.get("model_name_or_path"), made.get("tokenizer")
-        written = tokenizer is not None and not _is_name(tokenizer)
+            keys["model_name_or_path"] = keys.pop("model")
+        model, tokenizer = keys.get("model_name_or_path"), keys.get("tokenizer")
+        has_tokenizer_object = tokenizer is not None and not _is_name(tokenizer)
         if model is not None and not _is_name(model):
             _check_model(model)
-            if not written:
+            if not has_tokenizer_object:
                 raise ConfigError("A model that is an object needs its tokenizer as an object too: add tokenizer=.")
-            del made["tokenizer"]
-            made["model_name_or_path"] = self._stage(_writer("model", model, tokenizer))
-        elif written:
+            del keys["tokenizer"]
+            keys["model_name_or_path"] = self._stage(_writer("model", model, tokenizer))
+        elif has_tokenizer_object:
             if model is not None:
                 raise ConfigError(
                     "A tokenizer that is an object belongs to a model that is one, or that begins from nothing: give "
                     "the model as an object too, or leave tokenizer out to use the model's own."
                 )
-            made["tokenizer"] = self._stage(_writer("tokenizer", tokenizer))
+            keys["tokenizer"] = self._stage(_writer("tokenizer", tokenizer))
 
     def _stage(self, write: Callable[[Path], str]) -> str:
         """Write something aside; return the path that its content gives it."""
         home = cache_folder("given").resolve()
         if self._folder is None:
             home.mkdir(parents=True, exist_ok=True)
+            # On the same file system as the final place, so that `keep` is a rename.
             self._folder = Path(tempfile.mkdtemp(prefix=".staged-", dir=home))
-        staged = self._folder / str(len(self._staged))
-        place = home / write(staged)
-        self._staged[staged] = place
+        temporary = self._folder / str(len(self._places))
+        place = home / write(temporary)
+        self._places[temporary] = place
         return str(place)
 
 
@@ -156,8 +159,8 @@ def rows_of(value: Any, key: str) -> Iterable[Mapping[str, Any]]:
         rows: list[JsonObject] = value.to_dict("records")
         return rows
     if hasattr(value, "features") and hasattr(value, "__len__"):
-        found: Iterable[Mapping[str, Any]] = value
-        return found
+        examples: Iterable[Mapping[str, Any]] = value
+        return examples
     hint = ""
     if isinstance(value, Mapping):
         hint = " (a dict of columns becomes one by datasets.Dataset.from_dict)"
@@ -182,6 +185,7 @@ def _line(row: Mapping[str, Any], number: int, key: str) -> bytes:
 
 
 def _missing(value: object) -> bool:
+    # pandas is not imported for its NA and NaT; NaN is the only float that differs from itself.
     return type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)
 
 
@@ -217,6 +221,7 @@ def _writer(kind: str, *parts: Any) -> Callable[[Path], str]:
             part.save_pretrained(folder)
         digest = hashlib.sha256()
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            # Names and sizes are hashed too: otherwise bytes moved from one file to the next would not show.
             digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
             with open(path, "rb") as file:
                 while block := file.read(1 << 24):

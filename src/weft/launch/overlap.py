@@ -11,8 +11,8 @@ from weft.data.sources import Sources
 from weft.errors import DataError
 
 
-def keep_apart(
-    config: RunConfig, sources: Sources, owned: list[np.ndarray], tests: list[np.ndarray], public: np.ndarray | None
+def separate_test_rows(
+    config: RunConfig, sources: Sources, by_owner: list[np.ndarray], tests: list[np.ndarray], public: np.ndarray | None
 ) -> tuple[list[np.ndarray], np.ndarray | None]:
     """Return what is trained on, of each owner and of everybody, when no test row is among it.
 
@@ -22,50 +22,54 @@ def keep_apart(
     Raises:
         DataError: test rows are trained on, and `held_out_overlap` does not say to leave them out.
     """
-    measured = np.concatenate(tests) if tests else np.zeros(0, dtype=np.int64)
-    trained = [*owned, *([] if public is None else [public])]
-    if not len(measured):
-        return owned, public
-    known = set(sources.marks(measured))
-    found = [_among(sources, own, measured, known) for own in trained]
-    both = set().union(*(set(sources.marks(same)) for same in found))
-    if not both:
-        return owned, public
-    count = sum(mark in both for mark in sources.marks(measured))
-    kept = [np.setdiff1d(own, same, assume_unique=True) for own, same in zip(trained, found, strict=True)]
-    said = f"{count} of the {len(measured)} held-out rows ({_measured(config)}) are also among the rows to train on"
-    other = "name other rows with --eval_dataset_name or --eval_dataset_split"
+    test_rows = np.concatenate(tests) if tests else np.zeros(0, dtype=np.int64)
+    train_sets = [*by_owner, *([] if public is None else [public])]
+    if not len(test_rows):
+        return by_owner, public
+    test_marks = set(sources.marks(test_rows))
+    overlaps = [_rows_with_marks(sources, rows, test_rows, test_marks) for rows in train_sets]
+    common_marks = set().union(*(set(sources.marks(same)) for same in overlaps))
+    if not common_marks:
+        return by_owner, public
+    count = sum(mark in common_marks for mark in sources.marks(test_rows))
+    remaining = [np.setdiff1d(rows, same, assume_unique=True) for rows, same in zip(train_sets, overlaps, strict=True)]
+    text = (
+        f"{count} of the {len(test_rows)} held-out rows ({_test_set_name(config)}) are also among the rows to train on"
+    )
+    remedy = "name other rows with --eval_dataset_name or --eval_dataset_split"
     if config.clients:
-        other = "name other rows as eval of the clients, or with --eval_dataset_split"
-    if not all(len(own) for own in kept):
-        raise DataError(f"{said}, and without them none would be left to {_who(config, kept)}: {other}.")
+        remedy = "name other rows as eval of the clients, or with --eval_dataset_split"
+    if not all(len(rows) for rows in remaining):
+        raise DataError(
+            f"{text}, and without them none would be left to {_client_without_rows(config, remaining)}: {remedy}."
+        )
     if config.held_out_overlap == "refuse":
-        raise DataError(f"{said}: {other}, or write --held_out_overlap leave_out to train without them.")
-    sources.drop("held out too", sum(len(same) for same in found))
-    return kept[: len(owned)], None if public is None else kept[-1]
+        raise DataError(f"{text}: {remedy}, or write --held_out_overlap leave_out to train without them.")
+    sources.drop("held out too", sum(len(same) for same in overlaps))
+    return remaining[: len(by_owner)], None if public is None else remaining[-1]
 
 
-def _among(sources: Sources, own: np.ndarray, measured: np.ndarray, known: set[bytes]) -> np.ndarray:
+def _rows_with_marks(sources: Sources, rows: np.ndarray, test_rows: np.ndarray, marks: set[bytes]) -> np.ndarray:
     """Return those of an owner's rows whose content is known."""
-    likely = sources.like(own, measured)
-    same = [number for number, mark in zip(likely, sources.marks(likely), strict=True) if mark in known]
+    likely = sources.like(rows, test_rows)
+    same = [number for number, mark in zip(likely, sources.marks(likely), strict=True) if mark in marks]
     return np.array(same, dtype=np.int64)
 
 
-def _measured(config: RunConfig) -> str:
+def _test_set_name(config: RunConfig) -> str:
     if config.clients:
         return "eval of the clients"
     part = f", {config.eval_dataset_split}" if config.eval_dataset_split else ""
     return f"'{config.eval_dataset_name or config.dataset_name}'{part}"
 
 
-def _who(config: RunConfig, kept: Sequence[np.ndarray]) -> str:
-    empty = next(number for number, own in enumerate(kept) if not len(own))
+def _client_without_rows(config: RunConfig, remaining: Sequence[np.ndarray]) -> str:
+    empty = next(number for number, rows in enumerate(remaining) if not len(rows))
     clients = config.clients or []
     return f"the client '{clients[empty].name}'" if empty < len(clients) else "train on"
 
 
-def count_repeats(sources: Sources, train: list[np.ndarray], held: list[np.ndarray]) -> int:
+def count_repeats(sources: Sources, train: list[np.ndarray], held_out: list[np.ndarray]) -> int:
     """Return how many held-out rows have the content of one that is trained on, by whomever."""
-    known = set(sources.marks(np.concatenate(train)))
-    return sum(mark in known for mark in sources.marks(np.concatenate(held)))
+    marks = set(sources.marks(np.concatenate(train)))
+    return sum(mark in marks for mark in sources.marks(np.concatenate(held_out)))

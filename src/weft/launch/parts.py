@@ -29,49 +29,53 @@ def part(key: str, config: RunConfig) -> Any:
     Raises:
         ConfigError: no such name, a parameter that the part does not have, or a value that it cannot take.
     """
-    made = kinds.load_part(key, getattr(config, key))
-    found = fields(made) if is_dataclass(made) else ()
-    hints = _hints(made, config, key)
-    keys = {field.name: field.metadata["key"] for field in found if "key" in field.metadata}
-    own = {field.name: hints.get(field.name, Any) for field in found if field.init and field.name not in keys}
-    values = {field: getattr(config, of) for field, of in keys.items()} | _own_values(key, config, own, keys)
-    for field in found:
+    factory = kinds.load_part(key, getattr(config, key))
+    all_fields = fields(factory) if is_dataclass(factory) else ()
+    hints = _hints(factory, config, key)
+    run_keys = {field.name: field.metadata["key"] for field in all_fields if "key" in field.metadata}
+    settable = [field.name for field in all_fields if field.init and field.name not in run_keys]
+    own_fields = {name: hints.get(name, Any) for name in settable}
+    values = {field: getattr(config, of) for field, of in run_keys.items()}
+    values |= _own_values(key, config, own_fields, run_keys)
+    for field in all_fields:
         if field.init and field.name not in values and field.default is MISSING and field.default_factory is MISSING:
             raise _without_value(key, config, field.name)
-    return made(**values)
+    return factory(**values)
 
 
 def split(config: RunConfig) -> Split:
     """Return the split that a run chooses, its own parameters bound; raises as `part` does."""
     key = "split_strategy"
-    made = kinds.load_part(key, config.split_strategy)
-    hints = _hints(made, config, key)
-    found = list(inspect.signature(made).parameters.values())[BOUND:]
-    own = [parameter for parameter in found if parameter.kind is not parameter.VAR_KEYWORD]
-    values = _own_values(key, config, {parameter.name: hints.get(parameter.name, Any) for parameter in own}, {})
-    for parameter in own:
+    deal = kinds.load_part(key, config.split_strategy)
+    hints = _hints(deal, config, key)
+    parameters = list(inspect.signature(deal).parameters.values())[BOUND:]
+    own_parameters = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    own_hints = {parameter.name: hints.get(parameter.name, Any) for parameter in own_parameters}
+    values = _own_values(key, config, own_hints, {})
+    for parameter in own_parameters:
         if parameter.name not in values and parameter.default is parameter.empty:
             raise _without_value(key, config, parameter.name)
     if not kinds.is_outside(key, config.split_strategy):
-        return partial(made, **values)
-    return lambda rows, how: _checked(made(rows, how, **values), len(rows), config.split_strategy)
+        return partial(deal, **values)
+    return lambda rows, how: _check_shares(deal(rows, how, **values), len(rows), config.split_strategy)
 
 
-def _checked(shares: Iterable[Any], count: int, name: str) -> Shares:
+def _check_shares(shares: Iterable[Any], count: int, name: str) -> Shares:
     """Return what a user's own split dealt; DataError where it is no division of `count` rows."""
     try:
-        rows, names, left = Shares(*shares)
-        dealt = [np.asarray(own, dtype=np.int64) for own in rows]
-        every = np.concatenate(dealt)
+        # A plain tuple of the same fields will do.
+        rows, names, rest = Shares(*shares)
+        parts = [np.asarray(part_rows, dtype=np.int64) for part_rows in rows]
+        all_rows = np.concatenate(parts)
     except (TypeError, ValueError):
         raise DataError(f"The split '{name}' returns no Shares: write Shares([row numbers of each client]).") from None
-    if len(every) and not 0 <= every.min() <= every.max() < count:
+    if len(all_rows) and not 0 <= all_rows.min() <= all_rows.max() < count:
         raise DataError(f"The split '{name}' deals rows that there are not: they are numbered from 0 to {count - 1}.")
-    if len(np.unique(every)) < len(every):
+    if len(np.unique(all_rows)) < len(all_rows):
         raise DataError(f"The split '{name}' deals a row twice: give each row to one client at most.")
-    if names is not None and (len(names) != len(dealt) or len(set(names)) < len(names)):
-        raise DataError(f"The split '{name}' names its {len(dealt)} clients {names}: give each a name of its own.")
-    return Shares([np.sort(own) for own in dealt], names, left)
+    if names is not None and (len(names) != len(parts) or len(set(names)) < len(names)):
+        raise DataError(f"The split '{name}' names its {len(parts)} clients {names}: give each a name of its own.")
+    return Shares([np.sort(part_rows) for part_rows in parts], names, rest)
 
 
 def check(config: RunConfig) -> None:
@@ -82,10 +86,10 @@ def check(config: RunConfig) -> None:
         kinds.load_part("template", config.template)
 
 
-def _hints(made: object, config: RunConfig, key: str) -> dict[str, Any]:
+def _hints(factory: object, config: RunConfig, key: str) -> dict[str, Any]:
     """Return the types of a part's parameters."""
     try:
-        return get_type_hints(made)
+        return get_type_hints(factory)
     except Exception as error:  # of a user's own part, whose types may be anything
         name, word = getattr(config, key), kinds.KINDS[key].word
         raise ConfigError(
@@ -101,14 +105,14 @@ def _without_value(key: str, config: RunConfig, parameter: str) -> ConfigError:
     )
 
 
-def _own_values(key: str, config: RunConfig, hints: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+def _own_values(key: str, config: RunConfig, hints: Mapping[str, Any], run_keys: Mapping[str, str]) -> dict[str, Any]:
     """Check the values of a part's own parameters, and return them in their types.
 
     Args:
         key: that chooses the part.
         config: the run.
         hints: the types of the part's own parameters.
-        keys: parameters that are set by keys of a run, and these keys.
+        run_keys: parameters that are set by keys of a run, and these keys.
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -116,13 +120,13 @@ def _own_values(key: str, config: RunConfig, hints: Mapping[str, Any], keys: Map
     args = kind.args
     values = {}
     for parameter, value in getattr(config, args).items():
-        if parameter in keys:
-            raise ConfigError(f"'{parameter}' of {name} is set by --{keys[parameter]}, not in {args}.")
+        if parameter in run_keys:
+            raise ConfigError(f"'{parameter}' of {name} is set by --{run_keys[parameter]}, not in {args}.")
         if parameter not in hints:
             guess = registry.nearest(parameter, list(hints))
-            meant = f" Did you mean '{guess}'?" if guess else ""
+            hint = f" Did you mean '{guess}'?" if guess else ""
             raise ConfigError(
-                f"The {kind.word} {name} has no parameter '{parameter}'.{meant} Known: {', '.join(hints) or 'none'}."
+                f"The {kind.word} {name} has no parameter '{parameter}'.{hint} Known: {', '.join(hints) or 'none'}."
             )
         try:
             values[parameter] = TypeAdapter(hints[parameter]).validate_python(value)

@@ -1,4 +1,4 @@
-"""Where what a run is made from lies: paths are kept whole, so that a run is gone on with from any folder."""
+"""Absolute paths of what a run reads and writes, so that it can be resumed from any working directory."""
 
 from __future__ import annotations
 
@@ -24,48 +24,51 @@ def kind_of(config: RunConfig) -> str:
     return "adapter" if config.adapts else "model"
 
 
-def absolute(values: JsonObject, *, absent: bool = True) -> JsonObject:
+def absolute(values: JsonObject, *, absent_too: bool = True) -> JsonObject:
     """Return the keys of a run with its paths in full; names of the hub stay as they are.
 
     A run of sites keeps its words: paths are the sites' own, and they know the model by its name.
 
     Args:
         values: the keys.
-        absent: also what is written as a path and is not there.
+        absent_too: also what is written as a path and is not there.
     """
     if values.get("runtime") == "nvflare":
         return values
-    found = dict(values)
+    result = dict(values)
     for key in FOLDERS:
-        if found.get(key):
+        if result.get(key):
             # OpenFedLLM joins the folder and the name as texts, so its last slash counts.
-            found[key] = _whole(found[key]) + "/" * (key == "local_data_dir" and str(found[key]).endswith("/"))
-    beside = found.get("local_data_dir")
+            result[key] = _whole(result[key]) + "/" * (key == "local_data_dir" and str(result[key]).endswith("/"))
+    data_folder = result.get("local_data_dir")
     for key in PATHS:
-        if found.get(key):
-            found[key] = _source(found[key], beside if key in DATA else None, absent)
-    if found.get("clients"):
-        found["clients"] = [
-            {**client, **{key: _source(client[key], beside, absent) for key in ("data", "eval") if client.get(key)}}
-            for client in found["clients"]
+        if result.get(key):
+            result[key] = _source(result[key], data_folder if key in DATA else None, absent_too)
+    if result.get("clients"):
+        result["clients"] = [
+            {
+                **client,
+                **{key: _source(client[key], data_folder, absent_too) for key in ("data", "eval") if client.get(key)},
+            }
+            for client in result["clients"]
         ]
-    return kinds.with_files(found, lambda file: replace(file, path=_whole(file.path)))
+    return kinds.with_files(result, lambda file: replace(file, path=_whole(file.path)))
 
 
-def with_whole_paths(config: RunConfig, *, absent: bool = False) -> RunConfig:
+def with_whole_paths(config: RunConfig, *, absent_too: bool = False) -> RunConfig:
     """Return the configuration with its paths in full, but for the run's own, which stays as it is written.
 
-    What is not there stays as it is written too, so that it is refused by that name, unless `absent`.
+    What is not there stays as it is written too, so that it is refused by that name, unless `absent_too`.
     """
-    return build(absolute(config.model_dump(), absent=absent) | {"output_dir": config.output_dir})
+    return build(absolute(config.model_dump(), absent_too=absent_too) | {"output_dir": config.output_dir})
 
 
-def _source(name: str, beside: str | None, absent: bool) -> str:
+def _source(name: str, data_folder: str | None, absent_too: bool) -> str:
     """Return a name in full where it is a path: of what is there, or written as one."""
-    if beside is not None and Path(resolve_source(name, beside)).expanduser().exists():
+    if data_folder is not None and Path(resolve_source(name, data_folder)).expanduser().exists():
         return name
-    written = name.startswith((".", "/", "~")) or kind_of_file(Path(name)) is not None
-    return _whole(name) if Path(name).expanduser().exists() or (absent and written) else name
+    looks_like_path = name.startswith((".", "/", "~")) or kind_of_file(Path(name)) is not None
+    return _whole(name) if Path(name).expanduser().exists() or (absent_too and looks_like_path) else name
 
 
 def _whole(path: str) -> str:

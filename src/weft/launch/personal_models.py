@@ -1,6 +1,6 @@
-"""Clients' own models at the end of a run: personal steps, what they are worth, and their weights.
+"""Clients' personal models at the end of a run: personal steps, scores and weights.
 
-Each is measured on its client's rows and on everybody's, beside the shared model, so that the price of either is seen.
+Each is measured on its client's rows and on everybody's, beside the shared model, so that they can be compared.
 What is here goes beyond a federation's messages: it is for simulations, where all rows are at one place.
 """
 
@@ -23,7 +23,7 @@ from weft.models.instruction import instruction_text
 from weft.models.resident import Resident
 
 FEW = 50
-"""Clients up to which everybody's rows are tried by every model, unless it is asked for."""
+"""The most clients with which every model is evaluated on all rows by default."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class PersonalModels:
 
     def put(self, client: ClientData) -> None:
         """Put the own model of a client into the resident model, after its personal steps."""
-        self._show(client, own=True)
+        self._load(client, personal=True)
         personal_steps(self.plan, self.model, client, self.state.round)
 
     def whole(self) -> Tensors:
@@ -66,54 +66,54 @@ class PersonalModels:
             keep: called with every client while its own model is in place.
 
         Returns:
-            `shared` (on everybody's rows), `own` (own rows, over all clients), `own_on_everybody` (the mean over
+            `shared` (on everybody's rows), `own_sums` (own rows, over all clients), `own_on_everybody` (the mean over
             clients), each of the metrics that are for comparing models; `clients`: the same for each.
         """
-        asked = len(self.population.names) <= FEW if everybody is None else everybody
+        everywhere = len(self.population.names) <= FEW if everybody is None else everybody
         clients: dict[str, JsonObject] = {name: {} for name in self.population.names}
         shared: Metrics = {}
-        own: Metrics = {}
+        own_sums: Metrics = {}
         if self.plan.algorithm.shares and self.plan.algorithm.choice is None:
-            for client in self._tested():
-                self._show(client, own=False)
-                found = self.evaluator.evaluate(self.model, client.held_out)
-                clients[client.name]["shared"] = self._short(found)
-                shared = plus(shared, found)
-        abroad = []
+            for client in self._with_test_rows():
+                self._load(client, personal=False)
+                sums = self.evaluator.evaluate(self.model, client.held_out)
+                clients[client.name]["shared"] = self._comparable(sums)
+                shared = plus(shared, sums)
+        on_all = []
         for client in self.each():
             keep(client)
-            mine: Metrics = {}
-            for other in self._tested() if asked else [client] if len(client.held_out) else []:
-                found = self.evaluator.evaluate(self.model, other.held_out)
-                mine = plus(mine, found)
+            client_sums: Metrics = {}
+            for other in self._with_test_rows() if everywhere else [client] if len(client.held_out) else []:
+                sums = self.evaluator.evaluate(self.model, other.held_out)
+                client_sums = plus(client_sums, sums)
                 if other.name == client.name:
-                    own = plus(own, found)
-                    clients[client.name]["own"] = self._short(found)
-            if asked and mine:
-                clients[client.name]["own_on_everybody"] = self._short(mine)
-                abroad.append(self._short(mine))
-        result: JsonObject = {"own": self._short(own), "clients": clients}
+                    own_sums = plus(own_sums, sums)
+                    clients[client.name]["own"] = self._comparable(sums)
+            if everywhere and client_sums:
+                clients[client.name]["own_on_everybody"] = self._comparable(client_sums)
+                on_all.append(self._comparable(client_sums))
+        result: JsonObject = {"own": self._comparable(own_sums), "clients": clients}
         if shared:
-            result["shared"] = self._short(shared)
-        if abroad:
-            result["own_on_everybody"] = {key: _mean([one[key] for one in abroad]) for key in abroad[0]}
+            result["shared"] = self._comparable(shared)
+        if on_all:
+            result["own_on_everybody"] = {key: _mean([one[key] for one in on_all]) for key in on_all[0]}
         return result
 
-    def _tested(self) -> Iterator[ClientData]:
+    def _with_test_rows(self) -> Iterator[ClientData]:
         return (client for client in self.population.evaluated if len(client.held_out))
 
-    def _short(self, sums: Metrics) -> JsonObject:
+    def _comparable(self, sums: Metrics) -> JsonObject:
         """Return the metrics by which models are compared."""
         record = summarise(self.evaluator.metrics, [sums])
         return {one.name: record[one.name] for one in scores() if one.shown == "models" and one.name in record}
 
-    def _show(self, client: ClientData, *, own: bool) -> None:
-        probe = Probe(client.name, self.state.round, *to_use(self.plan.algorithm, self.state), own)
+    def _load(self, client: ClientData, *, personal: bool) -> None:
+        probe = Probe(client.name, self.state.round, *to_use(self.plan.algorithm, self.state), personal)
         load_probe_model(probe, self.plan, client, self.model)
 
 
 def words_of(model: Resident) -> bytes:
-    """Return the text that the parameters in place say, as a file's bytes."""
+    """Return the instruction that the model's parameters encode, as the bytes of a text file."""
     return (instruction_text(model.model) + "\n").encode()
 
 

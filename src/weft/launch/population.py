@@ -1,4 +1,4 @@
-"""From data to clients: rows are read, rendered and tokenized once, and every client gets its part of them."""
+"""From data to clients: rows are read, rendered and tokenized once, then split among the clients."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from weft.data.store import Report
 from weft.data.tokens import TextTokenizer
 from weft.data.words import lead_of
 from weft.errors import DataError
-from weft.evaluation.heldout import Questions
+from weft.evaluation.heldout import ClosedQuestion
 from weft.federation.clients import Clients, MemoryStore
 from weft.json_types import JsonObject
-from weft.launch.overlap import count_repeats, keep_apart
+from weft.launch.overlap import count_repeats, separate_test_rows
 from weft.launch.parts import split
 from weft.launch.template_date import today
 from weft.models.layout import Question
 
 TokenTable = ConversationTable | Documents | PairTable | PromptTable
 PUBLIC = "public"
-"""The client that has the public rows and takes part in every round."""
+"""The name of the client that has the public rows and takes part in every round."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Population:
     trained: Clients
     """Who trains: the clients, or one that has everybody's rows."""
     evaluated: Clients
-    asked: dict[int, Questions]
+    questions: dict[int, ClosedQuestion]
+    """Held-out rows as questions with a closed set of answers, by number of the table's row."""
     choices: list[str] | None
     counts: dict[str, int] = field(default_factory=dict)
     """Rows, truncated, without a place for their answer; tokens."""
@@ -62,11 +63,11 @@ class Population:
 
     def tested(self) -> list[str]:
         """Return the names of clients that have held-out rows."""
-        return [name for name, held in zip(self.names, self.evaluated.held_out, strict=True) if len(held)]
+        return [name for name, test_rows in zip(self.names, self.evaluated.held_out, strict=True) if len(test_rows)]
 
 
 def template_name(config: RunConfig, tokenizer: Tokenizer, rows: str) -> str:
-    """Return the template that `auto` stands for."""
+    """Return the name of the run's template, with `auto` resolved."""
     if rows == "text":
         return "plain"
     if config.template != "auto":
@@ -75,7 +76,7 @@ def template_name(config: RunConfig, tokenizer: Tokenizer, rows: str) -> str:
 
 
 def load_template(name: str, day: str | None = None) -> Any:
-    """Return the template of a name; one with a clock writes this day, else today."""
+    """Return a template by its name; the chat template writes `day`, or today's date, where it writes one."""
     if name == "plain":
         from weft.data.templates import PLAIN
 
@@ -100,46 +101,48 @@ def populate(
         config: names the sources.
         tokenizer: turns text into ids.
         memory: where clients keep what they remember.
-        rows: what they are, as an objective says it.
+        rows: the kind of rows that the objective learns from (`Objective.rows`).
         pool: one client trains on everybody's rows (held-out rows stay with their clients).
-        report: told how far the tokenizing of text is.
+        report: called with the progress of tokenizing text.
         first: the number that the first of the clients has in the federation.
 
     Raises:
         DataError: unreadable data, a client without rows, more clients than rows.
     """
     sources = _sources(config, tokenizer, rows, report)
-    owned, tests, public = _read(config, sources)
-    owned, public = keep_apart(config, sources, owned, tests, public)
+    owners, tests, public = _read(config, sources)
+    owners, public = separate_test_rows(config, sources, owners, tests, public)
     template = load_template(template_name(config, tokenizer, rows), config.template_date)
     table = sources.table() if isinstance(sources, Texts) else sources.table(tokenizer, template)
     complete(sources, table, template)
-    names, train, held = _shares(config, sources, table, owned, tests, first)
+    names, train, held_out = _shares(config, sources, table, owners, tests, first)
     if not isinstance(sources, Texts) and not any(len(test) for test in tests):
-        _tell_repeats(sources, train, held)
+        _note_repeats(sources, train, held_out)
+    public_rows = None if public is None else table.within(public)
+    public_sets = [] if public_rows is None else [public_rows]
     if isinstance(table, PairTable) and rows == "judged":
-        for own in [*train, *held, *([] if public is None else [table.within(public)])]:
-            table.pair_up(table.rows_of(own))
-    held_rows = [table.rows_of(own) for own in held]
-    everybodys = None if public is None else table.within(public)
-    shared = table.rows_of(everybodys) if everybodys is not None and config.public_share else None
-    evaluated = trained = Clients(
-        names, [table.rows_of(own) for own in train], held_rows, table, memory, shared, first=first
-    )
-    if everybodys is not None and not config.public_share:
-        trained = _with_public(evaluated, table.rows_of(everybodys))
+        # Within each client, so that no answer of another client is read; held-out rows are paired among themselves.
+        for part in [*train, *held_out, *public_sets]:
+            table.pair_up(table.rows_of(part))
+    held_rows = [table.rows_of(part) for part in held_out]
+    shared = table.rows_of(public_rows) if public_rows is not None and config.public_share else None
+    train_rows = [table.rows_of(part) for part in train]
+    evaluated = trained = Clients(names, train_rows, held_rows, table, memory, shared, first=first)
+    if public_rows is not None and not config.public_share:
+        trained = _with_public(evaluated, table.rows_of(public_rows))
     if pool:
-        everything = np.concatenate([*train, *([] if everybodys is None else [everybodys])])
-        trained = Clients(["central"], [table.rows_of(everything)], [held_rows[0][:0]], table, memory)
+        all_rows = table.rows_of(np.concatenate([*train, *public_sets]))
+        trained = Clients(["central"], [all_rows], [held_rows[0][:0]], table, memory)  # held-out rows stay with clients
     choices: list[str] | None = None
-    asked: dict[int, Questions] = {}
+    questions: dict[int, ClosedQuestion] = {}
     if isinstance(table, ConversationTable) and isinstance(sources, Conversations):
         choices = _choices(config, sources.examples, train)
-        asked = _ask(choices, sources.examples, held, table, tokenizer, template, config)
-    split = _described(config, sources, table, names, [np.concatenate(own) for own in zip(train, held, strict=True)])
+        questions = _make_questions(choices, sources.examples, held_out, table, tokenizer, template, config)
+    parts = [np.concatenate(part) for part in zip(train, held_out, strict=True)]
+    split = _describe(config, sources, table, names, parts)
     counts = {**table.counts, **sources.account.omissions.counts}
     sizes = table.text_bytes if isinstance(table, Documents) else None
-    return Population(names, trained, evaluated, asked, choices, counts, split, sizes, account=sources.account)
+    return Population(names, trained, evaluated, questions, choices, counts, split, sizes, account=sources.account)
 
 
 def _sources(config: RunConfig, tokenizer: Tokenizer, rows: str, report: Report) -> Texts | Conversations | Judgements:
@@ -152,27 +155,27 @@ def _sources(config: RunConfig, tokenizer: Tokenizer, rows: str, report: Report)
 
 def _read(config: RunConfig, sources: Sources) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray | None]:
     """Read all sources; return the examples of each owner, those of its tests, and the public ones."""
-    owned: list[np.ndarray] = []
+    owners: list[np.ndarray] = []
     tests: list[np.ndarray] = []
     if config.clients:
         for client in config.clients:
-            owned.append(sources.add(client.data))
-            apart = client.eval or (client.data if config.eval_dataset_split else None)
-            tests.append(owned[-1][:0] if apart is None else sources.add(apart, held_out=True))
+            owners.append(sources.add(client.data))
+            test_source = client.eval or (client.data if config.eval_dataset_split else None)
+            tests.append(owners[-1][:0] if test_source is None else sources.add(test_source, held_out=True))
     else:
         files = config.split_strategy == "domain"
-        owned.append(sources.add(config.dataset_name or "", sample=config.dataset_sample, files=files))
+        owners.append(sources.add(config.dataset_name or "", sample=config.dataset_sample, files=files))
         if config.eval_dataset_name is not None or config.eval_dataset_split is not None:
             tests.append(sources.add(config.eval_dataset_name or config.dataset_name or "", held_out=True))
-    return owned, tests, None if config.public_data is None else sources.add(config.public_data, public=True)
+    return owners, tests, None if config.public_data is None else sources.add(config.public_data, public=True)
 
 
-def _tell_repeats(sources: Sources, train: list[np.ndarray], held: list[np.ndarray]) -> None:
-    count, of = count_repeats(sources, train, held), sum(len(own) for own in held)
+def _note_repeats(sources: Sources, train: list[np.ndarray], held_out: list[np.ndarray]) -> None:
+    count, of = count_repeats(sources, train, held_out), sum(len(rows) for rows in held_out)
     if count:
         sources.log(
-            f"{count} of the {of} held-out rows have the same content as a row that is trained on: the data repeats "
-            "itself, and scores on them say less."
+            f"{count} of the {of} held-out rows have the same content as a row that is trained on: the data "
+            "contains duplicates, and scores on these rows are optimistic."
         )
 
 
@@ -180,63 +183,68 @@ def _with_public(clients: Clients, rows: Sequence[int] | np.ndarray) -> Clients:
     """Return the clients and, last, one that has the public rows."""
     if PUBLIC in clients.names:
         raise DataError(f"A client is called '{PUBLIC}', which is the name of the public_data: give it another name.")
-    train, held = [*clients.train, rows], [*clients.held_out, rows[:0]]
-    return replace(clients, names=[*clients.names, PUBLIC], train=train, held_out=held)
+    train, held_out = [*clients.train, rows], [*clients.held_out, rows[:0]]
+    return replace(clients, names=[*clients.names, PUBLIC], train=train, held_out=held_out)
 
 
-def _described(
-    config: RunConfig, sources: Sources, table: TokenTable, names: list[str], owned: list[np.ndarray]
+def _describe(
+    config: RunConfig, sources: Sources, table: TokenTable, names: list[str], parts: list[np.ndarray]
 ) -> JsonObject:
     """Say what each client has; labels are those that the split went by, or the answers where it went by clients."""
     natural = bool(config.clients) or config.split_strategy in registry.NATURAL_SPLITS
     labels = (sources.answers if natural else sources.labels)(np.arange(len(sources.origins)))
-    how = {
+    header = {
         "strategy": "clients" if config.clients else plugins.public_name(config.split_strategy),
         "column": config.split_column,
     }
-    return how | describe_split(names, owned, table.lengths, labels)
+    return header | describe_split(names, parts, table.lengths, labels)
 
 
 def _shares(
-    config: RunConfig, sources: Sources, table: TokenTable, owned: list[np.ndarray], tests: list[np.ndarray], first: int
+    config: RunConfig,
+    sources: Sources,
+    table: TokenTable,
+    owners: list[np.ndarray],
+    tests: list[np.ndarray],
+    first: int,
 ) -> tuple[list[str], list[np.ndarray], list[np.ndarray]]:
     """Return the names, and which examples each client trains on and holds out.
 
     What is dealt and held out is examples: the rows of a long text stay together.
     """
-    parts = [table.within(own) for own in owned]
-    kept_out = [table.within(test) for test in tests]
+    parts = [table.within(part) for part in owners]
+    tests_of_parts = [table.within(test) for test in tests]
     if config.clients:
         names = [client.name for client in config.clients]
     else:
-        names, deal = _dealt(config, sources, table, parts[0])
-        if kept_out:
-            return names, deal, np.array_split(kept_out[0], len(deal))
-        parts, kept_out = deal, [parts[0][:0]] * len(deal)
-    train, held = [], []
-    for number, (own, out) in enumerate(zip(parts, kept_out, strict=True)):
-        if len(own) == 0:
+        names, deal = _deal(config, sources, table, parts[0])
+        if tests_of_parts:
+            return names, deal, np.array_split(tests_of_parts[0], len(deal))
+        parts, tests_of_parts = deal, [parts[0][:0]] * len(deal)
+    train, held_out = [], []
+    for number, (part, test) in enumerate(zip(parts, tests_of_parts, strict=True)):
+        if len(part) == 0:
             raise DataError(f"The client '{names[number]}' has no row with an answer within seq_length: give it data.")
-        if not len(out):
+        if not len(test):
             most = config.eval_rows
-            own, out = hold_out(own, config.eval_fraction, seed=split_seed(config), client=first + number, most=most)
-        train.append(own)
-        held.append(out)
-    return names, train, held
+            part, test = hold_out(part, config.eval_fraction, seed=split_seed(config), client=first + number, most=most)
+        train.append(part)
+        held_out.append(test)
+    return names, train, held_out
 
 
-def _dealt(
+def _deal(
     config: RunConfig, sources: Sources, table: TokenTable, numbers: np.ndarray
 ) -> tuple[list[str], list[np.ndarray]]:
     """Deal the examples of one source to clients; return their names and the numbers of their examples."""
-    known = splits.SplitRows(
+    split_rows = splits.SplitRows(
         lengths=table.lengths[numbers],
         labels=lambda: sources.labels(numbers),
         texts=lambda: sources.texts(numbers),
         origins=[sources.origins[number] for number in numbers],
         column=sources.labels(numbers) if sources.values else None,
     )
-    how = splits.SplitSettings(
+    settings = splits.SplitSettings(
         clients=config.num_clients,
         seed=split_seed(config),
         alpha=config.split_alpha,
@@ -244,7 +252,7 @@ def _dealt(
         shards=config.shards_per_client,
         rest=config.clients_of_rest,
     )
-    shares = split(config)(known, how)
+    shares = split(config)(split_rows, settings)
     if shares.unassigned:
         rows, values = sum(shares.unassigned.values()), len(shares.unassigned)
         sources.log(
@@ -252,34 +260,34 @@ def _dealt(
             f"{values + len(shares.rows)} for a client of each, or --clients_of_rest 1 for one of them all."
         )
     names = shares.names or [f"client_{number}" for number in range(len(shares.rows))]
-    return names, [numbers[own] for own in shares.rows]
+    return names, [numbers[share] for share in shares.rows]
 
 
 def _choices(config: RunConfig, examples: list[Example], train: list[np.ndarray]) -> list[str] | None:
     """Return the closed set of answers: the one that is named, or the one that training answers form."""
     if config.choices is not None:
         return list(config.choices) or None
-    return closed_set(examples[number].answer for own in train for number in own)
+    return closed_set(examples[number].answer for rows_of_client in train for number in rows_of_client)
 
 
-def _ask(
+def _make_questions(
     choices: list[str] | None,
     examples: list[Example],
-    held: list[np.ndarray],
+    held_out: list[np.ndarray],
     table: ConversationTable,
     tokenizer: Tokenizer,
     template: Any,
     config: RunConfig,
-) -> dict[int, Questions]:
+) -> dict[int, ClosedQuestion]:
     """Make questions of the held-out rows whose answer is one of the choices."""
     if not choices:
         return {}
-    numbers = np.concatenate(held)
-    shown = [examples[number] for number in numbers]
+    numbers = np.concatenate(held_out)
+    test_examples = [examples[number] for number in numbers]
     length, lead = config.seq_length, lead_of(config)
-    made = encode_choices(shown, tokenizer, template, choices, seq_length=length, lead=lead)
+    encoded = encode_choices(test_examples, tokenizer, template, choices, seq_length=length, lead=lead)
     return {
-        int(row): Questions(Question(made.prompts[i], made.choices[i]), int(made.right[i]))
+        int(row): ClosedQuestion(Question(encoded.prompts[i], encoded.choices[i]), int(encoded.right[i]))
         for i, row in enumerate(table.rows_of(numbers))
-        if made.right[i] >= 0
+        if encoded.right[i] >= 0
     }

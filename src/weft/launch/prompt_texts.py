@@ -1,4 +1,4 @@
-"""Files that a run names for their text are read where the run is handed in, and travel as the text.
+"""Text files that a run names are read where the run is submitted; only their text is sent to sites.
 
 A site takes values and opens nothing: a path that a run names would be read on the site's machine, not on its author's.
 """
@@ -20,7 +20,7 @@ def with_prompt_texts(config: RunConfig) -> RunConfig:
     Raises:
         ConfigError: a file that cannot be read.
     """
-    found: list[str] = []
+    texts: list[str] = []
     for word in config.prompt_candidates:
         path = Path(word).expanduser()
         if len(word) < LONGEST and path.suffix == ".txt" and path.is_file():
@@ -30,7 +30,7 @@ def with_prompt_texts(config: RunConfig) -> RunConfig:
                 raise ConfigError(
                     f"prompt_candidates names '{word}', which cannot be read as UTF-8: save it as UTF-8 text."
                 ) from None
-            found += [line.strip() for line in lines if line.strip()]
+            texts += [line.strip() for line in lines if line.strip()]
         else:
-            found.append(word)
-    return config if found == config.prompt_candidates else config.model_copy(update={"prompt_candidates": found})
+            texts.append(word)
+    return config if texts == config.prompt_candidates else config.model_copy(update={"prompt_candidates": texts})

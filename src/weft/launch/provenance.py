@@ -1,7 +1,7 @@
 """What a run is made from: fingerprints of its data, its base and its tokenizer.
 
 Files are read whole (weft.core.digests says what that costs); what is of the hub is known by its commit, and a data set
-of the hub by its rows. What is not there has no fingerprint: whatever needs it says so better.
+of the hub by its rows. What is missing has no fingerprint: the code that loads it reports it better.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from weft.runs.fingerprints import Fingerprints
 VOCABULARY = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*")
 """Files of a tokenizer."""
 ROWS = 1000
-"""Rows of a data set of the hub that are looked at together."""
+"""Rows of a data set of the hub that are hashed at a time."""
 
 
 def all_of(config: RunConfig, tokenizer: Tokenizer) -> Fingerprints:
@@ -38,18 +38,19 @@ def all_of(config: RunConfig, tokenizer: Tokenizer) -> Fingerprints:
 
 def parts_of(config: RunConfig) -> Fingerprints:
     """Return the fingerprints of parts that are not Weft's own: the SHA-256 of files, the versions of packages."""
-    found: Fingerprints = {}
+    digests: Fingerprints = {}
     for key, kind in kinds.PARTS.items():
         name = getattr(config, key)
         if key == "reward" or not kinds.is_outside(key, name):  # rewards are with the data
             continue
         file = plugins.parse(name)
-        if file is not None:
-            made = plugins.digest_of(plugins.read(file))
-        else:
-            made = plugins.package_of(plugins.installed_parts(kind.group)[name])
-        found[f"the {kind.word} '{name}'"] = made
-    return found
+        version = (
+            plugins.digest_of(plugins.read(file))
+            if file
+            else plugins.package_of(plugins.installed_parts(kind.group)[name])
+        )
+        digests[f"the {kind.word} '{name}'"] = version
+    return digests
 
 
 def at_server(config: RunConfig, tokenizer: Tokenizer) -> Fingerprints:
@@ -61,25 +62,25 @@ def base_of(config: RunConfig) -> Fingerprints:
     """Return the fingerprints of the model, or adapter, that a run begins from."""
     if config.from_scratch:
         return {}
-    name, kept = config.model_name_or_path, _kept_in(config)
-    found: Fingerprints = {}
+    name, cache = config.model_name_or_path, _digest_cache(config)
+    digests: Fingerprints = {}
     adapter = adapter_of(config)
     if adapter is not None:
         files = [*adapter.glob("adapter_model.*"), adapter / "adapter_config.json"]
-        found[f"the adapter '{name}'"] = _files(files, kept)
+        digests[f"the adapter '{name}'"] = _files(files, cache)
     try:
         folder = Path(model_source(name))
     except ConfigError:  # it is gone; loading it says so, and without that it is not needed
-        return found
+        return digests
     if not folder.is_dir():
-        return found | _commit(f"the base '{name}'", str(folder), "config.json")
+        return digests | _commit(f"the base '{name}'", str(folder), "config.json")
     weights = [path for path in folder.glob("*.safetensors") if not path.name.startswith("consolidated")]
     weights = weights or list(folder.glob("pytorch_model*.bin"))
-    found[f"the weights of the base '{folder}'"] = _files(weights, kept)
-    known = list(folder.glob("config.json")) + list(folder.glob("emulator.json"))
+    digests[f"the weights of the base '{folder}'"] = _files(weights, cache)
+    configs = list(folder.glob("config.json")) + list(folder.glob("emulator.json"))
     code = list(folder.glob("*.py")) if config.trust_remote_code else []
-    found[f"the configuration of the base '{folder}'"] = _files([*known, *code], kept)
-    return found
+    digests[f"the configuration of the base '{folder}'"] = _files([*configs, *code], cache)
+    return digests
 
 
 def tokenizer_of(config: RunConfig, tokenizer: Tokenizer) -> Fingerprints:
@@ -88,44 +89,44 @@ def tokenizer_of(config: RunConfig, tokenizer: Tokenizer) -> Fingerprints:
     if not Path(name).is_dir():
         return _commit(f"the tokenizer '{name}'", name, "tokenizer_config.json")
     files = {path for pattern in VOCABULARY for path in Path(name).glob(pattern) if path.is_file()}
-    return {"the tokenizer": _files(list(files), _kept_in(config))}
+    return {"the tokenizer": _files(list(files), _digest_cache(config))}
 
 
 def data_of(config: RunConfig) -> Fingerprints:
     """Return the fingerprints of all rows, held-out ones too, and of what decides about them."""
-    train, held = selection_of(config), selection_of(config, held_out=True)
-    named = [(f"the data '{config.dataset_name}'", config.dataset_name, train)]
-    named += [(f"the held-out rows of '{config.dataset_name}'", config.dataset_name, held)]
+    train, held_out = selection_of(config), selection_of(config, held_out=True)
+    sources = [(f"the data '{config.dataset_name}'", config.dataset_name, train)]
+    sources += [(f"the held-out rows of '{config.dataset_name}'", config.dataset_name, held_out)]
     for client in config.clients or ():
-        named += [(f"the data of the client '{client.name}'", client.data, train)]
-        named += [(f"the held-out rows of the client '{client.name}'", client.eval, held)]
-    named += [(f"the held-out rows '{config.eval_dataset_name}'", config.eval_dataset_name, held)]
-    named += [(f"the public rows '{config.public_data}'", config.public_data, selection_of(config, public=True))]
-    found: Fingerprints = {}
-    for what, name, wanted in named:
+        sources += [(f"the data of the client '{client.name}'", client.data, train)]
+        sources += [(f"the held-out rows of the client '{client.name}'", client.eval, held_out)]
+    sources += [(f"the held-out rows '{config.eval_dataset_name}'", config.eval_dataset_name, held_out)]
+    sources += [(f"the public rows '{config.public_data}'", config.public_data, selection_of(config, public=True))]
+    digests: Fingerprints = {}
+    for label, name, selection in sources:
         if name:
             with contextlib.suppress(OSError, DataError):  # reading the rows says so better
                 source = load.resolve_source(name, config.local_data_dir)
-                if wanted is not held or name != config.dataset_name or Path(source).is_dir():
-                    found[what] = _rows(source, config, wanted)
+                if selection is not held_out or name != config.dataset_name or Path(source).is_dir():
+                    digests[label] = _rows(source, config, selection)
     files = [(f"the trace '{config.availability}'", config.availability)]
     files += [(f"the reward '{name}'", file.path) for name in config.reward if (file := plugins.parse(name))]
-    found |= {what: file_digest(Path(name)) for what, name in files if name and Path(name).is_file()}
-    return found
+    digests |= {label: file_digest(Path(name)) for label, name in files if name and Path(name).is_file()}
+    return digests
 
 
-def _rows(source: str, config: RunConfig, wanted: Selection) -> str:
+def _rows(source: str, config: RunConfig, selection: Selection) -> str:
     """Return the digest of the rows that are meant of a file, a folder or a data set of the hub."""
-    path, kept = Path(source).expanduser(), _kept_in(config)
+    path, cache = Path(source).expanduser(), _digest_cache(config)
     if path.is_file():
-        return file_digest(path, kept)
+        return file_digest(path, cache)
     if path.is_dir() and saved_set(path):
-        return _files([file for file in path.rglob("*") if file.is_file()], kept)
+        return _files([file for file in path.rglob("*") if file.is_file()], cache)
     if path.is_dir():
-        return _files(load.data_files(path, wanted), kept)
+        return _files(load.data_files(path, selection), cache)
     if source.startswith((".", "/", "~")) or load.kind_of(path) is not None:
         raise DataError(f"There is no file or folder '{source}': check the path.")
-    return _of_hub(hub_set(source, wanted, config.token or None))
+    return _of_hub(hub_set(source, selection, config.token or None))
 
 
 def _of_hub(rows: Any) -> str:
@@ -133,36 +134,38 @@ def _of_hub(rows: Any) -> str:
     return digest_of(json.dumps(batch, sort_keys=True, default=str) for batch in rows.iter(batch_size=ROWS))
 
 
-def _files(paths: list[Path], kept: Path) -> str:
+def _files(paths: list[Path], cache: Path) -> str:
     """Return the digest of files, their names included; of a config.json without what a library notes of itself."""
     parts = []
     for path in sorted(paths, key=lambda path: path.name):
+        # A file that is gone or unreadable is reported better by what loads it.
         with contextlib.suppress(OSError):
-            parts.append(f"{path.name} {_settings(path) if path.name == 'config.json' else file_digest(path, kept)}\n")
+            parts.append(f"{path.name} {_settings(path) if path.name == 'config.json' else file_digest(path, cache)}\n")
     return digest_of(parts)
 
 
 def _settings(path: Path) -> str:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return file_digest(path)
-    notes = ("transformers_version", "_name_or_path")
-    kept = {key: value for key, value in found.items() if key not in notes} if isinstance(found, dict) else found
-    return digest_of([json.dumps(kept, sort_keys=True)])
+    ignored = ("transformers_version", "_name_or_path")
+    if isinstance(config, dict):
+        config = {key: value for key, value in config.items() if key not in ignored}
+    return digest_of([json.dumps(config, sort_keys=True)])
 
 
-def _commit(what: str, name: str, file: str) -> Fingerprints:
+def _commit(label: str, name: str, file: str) -> Fingerprints:
     """Return the commit of something of the hub, as it lies in the cache."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(name, file)
+        path = try_to_load_from_cache(name, file)
     except HFValidationError:
         return {}
-    return {what: f"commit {Path(found).parent.name}"} if isinstance(found, str) else {}
+    return {label: f"commit {Path(path).parent.name}"} if isinstance(path, str) else {}
 
 
-def _kept_in(config: RunConfig) -> Path:
+def _digest_cache(config: RunConfig) -> Path:
     return token_cache(config) / "digests"

@@ -1,6 +1,6 @@
 """A client in several processes: the leader runs the federation, the others make every step of the model with it.
 
-What a message holds stays with the leader; the others are told names and shapes, and run the same code on tensors
+The tensors of a message stay with the leader; the others receive names and shapes, and run the same code on tensors
 without content (meta) until the model gathers or scatters.
 """
 
@@ -25,16 +25,17 @@ Shapes = dict[str, list[Any]]
 
 @dataclass(frozen=True)
 class Announcer:
-    """Tells the other processes what the leader is about to answer."""
+    """Announces to the other processes the message that the leader is about to answer."""
 
     group: RankGroup
 
     def __call__(self, message: Message, client: ClientData) -> None:
         """Announce a message that every process has a part in."""
         if isinstance(message, Task | Probe):
-            uses_memory = isinstance(message, Task) or message.personal
-            kept = client.memory.load(client.name, message.round) if uses_memory else {}
-            words = {
+            memory = (
+                client.memory.load(client.name, message.round) if isinstance(message, Task) or message.personal else {}
+            )
+            announcement = {
                 "kind": type(message).__name__,
                 "client": message.client,
                 "round": message.round,
@@ -43,17 +44,18 @@ class Announcer:
                 "step_fraction": client.step_fraction,
                 "params": _shapes(message.params),
                 "extra": {stream: _shapes(values) for stream, values in message.extra.items()},
-                "memory": {stream: _shapes(values) for stream, values in kept.items()},
+                # Names and shapes only: the values of clients stay with the leader.
+                "memory": {stream: _shapes(values) for stream, values in memory.items()},
             }
-            self.group.broadcast_message(words)
+            self.group.broadcast_message(announcement)
 
     def end(self) -> None:
-        """Let the others go."""
+        """End the other processes' part in the run."""
         self.group.broadcast_message({"kind": "end"})
 
 
 def begin(config: RunConfig, group: RankGroup) -> None:
-    """Tell the others the tokenizer and the day, so that they can begin."""
+    """Send the tokenizer and the template's date to the others, which wait for them."""
     group.broadcast_message({"tokenizer": config.tokenizer, "template_date": config.template_date})
 
 
@@ -61,14 +63,15 @@ def follow(builder: ClientBuilder) -> None:
     """Take part in the leader's run to its end."""
     group = builder.group
     assert group is not None
+    # The leader has trained the tokenizer already; the others load its files.
     update = group.broadcast_message() | {"tokenizer_text": None, "federated_tokenizer": False}
     builder.config = builder.config.model_copy(update=update)
     builder.read(InMemory())
     host, _ = builder.host()
-    while (words := group.broadcast_message())["kind"] != "end":
-        message = _message(words)
-        memory = _Shapes({stream: _empty(values) for stream, values in words["memory"].items()})
-        host.reply(message, memory=memory, step_fraction=words["step_fraction"])  # the leader says what fails
+    while (announcement := group.broadcast_message())["kind"] != "end":
+        message = _message(announcement)
+        memory = _Shapes({stream: _empty(values) for stream, values in announcement["memory"].items()})
+        host.reply(message, memory=memory, step_fraction=announcement["step_fraction"])  # the leader reports failures
 
 
 @dataclass(frozen=True)
@@ -90,12 +93,12 @@ class _Shapes:
         return Secret.random()  # what is drawn here is noise of tensors without content
 
 
-def _message(words: JsonObject) -> Task | Probe:
-    params = _empty(words["params"])
-    extra = {stream: _empty(values) for stream, values in words["extra"].items()}
-    if words["kind"] == "Task":
-        return Task(words["client"], words["round"], words["version"], params, extra)
-    return Probe(words["client"], words["round"], params, extra, words["own"])
+def _message(announcement: JsonObject) -> Task | Probe:
+    params = _empty(announcement["params"])
+    extra = {stream: _empty(values) for stream, values in announcement["extra"].items()}
+    if announcement["kind"] == "Task":
+        return Task(announcement["client"], announcement["round"], announcement["version"], params, extra)
+    return Probe(announcement["client"], announcement["round"], params, extra, announcement["own"])
 
 
 def _shapes(values: dict[str, Tensor]) -> Shapes:

@@ -1,4 +1,4 @@
-"""Processes beside the one that runs the federation: how an actor gets its model and its sites."""
+"""The runtime of a run: in this process, or Ray actors that each load the model."""
 
 from __future__ import annotations
 
@@ -73,27 +73,28 @@ def actors(config: RunConfig, client_host: ClientHost, population: Population, p
         import ray
     except ImportError:
         raise MissingExtra("ray", "ray", "The runtime ray") from None
-    began = not ray.is_initialized()
-    if began:
+    started_here = not ray.is_initialized()
+    if started_here:
         join(config)
     try:
-        each = _each(config)
-        has = ray.cluster_resources()
-        room = min(int(has.get(name.upper(), 0) / amount) for name, amount in each.items() if amount > 0)
-        count = config.num_actors or room
-        if count < 1 or count > room:
+        per_actor = _resources_per_actor(config)
+        cluster = ray.cluster_resources()
+        capacity = min(int(cluster.get(name.upper(), 0) / amount) for name, amount in per_actor.items() if amount > 0)
+        count = config.num_actors or capacity
+        if count < 1 or count > capacity:
             raise ConfigError(
-                f"There is room for {room} actors of {_words(each)} in a cluster of {_words(has, each)}, and {count} "
-                "are asked for: write another --num_actors, or smaller --client_resources."
+                f"A cluster of {_resources_text(cluster, per_actor)} has room for {capacity} actors of "
+                f"{_resources_text(per_actor)}, but {count} are requested: write another --num_actors, or "
+                "smaller --client_resources."
             )
         # Rows of plain text lie in files that every machine reads; others go with the actor.
-        shipped = None if client_host.plan.objective.rows == "text" else ray.put(_portable(population))
-        # An actor that is begun anew in the middle of a run must not take up what was edited meanwhile.
+        population_ref = None if client_host.plan.objective.rows == "text" else ray.put(_portable(population))
+        # An actor that restarts in the middle of a run must not read files that were edited meanwhile.
         keys = kinds.with_digests(config.model_dump(mode="json"))
-        made = ray.remote(RayActor).options(num_cpus=each.get("cpu", 0), num_gpus=each.get("gpu", 0))
-        yield Actors(client_host, lambda: made.remote(keys, shipped), count, progress.note)
+        actor_class = ray.remote(RayActor).options(num_cpus=per_actor.get("cpu", 0), num_gpus=per_actor.get("gpu", 0))
+        yield Actors(client_host, lambda: actor_class.remote(keys, population_ref), count, progress.note)
     finally:
-        if began:
+        if started_here:
             ray.shutdown()
 
 
@@ -103,13 +104,13 @@ def join(config: RunConfig, cpus: int | None = None) -> None:
 
     names = ("HF_HUB_OFFLINE", "WEFT_CACHE", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
     env = {name: os.environ[name] for name in names if name in os.environ}
-    how: dict[str, Any] = {"log_to_driver": False, "runtime_env": {"env_vars": env}, "logging_level": "ERROR"}
+    options: dict[str, Any] = {"log_to_driver": False, "runtime_env": {"env_vars": env}, "logging_level": "ERROR"}
     if config.ray_address is None:
         # Nothing outside this machine is listened to.
-        ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **how)
+        ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **options)
         return
     try:
-        ray.init(address=config.ray_address, **how)
+        ray.init(address=config.ray_address, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"There is no Ray cluster at '{config.ray_address}' ({str(error).splitlines()[0]}): start one by `ray "
@@ -117,7 +118,7 @@ def join(config: RunConfig, cpus: int | None = None) -> None:
         ) from None
 
 
-def _each(config: RunConfig) -> dict[str, float]:
+def _resources_per_actor(config: RunConfig) -> dict[str, float]:
     """Return what an actor needs: a GPU where there are such, else the CPU threads that the run computes with."""
     if config.client_resources:
         return dict(config.client_resources)
@@ -126,16 +127,16 @@ def _each(config: RunConfig) -> dict[str, float]:
     return {"cpu": float(config.threads or 1)}
 
 
-def _words(amounts: dict[str, float], of: dict[str, float] | None = None) -> str:
-    known = {name.lower(): value for name, value in amounts.items()}
-    return ", ".join(f"{known.get(name, 0):g} {name}" for name in (of or amounts))
+def _resources_text(amounts: dict[str, float], of: dict[str, float] | None = None) -> str:
+    by_name = {name.lower(): value for name, value in amounts.items()}
+    return ", ".join(f"{by_name.get(name, 0):g} {name}" for name in (of or amounts))
 
 
 def _portable(population: Population) -> Population:
     """Return the population without where its clients' memories are."""
-    bare = InMemory()
+    no_memory = InMemory()
     return replace(
         population,
-        trained=replace(population.trained, memory=bare),
-        evaluated=replace(population.evaluated, memory=bare),
+        trained=replace(population.trained, memory=no_memory),
+        evaluated=replace(population.evaluated, memory=no_memory),
     )

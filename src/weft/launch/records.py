@@ -39,11 +39,11 @@ class Tally:
     reward_faults: dict[str, int] = field(default_factory=dict)
     evaluation: JsonObject | None = None
 
-    def add(self, done: RoundDone, record: JsonObject) -> None:
+    def add(self, result: RoundDone, record: JsonObject) -> None:
         """Count a finished round."""
-        self.seconds += done.seconds
+        self.seconds += result.seconds
         self.tokens += record["tokens"]
-        self.steps += int(done.record.sums.get("steps", 0))
+        self.steps += int(result.record.sums.get("steps", 0))
         self.bytes_up += record["bytes_up"]
         self.bytes_down += record["bytes_down"]
         if record["train_loss"] is not None:
@@ -60,14 +60,14 @@ class Tally:
             self.failures[client] = self.failures.get(client, 0) + 1
 
 
-def round_record(done: RoundDone, metrics: Sequence[Metric]) -> JsonObject:
+def round_record(result: RoundDone, metrics: Sequence[Metric]) -> JsonObject:
     """Return the line of metrics.jsonl for a round, counted from 1.
 
     Args:
-        done: the round.
+        result: the round.
         metrics: what the run's objective declares beside the loss.
     """
-    record, sums, totals = done.record, done.record.sums, done.record.totals
+    record, sums, totals = result.record, result.record.sums, result.record.totals
     clients = max(1, len(record.clients))
     line: JsonObject = {
         "event": "repeated" if record.repeated else "round",
@@ -92,7 +92,7 @@ def round_record(done: RoundDone, metrics: Sequence[Metric]) -> JsonObject:
         "late": record.late or None,
         "over_selected": list(record.over_selected) or None,
         "product_error": record.product_error,
-        "clock": done.clock,
+        "clock": result.clock,
     }
     return line | {name: value for name, value in optional.items() if value is not None}
 
@@ -115,8 +115,8 @@ def evaluation_record(round: int, scores: dict[str, Metrics], metrics: Sequence[
 
 def _cluster(metrics: Metrics) -> dict[str, int]:
     """Return which of several models a client chose, where there are several."""
-    chosen = [int(name.partition("/")[2]) for name in metrics if name.startswith(f"{CHOICE}/")]
-    return {"cluster": chosen[0]} if chosen else {}
+    choices = [int(name.partition("/")[2]) for name in metrics if name.startswith(f"{CHOICE}/")]
+    return {"cluster": choices[0]} if choices else {}
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
@@ -124,11 +124,13 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> f
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(5):
-        began = time.perf_counter()
+        start_time = time.perf_counter()
+        # The first product also pays for loading the kernel, so the best of several is taken.
         product = left @ right
         if device.type == "cuda":
+            # Kernels are queued: without this only the time to queue them would be measured.
             torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - began)
+        best = min(best, time.perf_counter() - start_time)
     del product
     return 2 * size**3 / best
 
@@ -146,13 +148,14 @@ def utilisation(rows: str, model: Resident, adapts: bool, tally: Tally) -> float
     inputs, outputs = whole.get_input_embeddings().weight, whole.get_output_embeddings().weight
     if inputs is not outputs:
         weights -= inputs.numel()
-    done: float = (4 if adapts else 6) * weights * tally.tokens / tally.seconds
-    return done / matrix_rate(model.device, model.dtype)
+    rate: float = (4 if adapts else 6) * weights * tally.tokens / tally.seconds
+    return rate / matrix_rate(model.device, model.dtype)
 
 
 def peak_memory(device: torch.device) -> int:
     """Return the most bytes that this process has held: on the GPU if it trains there, else in all."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    # ru_maxrss is in bytes on macOS and in KiB elsewhere.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -26,15 +26,16 @@ def refer(population: Population, model: Resident, path: Path, batch_size: int, 
     table = population.trained.table
     assert isinstance(table, PairTable)
     try:
-        found = np.load(path, allow_pickle=False)
+        saved_values = np.load(path, allow_pickle=False)
     except (OSError, ValueError):
-        found = None
-    if found is not None and found.shape == table.reference.shape:
-        table.reference[:] = found
+        saved_values = None
+    if saved_values is not None and saved_values.shape == table.reference.shape:
+        table.reference[:] = saved_values
         return
     note(f"the starting model's log-probabilities of {len(table)} rows are computed once.")
     was_training = model.model.training
     model.model.eval()
+    # Longest first, so that rows of similar length share a batch.
     order = sorted(range(len(table)), key=lambda row: -len(table[row].prompt))
     for at in range(0, len(order), batch_size):
         rows = order[at : at + batch_size]

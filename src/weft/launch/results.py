@@ -69,10 +69,10 @@ def write_round(config: RunConfig, run: RunDir, state: ServerState, client: str 
         raise ConfigError("The models of sites stay with them: leave out --client for the shared one.")
     population = builder.read(DiskMemory(run))
     host, _ = builder.host(reference=run.reference_file)
-    own = PersonalModels(plan, state, model, population, host.evaluator)
-    if not own.exist:
+    personal = PersonalModels(plan, state, model, population, host.evaluator)
+    if not personal.exist:
         raise ConfigError(f"The clients of '{run.path}' have no models of their own: leave out --client.")
     if client not in population.trained.names:
         raise ConfigError(f"There is no client '{client}' in '{run.path}': {', '.join(population.trained.names[:20])}.")
-    own.put(population.trained.find(client))
-    write_weights(config, model, own.whole(), folder)
+    personal.put(population.trained.find(client))
+    write_weights(config, model, personal.whole(), folder)

@@ -45,12 +45,12 @@ class Run:
         self.accept_changed = accept_changed
         self.rounds = self.directory.rounds
         """The rounds after which there is a checkpoint."""
-        self._written: dict[str | None, Path] = {}
+        self._weight_folders: dict[str | None, Path] = {}
         self._base_compared = False
         if round is not None and round not in self.rounds:
-            shown = ", ".join(map(str, self.rounds))
-            there = f"write --round and one of {shown}" if shown else "no round of it is kept yet"
-            raise ConfigError(f"The run in '{self.path}' has no checkpoint of round {round}: {there}.")
+            rounds = ", ".join(map(str, self.rounds))
+            advice = f"write --round and one of {rounds}" if rounds else "it has no checkpoint yet"
+            raise ConfigError(f"The run in '{self.path}' has no checkpoint of round {round}: {advice}.")
         self.round = round if round is not None else max(self.rounds, default=None)
 
     def __repr__(self) -> str:
@@ -64,20 +64,20 @@ class Run:
     @cached_property
     def _summary(self) -> JsonObject | None:
         try:
-            loaded: JsonObject = json.loads(self.directory.summary_file.read_text(encoding="utf-8"))
+            summary: JsonObject = json.loads(self.directory.summary_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        return loaded
+        return summary
 
     @property
     def summary(self) -> JsonObject:
         """The numbers of summary.json; ConfigError while the run is not finished."""
         if self._summary is None or not self.finished:
-            raise ConfigError(f"The run in '{self.path}' is not finished: run `{self._again}`.")
+            raise ConfigError(f"The run in '{self.path}' is not finished: run `{self._resume_command}`.")
         return self._summary
 
     @property
-    def _again(self) -> str:
+    def _resume_command(self) -> str:
         return f"weft sft --output_dir {shlex.quote(str(self.path))} --resume"
 
     @property
@@ -101,7 +101,7 @@ class Run:
         """
         kind = "prompt.txt" if self.config.finds_words else kind_of(self.config)
         if not self.at_end:
-            return self._of_checkpoint(client) / kind
+            return self._checkpoint_weights(client) / kind
         base = self.directory.client_dir(client) if client else self.path
         if (base / kind).exists():
             return base / kind
@@ -110,21 +110,24 @@ class Run:
         of = f" of the client '{client}'" if client else ""
         raise ConfigError(f"There is no {kind}{of} in '{self.path}': the run has no such client, or it was deleted.")
 
-    def _of_checkpoint(self, client: str | None) -> Path:
+    def _checkpoint_weights(self, client: str | None) -> Path:
         """Return a folder with the weights of a checkpoint."""
         if self.round is None:
-            raise ConfigError(f"The run in '{self.path}' has no round behind it: go on with it by `{self._again}`.")
-        if client not in self._written:
+            raise ConfigError(
+                f"The run in '{self.path}' has not finished a round: resume it by `{self._resume_command}`."
+            )
+        if client not in self._weight_folders:
             from weft.launch.results import write_round
             from weft.runs import checkpoint
 
             self.check_base()
             state = checkpoint.at(self.directory, self.round)
             folder = tempfile.mkdtemp(prefix="weft-weights-")
+            # Deleted with this object, or at exit of the process, whichever comes first.
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
             write_round(self.config, self.directory, state, client, Path(folder))
-            self._written[client] = Path(folder)
-        return self._written[client]
+            self._weight_folders[client] = Path(folder)
+        return self._weight_folders[client]
 
     def check_base(self) -> None:
         """Compare the base, which the run's weights are changes of, with the one that the run was made from, once.
@@ -137,10 +140,10 @@ class Run:
         from weft.launch.provenance import base_of
         from weft.runs import fingerprints
 
-        self._warn(fingerprints.check(self.directory, base_of(self.config), accept=self.accept_changed))
+        self._note_changes(fingerprints.check(self.directory, base_of(self.config), accept=self.accept_changed))
         self._base_compared = True
 
-    def _warn(self, changed: list[str]) -> None:
+    def _note_changes(self, changed: list[str]) -> None:
         if changed:
             print(f"weft: {' and '.join(changed)} changed since the run was made.", file=sys.stderr)
 
@@ -165,10 +168,10 @@ class Run:
         from weft.models.tokenizer import load_tokenizer
         from weft.runs import fingerprints
 
-        loaded: Tokenizer = load_tokenizer(self.config)
-        now = tokenizer_of(self.config, loaded)
-        self._warn(fingerprints.check(self.directory, now, accept=self.accept_changed))
-        return loaded
+        tokenizer: Tokenizer = load_tokenizer(self.config)
+        current = tokenizer_of(self.config, tokenizer)
+        self._note_changes(fingerprints.check(self.directory, current, accept=self.accept_changed))
+        return tokenizer
 
     @cached_property
     def model(self) -> Any:
@@ -225,8 +228,8 @@ def open_to_use(arguments: argparse.Namespace) -> Run:
     Raises:
         ConfigError: there is no such run or round.
     """
-    opened = Run(arguments.run, round=arguments.round, accept_changed=arguments.accept_changed)
-    if opened.round is not None and not opened.at_end:
-        rounds = opened.config.num_rounds
-        print(f"weft: this is the model after round {opened.round} of {rounds}.", file=sys.stderr)
-    return opened
+    run = Run(arguments.run, round=arguments.round, accept_changed=arguments.accept_changed)
+    if run.round is not None and not run.at_end:
+        rounds = run.config.num_rounds
+        print(f"weft: this is the model after round {run.round} of {rounds}.", file=sys.stderr)
+    return run

@@ -18,25 +18,27 @@ def today() -> str:
     return date.today().isoformat()
 
 
-def dated(config: RunConfig, tokenizer: Tokenizer, *, resume: bool = False, kept_in: Path | None = None) -> RunConfig:
+def with_template_date(
+    config: RunConfig, tokenizer: Tokenizer, *, resume: bool = False, folder: Path | None = None
+) -> RunConfig:
     """Return the configuration with the day that its chat template writes, if that has a clock and none is named.
 
     Args:
         config: the run.
         tokenizer: of the model.
         resume: the day is that of the run in its directory.
-        kept_in: a folder that keeps the day in a file, where no configuration is kept.
+        folder: a folder that keeps the day in a file, where no configuration is kept.
     """
     if config.template_date is not None or CLOCK not in str(getattr(tokenizer, "chat_template", None) or ""):
         return config
-    if kept_in is not None:
-        return config.model_copy(update={"template_date": _kept(kept_in / "day")})
+    if folder is not None:
+        return config.model_copy(update={"template_date": _date_in(folder / "day")})
     run = RunDir(config.output_dir)
-    kept = run.read_config().get("template_date") if resume and run.holds_run else None
-    return config.model_copy(update={"template_date": kept or today()})
+    former_date = run.read_config().get("template_date") if resume and run.holds_run else None
+    return config.model_copy(update={"template_date": former_date or today()})
 
 
-def _kept(file: Path) -> str:
+def _date_in(file: Path) -> str:
     if not file.is_file():
         write_atomic(file, today().encode())
     return file.read_text(encoding="utf-8")

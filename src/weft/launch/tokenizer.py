@@ -1,4 +1,4 @@
-"""What a run needs before its model: a tokenizer of its own, where it is to be trained."""
+"""The tokenizer that a run trains for itself, from text or from its clients' word counts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def with_tokenizer(
     Args:
         config: the run.
         folder: of the tokenizer.
-        note: told if the tokenizer is smaller than asked for.
+        note: receives a sentence if the tokenizer is smaller than `vocab_size`.
         secret: returns the server's, from which noise is drawn.
 
     Raises:
@@ -40,38 +40,39 @@ def with_tokenizer(
     if not config.trains_tokenizer:
         return config
     if not (folder / "tokenizer.json").exists():
-        tokenizer, told = (
+        tokenizer, traffic = (
             _federated(config, secret) if config.federated_tokenizer else (train_on_public_text(config), {})
         )
         if len(tokenizer) < config.vocab_size:
             note(f"the tokenizer has {len(tokenizer)} of {config.vocab_size} tokens: its text gives no more.")
         folder.mkdir(parents=True, exist_ok=True)
-        if told:
-            (folder / "federated.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+        if traffic:
+            (folder / "federated.json").write_text(json.dumps(traffic, indent=1), encoding="utf-8")
         tokenizer.save_pretrained(folder)
     return config.model_copy(update={"tokenizer": str(folder), "tokenizer_text": None, "federated_tokenizer": False})
 
 
 def _federated(config: RunConfig, secret: Callable[[], Secret]) -> tuple[Tokenizer, JsonObject]:
-    """Return a tokenizer made of the clients' counts, and what was sent for it."""
-    tokenizer, kept_in = byte_tokenizer(), token_cache(config)
-    kept_in.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="bytes-", dir=kept_in) as folder:
-        plain = config.model_copy(update={"seq_length": WHOLE, "token_cache": folder})
-        clients = populate(plain, tokenizer, InMemory(), rows="text", pool=False).trained
-        sent = [_counted(client, tokenizer, config.tokenizer_min_count) for client in clients]
-    kept = common_words(sent, config.tokenizer_min_clients, config.tokenizer_noise, secret)
-    told = {
+    """Return a tokenizer made of the clients' word counts, and the traffic that they took."""
+    tokenizer, cache = byte_tokenizer(), token_cache(config)
+    cache.mkdir(parents=True, exist_ok=True)
+    # A cache of its own: rows of single bytes are many, and of no use after this.
+    with tempfile.TemporaryDirectory(prefix="bytes-", dir=cache) as folder:
+        text_config = config.model_copy(update={"seq_length": WHOLE, "token_cache": folder})
+        clients = populate(text_config, tokenizer, InMemory(), rows="text", pool=False).trained
+        counts_by_client = [_count_words(client, tokenizer, config.tokenizer_min_count) for client in clients]
+    words = common_words(counts_by_client, config.tokenizer_min_clients, config.tokenizer_noise, secret)
+    traffic = {
         "clients": {
             name: {"words": len(counts), "bytes": len(json.dumps(counts, ensure_ascii=False).encode())}
-            for name, counts in zip(clients.names, sent, strict=True)
+            for name, counts in zip(clients.names, counts_by_client, strict=True)
         },
-        "words": len(kept),
+        "words": len(words),
     }
-    return tokenizer_of_words(kept, config.vocab_size), told
+    return tokenizer_of_words(words, config.vocab_size), traffic
 
 
-def _counted(client: ClientData, tokenizer: Tokenizer, least: int) -> dict[str, int]:
+def _count_words(client: ClientData, tokenizer: Tokenizer, min_count: int) -> dict[str, int]:
     """Count the words of a client's training rows, at the client."""
     rows = (client.train[row][0] for row in range(len(client.train)))
-    return words_of((tokenizer.decode(ids, skip_special_tokens=True) for ids in rows), least)
+    return words_of((tokenizer.decode(ids, skip_special_tokens=True) for ids in rows), min_count)

@@ -14,13 +14,13 @@ from weft.json_types import JsonObject
 from weft.launch import compose, provenance, rank_group
 from weft.launch.client import ClientBuilder
 from weft.launch.client_memory import DiskMemory
-from weft.launch.data_warnings import check_alone, tell
-from weft.launch.disk_full import disk_in_words
-from weft.launch.extend import CHANGEABLE, check_rounds, describe_extension, say_changed
+from weft.launch.data_warnings import check_only_client, print_warnings
+from weft.launch.disk_full import explain_full_disk
+from weft.launch.extend import CHANGEABLE, check_rounds, describe_extension, report_changes
 from weft.launch.paths import absolute, with_whole_paths
 from weft.launch.prompt_texts import with_prompt_texts
 from weft.launch.run import Run
-from weft.launch.template_date import dated, keep_template
+from weft.launch.template_date import keep_template, with_template_date
 from weft.launch.tokenizer import with_tokenizer
 from weft.launch.trainer import Trainer
 from weft.models.group import join_group
@@ -39,7 +39,7 @@ def train(
     overwrite: bool = False,
     quiet: bool = True,
     as_json: bool = False,
-    said: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> Run:
     """Run a configuration to its end and return the finished run.
 
@@ -49,76 +49,79 @@ def train(
         overwrite: delete the run in its directory.
         quiet: show no progress.
         as_json: show it as JSON lines.
-        said: sentences about the configuration, told before the first round.
+        notes: sentences about the configuration, printed before the first round.
 
     Raises:
         ConfigError: a mistake in the configuration or the data; nothing was changed.
         KeyboardInterrupt: the round under way was dropped, the ones before it are committed.
     """
     if config.runtime == "nvflare":
-        raise ConfigError("A run of sites is handed to their server: write `weft submit RUN.yaml`, or `weft up`.")
-    config = with_whole_paths(with_prompt_texts(config), absent=resume)
-    former = check_rounds(config) if resume else None
+        raise ConfigError("A run of sites is submitted to their server: write `weft submit RUN.yaml`, or `weft up`.")
+    config = with_whole_paths(with_prompt_texts(config), absent_too=resume)
+    former_config = check_rounds(config) if resume else None
     config = from_adapter(config)
+    # Mistakes that need neither data nor model are found first, before the directory is touched.
     resolve(config.report_to)
     if config.from_scratch:
         shape_of(config)
     builder = ClientBuilder(config)
     if not config.trains_tokenizer:
-        builder.config = dated(config, builder.tokenizer, resume=resume)
+        builder.config = with_template_date(config, builder.tokenizer, resume=resume)
     with join_group(config.parallel, config.device) as builder.group:
         if builder.group is not None and not builder.group.is_leader:
             rank_group.follow(builder)
             return Run(Path(config.output_dir))
-        with disk_in_words(config):
-            return _train(builder, Ways(resume, overwrite, quiet, as_json, former, said))
+        with explain_full_disk(config):
+            return _train(builder, StartOptions(resume, overwrite, quiet, as_json, former_config, notes))
 
 
-class Ways(NamedTuple):
+class StartOptions(NamedTuple):
     """How a run is begun and shown."""
 
     resume: bool
     overwrite: bool
     quiet: bool
     as_json: bool
-    former: JsonObject | None = None
+    former_config: JsonObject | None = None
     """The keys of the run that is resumed."""
-    said: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    """Sentences about the configuration, printed before the first round."""
 
 
-def _train(builder: ClientBuilder, ways: Ways) -> Run:
+def _train(builder: ClientBuilder, options: StartOptions) -> Run:
     config, plan, group = builder.config, builder.plan, builder.group
     with (
         RunDir.create(
             config.output_dir,
             absolute(config.model_dump(mode="json")) | {"accept_changed": False},
-            resume=ways.resume,
-            overwrite=ways.overwrite,
+            resume=options.resume,
+            overwrite=options.overwrite,
             volatile=CHANGEABLE,
             defaults={name: field.default for name, field in RunConfig.model_fields.items()},
             resolve=absolute,
         ) as run,
-        Progress(config.num_rounds, quiet=ways.quiet, as_json=ways.as_json) as progress,
+        Progress(config.num_rounds, quiet=options.quiet, as_json=options.as_json) as progress,
     ):
         builder.note = progress.note
-        if said := describe_extension(config, plan, ways.former, max(run.rounds, default=0)):
-            progress.note(said)
+        if change := describe_extension(config, plan, options.former_config, max(run.rounds, default=0)):
+            progress.note(change)
         config = builder.config = with_tokenizer(config, run.path / "tokenizer", progress.note, run.secret)
         keep_template(config, run, builder.tokenizer)
         if group is not None:
             rank_group.begin(config, group)
-        now = provenance.all_of(config, builder.tokenizer)
-        say_changed(config, run, now, progress.note)
+        current = provenance.all_of(config, builder.tokenizer)
+        report_changes(config, run, current, progress.note)
         population = builder.read(DiskMemory(run), report=progress.tokenizing)
-        check_alone(config, population)
+        check_only_client(config, population)
         write_atomic(run.split_file, (json.dumps(population.split, indent=1) + "\n").encode())
         host, values = builder.host(reference=run.reference_file, conditions=compose.conditions(config))
-        fingerprints.keep(run, now, max(run.rounds, default=0))
+        # After all that can refuse the run: a start that is refused must not replace the record.
+        fingerprints.keep(run, current, max(run.rounds, default=0))
         with Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers:
-            training = Trainer(config, run, host, population, progress, trackers, group)
-            tell(config, population, plan.algorithm, progress)  # when nothing is refused any more
-            for sentence in ways.said:
+            trainer = Trainer(config, run, host, population, progress, trackers, group)
+            print_warnings(config, population, plan.algorithm, progress)  # when nothing is refused any more
+            for sentence in options.notes:
                 progress.note(sentence)
             progress.split(population.split)
-            training.run_all(values)
+            trainer.run_all(values)
         return Run(run.path)

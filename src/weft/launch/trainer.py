@@ -44,7 +44,7 @@ from weft.runs.report import write_report
 from weft.runs.trackers import Trackers
 
 
-class Behind(NamedTuple):
+class Position(NamedTuple):
     """How far a run is: a state, and what belongs to it of the logs (their lengths in bytes) and sums."""
 
     state: ServerState
@@ -66,26 +66,26 @@ class Trainer:
         trackers: Trackers,
         group: RankGroup | None = None,
         begin: Callable[[ClientHost], AbstractContextManager[Runtime]] | None = None,
-        hear: Callable[[JsonObject], None] = lambda _: None,
+        listener: Callable[[JsonObject], None] = lambda _: None,
     ) -> None:
-        """Take all of a run.
+        """Connect the parts of a run and open its logs.
 
         Args:
             config: its keys.
             run: its directory.
-            host: its parts and its model, which answer for clients that are here.
+            host: its parts and its model, which answer for the clients of this process.
             population: its clients.
-            progress: told what happens.
-            trackers: and these.
+            progress: shows its rounds and warnings.
+            trackers: log its numbers.
             group: the processes that the model is spread over.
-            begin: returns what carries messages to clients that are not here.
-            hear: told every round's record.
+            begin: opens the runtime that carries messages to clients; None: the one that the configuration names.
+            listener: called with the record of every round and evaluation.
         """
         self.config, self.run, self.host, self.population = config, run, host, population
         self.plan, self.model, self.evaluator = host.plan, host.model, host.evaluator
         self.progress, self.trackers = progress, trackers
         self.announcer = rank_group.Announcer(group) if group is not None else None
-        self.begin, self.hear = begin, hear
+        self.begin, self.listener = begin, listener
         self.tally = Tally()
         if not any(self.plan.sharing.travels(name) for name in self.model.masters):
             raise ConfigError(
@@ -110,42 +110,46 @@ class Trainer:
 
     def _start(self, values: Tensors) -> ServerState:
         """Return the state to go on from: that of the newest checkpoint, or the model as it was loaded."""
-        found = checkpoint.latest(self.run, self.progress.note)
-        if found is None:
+        saved_state = checkpoint.latest(self.run, self.progress.note)
+        if saved_state is None:
             self.metrics.truncate(0)
             self.timing.truncate(0)
             checkpoint.rewind(self.run, 0)
             return begin(self.plan, values, self.model.fixed)
-        state, extra = found
+        state, extra = saved_state
         self.metrics.truncate(extra["metrics"])
         self.timing.truncate(extra["timing"])
         self.tally = Tally(**extra["tally"])
+        # What clients wrote in rounds after the checkpoint belongs to rounds that are run again.
         checkpoint.rewind(self.run, state.round)
         return state
 
     def _all_rounds(self, state: ServerState) -> ServerState:
         """Run and commit the rounds that are left; return the state after the last."""
         config, population = self.config, self.population
-        behind = committed = self._behind(state)
-        since = time.monotonic()
-        here = partial(runtime_of, config, population=population, progress=self.progress, announce=self.announcer)
-        with (self.begin or here)(self.host) as runtime:
+        position = committed = self._position(state)
+        last_commit = time.monotonic()
+        local = partial(runtime_of, config, population=population, progress=self.progress, announce=self.announcer)
+        with (self.begin or local)(self.host) as runtime:
             try:
-                for done in self._rounds(state, runtime):
-                    self._record(done)
-                    behind = self._behind(done.state)
-                    if time.monotonic() - since >= config.checkpoint_seconds or self._kept(done.state.round):
-                        self._commit(behind)
-                        committed, since = behind, time.monotonic()
+                for result in self._rounds(state, runtime):
+                    self._record(result)
+                    position = self._position(result.state)
+                    is_due = time.monotonic() - last_commit >= config.checkpoint_seconds
+                    if is_due or self._is_milestone(result.state.round):
+                        self._commit(position)
+                        committed, last_commit = position, time.monotonic()
             except BaseException as error:
-                if behind is not committed:
-                    known = isinstance(error, KeyboardInterrupt | RunError)
-                    with contextlib.nullcontext() if known else contextlib.suppress(Exception):
-                        self._commit(behind)
+                if position is not committed:
+                    # The rounds since the last checkpoint are whole and recorded, so they are saved. After an error of
+                    # unknown cause the save may fail too, and must not hide it.
+                    is_foreseen = isinstance(error, KeyboardInterrupt | RunError)
+                    with contextlib.nullcontext() if is_foreseen else contextlib.suppress(Exception):
+                        self._commit(position)
                 raise
-        if behind is not committed:
-            self._commit(behind)
-        return behind.state
+        if position is not committed:
+            self._commit(position)
+        return position.state
 
     def _rounds(self, state: ServerState, runtime: Runtime) -> Iterator[RoundDone]:
         config, population = self.config, self.population
@@ -167,69 +171,72 @@ class Trainer:
             eval_clients=population.tested(),
         )
 
-    def _kept(self, round: int) -> bool:
+    def _is_milestone(self, round: int) -> bool:
         return self.config.save_model_freq > 0 and round % self.config.save_model_freq == 0
 
-    def _behind(self, state: ServerState) -> Behind:
+    def _position(self, state: ServerState) -> Position:
         """Return how far the run is, with the state after the round that was recorded last."""
-        return Behind(state, self.metrics.size(), self.timing.size(), copy.deepcopy(vars(self.tally)))
+        # Copied, since the tally goes on counting while this position waits to be committed.
+        return Position(state, self.metrics.size(), self.timing.size(), copy.deepcopy(vars(self.tally)))
 
-    def _commit(self, behind: Behind) -> None:
+    def _commit(self, position: Position) -> None:
         """Write a checkpoint; what is logged of the round after it, where that was interrupted, is forgotten."""
-        self.metrics.truncate(behind.metrics)
-        self.timing.truncate(behind.timing)
-        extra = {"metrics": behind.metrics, "timing": behind.timing, "tally": behind.tally}
+        self.metrics.truncate(position.metrics)
+        self.timing.truncate(position.timing)
+        extra = {"metrics": position.metrics, "timing": position.timing, "tally": position.tally}
         freq, most = self.config.save_model_freq, self.config.save_total_limit
-        checkpoint.save(self.run, behind.state, extra, keep_every=freq, keep_most=most)
+        checkpoint.save(self.run, position.state, extra, keep_every=freq, keep_most=most)
 
-    def _record(self, done: RoundDone) -> None:
-        record = round_record(done, self.plan.objective.metrics)
-        self.tally.add(done, record)
-        if done.record.repeated:
+    def _record(self, result: RoundDone) -> None:
+        record = round_record(result, self.plan.objective.metrics)
+        self.tally.add(result, record)
+        if result.record.repeated:
             self.metrics.append(record)
             self.progress.note(
-                f"round {record['round']}: {len(record['clients'])} good replies, fewer than min_clients "
-                f"({self.config.min_clients}): it is begun again."
+                f"round {record['round']}: {len(record['clients'])} usable replies, fewer than min_clients "
+                f"({self.config.min_clients}); the round is repeated."
             )
             return
         self.metrics.append(record)
         timing = {
             "round": record["round"],
-            "seconds": done.seconds,
-            "tokens_per_second": record["tokens"] / done.seconds,
+            "seconds": result.seconds,
+            "tokens_per_second": record["tokens"] / result.seconds,
             "peak_memory_bytes": peak_memory(self.model.device),
         }
-        asked = {name: int(count) for name, count in done.record.sums.items() if name.startswith("endpoint_")}
-        self.timing.append(timing | asked)
-        if again := asked.get("endpoint_retries"):
-            self.progress.note(f"round {record['round']}: {again} requests to the endpoint were sent again.")
-        self._note_failures(done, record)
+        requests = {name: int(count) for name, count in result.record.sums.items() if name.startswith("endpoint_")}
+        self.timing.append(timing | requests)
+        if retries := requests.get("endpoint_retries"):
+            self.progress.note(f"round {record['round']}: {retries} requests to the endpoint were retried.")
+        self._note_failures(result, record)
         if faults := record.get("reward_faults"):
-            said = ", ".join(f"{count} {fault.replace('_', ' ')}" for fault, count in faults.items())
-            self.progress.note(f"round {record['round']}: rewards that failed count as 0 ({said}).")
+            fault_text = ", ".join(f"{count} {fault.replace('_', ' ')}" for fault, count in faults.items())
+            self.progress.note(f"round {record['round']}: rewards that failed count as 0 ({fault_text}).")
         if not record["clients"] and record["failures"]:
-            self.progress.note(f"round {record['round']}: no update could be used; the model stays as it was.")
+            self.progress.note(f"round {record['round']}: no update could be used; the model is unchanged.")
         self.progress.round(record | timing)
-        self.hear({"round": record | timing})
+        self.listener({"round": record | timing})
         self.trackers.log({f"train/{k}": v for k, v in (record | timing).items() if k != "round"}, record["round"])
-        if done.scores is not None:
-            self._record_evaluation(done.state.round, done.scores)
+        if result.scores is not None:
+            self._record_evaluation(result.state.round, result.scores)
 
-    def _note_failures(self, done: RoundDone, record: JsonObject) -> None:
-        aside = set_aside(done.state, self.config.max_bad_updates)
+    def _note_failures(self, result: RoundDone, record: JsonObject) -> None:
+        set_aside_clients = set_aside(result.state, self.config.max_bad_updates)
         for client, reason in record["failures"].items():
             self.progress.note(f"round {record['round']}: the update of '{client}' was dropped: {reason}.")
-            if client in aside and client in done.record.bad:
-                self.progress.note(f"'{client}' sent {self.config.max_bad_updates} bad updates and is set aside.")
-        if done.record.late:
-            self.progress.note(f"round {record['round']}: {done.record.late} replies came too late or twice.")
+            if client in set_aside_clients and client in result.record.bad:
+                self.progress.note(
+                    f"'{client}' sent {self.config.max_bad_updates} bad updates and is excluded from further rounds."
+                )
+        if result.record.late:
+            self.progress.note(f"round {record['round']}: {result.record.late} replies arrived late or more than once.")
 
     def _record_evaluation(self, round: int, sums: dict[str, Metrics]) -> None:
         evaluation = evaluation_record(round, sums, self.evaluator.metrics)
         self.tally.evaluation = plain(evaluation)
         self.metrics.append(evaluation)
         self.progress.evaluation(evaluation)
-        self.hear({"evaluation": evaluation})
+        self.listener({"evaluation": evaluation})
         self.trackers.log({f"eval/{k}": v for k, v in evaluation.items() if k != "round"}, round)
 
     def _finish(self, state: ServerState) -> None:
@@ -243,6 +250,7 @@ class Trainer:
             "tokens": self.tally.tokens,
             "bytes_up": self.tally.bytes_up,
             "bytes_down": self.tally.bytes_down,
+            # Data-parallel training sends the gradients of each step up and their mean down.
             "data_parallel_bytes": 2 * self.tally.steps * num_bytes(self.model.masters),
             "flop_utilisation": utilisation(self.plan.objective.rows, self.model, self.config.adapts, self.tally),
             "peak_memory_bytes": peak_memory(self.model.device),
@@ -267,19 +275,19 @@ class Trainer:
         write_atomic(self.run.summary_file, (json.dumps(plain(summary), indent=1) + "\n").encode())
         write_report(self.run.path)
         write_cards(self.run, personal=self.plan.personal)
-        self.progress.done(summary)
+        self.progress.finish(summary)
 
     def _save_weights(self, state: ServerState) -> JsonObject:
-        """Write the shared model, and every client's own where there are such; return what they are worth."""
-        model, several = self.model, self.plan.algorithm.choice is not None
+        """Write the shared model and the clients' personal models, if any; return the scores of both."""
+        model, has_clusters = self.model, self.plan.algorithm.choice is not None
         if has_shared(self.plan):
             write_weights(self.config, model, shared_of(self.config, self.plan, model, state), self.run.path)
-        own = PersonalModels(self.plan, state, model, self.population, self.evaluator)
-        if not own.exist or self.begin is not None:  # those of clients elsewhere stay with them
+        personal = PersonalModels(self.plan, state, model, self.population, self.evaluator)
+        if not personal.exist or self.begin is not None:  # personal models of sites stay at the sites
             return {}
 
         def keep(client: ClientData) -> None:
-            if self.plan.personal_steps or several or client.memory.load(client.name, state.round):
-                write_weights(self.config, model, own.whole(), self.run.client_dir(client.name))
+            if self.plan.personal_steps or has_clusters or client.memory.load(client.name, state.round):
+                write_weights(self.config, model, personal.whole(), self.run.client_dir(client.name))
 
-        return own.compare(self.config.eval_everybody, keep)
+        return personal.compare(self.config.eval_everybody, keep)

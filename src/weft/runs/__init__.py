@@ -1,4 +1,4 @@
-"""The run directory: its files, its checkpoints, its numbers, and what is shown of them.
+"""The run directory: its files, its checkpoints, its numbers, and how they are shown.
 
-Knows nothing of how a round is computed; it is handed values and gives them back bit for bit.
+Knows nothing of how a round is computed; it stores values and returns them bit for bit.
 """

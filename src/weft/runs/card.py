@@ -20,8 +20,8 @@ from weft.core.files import write_atomic
 from weft.data.dataset_card import front_matter
 from weft.data.load import kind_of
 from weft.json_types import JsonObject
-from weft.runs.comparison import KINDS, ComparisonRow, Outcome, compared, verb_of
-from weft.runs.fingerprints import Fingerprints, made_from
+from weft.runs.comparison import KINDS, ComparisonRow, Outcome, compared_metrics, verb_of
+from weft.runs.fingerprints import Fingerprints, read_fingerprints
 from weft.runs.layout import RunDir
 from weft.runs.text import human_bytes, human_number
 
@@ -42,7 +42,7 @@ DOES = {
 
 @dataclass(frozen=True)
 class Origin:
-    """What a run began from, as far as it may be told."""
+    """What a run began from, as far as it may be published."""
 
     model: str | None
     """Its name on the hub; None: it has none, or the run began from nothing."""
@@ -50,7 +50,8 @@ class Origin:
     """What the model's own card says of its license."""
     data: str | None
     """The name of a data set of the hub."""
-    nothing: bool = False
+    from_scratch: bool = False
+    """The weights were drawn at random, not loaded."""
 
 
 def write_cards(run: RunDir, personal: bool = False) -> None:
@@ -59,8 +60,8 @@ def write_cards(run: RunDir, personal: bool = False) -> None:
         shared = run.path / kind
         if shared.is_dir():
             write_card(run, shared, personal=personal)
-        for own in run.clients.glob(f"*/{kind}"):
-            write_card(run, own, own=True, personal=personal)
+        for folder in run.clients.glob(f"*/{kind}"):
+            write_card(run, folder, of_client=True, personal=personal)
 
 
 def write_card(
@@ -68,8 +69,8 @@ def write_card(
     folder: Path,
     *,
     whole: bool | None = None,
-    own: bool = False,
-    like: Path | None = None,
+    of_client: bool = False,
+    original: Path | None = None,
     base: str | None = None,
     personal: bool = False,
 ) -> None:
@@ -79,8 +80,9 @@ def write_card(
         run: that trained it.
         folder: the adapter or the model.
         whole: a whole model, not an adapter; None: as its name says.
-        own: one client's own.
-        like: the folder of which it is a copy. Its card was written where the run was, and knows what is on the hub.
+        of_client: one client's own.
+        original: the folder that it is a copy of. Its card was written on the run's machine, which knows what is on
+            the hub.
         base: the name or path of another model that it is for.
         personal: what was measured was clients' own models, of which the summary has no more.
     """
@@ -88,41 +90,45 @@ def write_card(
     summary = json.loads(run.summary_file.read_text(encoding="utf-8")) if run.summary_file.exists() else {}
     split = json.loads(run.split_file.read_text(encoding="utf-8")) if run.split_file.exists() else {}
     whole = folder.name == "model" if whole is None else whole
-    began = _began(config, front_matter(like / CARD) if like is not None else {}, base)
+    origin = _origin_of(config, front_matter(original / CARD) if original is not None else {}, base)
     body = [
-        _title(config, began, whole, own),
-        _training(config, summary, split, began, made_from(run)),
+        _title(config, origin, whole, of_client),
+        _training(config, summary, split, origin, read_fingerprints(run)),
         _scores(Outcome("", config, summary, personal)),
-        _use(config, began, whole, folder),
+        _use(config, origin, whole, folder),
     ]
-    head = yaml.safe_dump(_head(config, began, whole), sort_keys=False, allow_unicode=True)
+    head = yaml.safe_dump(_head(config, origin, whole), sort_keys=False, allow_unicode=True)
     write_atomic(folder / CARD, ("---\n" + head + "---\n\n" + "\n\n".join(filter(None, body)) + "\n").encode())
 
 
 def hub_name(name: str | None) -> str | None:
     """Return a name if it is one of the hub, and not a file or a folder of this machine."""
+    # A file or folder of this name is what the run loaded, and a path must not be published.
     if name is None or not _ID.fullmatch(name) or Path(name).exists():
         return None
     return name
 
 
-def _began(config: JsonObject, before: JsonObject, base: str | None) -> Origin:
-    """Return what a run began from; a card that Weft wrote before knows more than names that are read elsewhere."""
-    nothing = any(config.get(key) is not None for key in ("size", "hidden_size", "num_layers", "num_heads"))
-    known = TAG in (before.get("tags") or [])
-    data = next(iter(before.get("datasets") or []), None) if known else _data(config)
-    if nothing:
-        return Origin(None, {}, data, nothing)
-    if known and base is None:
-        return Origin(before.get("base_model"), {key: before[key] for key in LICENSE if key in before}, data)
+def _origin_of(config: JsonObject, former_card: JsonObject, base: str | None) -> Origin:
+    """Return what a run began from: by the card that Weft wrote with the run, if there is one, else by its keys."""
+    from_scratch = any(config.get(key) is not None for key in ("size", "hidden_size", "num_layers", "num_heads"))
+    by_weft = TAG in (former_card.get("tags") or [])
+    data = next(iter(former_card.get("datasets") or []), None) if by_weft else _data(config)
+    if from_scratch:
+        return Origin(None, {}, data, from_scratch)
+    # The base of an exported copy may be a path here; the card that was written with the run has its hub name.
+    if by_weft and base is None:
+        license = {key: former_card[key] for key in LICENSE if key in former_card}
+        return Origin(former_card.get("base_model"), license, data)
     name = base or str(config["model_name_or_path"])
-    said = front_matter(card) if (card := _card_of(name)) is not None else {}
-    return Origin(hub_name(name), {key: said[key] for key in LICENSE if isinstance(said.get(key), str)}, data)
+    base_card = front_matter(card) if (card := _card_of(name)) is not None else {}
+    return Origin(hub_name(name), {key: base_card[key] for key in LICENSE if isinstance(base_card.get(key), str)}, data)
 
 
 def _data(config: JsonObject) -> str | None:
     """Return the name of the run's data set if it is one of the hub that everybody may load."""
     name = config.get("dataset_name")
+    # A data set that needs a token, or is named client by client, may be private: the card does not name it.
     if config.get("token") or config.get("local_data_dir") or config.get("clients") or "/" not in str(name):
         return None
     return None if kind_of(Path(str(name))) is not None else hub_name(name)
@@ -134,48 +140,48 @@ def _card_of(name: str) -> Path | None:
         return Path(name).expanduser() / CARD
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, CARD)
-    return Path(found) if isinstance(found, str) else None
+    path = try_to_load_from_cache(name, CARD)
+    return Path(path) if isinstance(path, str) else None
 
 
-def _head(config: JsonObject, began: Origin, whole: bool) -> JsonObject:
+def _head(config: JsonObject, origin: Origin, whole: bool) -> JsonObject:
     """Return the front matter."""
-    head: JsonObject = dict(began.license)
-    if began.model is not None:
-        head |= {"base_model": began.model, "base_model_relation": "finetune" if whole else "adapter"}
+    head: JsonObject = dict(origin.license)
+    if origin.model is not None:
+        head |= {"base_model": origin.model, "base_model_relation": "finetune" if whole else "adapter"}
     head |= {"library_name": "transformers" if whole else "peft", "pipeline_tag": "text-generation"}
-    if began.data is not None:
-        head["datasets"] = [began.data]
+    if origin.data is not None:
+        head["datasets"] = [origin.data]
     tags = [TAG, "federated-learning", plugins.public_name(config["fed_alg"]), verb_of(config)]
     tags += [] if whole or not config.get("use_peft") else ["lora"]
     return head | {"tags": [tag for tag in tags if tag != "central"]}
 
 
-def _title(config: JsonObject, began: Origin, whole: bool, own: bool) -> str:
-    start = f"`{began.model}`" if began.model else "a model that is not on the hub"
-    if began.nothing:
-        what = "A language model trained from nothing"
-        title = "Model trained from nothing"
+def _title(config: JsonObject, origin: Origin, whole: bool, of_client: bool) -> str:
+    start = f"`{origin.model}`" if origin.model else "a model that is not on the hub"
+    if origin.from_scratch:
+        what = "A language model trained from scratch"
+        title = "Model trained from scratch"
     elif whole:
         what, title = (
-            f"A language model that began as {start}, trained",
-            f"Model tuned from {began.model or 'its base'}",
+            f"A language model fine-tuned from {start}",
+            f"Model fine-tuned from {origin.model or 'its base'}",
         )
     else:
         kind = _adapter(config)
-        what, title = f"A {kind} for {start}, trained", f"{kind[0].upper()}{kind[1:]} for {began.model or 'its base'}"
-    who = " by one of the clients for itself, within a run" if own else ""
-    return f"# {title}\n\n{what}{who} {DOES.get(str(config['objective']), 'with a loss of its own')}, by Weft."
+        what, title = f"A {kind} for {start}, trained", f"{kind[0].upper()}{kind[1:]} for {origin.model or 'its base'}"
+    who = " by one client of a run as its personal model" if of_client else ""
+    return f"# {title}\n\n{what}{who} {DOES.get(str(config['objective']), 'with a custom loss')}, with Weft."
 
 
 def _adapter(config: JsonObject) -> str:
     return "LoRA adapter" if config.get("use_peft") else PROMPTS.get(str(config.get("prompt_method")), "prompt")
 
 
-def _part(config: JsonObject, key: str, made: Fingerprints) -> str:
+def _part(config: JsonObject, key: str, fingerprints: Fingerprints) -> str:
     """Return the name of a part, with what tells its content where it is not Weft's own."""
     name = str(config.get(key, RunConfig.model_fields[key].default))
-    content = made.get(f"the {kinds.KINDS[key].word} '{name}'")
+    content = fingerprints.get(f"the {kinds.KINDS[key].word} '{name}'")
     if content is None:
         return plugins.public_name(name)
     return f"{plugins.public_name(name)} ({f'SHA-256 {content}' if plugins.parse(name) else content})"
@@ -185,30 +191,30 @@ def _training(
     config: JsonObject,
     summary: JsonObject,
     split: JsonObject,
-    began: Origin,
-    made: Fingerprints,
+    origin: Origin,
+    fingerprints: Fingerprints,
 ) -> str:
     """Return the table of how it was trained."""
     central = config["fed_alg"] == "central"
     clients = len(split.get("clients") or config.get("clients") or config.get("sites") or []) or config["num_clients"]
-    a_round = "all rows pooled at one place" if central else f"{min(config['sample_clients'], clients)} in a round"
+    cohort = "all rows pooled at one place" if central else f"{min(config['sample_clients'], clients)} per round"
     steps = config["max_steps"]
     work = f"{steps} steps" if steps > 0 else f"{config['num_train_epochs']} epochs"
     rows = {
-        "algorithm": _part(config, "fed_alg", made),
-        **{key: name for key in ON_THE_WAY if (name := _part(config, key, made)) not in ("mean", "none")},
-        "clients": f"{clients}, {a_round}",
+        "algorithm": _part(config, "fed_alg", fingerprints),
+        **{key: name for key in ON_THE_WAY if (name := _part(config, key, fingerprints)) not in ("mean", "none")},
+        "clients": f"{clients}, {cohort}",
         "rounds": summary.get("rounds"),
         "local work": f"{work} of {config['batch_size'] * config['gradient_accumulation_steps']} rows",
         "optimizer": f"{config['optimizer']}, learning rate {config['learning_rate']:g}, {config['lr_scheduler_type']}",
         "LoRA": f"rank {config['peft_lora_r']}, alpha {config['peft_lora_alpha']:g}, "
-        + _part(config, "lora_aggregation", made)
+        + _part(config, "lora_aggregation", fingerprints)
         if config.get("use_peft")
         else None,
-        "longest row": f"{config['seq_length']} tokens",
-        "tokens learnt": human_number(summary["tokens"]) if summary.get("tokens") else None,
-        "sent": human_bytes(summary["bytes_up"] + summary["bytes_down"]) if summary.get("bytes_up") else None,
-        "data": f"`{began.data}`" if began.data else "not published",
+        "maximum row length": f"{config['seq_length']} tokens",
+        "training tokens": human_number(summary["tokens"]) if summary.get("tokens") else None,
+        "traffic": human_bytes(summary["bytes_up"] + summary["bytes_down"]) if summary.get("bytes_up") else None,
+        "data": f"`{origin.data}`" if origin.data else "not published",
         "split": split.get("strategy"),
         "seed": config["seed"],
     }
@@ -218,22 +224,20 @@ def _training(
 
 def _scores(outcome: Outcome) -> str:
     """Return the table of scores, a line for each kind."""
-    line = ComparisonRow((outcome,), {})
-    found = {kind: scores for kind in KINDS if (scores := line.scores(kind))}
-    heads = [metric.name for metric in compared() if any(metric.name in scores for scores in found.values())]
-    if not heads:
+    row = ComparisonRow((outcome,), {})
+    by_kind = {kind: scores for kind in KINDS if (scores := row.scores(kind))}
+    names = [metric.name for metric in compared_metrics() if any(metric.name in scores for scores in by_kind.values())]
+    if not names:
         return ""
     rows = [
-        f"| {kind} | {line.rows()} | "
-        + " | ".join(f"{scores[h].mean:.4f}" if h in scores else "" for h in heads)
-        + " |"
-        for kind, scores in found.items()
+        f"| {kind} | {row.rows()} | " + " | ".join(f"{scores[h].mean:.4f}" if h in scores else "" for h in names) + " |"
+        for kind, scores in by_kind.items()
     ]
-    top = ["| measured on held-out rows | n | " + " | ".join(heads) + " |", "|---|---|" + "---|" * len(heads)]
+    top = ["| measured on held-out rows | n | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
     return "\n".join(["## Scores", "", *top, *rows])
 
 
-def _use(config: JsonObject, began: Origin, whole: bool, folder: Path) -> str:
+def _use(config: JsonObject, origin: Origin, whole: bool, folder: Path) -> str:
     """Return how it is loaded."""
     lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
     if whole:
@@ -242,22 +246,18 @@ def _use(config: JsonObject, began: Origin, whole: bool, folder: Path) -> str:
         lines += [
             "from peft import PeftModel",
             "",
-            f'model = AutoModelForCausalLM.from_pretrained("{began.model or "BASE"}")',
+            f'model = AutoModelForCausalLM.from_pretrained("{origin.model or "BASE"}")',
         ]
         lines += ['model = PeftModel.from_pretrained(model, "THIS_FOLDER")']
     lines += ['tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")']
-    asked = (
-        ""
-        if config["objective"] == "causal_lm"
-        else f"Questions were put in the template `{_template(config, folder)}`."
-    )
-    return "## Use\n\n```python\n" + "\n".join(lines) + "\n```" + (f"\n\n{asked}" if asked else "")
+    note = "" if config["objective"] == "causal_lm" else f"Prompts use the template `{_template(config, folder)}`."
+    return "## Use\n\n```python\n" + "\n".join(lines) + "\n```" + (f"\n\n{note}" if note else "")
 
 
 def _template(config: JsonObject, folder: Path) -> str:
-    """Return the template that questions were put in; `auto` is that of the tokenizer, if it has one."""
+    """Return the template of the prompts; `auto` is that of the tokenizer, if it has one."""
     if config["template"] != "auto":
         return str(config["template"])
-    own = folder / "tokenizer_config.json"
-    written = own.exists() and "chat_template" in json.loads(own.read_text(encoding="utf-8"))
-    return "chat" if written or (folder / "chat_template.jinja").exists() else "alpaca"
+    tokenizer_config = folder / "tokenizer_config.json"
+    settings = json.loads(tokenizer_config.read_text(encoding="utf-8")) if tokenizer_config.exists() else {}
+    return "chat" if "chat_template" in settings or (folder / "chat_template.jinja").exists() else "alpaca"

@@ -47,6 +47,7 @@ def save(
     assert keep >= 1, "a run needs its newest checkpoint"
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     target = run.checkpoints / f"round_{state.round:06d}"
+    # A kill while this was written leaves only the temporary folder, which no reader looks at.
     temporary = run.checkpoints / f".{target.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -64,8 +65,10 @@ def save(
         former = target.with_suffix(".old")
         shutil.rmtree(former, ignore_errors=True)
         target.rename(former)
+    # The rename is atomic: before it there is no checkpoint of this round, after it a whole one.
     temporary.rename(target)
     sync_directory(run.checkpoints)
+    # Only now that the new run can be resumed may the one that it overwrites be deleted.
     run.settle()
     _prune(run, state.round, keep, keep_every, keep_most)
     return target
@@ -74,27 +77,27 @@ def save(
 def latest(run: RunDir, note: Callable[[str], None] = warn) -> tuple[ServerState, JsonObject] | None:
     """Return the newest whole checkpoint, tensors on the CPU, and its `extra`; None if there never was one.
 
-    A damaged checkpoint is passed over for the one before, and `note` is told.
+    A damaged checkpoint is skipped for the one before, and `note` receives a warning.
 
     Raises:
         RunError: there are checkpoints and none of them can be read.
     """
-    found = _checkpoints(run)
-    for path in reversed(found):
+    paths = _checkpoints(run)
+    for path in reversed(paths):
         try:
             return _read(path)
-        except _Damaged as error:
-            note(f"The checkpoint '{path.name}' is damaged ({error}) and is passed over for the one before.")
-    if found:
+        except _DamagedFile as error:
+            note(f"The checkpoint '{path.name}' is damaged ({error}); the checkpoint before it is used.")
+    if paths:
         raise RunError(f"No checkpoint in '{run.checkpoints}' can be read: begin again with --overwrite.")
     return None
 
 
 def at(run: RunDir, round: int) -> ServerState:
     """Return the state of the checkpoint after `round` rounds; RunError if it is damaged, or gone."""
-    found = [path for path in _checkpoints(run) if _round_of(path) == round]
-    for path in reversed(found):
-        with contextlib.suppress(_Damaged):
+    paths = [path for path in _checkpoints(run) if _round_of(path) == round]
+    for path in reversed(paths):
+        with contextlib.suppress(_DamagedFile):
             return _read(path)[0]
     raise RunError(f"The checkpoint of round {round} in '{run.checkpoints}' cannot be read: name another by --round.")
 
@@ -147,13 +150,13 @@ def load_client_memory(run: RunDir, client: str, round: int) -> Streams:
         return {}
     try:
         return _read_tensors(path)[1]
-    except _Damaged as error:
+    except _DamagedFile as error:
         raise RunError(
             f"The memory of client '{client}' in '{path}' is damaged ({error}): begin again with --overwrite."
         ) from error
 
 
-class _Damaged(Exception):
+class _DamagedFile(Exception):
     """A file is not as it was written."""
 
 
@@ -161,11 +164,13 @@ def _read(path: Path) -> tuple[ServerState, JsonObject]:
     try:
         record = json.loads((path / "state.json").read_text(encoding="utf-8"))
         expected, round, extra = record["sha256"], record["round"], record["extra"]
+        # Checkpoints of older versions do not have these counts.
         attempts = {key: record.get(key, 0) for key in ("attempts", "attempt")}
+        # safetensors checks the layout of a file, not its values: flipped bits show in the digest alone.
         if _digest(path / "server.safetensors") != expected:
-            raise _Damaged("its tensors are not those that were saved")
+            raise _DamagedFile("its tensors are not those that were saved")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _Damaged(f"{type(error).__name__}: {error}") from error
+        raise _DamagedFile(f"{type(error).__name__}: {error}") from error
     params, memory = _read_tensors(path / "server.safetensors")
     return ServerState(params=params, memory=memory, round=round, **attempts), extra
 
@@ -193,23 +198,24 @@ def _write_tensors(path: Path, params: Tensors, memory: Streams) -> None:
     }
     # The file sorts its tensors and has no place for an empty stream: what there is, in order, goes with it as text.
     contents = {"params": list(params), "memory": {stream: list(tensors) for stream, tensors in memory.items()}}
-    save_file(_apart(flat), path, metadata={CONTENTS: json.dumps(contents)})
+    save_file(_separate_storages(flat), path, metadata={CONTENTS: json.dumps(contents)})
     follow_umask(path)
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 
 
-def _apart(tensors: Tensors) -> Tensors:
+def _separate_storages(tensors: Tensors) -> Tensors:
     """Return the tensors on the CPU, contiguous, each with a storage of its own, as safetensors demands."""
-    seen: set[int] = set()
+    storages: set[int] = set()
     result: Tensors = {}
     for name, tensor in tensors.items():
-        alone = tensor.detach().cpu().contiguous()
-        storage = alone.untyped_storage()
-        if storage.data_ptr() in seen or storage.nbytes() != alone.nbytes:
-            alone = alone.clone()
-        seen.add(alone.untyped_storage().data_ptr())
-        result[name] = alone
+        copy = tensor.detach().cpu().contiguous()
+        storage = copy.untyped_storage()
+        # A view of part of a storage is copied too: safetensors would otherwise refuse it or save the whole storage.
+        if storage.data_ptr() in storages or storage.nbytes() != copy.nbytes:
+            copy = copy.clone()
+        storages.add(copy.untyped_storage().data_ptr())
+        result[name] = copy
     return result
 
 
@@ -226,16 +232,18 @@ def _read_tensors(path: Path) -> tuple[Tensors, Streams]:
             }
             return params, memory
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise _Damaged(f"{type(error).__name__}: {error}") from error
+        raise _DamagedFile(f"{type(error).__name__}: {error}") from error
 
 
 def _prune(run: RunDir, round: int, keep: int, keep_every: int, keep_most: int | None) -> None:
     # A checkpoint of a later round was passed over as damaged, or belongs to what is being done again.
     committed = [path for path in _checkpoints(run) if _round_of(path) <= round and path.suffix != ".old"]
-    regular = [path for path in committed if keep_every > 0 and _round_of(path) % keep_every == 0]
-    kept = {*committed[-keep:], *(regular if keep_most is None else regular[max(len(regular) - keep_most, 0) :])}
+    milestones = [path for path in committed if keep_every > 0 and _round_of(path) % keep_every == 0]
+    if keep_most is not None:
+        milestones = milestones[max(len(milestones) - keep_most, 0) :]
+    to_keep = {*committed[-keep:], *milestones}
     for path in run.checkpoints.iterdir():
-        if path not in kept and re.fullmatch(r"\.?round_\d+(\.old|\.tmp)?", path.name):
+        if path not in to_keep and re.fullmatch(r"\.?round_\d+(\.old|\.tmp)?", path.name):
             shutil.rmtree(path)
 
 
@@ -243,8 +251,8 @@ def _checkpoints(run: RunDir) -> list[Path]:
     """Return the checkpoints, oldest first; one that was being replaced goes before what replaces it."""
     if not run.checkpoints.is_dir():
         return []
-    found = [path for path in run.checkpoints.iterdir() if re.fullmatch(r"round_\d+(\.old)?", path.name)]
-    return sorted(found, key=lambda path: (_round_of(path), path.suffix != ".old"))
+    paths = [path for path in run.checkpoints.iterdir() if re.fullmatch(r"round_\d+(\.old)?", path.name)]
+    return sorted(paths, key=lambda path: (_round_of(path), path.suffix != ".old"))
 
 
 def _memories(directory: Path) -> list[Path]:

@@ -63,11 +63,12 @@ class ComparisonRow:
 
     def scores(self, kind: str) -> dict[str, SeedSpread]:
         """Return the scores of a kind that all of its runs have."""
-        return _folded([scores_of(one).get(kind, {}) for one in self.outcomes], [metric.name for metric in compared()])
+        names = [metric.name for metric in compared_metrics()]
+        return _spreads([scores_of(one).get(kind, {}) for one in self.outcomes], names)
 
     def costs(self) -> dict[str, SeedSpread]:
         """Return what its runs took."""
-        return _folded([one.summary for one in self.outcomes], COSTS)
+        return _spreads([one.summary for one in self.outcomes], COSTS)
 
     def rows(self) -> str:
         """Return how many held-out rows a score is of; the smallest and the largest number where runs differ."""
@@ -75,7 +76,7 @@ class ComparisonRow:
         return "?" if not counts[0] else str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
-def compared() -> list[Metric]:
+def compared_metrics() -> list[Metric]:
     """Return the metrics that stand in a table of runs."""
     return [metric for metric in scores() if metric.shown != "report"]
 
@@ -89,32 +90,32 @@ def verb_of(config: JsonObject) -> str:
 
 def scores_of(outcome: Outcome) -> dict[str, JsonObject]:
     """Return a run's scores by their kind."""
-    models, measured = outcome.summary.get("models") or {}, outcome.summary.get("eval") or {}
-    found = {SHARED: models.get("shared"), OWN: models.get("own"), ABROAD: models.get("own_on_everybody")}
-    known = {kind: dict(scores) for kind, scores in found.items() if scores}
-    kind = measured_kind(outcome)
-    if kind is not None and any(value is not None for value in measured.values()):
-        known[kind] = {**measured, **known.get(kind, {})}
-    return known
+    models, evaluation = outcome.summary.get("models") or {}, outcome.summary.get("eval") or {}
+    candidates = {SHARED: models.get("shared"), OWN: models.get("own"), ABROAD: models.get("own_on_everybody")}
+    by_kind = {kind: dict(scores) for kind, scores in candidates.items() if scores}
+    kind = evaluation_kind(outcome)
+    if kind is not None and any(value is not None for value in evaluation.values()):
+        by_kind[kind] = {**evaluation, **by_kind.get(kind, {})}
+    return by_kind
 
 
-def measured_kind(outcome: Outcome) -> str | None:
+def evaluation_kind(outcome: Outcome) -> str | None:
     """Return of which kind the scores are that were measured during a run; None: of none that is known at its end."""
-    models, measured = outcome.summary.get("models") or {}, outcome.summary.get("eval") or {}
+    models, evaluation = outcome.summary.get("models") or {}, outcome.summary.get("eval") or {}
     if not models:
         if outcome.personal:
             return OWN
         return CLUSTERS if outcome.config.get("cluster", 1) > 1 else SHARED
     # At the end everything is measured once more: what has the same loss is the same.
     kinds = {OWN: models.get("own"), SHARED: models.get("shared")}
-    same = [kind for kind, scores in kinds.items() if scores and scores.get("loss") == measured.get("loss")]
+    same = [kind for kind, scores in kinds.items() if scores and scores.get("loss") == evaluation.get("loss")]
     return same[0] if same else None
 
 
-def measured_on(config: JsonObject, summary: JsonObject) -> str | None:
+def describe_evaluation(config: JsonObject, summary: JsonObject) -> str | None:
     """Return in words what a run's own scores are of, and of how many rows."""
     outcome = Outcome("", config, summary)
-    kind = measured_kind(outcome) if summary.get("clients") else None
+    kind = evaluation_kind(outcome) if summary.get("clients") else None
     return None if kind is None else f"{kind} (n = {ComparisonRow((outcome,), {}).rows()})"
 
 
@@ -125,31 +126,32 @@ def tables(outcomes: Sequence[Outcome], ignored: frozenset[str]) -> dict[str, li
         outcomes: the runs.
         ignored: keys on which no result depends.
     """
-    found: dict[str, list[ComparisonRow]] = {}
+    by_verb: dict[str, list[ComparisonRow]] = {}
     for verb in dict.fromkeys(verb_of(one.config) for one in outcomes):
-        mine = [one for one in outcomes if verb_of(one.config) == verb]
-        groups = fold(mine, ignored)
+        of_verb = [one for one in outcomes if verb_of(one.config) == verb]
+        groups = fold(of_verb, ignored)
         differ = [
             key
-            for key in mine[0].config
-            if key not in ignored | {"seed"} and any(one.config.get(key) != mine[0].config.get(key) for one in mine)
+            for key, value in of_verb[0].config.items()
+            if key not in ignored | {"seed"} and any(one.config.get(key) != value for one in of_verb)
         ]
-        if any(len(group) == 1 for group in groups) and len({one.config["seed"] for one in mine}) > 1:
+        if any(len(group) == 1 for group in groups) and len({one.config["seed"] for one in of_verb}) > 1:
             differ.append("seed")
-        marks = [_mark(group, mine) for group in groups]
-        found[verb] = [
+        marks = [_mark(group, of_verb) for group in groups]
+        by_verb[verb] = [
             ComparisonRow(
                 group, {key: group[0].config.get(key) for key in differ if key != "seed" or len(group) == 1}, mark
             )
             for group, mark in zip(groups, marks, strict=True)
         ]
-    return found
+    return by_verb
 
 
 def fold(outcomes: Sequence[Outcome], ignored: frozenset[str]) -> list[tuple[Outcome, ...]]:
     """Put together the runs that differ in nothing but their seed; two of one seed say nothing of chance."""
     groups: dict[str, list[Outcome]] = {}
     for one in outcomes:
+        # Values may be lists and dicts, which cannot be keys of a dictionary; their repr can.
         key = repr(sorted((key, repr(value)) for key, value in one.config.items() if key not in ignored | {"seed"}))
         groups.setdefault(key, []).append(one)
     folded: list[tuple[Outcome, ...]] = []
@@ -159,15 +161,16 @@ def fold(outcomes: Sequence[Outcome], ignored: frozenset[str]) -> list[tuple[Out
     return folded
 
 
-def _mark(group: tuple[Outcome, ...], among: Sequence[Outcome]) -> str:
+def _mark(group: tuple[Outcome, ...], outcomes: Sequence[Outcome]) -> str:
     """Say of a central run how many tokens it learnt from, next to the runs that it is a baseline of."""
     if group[0].config["fed_alg"] != "central":
         return ""
-    others = [one.summary.get("tokens") or 0 for one in among if one.config["fed_alg"] != "central"]
-    own = [one.summary.get("tokens") or 0 for one in group]
+    others = [one.summary.get("tokens") or 0 for one in outcomes if one.config["fed_alg"] != "central"]
+    tokens = [one.summary.get("tokens") or 0 for one in group]
     if not others or not all(others):
         return ""
-    least, most = min(own) / max(others), max(own) / min(others)
+    # The smallest and the largest ratio that any pair of runs, one of each side, could have.
+    least, most = min(tokens) / max(others), max(tokens) / min(others)
     if least >= 1 - EQUAL and most <= 1 + EQUAL:
         return "equal tokens"
     if most - least <= EQUAL * most:
@@ -175,11 +178,11 @@ def _mark(group: tuple[Outcome, ...], among: Sequence[Outcome]) -> str:
     return f"{least:.2g} to {most:.2g} times the others' tokens"
 
 
-def _folded(found: Sequence[JsonObject], names: Sequence[str]) -> dict[str, SeedSpread]:
-    known = {name: [one.get(name) for one in found] for name in names}
+def _spreads(records: Sequence[JsonObject], names: Sequence[str]) -> dict[str, SeedSpread]:
+    columns = {name: [one.get(name) for one in records] for name in names}
     return {
         name: spread([float(v) for v in values if v is not None])
-        for name, values in known.items()
+        for name, values in columns.items()
         if None not in values
     }
 

@@ -31,8 +31,8 @@ class Panel(NamedTuple):
 
 def draw_curves(rounds: list[JsonObject], evaluations: list[JsonObject]) -> str:
     """Return the curves over the rounds as one SVG element, or nothing if there are none."""
-    drawn = [panel for panel in _panels(rounds, evaluations) if panel.curves]
-    if not drawn:
+    panels = [panel for panel in _panels(rounds, evaluations) if panel.curves]
+    if not panels:
         return ""
 
     from matplotlib import rc_context
@@ -42,13 +42,14 @@ def draw_curves(rounds: list[JsonObject], evaluations: list[JsonObject]) -> str:
 
     ink = "#010203"  # no one's colour; it becomes that of the page's text, light or dark
     colors = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ink)
+    # Text stays text, ids are hashed with a fixed salt and no date is written: equal numbers give equal bytes.
     with rc_context({**colors, "svg.fonttype": "none", "svg.hashsalt": "weft", "font.size": 10}):
-        figure = Figure(figsize=(9, 3.4) if len(drawn) > 1 else (9, 3.8), layout="constrained")
+        figure = Figure(figsize=(9, 3.4) if len(panels) > 1 else (9, 3.8), layout="constrained")
         FigureCanvasSVG(figure)
-        for axes, panel in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
+        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             for curve in panel.curves:
-                few = len(curve.points) == 1 or (len(curve.points) <= 60 and curve.name != TRAIN_LOSS.look.curve)
-                marker = "o" if few else ""
+                is_sparse = len(curve.points) <= 60 and curve.name != TRAIN_LOSS.look.curve
+                marker = "o" if is_sparse or len(curve.points) == 1 else ""
                 axes.plot(
                     *zip(*curve.points, strict=True), label=curve.name, color=curve.color, marker=marker, markersize=4
                 )
@@ -72,19 +73,19 @@ def _panels(rounds: list[JsonObject], evaluations: list[JsonObject]) -> list[Pan
     """Return the pictures, with the curves of what was measured: those of training before those of evaluation."""
     # An exact average has an error of 0, for which a logarithmic axis has no place.
     errors = [(number, max(error, 1e-9)) for number, error in _points(rounds, "product_error")]
-    wanted = dict.fromkeys(metric.look.panel for metric in (TRAIN_LOSS, *scores(), *training()) if metric.look.panel)
+    labels = dict.fromkeys(metric.look.panel for metric in (TRAIN_LOSS, *scores(), *training()) if metric.look.panel)
     panels = []
-    for label in wanted:
-        measured = [(rounds, metric) for metric in training() if metric.look.panel == label]
-        measured += [(evaluations, metric) for metric in scores() if metric.look.panel == label]
+    for label in labels:
+        sources = [(rounds, metric) for metric in training() if metric.look.panel == label]
+        sources += [(evaluations, metric) for metric in scores() if metric.look.panel == label]
         curves = [
             Curve(metric.look.curve or metric.label, _points(records, metric.name), COLORS[place % len(COLORS)])
-            for place, (records, metric) in enumerate(measured)
+            for place, (records, metric) in enumerate(sources)
         ]
-        share = all(metric.share for _, metric in measured)
+        share = all(metric.share for _, metric in sources)
         panels.append(Panel(label, [curve for curve in curves if curve.points], share))
-    of_products = Panel("product error", [Curve("product error", errors, COLORS[0])], logarithmic=True)
-    return [*panels[:1], *([of_products] if errors else []), *panels[1:]]
+    product_panel = Panel("product error", [Curve("product error", errors, COLORS[0])], logarithmic=True)
+    return [*panels[:1], *([product_panel] if errors else []), *panels[1:]]
 
 
 def _points(records: list[JsonObject], key: str) -> list[tuple[int, float]]:

@@ -42,10 +42,11 @@ HEADER = "# The resolved configuration of a Weft run.\n"
 def path_component(name: str) -> str:
     """Return a file name for any text: distinct for distinct names, also where a file system ignores case.
 
-    A plain lower-case name stays as it is; any other is percent-encoded, cut, and told apart by its hash.
+    A plain lower-case name stays as it is; any other is percent-encoded, shortened, and made unique by its hash.
     """
     if re.fullmatch(r"[a-z0-9_-][a-z0-9_.-]{0,99}", name):
         return name
+    # The tilde marks the hash below, so that no encoded name can be mistaken for a hashed one.
     encoded = quote(name, safe="", errors="surrogatepass").replace("~", "%7E")
     return f"{encoded[:80]}~{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:24]}"
 
@@ -70,7 +71,7 @@ class RunDir:
         defaults: JsonObject | None = None,
         resolve: Callable[[JsonObject], JsonObject] = dict,
     ) -> RunDir:
-        """Make, take up again (`resume`) or empty (`overwrite`) a run directory, lock it and write config.yaml.
+        """Make, resume (`resume`) or empty (`overwrite`) a run directory, lock it and write config.yaml.
 
         `config` is plain data; its keys in `volatile` may differ from those of the run that is resumed, and a key that
         the run was made without (by an older version) stands for its value in `defaults`. `resolve` brings saved keys
@@ -84,13 +85,13 @@ class RunDir:
         run = cls(path)
         run._check(resume=resume, overwrite=overwrite)
         try:
-            run._take()
-            # What was checked without the lock may have been changed by whoever held it.
+            run._lock_directory()
+            # What was checked without the lock may have been changed by the process that held it.
             run._check(resume=resume, overwrite=overwrite)
             text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
             if run.holds_run and resume:
-                saved = resolve({**(defaults or {}), **run.read_config()})
-                check_same_config(run.path, yaml.safe_load(text), volatile, saved)
+                former = resolve({**(defaults or {}), **run.read_config()})
+                check_same_config(run.path, yaml.safe_load(text), volatile, former)
             elif run.holds_run and run._start is not None:
                 run._start.overwrite()
             write_atomic(run.config_file, (HEADER + text).encode())
@@ -213,8 +214,8 @@ class RunDir:
         """
         if not self.holds_run:
             raise ConfigError(f"There is no run in '{self.path}': give the --output_dir of a run.")
-        loaded: JsonObject = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        return loaded
+        config: JsonObject = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        return config
 
     def close(self) -> None:
         """Free the lock."""
@@ -233,7 +234,7 @@ class RunDir:
             if error is not None and self._start is not None:
                 self._start.undo()
         finally:
-            self.close()
+            self.close()  # last, so that no other process writes here before the directory is restored
 
     def _check(self, *, resume: bool, overwrite: bool) -> None:
         where = f"The output directory '{self.path}'"
@@ -247,9 +248,9 @@ class RunDir:
                     f"{where} holds a run already: add --resume to continue it, --overwrite to delete it, "
                     "or give another --output_dir."
                 )
-        elif self.path.is_dir() and (found := sorted(name for name in os.listdir(self.path) if not is_ours(name))):
+        elif self.path.is_dir() and (others := sorted(name for name in os.listdir(self.path) if not is_ours(name))):
             raise ConfigError(
-                f"{where} holds files that are no run ('{found[0]}'{' and more' if found[1:] else ''}): "
+                f"{where} holds files that do not belong to a run ('{others[0]}'{' and more' if others[1:] else ''}): "
                 "give an empty or a new --output_dir."
             )
         elif resume:
@@ -260,17 +261,17 @@ class RunDir:
         if self._start is not None:
             self._start.settle()
 
-    def _take(self) -> None:
+    def _lock_directory(self) -> None:
         """Make the directory and its lock, and see what is there."""
-        made, locked_before = missing(self.path), (self.path / LOCK).exists()
+        new_folders, lock_existed = missing(self.path), (self.path / LOCK).exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             while not self._acquire():
                 pass
         except BaseException:
-            remove_empty(made)
+            remove_empty(new_folders)
             raise
-        self._start = Start(self.path, made, locked_before=locked_before)
+        self._start = Start(self.path, new_folders, lock_existed=lock_existed)
 
     def _acquire(self) -> bool:
         """Take the lock; return False where its file was removed meanwhile, by a start that failed."""
@@ -288,6 +289,7 @@ class RunDir:
         except OSError:
             os.close(descriptor)
             raise
+        # A failed start of another process deleted the file after this one opened it: a lock on it excludes nobody.
         if not os.fstat(descriptor).st_nlink:
             os.close(descriptor)
             return False

@@ -96,7 +96,8 @@ def read(path: Path) -> list[JsonObject]:
     """
     if not path.exists():
         return []
-    *lines, _cut_short = path.read_bytes().split(b"\n")
+    # Whole lines end with a newline, so what follows the last one is empty or was cut short by a kill.
+    *lines, _partial_line = path.read_bytes().split(b"\n")
     records = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -120,7 +121,7 @@ def to_frame(records: list[JsonObject]) -> pandas.DataFrame:
     for record in records:
         row = rows.setdefault(record["round"], {})
         evaluation = record.get("event") == "eval"
-        skipped = {"event", "round", "clients"} if evaluation else {"event", "round"}
-        row.update({f"eval_{k}" if evaluation else k: v for k, v in record.items() if k not in skipped})
+        no_columns = {"event", "round", "clients"} if evaluation else {"event", "round"}
+        row.update({f"eval_{k}" if evaluation else k: v for k, v in record.items() if k not in no_columns})
     index = pandas.Index(sorted(rows), name="round", dtype="int64")
     return pandas.DataFrame([rows[round] for round in index], index=index)

@@ -37,38 +37,38 @@ class Progress:
         self._rounds = rounds
         self._as_json = as_json
         self._notes: set[str] = set()
-        self._began = time.monotonic()
-        self._rounds_shown = 0
+        self._start_time = time.monotonic()
+        self._rounds_done = 0
         self._console = None if quiet or as_json else _terminal(console)
         self._page = None if quiet or as_json or self._console else _notebook()
-        self._logs = not (quiet or as_json or self._console or self._page)
-        self._logged = self._began
+        self._writes_log = not (quiet or as_json or self._console or self._page)
+        self._last_line_time = self._start_time
         self._live: Live | None = None
 
     def tokenizing(self, source: str, read: int, size: int, tokens: int) -> None:
         """Show how far a text is tokenized; `size` 0: not known."""
         now = time.monotonic()
-        if self._logs and now - self._logged < PAUSE:
+        if self._writes_log and now - self._last_line_time < PAUSE:
             return
-        self._logged = now
+        self._last_line_time = now
         if self._shows:
-            seconds = time.monotonic() - self._began
+            seconds = time.monotonic() - self._start_time
             parts = [f"{min(read / size, 1):.0%} of {human_bytes(size)}"] if size else []
             parts += [f"{human_number(tokens)} tokens", f"{human_number(tokens / max(seconds, 1e-3))} tokens/s"]
-            self._update(_joined(f"tokenizing {source}", parts))
+            self._update(_join(f"tokenizing {source}", parts))
 
-    def split(self, found: JsonObject) -> None:
+    def split(self, split: JsonObject) -> None:
         """Show how the rows are shared out."""
         if self._as_json:
-            self._emit("split", {"clients": len(found["clients"]), "skew": found["skew"]})
+            self._emit("split", {"clients": len(split["clients"]), "skew": split["skew"]})
         elif self._console is not None or self._page is not None:
-            self._print(split_line(found))
-        elif found["strategy"] not in ("iid", "clients"):
-            self.note(split_line(found))
+            self._print(split_line(split))
+        elif split["strategy"] not in ("iid", "clients"):
+            self.note(split_line(split))
 
     def round(self, record: JsonObject) -> None:
         """Show a finished round."""
-        self._rounds_shown += 1
+        self._rounds_done += 1
         if self._as_json:
             self._emit("round", record)
         elif self._shows:
@@ -79,7 +79,7 @@ class Progress:
         if self._as_json:
             self._emit("eval", record)
         elif self._shows:
-            self._print(_joined(f"round {record['round']}/{self._rounds} evaluation", _measured(record, scores())))
+            self._print(_join(f"round {record['round']}/{self._rounds} evaluation", _metric_texts(record, scores())))
 
     def note(self, text: str) -> None:
         """Warn on standard error, of each thing once."""
@@ -88,24 +88,25 @@ class Progress:
             self._pause()
             print(f"weft: {text}", file=sys.stderr, flush=True)
 
-    def read(self, text: str) -> None:
-        """Show what was read."""
+    def print_data_summary(self, text: str) -> None:
+        """Show the summary of the data."""
         if self._shows:
             self._print(text)
 
-    def done(self, summary: JsonObject) -> None:
+    def finish(self, summary: JsonObject) -> None:
         """Show the outcome of the run."""
         if self._as_json:
             self._emit("done", summary)
         elif self._shows:
-            parts = _measured(summary, [TRAIN_LOSS]) + _measured(summary.get("eval") or {}, scores(), TRAIN_LOSS)
-            moved = (summary.get("bytes_up") or 0) + (summary.get("bytes_down") or 0)
-            took = f"{summary.get('rounds', self._rounds)} rounds in {human_duration(summary.get('seconds') or 0)}"
-            self._print(_joined(took, [*parts, f"{human_bytes(moved)} sent"]))
+            evaluation = _metric_texts(summary.get("eval") or {}, scores(), TRAIN_LOSS)
+            parts = _metric_texts(summary, [TRAIN_LOSS]) + evaluation
+            traffic = (summary.get("bytes_up") or 0) + (summary.get("bytes_down") or 0)
+            head = f"{summary.get('rounds', self._rounds)} rounds in {human_duration(summary.get('seconds') or 0)}"
+            self._print(_join(head, [*parts, f"{human_bytes(traffic)} sent"]))
 
     @property
     def _shows(self) -> bool:
-        return self._console is not None or self._page is not None or self._logs
+        return self._console is not None or self._page is not None or self._writes_log
 
     def __enter__(self) -> Progress:
         return self
@@ -117,7 +118,7 @@ class Progress:
 
     def _round_line(self, record: JsonObject) -> str:
         clients = len(record.get("clients") or [])
-        parts = [f"{clients} client{'' if clients == 1 else 's'}", *_measured(record, training())]
+        parts = [f"{clients} client{'' if clients == 1 else 's'}", *_metric_texts(record, training())]
         if (error := record.get("product_error")) is not None:
             parts.append(f"product error {error:.2g}")
         if record.get("failures"):
@@ -125,8 +126,9 @@ class Progress:
         if (speed := record.get("tokens_per_second")) is not None:
             parts.append(f"{human_number(speed)} tokens/s")
         parts.append(f"{human_bytes((record.get('bytes_up') or 0) + (record.get('bytes_down') or 0))} sent")
-        left = (time.monotonic() - self._began) / self._rounds_shown * max(self._rounds - record["round"], 0)
-        return _joined(f"round {record['round']}/{self._rounds}", [*parts, f"{human_duration(left)} left"])
+        # The mean over the rounds of this process: those before a resume say nothing of its speed.
+        remaining = (time.monotonic() - self._start_time) / self._rounds_done * max(self._rounds - record["round"], 0)
+        return _join(f"round {record['round']}/{self._rounds}", [*parts, f"{human_duration(remaining)} left"])
 
     def _emit(self, event: str, record: JsonObject) -> None:
         print(to_line({"event": event} | record), flush=True)
@@ -177,11 +179,11 @@ class _Page:
 
     def draw(self, line: str) -> None:
         """Show a line in place of the one before."""
-        shown = {"text/plain": line}
+        content = {"text/plain": line}
         if self._handle is None:
-            self._handle = self._display(shown, raw=True, display_id=True)
+            self._handle = self._display(content, raw=True, display_id=True)
         else:
-            self._handle.update(shown, raw=True)
+            self._handle.update(content, raw=True)
 
     def clear(self) -> None:
         """Take the line away; the next is drawn below what was printed since."""
@@ -190,13 +192,13 @@ class _Page:
             self._handle = None
 
 
-def split_line(found: JsonObject) -> str:
+def split_line(split: JsonObject) -> str:
     """Return in one line what the clients have, and how unlike they are."""
-    sizes, skew = [one["rows"] for one in found["clients"].values()], found["skew"]
-    labels = f"  labels JS {skew['label_js']:.3f} (most {skew['label_js_max']:.3f})" if "label_js" in skew else ""
+    sizes, skew = [one["rows"] for one in split["clients"].values()], split["skew"]
+    labels = f"  labels JS {skew['label_js']:.3f} (max {skew['label_js_max']:.3f})" if "label_js" in skew else ""
     return (
-        f"split {found['strategy']}  {len(sizes)} clients of {min(sizes)} to {max(sizes)} rows  sizes Gini "
-        f"{skew['size_gini']:.3f}{labels}  lengths KS {skew['length_ks']:.3f} (most {skew['length_ks_max']:.3f})"
+        f"split {split['strategy']}  {len(sizes)} clients, {min(sizes)} to {max(sizes)} rows each  sizes Gini "
+        f"{skew['size_gini']:.3f}{labels}  lengths KS {skew['length_ks']:.3f} (max {skew['length_ks_max']:.3f})"
     )
 
 
@@ -213,21 +215,22 @@ def _terminal(console: Console | None) -> Console | None:
 
 def _notebook() -> _Page | None:
     """Return where a notebook shows a line, if this process is one's kernel."""
+    # IPython is looked up, not imported: in a kernel it is loaded already, elsewhere the import would take long.
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if not hasattr(shell, "kernel"):
         return None
     return _Page(import_module("IPython.display").display)
 
 
-def _joined(head: str, parts: list[str]) -> str:
+def _join(head: str, parts: list[str]) -> str:
     return "  ".join([head, *parts])
 
 
-def _measured(record: JsonObject, metrics: Iterable[Metric], beside: Metric | None = None) -> list[str]:
+def _metric_texts(record: JsonObject, metrics: Iterable[Metric], beside: Metric | None = None) -> list[str]:
     """Return what a record holds of metrics, of those that are not for the report alone.
 
     A label that is that of the metric beside them on the line says that it is of an evaluation.
     """
-    shown = [metric for metric in metrics if metric.shown != "report" and record.get(metric.name) is not None]
+    selected = [metric for metric in metrics if metric.shown != "report" and record.get(metric.name) is not None]
     same = beside.line_label if beside is not None else None
-    return [("eval " if one.line_label == same else "") + one.on_line(record[one.name]) for one in shown]
+    return [("eval " if one.line_label == same else "") + one.on_line(record[one.name]) for one in selected]

@@ -16,7 +16,7 @@ from weft.core.declarations import TRAIN_LOSS, scores
 from weft.core.files import write_atomic
 from weft.json_types import JsonObject
 from weft.runs import metrics
-from weft.runs.comparison import measured_on
+from weft.runs.comparison import describe_evaluation
 from weft.runs.curves import draw_curves
 from weft.runs.layout import RunDir
 from weft.runs.progress import split_line
@@ -28,11 +28,13 @@ LABELS = {
     "seconds": "time",
     "bytes_up": "sent to the server",
     "bytes_down": "sent to clients",
-    "data_parallel_bytes": "data parallelism would have sent",
-    "flop_utilisation": "of the machine's matrix rate",
+    "data_parallel_bytes": "data-parallel training would have sent",
+    "flop_utilisation": "share of the machine's matrix throughput",
     "peak_memory_bytes": "peak memory",
     TRAIN_LOSS.name: TRAIN_LOSS.label,
     "product_error": "product error",
+    "product_error_max": "largest product error",
+    "evaluated": "evaluation of",
 }
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --soft: #66717c; --line: #dde2e7; --page: #fff; --panel: #f6f8fa; }
@@ -70,7 +72,7 @@ def write_report(run_path: str | os.PathLike[str]) -> Path:
     summary: JsonObject = {}
     if run.summary_file.exists():
         summary = json.loads(run.summary_file.read_text(encoding="utf-8"))
-    summary |= {"evaluated": measured_on(config, summary)} if summary else {}
+    summary |= {"evaluated": describe_evaluation(config, summary)} if summary else {}
     split: JsonObject = {}
     if run.split_file.exists():
         split = json.loads(run.split_file.read_text(encoding="utf-8"))
@@ -84,7 +86,7 @@ def write_report(run_path: str | os.PathLike[str]) -> Path:
         *_section("Shared and own models", _models(summary.get("models") or {})),
         *_section("Clients", _clients(summary.get("clients") or (evaluations or [{}])[-1].get("clients") or {})),
         *_section("Data", _split(split)),
-        *_section("Dropped and refused", _failures(rounds, summary.get("failures") or {})),
+        *_section("Discarded updates", _failures(rounds, summary.get("failures") or {})),
         *_section("Configuration", f"<pre>{escape(run.config_file.read_text(encoding='utf-8'))}</pre>"),
     ]
     page = (
@@ -94,6 +96,7 @@ def write_report(run_path: str | os.PathLike[str]) -> Path:
         + "\n".join(body)
         + "\n</body>\n</html>\n"
     )
+    # Names of clients may hold lone surrogates, which UTF-8 cannot encode.
     write_atomic(run.report_file, page.encode("utf-8", "replace"))
     return run.report_file
 
@@ -103,24 +106,24 @@ def _section(heading: str, content: str) -> list[str]:
 
 
 def _header(config: JsonObject, rounds: list[JsonObject], clients: int, *, finished: bool) -> str:
-    done = rounds[-1]["round"] if rounds else 0
-    planned = config.get("num_rounds", done)
-    named = config.get("clients") or []
-    sources = [str(client.get("data")) for client in named[:3]] + (["..."] if named[3:] else [])
+    last_round = rounds[-1]["round"] if rounds else 0
+    num_rounds = config.get("num_rounds", last_round)
+    client_configs = config.get("clients") or []
+    sources = [str(client.get("data")) for client in client_configs[:3]] + (["..."] if client_configs[3:] else [])
     facts = {
         "algorithm": plugins.public_name(config["fed_alg"]) if config.get("fed_alg") else None,
         "model": _model(config),
         "data": ", ".join(sources) or config.get("dataset_name"),
-        "clients": clients or len(named) or config.get("num_clients"),
-        "rounds": f"{done} of {planned}" + ("" if finished else ", not finished"),
+        "clients": clients or len(client_configs) or config.get("num_clients"),
+        "rounds": f"{last_round} of {num_rounds}" + ("" if finished else ", not finished"),
     }
-    shown = (f"<div><dt>{key}</dt><dd>{_cell(value)}</dd></div>" for key, value in facts.items() if value is not None)
-    return f"<dl>{''.join(shown)}</dl>"
+    items = (f"<div><dt>{key}</dt><dd>{_cell(value)}</dd></div>" for key, value in facts.items() if value is not None)
+    return f"<dl>{''.join(items)}</dl>"
 
 
 def _model(config: JsonObject) -> str | None:
     shape = [config.get("size"), config.get("hidden_size"), config.get("num_layers")]
-    return "from nothing" if any(value is not None for value in shape) else config.get("model_name_or_path")
+    return "trained from scratch" if any(value is not None for value in shape) else config.get("model_name_or_path")
 
 
 def _summary(
@@ -139,27 +142,27 @@ def _summary(
         for key, value in summary.items()
         if value is not None and not isinstance(value, dict | list)
     ]
-    found = summary.get("eval") or {}
+    evaluation = summary.get("eval") or {}
     rows += [
-        (f"evaluation {label}", _quantity(key, found[key]))
+        (f"evaluation {label}", _quantity(key, evaluation[key]))
         for key, label in _columns().items()
-        if found.get(key) is not None
+        if evaluation.get(key) is not None
     ]
     return _table(["", ""], rows) if rows else ""
 
 
 def _models(models: JsonObject) -> str:
-    """Return the table of what the shared model and clients' own are worth, and where."""
-    named = {
+    """Return the table of the scores of the shared model and of the clients' own models."""
+    labels = {
         "shared": "shared model, everybody's rows",
         "own": "own models, own rows",
         "own_on_everybody": "own models, everybody's rows (mean)",
     }
     columns = _columns()
-    keys = [key for key in columns if any(models.get(name, {}).get(key) is not None for name in named)]
+    keys = [key for key in columns if any(models.get(name, {}).get(key) is not None for name in labels)]
     rows = [
         (text, *(_quantity(key, models[name].get(key)) for key in keys))
-        for name, text in named.items()
+        for name, text in labels.items()
         if name in models
     ]
     return _table(["", *(columns[key] for key in keys)], rows) if rows else ""
@@ -173,28 +176,26 @@ def _split(split: JsonObject) -> str:
 
 
 def _clients(clients: dict[str, JsonObject]) -> str:
-    shown = sorted(clients.items())[:MOST_CLIENTS]
+    first_clients = sorted(clients.items())[:MOST_CLIENTS]
     columns = _columns()
-    keys = [key for key in columns if any(found.get(key) is not None for found in clients.values())]
-    rows = [(name, *(_quantity(key, found.get(key)) for key in (*keys, "rows"))) for name, found in shown]
-    more = len(clients) - len(shown)
-    return _table(["client", *(columns[key] for key in keys), "rows"], rows, more) if rows else ""
+    keys = [key for key in columns if any(values.get(key) is not None for values in clients.values())]
+    rows = [(name, *(_quantity(key, values.get(key)) for key in (*keys, "rows"))) for name, values in first_clients]
+    omitted = len(clients) - len(first_clients)
+    return _table(["client", *(columns[key] for key in keys), "rows"], rows, omitted) if rows else ""
 
 
 def _failures(rounds: list[JsonObject], total: JsonObject) -> str:
-    """Return the table of clients whose answers were not used: how often, when last, and why."""
+    """Return the table of clients whose updates were not used: how often, in which round last, and why."""
     rows: dict[str, tuple[int, int | None, object]] = {name: (1, None, reason) for name, reason in total.items()}
-    logged: dict[str, tuple[int, int | None, object]] = {}
+    by_client: dict[str, tuple[int, int | None, object]] = {}
     for record in rounds:
         for name, reason in (record.get("failures") or {}).items():
-            logged[name] = (logged.get(name, (0,))[0] + 1, record["round"], reason)
-    rows |= logged
-    shown = [(name, *values) for name, values in sorted(rows.items())]
+            by_client[name] = (by_client.get(name, (0,))[0] + 1, record["round"], reason)
+    rows |= by_client
+    lines = [(name, *values) for name, values in sorted(rows.items())]
     return (
-        _table(
-            ["client", "times", "last in round", "reason"], shown[:MOST_CLIENTS], len(shown) - MOST_CLIENTS, text=(3,)
-        )
-        if shown
+        _table(["client", "times", "last round", "reason"], lines[:MOST_CLIENTS], len(lines) - MOST_CLIENTS, text=(3,))
+        if lines
         else ""
     )
 
@@ -212,7 +213,7 @@ def _table(heads: list[str], rows: Iterable[Iterable[object]], more: int = 0, te
 
 
 def _columns() -> dict[str, str]:
-    """Return what is said of each client and model: keys and labels."""
+    """Return the columns of the tables of clients and models: the keys of a record and their labels."""
     return {metric.name: metric.label for metric in scores()} | {"cluster": "cluster"}
 
 

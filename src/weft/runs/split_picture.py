@@ -14,24 +14,25 @@ INK = "#010203"
 """No one's colour; it becomes that of the text around, light or dark."""
 
 
-def draw_split(found: JsonObject, *, inline: bool = False) -> str:
+def draw_split(split: JsonObject, *, inline: bool = False) -> str:
     """Return the split as SVG.
 
     Args:
-        found: what `weft.data.skew.describe_split` returned.
+        split: what `weft.data.skew.describe_split` returned.
         inline: for a page, in the colour of its text; otherwise dark on white.
     """
     from matplotlib import colormaps, rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    names, clients = list(found["clients"]), found["clients"]
+    names, clients = list(split["clients"]), split["clients"]
     title = ""
     if len(names) > MOST:
+        # Evenly spaced ranks, so that the picture shows the shape of the distribution of sizes.
         names.sort(key=lambda name: -clients[name]["rows"])
         title = f"{MOST} of {len(names)} clients, largest first"
         names = [names[int(place)] for place in np.linspace(0, len(names) - 1, MOST)]
-    labels = found.get("labels") or ["rows"]
+    labels = split.get("labels") or ["rows"]
     counts = np.array([clients[name].get("labels") or [clients[name]["rows"]] for name in names])
     ink = INK if inline else "#1d2329"
     colors = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ink)
@@ -43,16 +44,16 @@ def draw_split(found: JsonObject, *, inline: bool = False) -> str:
         start = np.zeros(len(names))
         palette = colormaps["tab20" if len(labels) > 10 else "tab10"]
         for number, label in enumerate(labels):
-            shown = label if len(label) <= 24 else label[:23] + "…"
-            left.barh(places, counts[:, number], left=start, color=palette(number), label=shown, height=0.8)
+            text = label if len(label) <= 24 else label[:23] + "…"
+            left.barh(places, counts[:, number], left=start, color=palette(number), label=text, height=0.8)
             start += counts[:, number]
         tokens = np.array([clients[name]["tokens"] for name in names], dtype=float)
         right.hlines(places, tokens[:, 0], tokens[:, 2], color="#2f7fd1", linewidth=3, alpha=0.45)
         right.plot(tokens[:, 1], places, "o", color="#2f7fd1", markersize=4)
         left.set(xlabel="rows", title=title)
-        right.set(xlabel="tokens a row (median, middle 80 %)", xlim=(0, None))
-        few = len(names) <= 40
-        left.set_yticks(places if few else [], [_short(name) for name in names] if few else [])
+        right.set(xlabel="tokens per row (median and middle 80 %)", xlim=(0, None))
+        named_axis = len(names) <= 40
+        left.set_yticks(places if named_axis else [], [_short(name) for name in names] if named_axis else [])
         left.invert_yaxis()
         for axes in (left, right):
             axes.spines[["top", "right"]].set_visible(False)

@@ -1,6 +1,6 @@
 """Experiment trackers (TensorBoard, W&B, MLflow, trackio), driven through accelerate.
 
-A tracker only watches: one that fails while the run goes on is let go with a warning, the run is not. Devices,
+A tracker only watches: one that fails during the run is dropped with a warning, and the run goes on. Devices,
 precision and data are none of its business.
 """
 
@@ -27,26 +27,26 @@ def is_installed(name: str) -> bool:
 
 
 def resolve(names: list[str], installed: Callable[[str], bool] = is_installed) -> list[str]:
-    """Return the trackers that are meant: "all" stands for those installed, "none" for nothing.
+    """Return the names with "all" replaced by the trackers that are installed, and "none" by nothing.
 
     Raises:
         ConfigError: an unknown name.
         MissingExtra: a tracker that is named is not installed.
     """
-    chosen: list[str] = []
+    trackers: list[str] = []
     for name in names:
         if name == "all":
-            chosen += [tracker for tracker in TRACKERS if installed(tracker)]
+            trackers += [tracker for tracker in TRACKERS if installed(tracker)]
         elif name in TRACKERS:
             if not installed(name):
                 raise MissingExtra(name, "trackers", f"The tracker '{name}'")
-            chosen.append(name)
+            trackers.append(name)
         elif name != "none":
-            known = [*TRACKERS, "all", "none"]
-            guess = nearest(name, known)
-            meant = f" Did you mean '{guess}'?" if guess else ""
-            raise ConfigError(f"There is no tracker named '{name}'.{meant} Known: {', '.join(known)}.")
-    return list(dict.fromkeys(chosen))
+            valid_names = [*TRACKERS, "all", "none"]
+            guess = nearest(name, valid_names)
+            hint = f" Did you mean '{guess}'?" if guess else ""
+            raise ConfigError(f"There is no tracker named '{name}'.{hint} Known: {', '.join(valid_names)}.")
+    return list(dict.fromkeys(trackers))
 
 
 class Trackers:
@@ -99,6 +99,7 @@ class Trackers:
         try:
             action(self._running[name])
         except Exception as error:
+            # A tracker that failed once would most likely fail, and cost its timeout, in every round.
             del self._running[name]
             self._note(f"The tracker '{name}' failed ({error}) and is left out from here on; the run goes on.")
 

@@ -22,9 +22,9 @@ from weft.json_types import JsonObject
 from weft.launch import provenance
 from weft.launch.client import ClientBuilder
 from weft.launch.client_memory import DiskMemory
-from weft.launch.data_warnings import told
+from weft.launch.data_warnings import warning_lines
 from weft.launch.results import write_weights
-from weft.launch.template_date import dated
+from weft.launch.template_date import with_template_date
 from weft.models.fingerprint import fingerprint
 from weft.models.load import has_pickle_files
 from weft.models.resident import Resident
@@ -112,12 +112,12 @@ class SiteClient:
             raise Refused("the base model here is not the server's: its weights have another hash")
         run = RunDir(self.folder / path_component(str(request["id"])))
         run.path.mkdir(parents=True, exist_ok=True)
-        local = builder.config = dated(local, builder.tokenizer, kept_in=run.path)
+        local = builder.config = with_template_date(local, builder.tokenizer, folder=run.path)
         current = provenance.data_of(local) | provenance.tokenizer_of(local, builder.tokenizer)
         self._compare(run, current, base, str(request.get("birth", "")))
         population = builder.read(DiskMemory(run), first=int(request["index"]))
         log.info(population.account.summary())
-        for line in told(local, population):
+        for line in warning_lines(local, population):
             log.warning(line)
         host, _ = builder.host(reference=run.reference_file)
         report, export = partial(reportable, self.policy), self._export
@@ -141,7 +141,7 @@ class SiteClient:
             checkpoint.rewind(run, 0)
             run.reference_file.unlink(missing_ok=True)
             (run.path / WORK).unlink(missing_ok=True)
-        changed = [] if other else fingerprints.differing(run, current)
+        changed = [] if other else fingerprints.changed_names(run, current)
         if changed and not self.policy.accept_changed:
             log.warning("%s changed since the run began", " and ".join(changed))
             raise Refused(
@@ -149,7 +149,7 @@ class SiteClient:
                 "accept_changed: true"
             )
         current = current | {"the base": base}  # the server compares it; here it only outdates reference scores
-        if fingerprints.differing(run, current):
+        if fingerprints.changed_names(run, current):
             run.reference_file.unlink(missing_ok=True)
         fingerprints.keep(run, current, 0, birth)
 

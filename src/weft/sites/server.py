@@ -15,8 +15,8 @@ from weft.federation.state import expected_streams, to_use
 from weft.json_types import JsonObject
 from weft.launch import compose, provenance
 from weft.launch.client import ClientBuilder
-from weft.launch.disk_full import disk_in_words
-from weft.launch.extend import CHANGEABLE, say_changed
+from weft.launch.disk_full import explain_full_disk
+from weft.launch.extend import CHANGEABLE, report_changes
 from weft.launch.run import Run
 from weft.launch.trainer import Trainer
 from weft.models.fingerprint import fingerprint
@@ -60,7 +60,7 @@ def serve(
     builder = _builder(part_files.at_server(keys, parts), notes.append)
     config, plan, model = builder.config, builder.plan, builder.model
     with (
-        disk_in_words(config, "weft submit"),
+        explain_full_disk(config, "weft submit"),
         RunDir.create(
             config.output_dir,
             config.model_dump(mode="json") | {"accept_changed": False},
@@ -75,7 +75,7 @@ def serve(
         for sentence in notes:
             progress.note(sentence)
         current = provenance.at_server(config, builder.tokenizer)
-        say_changed(config, run, current, progress.note)
+        report_changes(config, run, current, progress.note)
         birth = fingerprints.keep(run, current, max(run.rounds, default=0))
         remote = RemoteSites(transport, run_id(keys), config.silence_timeout, lambda: (1, 1), note=progress.note)
         cohort = config.sample_clients if plan.algorithm.buffer is None else 1
@@ -88,7 +88,7 @@ def serve(
         builder.take(population)
         host, values = builder.host(conditions=compose.conditions(config))
         parties = (config, run, host, population, progress, trackers)
-        training = Trainer(*parties, begin=lambda _: nullcontext(remote), hear=hear)
+        training = Trainer(*parties, begin=lambda _: nullcontext(remote), listener=hear)
         _send_result(training.run_all(values), plan, remote, rows)
         return Run(run.path)
 
