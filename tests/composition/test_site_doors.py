@@ -22,7 +22,7 @@ from weft.sites.server import serve
 
 
 def accept(sites: FakeSites, name: str, **values: object) -> None:
-    """Change a site's policy, and let it begin anew."""
+    """Change a site's policy, and restart the site."""
     policy = sites.policies[name]
     sites.policies[name] = policy.model_copy(update={"accept": policy.accept.model_copy(update=values)})
     sites.begin(name)
