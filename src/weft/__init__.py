@@ -34,20 +34,20 @@ def train(
 ) -> Run:
     """Run a configuration and return the finished run.
 
-    Rows may be given as lists of dicts, pandas data frames or `datasets.Dataset`s wherever a name or path of data is
-    taken (dataset_name, eval_dataset_name, public_data, clients={name: rows}), a model and its tokenizer as objects
-    of transformers (model=, tokenizer=). They are written to `$WEFT_CACHE/given`, under names that follow from their
-    content, and the run is one of these files: it is resumed like any other.
+    Rows may be lists of dicts, pandas data frames or `datasets.Dataset`s in place of any name or path of data
+    (dataset_name, eval_dataset_name, public_data, clients={name: rows}); a model and its tokenizer may be objects of
+    transformers (model=, tokenizer=). They are written to `$WEFT_CACHE/given`, under names that follow from their
+    content, and the run reads these files: it can be resumed like any other.
 
     Args:
         config: the path of a run file, its keys as a dict, or the typed object.
-        resume: go on with the run in `output_dir`; without a config by its own keys, overridden by `keys`.
-        overwrite: delete the run that is in `output_dir`.
-        quiet: show no progress.
+        resume: resume the run in `output_dir`; without a config with its own keys, overridden by `keys`.
+        overwrite: delete an existing run in `output_dir` first.
+        quiet: print no progress.
         **keys: keys of a run, which override those of `config`.
 
     Raises:
-        weft.errors.ConfigError: a mistake in the configuration or the data, in one sentence.
+        weft.errors.ConfigError: a mistake in the configuration or the data.
     """
     from weft.config import RunConfig, canonical, gather, read_file, settle
     from weft.errors import ConfigError
@@ -84,8 +84,8 @@ def open_run(path: str | os.PathLike[str], *, round: int | None = None, accept_c
 
     Args:
         path: the directory.
-        round: whose weights are meant, of the rounds that have a checkpoint; None: the newest.
-        accept_changed: use them although the base or the tokenizer is not what the run was made from.
+        round: a round with a checkpoint; None: the newest.
+        accept_changed: use the weights although the base model or the tokenizer has changed since.
     """
     from weft.launch.run import Run
 

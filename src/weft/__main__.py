@@ -1,4 +1,4 @@
-"""`python -m weft`, which torchrun can start."""
+"""Entry point of `python -m weft`, which torchrun can start."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from weft.cli import entry
 if __name__ == "__main__":
     code = entry()
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        # The threads of a process group may abort a process that is ending; there is nothing left to end in order.
+        # Threads of a process group may abort a process during its normal exit, after all work is done.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

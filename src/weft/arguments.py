@@ -1,4 +1,4 @@
-"""Parsing a verb's words: one flag for every key of the configuration, complaints in one sentence, help in groups."""
+"""Parsing of a verb's arguments: a flag for every key of a run, errors in one sentence, help in groups."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMMON = frozenset(
     "client_weight max_steps batch_size gradient_accumulation_steps learning_rate lr_scheduler_type eval_fraction "
     "eval_every eval_dataset_name output_dir seed report_to".split()
 )
-"""The keys that the help of every verb shows; `--help_all` shows all."""
+"""Keys in the short help of every verb; `--help_all` prints all."""
 VERB_KEYS = {
     "pretrain": "size tokenizer tokenizer_text federated_tokenizer vocab_size recipe",
     "dpo": "loss dpo_beta chosen_column rejected_column",
@@ -29,19 +29,19 @@ VERB_KEYS = {
     "split": "split_column split_min_rows shards_per_client",
     "submit": "sites silence_timeout min_clients",
 }
-"""And those that a verb's own help shows beside them."""
+"""Further keys in the short help of one verb."""
 
 
 CHOICES_ELSEWHERE = ("loss", "parallel", "grpo_loss", "recipe")
-"""Keys whose names stand elsewhere in the help, or in their descriptions."""
+"""Keys whose choices are listed elsewhere in the help, or explained in their descriptions."""
 
 
 _captures_parser: ContextVar[bool] = ContextVar("described", default=False)
-"""Whether parsers are to be looked at rather than used."""
+"""Whether `Parser.parse` raises `ParserCapture` instead of parsing."""
 
 
 class ParserCapture(BaseException):
-    """A verb's parser, instead of what the verb does."""
+    """Carries a verb's parser out of the verb, before it does anything."""
 
     def __init__(self, parser: Parser) -> None:
         super().__init__()
@@ -49,23 +49,23 @@ class ParserCapture(BaseException):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are ConfigErrors, with the nearest flag named."""
+    """An argument parser that raises ConfigErrors, and suggests the nearest flag."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.hidden_keys: set[str] = set()
-        """What the short help leaves out."""
+        """Keys that the short help leaves out."""
         self.switches: set[str] = set()
-        """Flags that `--no_` before their name turns off."""
+        """Boolean flags, which `--no_NAME` turns off."""
 
     def error(self, message: str) -> NoReturn:
-        """Refuse in one sentence."""
+        """Raise a ConfigError of one sentence."""
         raise ConfigError(
             f"{message[:1].upper()}{message[1:].rstrip('.')}: `{self.prog} --help` lists what can be written."
         )
 
     def format_help(self) -> str:
-        """Return the help, short unless all was asked for."""
+        """Return the help, without the hidden keys."""
         hidden = [(action, action.help) for action in self._actions if action.dest in self.hidden_keys]
         for action, _ in hidden:
             action.help = argparse.SUPPRESS
@@ -76,11 +76,12 @@ class Parser(argparse.ArgumentParser):
                 action.help = text
 
     def parse(self, argv: list[str]) -> argparse.Namespace:
-        """Parse; dashes in flags may be written for underscores, and `--no_use_peft` for `--use_peft false`."""
+        """Parse arguments; flags may have dashes for underscores, and `--no_use_peft` means `--use_peft false`."""
         from weft.keys.names import foreign
 
         if _captures_parser.get():
             raise ParserCapture(self)
+        # parse_known_args instead of parse_args: the message for an unknown flag names the nearest one.
         namespace, unknown_words = self.parse_known_args([self._normalised(word) for word in argv])
         if unknown_words:
             flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
@@ -88,7 +89,7 @@ class Parser(argparse.ArgumentParser):
             guess = registry.nearest(word, flags)
             nearest = f" Did you mean '{guess}'?" if guess else f" `{self.prog} --help` lists what can be written."
             foreign_name = foreign(word[2:], flags=True) if self.hidden_keys and word.startswith("--") else None
-            raise ConfigError(f"There is no flag or place for '{unknown_words[0]}'.{foreign_name or nearest}")
+            raise ConfigError(f"There is no flag or argument '{unknown_words[0]}'.{foreign_name or nearest}")
         return namespace
 
     def _normalised(self, word: str) -> str:
@@ -97,22 +98,26 @@ class Parser(argparse.ArgumentParser):
 
 
 class Once(argparse.Action):
-    """Takes a flag's value, one time."""
+    """Stores a flag's value, and refuses a second one."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, option: str | None = None
     ) -> None:
-        """Keep the value; ConfigError where there is one already."""
+        """Store the value; raise ConfigError where there is one already."""
         if getattr(namespace, self.dest, None) is not None:
             raise ConfigError(f"{option} is given twice: leave one of them out.")
         setattr(namespace, self.dest, values)
 
 
 class _Lines(argparse.RawDescriptionHelpFormatter):
-    """Help of a line or two for each flag, under its first name."""
+    """Formats each flag under its first name, with its help in a column beside it."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=34, width=_width())
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        # Names such as meta-llama/Llama-2-7b-hf must not be broken at their hyphens.
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings:
@@ -131,7 +136,7 @@ class _HelpAll(argparse.Action):
 
 
 def parser_of(verb: str) -> Parser:
-    """Return the parser of a verb, which every verb makes before it does anything."""
+    """Return the parser of a verb. The verb is called, and interrupted when it parses its arguments."""
     module, _, function = registry.require(registry.COMMANDS, verb, "verb").partition(":")
     token = _captures_parser.set(True)
     try:
@@ -151,7 +156,7 @@ def _underscored(word: str) -> str:
 
 
 def add_config_flags(parser: Parser, verb: str) -> None:
-    """Add one flag for every key of the configuration, in groups; what is not given is absent from the result."""
+    """Add one flag for every key of a run, in groups; a key without a flag is absent from the result."""
     from weft.config import ALIASES, RunConfig
 
     parser.add_argument("--help_all", action=_HelpAll, nargs=0, help="show every key of a run, and exit")
@@ -160,6 +165,7 @@ def add_config_flags(parser: Parser, verb: str) -> None:
     parser.formatter_class = _Lines
     parser.epilog = _names()
     aliases = {key: [f"--{alias}" for alias, of in ALIASES.items() if of == key] for key in RunConfig.model_fields}
+    # The bases of RunConfig are the groups of the help, the last base first.
     for keys in reversed(RunConfig.__mro__[1:-2]):
         group_keys = [key for key in getattr(keys, "__annotations__", {}) if key in RunConfig.model_fields]
         if not group_keys:
@@ -183,13 +189,13 @@ def _add_flag(parser: Parser, group: argparse._ArgumentGroup, key: str, names: S
         options = {"nargs": "*", "metavar": "VALUE ..."}
     elif choices := [choice for choice in get_args(field.annotation) if isinstance(choice, str)]:
         text += f": {', '.join(choices)}" if len(choices) > 2 and key not in CHOICES_ELSEWHERE else ""
-    default = "" if field.default in (None, False) else f" [{_default_text(field.default)}]"
+    default = "" if field.default in (None, False, [], {}) else f" [{_default_text(field.default)}]"
     text = (text + default).replace("%", "%%")
     group.add_argument(f"--{key}", *names, dest=key, default=argparse.SUPPRESS, action=Once, help=text, **options)
 
 
 def _names() -> str:
-    """List the names that some keys take."""
+    """Return the part of the help that lists the names of parts."""
     from weft.config import RunConfig
 
     names_by_key = {key: list(kind.table) for key, kind in kinds.KINDS.items() if len(kind.table) > 1}
@@ -206,7 +212,7 @@ def _names() -> str:
         for key, names in tables.items()
     ]
     note = "A part of your own is written FILE.py:NAME in place of a name; docs/adding-an-algorithm.md shows how."
-    lines += ["", *textwrap.wrap(note, wide, initial_indent="  ", subsequent_indent="  ")]
+    lines += ["", *textwrap.wrap(note, wide, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)]
     return "\n".join(["names:", *lines, "", "`--help_all` shows every key of a run."])
 
 

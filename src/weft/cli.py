@@ -16,24 +16,24 @@ from weft.errors import ConfigError, WeftError, WeftWarning
 
 HELP = {
     "sft": "fine-tune on instructions, federated",
-    "pretrain": "pre-train on plain text, from nothing or from an open model, federated",
+    "pretrain": "pre-train on plain text, from scratch or from an open model, federated",
     "dpo": "align a model with preferences, federated: DPO and its family",
-    "grpo": "let a model learn from verifiable rewards, federated",
-    "prompt": "learn a prompt before a frozen model, federated",
-    "emulate": "make a smaller stand-in of a model that may not be given away",
-    "split": "show how rows are shared out over clients, without training",
-    "demo": "three hospitals, in under three minutes, offline",
+    "grpo": "train a model on verifiable rewards, federated",
+    "prompt": "learn a prompt for a frozen model, federated",
+    "emulate": "make a smaller stand-in for a model that must not be shared",
+    "split": "show how rows are split over the clients, without training",
+    "demo": "train three simulated hospitals, offline, in under three minutes",
     "compare": "print runs side by side",
     "chat": "talk with a trained model",
     "export": "write a run's adapter or merged model",
-    "server": "the server of a federation of sites: its kits, its process",
-    "client": "a site of a federation",
-    "submit": "hand a run to the server of sites",
-    "status": "how the sites and the runs are",
-    "logs": "what a run said, on the server's machine",
-    "stop": "end a run of sites; the rounds that are done are kept",
-    "up": "a server, its sites and a run on this machine, in one terminal",
-    "completion": "what lets bash, zsh or fish complete these words",
+    "server": "set up and run the server of a federation of sites",
+    "client": "set up and run a site of a federation",
+    "submit": "submit a run to the server of a federation",
+    "status": "show the state of the sites and the runs",
+    "logs": "print the log of a run, on the server's machine",
+    "stop": "stop a run of sites; its finished rounds are kept",
+    "up": "start a server, its sites and a run on this machine",
+    "completion": "print a completion script for bash, zsh or fish",
 }
 
 
@@ -55,10 +55,10 @@ def overview() -> str:
 
 
 def entry() -> int:
-    """Run the command line for a user: of all warnings, Weft's own are shown, as a line each."""
+    """Run the command line for a user; of all warnings only Weft's are printed, each as a line."""
 
     def show(message: Warning | str, category: type[Warning], *place: object, **where: object) -> None:
-        """Show a sentence of ours; a library may change filters, but not this."""
+        """Print Weft's warnings only, whatever filters a library installs later."""
         if issubclass(category, WeftWarning):
             print(f"weft: {message}", file=sys.stderr)
 
@@ -72,9 +72,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit code; warnings stay as they are."""
     try:
         code = _run(sys.argv[1:] if argv is None else argv)
+        # Here, not at exit: a closed pipe must be caught below.
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # whoever read what is printed has gone, such as `| head`
+    except BrokenPipeError:  # the reader of standard output has exited, such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 

@@ -1,7 +1,7 @@
-"""The configuration of a run: one flat set of typed keys, which are the flags' names too.
+"""The configuration of a run: one flat set of typed keys, which are the names of the flags too.
 
-A run file (YAML) gives the keys, flags override them, `weft.train({...})` takes the same words. Unknown keys are
-refused with the nearest known one. This module imports nothing heavy and knows nothing of the parts themselves.
+A run file (YAML) sets keys, flags override them, and `weft.train({...})` takes the same keys. Unknown keys are refused
+with the nearest existing one. This module imports nothing heavy, and no part.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 RESOLVED = "# The resolved configuration of a Weft run."
-"""The first line of a run's config.yaml: it holds every key, and says of none that a user gave it."""
+"""First line of a run's config.yaml, which lists every key: none of them counts as set by the user."""
 
 
 VOLATILE = frozenset(
@@ -62,18 +62,19 @@ VOLATILE = frozenset(
         "endpoint_parallel",
     }
 )
-"""Keys that may differ when a run is resumed, because no result depends on them."""
+"""Keys that may change when a run is resumed, because no result depends on them."""
 
 
 def gather(values: Mapping[str, object], overrides: Mapping[str, object]) -> tuple[JsonObject, list[str]]:
-    """Return the keys of a file or a dict, overridden by others, and which of them a user gave.
+    """Return the keys of a file or a dict, overridden by others, and the names of those that the user set.
 
-    A key that is null was taken back, and not given.
+    A key that is null is not set.
 
     Raises:
-        ConfigError: a key that is given by two names.
+        ConfigError: a key is set under two names.
     """
     first, second = canonical(values), canonical(overrides)
+    # A dump of all keys says nothing about which of them the user set.
     complete = isinstance(values, Resolved) or RunConfig.model_fields.keys() <= first.keys()
     merged = first | second
     return merged, [key for key in (second if complete else merged) if merged[key] is not None]
@@ -87,24 +88,24 @@ def settle(
     command: bool = False,
     exempt: Collection[str] = (),
 ) -> tuple[RunConfig, str | None]:
-    """Return the configuration of what a user gave, and what is to be said of keys without effect, if anything.
+    """Return the configuration, and a sentence about keys without effect that are not refused, or None.
 
     Args:
         values: keys and values, as `gather` returns them.
         explicit_keys: those of them that must have an effect.
-        defaults: from the keys that are given to the verb's own defaults of others.
-        command: they are the flags of a command, and of nothing else.
-        exempt: keys whose effect is not judged.
+        defaults: returns the verb's defaults, given the keys that are set.
+        command: all keys are flags of a command, without a run file.
+        exempt: keys whose effect is not checked.
 
     Raises:
-        ConfigError: as `build` does; a key that has no effect in this run.
+        ConfigError: as `build` does; a key without effect in this run.
     """
     config = build(defaults(dict(values)) | dict(values))
     return config, effects.check(config, explicit_keys, EFFECTS, command=command, exempt=exempt)
 
 
 def canonical(values: Mapping[str, object]) -> JsonObject:
-    """Return keys under their own names, and paths as text; ConfigError for one that is given by two names."""
+    """Return values by canonical key, paths as strings; raise ConfigError for a key under two names."""
     renamed: JsonObject = {}
     for name, value in values.items():
         key = ALIASES.get(name, name)
@@ -119,10 +120,10 @@ def canonical(values: Mapping[str, object]) -> JsonObject:
 def build(values: Mapping[str, object]) -> RunConfig:
     """Check the keys and return the typed configuration.
 
-    Raises:
-        ConfigError: an unknown key (with the nearest known), a value of the wrong kind, values that exclude each other.
-
     None stands for the default of a key that cannot be None.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest one), a value of the wrong type, values that exclude each other.
     """
     values = canonical(values)
     keys = list(RunConfig.model_fields)
@@ -150,37 +151,37 @@ def _may_be_none(annotation: object) -> bool:
 
 
 class Resolved(JsonObject):
-    """The keys of a config.yaml that a run wrote: all there are, given or not."""
+    """The keys of a config.yaml that a run wrote: all keys, set by the user or not."""
 
 
 class _Once(yaml.SafeLoader):
-    """YAML in which no key may stand twice."""
+    """YAML without repeated keys, of which plain YAML takes the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         line_of: dict[str, int] = {}
         for key, _ in node.value:
             name, line = key.value, key.start_mark.line + 1
             if isinstance(key, yaml.ScalarNode) and name in line_of:
-                raise _Twice(f"'{name}' stands there twice, in lines {line_of[name]} and {line}: leave one of them out")
+                raise _Twice(f"'{name}' is given twice, in lines {line_of[name]} and {line}: leave one of them out")
             if isinstance(key, yaml.ScalarNode):
                 line_of[name] = line
         return super().construct_mapping(node, deep)
 
 
 class _Twice(Exception):
-    """A key stands twice in a mapping."""
+    """A key is repeated in a mapping."""
 
 
 def read_yaml(path: str | os.PathLike[str], name: str) -> tuple[str, object]:
-    """Return the text of a file, and what it says.
+    """Return the text of a YAML file, and its value.
 
     Args:
         path: of the file.
-        name: of it, in a sentence.
+        name: of the file, as the subject of an error message.
 
     Raises:
-        ConfigError: broken YAML (with its line), or a key that stands there twice.
-        OSError: it cannot be read.
+        ConfigError: invalid YAML (with its line), or a repeated key.
+        OSError: the file cannot be read.
     """
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
@@ -197,8 +198,7 @@ def read_file(path: str | os.PathLike[str]) -> JsonObject:
     """Read a run file.
 
     Raises:
-        ConfigError: no such file, broken YAML (with its line), a key that stands there twice, or something other than
-            keys and values in it.
+        ConfigError: no such file, invalid YAML (with its line), a repeated key, or no mapping of keys to values.
     """
     try:
         text, values = read_yaml(path, f"The run file '{path}'")

@@ -1,17 +1,17 @@
-"""What can go wrong, in one small tree.
+"""The errors of Weft.
 
     WeftError
-    ├── ConfigError       the user's mistake: one sentence, exit code 2
+    ├── ConfigError       a mistake of the user: one sentence, exit code 2
     │   ├── DataError     ... in the data: a file, a line, a column
     │   ├── RunInUse      ... another process writes to the run
     │   └── MissingExtra  ... an optional package is not installed
     ├── ClientFailed      one client could not finish a task: its update is dropped, the round goes on
-    │   ├── BadUpdate     ... or it sent what no honest client sends
-    │   └── LateUpdate    ... or it sent it too late, or twice
+    │   ├── BadUpdate     ... or its reply is invalid
+    │   └── LateUpdate    ... or its reply came too late, or twice
     └── RunError          a fault while running: nothing is lost, the run can be resumed, exit code 1
 
-A message says what was given, why it cannot be, and what to write instead. What goes on all the same is said by
-`warn`: of all warnings, the command line shows those alone.
+A message says what was given, why it cannot be, and what to write instead. If the work goes on, `warn` is used: the
+command line prints only warnings of this class.
 """
 
 import warnings
@@ -22,7 +22,7 @@ class WeftWarning(UserWarning):
 
 
 def warn(sentence: str) -> None:
-    """Warn in one sentence; `warnings` shows a sentence once for each place that it comes from."""
+    """Warn in one sentence; `warnings` prints it once per calling line."""
     warnings.warn(sentence, WeftWarning, stacklevel=3)
 
 
@@ -31,11 +31,11 @@ class WeftError(Exception):
 
 
 class ConfigError(WeftError):
-    """The user asked for something that cannot be; the message holds the remedy."""
+    """The configuration is invalid; the message holds the remedy."""
 
 
 class DataError(ConfigError):
-    """The user's data cannot be read or used as it is."""
+    """The user's data cannot be read or used."""
 
 
 class RunInUse(ConfigError):
@@ -56,15 +56,15 @@ class ClientFailed(WeftError):
 
 
 class BadUpdate(ClientFailed):
-    """What a client sent is damaged, or not what was asked for."""
+    """A client's reply is damaged, or does not answer the request."""
 
 
 class LateUpdate(ClientFailed):
-    """What a client sent came when nobody waited for it any more."""
+    """A client's reply arrived after its request was closed."""
 
 
 class RunError(WeftError):
-    """A run stopped through no mistake of the user; what was committed is kept."""
+    """A run stopped without a mistake of the user; its committed rounds are kept."""
 
 
 class ServerAway(RunError):

@@ -1,4 +1,4 @@
-"""The kinds of parts, and where one of each is looked up: Weft's own tables, a user's file, an installed package."""
+"""The kinds of parts, and how a part is found: in Weft's tables, a user's file, or an installed package."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from weft.json_types import JsonObject
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of part that a key of a run chooses by name."""
+    """A kind of part, which a key of a run selects by name."""
 
     word: str
-    """What one is called in a sentence."""
+    """The kind in a sentence."""
     table: dict[str, str]
-    """The names that come with Weft."""
+    """Weft's own parts by name."""
     args: str
-    """The key of the parameters that are a part's own."""
+    """The key of a part's own parameters."""
     group: str
-    """The entry points by which installed packages offer others."""
+    """Group of entry points for parts of installed packages."""
     base: str = ""
-    """The class that others are derived from, as "module:Class"; "" for functions."""
+    """Base class of the parts, as "module:Class"; "" for functions."""
     must_define: tuple[str, ...] = ()
-    """Methods that the base class leaves open."""
+    """Methods that a part must define."""
     values: bool = False
-    """A part is a value of the base class, not a class derived from it."""
+    """A part is an instance of the base class, not a subclass."""
 
 
 KINDS = {
@@ -68,23 +68,23 @@ KINDS = {
         ("collate", "loss"),
     ),
 }
-"""Parts that a plan is made of, by the keys that choose them, in the order in which the help lists their names."""
+"""Kinds of the parts of a plan, by key, in the order of the help."""
 PARTS = KINDS | {
     "template": Kind("template", registry.TEMPLATES, "", "weft.templates", "weft.data.templates:Template", values=True),
     "reward": Kind("reward", dict.fromkeys(registry.REWARDS, ""), "", "weft.rewards"),
 }
-"""And what else a user may bring."""
+"""All kinds that a user can extend."""
 
 
 def check_part(key: str, name: str) -> None:
-    """Check the name of a part without loading it: of Weft's own, FILE.py:NAME, or of an installed package.
+    """Check the name of a part without loading it: one of Weft's, FILE.py:NAME, or one of an installed package.
 
     Args:
         key: of PARTS, such as "fed_alg".
-        name: what a run says there.
+        name: the value of the key.
 
     Raises:
-        ConfigError: no part of that name; the nearest and all names are given.
+        ConfigError: there is no such part; the message lists the names.
     """
     kind, file = PARTS[key], plugins.parse(name)
     if name in kind.table:
@@ -102,10 +102,10 @@ def check_part(key: str, name: str) -> None:
 
 
 def load_part(key: str, name: str) -> Any:
-    """Load a part: its class, or the function or value that it is.
+    """Load a part: a class, a function or an instance.
 
     Raises:
-        ConfigError: as `check_part` does; a file or package that cannot be loaded, or holds something else there.
+        ConfigError: as `check_part` does; the file or package cannot be loaded, or the object does not fit the kind.
     """
     check_part(key, name)
     kind, file = PARTS[key], plugins.parse(name)
@@ -122,7 +122,7 @@ def load_part(key: str, name: str) -> Any:
 
 
 def _misfit(kind: Kind, part: object) -> str | None:
-    """Return why an object is no part of a kind, with the remedy; None: it is."""
+    """Return why an object is no part of a kind, with the remedy; None if it is one."""
     if not kind.base:
         return None if _takes_two(part) else "write a function of two arguments, the rows and how they are split"
     base, name = registry.import_object(kind.base), kind.base.replace(":", ".")
@@ -146,13 +146,13 @@ def _takes_two(part: object) -> bool:
 
 
 def is_outside(key: str, name: str) -> bool:
-    """Say whether a part is not one of Weft's own: which keys it works with is known to itself alone."""
+    """Say whether a part is not one of Weft's: then Weft cannot know which keys it uses."""
     baseline = (key == "fed_alg" and is_local(name)) or (key, name) == ("template", "auto")
     return key in PARTS and name not in PARTS[key].table and not baseline
 
 
 def files_of(run: Mapping[str, object]) -> Iterator[tuple[str, plugins.PartFile]]:
-    """Yield the parts of a run, given its keys, that lie in files: the keys that choose them, and the files."""
+    """Yield the key and the file of every part of a run that is defined in a file."""
     for key in PARTS:
         value = run.get(key)
         for name in value if isinstance(value, (list, tuple)) else [value]:
@@ -161,7 +161,7 @@ def files_of(run: Mapping[str, object]) -> Iterator[tuple[str, plugins.PartFile]
 
 
 def with_files(run: Mapping[str, object], replace_file: Callable[[plugins.PartFile], plugins.PartFile]) -> JsonObject:
-    """Return the keys of a run with other files in place of those that its parts lie in."""
+    """Return the keys of a run with each part's file replaced by another."""
 
     def replaced(name: object) -> object:
         file = plugins.parse(name) if isinstance(name, str) else None
@@ -175,7 +175,7 @@ def with_files(run: Mapping[str, object], replace_file: Callable[[plugins.PartFi
 
 
 def with_digests(run: Mapping[str, object]) -> JsonObject:
-    """Return the keys of a run with the SHA-256 of every part's file behind it; ConfigError where one is missing."""
+    """Return the keys of a run with the SHA-256 of every part's file; raise ConfigError if one is missing."""
     return with_files(run, lambda file: replace(file, digest=plugins.digest_of(plugins.read(file))))
 
 

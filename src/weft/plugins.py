@@ -1,7 +1,7 @@
-"""Parts that do not come with Weft: a class or function in a user's file, or an entry point of an installed package.
+"""Parts outside Weft: a class or function in a user's file, or an entry point of an installed package.
 
-A file is read once for each use and known by its SHA-256: its module has a name that is made from it, so that what was
-changed is another module, and the same content is loaded once. Nothing is imported before a name asks for it.
+The module of a file is named after the SHA-256 of its content: an edited file is another module, and equal content is
+loaded once. Nothing is imported before a part is used.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ _PATTERN = re.compile(r"(?P<path>.*\.py)(?::(?P<name>\w+))?(?:@sha256:(?P<digest
 
 @dataclass(frozen=True)
 class PartFile:
-    """A part in a Python file, written FILE.py:NAME, or FILE.py:NAME@sha256:DIGEST where the content is settled."""
+    """A part in a Python file: FILE.py:NAME, or FILE.py:NAME@sha256:DIGEST where the content is fixed."""
 
     path: str
     name: str
-    """Of the class or function; "" where none is written."""
+    """Name of the class or function; "" where none is given."""
     digest: str = ""
-    """The SHA-256 that the file must have, 64 hexadecimal digits; "" where any content is meant."""
+    """Required SHA-256 of the file, 64 hexadecimal digits; "": any content."""
 
     def __str__(self) -> str:
         return self.path + (f":{self.name}" if self.name else "") + (f"@sha256:{self.digest}" if self.digest else "")
 
     @property
     def public_name(self) -> str:
-        """What it is called where no folder of this machine is to be told."""
+        """The part without the folder of its file, for messages to other parties."""
         return os.path.basename(self.path) + (f":{self.name}" if self.name else "")
 
 
 def parse(text: str) -> PartFile | None:
-    """Return the file and the name in it that a text stands for, or None for a text that names no Python file."""
+    """Return the file and name of a part, or None for a text that names no Python file."""
     match = _PATTERN.fullmatch(text)
     return PartFile(match["path"], match["name"] or "", match["digest"] or "") if match else None
 
 
 def public_name(text: str) -> str:
-    """Return the name of a part as it may be published: without the folder of its file."""
+    """Return the name of a part without the folder of its file, for messages to other parties."""
     file = parse(text)
     return text if file is None else file.public_name
 
@@ -65,7 +65,7 @@ def read(file: PartFile) -> bytes:
     """Return the content of a part's file.
 
     Raises:
-        ConfigError: there is no such file, or its content is not the one that is settled.
+        ConfigError: there is no such file, or its SHA-256 is not the required one.
     """
     path = Path(file.path).expanduser()
     try:
@@ -83,11 +83,11 @@ def read(file: PartFile) -> bytes:
 
 
 def load_file(file: PartFile) -> Any:
-    """Return what a file holds under a name.
+    """Return the object that a file defines under a name.
 
     Raises:
-        ConfigError: no such file, another content than the settled one, no valid Python, an exception while it is
-            loaded, or no such name in it.
+        ConfigError: no such file, another content than required, invalid Python, an exception on import, or no such
+            name.
     """
     path = Path(file.path).expanduser()
     source = read(file)
@@ -96,6 +96,7 @@ def load_file(file: PartFile) -> Any:
     except SyntaxError as error:
         where = f"line {error.lineno}: " if error.lineno else ""
         raise ConfigError(f"'{path}' is not valid Python ({where}{error.msg}): correct it.") from None
+    # The user's code runs here: a script may call sys.exit on import.
     except (Exception, SystemExit) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"'{path}' cannot be loaded ({type(error).__name__}: {reason}): correct it.") from error
@@ -108,7 +109,8 @@ def load_file(file: PartFile) -> Any:
 
 
 def module_of(source: bytes, path: Path) -> ModuleType:
-    """Return the module of a file's content, which is executed once; raises whatever it raises, and forgets it then."""
+    """Return the module of a file's content, which is executed once; its exceptions are passed on."""
+    # The path is part of the name: equal files in two folders have different `__file__`.
     place = os.path.abspath(path)
     name = f"weft_part_{digest_of(source)[:32]}_{digest_of(place.encode())[:8]}"
     if name in sys.modules:
@@ -116,7 +118,7 @@ def module_of(source: bytes, path: Path) -> ModuleType:
     module = ModuleType(name)
     module.__file__ = place
     code = compile(source, place, "exec", dont_inherit=True)
-    sys.modules[name] = module  # dataclasses look their module up while it is executed
+    sys.modules[name] = module  # dataclasses look up their module while it is executed
     try:
         exec(code, module.__dict__)
     except BaseException:
@@ -126,10 +128,10 @@ def module_of(source: bytes, path: Path) -> ModuleType:
 
 
 def installed_parts(group: str) -> Mapping[str, EntryPoint]:
-    """Return what installed packages offer in a group of entry points, by name.
+    """Return the entry points of installed packages in a group, by name.
 
     Raises:
-        ConfigError: two packages offer a part of one name.
+        ConfigError: two packages define the same name.
     """
     from importlib.metadata import entry_points
 
@@ -145,7 +147,7 @@ def installed_parts(group: str) -> Mapping[str, EntryPoint]:
 
 
 def load_installed(point: EntryPoint, word: str) -> Any:
-    """Return what an entry point names; ConfigError where its package cannot be loaded."""
+    """Return the object of an entry point; raise ConfigError if its package cannot be loaded."""
     try:
         return point.load()
     except Exception as error:
@@ -157,5 +159,5 @@ def load_installed(point: EntryPoint, word: str) -> Any:
 
 
 def package_of(point: EntryPoint) -> str:
-    """Return the name and the version of the package that an entry point is of."""
+    """Return the name and the version of an entry point's package."""
     return f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.module

@@ -1,7 +1,7 @@
 """The tables of named parts: a name on the command line -> "module:Class".
 
-A new method is one new file and one line here. Nothing is imported until a name is looked up, so listing the
-names costs nothing.
+A new method is one new file and one line here. Parts are imported only when they are loaded, so listing the names is
+fast.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ OTHER_NAMES = {
     "data_parallel": "fedsgd",
     "fedadgrad": "fedadagrad",
 }
-"""What papers and other tools call a part."""
+"""Names of parts in papers and other tools."""
 WEIGHTINGS = {
     "size": "weft.weighting.size:Size",
     "uniform": "weft.weighting.uniform:Uniform",
@@ -88,9 +88,9 @@ EVALUATORS = {
 }
 """What measures a model on held-out rows; an objective names its own."""
 REWARDS = ("exact", "numeric", "regex", "format", "length")
-"""Rewards by name; any other is a Python file."""
+"""Weft's rewards; any other is a Python file."""
 REWARDS_WITH_ANSWER = frozenset({"exact", "numeric"})
-"""Those that compare with the row's own answer."""
+"""Rewards that compare with the row's own answer."""
 SPLITS = {
     "iid": "weft.data.splits:iid",
     "dirichlet": "weft.data.splits:dirichlet",
@@ -108,7 +108,7 @@ TEMPLATES = {
     "chat": "weft.data.templates:CHAT",
 }
 NATURAL_SPLITS = ("by", "domain")
-"""Splits that say by themselves how many clients there are."""
+"""Splits that determine the number of clients from the data."""
 COMMANDS = {
     "sft": "weft.commands.sft:run",
     "pretrain": "weft.commands.pretrain:run",
@@ -133,7 +133,7 @@ COMMANDS = {
 
 
 def nearest(name: str, names: list[str]) -> str | None:
-    """Return the known name that `name` was probably meant to be, or None."""
+    """Return the most similar of the names, or None where none is similar."""
     matches = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return matches[0] if matches else None
 
@@ -142,23 +142,23 @@ def require(table: Mapping[str, str], name: str, kind: str) -> str:
     """Return the "module:Class" of a name.
 
     Raises:
-        ConfigError: no part of that name; the nearest and all names are given.
+        ConfigError: there is no such part; the message lists the names.
     """
     if name in table:
         return table[name]
     raise unknown_name(name, kind, list(table))
 
 
-def unknown_name(name: str, kind: str, names: list[str], more: str = "") -> ConfigError:
-    """Return the sentence that refuses a name, with the nearest and all names, and `more` behind them."""
+def unknown_name(name: str, kind: str, names: list[str], suffix: str = "") -> ConfigError:
+    """Return the error of an unknown name, which lists the names, and `suffix` after them."""
     alias_of = OTHER_NAMES.get(name.lower().replace("-", "_"))
     guess = alias_of if alias_of in names else nearest(name, names)
     hint = f" Did you mean '{guess}'?" if guess else ""
-    return ConfigError(f"There is no {kind} named '{name}'.{hint} Known: {', '.join(names)}{more}.")
+    return ConfigError(f"There is no {kind} named '{name}'.{hint} Known: {', '.join(names)}{suffix}.")
 
 
 def load(table: Mapping[str, str], name: str, kind: str) -> Any:
-    """Import and return the object that a name stands for; raises ConfigError as `require` does."""
+    """Import and return the object of a name; raise ConfigError as `require` does."""
     return import_object(require(table, name, kind))
 
 

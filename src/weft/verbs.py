@@ -1,4 +1,4 @@
-"""What the training verbs share: their words, their configuration, and how they end."""
+"""Common code of the training verbs: arguments, configuration, training, exit codes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Defaults = Callable[[JsonObject], JsonObject]
 
 
 def parser(verb: str, description: str, *, trains: bool = True) -> Parser:
-    """Return the parser of a verb: its own flags, where it trains here, and one for every key of a run."""
+    """Return the parser of a verb, with a flag for every key of a run; `trains`: with the flags of a training too."""
     result = Parser(
         prog=f"weft {verb}",
         usage=f"weft {verb} [RUN.yaml] [--KEY VALUE ...]",
@@ -33,30 +33,32 @@ def parser(verb: str, description: str, *, trains: bool = True) -> Parser:
 
 
 def _add_run_flags(parser: Parser) -> None:
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --output_dir")
-    parser.add_argument("--overwrite", action="store_true", help="delete the run that is in --output_dir")
+    parser.add_argument("--resume", action="store_true", help="resume the run in --output_dir")
+    parser.add_argument("--overwrite", action="store_true", help="delete an existing run in --output_dir first")
     parser.add_argument(
-        "--dry_run", action="store_true", help="print the plan and what differs from defaults, and stop"
+        "--dry_run", action="store_true", help="print the plan and the keys that differ from defaults, without training"
     )
     parser.add_argument("--all_keys", action="store_true", help="with --dry_run: print every key of the run")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
-    parser.add_argument("--json", action="store_true", help="progress as one JSON object a line")
+    parser.add_argument("--quiet", action="store_true", help="print no progress")
+    parser.add_argument("--json", action="store_true", help="print progress as one JSON object per line")
 
 
 def add_file(parser: Parser) -> None:
-    """Add the run file, which may also be given by --config."""
+    """Add the run file, as an argument or by --config."""
     parser.add_argument("file", nargs="?", metavar="RUN.yaml", help="a run file; flags override its keys")
-    parser.add_argument("--config", metavar="FILE", action=Once, help="the same")
+    parser.add_argument("--config", metavar="FILE", action=Once, help="the run file, as a flag")
 
 
 def file_and_flags(arguments: argparse.Namespace) -> tuple[JsonObject, JsonObject]:
-    """Return the keys of the run file and those of the flags; ConfigError for two files, or one taken for a value.
+    """Return the keys of the run file, and those of the flags; `--KEY null` unsets a key of the file.
 
-    `--KEY null` takes back what the file says.
+    Raises:
+        ConfigError: two run files, or one that was parsed as the value of a flag.
     """
     values = {key: value for key, value in vars(arguments).items() if key in RunConfig.model_fields}
     flags = {key: None if value in ("null", ["null"]) else value for key, value in values.items()}
     for key, value in flags.items():
+        # argparse gives a list-valued flag every word after it, a run file too.
         last = value[-1] if isinstance(value, list) and value else value
         if not arguments.file and not arguments.config and str(last).endswith((".yaml", ".yml")):
             raise ConfigError(f"--{key} takes '{last}' for its value: write the run file first, before all flags.")
@@ -69,13 +71,13 @@ def file_and_flags(arguments: argparse.Namespace) -> tuple[JsonObject, JsonObjec
 
 
 def print_notices(*sentences: str | None) -> None:
-    """Tell the user something about the settings, on standard error."""
+    """Print notices about the settings on standard error."""
     for sentence in filter(None, sentences):
         print(f"weft: {sentence}", file=sys.stderr)
 
 
 def saved_keys(keys: JsonObject) -> JsonObject:
-    """Return the keys of the run in `output_dir`, none of which is given now; ConfigError if there is none."""
+    """Return the keys of the run in `output_dir`, none of which counts as set; raise ConfigError if there is no run."""
     from weft.runs.layout import RunDir
 
     run = RunDir(keys.get("output_dir", RunConfig.model_fields["output_dir"].default))
@@ -83,7 +85,7 @@ def saved_keys(keys: JsonObject) -> JsonObject:
 
 
 def check_adapter(config: RunConfig, explicit_keys: Collection[str]) -> None:
-    """Refuse keys of LoRA that were given where the run begins from an adapter of another shape."""
+    """Refuse LoRA keys that contradict the adapter from which the run starts."""
     start = Path(config.model_name_or_path).expanduser()
     if config.from_scratch or not any((start / name).exists() for name in ("adapter_config.json", "adapter")):
         return
@@ -99,7 +101,7 @@ def check_adapter(config: RunConfig, explicit_keys: Collection[str]) -> None:
 
 
 def settings(arguments: argparse.Namespace, defaults: Defaults) -> tuple[RunConfig, list[str]]:
-    """Return the configuration, and what is to be said of it when it is not refused any more."""
+    """Return the configuration, and notices to print once it is accepted."""
     values, flags = file_and_flags(arguments)
     if arguments.all_keys and not arguments.dry_run:
         raise ConfigError("--all_keys is about what --dry_run prints: add --dry_run, or leave --all_keys out.")
@@ -111,14 +113,14 @@ def settings(arguments: argparse.Namespace, defaults: Defaults) -> tuple[RunConf
     return config, [notice] if notice else []
 
 
-def train_verb(verb: str, description: str, argv: list[str], defaults: Defaults = lambda given: {}) -> int:
-    """Train, or describe what would be trained.
+def train_verb(verb: str, description: str, argv: list[str], defaults: Defaults = lambda values: {}) -> int:
+    """Train, or with --dry_run describe the run; return the exit code.
 
     Args:
-        verb: as it is written.
-        description: what it does, for its help.
-        argv: the words behind it.
-        defaults: from the keys that are given to the verb's own defaults of others.
+        verb: its name.
+        description: for the help.
+        argv: the arguments after the verb.
+        defaults: returns the verb's defaults, given the keys that are set.
     """
     arguments = parser(verb, description).parse(argv)
     config, notices = settings(arguments, defaults)
@@ -147,6 +149,6 @@ def train_verb(verb: str, description: str, argv: list[str], defaults: Defaults 
         command = f"weft {verb} --output_dir {shlex.quote(config.output_dir)} --resume"
         print(f"weft: interrupted; the finished rounds are kept. Go on with: {command}", file=sys.stderr)
         return 130
-    if not arguments.json and os.environ.get("RANK", "0") == "0":  # of the processes of one client, the first speaks
+    if not arguments.json and os.environ.get("RANK", "0") == "0":  # only one of torchrun's processes prints
         print(run.path)
     return 0

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from support.updates import PLAN, STATE, Posted, cohort, honest, update
-from weft.core import wire
+from weft.core import wire, wire_format
 from weft.core.types import Failure, ServerState, Task, Update
 from weft.errors import BadUpdate
 from weft.federation.admission import open_reply
@@ -126,7 +126,7 @@ def header(entries: dict[str, object], said: dict[str, object] | None = None, bo
         "attempt": 0,
     }
     known |= {"weight": 1.0, "metrics": {}, "parts": ["stream.delta"], "names": []} | (said or {})
-    known["digest"] = wire._signature(known, entries, wire._digest([memoryview(body)]))
+    known["digest"] = wire_format.signature_of(known, entries, wire_format.digest_of([memoryview(body)]))
     text = json.dumps(entries | {"__metadata__": {"weft": json.dumps(known)}}).encode()
     return len(text).to_bytes(8, "little") + text + body
 

@@ -153,11 +153,11 @@ def test_rows_of_values_without_a_client_are_said_or_deal_rows(keys, tmp_path: P
 
 
 def test_keys_of_splits_that_would_have_no_effect_are_refused(keys):
-    with pytest.raises(ConfigError, match=r"only the splits by and domain .* drop --clients_of_rest"):
+    with pytest.raises(ConfigError, match=r"only the splits by and domain .* leave out --clients_of_rest"):
         build(keys | {"clients_of_rest": 1})
     given = {key: value for key, value in keys.items() if key != "dataset_name"}
     for key in ("dataset_split", "eval_dataset_split"):
-        with pytest.raises(ConfigError, match=f"names its own data in site.yaml: drop --{key}"):
+        with pytest.raises(ConfigError, match=f"names its own data in site.yaml: leave out --{key}"):
             build(given | {"runtime": "nvflare", key: "test"})
 
 

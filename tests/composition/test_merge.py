@@ -119,7 +119,7 @@ def test_a_merge_that_computes_something_else_is_refused(adapter, tiny_model: Pa
     folder, _ = adapter(lora(target_modules=["lm_head"]))
     monkeypatch.setattr("weft.models.merge.untie", lambda model: None)
     monkeypatch.setattr(
-        "weft.models.merge._say_untied", lambda model: setattr(model.config, "tie_word_embeddings", True)
+        "weft.models.merge._record_untied", lambda model: setattr(model.config, "tie_word_embeddings", True)
     )
     model = attach(loaded(tiny_model), folder)
     with pytest.raises(ConfigError, match="would compute other logits"):

@@ -176,10 +176,10 @@ def test_prompts_are_trained_by_preferences_and_by_rewards(prompted, objective: 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"use_peft": True}, "drop --use_peft"),
+        ({"use_peft": True}, "leave out --use_peft"),
         ({"num_virtual_tokens": 128}, "leaves no room"),
         ({"prompt_method": "prefix", "num_virtual_tokens": 200}, "longer than the model's context"),
-        ({"prompt_method": "prefix", "gradient_checkpointing": True}, "drop --gradient_checkpointing"),
+        ({"prompt_method": "prefix", "gradient_checkpointing": True}, "leave out --gradient_checkpointing"),
         ({"prompt_method": "prefix", "prompt_init_text": "x"}, "Only vectors"),
         ({"prompt_method": "sofd"}, "prompt_method"),
         ({"lora_aggregation": "stack"}, "add --use_peft"),

@@ -65,12 +65,12 @@ def test_a_resumed_search_by_losses_ends_bit_identical(black_box, tmp_path: Path
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"fed_alg": "scaffold"}, "a black box has none"),
-        ({"fed_alg": "diloco"}, "a black box has none"),
+        ({"fed_alg": "scaffold"}, "a black box has neither"),
+        ({"fed_alg": "diloco"}, "a black box has neither"),
         ({"learning_rate": 0.0}, "has no width"),
-        ({"personal_steps": 3}, "learnt by gradients"),
-        ({"private_tokens": 2}, "learnt by gradients"),
-        ({"prompt_method": "soft", "black_box_dim": None, "population": None}, "found without gradients"),
+        ({"personal_steps": 3}, "trained by gradients"),
+        ({"private_tokens": 2}, "trained by gradients"),
+        ({"prompt_method": "soft", "black_box_dim": None, "population": None}, "searched without gradients"),
     ],
 )
 def test_keys_that_need_gradients_are_refused_for_a_black_box(black_box, changes: dict[str, object], words: str):

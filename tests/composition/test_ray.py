@@ -143,7 +143,7 @@ def test_plain_text_is_read_by_every_actor(spread, tmp_path: Path):
     [
         ({"num_actors": 9}, "room for 2 actors"),
         ({"client_resources": {"gpu": 1.0}}, "room for 0 actors"),
-        ({"parallel": "fsdp", "use_peft": False}, "drop --parallel"),
+        ({"parallel": "fsdp", "use_peft": False}, "leave out --parallel"),
     ],
 )
 def test_keys_that_do_not_go_with_ray_are_refused(spread, changes: dict[str, object], words: str):

@@ -125,6 +125,6 @@ def test_all_log_probabilities_of_grpo_are_of_what_was_drawn(tiny_model, tiny_to
         )
         (drawn,) = objective._logps(resident, [question])
         np.testing.assert_allclose(drawn, by_hand.numpy(), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(objective._scored(resident, [question]).detach(), by_hand, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(objective._token_logps(resident, [question]).detach(), by_hand, rtol=1e-4, atol=1e-5)
     plain = score_choices(resident, [question]).logps.detach()
     assert not torch.allclose(plain, torch.from_numpy(GRPO(temperature=0.5)._logps(resident, [question])[0]), atol=0.1)

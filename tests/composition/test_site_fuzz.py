@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from support.fake_sites import NAMES, FakeSites
-from weft.core import wire
+from weft.core import wire, wire_format
 from weft.core.types import Failure, Score, Task, Update
 from weft.errors import BadUpdate, ClientFailed, ConfigError
 from weft.federation.admission import admit, admit_score, open_reply
@@ -33,7 +33,7 @@ def hostile(sites: FakeSites, change) -> None:
 def signed(said: dict[str, object], header: dict[str, object] | None = None, body: bytes = b"") -> bytes:
     """Return a message whose digest is right, whatever it says."""
     header = dict(header or {})
-    said = {**said, "digest": wire._signature(said, header, wire._digest([memoryview(body)]))}
+    said = {**said, "digest": wire_format.signature_of(said, header, wire_format.digest_of([memoryview(body)]))}
     raw = json.dumps(header | {"__metadata__": {"weft": json.dumps(said)}}).encode()
     return len(raw).to_bytes(8, "little") + raw + body
 
@@ -84,7 +84,7 @@ def test_scores_that_cannot_be_are_that_sites_failure(run, sites: FakeSites, lie
     def change(raw: bytes, said: bytes) -> bytes:
         if raw[:1] == b"{" or not isinstance(wire.unpack(said, run="run"), Score):
             return said
-        header, _ = wire._split(said)
+        header, _ = wire_format.split_file(said)
         return signed(json.loads(header["__metadata__"]["weft"]) | lie)
 
     hostile(sites, change)
@@ -199,7 +199,7 @@ def test_ten_thousand_broken_answers_of_every_kind_raise_nothing():
             elif kind == 2:
                 raw[place:place] = chance.choice((b"[" * 3000, b"\\ud800", b"9" * 400, b"null", b"\x00\xff", b"1e999"))
             elif len(whole) > 8 and whole in (score, failure):
-                header, body = wire._split(whole)
+                header, body = wire_format.split_file(whole)
                 said = json.loads(header["__metadata__"]["weft"])
                 said[chance.choice(list(said))] = chance.choice((None, -1, 2**70, "\ud800", [[]], {}, 1e308, True))
                 said.pop("digest", None)

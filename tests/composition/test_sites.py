@@ -155,11 +155,11 @@ def test_counts_are_not_reported_without_their_sums(sites: FakeSites):
         (": : :", "not valid YAML in line 1"),
         (
             "data: rows.jsonl\naccept: {models: [a]}\naccept: {models: [b]}\n",
-            "'accept' stands there twice, in lines 2 and 3",
+            "'accept' is given twice, in lines 2 and 3",
         ),
         (
             "data: rows.jsonl\naccept:\n  models: [a]\n  max_rounds: 3\n  max_rounds: 9\n",
-            "'max_rounds' stands there twice",
+            "'max_rounds' is given twice",
         ),
     ],
 )
@@ -175,9 +175,9 @@ def test_a_site_policy_that_cannot_be_read_is_refused_with_the_reason(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"dataset_name": "x"}, "drop --dataset_name"),
+        ({"dataset_name": "x"}, "leave out --dataset_name"),
         ({"fed_alg": "central"}, "another that is federated"),
-        ({"client_failure_rate": 0.5}, "drop --client_failure_rate"),
+        ({"client_failure_rate": 0.5}, "leave out --client_failure_rate"),
     ],
 )
 def test_keys_that_a_run_of_sites_cannot_have_are_refused(

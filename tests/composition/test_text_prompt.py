@@ -177,7 +177,7 @@ def test_a_file_of_instructions_is_accepted_and_the_plan_shows_their_size(worded
         ({"prompt_method": "soft"}, "prompt_candidates, prompt_pool and prompt_length have no effect"),
         (
             {"prompt_method": "soft", "prompt_candidates": None, "prompt_pool": None, "prompt_length": None},
-            "found without gradients",
+            "searched without gradients",
         ),
         ({"prompt_length": 200}, "longer than the model's context"),
         ({"objective": "preference"}, "likelihood of answers"),

@@ -132,7 +132,7 @@ CASES: dict[str, tuple[str, str | None, list[Any], int, list[str]]] = {
         "strict",
         [{"messages": [{"role": "system", "content": "Be brief."}, *talk]} for talk in TALKS],
         12,
-        ["the chat template has no place for system turns: they stand before the first turn of the user"],
+        ["the chat template has no place for system turns: their text is put before the first turn of the user"],
     ),
     "date": ("sft", "dated", [{"messages": talk} for talk in TALKS], 12, ["throughout the run"]),
     "thinking": (

@@ -44,8 +44,8 @@ def test_a_flag_given_twice_is_refused(key: str, capsys):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("seed: 1\nnum_rounds: 3\nseed: 2\n", "'seed' stands there twice, in lines 1 and 3"),
-        ("fed_args:\n  mu: 1\n  mu: 2\n", "'mu' stands there twice, in lines 2 and 3"),
+        ("seed: 1\nnum_rounds: 3\nseed: 2\n", "'seed' is given twice, in lines 1 and 3"),
+        ("fed_args:\n  mu: 1\n  mu: 2\n", "'mu' is given twice, in lines 2 and 3"),
         ("report_to: none\nlog_with: none\n", "report_to is given twice"),
         ("data: a\ndataset_name: b\n", "dataset_name is given twice"),
     ],

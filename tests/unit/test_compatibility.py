@@ -160,7 +160,9 @@ def test_what_is_kept_from_the_server_names_what_keeps_it(changes: dict[str, Any
 def test_clusters_are_refused_what_their_algorithm_is():
     """They were accepted: the wrapper did not say what it is made for."""
     alone, several = refusal_of(fed_alg="fedbpt", **SOFT), refusal_of(fed_alg="fedbpt", cluster=2, **SOFT)
-    words = "FedBPT is made for prompts that are found without gradients: write --prompt_method black_box, or choose "
+    words = (
+        "FedBPT is made for prompts that are searched without gradients: write --prompt_method black_box, or choose "
+    )
     assert alone.startswith(words)
     assert several.startswith(words)
 

@@ -72,7 +72,7 @@ def test_text_files_and_saved_data_sets_are_read_as_rows(tmp_path: Path):
         ("a.jsonl.gz", b"no gzip", "cut short or broken"),
         ("a.jsonl.zst", zstandard.compress(LINES * 50)[:-5], "cut short|not JSON"),
         ("a.parquet", b"PAR1 no parquet", "parquet"),
-        ("a.bin", b"", "of no kind"),
+        ("a.bin", b"", "no suffix of a data file"),
     ],
 )
 def test_broken_files_are_named_with_their_line(tmp_path: Path, name: str, content: bytes, words: str):

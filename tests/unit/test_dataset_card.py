@@ -70,5 +70,5 @@ def test_a_set_that_declares_no_parts_is_read_by_the_names_of_its_files(tmp_path
     (folder / "README.md").write_text("---\nconfigs: [: broken\n---\n")
     assert data_files(folder) == [folder / "train.jsonl"]
     described(folder, [], ONE)
-    with pytest.raises(DataError, match="none of them is there"):
+    with pytest.raises(DataError, match="none of them exists"):
         data_files(folder)

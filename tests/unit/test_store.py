@@ -208,7 +208,7 @@ BAD = {
     "cut.jsonl.gz": (gzip.compress(b'{"text": "a"}\n' * 9000)[:-9], "cut short or broken"),
     "line.jsonl": (b'{"text": "a"}\n{"text"\n', "Line 2 of"),
     "empty.txt": (b"", "is empty"),
-    "half.parquet": (b"PAR1", "no whole parquet file"),
+    "half.parquet": (b"PAR1", "damaged or not a parquet file"),
 }
 
 

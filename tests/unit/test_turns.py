@@ -158,7 +158,7 @@ def test_of_very_many_reasons_the_most_frequent_are_told_and_the_rest_counted():
 def test_turns_behind_the_last_answer_are_told():
     account = Account()
     to_examples([{"messages": [Q, A, Q]}], source="here", account=account)
-    assert list(account.notes) == ["what comes behind the last answer is left out, in 1 of the conversations."]
+    assert list(account.notes) == ["turns after the last answer are left out, in 1 of the conversations."]
 
 
 def test_whole_numbers_that_pandas_made_of_a_column_with_gaps_are_whole():
@@ -234,4 +234,4 @@ def test_kto_takes_pairs_and_labels_side_by_side():
     account = Account()
     made = to_preferences(rows, source="x", unpaired=True, account=account)
     assert [(one.answer, one.other, one.good) for one in made.examples] == [("a", "b", True), ("c", "", False)]
-    assert list(account.notes) == ["1 pairs are judged as a good answer and a bad one each, as kto needs them."]
+    assert list(account.notes) == ["1 pairs become a good and a bad answer each, as kto needs them."]

@@ -36,6 +36,7 @@ class _Best(ModelChoice):
     def choose(self, task: Task, loss: Callable[[Tensors], float]) -> tuple[Task, Streams]:
         models = [task.params, *(task.extra[_name(number, DELTA)] for number in range(1, self.clusters))]
         losses = [loss(params) for params in models]
+        # Ties are broken by a seed of the client: if all took the first model, the others would stay untrained.
         best = [number for number, value in enumerate(losses) if value == min(losses)] or [0]
         number = best[derive(self.seed, "cluster", task.client) % len(best)]
         extra = {name: value for name, value in _stripped(number, task.extra).items() if name != DELTA}

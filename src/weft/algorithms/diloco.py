@@ -149,6 +149,7 @@ class DiLoCo(Algorithm):
         memory = {MOMENTUM: momentum}
         if self.inner_state == "average":
             memory |= {FIRST: total.streams[FIRST], SECOND: total.streams[SECOND]}
+            # The mean of counts need not be whole where clients made different numbers of steps.
             memory[COUNT] = dict.fromkeys(delta, total.streams[SCALARS][COUNT].round())
         if self.fragments > 1:
             memory[LAST_USED] = {client: torch.tensor(state.round) for client in total.clients}
@@ -167,7 +168,7 @@ def _blocks(params: Tensors) -> dict[str, list[str]]:
     """Return parameter names by block: a block has the same first number in its names; others are blocks alone."""
     names_of: dict[str, list[str]] = {}
     for name in params:
-        number = next((word for word in name.split(".") if word.isdigit()), None)
+        number = next((part for part in name.split(".") if part.isdigit()), None)
         names_of.setdefault(name if number is None else number, []).append(name)
     return names_of
 

@@ -35,6 +35,7 @@ class _ContinueMoments(LocalRule):
             return {}
         return {
             "exp_avg": {name: torch.zeros_like(value) for name, value in params.items()},
+            # One number per tensor travels, so every element starts with the mean.
             "exp_avg_sq": {n: torch.full_like(value, float(self.means[n])) for n, value in params.items()},
             "step": {name: self.counts[name].float() for name in params},
         }

@@ -59,6 +59,7 @@ class FedBuff(Algorithm):
     def step(self, state: ServerState, total: Total) -> ServerState:
         """Step, and save the version before the step for the clients that still train from it."""
         params = tensors.add(state.params, total.streams[DELTA], self.server_lr)
+        # Versions cost a copy of the parameters each, so those that no client can begin from are dropped.
         oldest = state.round + 1 - self.max_staleness
         memory = {name: values for name, values in state.memory.items() if int(name.removeprefix(VERSION)) >= oldest}
         if self.max_staleness > 0:

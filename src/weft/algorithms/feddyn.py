@@ -112,6 +112,7 @@ class FedDyn(Algorithm):
         delta, a = total.streams[DELTA], self.strength(state.memory)
         dual = tensors.add(state.memory[DUAL], delta, -a * total.weight_fraction)
         params = tensors.add(state.params, delta)
+        # a is 0 for alpha 0, and in a first round that measures the steps: then the step is FedAvg's.
         if a > 0:
             params = tensors.add(params, dual, -1 / a)
         measured = {STEPS: state.memory[STEPS]} if STEPS in state.memory else {}

@@ -78,6 +78,7 @@ class _FedOpt(Algorithm):
         if TAU in state.memory:
             return float(state.memory[TAU][TAU])
         sizes = torch.cat([value.abs().flatten() for value in delta.values()])
+        # Parameters that were not trained have changes of exactly 0, which would pull the median there.
         sizes = sizes[sizes > 0]
         return float(sizes.median()) if len(sizes) else 1e-3
 

@@ -74,6 +74,7 @@ class FedSGD(Algorithm):
         if self.max_norm and norm > self.max_norm:
             gradient = tensors.scale(gradient, self.max_norm / norm)
         if self.optimizer == "sgd":
+            # SGD's weight decay is coupled: it is part of the gradient, after clipping, as in torch.
             gradient = {n: g.add(state.params[n], alpha=self._decay(g)) for n, g in gradient.items()}
             return ServerState(tensors.add(state.params, gradient, -lr), {}, state.round + 1)
         count = {n: state.memory.get(COUNT, {}).get(n, torch.zeros(())) + 1 for n in gradient}

@@ -101,6 +101,7 @@ class FedText(Algorithm):
         order = torch.argsort(scores, stable=True)[: int(search[FILLED].sum())].tolist()
         survivors = order[: max(1, self.pool // 2)]
         texts = [pool[place] for place in survivors]
+        # A text that left the pool never returns: it was scored and lost.
         fresh = [text for text in dict.fromkeys(to_texts(results[PROPOSALS])) if text and text not in old_texts]
         fresh = fresh[: self.pool - len(texts)]
         filled = torch.arange(self.pool) < len(texts) + len(fresh)

@@ -47,6 +47,7 @@ class _Correct(LocalRule):
             new = {name: value.cpu() / work.steps for name, value in self.gradient_sum.items()}
         else:
             # (x - y) / sum of lr is the mean step, the correction included.
+            # A parameter that did not move was not trained in this round (RoLoRA): its c_i stays.
             nonzero = {name: value for name, value in delta.items() if bool(value.any())}
             new = {name: -value / max(work.lr, 1e-30) - self.difference[name] for name, value in nonzero.items()}
         control = {name: new.get(name, value) for name, value in self.control.items()}

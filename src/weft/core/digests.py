@@ -42,6 +42,7 @@ def file_digest(path: Path, cache: Path | None = None) -> str:
         return _read(path)
     identity = [os.path.realpath(path), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
     entry = cache / digest_of([json.dumps(identity)])
+    # A damaged cache entry counts as none.
     with contextlib.suppress(OSError, UnicodeDecodeError):
         digest = entry.read_text(encoding="ascii")
         if len(digest) == 32:

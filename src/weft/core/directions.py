@@ -40,6 +40,7 @@ def digest(params: Tensors) -> Tensor:
     if any(value.is_meta for value in params.values()):
         return torch.zeros(32, dtype=torch.uint8)
     sha = hashlib.sha256()
+    # Sorted, so that the digest does not depend on the order of the parameters.
     for name in sorted(params):
         value = params[name].detach().float().cpu().contiguous()
         sha.update(f"{name} {tuple(value.shape)}\n".encode())

@@ -44,12 +44,14 @@ class Search:
         """Return the new search, given solutions (count, d) and their losses `fitness` (count,); lower is better."""
         dimension, count = len(self.mean), len(solutions)
         half = count // 2
+        # Log weights of the better half, which sum to 1 (table 1 of the tutorial).
         raw = math.log((count + 1) / 2) - np.log(np.arange(1, half + 1))
         weights = raw / raw.sum()
         effective = 1 / float((weights**2).sum())
         c_sigma = (effective + 2) / (dimension + effective + 5)
         damping = 1 + 2 * max(0.0, math.sqrt((effective - 1) / (dimension + 1)) - 1) + c_sigma
         c_path = (4 + effective / dimension) / (dimension + 4 + 2 * effective / dimension)
+        # A diagonal has d parameters instead of d^2 / 2, so it can be learnt faster by this factor.
         faster = (dimension + 2) / 3
         c_1 = 2 / ((dimension + 1.3) ** 2 + effective)
         c_mu = min(1 - c_1, 2 * (effective - 2 + 1 / effective) / ((dimension + 2) ** 2 + effective))
@@ -72,6 +74,7 @@ class Search:
         return replace(
             self,
             mean=self.mean + self.sigma * step,
+            # At most a factor e per generation.
             sigma=self.sigma * math.exp(min(1.0, (c_sigma / damping) * (norm / length - 1))),
             variance=variance,
             path=path,

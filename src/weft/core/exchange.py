@@ -164,9 +164,9 @@ class Protection:
         """Answer a message of the protection's own at the client (its public keys, its part of an unmasking)."""
         return Failure(request.client, request.round, f"has no protection with a message '{request.phase}'")
 
-    def largest(self, most: tuple[int, int]) -> tuple[int, int]:
+    def largest(self, update_bounds: tuple[int, int]) -> tuple[int, int]:
         """Return upper bounds of any reply (bytes, tensors), given those of an update before it is sealed."""
-        return most
+        return update_bounds
 
     def collect(self, exchange: Exchange, tasks: Sequence[Task], like: Streams, party: Party) -> Iterable[Reply]:
         """Exchange the tasks, in as many phases as the protection needs, and yield the unmasked replies.

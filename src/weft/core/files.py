@@ -31,6 +31,7 @@ def sync_directory(path: Path) -> None:
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file atomically: at any time, and after a power cut, it has the complete old or new content."""
+    # In the same folder, since a rename is atomic only within a file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -117,7 +118,7 @@ def is_full(error: BaseException) -> bool:
 def full_disk(folders: Iterable[Path]) -> str:
     """Return a clause that names the fullest disk of these folders, and its free space."""
     room = {folder: _room(folder) for folder in folders}
-    folder = min(room, key=lambda one: room[one])
+    folder = min(room, key=lambda path: room[path])
     return f"The disk that holds '{folder}' is full, or your share of it ({room[folder] / 1e6:.1f} MB are free)"
 
 

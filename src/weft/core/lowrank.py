@@ -66,8 +66,8 @@ def product_of(params: Mapping[str, Tensor], factors: Mapping[str, str], scale: 
 def total(products: Sequence[Product], weights: Sequence[float] | None = None) -> Product:
     """Return the weighted sum of products as one product, whose rank is the sum of theirs."""
     weights = weights or [1.0] * len(products)
-    b = torch.cat([one.b * weight for one, weight in zip(products, weights, strict=True)], dim=1)
-    return Product(b, torch.cat([one.a for one in products], dim=0))
+    b = torch.cat([product.b * weight for product, weight in zip(products, weights, strict=True)], dim=1)
+    return Product(b, torch.cat([product.a for product in products], dim=0))
 
 
 def norm(product: Product) -> float:
@@ -104,6 +104,7 @@ def _truncate(product: Product, rank: int | None, dtype: torch.dtype) -> Product
         width = count = min(count, limit)
     else:
         width, count = rank, min(rank, s.numel())
+    # Balanced factors: both get the square root of S, so that their gradients have similar scales.
     root = s[:count].sqrt()
     b = _times(left, (u[:, :count] * root).to(product.b.dtype), product.b.shape[0])
     a = _times(right, (vt[:count].T * root).to(product.a.dtype), product.a.shape[1]).T

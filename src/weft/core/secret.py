@@ -79,11 +79,13 @@ class Secret:
         sponge = hashlib.shake_256(self._key)
         for word in purpose:
             text = f"{type(word).__name__}:{word}".encode()
+            # The length prefix makes the encoding of several words injective: ("ab", "c") differs from ("a", "bc").
             sponge.update(len(text).to_bytes(8, "little") + text)
         return sponge.digest(count)
 
     def uniform(self, count: int, *purpose: str | int) -> np.ndarray:
         """Return float64 numbers strictly between 0 and 1, of 53 random bits each, shape (count,)."""
+        # 53 bits are what a float64 holds; the half step keeps 0 out, where the normal quantile is infinite.
         bits = np.frombuffer(self.bytes(8 * count, *purpose), dtype="<u8") >> np.uint64(11)
         numbers: np.ndarray = (bits.astype(np.float64) + 0.5) * 2.0**-53
         return numbers

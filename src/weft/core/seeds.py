@@ -14,6 +14,7 @@ import numpy as np
 
 def derive(seed: int, *words: str | int) -> int:
     """Return a 63-bit number that depends on the seed and on every word, and on nothing else."""
+    # The type is part of the text: round 1 and a client named "1" give different numbers.
     text = "\x1f".join([str(seed), *(f"{type(word).__name__}:{word}" for word in words)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 

@@ -42,7 +42,7 @@ class Shape:
 def shape_of(names: Iterable[str]) -> Shape:
     """Return the role of each of these columns."""
     originals: dict[str, str] = {}
-    for name in names:
+    for name in names:  # of two columns that differ in case only, the first counts
         originals.setdefault(normal(name), name)
 
     def present(candidates: Sequence[str]) -> tuple[str, ...]:
@@ -159,6 +159,7 @@ class Cells:
     def unused_columns(self) -> list[str]:
         """Return the columns, and keys of messages, that were not read in any row."""
         hub = hub_columns.find(self.source)
+        # The column by which repeated rows are left out is read without a note.
         exempt = {hub.instruction} if hub is not None and hub.distinct else set()
         columns = [name for name in self.names if name not in self.read_columns and name not in exempt]
         return columns + [f"messages.{key}" for key in sorted(self.unread_keys)]

@@ -39,7 +39,7 @@ def card_parts(folder: Path, names: Iterable[str]) -> dict[str, list[str]] | Non
     present = {part: members for part, members in parts.items() if members}
     if not present:
         raise DataError(
-            f"The README.md of '{folder}' names files of its parts, and none of them is there: copy them, or remove "
+            f"The README.md of '{folder}' names files of its parts, and none of them exists: copy them, or remove "
             "`configs` from its head."
         )
     return present
@@ -69,8 +69,8 @@ def _default_config(configs: list[JsonObject], folder: Path) -> JsonObject:
     if len(configs) > 1 and len(defaults) != 1:
         names = ", ".join(f"'{entry.get('config_name')}'" for entry in configs)
         raise DataError(
-            f"'{folder}' holds several data sets ({names}) by its README.md: name one of its files, or a folder that "
-            "has one of them alone."
+            f"'{folder}' holds several data sets ({names}) according to its README.md: name one of its "
+            "files, or a folder with only one of them."
         )
     return defaults[0] if defaults else configs[0]
 

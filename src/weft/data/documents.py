@@ -58,6 +58,7 @@ class Documents:
         self._offsets = starts[self._shard_of]
         """Tokens before each shard."""
         self._starts = starts
+        # Rows of a document overlap by one token: n tokens make ceil((n - 1) / (seq_length - 1)) rows.
         self.pieces = -(-np.maximum(self.lengths - 1, 1) // max(1, seq_length - 1))
         self._rows = np.concatenate([[0], np.cumsum(self.pieces)])
         self.counts = {"rows": len(documents), "truncated": 0, "tokens": int(ends[-1])}
@@ -72,6 +73,7 @@ class Documents:
         shard = int(np.searchsorted(self._shard_of, document, side="right")) - 1
         first = int(self._starts[document] - self._offsets[shard]) + offset
         learn = np.ones(size, dtype=bool)
+        # The first token of a later row was learnt as the last token of the row before.
         learn[: 1 if piece else self.begin] = False
         return self._shards[shard][first : first + size].astype(np.int32), learn
 

@@ -89,9 +89,9 @@ def encode(
     for number, (tokens, learn_mask) in enumerate(tokenize(examples, tokenizer, template, lead, refusals)):
         if len(tokens) > seq_length:
             truncated += 1
-            on_the_left = truncation_side == "left"
+            from_left = truncation_side == "left"
             tokens, learn_mask = (
-                truncate_left(v, seq_length, lead) if on_the_left else v[:seq_length] for v in (tokens, learn_mask)
+                truncate_left(v, seq_length, lead) if from_left else v[:seq_length] for v in (tokens, learn_mask)
             )
         learn_mask[:1] = False  # nothing comes before the first token to predict it from
         if not learn_mask.any():

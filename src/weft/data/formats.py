@@ -268,6 +268,4 @@ class _Maker:
         """Add what was read, and what was not, to an account."""
         self.cells.report_to(account)
         if self.num_open_ends:
-            account.note(
-                f"what comes behind the last answer is left out, in {self.num_open_ends} of the conversations."
-            )
+            account.note(f"turns after the last answer are left out, in {self.num_open_ends} of the conversations.")

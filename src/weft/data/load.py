@@ -25,6 +25,7 @@ def resolve_source(name: str, local_data_dir: str | None) -> str:
     """Return the path or name of a data set; OpenFedLLM joins the texts of `local_data_dir` and the name."""
     if local_data_dir is None:
         return name
+    # A prefix such as `data_` is joined without a slash; a folder may lack its slash at the end.
     for candidate in (local_data_dir + name, str(Path(local_data_dir) / name)):
         if Path(candidate).expanduser().exists():
             return candidate
@@ -41,7 +42,7 @@ def read_rows(source: str, selection: Selection = DEFAULT_SELECTION, *, token: b
     if path.is_dir() and not saved_set(path):
         rows = concatenate(_read_file(file) for file in data_files(path, selection))
     elif path.is_file():
-        parts.whole(selection, source)
+        parts.require_no_parts(selection, source)
         rows = _read_file(path)
     elif not path.is_dir() and (source.startswith((".", "/", "~")) or kind_of(path) is not None):
         raise DataError(f"There is no file or folder '{source}': check the path.")
@@ -78,5 +79,5 @@ def data_files(folder: Path, selection: Selection = DEFAULT_SELECTION) -> list[P
 def _read_file(path: Path) -> PlacedRows:
     kind = kind_of(path)
     if kind is None:
-        raise DataError(f"'{path}' is of no kind that is read: {READABLE} are.")
+        raise DataError(f"'{path}' has no suffix of a data file: {READABLE} are read.")
     return rows_of(path, kind)

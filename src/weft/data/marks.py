@@ -31,6 +31,7 @@ def _names(tokenizer: Tokenizer) -> tuple[re.Pattern[str], re.Pattern[str]]:
     """Return patterns for names of special tokens, and for such names between marks."""
     special_tokens = getattr(tokenizer, "added_tokens_decoder", {}).values()
     names = {token.content for token in special_tokens if token.special} | set(tokenizer.all_special_tokens)
+    # Longer names first, so that no name hides another that begins with it; `(?!)` matches nothing.
     either = "|".join(re.escape(str(name)) for name in sorted(names, key=len, reverse=True)) or "(?!)"
     return re.compile(either), re.compile(f"{START}({either}){END}|[{START}{END}]")
 

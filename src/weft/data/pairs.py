@@ -84,6 +84,7 @@ class PairTable:
 
         It is the next row; the next but one where examples have two rows, so that it is of another prompt.
         """
+        # The divergence is estimated on mismatched pairs of prompt and answer, as in KTO.
         twice = len(rows) > len(np.unique(self.rows[rows]))
         self.partner[rows] = np.roll(rows, -2 if twice else -1)
 
@@ -108,13 +109,13 @@ def encode_preferences(
     others: list[np.ndarray] = []
     good: list[bool] = []
     rows: list[int] = []
-    num_cut, omissions = 0, ExampleOmissions()
+    num_truncated, omissions = 0, ExampleOmissions()
     for number, prompt, ends in _tokenize_pairs(examples, tokenizer, template, lead, omissions):
         room = seq_length - max(len(end) for end in ends)
         if room < 1 + len(lead):
             omissions.add(NO_ANSWER, number)
             continue
-        num_cut += len(prompt) > room
+        num_truncated += len(prompt) > room
         prompt = truncate_left(prompt, room, lead)
         for which in range(len(ends) if unpaired else 1):
             prompts.append(prompt)
@@ -126,7 +127,7 @@ def encode_preferences(
     num_too_long = omissions.get(NO_ANSWER, (0, 0))[0]
     counts = {
         "rows": len(examples),
-        TRUNCATED_PROMPTS: num_cut,
+        TRUNCATED_PROMPTS: num_truncated,
         "no_answer_within_seq_length": num_too_long,
         "tokens": tokens,
     }

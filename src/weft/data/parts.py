@@ -165,7 +165,7 @@ def parts_of(folder: Path, kind_of: Kind) -> Parts:
                 f"'{name}' in '{folder}' is of {_quoted_list(file_parts)} at once: give it a name of one of them."
             )
         (parts.files.setdefault(file_parts[0], []) if file_parts else parts.unassigned).append(path)
-    if not parts.files:
+    if not parts.files:  # no name says a part: the whole folder is one part without a name
         top = [path for path in parts.unassigned if path.parent == folder]
         parts.files = {"": top or parts.unassigned}
         parts.unassigned = [path for path in parts.unassigned if path not in set(parts.files[""])]
@@ -189,7 +189,7 @@ def _below(folder: Path, kind_of: Kind) -> list[Path]:
     for place, folders, files in os.walk(folder):
         inside = Path(place)
         if inside != folder and (set(files) >= RUNS or MODELS & set(files)):
-            folders.clear()
+            folders.clear()  # a list that os.walk reads afterwards: nothing below is visited
             continue
         folders[:] = [name for name in folders if not name.startswith((".", "__"))]
         names = [name for name in files if not name.startswith(".") and name not in IGNORED]
@@ -207,33 +207,35 @@ def files_of(folder: Path, selection: Selection, kind_of: Kind) -> list[Path]:
     if not any(parts.files.values()):
         return []
     if "" in parts.files:
-        whole(selection, str(folder))
+        require_no_parts(selection, str(folder))
         files = parts.files[""]
-        ignored = f"; not read: {_some(parts.unassigned, folder)} in folders below" if parts.unassigned else ""
+        ignored = f"; not read: {_name_files(parts.unassigned, folder)} in folders below" if parts.unassigned else ""
         if ignored or len(files) > 1:
-            selection.log(f"of '{folder}' {_some(files, folder)} is read{ignored}.")
+            selection.log(f"of '{folder}' {_name_files(files, folder)} is read{ignored}.")
         return files
     part = choose(list(parts.files), selection, str(folder))
-    others = [f"the part '{name}' ({_some(members, folder)})" for name, members in parts.files.items() if name != part]
-    others += [f"{_some(parts.unassigned, folder)}, in no part"] if parts.unassigned else []
+    others = [
+        f"the part '{name}' ({_name_files(members, folder)})" for name, members in parts.files.items() if name != part
+    ]
+    others += [f"{_name_files(parts.unassigned, folder)}, in no part"] if parts.unassigned else []
     ignored = f"; not read: {', '.join(others)}" if others else ""
     selection.log(
-        f"of '{folder}' the part '{part}' is {_use(selection)} ({_some(parts.files[part], folder)}){ignored}."
+        f"of '{folder}' the part '{part}' is {_purpose(selection)} ({_name_files(parts.files[part], folder)}){ignored}."
     )
     return parts.files[part]
 
 
-def _some(files: Sequence[Path], folder: Path) -> str:
+def _name_files(files: Sequence[Path], folder: Path) -> str:
     """Name files, the first of many."""
     names = [path.relative_to(folder).as_posix() for path in files]
     return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more files"
 
 
-def _use(selection: Selection) -> str:
+def _purpose(selection: Selection) -> str:
     return "measured on" if selection.held_out else "trained on"
 
 
-def whole(selection: Selection, source: str) -> None:
+def require_no_parts(selection: Selection, source: str) -> None:
     """Raise DataError if a part other than train is selected of a source without parts; all of it is train."""
     if selection.request.part not in (None, TRAIN):
         raise DataError(
@@ -251,10 +253,10 @@ def part_of_set(rows: HubRows | dict[str, HubRows], selection: Selection, source
     if isinstance(rows, dict):
         part = choose(list(rows), selection, source)
         if others := [f"'{name}'" for name in rows if name != part]:
-            selection.log(f"of '{source}' the part '{part}' is {_use(selection)}; not read: {', '.join(others)}.")
+            selection.log(f"of '{source}' the part '{part}' is {_purpose(selection)}; not read: {', '.join(others)}.")
         rows = rows[part]
     else:
-        whole(selection, source)
+        require_no_parts(selection, source)
     piece = selection.request.piece
     return rows if piece is None else rows.select(span(len(rows), piece, source))
 

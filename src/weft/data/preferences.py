@@ -136,6 +136,7 @@ def _check_order(rows: Sequence[Row], source: str, chosen: str, rejected: str) -
         )
         if isinstance(row.get(better), (int, float)) and isinstance(row.get(worse), (int, float))
     ]
+    # Single rows may be scored against their order; swapped columns show in most rows.
     against = sum(better < worse for better, worse in scores)
     if against > sum(better > worse for better, worse in scores):
         raise DataError(
@@ -168,6 +169,7 @@ class _Reader:
 
     def pair(self, row: Row) -> tuple[str, str] | None:
         """Return the columns of the better and the worse answer, if the row has both."""
+        # Reversed, so that of two columns that differ in case only, the first counts.
         by_normal_name = {normal(name): name for name in reversed(list(row))}
         first_choice = (self.column_keys[0] or "chosen", self.column_keys[1] or "rejected")
         for better, worse in (first_choice, *(PAIRS if self.column_keys == (None, None) else ())):
@@ -237,7 +239,7 @@ class _Reader:
         turns = [] if is_missing(answer) else self._turns(answer, "assistant")
         if not turns or turns[-1].role != "assistant" or not turns[-1].text.strip():
             raise Unusable(f"empty {name}")
-        if len(turns) > 1:  # the whole dialogue, with the prompt in it or behind it
+        if len(turns) > 1:  # the whole dialogue, which may repeat the prompt
             inside = [turn.text.strip() for turn in turns[: len(before)]] == [turn.text.strip() for turn in before]
             before = turns[:-1] if inside or turns[0].role != "assistant" else [*before, *turns[:-1]]
         if not before or not any(turn.role == "user" and turn.text.strip() for turn in before):
@@ -268,13 +270,11 @@ class _Reader:
         turns = transcript(value, SPEAKER_MARKS[:1])
         if turns is None:
             return [Turn(role, value)] if value.strip() else []
-        # A prompt ends with the mark of the answer that is to come.
+        # A prompt of HH-RLHF ends with an empty `Assistant:` turn, which marks where the answer goes.
         return turns[:-1] if role == "user" and turns[-1].role == "assistant" and not turns[-1].text.strip() else turns
 
     def report_to(self, account: Account) -> None:
         """Add what was read, and what was not, to an account."""
         self.cells.report_to(account)
         if self.num_split_pairs:
-            account.note(
-                f"{self.num_split_pairs} pairs are judged as a good answer and a bad one each, as kto needs them."
-            )
+            account.note(f"{self.num_split_pairs} pairs become a good and a bad answer each, as kto needs them.")

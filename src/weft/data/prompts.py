@@ -76,17 +76,17 @@ def encode_prompts(
     ]
     prompts: list[Prompt] = []
     rows: list[int] = []
-    num_cut, omissions = 0, ExampleOmissions()
+    num_truncated, omissions = 0, ExampleOmissions()
     tokenized = tokenize(complete_examples, tokenizer, template, lead, refusals)
     for number, (example, (ids, learn_mask)) in enumerate(zip(examples, tokenized, strict=True)):
         if number in refusals:
             omissions.add(refusals[number], number)
             continue
         prompt_ids = ids[: last_run(learn_mask)[0]]
-        num_cut += len(prompt_ids) > most
+        num_truncated += len(prompt_ids) > most
         question = next((turn.text for turn in reversed(example.turns) if turn.role == "user"), "")
         prompts.append(Prompt(truncate_left(prompt_ids, most, lead), question, example.answer))
         rows.append(number)
     tokens = sum(len(prompt.ids) for prompt in prompts)
-    counts = {"rows": len(examples), TRUNCATED_PROMPTS: num_cut, "tokens": tokens}
+    counts = {"rows": len(examples), TRUNCATED_PROMPTS: num_truncated, "tokens": tokens}
     return PromptTable(prompts, np.array(rows, dtype=np.int64), counts, len(examples), omissions)

@@ -68,7 +68,7 @@ def js_divergence(left: np.ndarray, right: np.ndarray) -> float:
 
 
 def _relative(p: np.ndarray, q: np.ndarray) -> float:
-    support = p > 0
+    support = p > 0  # 0 log 0 is 0
     return float((p[support] * np.log2(p[support] / q[support])).sum())
 
 

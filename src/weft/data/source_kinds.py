@@ -159,6 +159,7 @@ class Texts(Sources):
         column = config.split_column if self._has_split_column and not public else None
         sources = text_sources(source, selection, token=config.token or None, column=column)
         numbers = np.concatenate([self._open(text) for text in sources])
+        # A slice of a hub data set is taken when it is loaded; one of a file counts documents, known only now.
         if (piece := selection.request.piece) is not None and sources[0].path.is_file():
             numbers = numbers[list(span(len(numbers), piece, source))]
         if sample is not None and len(numbers) > sample:

@@ -21,7 +21,7 @@ from weft.data.parts import DEFAULT_SELECTION, Selection
 from weft.data.prompts import PromptTable
 from weft.data.rows import NO_SIGN, Account, File, Omissions, PlacedRows
 from weft.data.sets import saved_set
-from weft.data.templates import EMPTY_THOUGHT, Template
+from weft.data.templates import EMPTY_THOUGHT, ChatTemplate, Template
 from weft.errors import DataError
 
 BEYOND_SAMPLE = "beyond dataset_sample"
@@ -160,10 +160,12 @@ def complete(
     account, omissions = sources.account, {} if isinstance(table, Documents) else table.omissions
     for reason, (count, first) in omissions.items():
         account.omissions.add(reason, sources.place(first), count)
-    for note in getattr(template, "told", {}):
+    for note in template.notes if isinstance(template, ChatTemplate) else ():
+        # Prompts end before the answer, so that an empty thought before it is never learnt.
         if note != EMPTY_THOUGHT or not isinstance(table, PromptTable):
             account.note(note)
     account.num_examples = len(sources.origins) - sum(count for count, _ in omissions.values())
+    # A sample of documents is drawn after all of them have an origin; of other rows, before.
     if isinstance(table, Documents):
         account.num_examples -= account.omissions.get(BEYOND_SAMPLE, (0, ""))[0]
     if len(table):

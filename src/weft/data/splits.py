@@ -119,6 +119,7 @@ def shards(rows: SplitRows, settings: SplitSettings) -> Shares:
         )
     codes = _codes(_labels(rows, "shards"))
     random = generator(settings.seed, "split")
+    # Within a label the order is random, so that shards of one label differ between seeds.
     order = np.lexsort((random.permutation(len(rows)), codes))
     pieces_of_rows = np.array_split(order, pieces)
     assignment = random.permutation(pieces).reshape(settings.clients, settings.shards)
@@ -130,7 +131,7 @@ def shards(rows: SplitRows, settings: SplitSettings) -> Shares:
 def by(rows: SplitRows, settings: SplitSettings) -> Shares:
     """A client for every value of a column; with a number of clients, for those with the most rows."""
     if rows.column is None:
-        raise DataError("The split 'by' goes by a column: write --split_column NAME.")
+        raise DataError("The split 'by' needs a column: write --split_column NAME.")
     return _natural(rows.column, settings, "the column has", "values")
 
 
@@ -201,8 +202,8 @@ def _labels(rows: SplitRows, split: str) -> Sequence[str]:
     labels = rows.labels()
     if labels is None:
         raise DataError(
-            f"The split '{split}' goes by labels, and the answers are too many to be some: write --split_column NAME, "
-            "or choose --split_strategy cluster, length or quantity."
+            f"The split '{split}' needs labels, and there are too many distinct answers to serve as labels: write "
+            "--split_column NAME, or choose --split_strategy cluster, length or quantity."
         )
     return labels
 
@@ -242,6 +243,7 @@ def _draw_until_enough(draw: Callable[[np.random.Generator], list[np.ndarray]], 
 
 def _cut_points(shares: np.ndarray, count: int) -> np.ndarray:
     """Return the bounds that cut `count` rows into parts of about these shares."""
+    # With a very small alpha all gamma draws may underflow, and numpy's Dirichlet sample is NaN.
     return (
         np.floor(np.cumsum(np.nan_to_num(shares, nan=1 / len(shares)))[:-1] * count + 0.5)
         .astype(np.int64)

@@ -89,7 +89,7 @@ def open_store(
     store_folder = place_of(source, tokenizer, folder)
     store_folder.mkdir(parents=True, exist_ok=True)
     with open(store_folder / "lock", "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two runs on the same text: one makes the tokens, the other waits
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of two runs on the same text, one writes the tokens and the other waits
         manifest = _valid_manifest(store_folder)
         if not manifest["done"]:
             manifest = _make(source, tokenizer, store_folder, manifest, report, shard)
@@ -163,7 +163,7 @@ def _make(
 
     def close(complete: bool) -> JsonObject:
         if writer.documents or any(writer.counts.values()):
-            shards.append(writer.close())
+            shards.append(writer.close())  # before the manifest, which names only finished shards
         current = {"shards": shards, "values": list(codes), "done": complete, "columns": source.columns}
         write_atomic(folder / "manifest.json", json.dumps(current).encode())
         return current
@@ -199,6 +199,7 @@ def _batches_ahead(
                 break
         return chunk, tokenizer.encode([document.text for document in chunk])
 
+    # The pool has one thread and at most one pending batch: the iterator of documents is never shared.
     with ThreadPoolExecutor(1) as pool:
         pending = pool.submit(batch)
         while (next_batch := pending.result())[0]:

@@ -125,7 +125,7 @@ def _from_json(path: Path, text: str) -> PlacedRows:
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # JSON lines under the name of JSON
+        if error.msg == "Extra data":  # JSON lines in a file called .json
             return _from_lines(path)
         raise DataError(f"Line {error.lineno} of '{path}' is not JSON ({error.msg}): mend the file.") from None
     except RecursionError:
@@ -183,7 +183,7 @@ def _from_cells(path: Path, text: str, mark: str | None) -> PlacedRows:
     """Return the rows of a table of cells; without a delimiter, the first line decides which one it is."""
     head, remainder = text.partition("\n")[::2]
     skipped_lines = 0
-    if head.strip().lower() in ("sep=,", "sep=;", "sep=\t"):  # what Excel writes for itself
+    if head.strip().lower() in ("sep=,", "sep=;", "sep=\t"):  # Excel's own line that declares the delimiter
         mark, text, skipped_lines = head.strip("\r\n")[4:5], remainder, 1
     mark = mark or _mark(text.partition("\n")[0])
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
@@ -199,7 +199,7 @@ def _from_cells(path: Path, text: str, mark: str | None) -> PlacedRows:
             line = begin + skipped_lines
             if isinstance(cells, csv.Error):
                 refusal = DataError(f"Line {line} of '{path}' is not CSV ({cells}): mend the line.")
-                if "unexpected end" in str(cells):  # a quote that nothing closes: all behind it is in one cell
+                if "unexpected end" in str(cells):  # an unclosed quote puts the rest of the file in one cell
                     raise refusal
                 omissions.add("line that is not CSV", file.place(line), lines)
                 first_refusal = first_refusal or refusal
@@ -214,7 +214,7 @@ def _from_cells(path: Path, text: str, mark: str | None) -> PlacedRows:
                 )
     table = _with_omissions(PlacedRows(rows, file, numbers), omissions, first_refusal)
     if mark != ",":
-        table.notes = [f"the cells of '{path}' are parted by {'tabs' if mark == chr(9) else 'semicolons'}."]
+        table.notes = [f"the cells of '{path}' are separated by {'tabs' if mark == chr(9) else 'semicolons'}."]
     return table
 
 
@@ -242,6 +242,7 @@ def _records(reader: _CsvReader) -> Iterator[tuple[int, int, list[str] | csv.Err
 
 def _mark(head: str) -> str:
     """Return the delimiter of a first line: the most frequent sign outside quotes, in doubt the comma."""
+    # Every second piece between quotes is outside of them.
     bare = "".join(head.split('"')[::2])
     return max(",;\t", key=lambda mark: (bare.count(mark), mark == ","))
 
@@ -275,7 +276,7 @@ def parquet_rows(path: Path) -> Iterator[Row]:
             for batch in file.iter_batches(1000):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"'{path}' is no whole parquet file ({first_line(error)}): copy it again.") from None
+        raise DataError(f"'{path}' is damaged or not a parquet file ({first_line(error)}): copy it again.") from None
 
 
 def _quoted_list(names: list[str]) -> str:

@@ -19,8 +19,10 @@ from weft.errors import ConfigError, DataError
 
 OPENS = re.compile(r"(<[a-z_|]*(?:think|thought|reason)[a-z_|]*>)\s*\Z")
 """The opening of a thought, at the end of a generation prompt."""
-SYSTEM_MOVED = "the chat template has no place for system turns: they stand before the first turn of the user."
-EMPTY_THOUGHT = "the chat template opens a thought before answers: those that have none are learnt behind an empty one."
+SYSTEM_MOVED = "the chat template has no place for system turns: their text is put before the first turn of the user."
+EMPTY_THOUGHT = (
+    "the chat template opens a thought before answers: answers without a thought are learnt after an empty one."
+)
 EARLIER_ANSWERS = (
     "the chat template writes earlier answers differently than after its own prompt: only the last is learnt."
 )
@@ -138,6 +140,8 @@ class ChatTemplate(Template):
                 self._render(turns[:at], tokenizer, True),
                 self._render(turns[: at + 1], tokenizer, False),
             )
+            # An answer is a span of the rendered whole only if both renderings are prefixes of it; templates may
+            # drop earlier thoughts, for example.
             if whole.startswith(start) and whole.startswith(through_answer):
                 spans.append((len(start), len(through_answer)))
             elif at == len(turns) - 1:
@@ -168,14 +172,14 @@ class ChatTemplate(Template):
         if opening is None or not whole.startswith(start[: opening.start()]):
             raise RoleRefused(
                 "the chat template writes an answer differently than after its own generation prompt, so that answers "
-                "cannot be told apart"
+                "cannot be located"
             )
         tag = opening.group(1)
         close = tag.replace("<", "</", 1)
         answer = text.rpartition(close)[2].strip()
         at = whole.rfind(answer, opening.start())
         if not answer or at < 0:
-            raise RoleRefused("the chat template does not write what an answer says behind its thought")
+            raise RoleRefused("the chat template omits the text of an answer after its thought")
         if text.lstrip().startswith(tag):
             text = text.lstrip()[len(tag) :].lstrip("\n")
         elif close not in text:
@@ -211,7 +215,7 @@ class ChatTemplate(Template):
             if self.date and CLOCK in str(tokenizer.chat_template):
                 _stop_clock(tokenizer.get_chat_template(), self.date)
             text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
-        except Exception as error:  # whatever a template in Jinja raises, jinja2's own errors included
+        except Exception as error:  # templates are code: they raise jinja2's and any other error
             reason = printable(str(error), 200).rstrip(".") or type(error).__name__
             raise RoleRefused(f"the chat template refuses the conversation: {reason}") from None
         return text

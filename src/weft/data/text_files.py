@@ -52,6 +52,7 @@ class _Frames(io.RawIOBase):
         import zstandard
 
         while not self.content:
+            # A file may hold several frames; bytes after the end of one belong to the next.
             compressed = self.frame.unused_data if self.frame is not None and self.frame.eof else b""
             compressed = compressed or self.file.read(1 << 17)
             if not compressed:
@@ -90,6 +91,7 @@ def lines_of(path: Path) -> Iterator[NumberedLine]:
     number = 0
     with _read_errors(path, lambda: f"after line {number}"), _open(path) as file:
         for number, line in enumerate(file, start=1):
+            # The first line may begin with a byte order mark, which is no text.
             kind = "utf-8-sig" if number == 1 else "utf-8"
             try:
                 yield NumberedLine(number, line.decode(kind))

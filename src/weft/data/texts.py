@@ -184,7 +184,7 @@ def text_sources(
     if path.is_dir() and not sets.saved_set(path):
         return [TextSource(str(file), DEFAULT_SELECTION, token, column) for file in load.data_files(path, selection)]
     if path.is_file():
-        parts.whole(selection, name)
+        parts.require_no_parts(selection, name)
         return [TextSource(name, DEFAULT_SELECTION, token, column)]
     if not path.exists() and (name.startswith((".", "/", "~")) or load.kind_of(path) is not None):
         raise DataError(f"There is no file or folder '{name}': check the path.")
@@ -196,6 +196,7 @@ def _passages(path: Path) -> Iterator[Document]:
     pending, bytes_read = "", 0
     for raw, text in text_chunks(path):
         bytes_read += len(raw)
+        # U+FFFD may also stand in the file itself, in which case nothing was replaced.
         broken = REPLACED in text and REPLACED.encode() not in raw
         pending += text.replace("\r\n", "\n")
         while (end := _passage_end(pending)) > 0:

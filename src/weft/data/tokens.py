@@ -51,6 +51,7 @@ class TextTokenizer:
         present = [text for text in texts if text is not None]
         if self._fast:
             fast = self.tokenizer.backend_tokenizer
+            # The setting belongs to the backend, which the model's other users share.
             setting_before, fast.encode_special_tokens = fast.encode_special_tokens, True
             try:
                 ids_of_texts = [encoding.ids for encoding in fast.encode_batch_fast(present, add_special_tokens=False)]

@@ -59,7 +59,7 @@ def _first_centres(vectors: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     """Choose rows far from each other (Arthur and Vassilvitskii 2007)."""
     random = generator(seed, "topics")
     centres = [int(random.integers(len(vectors)))]
-    distances = 1 - vectors @ vectors[centres[0]]
+    distances = 1 - vectors @ vectors[centres[0]]  # of unit vectors: half of the squared distance
     while len(centres) < clusters:
         chances = np.maximum(distances, 0) ** 2
         if chances.sum() <= 0:

@@ -49,6 +49,7 @@ def words_of(texts: Iterable[str], least: int) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text[first:last] for _, (first, last) in split.pre_tokenize_str(text))
+    # NUL separates words in `_repeat_words`.
     return {word: count for word, count in counts.items() if count >= least and "\0" not in word}
 
 
@@ -72,6 +73,7 @@ def common_words(
     for counts in client_counts:
         sums.update(counts)
         num_senders.update(counts.keys())
+    # Sorted, so that the noise of a word does not depend on the order in which counts arrive.
     frequent = {word: sums[word] for word in sorted(sums) if num_senders[word] >= clients}
     if noise:
         noises = secret().laplace(len(frequent), noise, "tokenizer")
@@ -80,7 +82,7 @@ def common_words(
         }
     if not frequent:
         raise DataError(
-            f"No word was sent by {clients} clients, so there is nothing to make a tokenizer of: write a smaller "
+            f"No word was sent by {clients} clients, so there is nothing to train a tokenizer on: write a smaller "
             "--tokenizer_min_count or --tokenizer_min_clients."
         )
     return frequent

@@ -1,1 +1,1 @@
-"""The demo: three invented hospitals, their data, a tiny base model, and the picture of what came out."""
+"""The demo: three invented hospitals, their data, a tiny base model, and a picture of the results."""

@@ -1,7 +1,7 @@
 """The demo's base model: a byte-level BPE tokenizer trained on public lines, and a random Llama of 0.5 M parameters.
 
-Both are ordinary Hugging Face folders, so the trainer loads them as it loads any model. This module does not know
-what the lines say.
+Both are ordinary Hugging Face folders, so the trainer loads them as it loads any model. This module does not
+depend on the content of the lines.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from weft.data.vocabulary import byte_pairs
 VOCABULARY = 1280
 LONGEST = 128
 
-# A generation prompt ends without a space, for the answer's first token begins with one.
+# A generation prompt ends without a space, because the first token of an answer begins with one.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}A: {{ message['content'] }}{{ eos_token }}"

@@ -152,6 +152,7 @@ def choices() -> list[str]:
 
 def make_hospitals(seed: int = 0, notes_per_condition: int = 24) -> list[Hospital]:
     """The three hospitals; one seed gives the same rows in the same order."""
+    # A generator for each hospital: changes to one hospital's facts leave the rows of the others as they are.
     return [_make_hospital(name, random.Random(f"{seed}/{name}"), notes_per_condition) for name in SPECIALITIES]
 
 

@@ -1,4 +1,4 @@
-"""What to do after the demo: commands that use what it left behind."""
+"""Commands to try after the demo, on the files that it wrote."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the demo shows at its end: one table, one picture, and a few answers side by side.
+"""The results of the demo: one table, one picture, and a few answers side by side.
 
-All three are drawn from one plain `Result`, which can be saved as JSON. This module does not know how the models
-were trained. The colours are Okabe and Ito's and the viridis map, which colour-blind readers tell apart.
+All three are made from one plain `Result`, which can be saved as JSON, without access to the models. The colours
+are Okabe and Ito's and the cividis map, which colour-blind readers can distinguish.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LIGHT = 0.55
 
 
 class ModelResult(TypedDict):
-    """One trained model: accuracies are shares between 0 and 1, `bytes` is what left the hospitals."""
+    """One trained model: accuracies are shares between 0 and 1, `bytes` is the data sent by the hospitals."""
 
     name: str
     accuracy: float
@@ -31,7 +31,7 @@ class ModelResult(TypedDict):
 
 
 class AnswerResult(TypedDict):
-    """One exam question, the right answer, and what each model (by its name) said."""
+    """One exam question, the right answer, and the answer of each model by its name."""
 
     question: str
     expected: str
@@ -100,7 +100,7 @@ def answers_table(result: Result) -> Table:
 
 
 def draw(path: Path, result: Result) -> None:
-    """Save a PNG: on the left a bar per model over everybody's questions, on the right whose it can answer."""
+    """Save a PNG: on the left each model's accuracy on all questions, on the right its accuracy by hospital."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

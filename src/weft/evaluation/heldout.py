@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 from weft.core.declarations import Look, Metric
 from weft.core.objective import Evaluator, HeldOutRows
@@ -139,7 +139,7 @@ class HeldOut(Evaluator):
     metrics: ClassVar[tuple[Metric, ...]] = (LOSS, PERPLEXITY, BITS_PER_BYTE, ACCURACY, MACRO_F1)
 
     @classmethod
-    def make(cls, objective: Any, batch_size: int, rows: HeldOutRows) -> Self:
+    def make(cls, objective: object, batch_size: int, rows: HeldOutRows) -> Self:
         """Return the evaluator of a run, whatever its objective is."""
         return cls(batch_size, rows.asked, rows.text_bytes)
 

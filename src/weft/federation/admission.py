@@ -24,7 +24,8 @@ from weft.core.types import (
     Tensors,
     Update,
 )
-from weft.core.wire import Raw, unpack
+from weft.core.wire import unpack
+from weft.core.wire_format import Raw
 from weft.errors import BadUpdate, ClientFailed, LateUpdate
 from weft.federation.coding import decode
 from weft.federation.plan import Plan
@@ -52,6 +53,7 @@ def open_reply(raw: Raw, sender: str, round: int, *, run: str = "", max_bytes: i
         reply = unpack(raw, run=run, max_bytes=max_bytes, max_tensors=max_tensors)
         if not isinstance(reply, (Update, Score, Failure, ProtectionReply)):
             raise BadUpdate("sent a message that is no reply")
+        # The name in a reply is only a claim: the transport has authenticated the sender.
         if reply.client != sender:
             raise BadUpdate("sent a reply under the name of another client")
     except BadUpdate as error:
@@ -109,9 +111,11 @@ def admit_all(
     waiting = set(tasks)
     for reply in replies:
         try:
-            like = expected_streams(plan, _known(plan, state, tasks.get(reply.client)), state.round)
+            # Of a client with a smaller rank or fewer layers, the shapes of its own task are expected.
+            like = expected_streams(plan, _client_params(plan, state, tasks.get(reply.client)), state.round)
             reply = decode(plan, reply, like, server)
             update = admit(reply, tasks, waiting, like, max_weights)
+            # The algorithm may read the content only after names, shapes and finiteness are checked.
             plan.algorithm.check(update)
         except LateUpdate:
             record.late += 1
@@ -124,7 +128,7 @@ def admit_all(
         yield update
 
 
-def _known(plan: Plan, state: ServerState, task: Task | None) -> Tensors:
+def _client_params(plan: Plan, state: ServerState, task: Task | None) -> Tensors:
     """Return the shared parameters of a client that has a task; all of them where it is unknown."""
     if task is None:
         return state.params
@@ -156,6 +160,7 @@ def admit(
     senders: tuple[str, ...] = (reply.client,)
     if isinstance(reply, Update) and reply.members:
         senders = reply.members
+    # A reply from a client outside the cohort is late if it belongs to an earlier round, otherwise unsolicited.
     if not set(senders) <= tasks.keys() and not any(reply.round < task.round for task in tasks.values()):
         raise ClientFailed("sent a reply without a request")
     if not set(senders) <= waiting:
@@ -163,6 +168,7 @@ def admit(
     task = tasks[senders[0]]
     if isinstance(reply, Update) and (reply.round, reply.attempt) < (task.round, task.attempt):
         raise LateUpdate(f"sent an update of round {reply.round} in round {task.round}, or of an earlier attempt")
+    # From here on a second reply of these clients is late, even if this one is refused.
     waiting.difference_update(senders)
     if isinstance(reply, Failure) and not reply.bad:
         raise ClientFailed(reply.reason)

@@ -35,6 +35,7 @@ def choose(
     extra = {stream: pad(values, model.masters) for stream, values in task.extra.items()}
     params = task.params if rebuild is None else rebuild.params(extra, model.reference)
     local_task = replace(task, params=pad(params, model.masters), extra=extra)
+    # Before any loss is computed: all models of a choice are compared with the side adapter in place.
     model.put_side(task.extra.get(SIDE, {}))
     if choice is None or not personal:
         return local_task, {}
@@ -47,6 +48,7 @@ def load_probe_model(message: Probe, plan: Plan, client: ClientData, model: Resi
     Returns:
         The stream with the client's choice, empty where there is one model only.
     """
+    # An evaluation of the shared model must not depend on what the client remembers.
     memory = client.memory.load(client.name, message.round) if message.personal else {}
     start = model.initial | memory.get(OWN, {})
     task = Task(client.name, message.round, message.round, message.params, message.extra)

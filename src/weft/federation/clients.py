@@ -85,6 +85,7 @@ class InMemory:
     def save(self, client: str, round: int, streams: Streams) -> None:
         """Save the memory, and keep the one before it: an Undo of the round goes back to it."""
         memories = self.memories.get(client, {})
+        # Of older memories only the newest can still be asked for.
         newest = max((r for r in memories if r < round), default=None)
         self.memories[client] = ({} if newest is None else {newest: memories[newest]}) | {round: streams}
 

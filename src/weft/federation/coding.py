@@ -25,6 +25,7 @@ def encode_tasks(plan: Plan, tasks: Sequence[Task], server: Party) -> tuple[list
     for task in tasks:
         coding = coding_of(plan, task.client, task.round, task.base_version, {"params": task.params} | task.extra)
         task, memory = plan.codec.encode_task(task, coding, server)
+        # The codec may keep memory per client: the next task is encoded with the memory of the one before.
         server = replace(server, memory=memory)
         encoded.append(task)
     return encoded, server.memory

@@ -20,6 +20,8 @@ class CohortWatch:
         algorithm, sharing = plan.algorithm, plan.sharing
         self.holders = Holders(state.params) if sharing.layers else None
         self.products: Products | None = None
+        # The products of factors need single updates: they are not available under secure aggregation, and not
+        # covered by the budget of differential privacy.
         single = not plan.protection.sum_only and not plan.privacy.bounded
         one_model = algorithm.shares and algorithm.turns is None and algorithm.choice is None
         if sharing.scale is not None and one_model and single and DELTA in algorithm.streams and self.holders is None:

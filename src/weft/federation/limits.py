@@ -18,32 +18,32 @@ def local_work(plan: Plan) -> list[Refusal]:
     return [
         Refusal(
             kind == "search" and (algorithm.local not in ("search", "gradients") or bends),
-            f"{name} works on gradients, keeps an optimizer's values or learns otherwise; a black box has none",
+            f"{name} needs gradients or an optimizer's state, and a black box has neither",
             [ALGORITHM],
         ),
         Refusal(
             kind == "words" and algorithm.local != "words" and algorithm.shares and not algorithm.pools_data,
-            f"{name} averages numbers, and these are words",
+            f"{name} averages parameters, and a text prompt has none",
             [ALGORITHM],
         ),
         Refusal(
             kind == "words" and algorithm.pools_data and plan.aggregator.additive and not algorithm.adds_mean,
-            f"{name} cannot carry words",
+            f"{name} cannot train a text prompt",
             [ALGORITHM],
         ),
         Refusal(
             kind != "gradients" and own_parameters,
-            "Personal steps and private vectors are learnt by gradients, and there are none here",
+            "Personal steps and private vectors are trained by gradients, and there are none here",
             ["leave out --personal_steps and --private_tokens", "write --prompt_method soft"],
         ),
         Refusal(
             kind == "gradients" and algorithm.local != "gradients",
-            f"{name} is made for prompts that are found without gradients",
-            [f"write --prompt_method {method}", ALGORITHM.where("another algorithm")],
+            f"{name} is made for prompts that are searched without gradients",
+            [f"write --prompt_method {method}", ALGORITHM.with_description("another algorithm")],
         ),
         Refusal(
             rebuilds and (plan.sharing.keeps or several or lora.alternates or lora.shape != ""),
-            f"{name} makes all that is trained from what the run began with",
+            f"{name} rebuilds all trained parameters from those at the start of the run",
             ["leave out --share and --cluster, and write --lora_aggregation average"],
         ),
         Refusal(
@@ -62,19 +62,19 @@ def conditions(plan: Plan) -> list[Refusal]:
         Refusal(
             plan.slow_clients and not algorithm.partial_work and waits,
             f"{name} needs every client to make all its steps, but client_speed lets some make fewer",
-            ["leave out --client_speed", ALGORITHM.where("an algorithm that takes partial work")],
+            ["leave out --client_speed", ALGORITHM.with_description("an algorithm that takes partial work")],
         ),
         Refusal(
             algorithm.uses_moments and not plan.local.optimizer.plain,
             f"{name} works with AdamW's moments in full, which {plan.local.optimizer.kind} does not have",
-            ["write --optimizer adamw", ALGORITHM.where("another algorithm")],
+            ["write --optimizer adamw", ALGORITHM.with_description("another algorithm")],
         ),
         Refusal(
             algorithm.one_step and (plan.local.steps != 1 or plan.local.accumulation != 1),
             f"{name} exchanges the gradient of every step, so a round is one step",
             [
                 "write --max_steps 1 and --gradient_accumulation_steps 1",
-                ALGORITHM.where("an algorithm with local steps"),
+                ALGORITHM.with_description("an algorithm with local steps"),
             ],
         ),
         Refusal(
@@ -85,11 +85,11 @@ def conditions(plan: Plan) -> list[Refusal]:
         Refusal(
             plan.everywhere and not waits,
             f"{name} waits for no cohort, so public_data cannot be part of every one",
-            ["write --public_share", ALGORITHM.where("a synchronous algorithm")],
+            ["write --public_share", ALGORITHM.with_description("a synchronous algorithm")],
         ),
         Refusal(
             plan.quorum > 0 and not (waits and algorithm.shares),
-            f"{name} waits for no cohort, so there is no quorum of one",
+            f"{name} waits for no cohort, so it has no quorum",
             ["leave out --min_clients"],
         ),
     ]
@@ -102,13 +102,13 @@ def placement(plan: Plan) -> list[Refusal]:
     return [
         Refusal(
             spread and plan.local.kind != "gradients",
-            f"{name} learns without gradients, which are all that is spread over processes",
+            f"{name} learns without gradients, and only gradients can be computed by several processes",
             [unsplit],
         ),
         Refusal(
             spread and not algorithm.plain_steps,
-            f"{name} bends every local step by values of its own, which are not spread over processes",
-            [unsplit, ALGORITHM.where("an algorithm with plain local steps")],
+            f"{name} changes every local step by values that are not spread over processes",
+            [unsplit, ALGORITHM.with_description("an algorithm with plain local steps")],
         ),
         Refusal(
             spread and (plan.own_models or bool(sharing.ranks)),
@@ -127,7 +127,7 @@ def placement(plan: Plan) -> list[Refusal]:
         ),
         Refusal(
             plan.offloaded and bool(sharing.lora.shape or sharing.lora.frozen),
-            f"{aggregation} needs the layers of the base at hand, and they wait elsewhere",
+            f"{aggregation} needs the base model's layers in memory, and model_offload moves them out",
             [LORA, "leave out --model_offload"],
         ),
     ]

@@ -90,34 +90,24 @@ def run_rounds(
         RunError: a round failed `max_attempts` times, or every reachable client is excluded.
     """
     buffer = plan.algorithm.buffer
+    # An asynchronous run replays its simulated arrivals up to the state that it resumes.
     cohorts = None if buffer is None else _arrivals(buffer, rounds, clients, state.round)
     in_vain = 0  # since this process began: a run that is resumed has its attempts again
-    population_weight = rounds.population_weight(len(clients), by_rows=plan.weighs_rows)
+    weight = rounds.population_weight(len(clients), by_rows=plan.weighs_rows)
     while state.round < rounds.count:
         start = time.perf_counter()
-        clock: float | None = None
+        sharing, clock = plan.sharing, None
         if cohorts is not None:
             indexes, clock = next(cohorts)
         else:
-            aside = [i for i, name in enumerate(clients) if name in set_aside(state, rounds.max_bad_updates)]
-            sampled = rounds.selection.cohort(clients, state.round, state.attempt, state.round + state.attempts, aside)
-            indexes = [(i, state.round) for i in plan.algorithm.cohort(sampled, len(clients))]
-            if not indexes and aside:
-                raise RunError(f"All clients that can be reached sent {rounds.max_bad_updates} bad updates.")
-        sharing = plan.sharing
+            indexes = [(i, state.round) for i in _sampled_cohort(plan, state, rounds, clients)]
         cohort = [
             Participant(clients[i], version, sharing.rank_of(i), sharing.layers_of(i), rounds.rows_of(i))
             for i, version in indexes
         ]
-        max_updates = rounds.selection.updates_per_round if plan.over_selected else 0
+        most = rounds.selection.updates_per_round if plan.over_selected else 0
         state, record = run_round(
-            plan,
-            state,
-            cohort,
-            runtime,
-            population_weight=population_weight,
-            max_updates=max_updates,
-            secret=rounds.secret,
+            plan, state, cohort, runtime, population_weight=weight, max_updates=most, secret=rounds.secret
         )
         seconds = time.perf_counter() - start
         if record.repeated:
@@ -130,12 +120,28 @@ def run_rounds(
                 )
             continue
         in_vain = 0
+        # The state may be evaluated only after a round that counted: a repeated one left it unchanged.
         last = state.round == rounds.count
         due = last or (rounds.eval_every > 0 and state.round % rounds.eval_every == 0)
         scores = None
         if due and eval_clients:
             scores = evaluate(plan.algorithm, state, runtime, eval_clients, failures=record.failures)
         yield RoundDone(state, record, seconds, scores, clock)
+
+
+def _sampled_cohort(plan: Plan, state: ServerState, rounds: Rounds, clients: Sequence[str]) -> Sequence[int]:
+    """Return the indexes of a synchronous round's clients; RunError if all that can be reached are excluded."""
+    excluded = set_aside(state, rounds.max_bad_updates)
+    aside = [index for index, name in enumerate(clients) if name in excluded]
+    clock = state.round + state.attempts  # the availability trace goes on while a round is repeated
+    sampled = rounds.selection.cohort(clients, state.round, state.attempt, clock, aside)
+    indexes = plan.algorithm.cohort(sampled, len(clients))
+    if not len(indexes) and aside:
+        raise RunError(
+            f"All clients that can be reached sent {rounds.max_bad_updates} bad updates: "
+            "correct what they run, or write a larger --max_bad_updates."
+        )
+    return indexes
 
 
 def set_aside(state: ServerState, limit: int) -> set[str]:

@@ -76,14 +76,14 @@ def personal(plan: Plan) -> list[Refusal]:
     name = name_of(algorithm) if algorithm.choice is None else "--cluster"
     sharer = "share" if sharing.patterns else type(sharing.lora).__name__
     instead = "leave out --share" if sharing.patterns else LORA
-    shared_only = ALGORITHM.where("an algorithm with a shared model only")
+    shared_only = ALGORITHM.with_description("an algorithm with a shared model only")
     several = algorithm.personal is not None or algorithm.choice is not None
     reason = "has no clients to make personal steps" if algorithm.pools_data else "makes personal models already"
     return [
         Refusal(
             sharing.keeps and not algorithm.shares,
             f"{sharer} says which parameters travel, but with {name} none do",
-            [instead, ALGORITHM.where("a federated algorithm")],
+            [instead, ALGORITHM.with_description("a federated algorithm")],
         ),
         Refusal(
             sharing.keeps and several,

@@ -34,6 +34,7 @@ class Products:
         for update in updates:
             base, delta = bases[update.client], update.streams.get(DELTA, {})
             params = {name: value + delta[name] if name in delta else value for name, value in base.items()}
+            # Frozen factors do not travel, but belong to the product.
             self._add(self.fixed | params, update.weight)
             yield update
 
@@ -78,6 +79,7 @@ class Products:
         for module, mean in self.mean().items():
             terms = [mean, lowrank.product_of(values, factors[module], -self.scale)]
             if module in after:
+                # The side adapter's change is part of what the server adds to the layer in this round.
                 terms.append(Product(-after[module].b, after[module].a))
                 terms += [before[module]] if module in before else []
             distance += lowrank.norm(lowrank.total(terms)) ** 2

@@ -35,19 +35,19 @@ class Another:
     """Returns the part that the plan has."""
     replace_part: Callable[[Plan, Any], Plan]
     """Returns the plan with a part in its place."""
-    words: str = ""
+    description: str = ""
     """Description of a suitable part; empty: only names are given."""
 
-    def where(self, words: str) -> Another:
+    def with_description(self, description: str) -> Another:
         """Return the same remedy with a description of a suitable part."""
-        return replace(self, words=words)
+        return replace(self, description=description)
 
     def text(self, names: Sequence[str]) -> str:
         """Return the remedy in words, or nothing where there are no names."""
         flag = f"--{self.flag} {series(names)}"
         if not names:
             return ""
-        return f"choose {self.words} ({flag})" if self.words else f"write {flag}"
+        return f"choose {self.description} ({flag})" if self.description else f"write {flag}"
 
 
 class Refusal(NamedTuple):
@@ -88,6 +88,7 @@ def sentence(plan: Plan, place: int, refusals: Callable[[Plan], list[Refusal]]) 
         return {number for number, rule in enumerate(refusals(candidate)) if rule.applies}
 
     _, reason, remedies = refusals(plan)[place]
+    # A remedy need not solve problems that the plan has anyway: each is reported in its turn.
     others = faults(plan) - {place}
     texts = [remedy for remedy in remedies if isinstance(remedy, str)]
     degrees: list[Callable[[Plan], bool]] = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from weft.federation.plan import Plan
 from weft.federation.remedies import AGGREGATOR, ALGORITHM, CODEC, LORA, WEIGHTING, Refusal, name_of
 
-FEDERATED = ALGORITHM.where("a federated algorithm")
+FEDERATED = ALGORITHM.with_description("a federated algorithm")
 
 
 def secrecy(plan: Plan) -> list[Refusal]:
@@ -18,7 +18,7 @@ def secrecy(plan: Plan) -> list[Refusal]:
         Refusal(
             protection.sum_only and not algorithm.sums_updates and algorithm.choice is None,
             f"{name} looks at single updates, but {protector} shows the server sums only",
-            [ALGORITHM.where("another algorithm"), "write --protection none"],
+            [ALGORITHM.with_description("another algorithm"), "write --protection none"],
         ),
         Refusal(
             protection.sum_only and algorithm.choice is not None,
@@ -38,7 +38,7 @@ def secrecy(plan: Plan) -> list[Refusal]:
         Refusal(
             protection.sum_only and not plan.codec.dense,
             f"Updates encoded by {type(plan.codec).__name__} cannot be added up under {protector}",
-            [CODEC.where("another codec"), "write --protection none"],
+            [CODEC.with_description("another codec"), "write --protection none"],
         ),
         Refusal(
             protection.sum_only and bool(plan.sharing.ranks or plan.sharing.layers),
@@ -81,7 +81,7 @@ def weights(plan: Plan) -> list[Refusal]:
         ),
         Refusal(
             weighting.single_updates and algorithm.adds_up,
-            f"{name} adds up over rounds what clients send, and {weigher} weighs a client otherwise in every round",
+            f"{name} adds up over rounds what clients send, and {weigher} changes a client's weight in every round",
             [WEIGHTING, ALGORITHM],
         ),
         Refusal(
@@ -131,13 +131,13 @@ def factors(plan: Plan) -> list[Refusal]:
         ),
         Refusal(
             sums and not algorithm.adds_mean,
-            f"{aggregation} is made for the mean of the updates, and {name} goes another way from there",
+            f"{aggregation} is made for the mean of the updates, and {name} does not step by it",
             [LORA, ALGORITHM],
         ),
         Refusal(
             lora.alternates and algorithm.buffer is not None,
-            f"{aggregation} trains other factors in every round, and in {name} clients of several rounds meet",
-            [LORA, ALGORITHM.where("a synchronous algorithm")],
+            f"{aggregation} trains other factors in every round, and {name} mixes clients of several rounds",
+            [LORA, ALGORITHM.with_description("a synchronous algorithm")],
         ),
         Refusal(
             lora.alternates and algorithm.turns is not None,

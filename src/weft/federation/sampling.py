@@ -92,6 +92,7 @@ class Selection:
         among = self.availability.reachable(clients, clock) if self.availability else None
         if self.always or self.absent or aside:
             excluded = [*self.always, *self.absent, *aside]
+            # Clients that always take part are added below, not drawn.
             among = np.setdiff1d(np.arange(len(clients)) if among is None else among, excluded)
         count = at_least(self.count, 1 + self.over_selection)
         cohort = sample_clients(
@@ -131,11 +132,13 @@ def arrivals(
                 among=free,
                 draw=draws,
             ):
+                # The client number breaks ties between equal times, so the order is the same in every run.
                 heapq.heappush(running, (now + 1.0 / conditions.speed(client), client, version))
             draws += 1
         if not running:
             raise RunError(f"No client can be reached in round {version + 1}: check the availability trace.")
         now = running[0][0]
+        # All arrivals of one instant are handled before new clients start, whatever their order in the heap.
         while running and running[0][0] == now:
             _, client, base_version = heapq.heappop(running)
             buffered.append((client, base_version))

@@ -76,6 +76,7 @@ class Holders:
             for name in delta:
                 self._weights[name] = self._weights.get(name, 0.0) + update.weight
             names = {name for params in (delta, self._like) for name in params}
+            # The mean is over all clients, so holders are weighted by zeros here and rescaled in `mean`.
             full = {n: delta[n] if n in delta else torch.zeros_like(self._like[n]) for n in sorted(names)}
             yield replace(update, streams=update.streams | {DELTA: full})
 
@@ -97,6 +98,7 @@ def crop_rank(values: Tensors, rank: int | None) -> Tensors:
     result = {}
     for name, value in values.items():
         kind = kind_of(name) if value.dim() == 2 else ""
+        # A (r, k) has a component in each row, B (d, r) in each column, R (r, r) in both.
         if kind in ("A", "R"):
             value = value[:rank]
         if kind in ("B", "R"):

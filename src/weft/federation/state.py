@@ -105,6 +105,7 @@ def advance(algorithm: Algorithm, state: ServerState, total: Total, parts: Strea
     other_memory |= {SIDE: total.streams[SIDE]} if SIDE in total.streams else {}
     memory = {stream: values for stream, values in state.memory.items() if not _is_reserved(stream)}
     names = total.streams.get(DELTA, state.params)
+    # The algorithm must not see the memory of other parts: it may drop or rescale every stream that it finds.
     part = replace(state, memory=memory)
     if len(names) < len(state.params):
         memory_part = {
@@ -119,6 +120,7 @@ def advance(algorithm: Algorithm, state: ServerState, total: Total, parts: Strea
         )
     state_after = algorithm.step(part, total)
     memory_after = state_after.memory
+    # Memory of parameters outside the total was withheld from the algorithm: it is put back.
     if part.params is not state.params:
         memory_after = memory | {stream: memory.get(stream, {}) | values for stream, values in memory_after.items()}
     return ServerState(

@@ -1,4 +1,4 @@
-"""The keys of a run: flat, typed, and the names of the flags too. `weft.config` reads them."""
+"""The keys of a run: flat, typed, and the names of the flags too. `weft.config` reads their values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EFFECTS: dict[str, Effect] = {key: effect for table in TABLES.values() for key, 
 
 
 class RunConfig(RunKeys, TrainingKeys, AlignmentKeys, FederationKeys, DataKeys, PromptKeys, ModelKeys):
-    """Everything that says what a run is; its keys are listed in the order of its bases from the last."""
+    """All keys of a run; help texts list them in the order of the base classes, the last one first."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -85,20 +85,20 @@ class RunConfig(RunKeys, TrainingKeys, AlignmentKeys, FederationKeys, DataKeys, 
     @model_validator(mode="before")
     @classmethod
     def _natural_count(cls, values: object) -> object:
-        """A natural split has as many clients as it has values, unless a number is given."""
+        """Give a natural split as many clients as it has values, unless num_clients is set."""
         if not isinstance(values, dict) or "num_clients" in values:
             return values
         return values | {"num_clients": 0} if values.get("split_strategy") in registry.NATURAL_SPLITS else values
 
     @model_validator(mode="after")
     def _fits(self) -> RunConfig:
-        """Refuse what cannot be, before anything is loaded."""
+        """Check all keys together, before anything is loaded."""
         checks.check(self)
         return self
 
     @property
     def from_scratch(self) -> bool:
-        """Whether the model begins from nothing."""
+        """Whether the model is trained from scratch."""
         return any(value is not None for value in (self.size, self.hidden_size, self.num_layers, self.num_heads))
 
     @property
@@ -118,7 +118,7 @@ class RunConfig(RunKeys, TrainingKeys, AlignmentKeys, FederationKeys, DataKeys, 
 
     @property
     def start_name(self) -> str:
-        """What the run starts from, in words."""
+        """A description of the starting model."""
         return (
             f"from nothing ({self.size or f'width {self.hidden_size}'})"
             if self.from_scratch
@@ -127,7 +127,7 @@ class RunConfig(RunKeys, TrainingKeys, AlignmentKeys, FederationKeys, DataKeys, 
 
     @property
     def lora_scale(self) -> float:
-        """The s of s B A: alpha / r, or alpha / sqrt r for rsLoRA."""
+        """The s of s B A: alpha / r, or alpha / sqrt(r) for rsLoRA."""
         return self.peft_lora_alpha / (self.peft_lora_r**0.5 if self.use_rslora else self.peft_lora_r)
 
 

@@ -1,4 +1,4 @@
-"""Keys of alignment: what is learnt from preferences, and from rewards."""
+"""Keys of alignment: training on preferences, and on rewards."""
 
 from __future__ import annotations
 
@@ -12,37 +12,46 @@ from weft.keys.effects import Condition, Effect, only, verbs
 class AlignmentKeys(BaseModel):
     """Alignment."""
 
-    loss: Literal["dpo", "ipo", "simpo", "orpo", "kto", "robust_dpo"] = Field(
-        "dpo", description="how `weft dpo` learns from preferences"
-    )
-    dpo_beta: float = Field(0.1, gt=0, description="beta of DPO and its family")
-    label_smoothing: float = Field(0.1, ge=0, lt=0.5, description="share of wrong labels that robust_dpo expects")
-    simpo_gamma: float = Field(0.5, ge=0, description="margin of SimPO")
+    loss: Literal["dpo", "ipo", "simpo", "orpo", "kto", "robust_dpo"] = Field("dpo", description="loss of `weft dpo`")
+    dpo_beta: float = Field(0.1, gt=0, description="beta of DPO and its variants")
+    label_smoothing: float = Field(0.1, ge=0, lt=0.5, description="expected share of wrong labels, for robust_dpo")
+    simpo_gamma: float = Field(0.5, ge=0, description="target margin of SimPO")
     chosen_column: str | None = Field(None, description="column of the preferred answer")
-    rejected_column: str | None = Field(None, description="column of the other answer")
+    rejected_column: str | None = Field(None, description="column of the rejected answer")
 
     reward: list[str] = Field(
-        ["exact"], description="what `weft grpo` rewards: exact, numeric, regex, format, length, or FILE.py[:FUNCTION]"
+        ["exact"], description="rewards of `weft grpo`: exact, numeric, regex, format, length, or FILE.py[:FUNCTION]"
     )
     reward_weights: list[float] | None = Field(None, description="weights of several rewards (default: 1 each)")
     reward_pattern: str | None = Field(
-        None, description="what regex looks for; a group in it must hold the row's answer"
+        None, description="regular expression for regex; if it has a group, the group must match the row's answer"
     )
     reward_format: str = Field(
-        r"<think>.*?</think>\s*<answer>.*?</answer>", description="the form of a whole answer, for format"
+        r"<think>.*?</think>\s*<answer>.*?</answer>", description="regular expression of a whole answer, for format"
     )
-    reward_length: int = Field(200, ge=1, description="characters that length allows; twice as many are worth 0")
-    reward_seconds: float = Field(5.0, gt=0, description="most time for the reward of one answer; then it is 0")
-    num_generations: int = Field(8, ge=2, description="answers to a prompt, which are compared with each other")
+    reward_length: int = Field(
+        200, ge=1, description="longest answer in characters with full reward, for length; at twice as many it is 0"
+    )
+    reward_seconds: float = Field(
+        5.0, gt=0, description="time limit in seconds for the reward of one answer; beyond it the reward is 0"
+    )
+    num_generations: int = Field(8, ge=2, description="answers per prompt, whose rewards are compared")
     max_new_tokens: int = Field(256, ge=1, description="longest answer in tokens; longer ones are cut")
-    temperature: float = Field(1.0, gt=0, description="of drawing answers")
-    top_p: float = Field(1.0, gt=0, le=1, description="answers are drawn from the likeliest tokens of this probability")
-    grpo_loss: Literal["grpo", "dapo", "dr_grpo"] = Field(
-        "grpo", description="mean over answers of means over tokens, mean over all tokens, or unnormalised"
+    temperature: float = Field(1.0, gt=0, description="sampling temperature of answers")
+    top_p: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="nucleus sampling: answers are sampled from the likeliest tokens of this total probability",
     )
-    grpo_clip: float = Field(0.2, gt=0, lt=1, description="how far a token's probability may move for its advantage")
-    grpo_kl: float = Field(0.04, ge=0, description="weight of the KL to the starting model")
-    grpo_iterations: int = Field(1, ge=1, description="steps on the same answers")
+    grpo_loss: Literal["grpo", "dapo", "dr_grpo"] = Field(
+        "grpo",
+        description="normalisation: mean over answers of means over tokens (grpo), mean over all tokens "
+        "(dapo), or none (dr_grpo)",
+    )
+    grpo_clip: float = Field(0.2, gt=0, lt=1, description="clipping range of the probability ratio")
+    grpo_kl: float = Field(0.04, ge=0, description="weight of the KL divergence from the starting model")
+    grpo_iterations: int = Field(1, ge=1, description="optimizer steps on the same answers")
 
 
 PAIRS = verbs("preference")

@@ -27,13 +27,16 @@ def check(config: RunConfig) -> None:
 
 
 def _check_prompt(config: RunConfig) -> None:
-    """Refuse what cannot be together with a prompt that is learnt."""
+    """Check the keys of prompts."""
     if config.few_shot and config.objective != "sft":
         raise ConfigError(
-            "Examples stand before questions with answers: use --few_shot with `weft sft` or `weft prompt`."
+            "few_shot puts examples before questions with answers: use it with `weft sft` or `weft prompt`, or leave "
+            "it out."
         )
     if config.few_shot and config.fed_alg == "central":
-        raise ConfigError("Examples are each client's own, and central has no clients: leave out --few_shot.")
+        raise ConfigError(
+            "few_shot takes examples from each client's rows, and central has no clients: leave out --few_shot."
+        )
     _check_endpoint(config)
     if config.prompt_method is None:
         if config.private_tokens:
@@ -42,28 +45,34 @@ def _check_prompt(config: RunConfig) -> None:
     count = config.num_virtual_tokens + config.private_tokens
     if config.use_peft or config.from_scratch:
         raise ConfigError(
-            f"A prompt is learnt before a frozen model: drop {'--use_peft' if config.use_peft else '--size'}, or "
+            f"A prompt is trained for a frozen model: leave out {'--use_peft' if config.use_peft else '--size'}, or "
             "--prompt_method."
         )
     if config.objective == "causal_lm":
-        raise ConfigError("Prompts are learnt from questions and answers: use `weft prompt`, not `weft pretrain`.")
+        raise ConfigError("Prompts are trained on questions and answers: use `weft prompt`, not `weft pretrain`.")
     if config.prompt_method not in ("prefix", "text") and count >= config.seq_length - 1:
         raise ConfigError(
             f"A prompt of {count} vectors leaves no room for text in seq_length ({config.seq_length}): write a larger "
             "--seq_length, or fewer --num_virtual_tokens."
         )
     if config.prompt_method == "black_box" and config.learning_rate == 0:
-        raise ConfigError("A search of step size 0 has no width: write a --learning_rate above 0, such as 1.")
+        raise ConfigError("learning_rate is 0, so the search of black_box has no width: write one above 0, such as 1.")
     if config.prompt_method == "prefix" and config.gradient_checkpointing:
-        raise ConfigError("A prefix is a cache, which recomputed layers cannot have: drop --gradient_checkpointing.")
+        raise ConfigError(
+            "A prefix is a cache of keys and values, which recomputation does not support: leave out "
+            "--gradient_checkpointing."
+        )
     if config.prompt_method == "text" and (config.objective != "sft" or config.private_tokens):
-        raise ConfigError("Words are scored by the likelihood of answers: use `weft prompt`, without --private_tokens.")
+        raise ConfigError(
+            "A text prompt is scored by the likelihood of answers: use `weft prompt`, without --private_tokens."
+        )
     if config.prompt_init_text is not None and config.prompt_method not in ("soft", "black_box", "text"):
         raise ConfigError(
-            "Only vectors can begin as a text: write --prompt_method soft or black_box, or drop the text."
+            "prompt_init_text initialises soft, black_box and text prompts only: write --prompt_method soft, or leave "
+            "it out."
         )
     if config.parallel != "none" or config.model_offload != "none":
-        raise ConfigError("A prompt is learnt before a model that is whole in one process: drop --parallel/offload.")
+        raise ConfigError("A prompt needs the whole model in one process: leave out --parallel and --model_offload.")
 
 
 def _check_endpoint(config: RunConfig) -> None:
@@ -71,11 +80,13 @@ def _check_endpoint(config: RunConfig) -> None:
         return
     if config.prompt_method not in ("black_box", "text"):
         raise ConfigError(
-            "A model behind an endpoint can only be asked: write --prompt_method black_box or text with `weft prompt`, "
+            "A model behind an endpoint has no gradients: write --prompt_method black_box or text with `weft prompt`, "
             "or leave out --endpoint."
         )
     if config.objective != "sft":
-        raise ConfigError("An endpoint is asked how likely answers are: use `weft prompt`, or leave out --endpoint.")
+        raise ConfigError(
+            "A model behind an endpoint can only score given answers: use `weft prompt`, or leave out --endpoint."
+        )
     if not config.endpoint.startswith(("http://", "https://")):
         raise ConfigError(
             f"endpoint is '{config.endpoint}', which is no URL: write one such as http://127.0.0.1:8000/v1."
@@ -83,7 +94,7 @@ def _check_endpoint(config: RunConfig) -> None:
 
 
 def _check_rewards(config: RunConfig) -> None:
-    """Refuse what `weft grpo` could not begin with; where it does not run, these keys say nothing."""
+    """Check the keys of rewards, which other verbs than `weft grpo` ignore."""
     if config.objective != "grpo":
         return
     if config.max_new_tokens >= config.seq_length:
@@ -96,7 +107,7 @@ def _check_rewards(config: RunConfig) -> None:
     for name in config.reward:
         kinds.check_part("reward", name)
     if "regex" in config.reward and config.reward_pattern is None:
-        raise ConfigError("The reward 'regex' looks for a pattern: write --reward_pattern PATTERN.")
+        raise ConfigError("The reward 'regex' needs a pattern: write --reward_pattern PATTERN.")
     if config.reward_weights is not None and len(config.reward_weights) != len(config.reward):
         raise ConfigError(
             f"There are {len(config.reward)} rewards and {len(config.reward_weights)} reward_weights: write one for "
@@ -106,83 +117,106 @@ def _check_rewards(config: RunConfig) -> None:
 
 def _check_pairs(config: RunConfig) -> None:
     if config.load_in_8bit and config.load_in_4bit:
-        raise ConfigError("A base is loaded in 8 bits or in 4, not both: drop --load_in_8bit or --load_in_4bit.")
+        raise ConfigError(
+            "The base model is loaded in 8 bits or in 4, not both: leave out --load_in_8bit or --load_in_4bit."
+        )
     if (config.load_in_8bit or config.load_in_4bit) and not config.use_peft:
-        raise ConfigError("A quantised base cannot be trained itself: add --use_peft, or drop --load_in_8bit/4bit.")
+        raise ConfigError(
+            "The weights of a quantised base model cannot be trained: add --use_peft, or leave out --load_in_8bit/4bit."
+        )
     if config.from_scratch and (config.use_peft or config.load_in_8bit or config.load_in_4bit):
-        raise ConfigError("A model that begins from nothing trains all its parameters: drop --use_peft, or --size.")
+        raise ConfigError(
+            "A model from scratch trains all its parameters: leave out --use_peft, --load_in_8bit and --load_in_4bit, "
+            "or --size."
+        )
     ways = [config.tokenizer is not None, config.tokenizer_text is not None, config.federated_tokenizer]
     if config.from_scratch and sum(ways) != 1:
         raise ConfigError(
-            "A model that begins from nothing needs a tokenizer: write either --tokenizer NAME_OR_PATH, or "
+            "A model from scratch needs a tokenizer: write either --tokenizer NAME_OR_PATH, or "
             "--tokenizer_text FILE with public text to train one on, or --federated_tokenizer."
         )
     if not config.from_scratch and any(ways):
-        raise ConfigError("A model that is loaded has a tokenizer: drop --tokenizer, or begin from nothing by --size.")
+        raise ConfigError(
+            "A pretrained model has its own tokenizer: leave out --tokenizer, or train from scratch by --size."
+        )
     if config.federated_tokenizer and config.split_strategy == "length" and not config.clients:
-        raise ConfigError("The split 'length' goes by tokens, and there is no tokenizer yet: choose another split.")
+        raise ConfigError(
+            "The split 'length' counts tokens, and federated_tokenizer makes the tokenizer after the split: choose "
+            "another one."
+        )
     _check_placement(config)
     if config.push_to_hub:
-        raise ConfigError("Weft sends nothing to the hub during a run: drop --push_to_hub, then use `weft export`.")
+        raise ConfigError(
+            "Weft sends nothing to the hub during a run: leave out --push_to_hub, then use `weft export`."
+        )
     if config.runtime == "nvflare":
         _check_sites(config)
     elif config.dataset_name is None and not config.clients:
         raise ConfigError("No data is named: write --dataset_name NAME_OR_PATH, or clients with their own files.")
     if config.clients and config.dataset_name is not None:
-        raise ConfigError("Both dataset_name and clients are given: the data comes from one or the other.")
+        raise ConfigError("Both dataset_name and clients are given, and either names the data: leave one of them out.")
     if config.clients and len({client.name for client in config.clients}) < len(config.clients):
-        raise ConfigError("Two clients have the same name: names must differ.")
+        raise ConfigError("Two clients have the same name: give them different ones.")
     if config.public_share and config.public_data is None:
         raise ConfigError("public_share is given, but no public_data to take it from: write --public_data FILE.")
 
 
 def _check_sites(config: RunConfig) -> None:
-    """Refuse what a run of sites that have their own data cannot have."""
+    """Check a run of sites with their own data."""
     sites_own = ("dataset_name", "clients", "public_data", "eval_dataset_name", "dataset_split", "eval_dataset_split")
     site_keys = [key for key in sites_own if getattr(config, key)]
     if site_keys:
-        raise ConfigError(f"With --runtime nvflare every site names its own data in site.yaml: drop --{site_keys[0]}.")
+        raise ConfigError(
+            f"With --runtime nvflare every site names its own data in site.yaml: leave out --{site_keys[0]}."
+        )
     if config.client_failure_rate or config.client_speed or config.availability:
         raise ConfigError(
-            "Sites fail and are slow by themselves: drop --client_failure_rate, --client_speed and --availability."
+            "Failures and speeds are simulated for clients in one place, not for sites: leave out "
+            "--client_failure_rate, --client_speed and --availability."
         )
     if config.fed_alg == "central" or kinds.is_local(config.fed_alg) or config.personal_steps:
         raise ConfigError(
-            "Baselines and personal steps compare what lies at one place: with --runtime nvflare write --fed_alg "
+            "Baselines and personal steps need all data at one place: with --runtime nvflare write --fed_alg "
             "fedavg or another that is federated, and leave out --personal_steps."
         )
     if config.federated_tokenizer or config.tokenizer_text:
-        raise ConfigError("Sites share a tokenizer that is there: write --tokenizer NAME_OR_PATH.")
+        raise ConfigError("Sites need an existing tokenizer: write --tokenizer NAME_OR_PATH.")
 
 
 def _check_placement(config: RunConfig) -> None:
-    """Refuse places for a model, or parts of it, that do not go together."""
+    """Check quantisation, offloading and parallelism."""
     quantised = config.load_in_8bit or config.load_in_4bit
     if config.model_offload != "none" and (not config.use_peft or config.use_dora or quantised):
         raise ConfigError(
-            "Layers that wait elsewhere are frozen and whole: add --use_peft (without --use_dora, --load_in_8bit and "
-            "--load_in_4bit), or drop --model_offload."
+            "Offloaded layers must be frozen, without DoRA or quantisation: add --use_peft (without --use_dora, "
+            "--load_in_8bit and --load_in_4bit), or leave out --model_offload."
         )
     if config.parallel != "none" and (config.model_offload != "none" or quantised):
         raise ConfigError(
-            "A model in several processes is neither quantised nor offloaded by layers: drop --load_in_8bit/4bit and "
-            "--model_offload; with --parallel fsdp, --cpu_offload may help."
+            "A model spread over processes can be neither quantised nor offloaded by layers: leave out "
+            "--load_in_8bit/4bit and --model_offload; with --parallel fsdp, --cpu_offload may help."
         )
     if config.cpu_offload and config.parallel != "fsdp":
-        raise ConfigError("cpu_offload goes with sharding: add --parallel fsdp, or drop --cpu_offload.")
+        raise ConfigError("cpu_offload moves shards: add --parallel fsdp, or leave out --cpu_offload.")
     if config.parallel in ("tensor", "pipeline") and config.use_peft:
-        raise ConfigError("Tensor and pipeline parallelism train all parameters: drop --use_peft, or write fsdp.")
+        raise ConfigError("Tensor and pipeline parallelism train all parameters: leave out --use_peft, or write fsdp.")
     if config.parallel != "none" and config.runtime != "inprocess":
-        raise ConfigError("A model in several processes is trained by torchrun's: drop --parallel, or --runtime.")
+        raise ConfigError(
+            "A model is spread over the processes of torchrun, with --runtime inprocess only: leave out --parallel or "
+            "--runtime."
+        )
     if config.parallel != "none" and (config.dtype == "float16" or "8bit" in config.optimizer):
-        raise ConfigError("A model in several processes trains in float32 or bfloat16, with adamw or sgd in full.")
+        raise ConfigError(
+            "A model spread over processes needs --dtype float32 or bfloat16, and --optimizer adamw or sgd: write "
+            "these."
+        )
 
 
 def _check_numbers(config: RunConfig) -> None:
     if config.clients_of_rest and (config.clients or config.split_strategy not in registry.NATURAL_SPLITS):
         raise ConfigError(
-            "clients_of_rest is given, but only the splits by and domain leave values without a client: write "
-            "--split_strategy by, or drop --clients_of_rest."
+            "clients_of_rest is given, but only the splits by and domain can leave values without a client: write "
+            "--split_strategy by, or leave out --clients_of_rest."
         )
     outside = kinds.is_outside("split_strategy", config.split_strategy)
     natural = config.split_strategy in registry.NATURAL_SPLITS or outside
@@ -213,14 +247,14 @@ def _check_names(config: RunConfig) -> None:
     if config.prompt_template is not None:
         if config.template not in ("auto", "chat"):
             raise ConfigError(
-                f"template is {config.template}, and prompt_template is a template too: write one of them."
+                f"template is {config.template}, and prompt_template is given too: leave one of them out."
             )
         if not Path(config.prompt_template).expanduser().is_file():
             raise ConfigError(
                 f"There is no template '{config.prompt_template}': check the path after --prompt_template."
             )
     if config.template_date is not None and not _is_day(config.template_date):
-        raise ConfigError(f"template_date is '{config.template_date}', which is no day: write one as 2026-01-31.")
+        raise ConfigError(f"template_date is '{config.template_date}', which is no date: write one such as 2026-01-31.")
 
 
 def _is_day(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Keys of the data: where rows come from, how they become tokens, who gets them."""
+"""Keys of the data: sources, tokenization, the split over clients."""
 
 from __future__ import annotations
 
@@ -13,80 +13,89 @@ from weft.registry import SPLITS
 
 
 class Client(BaseModel):
-    """One named client with data of its own."""
+    """A client with its own data."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     data: str
     eval: str | None = None
-    """Its held-out rows, where they lie apart; otherwise `eval_fraction` of its rows is kept out."""
+    """Source of its held-out rows; None: `eval_fraction` of its rows is held out."""
 
 
 class DataKeys(BaseModel):
     """The data."""
 
-    dataset_name: str | None = Field(None, description="a hub name, a file or a folder, split over the clients")
-    dataset_sample: int | None = Field(20000, ge=1, description="rows used at most")
+    dataset_name: str | None = Field(None, description="name on the hub, a file or a folder, split over the clients")
+    dataset_sample: int | None = Field(20000, ge=1, description="largest number of rows that are used")
     dataset_split: str | None = Field(
         None,
-        description="the part of a folder or data set that is trained on, or a slice, train[:10%] (default: train)",
+        description="part of a folder or data set to train on, or a slice such as train[:10%] (default: train)",
     )
     eval_dataset_split: str | None = Field(
         None,
-        description="the part of eval_dataset_name, or of dataset_name, that is measured on (default: validation, else "
-        "test)",
+        description="part of eval_dataset_name, or of dataset_name, to evaluate on (default: validation, else test)",
     )
     held_out_overlap: Literal["refuse", "leave_out"] = Field(
         "refuse",
-        description="what is done where rows of eval_dataset_name are among those to train on: leave_out trains "
-        "without them",
+        description="if rows of eval_dataset_name are training rows too: refuse the run, or leave them out "
+        "of the training",
     )
-    local_data_dir: str | None = Field(None, description="folder in which dataset_name is looked for")
-    clients: list[Client] | None = Field(None, description="named clients with their own data: name=path ...")
+    local_data_dir: str | None = Field(None, description="folder in which dataset_name is searched")
+    clients: list[Client] | None = Field(None, description="clients with their own data: name=path ...")
     public_data: str | None = Field(
-        None, description="rows that everybody may see: a client that takes part in every round, or see public_share"
+        None,
+        description="public rows: they are a client of their own, which takes part in every round, unless "
+        "public_share is set",
     )
     public_share: float = Field(
-        0.0, ge=0, lt=1, description="share of every client's batches that is drawn from public_data instead"
+        0.0, ge=0, lt=1, description="share of every client's batches that is drawn from public_data, from 0 to below 1"
     )
     token_cache: str | None = Field(
-        None, description="folder in which tokenized text is kept [$WEFT_CACHE/tokens, or ~/.cache/weft/tokens]"
+        None, description="folder for tokenized text [$WEFT_CACHE/tokens, or ~/.cache/weft/tokens]"
     )
     template: str = Field(
-        "auto", description="alpaca, vicuna, chat; auto is chat where the model has a template, else alpaca"
+        "auto", description="alpaca, vicuna, chat; auto is chat if the tokenizer has a chat template, else alpaca"
     )
-    prompt_template: str | None = Field(
-        None, description="a chat template of your own: a file of Jinja, in place of the tokenizer's"
-    )
+    prompt_template: str | None = Field(None, description="file with a Jinja chat template, instead of the tokenizer's")
     template_date: str | None = Field(
-        None, description="the day that a chat template with a clock writes, as 2026-01-31 (default: the run's first)"
+        None,
+        description="date for chat templates that print the current one, such as 2026-01-31 (default: day of "
+        "the run's start)",
     )
-    seq_length: int = Field(512, ge=2, description="longest row in tokens")
-    truncation_side: Literal["right", "left"] = Field("right", description="the side cut from over-long rows")
+    seq_length: int = Field(512, ge=2, description="longest row in tokens; longer ones are cut")
+    truncation_side: Literal["right", "left"] = Field(
+        "right", description="side on which longer rows are cut: right, left"
+    )
     instruction_column: str | None = Field(
-        None, description="column of the question; several with commas between are joined by blank lines"
+        None, description="column of the question; several, separated by commas, are joined by blank lines"
     )
-    response_column: str | None = Field(None, description="column of the answer, or several likewise")
-    instruction_prefix: str | None = Field(
-        None, description="a text that stands before every question, such as 'Summarise:'"
+    response_column: str | None = Field(
+        None, description="column of the answer; several, separated by commas, are joined by blank lines"
     )
-    split_strategy: str = Field("iid", description="how one source is split over clients, such as iid, dirichlet, by")
-    split_args: JsonObject = Field({}, description="the split's own parameters: name=value ...")
+    instruction_prefix: str | None = Field(None, description="text before every question, such as 'Summarise:'")
+    split_strategy: str = Field(
+        "iid", description="how the rows of one source are split over the clients, such as iid, dirichlet, by"
+    )
+    split_args: JsonObject = Field({}, description="parameters of the split: name=value ...")
     split_column: str | None = Field(
-        None, description="the column that dirichlet, by and shards go by (default: the answers, where they are few)"
+        None, description="column for dirichlet, by and shards (default: the answers, if they are few)"
     )
-    split_seed: int | None = Field(None, description="seed by which rows are drawn, dealt and held out (default: seed)")
+    split_seed: int | None = Field(
+        None, description="seed for sampling, splitting and holding out rows (default: seed)"
+    )
     clients_of_rest: int = Field(
         0,
         ge=0,
-        description="with by and domain: further clients, to which the rows of values beyond num_clients are dealt; 0: "
-        "they are left out",
+        description="with by and domain: extra clients for the rows of values beyond num_clients; 0: those "
+        "rows are dropped",
     )
     split_alpha: float = Field(
-        0.5, gt=0, description="concentration of dirichlet, quantity, length and cluster: small is skewed"
+        0.5, gt=0, description="concentration of dirichlet, quantity, length and cluster; smaller is more skewed"
     )
-    split_min_rows: int = Field(1, ge=1, description="rows that every client must get; a random split is drawn again")
-    shards_per_client: int = Field(2, ge=1, description="sorted shards that a client gets with shards")
+    split_min_rows: int = Field(
+        1, ge=1, description="smallest number of rows of a client; random splits are redrawn until it holds"
+    )
+    shards_per_client: int = Field(2, ge=1, description="sorted shards of each client, with shards")
 
 
 TOKENIZED = (
@@ -96,7 +105,7 @@ TOKENIZED = (
             or config.federated_tokenizer
             or kinds.is_outside("objective", config.objective)
         ),
-        "it keeps plain text as tokens, and the objective is {c.objective}",
+        "it concerns tokenized plain text, and the objective is {c.objective}",
         "use `weft pretrain`",
     ),
 )

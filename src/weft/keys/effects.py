@@ -1,7 +1,7 @@
-"""When a key has an effect, declared in the table WORKS beside the keys; one that was given in vain is refused.
+"""The conditions under which keys have an effect; a key that a user sets without effect is refused.
 
-A key's entry is a tuple of conditions, which all must hold: ALWAYS is none of them. What was given is what a user wrote
-in a flag, a file or a dict, equal to the default or not; null, false and an empty list take a key back.
+The table WORKS beside the keys has a tuple of conditions for each key, which all must hold; ALWAYS is empty. A key is
+set if it is in a flag, a file or a dict, even with its default value; null, false and an empty list unset it.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ OPENFEDLLM = frozenset(
     "peft_lora_alpha logging_steps token num_train_epochs max_steps save_steps save_total_limit push_to_hub "
     "hub_model_id gradient_checkpointing template seed dpo_beta dataset_sample local_data_dir".split()
 )
-"""The keys that OpenFedLLM's programs have flags for: a command of these alone runs as it stands."""
+"""Flags of OpenFedLLM's programs: a command with these alone runs unchanged, and none of them is refused."""
 
 VERBS = {"sft": "sft", "causal_lm": "pretrain", "preference": "dpo", "grpo": "grpo"}
-"""Objectives, and the verbs that have them."""
+"""The verb of each objective."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition without which a key does nothing."""
+    """A condition without which a key has no effect."""
 
     holds: Callable[[RunConfig], bool]
-    """Of a configuration."""
+    """Evaluates the condition for a configuration."""
     reason: str
-    """What to say behind "because" where it does not hold; {c.KEY} is the value of a key."""
+    """The rest of the sentence after "because", if it does not hold; {c.KEY} is the value of a key."""
     remedy: str = ""
-    """What to write so that it holds, where leaving the key out is not all that there is."""
+    """What to write so that it holds; empty: only leaving the key out helps."""
     warn_only: bool = False
-    """Told in a sentence, not refused: what makes the key idle is often changed for a comparison."""
+    """Warn instead of refusing: the run file may serve several runs, some of which do not use the key."""
 
 
 Effect = tuple[Condition, ...]
 ALWAYS: Effect = ()
-"""Of a key that has an effect in every run, or is refused by a check of its own where it has none."""
+"""Of a key that has an effect in every run, or has a check of its own in `weft.keys.checks`."""
 
 
 def only(key: str, *values: str, warn_only: bool = False) -> Effect:
-    """Return the effect of a key that works with some values of another, and with any part that is not Weft's own."""
+    """Return the effect of a key that works with these values of another key, and with any part outside Weft."""
     alternatives = " or ".join(str(value) for value in values)
     return (
         Condition(
@@ -62,7 +62,7 @@ def only(key: str, *values: str, warn_only: bool = False) -> Effect:
 
 
 def flag(key: str, value: str = "") -> Effect:
-    """Return the effect of a key that works where another is set."""
+    """Return the effect of a key that works if another key is set."""
     return (
         Condition(
             lambda config: bool(getattr(config, key)), f"it works with {key} alone", f"add --{key} {value}".strip()
@@ -71,7 +71,7 @@ def flag(key: str, value: str = "") -> Effect:
 
 
 def verbs(*objectives: str) -> Effect:
-    """Return the effect of a key that some verbs have, and any objective that is not Weft's own."""
+    """Return the effect of a key of the verbs with these objectives, and of any objective outside Weft."""
     commands = " and ".join(f"`weft {VERBS[objective]}`" for objective in objectives)
     return (
         Condition(
@@ -87,7 +87,7 @@ def _is_baseline(config: RunConfig) -> bool:
     return name == "central" or kinds.is_local(name)
 
 
-NEVER = (Condition(lambda config: False, "it is accepted for OpenFedLLM's sake alone", warn_only=True),)
+NEVER = (Condition(lambda config: False, "it is accepted only for OpenFedLLM's scripts", warn_only=True),)
 PEFT = flag("use_peft")
 NOT_SITES = (
     Condition(lambda config: config.runtime != "nvflare", "every site has its own data and its own site.yaml"),
@@ -96,14 +96,14 @@ ONE_SOURCE = (
     *NOT_SITES,
     Condition(
         lambda config: not config.clients,
-        "clients have data of their own, and it deals rows of one source",
+        "clients have their own data, and it concerns the split of one source",
         "name one source by --dataset_name instead of clients",
     ),
 )
 FEDERATED = (
     Condition(
         lambda config: not _is_baseline(config),
-        "it is about clients that learn together, and fed_alg is {c.fed_alg}",
+        "it concerns clients that train together, and fed_alg is {c.fed_alg}",
         "choose a federated --fed_alg",
         warn_only=True,
     ),
@@ -118,13 +118,17 @@ GRADIENTS = (
 NOT_WORDS = (
     Condition(
         lambda config: config.prompt_method != "text",
-        "a prompt in words is learnt without steps",
+        "a text prompt is found without optimizer steps",
         "choose another --prompt_method",
     ),
 )
 SCHEDULE = (
     *NOT_WORDS,
-    Condition(lambda config: config.fed_alg != "fedbpt", "fedbpt fits its width by itself", "choose another --fed_alg"),
+    Condition(
+        lambda config: config.fed_alg != "fedbpt",
+        "fedbpt adapts the width of its search by itself",
+        "choose another --fed_alg",
+    ),
 )
 LOCAL_MODEL = (
     Condition(lambda config: config.endpoint is None, "the model is behind an endpoint", "leave out --endpoint"),
@@ -132,7 +136,7 @@ LOCAL_MODEL = (
 PRETRAINED = (
     Condition(
         lambda config: not config.from_scratch,
-        "the model begins from nothing",
+        "the model is trained from scratch",
         "leave out --size, --hidden_size, --num_layers and --num_heads",
     ),
 )
@@ -141,7 +145,7 @@ HOLDS_OUT = (
         lambda config: (
             not all(client.eval for client in config.clients) if config.clients else not config.eval_dataset_name
         ),
-        "held-out rows are named apart",
+        "the held-out rows have a source of their own",
         "leave out --eval_dataset_name, or the eval of clients",
     ),
 )
@@ -156,7 +160,7 @@ OWN_MODELS = (
             or config.lora_aggregation in ("fedsa", "dual")
             or any(kinds.is_outside(key, getattr(config, key)) for key in ("fed_alg", "lora_aggregation"))
         ),
-        "no client has a model of its own",
+        "there are no personal models",
         "add such as --personal_steps 10",
     ),
 )
@@ -170,14 +174,14 @@ def check(
     command: bool = False,
     exempt: Collection[str] = (),
 ) -> str | None:
-    """Refuse keys that were given and have no effect; return what is only to be said, in one sentence, or None.
+    """Refuse keys that are set without effect; return a sentence about those that only deserve a warning, or None.
 
     Args:
         config: the whole configuration.
-        idle_keys: keys that the user wrote.
-        effects: of every key.
-        command: they are all flags; of OpenFedLLM's flags alone it is one of its commands, where nothing is refused.
-        exempt: keys that are not judged.
+        keys: the keys that the user set.
+        effects: the conditions of every key.
+        command: all keys are flags; if they are OpenFedLLM's flags only, nothing is refused.
+        exempt: keys that are not checked.
 
     Raises:
         ConfigError: with the reason and the remedy.

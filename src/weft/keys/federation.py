@@ -1,4 +1,4 @@
-"""Keys of the federation: the algorithm, the clients, and how they take part."""
+"""Keys of the federation: the algorithm, the clients, their participation."""
 
 from __future__ import annotations
 
@@ -14,63 +14,71 @@ from weft.keys.effects import ALWAYS, FEDERATED, ONE_SOURCE, Condition, Effect, 
 class FederationKeys(BaseModel):
     """The federation."""
 
-    objective: str = Field("sft", description="the training loss")
-    objective_args: JsonObject = Field({}, description="the objective's own parameters: name=value ...")
-    fed_alg: str = Field("fedavg", description="the algorithm, or a baseline: local, localN, central")
-    num_rounds: int = Field(500, ge=1, description="rounds")
+    objective: str = Field("sft", description="training loss")
+    objective_args: JsonObject = Field({}, description="parameters of the objective: name=value ...")
+    fed_alg: str = Field("fedavg", description="federated algorithm, or a baseline: local, localN, central")
+    num_rounds: int = Field(500, ge=1, description="number of rounds")
     recipe: Literal["diloco", "photon"] = Field(
-        "diloco", description="what `weft pretrain` fills in: kept inner states, or stateless clients at higher rates"
+        "diloco",
+        description="defaults of `weft pretrain`: diloco keeps the clients' optimizer states, photon resets "
+        "them and uses higher learning rates",
     )
-    fed_args: JsonObject = Field(
-        {}, description="the algorithm's own parameters: name=value ...; a wrong name lists them"
-    )
+    fed_args: JsonObject = Field({}, description="parameters of the algorithm: name=value ...; a wrong name lists them")
     num_clients: int = Field(
-        2, ge=0, description="clients in the population; 0: as many as the column or the folder has (by, domain)"
+        2,
+        ge=0,
+        description="clients of the federation; 0: as many as the column or the folder has values (by, domain)",
     )
-    sample_clients: int = Field(2, ge=1, description="clients in a round")
-    client_sampling: Literal["uniform", "size"] = Field("uniform", description="every client alike, or by its rows")
+    sample_clients: int = Field(2, ge=1, description="clients sampled in each round")
+    client_sampling: Literal["uniform", "size"] = Field(
+        "uniform", description="probability of a client: equal (uniform), or by its rows (size)"
+    )
     client_weight: str = Field(
         "size",
-        description="what a client's update weighs: its rows (size), the same as any other (uniform), more the worse "
-        "it fares (minimax), or more the more it gains (gain)",
+        description="weight of an update: by rows (size), equal (uniform), larger for larger losses "
+        "(minimax), or for larger gains (gain)",
     )
-    client_weight_args: JsonObject = Field({}, description="the client weight's own parameters: name=value ...")
-    aggregator: str = Field("mean", description="how the updates of a cohort become one, such as mean")
-    aggregator_args: JsonObject = Field({}, description="the aggregator's own parameters: name=value ...")
-    privacy: str = Field("none", description="what bounds and hides a client's part in the result, such as none")
-    privacy_args: JsonObject = Field({}, description="the privacy's own parameters: name=value ...")
-    codec: str = Field("none", description="how updates are compressed on their way, such as none")
-    codec_args: JsonObject = Field({}, description="the codec's own parameters: name=value ...")
-    protection: str = Field("none", description="how single updates are hidden from the server, such as none")
-    protection_args: JsonObject = Field({}, description="the protection's own parameters: name=value ...")
+    client_weight_args: JsonObject = Field({}, description="parameters of the client weight: name=value ...")
+    aggregator: str = Field("mean", description="how updates are combined, such as mean")
+    aggregator_args: JsonObject = Field({}, description="parameters of the aggregator: name=value ...")
+    privacy: str = Field("none", description="differential privacy: clipping and noise; none: no guarantee")
+    privacy_args: JsonObject = Field({}, description="parameters of the privacy: name=value ...")
+    codec: str = Field("none", description="compression of updates")
+    codec_args: JsonObject = Field({}, description="parameters of the codec: name=value ...")
+    protection: str = Field("none", description="secure aggregation, which hides single updates from the server")
+    protection_args: JsonObject = Field({}, description="parameters of the protection: name=value ...")
     cluster: int = Field(
-        1, ge=1, description="so many models instead of one; a client trains the one that fits its own rows best"
+        1, ge=1, description="number of models; each client trains the one with the smallest loss on its rows"
     )
-    weight_rate: float = Field(1.0, gt=0, description="how strongly minimax and gain weigh")
+    weight_rate: float = Field(1.0, gt=0, description="strength of minimax and gain")
     availability: str | None = Field(
-        None, description="a CSV of client,first,last: the rounds (from 1) in which a client can be reached"
+        None, description="CSV file of client,first,last: rounds (from 1) in which a client can be reached"
     )
-    availability_period: int | None = Field(None, ge=1, description="rounds after which the trace begins again")
-    min_clients: int = Field(0, ge=0, description="good replies without which a round is repeated, not averaged")
-    max_attempts: int = Field(10, ge=1, description="how often a round is begun before the run stops, to be resumed")
+    availability_period: int | None = Field(None, ge=1, description="rounds after which the availability repeats")
+    min_clients: int = Field(0, ge=0, description="quorum: a round with fewer valid updates is repeated")
+    max_attempts: int = Field(10, ge=1, description="attempts at a round before the run stops; it can be resumed")
     over_selection: float = Field(
-        0.0, ge=0, description="share of clients asked beyond sample_clients; the first good replies count"
+        0.0,
+        ge=0,
+        description="share of clients sampled beyond sample_clients, such as 0.2; the first valid updates are used",
     )
-    max_bad_updates: int = Field(
-        3, ge=0, description="bad updates (not what was asked for) after which a client is not asked again; 0: always"
+    max_bad_updates: int = Field(3, ge=0, description="invalid updates after which a client is excluded; 0: never")
+    client_failure_rate: float = Field(
+        0.0, ge=0, lt=1, description="simulation: probability that a client drops out of a round, below 1"
     )
-    client_failure_rate: float = Field(0.0, ge=0, lt=1, description="simulated: chance that a client drops out")
     client_speed: list[float] | None = Field(
-        None, description="simulated: clients' speeds, repeated; below 1 makes that share of its steps in a round"
+        None,
+        description="simulation: speeds of the clients, repeated cyclically; below 1: share of the steps "
+        "that it makes in a round",
     )
     prox_mu: float = Field(0.01, ge=0, description="mu of FedProx")
     fedopt_tau: float | Literal["auto"] = Field(
-        1e-3, description="tau of the adaptive servers; auto: the median size of the first round's changes"
+        1e-3, description="tau of the adaptive servers; auto: median absolute update of the first round"
     )
     fedopt_eta: float | None = Field(
-        None, gt=0, description="server learning rate of the adaptive servers [0.001; twice tau where that is auto]"
+        None, gt=0, description="learning rate of the adaptive servers [0.001; twice tau if that is auto]"
     )
-    fedopt_beta1: float = Field(0.9, ge=0, lt=1, description="beta1 of the adaptive servers")
+    fedopt_beta1: float = Field(0.9, ge=0, lt=1, description="beta1 of the adaptive servers, and FedAvgM's momentum")
     fedopt_beta2: float = Field(0.99, ge=0, lt=1, description="beta2 of the adaptive servers")
 
 

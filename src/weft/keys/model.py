@@ -1,4 +1,4 @@
-"""Keys of the model: what it is, how it computes, what of it is trained."""
+"""Keys of the model: its source, its arithmetic, its trained parameters."""
 
 from __future__ import annotations
 
@@ -15,67 +15,83 @@ class ModelKeys(BaseModel):
 
     model_config = ConfigDict(protected_namespaces=())
 
-    model_name_or_path: str = Field("meta-llama/Llama-2-7b-hf", description="a hub name or a folder")
-    trust_remote_code: bool = Field(False, description="run code that comes with the model")
+    model_name_or_path: str = Field("meta-llama/Llama-2-7b-hf", description="name on the Hugging Face hub, or a folder")
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
     token: bool = Field(False, description="use the stored Hugging Face token")
     allow_missing: bool = Field(
-        False, description="draw weights that the checkpoint lacks from the seed, and leave out those without a place"
+        False,
+        description="initialise weights that the checkpoint lacks from the seed, and ignore weights that the "
+        "model lacks",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="precision of the model's arithmetic"
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, ...")
-    load_in_8bit: bool = Field(False, description="8-bit base (bitsandbytes)")
-    load_in_4bit: bool = Field(False, description="4-bit base (bitsandbytes)")
-    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+    load_in_8bit: bool = Field(False, description="8-bit base model (bitsandbytes)")
+    load_in_4bit: bool = Field(False, description="4-bit base model (bitsandbytes)")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations: less memory, about a third more time"
+    )
     parallel: Literal["none", "fsdp", "tensor", "pipeline"] = Field(
         "none",
-        description="one model in the processes that torchrun starts: sharded, split within layers, or by layers",
+        description="spread one model over torchrun's processes: sharded (fsdp), within layers (tensor), or "
+        "by layers (pipeline)",
     )
     model_offload: Literal["none", "cpu", "disk"] = Field(
-        "none", description="where the layers of a frozen base wait while they do not compute"
+        "none", description="where idle layers of a frozen base model are stored"
     )
-    cpu_offload: bool = Field(False, description="with fsdp: shards, gradients and moments on the CPU between uses")
+    cpu_offload: bool = Field(
+        False, description="with fsdp: keep shards, gradients and moments on the CPU while unused"
+    )
     size: Literal["5m", "15m", "60m", "150m"] | None = Field(
-        None, description="begin from nothing: a Llama of about so many parameters"
+        None, description="train from scratch: a Llama of about this many parameters"
     )
-    hidden_size: int | None = Field(None, ge=2, description="width of a model that begins from nothing")
-    num_layers: int | None = Field(None, ge=1, description="layers of a model that begins from nothing")
-    num_heads: int | None = Field(None, ge=1, description="attention heads of a model that begins from nothing")
-    tokenizer: str | None = Field(None, description="its tokenizer: a hub name or a folder")
-    tokenizer_text: str | None = Field(None, description="public text that a tokenizer is trained on")
+    hidden_size: int | None = Field(None, ge=2, description="width of a model from scratch")
+    num_layers: int | None = Field(None, ge=1, description="number of layers of a model from scratch")
+    num_heads: int | None = Field(None, ge=1, description="number of attention heads of a model from scratch")
+    tokenizer: str | None = Field(None, description="tokenizer of a model from scratch: name on the hub, or a folder")
+    tokenizer_text: str | None = Field(None, description="file of public text to train a tokenizer on")
     federated_tokenizer: bool = Field(
-        False, description="train the tokenizer from the clients' counts of frequent words; no text is sent"
+        False, description="train the tokenizer on the clients' counts of frequent words; no text is sent"
     )
-    tokenizer_min_count: int = Field(5, ge=1, description="a client sends only words that it has at least so often")
-    tokenizer_min_clients: int = Field(2, ge=1, description="only words that so many clients sent are used")
+    tokenizer_min_count: int = Field(5, ge=1, description="occurrences at a client from which it sends a word")
+    tokenizer_min_clients: int = Field(2, ge=1, description="clients that must send a word for it to be used")
     tokenizer_noise: float = Field(
         0.0,
         ge=0,
-        description="scale of the discrete Laplace noise on a word's sum: epsilon is 1 / scale for one word more",
+        description="scale of the discrete Laplace noise on the sum of a word's counts; epsilon is 1 / scale "
+        "for one more occurrence; 0: none",
     )
-    vocab_size: int = Field(8192, ge=259, description="tokens of a trained tokenizer, at most")
-    use_peft: bool = Field(False, description="train a LoRA adapter; without it all parameters")
+    vocab_size: int = Field(8192, ge=259, description="largest vocabulary of a trained tokenizer, in tokens")
+    use_peft: bool = Field(False, description="train a LoRA adapter instead of all parameters")
     peft_lora_r: int = Field(8, ge=1, description="LoRA rank")
-    peft_lora_alpha: float = Field(16, gt=0, description="LoRA alpha")
+    peft_lora_alpha: float = Field(16, gt=0, description="LoRA alpha; updates are scaled by alpha / rank")
     peft_lora_dropout: float = Field(0.05, ge=0, lt=1, description="LoRA dropout")
-    peft_lora_target_modules: list[str] = Field(["auto"], description="auto, all-linear, or names of modules")
-    use_rslora: bool = Field(False, description="scale by alpha / sqrt(r)")
-    use_dora: bool = Field(False, description="weight-decomposed LoRA")
-    lora_aggregation: str = Field("average", description="how clients' factors become one, such as average, ffa, svd")
-    lora_aggregation_args: JsonObject = Field({}, description="the LoRA aggregation's own parameters: name=value ...")
-    lora_side_rank: int | None = Field(
-        None, ge=1, description="largest rank of what stack and residual keep aside (default: nothing is lost)"
+    peft_lora_target_modules: list[str] = Field(["auto"], description="modules with a LoRA: auto, all-linear, or names")
+    use_rslora: bool = Field(False, description="scale by alpha / sqrt(rank)")
+    use_dora: bool = Field(False, description="weight-decomposed LoRA (DoRA)")
+    lora_aggregation: str = Field(
+        "average", description="how the clients' LoRA factors are combined, such as average, ffa, svd"
     )
-    lora_merge_every: int = Field(10, ge=1, description="rounds after which merge puts the adapter aside, rank by rank")
+    lora_aggregation_args: JsonObject = Field({}, description="parameters of the LoRA aggregation: name=value ...")
+    lora_side_rank: int | None = Field(
+        None,
+        ge=1,
+        description="largest rank of the side adapter of stack, residual and merge (default: no limit, lossless)",
+    )
+    lora_merge_every: int = Field(
+        10, ge=1, description="rounds between merges of the adapter into the side adapter, with merge"
+    )
     client_ranks: list[int] | None = Field(
-        None, description="LoRA ranks of the clients in their order, repeated; at most peft_lora_r"
+        None, description="LoRA ranks of the clients in their order, repeated cyclically; at most peft_lora_r"
     )
     client_layers: list[int] | None = Field(
-        None, description="how many of the decoder's layers the clients have, in their order, repeated; the ends stay"
+        None,
+        description="number of decoder layers of each client in their order, repeated cyclically; the first "
+        "and last layers are kept",
     )
     share: list[str] | None = Field(
-        None, description="which trained tensors travel: globs or parts of their names; others stay with the client"
+        None, description="trained tensors that travel, as globs or parts of names; the others never leave the client"
     )
 
 

@@ -1,4 +1,4 @@
-"""What others call our keys: names that are taken, and names that other tools use for them."""
+"""Other names of keys: aliases that are accepted, and names in other tools, which error messages translate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ ALIASES = {
     "lr_scheduler": "lr_scheduler_type",
     "data": "dataset_name",
 }
-"""Other names of keys: OpenFedLLM's, and short ones."""
+"""Accepted names of keys: OpenFedLLM's, and short ones."""
 
 FOREIGN = {
     "model": "model_name_or_path",
@@ -78,7 +78,7 @@ FOREIGN = {
     "adam_eps": "adam_epsilon",
     "clip_grad": "max_grad_norm",
 }
-"""Names of other tools for what a key of ours says."""
+"""Names in other tools, and the key of the same meaning."""
 
 BESIDE = {
     "num_train_epochs": ", which counts beside max_steps -1",
@@ -86,15 +86,15 @@ BESIDE = {
     "batch_size": ", the rows of a micro-batch",
     "quantization": ", or load_in_8bit",
 }
-"""What to know of some keys that are named so."""
+"""Remarks for some of these keys in the error message."""
 
 
 def foreign(name: str, *, flags: bool) -> str | None:
-    """Return the sentence that names our key for another tool's name, or None.
+    """Return a sentence that translates another tool's name into the key of Weft, or None.
 
     Args:
-        name: without dashes in front.
-        flags: name it as a flag.
+        name: without leading dashes.
+        flags: write the key as a flag.
     """
     key = FOREIGN.get(name.replace("-", "_"))
     if key is None:

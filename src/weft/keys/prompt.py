@@ -1,4 +1,4 @@
-"""Keys of prompts that are learnt in front of a frozen model."""
+"""Keys of prompts, which are trained for a frozen model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from weft.keys.effects import ALWAYS, Effect, flag, only
 
 EMBEDDED = ("soft", "p_tuning", "black_box")
-"""Methods whose vectors stand among the embeddings."""
+"""Methods whose vectors are inserted among the input embeddings."""
 
 
 class PromptKeys(BaseModel):
@@ -17,42 +17,47 @@ class PromptKeys(BaseModel):
 
     prompt_method: Literal["soft", "prefix", "p_tuning", "black_box", "text"] | None = Field(
         None,
-        description="what `weft prompt` learns: vectors before the text (soft), keys and values of every layer "
-        "(prefix), those that a small net makes (p_tuning), those found without gradients (black_box), or words (text)",
+        description="what `weft prompt` trains: input vectors (soft), keys and values of every layer "
+        "(prefix), input vectors from a small network (p_tuning), input vectors without "
+        "gradients (black_box), or a text (text)",
     )
     num_virtual_tokens: int = Field(20, ge=1, description="vectors of the shared prompt")
-    private_tokens: int = Field(0, ge=0, description="vectors of each client's own, behind the shared ones; never sent")
+    private_tokens: int = Field(
+        0, ge=0, description="vectors of each client's private prompt, behind the shared one; never sent"
+    )
     prompt_init_text: str | None = Field(
-        None, description="text whose embeddings a soft prompt begins as (default: tokens drawn at random)"
+        None, description="text whose embeddings initialise a soft prompt (default: random tokens)"
     )
     prompt_candidates: list[str] = Field(
-        [], description="instructions to begin with, dealt to the clients in turn: texts, or a file of one a line"
+        [], description="initial instructions, dealt to the clients in turn: texts, or a file with one a line"
     )
     few_shot: int = Field(
         0,
         ge=0,
-        description="of each client's own training rows, how many stand before each row as examples; never sent",
+        description="training rows of each client that precede each of its rows as examples; never sent",
     )
     prompt_pool: int = Field(8, ge=2, description="instructions that are scored in a round")
     prompt_proposals: int = Field(2, ge=1, description="instructions that a client proposes in a round")
     prompt_length: int = Field(200, ge=8, description="longest instruction in bytes")
     black_box_dim: int = Field(
-        100, ge=2, description="numbers that are searched for, projected to all vectors at random"
+        100, ge=2, description="dimension of the search; a random projection maps it to all vectors"
     )
     population: int = Field(
-        20, ge=4, description="candidates a generation of the search; --max_steps counts generations"
+        20, ge=4, description="candidates per generation of the search; --max_steps counts generations"
     )
     endpoint: str | None = Field(
         None,
-        description="URL of an OpenAI-compatible API (up to /v1) where the model is, for black_box and text; "
-        "model_name_or_path then gives the tokenizer, and black_box's words",
+        description="URL of an OpenAI-compatible API (up to /v1) that runs the model, for black_box and "
+        "text; model_name_or_path then names the tokenizer, and the embeddings of black_box",
     )
-    endpoint_model: str | None = Field(None, description="the model's name there (default: model_name_or_path)")
-    endpoint_key: str = Field("OPENAI_API_KEY", description="the environment variable that holds the key")
-    endpoint_timeout: float = Field(60.0, gt=0, description="seconds for one answer of the endpoint")
-    endpoint_retries: int = Field(4, ge=0, description="times that a failed request is sent again")
-    endpoint_parallel: int = Field(4, ge=1, description="requests to the endpoint at a time")
-    prompt_hidden_size: int = Field(128, ge=1, description="width of the net that makes the vectors of p_tuning")
+    endpoint_model: str | None = Field(
+        None, description="name of the model at the endpoint (default: model_name_or_path)"
+    )
+    endpoint_key: str = Field("OPENAI_API_KEY", description="environment variable with the endpoint's API key")
+    endpoint_timeout: float = Field(60.0, gt=0, description="seconds to wait for an answer of the endpoint")
+    endpoint_retries: int = Field(4, ge=0, description="retries of a failed request to the endpoint")
+    endpoint_parallel: int = Field(4, ge=1, description="concurrent requests to the endpoint")
+    prompt_hidden_size: int = Field(128, ge=1, description="width of p_tuning's network")
 
 
 VECTORS = only("prompt_method", "soft", "prefix", "p_tuning", "black_box")

@@ -1,4 +1,4 @@
-"""Keys of the run: its folder, seed and records."""
+"""Keys of the run: its directory, seed, records and runtime."""
 
 from __future__ import annotations
 
@@ -12,40 +12,47 @@ from weft.keys.effects import ALWAYS, NEVER, Condition, Effect, only
 class RunKeys(BaseModel):
     """The run."""
 
-    output_dir: str = Field("output", description="the run directory")
-    seed: int = Field(2023, ge=0, description="everything random follows from it")
-    save_model_freq: int = Field(50, ge=0, description="rounds between checkpoints that are kept; 0: only the newest")
-    save_total_limit: int = Field(10, ge=1, description="how many of these are kept at most")
-    checkpoint_seconds: float = Field(5.0, ge=0, description="at most this much work is lost to a kill, and one round")
-    report_to: list[str] = Field(["none"], description="tensorboard, wandb, mlflow, trackio, none")
+    output_dir: str = Field("output", description="directory of the run")
+    seed: int = Field(2023, ge=0, description="seed of all random choices")
+    save_model_freq: int = Field(50, ge=0, description="rounds between permanent checkpoints; 0: keep the newest only")
+    save_total_limit: int = Field(10, ge=1, description="largest number of permanent checkpoints")
+    checkpoint_seconds: float = Field(
+        5.0,
+        ge=0,
+        description="longest time between checkpoints in seconds; a killed run loses at most this much work "
+        "and one round",
+    )
+    report_to: list[str] = Field(["none"], description="trackers: tensorboard, wandb, mlflow, trackio, none")
     accept_changed: bool = Field(
         False,
-        description="go on with a run although its data, base or tokenizer is not what it was; for this start only",
+        description="resume a run although its data, base model or tokenizer has changed; for this start only",
     )
     runtime: Literal["inprocess", "ray", "nvflare"] = Field(
         "inprocess",
-        description="what carries the messages: this process, Ray's actors, or NVIDIA FLARE to "
-        "sites that have their own data (weft submit)",
+        description="where clients run: in this process, in Ray's actors, or at sites with their own data "
+        "(NVIDIA FLARE, weft submit)",
     )
-    ray_address: str | None = Field(None, description="of a Ray cluster to join (default: one is started here)")
-    num_actors: int | None = Field(None, ge=1, description="clients that train at a time (default: as there is room)")
-    client_resources: dict[str, float] = Field({}, description="what an actor needs, such as cpu=1 gpu=0.5")
+    ray_address: str | None = Field(None, description="address of a Ray cluster (default: one is started here)")
+    num_actors: int | None = Field(
+        None, ge=1, description="clients that train at a time, with ray (default: as many as fit)"
+    )
+    client_resources: dict[str, float] = Field({}, description="resources of an actor, with ray, such as cpu=1 gpu=0.5")
     sites: list[str] | None = Field(
-        None, description="with nvflare: the sites, in their order (default: all that are there, by name)"
+        None, description="sites of the run in their order, with nvflare (default: all connected ones, by name)"
     )
     silence_timeout: float = Field(
-        600.0, gt=0, description="with nvflare: seconds without a word or progress after which a site's turn is over"
+        600.0, gt=0, description="seconds without contact or progress after which a site fails its turn, with nvflare"
     )
     threads: int | None = Field(None, ge=1, description="CPU threads (default: torch's)")
 
-    # OpenFedLLM's flags that have no effect here, so that its scripts run as they stand
-    logging_steps: int = Field(100, description="accepted; every round is logged")
-    save_steps: int = Field(1000, description="accepted; see save_model_freq")
-    push_to_hub: bool = Field(False, description="accepted only as False; use `weft export` and the hub's own tool")
-    hub_model_id: str | None = Field(None, description="accepted; see push_to_hub")
+    # OpenFedLLM's flags without an effect here, so that its scripts run unchanged
+    logging_steps: int = Field(100, description="ignored, for OpenFedLLM's scripts; every round is logged")
+    save_steps: int = Field(1000, description="ignored, for OpenFedLLM's scripts; see save_model_freq")
+    push_to_hub: bool = Field(False, description="must be false; use `weft export` and the hub's own tool")
+    hub_model_id: str | None = Field(None, description="ignored, for OpenFedLLM's scripts; see push_to_hub")
 
 
-RAY = only("runtime", "ray", warn_only=True)  # one run file goes with every runtime
+RAY = only("runtime", "ray", warn_only=True)  # one run file may serve several runtimes
 SITES = only("runtime", "nvflare", warn_only=True)
 CHECKPOINTS = (
     Condition(

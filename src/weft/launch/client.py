@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from weft import registry
 from weft.config import RunConfig
+from weft.core.libraries import Tokenizer
 from weft.core.objective import Evaluator
 from weft.core.types import Tensors
 from weft.data.store import Report
@@ -60,9 +60,9 @@ class ClientBuilder:
         self._values: Tensors = {}
 
     @cached_property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         """The run's tokenizer, which fits the model's configuration."""
-        tokenizer = load_tokenizer(self.config)
+        tokenizer: Tokenizer = load_tokenizer(self.config)
         if self.config.endpoint is None:
             check_fits(self.config, tokenizer, load_model_config(self.config))
         return tokenizer
@@ -124,7 +124,7 @@ class ClientBuilder:
 
 
 def resident(
-    config: RunConfig, tokenizer: Any, plan: Plan, group: RankGroup | None = None, note: Note = ignore_note
+    config: RunConfig, tokenizer: Tokenizer, plan: Plan, group: RankGroup | None = None, note: Note = ignore_note
 ) -> Resident:
     """Return the run's model, or what asks it where it is; raises as `load_resident` and `remote_model` do.
 

@@ -23,7 +23,7 @@ from weft.training.evolution import Evolution
 from weft.training.loop import GradientSteps
 from weft.training.optimizers import Optimizer
 from weft.training.schedules import Schedule
-from weft.training.wording import Wording
+from weft.training.wording import InstructionSearch
 from weft.training.zeroth import SeedSteps
 
 
@@ -155,7 +155,7 @@ def local_steps(config: RunConfig, wanted: str = "gradients", *, pools: bool = F
         kind, how = Evolution, {"population": config.population}
     if config.prompt_method == "text":
         kind, how = (
-            Wording,
+            InstructionSearch,
             {
                 "candidates": read_candidates(config),
                 "clients": 1 if pools else max(1, len(config.clients or ()) or config.num_clients),

@@ -19,6 +19,7 @@ from weft.data.source_kinds import token_cache
 from weft.federation.clients import InMemory
 from weft.federation.plan import Plan
 from weft.federation.state import Participant, begin, expected_streams, task_for
+from weft.json_types import JsonObject
 from weft.launch import compose
 from weft.launch.client import prepare_process
 from weft.launch.data_warnings import told
@@ -199,7 +200,7 @@ def _shown(name: str) -> str:
     return name if file is None else f"{file.public_name} (SHA-256 {plugins.digest_of(plugins.read(file))[:16]}...)"
 
 
-def _own(args: dict[str, Any]) -> str:
+def _own(args: JsonObject) -> str:
     return f" ({', '.join(f'{name} {value}' for name, value in args.items())})" if args else ""
 
 

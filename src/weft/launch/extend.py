@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from weft.config import VOLATILE, RunConfig
 from weft.errors import ConfigError
 from weft.federation.plan import Plan
+from weft.json_types import JsonObject
 from weft.runs.fingerprints import Fingerprints, check
 from weft.runs.layout import RunDir
 
@@ -16,7 +16,7 @@ CHANGEABLE = VOLATILE | {"num_rounds", "min_clients", "max_attempts"}
 """Keys that may differ when a run is resumed: no result depends on them, or they say how it goes on from here."""
 
 
-def check_rounds(config: RunConfig) -> dict[str, Any] | None:
+def check_rounds(config: RunConfig) -> JsonObject | None:
     """Return the keys that a run was made with, before it is resumed; None where nothing is there.
 
     Raises:
@@ -35,7 +35,7 @@ def check_rounds(config: RunConfig) -> dict[str, Any] | None:
     return run.read_config()
 
 
-def describe_extension(config: RunConfig, plan: Plan, former: dict[str, Any] | None, behind: int) -> str | None:
+def describe_extension(config: RunConfig, plan: Plan, former: JsonObject | None, behind: int) -> str | None:
     """Say what another number of rounds does to the learning rate, which follows a schedule over all of them.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -27,7 +27,7 @@ class MemoryNeeds(NamedTuple):
     """Bytes of a number of the arithmetic: 2 or 4."""
 
 
-def needs_of(model_config: Any, parameters: int, trained: int, dtype: str) -> MemoryNeeds:
+def needs_of(model_config: object, parameters: int, trained: int, dtype: str) -> MemoryNeeds:
     """Return what decides the memory of a model."""
     text = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
     hidden, layers, words = (
@@ -112,9 +112,9 @@ def remedies(
                 break
 
 
-def _changes(config: RunConfig, device: torch.device) -> list[tuple[str, str, Any]]:
+def _changes(config: RunConfig, device: torch.device) -> list[tuple[str, str, object]]:
     """Return the flags that may save memory in one process: (as written, key, value)."""
-    changes: list[tuple[str, str, Any]] = [("--gradient_checkpointing true", "gradient_checkpointing", True)]
+    changes: list[tuple[str, str, object]] = [("--gradient_checkpointing true", "gradient_checkpointing", True)]
     if config.optimizer == "adamw" and not config.use_peft:
         changes.append(("--optimizer adamw_8bit", "optimizer", "adamw_8bit"))
     if config.use_peft and config.model_offload == "none" and not (config.load_in_4bit or config.load_in_8bit):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from weft.config import build
 from weft.errors import ConfigError
@@ -20,7 +19,7 @@ def adapter_folder(name: str) -> Path | None:
     return None if (Path(name).expanduser() / "config.yaml").exists() else starting_adapter(name)
 
 
-def merge_folder(folder: Path, dtype: str, out: Path, **more: Any) -> None:
+def merge_folder(folder: Path, dtype: str, out: Path, **more: object) -> None:
     """Write the model that an adapter of peft's and its base are together.
 
     Args:

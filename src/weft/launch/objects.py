@@ -20,6 +20,7 @@ from typing import Any
 
 from weft.core.files import cache_folder
 from weft.errors import ConfigError, DataError
+from weft.json_types import JsonObject
 
 SOURCES = ("dataset_name", "eval_dataset_name", "public_data")
 READ = "a name, a path, a list of rows, a pandas DataFrame or a datasets.Dataset"
@@ -47,7 +48,7 @@ class ObjectInputs:
         if self._folder is not None:
             shutil.rmtree(self._folder)
 
-    def named(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def named(self, values: Mapping[str, Any]) -> JsonObject:
         """Return keys with names in place of objects.
 
         Raises:
@@ -73,7 +74,7 @@ class ObjectInputs:
                 os.rename(staged, place)
                 self._new.append(place)
 
-    def _client(self, client: Mapping[str, Any]) -> dict[str, Any]:
+    def _client(self, client: Mapping[str, Any]) -> JsonObject:
         sources = {key: client[key] for key in ("data", "eval") if client.get(key) is not None}
         named = {
             key: os.fspath(value) if _is_name(value) else self._rows(value, f"{key} of the client", None)
@@ -113,7 +114,7 @@ class ObjectInputs:
             self.notes.append(f"of {key} the split '{wanted}' is used, and not {', '.join(others)}.")
         return value[wanted]
 
-    def _models(self, made: dict[str, Any]) -> None:
+    def _models(self, made: JsonObject) -> None:
         """Write a model that is an object with its tokenizer, or a tokenizer for a model that begins from nothing."""
         if "model" in made:
             if "model_name_or_path" in made:
@@ -152,7 +153,7 @@ def rows_of(value: Any, key: str) -> Iterable[Mapping[str, Any]]:
     if isinstance(value, (list, tuple)) and all(isinstance(row, Mapping) for row in value):
         return value
     if type(value).__module__.partition(".")[0] == "pandas" and hasattr(value, "to_dict") and hasattr(value, "columns"):
-        rows: list[dict[str, Any]] = value.to_dict("records")
+        rows: list[JsonObject] = value.to_dict("records")
         return rows
     if hasattr(value, "features") and hasattr(value, "__len__"):
         found: Iterable[Mapping[str, Any]] = value
@@ -167,7 +168,7 @@ def rows_of(value: Any, key: str) -> Iterable[Mapping[str, Any]]:
     raise DataError(f"{key} is of the type {type(value).__name__}, which holds no rows: give {READ}{hint}.")
 
 
-def _is_name(value: Any) -> bool:
+def _is_name(value: object) -> bool:
     return value is None or isinstance(value, (str, os.PathLike))
 
 
@@ -180,7 +181,7 @@ def _line(row: Mapping[str, Any], number: int, key: str) -> bytes:
         raise DataError(f"Row {number} of {key} cannot be written ({error}): give text, numbers and lists.") from None
 
 
-def _missing(value: Any) -> bool:
+def _missing(value: object) -> bool:
     return type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)
 
 

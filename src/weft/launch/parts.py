@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import partial
 from typing import Any, get_type_hints
@@ -57,7 +57,7 @@ def split(config: RunConfig) -> Split:
     return lambda rows, how: _checked(made(rows, how, **values), len(rows), config.split_strategy)
 
 
-def _checked(shares: Any, count: int, name: str) -> Shares:
+def _checked(shares: Iterable[Any], count: int, name: str) -> Shares:
     """Return what a user's own split dealt; DataError where it is no division of `count` rows."""
     try:
         rows, names, left = Shares(*shares)
@@ -82,7 +82,7 @@ def check(config: RunConfig) -> None:
         kinds.load_part("template", config.template)
 
 
-def _hints(made: Any, config: RunConfig, key: str) -> dict[str, Any]:
+def _hints(made: object, config: RunConfig, key: str) -> dict[str, Any]:
     """Return the types of a part's parameters."""
     try:
         return get_type_hints(made)

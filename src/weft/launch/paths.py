@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from weft import kinds
 from weft.config import RunConfig, build
 from weft.data.load import kind_of as kind_of_file
 from weft.data.load import resolve_source
+from weft.json_types import JsonObject
 
 DATA = ("dataset_name", "eval_dataset_name", "public_data")
 PATHS = (*DATA, "model_name_or_path", "tokenizer", "tokenizer_text")
@@ -24,7 +24,7 @@ def kind_of(config: RunConfig) -> str:
     return "adapter" if config.adapts else "model"
 
 
-def absolute(values: dict[str, Any], *, absent: bool = True) -> dict[str, Any]:
+def absolute(values: JsonObject, *, absent: bool = True) -> JsonObject:
     """Return the keys of a run with its paths in full; names of the hub stay as they are.
 
     A run of sites keeps its words: paths are the sites' own, and they know the model by its name.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from weft.core.declarations import scores
 from weft.core.metrics import plus, summarise
@@ -18,6 +17,7 @@ from weft.federation.client_model import load_probe_model, personal_steps
 from weft.federation.clients import ClientData
 from weft.federation.plan import Plan
 from weft.federation.state import to_use
+from weft.json_types import JsonObject
 from weft.launch.population import Population
 from weft.models.instruction import instruction_text
 from weft.models.resident import Resident
@@ -58,7 +58,7 @@ class PersonalModels:
         """Return all that the adapter or model in place consists of, beside what the base has."""
         return self.model.values() | self.model.fixed | self.state.memory.get(SIDE, {})
 
-    def compare(self, everybody: bool | None, keep: Callable[[ClientData], None]) -> dict[str, Any]:
+    def compare(self, everybody: bool | None, keep: Callable[[ClientData], None]) -> JsonObject:
         """Measure the shared model and each client's own.
 
         Args:
@@ -70,7 +70,7 @@ class PersonalModels:
             clients), each of the metrics that are for comparing models; `clients`: the same for each.
         """
         asked = len(self.population.names) <= FEW if everybody is None else everybody
-        clients: dict[str, dict[str, Any]] = {name: {} for name in self.population.names}
+        clients: dict[str, JsonObject] = {name: {} for name in self.population.names}
         shared: Metrics = {}
         own: Metrics = {}
         if self.plan.algorithm.shares and self.plan.algorithm.choice is None:
@@ -92,7 +92,7 @@ class PersonalModels:
             if asked and mine:
                 clients[client.name]["own_on_everybody"] = self._short(mine)
                 abroad.append(self._short(mine))
-        result: dict[str, Any] = {"own": self._short(own), "clients": clients}
+        result: JsonObject = {"own": self._short(own), "clients": clients}
         if shared:
             result["shared"] = self._short(shared)
         if abroad:
@@ -102,7 +102,7 @@ class PersonalModels:
     def _tested(self) -> Iterator[ClientData]:
         return (client for client in self.population.evaluated if len(client.held_out))
 
-    def _short(self, sums: Metrics) -> dict[str, Any]:
+    def _short(self, sums: Metrics) -> JsonObject:
         """Return the metrics by which models are compared."""
         record = summarise(self.evaluator.metrics, [sums])
         return {one.name: record[one.name] for one in scores() if one.shown == "models" and one.name in record}
@@ -122,6 +122,6 @@ def result_of(state: ServerState, initial: Tensors) -> Tensors:
     return initial | state.memory.get(FIXED, {}) | state.memory.get(SIDE, {}) | state.params
 
 
-def _mean(values: list[Any]) -> float | None:
+def _mean(values: list[float | None]) -> float | None:
     numbers = [value for value in values if value is not None]
     return sum(numbers) / len(numbers) if numbers else None

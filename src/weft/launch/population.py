@@ -10,6 +10,7 @@ import numpy as np
 
 from weft import kinds, plugins, registry
 from weft.config import RunConfig
+from weft.core.libraries import Tokenizer
 from weft.data import splits
 from weft.data.documents import Documents
 from weft.data.encode import ConversationTable, closed_set, encode_choices
@@ -27,6 +28,7 @@ from weft.data.words import lead_of
 from weft.errors import DataError
 from weft.evaluation.heldout import Questions
 from weft.federation.clients import Clients, MemoryStore
+from weft.json_types import JsonObject
 from weft.launch.overlap import count_repeats, keep_apart
 from weft.launch.parts import split
 from weft.launch.template_date import today
@@ -49,7 +51,7 @@ class Population:
     choices: list[str] | None
     counts: dict[str, int] = field(default_factory=dict)
     """Rows, truncated, without a place for their answer; tokens."""
-    split: dict[str, Any] = field(default_factory=dict)
+    split: JsonObject = field(default_factory=dict)
     """What each client has, and how unlike the clients are."""
     text_bytes: Callable[[int], int] | None = None
     """Of plain text: the bytes that a row's targets stand for."""
@@ -63,7 +65,7 @@ class Population:
         return [name for name, held in zip(self.names, self.evaluated.held_out, strict=True) if len(held)]
 
 
-def template_name(config: RunConfig, tokenizer: Any, rows: str) -> str:
+def template_name(config: RunConfig, tokenizer: Tokenizer, rows: str) -> str:
     """Return the template that `auto` stands for."""
     if rows == "text":
         return "plain"
@@ -84,7 +86,7 @@ def load_template(name: str, day: str | None = None) -> Any:
 
 def populate(
     config: RunConfig,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     memory: MemoryStore,
     *,
     rows: str,
@@ -140,7 +142,7 @@ def populate(
     return Population(names, trained, evaluated, asked, choices, counts, split, sizes, account=sources.account)
 
 
-def _sources(config: RunConfig, tokenizer: Any, rows: str, report: Report) -> Texts | Conversations | Judgements:
+def _sources(config: RunConfig, tokenizer: Tokenizer, rows: str, report: Report) -> Texts | Conversations | Judgements:
     if rows == "text":
         return Texts(config, tokenizer=TextTokenizer(tokenizer), report=report)
     if rows == "prompts":
@@ -184,7 +186,7 @@ def _with_public(clients: Clients, rows: Sequence[int] | np.ndarray) -> Clients:
 
 def _described(
     config: RunConfig, sources: Sources, table: TokenTable, names: list[str], owned: list[np.ndarray]
-) -> dict[str, Any]:
+) -> JsonObject:
     """Say what each client has; labels are those that the split went by, or the answers where it went by clients."""
     natural = bool(config.clients) or config.split_strategy in registry.NATURAL_SPLITS
     labels = (sources.answers if natural else sources.labels)(np.arange(len(sources.origins)))
@@ -265,7 +267,7 @@ def _ask(
     examples: list[Example],
     held: list[np.ndarray],
     table: ConversationTable,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     template: Any,
     config: RunConfig,
 ) -> dict[int, Questions]:

@@ -14,6 +14,7 @@ from typing import Any
 from weft import kinds, plugins
 from weft.config import RunConfig
 from weft.core.digests import digest_of, file_digest
+from weft.core.libraries import Tokenizer
 from weft.data import load
 from weft.data.parts import Selection
 from weft.data.sets import hub_set, saved_set
@@ -30,7 +31,7 @@ ROWS = 1000
 """Rows of a data set of the hub that are looked at together."""
 
 
-def all_of(config: RunConfig, tokenizer: Any) -> Fingerprints:
+def all_of(config: RunConfig, tokenizer: Tokenizer) -> Fingerprints:
     """Return the fingerprints of all that a run is made from."""
     return base_of(config) | tokenizer_of(config, tokenizer) | data_of(config) | parts_of(config)
 
@@ -49,6 +50,11 @@ def parts_of(config: RunConfig) -> Fingerprints:
             made = plugins.package_of(plugins.installed_parts(kind.group)[name])
         found[f"the {kind.word} '{name}'"] = made
     return found
+
+
+def at_server(config: RunConfig, tokenizer: Tokenizer) -> Fingerprints:
+    """Return the fingerprints of what the server of sites has: all but the rows."""
+    return base_of(config) | tokenizer_of(config, tokenizer) | parts_of(config)
 
 
 def base_of(config: RunConfig) -> Fingerprints:
@@ -76,7 +82,7 @@ def base_of(config: RunConfig) -> Fingerprints:
     return found
 
 
-def tokenizer_of(config: RunConfig, tokenizer: Any) -> Fingerprints:
+def tokenizer_of(config: RunConfig, tokenizer: Tokenizer) -> Fingerprints:
     """Return the fingerprint of a tokenizer as it was loaded."""
     name = str(tokenizer.name_or_path)
     if not Path(name).is_dir():

@@ -16,6 +16,7 @@ from weft.config import RunConfig
 from weft.core.secret import Secret
 from weft.core.types import Message, Probe, Streams, Task
 from weft.federation.clients import ClientData, InMemory
+from weft.json_types import JsonObject
 from weft.launch.client import ClientBuilder
 from weft.models.group import RankGroup
 
@@ -89,7 +90,7 @@ class _Shapes:
         return Secret.random()  # what is drawn here is noise of tensors without content
 
 
-def _message(words: dict[str, Any]) -> Task | Probe:
+def _message(words: JsonObject) -> Task | Probe:
     params = _empty(words["params"])
     extra = {stream: _empty(values) for stream, values in words["extra"].items()}
     if words["kind"] == "Task":

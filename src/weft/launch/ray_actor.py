@@ -18,6 +18,7 @@ from weft.core.types import Message, Streams
 from weft.errors import ConfigError, MissingExtra
 from weft.federation.client_host import ClientHost, silent
 from weft.federation.clients import ClientData, InMemory
+from weft.json_types import JsonObject
 from weft.launch.client import ClientBuilder
 from weft.launch.population import Population
 from weft.runs.progress import Progress
@@ -28,7 +29,7 @@ from weft.runtimes.inprocess import InProcess
 class RayActor:
     """An actor: it holds the model, and answers for any client."""
 
-    def __init__(self, keys: dict[str, Any], population: Population | None) -> None:
+    def __init__(self, keys: JsonObject, population: Population | None) -> None:
         """Load what the run needs; without a population the data is read here."""
         builder = ClientBuilder(build(keys))
         if population is None:

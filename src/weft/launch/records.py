@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -16,6 +15,7 @@ from weft.core.declarations import TEXTS_REFUSED, TRAIN_LOSS, Metric
 from weft.core.metrics import summarise
 from weft.core.types import Metrics
 from weft.federation.loop import RoundDone
+from weft.json_types import JsonObject
 from weft.models.resident import Resident
 from weft.rewards.answers import REWARD
 from weft.rewards.score import FAULTS
@@ -37,9 +37,9 @@ class Tally:
     bad_updates: dict[str, int] = field(default_factory=dict)
     late_updates: int = 0
     reward_faults: dict[str, int] = field(default_factory=dict)
-    evaluation: dict[str, Any] | None = None
+    evaluation: JsonObject | None = None
 
-    def add(self, done: RoundDone, record: dict[str, Any]) -> None:
+    def add(self, done: RoundDone, record: JsonObject) -> None:
         """Count a finished round."""
         self.seconds += done.seconds
         self.tokens += record["tokens"]
@@ -60,7 +60,7 @@ class Tally:
             self.failures[client] = self.failures.get(client, 0) + 1
 
 
-def round_record(done: RoundDone, metrics: Sequence[Metric]) -> dict[str, Any]:
+def round_record(done: RoundDone, metrics: Sequence[Metric]) -> JsonObject:
     """Return the line of metrics.jsonl for a round, counted from 1.
 
     Args:
@@ -69,7 +69,7 @@ def round_record(done: RoundDone, metrics: Sequence[Metric]) -> dict[str, Any]:
     """
     record, sums, totals = done.record, done.record.sums, done.record.totals
     clients = max(1, len(record.clients))
-    line: dict[str, Any] = {
+    line: JsonObject = {
         "event": "repeated" if record.repeated else "round",
         "round": record.round + 1,
         "clients": list(record.clients),
@@ -97,7 +97,7 @@ def round_record(done: RoundDone, metrics: Sequence[Metric]) -> dict[str, Any]:
     return line | {name: value for name, value in optional.items() if value is not None}
 
 
-def evaluation_record(round: int, scores: dict[str, Metrics], metrics: Sequence[Metric]) -> dict[str, Any]:
+def evaluation_record(round: int, scores: dict[str, Metrics], metrics: Sequence[Metric]) -> JsonObject:
     """Return the line of metrics.jsonl for an evaluation: over all rows, and for each client.
 
     Args:

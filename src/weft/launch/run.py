@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weft.config import RunConfig, build
+from weft.core.libraries import Tokenizer
 from weft.errors import ConfigError
+from weft.json_types import JsonObject
 from weft.launch.paths import absolute, kind_of
 from weft.runs.layout import RunDir
 from weft.runs.metrics import read, to_frame
@@ -60,15 +62,15 @@ class Run:
         return self._summary is not None and self._summary["rounds"] >= max(self.rounds, default=0)
 
     @cached_property
-    def _summary(self) -> dict[str, Any] | None:
+    def _summary(self) -> JsonObject | None:
         try:
-            loaded: dict[str, Any] = json.loads(self.directory.summary_file.read_text(encoding="utf-8"))
+            loaded: JsonObject = json.loads(self.directory.summary_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         return loaded
 
     @property
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JsonObject:
         """The numbers of summary.json; ConfigError while the run is not finished."""
         if self._summary is None or not self.finished:
             raise ConfigError(f"The run in '{self.path}' is not finished: run `{self._again}`.")
@@ -149,7 +151,7 @@ class Run:
         return self.weights(client).read_text(encoding="utf-8").strip("\n")
 
     @cached_property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         """The tokenizer that the run was trained with: the run's own copy, where there is one."""
         from transformers import AutoTokenizer
 
@@ -157,12 +159,13 @@ class Run:
         copies = (self.path / kind, *self.directory.clients.glob(f"*/{kind}")) if self.at_end else ()
         for folder in (*copies, self.path / "tokenizer"):
             if (folder / "tokenizer_config.json").exists():
-                return AutoTokenizer.from_pretrained(folder)
+                copy: Tokenizer = AutoTokenizer.from_pretrained(folder)
+                return copy
         from weft.launch.provenance import tokenizer_of
         from weft.models.tokenizer import load_tokenizer
         from weft.runs import fingerprints
 
-        loaded = load_tokenizer(self.config)
+        loaded: Tokenizer = load_tokenizer(self.config)
         now = tokenizer_of(self.config, loaded)
         self._warn(fingerprints.check(self.directory, now, accept=self.accept_changed))
         return loaded

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 from weft.config import RunConfig
 from weft.core.files import write_atomic
+from weft.core.libraries import Tokenizer
 from weft.data.templates import CLOCK
 from weft.errors import ConfigError
 from weft.runs.layout import RunDir
@@ -18,7 +18,7 @@ def today() -> str:
     return date.today().isoformat()
 
 
-def dated(config: RunConfig, tokenizer: Any, *, resume: bool = False, kept_in: Path | None = None) -> RunConfig:
+def dated(config: RunConfig, tokenizer: Tokenizer, *, resume: bool = False, kept_in: Path | None = None) -> RunConfig:
     """Return the configuration with the day that its chat template writes, if that has a clock and none is named.
 
     Args:
@@ -42,11 +42,11 @@ def _kept(file: Path) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def keep_template(config: RunConfig, run: RunDir, tokenizer: Any) -> None:
+def keep_template(config: RunConfig, run: RunDir, tokenizer: Tokenizer) -> None:
     """Keep a copy of the user's own template with the run; ConfigError if it has changed since the run began."""
     if config.prompt_template is None:
         return
-    text = tokenizer.chat_template.encode()
+    text = str(tokenizer.chat_template).encode()
     if run.template_file.is_file() and run.template_file.read_bytes() != text:
         raise ConfigError(
             f"The template '{config.prompt_template}' has changed since the run began: put the run's own "

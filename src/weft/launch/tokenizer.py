@@ -6,13 +6,14 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from weft.config import RunConfig
+from weft.core.libraries import Tokenizer
 from weft.core.secret import Secret
 from weft.data.source_kinds import token_cache
 from weft.data.vocabulary import byte_tokenizer, common_words, tokenizer_of_words, train_on_public_text, words_of
 from weft.federation.clients import ClientData, InMemory
+from weft.json_types import JsonObject
 from weft.launch.population import populate
 
 WHOLE = 1 << 40
@@ -51,7 +52,7 @@ def with_tokenizer(
     return config.model_copy(update={"tokenizer": str(folder), "tokenizer_text": None, "federated_tokenizer": False})
 
 
-def _federated(config: RunConfig, secret: Callable[[], Secret]) -> tuple[Any, dict[str, Any]]:
+def _federated(config: RunConfig, secret: Callable[[], Secret]) -> tuple[Tokenizer, JsonObject]:
     """Return a tokenizer made of the clients' counts, and what was sent for it."""
     tokenizer, kept_in = byte_tokenizer(), token_cache(config)
     kept_in.mkdir(parents=True, exist_ok=True)
@@ -70,7 +71,7 @@ def _federated(config: RunConfig, secret: Callable[[], Secret]) -> tuple[Any, di
     return tokenizer_of_words(kept, config.vocab_size), told
 
 
-def _counted(client: ClientData, tokenizer: Any, least: int) -> dict[str, int]:
+def _counted(client: ClientData, tokenizer: Tokenizer, least: int) -> dict[str, int]:
     """Count the words of a client's training rows, at the client."""
     rows = (client.train[row][0] for row in range(len(client.train)))
     return words_of((tokenizer.decode(ids, skip_special_tokens=True) for ids in rows), least)

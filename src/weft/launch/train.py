@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from weft.config import RunConfig
 from weft.core.files import write_atomic
 from weft.errors import ConfigError
+from weft.json_types import JsonObject
 from weft.launch import compose, provenance, rank_group
 from weft.launch.client import ClientBuilder
 from weft.launch.client_memory import DiskMemory
@@ -80,7 +81,7 @@ class Ways(NamedTuple):
     overwrite: bool
     quiet: bool
     as_json: bool
-    former: dict[str, Any] | None = None
+    former: JsonObject | None = None
     """The keys of the run that is resumed."""
     said: Sequence[str] = ()
 

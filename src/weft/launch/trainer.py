@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from weft.config import RunConfig
 from weft.core.declarations import scores
@@ -27,6 +27,7 @@ from weft.federation.client_host import ClientHost
 from weft.federation.clients import ClientData
 from weft.federation.loop import RoundDone, Rounds, run_rounds, set_aside
 from weft.federation.state import begin
+from weft.json_types import JsonObject
 from weft.launch import compose, rank_group
 from weft.launch.personal_models import PersonalModels
 from weft.launch.population import Population
@@ -49,7 +50,7 @@ class Behind(NamedTuple):
     state: ServerState
     metrics: int
     timing: int
-    tally: dict[str, Any]
+    tally: JsonObject
 
 
 class Trainer:
@@ -65,7 +66,7 @@ class Trainer:
         trackers: Trackers,
         group: RankGroup | None = None,
         begin: Callable[[ClientHost], AbstractContextManager[Runtime]] | None = None,
-        hear: Callable[[dict[str, Any]], None] = lambda _: None,
+        hear: Callable[[JsonObject], None] = lambda _: None,
     ) -> None:
         """Take all of a run.
 
@@ -214,7 +215,7 @@ class Trainer:
         if done.scores is not None:
             self._record_evaluation(done.state.round, done.scores)
 
-    def _note_failures(self, done: RoundDone, record: dict[str, Any]) -> None:
+    def _note_failures(self, done: RoundDone, record: JsonObject) -> None:
         aside = set_aside(done.state, self.config.max_bad_updates)
         for client, reason in record["failures"].items():
             self.progress.note(f"round {record['round']}: the update of '{client}' was dropped: {reason}.")
@@ -268,7 +269,7 @@ class Trainer:
         write_cards(self.run, personal=self.plan.personal)
         self.progress.done(summary)
 
-    def _save_weights(self, state: ServerState) -> dict[str, Any]:
+    def _save_weights(self, state: ServerState) -> JsonObject:
         """Write the shared model, and every client's own where there are such; return what they are worth."""
         model, several = self.model, self.plan.algorithm.choice is not None
         if has_shared(self.plan):

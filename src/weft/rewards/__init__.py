@@ -1,1 +1,1 @@
-"""Verifiable rewards: what an answer is worth, computed, not judged."""
+"""Verifiable rewards: functions that compute a score for an answer."""

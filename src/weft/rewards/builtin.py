@@ -1,4 +1,4 @@
-"""The rewards that come with Weft. Each is made from the run's settings and scores one answer by a number."""
+"""The rewards of Weft. Each factory takes the run's settings and returns a function that scores one answer."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
 
 
 def exact(settings: JsonObject) -> Reward:
-    """1 for the row's answer, spaces around both left out."""
+    """1 if the completion is the row's answer, without surrounding spaces."""
     return lambda prompt, completion, answer: float(completion.strip() == answer.strip())
 
 
 def numeric(settings: JsonObject) -> Reward:
-    """1 where the last number in the completion is the last number in the row's answer: 1,234.50 is 1234.5."""
+    """1 if the last numbers in the completion and in the row's answer are equal: 1,234.50 is 1234.5."""
     return lambda prompt, completion, answer: float(
         (number := last_number(completion)) is not None and number == last_number(answer)
     )
 
 
 def regex(settings: JsonObject) -> Reward:
-    """1 where `reward_pattern` is found in the completion; if it has a group, the last find must hold the answer."""
+    """1 if `reward_pattern` matches in the completion; if it has a group, its last match must be the answer."""
     pattern = re.compile(settings["pattern"], re.DOTALL)
 
     def score(prompt: str, completion: str, answer: str) -> float:
@@ -40,13 +40,13 @@ def regex(settings: JsonObject) -> Reward:
 
 
 def format(settings: JsonObject) -> Reward:
-    """1 where the whole completion has the form of `reward_format`."""
+    """1 if `reward_format` matches the whole completion."""
     pattern = re.compile(settings["format"], re.DOTALL)
     return lambda prompt, completion, answer: float(pattern.fullmatch(completion.strip()) is not None)
 
 
 def length(settings: JsonObject) -> Reward:
-    """1 for at most `reward_length` characters, falling in a line to 0 at twice as many."""
+    """1 for at most `reward_length` characters, falling linearly to 0 at twice as many."""
     most = int(settings["length"])
     return lambda prompt, completion, answer: min(1.0, max(0.0, 2.0 - len(completion) / most))
 

@@ -1,7 +1,7 @@
-"""The process in which rewards are computed, so that one that hangs or breaks harms nothing: `python -m` this module.
+"""The child process in which a reward runs (`python -m` this module), so that a hang or crash cannot stop training.
 
-It reads a line of JSON with the settings, answers whether they can be used, then reads a line for every answer to be
-scored and writes its reward. What a reward prints goes to standard error.
+It reads one line of JSON with the settings and replies whether the reward could be loaded; then it reads one line for
+every answer and writes its reward. Prints of a reward go to standard error.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ def load(name: str, settings: JsonObject) -> builtin.Reward:
         reward = plugins.installed_parts("weft.rewards")[name].load()
     else:
         path = Path(file.path)
-        path.stat()  # its own error says best that it is not there
+        path.stat()  # raises the clearest error if the file is missing
         sys.path.insert(0, str(path.resolve().parent))
         module = plugins.module_of(plugins.read(file), path)
         reward = getattr(module, file.name or "reward")
-        # A site that accepts a file agrees to what is written in it, not to whatever it imports.
+        # A site agrees to the code in the file that it accepts, not to functions that the file imports.
         if file.digest and getattr(reward, "__module__", "") != module.__name__:
             raise ImportError(f"'{file.name}' is not defined in it")
     return reward
 
 
 def score(reward: builtin.Reward, job: dict[str, str], error_kinds: set[str]) -> JsonObject:
-    """Return the reward of one answer, or what went wrong; each kind of error is shown once."""
+    """Return the reward of one answer, or its error; the traceback of each kind of error is printed once."""
     try:
         return {"reward": float(reward(job["prompt"], job["completion"], job["answer"]))}
     except Exception as error:
@@ -52,8 +52,8 @@ def score(reward: builtin.Reward, job: dict[str, str], error_kinds: set[str]) ->
 
 
 def main() -> None:
-    """Serve one parent until its end of the pipe closes."""
-    # What rewards read and print must not meet the messages: these get descriptors of their own.
+    """Score answers for one parent until it closes its end of the pipe."""
+    # Messages use duplicated descriptors, since a reward may itself read standard input and print.
     jobs, answers = os.fdopen(os.dup(0), "r", encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
@@ -72,7 +72,7 @@ def main() -> None:
     send({"ready": True})
     error_kinds: set[str] = set()
     for line in jobs:
-        # Whoever started this may be gone by the time that a reward hangs: the alarm ends the process then.
+        # The parent kills a child that hangs; if the parent has died, this alarm ends the process.
         signal.setitimer(signal.ITIMER_REAL, 2 * settings["seconds"] + 1)
         result = score(reward, json.loads(line), error_kinds)
         signal.setitimer(signal.ITIMER_REAL, 0)

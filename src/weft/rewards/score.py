@@ -1,4 +1,4 @@
-"""Scoring answers: every reward in a child process with a time limit, faults counted and worth nothing."""
+"""Scoring answers: each reward runs in a child process with a time limit; faults are counted and score 0."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from weft.errors import ConfigError
 from weft.json_types import JsonObject
 
 STARTING = 60.0
-"""Seconds that a reward's file may take to be loaded."""
+"""Seconds within which a reward must load."""
 FAULTS = ("raised", "not_finite", "hung")
-"""What can go wrong with a reward: it raises (or its process dies), gives NaN or infinity, does not return in time."""
+"""Faults: the reward raises or its process ends; it returns NaN or infinity; it exceeds its time limit."""
 
 
 class Claim(NamedTuple):
     """An answer to be scored."""
 
     prompt: str
-    """What was asked last."""
+    """The last turn of the user."""
     completion: str
     answer: str
-    """The row's own."""
+    """The reference answer of the row."""
 
 
 @dataclass(frozen=True)
 class Judge:
-    """One reward, computed in a process of its own, which lives as long as this object."""
+    """One reward and its child process, which ends when this object is collected."""
 
     name: str
     """exact, numeric, regex, format, length, or FILE.py[:FUNCTION]."""
     seconds: float
-    """Most time for one answer."""
+    """Time limit for one answer, in seconds."""
     settings: JsonObject = field(default_factory=dict)
     _running: list[_Child] = field(default_factory=list)
 
     def start(self) -> None:
-        """Start the process if it does not run.
+        """Start the child process if it is not running.
 
         Raises:
             ConfigError: the reward cannot be loaded.
@@ -55,7 +55,7 @@ class Judge:
         if self._running:
             return
         child = _Child()
-        weakref.finalize(self, child.kill)
+        weakref.finalize(self, child.kill)  # holds the child only, so that this object can be collected
         self._running.append(child)
         child.send({"name": self.name, "seconds": self.seconds, **self.settings})
         reply = child.receive(STARTING)
@@ -67,7 +67,7 @@ class Judge:
             raise ConfigError(f"The reward '{self.name}' {problem}: mend it, or write another --reward.")
 
     def score(self, claim: Claim) -> tuple[float, str | None]:
-        """Return the reward and None, or 0 and which of FAULTS there was."""
+        """Return the reward and None, or 0 and one of `FAULTS`."""
         self.start()
         child = self._running[0]
         child.send(claim._asdict())
@@ -90,13 +90,13 @@ class Scores(NamedTuple):
     """The rewards of some answers."""
 
     totals: list[float]
-    """Of each, the weighted sum."""
+    """The weighted sum of rewards of each answer."""
     faults: dict[str, int]
-    """How many rewards counted as 0 for which of FAULTS."""
+    """Fault -> how many rewards scored 0 because of it."""
 
 
 def score_all(judges: Sequence[Judge], weights: Sequence[float], claims: Sequence[Claim]) -> Scores:
-    """Return the weighted sum of the rewards of every answer."""
+    """Return the weighted sums of rewards of all answers, and the number of faults."""
     totals = [0.0] * len(claims)
     faults = dict.fromkeys(FAULTS, 0)
     for judge, weight in zip(judges, weights, strict=True):
@@ -109,7 +109,7 @@ def score_all(judges: Sequence[Judge], weights: Sequence[float], claims: Sequenc
 
 
 class _Child:
-    """The process of a reward, in a session of its own, so that whatever it starts ends with it."""
+    """The child process of a reward, in a new session, so that processes which it starts are killed with it."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -122,7 +122,7 @@ class _Child:
         self.ended = False
 
     def send(self, message: JsonObject) -> None:
-        """Send a line; a process that is gone is found out when its answer does not come."""
+        """Send a message as a line; if the process has ended, `receive` reports it."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(message).encode() + b"\n")
@@ -131,7 +131,7 @@ class _Child:
             self.ended = True
 
     def receive(self, seconds: float) -> JsonObject | None:
-        """Return the next line, {"error": ...} where the process has ended, or None when the time is over."""
+        """Return the next message, {"error": ...} if the process has ended, or None after `seconds`."""
         assert self.process.stdout is not None
         until = time.monotonic() + seconds
         with selectors.DefaultSelector() as waiting:
@@ -149,9 +149,11 @@ class _Child:
         return message
 
     def kill(self) -> None:
-        """End the process and all that it started."""
+        """Kill the process and all processes that it started."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+            os.killpg(
+                self.process.pid, signal.SIGKILL
+            )  # the child leads its own process groupself.process.pid, signal.SIGKILL)
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):

@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -20,6 +19,7 @@ from weft.config import RunConfig
 from weft.core.files import write_atomic
 from weft.data.dataset_card import front_matter
 from weft.data.load import kind_of
+from weft.json_types import JsonObject
 from weft.runs.comparison import KINDS, ComparisonRow, Outcome, compared, verb_of
 from weft.runs.fingerprints import Fingerprints, made_from
 from weft.runs.layout import RunDir
@@ -106,7 +106,7 @@ def hub_name(name: str | None) -> str | None:
     return name
 
 
-def _began(config: Mapping[str, Any], before: Mapping[str, Any], base: str | None) -> Origin:
+def _began(config: JsonObject, before: JsonObject, base: str | None) -> Origin:
     """Return what a run began from; a card that Weft wrote before knows more than names that are read elsewhere."""
     nothing = any(config.get(key) is not None for key in ("size", "hidden_size", "num_layers", "num_heads"))
     known = TAG in (before.get("tags") or [])
@@ -120,7 +120,7 @@ def _began(config: Mapping[str, Any], before: Mapping[str, Any], base: str | Non
     return Origin(hub_name(name), {key: said[key] for key in LICENSE if isinstance(said.get(key), str)}, data)
 
 
-def _data(config: Mapping[str, Any]) -> str | None:
+def _data(config: JsonObject) -> str | None:
     """Return the name of the run's data set if it is one of the hub that everybody may load."""
     name = config.get("dataset_name")
     if config.get("token") or config.get("local_data_dir") or config.get("clients") or "/" not in str(name):
@@ -138,9 +138,9 @@ def _card_of(name: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _head(config: Mapping[str, Any], began: Origin, whole: bool) -> dict[str, Any]:
+def _head(config: JsonObject, began: Origin, whole: bool) -> JsonObject:
     """Return the front matter."""
-    head: dict[str, Any] = dict(began.license)
+    head: JsonObject = dict(began.license)
     if began.model is not None:
         head |= {"base_model": began.model, "base_model_relation": "finetune" if whole else "adapter"}
     head |= {"library_name": "transformers" if whole else "peft", "pipeline_tag": "text-generation"}
@@ -151,7 +151,7 @@ def _head(config: Mapping[str, Any], began: Origin, whole: bool) -> dict[str, An
     return head | {"tags": [tag for tag in tags if tag != "central"]}
 
 
-def _title(config: Mapping[str, Any], began: Origin, whole: bool, own: bool) -> str:
+def _title(config: JsonObject, began: Origin, whole: bool, own: bool) -> str:
     start = f"`{began.model}`" if began.model else "a model that is not on the hub"
     if began.nothing:
         what = "A language model trained from nothing"
@@ -168,11 +168,11 @@ def _title(config: Mapping[str, Any], began: Origin, whole: bool, own: bool) -> 
     return f"# {title}\n\n{what}{who} {DOES.get(str(config['objective']), 'with a loss of its own')}, by Weft."
 
 
-def _adapter(config: Mapping[str, Any]) -> str:
+def _adapter(config: JsonObject) -> str:
     return "LoRA adapter" if config.get("use_peft") else PROMPTS.get(str(config.get("prompt_method")), "prompt")
 
 
-def _part(config: Mapping[str, Any], key: str, made: Fingerprints) -> str:
+def _part(config: JsonObject, key: str, made: Fingerprints) -> str:
     """Return the name of a part, with what tells its content where it is not Weft's own."""
     name = str(config.get(key, RunConfig.model_fields[key].default))
     content = made.get(f"the {kinds.KINDS[key].word} '{name}'")
@@ -182,9 +182,9 @@ def _part(config: Mapping[str, Any], key: str, made: Fingerprints) -> str:
 
 
 def _training(
-    config: Mapping[str, Any],
-    summary: Mapping[str, Any],
-    split: Mapping[str, Any],
+    config: JsonObject,
+    summary: JsonObject,
+    split: JsonObject,
     began: Origin,
     made: Fingerprints,
 ) -> str:
@@ -233,7 +233,7 @@ def _scores(outcome: Outcome) -> str:
     return "\n".join(["## Scores", "", *top, *rows])
 
 
-def _use(config: Mapping[str, Any], began: Origin, whole: bool, folder: Path) -> str:
+def _use(config: JsonObject, began: Origin, whole: bool, folder: Path) -> str:
     """Return how it is loaded."""
     lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
     if whole:
@@ -254,7 +254,7 @@ def _use(config: Mapping[str, Any], began: Origin, whole: bool, folder: Path) ->
     return "## Use\n\n```python\n" + "\n".join(lines) + "\n```" + (f"\n\n{asked}" if asked else "")
 
 
-def _template(config: Mapping[str, Any], folder: Path) -> str:
+def _template(config: JsonObject, folder: Path) -> str:
     """Return the template that questions were put in; `auto` is that of the tokenizer, if it has one."""
     if config["template"] != "auto":
         return str(config["template"])

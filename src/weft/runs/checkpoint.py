@@ -14,12 +14,12 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from weft.core.files import follow_umask, sync_directory, write_atomic
 from weft.core.types import ServerState, Streams, Tensors
 from weft.errors import RunError, warn
+from weft.json_types import JsonObject
 from weft.runs.layout import RunDir
 
 CONTENTS = "contents"
@@ -28,7 +28,7 @@ CONTENTS = "contents"
 def save(
     run: RunDir,
     state: ServerState,
-    extra: dict[str, Any],
+    extra: JsonObject,
     *,
     keep: int = 2,
     keep_every: int = 0,
@@ -71,7 +71,7 @@ def save(
     return target
 
 
-def latest(run: RunDir, note: Callable[[str], None] = warn) -> tuple[ServerState, dict[str, Any]] | None:
+def latest(run: RunDir, note: Callable[[str], None] = warn) -> tuple[ServerState, JsonObject] | None:
     """Return the newest whole checkpoint, tensors on the CPU, and its `extra`; None if there never was one.
 
     A damaged checkpoint is passed over for the one before, and `note` is told.
@@ -157,7 +157,7 @@ class _Damaged(Exception):
     """A file is not as it was written."""
 
 
-def _read(path: Path) -> tuple[ServerState, dict[str, Any]]:
+def _read(path: Path) -> tuple[ServerState, JsonObject]:
     try:
         record = json.loads((path / "state.json").read_text(encoding="utf-8"))
         expected, round, extra = record["sha256"], record["round"], record["extra"]

@@ -7,12 +7,13 @@ directories hold, and knows nothing of files.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from weft import plugins
 from weft.core.declarations import Metric, scores
+from weft.json_types import JsonObject
 
 SHARED, OWN = "shared model, everybody's rows", "own models, own rows"
 ABROAD, CLUSTERS = "own models, everybody's rows", "clusters' models, rows of their clients"
@@ -27,8 +28,8 @@ class Outcome(NamedTuple):
     """A finished run."""
 
     path: str
-    config: Mapping[str, Any]
-    summary: Mapping[str, Any]
+    config: JsonObject
+    summary: JsonObject
     personal: bool = False
     """Clients use models of their own, of which the summary says no more than their scores."""
 
@@ -45,7 +46,7 @@ class ComparisonRow:
     """A run, or runs that differ in nothing but their seed."""
 
     outcomes: tuple[Outcome, ...]
-    keys: dict[str, Any]
+    keys: JsonObject
     """Those in which the lines of a table differ."""
     mark: str = ""
     """Of central: how its tokens compare with the others'."""
@@ -79,14 +80,14 @@ def compared() -> list[Metric]:
     return [metric for metric in scores() if metric.shown != "report"]
 
 
-def verb_of(config: Mapping[str, Any]) -> str:
+def verb_of(config: JsonObject) -> str:
     """Return the verb that a run was begun with."""
     if config.get("prompt_method") is not None and config["objective"] == "sft":
         return "prompt"
     return VERBS.get(config["objective"], plugins.public_name(str(config["objective"])))
 
 
-def scores_of(outcome: Outcome) -> dict[str, dict[str, Any]]:
+def scores_of(outcome: Outcome) -> dict[str, JsonObject]:
     """Return a run's scores by their kind."""
     models, measured = outcome.summary.get("models") or {}, outcome.summary.get("eval") or {}
     found = {SHARED: models.get("shared"), OWN: models.get("own"), ABROAD: models.get("own_on_everybody")}
@@ -110,7 +111,7 @@ def measured_kind(outcome: Outcome) -> str | None:
     return same[0] if same else None
 
 
-def measured_on(config: Mapping[str, Any], summary: Mapping[str, Any]) -> str | None:
+def measured_on(config: JsonObject, summary: JsonObject) -> str | None:
     """Return in words what a run's own scores are of, and of how many rows."""
     outcome = Outcome("", config, summary)
     kind = measured_kind(outcome) if summary.get("clients") else None
@@ -174,7 +175,7 @@ def _mark(group: tuple[Outcome, ...], among: Sequence[Outcome]) -> str:
     return f"{least:.2g} to {most:.2g} times the others' tokens"
 
 
-def _folded(found: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, SeedSpread]:
+def _folded(found: Sequence[JsonObject], names: Sequence[str]) -> dict[str, SeedSpread]:
     known = {name: [one.get(name) for one in found] for name in names}
     return {
         name: spread([float(v) for v in values if v is not None])

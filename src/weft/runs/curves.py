@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from weft.core.declarations import TRAIN_LOSS, scores, training
+from weft.json_types import JsonObject
 
 COLORS = ("#2f7fd1", "#d9822b")
 
@@ -28,7 +29,7 @@ class Panel(NamedTuple):
     logarithmic: bool = False
 
 
-def draw_curves(rounds: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> str:
+def draw_curves(rounds: list[JsonObject], evaluations: list[JsonObject]) -> str:
     """Return the curves over the rounds as one SVG element, or nothing if there are none."""
     drawn = [panel for panel in _panels(rounds, evaluations) if panel.curves]
     if not drawn:
@@ -67,7 +68,7 @@ def draw_curves(rounds: list[dict[str, Any]], evaluations: list[dict[str, Any]])
     return f"<figure>{svg[svg.index('<svg') :].replace(ink, 'currentColor')}</figure>"
 
 
-def _panels(rounds: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> list[Panel]:
+def _panels(rounds: list[JsonObject], evaluations: list[JsonObject]) -> list[Panel]:
     """Return the pictures, with the curves of what was measured: those of training before those of evaluation."""
     # An exact average has an error of 0, for which a logarithmic axis has no place.
     errors = [(number, max(error, 1e-9)) for number, error in _points(rounds, "product_error")]
@@ -86,5 +87,5 @@ def _panels(rounds: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> 
     return [*panels[:1], *([of_products] if errors else []), *panels[1:]]
 
 
-def _points(records: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
+def _points(records: list[JsonObject], key: str) -> list[tuple[int, float]]:
     return [(record["round"], record[key]) for record in records if record.get(key) is not None]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import secrets
-from typing import Any
 
 from weft.core.files import write_atomic
 from weft.errors import ConfigError
+from weft.json_types import JsonObject
 from weft.runs.layout import RunDir
 
 Fingerprints = dict[str, str]
@@ -67,7 +67,7 @@ def keep(run: RunDir, now: Fingerprints, behind: int, birth: str = "") -> str:
     return str(record["birth"])
 
 
-def _read(run: RunDir) -> dict[str, Any]:
+def _read(run: RunDir) -> JsonObject:
     """Return the record of a run; nothing of one that an older version began."""
     try:
         found = json.loads(run.fingerprints_file.read_text(encoding="utf-8"))

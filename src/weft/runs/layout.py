@@ -13,10 +13,9 @@ import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 from urllib.parse import quote
 
 import yaml
@@ -24,6 +23,7 @@ import yaml
 from weft.core.files import missing, remove_empty, write_atomic
 from weft.core.secret import Secret
 from weft.errors import ConfigError, RunInUse
+from weft.json_types import JsonObject
 from weft.runs.start import (
     CHECKPOINT,
     CHECKPOINTS,
@@ -62,13 +62,13 @@ class RunDir:
     def create(
         cls,
         path: str | os.PathLike[str],
-        config: dict[str, Any],
+        config: JsonObject,
         *,
         resume: bool,
         overwrite: bool,
         volatile: frozenset[str],
-        defaults: Mapping[str, Any] | None = None,
-        resolve: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+        defaults: JsonObject | None = None,
+        resolve: Callable[[JsonObject], JsonObject] = dict,
     ) -> RunDir:
         """Make, take up again (`resume`) or empty (`overwrite`) a run directory, lock it and write config.yaml.
 
@@ -205,7 +205,7 @@ class RunDir:
         with open(self.config_file, "rb") as file:
             return file.read(len(HEADER)) == HEADER.encode()
 
-    def read_config(self) -> dict[str, Any]:
+    def read_config(self) -> JsonObject:
         """Return the saved configuration.
 
         Raises:
@@ -213,7 +213,7 @@ class RunDir:
         """
         if not self.holds_run:
             raise ConfigError(f"There is no run in '{self.path}': give the --output_dir of a run.")
-        loaded: dict[str, Any] = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        loaded: JsonObject = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
         return loaded
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from weft.errors import DataError, RunError
+from weft.json_types import JsonObject
 
 if TYPE_CHECKING:
     import pandas
@@ -31,7 +32,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def to_line(record: dict[str, Any]) -> str:
+def to_line(record: JsonObject) -> str:
     """Return a record as one line of JSON, without the line's end; floats are written so that they read back equal."""
     return json.dumps(plain(record), allow_nan=False)
 
@@ -43,7 +44,7 @@ class MetricsLog:
         self._path = path
         self._file = open(path, "ab")  # noqa: SIM115 - open for the life of the log
 
-    def append(self, record: dict[str, Any]) -> None:
+    def append(self, record: JsonObject) -> None:
         """Add one line."""
         self._file.write(to_line(record).encode() + b"\n")
 
@@ -87,7 +88,7 @@ class MetricsLog:
         self.close()
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read(path: Path) -> list[JsonObject]:
     """Return the records of a log; a missing file has none, and a last line that was cut short is left out.
 
     Raises:
@@ -108,14 +109,14 @@ def read(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def to_frame(records: list[dict[str, Any]]) -> pandas.DataFrame:
+def to_frame(records: list[JsonObject]) -> pandas.DataFrame:
     """Return one row a round (the index), what was logged of it side by side; columns of evaluations begin "eval_".
 
     Takes lines of metrics.jsonl, or these and those of timing.jsonl. The values of single clients are left out.
     """
     import pandas
 
-    rows: dict[int, dict[str, Any]] = {}
+    rows: dict[int, JsonObject] = {}
     for record in records:
         row = rows.setdefault(record["round"], {})
         evaluation = record.get("event") == "eval"

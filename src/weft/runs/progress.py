@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from weft.core.declarations import TRAIN_LOSS, Metric, scores, training
+from weft.json_types import JsonObject
 from weft.runs.metrics import to_line
 from weft.runs.text import human_bytes, human_duration, human_number
 
@@ -56,7 +57,7 @@ class Progress:
             parts += [f"{human_number(tokens)} tokens", f"{human_number(tokens / max(seconds, 1e-3))} tokens/s"]
             self._update(_joined(f"tokenizing {source}", parts))
 
-    def split(self, found: dict[str, Any]) -> None:
+    def split(self, found: JsonObject) -> None:
         """Show how the rows are shared out."""
         if self._as_json:
             self._emit("split", {"clients": len(found["clients"]), "skew": found["skew"]})
@@ -65,7 +66,7 @@ class Progress:
         elif found["strategy"] not in ("iid", "clients"):
             self.note(split_line(found))
 
-    def round(self, record: dict[str, Any]) -> None:
+    def round(self, record: JsonObject) -> None:
         """Show a finished round."""
         self._rounds_shown += 1
         if self._as_json:
@@ -73,7 +74,7 @@ class Progress:
         elif self._shows:
             self._update(self._round_line(record))
 
-    def evaluation(self, record: dict[str, Any]) -> None:
+    def evaluation(self, record: JsonObject) -> None:
         """Show an evaluation; its line stays."""
         if self._as_json:
             self._emit("eval", record)
@@ -92,7 +93,7 @@ class Progress:
         if self._shows:
             self._print(text)
 
-    def done(self, summary: dict[str, Any]) -> None:
+    def done(self, summary: JsonObject) -> None:
         """Show the outcome of the run."""
         if self._as_json:
             self._emit("done", summary)
@@ -114,7 +115,7 @@ class Progress:
     ) -> None:
         self._pause()
 
-    def _round_line(self, record: dict[str, Any]) -> str:
+    def _round_line(self, record: JsonObject) -> str:
         clients = len(record.get("clients") or [])
         parts = [f"{clients} client{'' if clients == 1 else 's'}", *_measured(record, training())]
         if (error := record.get("product_error")) is not None:
@@ -127,7 +128,7 @@ class Progress:
         left = (time.monotonic() - self._began) / self._rounds_shown * max(self._rounds - record["round"], 0)
         return _joined(f"round {record['round']}/{self._rounds}", [*parts, f"{human_duration(left)} left"])
 
-    def _emit(self, event: str, record: dict[str, Any]) -> None:
+    def _emit(self, event: str, record: JsonObject) -> None:
         print(to_line({"event": event} | record), flush=True)
 
     def _update(self, line: str) -> None:
@@ -189,7 +190,7 @@ class _Page:
             self._handle = None
 
 
-def split_line(found: dict[str, Any]) -> str:
+def split_line(found: JsonObject) -> str:
     """Return in one line what the clients have, and how unlike they are."""
     sizes, skew = [one["rows"] for one in found["clients"].values()], found["skew"]
     labels = f"  labels JS {skew['label_js']:.3f} (most {skew['label_js_max']:.3f})" if "label_js" in skew else ""
@@ -222,7 +223,7 @@ def _joined(head: str, parts: list[str]) -> str:
     return "  ".join([head, *parts])
 
 
-def _measured(record: dict[str, Any], metrics: Iterable[Metric], beside: Metric | None = None) -> list[str]:
+def _measured(record: JsonObject, metrics: Iterable[Metric], beside: Metric | None = None) -> list[str]:
     """Return what a record holds of metrics, of those that are not for the report alone.
 
     A label that is that of the metric beside them on the line says that it is of an evaluation.

@@ -10,11 +10,11 @@ import os
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from weft import plugins
 from weft.core.declarations import TRAIN_LOSS, scores
 from weft.core.files import write_atomic
+from weft.json_types import JsonObject
 from weft.runs import metrics
 from weft.runs.comparison import measured_on
 from weft.runs.curves import draw_curves
@@ -67,11 +67,11 @@ def write_report(run_path: str | os.PathLike[str]) -> Path:
     rounds = [record for record in records if record.get("event") == "round"]
     evaluations = [record for record in records if record.get("event") == "eval"]
     timing = metrics.read(run.timing_file)
-    summary: dict[str, Any] = {}
+    summary: JsonObject = {}
     if run.summary_file.exists():
         summary = json.loads(run.summary_file.read_text(encoding="utf-8"))
     summary |= {"evaluated": measured_on(config, summary)} if summary else {}
-    split: dict[str, Any] = {}
+    split: JsonObject = {}
     if run.split_file.exists():
         split = json.loads(run.split_file.read_text(encoding="utf-8"))
         write_atomic(run.split_picture, draw_split(split).encode())
@@ -102,7 +102,7 @@ def _section(heading: str, content: str) -> list[str]:
     return [f"<h2>{heading}</h2>", content] if content else []
 
 
-def _header(config: dict[str, Any], rounds: list[dict[str, Any]], clients: int, *, finished: bool) -> str:
+def _header(config: JsonObject, rounds: list[JsonObject], clients: int, *, finished: bool) -> str:
     done = rounds[-1]["round"] if rounds else 0
     planned = config.get("num_rounds", done)
     named = config.get("clients") or []
@@ -118,16 +118,16 @@ def _header(config: dict[str, Any], rounds: list[dict[str, Any]], clients: int, 
     return f"<dl>{''.join(shown)}</dl>"
 
 
-def _model(config: dict[str, Any]) -> Any:
+def _model(config: JsonObject) -> str | None:
     shape = [config.get("size"), config.get("hidden_size"), config.get("num_layers")]
     return "from nothing" if any(value is not None for value in shape) else config.get("model_name_or_path")
 
 
 def _summary(
-    summary: dict[str, Any],
-    rounds: list[dict[str, Any]],
-    evaluations: list[dict[str, Any]],
-    timing: list[dict[str, Any]],
+    summary: JsonObject,
+    rounds: list[JsonObject],
+    evaluations: list[JsonObject],
+    timing: list[JsonObject],
 ) -> str:
     """Return the table of the run's numbers; of an unfinished run, of what its logs hold so far."""
     if not summary and rounds:
@@ -148,7 +148,7 @@ def _summary(
     return _table(["", ""], rows) if rows else ""
 
 
-def _models(models: dict[str, Any]) -> str:
+def _models(models: JsonObject) -> str:
     """Return the table of what the shared model and clients' own are worth, and where."""
     named = {
         "shared": "shared model, everybody's rows",
@@ -165,14 +165,14 @@ def _models(models: dict[str, Any]) -> str:
     return _table(["", *(columns[key] for key in keys)], rows) if rows else ""
 
 
-def _split(split: dict[str, Any]) -> str:
+def _split(split: JsonObject) -> str:
     """Return the picture of the split, and how skewed it is."""
     if not split:
         return ""
     return f"<p>{escape(split_line(split))}</p><figure>{draw_split(split, inline=True)}</figure>"
 
 
-def _clients(clients: dict[str, dict[str, Any]]) -> str:
+def _clients(clients: dict[str, JsonObject]) -> str:
     shown = sorted(clients.items())[:MOST_CLIENTS]
     columns = _columns()
     keys = [key for key in columns if any(found.get(key) is not None for found in clients.values())]
@@ -181,10 +181,10 @@ def _clients(clients: dict[str, dict[str, Any]]) -> str:
     return _table(["client", *(columns[key] for key in keys), "rows"], rows, more) if rows else ""
 
 
-def _failures(rounds: list[dict[str, Any]], total: dict[str, Any]) -> str:
+def _failures(rounds: list[JsonObject], total: JsonObject) -> str:
     """Return the table of clients whose answers were not used: how often, when last, and why."""
-    rows: dict[str, tuple[int, Any, Any]] = {name: (1, None, reason) for name, reason in total.items()}
-    logged: dict[str, tuple[int, Any, Any]] = {}
+    rows: dict[str, tuple[int, int | None, object]] = {name: (1, None, reason) for name, reason in total.items()}
+    logged: dict[str, tuple[int, int | None, object]] = {}
     for record in rounds:
         for name, reason in (record.get("failures") or {}).items():
             logged[name] = (logged.get(name, (0,))[0] + 1, record["round"], reason)
@@ -199,7 +199,7 @@ def _failures(rounds: list[dict[str, Any]], total: dict[str, Any]) -> str:
     )
 
 
-def _table(heads: list[str], rows: Iterable[Iterable[Any]], more: int = 0, text: tuple[int, ...] = ()) -> str:
+def _table(heads: list[str], rows: Iterable[Iterable[object]], more: int = 0, text: tuple[int, ...] = ()) -> str:
     """Return a table; the columns in `text` are set flush left, as the first one is."""
     kind = ['class="text"' if column in text else "" for column in range(len(heads))]
     head = "".join(f"<th {kind[i]}>{escape(name)}</th>" for i, name in enumerate(heads))
@@ -216,7 +216,7 @@ def _columns() -> dict[str, str]:
     return {metric.name: metric.label for metric in scores()} | {"cluster": "cluster"}
 
 
-def _quantity(key: str, value: Any) -> Any:
+def _quantity(key: str, value: object) -> object:
     """Return a known number as people read it; anything else as it is."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
@@ -232,5 +232,5 @@ def _quantity(key: str, value: Any) -> Any:
     return human_number(value) if isinstance(value, float) else f"{value:,}"
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     return "&ndash;" if value is None else escape(str(value))

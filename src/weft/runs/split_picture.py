@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import numpy as np
+
+from weft.json_types import JsonObject
 
 MOST = 60
 """Clients drawn at most; of more, evenly chosen ones from the largest to the smallest."""
@@ -13,7 +14,7 @@ INK = "#010203"
 """No one's colour; it becomes that of the text around, light or dark."""
 
 
-def draw_split(found: dict[str, Any], *, inline: bool = False) -> str:
+def draw_split(found: JsonObject, *, inline: bool = False) -> str:
     """Return the split as SVG.
 
     Args:

@@ -11,10 +11,10 @@ import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from weft.core.files import remove_empty, write_atomic
 from weft.errors import ConfigError
+from weft.json_types import JsonObject
 
 SECRET = "secret.key"
 LOCK, CONFIG, CHECKPOINTS, FINGERPRINTS = ".lock", "config.yaml", "checkpoints", "fingerprints.json"
@@ -135,7 +135,7 @@ def _is_temporary(name: str) -> bool:
     return re.fullmatch(rf"\.({written})\.\d+\.tmp", name) is not None
 
 
-def check_same_config(run: Path, config: dict[str, Any], volatile: frozenset[str], saved: dict[str, Any]) -> None:
+def check_same_config(run: Path, config: JsonObject, volatile: frozenset[str], saved: JsonObject) -> None:
     """Refuse to resume a run with another configuration than it began with: raise ConfigError.
 
     Args:
@@ -156,6 +156,6 @@ def check_same_config(run: Path, config: dict[str, Any], volatile: frozenset[str
         )
 
 
-def _shown(config: dict[str, Any], key: str) -> str:
+def _shown(config: JsonObject, key: str) -> str:
     text = repr(config[key]) if key in config else "not set"
     return text if len(text) <= 80 else text[:77] + "..."

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from weft.errors import ConfigError, MissingExtra, warn
+from weft.json_types import JsonObject
 from weft.registry import nearest
 
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
@@ -59,11 +60,11 @@ class Trackers:
         self,
         names: list[str],
         run_dir: Path,
-        config: dict[str, Any],
+        config: JsonObject,
         note: Callable[[str], None] = warn,
     ) -> None:
         self._note = note
-        self._running: dict[str, Any] = {}
+        self._running: JsonObject = {}
         for name in resolve(names):
             try:
                 self._running[name] = _start(name, run_dir, config)
@@ -74,7 +75,7 @@ class Trackers:
                     f"or leave it out of --report_to."
                 ) from error
 
-    def log(self, values: dict[str, Any], step: int) -> None:
+    def log(self, values: JsonObject, step: int) -> None:
         """Send the finite numbers among `values` to every tracker, as those of round `step`."""
         numbers = {key: value for key, value in values.items() if _is_number(value)}
         for name in list(self._running):
@@ -102,7 +103,7 @@ class Trackers:
             self._note(f"The tracker '{name}' failed ({error}) and is left out from here on; the run goes on.")
 
 
-def _start(name: str, run_dir: Path, config: dict[str, Any]) -> Any:
+def _start(name: str, run_dir: Path, config: JsonObject) -> Any:
     from accelerate import PartialState, tracking
 
     PartialState()  # accelerate's own loggers refuse to work before it exists
@@ -127,5 +128,5 @@ def _start(name: str, run_dir: Path, config: dict[str, Any]) -> Any:
     return tracker
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

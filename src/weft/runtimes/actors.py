@@ -131,6 +131,7 @@ class Actors(Runtime):
             parameter_refs[id(params)] = ray.put(_array(pack(Task("all", 0, 0, params))))
         uses_memory = isinstance(message, Task) or message.personal
         memory = client.memory.load(client.name, message.round) if uses_memory else {}
+        # Packed without parameters, which travel by reference.
         bare = pack(replace(message, params=Tensors()))
         actor = self.free.pop()
         secret = client.memory.secret(client.name) if self.client_host.plan.draws_secrets else None
@@ -157,6 +158,7 @@ class Actors(Runtime):
             return
         self.free.append(flight.actor)
         reply = open_reply(raw.data, client.name, message.round, max_bytes=1 << 62, max_tensors=1 << 20)
+        # An actor runs our own code: an invalid reply is a bug, not a dishonest client.
         if isinstance(reply, Failure) and reply.bad:
             raise BadUpdate(reply.reason)
         if saved_state is not None:

@@ -92,16 +92,16 @@ class RemoteSites(Runtime):
 
         for place, message in enumerate(messages):
             threading.Thread(target=ask, args=(place, message), daemon=True, name=f"ask-{message.client}").start()
-        early: dict[int, Reply] = {}
+        early_replies: dict[int, Reply] = {}
         try:
             for place in range(len(messages)):
                 if not self.in_order:
                     yield next_answer()[1]
                     continue
-                while place not in early:
+                while place not in early_replies:
                     position, reply = next_answer()
-                    early[position] = reply
-                yield early.pop(place)
+                    early_replies[position] = reply
+                yield early_replies.pop(place)
         finally:
             closed.set()
 
@@ -129,6 +129,7 @@ class RemoteSites(Runtime):
             del self.pending_undos[client]
         raw = self._ask_until_done(message, packer, number, closed)
         if isinstance(raw, str):
+            # The site may have trained and saved its memory although its answer did not arrive.
             self.pending_undos[client] = []
             return Failure(client, message.round, raw)
         max_bytes, max_tensors = self.largest()
@@ -167,12 +168,14 @@ class RemoteSites(Runtime):
             try:
                 poll = self.transport.ask(client, ticket, raw, wait)
                 last_contact = time.monotonic()
+                # Once accepted, the message is not sent again: it may be hundreds of megabytes.
                 raw = None if poll.accepted else packed
                 if poll.answer is not None:
                     return poll.answer
                 if poll.progress > progress:
                     last_progress, progress = time.monotonic(), poll.progress
             except KeyError:
+                # The process was restarted and lost the message; its progress counter starts again too.
                 raw, progress, restarts = packed, -1, restarts - 1
                 if not restarts:
                     return f"was restarted {MAX_RESTARTS} times"

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from weft.config import RunConfig, build
 from weft.core.types import Failure, Probe, ProtectionRequest, Reply, Task, Tensors, Undo
-from weft.core.wire import Raw, pack, unpack
+from weft.core.wire import pack, unpack
+from weft.core.wire_format import Raw
 from weft.errors import BadUpdate, ConfigError, WeftError
 from weft.federation.client_host import ClientHost
 from weft.json_types import JsonObject

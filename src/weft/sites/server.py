@@ -74,8 +74,7 @@ def serve(
     ):
         for sentence in notes:
             progress.note(sentence)
-        current = provenance.base_of(config) | provenance.tokenizer_of(config, builder.tokenizer)
-        current |= provenance.parts_of(config)
+        current = provenance.at_server(config, builder.tokenizer)
         say_changed(config, run, current, progress.note)
         birth = fingerprints.keep(run, current, max(run.rounds, default=0))
         remote = RemoteSites(transport, run_id(keys), config.silence_timeout, lambda: (1, 1), note=progress.note)
@@ -88,9 +87,8 @@ def serve(
         population = agreement.population()
         builder.take(population)
         host, values = builder.host(conditions=compose.conditions(config))
-        training = Trainer(
-            config, run, host, population, progress, trackers, begin=lambda _: nullcontext(remote), hear=hear
-        )
+        parties = (config, run, host, population, progress, trackers)
+        training = Trainer(*parties, begin=lambda _: nullcontext(remote), hear=hear)
         _send_result(training.run_all(values), plan, remote, rows)
         return Run(run.path)
 

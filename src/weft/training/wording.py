@@ -29,7 +29,7 @@ NEVER = 1e30
 
 
 @dataclass(frozen=True)
-class Wording(GradientSteps):
+class InstructionSearch(GradientSteps):
     """Score every text of the pool: the mean loss of the answers of `steps * batch_size` rows behind it."""
 
     kind: ClassVar[str] = "words"
