@@ -22,7 +22,7 @@ from weft.sites.server import serve
 
 
 def accept(sites: FakeSites, name: str, **values: object) -> None:
-    """Change a site's policy, and let it begin anew."""
+    """Change a site's policy, and restart the site."""
     policy = sites.policies[name]
     sites.policies[name] = policy.model_copy(update={"accept": policy.accept.model_copy(update=values)})
     sites.begin(name)
@@ -48,10 +48,10 @@ FORBIDDEN = {
 
 @pytest.mark.parametrize("name", FORBIDDEN)
 def test_a_site_refuses_what_is_not_the_models_it_accepts(run, sites: FakeSites, name: str):
-    """The hello of a hostile server: an honest one would not send some of these."""
+    """Send the handshake of a hostile server: an honest one would not send some of these keys."""
     keys, words = FORBIDDEN[name]
-    hello = {"run": run | keys, "id": "run", "index": 0, "clients": 3, "base": "00"}
-    said = json.loads(sites.site_clients["hospital_a"].work(json.dumps(hello).encode()))
+    handshake = {"run": run | keys, "id": "run", "index": 0, "clients": 3, "base": "00"}
+    said = json.loads(sites.site_clients["hospital_a"].work(json.dumps(handshake).encode()))
     assert words in said["refused"] or "cannot be read" in said["refused"], said
     assert not (sites.folder / "hospital_a").exists()
 
@@ -60,8 +60,8 @@ def test_aliases_of_a_key_are_ruled_by_the_site_as_the_key_itself(run, sites: Fa
     seen: list[RunConfig] = []
     monkeypatch.setattr("weft.launch.client.prepare_process", seen.append)
     changes = {"use_auth_token": True, "device": "cuda:7", "local_data_dir": "/"}
-    hello = {"run": run | changes, "id": "run", "index": 0, "clients": 3, "base": "00"}
-    sites.site_clients["hospital_a"].work(json.dumps(hello).encode())
+    handshake = {"run": run | changes, "id": "run", "index": 0, "clients": 3, "base": "00"}
+    sites.site_clients["hospital_a"].work(json.dumps(handshake).encode())
     (config, *_) = seen
     assert (config.token, config.local_data_dir) == (False, None)
     assert config.device == "auto"

@@ -1,4 +1,4 @@
-"""Whatever one site says, in any message of the exchange, the others' run goes on."""
+"""Whatever bytes one site sends, in any message of the exchange, the run goes on with the other sites."""
 
 from __future__ import annotations
 
@@ -179,15 +179,15 @@ def test_shapes_whose_product_overflows_are_a_failure():
 
 
 def test_ten_thousand_broken_answers_of_every_kind_raise_nothing():
-    """Hellos, refusals, scores and failures, each broken at random; updates have a test of their own."""
+    """Handshakes, refusals, scores and failures, each broken at random; updates have a test of their own."""
     chance = random.Random(17)
     score = wire.pack(Score("c", 3, {"loss": 1.0, "rows": 4.0, "confusion/red/blue": 2.0}), "r")
     failure = wire.pack(Failure("c", 3, "the site failed"), "r")
-    hello = json.dumps({"rows": 22, "held": 2, "agreed": "0" * 64, "least": 2}).encode()
+    handshake = json.dumps({"rows": 22, "held": 2, "agreed": "0" * 64, "least": 2}).encode()
     refusal = json.dumps({"refused": "the model is not among what this site accepts"}).encode()
     read = 0
     for _ in range(10_000):
-        whole = chance.choice((score, failure, hello, refusal))
+        whole = chance.choice((score, failure, handshake, refusal))
         raw = bytearray(whole)
         for _ in range(chance.randint(1, 4)):
             place = chance.randrange(len(raw) or 1)
@@ -204,7 +204,7 @@ def test_ten_thousand_broken_answers_of_every_kind_raise_nothing():
                 said[chance.choice(list(said))] = chance.choice((None, -1, 2**70, "\ud800", [[]], {}, 1e308, True))
                 said.pop("digest", None)
                 raw = bytearray(signed(said, body=bytes(body)))
-        if whole in (hello, refusal):
+        if whole in (handshake, refusal):
             said = _read(bytes(raw))
             assert "refused" in said or 0 < int(said["rows"]) < 1 << 31
             continue

@@ -1,4 +1,4 @@
-"""Parts in files, in a run of sites: no code travels, and each party uses its own file of the content that is named."""
+"""Parts in files, in a run of sites: no code travels, and each party loads its own file with the same content."""
 
 from __future__ import annotations
 
@@ -129,8 +129,8 @@ def test_a_hostile_server_makes_a_site_load_nothing(key: str, name: str, run, si
     path = accept_file(sites, "hospital_a", PARTS)
     value = HOSTILE[name].format(path=path)
     keys = run | {key: [value] if key == "reward" else value}
-    hello = {"run": keys, "id": "run", "index": 0, "clients": 3, "base": "00"}
-    said = json.loads(sites.site_clients["hospital_a"].work(json.dumps(hello).encode()))
+    handshake = {"run": keys, "id": "run", "index": 0, "clients": 3, "base": "00"}
+    said = json.loads(sites.site_clients["hospital_a"].work(json.dumps(handshake).encode()))
     assert "no code travels" in said["refused"]
     assert str(path.parent) not in said["refused"] or "path of the site" not in name
     assert not (path.parent / "seen").exists()
@@ -152,7 +152,7 @@ def test_a_reward_must_be_written_in_the_file_that_a_site_accepts(tmp_path: Path
     [
         ({"theirs.py": "0" * 64}, "has the SHA-256"),
         ({"nowhere.py": "0" * 64}, "cannot be read"),
-        ({"theirs.py": "12"}, "stands no sha-256"),
+        ({"theirs.py": "12"}, "no sha-256 beside it"),
     ],
 )
 def test_a_site_yaml_that_lists_another_content_is_refused_when_the_site_is_started(

@@ -1,4 +1,4 @@
-"""A site compares its rows with those that a run began with; what it compares never leaves it."""
+"""A site compares its rows with those that a run started with; the fingerprints never leave the site."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sites and servers that are lost, slow, cut off or begun anew in a run."""
+"""Sites and servers that are lost, slow, cut off or restarted during a run."""
 
 from __future__ import annotations
 

@@ -184,10 +184,10 @@ def test_killed_processes_lose_no_committed_round(run, parties: LocalFederation,
 
 
 @pytest.mark.slow
-def test_a_cut_line_and_a_site_that_was_away_end_no_run(run, parties: LocalFederation, proxy: TcpProxy):
-    """The others go on; who was cut off is found again by itself, who began anew when the run is handed in again.
+def test_a_broken_connection_and_a_site_that_was_away_end_no_run(run, parties: LocalFederation, proxy: TcpProxy):
+    """The other site goes on; a site that was cut off is reached again, a restarted one joins after a resubmission.
 
-    Nobody waits for it: the server's supervisor does that. A run that is stopped is not handed in again.
+    Nobody needs to wait for it: the server's supervisor resubmits the run. It does not resubmit a run that was stopped.
     """
     given = run | {"num_rounds": 1000, "checkpoint_seconds": 0, "max_steps": 60, "silence_timeout": 4.0}
     given |= {"eval_every": 0}

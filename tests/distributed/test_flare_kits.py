@@ -1,4 +1,4 @@
-"""Start-up kits of FLARE, and `weft up`, which makes them and begins every party."""
+"""Start-up kits of FLARE, and `weft up`, which makes kits and starts server and sites."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hostile parties of their own processes, over real FLARE: a peer that plays the server."""
+"""A hostile site in a process of its own, over real FLARE: it poses as the server to the other sites."""
 
 from __future__ import annotations
 
@@ -50,19 +50,19 @@ def logs(made: LocalFederation, name: str) -> str:
 def test_a_site_that_plays_the_server_is_not_answered(
     keys, federation: LocalFederation, tmp_path: Path, tiny_model: Path
 ):
-    """As itself it is refused by the victim's process; with the server's address forged, by FLARE's server."""
+    """Under its own name the victim's process refuses it; with the server's address forged, FLARE's server does."""
     run = {key: value for key, value in keys.items() if key not in ("dataset_name", "num_clients", "output_dir")}
     run |= {"runtime": "nvflare", "threads": 1, "silence_timeout": 20.0, "num_rounds": 30, "max_steps": 30}
     run |= {"eval_every": 0, "sample_clients": 3, "sites": [*VICTIMS, "hospital_c"]}
     words = {"run": run | {"output_dir": "runs/evil"}, "id": "evil", "index": 0, "clients": 3, "base": "0" * 64}
-    (tmp_path / "hello.json").write_text(json.dumps(words))
+    (tmp_path / "handshake.json").write_text(json.dumps(words))
     out = tmp_path / "outcomes.json"
     for name in ("server", *VICTIMS):
         federation.start(name)
     kit = federation.kits / "hospital_c"
     told, env = command(kit, federation.policies["hospital_c"])
     bad = {"PYTHONPATH": f"{HOSTILE}:{env.get('PYTHONPATH', '')}", "HOSTILE_OUT": str(out)}
-    bad["HOSTILE_HELLO"] = str(tmp_path / "hello.json")
+    bad["HOSTILE_HANDSHAKE"] = str(tmp_path / "handshake.json")
     federation.parties["hospital_c"] = start(told, env | bad, kit)
     federation.wait({*VICTIMS, "hospital_c"})
     last = watch(federation.admin, build(run), "honest", lambda _: None)

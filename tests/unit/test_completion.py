@@ -74,7 +74,7 @@ def test_completion_knows_every_verb_and_every_key():
     flags = {flag.name: flag for flag in found["sft"].flags}
     assert {f"--{key}" for key in RunConfig.model_fields} <= set(flags)
     assert flags["--fed_alg"].words == tuple(registry.ALGORITHMS)
-    assert (flags["--resume"].takes, flags["--config"].takes, flags["--config"].words) == (False, True, ())
+    assert (flags["--resume"].takes_value, flags["--config"].takes_value, flags["--config"].words) == (False, True, ())
 
 
 def test_completed_tracker_names_are_those_that_a_run_takes():

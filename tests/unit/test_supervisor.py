@@ -16,21 +16,21 @@ ROUND = {"round": {"round": 1, "failures": {}}}
 
 
 class FakeServer:
-    """A server's server without a server; jobs are numbered as they are handed in."""
+    """Stands for an admin session with a server; jobs are numbered in the order of their submission."""
 
     def __init__(self, kit: Path) -> None:
         self.kit, self.now = kit, 1000.0
         self.connected = {"a": 1.0, "b": 1.0}
-        self.known: list[dict[str, Any]] = []
+        self.listed: list[dict[str, Any]] = []
         self.says: dict[str, dict[str, Any]] = {}
         self.ended: list[str] = []
         (kit / "runs").mkdir(parents=True)
         self.supervisor = Supervisor(kit, lambda _: None, lambda: self.now)
 
     def begin(self, **said: Any) -> str:
-        """Hand a job in, whose run says so; it runs."""
-        number = str(len(self.known))
-        self.known.insert(0, {"job_id": number, "job_name": "r", "status": "RUNNING"})
+        """Submit a job that runs, with this status of its run; return its id."""
+        number = str(len(self.listed))
+        self.listed.insert(0, {"job_id": number, "job_name": "r", "status": "RUNNING"})
         self.say(number, **said)
         return number
 
@@ -39,16 +39,16 @@ class FakeServer:
         (self.kit / "runs" / "r.json").write_text(json.dumps(self.says[job]))
 
     def over(self, state: str = CRASHED) -> None:
-        self.known[0]["status"] = state
+        self.listed[0]["status"] = state
 
     def look(self, seconds: float = 0.0) -> int:
         """Let time pass and look; return how many jobs there have been."""
         self.now += seconds
         self.supervisor.look(self)  # type: ignore[arg-type]
-        return len(self.known)
+        return len(self.listed)
 
     def jobs(self, limit: int | None = None) -> list[dict[str, Any]]:
-        return self.known[:limit]
+        return self.listed[:limit]
 
     def sites(self) -> dict[str, float]:
         return self.connected
@@ -61,8 +61,8 @@ class FakeServer:
         self.over(ENDED)
 
     def resubmit(self, job: str) -> None:
-        assert job == self.known[0]["job_id"]
-        self.known.insert(0, {"job_id": str(len(self.known)), "job_name": "r", "status": "SUBMITTED"})
+        assert job == self.listed[0]["job_id"]
+        self.listed.insert(0, {"job_id": str(len(self.listed)), "job_name": "r", "status": "SUBMITTED"})
 
 
 @pytest.fixture
@@ -158,12 +158,12 @@ def test_a_site_back_for_two_rounds_and_still_missed_gets_the_run_resubmitted(se
     server.begin(rounds=[ROUND])
     away = {"b": "could not be reached for 4 s"}
     assert after(2, **away) == 1
-    assert after(3) == 1  # its line was cut, and it was found by itself
+    assert after(3) == 1  # its connection was interrupted, and it was reached again
     assert after(4, **away) == 1
     server.connected["b"] = 9.0
     assert after(5, **away) == after(6, **away) == 1
     assert after(7, **away) == 2
     assert server.ended == ["0"]
-    server.known[0]["status"] = "RUNNING"
+    server.listed[0]["status"] = "RUNNING"
     server.say("1", rounds=[{"round": {"round": 8, "failures": {"b": "made no progress for 4 s"}}}])
     assert server.look(60.0) == 2

@@ -45,6 +45,7 @@ class Bounds:
         """Return the reason to refuse a message, which holds no data; None: the message is answered."""
         if isinstance(message, Undo):
             return None
+        # A probe names the version that it evaluates: after the last round that is the number of rounds.
         last = self.rounds if isinstance(message, Probe) else self.rounds - 1
         if not 0 <= message.round <= last:
             return f"the message is of round {message.round + 1}, and the site agreed to {self.rounds} rounds"
@@ -64,6 +65,7 @@ class Bounds:
         try:
             yield
         finally:
+            # Failed work counts too: a server cannot make a site work without end by provoking errors.
             if isinstance(message, (Task, Probe)):
                 self.seconds += time.monotonic() - begin
                 self.trainings += isinstance(message, Task)

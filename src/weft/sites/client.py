@@ -104,6 +104,7 @@ class SiteClient:
         builder = ClientBuilder(local, note=log.info)
         if local.endpoint is None and has_pickle_files(local):
             raise Refused("the model here is in pickle files (.bin), and a site loads safetensors only")
+        # The hash is computed here: a server's word about its model proves nothing about this one.
         base = fingerprint(builder.model)
         why = wrong_model(self.policy, config, base)
         if why is not None:

@@ -94,8 +94,8 @@ class CollabTransport:
         if response.get("unknown") is True:
             raise KeyError(ticket)
         answer = response.get("answer")
-        progress, taken = response["progress"], response.get("taken") is not False
-        return PollResult(progress, answer if isinstance(answer, bytes) else None, taken)
+        progress, accepted = response["progress"], response.get("taken") is not False
+        return PollResult(progress, answer if isinstance(answer, bytes) else None, accepted)
 
 
 class ServerJob:

@@ -48,6 +48,7 @@ def write_job(config: RunConfig, name: str, folder: Path) -> Path:
     }
     filters: JsonObject = {"format_version": 2, "task_data_filters": [], "task_result_filters": []}
     least = max(1, config.min_clients)
+    # @ALL: whatever sites are connected when the job starts.
     where = ["server", *config.sites] if config.sites else ["@ALL"]
     meta = {"name": name, "resource_spec": {}, "min_clients": least, "deploy_map": {"app": where}}
     job = folder / name

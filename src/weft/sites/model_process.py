@@ -74,7 +74,7 @@ class ModelProcess:
                 stdout=log,
                 stderr=log,
             )
-        theirs.close()
+        theirs.close()  # else the end of the child would not be an end of file here
         self._transport = ours
         return ours
 
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     transport = Connection(int(number))
     site_client = SiteClient(read_policy(site), Path(folder), name, version("weft"))
-    sending = threading.Lock()
+    sending = threading.Lock()  # progress and answers come from two threads, and messages must not mix
 
     def report_progress() -> None:
         """Report progress whenever there was some; exit when the parent process has ended."""
@@ -106,7 +106,7 @@ def main(argv: list[str]) -> int:
                 last = site_client.progress()
                 with contextlib.suppress(OSError), sending:
                     send(transport, PROGRESS)
-        os._exit(0)
+        os._exit(0)  # the main thread may be in the middle of a training
 
     threading.Thread(target=report_progress, daemon=True).start()
     while True:

@@ -199,6 +199,7 @@ def refusal(policy: SitePolicy, run: RunConfig, clients: int) -> str | None:
         return f"the run has {run.num_rounds} rounds, and this site accepts {accept.max_rounds} at most"
     if accept.min_clients is not None and clients < accept.min_clients:
         return f"a round has {clients} clients, and this site asks for {accept.min_clients} at least"
+    # No part of Weft gives an epsilon yet, so that every run fails this limit.
     if accept.max_epsilon is not None:
         return f"the run has no differential privacy, and this site asks for an epsilon of {accept.max_epsilon:g}"
     if run.runtime != "nvflare" or run.parallel != "none":

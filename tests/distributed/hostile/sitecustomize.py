@@ -1,7 +1,7 @@
-"""A hostile site: put on PYTHONPATH of one site's processes, it plays the server to the other sites of the same job.
+"""A hostile site: on the PYTHONPATH of a site's processes, this module poses as the server to other sites of a job.
 
-It holds a right kit, so everything up to the method of a site lets it in. Every call is made as itself and once more
-with the server's name written into the header that FLARE takes the caller from.
+The site has a valid kit, so everything up to the method of a site lets its calls through. It makes every call under its
+own name, and again with the server's name in the header from which FLARE reads the caller.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 forged: list[str] = []
-"""The server's address in the job, as what passes by is to claim it."""
+"""The server's address in the job, to write into outgoing messages; empty: none is forged."""
 
 
 def attack(proxies: dict[str, Any], context: Any, job: str) -> None:
@@ -24,13 +24,13 @@ def attack(proxies: dict[str, Any], context: Any, job: str) -> None:
 
     set_call_context(context)
     out = Path(os.environ["HOSTILE_OUT"])
-    hello = Path(os.environ["HOSTILE_HELLO"]).read_bytes()
+    handshake = Path(os.environ["HOSTILE_HANDSHAKE"]).read_bytes()
     outcomes: list[list[str]] = []
     for victim in ("hospital_a", "hospital_b"):
         for forge in (False, True):
             forged[:] = [f"server.{job}"] if forge else []
             try:
-                said = proxies[victim](timeout=4.0).ask(ticket="evil", raw=hello, wait=2.0)
+                said = proxies[victim](timeout=4.0).ask(ticket="evil", raw=handshake, wait=2.0)
                 outcomes.append([victim, str(forge), f"answered: {said}"])
             except Exception as error:
                 outcomes.append([victim, str(forge), f"{type(error).__name__}: {error}"])
@@ -62,7 +62,7 @@ def arm(flare: Any) -> None:
         context = get_call_context()
 
         def later() -> None:
-            time.sleep(2.0)  # the others' halves of the job begin meanwhile
+            time.sleep(2.0)  # until the other sites' sides of the job have started
             attack(proxies, context, job)
 
         threading.Thread(target=later, daemon=True).start()
