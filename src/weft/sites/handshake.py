@@ -64,6 +64,10 @@ class Handshake:
         values = (answer.get("rows"), answer.get("held"), answer.get("agreed"), _least(answer))
         return values == (self.rows[place], self.held_out[place], self.agreement, self.cohorts.get(name, 0))
 
+    def rows_of_participants(self) -> dict[str, int]:
+        """Return the number of training rows of every site that takes part."""
+        return {name: rows for name, rows in zip(self.names, self.rows, strict=True) if rows}
+
     def population(self) -> Population:
         """Return the sites as the population of a run."""
         train, held_out = _row_ranges(self.rows), _row_ranges(self.held_out)

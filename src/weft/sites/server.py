@@ -81,11 +81,10 @@ def serve(
         cohort = config.sample_clients if plan.algorithm.buffer is None else 1
         terms = Terms(keys, fingerprint(model), birth, version, cohort, config.min_clients)
         agreement = shake_hands(remote, terms, config.sites or sorted(sites), sites, progress.note)
-        rows = {name: rows for name, rows in zip(agreement.names, agreement.rows, strict=True) if rows}
+        rows = agreement.rows_of_participants()
         hear({"sites": rows, "refused": agreement.refused})
         _settle(builder, remote, agreement)
-        population = agreement.population()
-        builder.take(population)
+        builder.take(population := agreement.population())
         host, values = builder.host(conditions=compose.conditions(config))
         parties = (config, run, host, population, progress, trackers)
         training = Trainer(*parties, begin=lambda _: nullcontext(remote), listener=hear)
