@@ -104,6 +104,7 @@ ADAPTIVE = [
     {"fedopt_tau": "auto", "fedopt_beta1": 0.3},
     {"fedopt_tau": 1e-3, "fedopt_eta": 1e-2, "fedopt_beta1": 0.3},
 ]
+WITHOUT_MOMENTUM = [{"fedopt_tau": "auto"}, {"fedopt_tau": 1e-3, "fedopt_eta": 1e-2}]
 ARMS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "local": ({"fed_alg": "local", "eval_everybody": True}, []),
     "central": ({"fed_alg": "central"}, []),
@@ -111,7 +112,7 @@ ARMS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "fedprox": ({"fed_alg": "fedprox"}, of("prox_mu", 3.0, 30.0)),
     "scaffold": ({"fed_alg": "scaffold"}, own("space", "gradient", "update")),
     "fedavgm": ({"fed_alg": "fedavgm"}, of("fedopt_beta1", 0.3, 0.7)),
-    "fedadagrad": ({"fed_alg": "fedadagrad"}, ADAPTIVE),
+    "fedadagrad": ({"fed_alg": "fedadagrad"}, WITHOUT_MOMENTUM),
     "fedyogi": ({"fed_alg": "fedyogi"}, ADAPTIVE),
     "fedadam": ({"fed_alg": "fedadam"}, ADAPTIVE),
     "fednova": ({"fed_alg": "fednova"}, []),

@@ -47,12 +47,11 @@ GRPO: dict[str, Any] = {
     "lr_scheduler_type": "cosine",
     "eval_fraction": 0.2,
     "eval_every": 0,
-    "eval_everybody": True,
     "save_model_freq": 0,
     "checkpoint_seconds": 1e6,
 }
 ARMS: dict[str, dict[str, Any]] = {
-    "local": {"fed_alg": "local"},
+    "local": {"fed_alg": "local", "eval_everybody": True},
     "fedavg": {},
     "central": {"fed_alg": "central", "batch_size": 75},
 }

@@ -40,12 +40,11 @@ KEYS: dict[str, Any] = {
     "warmup_ratio": 0.05,
     "eval_fraction": 0.15,
     "eval_every": 0,
-    "eval_everybody": True,
     "save_model_freq": 0,
     "checkpoint_seconds": 1e6,
 }
 ARMS: dict[str, dict[str, Any]] = {
-    "local": {"fed_alg": "local"},
+    "local": {"fed_alg": "local", "eval_everybody": True},
     "fedavg": {},
     "fedavg, server_lr 1.5": {"fed_alg": "fedavgm", "fedopt_beta1": 0.0, "fed_args": {"server_lr": 1.5}},
     "fedavgm": {"fed_alg": "fedavgm"},

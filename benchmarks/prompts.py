@@ -83,7 +83,7 @@ def keys_of(task: str, method: str, rate: float | None = None) -> dict[str, Any]
     keys |= METHODS[method] | {"learning_rate": RATES[task.split()[0], method] if rate is None else rate}
     if method == "text":
         keys |= {"prompt_candidates": WORDS[task.split()[0]]}
-    return keys | {"seq_length": keys["seq_length"] + lead, "eval_everybody": True}
+    return keys | {"seq_length": keys["seq_length"] + lead}
 
 
 def measure(task: str, method: str, way: str, seed: int, rate: float | None = None) -> dict[str, Any]:
@@ -93,6 +93,7 @@ def measure(task: str, method: str, way: str, seed: int, rate: float | None = No
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         changes = WAYS[way] | {"seed": seed, "output_dir": f"{folder}/run"}
+        changes |= {"eval_everybody": True} if way == "local" else {}
         summary = weft.train(keys_of(task, method, rate) | changes, quiet=True).summary
     found = summary["models"]["own_on_everybody"] if way == "local" else summary["eval"]
     row = {"task": task, "method": method, "way": way, "seed": seed, "machine": machine()}
