@@ -132,4 +132,4 @@ def test_the_report_says_of_what_its_scores_are(runs: list[str]):
 
     for path, kind in ((runs[0], SHARED), (runs[1], OWN)):
         page = write_report(path).read_text(encoding="utf-8").replace("&#x27;", "'")
-        assert f"<td >evaluated</td><td >{kind} (n = 12)</td>" in page
+        assert f"<td >evaluation of</td><td >{kind} (n = 12)</td>" in page

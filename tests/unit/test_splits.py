@@ -145,7 +145,7 @@ def test_weft_split_shows_and_writes_the_clients_of_a_split(keys, tmp_path: Path
     assert main(["split", *given, *by, "--dry_run"]) == 0
     shown = capsys.readouterr().out
     assert "ann" in shown
-    assert "split by  3 clients of 20 to 50 rows" in shown
+    assert "split by  3 clients, 20 to 50 rows each" in shown
     assert not Path(str(keys["output_dir"])).exists()
     assert main(["split", *given, *by, "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)["clients"]) == {"ann", "bob", "eve"}

@@ -22,9 +22,14 @@ KL = Metric(
 
 
 def divergence(model: Resident, questions: Sequence[Question]) -> tuple[float, int]:
-    """Return the sum over all tokens of all choices of KL(model || the model as it was remembered), and their number.
+    """Return the KL divergence of the model from the run's starting model, summed over tokens, and their number.
 
-    Each is over the whole vocabulary (nats), given the prompt and the choice so far.
+    Args:
+        model: the resident model, which remembers its start.
+        questions: prompts with choices; every token of every choice counts, given the prompt and the choice so far.
+
+    Returns:
+        The sum of KL(model || start) over the whole vocabulary (nats), and the number of tokens.
     """
     import torch
 
@@ -36,6 +41,7 @@ def divergence(model: Resident, questions: Sequence[Question]) -> tuple[float, i
         for some in batches_within(questions, most_tokens(model)):
             with model.as_reference():
                 reference = torch.log_softmax(score_choices(model, some).logits, dim=-1)
+            # Both are (tokens of the choices, vocabulary).
             ours = torch.log_softmax(score_choices(model, some).logits, dim=-1)
             total += float((ours.exp() * (ours - reference)).sum())
             tokens += len(ours)

@@ -187,13 +187,14 @@ class HeldOut(Evaluator):
 
 
 def rank(model: Resident, questions: Sequence[Question], batch_size: int) -> list[tuple[int, list[float]]]:
-    """Return for every question the likeliest choice and the log-probability (nats) of each.
+    """Return for every question the index of its likeliest choice and the log-probability (nats) of each choice.
 
     Where the model packs exactly, a question's choices share one pass over its prompt.
     """
     import torch
 
     order = sorted(range(len(questions)), key=lambda i: -len(questions[i].prompt))
+    # Longest prompts first, so that the questions of a batch need little padding.
     results: list[tuple[int, list[float]]] = [(0, [])] * len(questions)
     with torch.no_grad():
         for at in range(0, len(order), batch_size):
