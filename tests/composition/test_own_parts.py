@@ -162,7 +162,7 @@ def test_a_run_does_not_go_on_with_an_edited_part_unless_that_is_accepted(keys, 
     assert f"the codec '{file}:MyCodec' changed since" in capsys.readouterr().err.splitlines()[-1]
     assert {path: path.read_bytes() for path in before} == before
     assert main([*words, "--accept_changed"]) == 0
-    assert "changed since the run was made; it goes on" in capsys.readouterr().err
+    assert "changed since the run was made; the run continues" in capsys.readouterr().err
     assert weft.open_run(run.path).summary["rounds"] == 2
 
 

@@ -59,9 +59,9 @@ def test_a_template_file_of_the_users_own_is_used_and_kept_with_the_run(keys, tm
     assert main([*words, "--resume"]) == 2
     assert "has changed since the run began" in capsys.readouterr().err
     for changes, said in (
-        ({"template": "vicuna"}, "write one of them"),
+        ({"template": "vicuna"}, "leave one of them out"),
         ({"prompt_template": tmp_path / "none.jinja"}, "check the path after --prompt_template"),
-        ({"template_date": "tomorrow"}, "write one as 2026-01-31"),
+        ({"template_date": "tomorrow"}, "write one such as 2026-01-31"),
     ):
         assert main(["sft", *flags(given | changes)]) == 2
         assert said in capsys.readouterr().err

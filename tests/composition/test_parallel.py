@@ -169,7 +169,7 @@ BAD = {
     "own models": ({"parallel": "fsdp", "personal_steps": 1}, "not spread over processes"),
     "adapters in a pipeline": ({"parallel": "pipeline"}, "leave out --use_peft"),
     "other aggregations": ({"parallel": "fsdp", "lora_aggregation": "stack"}, "write --lora_aggregation average"),
-    "half precision": ({"parallel": "fsdp", "dtype": "float16"}, "in float32 or bfloat16"),
+    "half precision": ({"parallel": "fsdp", "dtype": "float16"}, "--dtype float32 or bfloat16"),
     "offload of what is whole": ({"cpu_offload": True}, "add --parallel fsdp"),
     "offload and processes": ({"parallel": "fsdp", "model_offload": "disk"}, "--cpu_offload may help"),
 }

@@ -145,7 +145,7 @@ def test_training_begins_from_an_adapter_which_is_the_reference(keys, preference
     capsys.readouterr()
     for changes, words in (
         ({"use_peft": "false"}, "add --use_peft"),
-        ({"lora_aggregation": "dual"}, "factors of its own"),
+        ({"lora_aggregation": "dual"}, "its own factors"),
     ):
         assert main(["dpo", *flags(again | changes | {"output_dir": str(tmp_path / "no")})]) == 2
         assert words in capsys.readouterr().err

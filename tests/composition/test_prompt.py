@@ -180,7 +180,7 @@ def test_prompts_are_trained_by_preferences_and_by_rewards(prompted, objective: 
         ({"num_virtual_tokens": 128}, "leaves no room"),
         ({"prompt_method": "prefix", "num_virtual_tokens": 200}, "longer than the model's context"),
         ({"prompt_method": "prefix", "gradient_checkpointing": True}, "leave out --gradient_checkpointing"),
-        ({"prompt_method": "prefix", "prompt_init_text": "x"}, "Only vectors"),
+        ({"prompt_method": "prefix", "prompt_init_text": "x"}, "initialises soft, black_box and text"),
         ({"prompt_method": "sofd"}, "prompt_method"),
         ({"lora_aggregation": "stack"}, "add --use_peft"),
         ({"prompt_method": None, "private_tokens": 2}, "private_tokens are part of a prompt"),

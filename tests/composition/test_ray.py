@@ -79,7 +79,6 @@ def test_results_are_those_of_one_process_bit_for_bit(spread, changes: dict[str,
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_actors_use_a_part_of_a_users_own_file(spread, tmp_path: Path):
     file = tmp_path / "mine.py"
     file.write_text(PARTS)
@@ -89,6 +88,7 @@ def test_actors_use_a_part_of_a_users_own_file(spread, tmp_path: Path):
     assert sorted((tmp_path / "seen").read_text().splitlines()) == ["codec 0.25"] * 3 + ["fed_alg 0.5"]
 
 
+@pytest.mark.slow
 def test_a_dead_actors_client_is_answered_by_another(spread, tmp_path: Path):
     """A process of an actor is killed while the run is under way."""
     killed = []
@@ -97,7 +97,7 @@ def test_a_dead_actors_client_is_answered_by_another(spread, tmp_path: Path):
         while not killed:
             for line in Path("/proc").glob("[0-9]*/cmdline"):
                 try:
-                    if b"ray::Worker" in line.read_bytes():
+                    if b"ray::RayActor" in line.read_bytes():
                         os.kill(int(line.parent.name), signal.SIGKILL)
                         killed.append(int(line.parent.name))
                         return

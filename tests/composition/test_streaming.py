@@ -77,7 +77,7 @@ def test_a_round_of_streaming_equals_the_one_worked_by_hand(streamed):
             done = rule.finish(LocalWork(start, {name: value + move for name, value in start.items()}, 1, 0.1))
             memories[client], deltas[client] = done.memory, done.streams[DELTA]
         mean = {name: (deltas["a"][name] + deltas["b"][name]) / 2 for name in deltas["a"]}
-        state = advance(algorithm, state, Total({DELTA: mean}, ("a", "b"), 2.0))
+        state = advance(algorithm, state, Total({DELTA: mean}, ("a", "b"), 2.0), {})
     # Round 0 moves part 0 by 1; round 1 part 1 by two rounds of 1; round 2 part 0 again, by two.
     assert state.params["0.w"].item() == pytest.approx(1 + 1 + 2)
     assert state.params["1.w"].item() == pytest.approx(10 + 2)

@@ -86,7 +86,7 @@ def test_a_mask_that_lets_one_layer_look_ahead_is_found(tiny_model: Path):
 def test_numbers_that_are_none_are_refused(tiny_model: Path):
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     model.model.norm.weight.data[3] = torch.nan
-    with pytest.raises(ConfigError, match=r"\(NaN\)"):
+    with pytest.raises(ConfigError, match="computes NaN"):
         check_computes(Resident(model, None, CPU, torch.float32), "tiny")
 
 

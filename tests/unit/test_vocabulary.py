@@ -113,7 +113,7 @@ def test_words_that_nobody_shares_are_an_error(folder: Path, tmp_path: Path):
 
 
 def test_a_split_by_tokens_without_a_tokenizer_is_refused(folder: Path, tmp_path: Path):
-    with pytest.raises(ConfigError, match="there is no tokenizer yet"):
+    with pytest.raises(ConfigError, match="makes the tokenizer after the split"):
         weft.train(keys(folder, tmp_path) | {"split_strategy": "length", "num_clients": 2})
 
 

@@ -24,16 +24,16 @@ class _Inner(LocalRule):
 
     wants_moments = True
 
-    def __init__(self, memory: Streams, send: bool, params: Tensors) -> None:
-        self.memory, self.send, self.params = memory, send, params
+    def __init__(self, former: Streams, send: bool, params: Tensors) -> None:
+        self.former, self.send, self.params = former, send, params
 
     def moments(self) -> Streams:
-        return self.memory
+        return self.former
 
     def finish(self, work: LocalWork) -> RuleResult:
         delta = tensors.subtract(work.end, work.start)
         if not self.send:
-            return RuleResult({DELTA: delta}, _together(self.memory, work.moments))
+            return RuleResult({DELTA: delta}, _together(self.former, work.moments))
         zeros = tensors.zeros(self.params)
         moments = {key: zeros | work.moments.get(key, {}) for key in (FIRST, SECOND)}
         counts = [count for name, count in work.moments.get(COUNT, {}).items() if name in self.params]
@@ -56,7 +56,7 @@ class _Streaming(_Inner):
 
     def finish(self, work: LocalWork) -> RuleResult:
         part = self.turns.part(work.end, self.round)
-        memory = {LOCAL: work.end, ANCHOR: self.anchor} | _together(self.memory, work.moments)
+        memory = {LOCAL: work.end, ANCHOR: self.anchor} | _together(self.former, work.moments)
         return RuleResult({DELTA: tensors.subtract(part, self.anchor)}, memory)
 
 
