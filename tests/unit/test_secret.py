@@ -54,6 +54,14 @@ def distance(drawn: np.ndarray, cumulative: np.ndarray) -> float:
     return float(max(((steps + 1) / count - cumulative).max(), (cumulative - steps / count).max()) * count**0.5)
 
 
+def test_the_ends_of_the_interval_are_never_drawn(monkeypatch: pytest.MonkeyPatch):
+    """A logarithm or a quantile of 0 or 1 would be infinite."""
+    for ends in (b"\x00", b"\xff"):
+        monkeypatch.setattr(Secret, "bytes", lambda self, count, *_, ends=ends: ends * count)
+        assert 0 < Secret(KEY).uniform(1)[0] < 1
+        assert torch.isfinite(Secret(KEY).normal((2,))).all()
+
+
 def test_numbers_follow_their_distributions():
     """The draws are fixed, so nothing here is left to chance."""
     secret = Secret(KEY)

@@ -84,10 +84,10 @@ class Secret:
         return sponge.digest(count)
 
     def uniform(self, count: int, *purpose: str | int) -> np.ndarray:
-        """Return float64 numbers strictly between 0 and 1, of 53 random bits each, shape (count,)."""
-        # 53 bits are what a float64 holds; the half step keeps 0 out, where the normal quantile is infinite.
-        bits = np.frombuffer(self.bytes(8 * count, *purpose), dtype="<u8") >> np.uint64(11)
-        numbers: np.ndarray = (bits.astype(np.float64) + 0.5) * 2.0**-53
+        """Return float64 numbers strictly between 0 and 1, of 52 random bits each, shape (count,)."""
+        # 52 bits and the half step are what a float64 holds exactly: neither 0 nor 1, whose quantiles are infinite.
+        bits = np.frombuffer(self.bytes(8 * count, *purpose), dtype="<u8") >> np.uint64(12)
+        numbers: np.ndarray = (bits.astype(np.float64) + 0.5) * 2.0**-52
         return numbers
 
     def normal(self, shape: tuple[int, ...], *purpose: str | int) -> Tensor:
