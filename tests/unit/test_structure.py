@@ -17,8 +17,9 @@ ONCE = {
     "evaluator_of": {"launch/client.py"},
     "refer": {"launch/client.py"},
     "choose_few_shot": {"launch/client.py"},
-    # Without a model: rows for a tokenizer, for `weft split` and for a dry run.
-    "populate": {"launch/client.py", "launch/tokenizer.py", "commands/split.py", "launch/dry_run.py"},
+    "check_fits": {"launch/client.py"},
+    # Before there is a model: rows for a tokenizer, and for `weft split`.
+    "populate": {"launch/client.py", "launch/tokenizer.py", "commands/split.py"},
 }
 """What belongs to building a client, and the only modules that call it."""
 

@@ -20,11 +20,10 @@ from weft.federation.clients import InMemory
 from weft.federation.plan import Plan
 from weft.federation.state import Participant, begin, expected_streams, task_for
 from weft.json_types import JsonObject
-from weft.launch import compose
-from weft.launch.client import prepare_process
+from weft.launch.client import ClientBuilder
 from weft.launch.data_warnings import warning_lines
 from weft.launch.memory_estimate import describe_memory, needs_of
-from weft.launch.population import Population, populate, template_name
+from weft.launch.population import Population, template_name
 from weft.launch.prompt_texts import with_prompt_texts
 from weft.launch.template_date import with_template_date
 from weft.launch.tokenizer import with_tokenizer
@@ -36,7 +35,6 @@ from weft.models.precision import choose_device
 from weft.models.prompts import add_prompt
 from weft.models.source import model_source
 from weft.models.starting import from_adapter
-from weft.models.tokenizer import check_fits, load_tokenizer
 from weft.runs.progress import Progress, split_line
 from weft.runs.text import human_bytes, human_number
 
@@ -87,20 +85,13 @@ def _link_tokens(cache: Path, folder: Path) -> None:
 
 def _plan(config: RunConfig) -> dict[str, str]:
     """Return the lines of the plan; raises as `describe` does."""
-    config = from_adapter(config)
-    prepare_process(config)
-    plan = compose.plan(config)
-    tokenizer = load_tokenizer(config)
-    model_config = None
-    if config.endpoint is None:
-        model_config = load_model_config(config)
-        check_fits(config, tokenizer, model_config)
-    config = with_template_date(config, tokenizer)
-    rows = plan.objective.rows
+    builder = ClientBuilder(from_adapter(config))
+    plan = builder.plan
+    config = builder.config = with_template_date(builder.config, builder.tokenizer)
+    model_config = None if config.endpoint is not None else load_model_config(config)
     plan.objective.start()
     with Progress(config.num_rounds, quiet=False, as_json=False) as progress:
-        pool, report = plan.algorithm.pools_data, progress.tokenizing
-        population = populate(config, tokenizer, InMemory(), rows=rows, pool=pool, report=report)
+        population = builder.read(InMemory(), report=progress.tokenizing)
         for line in warning_lines(config, population):
             progress.note(line)
     sizes = count(config, model_config, plan)
@@ -115,8 +106,8 @@ def _plan(config: RunConfig) -> dict[str, str]:
         "trained": f"{sizes.trained} parameters in {sizes.tensors} tensors" + _trained_kind(config),
         "clients": _clients(population, clients),
         "rows": population.account.summary(),
-        "template": template_name(config, tokenizer, rows),
-        "answers": _answers(config, population, rows),
+        "template": template_name(config, builder.tokenizer, plan.objective.rows),
+        "answers": _answers(config, population, plan.objective.rows),
         "local work": f"{_steps(config)}, {config.gradient_accumulation_steps} x {config.batch_size} rows per step",
         "split": split_line(population.split).removeprefix("split "),
         "travels": f"{human_bytes(sizes.down)} down and {human_bytes(sizes.up)} up per client and round"
