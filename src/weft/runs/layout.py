@@ -21,6 +21,7 @@ from urllib.parse import quote
 import yaml
 
 from weft.core.files import missing, remove_empty, write_atomic
+from weft.core.secret import FILE as SECRET_FILE
 from weft.core.secret import Secret
 from weft.errors import ConfigError, RunInUse
 from weft.json_types import JsonObject
@@ -30,7 +31,6 @@ from weft.runs.start import (
     CONFIG,
     FINGERPRINTS,
     LOCK,
-    SECRET,
     Start,
     check_same_config,
     is_ours,
@@ -186,13 +186,9 @@ class RunDir:
         """What experiment trackers write."""
         return self.path / "trackers"
 
-    def prompt_file(self, client: str | None = None) -> Path:
-        """The prompt in words that was found, of one client where each has its own."""
-        return (self.client_dir(client) if client else self.path) / "prompt.txt"
-
     def secret(self) -> Secret:
         """Return the server's secret of this run."""
-        return Secret.load_or_create(self.path / SECRET)
+        return Secret.load_or_create(self.path / SECRET_FILE)
 
     def client_dir(self, name: str) -> Path:
         """Return the directory of a client of any name, inside `clients`, not made yet."""

@@ -13,10 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from weft.core.files import remove_empty, write_atomic
+from weft.core.secret import FILE as SECRET_FILE
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
 
-SECRET = "secret.key"
 LOCK, CONFIG, CHECKPOINTS, FINGERPRINTS = ".lock", "config.yaml", "checkpoints", "fingerprints.json"
 CHECKPOINT = r"round_\d+(\.old)?"
 """What the folder of a checkpoint is called; one that is being replaced has the ending."""
@@ -35,7 +35,7 @@ RUN_FILES = (
     "prompt.txt",
     "trackers",
     FINGERPRINTS,
-    SECRET,
+    SECRET_FILE,
     "summary.json",
     "report.html",
     "report.png",

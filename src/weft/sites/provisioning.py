@@ -18,8 +18,6 @@ from weft.errors import ConfigError, MissingExtra
 from weft.json_types import JsonObject
 
 ADMIN, SUPERVISOR = "admin@weft.local", "supervisor@weft.local"
-DAYS = 360
-"""Days that certificates are valid; FLARE's default."""
 CLASSES = [
     "weft.sites.flare.ServerJob",
     "weft.sites.flare.SiteJob",
