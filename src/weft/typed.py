@@ -36,7 +36,9 @@ class Keys(TypedDict, total=False):
     device: str
     load_in_8bit: bool
     load_in_4bit: bool
-    gradient_checkpointing: bool
+    gradient_checkpointing: bool | Literal["auto"]
+    kernels: Literal["auto", "liger", "none"]
+    int8_threshold: float
     parallel: Literal["none", "fsdp", "tensor", "pipeline"]
     model_offload: Literal["none", "cpu", "disk"]
     cpu_offload: bool

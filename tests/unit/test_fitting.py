@@ -8,7 +8,8 @@ import torch
 from support.flags import flags
 from weft.cli import main
 from weft.config import build
-from weft.launch.memory_estimate import MemoryNeeds, describe_memory, memory, remedies
+from weft.launch.memory_estimate import describe_memory, remedies
+from weft.models.memory import MemoryNeeds, memory
 
 SEVEN = MemoryNeeds(7_000_000_000, 7_000_000_000, 4096, 32, 32_000, 2)
 ADAPTER = SEVEN._replace(trained=20_000_000)

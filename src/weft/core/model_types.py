@@ -97,6 +97,10 @@ if TYPE_CHECKING:
             """Recompute activations in the backward pass."""
             ...
 
+        def set_attn_implementation(self, name: str) -> None:
+            """Compute attention by a function that is registered under this name."""
+            ...
+
         def dequantize(self) -> CausalModel:
             """Return the model with its quantised weights in full precision."""
             ...

@@ -168,7 +168,6 @@ class HeldOut(Evaluator):
         return metrics
 
     def _losses(self, model: Resident, rows: list[Row]) -> Metrics:
-        from weft.models.layout import lay_out
         from weft.objectives.causal_lm import next_token_loss
 
         likelihoods = model.remote_likelihoods(rows)
@@ -179,7 +178,7 @@ class HeldOut(Evaluator):
         rows = sorted(rows, key=lambda row: -len(row[0]))
         total, targets = 0.0, 0
         for at in range(0, len(rows), self.batch_size):
-            batch = lay_out(rows[at : at + self.batch_size], pack=model.can_pack).to(model.device)
+            batch = model.lay_out(rows[at : at + self.batch_size]).to(model.device)
             loss = next_token_loss(model, batch)
             total += float(loss.total)
             targets += loss.targets

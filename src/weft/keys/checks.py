@@ -57,7 +57,7 @@ def _check_prompt(config: RunConfig) -> None:
         )
     if config.prompt_method == "black_box" and config.learning_rate == 0:
         raise ConfigError("learning_rate is 0, so the search of black_box has no width: write one above 0, such as 1.")
-    if config.prompt_method == "prefix" and config.gradient_checkpointing:
+    if config.prompt_method == "prefix" and config.gradient_checkpointing is True:
         raise ConfigError(
             "A prefix is a cache of keys and values, which recomputation does not support: leave out "
             "--gradient_checkpointing."

@@ -29,8 +29,16 @@ class ModelKeys(BaseModel):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, ...")
     load_in_8bit: bool = Field(False, description="8-bit base model (bitsandbytes)")
     load_in_4bit: bool = Field(False, description="4-bit base model (bitsandbytes)")
-    gradient_checkpointing: bool = Field(
-        False, description="recompute activations: less memory, about a third more time"
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        "auto",
+        description="recompute activations: less memory, about a third more time; auto: on a GPU whose memory does "
+        "not suffice",
+    )
+    kernels: Literal["auto", "liger", "none"] = Field(
+        "auto", description="fused kernels of Liger for norms, rotary embeddings and gates; auto: on CUDA, if installed"
+    )
+    int8_threshold: float = Field(
+        6.0, ge=0, description="with load_in_8bit: activations above it are multiplied in 16 bits; 0: none are"
     )
     parallel: Literal["none", "fsdp", "tensor", "pipeline"] = Field(
         "none",
@@ -119,6 +127,8 @@ WORKS: dict[str, Effect] = {
     "load_in_8bit": LOCAL_MODEL,
     "load_in_4bit": LOCAL_MODEL,
     "gradient_checkpointing": LOCAL_MODEL + GRADIENTS,
+    "kernels": LOCAL_MODEL,
+    "int8_threshold": flag("load_in_8bit"),
     "parallel": ALWAYS,
     "model_offload": ALWAYS,
     "cpu_offload": ALWAYS,

@@ -22,7 +22,7 @@ from weft.federation.state import Participant, begin, expected_streams, task_for
 from weft.json_types import JsonObject
 from weft.launch.client import ClientBuilder
 from weft.launch.data_warnings import warning_lines
-from weft.launch.memory_estimate import describe_memory, needs_of
+from weft.launch.memory_estimate import describe_memory
 from weft.launch.population import Population, template_name
 from weft.launch.prompt_texts import with_prompt_texts
 from weft.launch.template_date import with_template_date
@@ -31,6 +31,7 @@ from weft.models.adapters import add_lora
 from weft.models.emulator import emulator_of, train_ends
 from weft.models.instruction import Instruction
 from weft.models.load import arithmetic, load_model_config
+from weft.models.memory import needs_of
 from weft.models.precision import choose_device
 from weft.models.prompts import add_prompt
 from weft.models.source import model_source

@@ -36,7 +36,18 @@ def cache_of(model: nn.Module, outputs: object) -> Cache:
     return getattr(outputs, _cache_name(type(model).forward))
 
 
-def recompute_activations(model: CausalModel) -> None:
-    """Make a model recompute its activations in the backward pass, rather than store them."""
+def recompute_activations(model: CausalModel, *, reentrant: bool | None = None) -> None:
+    """Make a model recompute its activations in the backward pass, rather than store them.
+
+    The products of bitsandbytes keep their inputs in a way that non-reentrant checkpointing does not see: every layer's
+    input would stay in memory. Reentrant checkpointing runs the layers without a graph, so nothing is kept.
+
+    Args:
+        model: a transformers model.
+        reentrant: kind of the checkpointing; None: reentrant for a quantised base.
+    """
+    if reentrant is None:
+        reentrant = getattr(model.config, "quantization_config", None) is not None
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()

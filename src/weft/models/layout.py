@@ -9,7 +9,7 @@ logits are computed there alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -35,22 +35,32 @@ class Batch:
     """(N,) int64, the ids of these next tokens."""
     rows: int
     tokens: int
+    offsets: Tensor | None = None
+    """(R + 1,) int32: where each row begins on the only line, and the end of the last; None: `mask` holds."""
+    longest: int = 0
+    """Length of the longest row, where there are offsets."""
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
 
-        def move(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.to(device, non_blocking=True)
+        def move(value: Tensor) -> Tensor:
+            # From pinned memory the copy does not wait for the work that the GPU still has to do.
+            value = value.pin_memory() if device.type == "cuda" and value.device.type == "cpu" else value
+            return value.to(device, non_blocking=True)
 
-        return Batch(
-            self.input_ids.to(device, non_blocking=True),
-            move(self.position_ids),
-            move(self.mask),
-            self.index.to(device, non_blocking=True),
-            self.targets.to(device, non_blocking=True),
-            self.rows,
-            self.tokens,
+        return replace(
+            self,
+            input_ids=move(self.input_ids),
+            position_ids=None if self.position_ids is None else move(self.position_ids),
+            mask=None if self.mask is None else move(self.mask),
+            index=move(self.index),
+            targets=move(self.targets),
+            offsets=None if self.offsets is None else move(self.offsets),
         )
+
+    def first_targets(self, count: int) -> Batch:
+        """Return the batch with its first targets alone."""
+        return replace(self, index=self.index[:count], targets=self.targets[:count])
 
 
 def place(lengths: Sequence[int], width: int) -> list[list[int]]:
@@ -69,9 +79,21 @@ def place(lengths: Sequence[int], width: int) -> list[list[int]]:
     return lines
 
 
-def lay_out(rows: Sequence[Row], *, pack: bool) -> Batch:
-    """Lay rows out as a batch; without `pack` every row has a line of its own, padded on the right."""
+STEP = 64
+"""A line of offsets is filled up to a multiple of this, so that the sizes of matrices differ little between steps."""
+
+
+def lay_out(rows: Sequence[Row], *, pack: bool, offsets: bool = False) -> Batch:
+    """Lay rows out as a batch; without `pack` every row has a line of its own, padded on the right.
+
+    Args:
+        rows: token ids and targets.
+        pack: several rows share a line.
+        offsets: all rows share one line and have offsets instead of a mask; padding is a row of its own.
+    """
     lengths = [len(ids) for ids, _ in rows]
+    if pack and offsets:
+        return _one_line(rows, lengths)
     width = max(lengths)
     lines = place(lengths, width) if pack else [[row] for row in range(len(rows))]
     packed = len(lines) < len(rows)
@@ -100,6 +122,28 @@ def lay_out(rows: Sequence[Row], *, pack: bool) -> Batch:
         torch.from_numpy(np.concatenate(targets).astype(np.int64)),
         len(rows),
         sum(lengths),
+    )
+
+
+def _one_line(rows: Sequence[Row], lengths: list[int]) -> Batch:
+    """Lay all rows out on one line with offsets."""
+    total = sum(lengths)
+    padding = -total % STEP
+    begins = np.cumsum([0, *lengths])
+    learnt = [np.flatnonzero(learn[1:]) for _, learn in rows]
+    ends = [*begins, total + padding] if padding else begins
+    return Batch(
+        torch.from_numpy(np.concatenate([*(ids for ids, _ in rows), np.zeros(padding)]).astype(np.int64)[None]),
+        torch.from_numpy(np.concatenate([np.arange(length) for length in (*lengths, padding)])[None]),
+        None,
+        torch.from_numpy(np.concatenate([begin + at for begin, at in zip(begins, learnt, strict=False)])),
+        torch.from_numpy(
+            np.concatenate([ids[1:][at] for (ids, _), at in zip(rows, learnt, strict=True)]).astype(np.int64)
+        ),
+        len(rows),
+        total,
+        torch.tensor(ends, dtype=torch.int32),
+        max(*lengths, padding),
     )
 
 

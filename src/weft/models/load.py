@@ -22,13 +22,16 @@ from weft.models.compat import recompute_activations
 from weft.models.emulator import emulator_of, train_ends
 from weft.models.group import RankGroup
 from weft.models.instruction import Instruction
+from weft.models.kernels import use_kernels
+from weft.models.memory import room
 from weft.models.noise import silence_libraries
 from weft.models.notes import Note, ignore_note
 from weft.models.offload import delete_on_exit, offload_arguments, reset_lora
-from weft.models.precision import choose_device, choose_dtype
+from weft.models.precision import choose_device, choose_dtype, use_tensor_cores
 from weft.models.probes import check_computes
 from weft.models.prompts import Front, add_prompt
-from weft.models.quantised import check_quantised, keep_unpacked, quantisation, quantised_bits
+from weft.models.quantised import advice, check_quantised, keep_unpacked, quantisation, quantised_bits
+from weft.models.recomputation import check_room, fits, recomputation_of
 from weft.models.resident import Resident
 from weft.models.source import model_source, readable_errors
 from weft.models.starting import adapter_of, fill
@@ -127,7 +130,10 @@ def base_model(config: RunConfig, *, full_precision: bool = False, note: Note = 
         keep_unpacked(model)
     if is_quantised and full_precision:
         model = model.dequantize().to(torch.float32)
-    return model if extra else model.to(device)
+    model = model if extra else model.to(device)
+    if not full_precision and config.parallel == "none" and use_kernels(model, config.kernels, device):
+        note("Liger's kernels compute norms, rotary embeddings and gates (--kernels none: they do not).")
+    return model
 
 
 def has_pickle_files(config: RunConfig) -> bool:
@@ -171,12 +177,22 @@ def load_resident(
         return _load_spread(config, tokenizer, lora, group, note)
     device = choose_device(config.device)
     dtype = arithmetic(config, device)
+    if use_tensor_cores(device, dtype):
+        note("The GPU multiplies float32 matrices in TF32, whose factors have 10 bits of mantissa.")
     model = _trainable(base_model(config, note=note), config, dtype, lora, tokenizer, note)
     vectors = config.prompt_method not in (None, "text")
     resident = Resident(
         model, tokenizer, device, dtype, Front(as_adapted(model), config.prompt_method or "") if vectors else None
     )
     resident.fixed = fixed_factors(model)
+    resident.recomputation = recomputation_of(config, resident.base, note)
+    trained = sum(master.numel() for master in resident.masters.values())
+    check_room(config, resident.recomputation, trained, dtype, device)
+    if device.type == "cuda":
+        sixteen = config.model_copy(update={"load_in_8bit": False})
+        sentence = advice(config, fits(sixteen, resident.base, trained, dtype, room(device)))
+        if sentence is not None:
+            note(sentence)
     exact = not (config.load_in_4bit or config.load_in_8bit or getattr(model.config, "quantization_config", None))
     check_computes(resident, config.start_name, exact=exact)
     return resident
@@ -210,9 +226,8 @@ def _trainable(
     if config.model_offload != "none":
         reset_lora(trainable, choose_device(config.device), config.seed)
     # Without recomputation, all offloaded layers would stay on the device until the backward pass has used them.
-    if config.gradient_checkpointing or config.model_offload != "none":
+    if config.gradient_checkpointing is True or config.model_offload != "none":
         recompute_activations(model)
-        model.enable_input_require_grads()
     return trainable
 
 

@@ -54,11 +54,24 @@ def cpu_has_bfloat16() -> bool:
         return False
 
 
+def use_tensor_cores(device: torch.device, dtype: torch.dtype) -> bool:
+    """Let a GPU multiply float32 matrices in TF32 where it can (Ampere and later); return whether it does so.
+
+    TF32 rounds the factors to 10 bits of mantissa and adds in float32.
+    """
+    if device.type != "cuda" or dtype != torch.float32 or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    torch.backends.cuda.matmul.allow_tf32 = True
+    return True
+
+
 def choose_dtype(name: str, device: torch.device, hidden_size: int) -> torch.dtype:
     """Return the number format of the model's arithmetic; `auto` is bfloat16 where the hardware is faster at it."""
     if name != "auto":
         return NAMES[name]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        # Before Ampere (T4, V100) bfloat16 is emulated, several times slower than float16.
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
     fast = device.type == "cpu" and hidden_size >= WIDE and cpu_has_bfloat16()
     return torch.bfloat16 if fast else torch.float32

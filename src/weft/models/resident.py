@@ -8,46 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from weft.core import tensors
 from weft.core.libraries import Tokenizer
 from weft.core.model_types import Cache, CausalModel, base_model_of
 from weft.core.types import Streams, Tensors
+from weft.models import varlen
 from weft.models.compat import cache_arguments, cache_of
 from weft.models.emulator import only_layers
-from weft.models.layout import Batch, Row
+from weft.models.layout import Batch, Row, lay_out
 from weft.models.probes import packing_is_exact
 from weft.models.prompts import Front
+from weft.models.recomputation import Recomputation
+from weft.models.selection import Selection
 from weft.models.side import Side
 
 RowT = TypeVar("RowT")
 
 
-class _Select:
-    """A pre-hook on the output layer that passes on the hidden states of the listed positions alone.
-
-    It works for every model whose output layer is a module, whatever follows it (scaling, soft caps); an argument for
-    this (`logits_to_keep`) exists for some architectures only.
-    """
-
-    def __init__(self) -> None:
-        self.index: Tensor | None = None
-
-    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if self.index is None:
-            return None
-        hidden = args[0]
-        return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, self.index)[None], *args[1:])
-
-
 class Resident:
     """A model on its device, its tokenizer, and the float32 masters of its trained parameters."""
 
+    one_process: ClassVar[bool] = True
+    """The whole model is in this process."""
     loss_scale = 1.0
     """Factor of a loss before its backward pass."""
 
@@ -69,7 +57,7 @@ class Resident:
         self.dtype = dtype
         self.params: Tensors = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.base = base_model_of(model)
-        self._select = _Select()
+        self._select = Selection()
         # The hook stays for good; it does nothing while no index is set.
         self.base.get_output_embeddings().register_forward_pre_hook(self._select)
         self.masters: Tensors = {}
@@ -88,8 +76,18 @@ class Resident:
         self._side: Side | None = None
         self._rounded = [name for name in self.params if self.masters[name] is not self.params[name]]
         self.can_pack = packing_is_exact(self)
+        self.offsets = self.can_pack and self._computes_offsets()
+        """Whether rows share one line by offsets instead of a mask."""
+        self.recomputation = Recomputation(self.base)
+        self.ends_with_head: bool | None = None
+        """Whether nothing follows the output layer; None until a loss in chunks has tested it."""
         self.can_cache: bool | None = None
         """Whether a cache leaves the logits unchanged; None until `generate` has tested it."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of logits of a position."""
+        return int(self.base.get_output_embeddings().weight.shape[0])
 
     def load(self, values: Tensors) -> None:
         """Copy values (float32, by name, on any device) into the model."""
@@ -201,13 +199,33 @@ class Resident:
     @torch.no_grad()
     def collect_grads(self) -> None:
         """Add the gradients of the rounded copies to those of their masters, and clear them."""
-        for name in self._rounded:
-            grad = self.params[name].grad
-            if grad is None:
+        pairs = [(self.masters[name], self.params[name]) for name in self._rounded]
+        sums: list[Tensor] = []
+        grads: list[Tensor] = []
+        for master, parameter in pairs:
+            if parameter.grad is None:
                 continue
-            master = self.masters[name]
-            master.grad = grad.float() if master.grad is None else master.grad.add_(grad)
-            self.params[name].grad = None
+            if master.grad is None:
+                master.grad = parameter.grad.float()
+            else:
+                sums.append(master.grad)
+                grads.append(parameter.grad)
+            parameter.grad = None
+        if sums:
+            torch._foreach_add_(sums, grads)
+
+    def _computes_offsets(self) -> bool:
+        """Switch to variable-length attention where the device has it and it is exact; return whether it is."""
+        if not self.one_process or self.front is not None or not varlen.use(self.base, self.device, self.dtype):
+            return False
+        if packing_is_exact(self, offsets=True):
+            return True
+        varlen.remove(self.base)
+        return False
+
+    def lay_out(self, rows: Sequence[Row], *, pack: bool = True) -> Batch:
+        """Return a batch of rows, on the CPU, that share lines if `pack` and the model computes that exactly."""
+        return lay_out(rows, pack=pack and self.can_pack, offsets=self.offsets)
 
     def logits(self, batch: Batch) -> Tensor:
         """Return (N, V): the logits that predict the batch's N targets."""
@@ -218,19 +236,33 @@ class Resident:
             # Every row attends to the prefix, and its positions follow it.
             mask = None if mask is None else F.pad(mask, (self.front.length, 0), value=True)
             positions = None if positions is None else positions + self.front.length
+        masked: dict[str, object] = {"attention_mask": mask}
+        if batch.offsets is not None:
+            masked = varlen.arguments(batch.offsets, batch.longest)
         self._select.index = batch.index
         try:
             out = self.base(
                 input_ids=batch.input_ids,
-                attention_mask=mask,
                 position_ids=positions,
                 use_cache=False,
+                **masked,
                 **cache_arguments(self.base, cache),
             )
         finally:
             self._select.index = None
         logits: Tensor = out.logits
         return logits[0]
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Return (N, D): what the output layer computes the logits of the batch's N targets from."""
+        self._select.takes = True
+        try:
+            self.logits(batch)
+            hidden = self._select.hidden
+        finally:
+            self._select.takes, self._select.hidden = False, None
+        assert hidden is not None
+        return hidden
 
     def continued(
         self, input_ids: Tensor, mask: Tensor, position_ids: Tensor, cache: Cache | None, index: Tensor

@@ -7,6 +7,7 @@ the whole model. Where the leader gathers values, the others get meta tensors, s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from weft.models.resident import Resident, RowT
 
 class SpreadModel(Resident):
     """A resident model in several processes; with `splits_batch`, each computes some rows of every micro-batch."""
+
+    one_process: ClassVar[bool] = False
 
     def __init__(
         self,

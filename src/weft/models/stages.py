@@ -6,7 +6,7 @@ passes through the stages in parts, so that all stages work at a time (torch.dis
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -37,6 +37,8 @@ class _PassThrough(nn.Module):
 
 class PipelineModel(Resident):
     """A resident model in stages; parameters of other stages are meta tensors."""
+
+    one_process: ClassVar[bool] = False
 
     def __init__(
         self,

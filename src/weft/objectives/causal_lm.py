@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
-import torch.nn.functional as F
-
 from weft.core.objective import Loss, Objective
 from weft.models.layout import Batch, Row, lay_out
 from weft.models.resident import Resident
+from weft.objectives.chunks import summed_cross_entropy
 
 
 def next_token_loss(model: Resident, batch: Batch) -> Loss:
     """Return the summed cross-entropy (nats) of the batch's targets, in float32."""
-    logits = model.logits(batch).float()
-    return Loss(F.cross_entropy(logits, batch.targets, reduction="sum"), len(batch.targets))
+    return Loss(summed_cross_entropy(model, batch), len(batch.targets))
 
 
 @dataclass(frozen=True)
@@ -24,16 +22,18 @@ class CausalLM(Objective):
     """-sum log p(x_t | x_<t) over every token of plain text."""
 
     pack: bool = True
+    offsets: bool = False
+    """Rows share one line by offsets instead of a mask."""
     rows: ClassVar[str] = "text"
     by_token: ClassVar[bool] = True
 
     def for_model(self, model: Resident) -> Self:
         """Return the objective, without packing where the model would mix the rows of a line."""
-        return replace(self, pack=self.pack and model.can_pack)
+        return replace(self, pack=self.pack and model.can_pack, offsets=model.offsets)
 
     def collate(self, rows: Sequence[Row]) -> Batch:
         """Lay out the rows; with `pack`, several share a line."""
-        return lay_out(rows, pack=self.pack)
+        return lay_out(rows, pack=self.pack, offsets=self.offsets)
 
     def loss(self, model: Resident, batch: Batch) -> Loss:
         """Return the summed loss of a batch."""

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 
 FROM_RUN = frozenset(
     """
-    model_name_or_path allow_missing dtype load_in_8bit load_in_4bit gradient_checkpointing parallel
-    use_peft peft_lora_r peft_lora_alpha peft_lora_dropout peft_lora_target_modules use_rslora use_dora
-    lora_aggregation lora_aggregation_args lora_side_rank lora_merge_every client_ranks client_layers share
+    model_name_or_path allow_missing dtype load_in_8bit load_in_4bit gradient_checkpointing kernels
+    int8_threshold parallel use_peft peft_lora_r peft_lora_alpha peft_lora_dropout peft_lora_target_modules
+    use_rslora use_dora lora_aggregation lora_aggregation_args lora_side_rank lora_merge_every client_ranks
+    client_layers share
     prompt_method num_virtual_tokens private_tokens prompt_init_text prompt_candidates few_shot prompt_pool
     prompt_proposals prompt_length black_box_dim population prompt_hidden_size endpoint_model
     template template_date seq_length truncation_side dataset_sample public_share

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -26,6 +27,7 @@ from weft.models.layout import Batch, Row
 from weft.models.resident import Resident
 from weft.training.optimizers import Optimizer, moments_of
 from weft.training.order import rows_of_round
+from weft.training.retry import within_memory
 from weft.training.schedules import Schedule, round_half
 
 DECAY = "run_decay"
@@ -122,7 +124,7 @@ class GradientSteps:
         windows = islice(self._windows(objective, rows, full_steps, job, act), steps)
         for step, window in enumerate(windows):
             lr = self.schedule.at(job.round, step, full_steps)
-            loss_sum += self._backward(model, objective, rule, scaler, window)
+            loss_sum += within_memory(model, partial(self._backward, model, objective, rule, scaler, window))
             if self._step(model, rule, optimizer, scaler, masters, lr, step_count):
                 lr_sum, step_count = lr_sum + lr, step_count + 1
             counts["loss_tokens"] += sum(len(batch.targets) for batch in window)
