@@ -7,7 +7,8 @@ import pytest
 import torch
 import transformers
 
-from weft.models.generate import Sampling, _draw, answer_text, generate
+from weft.models.generate import Sampling, _draw, answer_text, generate, most_lines
+from weft.models.probes import rounding
 from weft.models.resident import Resident
 
 SMALL = {"vocab_size": 640, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
@@ -92,3 +93,34 @@ def test_only_the_likeliest_tokens_are_drawn():
     cold = torch.bincount(_draw(logits, Sampling(1, temperature=0.5), chance), minlength=4) / 2000
     squares = torch.tensor([0.25, 0.09, 0.0225, 0.0025])
     assert torch.allclose(cold, squares / squares.sum(), atol=0.04)
+
+
+@pytest.mark.parametrize("every", [2, 8, 100])
+def test_answers_that_are_looked_at_rarely_are_the_same(every: int, tiny_tokenizer, prompts: list[np.ndarray]):
+    model = resident("llama", tiny_tokenizer)
+    end = int(generate(model, prompts[:1], Sampling(5, temperature=0.0))[0][0].ids[3])
+    model.model.generation_config.eos_token_id = end  # so that one answer ends before the others
+    plain = generate(model, prompts, Sampling(21, temperature=0.0))
+    rare = generate(model, prompts, Sampling(21, temperature=0.0), look_every=every)
+    assert plain[0][0].ended
+    assert len(plain[0][0].ids) <= 4
+    for (one,), (other,) in zip(plain, rare, strict=True):
+        assert (one.ids.tolist(), one.ended) == (other.ids.tolist(), other.ended)
+
+
+def test_a_gpus_memory_limits_the_lines_that_are_decoded_at_a_time(tiny_tokenizer):
+    model = resident("llama", tiny_tokenizer)
+    # 2 layers of keys and values of 32 numbers in float32, and 3 copies of 640 logits.
+    line = 2 * 2 * 32 * 4 * 10 + 3 * 4 * 640
+    assert most_lines(model, 10, free=2 * 5 * line) == 5
+    assert most_lines(model, 10, free=2 * 5 * line - 1) == 4
+    assert most_lines(model, 10, free=0) == 1
+    assert most_lines(model, 10) > 1 << 20  # a CPU has no limit
+
+
+def test_rounding_is_measured_in_sixteen_bits(tiny_tokenizer):
+    model = resident("llama", tiny_tokenizer)
+    assert rounding(model) == 1e-4
+    model.model.bfloat16()
+    model.dtype = torch.bfloat16
+    assert 0.03 <= rounding(model) <= 0.1

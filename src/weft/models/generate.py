@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from weft.core.libraries import Tokenizer
+from weft.core.seeds import derive
 from weft.models.layout import Batch
+from weft.models.probes import rounding
 from weft.models.resident import Resident
 
 
@@ -25,6 +27,10 @@ class Sampling:
     """0: always the likeliest token."""
     top_p: float = 1.0
     """Sample from the likeliest tokens that together have this probability."""
+
+
+LOOK_EVERY = 8
+"""Tokens after which a GPU's answers are looked at for their ends: each look makes the CPU wait for the GPU."""
 
 
 class Answer(NamedTuple):
@@ -44,7 +50,13 @@ def end_tokens(model: Resident) -> set[int]:
 
 
 def generate(
-    model: Resident, prompts: Sequence[np.ndarray], sampling: Sampling, *, copies: int = 1, seed: int = 0
+    model: Resident,
+    prompts: Sequence[np.ndarray],
+    sampling: Sampling,
+    *,
+    copies: int = 1,
+    seed: int = 0,
+    look_every: int | None = None,
 ) -> list[list[Answer]]:
     """Sample `copies` answers to every prompt, without dropout.
 
@@ -54,28 +66,77 @@ def generate(
         sampling: length limit, temperature and top_p.
         copies: answers per prompt.
         seed: of the sampling; the same seed, prompts and model give the same answers on the same machine.
+        look_every: tokens after which lines that have ended are dropped; None: 1 on a CPU, `LOOK_EVERY` on a GPU.
 
     Returns:
         For every prompt, in order, its answers.
     """
+    every = look_every or (LOOK_EVERY if model.device.type == "cuda" else 1)
+    longest = max(map(len, prompts), default=0) + sampling.max_new_tokens
+    size = max(1, most_lines(model, longest) // copies)
+    groups = [prompts[at : at + size] for at in range(0, len(prompts), size)]
+    seeds = [seed, *(derive(seed, "group", number) for number in range(1, len(groups)))]
+    return [
+        answers
+        for group, own in zip(groups, seeds, strict=True)
+        for answers in _generate(model, group, sampling, copies, own, every)
+    ]
+
+
+def most_lines(model: Resident, length: int, free: int | None = None) -> int:
+    """Return how many lines of `length` positions may be decoded at a time: their caches fill half of a GPU.
+
+    Args:
+        model: on its device.
+        length: positions of a line, its answer included.
+        free: bytes; None: those of the GPU. A CPU has no limit.
+    """
+    if free is None:
+        if model.device.type != "cuda":
+            return 1 << 30
+        free = torch.cuda.mem_get_info(model.device)[0]
+    config = model.base.config.get_text_config()
+    heads = int(getattr(config, "num_attention_heads", 1) or 1)
+    groups = int(getattr(config, "num_key_value_heads", heads) or heads)
+    width = int(getattr(config, "head_dim", 0) or int(getattr(config, "hidden_size", 1)) // heads)
+    cache = 2 * int(getattr(config, "num_hidden_layers", 1)) * groups * width * length * model.dtype.itemsize
+    logits = 3 * 4 * model.vocabulary  # in float32: logits, their softmax, and a sorted copy
+    return max(1, free // (2 * (cache + logits)))
+
+
+def _generate(
+    model: Resident, prompts: Sequence[np.ndarray], sampling: Sampling, copies: int, seed: int, every: int
+) -> list[list[Answer]]:
+    """Return the answers to prompts that are decoded together."""
     with model.evaluating():
         lines = _start_decoder(model, prompts, copies)
         chance = torch.Generator(device=model.device).manual_seed(seed)
         ends = end_tokens(model)
         token_lists: list[list[int]] = [[] for _ in range(len(prompts) * copies)]
         alive = list(range(len(token_lists)))
+        recent: list[Tensor] = []
         for step in range(sampling.max_new_tokens):
-            tokens = _draw(lines.logits, sampling, chance)
-            new_tokens = tokens.tolist()
-            for row, token in zip(alive, new_tokens, strict=True):
-                token_lists[row].append(token)
-            unfinished = [place for place, token in enumerate(new_tokens) if token not in ends]
-            if not unfinished or step + 1 == sampling.max_new_tokens:
-                break
+            recent.append(_draw(lines.logits, sampling, chance))
+            is_last = step + 1 == sampling.max_new_tokens
+            unfinished = list(range(len(alive)))
+            if len(recent) == every or is_last:
+                for row, tokens in zip(alive, torch.stack(recent, dim=1).tolist(), strict=True):
+                    token_lists[row] += _until_end(tokens, ends)
+                unfinished = [place for place, row in enumerate(alive) if token_lists[row][-1] not in ends]
+                if not unfinished or is_last:
+                    break
+            latest = recent[-1]
+            recent = [] if len(recent) == every else recent
             alive = [alive[place] for place in unfinished]
-            lines.advance(tokens, unfinished)
+            lines.advance(latest, unfinished)
     answers = [Answer(np.array(ids, dtype=np.int32), ids[-1] in ends) for ids in token_lists]
     return [answers[at : at + copies] for at in range(0, len(answers), copies)]
+
+
+def _until_end(tokens: list[int], ends: set[int]) -> list[int]:
+    """Return the tokens up to the first one that ends an answer, itself included."""
+    first = next((place for place, token in enumerate(tokens) if token in ends), len(tokens) - 1)
+    return tokens[: first + 1]
 
 
 class _CachedDecoder:
@@ -156,8 +217,7 @@ def _cache_is_exact(model: Resident) -> bool:
             logits.append(torch.cat(steps).float())
     except (AttributeError, TypeError, ValueError, RuntimeError, IndexError):
         return False
-    tolerance = 1e-4 if model.dtype == torch.float32 else 3e-2
-    return bool((logits[0] - logits[1]).abs().max() <= tolerance * logits[0].abs().max().clamp(min=1e-6))
+    return bool((logits[0] - logits[1]).abs().max() <= rounding(model) * logits[0].abs().max().clamp(min=1e-6))
 
 
 def _draw(logits: Tensor, sampling: Sampling, chance: torch.Generator) -> Tensor:
