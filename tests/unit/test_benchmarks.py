@@ -53,3 +53,21 @@ def test_the_arms_of_a_study_set_keys_that_work(name: str, keys: str, monkeypatc
     study = module(name, monkeypatch)
     for changes in study.ARMS.values():
         settle(*gather({"dataset_name": "any"} | getattr(study, keys) | changes, {}))
+
+
+def test_the_benchmark_of_a_gpu_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """With tiny sizes, so that it works at the first call where a GPU is lent."""
+    module("gpu", monkeypatch).main(["--tiny", "--parts", "acdef", "--deadline", "60"])
+    printed = capsys.readouterr().out
+    assert "failed" not in printed
+    for words in ("TFLOP/s", "round / bare steps", "tokens/s, transformers", "20 losses against float32", "a step"):
+        assert words in printed
+
+
+def test_the_benchmark_of_a_gpu_ends_at_its_deadline(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    module("gpu", monkeypatch).main(["--tiny", "--deadline", "-1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 7
+    assert all(line.endswith("not measured, the deadline has come") for line in lines)
