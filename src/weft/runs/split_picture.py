@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import io
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from weft.core.texts import printable
 from weft.json_types import JsonObject
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.figure import Figure
 
 MOST = 60
 """Clients drawn at most; of more, evenly chosen ones from the largest to the smallest."""
@@ -70,11 +75,7 @@ def draw_split(split: JsonObject, *, inline: bool = False) -> str:
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(axis="x", alpha=0.25)
         if len(labels) > 1:
-            numbers = [str(number) for number in range(len(labels))]
-            legend = figure.legend(bars, numbers, loc="outside lower center", ncols=columns, frameon=False)
-            # matplotlib leaves a label that begins with _ out of a legend; texts that are set later, it does not.
-            for shown, text in zip(legend.get_texts(), texts, strict=True):
-                shown.set_text(text)
+            _legend(figure, bars, texts, columns)
         buffer = io.StringIO()
         metadata = {"Date": None, "Creator": None}
         figure.savefig(
@@ -82,6 +83,15 @@ def draw_split(split: JsonObject, *, inline: bool = False) -> str:
         )
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :].replace(INK, "currentColor") if inline else svg
+
+
+def _legend(figure: Figure, bars: list[Artist], texts: list[str], columns: int) -> None:
+    """Write the labels of the bars below the picture."""
+    numbers = [str(number) for number in range(len(texts))]
+    legend = figure.legend(bars, numbers, loc="outside lower center", ncols=columns, frameon=False)
+    # matplotlib leaves a label that begins with _ out of a legend; a text that is set later, it does not.
+    for shown, text in zip(legend.get_texts(), texts, strict=True):
+        shown.set_text(text)
 
 
 def _short(name: str, length: int) -> str:
