@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
+import re
 import resource
 import stat
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import yaml
 
 import weft
+from support.fake_sites import NAMES, FakeSites
 from weft.cli import main
+from weft.config import build
 from weft.core import files
 from weft.errors import RunError
+from weft.launch.client import ClientBuilder
 from weft.launch.trainer import Trainer
+from weft.models.fingerprint import fingerprint
+from weft.runtimes.mailbox import Mailbox
+from weft.sites.model_process import ModelProcess
+from weft.sites.policy import own_config
+from weft.sites.server import serve
 
 
 @contextlib.contextmanager
@@ -105,3 +117,72 @@ def test_modes_of_written_files_follow_the_umask(keys, tmp_path, umask):
     ]
     assert len([file for file in written if file.suffix == ".safetensors"]) >= 6
     assert {stat.S_IMODE(file.stat().st_mode) for file in written} == {0o666 & ~umask}
+
+
+def test_a_site_with_a_full_disk_says_so_and_no_path(run, sites: FakeSites, tmp_path: Path, tiny_model: Path):
+    """One site's process may write no file as large as what it has to remember; the others go on."""
+    (tmp_path / "site.yaml").write_text(
+        yaml.safe_dump(
+            {"data": sites.policies["hospital_a"].data.path, "accept": {"models": [str(tiny_model)]}, "threads": 1}
+        )
+    )
+    folder = tmp_path / "full"
+    process = ModelProcess(tmp_path / "site.yaml", folder, "hospital_a")
+    with no_file_over(64_000):
+        process.start()
+    sites.mailboxes["hospital_a"] = Mailbox(process.work, process.progress)
+    for site in sites.site_clients.values():
+        site.version = version("weft")
+    given = run | {"fed_alg": "scaffold", "use_peft": False, "num_rounds": 2, "min_clients": 2, "eval_every": 0}
+    try:
+        done = serve(given | {"silence_timeout": 60.0}, sites, list(NAMES), version("weft"))
+    finally:
+        process.close()
+    rounds = [json.loads(line) for line in (done.path / "metrics.jsonl").read_text().splitlines()]
+    failures = [line["failures"] for line in rounds if line["event"] == "round"]
+    assert failures == [{"hospital_a": "its disk is full; its own log says which"}] * 2
+    # Each folder that the site writes to is on this disk; the sentence names the fullest.
+    assert re.search("The disk that holds '/.*' is full, .*: make room there", (folder / "site.log").read_text())
+    assert str(tmp_path) not in json.dumps(rounds)
+
+
+def test_a_site_without_room_for_a_new_run_refuses_it_with_that_reason(run, sites: FakeSites):
+    own = own_config(sites.policies["hospital_a"], run, "hospital_a")
+    base = fingerprint(ClientBuilder(build(own)).model)
+    request = {"run": run, "id": "run", "index": 0, "clients": 3, "base": base, "birth": "b"}
+    with no_file_over(16):
+        answer = json.loads(sites.site_clients["hospital_a"].work(json.dumps(request).encode()))
+    assert answer == {"refused": "its disk is full; its own log says which"}
+
+
+def test_a_disk_without_room_for_a_log_ends_no_work_of_a_site(tmp_path: Path):
+    """Where the folder of the log cannot be made, the process begins all the same; else its site seems hostile."""
+    (tmp_path / "file").write_text("")
+    process = ModelProcess(tmp_path / "site.yaml", tmp_path / "file" / "weft", "hospital_a")
+    process.start()
+    process.close()
+
+
+def test_a_result_that_has_no_room_never_looks_whole(keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The weights have room, the tokenizer's files have none; the result of before stays until the new one is whole."""
+    keys = keys | {"num_rounds": 1, "eval_every": 0, "peft_lora_r": 1}
+    limits = contextlib.ExitStack()
+    finish = Trainer._finish
+
+    def full(training: Trainer, state) -> None:
+        limits.enter_context(no_file_over(10_000))
+        finish(training, state)
+
+    monkeypatch.setattr(Trainer, "_finish", full)
+    with pytest.raises(RunError, match="is full"), limits:
+        weft.train(keys)
+    run = Path(str(keys["output_dir"]))
+    assert not (run / "adapter").exists()
+    assert not list(run.glob(".*.tmp"))
+    monkeypatch.undo()
+    weft.train(keys, resume=True)
+    whole = {file.name: file.read_bytes() for file in (run / "adapter").iterdir()}
+    monkeypatch.setattr(Trainer, "_finish", full)
+    with pytest.raises(RunError, match="is full"), limits:
+        weft.train(keys | {"num_rounds": 2}, resume=True)
+    assert {file.name: file.read_bytes() for file in (run / "adapter").iterdir()} == whole

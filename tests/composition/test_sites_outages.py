@@ -131,3 +131,24 @@ def test_a_server_that_is_started_again_goes_on_from_the_last_committed_round(ru
     one = train_here(given, sites, tmp_path)
     assert (there.path / "metrics.jsonl").read_bytes() == (one.path / "metrics.jsonl").read_bytes()
     assert all(torch.equal(weights(there)[name], value) for name, value in weights(one).items())
+
+
+def test_a_result_that_did_not_arrive_is_said_and_sent_again_by_the_next_submission(
+    run, sites: FakeSites, tmp_path: Path
+):
+    heard: list[dict[str, object]] = []
+
+    def hear(said: dict[str, object]) -> None:
+        heard.append(said)
+        if said.get("round", {}).get("round") == 2:
+            sites.cut.add("hospital_c")
+
+    given = run | {"num_rounds": 2, "silence_timeout": 1.0, "eval_every": 0, "min_clients": 2}
+    serve(given, sites, list(NAMES), "1", hear=hear)
+    assert heard[-1] == {"undelivered": {"hospital_c": "could not be reached (cut) for 1 s"}}
+    result = tmp_path / "work" / "hospital_c" / "run" / "adapter"
+    assert not result.exists()
+    sites.cut.clear()
+    serve(given, sites, list(NAMES), "1", resume=True, hear=hear)
+    assert heard[-1] == {"undelivered": {}}
+    assert (result / "adapter_model.safetensors").exists()

@@ -1,4 +1,4 @@
-"""`weft client start KIT --site site.yaml`: a site of a federation."""
+"""`weft client start KIT --site site.yaml`: a site of a federation; `weft client check`: what it would lack."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from weft.verbs import print_notices
 
 
 def run(argv: list[str]) -> int:
-    """Run a site until Ctrl-C or SIGTERM."""
+    """Check a site's machine, or run the site until Ctrl-C or SIGTERM."""
+    if argv[:1] == ["check"]:
+        from weft.commands import check
+
+        return check.client(argv[1:])
     parser = Parser(prog="weft client", description="A site of a federation.", allow_abbrev=False)
-    parser.add_argument("what", choices=["start"], help="run the site")
+    parser.add_argument("what", choices=["check", "start"], help="see what is missing, run the site")
     parser.add_argument("kit", metavar="KIT", help="the site's start-up kit")
     parser.add_argument("--site", metavar="FILE", required=True, help="site.yaml: its data, and what it agrees to")
     arguments = parser.parse(argv)

@@ -6,14 +6,22 @@ import sys
 from pathlib import Path
 
 from weft.arguments import Parser
-from weft.errors import ConfigError
+from weft.errors import ConfigError, RunError
 from weft.verbs import print_notices
 
 
 def run(argv: list[str]) -> int:
-    """Make kits, add a site to them, or run the server."""
+    """Make kits, add a site to them, check the server's machine, or run the server."""
+    if argv[:1] == ["check"]:
+        from weft.commands import check
+
+        return check.server(argv[1:])
     parser = Parser(prog="weft server", description="The server of a federation of sites.", allow_abbrev=False)
-    parser.add_argument("what", choices=["init", "add", "start"], help="make kits, make one more, run the server")
+    parser.add_argument(
+        "what",
+        choices=["init", "add", "check", "start"],
+        help="make kits, make one more, see what is missing, run the server",
+    )
     parser.add_argument("place", nargs="?", help="add: the folder of the kits; start: the server's kit")
     parser.add_argument("site", nargs="?", help="add: the name of the new site")
     parser.add_argument("--host", default="localhost", help="name or address by which sites reach the server")
@@ -24,13 +32,7 @@ def run(argv: list[str]) -> int:
     if arguments.what == "start":
         if not arguments.place:
             raise ConfigError("Which server? Write `weft server start kits/server`.")
-        from weft.sites.processes import keep_running
-        from weft.sites.provisioning import kind_of_kit
-
-        if kind_of_kit(Path(arguments.place)) != "server":
-            raise ConfigError(f"'{arguments.place}' is not the server's kit: give the folder `server` of the kits.")
-        print_notices(f"the server runs; its output goes to {arguments.place}/console.log. Ctrl-C ends it.")
-        return keep_running(Path(arguments.place), None, print_notices)
+        return _start(Path(arguments.place))
     from weft.sites.provisioning import add_kit, make_kits
 
     if arguments.what == "add":
@@ -49,3 +51,17 @@ def run(argv: list[str]) -> int:
         file=sys.stderr,
     )
     return 0
+
+
+def _start(path: Path) -> int:
+    """Run the server until Ctrl-C or SIGTERM; RunError if it cannot listen to its port."""
+    from weft.sites.check_network import listening_problem
+    from weft.sites.kit_files import read_kit
+    from weft.sites.processes import keep_running
+
+    kit = read_kit(path, "server")
+    why = listening_problem(kit.host, kit.port)
+    if why is not None:
+        raise RunError(f"The server cannot start: {why}.")
+    print_notices(f"the server runs; its output goes to {path}/console.log. Ctrl-C ends it.")
+    return keep_running(path, None, print_notices)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
-import sys
 from pathlib import Path
 
 from weft.arguments import Parser
 from weft.config import RunConfig, gather, settle
-from weft.core.declarations import TRAIN_LOSS
-from weft.errors import ConfigError, RunError
-from weft.json_types import JsonObject
+from weft.errors import ConfigError
 from weft.launch.prompt_texts import with_prompt_texts
 from weft.verbs import Defaults, file_and_flags, print_notices
 from weft.verbs import parser as verb_parser
@@ -26,15 +22,12 @@ def run(argv: list[str]) -> int:
     arguments, config, name = read_run("submit", argv)
     from weft.sites.admin import admin_session
     from weft.sites.part_files import to_send
+    from weft.sites.run_status import RunPrinter, require_result
     from weft.sites.watcher import watch
 
     config, kit = to_send(config), Path(arguments.kit)
     if arguments.wait:
-        last = watch(kit, config, name, print_status)
-        if last.get("state") == "stopped":
-            raise RunError(f"The run '{name}' was stopped: `weft submit` with the same name resumes it.")
-        if last.get("state") != "done":
-            raise RunError(f"The run '{name}' failed: {last.get('error', 'its log at the server says more')}")
+        require_result(name, watch(kit, config, name, RunPrinter()))
         return 0
     with admin_session(kit) as session:
         print(session.submit(config, name))
@@ -81,16 +74,6 @@ def read_run(verb: str, argv: list[str]) -> tuple[argparse.Namespace, RunConfig,
     return arguments, config, name
 
 
-def print_status(status: JsonObject) -> None:
-    """Print a run's state and newest round, and on standard error the sites that take no part."""
-    rounds = status.get("rounds") or []
-    if status.get("refused"):
-        for site, why in status["refused"].items():
-            print(f"weft: the site '{site}' takes no part: {why}.", file=sys.stderr)
-    last = rounds[-1] if rounds else {}
-    print(json.dumps({"state": status.get("state")} | last, default=str), flush=True)
-
-
 def _simple(verb: str, description: str, argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog=f"weft {verb}", description=description, allow_abbrev=False)
     parser.add_argument("name", nargs="?", help="of the run, or the number of its job [the newest]")
@@ -102,33 +85,24 @@ def _simple(verb: str, description: str, argv: list[str]) -> argparse.Namespace:
 
 def status(argv: list[str]) -> int:
     """Print the connected sites, and the newest job of each run, or all jobs of the run that is named."""
+    from weft.core.texts import printable
     from weft.sites.admin import admin_session
+    from weft.sites.run_status import WIDTH, lines_of
     from weft.sites.watcher import run_name
 
     arguments = _simple("status", "How the sites and the runs are.", argv)
     with admin_session(Path(arguments.kit)) as session:
-        print(f"sites: {', '.join(sorted(session.sites())) or 'none'}")
-        names: set[str] = set()
+        print(f"sites: {', '.join(sorted(map(printable, session.sites()))) or 'none'}")
+        shown: dict[str, tuple[str, str]] = {}  # ids of jobs: names of runs and states
         for job in session.jobs():
             name, number = run_name(job), str(job["job_id"])
-            if arguments.name not in (None, name, number) or (arguments.name is None and name in names):
-                continue  # an older job of a run: jobs are listed newest first
-            names.add(name)
-            report = session.status(number) if "RUNNING" in str(job.get("status")) else None
-            print(f"{name}  {number}  {job.get('status')}  {_short(report)}".rstrip())
-            for site, why in (report or {}).get("refused", {}).items():
-                print(f"  {site} takes no part: {why}")
+            is_older = name in {other for other, _ in shown.values()}  # jobs are listed newest first
+            if arguments.name in (name, number) or (arguments.name is None and not is_older):
+                shown[number] = name, str(job.get("status"))
+        width = min(WIDTH, max((len(name) for name, _ in shown.values()), default=0))
+        for number, (name, state) in shown.items():
+            print(*lines_of(name, number, state, session.status(number), width), sep="\n")
     return 0
-
-
-def _short(report: JsonObject | None) -> str:
-    """Return the newest round of a run's status on one line, or its state."""
-    rounds = [entry["round"] for entry in (report or {}).get("rounds", []) if "round" in entry]
-    if not rounds:
-        return str((report or {}).get("state", ""))
-    last = rounds[-1]
-    loss = last.get(TRAIN_LOSS.name)
-    return f"round {last['round']}" + ("" if loss is None else f", {TRAIN_LOSS.on_line(loss)}")
 
 
 def logs(argv: list[str]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from weft.commands.submit import print_status, read_run
+from weft.commands.submit import read_run
 from weft.errors import ConfigError, RunError
 
 
@@ -14,16 +14,19 @@ def run(argv: list[str]) -> int:
     words, count = _clients(argv)
     arguments, config, name = read_run("up", words)
     from weft.sites.local_federation import up
+    from weft.sites.run_status import RunPrinter, require_result
 
     for word in arguments.site:
         if "=" not in word:
             raise ConfigError(f"A site is written NAME=site.yaml, not '{word}'.")
     policies = {word.partition("=")[0]: Path(word.partition("=")[2]) for word in arguments.site}
     work = Path(arguments.work or "weft-up")
-    last = up(config, name, work, count=count, policies=policies, port=arguments.port, hear=print_status)
-    if last.get("state") != "done":
-        raise RunError(f"The run '{name}' failed: {last.get('error', f'{work} holds its logs')}")
-    print(work / "kits" / "server" / "runs" / name)
+    last = up(config, name, work, count=count, policies=policies, port=arguments.port, hear=RunPrinter())
+    require_result(name, last)
+    result = work / "kits" / "server" / "runs" / name
+    if not (result / "summary.json").is_file():
+        raise RunError(f"The run '{name}' is done, and its result is not in '{result}': {work} holds its logs.")
+    print(result)
     print(f"weft: logs and kits are in {work}.", file=sys.stderr)
     return 0
 

@@ -44,6 +44,40 @@ def write_atomic(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """Write a folder beside `path`, and put it there when it is whole; if the body fails, `path` stays as it was.
+
+    Whoever looks meanwhile, or after a kill or a power cut, sees the former folder, or none, or the new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    new, old = (path.with_name(f".{path.name}.{os.getpid()}{kind}.tmp") for kind in ("", ".old"))
+    try:
+        new.mkdir()
+        yield new
+        _sync(new)
+        if path.exists():
+            os.replace(path, old)  # a folder with files cannot be replaced in one step
+        os.replace(new, path)
+        sync_directory(path.parent)
+    finally:
+        for folder in (new, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Flush all files below a folder to disk."""
+    for entry in folder.rglob("*"):
+        if entry.is_dir():
+            sync_directory(entry)
+            continue
+        with open(entry, "rb") as file:
+            os.fsync(file.fileno())
+    sync_directory(folder)
+
+
 def follow_umask(path: Path) -> None:
     """Set the mode of a file, or of every file below a folder, to that of a new file under the user's umask.
 
@@ -109,10 +143,22 @@ def remove_empty(folders: Iterable[Path]) -> None:
 
 
 def is_full(error: BaseException) -> bool:
-    """Say whether an error means a full disk or quota; of safetensors only the message tells it."""
+    """Say whether an error means a full disk or quota; of safetensors and tokenizers only the message tells it."""
     if isinstance(error, OSError):
         return error.errno in FULL
-    return type(error).__name__ == "SafetensorError" and any(f"(os error {code})" in str(error) for code in FULL)
+    from_rust = type(error) is Exception or type(error).__name__ == "SafetensorError"
+    return from_rust and any(f"(os error {code})" in str(error) for code in FULL)
+
+
+def caused_by_full_disk(error: BaseException | None) -> bool:
+    """Say whether an error, or one that it was raised from or while handling, means a full disk or quota."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if is_full(error):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def full_disk(folders: Iterable[Path]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from weft.config import RunConfig
-from weft.core.files import write_atomic
+from weft.core.files import replaced_folder, write_atomic
 from weft.core.types import ServerState, Tensors
 from weft.errors import ConfigError
 from weft.federation.plan import Plan
@@ -34,13 +34,17 @@ def shared_of(config: RunConfig, plan: Plan, model: Resident, state: ServerState
 
 
 def write_weights(config: RunConfig, model: Resident, values: Tensors, folder: Path) -> None:
-    """Write an adapter or model, or the prompt that the values say, into a folder of the run or of a client."""
+    """Write an adapter or model, or the prompt that the values say, into a folder of the run or of a client.
+
+    While it is written, and after a failure, there is no folder that looks like a whole result.
+    """
     if config.finds_words:
         model.load(values)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "prompt.txt", words_of(model))
     else:
-        save_model(model.writable, model.tokenizer, values, folder / kind_of(config))
+        with replaced_folder(folder / kind_of(config)) as whole:
+            save_model(model.writable, model.tokenizer, values, whole)
 
 
 def write_round(config: RunConfig, run: RunDir, state: ServerState, client: str | None, folder: Path) -> None:

@@ -17,6 +17,7 @@ import yaml
 from weft import kinds, plugins
 from weft.config import RunConfig
 from weft.core.files import write_atomic
+from weft.core.texts import printable
 from weft.data.dataset_card import front_matter
 from weft.data.load import kind_of
 from weft.json_types import JsonObject
@@ -218,8 +219,13 @@ def _training(
         "split": split.get("strategy"),
         "seed": config["seed"],
     }
-    lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
+    lines = [f"| {name} | {_cell(value)} |" for name, value in rows.items() if value is not None]
     return "\n".join(["## Training", "", "| | |", "|---|---|", *lines])
+
+
+def _cell(value: object) -> str:
+    """Return a value as the text of a cell of a table: what would end the cell or the line is escaped."""
+    return printable(str(value)).replace("|", "\\|")
 
 
 def _scores(outcome: Outcome) -> str:
@@ -233,7 +239,10 @@ def _scores(outcome: Outcome) -> str:
         f"| {kind} | {row.rows()} | " + " | ".join(f"{scores[h].mean:.4f}" if h in scores else "" for h in names) + " |"
         for kind, scores in by_kind.items()
     ]
-    top = ["| measured on held-out rows | n | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
+    top = [
+        "| measured on held-out rows | n | " + " | ".join(map(_cell, names)) + " |",
+        "|---|---|" + "---|" * len(names),
+    ]
     return "\n".join(["## Scores", "", *top, *rows])
 
 

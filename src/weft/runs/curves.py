@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import NamedTuple
 
 from weft.core.declarations import TRAIN_LOSS, scores, training
@@ -32,9 +33,11 @@ class Panel(NamedTuple):
 def draw_curves(rounds: list[JsonObject], evaluations: list[JsonObject]) -> str:
     """Return the curves over the rounds as one SVG element, or nothing if there are none."""
     panels = [panel for panel in _panels(rounds, evaluations) if panel.curves]
-    if not panels:
-        return ""
+    return draw_panels(panels) if panels else ""
 
+
+def draw_panels(panels: list[Panel]) -> str:
+    """Return pictures beside each other, each of one curve at least, as one SVG element."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -43,17 +46,22 @@ def draw_curves(rounds: list[JsonObject], evaluations: list[JsonObject]) -> str:
     ink = "#010203"  # no one's colour; it becomes that of the page's text, light or dark
     colors = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ink)
     # Text stays text, ids are hashed with a fixed salt and no date is written: equal numbers give equal bytes.
-    with rc_context({**colors, "svg.fonttype": "none", "svg.hashsalt": "weft", "font.size": 10}):
+    with (
+        rc_context({**colors, "svg.fonttype": "none", "svg.hashsalt": "weft", "font.size": 10}),
+        warnings.catch_warnings(),
+    ):
+        # matplotlib's font has no picture for every letter; that of the page has.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=(9, 3.4) if len(panels) > 1 else (9, 3.8), layout="constrained")
         FigureCanvasSVG(figure)
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            lines = []
             for curve in panel.curves:
                 is_sparse = len(curve.points) <= 60 and curve.name != TRAIN_LOSS.look.curve
                 marker = "o" if is_sparse or len(curve.points) == 1 else ""
-                axes.plot(
-                    *zip(*curve.points, strict=True), label=curve.name, color=curve.color, marker=marker, markersize=4
-                )
-            axes.set(xlabel="round", ylabel=panel.label)
+                lines += axes.plot(*zip(*curve.points, strict=True), color=curve.color, marker=marker, markersize=4)
+            axes.set_xlabel("round")
+            axes.set_ylabel(panel.label, parse_math=False)  # a metric of somebody's own may have any name
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_xlim(0, max(round for curve in panel.curves for round, _ in curve.points) * 1.05)
             if panel.logarithmic:
@@ -62,7 +70,10 @@ def draw_curves(rounds: list[JsonObject], evaluations: list[JsonObject]) -> str:
                 axes.set_ylim(0, 1.02)
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(frameon=False)
+            legend = axes.legend(lines, [str(number) for number in range(len(lines))], frameon=False)
+            for text, curve in zip(legend.get_texts(), panel.curves, strict=True):
+                text.set_parse_math(False)
+                text.set_text(curve.name)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()

@@ -1,12 +1,22 @@
-"""A picture of how rows are shared out: each client's rows by label, and the lengths of its rows."""
+"""A picture of how rows are shared out: each client's rows by label, and the lengths of its rows.
+
+Names and labels come from data and from other parties: they are drawn as they are, whatever is in them.
+"""
 
 from __future__ import annotations
 
 import io
+import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from weft.core.texts import printable
 from weft.json_types import JsonObject
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.figure import Figure
 
 MOST = 60
 """Clients drawn at most; of more, evenly chosen ones from the largest to the smallest."""
@@ -37,29 +47,35 @@ def draw_split(split: JsonObject, *, inline: bool = False) -> str:
     ink = INK if inline else "#1d2329"
     colors = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ink)
     places = np.arange(len(names))
-    with rc_context({**colors, "svg.fonttype": "none", "svg.hashsalt": "weft", "font.size": 10}):
-        figure = Figure(figsize=(9, min(9.0, 1.4 + 0.3 * len(names))), layout="constrained")
+    # A label may look like a formula, and have letters for which matplotlib's font has no picture: the page's has.
+    plain = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "weft", "font.size": 10}
+    with rc_context({**colors, **plain}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        texts = [_short(str(label), 24) for label in labels]
+        columns = max(1, min(6, 100 // (max(map(len, texts)) + 6)))  # some 100 letters fit into the width
+        lines = -(-len(texts) // columns)
+        figure = Figure(figsize=(9, min(9.0, 1.2 + 0.2 * lines + 0.3 * len(names))), layout="constrained")
         FigureCanvasSVG(figure)
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
         start = np.zeros(len(names))
         palette = colormaps["tab20" if len(labels) > 10 else "tab10"]
-        for number, label in enumerate(labels):
-            text = label if len(label) <= 24 else label[:23] + "…"
-            left.barh(places, counts[:, number], left=start, color=palette(number), label=text, height=0.8)
+        bars = []
+        for number in range(len(labels)):
+            bars.append(left.barh(places, counts[:, number], left=start, color=palette(number), height=0.8))
             start += counts[:, number]
         tokens = np.array([clients[name]["tokens"] for name in names], dtype=float)
         right.hlines(places, tokens[:, 0], tokens[:, 2], color="#2f7fd1", linewidth=3, alpha=0.45)
         right.plot(tokens[:, 1], places, "o", color="#2f7fd1", markersize=4)
         left.set(xlabel="rows", title=title)
-        right.set(xlabel="tokens per row (median and middle 80 %)", xlim=(0, None))
+        right.set(xlabel="tokens per row\n(median and middle 80 %)", xlim=(0, None))
         named_axis = len(names) <= 40
-        left.set_yticks(places if named_axis else [], [_short(name) for name in names] if named_axis else [])
+        left.set_yticks(places if named_axis else [], [_short(name, 28) for name in names] if named_axis else [])
         left.invert_yaxis()
         for axes in (left, right):
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(axis="x", alpha=0.25)
         if len(labels) > 1:
-            figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+            _legend(figure, bars, texts, columns)
         buffer = io.StringIO()
         metadata = {"Date": None, "Creator": None}
         figure.savefig(
@@ -69,5 +85,16 @@ def draw_split(split: JsonObject, *, inline: bool = False) -> str:
     return svg[svg.index("<svg") :].replace(INK, "currentColor") if inline else svg
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 28 else name[:27] + "…"
+def _legend(figure: Figure, bars: list[Artist], texts: list[str], columns: int) -> None:
+    """Write the labels of the bars below the picture."""
+    numbers = [str(number) for number in range(len(texts))]
+    legend = figure.legend(bars, numbers, loc="outside lower center", ncols=columns, frameon=False)
+    # matplotlib leaves a label that begins with _ out of a legend; a text that is set later, it does not.
+    for shown, text in zip(legend.get_texts(), texts, strict=True):
+        shown.set_text(text)
+
+
+def _short(name: str, length: int) -> str:
+    """Return a name with control characters escaped, cut to a length."""
+    name = printable(name)
+    return name if len(name) <= length else name[: length - 1] + "…"

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from weft.config import RunConfig, build
+from weft.core.files import caused_by_full_disk, full_disk
 from weft.core.types import Failure, Probe, ProtectionRequest, Reply, Task, Tensors, Undo
 from weft.core.wire import pack, unpack
 from weft.core.wire_format import Raw
@@ -72,13 +74,10 @@ class SiteClient:
             except Refused as error:
                 log.warning("refused: %s", error)
                 return json.dumps({"refused": str(error)}).encode()
-            except WeftError as error:
-                log.exception("the site cannot take part")
-                reason = "its data or model cannot be used" if isinstance(error, ConfigError) else "it failed"
-                return json.dumps({"refused": f"{reason}; the site's own log says more"}).encode()
             except Exception as error:
                 log.exception("the site cannot take part")
-                return json.dumps({"refused": f"it failed ({type(error).__name__}); its own log says more"}).encode()
+                reason = "its data or model cannot be used" if isinstance(error, ConfigError) else "it failed"
+                return json.dumps({"refused": self._reason(error, reason)}).encode()
         return self._answer(raw)
 
     def handshake(self, request: JsonObject) -> JsonObject:
@@ -176,14 +175,20 @@ class SiteClient:
             else:
                 with self.bounds.work(message):
                     reply = self.client_host.reply(message)
-        except WeftError:
-            log.exception("round %d", message.round)
-            reply = Failure(message.client, message.round, "the site failed; its own log says more")
         except Exception as error:
             log.exception("round %d", message.round)
-            reason = f"the site failed ({type(error).__name__}); its own log says more"
-            reply = Failure(message.client, message.round, reason)
+            reply = Failure(message.client, message.round, self._reason(error, "the site failed"))
         return pack(reply, self.run)
+
+    def _reason(self, error: Exception, what: str) -> str:
+        """Return the reason to send for an error: no data and no path of the site."""
+        if caused_by_full_disk(error):
+            folders = [self.folder, self.place, Path(tempfile.gettempdir())]
+            log.error("%s: make room there; the server asks this site again in the next round.", full_disk(folders))
+            return "its disk is full; its own log says which"
+        if isinstance(error, WeftError):
+            return f"{what}; its own log says more"
+        return f"{what} ({type(error).__name__}); its own log says more"
 
     def _export(self, model: Resident, side: Tensors) -> None:
         """Write the model that the run leaves at the site: its personal model if it has one, else the shared one."""

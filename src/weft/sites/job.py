@@ -20,11 +20,16 @@ def check_name(name: str) -> None:
         raise ConfigError(f"A run cannot be called '{name}': write lower-case letters, digits, - and _ after --name.")
 
 
+def sent_keys(config: RunConfig, name: str) -> JsonObject:
+    """Return the keys of a run as they are sent to its server and its sites."""
+    # A prompt template is a file, and sites read only files that their own policy names.
+    return config.model_dump(mode="json") | {"output_dir": name, "prompt_template": None}
+
+
 def write_job(config: RunConfig, name: str, folder: Path) -> Path:
     """Write a FLARE job in `folder`: the names of two classes, and the run's keys; return the job's folder."""
     check_name(name)
-    # A prompt template is a file, and sites read only files that their own policy names.
-    keys = config.model_dump(mode="json") | {"output_dir": name, "prompt_template": None}
+    keys = sent_keys(config, name)
     collab: JsonObject = {"collab_obj_ids": [], "props": {}}
     threads = {"max_inbound_call_threads": 32, "max_outbound_call_threads": 100}
     server = {

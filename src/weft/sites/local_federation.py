@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import subprocess
 import time
@@ -27,6 +26,7 @@ from weft.sites.admin import admin_session
 from weft.sites.processes import command, end, start, start_supervisor
 from weft.sites.provisioning import make_kits
 from weft.sites.watcher import watch
+from weft.sites.work_folder import own_folder, renew_kits
 
 DATA_KEYS = ("instruction_column", "response_column", "instruction_prefix")
 """Keys of a run that are about its data, which sites set for themselves."""
@@ -41,20 +41,19 @@ class LocalFederation:
         """Make the kits.
 
         Args:
-            work: folder of the federation; kits in it are replaced, and the server's runs are kept.
+            work: folder of the federation; kits that were made there before are made anew, and their runs are kept.
             policies: path of each site's site.yaml.
             port: port of the server; None: a free one.
+
+        Raises:
+            ConfigError: there are kits that were made otherwise, or a name is not allowed.
         """
         self.work, self.policies = work, dict(policies)
         self.kits = work / "kits"
         self.port = port or free_port()
-        runs = self.kits / "server" / "runs"
-        if runs.is_dir():
-            shutil.move(runs, work / "runs")
-        shutil.rmtree(self.kits, ignore_errors=True)
-        make_kits("localhost", list(self.policies), self.kits, self.port)
-        if (work / "runs").is_dir():
-            shutil.move(work / "runs", runs)
+        renew_kits(
+            self.kits, list(self.policies), lambda out: make_kits("localhost", list(self.policies), out, self.port)
+        )
         self.parties: dict[str, subprocess.Popen[bytes]] = {}
         self.supervisor: subprocess.Popen[bytes] | None = None
 
@@ -144,11 +143,23 @@ def up(
         ConfigError: the run names no data, or is no run for sites.
         RunError: the federation did not start, or the run ended early and was not resubmitted.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    policies = dict(policies) or _write_policies(config, work, count)
-    at_sites = {"dataset_name", "clients", "eval_dataset_name", "dataset_split", "eval_dataset_split", "runtime"}
-    keys = {key: value for key, value in config.model_dump(mode="json").items() if key not in at_sites}
-    run = build(keys | {"runtime": "nvflare", "sites": config.sites or list(policies)})
+    with own_folder(work):
+        policies = dict(policies) or _write_policies(config, work, count)
+        at_sites = {"dataset_name", "clients", "eval_dataset_name", "dataset_split", "eval_dataset_split", "runtime"}
+        keys = {key: value for key, value in config.model_dump(mode="json").items() if key not in at_sites}
+        run = build(keys | {"runtime": "nvflare", "sites": config.sites or list(policies)})
+        return _run(run, name, work, policies, port, hear)
+
+
+def _run(
+    run: RunConfig,
+    name: str,
+    work: Path,
+    policies: Mapping[str, Path],
+    port: int | None,
+    hear: Callable[[JsonObject], None],
+) -> JsonObject:
+    """Submit a run to a federation of its own; return the last status, and raise as `up`."""
     submission = part_files.to_send(run)
     with federation(work, policies, port) as parties:
         # As an administrator would: the server loads parts only from this folder.

@@ -14,6 +14,7 @@ import threading
 import time
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
+from typing import BinaryIO
 
 from weft.runtimes.mailbox import UNKNOWN_RUN
 from weft.sites.pipe import receive, send
@@ -50,6 +51,10 @@ class ModelProcess:
             self.close()
             return UNKNOWN_RUN
 
+    def start(self) -> None:
+        """Start the process if it does not run; otherwise the first message does so."""
+        self._connect()
+
     def close(self) -> None:
         """Kill the process."""
         if self._process is not None:
@@ -66,8 +71,7 @@ class ModelProcess:
         self.close()
         ours, theirs = Pipe()
         arguments = [str(theirs.fileno()), str(self.site), str(self.folder), self.name]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "site.log", "ab") as log:
+        with self._log() as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-u", "-m", "weft.sites.model_process", *arguments],
                 pass_fds=[theirs.fileno()],
@@ -77,6 +81,14 @@ class ModelProcess:
         theirs.close()  # else the end of the child would not be an end of file here
         self._transport = ours
         return ours
+
+    def _log(self) -> BinaryIO:
+        """Open the log of the process; on a full disk, nothing is logged, and the process says why it cannot work."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return open(self.folder / "site.log", "ab")
+        except OSError:
+            return open(os.devnull, "ab")
 
 
 def main(argv: list[str]) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from weft.errors import ConfigError, MissingExtra
+from weft.sites.kit_files import read_kit
 from weft.sites.policy import read_policy
 from weft.sites.provisioning import kind_of_kit, settle
 
@@ -41,6 +42,7 @@ def command(kit: Path, site: Path | None = None) -> tuple[list[str], dict[str, s
         raise MissingExtra("nvflare", "nvflare", "A run of sites") from None
     kit = kit.resolve()
     kind = kind_of_kit(kit)
+    read_kit(kit, kind if site is None else "client")
     env = (
         {"GLIBC_TUNABLES": HUGE} | os.environ | {"WEFT_KIT": str(kit), "PYTHONUNBUFFERED": "1", "MALLOC_ARENA_MAX": "2"}
     )

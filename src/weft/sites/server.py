@@ -88,7 +88,7 @@ def serve(
         host, values = builder.host(conditions=compose.conditions(config))
         parties = (config, run, host, population, progress, trackers)
         training = Trainer(*parties, begin=lambda _: nullcontext(remote), listener=hear)
-        _send_result(training.run_all(values), plan, remote, rows)
+        hear({"undelivered": _send_result(training.run_all(values), plan, remote, rows)})
         return Run(run.path)
 
 
@@ -110,12 +110,15 @@ def _builder(keys: JsonObject, note: Callable[[str], None]) -> ClientBuilder:
     return ClientBuilder(config, note=note)
 
 
-def _send_result(state: ServerState, plan: Plan, remote: RemoteSites, sites: Iterable[str]) -> None:
-    """Send every site the result of the run, which the site writes to its disk."""
+def _send_result(state: ServerState, plan: Plan, remote: RemoteSites, sites: Iterable[str]) -> dict[str, str]:
+    """Send every site the result of the run, which the site writes to its disk; return why it did not reach some."""
+    undelivered = {}
     params, extra = to_use(plan.algorithm, state)
     for reply in remote.exchange([Probe(site, state.round, params, extra, export=True) for site in sites]):
         if isinstance(reply, Failure):
             remote.note(f"the site '{reply.client}' did not get the result: {reply.reason}.")
+            undelivered[reply.client] = reply.reason
+    return undelivered
 
 
 def run_id(keys: JsonObject) -> str:

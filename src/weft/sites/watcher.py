@@ -69,11 +69,11 @@ class _Watcher:
             newest = next(str(job["job_id"]) for job in session.jobs(limit=50) if run_name(job) == self.name)
         except Exception as error:
             raise ServerAway(f"The server does not answer ({type(error).__name__}).") from None
+        status = session.status(self.job)
+        if status is not None and status != self.last:
+            self.hear(status)
+            self.last = status
         if not state.startswith(OVER):
-            status = session.status(self.job)
-            if status is not None and status != self.last:
-                self.hear(status)
-                self.last = status
             # FLARE takes some seconds to end a job after the run itself is over.
             return self.last if self.last.get("state") == "done" or self.last.get("final") else None
         if "COMPLETED" in state and self.last.get("state") != "failed":
