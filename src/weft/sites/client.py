@@ -34,7 +34,7 @@ from weft.runs.fingerprints import Fingerprints
 from weft.runs.layout import RunDir, path_component
 from weft.runtimes.mailbox import UNKNOWN_RUN
 from weft.sites.bounds import WORK, Bounds, Spent
-from weft.sites.policy import SitePolicy, agreement, own_config, refusal, reportable, wrong_model
+from weft.sites.policy import SitePolicy, agreement, own_config, refusal, reportable, smaller_cohort, wrong_model
 
 log = logging.getLogger("weft.site")
 
@@ -114,6 +114,9 @@ class SiteClient:
         """Load the data and the model of a run that the policy accepts; returns and raises as `handshake` does."""
         local = build(own_config(self.policy, keys, self.name) | {"output_dir": str(self.folder)})
         builder = ClientBuilder(local, note=log.info)
+        why = smaller_cohort(self.policy, builder.plan)
+        if why is not None:
+            raise Refused(why)
         if local.endpoint is None and has_pickle_files(local):
             raise Refused("the model here is in pickle files (.bin), and a site loads safetensors only")
         builder.model.base.register_forward_pre_hook(self._step)
