@@ -11,8 +11,8 @@ import torch
 from support.fake_sites import NAMES, FakeSites
 from support.rows import colour_rows, write_rows
 from weft.commands.submit import read_run
-from weft.config import RunConfig, build
-from weft.core.types import Failure, Probe, Task
+from weft.config import ALIASES, RunConfig, build
+from weft.core.types import Failure, Message, Probe, ProtectionRequest, Task, Undo
 from weft.core.wire import pack, unpack
 from weft.errors import ConfigError, RunError
 from weft.sites.bounds import Bounds
@@ -26,6 +26,12 @@ def accept(sites: FakeSites, name: str, **values: object) -> None:
     policy = sites.policies[name]
     sites.policies[name] = policy.model_copy(update={"accept": policy.accept.model_copy(update=values)})
     sites.begin(name)
+
+
+def handshake(sites: FakeSites, run: dict[str, object], **request: object) -> dict[str, object]:
+    """Return what a site answers to a handshake that any server may have written."""
+    whole = {"run": run, "id": "run", "index": 0, "clients": 3, "base": "00"} | request
+    return json.loads(sites.site_clients["hospital_a"].work(json.dumps(whole).encode()))
 
 
 def test_every_key_of_a_run_is_in_one_set():
@@ -50,8 +56,7 @@ FORBIDDEN = {
 def test_a_site_refuses_what_is_not_the_models_it_accepts(run, sites: FakeSites, name: str):
     """Send the handshake of a hostile server: an honest one would not send some of these keys."""
     keys, words = FORBIDDEN[name]
-    handshake = {"run": run | keys, "id": "run", "index": 0, "clients": 3, "base": "00"}
-    said = json.loads(sites.site_clients["hospital_a"].work(json.dumps(handshake).encode()))
+    said = handshake(sites, run | keys)
     assert words in said["refused"] or "cannot be read" in said["refused"], said
     assert not (sites.folder / "hospital_a").exists()
 
@@ -59,12 +64,37 @@ def test_a_site_refuses_what_is_not_the_models_it_accepts(run, sites: FakeSites,
 def test_aliases_of_a_key_are_ruled_by_the_site_as_the_key_itself(run, sites: FakeSites, monkeypatch):
     seen: list[RunConfig] = []
     monkeypatch.setattr("weft.launch.client.prepare_process", seen.append)
-    changes = {"use_auth_token": True, "device": "cuda:7", "local_data_dir": "/"}
-    handshake = {"run": run | changes, "id": "run", "index": 0, "clients": 3, "base": "00"}
-    sites.site_clients["hospital_a"].work(json.dumps(handshake).encode())
+    handshake(sites, run | {"use_auth_token": True, "device": "cuda:7", "local_data_dir": "/"})
     (config, *_) = seen
     assert (config.token, config.local_data_dir) == (False, None)
     assert config.device == "auto"
+
+
+OTHER_VALUES = {"lr_scheduler": "constant", "log_with": [], "use_auth_token": False}
+
+
+@pytest.mark.parametrize("alias", sorted(set(ALIASES) - {"data"}))
+def test_a_site_trains_by_a_key_that_was_sent_under_another_name(run, sites: FakeSites, alias: str):
+    """And agrees to the run that an honest server means by it."""
+    keys = {key: value for key, value in run.items() if key != ALIASES[alias]} | {alias: OTHER_VALUES[alias]}
+    keys |= {"num_rounds": 1}
+    serve(keys, sites, list(NAMES), "1")
+    (first, *_) = (json.loads(raw) for _, raw in sites.asked if raw and raw[:1] == b"{")
+    assert alias not in first["run"]
+    assert first["run"][ALIASES[alias]] == OTHER_VALUES[alias]
+    accept(sites, "hospital_a")
+    answer = handshake(sites, keys, base=first["base"])
+    assert answer["agreed"] == handshake(sites, first["run"], base=first["base"])["agreed"]
+    if alias == "lr_scheduler":
+        assert sites.site_clients["hospital_a"].config.lr_scheduler_type == "constant"
+
+
+def test_a_key_under_two_names_and_an_unknown_key_are_refused_by_name(run, sites: FakeSites):
+    twice = handshake(sites, run | {"lr_scheduler": "constant", "lr_scheduler_type": "cosine"})
+    assert "lr_scheduler_type is given twice" in str(twice["refused"])
+    assert "no key 'nobody_knows'" in str(handshake(sites, run | {"nobody_knows": 1})["refused"])
+    with pytest.raises(ConfigError, match="no key 'nobody_knows'"):
+        serve(run | {"nobody_knows": 1}, sites, list(NAMES), "1")
 
 
 def test_a_site_opens_no_file_that_a_run_names(keys, sites: FakeSites, tmp_path: Path):
@@ -97,7 +127,7 @@ def test_remote_code_is_refused_at_the_submission(tmp_path: Path):
         read_run("submit", [str(tmp_path / "run.yaml")])
 
 
-def ask(sites: FakeSites, message: Task | Probe) -> object:
+def ask(sites: FakeSites, message: Message) -> object:
     return unpack(sites.site_clients["hospital_a"].work(pack(message, "run")), run="run")
 
 
@@ -118,10 +148,15 @@ def test_a_message_beyond_the_agreement_is_not_answered(run, sites: FakeSites):
     assert not isinstance(ask(sites, Task("hospital_a", 2, 2, params)), Failure)
 
 
-def test_work_is_counted_through_a_restart_and_ends_at_the_policys_hours(run, tmp_path: Path):
+@pytest.fixture
+def agreed(run) -> RunConfig:
+    """A run of three rounds that a site agreed to."""
     left = {key: value for key, value in run.items() if key not in ("sites", "silence_timeout")}
-    config = build(left | {"runtime": "inprocess", "dataset_name": "rows.jsonl"})
-    bounds = Bounds(tmp_path / "work.json", config, max_hours=1.0)
+    return build(left | {"runtime": "inprocess", "dataset_name": "rows.jsonl"})
+
+
+def test_work_is_counted_through_a_restart_and_ends_at_the_policys_hours(agreed, tmp_path: Path):
+    bounds = Bounds(tmp_path / "work.json", agreed, max_hours=1.0)
     task = Task("a", 0, 0, {})
     with bounds.work(task):
         pass
@@ -129,13 +164,93 @@ def test_work_is_counted_through_a_restart_and_ends_at_the_policys_hours(run, tm
     bounds.seconds = 3601.0
     with bounds.work(task):
         pass
-    again = Bounds(tmp_path / "work.json", config, max_hours=1.0)
-    assert again.trainings == 2
+    again = Bounds(tmp_path / "work.json", agreed, max_hours=1.0)
+    assert again.messages["Task"] == 2
     assert "1.00 hours" in str(again.refusal(task))
     assert again.refusal(Probe("a", 0, {}, export=True)) is None
-    assert Bounds(tmp_path / "work.json", config).refusal(task) is None
-    again.max_hours, again.trainings = None, again.tasks
+    assert Bounds(tmp_path / "work.json", agreed).refusal(task) is None
+    again.max_hours, again.messages["Task"] = None, again.tasks
     assert "all that the run it agreed to can need" in str(again.refusal(task))
+
+
+def test_a_message_is_counted_before_it_is_answered(agreed, tmp_path: Path):
+    """Whoever kills the process in the middle of the work does not get that work for nothing."""
+    bounds = Bounds(tmp_path / "work.json", agreed)
+    for message in (Task("a", 0, 0, {}), Probe("a", 0, {}), Undo("a", 0)):
+        with bounds.work(message):
+            killed = Bounds(tmp_path / "work.json", agreed)
+            assert killed.messages[type(message).__name__] == 1
+            assert killed.seconds > 1.0, "the time until the next write of the count"
+    assert Bounds(tmp_path / "work.json", agreed).seconds < 1.0, "work that ended is counted as it was"
+
+
+def test_hours_outlast_the_birth_of_a_run_and_messages_do_not(agreed, tmp_path: Path):
+    """An administrator who begins a run of the same name anew gets its rounds again, and no more hours."""
+    first = Bounds(tmp_path / "work.json", agreed, 1.0, birth="one")
+    first.seconds = 3600.0
+    with first.work(Task("a", 0, 0, {})):
+        pass
+    second = Bounds(tmp_path / "work.json", agreed, 1.0, birth="two")
+    assert second.messages["Task"] == 0
+    assert "1.00 hours" in str(second.spent())
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (Task("a", 0, 0, {}, attempt=31), "attempt 32"),
+        (ProtectionRequest("a", 0, "keys"), "the run has none"),
+        (ProtectionRequest("a", 3, "keys"), "of round 4"),
+        (Undo("a", 3), "of round 4"),
+    ],
+)
+def test_messages_that_the_agreed_run_has_not_are_refused(agreed, tmp_path: Path, message: Message, words: str):
+    assert words in str(Bounds(tmp_path / "work.json", agreed).refusal(message))
+
+
+@pytest.mark.parametrize("message", [Task("a", 0, 0, {}), Probe("a", 0, {}), Undo("a", 0)])
+def test_messages_of_every_kind_are_limited(agreed, tmp_path: Path, message: Message):
+    bounds = Bounds(tmp_path / "work.json", agreed.model_copy(update={"max_attempts": 10**9}))
+    kind = type(message).__name__
+    bounds.messages[kind] = 4 * 100 * (3 + 1)
+    assert "all that the run it agreed to can need" in str(bounds.refusal(message))
+    bounds.messages[kind] = 299
+    assert bounds.refusal(message) is None
+
+
+def test_hours_end_in_the_middle_of_a_message_and_before_a_handshake(run, sites: FakeSites, tmp_path: Path):
+    """One training of thousands of steps stops where the hours do; the run is then refused before a model is loaded."""
+    accept(sites, "hospital_a", max_hours=1.5 / 3600)
+    quick = run | {"num_rounds": 1, "eval_every": 0, "max_steps": 5000, "min_clients": 1}
+    for name in ("hospital_b", "hospital_c"):
+        accept(sites, name, models={"another": None})
+    with pytest.raises(RunError, match="fewer than 1 clients answered"):
+        serve(quick | {"max_attempts": 1}, sites, list(NAMES), "1")
+    (record,) = (json.loads(line) for line in (Path(str(run["output_dir"])) / "metrics.jsonl").read_text().splitlines())
+    assert "the site has worked 0.00 hours for this run, and accepts 0.0004" in record["failures"]["hospital_a"]
+    counts = json.loads((tmp_path / "work" / "hospital_a" / "run" / "work.json").read_text())
+    assert 1.5 <= counts["seconds"] < 4.0
+    assert counts["messages"]["Task"] == 1
+    loaded = sites.site_clients["hospital_a"].progress()
+    assert "has worked 0.00 hours" in str(handshake(sites, quick, birth="another")["refused"])
+    assert sites.site_clients["hospital_a"].progress() == loaded
+
+
+def test_a_site_with_an_adapter_shows_its_progress(run, sites: FakeSites):
+    """Its training takes longer than a server waits for a silent site."""
+    for name in ("hospital_b", "hospital_c"):
+        accept(sites, name, models={"another": None})
+    done = serve(run | {"num_rounds": 1, "max_steps": 400, "silence_timeout": 0.4}, sites, list(NAMES), "1")
+    assert done.summary["failures"] == {}
+    assert done.summary["seconds"] > 0.5
+    assert sites.site_clients["hospital_a"].progress() > 400
+
+
+def test_a_message_for_another_site_is_refused(run, sites: FakeSites):
+    serve(run | {"num_rounds": 1}, sites, list(NAMES), "1")
+    said = ask(sites, Undo("hospital_b", 0))
+    assert isinstance(said, Failure)
+    assert "for another site" in said.reason
 
 
 def test_steps_beyond_the_policy_are_refused(run, sites: FakeSites, tmp_path: Path):

@@ -67,13 +67,13 @@ def test_rows_and_paths_never_leave(run, sites: FakeSites):
 
 
 REFUSALS = {
-    "models": ({"accept": {"models": ["another"]}}, "the model .* is not among what this site accepts"),
+    "models": ({"accept": {"models": ["another"]}}, "the model .* is not among the models that this site accepts"),
     "objectives": ({"accept": {"objectives": ["preference"]}}, "the objective 'sft'"),
     "trainable": ({"accept": {"trainable": ["prompt"]}}, "training of the kind 'lora'"),
     "algorithms": ({"accept": {"algorithms": ["scaffold"]}}, "the algorithm 'fedavg'"),
     "rounds": ({"accept": {"max_rounds": 2}}, "3 rounds, and this site accepts 2"),
     "cohort": ({"accept": {"min_clients": 4}}, "3 clients, and this site asks for 4"),
-    "protection": ({"accept": {"protection": ["secagg"]}}, "the protection 'none'"),
+    "protection": ({"accept": {"protection": []}}, "the protection 'none'"),
     "privacy": ({"accept": {"max_epsilon": 8.0}}, "no differential privacy"),
     "hash": ({"accept": {"models": {"MODEL": "sha256:00"}}}, "asks for another"),
     "data": ({"data": {"path": "empty.jsonl"}}, "own log says more"),

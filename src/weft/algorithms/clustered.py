@@ -84,6 +84,13 @@ class Clustered(Algorithm):
             extra |= _prefixed(number, task.extra | ({} if number == 0 else {DELTA: task.params}))
         return replace(tasks[0], extra=extra)
 
+    def task_like(self, params: Tensors) -> Streams:
+        """Return every cluster's streams, and the parameters of all but the first."""
+        like: Streams = {}
+        for number in range(self.clusters):
+            like |= _prefixed(number, self.inner.task_like(params) | ({DELTA: params} if number else {}))
+        return like
+
     def like(self, params: Tensors) -> Streams:
         """Return the wrapped algorithm's streams, and the choice."""
         return self.inner.like(params) | {CHOICE: {INDEX: torch.zeros(())}}

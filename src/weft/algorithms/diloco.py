@@ -129,6 +129,12 @@ class DiLoCo(Algorithm):
             params = self.turns.part(params, state.round - 1)
         return Task(client, state.round, version, params, extra)
 
+    def task_like(self, params: Tensors) -> Streams:
+        """Return the moments, where they are averaged."""
+        if self.inner_state != "average":
+            return {}
+        return {FIRST: params, SECOND: params, COUNT: {name: torch.zeros(()) for name in params}}
+
     def rule(self, task: Task, memory: Streams) -> LocalRule:
         """Continue the moments."""
         if self.turns is not None:

@@ -91,6 +91,11 @@ class FedAdamW(Algorithm):
         """Send the means, the direction and the counts too."""
         return Task(client, state.round, version, state.params, dict(state.memory))
 
+    def task_like(self, params: Tensors) -> Streams:
+        """Return the means, the direction and the counts."""
+        numbers = {name: torch.zeros(()) for name in params}
+        return {MEANS: numbers, DIRECTION: params, COUNT: numbers}
+
     def rule(self, task: Task, memory: Streams) -> LocalRule:
         """Continue from the last cohort's moments."""
         means, direction, counts = (task.extra[stream] for stream in (MEANS, DIRECTION, COUNT))

@@ -56,6 +56,11 @@ class FedBPT(Algorithm):
         search = state.memory[SEARCH]
         return Task(client, state.round, version, state.params, {SEARCH: {n: search[n] for n in ("sigma", "variance")}})
 
+    def task_like(self, params: Tensors) -> Streams:
+        """Return the scales of the distribution."""
+        size = sum(value.numel() for value in params.values())
+        return {SEARCH: {"sigma": torch.zeros(()), "variance": torch.zeros(size)}}
+
     def like(self, params: Tensors) -> Streams:
         """Return a generation, its losses, and the scales of the client's search."""
         size = sum(value.numel() for value in params.values())

@@ -67,6 +67,10 @@ class FedCM(Algorithm):
         """Send G too."""
         return Task(client, state.round, version, state.params, {DIRECTION: state.memory[DIRECTION]})
 
+    def task_like(self, params: Tensors) -> Streams:
+        """Return G."""
+        return {DIRECTION: params}
+
     def rule(self, task: Task, memory: Streams) -> LocalRule:
         """Blend the steps."""
         return _FollowDirection(task.extra[DIRECTION], self.alpha)

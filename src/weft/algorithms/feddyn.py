@@ -102,6 +102,10 @@ class FedDyn(Algorithm):
         extra = {STEPS: state.memory[STEPS]} if STEPS in state.memory else {}
         return Task(client, state.round, version, state.params, extra)
 
+    def task_like(self, params: Tensors) -> Streams:
+        """Return the measured number of steps, where they are measured."""
+        return {STEPS: {STEPS: torch.zeros(())}} if self.measures else {}
+
     def rule(self, task: Task, memory: Streams) -> LocalRule:
         """Regularise by the client's h_i, which is 0 before its first round."""
         dual = memory.get(DUAL) or tensors.zeros(task.params)

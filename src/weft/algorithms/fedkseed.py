@@ -104,6 +104,10 @@ class FedKSeed(Algorithm):
         """Send A instead of parameters."""
         return Task(client, state.round, version, {}, self.rebuild.recipe(state))
 
+    def task_like(self, params: Tensors) -> Streams:
+        """Return A, and the digest of w0."""
+        return {SEARCH: {SUMS: torch.zeros(self.seeds), BASE: torch.zeros(32, dtype=torch.uint8)}}
+
     def like(self, params: Tensors) -> Streams:
         """Return K numbers."""
         return {SEARCH: {SUMS: torch.zeros(self.seeds)}}

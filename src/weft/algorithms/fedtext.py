@@ -62,6 +62,11 @@ class FedText(Algorithm):
             client, state.round, version, state.params, {SEARCH: {name: search[name] for name in (POOL, FILLED)}}
         )
 
+    def task_like(self, params: Tensors) -> Streams:
+        """Return the pool."""
+        pool = torch.zeros(self.pool, self.length, dtype=torch.uint8)
+        return {SEARCH: {POOL: pool, FILLED: torch.zeros(self.pool, dtype=torch.bool)}}
+
     def like(self, params: Tensors) -> Streams:
         """Return a score for every text, and proposals."""
         shape = (self.proposals, self.length)

@@ -83,6 +83,10 @@ class Scaffold(Algorithm):
         """Send c too."""
         return Task(client, state.round, version, state.params, {CONTROL: state.memory[CONTROL]})
 
+    def task_like(self, params: Tensors) -> Streams:
+        """Return c."""
+        return {CONTROL: params}
+
     def rule(self, task: Task, memory: Streams) -> LocalRule:
         """Correct by c - c_i; a client that never trained has c_i = 0."""
         control = memory.get(CONTROL) or tensors.zeros(task.params)

@@ -100,6 +100,13 @@ class Algorithm:
         """Return the task of a client that begins at `version`, which is the state's round unless there is a buffer."""
         return Task(client, state.round, version, state.params)
 
+    def task_like(self, params: Tensors) -> Streams:
+        """Return tensors of the names and shapes of the streams that a task may hold beside its parameters.
+
+        A client refuses a task with others; some may be absent, such as those of later rounds.
+        """
+        return {}
+
     def like(self, params: Tensors) -> Streams:
         """Return tensors of the names, shapes and dtypes of a client's streams, given its parameters."""
         like = dict.fromkeys(self.streams, params)

@@ -11,6 +11,7 @@ from weft.federation.clients import ClientData
 from weft.federation.part_memory import OWN, RULE, part_of
 from weft.federation.plan import Plan
 from weft.federation.sharing import pad
+from weft.federation.task_check import check_task
 from weft.models.resident import Resident
 from weft.training.loop import Job
 
@@ -30,7 +31,11 @@ def choose(
         client: its rows decide where there are several models.
         model: the side adapter of the task is loaded into it.
         personal: choose by loss; otherwise the first model is taken.
+
+    Raises:
+        ClientFailed: the task holds what this run does not send.
     """
+    check_task(plan, task, client.index, model)
     rebuild, choice = plan.algorithm.rebuild, plan.algorithm.choice
     extra = {stream: pad(values, model.masters) for stream, values in task.extra.items()}
     params = task.params if rebuild is None else rebuild.params(extra, model.reference)

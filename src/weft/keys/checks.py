@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weft import kinds, registry
@@ -179,6 +179,12 @@ def _check_sites(config: RunConfig) -> None:
             "Baselines and personal steps need all data at one place: with --runtime nvflare write --fed_alg "
             "fedavg or another that is federated, and leave out --personal_steps."
         )
+    for name in config.peft_lora_target_modules:
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise ConfigError(
+                f"peft_lora_target_modules holds '{name}', and sites take no regular expressions, which can be made to "
+                "run for ever: write names of modules, auto or all-linear."
+            )
     if config.federated_tokenizer or config.tokenizer_text:
         raise ConfigError("Sites need an existing tokenizer: write --tokenizer NAME_OR_PATH.")
 
@@ -244,15 +250,9 @@ def _check_names(config: RunConfig) -> None:
     for key in kinds.PARTS:
         if key not in ("fed_alg", "reward") and (key, getattr(config, key)) != ("template", "auto"):
             kinds.check_part(key, getattr(config, key))
-    if config.prompt_template is not None:
-        if config.template not in ("auto", "chat"):
-            raise ConfigError(
-                f"template is {config.template}, and prompt_template is given too: leave one of them out."
-            )
-        if not Path(config.prompt_template).expanduser().is_file():
-            raise ConfigError(
-                f"There is no template '{config.prompt_template}': check the path after --prompt_template."
-            )
+    # Whether the file is there is seen when it is read: a site checks runs of others, and looks for no file of theirs.
+    if config.prompt_template is not None and config.template not in ("auto", "chat"):
+        raise ConfigError(f"template is {config.template}, and prompt_template is given too: leave one of them out.")
     if config.template_date is not None and not _is_day(config.template_date):
         raise ConfigError(f"template_date is '{config.template_date}', which is no date: write one such as 2026-01-31.")
 

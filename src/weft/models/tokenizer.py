@@ -49,6 +49,8 @@ def load_tokenizer(config: RunConfig) -> Tokenizer:
 def _read_template(path: str) -> str:
     try:
         return Path(path).expanduser().read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"There is no template '{path}': check the path after --prompt_template.") from None
     except (OSError, UnicodeDecodeError):
         raise ConfigError(
             f"The template '{path}' cannot be read as UTF-8: check the file and its permissions."

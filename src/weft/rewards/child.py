@@ -6,8 +6,12 @@ every answer and writes its reward. Prints of a reward go to standard error.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
+import math
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -17,6 +21,34 @@ from weft import plugins
 from weft.json_types import JsonObject
 from weft.registry import REWARDS
 from weft.rewards import builtin
+
+DEATH_SIGNAL = 1
+"""Linux's PR_SET_PDEATHSIG: the signal that a process gets when its parent ends."""
+LOADING = 60.0
+"""Seconds of computing within which a reward must load."""
+
+
+def end_with_parent(parent: int | None) -> None:
+    """Have the system kill this process when its parent ends, however that ends; only Linux can.
+
+    Args:
+        parent: process id of the parent; None: nothing is done. To Linux the parent is the thread that started this
+            process, so that a parent that starts it in another thread than its main one gives None.
+    """
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the call
+        sys.exit(1)
+
+
+def limit_computing(seconds: float) -> None:
+    """Let the system end this process after so many more seconds of computing, should the reward switch off alarms."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    soft = math.ceil(used.ru_utime + used.ru_stime + seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
 def load(name: str, settings: JsonObject) -> builtin.Reward:
@@ -64,6 +96,8 @@ def main() -> None:
         answers.flush()
 
     settings = json.loads(jobs.readline())
+    end_with_parent(settings.get("parent"))
+    limit_computing(LOADING)
     try:
         reward = load(settings["name"], settings)
     except Exception as error:
@@ -72,8 +106,9 @@ def main() -> None:
     send({"ready": True})
     error_kinds: set[str] = set()
     for line in jobs:
-        # The parent kills a child that hangs; if the parent has died, this alarm ends the process.
+        # The parent kills a child that hangs; where it cannot, the alarm or the limit ends the process.
         signal.setitimer(signal.ITIMER_REAL, 2 * settings["seconds"] + 1)
+        limit_computing(2 * settings["seconds"] + 1)
         result = score(reward, json.loads(line), error_kinds)
         signal.setitimer(signal.ITIMER_REAL, 0)
         send(result)

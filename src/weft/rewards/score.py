@@ -10,6 +10,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Sequence
@@ -57,7 +58,9 @@ class Judge:
         child = _Child()
         weakref.finalize(self, child.kill)  # holds the child only, so that this object can be collected
         self._running.append(child)
-        child.send({"name": self.name, "seconds": self.seconds, **self.settings})
+        # To Linux the parent is this thread: of others than the main one the child may outlive the end.
+        parent = os.getpid() if threading.current_thread() is threading.main_thread() else None
+        child.send({"name": self.name, "seconds": self.seconds, "parent": parent, **self.settings})
         reply = child.receive(STARTING)
         if reply is None or "error" in reply:
             self._stop()
@@ -151,9 +154,7 @@ class _Child:
     def kill(self) -> None:
         """Kill the process and all processes that it started."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(
-                self.process.pid, signal.SIGKILL
-            )  # the child leads its own process groupself.process.pid, signal.SIGKILL)
+            os.killpg(self.process.pid, signal.SIGKILL)  # the child leads its own process group
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):

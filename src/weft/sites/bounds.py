@@ -1,76 +1,136 @@
 """Enforces at a site, for every message, the limits of the run that the site agreed to; the server is not trusted.
 
 A site agrees to a run once, by its keys. Every later message names a round and a task, and is compared with that
-agreement here. The work is counted in a file beside the run, so that a restarted process continues the count.
+agreement here. Messages are counted in a file beside the run before they are answered, and hours while it works, so
+that a process that is killed and restarted continues the count.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from weft.config import RunConfig
 from weft.core.files import write_atomic
-from weft.core.types import Message, Probe, Task, Undo
+from weft.core.types import Message, Probe, ProtectionRequest, Task, Undo
+from weft.errors import ClientFailed
 
 WORK = "work.json"
 """Name of the file in a run's folder at a site that holds the counts."""
 REPEATS = 10
 """Times, on average, that a round may be repeated: a server that was killed resumes from its last checkpoint."""
+MOST_REPEATS = 100
+"""The same where the run asks for more attempts."""
+EACH = {"Task": 1, "Undo": 2, "Probe": 4, "ProtectionRequest": 8}
+"""Messages of each kind that one attempt at a round can need, those that are sent again included."""
+RESERVE = 5.0
+"""Seconds of work between two writes of the count, which are counted in advance: a kill takes nothing back."""
+
+
+class Spent(ClientFailed):
+    """The run has used up the hours that the site policy allows it."""
 
 
 class Bounds:
-    """The limits of a site's work for one run, and what it has worked so far."""
+    """The limits of a site's work for one run, and what it has worked so far.
 
-    def __init__(self, file: Path, run: RunConfig, max_hours: float | None = None) -> None:
+    Messages are counted for each birth of a run: a run that begins anew needs all its rounds again. Hours are counted
+    for all runs of one name together, or a server would get them anew with every birth.
+    """
+
+    def __init__(self, file: Path, run: RunConfig, max_hours: float | None = None, *, birth: str = "") -> None:
         """Read the counts of an earlier process, if there are any.
 
         Args:
             file: holds the counts.
             run: the run that the site agreed to.
             max_hours: hours of work that the site policy allows the run; None: unlimited.
+            birth: identifies the run among runs of the same name.
         """
-        self.file, self.rounds, self.max_hours = file, run.num_rounds, max_hours
-        self.tasks = run.num_rounds * max(REPEATS, run.max_attempts)
+        self.file, self.rounds, self.max_hours, self.birth = file, run.num_rounds, max_hours, birth
+        self.protected = run.protection != "none"
+        self.tasks = run.num_rounds * min(max(REPEATS, run.max_attempts), MOST_REPEATS)
         """Trainings that the rounds can need, repeated ones included."""
-        self.trainings, self.seconds = 0, 0.0
+        self.messages: Counter[str] = Counter()
+        """Messages so far, by kind."""
+        self.seconds = 0.0
+        """Work so far, that of the current message not included."""
+        self._begun: float | None = None
+        """When the current work began, by `time.monotonic`; None: there is none."""
+        self._written = 0.0
+        """When the count was last written."""
         if file.exists():
             counts = json.loads(file.read_text(encoding="utf-8"))
-            self.trainings, self.seconds = int(counts["tasks"]), float(counts["seconds"])
+            self.seconds = float(counts["seconds"])
+            if counts.get("birth", birth) == birth:
+                self.messages.update({kind: int(count) for kind, count in counts.get("messages", {}).items()})
+
+    def spent(self) -> str | None:
+        """Return the sentence that the hours of the run are used up; None: they are not."""
+        hours = (self.seconds + self._elapsed()) / 3600
+        if self.max_hours is None or hours < self.max_hours:
+            return None
+        return f"the site has worked {hours:.2f} hours for this run, and accepts {self.max_hours:g}"
 
     def refusal(self, message: Message) -> str | None:
         """Return the reason to refuse a message, which holds no data; None: the message is answered."""
-        if isinstance(message, Undo):
-            return None
         # A probe names the version that it evaluates: after the last round that is the number of rounds.
         last = self.rounds if isinstance(message, Probe) else self.rounds - 1
         if not 0 <= message.round <= last:
             return f"the message is of round {message.round + 1}, and the site agreed to {self.rounds} rounds"
-        if isinstance(message, Task):
-            if not 0 <= message.base_version <= message.round:
-                return f"the task begins at version {message.base_version}, which round {message.round + 1} cannot have"
-            if self.trainings >= self.tasks:
-                return f"the site has trained {self.trainings} times, which is all that the run it agreed to can need"
-        if self.max_hours is not None and self.seconds >= self.max_hours * 3600 and not _delivers_result(message):
-            return f"the site has worked {self.seconds / 3600:.2f} hours for this run, and accepts {self.max_hours:g}"
-        return None
+        if isinstance(message, Task) and not 0 <= message.base_version <= message.round:
+            return f"the task begins at version {message.base_version}, which round {message.round + 1} cannot have"
+        if isinstance(message, (Task, ProtectionRequest)) and not 0 <= message.attempt <= self.tasks:
+            return f"the message is of attempt {message.attempt + 1}, which the run the site agreed to cannot need"
+        if isinstance(message, ProtectionRequest) and not self.protected:
+            return "the message is one of secure aggregation, and the run has none"
+        kind = type(message).__name__
+        # After the last round there is one more version to evaluate, and the result to deliver.
+        limit = EACH[kind] * self.tasks * (self.rounds + 1) // self.rounds if kind != "Task" else self.tasks
+        if self.messages[kind] >= limit:
+            done = "trained" if kind == "Task" else f"answered a message of the kind {kind}"
+            return f"the site has {done} {self.messages[kind]} times, which is all that the run it agreed to can need"
+        return None if _delivers_result(message) or isinstance(message, Undo) else self.spent()
 
     @contextmanager
-    def work(self, message: Message) -> Iterator[None]:
-        """Add the time of an answer to the counts, and the training if it is one."""
-        begin = time.monotonic()
+    def work(self, message: Message | None) -> Iterator[None]:
+        """Count a message, and the time of its answer; failed work counts too. None: the work of a handshake."""
+        if message is not None:
+            self.messages[type(message).__name__] += 1
+        self._begun = time.monotonic()
+        self._write(RESERVE)
         try:
             yield
         finally:
-            # Failed work counts too: a server cannot make a site work without end by provoking errors.
-            if isinstance(message, (Task, Probe)):
-                self.seconds += time.monotonic() - begin
-                self.trainings += isinstance(message, Task)
-                counts = {"tasks": self.trainings, "seconds": round(self.seconds, 3)}
-                write_atomic(self.file, json.dumps(counts).encode())
+            self.seconds, self._begun = self.seconds + self._elapsed(), None
+            self._write()
+
+    def step(self) -> None:
+        """Count the time so far; called while the model works.
+
+        Raises:
+            Spent: the hours are used up, so the work ends here.
+        """
+        if self._begun is None:
+            return
+        if time.monotonic() - self._written >= RESERVE:
+            self._write(RESERVE)
+        if (why := self.spent()) is not None:
+            raise Spent(why)
+
+    def _elapsed(self) -> float:
+        return 0.0 if self._begun is None else time.monotonic() - self._begun
+
+    def _write(self, reserve: float = 0.0) -> None:
+        """Write the counts, with some seconds that are still to be worked."""
+        self._written = time.monotonic()
+        seconds = round(self.seconds + self._elapsed() + reserve, 3)
+        counts = {"birth": self.birth, "messages": dict(self.messages), "seconds": seconds}
+        write_atomic(self.file, json.dumps(counts).encode())
 
 
 def _delivers_result(message: Message) -> bool:

@@ -13,8 +13,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from weft.config import RunConfig, build
+from weft.config import RunConfig, build, canonical
 from weft.core.files import caused_by_full_disk, full_disk
+from weft.core.texts import printable
 from weft.core.types import Failure, Probe, ProtectionRequest, Reply, Task, Tensors, Undo
 from weft.core.wire import pack, unpack
 from weft.core.wire_format import Raw
@@ -34,8 +35,8 @@ from weft.runs import checkpoint, fingerprints
 from weft.runs.fingerprints import Fingerprints
 from weft.runs.layout import RunDir, path_component
 from weft.runtimes.mailbox import UNKNOWN_RUN
-from weft.sites.bounds import WORK, Bounds
-from weft.sites.policy import SitePolicy, agreement, own_config, refusal, reportable, wrong_model
+from weft.sites.bounds import WORK, Bounds, Spent
+from weft.sites.policy import SitePolicy, agreement, own_config, refusal, reportable, smaller_cohort, wrong_model
 
 log = logging.getLogger("weft.site")
 
@@ -71,8 +72,8 @@ class SiteClient:
         if bytes(raw[:1]) == b"{":  # a handshake; packed messages begin otherwise
             try:
                 return json.dumps(self.handshake(json.loads(bytes(raw)))).encode()
-            except Refused as error:
-                log.warning("refused: %s", error)
+            except (Refused, Spent) as error:
+                log.warning("refused: %s", printable(str(error)))
                 return json.dumps({"refused": str(error)}).encode()
             except Exception as error:
                 log.exception("the site cannot take part")
@@ -94,15 +95,30 @@ class SiteClient:
         Raises:
             Refused: the site policy forbids the run, or the site has another model or another Weft.
         """
-        keys = dict(request["run"])
-        config = _checked_config(keys)
+        keys, config = _read_run(request["run"])
         why = refusal(self.policy, config, int(request["clients"]))
         if why is not None:
             raise Refused(why)
+        run, birth = RunDir(self.folder / path_component(str(request["id"]))), str(request.get("birth", ""))
+        run.path.mkdir(parents=True, exist_ok=True)
+        self.client_host = None
+        self.bounds = bounds = Bounds(run.path / WORK, config, self.policy.accept.max_hours, birth=birth)
+        # Refused before the model is loaded: handshakes are work too, and a server may repeat them.
+        if (spent := bounds.spent()) is not None:
+            raise Refused(spent)
+        with bounds.work(None):
+            return self._begin(run, keys, config, request)
+
+    def _begin(self, run: RunDir, keys: JsonObject, config: RunConfig, request: JsonObject) -> JsonObject:
+        """Load the data and the model of a run that the policy accepts; returns and raises as `handshake` does."""
         local = build(own_config(self.policy, keys, self.name) | {"output_dir": str(self.folder)})
         builder = ClientBuilder(local, note=log.info)
+        why = smaller_cohort(self.policy, builder.plan)
+        if why is not None:
+            raise Refused(why)
         if local.endpoint is None and has_pickle_files(local):
             raise Refused("the model here is in pickle files (.bin), and a site loads safetensors only")
+        builder.model.base.register_forward_pre_hook(self._step)
         # The hash is computed here: a server's word about its model proves nothing about this one.
         base = fingerprint(builder.model)
         why = wrong_model(self.policy, config, base)
@@ -110,8 +126,6 @@ class SiteClient:
             raise Refused(why)
         if base != request["base"]:
             raise Refused("the base model here is not the server's: its weights have another hash")
-        run = RunDir(self.folder / path_component(str(request["id"])))
-        run.path.mkdir(parents=True, exist_ok=True)
         local = builder.config = with_template_date(local, builder.tokenizer, folder=run.path)
         current = provenance.data_of(local) | provenance.tokenizer_of(local, builder.tokenizer)
         self._compare(run, current, base, str(request.get("birth", "")))
@@ -124,8 +138,6 @@ class SiteClient:
         trained = replace(host.train_clients, reportable=report, export=export)
         evaluated = replace(host.eval_clients, reportable=report, export=export)
         self.client_host = replace(host, train_clients=trained, eval_clients=evaluated)
-        builder.model.model.register_forward_pre_hook(self._step)
-        self.bounds = Bounds(run.path / WORK, local, self.policy.accept.max_hours)
         self.run, self.place, self.config = str(request["id"]), run.path, local
         return {
             "rows": len(population.trained.train[0]),
@@ -140,7 +152,6 @@ class SiteClient:
         if other:  # the state in this folder is of an earlier run of the same name
             checkpoint.rewind(run, 0)
             run.reference_file.unlink(missing_ok=True)
-            (run.path / WORK).unlink(missing_ok=True)
         changed = [] if other else fingerprints.changed_names(run, current)
         if changed and not self.policy.accept_changed:
             log.warning("%s changed since the run began", " and ".join(changed))
@@ -154,7 +165,10 @@ class SiteClient:
         fingerprints.keep(run, current, 0, birth)
 
     def _step(self, *_: object) -> None:
+        """Note that the model works; raise Spent where the policy's hours end in the middle of a message."""
         self._steps += 1
+        if self.bounds is not None:
+            self.bounds.step()
 
     def _answer(self, raw: Raw) -> bytes:
         if self.client_host is None:
@@ -167,6 +181,8 @@ class SiteClient:
             return pack(Failure(self.name, 0, "cannot read the message"), self.run)
         if not isinstance(message, (Task, Probe, Undo, ProtectionRequest)):
             return pack(Failure(self.name, message.round, "was sent no message that a site answers"), self.run)
+        if message.client != self.name:
+            return pack(Failure(self.name, message.round, "was sent a message for another site"), self.run)
         try:
             why = self.bounds.refusal(message)
             if why is not None:
@@ -195,9 +211,18 @@ class SiteClient:
         write_weights(self.config, model, model.values() | model.fixed | side, self.place)
 
 
-def _checked_config(keys: JsonObject) -> RunConfig:
-    """Return the run that was sent, as a configuration; Refused for keys that the Weft here does not know."""
+def _read_run(sent: object) -> tuple[JsonObject, RunConfig]:
+    """Return the keys of a run that was sent, by their full names, and its configuration.
+
+    Every later step takes the keys from here: another name of a key would pass what compares names, and be read later.
+
+    Raises:
+        Refused: for keys that the Weft here does not know.
+    """
+    if not isinstance(sent, dict):
+        raise Refused("the handshake names no run")
     try:
-        return build(keys)
+        keys = canonical(sent)
+        return keys, build(keys)
     except ConfigError as error:
         raise Refused(f"the run cannot be read by the Weft here ({error})") from None

@@ -21,7 +21,7 @@ from weft.data.sources import selection_of, split_seed
 from weft.errors import ConfigError, DataError, RunError
 from weft.json_types import JsonObject
 from weft.plugins import PartFile
-from weft.sites import part_files
+from weft.sites import part_files, run_limits
 from weft.sites.admin import admin_session
 from weft.sites.processes import command, end, start, start_supervisor
 from weft.sites.provisioning import make_kits
@@ -189,8 +189,10 @@ def _write_policies(config: RunConfig, work: Path, count: int | None) -> dict[st
             columns["prompt_template"] = str(Path(config.prompt_template).expanduser().resolve())
         paths = {key: str(Path(path).resolve()) for key in ("path", "eval") if (path := source.get(key))}
         rows = {key: value for key, value in source.items() if value} | paths | columns
-        accept = {"models": [config.model_name_or_path], "parts": parts}
-        policy = {"data": rows, "accept": accept, "threads": config.threads}
+        models = [config.model_name_or_path, *filter(None, [config.endpoint_model])]
+        accept = {"models": models, "parts": parts, "limits": run_limits.beyond(config.model_dump())}
+        endpoint = {"endpoint": config.endpoint, "endpoint_key": config.endpoint_key} if config.endpoint else {}
+        policy = {"data": rows, "accept": accept, "threads": config.threads} | endpoint
         policies[site] = work / "sites" / f"{site}.yaml"
         policies[site].parent.mkdir(parents=True, exist_ok=True)
         policies[site].write_text(yaml.safe_dump(policy, sort_keys=False), encoding="utf-8")

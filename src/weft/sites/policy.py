@@ -10,31 +10,26 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from weft import kinds, plugins, registry
+from weft import plugins
 from weft.config import VOLATILE, RunConfig, read_yaml
 from weft.core.declarations import declared
 from weft.core.metrics import WORK, complete
 from weft.core.types import Metrics
 from weft.errors import ConfigError
+from weft.federation.plan import Plan
 from weft.json_types import JsonObject
 from weft.plugins import PartFile
-from weft.registry import nearest
-from weft.sites import part_files
+from weft.sites import part_files, run_limits
+from weft.sites.policy_names import check_name
 from weft.sites.run_keys import AT_SERVER, FROM_RUN, FROM_SITE, ON_DEMAND, forbidden
 
 COUNTS = (*WORK, "learning_rate")
 """Names of the metrics that every site reports: how much work it did."""
-NAMES = {
-    "objectives": list(registry.OBJECTIVES),
-    "trainable": ["lora", "prompt", "full"],
-    "algorithms": list(registry.ALGORITHMS),
-}
-"""What the lists of a policy may contain, besides parts of installed packages."""
-KEYS = {"objectives": "objective", "algorithms": "fed_alg"}
-"""For lists that may contain parts of installed packages, the key of a run that such a part is a value of."""
+NamesT = TypeVar("NamesT", list[str] | None, dict[str, float])
 
 
 class SiteData(BaseModel):
@@ -77,6 +72,8 @@ class AcceptRules(BaseModel):
     protection: list[str] | None = None
     privacy: list[str] | None = None
     max_epsilon: float | None = Field(None, gt=0)
+    limits: dict[str, float] = {}
+    """The most that a run may ask for, by key, where that is not the default (`weft.sites.run_limits`)."""
     parts: dict[str, str] = {}
     """Paths of the site's files whose parts runs may name, and the SHA-256 of each; a run itself brings no code."""
     report: list[str] | None = None
@@ -99,17 +96,12 @@ class AcceptRules(BaseModel):
                 raise ValueError(f"'{path}' has no SHA-256 beside it: write the 64 digits that `sha256sum` prints")
         return digests
 
-    @field_validator("objectives", "trainable", "algorithms")
+    @field_validator("objectives", "trainable", "algorithms", "protection", "privacy", "report", "limits")
     @classmethod
-    def _check_names(cls, value: list[str] | None, info: ValidationInfo) -> list[str] | None:
-        """Refuse a name that no run can have: with a typing error, the site would refuse every run."""
-        names = NAMES[str(info.field_name)]
-        key = KEYS.get(str(info.field_name))
+    def _check_names(cls, value: NamesT, info: ValidationInfo) -> NamesT:
+        """Refuse a name that no run can have: with a typing error, the site would refuse every run, or limit none."""
         for name in value or ():
-            if name not in names and not (key and name in plugins.installed_parts(kinds.KINDS[key].group)):
-                guess = nearest(name, names)
-                hint = f"did you mean '{guess}'?" if guess else f"write one of {', '.join(names)}"
-                raise ValueError(f"there is no '{name}': {hint}")
+            check_name(str(info.field_name), name)
         return value
 
 
@@ -182,9 +174,20 @@ def refusal(policy: SitePolicy, run: RunConfig, clients: int) -> str | None:
     why = part_files.refusal(keys, accept.parts)
     if why is not None:
         return why
+    why = run_limits.refusal(keys, accept.limits)
+    if why is not None:
+        return why
     trainable = "prompt" if run.prompt_method else "lora" if run.use_peft else "full"
+    # Names of models may be paths of the site, which it tells nobody.
+    models = [] if run.from_scratch else [run.model_name_or_path]
+    if run.endpoint is not None:
+        models.append(run.endpoint_model or run.model_name_or_path)
+    for name in models:
+        if name not in accept.models:
+            return f"the model '{name}' is not among the models that this site accepts"
+    if run.endpoint is not None and policy.endpoint is None:
+        return "the run asks a model behind an endpoint, and this site has none"
     limits: list[tuple[str, str, list[str] | None]] = [
-        ("the model", run.model_name_or_path, None if run.from_scratch else list(accept.models)),
         ("the objective", run.objective, accept.objectives),
         ("training of the kind", trainable, accept.trainable),
         ("the algorithm", run.fed_alg, accept.algorithms),
@@ -197,6 +200,7 @@ def refusal(policy: SitePolicy, run: RunConfig, clients: int) -> str | None:
             return f"{what} '{name}' is not among what this site accepts ({', '.join(allowed) or 'none'})"
     if accept.max_rounds is not None and run.num_rounds > accept.max_rounds:
         return f"the run has {run.num_rounds} rounds, and this site accepts {accept.max_rounds} at most"
+    clients = min(clients, run.sample_clients)  # the first is the server's word, the second is agreed on
     if accept.min_clients is not None and clients < accept.min_clients:
         return f"a round has {clients} clients, and this site asks for {accept.min_clients} at least"
     # No part of Weft gives an epsilon yet, so that every run fails this limit.
@@ -208,6 +212,22 @@ def refusal(policy: SitePolicy, run: RunConfig, clients: int) -> str | None:
         amount = f"{run.max_steps} steps" if run.max_steps > 0 else f"{run.num_train_epochs} epochs"
         return f"a round has {amount}, and this site accepts {accept.max_steps} steps at most"
     return None
+
+
+def smaller_cohort(policy: SitePolicy, plan: Plan) -> str | None:
+    """Return the reason to refuse a plan in which fewer clients than a round has share a value; None: there is none."""
+    if (policy.accept.min_clients or 0) <= 1:
+        return None
+    ways = {
+        "each client trains one of several models (cluster)": plan.algorithm.choice is not None,
+        "clients have different layers (client_layers)": bool(plan.sharing.layers),
+        "clients have different ranks (client_ranks)": len(set(plan.sharing.ranks)) > 1,
+        "the server steps without waiting for a cohort": plan.algorithm.buffer is not None,
+    }
+    why = next((way for way, holds in ways.items() if holds), None)
+    if why is None:
+        return None
+    return f"{why}, and this site asks that at least {policy.accept.min_clients} clients share every mean"
 
 
 def own_config(policy: SitePolicy, run: JsonObject, name: str) -> JsonObject:
@@ -230,7 +250,7 @@ def own_config(policy: SitePolicy, run: JsonObject, name: str) -> JsonObject:
         "instruction_prefix": data.instruction_prefix,
         "prompt_template": data.prompt_template,
         "device": policy.device,
-        "threads": policy.threads or run.get("threads"),
+        "threads": policy.threads,
         "token_cache": policy.token_cache,
         "endpoint": policy.endpoint if run.get("endpoint") else None,
         "endpoint_key": policy.endpoint_key,

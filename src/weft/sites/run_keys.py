@@ -77,6 +77,5 @@ def forbidden(run: Mapping[str, object], *, from_scratch: bool, tokenizers: tupl
         return f"the run begins a model from nothing ({', '.join(shape)}), and this site does not accept from_scratch"
     name = run.get("tokenizer")
     if name is not None and name not in tokenizers:
-        allowed = ", ".join(tokenizers) or "none"
-        return f"the tokenizer '{name}' is not among what this site accepts ({allowed})"
+        return f"the tokenizer '{name}' is not among those that this site accepts"
     return None

@@ -55,8 +55,8 @@ def serve(
         ConfigError: a mistake in the configuration, or too many sites refuse.
         RunError: too few sites can be reached, or answered.
     """
-    # Notes of the builder, until there is a Progress to print them.
-    notes: list[str] = []
+    keys = configuration.canonical(keys)  # a job need not come from `weft submit`, and sites hash full names
+    notes: list[str] = []  # of the builder, until there is a Progress to print them
     builder = _builder(part_files.at_server(keys, parts), notes.append)
     config, plan, model = builder.config, builder.plan, builder.model
     with (

@@ -139,7 +139,8 @@ class GradientSteps:
         counts = dict(zip(counts, sums, strict=True))
         end = model.values()
         if not math.isfinite(loss) or not model.finite():
-            raise ClientFailed(f"the training loss is not a finite number ({loss}) after {steps} steps{_narrow(model)}")
+            # Without the number: a site sends the reason, and may send no loss of its rows.
+            raise ClientFailed(f"the training loss is not a finite number after {steps} steps{_narrow(model)}")
         if not step_count:
             raise ClientFailed(f"the gradients of each of {steps} steps overflowed{_narrow(model)}")
         metrics: Metrics = {"loss_sum": loss, "steps": float(step_count), "learning_rate": lr_sum / step_count}
