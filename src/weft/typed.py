@@ -137,6 +137,8 @@ class Keys(TypedDict, total=False):
     min_clients: int
     max_attempts: int
     over_selection: float
+    max_update_norm: float | None
+    max_client_share: float
     max_bad_updates: int
     client_failure_rate: float
     client_speed: list[float] | None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -41,14 +43,19 @@ def num_bytes(values: Tensors | Streams) -> int:
     )
 
 
-def all_finite(values: Tensors) -> bool:
-    """Say whether no element is NaN or infinite; tensors without content have none."""
+def largest(values: Tensors) -> float:
+    """Return the largest absolute value of all elements; NaN or infinite if one is, 0 for tensors without content."""
     numbers = [value.detach() for value in values.values() if value.is_floating_point() and not value.is_meta]
     if not numbers:
-        return True
+        return 0.0
     # One kernel for all tensors; the maximum norm of a tensor is finite exactly if all its elements are.
     norms = torch._foreach_norm(numbers, float("inf"))
-    return bool(torch.isfinite(torch.stack([norm.float().cpu() for norm in norms])).all())
+    return float(torch.stack([norm.float().cpu() for norm in norms]).max())
+
+
+def all_finite(values: Tensors) -> bool:
+    """Say whether no element is NaN or infinite; tensors without content have none."""
+    return math.isfinite(largest(values))
 
 
 def zeros(like: Tensors) -> Tensors:

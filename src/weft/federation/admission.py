@@ -13,6 +13,7 @@ from weft.core.exchange import Party
 from weft.core.metrics import fault
 from weft.core.texts import printable, unfit
 from weft.core.types import (
+    SEARCH,
     Failure,
     Metrics,
     ProtectionReply,
@@ -34,6 +35,8 @@ from weft.federation.state import expected_streams
 
 MIN_WEIGHT = 1e-6
 """Smallest weight of an update: with smaller ones a division by the sum of the weights could overflow."""
+MAX_VALUE = 1e9
+"""Largest value of an update: servers multiply factors and square the product, and float32 ends at 3e38."""
 MAX_REASON = 200
 """Longest reason in characters."""
 
@@ -97,7 +100,7 @@ def admit_all(
     record: RoundRecord,
     server: Party,
 ) -> Iterator[Update]:
-    """Decode and check replies; yield the updates to average, record the failures.
+    """Decode and check replies; yield the admitted updates, record the failures.
 
     Args:
         plan: the parts.
@@ -124,7 +127,6 @@ def admit_all(
             record.failures[reply.client] = str(failure)
             record.bad += [reply.client] * isinstance(failure, BadUpdate)
             continue
-        record.add(update)
         yield update
 
 
@@ -153,7 +155,7 @@ def admit(
 
     Raises:
         BadUpdate: names, shapes or number formats differ from the task's, a number (a metric too) is not finite,
-            the version or round lies in the future, or the weight is out of bounds.
+            or is too large, the version or round lies in the future, or the weight is out of bounds.
         LateUpdate: the reply belongs to an earlier round or attempt, or is a second one.
         ClientFailed: the client reported a failure.
     """
@@ -196,5 +198,9 @@ def _check_streams(streams: Streams, like: Streams) -> None:
             expected = like[stream][name]
             if value.shape != expected.shape or value.dtype != expected.dtype:
                 raise BadUpdate(f"sent '{name}' as {value.dtype} {tuple(value.shape)}")
-        if not tensors.all_finite(values):
+        largest = tensors.largest(values)
+        if not math.isfinite(largest):
             raise BadUpdate("sent numbers that are not finite")
+        # A search sends scores beside its candidates, among them 1e30 for what could not be scored.
+        if stream != SEARCH and largest > MAX_VALUE:
+            raise BadUpdate(f"sent a number of size {largest:.3g}, and the largest of an update is {MAX_VALUE:g}")

@@ -31,6 +31,10 @@ class Plan:
     cohorts: Mapping[str, int] = field(default_factory=dict)
     """Smallest cohorts that clients require by their site policies, by client."""
     weighting: Weighting = field(default_factory=Weighting)
+    max_update_norm: float = 0.0
+    """Largest norm of an update, as a multiple of the median of its round; 0: no limit."""
+    max_client_share: float = 1.0
+    """Largest share of one client in the weight of a round; 1: no limit."""
     slow_clients: bool = False
     """Some clients do not make all their steps in time."""
     over_selected: bool = False

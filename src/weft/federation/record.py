@@ -34,11 +34,12 @@ class RoundRecord:
     repeated: bool = False
     """Too few admitted updates: the parameters are as before, and the round is repeated."""
 
-    def add(self, update: Update) -> None:
-        """Count an admitted update's metrics."""
+    def add(self, update: Update) -> Update:
+        """Count an admitted update's metrics; return the update."""
         self.totals.add(update.metrics)
         for name, value in update.metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
+        return update
 
     def close(self, clients: tuple[str, ...], cohort: Collection[str], max_updates: int) -> None:
         """Record whose updates were used; of the others, which were not needed and which sent no reply."""

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import islice
 
 from weft.core.exchange import Party, Runtime
 from weft.core.objective import Evaluator
@@ -43,6 +42,7 @@ from weft.federation.client_model import choose, export_model, load_probe_model
 from weft.federation.clients import ClientData
 from weft.federation.coding import coding_of, count_bytes, encode_tasks
 from weft.federation.cohort_watch import CohortWatch
+from weft.federation.outliers import limited
 from weft.federation.part_memory import OWN, RULE, part_of, with_prefix
 from weft.federation.plan import Plan
 from weft.federation.record import RoundRecord
@@ -87,12 +87,12 @@ def run_round(
     exchange = count_bytes(runtime.exchange, record) if plan.algorithm.shares else runtime.exchange
     like = expected_streams(plan, state.params, state.round)
     replies = plan.protection.collect(exchange, encoded, like, server(PROTECTION))
-    # Generators up to `combine`: an update joins the mean before the next reply is read, so memory holds one update.
+    # Generators up to `combine`: an update joins the mean (or a file) before the next is read: memory holds one.
     max_weights = {participant.client: participant.rows if plan.weighs_rows else 1.0 for participant in cohort}
     admitted = admit_all(plan, state, tasks, max_weights, replies, record, server(CODEC))
     weigher = Weigher(plan.weighting, state.memory.get(WEIGHTS, {}))
     watcher = CohortWatch(plan, state, tasks)
-    updates = watcher.watch(map(weigher, islice(admitted, max_updates or None)))
+    updates = watcher.watch(limited(plan, admitted, weigher, max_updates, record))
     total = plan.algorithm.combine((pad_update(update, state.params) for update in updates), plan.aggregator)
     total = replace(total, population_weight=population_weight)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from weft.core.parts import Algorithm
 from weft.federation.plan import Plan
 from weft.federation.remedies import AGGREGATOR, ALGORITHM, CODEC, LORA, WEIGHTING, Refusal, name_of
 
@@ -68,6 +69,11 @@ def secrecy(plan: Plan) -> list[Refusal]:
     ]
 
 
+def compares_norms(algorithm: Algorithm) -> bool:
+    """Say whether the norm of an update means something: not that of scores and texts, or of no update."""
+    return algorithm.shares and algorithm.local not in ("search", "words")
+
+
 def weights(plan: Plan) -> list[Refusal]:
     """Return the rules of the weights of updates."""
     algorithm, weighting = plan.algorithm, plan.weighting
@@ -88,6 +94,27 @@ def weights(plan: Plan) -> list[Refusal]:
             weighting.single_updates and not algorithm.shares,
             f"{name} sends no updates, so there is nothing for {weigher} to weigh",
             [WEIGHTING, FEDERATED],
+        ),
+        Refusal(
+            plan.max_update_norm > 0 and not compares_norms(algorithm),
+            f"{name} sends candidates with their scores, or nothing, and norms of those cannot be compared",
+            ["leave out --max_update_norm", ALGORITHM.with_description("another algorithm")],
+        ),
+        Refusal(
+            plan.max_update_norm > 0 and plan.protection.sum_only,
+            f"max_update_norm compares single updates, but {hider} shows the server sums only",
+            ["leave out --max_update_norm", "write --protection none"],
+        ),
+        Refusal(
+            plan.max_client_share < 1 and (plan.protection.sum_only or not algorithm.shares),
+            "max_client_share changes the weights of single updates, and the server sees none here",
+            ["leave out --max_client_share"],
+        ),
+        Refusal(
+            plan.max_client_share < 1 and algorithm.adds_up,
+            f"{name} adds up over rounds what clients send, and max_client_share changes a client's weight with the "
+            "cohort",
+            ["leave out --max_client_share", ALGORITHM],
         ),
     ]
 

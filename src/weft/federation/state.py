@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 import torch
 
+from weft.core import tensors
 from weft.core.parts import Algorithm
 from weft.core.types import BAD, CODEC, DELTA, FIXED, PRIVACY, SIDE, WEIGHTS, ServerState, Streams, Task, Tensors, Total
+from weft.errors import RunError
 from weft.federation.plan import Plan
 from weft.federation.sharing import crop_rank, with_layers
 
@@ -123,6 +125,12 @@ def advance(algorithm: Algorithm, state: ServerState, total: Total, parts: Strea
     # Memory of parameters outside the total was withheld from the algorithm: it is put back.
     if part.params is not state.params:
         memory_after = memory | {stream: memory.get(stream, {}) | values for stream, values in memory_after.items()}
+    # Every update was checked, but what a server computes from them can still leave the range of its numbers.
+    if not tensors.all_finite(state_after.params):
+        raise RunError(
+            f"After round {state.round + 1} the model would hold numbers that are not finite, so the round is not "
+            "kept: go on with --resume and a smaller --max_update_norm, or begin again with a smaller --learning_rate."
+        )
     return ServerState(
         state.params | state_after.params, memory_after | other_memory, state_after.round, state.attempts
     )

@@ -238,6 +238,11 @@ def _check_numbers(config: RunConfig) -> None:
         raise ConfigError("client_speed holds a speed that is not above 0: write 0.5 for a client half as fast.")
     if isinstance(config.fedopt_tau, float) and config.fedopt_tau <= 0:
         raise ConfigError(f"fedopt_tau is {config.fedopt_tau}, but must be above 0, or auto.")
+    if config.max_update_norm is not None and 0 < config.max_update_norm < 1:
+        raise ConfigError(
+            f"max_update_norm is {config.max_update_norm:g}, so that the median update itself is refused: write 1 or "
+            "more, or 0 for no limit."
+        )
     if config.min_clients > config.sample_clients:
         raise ConfigError(
             f"min_clients is {config.min_clients}, but a round has {config.sample_clients} clients: write a smaller "

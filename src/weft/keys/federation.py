@@ -62,6 +62,15 @@ class FederationKeys(BaseModel):
         ge=0,
         description="share of clients sampled beyond sample_clients, such as 0.2; the first valid updates are used",
     )
+    max_update_norm: float | None = Field(
+        None,
+        ge=0,
+        description="largest norm of an update, as a multiple of the round's median; 0: no limit [with nvflare 100, "
+        "or 10000 where rounds count epochs; otherwise 0]",
+    )
+    max_client_share: float = Field(
+        1.0, gt=0, le=1, description="largest share of one client in the weight of a round, such as 0.5; 1: no limit"
+    )
     max_bad_updates: int = Field(3, ge=0, description="invalid updates after which a client is excluded; 0: never")
     client_failure_rate: float = Field(
         0.0, ge=0, lt=1, description="simulation: probability that a client drops out of a round, below 1"
@@ -124,6 +133,8 @@ WORKS: dict[str, Effect] = {
     "min_clients": ALWAYS,
     "max_attempts": REPEATED,
     "over_selection": ALWAYS,
+    "max_update_norm": ALWAYS,
+    "max_client_share": ALWAYS,
     "max_bad_updates": ALWAYS,
     "client_failure_rate": ALWAYS,
     "client_speed": ALWAYS,

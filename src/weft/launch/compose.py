@@ -7,12 +7,14 @@ from typing import Any
 from weft import kinds
 from weft.algorithms.clustered import Clustered
 from weft.config import RunConfig
+from weft.core.exchange import Protection
 from weft.core.parts import Algorithm
 from weft.core.texts import unfit
 from weft.errors import ConfigError
 from weft.federation.compatibility import check
 from weft.federation.conditions import Conditions
 from weft.federation.plan import Plan
+from weft.federation.rules import compares_norms
 from weft.federation.sampling import Selection
 from weft.federation.sharing import Sharing
 from weft.launch.availability import read_trace
@@ -25,6 +27,9 @@ from weft.training.optimizers import Optimizer
 from weft.training.schedules import Schedule
 from weft.training.wording import InstructionSearch
 from weft.training.zeroth import SeedSteps
+
+SITES_NORM, SITES_NORM_EPOCHS = 100.0, 10_000.0
+"""Default limits for sites: rounds of as many steps at every site, and rounds of epochs."""
 
 
 def algorithm(config: RunConfig) -> Algorithm:
@@ -47,18 +52,21 @@ def plan(config: RunConfig) -> Plan:
     """Return the composed plan; ConfigError for parts that cannot be combined, and for those that cannot be loaded."""
     base_algorithm = algorithm(config)
     check_parts(config)
+    protection: Protection = part("protection", config)
     result = Plan(
         algorithm=Clustered(base_algorithm, config.cluster, config.seed) if config.cluster > 1 else base_algorithm,
         aggregator=part("aggregator", config),
         privacy=part("privacy", config),
         codec=part("codec", config),
-        protection=part("protection", config),
+        protection=protection,
         objective=part("objective", config),
         local=local_steps(config, base_algorithm.local, pools=base_algorithm.pools_data),
         sharing=sharing(config),
         trainable=_trainable(config),
         quorum=config.min_clients,
         weighting=part("client_weight", config),
+        max_update_norm=_norm_limit(config, base_algorithm, protection),
+        max_client_share=config.max_client_share,
         slow_clients=any(speed < 1 for speed in config.client_speed or ()),
         over_selected=config.over_selection > 0,
         everywhere=config.public_data is not None and not config.public_share,
@@ -68,6 +76,19 @@ def plan(config: RunConfig) -> Plan:
     )
     check(result)
     return result
+
+
+def _norm_limit(config: RunConfig, algorithm: Algorithm, protection: Protection) -> float:
+    """Return the limit of an update's norm, as a multiple of the round's median; 0: none.
+
+    By default simulations, whose clients nobody can replace by hostile ones, have none. Sites do: generous, since their
+    rows differ. Where they train for epochs, one of many rows also makes more steps.
+    """
+    if config.max_update_norm is not None:
+        return config.max_update_norm
+    if config.runtime != "nvflare" or protection.sum_only or not compares_norms(algorithm):
+        return 0.0
+    return SITES_NORM if config.max_steps > 0 else SITES_NORM_EPOCHS
 
 
 def _trainable(config: RunConfig) -> str:

@@ -12,7 +12,7 @@ from weft.json_types import JsonObject
 from weft.runs.fingerprints import Fingerprints, check
 from weft.runs.layout import RunDir
 
-CHANGEABLE = VOLATILE | {"num_rounds", "min_clients", "max_attempts"}
+CHANGEABLE = VOLATILE | {"num_rounds", "min_clients", "max_attempts", "max_update_norm", "max_client_share"}
 """Keys that may differ when a run is resumed: no result depends on them, or they say how it goes on from here."""
 
 
