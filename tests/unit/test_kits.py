@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -37,6 +38,7 @@ from weft.sites.kit_settings import ADMIN, SUPERVISOR
 from weft.sites.kit_use import bound_logs, delete_old_jobs, kit_in_use
 from weft.sites.provisioning import add_kit, make_kits, open_kits
 from weft.sites.revocation import revoke
+from weft.sites.token_folder import token_folder
 
 PHRASE = "a horse and a battery"
 
@@ -357,6 +359,31 @@ def test_a_silent_connection_does_not_hold_the_door_for_ever(door: tuple[Door, P
     monkeypatch.setattr("weft.sites.guard.HANDSHAKE", 0.3)
     with socket.create_connection(gate.listening.getsockname()):
         assert gate.lets_in(kits / "a")
+
+
+def test_a_kit_that_two_machines_use_is_said_once(door: tuple[Door, Path], caplog: pytest.LogCaptureFixture):
+    gate, kits = door
+    for number in range(1, 10):
+        assert gate.lets_in(kits / "a")
+        assert gate.lets_in(kits / "admin")
+        assert caplog.text.count("'a' has connected 8 times") == (number >= 8)
+    assert "from 127.0.0.1: either two processes use its kit" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_tokenized_text_is_private_and_expires(tmp_path: Path):
+    folder = token_folder(tmp_path)
+    for age, name in ((29, "used"), (31, "old")):
+        (folder / name).mkdir()
+        (folder / name / "0.tokens").touch()
+        for path in (folder / name / "0.tokens", folder / name):
+            os.utime(path, (time.time() - age * 86400,) * 2)
+    (folder / "old" / "lock").touch()  # a run uses it
+    assert len(list(token_folder(tmp_path).iterdir())) == 2
+    for path in (folder / "old" / "lock", folder / "old"):
+        os.utime(path, (1e9, 1e9))
+    assert [path.name for path in token_folder(tmp_path).iterdir()] == ["used"]
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 def test_the_supervisor_may_repeat_end_and_see_jobs_and_nothing_else(made: Path):

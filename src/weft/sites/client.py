@@ -34,6 +34,7 @@ from weft.runs.layout import RunDir, path_component
 from weft.runtimes.mailbox import UNKNOWN_RUN
 from weft.sites.bounds import WORK, Bounds
 from weft.sites.policy import SitePolicy, agreement, own_config, refusal, reportable, wrong_model
+from weft.sites.token_folder import token_folder
 
 log = logging.getLogger("weft.site")
 
@@ -100,7 +101,9 @@ class SiteClient:
         why = refusal(self.policy, config, int(request["clients"]))
         if why is not None:
             raise Refused(why)
-        local = build(own_config(self.policy, keys, self.name) | {"output_dir": str(self.folder)})
+        tokens = self.policy.token_cache or str(token_folder(self.folder))
+        place = {"output_dir": str(self.folder), "token_cache": tokens}
+        local = build(own_config(self.policy, keys, self.name) | place)
         builder = ClientBuilder(local, note=log.info)
         if local.endpoint is None and has_pickle_files(local):
             raise Refused("the model here is in pickle files (.bin), and a site loads safetensors only")

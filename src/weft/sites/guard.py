@@ -14,8 +14,11 @@ import ssl
 import threading
 import time
 import weakref
+from collections import deque
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.x509.oid import NameOID
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_context import FLContext
@@ -30,6 +33,8 @@ EVERY = 1.0
 """Seconds between two looks at the connections."""
 POLLED = ("list_jobs", "get_job_meta", "check_status")
 """Commands that watchers repeat each second. They only read."""
+WINDOW, MANY = 120, 8
+"""Seconds in which a site connects so often only if something is wrong; each of its jobs has a connection too."""
 REPEATED = 3600.0
 """Seconds in which the audit log has one line for each user and polled command."""
 
@@ -40,6 +45,7 @@ class Gate:
     def __init__(self, kit: Path) -> None:
         self.revocations = Revocations(kit)
         self._open: weakref.WeakKeyDictionary[ssl.SSLSocket, str] = weakref.WeakKeyDictionary()
+        self._opened: dict[str, deque[tuple[float, str]]] = {}
         self._lock = threading.Lock()
 
     def admit(self, connection: ssl.SSLSocket) -> None:
@@ -53,6 +59,7 @@ class Gate:
             raise ssl.SSLError(why)
         with self._lock:
             self._open[connection] = digest
+            self._count(connection)
 
     def sweep(self) -> None:
         """Cut the connections whose certificates are refused by now."""
@@ -70,12 +77,43 @@ class Gate:
                 continue  # it was closed meanwhile
             log.warning("a connection was cut: %s", why)
 
+    def _count(self, connection: ssl.SSLSocket) -> None:
+        """Say so when a site connects again and again: of two processes with one kit, each ends the other's."""
+        name, is_person = _subject(connection)
+        if is_person:  # administrators may have several sessions
+            return
+        now = time.monotonic()
+        times = self._opened.setdefault(name, deque())
+        times.append((now, str(connection.getpeername()[0])))
+        while times[0][0] < now - WINDOW:
+            times.popleft()
+        if len(times) < MANY:
+            return
+        places = " and ".join(sorted({place for _, place in times}))
+        log.warning(
+            "the site '%s' has connected %d times in %d seconds, from %s: either two processes use its kit, each of "
+            "which ends the other's connection, so that one has to be ended, or its network breaks off.",
+            name,
+            len(times),
+            WINDOW,
+            places,
+        )
+        times.clear()
+
     def _refusal(self, digest: str) -> str | None:
         try:
             owner = self.revocations.owner(digest)
         except (OSError, ValueError) as error:
             return f"the list of refused certificates cannot be read ({error})"
         return None if owner is None else f"the certificate of '{owner}' is revoked"
+
+
+def _subject(connection: ssl.SSLSocket) -> tuple[str, bool]:
+    """Return the name in a peer's certificate, and whether it is an administrator's, which alone has a role."""
+    certificate = x509.load_der_x509_certificate(connection.getpeercert(binary_form=True) or b"")
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    roles = certificate.subject.get_attributes_for_oid(NameOID.UNSTRUCTURED_NAME)
+    return str(names[0].value) if names else "", bool(roles)
 
 
 def checked(gate: Gate) -> type[ssl.SSLSocket]:
