@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from weft.arguments import Parser
+from weft.commands import kits
 from weft.verbs import print_notices
 
 
 def run(argv: list[str]) -> int:
-    """Check a site's machine, or run the site until Ctrl-C or SIGTERM."""
+    """Ask for a kit or make it, check the site's machine, or run the site until Ctrl-C or SIGTERM."""
     if argv[:1] == ["check"]:
         from weft.commands import check
 
         return check.client(argv[1:])
+    if argv and argv[0] in kits.CLIENT:
+        return kits.CLIENT[argv[0]](argv[1:])
     parser = Parser(prog="weft client", description="A site of a federation.", allow_abbrev=False)
     parser.add_argument("what", choices=["check", "start"], help="see what is missing, run the site")
     parser.add_argument("kit", metavar="KIT", help="the site's start-up kit")

@@ -6,16 +6,19 @@ import sys
 from pathlib import Path
 
 from weft.arguments import Parser
+from weft.commands import kits
 from weft.errors import ConfigError, RunError
 from weft.verbs import print_notices
 
 
 def run(argv: list[str]) -> int:
-    """Make kits, add a site to them, check the server's machine, or run the server."""
+    """Make kits, add parties to them or shut them out, check the server's machine, or run the server."""
     if argv[:1] == ["check"]:
         from weft.commands import check
 
         return check.server(argv[1:])
+    if argv and argv[0] in kits.SERVER:
+        return kits.SERVER[argv[0]](argv[1:])
     parser = Parser(prog="weft server", description="The server of a federation of sites.", allow_abbrev=False)
     parser.add_argument(
         "what",
@@ -28,6 +31,9 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--port", type=int, default=8002, help="the one port that it listens to [8002]")
     parser.add_argument("--clients", default="", help="names of the sites: a,b,c")
     parser.add_argument("--out", default="kits", help="folder of the kits [kits]")
+    parser.add_argument(
+        "--passphrase", action="store_true", help="init: ask for a passphrase that encrypts the root key"
+    )
     arguments = parser.parse(argv)
     if arguments.what == "start":
         if not arguments.place:
@@ -38,11 +44,13 @@ def run(argv: list[str]) -> int:
     if arguments.what == "add":
         if not arguments.place or not arguments.site:
             raise ConfigError("Which site, to which kits? Write `weft server add kits hospital_d`.")
-        print(add_kit(Path(arguments.place), arguments.site))
+        folder = Path(arguments.place)
+        print(add_kit(folder, arguments.site, passphrase=kits.passphrase(folder)))
         return 0
     names = [name.strip() for name in arguments.clients.split(",") if name.strip()]
     out = Path(arguments.out)
-    make_kits(arguments.host, names, out, arguments.port)
+    secret = kits.new_passphrase(arguments.passphrase)
+    make_kits(arguments.host, names, out, arguments.port, passphrase=secret)
     for name in ("server", *names, "admin"):
         print(out / name)
     print(
@@ -50,6 +58,11 @@ def run(argv: list[str]) -> int:
         f"else can read it, and open port {arguments.port} of {arguments.host} to the sites.",
         file=sys.stderr,
     )
+    if secret is None:
+        print_notices(
+            f"the authority's root key in {out / 'authority'} is not encrypted, and readable for you only; "
+            "--passphrase encrypts one."
+        )
     return 0
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from weft.config import RunConfig
 from weft.errors import ConfigError, MissingExtra, ServerAway
 from weft.json_types import JsonObject
-from weft.sites.job import STATUS, STOP, write_job
+from weft.sites.job import REPORT, STOP, write_job
 from weft.sites.provisioning import kind_of_kit
 
 if TYPE_CHECKING:
@@ -44,9 +44,33 @@ class AdminSession:
         self.session = session
 
     def submit(self, config: RunConfig, name: str) -> str:
-        """Submit a run; return the id of its job."""
+        """Submit a run; return the id of its job.
+
+        Raises:
+            ConfigError: another run has the name: it goes on, or it is done.
+        """
+        self._check_name(name, config.num_rounds)
         with tempfile.TemporaryDirectory() as folder, quiet_flare():
             return str(self.session.submit_job(str(write_job(config, name, Path(folder)))))
+
+    def _check_name(self, name: str, rounds: int) -> None:
+        """Raise ConfigError if a run has the name; the server refuses it too, without saying why."""
+        for job in self.jobs():
+            if name != str(job.get("job_name") or job.get("name")):
+                continue
+            if not str(job.get("status")).startswith(OVER):
+                raise ConfigError(
+                    f"The run '{name}' goes on already: wait for it with `weft status {name}`, end it with `weft stop "
+                    f"{name}`, or give another --name."
+                )
+            status = self.status(str(job["job_id"])) or {}
+            if status.get("state") == "done" and rounds <= int(status.get("num_rounds") or 0):
+                raise ConfigError(
+                    f"The run '{name}' is done, with {status['num_rounds']} rounds: give another --name, or more "
+                    "--num_rounds to go on with it."
+                )
+            if status:
+                return  # the newest job that began says how the run is
 
     def resubmit(self, job: str) -> str:
         """Submit a copy of a job; return the id of the copy."""
@@ -58,21 +82,22 @@ class AdminSession:
         with quiet_flare():
             jobs = self.session.list_jobs(detailed=True, limit=limit, reverse=True)
             server_start = self.server_start()
-        jobs = [job | {"status": _state(job, server_start)} for job in jobs]
+        jobs = [job | {"status": state_of(job, server_start)} for job in jobs]
         return sorted(jobs, key=lambda job: str(job.get("submit_time_iso") or job.get("submit_time")), reverse=True)
 
     def state(self, job: str) -> str:
         """Return the state of a job in FLARE's words."""
         with quiet_flare():
-            return _state(self.session.get_job_meta(job), self.server_start())
+            return state_of(self.session.get_job_meta(job), self.server_start())
 
     def status(self, job: str) -> JsonObject | None:
-        """Return the status that the run itself reports, or None while it does not run."""
+        """Return the status that the run last reported in this job, or None if it has not begun."""
         try:
             with quiet_flare():
-                return dict(self.session.do_app_command(job, STATUS, {}))
+                status = self.session.get_job_meta(job).get(REPORT)  # weft.sites.job_store adds it
         except Exception:
             return None
+        return dict(status) if isinstance(status, dict) else None
 
     def end(self, job: str) -> bool:
         """End a job so that it is not resubmitted; return whether it ran, as `stop` does."""
@@ -168,7 +193,7 @@ def _close(session: Session) -> None:
         closing.join(0.5)
 
 
-def _state(job: Mapping[str, object], server_start: float) -> str:
+def state_of(job: Mapping[str, object], server_start: float) -> str:
     """Return the state of a job; one that started before its server is abandoned, though FLARE says that it runs."""
     state, job_start = str(job.get("status", "")), job.get("start_time")
     if state.startswith(OVER) or not job_start:

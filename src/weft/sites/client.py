@@ -37,6 +37,7 @@ from weft.runs.layout import RunDir, path_component
 from weft.runtimes.mailbox import UNKNOWN_RUN
 from weft.sites.bounds import WORK, Bounds, Spent
 from weft.sites.policy import SitePolicy, agreement, own_config, refusal, reportable, smaller_cohort, wrong_model
+from weft.sites.token_folder import token_folder
 
 log = logging.getLogger("weft.site")
 
@@ -111,7 +112,9 @@ class SiteClient:
 
     def _begin(self, run: RunDir, keys: JsonObject, config: RunConfig, request: JsonObject) -> JsonObject:
         """Load the data and the model of a run that the policy accepts; returns and raises as `handshake` does."""
-        local = build(own_config(self.policy, keys, self.name) | {"output_dir": str(self.folder)})
+        tokens = self.policy.token_cache or str(token_folder(self.folder))
+        place = {"output_dir": str(self.folder), "token_cache": tokens}
+        local = build(own_config(self.policy, keys, self.name) | place)
         builder = ClientBuilder(local, note=log.info)
         why = smaller_cohort(self.policy, builder.plan)
         if why is not None:

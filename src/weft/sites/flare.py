@@ -1,7 +1,7 @@
 """A run of sites as an NVIDIA FLARE job: the classes that its processes load, at the server and at the sites.
 
 All use of FLARE's Collab API is in this file. The job contains two class names and the run's keys, no code: sites run
-the Weft that is installed there (`weft.sites.provisioning` lets them load nothing else).
+the Weft that is installed there (`weft.sites.kit_settings` lets them load nothing else).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from weft.core.files import write_atomic
 from weft.errors import ConfigError, RunError, RunInUse, WeftError
 from weft.json_types import JsonObject
 from weft.runtimes.mailbox import WAIT, Mailbox, PollResult, TransportBroken
-from weft.sites.job import STATUS, STOP, check_name
+from weft.sites.job import STOP, check_name
 from weft.sites.model_process import ModelProcess
 from weft.sites.part_files import FOLDER
 
@@ -103,9 +104,10 @@ class ServerJob:
 
     def __init__(self, run: JsonObject, name: str) -> None:
         self.run, self.name = run, name
-        self.status: JsonObject = {"name": name, "state": "begins", "rounds": []}
+        self.status: JsonObject = {"name": name, "state": "begins", "rounds": [], "num_rounds": run.get("num_rounds")}
+        self._writing = threading.Lock()  # an administrator's stop comes from another thread
         self._file: Path | None = None
-        """File with the status, for the supervisor; it outlives the job."""
+        """File with the status, for administrators and the supervisor; it outlives the job."""
 
     @collab.main  # type: ignore[untyped-decorator]
     def main(self) -> str:
@@ -117,7 +119,6 @@ class ServerJob:
         folder.parent.mkdir(parents=True, exist_ok=True)
         proxies = {proxy.name: proxy for proxy in collab.clients}
         engine = collab.fl_ctx.get_engine()
-        engine.register_app_command(STATUS, lambda *_, **__: json.loads(json.dumps(self.status)))
         engine.register_app_command(STOP, self._mark_stopped)
         self._file = folder.parent / f"{self.name}.json"
         self._update_status({"state": "begins", "job": str(collab.fl_ctx.get_job_id())})
@@ -164,17 +165,16 @@ class ServerJob:
 
     def _update_status(self, entry: JsonObject) -> None:
         """Add a round or an evaluation to the status, or other fields, and write it."""
-        rounds = self.status["rounds"]
-        if "round" in entry or "evaluation" in entry:
-            rounds.append(entry)
-            del rounds[:-LAST]
-            if len(rounds) > 1:
-                return
-            self.status["state"] = "stopped" if self.status.get("final") else "trains"
-        else:
-            self.status |= entry
-        if self._file is not None:
-            write_atomic(self._file, json.dumps(self.status).encode())
+        with self._writing:
+            rounds = self.status["rounds"]
+            if "round" in entry or "evaluation" in entry:
+                rounds.append(entry)
+                del rounds[:-LAST]
+                self.status["state"] = "stopped" if self.status.get("final") else "trains"
+            else:
+                self.status |= entry
+            if self._file is not None:
+                write_atomic(self._file, json.dumps(self.status).encode())
 
 
 class SiteJob:

@@ -1,4 +1,4 @@
-"""The NVIDIA FLARE job that is submitted for a run, and the commands that a running job answers."""
+"""The NVIDIA FLARE job that is submitted for a run, and the command that a running job answers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from weft.errors import ConfigError
 from weft.json_types import JsonObject
 from weft.runs.layout import path_component
 
-STATUS, STOP = "weft_status", "weft_stop"
-"""FLARE app commands: read the status of a run; mark it as stopped by the administrator."""
+STOP = "weft_stop"
+"""FLARE app command: mark a run as stopped by the administrator."""
+REPORT, ROUNDS = "weft_status", "weft_rounds"
+"""Entries of a job's description: what its run last reported; how many rounds it is to have."""
 
 
 def check_name(name: str) -> None:
@@ -56,6 +58,7 @@ def write_job(config: RunConfig, name: str, folder: Path) -> Path:
     # @ALL: whatever sites are connected when the job starts.
     where = ["server", *config.sites] if config.sites else ["@ALL"]
     meta = {"name": name, "resource_spec": {}, "min_clients": least, "deploy_map": {"app": where}}
+    meta[ROUNDS] = config.num_rounds
     job = folder / name
     (job / "app" / "config").mkdir(parents=True)
     for path, content in (

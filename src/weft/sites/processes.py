@@ -11,9 +11,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from weft.errors import ConfigError, MissingExtra
 from weft.sites.kit_files import read_kit
+from weft.sites.kit_use import bound_logs, delete_old_jobs, kit_in_use
 from weft.sites.policy import read_policy
 from weft.sites.provisioning import kind_of_kit, settle
 
@@ -21,6 +23,10 @@ PAUSE = 2.0
 """Seconds before a process that ended is restarted."""
 HUGE = "glibc.malloc.hugetlb=1"
 """Large pages, where the system has them: buffers of hundreds of megabytes are allocated faster."""
+PRIVATE = 0o077
+"""umask of all processes: nobody but their user reads the files that they write."""
+LOOK = 30.0
+"""Seconds between two looks at the size of the logs."""
 PATIENCE = 20.0
 """Seconds that a process has to end after SIGTERM."""
 
@@ -61,7 +67,7 @@ def command(kit: Path, site: Path | None = None) -> tuple[list[str], dict[str, s
     module = f"nvflare.private.fed.app.{kind}.{kind}_train"
     arguments = ["-m", str(kit), "-s", f"fed_{kind}.json", "--set", "secure_train=true"]
     arguments += [*options, "config_folder=config"]
-    (kit / "transfer").mkdir(exist_ok=True)
+    (kit / "transfer").mkdir(mode=0o700, exist_ok=True)
     return [sys.executable, "-u", "-m", module, *arguments], env
 
 
@@ -72,17 +78,32 @@ def keep_running(kit: Path, site: Path | None, note: Callable[[str], None]) -> i
         kit: folder of the kit.
         site: the site's site.yaml; None for the server, which gets its supervisor beside it.
         note: called with a sentence when the process is restarted.
+
+    Raises:
+        ConfigError: as `command`; or a process of this machine runs with the kit.
     """
     arguments, env = command(kit, site)
+    with kit_in_use(kit) as lock:
+        delete_old_jobs(kit)
+        return _keep_running(kit, site, note, arguments, env, lock)
+
+
+def _keep_running(
+    kit: Path, site: Path | None, note: Callable[[str], None], arguments: list[str], env: dict[str, str], lock: int
+) -> int:
     signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: signals.append(number))
     supervisor: subprocess.Popen[bytes] | None = None
     while True:
-        child = start(arguments, env, kit)
+        child = start(arguments, env, kit, lock)
+        looked = 0.0
         while child.poll() is None and not signals:
             if site is None and (kit / "supervisor").is_dir() and (supervisor is None or supervisor.poll() is not None):
                 supervisor = start_supervisor(kit)
+            if time.monotonic() - looked > LOOK:
+                bound_logs(kit)
+                looked = time.monotonic()
             time.sleep(0.1)
         if signals:
             if supervisor is not None:
@@ -95,17 +116,32 @@ def keep_running(kit: Path, site: Path | None, note: Callable[[str], None]) -> i
         time.sleep(PAUSE)
 
 
-def start(arguments: list[str], env: dict[str, str], kit: Path) -> subprocess.Popen[bytes]:
-    """Start the process of a server or site; its output goes to console.log in its kit."""
-    with open(kit / "console.log", "ab") as log:
-        return subprocess.Popen(arguments, env=env, stdout=log, stderr=log, start_new_session=True)
+def start(arguments: list[str], env: dict[str, str], kit: Path, lock: int | None = None) -> subprocess.Popen[bytes]:
+    """Start the process of a server or site; its output goes to console.log in its kit.
+
+    Args:
+        arguments: as `command` returns them.
+        env: the environment.
+        kit: folder of the kit.
+        lock: a descriptor that the process inherits, so that the kit is in use as long as it lives.
+    """
+    kept = () if lock is None else (lock,)
+    with _private_log(kit / "console.log") as log:
+        return subprocess.Popen(
+            arguments, env=env, stdout=log, stderr=log, start_new_session=True, pass_fds=kept, umask=PRIVATE
+        )
 
 
 def start_supervisor(kit: Path) -> subprocess.Popen[bytes]:
     """Start the supervisor of a server; it ends with this process."""
-    with open(kit / "supervisor.log", "ab") as log:
+    with _private_log(kit / "supervisor.log") as log:
         arguments = [sys.executable, "-u", "-m", "weft.sites.supervisor", str(kit.resolve())]
-        return subprocess.Popen(arguments, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(arguments, stdout=log, stderr=log, start_new_session=True, umask=PRIVATE)
+
+
+def _private_log(path: Path) -> IO[bytes]:
+    """Open a log for appending; a new one is readable for its owner only."""
+    return open(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
 
 
 def end(child: subprocess.Popen[bytes]) -> None:

@@ -1,0 +1,143 @@
+"""Commands about identities: `weft client request | install`, and `weft server sign | revoke | admin`."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+from pathlib import Path
+
+from weft.arguments import Parser
+from weft.errors import ConfigError
+from weft.verbs import print_notices
+
+PASSPHRASE = "WEFT_PASSPHRASE"
+"""Environment variable with the passphrase of the authority's root key."""
+
+
+def new_passphrase(asked: bool) -> str | None:
+    """Return the passphrase for a new root key, or None for a key that lies open.
+
+    Args:
+        asked: whether a passphrase is wanted although the environment has none.
+    """
+    if PASSPHRASE in os.environ:
+        if not os.environ[PASSPHRASE]:
+            raise ConfigError(f"{PASSPHRASE} is empty: set it to a passphrase, or unset it.")
+        return os.environ[PASSPHRASE]
+    if not asked:
+        return None
+    if not sys.stdin.isatty():
+        raise ConfigError(f"There is no terminal to type a passphrase at: set {PASSPHRASE}.")
+    first = getpass.getpass("Passphrase for the authority's root key: ")
+    if not first or getpass.getpass("Again: ") != first:
+        raise ConfigError("The two passphrases differ, or are empty: try again.")
+    return first
+
+
+def passphrase(kits: Path) -> str | None:
+    """Return the passphrase of the authority of `kits`, from the environment or a terminal; None if none is needed."""
+    from weft.sites.authority import is_sealed
+
+    if not is_sealed(kits / "authority"):
+        return None
+    if PASSPHRASE in os.environ or not sys.stdin.isatty():
+        return os.environ.get(PASSPHRASE)
+    return getpass.getpass("Passphrase of the authority's root key: ")
+
+
+def request(argv: list[str]) -> int:
+    """Make a key here, and a signing request for the authority."""
+    parser = Parser(prog="weft client request", description="Ask for a certificate.", allow_abbrev=False)
+    parser.add_argument("--name", required=True, help="of the site, or NAME@PLACE of an administrator")
+    parser.add_argument("--out", help="folder of the kit to be [the name]")
+    arguments = parser.parse(argv)
+    from weft.sites.authority import spoken
+    from weft.sites.kit_requests import make_request
+
+    kit = Path(arguments.out or arguments.name)
+    file, key = make_request(arguments.name, kit)
+    print(file)
+    print_notices(
+        f"the key stays in {kit}; send {file} to whoever runs the server.",
+        f"the fingerprint of the key, to compare by telephone: {spoken(key)}",
+        f"then: weft client install ANSWER --kit {kit}",
+    )
+    return 0
+
+
+def install(argv: list[str]) -> int:
+    """Make a kit from the authority's answer and the key that is here."""
+    parser = Parser(prog="weft client install", description="Make the kit from an answer.", allow_abbrev=False)
+    parser.add_argument("answer", metavar="ANSWER", help="the file that `weft server sign` wrote")
+    parser.add_argument("--kit", required=True, help="the folder that `weft client request` made")
+    arguments = parser.parse(argv)
+    from weft.sites.authority import spoken
+    from weft.sites.kit_requests import install as make
+
+    kit = Path(arguments.kit)
+    _, root = make(Path(arguments.answer), kit)
+    print(kit)
+    print_notices(f"the fingerprint of the authority, to compare by telephone: {spoken(root)}")
+    return 0
+
+
+def sign(argv: list[str]) -> int:
+    """Sign a request."""
+    parser = Parser(prog="weft server sign", description="Answer a request for a certificate.", allow_abbrev=False)
+    parser.add_argument("kits", metavar="KITS", help="the folder of the kits")
+    parser.add_argument("request", metavar="REQUEST", help="the file that `weft client request` wrote")
+    parser.add_argument("--out", help="file of the answer [NAME.answer.json beside the request]")
+    parser.add_argument("--admin", action="store_true", help="the request may be an administrator's")
+    arguments = parser.parse(argv)
+    from weft.sites.authority import DAYS, spoken
+    from weft.sites.kit_requests import sign as answer
+    from weft.sites.provisioning import open_kits
+
+    kits, out = Path(arguments.kits), Path(arguments.out) if arguments.out else None
+    authority = open_kits(kits, passphrase(kits))
+    signed = answer(kits, Path(arguments.request), authority, out, admin=arguments.admin)
+    print(signed.answer)
+    print_notices(
+        f"send {signed.answer} to '{signed.name}'; it is no secret, and valid for {DAYS} days.",
+        f"compare by telephone the fingerprint of their key: {spoken(signed.key)}",
+        f"and that of the authority: {spoken(signed.root)}",
+    )
+    return 0
+
+
+def revoke(argv: list[str]) -> int:
+    """Shut a site or an administrator out."""
+    parser = Parser(prog="weft server revoke", description="Shut a site or administrator out.", allow_abbrev=False)
+    parser.add_argument("kits", metavar="KITS", help="the folder of the kits")
+    parser.add_argument("name", metavar="NAME", help="the site, or the administrator")
+    arguments = parser.parse(argv)
+    from weft.sites.revocation import revoke as shut_out
+
+    copy = shut_out(Path(arguments.kits), arguments.name)
+    if copy is not None:
+        print(copy)
+        print_notices(f"copy {copy} into local/ of the server's kit: from then on '{arguments.name}' is refused.")
+        return 0
+    print_notices(f"the server refuses '{arguments.name}' from now on, also while it runs.")
+    return 0
+
+
+def admin(argv: list[str]) -> int:
+    """Make the kit of one more administrator."""
+    parser = Parser(prog="weft server admin", description="Make an administrator's kit.", allow_abbrev=False)
+    parser.add_argument("kits", metavar="KITS", help="the folder of the kits")
+    parser.add_argument("name", metavar="NAME@PLACE", help="the administrator, as the audit log names them")
+    arguments = parser.parse(argv)
+    from weft.sites.provisioning import add_kit
+
+    kits = Path(arguments.kits)
+    if "@" not in arguments.name:
+        raise ConfigError(f"An administrator is called NAME@PLACE, not '{arguments.name}'; sites: `weft server add`.")
+    print(add_kit(kits, arguments.name, passphrase=passphrase(kits)))
+    return 0
+
+
+SERVER = {"sign": sign, "revoke": revoke, "admin": admin}
+CLIENT = {"request": request, "install": install}
+"""Commands after `weft server` and `weft client`, beside those in their modules."""
