@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 from weft.config import RunConfig, build, canonical
-from weft.core.texts import printable
 from weft.core.types import Failure, Probe, ProtectionRequest, Reply, Task, Tensors, Undo
 from weft.core.wire import pack, unpack
 from weft.core.wire_format import Raw
@@ -71,7 +70,7 @@ class SiteClient:
             try:
                 return json.dumps(self.handshake(json.loads(bytes(raw)))).encode()
             except (Refused, Spent) as error:
-                log.warning("refused: %s", printable(str(error)))
+                log.warning("refused: %s", error)
                 return json.dumps({"refused": str(error)}).encode()
             except WeftError as error:
                 log.exception("the site cannot take part")
