@@ -32,7 +32,7 @@ from weft.runs import checkpoint, fingerprints
 from weft.runs.fingerprints import Fingerprints
 from weft.runs.layout import RunDir, path_component
 from weft.runtimes.mailbox import UNKNOWN_RUN
-from weft.sites.bounds import WORK, Bounds, Spent
+from weft.sites.bounds import DAY, WORK, Bounds, Day, Spent
 from weft.sites.policy import SitePolicy, agreement, own_config, refusal, reportable, smaller_cohort, wrong_model
 
 log = logging.getLogger("weft.site")
@@ -102,7 +102,9 @@ class SiteClient:
         run, birth = RunDir(self.folder / path_component(str(request["id"]))), str(request.get("birth", ""))
         run.path.mkdir(parents=True, exist_ok=True)
         self.client_host = None
-        self.bounds = bounds = Bounds(run.path / WORK, config, self.policy.accept.max_hours, birth=birth)
+        rules, day = self.policy.accept, Day(self.folder / DAY, self.policy.accept.max_hours_per_day)
+        day.count(0.0)
+        self.bounds = bounds = Bounds(run.path / WORK, config, rules.max_hours, birth=birth, day=day)
         # Refused before the model is loaded: handshakes are work too, and a server may repeat them.
         if (spent := bounds.spent()) is not None:
             raise Refused(spent)

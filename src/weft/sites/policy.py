@@ -68,7 +68,9 @@ class AcceptRules(BaseModel):
     max_steps: int | None = Field(None, ge=1)
     """Most optimizer steps in a round; refuses runs that count epochs."""
     max_hours: float | None = Field(None, gt=0)
-    """Most hours of work for one run, evaluations included."""
+    """Most hours of work for all runs of one name together, handshakes and evaluations included."""
+    max_hours_per_day: float | None = Field(None, gt=0)
+    """Most hours of work in a day, for all runs together."""
     min_clients: int | None = Field(None, ge=1)
     protection: list[str] | None = None
     privacy: list[str] | None = None
