@@ -19,6 +19,7 @@ from weft.errors import ConfigError
 from weft.json_types import JsonObject
 from weft.keys import EFFECTS, Client, RunConfig, effects
 from weft.keys.names import ALIASES, foreign
+from weft.keys.secrets import MASKED
 
 __all__ = [
     "ALIASES",
@@ -143,7 +144,8 @@ def build(values: Mapping[str, object]) -> RunConfig:
         # Where a value may be of several types, pydantic names the type too.
         inside = Client.model_fields.keys()
         place = ".".join(str(p) for i, p in enumerate(first["loc"]) if i == 0 or isinstance(p, int) or p in inside)
-        raise ConfigError(f"The value {first['input']!r} of '{place}' cannot be: {first['msg'].lower()}.") from None
+        value = "" if first["loc"][:1] and first["loc"][0] in MASKED else f" {first['input']!r}"
+        raise ConfigError(f"The value{value} of '{place}' cannot be: {first['msg'].lower()}.") from None
 
 
 def _may_be_none(annotation: object) -> bool:

@@ -15,7 +15,7 @@ from weft.config import ALIASES, RunConfig, build
 from weft.core.types import Failure, Message, Probe, ProtectionRequest, Task, Undo
 from weft.core.wire import pack, unpack
 from weft.errors import ConfigError, RunError
-from weft.sites.bounds import Bounds
+from weft.sites.bounds import Bounds, Day, Spent
 from weft.sites.policy import read_policy
 from weft.sites.run_keys import AT_SERVER, FROM_RUN, FROM_SITE, ON_DEMAND
 from weft.sites.server import serve
@@ -193,6 +193,36 @@ def test_hours_outlast_the_birth_of_a_run_and_messages_do_not(agreed, tmp_path: 
     second = Bounds(tmp_path / "work.json", agreed, 1.0, birth="two")
     assert second.messages["Task"] == 0
     assert "1.00 hours" in str(second.spent())
+
+
+def test_the_hours_of_a_day_are_those_of_all_runs(agreed, tmp_path: Path):
+    """A run under another name has hours of its own, and the day has not."""
+    file, task = tmp_path / "day.json", Task("a", 0, 0, {})
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    first = Bounds(tmp_path / "one" / "work.json", agreed, 1.0, day=Day(file, 0.5))
+    with first.work(task):
+        first.day.count(1800.0)
+    second = Bounds(tmp_path / "two" / "work.json", agreed, 1.0, day=Day(file, 0.5))
+    assert second.refusal(task) == "the site has worked 0.50 hours today, and accepts 0.5 a day"
+    with pytest.raises(Spent, match=r"0\.50 hours today"), second.work(task):
+        second.step()
+    saved = json.loads(file.read_text())
+    assert 1800 <= saved["seconds"] < 1803
+    file.write_text(json.dumps(saved | {"day": "2020-01-01"}))
+    assert second.refusal(task) is None
+    assert Bounds(tmp_path / "two" / "work.json", agreed, day=Day(file, None)).refusal(task) is None
+
+
+def test_a_site_counts_the_hours_of_its_day(run, sites: FakeSites, tmp_path: Path):
+    accept(sites, "hospital_a", max_hours_per_day=2.0)
+    serve(run | {"num_rounds": 1}, sites, list(NAMES), "1")
+    file = tmp_path / "work" / "hospital_a" / "day.json"
+    saved = json.loads(file.read_text())
+    assert 0 < saved["seconds"] < 60
+    file.write_text(json.dumps(saved | {"seconds": 7200.0}))
+    sites.begin("hospital_a")
+    assert "hours today, and accepts 2 a day" in str(handshake(sites, run, id="another")["refused"])
 
 
 @pytest.mark.parametrize(

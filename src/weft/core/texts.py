@@ -39,5 +39,5 @@ def unfit(text: str) -> bool:
 
 def printable(text: str, limit: int = 500) -> str:
     """Return another party's text, safe for a terminal or a log: unprintable characters escaped, cut at `limit`."""
-    letters = (letter if not unfit(letter) else letter.encode("unicode_escape").decode() for letter in text[:limit])
-    return "".join(letters)
+    # Separators of lines (U+2028) are unprintable too, though no control characters.
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:limit])

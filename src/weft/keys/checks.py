@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from weft import kinds, registry
 from weft.errors import ConfigError
+from weft.keys import secrets
 
 if TYPE_CHECKING:
     from weft.keys import RunConfig
@@ -19,11 +20,20 @@ def check(config: RunConfig) -> None:
     Raises:
         ConfigError: with the remedy.
     """
+    _check_secrets(config)
     _check_pairs(config)
     _check_numbers(config)
     _check_names(config)
     _check_rewards(config)
     _check_prompt(config)
+
+
+def _check_secrets(config: RunConfig) -> None:
+    """Refuse API keys and passwords among the keys."""
+    clients = [{"dataset_name": client.data, "eval_dataset_name": client.eval} for client in config.clients or ()]
+    for values in (dict(config), *clients):
+        if (why := secrets.fault(values)) is not None:
+            raise ConfigError(why)
 
 
 def _check_prompt(config: RunConfig) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from weft.core.texts import printable
 from weft.errors import ClientFailed, ConfigError, RunError
 from weft.json_types import JsonObject
 
@@ -23,6 +24,20 @@ MOST_BYTES = 64 << 20
 """Longest response that is read; the server is not trusted to stop."""
 WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds before the first retry, doubled each time, and the longest pause that a server's Retry-After may impose."""
+
+
+REDIRECTS = (301, 302, 303, 307, 308)
+"""Codes that lead to another address."""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: the request would take its key along, to whatever host is named."""
+
+    def redirect_request(self, *_: object, **__: object) -> None:
+        """Let the code be an error."""
+
+
+OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 class ScoredText(NamedTuple):
@@ -72,7 +87,8 @@ class Endpoint:
         try:
             scores = self.likelihoods([ScoredText("One two three four.", ((0, 19),))])
         except ClientFailed as failure:
-            raise RunError(f"{failure}; start it, then run the same command again.".capitalize()) from None
+            why = str(failure).removeprefix("the endpoint")
+            raise RunError(f"The endpoint {self.url}{why}; start it, then run the same command again.") from None
         if scores[0][1] < 1:
             raise ConfigError(f"The endpoint {self.url} scores no tokens of a text: use a server of a language model.")
 
@@ -107,7 +123,7 @@ class Endpoint:
         answer = self._post({"prompt": prompts, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1})
         choices = sorted(answer["choices"], key=lambda choice: int(choice.get("index", 0)))
         if len(choices) != len(texts):
-            raise ClientFailed(f"the endpoint {self.url} answered {len(choices)} of {len(texts)} texts")
+            raise ClientFailed(f"the endpoint answered {len(choices)} of {len(texts)} texts")
         return [
             self._span_score(text, choice.get("logprobs") or {}) for text, choice in zip(texts, choices, strict=True)
         ]
@@ -146,7 +162,7 @@ class Endpoint:
             pause = self.wait * 2**attempt
             try:
                 request = urllib.request.Request(f"{self.url}/completions", body, headers)
-                with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+                with OPENER.open(request, timeout=self.timeout) as answer:
                     completion = json.loads(answer.read(MOST_BYTES))
                 if (
                     isinstance(completion, dict)
@@ -157,12 +173,18 @@ class Endpoint:
                 failure = "did not answer with completions"
             except urllib.error.HTTPError as error:
                 with error:
+                    reason = printable(str(error.reason), 100)
+                    if error.code in REDIRECTS:
+                        raise ConfigError(
+                            f"The endpoint {self.url} redirects requests ({error.code}), which would carry the key to "
+                            "another address: write the address that answers."
+                        ) from None
                     if error.code not in (408, 409, 425, 429) and error.code < 500:
                         raise ConfigError(
-                            f"The endpoint {self.url} refuses the request ({error.code} {error.reason}): check "
+                            f"The endpoint {self.url} refuses the request ({error.code} {reason}): check "
                             f"--endpoint, --endpoint_model ({self.model}) and the key in the variable {self.key}."
                         ) from None
-                    failure = f"answered {error.code} {error.reason}"
+                    failure = f"answered {error.code} {reason}"
                     pause = max(pause, _seconds(error.headers.get("Retry-After")))
             except TimeoutError:
                 failure = f"did not answer within {self.timeout:g} s"
@@ -171,7 +193,8 @@ class Endpoint:
                 failure = f"could not be reached ({type(inner).__name__})"
             if attempt < self.retries:
                 time.sleep(min(pause, LONGEST_WAIT))
-        raise ClientFailed(f"the endpoint {self.url} {failure}, {self.retries + 1} times")
+        # Without the URL: a site sends the reason, and its network is its own.
+        raise ClientFailed(f"the endpoint {failure}, {self.retries + 1} times")
 
 
 def _seconds(header: str | None) -> float:

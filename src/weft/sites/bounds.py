@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 
 from weft.config import RunConfig
@@ -19,6 +20,8 @@ from weft.core.files import write_atomic
 from weft.core.types import Message, Probe, ProtectionRequest, Task, Undo
 from weft.errors import ClientFailed
 
+DAY = "day.json"
+"""Name of the file, beside the runs' folders, that holds the work of the current day."""
 WORK = "work.json"
 """Name of the file in a run's folder at a site that holds the counts."""
 REPEATS = 10
@@ -35,6 +38,32 @@ class Spent(ClientFailed):
     """The run has used up the hours that the site policy allows it."""
 
 
+class Day:
+    """The work of a site on the current day, for all its runs: a run under another name gets no more of it."""
+
+    def __init__(self, file: Path, max_hours: float | None) -> None:
+        """Name the file of the count, which all processes of the site share, and the limit; None: unlimited."""
+        self.file, self.max_hours = file, max_hours
+        self.seconds = 0.0
+        """Work of today, when it was last counted."""
+
+    def count(self, seconds: float) -> None:
+        """Add work to that of today."""
+        if self.max_hours is None:
+            return
+        today = date.today().isoformat()
+        counts = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
+        self.seconds = seconds + (float(counts["seconds"]) if counts.get("day") == today else 0.0)
+        write_atomic(self.file, json.dumps({"day": today, "seconds": round(self.seconds, 3)}).encode())
+
+    def spent(self, more: float) -> str | None:
+        """Return the sentence that today's hours are used up, with `more` seconds; None: they are not."""
+        hours = (self.seconds + more) / 3600
+        if self.max_hours is None or hours < self.max_hours:
+            return None
+        return f"the site has worked {hours:.2f} hours today, and accepts {self.max_hours:g} a day"
+
+
 class Bounds:
     """The limits of a site's work for one run, and what it has worked so far.
 
@@ -42,7 +71,9 @@ class Bounds:
     for all runs of one name together, or a server would get them anew with every birth.
     """
 
-    def __init__(self, file: Path, run: RunConfig, max_hours: float | None = None, *, birth: str = "") -> None:
+    def __init__(
+        self, file: Path, run: RunConfig, max_hours: float | None = None, *, birth: str = "", day: Day | None = None
+    ) -> None:
         """Read the counts of an earlier process, if there are any.
 
         Args:
@@ -50,7 +81,9 @@ class Bounds:
             run: the run that the site agreed to.
             max_hours: hours of work that the site policy allows the run; None: unlimited.
             birth: identifies the run among runs of the same name.
+            day: the work of the site on the current day; None: it is not counted.
         """
+        self.day = day or Day(file, None)
         self.file, self.rounds, self.max_hours, self.birth = file, run.num_rounds, max_hours, birth
         self.protected = run.protection != "none"
         self.tasks = run.num_rounds * min(max(REPEATS, run.max_attempts), MOST_REPEATS)
@@ -73,7 +106,7 @@ class Bounds:
         """Return the sentence that the hours of the run are used up; None: they are not."""
         hours = (self.seconds + self._elapsed()) / 3600
         if self.max_hours is None or hours < self.max_hours:
-            return None
+            return self.day.spent(0.0 if self._begun is None else time.monotonic() - self._written)
         return f"the site has worked {hours:.2f} hours for this run, and accepts {self.max_hours:g}"
 
     def refusal(self, message: Message) -> str | None:
@@ -94,6 +127,7 @@ class Bounds:
         if self.messages[kind] >= limit:
             done = "trained" if kind == "Task" else f"answered a message of the kind {kind}"
             return f"the site has {done} {self.messages[kind]} times, which is all that the run it agreed to can need"
+        self.day.count(0.0)  # since the last message, a new day may have begun
         return None if _delivers_result(message) or isinstance(message, Undo) else self.spent()
 
     @contextmanager
@@ -106,8 +140,8 @@ class Bounds:
         try:
             yield
         finally:
-            self.seconds, self._begun = self.seconds + self._elapsed(), None
             self._write()
+            self.seconds, self._begun = self.seconds + self._elapsed(), None
 
     def step(self) -> None:
         """Count the time so far; called while the model works.
@@ -127,7 +161,9 @@ class Bounds:
 
     def _write(self, reserve: float = 0.0) -> None:
         """Write the counts, with some seconds that are still to be worked."""
-        self._written = time.monotonic()
+        now = time.monotonic()
+        self.day.count(now - max(self._begun or now, self._written))
+        self._written = now
         seconds = round(self.seconds + self._elapsed() + reserve, 3)
         counts = {"birth": self.birth, "messages": dict(self.messages), "seconds": seconds}
         write_atomic(self.file, json.dumps(counts).encode())

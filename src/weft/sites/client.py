@@ -15,7 +15,6 @@ from pathlib import Path
 
 from weft.config import RunConfig, build, canonical
 from weft.core.files import caused_by_full_disk, full_disk
-from weft.core.texts import printable
 from weft.core.types import Failure, Probe, ProtectionRequest, Reply, Task, Tensors, Undo
 from weft.core.wire import pack, unpack
 from weft.core.wire_format import Raw
@@ -35,7 +34,7 @@ from weft.runs import checkpoint, fingerprints
 from weft.runs.fingerprints import Fingerprints
 from weft.runs.layout import RunDir, path_component
 from weft.runtimes.mailbox import UNKNOWN_RUN
-from weft.sites.bounds import WORK, Bounds, Spent
+from weft.sites.bounds import DAY, WORK, Bounds, Day, Spent
 from weft.sites.policy import SitePolicy, agreement, own_config, refusal, reportable, smaller_cohort, wrong_model
 from weft.sites.token_folder import token_folder
 
@@ -74,7 +73,7 @@ class SiteClient:
             try:
                 return json.dumps(self.handshake(json.loads(bytes(raw)))).encode()
             except (Refused, Spent) as error:
-                log.warning("refused: %s", printable(str(error)))
+                log.warning("refused: %s", error)
                 return json.dumps({"refused": str(error)}).encode()
             except Exception as error:
                 log.exception("the site cannot take part")
@@ -103,7 +102,9 @@ class SiteClient:
         run, birth = RunDir(self.folder / path_component(str(request["id"]))), str(request.get("birth", ""))
         run.path.mkdir(parents=True, exist_ok=True)
         self.client_host = None
-        self.bounds = bounds = Bounds(run.path / WORK, config, self.policy.accept.max_hours, birth=birth)
+        rules, day = self.policy.accept, Day(self.folder / DAY, self.policy.accept.max_hours_per_day)
+        day.count(0.0)
+        self.bounds = bounds = Bounds(run.path / WORK, config, rules.max_hours, birth=birth, day=day)
         # Refused before the model is loaded: handshakes are work too, and a server may repeat them.
         if (spent := bounds.spent()) is not None:
             raise Refused(spent)

@@ -97,14 +97,14 @@ def main(argv: list[str]) -> int:
     Args:
         argv: the number of a file descriptor, the path of site.yaml, a folder, and the site's name.
     """
-    import logging
     from importlib.metadata import version
 
     from weft.sites.client import SiteClient
     from weft.sites.policy import read_policy
+    from weft.sites.site_log import begin_log
 
     number, site, folder, name = argv
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    begin_log()
     transport = Connection(int(number))
     site_client = SiteClient(read_policy(site), Path(folder), name, version("weft"))
     sending = threading.Lock()  # progress and answers come from two threads, and messages must not mix

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from weft import plugins
 from weft.config import VOLATILE, RunConfig, read_yaml
@@ -22,6 +22,7 @@ from weft.core.types import Metrics
 from weft.errors import ConfigError
 from weft.federation.plan import Plan
 from weft.json_types import JsonObject
+from weft.keys import secrets
 from weft.plugins import PartFile
 from weft.sites import part_files, run_limits
 from weft.sites.policy_names import check_name
@@ -67,7 +68,9 @@ class AcceptRules(BaseModel):
     max_steps: int | None = Field(None, ge=1)
     """Most optimizer steps in a round; refuses runs that count epochs."""
     max_hours: float | None = Field(None, gt=0)
-    """Most hours of work for one run, evaluations included."""
+    """Most hours of work for all runs of one name together, handshakes and evaluations included."""
+    max_hours_per_day: float | None = Field(None, gt=0)
+    """Most hours of work in a day, for all runs together."""
     min_clients: int | None = Field(None, ge=1)
     protection: list[str] | None = None
     privacy: list[str] | None = None
@@ -118,6 +121,15 @@ class SitePolicy(BaseModel):
     token_cache: str | None = None
     accept_changed: bool = False
     """Resume a run even if the site's rows or tokenizer have changed since the run started."""
+
+    @model_validator(mode="after")
+    def _check_secrets(self) -> SitePolicy:
+        """Refuse API keys and passwords: the policy names where they are."""
+        why = secrets.fault({"endpoint": self.endpoint, "endpoint_key": self.endpoint_key})
+        why = why or secrets.fault({"dataset_name": self.data.path, "eval_dataset_name": self.data.eval})
+        if why is not None:
+            raise ValueError(why.rstrip("."))
+        return self
 
     @field_validator("data", mode="before")
     @classmethod
