@@ -124,16 +124,16 @@ class SiteClient:
         for line in warning_lines(local, population):
             log.warning(line)
         host, _ = builder.host(reference=run.reference_file)
+        counts = {"rows": len(population.trained.train[0]), "held": len(population.evaluated.held_out[0])}
         report, export = partial(reportable, self.policy), self._export
-        trained = replace(host.train_clients, reportable=report, export=export)
-        evaluated = replace(host.eval_clients, reportable=report, export=export)
+        trained = replace(host.train_clients, reportable=partial(report, rows=counts["rows"]), export=export)
+        evaluated = replace(host.eval_clients, reportable=partial(report, rows=counts["held"]), export=export)
         self.client_host = replace(host, train_clients=trained, eval_clients=evaluated)
         builder.model.model.register_forward_pre_hook(self._step)
         self.bounds = Bounds(run.path / WORK, local, self.policy.accept.max_hours)
         self.run, self.place, self.config = str(request["id"]), run.path, local
         self.agreed = {
-            "rows": len(population.trained.train[0]),
-            "held": len(population.evaluated.held_out[0]),
+            **counts,
             "agreed": agreement(keys, base, self.version),
             "least": self.policy.accept.min_clients or 0,
         }

@@ -178,7 +178,8 @@ def _write_policies(config: RunConfig, work: Path, count: int | None) -> dict[st
             columns["prompt_template"] = str(Path(config.prompt_template).expanduser().resolve())
         paths = {key: str(Path(path).resolve()) for key in ("path", "eval") if (path := source.get(key))}
         rows = {key: value for key, value in source.items() if value} | paths | columns
-        accept = {"models": [config.model_name_or_path], "parts": parts}
+        # All rows lie on this machine already, so that there is nobody to keep a report on few of them from.
+        accept = {"models": [config.model_name_or_path], "parts": parts, "min_report_rows": 1}
         policy = {"data": rows, "accept": accept, "threads": config.threads}
         policies[site] = work / "sites" / f"{site}.yaml"
         policies[site].parent.mkdir(parents=True, exist_ok=True)
