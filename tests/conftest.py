@@ -170,7 +170,8 @@ def sites(keys, tmp_path: Path):
         folder = tmp_path / "sites" / name
         folder.mkdir(parents=True)
         write_rows(folder / "rows.jsonl", colour_rows(24 + 3 * number, number))
-        policy = {"data": "rows.jsonl", "accept": {"models": [keys["model_name_or_path"]]}, "threads": 1}
+        accept = {"models": [keys["model_name_or_path"]], "min_report_rows": 1}  # they hold out two or three rows
+        policy = {"data": "rows.jsonl", "accept": accept, "threads": 1}
         (folder / "site.yaml").write_text(yaml.safe_dump(policy))
         policies[name] = read_policy(folder / "site.yaml")
     return FakeSites(policies, tmp_path / "work")

@@ -170,7 +170,7 @@ ANSWERS: Metrics = {"answers": 2.0, "reward_sum": 1.0, "answer_tokens_sum": 9.0,
 )
 def test_the_name_of_a_metric_allows_what_it_is_derived_from(sites: FakeSites, name: str, kept: str):
     every = HELD | JUDGED | ANSWERS
-    sent = reportable(reports(sites.policies["hospital_a"], name), every | {"steps": 3.0})
+    sent = reportable(reports(sites.policies["hospital_a"], name), every | {"steps": 3.0}, 50)
     assert sent.keys() == {*kept.split(), "steps"}
     assert fault(sent) is None
 

@@ -142,7 +142,7 @@ def test_counts_are_not_reported_without_their_sums(sites: FakeSites):
         update={"accept": policy.accept.model_copy(update={"report": ["loss_t", "text", "answers"]})}
     )
     metrics = {"loss_tokens": 4.0, "loss_sum": 9.0, "text_bytes": 7.0, "answers": 2.0, "steps": 3.0}
-    assert reportable(limited, metrics) == {"steps": 3.0}
+    assert reportable(limited, metrics, 50) == {"steps": 3.0}
 
 
 @pytest.mark.parametrize(

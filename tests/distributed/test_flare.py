@@ -49,7 +49,7 @@ def proxied(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Itera
         rows = [row | {"prompt": row["instruction"]} for row in colour_rows(24 + 3 * number, number)]
         rows = [row | {"chosen": row["output"], "rejected": "none"} for row in rows]
         write_rows(work / f"{name}.jsonl", rows)
-        accept = {"models": [str(tiny_model)], "max_rounds": 1000}
+        accept = {"models": [str(tiny_model)], "max_rounds": 1000, "min_report_rows": 1}
         policies[name] = work / f"{name}.yaml"
         policies[name].write_text(yaml.safe_dump({"data": f"{name}.jsonl", "threads": 1, "accept": accept}))
     made = LocalFederation(work, policies)

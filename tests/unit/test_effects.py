@@ -77,7 +77,6 @@ def test_every_key_says_when_it_has_an_effect():
         ({"endpoint_timeout": 3.0}, "add --endpoint URL"),
         ({"prompt_pool": 3}, "--prompt_method text"),
         ({"template": "alpaca", "objective": "causal_lm"}, "use `weft sft`"),
-        ({"max_attempts": 3}, "--min_clients 1"),
         ({"eval_fraction": 0.1, "eval_dataset_name": "e"}, "leave out --eval_dataset_name"),
         ({"vocab_size": 300}, "--federated_tokenizer"),
     ],

@@ -187,5 +187,8 @@ class Runtime:
         """Yield one reply per message, in any order; a message without a reply yields a Failure."""
         raise TypeError(f"{type(self).__name__} must define exchange")
 
+    def pause(self, attempts: int) -> None:
+        """Wait before a round is begun again that was begun in vain `attempts` times; a simulation does not wait."""
+
     def close(self) -> None:
         """Release processes and connections."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -23,6 +23,9 @@ from weft.federation.record import RoundRecord
 from weft.federation.round import run_round
 from weft.federation.sampling import Selection, arrivals
 from weft.federation.state import Participant, to_use
+
+MAX_REASONS = 3
+"""Failures of clients that an error tells."""
 
 
 @dataclass(frozen=True)
@@ -87,46 +90,76 @@ def run_rounds(
         eval_clients: names of the clients that have held-out rows.
 
     Raises:
-        RunError: a round failed `max_attempts` times, or every reachable client is excluded.
+        RunError: a round failed `max_attempts` times, the last one has no usable update, or every reachable client is
+            excluded.
     """
     buffer = plan.algorithm.buffer
     # An asynchronous run replays its simulated arrivals up to the state that it resumes.
     cohorts = None if buffer is None else _arrivals(buffer, rounds, clients, state.round)
-    in_vain = 0  # since this process began: a run that is resumed has its attempts again
+    # Attempts, and rounds without a usable update, in a row; a run that is resumed has them again.
+    in_vain = empty = 0
     weight = rounds.population_weight(len(clients), by_rows=plan.weighs_rows)
     while state.round < rounds.count:
         start = time.perf_counter()
-        sharing, clock = plan.sharing, None
+        clock = None
         if cohorts is not None:
             indexes, clock = next(cohorts)
         else:
             indexes = [(i, state.round) for i in _sampled_cohort(plan, state, rounds, clients)]
-        cohort = [
-            Participant(clients[i], version, sharing.rank_of(i), sharing.layers_of(i), rounds.rows_of(i))
-            for i, version in indexes
-        ]
+        cohort = [_participant(plan, rounds, clients, i, version) for i, version in indexes]
         most = rounds.selection.updates_per_round if plan.over_selected else 0
+        last = state.round + 1 == rounds.count
+        part = _with_last_quorum(plan) if last and cohort else plan
         state, record = run_round(
-            plan, state, cohort, runtime, population_weight=weight, max_updates=most, secret=rounds.secret
+            part, state, cohort, runtime, population_weight=weight, max_updates=most, secret=rounds.secret
         )
         seconds = time.perf_counter() - start
         if record.repeated:
             in_vain += 1
             yield RoundDone(state, record, seconds, None, clock)
             if in_vain >= rounds.max_attempts:
-                raise RunError(
-                    f"Round {state.round + 1} was begun {in_vain} times and fewer than {record.quorum} clients "
-                    "answered: go on with --resume when they can be reached, or with a smaller --min_clients."
-                )
+                raise RunError(_in_vain(record, in_vain))
+            runtime.pause(in_vain)
             continue
-        in_vain = 0
+        in_vain, empty = 0, empty + 1 if cohort and not record.clients else 0
+        # Only where rounds cannot be repeated: the last buffer of an asynchronous run may be lost by chance.
+        if last and empty >= min(rounds.count, rounds.max_attempts):
+            raise RunError(_in_vain(record, 1))
         # The state may be evaluated only after a round that counted: a repeated one left it unchanged.
-        last = state.round == rounds.count
         due = last or (rounds.eval_every > 0 and state.round % rounds.eval_every == 0)
-        scores = None
-        if due and eval_clients:
-            scores = evaluate(plan.algorithm, state, runtime, eval_clients, failures=record.failures)
+        tested = eval_clients if due else ()
+        scores = evaluate(plan.algorithm, state, runtime, tested, failures=record.failures) if tested else None
         yield RoundDone(state, record, seconds, scores, clock)
+
+
+def _participant(plan: Plan, rounds: Rounds, clients: Sequence[str], client: int, version: int) -> Participant:
+    """Return a client as it takes part in a round, from a version of the parameters."""
+    sharing = plan.sharing
+    return Participant(
+        clients[client], version, sharing.rank_of(client), sharing.layers_of(client), rounds.rows_of(client)
+    )
+
+
+def _with_last_quorum(plan: Plan) -> Plan:
+    """Return the plan of the last round: it needs an update, so that a run whose clients are all lost never succeeds.
+
+    Rounds in between may stay without an update where no quorum is set: the next one has other clients.
+    """
+    waits = plan.algorithm.buffer is None and plan.algorithm.shares
+    return replace(plan, quorum=max(1, plan.quorum)) if waits else plan
+
+
+def _in_vain(record: RoundRecord, attempts: int) -> str:
+    """Return the error of a round that was begun in vain, with the reasons of some clients."""
+    begun = f"Round {record.round + 1} was begun {attempts} time{'s' * (attempts > 1)}"
+    some = "; ".join(f"{client}: {reason}" for client, reason in list(record.failures.items())[:MAX_REASONS])
+    why = f" ({some})" if some else ""
+    if record.quorum > 1:
+        return (
+            f"{begun} and fewer than {record.quorum} clients answered{why}: go on with --resume when they can be "
+            "reached, or with a smaller --min_clients."
+        )
+    return f"{begun} and no client's update could be used{why}: mend what the clients say, and go on with --resume."
 
 
 def _sampled_cohort(plan: Plan, state: ServerState, rounds: Rounds, clients: Sequence[str]) -> Sequence[int]:

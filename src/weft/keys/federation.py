@@ -99,13 +99,6 @@ ANY_ALGORITHM = (
         "choose another --fed_alg",
     ),
 )
-REPEATED = (
-    Condition(
-        lambda config: config.min_clients > 0 or config.runtime == "nvflare",
-        "no round is repeated where min_clients is 0",
-        "add such as --min_clients 1",
-    ),
-)
 WORKS: dict[str, Effect] = {
     "objective": ALWAYS,
     "objective_args": ALWAYS,
@@ -131,7 +124,7 @@ WORKS: dict[str, Effect] = {
     "availability": FEDERATED,
     "availability_period": flag("availability", "FILE"),
     "min_clients": ALWAYS,
-    "max_attempts": REPEATED,
+    "max_attempts": ALWAYS,
     "over_selection": ALWAYS,
     "max_update_norm": ALWAYS,
     "max_client_share": ALWAYS,

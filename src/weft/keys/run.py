@@ -43,6 +43,12 @@ class RunKeys(BaseModel):
     silence_timeout: float = Field(
         600.0, gt=0, description="seconds without contact or progress after which a site fails its turn, with nvflare"
     )
+    rejoin_timeout: float = Field(
+        300.0,
+        ge=0,
+        description="seconds that a resumed run waits for the sites that took part before, with nvflare; then it goes "
+        "on with fewer",
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads (default: torch's)")
 
     # OpenFedLLM's flags without an effect here, so that its scripts run unchanged
@@ -75,6 +81,7 @@ WORKS: dict[str, Effect] = {
     "client_resources": RAY,
     "sites": SITES,
     "silence_timeout": SITES,
+    "rejoin_timeout": SITES,
     "threads": ALWAYS,
     "logging_steps": NEVER,
     "save_steps": NEVER,

@@ -58,6 +58,8 @@ class Population:
     """Of plain text: the bytes that a row's targets stand for."""
     absent: tuple[int, ...] = ()
     """Clients that take no part."""
+    live_rows: Sequence[int] | None = None
+    """Training rows of each client, where they can change during the run; None: those of `trained`."""
     account: Account = field(default_factory=Account)
     """What was read, left out and not used."""
 

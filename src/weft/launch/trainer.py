@@ -163,7 +163,7 @@ class Trainer:
                 config.eval_every,
                 config.max_attempts,
                 self.host.conditions,
-                population.trained.sizes(),
+                population.trained.sizes() if population.live_rows is None else population.live_rows,
                 config.max_bad_updates,
                 self.run.secret,
             ),
@@ -193,8 +193,8 @@ class Trainer:
         if result.record.repeated:
             self.metrics.append(record)
             self.progress.note(
-                f"round {record['round']}: {len(record['clients'])} usable replies, fewer than min_clients "
-                f"({self.config.min_clients}); the round is repeated."
+                f"round {record['round']}: {len(record['clients'])} usable replies, fewer than the "
+                f"{result.record.quorum} that it needs; the round is repeated."
             )
             return
         self.metrics.append(record)

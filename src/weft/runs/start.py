@@ -18,6 +18,7 @@ from weft.errors import ConfigError
 from weft.json_types import JsonObject
 
 LOCK, CONFIG, CHECKPOINTS, FINGERPRINTS = ".lock", "config.yaml", "checkpoints", "fingerprints.json"
+SITES = "sites.json"
 CHECKPOINT = r"round_\d+(\.old)?"
 """What the folder of a checkpoint is called; one that is being replaced has the ending."""
 RUN_FILES = (
@@ -35,6 +36,7 @@ RUN_FILES = (
     "prompt.txt",
     "trackers",
     FINGERPRINTS,
+    SITES,
     SECRET_FILE,
     "summary.json",
     "report.html",

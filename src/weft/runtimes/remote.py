@@ -28,6 +28,8 @@ MAX_RESTARTS = 3
 """Restarts of a site's process during one message before the message fails."""
 RETRY_DELAY = 0.5
 """Seconds before a broken connection is tried again."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
+"""Seconds before a round is begun again: the first time, doubled each time, at most."""
 
 
 class Transport(Protocol):
@@ -65,8 +67,8 @@ class RemoteSites(Runtime):
     note: Callable[[str], None] = print
     handshake: Callable[[str], bytes | None] = lambda _: None
     """Returns the handshake message of a site; None: there is none."""
-    is_same_site: Callable[[str, bytes], bool] = lambda *_: True
-    """Says whether a site's answer to a repeated handshake equals its first one: same rows, same policy."""
+    why_not: Callable[[str, bytes], str] = lambda *_: ""
+    """Returns why a site's answer to a repeated handshake keeps it from the message at hand; "": it does not."""
     session: str = field(default_factory=lambda: secrets.token_hex(4))
     exchanges: int = 0
     pending_undos: dict[str, list[Undo]] = field(default_factory=dict)
@@ -105,15 +107,19 @@ class RemoteSites(Runtime):
         finally:
             closed.set()
 
-    def ask_all(self, messages: Mapping[str, bytes]) -> dict[str, bytes | str]:
-        """Send every site its handshake; return the answers by site, or (as str) the reason why there is none."""
+    def ask_all(self, messages: Mapping[str, bytes], step: str = "hello") -> dict[str, bytes | str]:
+        """Send every site its part of the handshake; return the answers by site, or (as str) why there is none."""
         closed = threading.Event()
         with ThreadPoolExecutor(max_workers=max(1, len(messages))) as pool:
             futures = {
-                name: pool.submit(self._ask, name, raw, f"{self.session}/hello/{name}", closed, LOAD_TIMEOUT)
+                name: pool.submit(self._ask, name, raw, f"{self.session}/{step}/{name}", closed, LOAD_TIMEOUT)
                 for name, raw in messages.items()
             }
             return {name: future.result() for name, future in futures.items()}
+
+    def pause(self, attempts: int) -> None:
+        """Wait with exponential back-off: sites that refuse at once would be asked hundreds of times a second."""
+        time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (attempts - 1)))
 
     def _answer(self, message: Message, packer: Packer, number: str, closed: threading.Event) -> Reply:
         """Return a site's reply; a site that was unreachable first gets the Undo messages of the rounds it missed."""
@@ -149,8 +155,8 @@ class RemoteSites(Runtime):
             if isinstance(result, str):
                 return result
             if result != UNKNOWN_RUN:
-                if not self.is_same_site(message.client, result):
-                    return "came back with other rows, or refuses the run now"
+                if why := self.why_not(message.client, result):
+                    return why
                 raw = self._ask(message.client, packed, f"{ticket}/again/{restart}", closed)
         return "its process ended while it worked" if raw == UNKNOWN_RUN else raw
 

@@ -61,6 +61,7 @@ class SiteClient:
         self.client_host: ClientHost | None = None
         self.run, self.place, self.config = "", folder, RunConfig.model_construct()
         self.bounds: Bounds | None = None
+        self.agreed: JsonObject = {}
         self._steps = 0
 
     def progress(self) -> int:
@@ -71,7 +72,9 @@ class SiteClient:
         """Return the answer to a message; errors are answers too, so that the process survives any message."""
         if bytes(raw[:1]) == b"{":  # a handshake; packed messages begin otherwise
             try:
-                return json.dumps(self.handshake(json.loads(bytes(raw)))).encode()
+                request = json.loads(bytes(raw))
+                step = self.hear_cohort if "cohort" in request else self.handshake
+                return json.dumps(step(request)).encode()
             except (Refused, Spent) as error:
                 log.warning("refused: %s", error)
                 return json.dumps({"refused": str(error)}).encode()
@@ -138,17 +141,38 @@ class SiteClient:
         for line in warning_lines(local, population):
             log.warning(line)
         host, _ = builder.host(reference=run.reference_file)
+        counts = {"rows": len(population.trained.train[0]), "held": len(population.evaluated.held_out[0])}
         report, export = partial(reportable, self.policy), self._export
-        trained = replace(host.train_clients, reportable=report, export=export)
-        evaluated = replace(host.eval_clients, reportable=report, export=export)
+        trained = replace(host.train_clients, reportable=partial(report, rows=counts["rows"]), export=export)
+        evaluated = replace(host.eval_clients, reportable=partial(report, rows=counts["held"]), export=export)
         self.client_host = replace(host, train_clients=trained, eval_clients=evaluated)
         self.run, self.place, self.config = str(request["id"]), run.path, local
-        return {
-            "rows": len(population.trained.train[0]),
-            "held": len(population.evaluated.held_out[0]),
+        self.agreed = {
+            **counts,
             "agreed": agreement(keys, base, self.version),
             "least": self.policy.accept.min_clients or 0,
         }
+        return self.agreed
+
+    def hear_cohort(self, request: JsonObject) -> JsonObject:
+        """Take note of how many clients a round has, after all sites have answered the handshake.
+
+        Args:
+            request: `id` of the run, `cohort`: the most clients of a round.
+
+        Returns:
+            The handshake's counts again.
+
+        Raises:
+            Refused: too few, by the site policy; or the site was restarted and has not agreed to this run.
+        """
+        count, least = int(request["cohort"]), self.policy.accept.min_clients or 0
+        if self.client_host is None or str(request["id"]) != self.run:
+            raise Refused("it was restarted during the handshake")
+        if count < least:
+            raise Refused(f"a round has {count} clients, and this site asks for {least} at least")
+        log.info("%d clients take part in a round of the run '%s'", count, self.run)
+        return self.agreed
 
     def _compare(self, run: RunDir, current: Fingerprints, base: str, birth: str) -> None:
         """Refuse to resume a run on other rows than those that it started with; the fingerprints stay at the site."""

@@ -47,7 +47,7 @@ class Handshake:
 
     names: list[str]
     rows: list[int]
-    """Rows to train on, of each site."""
+    """Rows to train on, of each site; changed in place when a site comes back with others."""
     held_out: list[int]
     refused: dict[str, str]
     """Why sites take no part."""
@@ -58,11 +58,22 @@ class Handshake:
     cohorts: dict[str, int]
     """For each site that takes part, the smallest cohort that its policy accepts; 0: any."""
 
-    def same(self, name: str, raw: bytes) -> bool:
-        """Return whether a site that was restarted gives the same answer as before."""
+    def why_not(self, name: str, raw: bytes) -> str:
+        """Return why a site that was restarted cannot answer the message at hand; "": it answers as before.
+
+        A site whose policy says `accept_changed: true` may come back with other rows. It is believed as it was in the
+        first handshake, from the next round on: the weights of the current one are settled.
+        """
         answer, place = _read(raw), self.names.index(name)
-        values = (answer.get("rows"), answer.get("held"), answer.get("agreed"), _least(answer))
-        return values == (self.rows[place], self.held_out[place], self.agreement, self.cohorts.get(name, 0))
+        if "refused" in answer:
+            return printable(f"refuses the run now: {answer['refused']}")
+        if answer.get("agreed") != self.agreement or _least(answer) != self.cohorts.get(name, 0):
+            return "came back with another Weft, model or site policy"
+        counts = int(answer["rows"]), int(answer["held"])
+        if counts == (self.rows[place], self.held_out[place]):
+            return ""
+        self.rows[place], self.held_out[place] = counts
+        return "came back with other rows, and takes part with them from the next round on"
 
     def rows_of_participants(self) -> dict[str, int]:
         """Return the number of training rows of every site that takes part."""
@@ -78,7 +89,7 @@ class Handshake:
         ]
         split = {"strategy": "clients", "clients": clients, "skew": {}, "refused": self.refused}
         absent = tuple(place for place, rows in enumerate(self.rows) if not rows)
-        return Population(self.names, sites, sites, {}, None, {}, split, absent=absent)
+        return Population(self.names, sites, sites, {}, None, {}, split, absent=absent, live_rows=self.rows)
 
 
 class Terms(NamedTuple):
@@ -115,9 +126,13 @@ def shake_hands(
         RunError: too few take part, and some could not be asked.
     """
     expected = agreement(terms.run, terms.base, terms.version)
-    count = min(terms.cohort, len(order))
-    request = {"run": terms.run, "id": remote.run, "clients": count, "base": terms.base, "birth": terms.birth}
-    requests = {name: json.dumps(request | {"index": i}).encode() for i, name in enumerate(order)}
+    request = {"run": terms.run, "id": remote.run, "base": terms.base, "birth": terms.birth}
+
+    def requests_for(count: int) -> dict[str, bytes]:
+        return {name: json.dumps(request | {"clients": count, "index": i}).encode() for i, name in enumerate(order)}
+
+    # Nobody has agreed yet, so that sites refuse here only what even all of them together would be too few for.
+    requests = requests_for(min(terms.cohort, len(order)))
     refused: dict[str, str] = {}
     accepted: dict[str, JsonObject] = {}
     answers = remote.ask_all({name: raw for name, raw in requests.items() if name in connected})
@@ -132,7 +147,7 @@ def shake_hands(
         else:
             accepted[name] = answer
     before = len(accepted)
-    _hold_quorum(accepted, refused, terms.cohort)
+    count = _agree_on_cohort(remote, accepted, refused, terms.cohort)
     if away:  # sites that ask for a larger cohort may get it once the missing sites connect
         away += before - len(accepted)
     for name, why in refused.items():
@@ -146,7 +161,32 @@ def shake_hands(
     rows = [int(accepted[name]["rows"]) if name in accepted else 0 for name in order]
     held_out = [int(accepted[name]["held"]) if name in accepted else 0 for name in order]
     cohorts = {name: _least(answer) for name, answer in accepted.items()}
-    return Handshake(order, rows, held_out, refused, requests, expected, cohorts)
+    # A site that is restarted is told how many take part, not how many might.
+    return Handshake(order, rows, held_out, refused, requests_for(count), expected, cohorts)
+
+
+def _agree_on_cohort(remote: RemoteSites, accepted: dict[str, JsonObject], refused: dict[str, str], sample: int) -> int:
+    """Tell the sites that accepted how many clients a round has, without absent sites and those that refuse.
+
+    Sites that refuse now, or ask for a larger cohort, are moved to `refused`, and the others are told again.
+
+    Returns:
+        The most clients of a round.
+    """
+    told: dict[str, int] = {}
+    while True:
+        _hold_quorum(accepted, refused, sample)
+        count = min(sample, len(accepted))
+        message = json.dumps({"id": remote.run, "cohort": count}).encode()
+        messages = {name: message for name in accepted if told.get(name) != count}
+        if not messages:
+            return count
+        for name, raw in remote.ask_all(messages, f"cohort/{count}").items():
+            told[name] = count
+            # A site that is silent now is one that is silent in a round; only a refusal is an answer.
+            if isinstance(raw, bytes) and "refused" in (answer := _read(raw)):
+                del accepted[name]
+                refused[name] = printable(str(answer["refused"]))
 
 
 def _hold_quorum(accepted: dict[str, JsonObject], refused: dict[str, str], sample: int) -> None:
@@ -173,7 +213,7 @@ def _read(raw: bytes) -> JsonObject:
         rows, held_out = int(answer.get("rows", 0)), int(answer.get("held", 0))
         if "refused" in answer:
             return dict(answer)
-        if 0 < rows < MOST_ROWS and 0 <= held_out < MOST_ROWS and int(answer.get("least", 0)) >= 0:
+        if 0 < rows < MOST_ROWS and 0 <= held_out < MOST_ROWS and 0 <= int(answer.get("least", 0)) < MOST_ROWS:
             return dict(answer)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         pass

