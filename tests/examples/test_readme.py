@@ -15,6 +15,7 @@ from support.completions_server import serving
 from support.paths import ROOT
 from support.rows import colour_rows, write_rows
 from weft.cli import main
+from weft.demo.hospitals import write
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SMALL = {"num_rounds": 2, "max_steps": 1, "batch_size": 2, "seq_length": 256, "dataset_sample": 60, "eval_every": 1}
@@ -34,11 +35,6 @@ def workplace(tmp_path: Path, tiny_model: Path, tiny_data: Path, monkeypatch: py
     """A folder like the repository's, whose examples are shortened and name the tiny model and data."""
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     (tmp_path / "data").mkdir()
-    for number, name in enumerate(("hospital_a", "hospital_b", "hospital_c", "hospital_c_test")):
-        rows = colour_rows(20 + number, number)
-        if name.endswith("test"):  # rows that nobody trains on
-            rows = [row | {"instruction": f"In the test: {row['instruction']}"} for row in rows]
-        write_rows(tmp_path / "data" / f"{name}.jsonl", rows)
     (tmp_path / "data" / "domains").mkdir()
     texts = [{"text": row["instruction"] + " " + row["output"]} for row in colour_rows(40)]
     for name in ("public", "domains/a", "domains/b", "domains/c", "domains/d"):
@@ -111,7 +107,15 @@ def test_the_example_of_named_clients_runs(workplace: Path):
 
     run = weft.open_run("runs/hospitals")
     assert list(run.summary["clients"]) == ["hospital_a", "hospital_b", "hospital_c"]
-    assert run.summary["clients"]["hospital_c"]["rows"] == 23
+    assert run.summary["clients"]["hospital_c"]["rows"] == 24
+
+
+def test_the_rows_of_the_hospitals_are_those_of_the_demo(tmp_path: Path):
+    write(tmp_path)
+    for name in "abc":
+        for kind, file in (("questions", f"hospital_{name}.jsonl"), ("exam", f"hospital_{name}_test.jsonl")):
+            shipped = (ROOT / "examples" / "data" / file).read_text(encoding="utf-8")
+            assert shipped == (tmp_path / kind / f"{name}.jsonl").read_text(encoding="utf-8")
 
 
 def test_the_pre_training_example_runs(workplace: Path):

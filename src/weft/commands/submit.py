@@ -27,7 +27,11 @@ def run(argv: list[str]) -> int:
 
     config, kit = to_send(config), Path(arguments.kit)
     if arguments.wait:
-        require_result(name, watch(kit, config, name, RunPrinter()))
+        try:
+            require_result(name, watch(kit, config, name, RunPrinter()))
+        except KeyboardInterrupt:
+            print_notices(f"interrupted; the run '{name}' goes on at the server, and `weft stop {name}` ends it.")
+            return 130
         return 0
     with admin_session(kit) as session:
         print(session.submit(config, name))

@@ -25,6 +25,7 @@ from weft.sites import part_files, run_limits
 from weft.sites.admin import admin_session
 from weft.sites.processes import command, end, start, start_supervisor
 from weft.sites.provisioning import make_kits
+from weft.sites.signals import as_interrupts, held_back
 from weft.sites.watcher import watch
 from weft.sites.work_folder import own_folder, renew_kits
 
@@ -109,13 +110,18 @@ class LocalFederation:
 
 @contextmanager
 def federation(work: Path, policies: Mapping[str, Path], port: int | None = None) -> Iterator[LocalFederation]:
-    """Run a server and sites with these policies, and end them."""
+    """Run a server and sites with these policies, and end them: also on Ctrl-C, SIGTERM, or a terminal that closes.
+
+    Their processes are in sessions of their own, so that none ends by itself with this one.
+    """
     parties = LocalFederation(work, policies, port)
-    try:
-        parties.begin()
-        yield parties
-    finally:
-        parties.close()
+    with as_interrupts():
+        try:
+            parties.begin()
+            yield parties
+        finally:
+            with held_back():
+                parties.close()
 
 
 def up(

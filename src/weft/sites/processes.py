@@ -18,6 +18,7 @@ from weft.sites.kit_files import read_kit
 from weft.sites.kit_use import bound_logs, delete_old_jobs, kit_in_use
 from weft.sites.policy import read_policy
 from weft.sites.provisioning import kind_of_kit, settle
+from weft.sites.signals import ENDING
 
 PAUSE = 2.0
 """Seconds before a process that ended is restarted."""
@@ -29,6 +30,8 @@ LOOK = 30.0
 """Seconds between two looks at the size of the logs."""
 PATIENCE = 20.0
 """Seconds that a process has to end after SIGTERM."""
+LINGER = 2.0
+"""Seconds that the jobs of a server or site have to end after it."""
 
 
 def command(kit: Path, site: Path | None = None) -> tuple[list[str], dict[str, str]]:
@@ -72,7 +75,7 @@ def command(kit: Path, site: Path | None = None) -> tuple[list[str], dict[str, s
 
 
 def keep_running(kit: Path, site: Path | None, note: Callable[[str], None]) -> int:
-    """Run a server or a site until Ctrl-C or SIGTERM, and restart it when it ends before.
+    """Run a server or a site until Ctrl-C, SIGTERM or SIGHUP, and restart it when it ends before.
 
     Args:
         kit: folder of the kit.
@@ -92,7 +95,9 @@ def _keep_running(
     kit: Path, site: Path | None, note: Callable[[str], None], arguments: list[str], env: dict[str, str], lock: int
 ) -> int:
     signals: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ENDING:
+        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+            continue  # under `nohup`
         signal.signal(number, lambda number, _: signals.append(number))
     supervisor: subprocess.Popen[bytes] | None = None
     while True:
@@ -146,11 +151,20 @@ def _private_log(path: Path) -> IO[bytes]:
 
 def end(child: subprocess.Popen[bytes]) -> None:
     """Send SIGTERM to a process and its children, and kill them if they do not end."""
+    import psutil  # a package that FLARE needs too
+
+    # FLARE starts jobs in sessions of their own, which would go on for a while without their parent.
+    family: list[psutil.Process] = []
+    with contextlib.suppress(psutil.Error):
+        family = psutil.Process(child.pid).children(recursive=True)
     kill_group(child, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(PATIENCE)
     kill_group(child)
     child.wait()
+    for process in psutil.wait_procs(family, timeout=LINGER)[1]:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
 
 
 def kill_group(child: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:
