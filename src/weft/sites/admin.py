@@ -50,8 +50,14 @@ class AdminSession:
             ConfigError: another run has the name: it goes on, or it is done.
         """
         self._check_name(name, config.num_rounds)
-        with tempfile.TemporaryDirectory() as folder, quiet_flare():
-            return str(self.session.submit_job(str(write_job(config, name, Path(folder)))))
+        with tempfile.TemporaryDirectory() as folder:
+            job = str(write_job(config, name, Path(folder)))
+            try:
+                with quiet_flare():
+                    return str(self.session.submit_job(job))
+            except Exception:
+                self._check_name(name, config.num_rounds)  # another may have taken it meanwhile
+                raise
 
     def _check_name(self, name: str, rounds: int) -> None:
         """Raise ConfigError if a run has the name; the server refuses it too, without saying why."""
