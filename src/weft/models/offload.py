@@ -13,7 +13,7 @@ from weft.config import RunConfig
 from weft.core.seeds import derive
 from weft.errors import ConfigError
 from weft.models.side import lora_layers
-from weft.models.spread import layers_of
+from weft.models.targets import layers_of
 
 
 def offload_arguments(config: RunConfig, shell: nn.Module, device: torch.device) -> dict[str, object]:

@@ -21,6 +21,7 @@ from weft.core.types import Streams, Tensors
 from weft.errors import ConfigError
 from weft.models.group import RankGroup
 from weft.models.resident import Resident, RowT
+from weft.models.targets import layers_of
 
 
 class SpreadModel(Resident):
@@ -167,14 +168,6 @@ def _fill(shell: nn.Module, whole: nn.Module | None, group: RankGroup) -> None:
     for name, value in [*shell.named_parameters(), *shell.named_buffers()]:
         content = source[name].detach().to(value.dtype) if source else torch.empty_like(value, device="meta")
         value.copy_(_scatter_like(content, value, group) if isinstance(value, DTensor) else group.broadcast(content))
-
-
-def layers_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Return the name and the list of a model's decoder layers: its longest ModuleList."""
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
-        raise ConfigError("The model has no list of layers to share out over processes: write --parallel none.")
-    return max(lists, key=lambda one: len(one[1]))
 
 
 def shard(model: CausalModel, group: RankGroup, dtype: torch.dtype, *, offload: bool) -> None:

@@ -21,7 +21,7 @@ from weft.models.group import RankGroup
 from weft.models.layout import Batch
 from weft.models.probes import packing_is_exact
 from weft.models.resident import Resident
-from weft.models.spread import layers_of
+from weft.models.targets import layers_of
 
 
 class _PassThrough(nn.Module):

@@ -106,3 +106,11 @@ def _check_named(model: CausalModel, targets: Sequence[str], kind: str, fused: l
                 f"The module '{target}' of a {kind} can have no LoRA, because its kernels bypass the module: name "
                 f"some of {', '.join(linear_names(model, kind))}, or write auto."
             )
+
+
+def layers_of(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Return the name and the list of a model's decoder layers: its longest ModuleList."""
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    if not lists:
+        raise ConfigError("The model has no list of layers to share out over processes: write --parallel none.")
+    return max(lists, key=lambda one: len(one[1]))
