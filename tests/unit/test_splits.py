@@ -17,7 +17,7 @@ from support.flags import flags
 from support.rows import colour_rows, write_rows
 from weft.cli import main
 from weft.data import splits
-from weft.data.skew import describe_split, gini, js_divergence, ks_distance
+from weft.data.skew import describe_split, gini
 from weft.data.splits import SplitRows, SplitSettings
 from weft.data.topics import cluster_texts
 from weft.errors import DataError
@@ -111,6 +111,47 @@ def test_splits_by_column_and_by_domain_make_one_client_a_value():
     assert splits.domain(known, SplitSettings(0, 0)).names == ["file0", "file1", "file2"]
     with pytest.raises(DataError, match="the column has 3 values: write --num_clients 3"):
         splits.by(known, SplitSettings(4, 0))
+
+
+def js_divergence(left: np.ndarray, right: np.ndarray) -> float:
+    """The divergence of two counts, in bits, by its definition."""
+    p, q = left / left.sum(), right / right.sum()
+    middle = (p + q) / 2
+    return float((_relative(p, middle) + _relative(q, middle)) / 2)
+
+
+def _relative(p: np.ndarray, q: np.ndarray) -> float:
+    support = p > 0  # 0 log 0 is 0
+    return float((p[support] * np.log2(p[support] / q[support])).sum())
+
+
+def ks_distance(left: np.ndarray, right: np.ndarray) -> float:
+    """The distance of two samples, both sorted, at all points of both."""
+    points = np.unique(np.concatenate([left, right]))
+    of_left = np.searchsorted(left, points, side="right") / len(left)
+    of_right = np.searchsorted(right, points, side="right") / len(right)
+    return float(np.abs(of_left - of_right).max())
+
+
+@pytest.mark.parametrize(("clients", "count", "kinds"), [(5, 100, 3), (40, 300, 25), (6, 6, 6), (300, 900, 40)])
+def test_measures_of_all_clients_at_once_equal_those_of_one_after_the_other(clients: int, count: int, kinds: int):
+    rng = np.random.default_rng(clients)
+    lengths = rng.integers(1, 30, count)
+    labels = [f"label {code}" for code in rng.zipf(1.5, count) % kinds]
+    cuts = np.sort(rng.choice(np.arange(1, count), clients - 1, replace=False))
+    own = np.split(rng.permutation(count), cuts)
+    found = describe_split([str(number) for number in range(clients)], own, lengths, labels, others=count)
+    distances = [ks_distance(np.sort(lengths[one]), np.sort(lengths)) for one in own]
+    assert found["skew"]["length_ks"] == np.mean(distances)
+    assert found["skew"]["length_ks_max"] == np.max(distances)
+    codes = np.unique(labels, return_inverse=True)[1]
+    counts = [np.bincount(codes[one], minlength=codes.max() + 1) for one in own]
+    divergences = [js_divergence(one, sum(counts)) for one in counts]
+    assert found["skew"]["label_js"] == pytest.approx(np.mean(divergences), rel=1e-12)
+    assert found["skew"]["label_js_max"] == pytest.approx(np.max(divergences), rel=1e-12)
+    for client, one in zip(found["clients"].values(), own, strict=True):
+        assert client["tokens"] == np.quantile(lengths[one], (0.1, 0.5, 0.9)).tolist()
+        assert sum(client["labels"]) == client["rows"] == len(one)
 
 
 def test_measures_of_skew_equal_those_worked_by_hand():

@@ -102,7 +102,7 @@ def _tokenize(
                 ids += begin
                 learn_mask += [False] * len(begin)
             ids += tokens
-            learn_mask += [any(a < last and b > first for first, last in segment.learn_spans) for a, b in offsets]
+            learn_mask += _learnt(offsets, segment.learn_spans)
             if segment.end:
                 ids.append(end)
                 learn_mask.append(segment.learn_end)
@@ -110,6 +110,14 @@ def _tokenize(
             np.concatenate([lead, np.array(ids, dtype=np.int32)]),
             np.concatenate([np.zeros(len(lead), dtype=bool), np.array(learn_mask, dtype=bool)]),
         )
+
+
+def _learnt(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[bool]:
+    """Return for each token whether its characters touch one of the spans to learn."""
+    if len(spans) == 1:  # nearly always; a generator for each token would take a third of the time of tokenizing
+        ((first, last),) = spans
+        return [a < last and b > first for a, b in offsets]
+    return [any(a < last and b > first for first, last in spans) for a, b in offsets]
 
 
 def prompt_ids(turns: tuple[Turn, ...], tokenizer: Tokenizer, template: Template) -> np.ndarray:
