@@ -84,6 +84,20 @@ def test_a_loss_that_is_no_number_fails_the_client(resident: Resident):
         STEPS.work(resident, Broken(), ROWS, LocalRule(), Job({}, resident.values()))
 
 
+def test_the_reason_of_a_failure_holds_no_loss(resident: Resident):
+    """A client sends the reason, and a finite loss of its rows may stand beside parameters that are not finite."""
+
+    class Diverges(LocalRule):
+        def adjust_grads(self, params):
+            for value in params.values():
+                value.grad.fill_(float("nan"))
+
+    work = replace(STEPS, max_grad_norm=0.0, steps=1)
+    with pytest.raises(ClientFailed) as failed:
+        work.work(resident, CausalLM(), ROWS, Diverges(), Job({}, resident.values()))
+    assert str(failed.value).startswith("the training loss is not a finite number after 1 steps")
+
+
 def test_a_client_that_diverges_is_dropped_from_a_real_run(keys, tmp_path, monkeypatch: pytest.MonkeyPatch):
     """One client's loss becomes NaN; the others are averaged, and the run says so."""
     import weft
