@@ -400,7 +400,8 @@ def test_the_supervisor_may_repeat_end_and_see_jobs_and_nothing_else(made: Path)
     assert allowed(made / "a", supervisor) == {"submit_job", "abort_job"}
     admin = allowed(made / "server", Person(ADMIN, "weft", "project_admin"))
     assert {"submit_job", "abort_job", "delete_job"} <= admin
-    assert not admin & {"byoc", "clone_job", "cat", "tail", "download_job"}
+    assert not admin & {"byoc", "clone_job", "cat", "tail", "download_job", "restart", "shutdown", "disable_client"}
+    assert not admin & {"configure_job_log", "configure_site_log"}
 
 
 def test_each_administrator_has_a_kit_with_their_own_name(made: Path, capsys: pytest.CaptureFixture[str]):
@@ -413,6 +414,26 @@ def test_each_administrator_has_a_kit_with_their_own_name(made: Path, capsys: py
     assert main(["server", "admin", str(made), "alice@hospital"]) == 2
     assert main(["server", "admin", str(made), "alice"]) == 2
     assert main(["server", "admin", str(made), SUPERVISOR]) == 2
+
+
+def test_certificates_are_renewed_for_the_same_keys_but_not_for_who_was_shut_out(
+    door: tuple[Door, Path], capsys: pytest.CaptureFixture[str]
+):
+    gate, kits = door
+    revoke(kits, "b")
+    before = {kit: (certificate(kits / kit), private_keys(kits / kit)) for kit in ("a", "b", "server", "admin")}
+    assert main(["server", "renew", str(kits)]) == 0
+    renewed = {str(Path(line).relative_to(kits)) for line in capsys.readouterr().out.splitlines()}
+    assert renewed == {"a", "admin", "server", "server/supervisor"}
+    for kit, (old, keys) in before.items():
+        new = certificate(kits / kit)
+        assert (new == old) == (kit == "b")
+        assert new.subject == old.subject
+        assert private_keys(kits / kit) == keys
+    assert gate.lets_in(kits / "a")
+    assert not gate.lets_in(kits / "b")
+    revoke(kits, "a")
+    assert not gate.lets_in(kits / "a")
 
 
 def test_old_kits_are_named_as_such(tmp_path: Path):
@@ -438,6 +459,16 @@ def test_a_kit_is_used_by_one_process_and_the_lock_of_a_dead_one_is_no_obstacle(
         holder.wait()
     with kit_in_use(tmp_path):
         assert (tmp_path / "in_use").read_text() == f"{os.getpid()}\n"
+
+
+def test_a_second_server_with_the_same_kit_is_refused_before_it_starts_anything(
+    made: Path, capsys: pytest.CaptureFixture[str]
+):
+    kit = made / "server"
+    with kit_in_use(kit):
+        assert main(["server", "start", str(kit)]) == 2
+    assert f"'{kit}' is in use by the process {os.getpid()}" in capsys.readouterr().err
+    assert not (kit / "console.log").exists()
 
 
 def test_logs_are_bounded_and_lose_nothing_but_the_oldest(tmp_path: Path):
