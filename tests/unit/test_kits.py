@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import socket
 import ssl
 import stat
@@ -36,6 +37,7 @@ from weft.sites.authority import DAYS, ROOT_DAYS, fingerprint, issued, spoken
 from weft.sites.guard import Gate, SparseAuditor, checked
 from weft.sites.kit_settings import ADMIN, SUPERVISOR
 from weft.sites.kit_use import bound_logs, delete_old_jobs, kit_in_use
+from weft.sites.processes import command
 from weft.sites.provisioning import add_kit, make_kits, open_kits
 from weft.sites.revocation import revoke
 from weft.sites.token_folder import token_folder
@@ -103,6 +105,12 @@ def test_the_root_key_is_encrypted_with_a_passphrase_that_is_never_on_the_comman
     assert main(["server", "admin", str(kits), "alice@hospital"]) == 2
     assert "set WEFT_PASSPHRASE" in capsys.readouterr().err
     assert sorted(path.name for path in kits.iterdir()) == ["a", "admin", "authority", "b", "server"]
+
+
+def test_a_federation_begins_without_sites_that_make_their_own_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["server", "init", "--out", str(tmp_path / "kits")]) == 0
+    assert "no site has a kit yet" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "kits").iterdir()) == ["admin", "authority", "server"]
 
 
 def test_an_open_root_key_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -436,7 +444,13 @@ def test_certificates_are_renewed_for_the_same_keys_but_not_for_who_was_shut_out
     assert not gate.lets_in(kits / "a")
 
 
-def test_old_kits_are_named_as_such(tmp_path: Path):
+def test_old_kits_are_named_as_such(made: Path, tmp_path: Path):
+    kit = Path(shutil.copytree(made / "server", tmp_path / "server"))
+    settings = json.loads((kit / "local" / "resources.json").read_text())
+    settings["components"] = [part for part in settings["components"] if part["id"] != "guard"]
+    (kit / "local" / "resources.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match="made by an earlier Weft"):
+        command(kit)
     (tmp_path / "authority").mkdir()
     (tmp_path / "authority" / "project.json").write_text('{"host": "localhost", "port": 1, "clients": ["a"]}')
     with pytest.raises(ConfigError, match="no authority of this Weft"):

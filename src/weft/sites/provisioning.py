@@ -22,6 +22,7 @@ from weft.sites.authority import (
 from weft.sites.kit_settings import (
     ADMIN,
     ADMIN_ROLE,
+    GUARD,
     SUPERVISOR,
     SUPERVISOR_ROLE,
     install_identity,
@@ -177,9 +178,14 @@ def register(kits: Path, name: str) -> None:
 
 
 def settle(kit: Path) -> None:
-    """Make a server store its jobs in its kit, wherever the kit is now."""
+    """Make a server store its jobs in its kit, wherever the kit is now; ConfigError for a kit of an earlier Weft."""
     path = kit / "local" / "resources.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
+    if GUARD not in (part["path"] for part in settings["components"]):
+        raise ConfigError(
+            f"'{kit}' was made by an earlier Weft, and its server could shut nobody out: make new kits with "
+            "`weft server init`."
+        )
     jobs = str(kit.resolve() / "jobs")
     settings["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = f"{jobs}/snapshots"
     for part in settings["components"]:
