@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import socket
 import ssl
 import stat
@@ -36,6 +37,7 @@ from weft.sites.authority import DAYS, ROOT_DAYS, fingerprint, issued, spoken
 from weft.sites.guard import Gate, SparseAuditor, checked
 from weft.sites.kit_settings import ADMIN, SUPERVISOR
 from weft.sites.kit_use import bound_logs, delete_old_jobs, kit_in_use
+from weft.sites.processes import command
 from weft.sites.provisioning import add_kit, make_kits, open_kits
 from weft.sites.revocation import revoke
 from weft.sites.token_folder import token_folder
@@ -103,6 +105,12 @@ def test_the_root_key_is_encrypted_with_a_passphrase_that_is_never_on_the_comman
     assert main(["server", "admin", str(kits), "alice@hospital"]) == 2
     assert "set WEFT_PASSPHRASE" in capsys.readouterr().err
     assert sorted(path.name for path in kits.iterdir()) == ["a", "admin", "authority", "b", "server"]
+
+
+def test_a_federation_begins_without_sites_that_make_their_own_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["server", "init", "--out", str(tmp_path / "kits")]) == 0
+    assert "no site has a kit yet" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "kits").iterdir()) == ["admin", "authority", "server"]
 
 
 def test_an_open_root_key_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -400,7 +408,8 @@ def test_the_supervisor_may_repeat_end_and_see_jobs_and_nothing_else(made: Path)
     assert allowed(made / "a", supervisor) == {"submit_job", "abort_job"}
     admin = allowed(made / "server", Person(ADMIN, "weft", "project_admin"))
     assert {"submit_job", "abort_job", "delete_job"} <= admin
-    assert not admin & {"byoc", "clone_job", "cat", "tail", "download_job"}
+    assert not admin & {"byoc", "clone_job", "cat", "tail", "download_job", "restart", "shutdown", "disable_client"}
+    assert not admin & {"configure_job_log", "configure_site_log"}
 
 
 def test_each_administrator_has_a_kit_with_their_own_name(made: Path, capsys: pytest.CaptureFixture[str]):
@@ -415,7 +424,33 @@ def test_each_administrator_has_a_kit_with_their_own_name(made: Path, capsys: py
     assert main(["server", "admin", str(made), SUPERVISOR]) == 2
 
 
-def test_old_kits_are_named_as_such(tmp_path: Path):
+def test_certificates_are_renewed_for_the_same_keys_but_not_for_who_was_shut_out(
+    door: tuple[Door, Path], capsys: pytest.CaptureFixture[str]
+):
+    gate, kits = door
+    revoke(kits, "b")
+    before = {kit: (certificate(kits / kit), private_keys(kits / kit)) for kit in ("a", "b", "server", "admin")}
+    assert main(["server", "renew", str(kits)]) == 0
+    renewed = {str(Path(line).relative_to(kits)) for line in capsys.readouterr().out.splitlines()}
+    assert renewed == {"a", "admin", "server", "server/supervisor"}
+    for kit, (old, keys) in before.items():
+        new = certificate(kits / kit)
+        assert (new == old) == (kit == "b")
+        assert new.subject == old.subject
+        assert private_keys(kits / kit) == keys
+    assert gate.lets_in(kits / "a")
+    assert not gate.lets_in(kits / "b")
+    revoke(kits, "a")
+    assert not gate.lets_in(kits / "a")
+
+
+def test_old_kits_are_named_as_such(made: Path, tmp_path: Path):
+    kit = Path(shutil.copytree(made / "server", tmp_path / "server"))
+    settings = json.loads((kit / "local" / "resources.json").read_text())
+    settings["components"] = [part for part in settings["components"] if part["id"] != "guard"]
+    (kit / "local" / "resources.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match="made by an earlier Weft"):
+        command(kit)
     (tmp_path / "authority").mkdir()
     (tmp_path / "authority" / "project.json").write_text('{"host": "localhost", "port": 1, "clients": ["a"]}')
     with pytest.raises(ConfigError, match="no authority of this Weft"):
@@ -438,6 +473,16 @@ def test_a_kit_is_used_by_one_process_and_the_lock_of_a_dead_one_is_no_obstacle(
         holder.wait()
     with kit_in_use(tmp_path):
         assert (tmp_path / "in_use").read_text() == f"{os.getpid()}\n"
+
+
+def test_a_second_server_with_the_same_kit_is_refused_before_it_starts_anything(
+    made: Path, capsys: pytest.CaptureFixture[str]
+):
+    kit = made / "server"
+    with kit_in_use(kit):
+        assert main(["server", "start", str(kit)]) == 2
+    assert f"'{kit}' is in use by the process {os.getpid()}" in capsys.readouterr().err
+    assert not (kit / "console.log").exists()
 
 
 def test_logs_are_bounded_and_lose_nothing_but_the_oldest(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Commands about identities: `weft client request | install`, and `weft server sign | revoke | admin`."""
+"""Commands about identities: `weft client request | install`, and `weft server sign | revoke | admin | renew`."""
 
 from __future__ import annotations
 
@@ -138,6 +138,24 @@ def admin(argv: list[str]) -> int:
     return 0
 
 
-SERVER = {"sign": sign, "revoke": revoke, "admin": admin}
+def renew(argv: list[str]) -> int:
+    """Sign new certificates for the kits that are here."""
+    parser = Parser(prog="weft server renew", description="Renew the certificates of kits.", allow_abbrev=False)
+    parser.add_argument("kits", metavar="KITS", help="the folder of the kits")
+    arguments = parser.parse(argv)
+    from weft.sites.authority import DAYS
+    from weft.sites.provisioning import renew_kits
+
+    kits = Path(arguments.kits)
+    for kit in renew_kits(kits, passphrase(kits)):
+        print(kit)
+    print_notices(
+        f"their certificates are valid for {DAYS} days again; copy startup/*.crt to the kits in use, and restart the "
+        "server. Sites with keys of their own send a request again."
+    )
+    return 0
+
+
+SERVER = {"sign": sign, "revoke": revoke, "admin": admin, "renew": renew}
 CLIENT = {"request": request, "install": install}
 """Commands after `weft server` and `weft client`, beside those in their modules."""

@@ -58,6 +58,10 @@ def run(argv: list[str]) -> int:
         f"else can read it, and open port {arguments.port} of {arguments.host} to the sites.",
         file=sys.stderr,
     )
+    if not names:
+        print_notices(
+            "no site has a kit yet: each makes its key with `weft client request`, or name some by `weft server add`."
+        )
     if secret is None:
         print_notices(
             f"the authority's root key in {out / 'authority'} is not encrypted, and readable for you only; "

@@ -14,7 +14,7 @@ from weft.json_types import JsonObject
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
-    from cryptography.x509 import Certificate
+    from cryptography.x509 import Certificate, CertificateSigningRequest
 
 ROOT_DAYS, DAYS = 3650, 730
 """Days for which the root certificate, and those that it signs, are valid."""
@@ -193,6 +193,24 @@ def key_fingerprint(key: RSAPublicKey) -> str:
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def name_in(signed: Certificate | CertificateSigningRequest) -> str:
+    """Return the one common name in a certificate or a request; ValueError if there is none, or several."""
+    from cryptography.x509.oid import NameOID
+
+    (attribute,) = signed.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(attribute.value)
+
+
+def rsa_key(signed: Certificate | CertificateSigningRequest) -> RSAPublicKey:
+    """Return the public key in a certificate or a request; ValueError if it is of another kind."""
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+
+    key = signed.public_key()
+    if not isinstance(key, RSAPublicKey):
+        raise ValueError("the key is no RSA key")
+    return key
 
 
 def spoken(fingerprint: str) -> str:

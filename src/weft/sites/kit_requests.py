@@ -23,17 +23,18 @@ from weft.sites.authority import (
     issued,
     key_fingerprint,
     key_pem,
+    name_in,
     new_key,
     pem,
+    rsa_key,
     write_private,
 )
-from weft.sites.kit_settings import install_identity, kind_of_kit, write_kits
+from weft.sites.kit_settings import install_identity, read_certificate, write_kits
 from weft.sites.provisioning import check_party, identity_of, read_project, register
 from weft.sites.revocation import revoked_keys
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
-    from cryptography.x509 import Certificate, CertificateSigningRequest
 
 MOST_BYTES = 1 << 16
 """Longest request or answer that is read."""
@@ -81,8 +82,9 @@ def make_request(name: str, kit: Path) -> tuple[Path, str]:
     path, request = kit / KEY, kit / REQUEST
     if (kit / "startup" / KEY).is_file():
         path = kit / "startup" / KEY  # the certificate of this kit is to be renewed
-        if _owner(kit) != name:
-            raise ConfigError(f"'{kit}' is the kit of '{_owner(kit)}', not of '{name}': give another folder by --out.")
+        owner = name_in(read_certificate(kit))
+        if owner != name:
+            raise ConfigError(f"'{kit}' is the kit of '{owner}', not of '{name}': give another folder by --out.")
     elif kit.exists() and not path.is_file() and any(kit.iterdir()):
         raise ConfigError(f"'{kit}' is not empty: give a new folder by --out.")
     kit.mkdir(parents=True, mode=0o700, exist_ok=True)
@@ -165,7 +167,7 @@ def install(answer: Path, kit: Path) -> tuple[str, str]:
         ) from None
     name = content["name"]
     key = _read_key(path)
-    if _public(certificate) != key_fingerprint(key.public_key()) or _common_name(certificate.subject) != name:
+    if key_fingerprint(rsa_key(certificate)) != key_fingerprint(key.public_key()) or name_in(certificate) != name:
         raise ConfigError(f"The certificate in '{answer}' is for another key than the one in '{kit}': see its name.")
     if (kit / "startup").is_dir():
         before = x509.load_pem_x509_certificate((kit / "startup" / "rootCA.pem").read_bytes())
@@ -181,18 +183,20 @@ def install(answer: Path, kit: Path) -> tuple[str, str]:
 def read_request(path: Path) -> tuple[str, RSAPublicKey]:
     """Return the name and the public key of a request; ConfigError if it is damaged or its key is too weak."""
     from cryptography import x509
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
     content = _read(path)
     try:
-        request: CertificateSigningRequest = x509.load_pem_x509_csr(content)
-        valid = request.is_signature_valid
-        name, key = _common_name(request.subject), request.public_key()
+        request = x509.load_pem_x509_csr(content)
+        valid, name = request.is_signature_valid, name_in(request)
     except Exception:
         raise ConfigError(f"'{path}' is no signing request: make one with `weft client request`.") from None
     if not valid:
         raise ConfigError(f"The request '{path}' is not signed with the key that it holds: ask for it again.")
-    if not isinstance(key, RSAPublicKey) or not BITS <= key.key_size <= MOST_BITS or key.public_numbers().e != 65537:
+    try:
+        key = rsa_key(request)
+    except ValueError:
+        key = None
+    if key is None or not BITS <= key.key_size <= MOST_BITS or key.public_numbers().e != 65537:
         raise ConfigError(f"The request '{path}' has a key of another kind: make one with `weft client request`.")
     return name, key
 
@@ -248,28 +252,3 @@ def _read_key(path: Path) -> RSAPrivateKey:
     key = load_pem_private_key(path.read_bytes(), None)
     assert isinstance(key, RSAPrivateKey)
     return key
-
-
-def _owner(kit: Path) -> str:
-    """Return whose kit this is, as its certificate says."""
-    from cryptography import x509
-
-    kind_of_kit(kit)
-    return _common_name(x509.load_pem_x509_certificate((kit / "startup" / "client.crt").read_bytes()).subject)
-
-
-def _common_name(subject: object) -> str:
-    """Return the one common name of a subject; ValueError if it has none or several."""
-    from cryptography.x509 import Name
-    from cryptography.x509.oid import NameOID
-
-    assert isinstance(subject, Name)
-    (attribute,) = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return str(attribute.value)
-
-
-def _public(certificate: Certificate) -> str:
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-
-    key = certificate.public_key()
-    return key_fingerprint(key) if isinstance(key, RSAPublicKey) else ""

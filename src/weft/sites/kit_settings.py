@@ -32,14 +32,15 @@ CLASSES = [
 ]
 GUARD, STORE = "weft.sites.guard.ServerGuard", "weft.sites.job_store.JobStore"
 """Classes that the server loads beside those of jobs."""
-PERMISSIONS = {
+ADMIN_PERMISSIONS = {
     "submit_job": "any",
     "clone_job": "none",
     "manage_job": "any",
     "download_job": "none",
     "view": "any",
     "app_command": "any",
-    "operate": "any",
+    "operate": "none",  # restarts, log levels: a party's own matter
+    "configure_job_log": "none",
     "shell_commands": "none",
     "byoc": "none",
 }
@@ -92,6 +93,14 @@ def install_identity(kit: Path, certificate: Certificate, root: Certificate) -> 
     stem = "server" if kind_of_kit(kit) == "server" else "client"
     write_private(kit / "startup" / f"{stem}.crt", pem(certificate))
     write_private(kit / "startup" / "rootCA.pem", pem(root))
+
+
+def read_certificate(kit: Path) -> Certificate:
+    """Return the certificate of a kit."""
+    from cryptography import x509
+
+    stem = "server" if kind_of_kit(kit) == "server" else "client"
+    return x509.load_pem_x509_certificate((kit / "startup" / f"{stem}.crt").read_bytes())
 
 
 def kind_of_kit(kit: Path) -> str:
@@ -153,7 +162,7 @@ def _harden(kit: Path, identity: Identity) -> None:
                     part["path"] = STORE
             settings["components"].append({"id": "guard", "path": GUARD, "args": {}})
         _write(local / "resources.json", settings)
-        roles = {ADMIN_ROLE: PERMISSIONS, SUPERVISOR_ROLE: SUPERVISOR_PERMISSIONS[identity.kind]}
+        roles = {ADMIN_ROLE: ADMIN_PERMISSIONS, SUPERVISOR_ROLE: SUPERVISOR_PERMISSIONS[identity.kind]}
         _write(local / "authorization.json", {"format_version": "1.0", "permissions": roles})
         _write(local / "log_config.json", _logging(local / "log_config.json.default"))
     for path in (kit, *kit.rglob("*")):

@@ -10,14 +10,25 @@ from pathlib import Path
 
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
-from weft.sites.authority import Authority, Identity, make_authority, open_authority, write_private
+from weft.sites.authority import (
+    Authority,
+    Identity,
+    make_authority,
+    name_in,
+    open_authority,
+    rsa_key,
+    write_private,
+)
 from weft.sites.kit_settings import (
     ADMIN,
     ADMIN_ROLE,
+    GUARD,
     SUPERVISOR,
     SUPERVISOR_ROLE,
+    install_identity,
     kind_of_kit,
     organisation,
+    read_certificate,
     write_identity,
     write_kits,
 )
@@ -79,6 +90,29 @@ def add_kit(kits: Path, name: str, *, passphrase: str | None = None) -> Path:
         shutil.rmtree(kits / name)  # no half of a kit
         raise
     return kits / name
+
+
+def renew_kits(kits: Path, passphrase: str | None) -> list[Path]:
+    """Sign new certificates for the keys of all kits in a folder, before the old ones expire; return the kits.
+
+    Kits of parties that were shut out are left as they are.
+    """
+    project, authority = read_project(kits), open_kits(kits, passphrase)
+    renewed = []
+    for kit in sorted({path.parent.parent for path in kits.glob("**/startup/fed_*.json")}):
+        kind = kind_of_kit(kit)
+        current = read_certificate(kit)
+        name = name_in(current)
+        if name == SUPERVISOR:
+            identity = Identity(SUPERVISOR, "admin", role=SUPERVISOR_ROLE)
+        elif kind == "server" or name in (*project["clients"], *project["admins"]):
+            identity = identity_of(name, kind)
+        else:
+            continue
+        host = project["host"] if kind == "server" else None
+        install_identity(kit, authority.issue(identity, rsa_key(current), host), authority.root)
+        renewed.append(kit)
+    return renewed
 
 
 def open_kits(kits: Path, passphrase: str | None) -> Authority:
@@ -144,9 +178,14 @@ def register(kits: Path, name: str) -> None:
 
 
 def settle(kit: Path) -> None:
-    """Make a server store its jobs in its kit, wherever the kit is now."""
+    """Make a server store its jobs in its kit, wherever the kit is now; ConfigError for a kit of an earlier Weft."""
     path = kit / "local" / "resources.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
+    if GUARD not in (part["path"] for part in settings["components"]):
+        raise ConfigError(
+            f"'{kit}' was made by an earlier Weft, and its server could shut nobody out: make new kits with "
+            "`weft server init`."
+        )
     jobs = str(kit.resolve() / "jobs")
     settings["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = f"{jobs}/snapshots"
     for part in settings["components"]:
@@ -155,4 +194,4 @@ def settle(kit: Path) -> None:
     path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
-__all__ = ["add_kit", "kind_of_kit", "make_kits", "read_project", "settle"]
+__all__ = ["add_kit", "kind_of_kit", "make_kits", "read_project", "renew_kits", "settle"]
