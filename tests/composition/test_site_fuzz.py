@@ -44,6 +44,8 @@ REFUSALS = {
     "a deep list": "[" * 60_000,
     "a deep list in an object": '{"rows": ' + "[" * 60_000,
     "a number": "7",
+    "no count of held-out rows": '{"rows": 24}',
+    "a count of rows without end": '{"rows": 1' + "0" * 4000 + "}",
     "nothing": "",
     "endless words": json.dumps({"refused": "x" * 50_000}),
 }
