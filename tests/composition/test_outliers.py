@@ -5,12 +5,15 @@ from __future__ import annotations
 import tracemalloc
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import weft
+from support.results import weights
 from support.updates import PLAN, STATE, update
 from weft import config as configuration
 from weft.core.exchange import Protection, Runtime
@@ -321,3 +324,47 @@ def test_a_client_that_is_refused_for_its_norm_is_asked_again():
     begun = replace(STATE, round=0)
     done = list(run_rounds(LIMITED, begun, Answers(), how, clients=["a", "b", "c"], eval_clients=[]))
     assert [set(one.record.failures) for one in done] == [{"c"}] * 5
+
+
+METHODS: dict[str, dict[str, object]] = {
+    "control variates": {"fed_alg": "scaffold"},
+    "clusters": {"cluster": 2},
+    "other ranks": {"client_ranks": [2, 4]},
+    "other depths": {"client_layers": [1, 2]},
+    "a buffer": {"fed_alg": "fedbuff"},
+    "one number a tensor": {"fed_alg": "fedadamw"},
+    "sums along directions": {"fed_alg": "fedkseed", "fed_args": {"seeds": 8}},
+    "weights by loss": {"client_weight": "minimax"},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_limits_that_nobody_meets_change_no_bit_of_any_method(keys, tmp_path: Path, method: str):
+    given = keys | METHODS[method] | {"num_clients": 4, "sample_clients": 4, "num_rounds": 2, "eval_every": 0}
+    plain = weft.train(given | {"output_dir": str(tmp_path / "plain")}, quiet=True)
+    limit = {"max_update_norm": 1e6, "output_dir": str(tmp_path / "limited")}
+    limited = weft.train(given | limit, quiet=True)
+    assert (limited.path / "metrics.jsonl").read_bytes() == (plain.path / "metrics.jsonl").read_bytes()
+    results = [
+        {path.relative_to(run.path): path.read_bytes() for path in run.path.glob("**/adapter_model.safetensors")}
+        for run in (plain, limited)
+    ]
+    assert results[0]
+    assert results[0] == results[1]
+
+
+def test_a_share_that_is_limited_weighs_the_mean_of_a_run(keys, tmp_path: Path):
+    """With a limit of one third, three clients weigh the same, as with --client_weight uniform."""
+    given = keys | {"num_clients": 3, "sample_clients": 3, "num_rounds": 1, "dataset_sample": 40, "eval_every": 0}
+    given |= {"split_strategy": "dirichlet", "split_alpha": 0.5}
+    runs = {
+        name: weights(weft.train(given | changes | {"output_dir": str(tmp_path / name)}, quiet=True))
+        for name, changes in {
+            "uniform": {"client_weight": "uniform"},
+            "limited": {"max_client_share": 0.3333},
+            "size": {},
+        }.items()
+    }
+    for name, value in runs["uniform"].items():
+        torch.testing.assert_close(runs["limited"][name], value)
+    assert not all(torch.equal(runs["size"][name], value) for name, value in runs["uniform"].items())

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from support.fake_sites import NAMES, FakeSites
+from support.results import weights
 from weft.core import wire, wire_format
 from weft.core.types import Failure, Score, Task, Update
 from weft.errors import BadUpdate, ClientFailed, ConfigError
@@ -44,6 +45,8 @@ REFUSALS = {
     "a deep list": "[" * 60_000,
     "a deep list in an object": '{"rows": ' + "[" * 60_000,
     "a number": "7",
+    "no count of held-out rows": '{"rows": 24}',
+    "a count of rows without end": '{"rows": 1' + "0" * 4000 + "}",
     "nothing": "",
     "endless words": json.dumps({"refused": "x" * 50_000}),
 }
@@ -215,3 +218,28 @@ def test_ten_thousand_broken_answers_of_every_kind_raise_nothing():
         except ClientFailed as error:
             str(error).encode()
     assert read < 2_000
+
+
+@pytest.mark.parametrize("limit", [None, 0.0])
+def test_a_site_whose_updates_are_huge_moves_no_model(run, sites: FakeSites, limit: float | None):
+    """By default; the control without the limit is a model that is ruined, and a run that ends "normally"."""
+
+    def change(raw: bytes, said: bytes) -> bytes:
+        if raw[:1] == b"{" or not isinstance(reply := wire.unpack(said, run="run"), Update):
+            return said
+        streams = {name: {key: value * 1e6 for key, value in one.items()} for name, one in reply.streams.items()}
+        return wire.pack(replace(reply, streams=streams), "run")
+
+    hostile(sites, change)
+    keys = run | {"num_rounds": 2, "eval_every": 0} | ({} if limit is None else {"max_update_norm": limit})
+    done = serve(keys, sites, list(NAMES), "1")
+    records = [json.loads(line) for line in (done.path / "metrics.jsonl").read_text().splitlines()]
+    rounds = [one for one in records if one["event"] == "round"]
+    largest = max(float(value.abs().max()) for value in weights(done).values())
+    if limit is None:
+        assert [one["clients"] for one in rounds] == [list(NAMES[:2])] * 2
+        assert all("above 100 times the round's median" in one["failures"][VILLAIN] for one in rounds)
+        assert largest < 10
+    else:
+        assert [one["clients"] for one in rounds] == [list(NAMES)] * 2
+        assert largest > 100

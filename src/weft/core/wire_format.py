@@ -69,14 +69,15 @@ def read_header(raw: Raw, max_tensors: int) -> tuple[JsonObject, list[torch.Tens
     try:
         header, body = split_file(raw)
         fields = json.loads(header.pop("__metadata__")["weft"], object_pairs_hook=_once)
+        signature = signature_of(fields, header, digest_of([body])) if isinstance(fields, dict) else ""
     except BadUpdate:
         raise
-    # json.loads raises RecursionError for deep nesting: a few kilobytes suffice.
+    # json raises RecursionError for deep nesting: a few kilobytes suffice.
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         refuse("a header that cannot be read")
     if not isinstance(fields, dict) or len(header) > max_tensors:
         refuse("too many tensors, or a header without fields")
-    if fields.get("digest") != signature_of(fields, header, digest_of([body])):
+    if fields.get("digest") != signature:
         refuse("a message with a wrong checksum")
     return fields, _tensors(header, body)
 

@@ -66,10 +66,10 @@ class Handshake:
         """
         answer, place = _read(raw), self.names.index(name)
         if "refused" in answer:
-            return printable(f"refuses the run now: {answer['refused']}")
+            return f"refuses the run now: {answer['refused']}"
         if answer.get("agreed") != self.agreement or _least(answer) != self.cohorts.get(name, 0):
             return "came back with another Weft, model or site policy"
-        counts = int(answer["rows"]), int(answer["held"])
+        counts = answer["rows"], answer["held"]
         if counts == (self.rows[place], self.held_out[place]):
             return ""
         self.rows[place], self.held_out[place] = counts
@@ -143,7 +143,7 @@ def shake_hands(
         if "refused" not in answer and answer.get("agreed") != expected:
             answer = {"refused": "it has another version of Weft, or read another run"}
         if "refused" in answer:
-            refused[name] = printable(str(answer["refused"]))
+            refused[name] = str(answer["refused"])
         else:
             accepted[name] = answer
     before = len(accepted)
@@ -158,8 +158,8 @@ def shake_hands(
         few = f"{part} of {len(order)} sites take part, too few for a round ({why})."
         # Only a RunError is retried: the supervisor resubmits the run when a missing site connects.
         raise RunError(few) if part + away >= least else ConfigError(few)
-    rows = [int(accepted[name]["rows"]) if name in accepted else 0 for name in order]
-    held_out = [int(accepted[name]["held"]) if name in accepted else 0 for name in order]
+    rows = [accepted[name]["rows"] if name in accepted else 0 for name in order]
+    held_out = [accepted[name]["held"] if name in accepted else 0 for name in order]
     cohorts = {name: _least(answer) for name, answer in accepted.items()}
     # A site that is restarted is told how many take part, not how many might.
     return Handshake(order, rows, held_out, refused, requests_for(count), expected, cohorts)
@@ -186,7 +186,7 @@ def _agree_on_cohort(remote: RemoteSites, accepted: dict[str, JsonObject], refus
             # A site that is silent now is one that is silent in a round; only a refusal is an answer.
             if isinstance(raw, bytes) and "refused" in (answer := _read(raw)):
                 del accepted[name]
-                refused[name] = printable(str(answer["refused"]))
+                refused[name] = str(answer["refused"])
 
 
 def _hold_quorum(accepted: dict[str, JsonObject], refused: dict[str, str], sample: int) -> None:
@@ -203,18 +203,21 @@ def _hold_quorum(accepted: dict[str, JsonObject], refused: dict[str, str], sampl
 
 def _least(answer: JsonObject) -> int:
     """Return the smallest cohort that a site asks for; 0: any."""
-    return int(answer.get("least", 0))
+    return int(answer["least"])
 
 
 def _read(raw: bytes) -> JsonObject:
-    """Return a site's answer to the handshake; any bytes that are no such answer count as a refusal."""
+    """Return a site's answer to the handshake: its counts and its hash, or a refusal that can be printed.
+
+    Any bytes that are no such answer count as a refusal; all that is returned has the types that it should have.
+    """
     try:
         answer = json.loads(raw[:HANDSHAKE_BYTES])
-        rows, held_out = int(answer.get("rows", 0)), int(answer.get("held", 0))
         if "refused" in answer:
-            return dict(answer)
-        if 0 < rows < MOST_ROWS and 0 <= held_out < MOST_ROWS and 0 <= int(answer.get("least", 0)) < MOST_ROWS:
-            return dict(answer)
+            return {"refused": printable(str(answer["refused"]))}
+        counts = {name: int(answer.get(name, 0)) for name in ("rows", "held", "least")}
+        if counts["rows"] > 0 and all(0 <= count < MOST_ROWS for count in counts.values()):
+            return {**counts, "agreed": str(answer.get("agreed"))}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         pass
     return {"refused": "its answer cannot be read"}
