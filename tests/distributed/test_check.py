@@ -292,7 +292,7 @@ def test_every_rule_of_a_policy_has_a_sentence():
         report=["loss"],
     )
     limits = [sentence for is_limit, sentence in policy_in_words(strict) if is_limit]
-    assert len(limits) == len(AcceptRules.model_fields)
+    assert len(limits) == sum(getattr(strict, key) is not None for key in AcceptRules.model_fields) >= 15
     assert not set(limits) & {
         sentence for is_limit, sentence in policy_in_words(AcceptRules(models={})) if not is_limit
     }
