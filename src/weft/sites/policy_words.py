@@ -63,6 +63,17 @@ SENTENCES: dict[str, tuple[Words | None, str]] = {
         lambda value: f"a run may take {value:g} hours of work at most, evaluations included",
         "the hours of work for a run are not limited",
     ),
+    "max_hours_per_day": (
+        lambda value: f"the site works {value:g} hours in a day at most, for all runs together",
+        "the hours of work in a day are not limited",
+    ),
+    "limits": (
+        lambda value: (
+            "a run may ask for as much as Weft lets runs ask of a site by default"
+            + "".join(f", {key} up to {limit:g}" for key, limit in value.items())
+        ),
+        "",
+    ),
     "min_clients": (
         lambda value: f"a round must have {value} clients at least",
         "the site trains in rounds of any size, also alone",
