@@ -165,7 +165,8 @@ def _in_vain(record: RoundRecord, attempts: int) -> str:
 def _sampled_cohort(plan: Plan, state: ServerState, rounds: Rounds, clients: Sequence[str]) -> Sequence[int]:
     """Return the indexes of a synchronous round's clients; RunError if all that can be reached are excluded."""
     excluded = set_aside(state, rounds.max_bad_updates)
-    aside = [index for index, name in enumerate(clients) if name in excluded]
+    # Without exclusions, which is nearly always, no round looks at every name of the population.
+    aside = [index for index, name in enumerate(clients) if name in excluded] if excluded else []
     clock = state.round + state.attempts  # the availability trace goes on while a round is repeated
     sampled = rounds.selection.cohort(clients, state.round, state.attempt, clock, aside)
     indexes = plan.algorithm.cohort(sampled, len(clients))

@@ -24,6 +24,7 @@ from nvflare.collab.api.exceptions import RunAborted
 from nvflare.fuel.utils import buffer_list
 
 from weft.core.files import write_atomic
+from weft.core.texts import printable
 from weft.errors import ConfigError, RunError, RunInUse, WeftError
 from weft.json_types import JsonObject
 from weft.runtimes.mailbox import WAIT, Mailbox, PollResult, TransportBroken
@@ -209,7 +210,7 @@ class SiteJob:
         """
         assert self._mailbox is not None
         if collab.caller != SERVER:
-            log.warning("a call of '%s' was refused: only the server may ask this site", collab.caller)
+            log.warning("a call of '%s' was refused: only the server may ask this site", printable(str(collab.caller)))
             raise NotTheServer("only the server may ask this site")
         wait = min(max(0.0, float(wait)), WAIT)  # in this order: NaN becomes 0
         try:
