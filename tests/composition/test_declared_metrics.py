@@ -26,7 +26,8 @@ from weft.objectives.sft import SFT
 from weft.rewards.answers import ANSWER_TOKENS, CUT, REWARD
 from weft.runs.comparison import SeedSpread
 from weft.runs.trackers import Trackers
-from weft.sites.policy import SitePolicy, reportable
+from weft.sites.policy import SitePolicy
+from weft.sites.reports import reportable
 from weft.sites.server import serve
 from weft.weighting.gain import Gain
 

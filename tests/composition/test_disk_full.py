@@ -25,8 +25,8 @@ from weft.launch.client import ClientBuilder
 from weft.launch.trainer import Trainer
 from weft.models.fingerprint import fingerprint
 from weft.runtimes.mailbox import Mailbox
+from weft.sites.agreement import own_config
 from weft.sites.model_process import ModelProcess
-from weft.sites.policy import own_config
 from weft.sites.server import serve
 
 

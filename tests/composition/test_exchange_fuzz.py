@@ -34,8 +34,8 @@ from weft.federation.state import Participant
 from weft.launch.records import evaluation_record
 from weft.runtimes.mailbox import PollResult
 from weft.runtimes.remote import RemoteSites
+from weft.sites.agreement import agreement
 from weft.sites.handshake import MOST_ROWS, Handshake, Terms, shake_hands
-from weft.sites.policy import agreement
 
 GOOD = ("good_0", "good_1", "good_2")
 TERMS = Terms({"num_rounds": 9}, "base", "birth", "1", 1000, 1)

@@ -11,7 +11,8 @@ from support.results import metrics
 from weft.core import wire
 from weft.core.types import Score, Update
 from weft.evaluation.heldout import macro_f1
-from weft.sites.policy import SitePolicy, reportable
+from weft.sites.policy import SitePolicy
+from weft.sites.reports import reportable
 from weft.sites.server import serve
 
 POLICY = SitePolicy.model_validate({"data": "rows.jsonl", "accept": {"models": ["m"]}})

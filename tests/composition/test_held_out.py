@@ -18,8 +18,9 @@ from weft.errors import ConfigError, DataError
 from weft.federation.clients import InMemory
 from weft.launch.population import Population, populate
 from weft.models.load import load_tokenizer
+from weft.sites.agreement import own_config
 from weft.sites.local_federation import _deal_rows
-from weft.sites.policy import own_config, read_policy
+from weft.sites.policy import read_policy
 
 
 def rows(first: int, count: int, **more: str) -> list[dict[str, str]]:

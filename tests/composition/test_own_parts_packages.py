@@ -15,7 +15,8 @@ from support.own_parts import BESIDE, NAMES, PARTS, once
 from weft import kinds
 from weft.config import build
 from weft.errors import ConfigError
-from weft.sites.policy import read_policy, refusal
+from weft.sites.agreement import refusal
+from weft.sites.policy import read_policy
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from support.fake_sites import NAMES, FakeSites
 from weft import kinds
 from weft.config import RunConfig, build
 from weft.errors import ConfigError
-from weft.sites.policy import SitePolicy, own_config, read_policy, refusal
+from weft.sites.agreement import own_config, refusal
+from weft.sites.policy import SitePolicy, read_policy
 from weft.sites.run_keys import FROM_RUN
 from weft.sites.run_limits import MOST
 from weft.sites.server import serve

@@ -15,7 +15,8 @@ from support.fake_sites import NAMES, FakeSites, train_here
 from support.results import metrics, weights
 from support.rows import colour_rows, write_rows
 from weft.errors import ConfigError, RunError
-from weft.sites.policy import SitePolicy, read_policy, reportable
+from weft.sites.policy import SitePolicy, read_policy
+from weft.sites.reports import reportable
 from weft.sites.server import serve
 
 PAIRS = {"objective": "preference", "loss": "dpo", "choices": None}

@@ -12,7 +12,8 @@ import pytest
 from support.fake_sites import NAMES
 from support.rows import colour_rows, write_rows
 from weft.errors import ConfigError
-from weft.sites.policy import own_config, read_policy
+from weft.sites.agreement import own_config
+from weft.sites.policy import read_policy
 from weft.sites.server import serve
 
 

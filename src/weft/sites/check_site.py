@@ -16,9 +16,10 @@ from weft.json_types import JsonObject
 from weft.models.checkpoint import find_checkpoint
 from weft.models.source import model_source
 from weft.runs.text import human_bytes
+from weft.sites.agreement import own_config, refusal
 from weft.sites.client import Refused, SiteClient
 from weft.sites.findings import FAIL, OK, WARN, Finding
-from weft.sites.policy import SiteData, SitePolicy, own_config, refusal
+from weft.sites.policy import SiteData, SitePolicy
 from weft.sites.policy_words import policy_in_words
 
 

@@ -34,8 +34,10 @@ from weft.runs import checkpoint, fingerprints
 from weft.runs.fingerprints import Fingerprints
 from weft.runs.layout import RunDir, path_component
 from weft.runtimes.mailbox import UNKNOWN_RUN
+from weft.sites.agreement import agreement, own_config, refusal, smaller_cohort, wrong_model
 from weft.sites.bounds import DAY, WORK, Bounds, Day, Spent
-from weft.sites.policy import SitePolicy, agreement, own_config, refusal, reportable, smaller_cohort, wrong_model
+from weft.sites.policy import SitePolicy
+from weft.sites.reports import reportable
 from weft.sites.token_folder import token_folder
 
 log = logging.getLogger("weft.site")

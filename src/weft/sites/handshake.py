@@ -14,7 +14,7 @@ from weft.federation.clients import Clients, InMemory
 from weft.json_types import JsonObject
 from weft.launch.population import Population
 from weft.runtimes.remote import RemoteSites
-from weft.sites.policy import agreement
+from weft.sites.agreement import agreement
 
 HANDSHAKE_BYTES = 1 << 16
 """Most bytes that are read of a site's answer to the handshake."""

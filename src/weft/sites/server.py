@@ -60,7 +60,7 @@ def serve(
     keys = configuration.canonical(keys)  # a job need not come from `weft submit`, and sites hash full names
     notes: list[str] = []  # of the builder, until there is a Progress to print them
     builder = _builder(part_files.at_server(keys, parts), notes.append)
-    config, plan, rejoin = builder.config, builder.plan, Rejoin(Path(builder.config.output_dir) / SITES, resume=resume)
+    config, rejoin = builder.config, Rejoin(Path(builder.config.output_dir) / SITES, resume=resume)
     rejoin.check(config.sites, sites, config.rejoin_timeout)  # before the model is loaded: it may be often
     base = fingerprint(builder.model)
     with (
@@ -78,9 +78,7 @@ def serve(
     ):
         for sentence in notes:
             progress.note(sentence)
-        current = provenance.at_server(config, builder.tokenizer)
-        report_changes(config, run, current, progress.note)
-        birth = fingerprints.keep(run, current, max(run.rounds, default=0))
+        birth = _birth(builder, run, progress.note)
         remote = RemoteSites(transport, run_id(keys), config.silence_timeout, lambda: (1, 1), note=progress.note)
         terms = Terms(keys, base, birth, version, _largest_cohort(builder), config.min_clients)
         agreement = shake_hands(remote, terms, rejoin.order(config.sites, sites), sites, progress.note)
@@ -91,8 +89,15 @@ def serve(
         host, values = builder.host(conditions=compose.conditions(config))
         parties = (config, run, host, population, progress, trackers)
         training = Trainer(*parties, begin=lambda _: nullcontext(remote), listener=hear)
-        hear({"undelivered": _send_result(training.run_all(values), plan, remote, rows)})
+        hear({"undelivered": _send_result(training.run_all(values), builder.plan, remote, rows)})
         return Run(run.path)
+
+
+def _birth(builder: ClientBuilder, run: RunDir, note: Callable[[str], None]) -> str:
+    """Compare what the run is made of with what it began with; return the id of its begin."""
+    current = provenance.at_server(builder.config, builder.tokenizer)
+    report_changes(builder.config, run, current, note)
+    return fingerprints.keep(run, current, max(run.rounds, default=0))
 
 
 def _largest_cohort(builder: ClientBuilder) -> int:

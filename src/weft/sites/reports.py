@@ -1,0 +1,42 @@
+"""What a site reports of its metrics: those that its policy allows, and none of few rows."""
+
+from __future__ import annotations
+
+from weft.core.declarations import declared, names
+from weft.core.metrics import complete
+from weft.core.types import Metrics
+from weft.sites.policy import COUNTS, SitePolicy
+
+
+def reportable(policy: SitePolicy, metrics: Metrics, rows: int) -> Metrics:
+    """Return the metrics that may be sent: those that `report` names, and those that a metric in `report` needs.
+
+    Args:
+        policy: the site policy.
+        metrics: counts and sums over the rows that were trained on or evaluated.
+        rows: how many different rows these are; with fewer than `min_report_rows` only counts of work are sent.
+    """
+    report, least = policy.accept.report, policy.accept.min_report_rows
+    if rows < least:
+        return {name: value for name, value in metrics.items() if name in COUNTS}
+    metrics = _without_rare_classes(metrics, least)
+    if report is None:
+        return metrics
+    needed = {name for metric in declared() if metric.name in report for name in metric.pick(metrics)}
+    allowed = (*COUNTS, *report)
+    return complete({name: value for name, value in metrics.items() if name in needed or name.startswith(allowed)})
+
+
+def _without_rare_classes(metrics: Metrics, least: int) -> Metrics:
+    """Return metrics without families of counts, such as confusion/RIGHT/GIVEN, in which a class has too few rows.
+
+    A class of one row is one person's label, and what the model answers to it. All of the family is left out: the count
+    of a class that is missing alone would follow from the number of rows.
+    """
+    known, classes = names(), dict[tuple[str, str], float]()
+    families = {name: pattern for name in metrics if "*" in (pattern := known.pattern(name) or "")}
+    for name, pattern in families.items():
+        first = name.split("/")[1]
+        classes[pattern, first] = classes.get((pattern, first), 0.0) + metrics[name]
+    rare = {pattern for (pattern, _), count in classes.items() if 0 < count < least}
+    return complete({name: value for name, value in metrics.items() if families.get(name) not in rare})
