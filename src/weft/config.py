@@ -56,6 +56,7 @@ VOLATILE = frozenset(
         "ray_address",
         "num_actors",
         "silence_timeout",
+        "turn_timeout",
         "rejoin_timeout",
         "client_resources",
         "endpoint_key",

@@ -205,6 +205,7 @@ class Keys(TypedDict, total=False):
     client_resources: dict[str, float]
     sites: list[str] | None
     silence_timeout: float
+    turn_timeout: float
     rejoin_timeout: float
     threads: int | None
     logging_steps: int

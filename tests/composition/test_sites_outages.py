@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from support.fake_sites import NAMES, FakeSites, train_here
 from support.results import metrics, weights
 from support.rows import colour_rows, write_rows
 from weft.core.wire import unpack
+from weft.runtimes.mailbox import PollResult
 from weft.sites.server import serve
 
 
@@ -49,6 +51,25 @@ def test_a_slow_site_is_waited_for_and_a_silent_one_is_not(run, sites: FakeSites
     thread.join()
     sites.slow.clear()
     assert done.summary["failures"] == {}
+
+
+class Busy(FakeSites):
+    """One of the sites reports progress for ever, and never answers."""
+
+    def ask(self, client: str, ticket: str, raw: bytes | None, wait: float) -> PollResult:
+        if client == "hospital_b" and (raw is None or raw[:1] != b"{"):
+            time.sleep(0.02)
+            return PollResult(time.monotonic_ns(), None, True)
+        return super().ask(client, ticket, raw, wait)
+
+
+def test_a_site_that_is_only_ever_busy_holds_no_round_for_ever(run, sites: FakeSites):
+    busy = Busy(sites.policies, sites.folder)
+    given = run | {"num_rounds": 1, "eval_every": 0, "silence_timeout": 30.0, "turn_timeout": 1.5, "min_clients": 2}
+    done = serve(given, busy, list(NAMES), "1")
+    assert metrics(done)[0]["failures"] == {
+        "hospital_b": "did not answer within 1.5 s (turn_timeout), whatever progress it reported"
+    }
 
 
 def test_a_site_that_is_cut_off_is_missed_and_comes_back(run, sites: FakeSites):

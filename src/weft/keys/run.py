@@ -43,6 +43,9 @@ class RunKeys(BaseModel):
     silence_timeout: float = Field(
         600.0, gt=0, description="seconds without contact or progress after which a site fails its turn, with nvflare"
     )
+    turn_timeout: float = Field(
+        86400.0, gt=0, description="seconds after which a site fails its turn whatever its progress, with nvflare"
+    )
     rejoin_timeout: float = Field(
         300.0,
         ge=0,
@@ -81,6 +84,7 @@ WORKS: dict[str, Effect] = {
     "client_resources": RAY,
     "sites": SITES,
     "silence_timeout": SITES,
+    "turn_timeout": SITES,
     "rejoin_timeout": SITES,
     "threads": ALWAYS,
     "logging_steps": NEVER,

@@ -1,8 +1,9 @@
 """The runtime of real sites: a thread for each message polls the site until it has answered.
 
 A transport, such as NVIDIA FLARE, carries bytes to a site and back. A message is sent once and then polled for; the
-reply to a poll is the answer, or the site's progress. A message fails only by silence: no contact, or no progress, for
+reply to a poll is the answer, or the site's progress. A message fails by silence: no contact, or no progress, for
 `silence` seconds. Until then a broken connection is retried, and a lost answer is polled for again, not computed twice.
+A site that only ever reports progress fails after `turn` seconds.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ class RemoteSites(Runtime):
     """Seconds without contact or progress after which a message fails."""
     largest: Callable[[], tuple[int, int]]
     """Returns upper bounds of a reply: bytes, and number of tensors."""
+    turn: float = 86400.0
+    """Seconds after which a message fails, whatever progress the site reports."""
     in_order: bool = True
     """Yield replies in the order of the messages, so that sums are reproducible; otherwise as they arrive."""
     note: Callable[[str], None] = print
@@ -166,7 +169,7 @@ class RemoteSites(Runtime):
         """Poll until a site answers; return the answer, or (as str) why there is none."""
         silence = max(silence, self.silence)
         raw: bytes | None = packed
-        last_progress = last_contact = time.monotonic()
+        begin = last_progress = last_contact = time.monotonic()
         progress, restarts = -1, MAX_RESTARTS
         wait = min(WAIT, self.silence / 4)
         reason = ""
@@ -192,4 +195,6 @@ class RemoteSites(Runtime):
                 return f"could not be reached{reason} for {self.silence:g} s"
             if time.monotonic() - last_progress > silence:
                 return f"made no progress for {silence:g} s"
+            if time.monotonic() - begin > self.turn:
+                return f"did not answer within {self.turn:g} s (turn_timeout), whatever progress it reported"
         return "did not answer before the exchange ended"

@@ -80,6 +80,7 @@ def serve(
             progress.note(sentence)
         birth = _birth(builder, run, progress.note)
         remote = RemoteSites(transport, run_id(keys), config.silence_timeout, lambda: (1, 1), note=progress.note)
+        remote.turn = config.turn_timeout
         terms = Terms(keys, base, birth, version, _largest_cohort(builder), config.min_clients)
         agreement = shake_hands(remote, terms, rejoin.order(config.sites, sites), sites, progress.note)
         rejoin.keep(rows := agreement.rows_of_participants())
