@@ -89,7 +89,9 @@ class FedAdamW(Algorithm):
 
     def task(self, state: ServerState, client: str, version: int) -> Task:
         """Send the means, the direction and the counts too."""
-        return Task(client, state.round, version, state.params, dict(state.memory))
+        # Only these: the memory also counts other clients' bad updates.
+        extra = {stream: state.memory[stream] for stream in (MEANS, DIRECTION, COUNT)}
+        return Task(client, state.round, version, state.params, extra)
 
     def task_like(self, params: Tensors) -> Streams:
         """Return the means, the direction and the counts."""

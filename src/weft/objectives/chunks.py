@@ -32,7 +32,8 @@ def summed_cross_entropy(model: Resident, batch: Batch, most: int = MOST) -> Ten
         batch: on the model's device.
         most: logits of a chunk.
     """
-    size = max(1, most // model.vocabulary)
+    # A model in several processes has no output layer of its own here.
+    size = max(1, most // model.vocabulary) if model.one_process else len(batch.targets)
     if len(batch.targets) <= size or not ends_with_head(model, batch):
         return F.cross_entropy(model.logits(batch).float(), batch.targets, reduction="sum")
     hidden, head = model.hidden(batch), model.base.get_output_embeddings()
@@ -51,7 +52,5 @@ def ends_with_head(model: Resident, batch: Batch) -> bool:
         few = batch.first_targets(8)
         with model.evaluating():
             logits = model.logits(few)
-            model.ends_with_head = model.one_process and torch.equal(
-                logits, model.base.get_output_embeddings()(model.hidden(few)[None])[0]
-            )
+            model.ends_with_head = torch.equal(logits, model.base.get_output_embeddings()(model.hidden(few)[None])[0])
     return model.ends_with_head
