@@ -128,7 +128,9 @@ def test_results_are_those_of_one_process_bit_for_bit(run, parties: LocalFederat
         same(there(parties, kind.replace(" ", "-")), here(run | KINDS[kind], parties, tmp_path / kind).path)
     capsys.readouterr()
     assert main(["status", "--kit", str(parties.admin)]) == 0
-    assert "sites: hospital_a, hospital_b" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "sites: hospital_a, hospital_b" in out
+    assert "  why: 0 of 1 sites take part" in out
     assert main(["logs", "long", "--server", str(parties.kits / "server")]) == 0
     assert "takes no part" in capsys.readouterr().out
     with admin_session(parties.admin) as session:  # FLARE ends jobs some seconds after their runs
