@@ -34,7 +34,7 @@ from weft.runs import checkpoint, fingerprints
 from weft.runs.fingerprints import Fingerprints
 from weft.runs.layout import RunDir, path_component
 from weft.runtimes.mailbox import UNKNOWN_RUN
-from weft.sites.agreement import agreement, own_config, refusal, smaller_cohort, wrong_model
+from weft.sites.agreement import agreement, losses_sent, own_config, refusal, smaller_cohort, wrong_model
 from weft.sites.bounds import DAY, WORK, Bounds, Day, Spent
 from weft.sites.policy import SitePolicy
 from weft.sites.reports import reportable
@@ -142,10 +142,14 @@ class SiteClient:
         log.info(population.account.summary())
         for line in warning_lines(local, population):
             log.warning(line)
+        if (why := losses_sent(self.policy, builder.plan, len(population.trained.train[0]))) is not None:
+            raise Refused(why)
         host, _ = builder.host(reference=run.reference_file)
         counts = {"rows": len(population.trained.train[0]), "held": len(population.evaluated.held_out[0])}
         report, export = partial(reportable, self.policy), self._export
-        trained = replace(host.train_clients, reportable=partial(report, rows=counts["rows"]), export=export)
+        # A round may be one step on one row.
+        summed = host.plan.local.rows_in_metrics(counts["rows"], host.plan.objective.reuse)
+        trained = replace(host.train_clients, reportable=partial(report, rows=summed), export=export)
         evaluated = replace(host.eval_clients, reportable=partial(report, rows=counts["held"]), export=export)
         self.client_host = replace(host, train_clients=trained, eval_clients=evaluated)
         self.run, self.place, self.config = str(request["id"]), run.path, local
