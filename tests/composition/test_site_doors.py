@@ -61,6 +61,32 @@ def test_a_site_refuses_what_is_not_the_models_it_accepts(run, sites: FakeSites,
     assert not (sites.folder / "hospital_a").exists()
 
 
+@pytest.mark.parametrize("name", ["day.json", "site.log", "site.log.1", ".tokens", "../day", "", "a" * 101, "A", "a\0"])
+def test_a_run_takes_no_name_of_a_sites_own_files(run, sites: FakeSites, name: str):
+    """A folder `day.json` would end every later run of the site, and `site.log.1` the site itself."""
+    said = handshake(sites, run, id=name)
+    assert "a name that no run can have" in said["refused"]
+    assert not (sites.folder / "hospital_a").exists()
+
+
+def test_a_handshake_writes_nothing_of_any_length(run, sites: FakeSites):
+    """The id of a run's begin is written with every count."""
+    assert "100 characters" in handshake(sites, run, birth="b" * 101)["refused"]
+    assert "longer than" in handshake(sites, run | {"choices": ["x" * (16 << 20)]})["refused"]
+    assert not (sites.folder / "hospital_a").exists()
+
+
+def test_a_site_whose_day_is_over_makes_no_folders(run, sites: FakeSites):
+    """A server that repeats handshakes under new names gets refusals, and none of the disk."""
+    accept(sites, "hospital_a", max_hours_per_day=1.0)
+    day = Day(sites.folder / "hospital_a" / "day.json", 1.0)
+    day.file.parent.mkdir(parents=True)
+    day.count(3600.0)
+    for name in ("one", "two"):
+        assert "today" in handshake(sites, run, id=name)["refused"]
+    assert [path.name for path in day.file.parent.iterdir()] == ["day.json"]
+
+
 def test_aliases_of_a_key_are_ruled_by_the_site_as_the_key_itself(run, sites: FakeSites, monkeypatch):
     seen: list[RunConfig] = []
     monkeypatch.setattr("weft.launch.client.prepare_process", seen.append)
