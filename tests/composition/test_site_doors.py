@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -238,6 +239,23 @@ def test_the_hours_of_a_day_are_those_of_all_runs(agreed, tmp_path: Path):
     file.write_text(json.dumps(saved | {"day": "2020-01-01"}))
     assert second.refusal(task) is None
     assert Bounds(tmp_path / "two" / "work.json", agreed, day=Day(file, None)).refusal(task) is None
+
+
+def test_work_without_steps_is_counted_while_it_goes_on(agreed, tmp_path: Path):
+    """A server that ends every handshake just before its end would have a site load models all day for nothing."""
+    file = tmp_path / "work.json"
+    bounds = Bounds(file, agreed, day=Day(tmp_path / "day.json", 1.0), reserve=0.05)
+    with bounds.work(None):
+        time.sleep(0.4)
+        killed = [json.loads(path.read_text())["seconds"] for path in (file, tmp_path / "day.json")]
+    assert all(0.35 < seconds < 1.0 for seconds in killed), killed
+    after = json.loads((tmp_path / "day.json").read_text())["seconds"]
+    assert 0.4 <= after < killed[1] + 0.5
+    patient = Bounds(file, agreed, day=Day(tmp_path / "day.json", 1.0), reserve=600.0)
+    with patient.work(None):
+        assert json.loads((tmp_path / "day.json").read_text())["seconds"] > 600.0, "counted in advance"
+        assert patient.spent() is None, "and not spent yet"
+    assert json.loads((tmp_path / "day.json").read_text())["seconds"] < after + 1.0
 
 
 def test_a_site_counts_the_hours_of_its_day(run, sites: FakeSites, tmp_path: Path):
