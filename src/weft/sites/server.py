@@ -111,7 +111,15 @@ def _largest_cohort(builder: ClientBuilder) -> int:
 def _settle(builder: ClientBuilder, remote: RemoteSites, agreement: Handshake) -> None:
     """Make plan and runtime respect what the sites agreed to."""
     plan, model = builder.plan, builder.model
-    remote.handshake, remote.why_not = agreement.requests.get, agreement.why_not
+
+    def why_not(name: str, raw: bytes) -> str:
+        before = list(agreement.rows)
+        why = agreement.why_not(name, raw)
+        if agreement.rows != before:  # the first handshake may have claimed few, so that nothing was said
+            warn_of_one(agreement.rows_of_participants(), plan.max_client_share, remote.note)
+        return why
+
+    remote.handshake, remote.why_not = agreement.requests.get, why_not
     remote.largest = lambda: largest(plan, model)
     warn_of_one(agreement.rows_of_participants(), plan.max_client_share, remote.note)
     remote.in_order = not plan.over_selected  # with over-selection the first replies count
