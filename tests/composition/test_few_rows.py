@@ -10,6 +10,7 @@ from support.fake_sites import NAMES, FakeSites
 from support.results import metrics
 from weft.core import wire
 from weft.core.types import Score, Update
+from weft.errors import ConfigError
 from weft.evaluation.heldout import macro_f1
 from weft.sites.policy import SitePolicy
 from weft.sites.reports import reportable
@@ -94,15 +95,61 @@ def test_the_server_averages_over_the_sites_that_report(run, sites: FakeSites):
     assert evaluated["clients"]["hospital_b"]["rows"] > 0
 
 
+def updates_of(sites: FakeSites) -> dict[str, Update]:
+    """Return the last update of each site."""
+    replies = (wire.unpack(raw, run="run") for raw in sites.answered if raw[:1] != b"{")
+    return {reply.client: reply for reply in replies if isinstance(reply, Update)}
+
+
+def test_a_round_of_few_rows_reports_nothing_of_them(run, sites: FakeSites):
+    """A site has rows enough, and the server asks for one step on one of them."""
+    for name in NAMES:
+        least(sites, name, None)
+    serve(run | {"num_rounds": 1, "batch_size": 1, "max_steps": 1}, sites, list(NAMES), "1")
+    assert len(updates := updates_of(sites)) == 3
+    assert all(set(update.metrics) <= {"rows", "tokens", "steps", "learning_rate"} for update in updates.values())
+
+
+TEXT = {"prompt_method": "text", "fed_alg": "fedtext", "prompt_length": 40, "learning_rate": None}
+BLACK_BOX = {"prompt_method": "black_box", "fed_alg": "fedbpt", "num_virtual_tokens": 4, "learning_rate": 0.1}
+BLACK_BOX |= {"population": 4, "black_box_dim": 4}
+
+
+@pytest.mark.parametrize("search", [TEXT, BLACK_BOX], ids=["text", "black_box"])
+@pytest.mark.parametrize(
+    ("size", "report", "words"),
+    [(1, None, "losses of fewer than 10 rows"), (10, ["accuracy"], "does not report the loss"), (10, ["loss"], "")],
+)
+def test_a_search_sends_no_losses_that_a_site_may_not_report(
+    run, sites: FakeSites, search: dict[str, object], size: int, report: list[str] | None, words: str
+):
+    """The scores of texts and candidates are losses on rows, and the server chooses what is scored."""
+    for name in NAMES:
+        policy = sites.policies[name]
+        accept = policy.accept.model_copy(update={"min_report_rows": 10, "report": report})
+        sites.policies[name] = policy.model_copy(update={"accept": accept})
+        sites.begin(name)
+    kept = {key: value for key, value in run.items() if not key.startswith("peft_lora")} | {"use_peft": False}
+    asked = kept | search | {"num_rounds": 1, "max_steps": 1, "batch_size": size, "dtype": "float32"}
+    asked = {key: value for key, value in asked.items() if value is not None}
+    if not words:
+        serve(asked, sites, list(NAMES), "1")
+        assert len(updates_of(sites)) == 3
+        return
+    with pytest.raises(ConfigError, match=words):
+        serve(asked, sites, list(NAMES), "1")
+    assert not updates_of(sites)
+
+
 @pytest.mark.parametrize("weights", ["size", "minimax", "gain"])
 def test_a_run_in_which_nobody_may_report_ends_well(run, sites: FakeSites, weights: str):
     """What a site.yaml says that does not mention it: these sites hold out two or three rows."""
     for name in NAMES:
         least(sites, name, None if weights == "size" else 1000)
-    done = serve(run | {"num_rounds": 2, "client_weight": weights}, sites, list(NAMES), "1")
+    done = serve(run | {"num_rounds": 2, "batch_size": 8, "client_weight": weights}, sites, list(NAMES), "1")
     rounds = [line for line in metrics(done) if line["event"] == "round"]
     assert [line["clients"] for line in rounds] == [list(NAMES)] * 2
-    assert all((line["train_loss"] is None) == (weights != "size") for line in rounds)  # they train on 22 rows and more
+    assert all((line["train_loss"] is None) == (weights != "size") for line in rounds)  # a round has 16 rows
     assert not any(line["failures"] for line in rounds)
     assert done.summary["eval"]["loss"] is None
     assert all(one["loss"] is None for one in done.summary["clients"].values())

@@ -18,6 +18,7 @@ from weft.cli import main
 from weft.config import build
 from weft.errors import ConfigError
 from weft.models.endpoint import Endpoint, ScoredText
+from weft.sites import endpoints
 from weft.sites.job import write_job
 from weft.sites.policy import read_policy
 from weft.sites.server import serve
@@ -50,8 +51,9 @@ def test_no_secret_stands_in_anything_that_is_kept_sent_or_shown(
     words |= {"prompt_candidates": ["Name the colour.", "Answer in one word."]}
     keys = {key: value for key, value in (run | words).items() if key != "learning_rate"}
     heard: list[object] = []
+    endpoints.write(listed := tmp_path / "endpoints.yaml", server.url, "OPENAI_API_KEY")
     with caplog.at_level(logging.DEBUG):
-        done = serve(keys, sites, list(NAMES), "1", hear=heard.append)
+        done = serve(keys, sites, list(NAMES), "1", endpoints=listed, hear=heard.append)
         adapter = run | {"token": True, "num_rounds": 1, "output_dir": str(tmp_path / "runs" / "adapter")}
         serve(adapter, sites, list(NAMES), "1", hear=heard.append)
     assert set(server.keys) == {f"Bearer {KEY}"}, "the control: the key was used"
@@ -164,3 +166,32 @@ def test_remote_code_is_refused_by_a_server_before_any_site_is_asked(run, sites:
         serve(run | {"trust_remote_code": True}, sites, list(NAMES), "1")
     assert sites.asked == []
     assert not Path(str(run["output_dir"])).exists()
+
+
+@pytest.mark.parametrize("listing", [None, "http://another/v1: SERVER_KEY\n"])
+def test_a_run_has_no_variable_of_the_server_sent_to_an_address_of_its_own(
+    run, sites: FakeSites, server: Completions, tmp_path: Path, monkeypatch, listing: str | None
+):
+    """Whoever may submit runs could otherwise read the server's environment, one variable a run."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", KEY)
+    words = {"prompt_method": "text", "fed_alg": "fedtext", "use_peft": False, "endpoint": server.url}
+    keys = {key: value for key, value in (run | words).items() if key != "learning_rate"}
+    file = tmp_path / "endpoints.yaml"
+    if listing is not None:
+        file.write_text(listing)
+    with pytest.raises(ConfigError, match="has not listed the address"):
+        serve(keys | {"endpoint_key": "AWS_SECRET_ACCESS_KEY"}, sites, list(NAMES), "1", endpoints=file)
+    assert not server.keys
+    assert not Path(str(run["output_dir"])).exists()
+
+
+def test_the_variable_of_an_endpoints_key_is_the_servers_own(tmp_path: Path):
+    file = tmp_path / "endpoints.yaml"
+    file.write_text("http://h/v1: SERVER_KEY\nhttp://open/v1: null\n")
+    theirs = {"endpoint": "http://h/v1", "endpoint_key": "HF_TOKEN"}
+    assert endpoints.at_server(theirs, file)["endpoint_key"] == "SERVER_KEY"
+    assert endpoints.at_server(theirs | {"endpoint": "http://open/v1"}, file)["endpoint_key"] == endpoints.NO_KEY
+    assert endpoints.at_server({"num_rounds": 1}, None) == {"num_rounds": 1}
+    file.write_text("[1]")
+    with pytest.raises(ConfigError, match="no list of endpoints"):
+        endpoints.at_server(theirs, file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,32 @@ def test_a_site_refuses_what_is_not_the_models_it_accepts(run, sites: FakeSites,
     said = handshake(sites, run | keys)
     assert words in said["refused"] or "cannot be read" in said["refused"], said
     assert not (sites.folder / "hospital_a").exists()
+
+
+@pytest.mark.parametrize("name", ["day.json", "site.log", "site.log.1", ".tokens", "../day", "", "a" * 101, "A", "a\0"])
+def test_a_run_takes_no_name_of_a_sites_own_files(run, sites: FakeSites, name: str):
+    """A folder `day.json` would end every later run of the site, and `site.log.1` the site itself."""
+    said = handshake(sites, run, id=name)
+    assert "a name that no run can have" in said["refused"]
+    assert not (sites.folder / "hospital_a").exists()
+
+
+def test_a_handshake_writes_nothing_of_any_length(run, sites: FakeSites):
+    """The id of a run's begin is written with every count."""
+    assert "100 characters" in handshake(sites, run, birth="b" * 101)["refused"]
+    assert "longer than" in handshake(sites, run | {"choices": ["x" * (16 << 20)]})["refused"]
+    assert not (sites.folder / "hospital_a").exists()
+
+
+def test_a_site_whose_day_is_over_makes_no_folders(run, sites: FakeSites):
+    """A server that repeats handshakes under new names gets refusals, and none of the disk."""
+    accept(sites, "hospital_a", max_hours_per_day=1.0)
+    day = Day(sites.folder / "hospital_a" / "day.json", 1.0)
+    day.file.parent.mkdir(parents=True)
+    day.count(3600.0)
+    for name in ("one", "two"):
+        assert "today" in handshake(sites, run, id=name)["refused"]
+    assert [path.name for path in day.file.parent.iterdir()] == ["day.json"]
 
 
 def test_aliases_of_a_key_are_ruled_by_the_site_as_the_key_itself(run, sites: FakeSites, monkeypatch):
@@ -212,6 +239,23 @@ def test_the_hours_of_a_day_are_those_of_all_runs(agreed, tmp_path: Path):
     file.write_text(json.dumps(saved | {"day": "2020-01-01"}))
     assert second.refusal(task) is None
     assert Bounds(tmp_path / "two" / "work.json", agreed, day=Day(file, None)).refusal(task) is None
+
+
+def test_work_without_steps_is_counted_while_it_goes_on(agreed, tmp_path: Path):
+    """A server that ends every handshake just before its end would have a site load models all day for nothing."""
+    file = tmp_path / "work.json"
+    bounds = Bounds(file, agreed, day=Day(tmp_path / "day.json", 1.0), reserve=0.05)
+    with bounds.work(None):
+        time.sleep(0.4)
+        killed = [json.loads(path.read_text())["seconds"] for path in (file, tmp_path / "day.json")]
+    assert all(0.35 < seconds < 1.0 for seconds in killed), killed
+    after = json.loads((tmp_path / "day.json").read_text())["seconds"]
+    assert 0.4 <= after < killed[1] + 0.5
+    patient = Bounds(file, agreed, day=Day(tmp_path / "day.json", 1.0), reserve=600.0)
+    with patient.work(None):
+        assert json.loads((tmp_path / "day.json").read_text())["seconds"] > 600.0, "counted in advance"
+        assert patient.spent() is None, "and not spent yet"
+    assert json.loads((tmp_path / "day.json").read_text())["seconds"] < after + 1.0
 
 
 def test_a_site_counts_the_hours_of_its_day(run, sites: FakeSites, tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 import time
 from pathlib import Path
@@ -70,6 +71,51 @@ def test_a_site_that_is_only_ever_busy_holds_no_round_for_ever(run, sites: FakeS
     assert metrics(done)[0]["failures"] == {
         "hospital_b": "did not answer within 1.5 s (turn_timeout), whatever progress it reported"
     }
+
+
+class Hasty(FakeSites):
+    """A site that replies at once with some progress: it has no answer, or does not even accept the message."""
+
+    accepts = True
+
+    def ask(self, client: str, ticket: str, raw: bytes | None, wait: float) -> PollResult:
+        if client == "hospital_b" and (raw is None or raw[:1] != b"{"):
+            with self.lock:
+                self.asked.append((client, raw))
+            return PollResult(time.monotonic_ns(), None, self.accepts)
+        return super().ask(client, ticket, raw, wait)
+
+
+@pytest.mark.parametrize(("accepts", "most"), [(True, 17), (False, 5)])
+def test_a_site_that_replies_at_once_does_not_keep_the_server_busy(run, sites: FakeSites, accepts: bool, most: int):
+    """Nor has it a large message sent again and again."""
+    hasty = Hasty(sites.policies, sites.folder)
+    hasty.accepts = accepts
+    given = run | {"num_rounds": 1, "eval_every": 0, "silence_timeout": 30.0, "turn_timeout": 1.5, "min_clients": 2}
+    serve(given, hasty, list(NAMES), "1")
+    polls = [raw for name, raw in hasty.asked if name == "hospital_b" and (raw is None or raw[:1] != b"{")]
+    assert 1 < len(polls) <= 3 * most  # of the task, of what it is to forget, and of the result
+
+
+def test_a_site_that_comes_back_with_most_rows_is_named(run, sites: FakeSites, capfd):
+    """It said at first that it has few, and after a restart that it has a billion."""
+
+    def hear(said: dict[str, object]) -> None:
+        if said.get("round", {}).get("round") == 1:
+            sites.begin("hospital_b")
+            fresh = sites.site_clients["hospital_b"]
+            plain = fresh.work
+
+            def lie(raw: bytes) -> bytes:
+                answer = plain(raw)
+                if raw[:1] == b"{":
+                    answer = json.dumps(json.loads(answer) | {"rows": 1 << 30}).encode()
+                return answer
+
+            fresh.work = lie  # type: ignore[method-assign]
+
+    serve(run | {"num_rounds": 2, "min_clients": 2}, sites, list(NAMES), "1", hear=hear)
+    assert "the site 'hospital_b' says that it has 1073741824 of" in "".join(capfd.readouterr())
 
 
 def test_a_site_that_is_cut_off_is_missed_and_comes_back(run, sites: FakeSites):

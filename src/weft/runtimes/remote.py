@@ -28,7 +28,9 @@ LOAD_TIMEOUT = 600.0
 MAX_RESTARTS = 3
 """Restarts of a site's process during one message before the message fails."""
 RETRY_DELAY = 0.5
-"""Seconds before a broken connection is tried again."""
+"""Seconds before a broken connection is tried again, and a message that a site did not accept is sent again."""
+SHORTEST_POLL = 0.1
+"""Least seconds from poll to poll: a site that replies at once is not asked without end."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
 """Seconds before a round is begun again: the first time, doubled each time, at most."""
 
@@ -175,6 +177,7 @@ class RemoteSites(Runtime):
         reason = ""
         while not closed.is_set():
             try:
+                asked = time.monotonic()
                 poll = self.transport.ask(client, ticket, raw, wait)
                 last_contact = time.monotonic()
                 # Once accepted, the message is not sent again: it may be hundreds of megabytes.
@@ -183,6 +186,9 @@ class RemoteSites(Runtime):
                     return poll.answer
                 if poll.progress > progress:
                     last_progress, progress = time.monotonic(), poll.progress
+                # An honest site holds its reply back, where it has no answer.
+                pause = SHORTEST_POLL if poll.accepted else RETRY_DELAY
+                closed.wait(max(0.0, asked + pause - last_contact))
             except KeyError:
                 # The process was restarted and lost the message; its progress counter starts again too.
                 raw, progress, restarts = packed, -1, restarts - 1

@@ -7,10 +7,12 @@ import json
 
 from weft import plugins
 from weft.config import VOLATILE, RunConfig
+from weft.core.types import SEARCH
 from weft.federation.plan import Plan
 from weft.json_types import JsonObject
 from weft.sites import part_files, run_limits
 from weft.sites.policy import SitePolicy
+from weft.sites.reports import reportable
 from weft.sites.run_keys import AT_SERVER, FROM_RUN, FROM_SITE, ON_DEMAND, forbidden
 
 
@@ -84,6 +86,28 @@ def smaller_cohort(policy: SitePolicy, plan: Plan) -> str | None:
     if why is None:
         return None
     return f"{why}, and this site asks that at least {policy.accept.min_clients} clients share every mean"
+
+
+def losses_sent(policy: SitePolicy, plan: Plan, rows: int) -> str | None:
+    """Return the reason to refuse a plan whose updates are losses that the site may not report; None: there is none.
+
+    A search sends the loss of each candidate or text, which the server chooses: what `report` and `min_report_rows`
+    keep back among the metrics would leave the site beside them.
+
+    Args:
+        policy: the site policy.
+        plan: the run's.
+        rows: that the site trains on.
+    """
+    if plan.local.kind not in ("search", "words") or SEARCH not in plan.algorithm.streams:
+        return None
+    scored = plan.local.rows_in_metrics(rows)
+    if "loss_sum" in reportable(policy, {"loss_sum": 1.0, "loss_tokens": 1.0}, scored):
+        return None
+    least = policy.accept.min_report_rows
+    if scored < least:
+        return f"its updates are losses of fewer than {least} rows, and this site reports none of so few"
+    return "its updates are losses, and this site does not report the loss"
 
 
 def own_config(policy: SitePolicy, run: JsonObject, name: str) -> JsonObject:

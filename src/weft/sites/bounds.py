@@ -7,7 +7,9 @@ that a process that is killed and restarted continues the count.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -53,7 +55,8 @@ class Day:
             return
         today = date.today().isoformat()
         counts = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
-        self.seconds = seconds + (float(counts["seconds"]) if counts.get("day") == today else 0.0)
+        # Of a day that has just begun, nothing was counted in advance.
+        self.seconds = max(0.0, seconds + (float(counts["seconds"]) if counts.get("day") == today else 0.0))
         write_atomic(self.file, json.dumps({"day": today, "seconds": round(self.seconds, 3)}).encode())
 
     def spent(self, more: float) -> str | None:
@@ -72,7 +75,14 @@ class Bounds:
     """
 
     def __init__(
-        self, file: Path, run: RunConfig, max_hours: float | None = None, *, birth: str = "", day: Day | None = None
+        self,
+        file: Path,
+        run: RunConfig,
+        max_hours: float | None = None,
+        *,
+        birth: str = "",
+        day: Day | None = None,
+        reserve: float = RESERVE,
     ) -> None:
         """Read the counts of an earlier process, if there are any.
 
@@ -82,8 +92,11 @@ class Bounds:
             max_hours: hours of work that the site policy allows the run; None: unlimited.
             birth: identifies the run among runs of the same name.
             day: the work of the site on the current day; None: it is not counted.
+            reserve: seconds of work between two writes of the count, which are counted in advance.
         """
-        self.day = day or Day(file, None)
+        self.day, self.reserve = day or Day(file, None), reserve
+        self._lock = threading.Lock()
+        """Of the counts and their files."""
         self.file, self.rounds, self.max_hours, self.birth = file, run.num_rounds, max_hours, birth
         self.protected = run.protection != "none"
         self.tasks = run.num_rounds * min(max(REPEATS, run.max_attempts), MOST_REPEATS)
@@ -94,8 +107,8 @@ class Bounds:
         """Work so far, that of the current message not included."""
         self._begun: float | None = None
         """When the current work began, by `time.monotonic`; None: there is none."""
-        self._written = 0.0
-        """When the count was last written."""
+        self._written, self._reserved = 0.0, 0.0
+        """When the count was last written, and the seconds that it holds in advance."""
         if file.exists():
             counts = json.loads(file.read_text(encoding="utf-8"))
             self.seconds = float(counts["seconds"])
@@ -106,7 +119,9 @@ class Bounds:
         """Return the sentence that the hours of the run are used up; None: they are not."""
         hours = (self.seconds + self._elapsed()) / 3600
         if self.max_hours is None or hours < self.max_hours:
-            return self.day.spent(0.0 if self._begun is None else time.monotonic() - self._written)
+            with self._lock:
+                more = 0.0 if self._begun is None else time.monotonic() - self._written
+                return self.day.spent(more - self._reserved)
         return f"the site has worked {hours:.2f} hours for this run, and accepts {self.max_hours:g}"
 
     def refusal(self, message: Message) -> str | None:
@@ -132,41 +147,55 @@ class Bounds:
 
     @contextmanager
     def work(self, message: Message | None) -> Iterator[None]:
-        """Count a message, and the time of its answer; failed work counts too. None: the work of a handshake."""
+        """Count a message, and the time of its answer; failed work counts too. None: the work of a handshake.
+
+        The time is counted by a thread: a model that is loaded and rows that are tokenized make no steps, and a server
+        may end the process in the middle of it.
+        """
         if message is not None:
             self.messages[type(message).__name__] += 1
         self._begun = time.monotonic()
-        self._write(RESERVE)
+        self._write(self.reserve)
+        done = threading.Event()
+        counter = threading.Thread(target=self._count, args=(done,), daemon=True, name="hours")
+        counter.start()
         try:
             yield
         finally:
+            done.set()
+            counter.join()
             self._write()
             self.seconds, self._begun = self.seconds + self._elapsed(), None
 
     def step(self) -> None:
-        """Count the time so far; called while the model works.
+        """Look at the hours; called while the model works.
 
         Raises:
             Spent: the hours are used up, so the work ends here.
         """
         if self._begun is None:
             return
-        if time.monotonic() - self._written >= RESERVE:
-            self._write(RESERVE)
         if (why := self.spent()) is not None:
             raise Spent(why)
+
+    def _count(self, done: threading.Event) -> None:
+        """Write the counts again and again, until the work is done."""
+        while not done.wait(self.reserve):
+            with contextlib.suppress(OSError):  # of a full disk, which the end of the work reports
+                self._write(self.reserve)
 
     def _elapsed(self) -> float:
         return 0.0 if self._begun is None else time.monotonic() - self._begun
 
     def _write(self, reserve: float = 0.0) -> None:
         """Write the counts, with some seconds that are still to be worked."""
-        now = time.monotonic()
-        self.day.count(now - max(self._begun or now, self._written))
-        self._written = now
-        seconds = round(self.seconds + self._elapsed() + reserve, 3)
-        counts = {"birth": self.birth, "messages": dict(self.messages), "seconds": seconds}
-        write_atomic(self.file, json.dumps(counts).encode())
+        with self._lock:
+            now = time.monotonic()
+            self.day.count(now - max(self._begun or now, self._written) + reserve - self._reserved)
+            self._written, self._reserved = now, reserve
+            seconds = round(self.seconds + self._elapsed() + reserve, 3)
+            counts = {"birth": self.birth, "messages": dict(self.messages), "seconds": seconds}
+            write_atomic(self.file, json.dumps(counts).encode())
 
 
 def _delivers_result(message: Message) -> bool:

@@ -32,15 +32,20 @@ from weft.models.load import has_pickle_files
 from weft.models.resident import Resident
 from weft.runs import checkpoint, fingerprints
 from weft.runs.fingerprints import Fingerprints
-from weft.runs.layout import RunDir, path_component
+from weft.runs.layout import RunDir
 from weft.runtimes.mailbox import UNKNOWN_RUN
-from weft.sites.agreement import agreement, own_config, refusal, smaller_cohort, wrong_model
+from weft.sites.agreement import agreement, losses_sent, own_config, refusal, smaller_cohort, wrong_model
 from weft.sites.bounds import DAY, WORK, Bounds, Day, Spent
+from weft.sites.job import check_name
 from weft.sites.policy import SitePolicy
 from weft.sites.reports import reportable
 from weft.sites.token_folder import token_folder
 
 log = logging.getLogger("weft.site")
+HANDSHAKE_BYTES = 16 << 20
+"""Longest handshake that is read."""
+MAX_BIRTH = 100
+"""Longest identifier of a run's begin in characters; it is written to disk with every count."""
 
 
 class Refused(WeftError):
@@ -74,6 +79,8 @@ class SiteClient:
         """Return the answer to a message; errors are answers too, so that the process survives any message."""
         if bytes(raw[:1]) == b"{":  # a handshake; packed messages begin otherwise
             try:
+                if len(raw) > HANDSHAKE_BYTES:
+                    raise Refused(f"the handshake is longer than {HANDSHAKE_BYTES} bytes")
                 request = json.loads(bytes(raw))
                 step = self.hear_cohort if "cohort" in request else self.handshake
                 return json.dumps(step(request)).encode()
@@ -104,8 +111,8 @@ class SiteClient:
         why = refusal(self.policy, config, int(request["clients"]))
         if why is not None:
             raise Refused(why)
-        run, birth = RunDir(self.folder / path_component(str(request["id"]))), str(request.get("birth", ""))
-        run.path.mkdir(parents=True, exist_ok=True)
+        run, birth = RunDir(self.folder / _name_of(request)), str(request.get("birth", ""))
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.client_host = None
         rules, day = self.policy.accept, Day(self.folder / DAY, self.policy.accept.max_hours_per_day)
         day.count(0.0)
@@ -113,6 +120,7 @@ class SiteClient:
         # Refused before the model is loaded: handshakes are work too, and a server may repeat them.
         if (spent := bounds.spent()) is not None:
             raise Refused(spent)
+        run.path.mkdir(exist_ok=True)
         with bounds.work(None):
             return self._begin(run, keys, config, request)
 
@@ -142,10 +150,14 @@ class SiteClient:
         log.info(population.account.summary())
         for line in warning_lines(local, population):
             log.warning(line)
+        if (why := losses_sent(self.policy, builder.plan, len(population.trained.train[0]))) is not None:
+            raise Refused(why)
         host, _ = builder.host(reference=run.reference_file)
         counts = {"rows": len(population.trained.train[0]), "held": len(population.evaluated.held_out[0])}
         report, export = partial(reportable, self.policy), self._export
-        trained = replace(host.train_clients, reportable=partial(report, rows=counts["rows"]), export=export)
+        # A round may be one step on one row.
+        summed = host.plan.local.rows_in_metrics(counts["rows"], host.plan.objective.reuse)
+        trained = replace(host.train_clients, reportable=partial(report, rows=summed), export=export)
         evaluated = replace(host.eval_clients, reportable=partial(report, rows=counts["held"]), export=export)
         self.client_host = replace(host, train_clients=trained, eval_clients=evaluated)
         self.run, self.place, self.config = str(request["id"]), run.path, local
@@ -239,6 +251,22 @@ class SiteClient:
     def _export(self, model: Resident, side: Tensors) -> None:
         """Write the model that the run leaves at the site: its personal model if it has one, else the shared one."""
         write_weights(self.config, model, model.values() | model.fixed | side, self.place)
+
+
+def _name_of(request: JsonObject) -> str:
+    """Return the name of a run, which is that of its folder here.
+
+    Raises:
+        Refused: a name that no run can have, such as one of the site's own files; or an endless birth.
+    """
+    name = str(request["id"])
+    try:
+        check_name(name)
+    except ConfigError:
+        raise Refused("the run has a name that no run can have") from None
+    if len(str(request.get("birth", ""))) > MAX_BIRTH:
+        raise Refused(f"the run's birth has more than {MAX_BIRTH} characters")
+    return name
 
 
 def _read_run(sent: object) -> tuple[JsonObject, RunConfig]:

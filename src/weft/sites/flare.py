@@ -28,6 +28,7 @@ from weft.core.texts import printable
 from weft.errors import ConfigError, RunError, RunInUse, WeftError
 from weft.json_types import JsonObject
 from weft.runtimes.mailbox import WAIT, Mailbox, PollResult, TransportBroken
+from weft.sites import endpoints
 from weft.sites.job import STOP, check_name
 from weft.sites.model_process import ModelProcess
 from weft.sites.part_files import FOLDER
@@ -149,10 +150,11 @@ class ServerJob:
         self, serve: Callable[..., object], keys: JsonObject, transport: CollabTransport, sites: list[str]
     ) -> None:
         """Run; wait a while for the lock of the run, which an earlier process of a killed server may still hold."""
-        until, parts = time.monotonic() + PATIENCE, Path(os.environ[KIT]) / FOLDER
+        until, kit = time.monotonic() + PATIENCE, Path(os.environ[KIT])
+        files = {"parts": kit / FOLDER, "endpoints": kit / endpoints.FILE}
         while True:
             try:
-                serve(keys, transport, sites, version("weft"), resume=True, parts=parts, hear=self._update_status)
+                serve(keys, transport, sites, version("weft"), resume=True, hear=self._update_status, **files)
                 return
             except RunInUse:
                 if time.monotonic() > until:

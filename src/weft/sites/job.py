@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from weft.config import RunConfig
@@ -16,8 +17,14 @@ REPORT, ROUNDS = "weft_status", "weft_rounds"
 """Entries of a job's description: what its run last reported; how many rounds it is to have."""
 
 
+TAKEN = re.compile(r".*\.(json|log)(\.\d+)?")
+"""Names of files that lie beside the folders of runs: statuses and logs at a server, counts and logs at a site."""
+
+
 def check_name(name: str) -> None:
     """Raise ConfigError for a name that a run cannot have; the run's folder has the same name."""
+    if TAKEN.fullmatch(name):
+        raise ConfigError(f"A run cannot be called '{name}', like files beside it: leave out .json and .log in --name.")
     if path_component(name) != name or name.startswith("."):
         raise ConfigError(f"A run cannot be called '{name}': write lower-case letters, digits, - and _ after --name.")
 

@@ -32,6 +32,8 @@ CLASSES = [
 ]
 GUARD, STORE = "weft.sites.guard.ServerGuard", "weft.sites.job_store.JobStore"
 """Classes that the server loads beside those of jobs."""
+LOOPBACK = "weft.sites.loopback.LoopbackGuard"
+"""A class that server and sites load."""
 ADMIN_PERMISSIONS = {
     "submit_job": "any",
     "clone_job": "none",
@@ -156,6 +158,7 @@ def _harden(kit: Path, identity: Identity) -> None:
             server["heart_beat_timeout"] = 30
         streamers = ("site_log_streamer", "log_receiver")
         settings["components"] = [part for part in settings["components"] if part["id"] not in streamers]
+        settings["components"].append({"id": "loopback", "path": LOOPBACK, "args": {}})
         if identity.kind == "server":
             for part in settings["components"]:
                 if part["id"] == "job_manager":

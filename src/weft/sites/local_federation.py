@@ -21,7 +21,7 @@ from weft.data.sources import selection_of, split_seed
 from weft.errors import ConfigError, DataError, RunError
 from weft.json_types import JsonObject
 from weft.plugins import PartFile
-from weft.sites import part_files, run_limits
+from weft.sites import endpoints, part_files, run_limits
 from weft.sites.admin import admin_session
 from weft.sites.processes import command, end, start, start_supervisor
 from weft.sites.provisioning import make_kits
@@ -173,6 +173,8 @@ def _run(
             source, folder = plugins.read(file), parties.kits / "server" / part_files.FOLDER
             folder.mkdir(exist_ok=True)
             (folder / f"{plugins.digest_of(source)[:16]}.py").write_bytes(source)
+        if run.endpoint is not None:
+            endpoints.write(parties.kits / "server" / endpoints.FILE, run.endpoint, run.endpoint_key)
         return watch(parties.admin, submission, name, hear)
 
 

@@ -14,7 +14,8 @@ def reportable(policy: SitePolicy, metrics: Metrics, rows: int) -> Metrics:
     Args:
         policy: the site policy.
         metrics: counts and sums over the rows that were trained on or evaluated.
-        rows: how many different rows these are; with fewer than `min_report_rows` only counts of work are sent.
+        rows: how many different rows these are, of a training those of one round; with fewer than `min_report_rows`
+            only counts of work are sent.
     """
     report, least = policy.accept.report, policy.accept.min_report_rows
     if rows < least:

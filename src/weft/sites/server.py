@@ -27,6 +27,7 @@ from weft.runs.progress import Progress
 from weft.runs.start import SITES
 from weft.runs.trackers import Trackers
 from weft.runtimes.remote import RemoteSites, Transport
+from weft.sites import endpoints as asked
 from weft.sites import part_files
 from weft.sites.handshake import Handshake, Terms, shake_hands
 from weft.sites.rejoin import Rejoin
@@ -40,6 +41,7 @@ def serve(
     *,
     resume: bool = False,
     parts: Path | None = None,
+    endpoints: Path | None = None,
     hear: Callable[[JsonObject], None] = lambda _: None,
 ) -> Run:
     """Run a configuration with sites as its clients, and return the finished run.
@@ -50,7 +52,7 @@ def serve(
         sites: the connected sites.
         version: Weft's version here.
         resume: resume the run in `output_dir`, if there is one, from its newest checkpoint.
-        parts: folder of the files whose parts runs may name; None: they may name none.
+        parts, endpoints: folder of the files, and list of the addresses, that runs may name; None: they name none.
         hear: called with entries for the run's status: the sites, every round, every evaluation.
 
     Raises:
@@ -59,7 +61,7 @@ def serve(
     """
     keys = configuration.canonical(keys)  # a job need not come from `weft submit`, and sites hash full names
     notes: list[str] = []  # of the builder, until there is a Progress to print them
-    builder = _builder(part_files.at_server(keys, parts), notes.append)
+    builder = _builder(asked.at_server(part_files.at_server(keys, parts), endpoints), notes.append)
     config, rejoin = builder.config, Rejoin(Path(builder.config.output_dir) / SITES, resume=resume)
     rejoin.check(config.sites, sites, config.rejoin_timeout)  # before the model is loaded: it may be often
     base = fingerprint(builder.model)
@@ -76,11 +78,9 @@ def serve(
         Progress(config.num_rounds, quiet=False, as_json=True) as progress,
         Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers,
     ):
-        for sentence in notes:
-            progress.note(sentence)
-        birth = _birth(builder, run, progress.note)
-        remote = RemoteSites(transport, run_id(keys), config.silence_timeout, lambda: (1, 1), note=progress.note)
-        remote.turn = config.turn_timeout
+        birth = _birth(builder, run, notes, progress.note)
+        limits = config.silence_timeout, lambda: (1, 1), config.turn_timeout
+        remote = RemoteSites(transport, run_id(keys), *limits, note=progress.note)
         terms = Terms(keys, base, birth, version, _largest_cohort(builder), config.min_clients)
         agreement = shake_hands(remote, terms, rejoin.order(config.sites, sites), sites, progress.note)
         rejoin.keep(rows := agreement.rows_of_participants())
@@ -94,8 +94,10 @@ def serve(
         return Run(run.path)
 
 
-def _birth(builder: ClientBuilder, run: RunDir, note: Callable[[str], None]) -> str:
-    """Compare what the run is made of with what it began with; return the id of its begin."""
+def _birth(builder: ClientBuilder, run: RunDir, notes: Iterable[str], note: Callable[[str], None]) -> str:
+    """Note what there is, and what the run is made of and was not when it began; return the id of its begin."""
+    for sentence in notes:
+        note(sentence)
     current = provenance.at_server(builder.config, builder.tokenizer)
     report_changes(builder.config, run, current, note)
     return fingerprints.keep(run, current, max(run.rounds, default=0))
@@ -109,7 +111,15 @@ def _largest_cohort(builder: ClientBuilder) -> int:
 def _settle(builder: ClientBuilder, remote: RemoteSites, agreement: Handshake) -> None:
     """Make plan and runtime respect what the sites agreed to."""
     plan, model = builder.plan, builder.model
-    remote.handshake, remote.why_not = agreement.requests.get, agreement.why_not
+
+    def why_not(name: str, raw: bytes) -> str:
+        before = list(agreement.rows)
+        why = agreement.why_not(name, raw)
+        if agreement.rows != before:  # the first handshake may have claimed few, so that nothing was said
+            warn_of_one(agreement.rows_of_participants(), plan.max_client_share, remote.note)
+        return why
+
+    remote.handshake, remote.why_not = agreement.requests.get, why_not
     remote.largest = lambda: largest(plan, model)
     warn_of_one(agreement.rows_of_participants(), plan.max_client_share, remote.note)
     remote.in_order = not plan.over_selected  # with over-selection the first replies count

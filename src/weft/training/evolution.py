@@ -31,6 +31,10 @@ class Evolution(GradientSteps):
     kind: ClassVar[str] = "search"
     population: int = 20
 
+    def rows_in_metrics(self, num_rows: int, reuse: int = 1) -> int:
+        """Return the rows of one generation: the losses of the last one are sent."""
+        return min(num_rows, self.batch_size * self.accumulation)
+
     def work(self, model: Resident, objective: Objective, rows: RowTable, rule: LocalRule, job: Job) -> LocalResult:
         """Search from the job's parameters, and return the rule's update for the mean of the last generation.
 

@@ -93,6 +93,16 @@ class GradientSteps:
             return self.steps
         return max(1, math.ceil(num_rows * self.epochs / (self.batch_size * self.accumulation)))
 
+    def rows_in_metrics(self, num_rows: int, reuse: int = 1) -> int:
+        """Return how many of a client's rows the sums of a round are taken over: fewer than `num_rows` in a short one.
+
+        Args:
+            num_rows: the client's rows.
+            reuse: steps that share their rows (`Objective.reuse`).
+        """
+        draws = -(-self.num_steps(num_rows) // reuse)
+        return min(num_rows, draws * self.batch_size * self.accumulation)
+
     def work(self, model: Resident, objective: Objective, rows: RowTable, rule: LocalRule, job: Job) -> LocalResult:
         """Train on a job, and return the rule's update, metrics and personal parameters.
 

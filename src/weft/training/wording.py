@@ -41,6 +41,10 @@ class InstructionSearch(GradientSteps):
     length: int = 200
     """Most bytes of a text."""
 
+    def rows_in_metrics(self, num_rows: int, reuse: int = 1) -> int:
+        """Return the rows that each text is scored on."""
+        return min(num_rows, self.num_steps(num_rows) * self.batch_size)
+
     def work(self, model: Resident, objective: Objective, rows: RowTable, rule: LocalRule, job: Job) -> LocalResult:
         """Score the pool, or in the first round the client's texts; the result is the text with the lowest loss."""
         shared = rule.begin(job.shared)
