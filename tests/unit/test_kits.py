@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from weft.cli import main
+from weft.commands import kits as kits_commands
 from weft.errors import ConfigError
 
 pytest.importorskip("nvflare")
@@ -282,6 +283,32 @@ def test_a_party_that_is_shut_out_comes_back_with_another_key_only(tmp_path: Pat
     assert "copy" in said.err
     names = [entry["name"] for entry in json.loads((kits / "authority" / "revoked.json").read_text())]
     assert names == ["hospital_f", "a"]
+
+
+def test_who_revokes_hears_of_copies_of_the_server_kit(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Kits are copied to the machines that need them, and the original folder often stays where it was made."""
+    kits = tmp_path / "kits"
+    make_kits("localhost", ["a"], kits, 8002)
+    capsys.readouterr()
+    assert main(["server", "revoke", str(kits), "a"]) == 0
+    said = capsys.readouterr().err
+    assert f"the server that runs from {kits / 'server'} refuses 'a' from now on" in said
+    assert f"copy {kits / 'authority' / 'revoked.json'} into local/" in said
+
+
+@pytest.mark.parametrize(("verb", "words"), [("server", kits_commands.SERVER), ("client", kits_commands.CLIENT)])
+def test_help_names_every_command_and_none_is_taken_for_another(
+    verb: str, words: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    said = capsys.readouterr().out
+    flag = ["--site", "site.yaml"] if verb == "client" else ["--out", str(tmp_path / "kits")]
+    for word in ("check", *words):
+        assert f"{word}:" in said
+        assert main([verb, *flag, word, str(tmp_path)]) == 2
+        assert f"write `weft {verb} {word} ...`" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 class Door:

@@ -24,8 +24,11 @@ class FakeServer:
         self.listed: list[dict[str, Any]] = []
         self.says: dict[str, dict[str, Any]] = {}
         self.ended: list[str] = []
+        self.notes: list[str] = []
+        self.meanwhile: dict[str, Any] = {}
+        """What a run says while its job is ended."""
         (kit / "runs").mkdir(parents=True)
-        self.supervisor = Supervisor(kit, lambda _: None, lambda: self.now)
+        self.supervisor = Supervisor(kit, self.notes.append, lambda: self.now)
 
     def begin(self, **said: Any) -> str:
         """Submit a job that runs, with this status of its run; return its id."""
@@ -59,6 +62,8 @@ class FakeServer:
     def stop(self, job: str) -> None:
         self.ended.append(job)
         self.over(ENDED)
+        if self.meanwhile:
+            self.say(job, **self.meanwhile)
 
     def resubmit(self, job: str) -> None:
         assert job == self.listed[0]["job_id"]
@@ -167,3 +172,33 @@ def test_a_site_back_for_two_rounds_and_still_missed_gets_the_run_resubmitted(se
     server.listed[0]["status"] = "RUNNING"
     server.say("1", rounds=[{"round": {"round": 8, "failures": {"b": "made no progress for 4 s"}}}])
     assert server.look(60.0) == 2
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+@pytest.mark.parametrize("said", [{"state": "stopped", "final": True}, {"state": "done"}])
+def test_a_run_that_is_stopped_while_a_site_comes_back_stays_stopped(
+    server: FakeServer, said: dict[str, Any], is_late: bool
+):
+    """FLARE lists a job as running for some seconds after `weft stop` has ended it."""
+    away = {"failures": {"b": "could not be reached for 4 s"}}
+    server.begin(rounds=[ROUND])
+    for number in (2, 3, 4):
+        server.say("0", rounds=[{"round": {"round": number} | away}])
+        server.look(1.0)
+        server.connected["b"] = 9.0
+    last = {"rounds": [{"round": {"round": 5} | away}]}
+    if is_late:
+        server.meanwhile = last | said
+        server.say("0", **last)
+    else:
+        server.say("0", **last, **said)
+    assert server.look(1.0) == server.look(LONGEST) == 1
+    assert server.ended == (["0"] if is_late else [])
+    assert server.notes == []
+
+
+def test_a_note_ends_the_reason_of_a_run_once(server: FakeServer):
+    server.begin(state="failed", error="b is not connected.")
+    server.over()
+    server.look()
+    assert server.notes == ["r: its job is over (b is not connected); the run is resubmitted."]

@@ -17,11 +17,21 @@ def run(argv: list[str]) -> int:
         return check.client(argv[1:])
     if argv and argv[0] in kits.CLIENT:
         return kits.CLIENT[argv[0]](argv[1:])
-    parser = Parser(prog="weft client", description="A site of a federation.", allow_abbrev=False)
-    parser.add_argument("what", choices=["check", "start"], help="see what is missing, run the site")
+    parser = Parser(
+        prog="weft client",
+        description="A site of a federation.",
+        epilog="`weft client check --help`, and the same of request and install, lists their own options.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "what",
+        choices=["check", "start", *kits.CLIENT],
+        help="; ".join(("check: see what is missing", "start: run the site", *map(kits.HELP.__getitem__, kits.CLIENT))),
+    )
     parser.add_argument("kit", metavar="KIT", help="the site's start-up kit")
     parser.add_argument("--site", metavar="FILE", required=True, help="site.yaml: its data, and what it agrees to")
     arguments = parser.parse(argv)
+    kits.require_first("client", arguments.what)
     from weft.sites.processes import command, keep_running
 
     command(Path(arguments.kit), Path(arguments.site))  # reports a wrong kit or policy before the line below

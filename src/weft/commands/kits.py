@@ -46,6 +46,12 @@ def passphrase(kits: Path) -> str | None:
     return getpass.getpass("Passphrase of the authority's root key: ")
 
 
+def require_first(verb: str, word: str) -> None:
+    """Raise ConfigError for a command with a parser of its own that comes after a flag, where nobody looks for it."""
+    if word == "check" or word in HELP:
+        raise ConfigError(f"'{word}' comes before all flags: write `weft {verb} {word} ...`.")
+
+
 def request(argv: list[str]) -> int:
     """Make a key here, and a signing request for the authority."""
     parser = Parser(prog="weft client request", description="Ask for a certificate.", allow_abbrev=False)
@@ -114,12 +120,15 @@ def revoke(argv: list[str]) -> int:
     arguments = parser.parse(argv)
     from weft.sites.revocation import revoke as shut_out
 
-    copy = shut_out(Path(arguments.kits), arguments.name)
-    if copy is not None:
+    copy, is_here = shut_out(Path(arguments.kits), arguments.name)
+    if not is_here:
         print(copy)
         print_notices(f"copy {copy} into local/ of the server's kit: from then on '{arguments.name}' is refused.")
         return 0
-    print_notices(f"the server refuses '{arguments.name}' from now on, also while it runs.")
+    print_notices(
+        f"the server that runs from {Path(arguments.kits) / 'server'} refuses '{arguments.name}' from now on; if the "
+        f"server runs from a copy of this folder, perhaps on another machine, copy {copy} into local/ of that copy."
+    )
     return 0
 
 
@@ -159,3 +168,12 @@ def renew(argv: list[str]) -> int:
 SERVER = {"sign": sign, "revoke": revoke, "admin": admin, "renew": renew}
 CLIENT = {"request": request, "install": install}
 """Commands after `weft server` and `weft client`, beside those in their modules."""
+HELP = {
+    "sign": "sign: answer a request for a certificate",
+    "revoke": "revoke: shut a site or an administrator out",
+    "admin": "admin: make an administrator's kit",
+    "renew": "renew: write new certificates for the same keys",
+    "request": "request: make a key here, and ask for a certificate",
+    "install": "install: make the kit from the answer",
+}
+"""What each of these does, for the help of `weft server` and `weft client`."""

@@ -19,11 +19,24 @@ def run(argv: list[str]) -> int:
         return check.server(argv[1:])
     if argv and argv[0] in kits.SERVER:
         return kits.SERVER[argv[0]](argv[1:])
-    parser = Parser(prog="weft server", description="The server of a federation of sites.", allow_abbrev=False)
+    parser = Parser(
+        prog="weft server",
+        description="The server of a federation of sites.",
+        epilog="`weft server sign --help`, and the same of check, revoke, admin and renew, lists their own options.",
+        allow_abbrev=False,
+    )
     parser.add_argument(
         "what",
-        choices=["init", "add", "check", "start"],
-        help="make kits, make one more, see what is missing, run the server",
+        choices=["init", "add", "check", "start", *kits.SERVER],
+        help="; ".join(
+            (
+                "init: make kits",
+                "add: make one more",
+                "check: see what is missing",
+                "start: run the server",
+                *map(kits.HELP.__getitem__, kits.SERVER),
+            )
+        ),
     )
     parser.add_argument("place", nargs="?", help="add: the folder of the kits; start: the server's kit")
     parser.add_argument("site", nargs="?", help="add: the name of the new site")
@@ -35,6 +48,7 @@ def run(argv: list[str]) -> int:
         "--passphrase", action="store_true", help="init: ask for a passphrase that encrypts the root key"
     )
     arguments = parser.parse(argv)
+    kits.require_first("server", arguments.what)
     if arguments.what == "start":
         if not arguments.place:
             raise ConfigError("Which server? Write `weft server start kits/server`.")

@@ -105,7 +105,8 @@ def check_connection(kit: Kit, patience: float = PATIENCE) -> Finding:
             with contextlib.suppress(TimeoutError):
                 if not connection.recv(1):
                     return failed(
-                        f"{place} ends the connection after the handshake", "ask for the server's console.log"
+                        f"{place} refuses this kit's certificate, as it does if the certificate was revoked",
+                        "ask the server's administrator: the server's console.log has the reason",
                     )
     except ssl.SSLCertVerificationError as error:
         return failed(*_unverified(place, error))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from weft.sites.policy import COUNTS, AcceptRules
+from weft.sites.run_limits import MOST
 
 
 def policy_in_words(accept: AcceptRules) -> Iterator[tuple[bool, str]]:
@@ -69,8 +70,8 @@ SENTENCES: dict[str, tuple[Words | None, str]] = {
     ),
     "limits": (
         lambda value: (
-            "a run may ask for as much as Weft lets runs ask of a site by default"
-            + "".join(f", {key} up to {limit:g}" for key, limit in value.items())
+            "a run may ask for these numbers at most: "
+            + ", ".join(f"{key} {limit:,g}" for key, limit in (MOST | value).items())
         ),
         "",
     ),

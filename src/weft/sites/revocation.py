@@ -49,13 +49,13 @@ class Revocations:
             return self._names.get(certificate)
 
 
-def revoke(kits: Path, name: str) -> Path | None:
+def revoke(kits: Path, name: str) -> tuple[Path, bool]:
     """Refuse all certificates that were issued to a site or an administrator until now.
 
     A server that runs cuts the party's connections within seconds. A new certificate for the same name is not refused.
 
     Returns:
-        A file to copy into local/ of the server's kit, if that kit is not in `kits`; else None.
+        A file to copy into local/ of every other copy of the server's kit, and whether `kits` holds that kit.
 
     Raises:
         ConfigError: nobody has this name, or its certificates are refused already.
@@ -85,10 +85,9 @@ def revoke(kits: Path, name: str) -> Path | None:
         project[group] = [other for other in project[group] if other != name]
     write_project(kits, project)
     local = kits / "server" / "local"
-    if not local.is_dir():
-        return path
-    write_private(local / REVOKED, content)
-    return None
+    if local.is_dir():
+        write_private(local / REVOKED, content)
+    return path, local.is_dir()
 
 
 def revoked_keys(kits: Path) -> set[str]:

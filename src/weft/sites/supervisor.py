@@ -88,15 +88,23 @@ class Supervisor:
             if state.startswith(OVER):
                 self._over(session, name, care, state)
             elif "RUNNING" in state and (back := sites_back(care, session.status(number), session.sites)):
-                self.note(f"{name}: {', '.join(back)} reconnected; the run is resubmitted.")
-                session.stop(number)
-                session.resubmit(number)
+                if not self._is_over(name, number):
+                    session.stop(number)
+                # An administrator may have stopped the run while FLARE still lists its job as running.
+                if not self._is_over(name, number):
+                    self.note(f"{name}: {', '.join(back)} reconnected; the run is resubmitted.")
+                    session.resubmit(number)
+
+    def _is_over(self, name: str, job: str) -> bool:
+        """Return whether a run was stopped, is done or cannot go on, as its job itself says."""
+        status = last_status(self.kit, name)
+        return status.get("job") == job and (status.get("state") == "done" or bool(status.get("final")))
 
     def _over(self, session: AdminSession, name: str, care: RunState, state: str) -> None:
         """Resubmit a run whose job is over, unless the run is over too."""
         status = last_status(self.kit, name)
         started = status.get("job") == care.job  # else the file is of an earlier job of the run
-        if started and (status.get("state") == "done" or status.get("final")):
+        if self._is_over(name, care.job):
             return
         if not started and state not in RESUBMITTABLE:
             return
@@ -106,7 +114,7 @@ class Supervisor:
             rounds = any("round" in entry for entry in status.get("rounds", []))
             care.falls = 0 if rounds else care.falls + 1
             care.since, care.sites = self.clock(), connected
-            why = status.get("error") or "its process ended"
+            why = str(status.get("error") or "its process ended").rstrip(".")
             then = "left alone" if crashed and care.falls > FALLS else "resubmitted"
             self.note(f"{name}: its job is over ({why}); the run is {then}.")
         if crashed and care.falls > FALLS:
