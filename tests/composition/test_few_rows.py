@@ -34,6 +34,8 @@ def test_below_ten_rows_only_counts_of_work_are_reported():
     assert reportable(POLICY, SUMS, 10) == SUMS
     for rows in (0, 1, 9):
         assert reportable(POLICY, SUMS, rows) == WORK
+    few = SUMS | {"rows": 9.0}  # a turn of few steps: its loss is that of nine rows, however many there are
+    assert reportable(POLICY, few, 1000) == WORK | {"rows": 9.0}
     named = POLICY.model_copy(update={"accept": POLICY.accept.model_copy(update={"report": ["loss", "perplexity"]})})
     assert reportable(named, SUMS, 9) == WORK
     assert reportable(named, SUMS, 10) == SUMS
@@ -99,10 +101,11 @@ def test_a_run_in_which_nobody_may_report_ends_well(run, sites: FakeSites, weigh
     """What a site.yaml says that does not mention it: these sites hold out two or three rows."""
     for name in NAMES:
         least(sites, name, None if weights == "size" else 1000)
-    done = serve(run | {"num_rounds": 2, "client_weight": weights}, sites, list(NAMES), "1")
+    keys = {"num_rounds": 2, "client_weight": weights, "batch_size": 4, "max_steps": 3}
+    done = serve(run | keys, sites, list(NAMES), "1")
     rounds = [line for line in metrics(done) if line["event"] == "round"]
     assert [line["clients"] for line in rounds] == [list(NAMES)] * 2
-    assert all((line["train_loss"] is None) == (weights != "size") for line in rounds)  # they train on 22 rows and more
+    assert all((line["train_loss"] is None) == (weights != "size") for line in rounds)  # 12 rows in a round
     assert not any(line["failures"] for line in rounds)
     assert done.summary["eval"]["loss"] is None
     assert all(one["loss"] is None for one in done.summary["clients"].values())
