@@ -35,6 +35,8 @@ def test_below_ten_rows_only_counts_of_work_are_reported():
     assert reportable(POLICY, SUMS, 10) == SUMS
     for rows in (0, 1, 9):
         assert reportable(POLICY, SUMS, rows) == WORK
+    few = SUMS | {"rows": 9.0}  # a turn of few steps: its loss is that of nine rows, however many there are
+    assert reportable(POLICY, few, 1000) == WORK | {"rows": 9.0}
     named = POLICY.model_copy(update={"accept": POLICY.accept.model_copy(update={"report": ["loss", "perplexity"]})})
     assert reportable(named, SUMS, 9) == WORK
     assert reportable(named, SUMS, 10) == SUMS

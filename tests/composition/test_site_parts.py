@@ -152,7 +152,7 @@ def test_a_reward_must_be_written_in_the_file_that_a_site_accepts(tmp_path: Path
     [
         ({"theirs.py": "0" * 64}, "has the SHA-256"),
         ({"nowhere.py": "0" * 64}, "cannot be read"),
-        ({"theirs.py": "12"}, "no sha-256 beside it"),
+        ({"theirs.py": "12"}, "no SHA-256 beside it"),
     ],
 )
 def test_a_site_yaml_that_lists_another_content_is_refused_when_the_site_is_started(

@@ -150,9 +150,12 @@ def test_counts_are_not_reported_without_their_sums(sites: FakeSites):
     ("text", "words"),
     [
         ("data: nowhere.jsonl\naccept: {models: [a]}\n", "there is no data at"),
-        ("data: rows.jsonl\n", "accept cannot be"),
+        ("data: rows.jsonl\n", r"'accept' is missing\.$"),
         ("data: rows.jsonl\naccept: {models: [a], max_rounds: none}\n", r"accept\.max_rounds cannot be"),
-        ("data: rows.jsonl\naccept: {models: [a], modles: 3}\n", r"accept\.modles cannot be"),
+        ("data: rows.jsonl\naccept: {models: [a], modles: 3}\n", r"no key 'accept\.modles': is 'models' meant\?$"),
+        ("data: rows.jsonl\naccpt: {models: [a]}\naccept: {models: [a]}\n", "'accpt': is 'accept' meant"),
+        ("data: {path: rows.jsonl, evl: rows.jsonl}\naccept: {models: [a]}\n", r"'data\.evl': is 'eval' meant"),
+        ("data: rows.jsonl\naccept: {models: [a], objectives: [stf]}\n", r"cannot be \(there is no 'stf'"),
         (": : :", "not valid YAML in line 1"),
         (
             "data: rows.jsonl\naccept: {models: [a]}\naccept: {models: [b]}\n",

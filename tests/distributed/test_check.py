@@ -233,6 +233,8 @@ def test_a_site_that_can_start_passes_and_would_accept_a_run(
     assert "policy: a run may have 5 rounds at most" in said
     assert "policy: the hours of work for a run are not limited" in said
     assert "ok    run: this site would take part, with 24 rows to train on and 5 held out" in said
+    assert "warn  run: this site would report no scores: it holds out fewer than 10 rows (min_report_rows)" in said
+    assert "policy: a run may ask for these numbers at most: peft_lora_r 1,024, lora_side_rank 4,096, " in said
     for row in colour_rows(24):
         assert row["instruction"] not in said
     assert not (kits / "hospital_a" / "weft").exists()

@@ -260,6 +260,7 @@ def test_a_party_that_is_shut_out_comes_back_with_another_key_only(tmp_path: Pat
     assert main(["client", "request", "--name", "hospital_f", "--out", str(kit)]) == 0
     request = kit / "request.csr"
     assert main(["server", "sign", str(kits), str(request)]) == 0
+    assert not readable_for_others(kit)
     assert main(["server", "revoke", str(kits), "hospital_f"]) == 0
     capsys.readouterr()
     assert main(["server", "sign", str(kits), str(request)]) == 2

@@ -19,35 +19,7 @@ def run(argv: list[str]) -> int:
         return check.server(argv[1:])
     if argv and argv[0] in kits.SERVER:
         return kits.SERVER[argv[0]](argv[1:])
-    parser = Parser(
-        prog="weft server",
-        description="The server of a federation of sites.",
-        epilog="`weft server sign --help`, and the same of check, revoke, admin and renew, lists their own options.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "what",
-        choices=["init", "add", "check", "start", *kits.SERVER],
-        help="; ".join(
-            (
-                "init: make kits",
-                "add: make one more",
-                "check: see what is missing",
-                "start: run the server",
-                *map(kits.HELP.__getitem__, kits.SERVER),
-            )
-        ),
-    )
-    parser.add_argument("place", nargs="?", help="add: the folder of the kits; start: the server's kit")
-    parser.add_argument("site", nargs="?", help="add: the name of the new site")
-    parser.add_argument("--host", default="localhost", help="name or address by which sites reach the server")
-    parser.add_argument("--port", type=int, default=8002, help="the one port that it listens to [8002]")
-    parser.add_argument("--clients", default="", help="names of the sites: a,b,c")
-    parser.add_argument("--out", default="kits", help="folder of the kits [kits]")
-    parser.add_argument(
-        "--passphrase", action="store_true", help="init: ask for a passphrase that encrypts the root key"
-    )
-    arguments = parser.parse(argv)
+    arguments = _parser().parse(argv)
     kits.require_first("server", arguments.what)
     if arguments.what == "start":
         if not arguments.place:
@@ -82,6 +54,39 @@ def run(argv: list[str]) -> int:
             "--passphrase encrypts one."
         )
     return 0
+
+
+def _parser() -> Parser:
+    """Return the parser of the commands that have none of their own."""
+    parser = Parser(
+        prog="weft server",
+        description="The server of a federation of sites.",
+        epilog="`weft server sign --help`, and the same of check, revoke, admin and renew, lists their own options.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "what",
+        choices=["init", "add", "check", "start", *kits.SERVER],
+        help="; ".join(
+            (
+                "init: make kits",
+                "add: make one more",
+                "check: see what is missing",
+                "start: run the server",
+                *map(kits.HELP.__getitem__, kits.SERVER),
+            )
+        ),
+    )
+    parser.add_argument("place", nargs="?", help="add: the folder of the kits; start: the server's kit")
+    parser.add_argument("site", nargs="?", help="add: the name of the new site")
+    parser.add_argument("--host", default="localhost", help="name or address by which sites reach the server")
+    parser.add_argument("--port", type=int, default=8002, help="the one port that it listens to [8002]")
+    parser.add_argument("--clients", default="", help="names of the sites: a,b,c")
+    parser.add_argument("--out", default="kits", help="folder of the kits [kits]")
+    parser.add_argument(
+        "--passphrase", action="store_true", help="init: ask for a passphrase that encrypts the root key"
+    )
+    return parser
 
 
 def _start(path: Path) -> int:

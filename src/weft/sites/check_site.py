@@ -137,6 +137,14 @@ def check_run(policy: SitePolicy, name: str, keys: JsonObject) -> Iterator[Findi
         return
     held = f"{answer['held']} held out" if answer["held"] else "none held out"
     yield Finding(OK, "run", f"this site would take part, with {answer['rows']} rows to train on and {held}")
+    least = policy.accept.min_report_rows
+    if 0 < answer["held"] < least:
+        yield Finding(
+            WARN,
+            "run",
+            f"this site would report no scores: it holds out fewer than {least} rows (min_report_rows)",
+            "hold out more rows, by `eval` in site.yaml or eval_fraction in run.yaml, or leave it at that",
+        )
     text = f"the hash of the model for this run, which site.yaml may ask for, is sha256:{base}"
     yield Finding(OK, "run", text)
 

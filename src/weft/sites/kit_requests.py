@@ -137,7 +137,7 @@ def sign(kits: Path, request: Path, authority: Authority, out: Path | None = Non
         "certificate": pem(certificate).decode(),
         "root": pem(authority.root).decode(),
     }
-    out.write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
+    write_private(out, (json.dumps(answer, indent=1) + "\n").encode())
     register(kits, name)
     return Signed(name, kind, out, key_fingerprint(key), fingerprint(authority.root))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from weft import plugins
 from weft.config import read_yaml
@@ -18,6 +19,7 @@ from weft.core.metrics import WORK
 from weft.errors import ConfigError
 from weft.keys import secrets
 from weft.plugins import PartFile
+from weft.registry import nearest
 from weft.sites.policy_names import check_name
 
 COUNTS = (*WORK, "learning_rate")
@@ -132,6 +134,20 @@ class SitePolicy(BaseModel):
         return {"path": value} if isinstance(value, str) else value
 
 
+def _in_words(where: str, error: ErrorDetails) -> str:
+    """Return what is wrong with an entry of a site.yaml, with the nearest key where there is none of that name."""
+    if error["type"] == "extra_forbidden":
+        *outer, name = error["loc"]
+        parts: dict[str, type[BaseModel]] = {"accept": AcceptRules, "data": SiteData}
+        part = parts.get(str(outer[0]), SitePolicy) if outer else SitePolicy
+        guess = nearest(str(name), list(part.model_fields))
+        return f"there is no key '{where}'" + (f": is '{guess}' meant?" if guess else ".")
+    if error["type"] == "missing":
+        return f"'{where}' is missing."
+    why = error["msg"].removeprefix("Value error, ")
+    return f"{where} cannot be ({why[:1].lower()}{why[1:]})."
+
+
 def read_policy(path: str | Path) -> SitePolicy:
     """Read a site.yaml; relative paths are resolved from its folder.
 
@@ -146,7 +162,7 @@ def read_policy(path: str | Path) -> SitePolicy:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise ConfigError(f"'{path}': {where} cannot be ({first['msg'].lower()}).") from None
+        raise ConfigError(f"'{path}': {_in_words(where, first)}") from None
     paths = {name: getattr(policy.data, name) for name in ("path", "eval", "prompt_template")}
     resolved = {
         name: str(file.parent / value) for name, value in paths.items() if value and not Path(value).is_absolute()

@@ -14,11 +14,11 @@ def reportable(policy: SitePolicy, metrics: Metrics, rows: int) -> Metrics:
     Args:
         policy: the site policy.
         metrics: counts and sums over the rows that were trained on or evaluated.
-        rows: how many different rows these are, of a training those of one round; with fewer than `min_report_rows`
-            only counts of work are sent.
+        rows: how many different rows these are, of a training those of one round. With fewer than `min_report_rows`, or
+            where so few were read that they can be no more, only counts of work are sent.
     """
     report, least = policy.accept.report, policy.accept.min_report_rows
-    if rows < least:
+    if min(rows, metrics.get("rows", rows)) < least:  # a turn may read one row of many
         return {name: value for name, value in metrics.items() if name in COUNTS}
     metrics = _without_rare_classes(metrics, least)
     if report is None:
