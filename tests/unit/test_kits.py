@@ -241,10 +241,15 @@ def test_an_answer_for_another_key_or_of_another_federation_makes_no_kit(
     (tmp_path / "foreign.json").write_text(json.dumps(foreign))
     assert main(["client", "install", str(tmp_path / "foreign.json"), "--kit", str(tmp_path / "hospital_d")]) == 2
     assert "no certificate of the authority" in capsys.readouterr().err
-    for bad in ({"host": "evil/../x"}, {"port": "8002"}, {"name": "hospital_e"}, {"form": "x"}):
+    hosts, ports = ({"host": "evil/../x"}, {"host": "a..b"}), ({"port": "8002"}, {"port": True})
+    for bad in (*hosts, *ports, {"name": "hospital_e"}, {"form": "x"}):
         (tmp_path / "bad.json").write_text(json.dumps(json.loads(answer.read_text()) | bad))
         assert main(["client", "install", str(tmp_path / "bad.json"), "--kit", str(tmp_path / "hospital_d")]) == 2
+    (tmp_path / "bad.json").write_text('{"form":' + "[" * 60_000)
+    assert main(["client", "install", str(tmp_path / "bad.json"), "--kit", str(tmp_path / "hospital_d")]) == 2
     assert sorted(path.name for path in (tmp_path / "hospital_d").iterdir()) == ["client.key", "request.csr"]
+    more = json.loads(answer.read_text()) | {"clients": 5, "admins": None}  # which a folder of kits has, and no answer
+    answer.write_text(json.dumps(more))
     assert main(["client", "install", str(answer), "--kit", str(tmp_path / "hospital_d")]) == 0
     # The same key and name again is a renewal; a kit never changes its federation.
     assert main(["client", "request", "--name", "hospital_d", "--out", str(tmp_path / "hospital_d")]) == 0

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 MOST_BYTES = 1 << 16
 """Longest request or answer that is read."""
 REQUEST, KEY = "request.csr", "client.key"
-HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
+HOST = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*")
 FORM = "weft certificate 1"
 """First entry of an answer."""
 
@@ -218,7 +218,7 @@ def _write_kit(content: JsonObject, kit: Path, key: Path) -> None:
 def _read_answer(path: Path) -> JsonObject:
     try:
         content = json.loads(_read(path))
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     texts = ("form", "name", "host", "certificate", "root")
     if (
@@ -228,9 +228,9 @@ def _read_answer(path: Path) -> JsonObject:
     ):
         raise ConfigError(f"'{path}' is no answer of `weft server sign`: give the file that it wrote.")
     port = content.get("port")
-    if not HOST.fullmatch(content["host"]) or not isinstance(port, int) or not 0 < port < 65536:
+    if not HOST.fullmatch(content["host"]) or type(port) is not int or not 0 < port < 65536:
         raise ConfigError(f"'{path}' names no server that can be reached: ask for it again.")
-    return content
+    return {key: content[key] for key in (*texts, "port")}  # whatever else there is, nothing here reads
 
 
 def _read(path: Path) -> bytes:
