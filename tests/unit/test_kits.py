@@ -477,13 +477,17 @@ def test_certificates_are_renewed_for_the_same_keys_but_not_for_who_was_shut_out
     assert not gate.lets_in(kits / "a")
 
 
-def test_old_kits_are_named_as_such(made: Path, tmp_path: Path):
-    kit = Path(shutil.copytree(made / "server", tmp_path / "server"))
+@pytest.mark.parametrize(("party", "component"), [("server", "guard"), ("server", "loopback"), ("a", "loopback")])
+def test_kits_that_lack_a_guard_are_named_as_old_ones(party: str, component: str, made: Path, tmp_path: Path):
+    kit = Path(shutil.copytree(made / party, tmp_path / party))
     settings = json.loads((kit / "local" / "resources.json").read_text())
-    settings["components"] = [part for part in settings["components"] if part["id"] != "guard"]
+    settings["components"] = [part for part in settings["components"] if part["id"] != component]
     (kit / "local" / "resources.json").write_text(json.dumps(settings))
     with pytest.raises(ConfigError, match="made by an earlier Weft"):
-        command(kit)
+        command(kit, tmp_path / "site.yaml" if party == "a" else None)
+
+
+def test_an_old_authority_is_named_as_such(tmp_path: Path):
     (tmp_path / "authority").mkdir()
     (tmp_path / "authority" / "project.json").write_text('{"host": "localhost", "port": 1, "clients": ["a"]}')
     with pytest.raises(ConfigError, match="no authority of this Weft"):

@@ -17,7 +17,7 @@ from weft.errors import ConfigError, MissingExtra
 from weft.sites.kit_files import read_kit
 from weft.sites.kit_use import bound_logs, delete_old_jobs, kit_in_use
 from weft.sites.policy import read_policy
-from weft.sites.provisioning import kind_of_kit, settle
+from weft.sites.provisioning import check_current, kind_of_kit, settle
 from weft.sites.signals import ENDING
 
 PAUSE = 2.0
@@ -57,6 +57,7 @@ def command(kit: Path, site: Path | None = None) -> tuple[list[str], dict[str, s
     )
     if kind == "admin":
         raise ConfigError(f"'{kit}' is the administrator's kit: use it with `weft submit`.")
+    check_current(kit, kind)
     if kind == "client":
         if site is None:
             raise ConfigError("A site needs its policy to start: write --site site.yaml.")

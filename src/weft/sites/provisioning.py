@@ -23,6 +23,7 @@ from weft.sites.kit_settings import (
     ADMIN,
     ADMIN_ROLE,
     GUARD,
+    LOOPBACK,
     SUPERVISOR,
     SUPERVISOR_ROLE,
     install_identity,
@@ -177,15 +178,21 @@ def register(kits: Path, name: str) -> None:
         write_project(kits, project)
 
 
+def check_current(kit: Path, kind: str) -> None:
+    """Refuse a kit of an earlier Weft, which lacks components that guard it; ConfigError says how to make a new one."""
+    settings = json.loads((kit / "local" / "resources.json").read_text(encoding="utf-8"))
+    present = {part["path"] for part in settings["components"]}
+    if not {LOOPBACK, *([GUARD] if kind == "server" else [])} <= present:
+        raise ConfigError(
+            f"'{kit}' was made by an earlier Weft and lacks its guards: make new kits with `weft server init`, or ask "
+            "for one."
+        )
+
+
 def settle(kit: Path) -> None:
-    """Make a server store its jobs in its kit, wherever the kit is now; ConfigError for a kit of an earlier Weft."""
+    """Make a server store its jobs in its kit, wherever the kit is now."""
     path = kit / "local" / "resources.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
-    if GUARD not in (part["path"] for part in settings["components"]):
-        raise ConfigError(
-            f"'{kit}' was made by an earlier Weft, and its server could shut nobody out: make new kits with "
-            "`weft server init`."
-        )
     jobs = str(kit.resolve() / "jobs")
     settings["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = f"{jobs}/snapshots"
     for part in settings["components"]:
@@ -194,4 +201,4 @@ def settle(kit: Path) -> None:
     path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
-__all__ = ["add_kit", "kind_of_kit", "make_kits", "read_project", "renew_kits", "settle"]
+__all__ = ["add_kit", "check_current", "kind_of_kit", "make_kits", "read_project", "renew_kits", "settle"]
