@@ -76,6 +76,8 @@ def test_up_runs_the_hospitals_as_the_readme_says_and_prints_nothing_alarming(be
         kept = tmp_path / "weft-up" / "kits" / name / "weft" / "hospitals" / "adapter" / "adapter_model.safetensors"
         assert kept.is_file()
     assert alive(tmp_path) == []
+    work = tmp_path / "weft-up"
+    assert [path for path in (work, *work.rglob("*")) if path.stat().st_mode & 0o077 and not path.is_symlink()] == []
 
 
 def interrupt_a_watcher(tmp_path: Path, tiny_model: Path) -> None:

@@ -23,7 +23,7 @@ from weft.json_types import JsonObject
 from weft.plugins import PartFile
 from weft.sites import endpoints, part_files, run_limits
 from weft.sites.admin import admin_session
-from weft.sites.processes import command, end, start, start_supervisor
+from weft.sites.processes import command, end, private_files, start, start_supervisor
 from weft.sites.provisioning import make_kits
 from weft.sites.signals import as_interrupts, held_back
 from weft.sites.watcher import watch
@@ -149,7 +149,7 @@ def up(
         ConfigError: the run names no data, or is no run for sites.
         RunError: the federation did not start, or the run ended early and was not resubmitted.
     """
-    with own_folder(work):
+    with private_files(), own_folder(work):
         policies = dict(policies) or _write_policies(config, work, count)
         at_sites = {"dataset_name", "clients", "eval_dataset_name", "dataset_split", "eval_dataset_split", "runtime"}
         keys = {key: value for key, value in config.model_dump(mode="json").items() if key not in at_sites}

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -73,6 +74,16 @@ def command(kit: Path, site: Path | None = None) -> tuple[list[str], dict[str, s
     arguments += [*options, "config_folder=config"]
     (kit / "transfer").mkdir(mode=0o700, exist_ok=True)
     return [sys.executable, "-u", "-m", module, *arguments], env
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Let this process, too, write files that nobody but its user reads, inside the context."""
+    former = os.umask(PRIVATE)
+    try:
+        yield
+    finally:
+        os.umask(former)
 
 
 def keep_running(kit: Path, site: Path | None, note: Callable[[str], None]) -> int:
