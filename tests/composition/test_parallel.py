@@ -81,7 +81,10 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", [*list(WAYS)[:-1], pytest.param(list(WAYS)[-1], marks=pytest.mark.slow)])
+SLOW = ("fsdp with kept moments, offloaded", "fsdp, few-shot examples")
+
+
+@pytest.mark.parametrize("way", [pytest.param(way, marks=[pytest.mark.slow] * (way in SLOW)) for way in WAYS])
 def test_two_processes_give_the_weights_of_one(keys, untied: Path, tmp_path: Path, way: str, forks: ForkServer):
     own = {"use_peft": False, "fed_alg": "diloco", "dtype": "float32", "num_rounds": 2, "eval_every": 1}
     given = keys | own | STEADY | {"model_name_or_path": str(untied)} | WAYS[way]

@@ -42,8 +42,9 @@ def test_a_servers_text_cannot_write_to_the_log_of_a_site(run, sites: FakeSites,
             {"fed_args": {HOSTILE: 1}},
             {"lora_aggregation_args": {"x": HOSTILE}},
         ):
-            handshake = {"run": run | changes, "id": HOSTILE, "index": 0, "clients": 3, "base": HOSTILE}
-            answers.append(json.loads(process.work(json.dumps(handshake).encode())))
+            for id in ("run", HOSTILE):
+                handshake = {"run": run | changes, "id": id, "index": 0, "clients": 3, "base": HOSTILE}
+                answers.append(json.loads(process.work(json.dumps(handshake).encode())))
     finally:
         process.close()
     assert all("refused" in answer for answer in answers)

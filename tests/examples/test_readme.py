@@ -126,7 +126,13 @@ def test_the_pre_training_example_runs(workplace: Path):
 
 
 @pytest.mark.parametrize(
-    ("verb", "name"), [("prompt", "prompt"), ("prompt", "black_box"), ("sft", "seeds"), ("prompt", "text_prompt")]
+    ("verb", "name"),
+    [
+        ("prompt", "prompt"),
+        pytest.param("prompt", "black_box", marks=pytest.mark.slow),
+        pytest.param("sft", "seeds", marks=pytest.mark.slow),
+        ("prompt", "text_prompt"),
+    ],
 )
 def test_the_examples_of_prompts_and_seeds_run(workplace: Path, verb: str, name: str):
     assert main([verb, "--config", f"examples/{name}.yaml", "--template", "alpaca", "--quiet"]) == 0
@@ -146,7 +152,11 @@ def test_the_example_of_an_endpoint_runs(workplace: Path, tiny_model: Path):
 
 @pytest.mark.parametrize(
     ("verb", "name", "measured"),
-    [("dpo", "dpo", "preference_accuracy"), ("dpo", "kto", "preference_accuracy"), ("grpo", "grpo", "reward")],
+    [
+        ("dpo", "dpo", "preference_accuracy"),
+        pytest.param("dpo", "kto", "preference_accuracy", marks=pytest.mark.slow),
+        pytest.param("grpo", "grpo", "reward", marks=pytest.mark.slow),
+    ],
 )
 def test_the_examples_of_alignment_run(workplace: Path, verb: str, name: str, measured: str):
     assert main([verb, "--config", f"examples/{name}.yaml", "--template", "vicuna", "--quiet"]) == 0

@@ -55,6 +55,7 @@ def test_the_arms_of_a_study_set_keys_that_work(name: str, keys: str, monkeypatc
         settle(*gather({"dataset_name": "any"} | getattr(study, keys) | changes, {}))
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_a_gpu_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """With tiny sizes, so that it works at the first call where a GPU is lent."""
     module("gpu", monkeypatch).main(["--tiny", "--parts", "acdef", "--deadline", "60"])

@@ -90,6 +90,7 @@ def test_corrections_of_gradients_stand_clipping_and_adamw(name: str, changes: d
     assert DROPS_OUT.distance(run(DROPS_OUT, Scaffold(space="update"), **changes)) > 0.5
 
 
+@pytest.mark.slow
 def test_fednova_takes_out_what_unequal_steps_put_in():
     """It does not claim the rest of the drift, which is small where the learning rate is."""
     everybody = Federation(cohort=10)
