@@ -32,8 +32,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--site", metavar="FILE", required=True, help="site.yaml: its data, and what it agrees to")
     arguments = parser.parse(argv)
     kits.require_first("client", arguments.what)
-    from weft.sites.processes import command, keep_running
+    from weft.sites.processes import keep_running
 
-    command(Path(arguments.kit), Path(arguments.site))  # reports a wrong kit or policy before the line below
-    print_notices(f"the site runs; its output goes to {arguments.kit}/console.log. Ctrl-C ends it.")
-    return keep_running(Path(arguments.kit), Path(arguments.site), print_notices)
+    ready = f"the site runs; its output goes to {arguments.kit}/console.log. Ctrl-C ends it."
+    return keep_running(Path(arguments.kit), Path(arguments.site), print_notices, ready)

@@ -99,5 +99,5 @@ def _start(path: Path) -> int:
     why = listening_problem(kit.host, kit.port)
     if why is not None:
         raise RunError(f"The server cannot start: {why}.")
-    print_notices(f"the server runs; its output goes to {path}/console.log. Ctrl-C ends it.")
-    return keep_running(path, None, print_notices)
+    ready = f"the server runs; its output goes to {path}/console.log. Ctrl-C ends it."
+    return keep_running(path, None, print_notices, ready)

@@ -86,13 +86,14 @@ def private_files() -> Iterator[None]:
         os.umask(former)
 
 
-def keep_running(kit: Path, site: Path | None, note: Callable[[str], None]) -> int:
+def keep_running(kit: Path, site: Path | None, note: Callable[[str], None], ready: str = "it runs.") -> int:
     """Run a server or a site until Ctrl-C, SIGTERM or SIGHUP, and restart it when it ends before.
 
     Args:
         kit: folder of the kit.
         site: the site's site.yaml; None for the server, which gets its supervisor beside it.
         note: called with a sentence when the process is restarted.
+        ready: the sentence that is noted once nothing keeps the process from starting.
 
     Raises:
         ConfigError: as `command`; or a process of this machine runs with the kit.
@@ -100,6 +101,7 @@ def keep_running(kit: Path, site: Path | None, note: Callable[[str], None]) -> i
     arguments, env = command(kit, site)
     with kit_in_use(kit) as lock:
         delete_old_jobs(kit)
+        note(ready)
         return _keep_running(kit, site, note, arguments, env, lock)
 
 
