@@ -52,9 +52,10 @@ class LocalFederation:
         self.work, self.policies = work, dict(policies)
         self.kits = work / "kits"
         self.port = port or free_port()
-        renew_kits(
-            self.kits, list(self.policies), lambda out: make_kits("localhost", list(self.policies), out, self.port)
-        )
+        with private_files():
+            renew_kits(
+                self.kits, list(self.policies), lambda out: make_kits("localhost", list(self.policies), out, self.port)
+            )
         self.parties: dict[str, subprocess.Popen[bytes]] = {}
         self.supervisor: subprocess.Popen[bytes] | None = None
 
