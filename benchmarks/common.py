@@ -112,6 +112,22 @@ def seconds(action: Callable[[], Any], *, times: int = 5) -> list[float]:
     return taken
 
 
+def bare_steps(model: Any, objective: Any, windows: list[list[Any]]) -> None:
+    """A plain loop: forward, backward, clip, step; Weft's model, precision, batches and optimizer, and nothing else."""
+    import torch
+
+    model.model.train()
+    optimizer = torch.optim.AdamW(list(model.masters.values()), lr=1e-4, weight_decay=0.0, fused=True)
+    for window in windows:
+        loss = objective.loss(model, window[0].to(model.device))
+        (loss.total / loss.targets).backward()
+        model.collect_grads()
+        torch.nn.utils.clip_grad_norm_(list(model.masters.values()), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        model.sync()
+
+
 def median(values: list[float]) -> float:
     """Return the middle value."""
     return sorted(values)[len(values) // 2]

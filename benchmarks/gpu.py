@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from common import bare_steps
 from gpu_parts import (
     TINY,
     WIDE,
@@ -180,10 +181,8 @@ class Bench:
         wide = Size(*list(vars(size).values())[:5], size.vocabulary * 4, size.batch, size.length)
         self.step("vocabulary x 4, loss in chunks", wide, **off)
         most, chunks.MOST = chunks.MOST, 1 << 60
-        whole = chunks.summed_cross_entropy.__defaults__
-        chunks.summed_cross_entropy.__defaults__ = (1 << 60,)
         self.step("vocabulary x 4, loss at once", wide, **off)
-        chunks.MOST, chunks.summed_cross_entropy.__defaults__ = most, whole
+        chunks.MOST = most
 
     def round(self) -> None:
         """Print a round's time against its bare steps, and the share of it in which the device idles."""
@@ -197,23 +196,10 @@ class Bench:
         local, job = local_steps(steps, self.size), Job({}, model.values())
         windows = list(local._windows(objective, rows, steps, job))
 
-        def bare() -> None:
-            model.model.train()
-            optimizer = torch.optim.AdamW(list(model.masters.values()), lr=1e-4, fused=True)
-            for window in windows:
-                batch = window[0].to(self.device)
-                loss = objective.loss(model, batch)
-                (loss.total / loss.targets).backward()
-                model.collect_grads()
-                torch.nn.utils.clip_grad_norm_(list(model.masters.values()), 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
-                model.sync()
-
         def whole() -> None:
             local.work(model, objective, rows, LocalRule(), job)
 
-        ratios = []
+        ratios, bare = [], partial(bare_steps, model, objective, windows)
         bare()
         whole()
         for _ in range(3):

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import machine, make_model, make_rows, median, verdict
+from common import bare_steps, machine, make_model, make_rows, median, verdict
 
 STEPS, ROUNDS = 10, 5
 
@@ -32,7 +32,6 @@ def main(verb: str = "sft", dtype: str = "auto") -> None:
         verb: sft (LoRA, FedAvg), dpo (the same, on pairs), or pretrain (all parameters, DiLoCo with kept moments).
         dtype: of the arithmetic.
     """
-    import torch
 
     from weft import config as configuration
     from weft.federation.client_host import ClientHost
@@ -97,27 +96,14 @@ def main(verb: str = "sft", dtype: str = "auto") -> None:
             """Return the batches of a round, laid out."""
             return list(plan.local._windows(plan.objective, rows_of_client, STEPS, Job({}, {}, round=round)))
 
-        def bare(windows: list[list[Any]]) -> None:
-            """A plain loop: forward, backward, clip, step; the same model, precision, batches and optimizer."""
-            model.model.train()
-            optimizer = torch.optim.AdamW(list(model.masters.values()), lr=1e-4, weight_decay=0.0, fused=True)
-            for window in windows:
-                loss = plan.objective.loss(model, window[0])
-                (loss.total / loss.targets).backward()
-                model.collect_grads()
-                torch.nn.utils.clip_grad_norm_(list(model.masters.values()), 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
-                model.sync()
-
-        bare(windows_of(0))
+        bare_steps(model, plan.objective, windows_of(0))
         next(rounds)
         plain, whole, tokens = [], [], 0
         for number in range(1, ROUNDS + 1):
             windows = windows_of(number)
             tokens += sum(window[0].tokens for window in windows)
             began = time.perf_counter()
-            bare(windows)
+            bare_steps(model, plan.objective, windows)
             plain.append(time.perf_counter() - began)
             began = time.perf_counter()
             next(rounds)
