@@ -15,7 +15,7 @@ from torch import Tensor
 from weft.core.model_types import CausalModel
 from weft.errors import ConfigError, MissingExtra
 
-PARTS = {"rope": True, "rms_norm": True, "swiglu": True, "geglu": True, "layer_norm": True}
+PARTS = ("rope", "rms_norm", "swiglu", "geglu", "layer_norm")
 """What is replaced. The loss is not: it is computed in chunks here, for any model."""
 
 
@@ -49,7 +49,7 @@ def use_kernels(model: CausalModel, name: str, device: torch.device) -> bool:
         if name == "auto":
             return False
         raise ConfigError(f"Liger has no kernels for a {kind}: leave out --kernels.")
-    parts = {part: on for part, on in PARTS.items() if part in inspect.signature(patch).parameters}
+    parts = {part: True for part in PARTS if part in inspect.signature(patch).parameters}
     with_local_classes(
         type(model).__module__,
         lambda: patch(model=model, cross_entropy=False, fused_linear_cross_entropy=False, **parts),

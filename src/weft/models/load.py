@@ -188,7 +188,7 @@ def load_resident(
     resident.recomputation = recomputation_of(config, resident.base, note)
     trained = sum(master.numel() for master in resident.masters.values())
     check_room(config, resident.recomputation, trained, dtype, device)
-    if device.type == "cuda":
+    if device.type == "cuda" and config.load_in_8bit:
         sixteen = config.model_copy(update={"load_in_8bit": False})
         sentence = advice(config, fits(sixteen, resident.base, trained, dtype, room(device)))
         if sentence is not None:

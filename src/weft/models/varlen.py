@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,25 +65,22 @@ def _window(length: int, window: int, device: torch.device) -> Tensor:
     return (distance >= 0) & (distance < window)
 
 
+def _sides(window: int) -> tuple[int, int]:
+    """Return a window as the kernels take it: positions before and after; -1 is all of them."""
+    return (window - 1, 0) if window > 0 else (-1, 0)
+
+
 def _torch_kernel(
     query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int, scale: float | None, window: int
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    # (-1, 0): every earlier position and itself.
-    sides = (window - 1, 0) if window > 0 else (-1, 0)
-    out = varlen_attn(
-        query,
-        key,
-        value,
-        offsets,
-        offsets,
-        longest,
-        longest,
-        scale=scale,
-        window_size=sides,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+    settings: dict[str, Any] = {
+        "scale": scale,
+        "window_size": _sides(window),
+        "enable_gqa": query.shape[1] != key.shape[1],
+    }
+    out = varlen_attn(query, key, value, offsets, offsets, longest, longest, **settings)
     assert isinstance(out, Tensor)
     return out
 
@@ -92,19 +90,8 @@ def _flash_kernel(
 ) -> Tensor:
     from flash_attn import flash_attn_varlen_func
 
-    sides = (window - 1, 0) if window > 0 else (-1, 0)
-    out: Tensor = flash_attn_varlen_func(
-        query,
-        key,
-        value,
-        offsets,
-        offsets,
-        longest,
-        longest,
-        softmax_scale=scale,
-        causal=True,
-        window_size=sides,
-    )
+    settings: dict[str, Any] = {"softmax_scale": scale, "window_size": _sides(window), "causal": True}
+    out: Tensor = flash_attn_varlen_func(query, key, value, offsets, offsets, longest, longest, **settings)
     return out
 
 

@@ -24,16 +24,16 @@ def _summed(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits, targets, reduction="sum")
 
 
-def summed_cross_entropy(model: Resident, batch: Batch, most: int = MOST) -> Tensor:
+def summed_cross_entropy(model: Resident, batch: Batch, most: int | None = None) -> Tensor:
     """Return the summed cross-entropy (nats) of a batch's targets, in float32.
 
     Args:
         model: computes the logits.
         batch: on the model's device.
-        most: logits of a chunk.
+        most: logits of a chunk; None: `MOST`.
     """
     # A model in several processes has no output layer of its own here.
-    size = max(1, most // model.vocabulary) if model.one_process else len(batch.targets)
+    size = max(1, (most or MOST) // model.vocabulary) if model.one_process else len(batch.targets)
     if len(batch.targets) <= size or not ends_with_head(model, batch):
         return F.cross_entropy(model.logits(batch).float(), batch.targets, reduction="sum")
     hidden, head = model.hidden(batch), model.base.get_output_embeddings()
