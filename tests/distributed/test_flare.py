@@ -19,6 +19,7 @@ import yaml
 from safetensors.torch import load_file
 
 import weft
+from support.flare import MARKS
 from support.rows import colour_rows, write_rows
 from support.tcp_proxy import TcpProxy
 from weft.cli import main
@@ -31,12 +32,7 @@ from weft.sites.provisioning import add_kit, make_kits
 from weft.sites.watcher import watch
 
 pytest.importorskip("nvflare")
-# FLARE leaves a session's sockets to the garbage collector, which says so.
-pytestmark = [
-    pytest.mark.xdist_group("flare"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = MARKS
 SITES = ("hospital_a", "hospital_b")
 
 

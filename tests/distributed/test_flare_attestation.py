@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from support.flare import MARKS
 from support.paths import ROOT
 from support.rows import colour_rows, write_rows
 from weft.config import build
@@ -21,12 +22,7 @@ from weft.sites.watcher import watch
 
 pytest.importorskip("nvflare")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.xdist_group("flare"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = [*MARKS, pytest.mark.slow]
 SITES = ("hospital_a", "hospital_b")
 MOCK = {"id": "snp", "path": "nvflare.app_opt.confidential_computing.mock_authorizer.MockAuthorizer"}
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from support.flare import MARKS
 from support.rows import colour_rows, write_rows
 from weft.cli import main
 from weft.config import RunConfig, build
@@ -30,13 +31,7 @@ from weft.sites.watcher import run_name, watch
 pytest.importorskip("nvflare")
 from nvflare.fuel.flare_api.api_spec import AuthorizationError
 
-# FLARE leaves a session's sockets to the garbage collector, which says so.
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.xdist_group("flare"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = [*MARKS, pytest.mark.slow]
 SITES = ("hospital_a", "hospital_b")
 ALICE = "alice@hospital"
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 import weft
+from support.flare import MARKS
 from weft.cli import main
 from weft.errors import ConfigError
 from weft.sites.local_federation import free_port
@@ -15,12 +16,7 @@ from weft.sites.processes import command
 from weft.sites.provisioning import add_kit, make_kits
 
 pytest.importorskip("nvflare")
-# FLARE leaves a session's sockets to the garbage collector, which says so.
-pytestmark = [
-    pytest.mark.xdist_group("flare"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = MARKS
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from support.flare import MARKS
 from support.rows import colour_rows, write_rows
 from weft.config import build
 from weft.sites.local_federation import LocalFederation
@@ -17,12 +18,7 @@ from weft.sites.processes import command, start
 from weft.sites.watcher import watch
 
 pytest.importorskip("nvflare")
-# FLARE leaves a session's sockets to the garbage collector, which says so.
-pytestmark = [
-    pytest.mark.xdist_group("flare"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = MARKS
 HOSTILE = Path(__file__).parent / "hostile"
 VICTIMS = ("hospital_a", "hospital_b")
 
