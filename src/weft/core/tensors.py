@@ -46,11 +46,25 @@ def num_bytes(values: Tensors | Streams) -> int:
 def largest(values: Tensors) -> float:
     """Return the largest absolute value of all elements; NaN or infinite if one is, 0 for tensors without content."""
     numbers = [value.detach() for value in values.values() if value.is_floating_point() and not value.is_meta]
-    if not numbers:
-        return 0.0
-    # One kernel for all tensors; the maximum norm of a tensor is finite exactly if all its elements are.
-    norms = torch._foreach_norm(numbers, float("inf"))
-    return float(torch.stack([norm.float().cpu() for norm in norms]).max())
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for value in numbers:
+        if value.numel():
+            by_device.setdefault(value.device, []).append(value)
+    found = [_largest(group, device) for device, group in by_device.items()]
+    return math.nan if any(map(math.isnan, found)) else max(found, default=0.0)
+
+
+def _largest(values: list[Tensor], device: torch.device) -> float:
+    """Return the largest absolute value of tensors on one device, which is waited for once."""
+    # float64 only where a tensor has it: not every device does.
+    wide = torch.float64 if any(value.dtype == torch.float64 for value in values) else torch.float32
+    if device.type == "cuda":
+        # One kernel for all tensors; the maximum norm of a tensor is finite exactly if all its elements are.
+        return float(torch.stack([norm.to(wide) for norm in torch._foreach_norm(values, float("inf"))]).max())
+    # On CPUs a tenth of the time of the norm. A NaN is both the least and the largest element.
+    least, most = zip(*map(torch.aminmax, values), strict=True)
+    ends = [-torch.stack([value.to(wide) for value in least]), torch.stack([value.to(wide) for value in most])]
+    return float(torch.cat(ends).max())
 
 
 def all_finite(values: Tensors) -> bool:

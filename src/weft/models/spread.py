@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from weft.core import tensors
 from weft.core.libraries import Tokenizer
 from weft.core.model_types import CausalModel
 from weft.core.types import Streams, Tensors
@@ -135,7 +136,7 @@ class SpreadModel(Resident):
     @torch.no_grad()
     def finite(self) -> bool:
         """Return whether all parameters of all processes are finite."""
-        bad = sum(not bool(torch.isfinite(_local(master)).all()) for master in self.masters.values())
+        bad = not tensors.all_finite({name: _local(master) for name, master in self.masters.items()})
         return self.group.total([float(bad)])[0] == 0
 
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from weft.core import tensors
 from weft.core.libraries import Tokenizer
 from weft.core.model_types import CausalModel
 from weft.core.types import Streams, Tensors
@@ -133,7 +134,7 @@ class PipelineModel(Resident):
 
     def finite(self) -> bool:
         """Return whether all parameters of all stages are finite."""
-        bad = any(not bool(torch.isfinite(self.masters[name]).all()) for name in self.params)
+        bad = not tensors.all_finite({name: self.masters[name] for name in self.params})
         return self.group.total([float(bad)])[0] == 0
 
     def logits(self, batch: Batch) -> Tensor:
