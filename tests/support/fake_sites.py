@@ -45,7 +45,8 @@ class FakeSites:
 
         self.mailboxes[name] = Mailbox(work, made.progress)
 
-    def ask(self, client: str, ticket: str, raw: bytes | None, wait: float) -> PollResult:
+    def ask(self, client: str, ticket: str, raw: bytes | memoryview | None, wait: float) -> PollResult:
+        raw = None if raw is None else bytes(raw)  # what goes over a network arrives as bytes
         with self.lock:
             self.asked.append((client, raw))
         if client in self.cut:
@@ -53,6 +54,8 @@ class FakeSites:
         said = self.mailboxes[client].ask(ticket, raw, min(wait, 0.2))
         if client in self.deaf:
             raise TransportBroken("lost")
+        if said.answer is not None:
+            said = said._replace(answer=bytes(said.answer))
         with self.lock:
             if said.answer is not None:
                 if self.lose:

@@ -30,6 +30,7 @@ from weft.core.wire_format import (
     Raw,
     digest_of,
     is_count,
+    joined,
     read_count,
     read_float,
     read_header,
@@ -84,8 +85,8 @@ class Packer:
         self._lock = threading.Lock()
         self._bodies: dict[tuple[object, ...], tuple[Message, Body]] = {}
 
-    def pack(self, message: Message) -> bytes:
-        """Return a message as bytes."""
+    def pack(self, message: Message) -> memoryview:
+        """Return a message as read-only memory."""
         if not isinstance(message, (Task, Probe)):
             return pack(message, self.run)
         key = (id(message.params), *((name, id(values)) for name, values in message.extra.items()))
@@ -97,8 +98,8 @@ class Packer:
         return pack(message, self.run, body)
 
 
-def pack(message: Message | Reply, run: str = "", body: Body | None = None) -> bytes:
-    """Return a message or a reply of a run as bytes; `body`: its tensors, if `body_of` was called already."""
+def pack(message: Message | Reply, run: str = "", body: Body | None = None) -> memoryview:
+    """Return a message or a reply of a run as read-only memory; `body`: its tensors, if `body_of` was called."""
     kind = type(message).__name__
     fields: JsonObject = {"v": VERSION, "kind": kind, "run": run, "client": message.client, "round": message.round}
     if isinstance(message, Task):
@@ -122,7 +123,7 @@ def pack(message: Message | Reply, run: str = "", body: Body | None = None) -> b
     text = json.dumps({"__metadata__": {"weft": metadata}} | body.header, separators=(",", ":")).encode()
     # safetensors aligns the body to 8 bytes, so that tensors can be views of it.
     text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(8, "little"), text, *body.pieces])
+    return joined([len(text).to_bytes(8, "little"), text, *body.pieces])
 
 
 def unpack(raw: Raw, *, run: str = "", max_bytes: int | None = None, max_tensors: int = 1 << 14) -> Message | Reply:

@@ -39,7 +39,7 @@ class RayActor:
         self.client_host, _ = builder.host()
 
     def answer(
-        self, raw: bytes, params: Any, memory: Streams, step_fraction: float, secret: Secret | None
+        self, raw: Any, params: Any, memory: Streams, step_fraction: float, secret: Secret | None
     ) -> tuple[Any, tuple[int, Streams] | None]:
         """Answer a message."""
         return answer_at_actor(self.client_host, raw, params, memory, step_fraction, secret)

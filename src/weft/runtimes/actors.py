@@ -132,7 +132,7 @@ class Actors(Runtime):
         uses_memory = isinstance(message, Task) or message.personal
         memory = client.memory.load(client.name, message.round) if uses_memory else {}
         # Packed without parameters, which travel by reference.
-        bare = pack(replace(message, params=Tensors()))
+        bare = _array(pack(replace(message, params=Tensors())))
         actor = self.free.pop()
         secret = client.memory.secret(client.name) if self.client_host.plan.draws_secrets else None
         ref = actor.answer.remote(bare, parameter_refs[id(params)], memory, client.step_fraction, secret)
@@ -180,7 +180,7 @@ class Actors(Runtime):
 
 def answer_at_actor(
     client_host: ClientHost,
-    raw: bytes,
+    raw: NDArray[np.uint8],
     packed_params: NDArray[np.uint8],
     memory: Streams,
     step_fraction: float,
@@ -193,7 +193,7 @@ def answer_at_actor(
     """
     from weft.core.wire import unpack
 
-    message, params_task = unpack(raw, max_tensors=1 << 20), unpack(packed_params.data, max_tensors=1 << 20)
+    message, params_task = unpack(raw.data, max_tensors=1 << 20), unpack(packed_params.data, max_tensors=1 << 20)
     assert isinstance(message, (Task, Probe))
     assert isinstance(params_task, Task)
     client_memory = MessageMemory(memory, secret)
@@ -203,6 +203,6 @@ def answer_at_actor(
     return _array(pack(reply)), client_memory.saved_state
 
 
-def _array(raw: bytes) -> NDArray[np.uint8]:
-    """Return bytes as an array, which Ray shares between processes without a copy."""
+def _array(raw: memoryview) -> NDArray[np.uint8]:
+    """Return a packed message as an array, which Ray shares between processes without a copy."""
     return np.frombuffer(raw, dtype=np.uint8)

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 WAIT = 10.0
 """Longest poll in seconds: without an answer by then, the site replies with its progress."""
+Packed = bytes | memoryview
+"""A message or an answer as a transport carries it; nobody writes to its memory."""
 UNKNOWN_RUN = b"who are you?"
 """Answer of a site whose process was restarted and has no run; the server then repeats the handshake."""
 
@@ -26,7 +28,7 @@ class PollResult(NamedTuple):
 
     progress: int
     """Progress counter, which grows while the site works."""
-    answer: bytes | None
+    answer: Packed | None
     """The reply to the message; None: not finished."""
     accepted: bool = True
     """The site has the message; otherwise it is busy with an earlier one, and the message must be sent again."""
@@ -38,14 +40,14 @@ class Mailbox:
     The server may poll again after a lost reply: the ticket identifies the message, so no work is repeated.
     """
 
-    def __init__(self, work: Callable[[bytes], bytes], progress: Callable[[], int]) -> None:
+    def __init__(self, work: Callable[[Packed], Packed], progress: Callable[[], int]) -> None:
         self._work, self._progress = work, progress
         self._lock = threading.Condition()
         self._ticket = ""
-        self._answer: bytes | None = None
+        self._answer: Packed | None = None
         self._busy = False
 
-    def ask(self, ticket: str, raw: bytes | None, wait: float) -> PollResult:
+    def ask(self, ticket: str, raw: Packed | None, wait: float) -> PollResult:
         """Start work on a new message, and wait up to `wait` seconds for its answer.
 
         Args:
@@ -72,8 +74,8 @@ class Mailbox:
                     break
             return PollResult(self._progress(), self._answer)
 
-    def _run(self, ticket: str, raw: bytes) -> None:
-        answer = b""
+    def _run(self, ticket: str, raw: Packed) -> None:
+        answer: Packed = b""
         with contextlib.suppress(Exception):  # `work` reports its errors; an empty answer is refused at the server
             answer = self._work(raw)
         with self._lock:

@@ -21,7 +21,7 @@ from weft.core.exchange import Runtime
 from weft.core.types import Failure, Message, Reply, Undo
 from weft.core.wire import Packer
 from weft.federation.admission import open_reply
-from weft.runtimes.mailbox import UNKNOWN_RUN, WAIT, PollResult, TransportBroken
+from weft.runtimes.mailbox import UNKNOWN_RUN, WAIT, Packed, PollResult, TransportBroken
 
 LOAD_TIMEOUT = 600.0
 """Seconds without progress that a handshake allows: the site loads its model and its rows."""
@@ -38,7 +38,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
 class Transport(Protocol):
     """Carries bytes to sites and back."""
 
-    def ask(self, client: str, ticket: str, raw: bytes | None, wait: float) -> PollResult:
+    def ask(self, client: str, ticket: str, raw: Packed | None, wait: float) -> PollResult:
         """Send a site a message, or poll for its answer.
 
         Args:
@@ -70,9 +70,9 @@ class RemoteSites(Runtime):
     in_order: bool = True
     """Yield replies in the order of the messages, so that sums are reproducible; otherwise as they arrive."""
     note: Callable[[str], None] = print
-    handshake: Callable[[str], bytes | None] = lambda _: None
+    handshake: Callable[[str], Packed | None] = lambda _: None
     """Returns the handshake message of a site; None: there is none."""
-    why_not: Callable[[str, bytes], str] = lambda *_: ""
+    why_not: Callable[[str, Packed], str] = lambda *_: ""
     """Returns why a site's answer to a repeated handshake keeps it from the message at hand; "": it does not."""
     session: str = field(default_factory=lambda: secrets.token_hex(4))
     exchanges: int = 0
@@ -112,7 +112,7 @@ class RemoteSites(Runtime):
         finally:
             closed.set()
 
-    def ask_all(self, messages: Mapping[str, bytes], step: str = "hello") -> dict[str, bytes | str]:
+    def ask_all(self, messages: Mapping[str, Packed], step: str = "hello") -> dict[str, Packed | str]:
         """Send every site its part of the handshake; return the answers by site, or (as str) why there is none."""
         closed = threading.Event()
         with ThreadPoolExecutor(max_workers=max(1, len(messages))) as pool:
@@ -146,7 +146,7 @@ class RemoteSites(Runtime):
         max_bytes, max_tensors = self.largest()
         return open_reply(raw, client, message.round, run=self.run, max_bytes=max_bytes, max_tensors=max_tensors)
 
-    def _ask_until_done(self, message: Message, packer: Packer, number: str, closed: threading.Event) -> bytes | str:
+    def _ask_until_done(self, message: Message, packer: Packer, number: str, closed: threading.Event) -> Packed | str:
         """Return a site's answer, or (as str) why there is none; a restarted site gets the handshake again."""
         ticket = f"{self.session}/{type(message).__name__}/{message.round}/{number}"
         packed = packer.pack(message)
@@ -166,11 +166,11 @@ class RemoteSites(Runtime):
         return "its process ended while it worked" if raw == UNKNOWN_RUN else raw
 
     def _ask(
-        self, client: str, packed: bytes, ticket: str, closed: threading.Event, silence: float = 0.0
-    ) -> bytes | str:
+        self, client: str, packed: Packed, ticket: str, closed: threading.Event, silence: float = 0.0
+    ) -> Packed | str:
         """Poll until a site answers; return the answer, or (as str) why there is none."""
         silence = max(silence, self.silence)
-        raw: bytes | None = packed
+        raw: Packed | None = packed
         begin = last_progress = last_contact = time.monotonic()
         progress, restarts = -1, MAX_RESTARTS
         wait = min(WAIT, self.silence / 4)

@@ -33,7 +33,7 @@ from weft.models.resident import Resident
 from weft.runs import checkpoint, fingerprints
 from weft.runs.fingerprints import Fingerprints
 from weft.runs.layout import RunDir
-from weft.runtimes.mailbox import UNKNOWN_RUN
+from weft.runtimes.mailbox import UNKNOWN_RUN, Packed
 from weft.sites.agreement import agreement, losses_sent, own_config, refusal, smaller_cohort, wrong_model
 from weft.sites.bounds import DAY, WORK, Bounds, Day, Spent
 from weft.sites.job import check_name
@@ -75,7 +75,7 @@ class SiteClient:
         """Return the number of forward passes so far: it grows while the model works."""
         return self._steps
 
-    def work(self, raw: Raw) -> bytes:
+    def work(self, raw: Raw) -> Packed:
         """Return the answer to a message; errors are answers too, so that the process survives any message."""
         if bytes(raw[:1]) == b"{":  # a handshake; packed messages begin otherwise
             try:
@@ -212,7 +212,7 @@ class SiteClient:
         if self.bounds is not None:
             self.bounds.step()
 
-    def _answer(self, raw: Raw) -> bytes:
+    def _answer(self, raw: Raw) -> Packed:
         if self.client_host is None:
             return UNKNOWN_RUN
         assert self.bounds is not None

@@ -27,7 +27,7 @@ from weft.core.files import write_atomic
 from weft.core.texts import printable
 from weft.errors import ConfigError, RunError, RunInUse, WeftError
 from weft.json_types import JsonObject
-from weft.runtimes.mailbox import WAIT, Mailbox, PollResult, TransportBroken
+from weft.runtimes.mailbox import WAIT, Mailbox, Packed, PollResult, TransportBroken
 from weft.sites import endpoints
 from weft.sites.job import STOP, check_name
 from weft.sites.model_process import ModelProcess
@@ -80,7 +80,7 @@ class CollabTransport:
         self._proxies = proxies
         self._sizes: dict[str, int] = {}
 
-    def ask(self, client: str, ticket: str, raw: bytes | None, wait: float) -> PollResult:
+    def ask(self, client: str, ticket: str, raw: Packed | None, wait: float) -> PollResult:
         """Call a site; see `weft.runtimes.remote.Transport`."""
         # An answer is about as large as the message was.
         size = self._sizes[client] = len(raw) if raw is not None else self._sizes.get(client, 0)
@@ -98,7 +98,7 @@ class CollabTransport:
             raise KeyError(ticket)
         answer = response.get("answer")
         progress, accepted = response["progress"], response.get("taken") is not False
-        return PollResult(progress, answer if isinstance(answer, bytes) else None, accepted)
+        return PollResult(progress, answer if isinstance(answer, (bytes, memoryview)) else None, accepted)
 
 
 class ServerJob:
@@ -201,7 +201,7 @@ class SiteJob:
             self._child.close()
 
     @collab.publish  # type: ignore[untyped-decorator]
-    def ask(self, ticket: str, raw: bytes | None, wait: float) -> JsonObject:
+    def ask(self, ticket: str, raw: Packed | None, wait: float) -> JsonObject:
         """Accept a message of the server, or report the progress of the current one.
 
         FLARE lets every party of a job call this. The caller is the message's origin, which FLARE's server checks

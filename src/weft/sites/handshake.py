@@ -13,6 +13,7 @@ from weft.errors import ConfigError, RunError
 from weft.federation.clients import Clients, InMemory
 from weft.json_types import JsonObject
 from weft.launch.population import Population
+from weft.runtimes.mailbox import Packed
 from weft.runtimes.remote import RemoteSites
 from weft.sites.agreement import agreement
 
@@ -51,14 +52,14 @@ class Handshake:
     held_out: list[int]
     refused: dict[str, str]
     """Why sites take no part."""
-    requests: dict[str, bytes]
+    requests: dict[str, Packed]
     """The handshake request to each site."""
     agreement: str
     """The hash of what server and sites agree on."""
     cohorts: dict[str, int]
     """For each site that takes part, the smallest cohort that its policy accepts; 0: any."""
 
-    def why_not(self, name: str, raw: bytes) -> str:
+    def why_not(self, name: str, raw: Packed) -> str:
         """Return why a site that was restarted cannot answer the message at hand; "": it answers as before.
 
         A site whose policy says `accept_changed: true` may come back with other rows. It is believed as it was in the
@@ -128,7 +129,7 @@ def shake_hands(
     expected = agreement(terms.run, terms.base, terms.version)
     request = {"run": terms.run, "id": remote.run, "base": terms.base, "birth": terms.birth}
 
-    def requests_for(count: int) -> dict[str, bytes]:
+    def requests_for(count: int) -> dict[str, Packed]:
         return {name: json.dumps(request | {"clients": count, "index": i}).encode() for i, name in enumerate(order)}
 
     # Nobody has agreed yet, so that sites refuse here only what even all of them together would be too few for.
@@ -139,7 +140,7 @@ def shake_hands(
     away = sum(isinstance(answers.get(name, ""), str) for name in order)
     for name in order:
         raw = answers.get(name, "it is not connected")
-        answer = _read(raw) if isinstance(raw, bytes) else {"refused": raw}
+        answer = {"refused": raw} if isinstance(raw, str) else _read(raw)
         if "refused" not in answer and answer.get("agreed") != expected:
             answer = {"refused": "it has another version of Weft, or read another run"}
         if "refused" in answer:
@@ -184,7 +185,7 @@ def _agree_on_cohort(remote: RemoteSites, accepted: dict[str, JsonObject], refus
         for name, raw in remote.ask_all(messages, f"cohort/{count}").items():
             told[name] = count
             # A site that is silent now is one that is silent in a round; only a refusal is an answer.
-            if isinstance(raw, bytes) and "refused" in (answer := _read(raw)):
+            if not isinstance(raw, str) and "refused" in (answer := _read(raw)):
                 del accepted[name]
                 refused[name] = str(answer["refused"])
 
@@ -206,13 +207,13 @@ def _least(answer: JsonObject) -> int:
     return int(answer["least"])
 
 
-def _read(raw: bytes) -> JsonObject:
+def _read(raw: Packed) -> JsonObject:
     """Return a site's answer to the handshake: its counts and its hash, or a refusal that can be printed.
 
     Any bytes that are no such answer count as a refusal; all that is returned has the types that it should have.
     """
     try:
-        answer = json.loads(raw[:HANDSHAKE_BYTES])
+        answer = json.loads(bytes(raw[:HANDSHAKE_BYTES]))
         if "refused" in answer:
             return {"refused": printable(str(answer["refused"]))}
         counts = {name: int(answer.get(name, 0)) for name in ("rows", "held", "least")}

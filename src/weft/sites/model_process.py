@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import BinaryIO
 
-from weft.runtimes.mailbox import UNKNOWN_RUN
+from weft.runtimes.mailbox import UNKNOWN_RUN, Packed
 from weft.sites.pipe import receive, send
 
 PROGRESS = b"it goes on"
@@ -37,15 +37,15 @@ class ModelProcess:
         """Return how often the process has reported progress."""
         return self.steps
 
-    def work(self, raw: bytes) -> bytes:
-        """Return the process's answer to a message; if it ends meanwhile, `WHO`, which asks for a new handshake."""
+    def work(self, raw: Packed) -> Packed:
+        """Return the process's answer to a message; `UNKNOWN_RUN`, which asks for a handshake, if it ends first."""
         transport = self._connect()
         try:
             send(transport, raw)
             while True:
                 answer = receive(transport)
                 if answer != PROGRESS:
-                    return answer[:]  # bytes, where it is a memory map
+                    return answer if isinstance(answer, bytes) else memoryview(answer).toreadonly()
                 self.steps += 1
         except (EOFError, OSError):
             self.close()

@@ -13,7 +13,7 @@ INLINE, SHARED = b"H", b"B"
 """First byte of a message: its content follows, or a file descriptor does."""
 
 
-def send(transport: Connection, raw: bytes) -> None:
+def send(transport: Connection, raw: bytes | memoryview) -> None:
     """Send bytes; OSError if the other end is closed."""
     if len(raw) < LARGE or not hasattr(os, "memfd_create"):
         transport.send_bytes(INLINE + raw)

@@ -26,6 +26,7 @@ from weft.runs.layout import RunDir
 from weft.runs.progress import Progress
 from weft.runs.start import SITES
 from weft.runs.trackers import Trackers
+from weft.runtimes.mailbox import Packed
 from weft.runtimes.remote import RemoteSites, Transport
 from weft.sites import endpoints as asked
 from weft.sites import part_files
@@ -112,7 +113,7 @@ def _settle(builder: ClientBuilder, remote: RemoteSites, agreement: Handshake) -
     """Make plan and runtime respect what the sites agreed to."""
     plan, model = builder.plan, builder.model
 
-    def why_not(name: str, raw: bytes) -> str:
+    def why_not(name: str, raw: Packed) -> str:
         before = list(agreement.rows)
         why = agreement.why_not(name, raw)
         if agreement.rows != before:  # the first handshake may have claimed few, so that nothing was said
