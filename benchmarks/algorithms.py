@@ -254,6 +254,7 @@ def measure(task: str, arm: str, setting: dict[str, Any], seed: int) -> dict[str
         | ARMS[arm][0]
         | setting
     )
+    keys |= {"product_error": "always"} if keys.get("use_peft") else {}
     if arm == "fedbuff":  # steps of three updates, as many updates as the others have
         keys["num_rounds"] = round(keys["num_rounds"] * keys["sample_clients"] / 3)
     with tempfile.TemporaryDirectory() as folder:

@@ -64,6 +64,7 @@ class Keys(TypedDict, total=False):
     lora_aggregation_args: JsonObject
     lora_side_rank: int | None
     lora_merge_every: int
+    product_error: Literal["auto", "always", "none"]
     client_ranks: list[int] | None
     client_layers: list[int] | None
     share: list[str] | None

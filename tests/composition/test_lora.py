@@ -41,6 +41,7 @@ def errors(run) -> list[float]:
 @pytest.mark.parametrize("kind", ["square and not", "conv1d", "rslora"])
 def test_the_product_is_averaged_exactly(keys, gpt2: Path, lora: str, kind: str):
     changes: dict[str, object] = {"lora_aggregation": lora, "num_rounds": 4, "eval_every": 0, "learning_rate": 1e-2}
+    changes["product_error"] = "always"
     if kind == "conv1d":
         # c_attn is 32 to 96, c_proj 32 to 32 and 128 to 32, all Conv1D.
         changes |= {"model_name_or_path": str(gpt2), "peft_lora_target_modules": ["c_attn", "c_proj"]}
@@ -56,9 +57,41 @@ def test_the_product_is_averaged_exactly(keys, gpt2: Path, lora: str, kind: str)
 @pytest.mark.parametrize("lora", ["average", "svd"])
 def test_other_averages_report_their_error(keys, lora: str):
     changes = {"lora_aggregation": lora, "num_rounds": 4, "eval_every": 0, "learning_rate": 1e-2, "peft_lora_r": 2}
+    changes["product_error"] = "always"
     found = errors(weft.train(keys | changes))
     assert max(found) > 1e-3
     assert max(found) < 1
+
+
+def test_the_error_is_computed_in_rounds_that_are_evaluated_unless_asked(keys, tmp_path: Path):
+    changes = {"num_rounds": 5, "eval_every": 2, "learning_rate": 1e-2, "max_steps": 1}
+    found, weights, summaries = {}, {}, {}
+    for when in ("auto", "always", "none"):
+        run = weft.train(keys | changes | {"product_error": when, "output_dir": str(tmp_path / when)})
+        lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+        found[when] = {line["round"]: line["product_error"] for line in lines if "product_error" in line}
+        weights[when], summaries[when] = products(run), run.summary
+        assert [line["round"] for line in lines if line["event"] == "eval"] == [2, 4, 5]
+    assert list(found["always"]) == [1, 2, 3, 4, 5]
+    assert found["auto"] == {round: found["always"][round] for round in (2, 4, 5)}
+    assert found["none"] == {}
+    # What is measured changes nothing of the training.
+    assert all(torch.equal(value, weights["none"][name]) for name, value in weights["auto"].items())
+    assert summaries["auto"]["product_error_max"] == max(found["auto"].values())
+    assert summaries["auto"]["product_error"] == pytest.approx(sum(found["auto"].values()) / 3)
+    assert summaries["none"]["product_error"] is None
+
+
+@pytest.mark.parametrize("lora", ["residual", "svd", "merge"])
+def test_aggregations_combine_products_in_rounds_without_an_error_too(keys, lora: str, tmp_path: Path):
+    changes = {"lora_aggregation": lora, "num_rounds": 3, "learning_rate": 1e-2, "max_steps": 1}
+    changes |= {"lora_merge_every": 2} if lora == "merge" else {}
+    runs = [
+        weft.train(keys | changes | {"product_error": when, "output_dir": str(tmp_path / when)})
+        for when in ("always", "none")
+    ]
+    always, none = map(products, runs)
+    assert all(torch.equal(value, none[name]) for name, value in always.items())
 
 
 def alone(keys, tmp_path: Path, **changes: object) -> list[dict[str, torch.Tensor]]:
@@ -198,7 +231,8 @@ def test_a_small_client_trains_only_its_rank(keys):
 
 
 def test_the_rank_of_the_side_adapter_is_bounded(keys):
-    run = weft.train(keys | {"lora_aggregation": "stack", "lora_side_rank": 3, "learning_rate": 1e-2, "num_rounds": 4})
+    changes = {"lora_aggregation": "stack", "lora_side_rank": 3, "learning_rate": 1e-2, "num_rounds": 4}
+    run = weft.train(keys | changes | {"product_error": "always"})
     state, _ = checkpoint.latest(RunDir(run.path))
     assert {side.a.shape[0] for side in lowrank.side_products(state.memory[SIDE]).values()} == {3}
     assert max(errors(run)) > 1e-6
@@ -207,7 +241,8 @@ def test_the_rank_of_the_side_adapter_is_bounded(keys):
 @pytest.mark.parametrize("lora", ["residual", "fedsb", "dual"])
 def test_adapters_on_a_quantised_base_are_trained_without_failures(keys, lora: str):
     pytest.importorskip("bitsandbytes")
-    run = weft.train(keys | {"load_in_8bit": True, "lora_aggregation": lora, "num_rounds": 2, "learning_rate": 1e-2})
+    changes = {"load_in_8bit": True, "lora_aggregation": lora, "num_rounds": 2, "learning_rate": 1e-2}
+    run = weft.train(keys | changes | {"product_error": "always"})
     if lora == "residual":
         assert max(errors(run)) < 1e-6
     assert run.summary["failures"] == {}

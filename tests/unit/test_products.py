@@ -71,6 +71,32 @@ def test_the_memory_of_products_does_not_grow_with_the_clients(monkeypatch: pyte
     assert found.error(averaged(base, updates), {}, {}) == pytest.approx(dense(base, updates)[1], rel=1e-4)
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_error_is_computed_on_a_gpu_and_the_factors_wait_on_the_cpu(monkeypatch: pytest.MonkeyPatch, exact: bool):
+    """The GPU is a fake whose tensors are this machine's: what is computed on it is noted."""
+    base, updates = cohort(60 if not exact else 4)
+    monkeypatch.setattr(module, "LIMIT", 12)
+    moved: list[str] = []
+    plain = module._on
+
+    def on(product: lowrank.Product, device: torch.device) -> lowrank.Product:
+        moved.append(device.type)
+        return plain(product, torch.device("cpu"))
+
+    monkeypatch.setattr(module, "_on", on)
+    found = Products(SCALE, {}, exact=exact, device=torch.device("cuda"))
+    assert list(found.watch(updates, {update.client: base for update in updates})) == updates
+    # Truncated sums go to the device and come back, whole ones are not touched.
+    assert set(moved) == (set() if exact else {"cuda", "cpu"})
+    moved.clear()
+    assert found.error(averaged(base, updates), {}, {}) == pytest.approx(dense(base, updates)[1], rel=1e-4)
+    assert moved == ["cuda", "cuda"]
+
+
+def test_an_accelerator_without_float64_computes_no_error():
+    assert Products(SCALE, {}, exact=True, device=torch.device("mps")).device.type == "cpu"
+
+
 def test_factors_that_the_server_does_not_know_have_no_error():
     base, updates = cohort(2)
     only = [Update(u.client, 0, 0, {DELTA: {A: u.streams[DELTA][A]}}, u.weight) for u in updates]

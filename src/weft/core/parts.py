@@ -165,6 +165,7 @@ class LoraAggregation:
         Args:
             total: the cohort's mean delta of every factor.
             state: before the round; `state.memory[SIDE]` is the side adapter so far.
-            products: the cohort's mean of s B_i A_i by module, a (d, k) matrix in factors.
+            products: the cohort's mean of s B_i A_i by module, a (d, k) matrix in factors; empty unless
+                `single_updates`.
         """
         return total

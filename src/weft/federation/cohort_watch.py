@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from weft.core import tensors
 from weft.core.types import DELTA, FIXED, ServerState, Task, Total, Update
 from weft.federation.plan import Plan
-from weft.federation.products import Products
+from weft.federation.products import CPU, Products
 from weft.federation.sharing import Holders
 
 
@@ -24,9 +24,11 @@ class CohortWatch:
         # covered by the budget of differential privacy.
         single = not plan.protection.sum_only and not plan.privacy.bounded
         one_model = algorithm.shares and algorithm.turns is None and algorithm.choice is None
-        if sharing.scale is not None and one_model and single and DELTA in algorithm.streams and self.holders is None:
-            exact = sharing.lora.single_updates
-            self.products = Products(sharing.scale, state.memory.get(FIXED, {}), exact=exact)
+        exact = sharing.lora.single_updates
+        self.averages = one_model and DELTA in algorithm.streams and self.holders is None
+        if sharing.scale is not None and self.averages and single and (exact or plan.error_device):
+            fixed = state.memory.get(FIXED, {})
+            self.products = Products(sharing.scale, fixed, exact=exact, device=plan.error_device or CPU)
 
     def watch(self, updates: Iterable[Update]) -> Iterable[Update]:
         """Return the same updates, each recorded as it passes."""
@@ -37,11 +39,16 @@ class CohortWatch:
         return updates
 
     def combine(self, total: Total) -> tuple[Total, float | None]:
-        """Return the total after the LoRA aggregation, and its error relative to the mean product (None: unknown)."""
+        """Return the total after the LoRA aggregation, and its error relative to the mean product.
+
+        The error is None where the server does not know the products, or nobody wants it.
+        """
         if self.holders is not None:
             total = self.holders.mean(total)
-        if self.products is None:
+        lora, products = self.plan.sharing.lora, self.products
+        if self.averages and self.plan.sharing.scale is not None:
+            total = lora.combine(total, self.state, products.mean() if products and lora.single_updates else {})
+        if products is None or self.plan.error_device is None:
             return total, None
-        total = self.plan.sharing.lora.combine(total, self.state, self.products.mean())
         params = self.state.params | tensors.add(total.streams[DELTA], self.state.params)
-        return total, self.products.error(params, self.state.memory, total.streams)
+        return total, products.error(params, self.state.memory, total.streams)

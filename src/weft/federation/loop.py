@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
+import torch
 
 from weft.core.capabilities import UpdateBuffer
 from weft.core.exchange import Runtime
@@ -19,6 +20,7 @@ from weft.errors import ClientFailed, RunError
 from weft.federation.admission import admit_score
 from weft.federation.conditions import Conditions
 from weft.federation.plan import Plan
+from weft.federation.products import CPU
 from weft.federation.record import RoundRecord
 from weft.federation.round import run_round
 from weft.federation.sampling import Selection, arrivals
@@ -45,6 +47,19 @@ class Rounds:
     """Bad updates after which a client is excluded; 0: never."""
     secret: Callable[[], Secret] = Secret.random
     """Returns the server's secret."""
+    product_error: str = "auto"
+    """Rounds in which it is computed: auto (those that are evaluated), always or none."""
+    device: torch.device = CPU
+    """Computes it."""
+
+    def evaluates(self, round: int) -> bool:
+        """Say whether the model is evaluated after so many rounds."""
+        return round == self.count or (self.eval_every > 0 and round % self.eval_every == 0)
+
+    def error_device(self, round: int) -> torch.device | None:
+        """Return the device that computes the product error of round `round`, counted from 1; None: it is not."""
+        wanted = self.product_error == "always" or (self.product_error == "auto" and self.evaluates(round))
+        return self.device if wanted else None
 
     def rows_of(self, client: int) -> float:
         """Return the training rows of a client; infinity where they are unknown."""
@@ -109,7 +124,8 @@ def run_rounds(
         cohort = [_participant(plan, rounds, clients, i, version) for i, version in indexes]
         most = rounds.selection.updates_per_round if plan.over_selected else 0
         last = state.round + 1 == rounds.count
-        part = _with_last_quorum(plan) if last and cohort else plan
+        part = replace(plan, error_device=rounds.error_device(state.round + 1))
+        part = _with_last_quorum(part) if last and cohort else part
         state, record = run_round(
             part, state, cohort, runtime, population_weight=weight, max_updates=most, secret=rounds.secret
         )
@@ -126,8 +142,7 @@ def run_rounds(
         if last and empty >= min(rounds.count, rounds.max_attempts):
             raise RunError(_in_vain(record, 1))
         # The state may be evaluated only after a round that counted: a repeated one left it unchanged.
-        due = last or (rounds.eval_every > 0 and state.round % rounds.eval_every == 0)
-        tested = eval_clients if due else ()
+        tested = eval_clients if rounds.evaluates(state.round) else ()
         scores = evaluate(plan.algorithm, state, runtime, tested, failures=record.failures) if tested else None
         yield RoundDone(state, record, seconds, scores, clock)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import torch
+
 from weft.core.exchange import Aggregator, Codec, Privacy, Protection, Weighting
 from weft.core.objective import Objective
 from weft.core.parts import Algorithm
@@ -47,6 +49,8 @@ class Plan:
     """Layers of the base wait on the CPU or on disk."""
     personal_steps: int = 0
     """Steps that every client makes on its own after the last round."""
+    error_device: torch.device | None = None
+    """Computes the product error of a round; None: it is not computed."""
 
     def quorum_of(self, clients: Iterable[str]) -> int:
         """Return the number of updates that a round of these clients needs."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 
+import torch
+
 from weft.core import lowrank
 from weft.core.lowrank import Product
 from weft.core.types import DELTA, SIDE, Streams, Tensors, Update
 
+CPU = torch.device("cpu")
 LIMIT = 256
 """Largest rank per module where only the error is measured: larger sums are truncated to it."""
 
@@ -16,14 +19,17 @@ LIMIT = 256
 class Products:
     """Collects sum_i p_i s B_i A_i of every module."""
 
-    def __init__(self, scale: float, fixed: Tensors, *, exact: bool) -> None:
+    def __init__(self, scale: float, fixed: Tensors, *, exact: bool, device: torch.device = CPU) -> None:
         """Begin a round.
 
         Args:
             scale: the s of s B A.
             fixed: frozen factors, the same for all clients, which do not travel.
             exact: never truncate the sum.
+            device: computes the error, one module after the other; the factors wait on the CPU.
         """
+        # Norms are computed in float64, which accelerators other than CUDA's lack.
+        self.device = device if device.type == "cuda" else CPU
         self.scale, self.fixed, self.exact = scale, fixed, exact
         self.weight = 0.0
         self._parts: dict[str, list[tuple[Product, float]]] = {}
@@ -47,8 +53,8 @@ class Products:
             parts = self._parts.setdefault(module, [])
             parts.append((_fitted(params, factors, self.scale), weight))
             if not self.exact and sum(part.a.shape[0] for part, _ in parts) > 2 * LIMIT:
-                total = lowrank.total(*_apart(parts))
-                self._parts[module] = [(lowrank.truncate(total, LIMIT), 1.0)]
+                best = lowrank.truncate(_on(lowrank.total(*_apart(parts)), self.device), LIMIT)
+                self._parts[module] = [(_on(best, CPU), 1.0)]
 
     def mean(self) -> dict[str, Product]:
         """Return the weighted mean of the products of every module whose factors the server knows."""
@@ -82,8 +88,8 @@ class Products:
                 # The side adapter's change is part of what the server adds to the layer in this round.
                 terms.append(Product(-after[module].b, after[module].a))
                 terms += [before[module]] if module in before else []
-            distance += lowrank.norm(lowrank.total(terms)) ** 2
-            size += lowrank.norm(mean) ** 2
+            distance += lowrank.norm(_on(lowrank.total(terms), self.device)) ** 2
+            size += lowrank.norm(_on(mean, self.device)) ** 2
         return math.sqrt(distance / size) if size else 0.0
 
 
@@ -98,6 +104,10 @@ def _fitted(params: Tensors, factors: Mapping[str, str], scale: float) -> Produc
     values[factors["A"]] = values[factors["A"]][:rank]
     values[factors["B"]] = values[factors["B"]][:, :rank]
     return lowrank.product_of(values, factors, scale)
+
+
+def _on(product: Product, device: torch.device) -> Product:
+    return Product(product.b.to(device), product.a.to(device))
 
 
 def _apart(parts: list[tuple[Product, float]]) -> tuple[list[Product], list[float]]:

@@ -90,6 +90,10 @@ class ModelKeys(BaseModel):
     lora_merge_every: int = Field(
         10, ge=1, description="rounds between merges of the adapter into the side adapter, with merge"
     )
+    product_error: Literal["auto", "always", "none"] = Field(
+        "auto",
+        description="rounds in which the error of averaged LoRA factors is computed; auto: those that are evaluated",
+    )
     client_ranks: list[int] | None = Field(
         None, description="LoRA ranks of the clients in their order, repeated cyclically; at most peft_lora_r"
     )
@@ -154,6 +158,7 @@ WORKS: dict[str, Effect] = {
     "lora_aggregation_args": PEFT,
     "lora_side_rank": PEFT + only("lora_aggregation", "stack", "residual", "merge"),
     "lora_merge_every": PEFT + only("lora_aggregation", "merge"),
+    "product_error": PEFT,
     "client_ranks": ALWAYS,
     "client_layers": ALWAYS,
     "share": ALWAYS,

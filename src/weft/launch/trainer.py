@@ -166,6 +166,8 @@ class Trainer:
                 population.trained.sizes() if population.live_rows is None else population.live_rows,
                 config.max_bad_updates,
                 self.run.secret,
+                config.product_error,
+                self.model.device,
             ),
             clients=population.trained.names,
             eval_clients=population.tested(),
