@@ -22,6 +22,7 @@ from weft.config import build
 from weft.core import files
 from weft.errors import RunError
 from weft.launch.client import ClientBuilder
+from weft.launch.commits import Commits
 from weft.launch.trainer import Trainer
 from weft.models.fingerprint import fingerprint
 from weft.runtimes.mailbox import Mailbox
@@ -54,15 +55,15 @@ def test_when_a_disk_fills_it_is_named_and_the_run_can_be_resumed(keys, tmp_path
     keys = keys | {"num_rounds": 4, "checkpoint_seconds": 0, "fed_alg": fed_alg}
     whole = weft.train(keys | {"output_dir": str(tmp_path / "whole")})
     run = tmp_path / "broken"
-    committed = Trainer._commit
+    committed = Commits.commit
     with contextlib.ExitStack() as stack, monkeypatch.context() as patch:
 
-        def commit(training: Trainer, behind) -> None:
-            committed(training, behind)
+        def commit(commits: Commits, behind) -> None:
+            committed(commits, behind)
             if behind.state.round == 2:
                 stack.enter_context(no_file_over(size))
 
-        patch.setattr(Trainer, "_commit", commit)
+        patch.setattr(Commits, "commit", commit)
         with pytest.raises(RunError) as refused:
             weft.train(keys | {"output_dir": str(run)})
     said = str(refused.value)

@@ -43,7 +43,7 @@ class Interrupted:
         def behind(training: Trainer, state):
             made = interrupted.behind(training, state)
             if interrupted.left == 0 and interrupted.counts:
-                training._commit(made)
+                training.commits.commit(made)
                 raise KeyboardInterrupt
             return made
 

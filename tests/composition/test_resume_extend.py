@@ -14,7 +14,7 @@ from support.flags import flags
 from support.rows import colour_rows, write_rows
 from weft.cli import main
 from weft.errors import ConfigError
-from weft.launch.trainer import Trainer
+from weft.launch.commits import Commits
 
 
 @pytest.fixture
@@ -26,14 +26,14 @@ def kept(keys) -> dict[str, object]:
 def interrupt(monkeypatch: pytest.MonkeyPatch, keys: dict[str, object], rounds: int, **how: object) -> None:
     """Train until so many rounds are done, and stop as Ctrl-C does."""
     with monkeypatch.context() as patch:
-        committed = Trainer._commit
+        committed = Commits.commit
 
-        def commit(training: Trainer, behind) -> None:
-            committed(training, behind)
+        def commit(commits: Commits, behind) -> None:
+            committed(commits, behind)
             if behind.state.round == rounds:
                 raise KeyboardInterrupt
 
-        patch.setattr(Trainer, "_commit", commit)
+        patch.setattr(Commits, "commit", commit)
         with pytest.raises(KeyboardInterrupt):
             weft.train(keys, **how)
 

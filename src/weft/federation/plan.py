@@ -72,6 +72,11 @@ class Plan:
         return self.algorithm.stateful_clients or self.sharing.keeps or not self.codec.dense
 
     @property
+    def clients_remember(self) -> bool:
+        """Whether clients may keep anything between rounds, what a privacy part keeps for its own use included."""
+        return self.remembers or type(self.privacy).on_client is not Privacy.on_client
+
+    @property
     def personal(self) -> bool:
         """Whether the rounds leave every client a model of its own."""
         algorithm = self.algorithm

@@ -19,8 +19,8 @@ class RunKeys(BaseModel):
     checkpoint_seconds: float = Field(
         5.0,
         ge=0,
-        description="longest time between checkpoints in seconds; a killed run loses at most this much work "
-        "and one round",
+        description="longest time between checkpoints in seconds; a killed run loses at most this much work, the "
+        "rounds that ended while a checkpoint was being written, and one round",
     )
     report_to: list[str] = Field(["none"], description="trackers: tensorboard, wandb, mlflow, trackio, none")
     accept_changed: bool = Field(

@@ -10,11 +10,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import NamedTuple
 
 from weft.config import RunConfig
 from weft.core.declarations import scores
@@ -29,6 +27,7 @@ from weft.federation.loop import RoundDone, Rounds, run_rounds, set_aside
 from weft.federation.state import begin
 from weft.json_types import JsonObject
 from weft.launch import compose, rank_group
+from weft.launch.commits import Commits, Position
 from weft.launch.personal_models import PersonalModels
 from weft.launch.population import Population
 from weft.launch.ray_actor import runtime_of
@@ -42,15 +41,6 @@ from weft.runs.metrics import MetricsLog, plain
 from weft.runs.progress import Progress
 from weft.runs.report import write_report
 from weft.runs.trackers import Trackers
-
-
-class Position(NamedTuple):
-    """How far a run is: a state, and what belongs to it of the logs (their lengths in bytes) and sums."""
-
-    state: ServerState
-    metrics: int
-    timing: int
-    tally: JsonObject
 
 
 class Trainer:
@@ -94,6 +84,7 @@ class Trainer:
             )
         self.metrics = MetricsLog(run.metrics_file)
         self.timing = MetricsLog(run.timing_file)
+        self.commits = Commits(config, run, self.metrics, self.timing, waits=self.plan.clients_remember)
 
     def run_all(self, values: Tensors) -> ServerState:
         """Run the rounds that are left, then write the results; return the state after the last.
@@ -127,28 +118,23 @@ class Trainer:
     def _all_rounds(self, state: ServerState) -> ServerState:
         """Run and commit the rounds that are left; return the state after the last."""
         config, population = self.config, self.population
-        position = committed = self._position(state)
-        last_commit = time.monotonic()
+        commits = self.commits
+        position = commits.committed = self._position(state)
         local = partial(runtime_of, config, population=population, progress=self.progress, announce=self.announcer)
-        with (self.begin or local)(self.host) as runtime:
+        with (self.begin or local)(self.host) as runtime, commits:
             try:
                 for result in self._rounds(state, runtime):
                     self._record(result)
                     position = self._position(result.state)
-                    is_due = time.monotonic() - last_commit >= config.checkpoint_seconds
-                    if is_due or self._is_milestone(result.state.round):
-                        self._commit(position)
-                        committed, last_commit = position, time.monotonic()
+                    commits.offer(position)
+                commits.finish(position)
             except BaseException as error:
-                if position is not committed:
-                    # The rounds since the last checkpoint are whole and recorded, so they are saved. After an error of
-                    # unknown cause the save may fail too, and must not hide it.
-                    is_foreseen = isinstance(error, KeyboardInterrupt | RunError)
-                    with contextlib.nullcontext() if is_foreseen else contextlib.suppress(Exception):
-                        self._commit(position)
+                # The rounds since the last checkpoint are whole and recorded, so they are saved. After an error of
+                # unknown cause the save may fail too, and must not hide it.
+                is_foreseen = isinstance(error, KeyboardInterrupt | RunError)
+                with contextlib.nullcontext() if is_foreseen else contextlib.suppress(Exception):
+                    commits.finish(position)
                 raise
-        if position is not committed:
-            self._commit(position)
         return position.state
 
     def _rounds(self, state: ServerState, runtime: Runtime) -> Iterator[RoundDone]:
@@ -173,21 +159,10 @@ class Trainer:
             eval_clients=population.tested(),
         )
 
-    def _is_milestone(self, round: int) -> bool:
-        return self.config.save_model_freq > 0 and round % self.config.save_model_freq == 0
-
     def _position(self, state: ServerState) -> Position:
         """Return how far the run is, with the state after the round that was recorded last."""
         # Copied, since the tally goes on counting while this position waits to be committed.
         return Position(state, self.metrics.size(), self.timing.size(), copy.deepcopy(vars(self.tally)))
-
-    def _commit(self, position: Position) -> None:
-        """Write a checkpoint; what is logged of the round after it, where that was interrupted, is forgotten."""
-        self.metrics.truncate(position.metrics)
-        self.timing.truncate(position.timing)
-        extra = {"metrics": position.metrics, "timing": position.timing, "tally": position.tally}
-        freq, most = self.config.save_model_freq, self.config.save_total_limit
-        checkpoint.save(self.run, position.state, extra, keep_every=freq, keep_most=most)
 
     def _record(self, result: RoundDone) -> None:
         record = round_record(result, self.plan.objective.metrics)

@@ -52,10 +52,18 @@ class MetricsLog:
         """Return the length of the log in bytes, with what is not written yet."""
         return self._file.tell()
 
+    def flush(self) -> None:
+        """Hand all lines to the system: a kill of this process loses none of them."""
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Make the lines that were flushed durable; another thread may append meanwhile."""
+        os.fsync(self._file.fileno())
+
     def commit(self) -> int:
         """Make all lines durable and return the length of the file, in bytes."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self.flush()
+        self.sync()
         return self._file.seek(0, os.SEEK_END)
 
     def truncate(self, offset: int) -> None:

@@ -1,0 +1,108 @@
+"""The checkpoints of a run under way: when they are written, and in which thread."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import NamedTuple
+
+from weft.config import RunConfig
+from weft.core.types import ServerState
+from weft.json_types import JsonObject
+from weft.runs import checkpoint
+from weft.runs.layout import RunDir
+from weft.runs.metrics import MetricsLog
+
+
+class Position(NamedTuple):
+    """How far a run is: a state, and what belongs to it of the logs (their lengths in bytes) and sums."""
+
+    state: ServerState
+    metrics: int
+    timing: int
+    tally: JsonObject
+
+
+class Commits:
+    """Writes checkpoints, one at a time, in a thread where no round has to wait for them.
+
+    No round changes a state in place, so that a state can be written while the next rounds are computed. When this
+    context is left, nothing is being written.
+    """
+
+    committed: Position | None = None
+    """Of the newest checkpoint, or the start."""
+
+    def __init__(self, config: RunConfig, run: RunDir, metrics: MetricsLog, timing: MetricsLog, *, waits: bool) -> None:
+        """Begin without a write.
+
+        Args:
+            config: says when a checkpoint is due.
+            run: where it is written.
+            metrics: whose lines are durable before a checkpoint counts them.
+            timing: likewise.
+            waits: rounds wait for the checkpoint. They must where clients remember something: a client keeps its
+                memory of the last rounds alone, and a resume needs the one of the checkpoint.
+        """
+        self.config, self.run, self.metrics, self.timing = config, run, metrics, timing
+        self.waits = waits or not config.checkpoint_seconds
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._write: Future[None] | None = None
+        self._begun = time.monotonic()
+
+    def offer(self, position: Position) -> None:
+        """Commit a position if a checkpoint is due; raise the error of the one before.
+
+        A checkpoint by time is not due while another one is being written; one by `save_model_freq` waits for it.
+        """
+        freq = self.config.save_model_freq
+        is_free = self._write is None or self._write.done()
+        is_due = is_free and time.monotonic() - self._begun >= self.config.checkpoint_seconds
+        if not is_due and (not freq or position.state.round % freq):
+            return
+        self._wait()
+        if self.waits:
+            self.commit(position)
+        else:
+            self.metrics.flush()
+            self.timing.flush()
+            self._write = self._pool.submit(self._sync_and_save, position)
+        self._begun = time.monotonic()
+
+    def finish(self, position: Position) -> None:
+        """Wait for the checkpoint that is being written, and commit a position if it is a later one's."""
+        self._wait()
+        # Every round, a repeated one too, adds a line.
+        if self.committed is None or position.metrics > self.committed.metrics:
+            self.commit(position)
+
+    def commit(self, position: Position) -> None:
+        """Write a checkpoint; what is logged of the round after it, where that was interrupted, is forgotten."""
+        self.metrics.truncate(position.metrics)
+        self.timing.truncate(position.timing)
+        self._save(position)
+
+    def _sync_and_save(self, position: Position) -> None:
+        self.metrics.sync()
+        self.timing.sync()
+        self._save(position)
+
+    def _save(self, position: Position) -> None:
+        extra = {"metrics": position.metrics, "timing": position.timing, "tally": position.tally}
+        freq, most = self.config.save_model_freq, self.config.save_total_limit
+        checkpoint.save(self.run, position.state, extra, keep_every=freq, keep_most=most)
+        self.committed = position
+
+    def _wait(self) -> None:
+        """Wait until nothing is being written; raise the error of the last write, each time."""
+        if self._write is not None:
+            self._write.result()
+
+    def __enter__(self) -> Commits:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown()
