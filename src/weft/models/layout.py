@@ -8,7 +8,7 @@ logits are computed there alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,19 +43,23 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
 
-        def move(value: Tensor) -> Tensor:
-            # From pinned memory the copy does not wait for the work that the GPU still has to do.
-            value = value.pin_memory() if device.type == "cuda" and value.device.type == "cpu" else value
-            return value.to(device, non_blocking=True)
+        # From pinned memory the copy does not wait for the work that the GPU still has to do.
+        batch = self.pinned() if device.type == "cuda" and self.input_ids.device.type == "cpu" else self
+        return batch._map(lambda value: value.to(device, non_blocking=True))
 
+    def pinned(self) -> Batch:
+        """Return the batch in memory that a GPU copies from by itself; one that is there already stays."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return replace(
             self,
-            input_ids=move(self.input_ids),
-            position_ids=None if self.position_ids is None else move(self.position_ids),
-            mask=None if self.mask is None else move(self.mask),
-            index=move(self.index),
-            targets=move(self.targets),
-            offsets=None if self.offsets is None else move(self.offsets),
+            input_ids=change(self.input_ids),
+            position_ids=None if self.position_ids is None else change(self.position_ids),
+            mask=None if self.mask is None else change(self.mask),
+            index=change(self.index),
+            targets=change(self.targets),
+            offsets=None if self.offsets is None else change(self.offsets),
         )
 
     def first_targets(self, count: int) -> Batch:
@@ -80,21 +84,31 @@ def place(lengths: Sequence[int], width: int) -> list[list[int]]:
 
 
 STEP = 64
-"""A line of offsets is filled up to a multiple of this, so that the sizes of matrices differ little between steps."""
+"""On a GPU lines are filled up to a multiple of this, so that the sizes of matrices differ little between steps."""
 
 
-def lay_out(rows: Sequence[Row], *, pack: bool, offsets: bool = False) -> Batch:
+def line_step(device: torch.device, model_config: object) -> int:
+    """Return what the length of padded lines is a multiple of: `STEP` on a GPU, where the model has that many
+    positions, else 1."""
+    text = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
+    positions = getattr(text, "max_position_embeddings", None)
+    # A line of the longest rows must not become longer than the positions that the model knows.
+    return STEP if device.type == "cuda" and positions and positions % STEP == 0 else 1
+
+
+def lay_out(rows: Sequence[Row], *, pack: bool, offsets: bool = False, step: int = 1) -> Batch:
     """Lay rows out as a batch; without `pack` every row has a line of its own, padded on the right.
 
     Args:
         rows: token ids and targets.
         pack: several rows share a line.
         offsets: all rows share one line and have offsets instead of a mask; padding is a row of its own.
+        step: lines have a multiple of so many positions, those with offsets always of `STEP`.
     """
     lengths = [len(ids) for ids, _ in rows]
     if pack and offsets:
         return _one_line(rows, lengths)
-    width = max(lengths)
+    width = -(-max(lengths) // step) * step
     lines = place(lengths, width) if pack else [[row] for row in range(len(rows))]
     packed = len(lines) < len(rows)
     ids = np.zeros((len(lines), width), dtype=np.int64)

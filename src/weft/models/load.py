@@ -104,10 +104,13 @@ def base_model(config: RunConfig, *, full_precision: bool = False, note: Note = 
     model_config = load_model_config(config)
     is_quantised = quantised_bits(model_config) is not None
     dtype = torch.float32 if full_precision else arithmetic(config, device)
-    extra: dict[str, Any] = {"device_map": {"": str(device)}} if is_quantised else {}
+    there = {"device_map": {"": str(device)}}
+    # The CPU need not hold what a GPU takes. Weights that a checkpoint lacks are drawn on the CPU: as everywhere.
+    direct = device.type == "cuda" and not config.allow_missing
+    extra: dict[str, Any] = there if is_quantised or direct else {}
     quantise = (config.load_in_8bit or config.load_in_4bit) and not full_precision and not is_quantised
     if quantise:
-        extra = {"quantization_config": quantisation(config, dtype), "device_map": {"": str(device)}}
+        extra = there | {"quantization_config": quantisation(config, dtype)}
     if config.model_offload != "none":
         with torch.device("meta"):
             shell = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)

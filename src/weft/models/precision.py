@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         if torch.cuda.is_available():
+            grow_segments()
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
@@ -31,7 +33,22 @@ def choose_device(name: str) -> torch.device:
         raise ConfigError(f"There is no device '{name}': write auto, cpu, cuda, cuda:0 or mps.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"The device '{name}' was asked for, but torch sees no GPU: write --device cpu or auto.")
+    if device.type == "cuda":
+        grow_segments()
     return device
+
+
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+"""Variables with which users set torch's allocator."""
+
+
+def grow_segments() -> None:
+    """Let torch's allocator on a GPU extend its segments, unless the user has set it; before a GPU is first used.
+
+    Batches of different lengths otherwise leave gaps in its memory that no later tensor fits into.
+    """
+    if sys.platform == "linux" and not any(name in os.environ for name in ALLOCATOR):
+        os.environ[ALLOCATOR[0]] = "expandable_segments:True"
 
 
 WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")

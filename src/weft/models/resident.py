@@ -21,7 +21,7 @@ from weft.core.types import Streams, Tensors
 from weft.models import varlen
 from weft.models.compat import cache_arguments, cache_of
 from weft.models.emulator import only_layers
-from weft.models.layout import Batch, Row, lay_out
+from weft.models.layout import Batch, Row, lay_out, line_step
 from weft.models.probes import packing_is_exact
 from weft.models.prompts import Front
 from weft.models.recomputation import Recomputation
@@ -38,6 +38,8 @@ class Resident:
     """The whole model is in this process."""
     loss_scale = 1.0
     """Factor of a loss before its backward pass."""
+    line_step = 1
+    """What the length of padded lines is a multiple of."""
 
     def __init__(
         self,
@@ -75,6 +77,7 @@ class Resident:
         """Trained parameters at the last call of `store_reference`, on the CPU."""
         self._side: Side | None = None
         self._rounded = [name for name in self.params if self.masters[name] is not self.params[name]]
+        self.line_step = 1 if front is not None else line_step(device, self.base.config)
         self.can_pack = packing_is_exact(self)
         self.offsets = self.can_pack and self._computes_offsets()
         """Whether rows share one line by offsets instead of a mask."""
@@ -225,7 +228,7 @@ class Resident:
 
     def lay_out(self, rows: Sequence[Row], *, pack: bool = True) -> Batch:
         """Return a batch of rows, on the CPU, that share lines if `pack` and the model computes that exactly."""
-        return lay_out(rows, pack=pack and self.can_pack, offsets=self.offsets)
+        return lay_out(rows, pack=pack and self.can_pack, offsets=self.offsets, step=self.line_step)
 
     def logits(self, batch: Batch) -> Tensor:
         """Return (N, V): the logits that predict the batch's N targets."""

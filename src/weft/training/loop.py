@@ -25,6 +25,7 @@ from weft.core.types import LocalWork, Metrics, RuleResult, Tensors
 from weft.errors import ClientFailed
 from weft.models.layout import Batch, Row
 from weft.models.resident import Resident
+from weft.training.ahead import prepared
 from weft.training.optimizers import Optimizer, moments_of
 from weft.training.order import rows_of_round
 from weft.training.retry import within_memory
@@ -131,7 +132,7 @@ class GradientSteps:
         def act(batch_rows: Sequence[Row], seed: int) -> Sequence[Row]:
             return objective.act(model, model.local_rows(batch_rows), seed)
 
-        windows = islice(self._windows(objective, rows, full_steps, job, act), steps)
+        windows = prepared(model, objective, islice(self._windows(objective, rows, full_steps, job, act), steps))
         for step, window in enumerate(windows):
             lr = self.schedule.at(job.round, step, full_steps)
             loss_sum += within_memory(model, partial(self._backward, model, objective, rule, scaler, window))
