@@ -75,10 +75,15 @@ def config(keys, tmp_path: Path) -> Path:
     return path
 
 
+IN_A_THREAD = "--checkpoint_seconds 0.0001"
+"""A checkpoint is due after every round, and is written while the next ones are computed."""
 ANSWERS = "--objective grpo --reward length --max_new_tokens 4 --num_generations 4 --batch_size 1 --grpo_iterations 2"
 
 
-@pytest.mark.parametrize(("fed_alg", "more"), [("fedavg", ""), ("local", ""), ("scaffold", ""), ("fedavg", ANSWERS)])
+@pytest.mark.parametrize(
+    ("fed_alg", "more"),
+    [("fedavg", ""), ("fedavg", IN_A_THREAD), ("local", ""), ("scaffold", ""), ("fedavg", ANSWERS)],
+)
 def test_killed_runs_end_bit_identical(config: Path, fed_alg: str, more: str, tmp_path: Path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     flags = ["--fed_alg", fed_alg, *more.split(), "--output_dir"]
