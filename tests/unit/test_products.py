@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from weft.algorithms.fedavg import FedAvg
 from weft.core import lowrank
-from weft.core.types import DELTA, Update
+from weft.core.types import DELTA, ServerState, Task, Total, Update
 from weft.federation import products as module
+from weft.federation.cohort_watch import CohortWatch
 from weft.federation.products import Products
 
 A, B = "q.lora_A.default.weight", "q.lora_B.default.weight"
@@ -102,3 +106,26 @@ def test_factors_that_the_server_does_not_know_have_no_error():
     only = [Update(u.client, 0, 0, {DELTA: {A: u.streams[DELTA][A]}}, u.weight) for u in updates]
     found = watched({A: base[A]}, only, exact=True)
     assert found.error({A: base[A]}, {}, {}) is None
+
+
+@pytest.mark.parametrize("sum_only", [True, False])
+def test_an_aggregation_without_products_combines_where_the_server_sees_sums_only(sum_only: bool):
+    """Such as `merge`, which would otherwise never merge under secure aggregation."""
+    base, updates = cohort(2)
+    combined: list[object] = []
+    lora = SimpleNamespace(
+        single_updates=False, combine=lambda total, state, products: combined.append(products) or total
+    )
+    plan = SimpleNamespace(
+        algorithm=FedAvg(),
+        sharing=SimpleNamespace(layers=None, scale=SCALE, lora=lora),
+        protection=SimpleNamespace(sum_only=sum_only),
+        privacy=SimpleNamespace(bounded=False),
+        error_device=torch.device("cpu"),
+    )
+    watch = CohortWatch(plan, ServerState(base), {update.client: Task(update.client, 0, 0, base) for update in updates})
+    assert list(watch.watch(updates)) == updates
+    delta = {name: value - base[name] for name, value in averaged(base, updates).items()}
+    _, error = watch.combine(Total({DELTA: delta}, ("0", "1"), 3.0))
+    assert combined == [{}]
+    assert (error is None) == sum_only
