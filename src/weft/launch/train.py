@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from weft.launch.client_memory import DiskMemory
 from weft.launch.data_warnings import check_only_client, print_warnings
 from weft.launch.disk_full import explain_full_disk
 from weft.launch.extend import CHANGEABLE, check_rounds, describe_extension, report_changes
+from weft.launch.libraries import import_libraries
 from weft.launch.paths import absolute, with_whole_paths
 from weft.launch.prompt_texts import with_prompt_texts
 from weft.launch.run import Run
@@ -40,6 +41,7 @@ def train(
     quiet: bool = True,
     as_json: bool = False,
     notes: Sequence[str] = (),
+    imported: Callable[[], None] = lambda: None,
 ) -> Run:
     """Run a configuration to its end and return the finished run.
 
@@ -50,6 +52,7 @@ def train(
         quiet: show no progress.
         as_json: show it as JSON lines.
         notes: sentences about the configuration, printed before the first round.
+        imported: called once the libraries are imported, before rows and weights are loaded.
 
     Raises:
         ConfigError: a mistake in the configuration or the data; nothing was changed.
@@ -65,6 +68,8 @@ def train(
     if config.from_scratch:
         shape_of(config)
     builder = ClientBuilder(config)
+    import_libraries(config)
+    imported()
     if not config.trains_tokenizer:
         builder.config = with_template_date(config, builder.tokenizer, resume=resume)
     with join_group(config.parallel, config.device) as builder.group:
