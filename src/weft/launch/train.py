@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from weft.config import RunConfig
 from weft.core.files import write_atomic
+from weft.data.skew import split_text
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
 from weft.launch import compose, provenance, rank_group
@@ -118,7 +118,7 @@ def _train(builder: ClientBuilder, options: StartOptions) -> Run:
         report_changes(config, run, current, progress.note)
         population = builder.read(DiskMemory(run), report=progress.tokenizing)
         check_only_client(config, population)
-        write_atomic(run.split_file, (json.dumps(population.split, indent=1) + "\n").encode())
+        write_atomic(run.split_file, split_text(population.split).encode())
         host, values = builder.host(reference=run.reference_file, conditions=compose.conditions(config))
         # After all that can refuse the run: a start that is refused must not replace the record.
         fingerprints.keep(run, current, max(run.rounds, default=0))
