@@ -102,11 +102,10 @@ def run_rounds(
     places: dict[str, int] = {}
     while state.round < rounds.count:
         start = time.perf_counter()
-        clock = None
         if cohorts is not None:
             indexes, clock = next(cohorts)
         else:
-            indexes = [(i, state.round) for i in _sampled_cohort(plan, state, rounds, clients, places)]
+            indexes, clock = [(i, state.round) for i in _sampled_cohort(plan, state, rounds, clients, places)], None
         cohort = [_participant(plan, rounds, clients, i, version) for i, version in indexes]
         most = rounds.selection.updates_per_round if plan.over_selected else 0
         last = state.round + 1 == rounds.count
