@@ -32,7 +32,7 @@ TASKS |= {
     loss: {"objective": "preference", "loss": loss} for loss in ("dpo", "ipo", "simpo", "orpo", "kto", "robust_dpo")
 }
 PATHS: dict[str, dict[str, object]] = {
-    "as chosen": {"gradient_checkpointing": "auto", "kernels": "auto"},
+    "as chosen": {},  # gradient_checkpointing and kernels are auto
     "recomputed": {"gradient_checkpointing": True, "kernels": "none"},
     "float16": {"dtype": "float16"},
     "8 bits": {"load_in_8bit": True, "int8_threshold": 0.0},
