@@ -49,6 +49,7 @@ test-newest:
 	$(INSTALL) .venv-newest --ends newest
 	$(call TESTS,.venv-newest/bin) -m "not slow" $(LISTED)
 
+# All ratios that the project claims, each with its bound, in one table at the end; some 30 minutes on two cores.
 bench: .venv/.bench
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/run.py
 

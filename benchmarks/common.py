@@ -6,10 +6,13 @@ import json
 import os
 import platform
 import random
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -133,15 +136,25 @@ def median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
+def capability() -> str:
+    """Say which instructions torch uses on this CPU, and whether bfloat16 products are the hardware's own."""
+    import torch
+
+    from weft.models.precision import cpu_has_bfloat16
+
+    known = torch.backends.cpu.get_cpu_capability()
+    return f"{known}, bfloat16 {'in hardware' if cpu_has_bfloat16() else 'emulated: float32 is used'}"
+
+
 def machine() -> str:
     """Say what the numbers were measured on."""
     import torch
 
-    bf16 = ", AVX512-BF16" if "avx512_bf16" in (cpuinfo := _cpuinfo()) else ""
     name = next(
-        (line.partition(":")[2].strip() for line in cpuinfo.splitlines() if "model name" in line), platform.machine()
+        (line.partition(":")[2].strip() for line in _cpuinfo().splitlines() if "model name" in line), platform.machine()
     )
-    return f"{name}, {os.cpu_count()} cores{bf16}, torch {torch.__version__}, Python {platform.python_version()}"
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    return f"{name}, {os.cpu_count()} cores, {capability()}, {versions}"
 
 
 def _cpuinfo() -> str:
@@ -151,8 +164,101 @@ def _cpuinfo() -> str:
         return ""
 
 
+class Result(NamedTuple):
+    """A figure that the project claims, with its bound."""
+
+    name: str
+    value: float | None
+    """None: not measured, since this machine cannot."""
+    bound: float
+    most: bool
+    """Whether the value has to be at most the bound, or at least."""
+    unit: str = "x"
+    needs: str = ""
+    """What has to be there to measure it, where it is not measured."""
+
+    def line(self) -> str:
+        """Return the line of a table: name, value, bound, held or not."""
+        wanted = f"{'at most' if self.most else 'at least'} {self.bound:g}{self.unit}"
+        if self.value is None:
+            return f"{self.name:<78} {'':>9}   {wanted:<14} not here: {self.needs}"
+        held = self.value <= self.bound if self.most else self.value >= self.bound
+        return f"{self.name:<78} {self.value:8.3f}{self.unit:<2}  {wanted:<14} {'held' if held else 'NOT HELD'}"
+
+
+RESULTS = "WEFT_BENCH_RESULTS"
+"""The environment variable that names the file to which results are appended, for the table of `run.py`."""
+
+
+def report(name: str, value: float | None, bound: float, *, most: bool, unit: str = "x", needs: str = "") -> None:
+    """Print a result, and add it to the table of all; `value` None and `needs`: it cannot be measured here."""
+    result = Result(name, value, bound, most, unit, needs)
+    print(result.line(), flush=True)
+    if file := os.environ.get(RESULTS):
+        with open(file, "a", encoding="utf-8") as table:
+            table.write(json.dumps(result._asdict()) + "\n")
+
+
+class Moment(NamedTuple):
+    """A line of a command's progress, and what its process had used by then."""
+
+    event: str
+    cpu: float
+    """Seconds of user and system time."""
+    peak: int
+    """Most bytes of memory."""
+    record: dict[str, Any]
+
+
+class Command:
+    """A verb of `weft` in a process of its own, which can be stopped between rounds while another one runs."""
+
+    def __init__(self, verb: str, **keys: object) -> None:
+        """Begin it; `keys` are its flags."""
+        flags = [word for key, value in keys.items() for word in (f"--{key}", str(value))]
+        words = [sys.executable, "-m", "weft.cli", verb, "--json", *flags]
+        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+
+    def moments(self) -> Iterator[Moment]:
+        """Yield its rounds, evaluations and its end, as they come; SystemExit if it fails."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            record = json.loads(line)
+            yield Moment(record.pop("event"), *_used(self.process.pid), record)
+        if self.process.wait():
+            raise SystemExit(f"the command ended with exit code {self.process.returncode}")
+
+    def pause(self) -> None:
+        """Stop the process until `go_on`."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let the process go on."""
+        self.process.send_signal(signal.SIGCONT)
+
+
+def follow(verb: str, **keys: object) -> list[Moment]:
+    """Run a verb of `weft` in a process of its own; return its rounds and evaluations, and its end."""
+    return list(Command(verb, **keys).moments())
+
+
+def _used(pid: int) -> tuple[float, int]:
+    """Return the CPU seconds and the peak memory of a process that runs."""
+    import psutil
+
+    process = psutil.Process(pid)
+    times = process.cpu_times()
+    peak = next((int(line.split()[1]) * 1024 for line in _status(pid) if line.startswith("VmHWM")), 0)
+    return times.user + times.system, peak or process.memory_info().rss
+
+
+def _status(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
 def verdict(name: str, value: float, bound: float, *, most: bool, unit: str = "x") -> str:
-    """Return a line of the table: the value, its bound, and whether it is met."""
-    met = value <= bound if most else value >= bound
-    wanted = f"{'at most' if most else 'at least'} {bound}{unit}"
-    return f"{name:<66} {value:8.3f}{unit:<2} ({wanted}) {'met' if met else 'MISSED'}"
+    """Return the line of a result, for benchmarks that are not part of the table of all."""
+    return Result(name, value, bound, most, unit).line()

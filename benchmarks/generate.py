@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import machine, make_model, median, verdict
+from common import machine, make_model, median, report
 
 PROMPTS, COPIES, TOKENS, TIMES = 8, 8, 64, 5
 
@@ -50,7 +50,7 @@ def main() -> None:
         ours.append((time.perf_counter() - began) * PROMPTS * COPIES * TOKENS / tokens)  # some of ours end sooner
     print(f"# {machine()}")
     print(f"transformers {median(theirs):.2f} s, ours {median(ours):.2f} s")
-    print(verdict("drawing 8 x 8 answers of 64 tokens / transformers", median(ours) / median(theirs), 1.0, most=True))
+    report("drawing 8 x 8 answers of 64 tokens / transformers", median(ours) / median(theirs), 1.0, most=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import torch
-from common import machine, verdict
+from common import machine, report
 
 from weft.core import lowrank
 from weft.core.lowrank import Product
@@ -65,8 +65,8 @@ def main() -> None:
     torch.set_num_threads(2)
     print(f"# {machine()}")
     seconds = factored_svd()
-    print(verdict(f"factored SVD, {CLIENTS} clients r={RANK}, {MATRICES} of {SIZE} x {SIZE}", seconds, 15, most=True,
-                  unit="s"))  # fmt: skip
+    report(f"factored SVD, {CLIENTS} clients r={RANK}, {MATRICES} of {SIZE} x {SIZE}", seconds, 15, most=True,
+                  unit="s")  # fmt: skip
     for clients in (2, 10, 50):
         error, average = product_error(clients)
         print(f"product error of {clients} clients, the same matrices: {error:.2f} s (their average: {average:.2f} s)")

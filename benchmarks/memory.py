@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import machine, make_model, make_rows, verdict
+from common import machine, make_model, make_rows, report
 
 
 def run(folder: Path, name: str, **keys: object) -> list[int]:
@@ -40,17 +40,17 @@ def main() -> None:
         peaks = run(folder, "rounds", num_clients=100, num_rounds=50, **common)
         print(f"# {machine()}")
         print(f"peak memory after round 5 {peaks[4] / 1e6:.1f} MB, after round 50 {peaks[49] / 1e6:.1f} MB")
-        print(verdict("peak memory, round 50 / round 5", peaks[49] / peaks[4], 1.02, most=True))
+        report("peak memory, round 50 / round 5", peaks[49] / peaks[4], 1.02, most=True)
         many = run(folder, "many", num_clients=10000, num_rounds=50, **common)
         print(f"peak memory with 100 clients {peaks[49] / 1e6:.1f} MB, with 10,000 {many[49] / 1e6:.1f} MB")
-        print(verdict("peak memory, 10,000 / 100 clients, the same 20,000 rows", many[49] / peaks[49], 1.05, most=True))
+        report("peak memory, 10,000 / 100 clients, the same 20,000 rows", many[49] / peaks[49], 1.05, most=True)
         stateful = common | {"fed_alg": "scaffold", "sample_clients": 20, "num_rounds": 20}
         few = run(folder, "scaffold-20", num_clients=20, **stateful)
         many = run(folder, "scaffold-10000", num_clients=10000, **stateful)
         kept = len(list((folder / "scaffold-10000" / "clients").iterdir()))
         print(f"SCAFFOLD, 20 clients a round: 20 clients {few[-1] / 1e6:.1f} MB, 10,000 {many[-1] / 1e6:.1f} MB")
         print(f"clients of the 10,000 that trained, and so remember anything: {kept}")
-        print(verdict("peak memory of SCAFFOLD, 10,000 / 20 clients", many[-1] / few[-1], 1.05, most=True))
+        report("peak memory of SCAFFOLD, 10,000 / 20 clients", many[-1] / few[-1], 1.05, most=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import bare_steps, machine, make_model, make_rows, median, verdict
+from common import bare_steps, machine, make_model, make_rows, median, report
 
 STEPS, ROUNDS = 10, 5
 
@@ -110,13 +110,11 @@ def main(verb: str = "sft", dtype: str = "auto") -> None:
             whole.append(time.perf_counter() - began)
         print(f"# {machine()}, {model.dtype}")
         print(f"bare steps {median(plain):.3f} s, a round {median(whole):.3f} s, {tokens / sum(whole):,.0f} tokens/s")
-        print(
-            verdict(
-                f"a round / its bare steps (7.4 M Llama, {verb}, 10 x {config.batch_size} x 256)",
-                median(whole) / median(plain),
-                1.05,
-                most=True,
-            )
+        report(
+            f"a round / its bare steps (7.4 M, {verb}, {config.batch_size} x 256, {model.dtype})",
+            median(whole) / median(plain),
+            1.05,
+            most=True,
         )
 
 

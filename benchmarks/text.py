@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import machine, make_model, median, seconds, verdict
+from common import machine, make_model, median, report, seconds
 
 TRAIN = """
 import json, resource, sys
@@ -58,13 +58,11 @@ def speed(folder: Path, model: Path) -> None:
     cores = os.cpu_count() or 1
     rates = [made[0] / taken / cores / 1e6 for taken in (theirs, mine)]
     print(f"the library's tokenizing alone: {rates[0]:.2f} M tokens/s a core; with reading and writing {rates[1]:.2f}")
-    print(
-        verdict(
-            "M tokens/s a core / 1 M, or the library's rate where that is less",
-            rates[1] / min(1, rates[0]),
-            1,
-            most=False,
-        )
+    report(
+        "M tokens/s a core / 1 M, or the library's rate where that is less",
+        rates[1] / min(1, rates[0]),
+        1,
+        most=False,
     )
 
 
@@ -130,7 +128,7 @@ def memory(folder: Path, model: Path) -> None:
         )
         peaks.append(int(done.stdout.split()[-1]))
         print(f"{size / 1e9:g} GB of text: {peaks[-1] / 1e6:.1f} MB resident at most")
-    print(verdict("memory on 100 GB / memory on 100 MB", peaks[1] / peaks[0], 1.05, most=True))
+    report("memory on 100 GB / memory on 100 MB", peaks[1] / peaks[0], 1.05, most=True)
 
 
 if __name__ == "__main__":

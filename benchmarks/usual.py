@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from common import machine, make_model, make_rows, median, verdict
+from common import machine, make_model, make_rows, median, report
 
 STEPS, BATCH, CLIENTS, ROUNDS = 10, 16, 2, 1
 
@@ -133,6 +133,7 @@ def main() -> None:
     from transformers.utils import logging
 
     from weft import config as configuration
+    from weft.models.precision import cpu_has_bfloat16
 
     logging.set_verbosity_error()
     datasets.disable_progress_bars()
@@ -147,7 +148,7 @@ def main() -> None:
         ours = weft_rounds(config)
         single = weft_rounds(configuration.build(values | {"dtype": "float32"}))
         arms["Weft, in float32"] = lambda: next(single)
-        arms["Weft"] = lambda: next(ours)
+        arms["Weft"] = lambda: next(ours)  # in bfloat16 where that is faster
         taken: dict[str, list[float]] = {name: [] for name in arms}
         for number in range(ROUNDS + 1):
             for name, run in arms.items():
@@ -160,14 +161,12 @@ def main() -> None:
         ours_takes = median(taken["Weft"])
         for name, times in taken.items():
             print(f"{name:<42} {median(times):7.3f} s a round   {median(times) / ours_takes:5.2f} x Weft's time")
-        print(
-            verdict(
-                "trl anew for each client and round / Weft",
-                median(taken["trl, its defaults"]) / ours_takes,
-                2.5,
-                most=False,
-            )
-        )
+        # bfloat16 is faster only where the hardware multiplies it; what trl does is float32 in both.
+        usual, single_takes = median(taken["trl, its defaults"]), median(taken["Weft, in float32"])
+        report("trl anew for each client and round / Weft, both in float32", usual / single_takes, 1.7, most=False)
+        name = "trl anew for each client and round / Weft in bf16"
+        value = usual / ours_takes if cpu_has_bfloat16() else None
+        report(name, value, 2.5, most=False, needs="AVX512-BF16 or AMX")
 
 
 if __name__ == "__main__":

@@ -130,17 +130,21 @@ def train_verb(verb: str, description: str, argv: list[str], defaults: Defaults 
         print(describe(config, all_keys=arguments.all_keys))
         print_notices(*notices)
         return 0
-    from weft.launch.train import train
+    from weft.launch.libraries import uncollected
 
     try:
-        run = train(
-            config,
-            resume=arguments.resume,
-            overwrite=arguments.overwrite,
-            quiet=arguments.quiet,
-            as_json=arguments.json,
-            notes=notices,
-        )
+        with uncollected() as imported:
+            from weft.launch.train import train
+
+            run = train(
+                config,
+                resume=arguments.resume,
+                overwrite=arguments.overwrite,
+                quiet=arguments.quiet,
+                as_json=arguments.json,
+                notes=notices,
+                imported=imported,
+            )
     except KeyboardInterrupt:
         from weft.runs.layout import RunDir
 

@@ -1,4 +1,6 @@
-"""Every pair of parts: algorithms, LoRA aggregations, kinds of training and objectives, some of each in one run.
+"""Every pair of parts: algorithms, LoRA aggregations, kinds of training, objectives and ways to compute a step.
+
+Some of each are in one run.
 
 `make test` runs these; test_product.py runs every algorithm with every one of the others for itself (`make test-all`).
 """
@@ -16,6 +18,8 @@ import weft
 from support.covering_array import Row, covering, pairs_of
 from support.rows import colour_rows, write_rows
 from weft import registry
+from weft.models import varlen
+from weft.objectives import chunks
 
 PROMPTS: dict[str, dict[str, object]] = {"soft": {"use_peft": False, "prompt_method": "soft", "num_virtual_tokens": 4}}
 """One of the methods: to an algorithm they are all some vectors (test_prompt.py has the others)."""
@@ -27,17 +31,29 @@ TASKS: dict[str, dict[str, object]] = {
 TASKS |= {
     loss: {"objective": "preference", "loss": loss} for loss in ("dpo", "ipo", "simpo", "orpo", "kto", "robust_dpo")
 }
+PATHS: dict[str, dict[str, object]] = {
+    "as chosen": {},  # gradient_checkpointing and kernels are auto
+    "recomputed": {"gradient_checkpointing": True, "kernels": "none"},
+    "float16": {"dtype": "float16"},
+    "8 bits": {"load_in_8bit": True, "int8_threshold": 0.0},
+    "chunks": {},
+    "offsets": {},
+}
+"""How a step is computed; the last two are chosen by size and device, and are forced below."""
 MEASURED = {"sft": "loss", "text": "bits_per_byte", "grpo": "reward"}
 AXES = {
     "algorithm": ALGORITHMS,
     "aggregation": list(registry.LORA_AGGREGATIONS),
     "kind": [*KINDS, *PROMPTS],
     "task": list(TASKS),
+    "path": list(PATHS),
 }
 
 
 def goes_together(row: Row) -> bool:
-    fed_alg, lora, kind, task = row
+    fed_alg, lora, kind, task, path = row
+    if (path == "8 bits" and kind not in ("lora", "rslora")) or (path == "recomputed" and fed_alg in SEEDS):
+        return False  # both are refused in words: nothing to train in 8 bits, and no gradients to recompute for
     if kind in PROMPTS:  # of the tasks, prompts are for questions
         return lora == "average" and task == "sft"
     return allowed(fed_alg, lora, kind)
@@ -73,12 +89,30 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {name: str(write_rows(Path(folder) / f"{name}.jsonl", found)) for name, found in kinds.items()}
 
 
-@pytest.mark.parametrize(tuple(AXES), CHOSEN)
+@pytest.fixture
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """The keys of a way to compute a step, which is forced where no key names it."""
+    if request.param == "8 bits":
+        pytest.importorskip("bitsandbytes", reason="the extra [quant] is not installed")
+    if request.param == "chunks":  # of five targets, as if the vocabulary had millions of tokens
+        monkeypatch.setattr(chunks, "MOST", 5 * 640)
+    if request.param == "offsets":  # as on CUDA; on a CPU row by row
+        monkeypatch.setattr(varlen, "use", lambda model, device, dtype: varlen.install(model))
+    return PATHS[request.param]
+
+
+@pytest.mark.parametrize(tuple(AXES), CHOSEN, indirect=["path"])
 def test_every_pair_of_parts_trains_two_rounds(
-    keys: dict[str, object], sources: dict[str, str], algorithm: str, aggregation: str, kind: str, task: str
+    keys: dict[str, object],
+    sources: dict[str, str],
+    algorithm: str,
+    aggregation: str,
+    kind: str,
+    task: str,
+    path: dict[str, object],
 ):
     changes = {"fed_alg": algorithm, "lora_aggregation": aggregation, "num_rounds": 2, "eval_every": 0, "max_steps": 1}
-    changes |= (KINDS | PROMPTS)[kind] | TASKS[task]
+    changes |= (KINDS | PROMPTS)[kind] | TASKS[task] | path
     if task not in ("sft", "grpo"):
         changes["dataset_name"] = sources.get(task, sources["pairs"])
     run = weft.train(keys | changes, quiet=True)

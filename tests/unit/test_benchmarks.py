@@ -72,3 +72,49 @@ def test_the_benchmark_of_a_gpu_ends_at_its_deadline(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 7
     assert all(line.endswith("not measured, the deadline has come") for line in lines)
+
+
+def test_every_benchmark_of_make_bench_adds_to_its_table(monkeypatch: pytest.MonkeyPatch):
+    run = module("run", monkeypatch)
+    texts = {file.stem: file.read_text(encoding="utf-8") for file in FILES}
+    assert all("report(" in texts[name.split()[0]] for name in run.NAMES)
+    assert all(result.value is None and result.needs for result in run.ELSEWHERE)
+
+
+def test_the_table_says_which_bounds_hold_and_what_cannot_be_measured_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run, common = module("run", monkeypatch), importlib.import_module("common")
+    monkeypatch.setenv(common.RESULTS, str(tmp_path / "results.jsonl"))
+    common.report("a round", 1.04, 1.05, most=True)
+    common.report("another", 1.06, 1.05, most=True)
+    common.report("a rate", 2.4, 2.5, most=False)
+    common.report("bf16", None, 2.5, most=False, needs="AVX512-BF16")
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[-1].strip() for line in printed[:3]] == ["held", "NOT HELD", "NOT HELD"]
+    assert printed[3].endswith("not here: AVX512-BF16")
+    results = run.table(tmp_path / "results.jsonl")
+    assert [result.line() for result in results[:4]] == printed
+    assert results[4:] == run.ELSEWHERE
+
+
+def test_a_figure_of_bf16_is_not_taken_where_it_is_emulated(monkeypatch: pytest.MonkeyPatch):
+    module("wire", monkeypatch)
+    common = importlib.import_module("common")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert common.capability().endswith("bfloat16 emulated: float32 is used")
+
+
+def test_the_benchmark_of_messages_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    module("wire", monkeypatch).main(matrices=3, size=16, times=1)
+    printed = capsys.readouterr().out
+    assert all(f" / copying {what}" in printed for what in ("it to new memory", "them"))
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_population_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Commands in processes of their own, whose CPU seconds are read while they run."""
+    module("population", monkeypatch).main(rows=400, few=4, many=200, turns=1, times=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("4 clients: ")
+    assert sum("200 clients / 4, the same 400 rows" in line for line in lines) == 3

@@ -77,3 +77,59 @@ def test_a_round_in_which_no_client_can_be_reached_is_an_error():
     nobody = Availability({name: [(50, 60)] for name in NAMES})
     with pytest.raises(RunError, match="No client can be reached in round 1"):
         next(arrivals(Selection(0, 2, availability=nobody), Conditions(), NAMES, 2))
+
+
+class Counted(list):
+    """Names that count how often somebody goes through all of them."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(names)
+        self.passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        return super().__iter__()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_who_can_be_reached_is_what_the_trace_says_name_by_name(data):
+    spans = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 3)).map(lambda s: (s[0], s[0] + s[1])), max_size=3)
+    trace = data.draw(st.dictionaries(st.sampled_from([*NAMES, "nobody"]), spans))
+    period = data.draw(st.none() | st.integers(1, 8))
+    excluded = data.draw(st.sets(st.integers(0, 19)))
+    names, availability = Counted(NAMES), Availability(trace, period)
+    for clock in range(9):
+        now = (clock % period if period else clock) + 1
+        there = [
+            index
+            for index, name in enumerate(NAMES)
+            if name not in trace or any(first <= now <= last for first, last in trace[name])
+        ]
+        assert availability.reachable(names, clock).tolist() == there
+        selection = Selection(0, 20, availability=availability)
+        assert selection.cohort(names, 0, 0, clock, sorted(excluded)) == [i for i in there if i not in excluded]
+    assert names.passes == 1
+    assert availability.reachable(NAMES[:5], 0).max(initial=0) < 5  # other names are looked up anew
+
+
+def test_excluded_clients_are_looked_up_once_in_a_run():
+    """A round may not cost more where there are more clients."""
+    from dataclasses import replace
+    from types import SimpleNamespace
+
+    import torch
+
+    from weft.core.types import BAD, ServerState
+    from weft.federation.loop import Rounds, _sampled_cohort
+
+    names, places = Counted(NAMES), {}
+    plan = SimpleNamespace(algorithm=SimpleNamespace(cohort=lambda sampled, count: sampled))
+    rounds = Rounds(9, Selection(0, 20), 0, max_bad_updates=2)
+    state = ServerState({}, {BAD: {"client_3": torch.tensor(2.0), "client_5": torch.tensor(1.0)}})
+    for round in range(5):
+        found = _sampled_cohort(plan, replace(state, round=round), rounds, names, places)
+        assert found == [index for index in range(20) if index != 3]
+    assert names.passes == 1
+    assert len(_sampled_cohort(plan, ServerState({}), rounds, names, {})) == 20
+    assert names.passes == 1

@@ -74,12 +74,13 @@ def run(argv: list[str]) -> int:
 def _write(target: RunDir, split: JsonObject) -> None:
     """Write a split and its picture; if that fails, remove what was written."""
     from weft.core.files import missing, remove_empty, write_atomic
+    from weft.data.skew import split_text
     from weft.runs.split_picture import draw_split
 
     picture, new_folders = draw_split(split).encode(), missing(target.path)
     try:
         target.path.mkdir(parents=True, exist_ok=True)
-        write_atomic(target.split_file, (json.dumps(split, indent=1) + "\n").encode())
+        write_atomic(target.split_file, split_text(split).encode())
         write_atomic(target.split_picture, picture)
     except OSError as error:
         if new_folders:

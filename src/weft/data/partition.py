@@ -15,6 +15,8 @@ def hold_out(
     A fraction above 0 holds out at least one row, `most` at most, and always leaves one to train on.
     """
     count = min(max(1, round(fraction * len(rows))), len(rows) - 1, most or len(rows)) if fraction > 0 else 0
+    if not count:
+        return rows, rows[:0]
     shuffled = generator(seed, "held out", client).permutation(len(rows))
     return rows[np.sort(shuffled[count:])], rows[np.sort(shuffled[:count])]
 

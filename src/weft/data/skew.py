@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -59,6 +60,22 @@ def describe_split(
         for name, label_counts in zip(names, table.tolist(), strict=True):
             clients[name]["labels"] = label_counts
     return description
+
+
+def split_text(split: JsonObject) -> str:
+    """Return the description of a split as JSON with a line for each client.
+
+    By itself `json` would write each number on a line of its own, and take ten times as long for 100,000 clients.
+    """
+    encode = json.JSONEncoder().encode
+    lines = []
+    for key, value in split.items():
+        line = encode({key: value})[1:-1]
+        if key == "clients" and value:
+            entries = (encode({name: entry})[1:-1] for name, entry in value.items())
+            line = f"{encode(key)}: {{\n  " + ",\n  ".join(entries) + "\n }"
+        lines.append(line)
+    return "{\n " + ",\n ".join(lines) + "\n}\n"
 
 
 class _Counts(NamedTuple):

@@ -114,13 +114,13 @@ def run_rounds(
     # Attempts, and rounds without a usable update, in a row; a run that is resumed has them again.
     in_vain = empty = 0
     weight = rounds.population_weight(len(clients), by_rows=plan.weighs_rows)
+    places: dict[str, int] = {}
     while state.round < rounds.count:
         start = time.perf_counter()
-        clock = None
         if cohorts is not None:
             indexes, clock = next(cohorts)
         else:
-            indexes = [(i, state.round) for i in _sampled_cohort(plan, state, rounds, clients)]
+            indexes, clock = [(i, state.round) for i in _sampled_cohort(plan, state, rounds, clients, places)], None
         cohort = [_participant(plan, rounds, clients, i, version) for i, version in indexes]
         most = rounds.selection.updates_per_round if plan.over_selected else 0
         last = state.round + 1 == rounds.count
@@ -177,11 +177,17 @@ def _in_vain(record: RoundRecord, attempts: int) -> str:
     return f"{begun} and no client's update could be used{why}: mend what the clients say, and go on with --resume."
 
 
-def _sampled_cohort(plan: Plan, state: ServerState, rounds: Rounds, clients: Sequence[str]) -> Sequence[int]:
-    """Return the indexes of a synchronous round's clients; RunError if all that can be reached are excluded."""
+def _sampled_cohort(
+    plan: Plan, state: ServerState, rounds: Rounds, clients: Sequence[str], places: dict[str, int]
+) -> Sequence[int]:
+    """Return the indexes of a synchronous round's clients; RunError if all that can be reached are excluded.
+
+    `places` is filled with the index of every name when it is first needed: no round looks at every name again.
+    """
     excluded = set_aside(state, rounds.max_bad_updates)
-    # Without exclusions, which is nearly always, no round looks at every name of the population.
-    aside = [index for index, name in enumerate(clients) if name in excluded] if excluded else []
+    if excluded and not places:
+        places.update((name, index) for index, name in enumerate(clients))
+    aside = sorted(places[name] for name in excluded if name in places)
     clock = state.round + state.attempts  # the availability trace goes on while a round is repeated
     sampled = rounds.selection.cohort(clients, state.round, state.attempt, clock, aside)
     indexes = plan.algorithm.cohort(sampled, len(clients))

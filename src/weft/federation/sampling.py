@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -52,17 +53,42 @@ class Availability:
     period: int | None = None
     """Rounds after which the trace repeats; None: it does not."""
 
+    _known: list[_Spans] = field(default_factory=list, repr=False, compare=False)
+
     def reachable(self, clients: Sequence[str], clock: int) -> np.ndarray:
         """Return the indexes of the reachable clients; `clock` counts attempted rounds from 0."""
         now = (clock % self.period if self.period else clock) + 1
-        return np.array(
-            [
-                index
-                for index, name in enumerate(clients)
-                if name not in self.spans or any(first <= now <= last for first, last in self.spans[name])
-            ],
-            dtype=np.int64,
-        )
+        if not self._known or self._known[0].clients is not clients:
+            # Names are looked up once, not in every round.
+            self._known[:] = [_spans_of(self.spans, clients)]
+        known = self._known[0]
+        there = np.ones(len(clients), dtype=bool)
+        there[known.owners] = False
+        there[known.owners[(known.first <= now) & (now <= known.last)]] = True
+        return np.flatnonzero(there)
+
+
+class _Spans(NamedTuple):
+    """The spans of a trace as arrays, each of shape (spans,): the client's index, the first and the last round."""
+
+    clients: Sequence[str]
+    owners: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+
+
+def _spans_of(spans: Mapping[str, Sequence[tuple[int, int]]], clients: Sequence[str]) -> _Spans:
+    # A span that never comes stands for a client whose list is empty, which is never there.
+    flat = [(index, *span) for index, name in enumerate(clients) if name in spans for span in spans[name] or [(0, 0)]]
+    table = np.array(flat, dtype=np.int64).reshape(-1, 3)
+    return _Spans(clients, table[:, 0], table[:, 1], table[:, 2])
+
+
+def _without(population: int, among: np.ndarray | None, excluded: Collection[int]) -> np.ndarray:
+    """Return the indexes of `among`, or of the whole population, that are not excluded; in increasing order."""
+    kept = np.ones(population, dtype=bool)
+    kept[list(excluded)] = False
+    return np.flatnonzero(kept) if among is None else among[kept[among]]
 
 
 @dataclass(frozen=True)
@@ -93,7 +119,7 @@ class Selection:
         if self.always or self.absent or aside:
             excluded = [*self.always, *self.absent, *aside]
             # Clients that always take part are added below, not drawn.
-            among = np.setdiff1d(np.arange(len(clients)) if among is None else among, excluded)
+            among = _without(len(clients), among, excluded)
         count = at_least(self.count, 1 + self.over_selection)
         cohort = sample_clients(
             len(clients), count, seed=self.seed, round=round, weights=self.weights, among=among, draw=attempt
@@ -117,10 +143,8 @@ def arrivals(
     version, now, draws = 0, 0.0, 0
     while True:
         busy = {client for _, client, _ in running} | {client for client, _ in buffered}
-        reachable = (
-            selection.availability.reachable(clients, version) if selection.availability else np.arange(len(clients))
-        )
-        free = np.array([client for client in reachable if int(client) not in busy], dtype=np.int64)
+        reachable = selection.availability.reachable(clients, version) if selection.availability else None
+        free = _without(len(clients), reachable, busy)
         missing = selection.count - len(running)
         if missing > 0 and len(free):
             for client in sample_clients(

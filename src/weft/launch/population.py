@@ -173,8 +173,8 @@ def _read(config: RunConfig, sources: Sources) -> tuple[list[np.ndarray], list[n
 
 
 def _note_repeats(sources: Sources, train: list[np.ndarray], held_out: list[np.ndarray]) -> None:
-    count, of = count_repeats(sources, train, held_out), sum(len(rows) for rows in held_out)
-    if count:
+    of = sum(len(rows) for rows in held_out)
+    if of and (count := count_repeats(sources, train, held_out)):
         sources.log(
             f"{count} of the {of} held-out rows have the same content as a row that is trained on: the data "
             "contains duplicates, and scores on these rows are optimistic."

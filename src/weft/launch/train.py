@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from weft.config import RunConfig
 from weft.core.files import write_atomic
+from weft.data.skew import split_text
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
 from weft.launch import compose, provenance, rank_group
@@ -17,6 +17,7 @@ from weft.launch.client_memory import DiskMemory
 from weft.launch.data_warnings import check_only_client, print_warnings
 from weft.launch.disk_full import explain_full_disk
 from weft.launch.extend import CHANGEABLE, check_rounds, describe_extension, report_changes
+from weft.launch.libraries import import_libraries
 from weft.launch.paths import absolute, with_whole_paths
 from weft.launch.prompt_texts import with_prompt_texts
 from weft.launch.run import Run
@@ -40,6 +41,7 @@ def train(
     quiet: bool = True,
     as_json: bool = False,
     notes: Sequence[str] = (),
+    imported: Callable[[], None] = lambda: None,
 ) -> Run:
     """Run a configuration to its end and return the finished run.
 
@@ -50,6 +52,7 @@ def train(
         quiet: show no progress.
         as_json: show it as JSON lines.
         notes: sentences about the configuration, printed before the first round.
+        imported: called once the libraries are imported, before rows and weights are loaded.
 
     Raises:
         ConfigError: a mistake in the configuration or the data; nothing was changed.
@@ -65,6 +68,8 @@ def train(
     if config.from_scratch:
         shape_of(config)
     builder = ClientBuilder(config)
+    import_libraries(config)
+    imported()
     if not config.trains_tokenizer:
         builder.config = with_template_date(config, builder.tokenizer, resume=resume)
     with join_group(config.parallel, config.device) as builder.group:
@@ -113,7 +118,7 @@ def _train(builder: ClientBuilder, options: StartOptions) -> Run:
         report_changes(config, run, current, progress.note)
         population = builder.read(DiskMemory(run), report=progress.tokenizing)
         check_only_client(config, population)
-        write_atomic(run.split_file, (json.dumps(population.split, indent=1) + "\n").encode())
+        write_atomic(run.split_file, split_text(population.split).encode())
         host, values = builder.host(reference=run.reference_file, conditions=compose.conditions(config))
         # After all that can refuse the run: a start that is refused must not replace the record.
         fingerprints.keep(run, current, max(run.rounds, default=0))

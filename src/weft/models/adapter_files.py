@@ -11,6 +11,7 @@ from weft.errors import ConfigError
 from weft.models.checkpoint_names import join_names
 from weft.models.noise import quiet_libraries
 from weft.models.notes import Note, ignore_note
+from weft.models.quantised import without_probing
 from weft.models.weight_files import headers, read_tensors
 
 PROMPTS = ("PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT", "ADAPTION_PROMPT")
@@ -66,6 +67,7 @@ def put_values(model: AdaptedModel, values: dict[str, Tensor], folder: Path) -> 
         )
 
 
+@without_probing()
 def attach(base: CausalModel, folder: Path, note: Note = ignore_note) -> AdaptedModel:
     """Return a model with an adapter that peft wrote, in evaluation mode.
 

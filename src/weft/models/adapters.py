@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -129,10 +131,8 @@ def save_model(model: CausalModel, tokenizer: Tokenizer, params: Tensors, folder
             LoRA (a middle matrix, a personal or a side adapter) is folded into one LoRA of a larger rank.
         folder: created if it does not exist.
     """
-    from peft import PeftModel
-
     folder.mkdir(parents=True, exist_ok=True)
-    if not isinstance(model, PeftModel):
+    if not _is_adapted(model):
         empty = next(model.parameters()).is_meta  # then the parameters are all there is
         model.save_pretrained(str(folder), state_dict=dict(params) if empty else _replaced(model.state_dict(), params))
     elif model.peft_config["default"].is_prompt_learning:
@@ -144,6 +144,12 @@ def save_model(model: CausalModel, tokenizer: Tokenizer, params: Tensors, folder
     tokenizer.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty card, which names the base's path on this machine
     follow_umask(folder)
+
+
+def _is_adapted(model: CausalModel) -> TypeGuard[AdaptedModel]:
+    """Whether peft made the model; a process that has not imported peft has no such model, and need not import it."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, peft.PeftModel)
 
 
 def _replaced(state: Tensors, params: Tensors) -> Tensors:

@@ -30,7 +30,7 @@ from weft.models.offload import delete_on_exit, offload_arguments, reset_lora
 from weft.models.precision import choose_device, choose_dtype, use_tensor_cores
 from weft.models.probes import check_computes
 from weft.models.prompts import Front, add_prompt
-from weft.models.quantised import advice, check_quantised, keep_unpacked, quantisation, quantised_bits
+from weft.models.quantised import advice, check_quantised, keep_unpacked, quantisation, quantised_bits, without_probing
 from weft.models.recomputation import check_room, fits, recomputation_of
 from weft.models.resident import Resident
 from weft.models.source import model_source, readable_errors
@@ -201,6 +201,7 @@ def load_resident(
     return resident
 
 
+@without_probing()
 def _trainable(
     model: CausalModel,
     config: RunConfig,

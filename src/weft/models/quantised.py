@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,6 +67,37 @@ def keep_unpacked(model: nn.Module) -> None:
     for layer in layers:
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
+
+
+@contextlib.contextmanager
+def without_probing() -> Iterator[None]:
+    """Keep peft from importing bitsandbytes, as long as nothing in this process uses it; also a decorator.
+
+    peft imports bitsandbytes wherever it is installed, to ask each layer whether it is quantised. That compiles
+    functions and so imports torch's compiler: 1.2 seconds of every start. A quantised base has imported bitsandbytes
+    before its adapter is made; then nothing is kept from peft. The import fails in here as if the package were absent,
+    by Python's own means (None in `sys.modules`), so this belongs around calls of peft only.
+    """
+    if "bitsandbytes" in sys.modules:
+        yield
+        return
+    from transformers.utils import is_bitsandbytes_available
+
+    is_bitsandbytes_available()  # transformers remembers its answer, which has to be the true one
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+    try:
+        _forget_answers()
+        yield
+    finally:
+        del sys.modules["bitsandbytes"]
+        _forget_answers()
+
+
+def _forget_answers() -> None:
+    """Let peft ask again whether bitsandbytes is there: it remembers the answers."""
+    asked = sys.modules.get("peft.import_utils")
+    for name in ("is_bnb_available", "is_bnb_4bit_available") if asked else ():
+        getattr(getattr(asked, name), "cache_clear", lambda: None)()
 
 
 def check_quantised(config: RunConfig, model_config: ModelConfig) -> None:
