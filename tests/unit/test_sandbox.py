@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from weft.errors import ConfigError, RunError
+from weft.tasks import harness
 from weft.tasks import isolation as trying
 from weft.tasks.isolation import detect
 from weft.tasks.sandbox import Isolation, Limits, attempt, run
@@ -181,6 +182,28 @@ seen = set(os.listdir("/"))
 assert not seen & {"home", "etc/passwd", "var", "work", "srv"}, seen
 """
     outcome = one(program, bubblewrap)
+    assert outcome.passed, outcome.output
+
+
+@pytest.mark.skipif(os.uname().machine not in harness.SYSTEM_CALLS, reason="no filter for this kind of machine")
+def test_no_namespace_in_which_memory_could_be_mounted(isolation: Isolation):
+    """Neither by unshare nor by clone; threads and other programs, which are made by clone too, go on."""
+    assert "user namespaces are made" not in isolation.uncontained
+    number = harness.SYSTEM_CALLS[os.uname().machine][2]
+    program = f"""
+import ctypes, subprocess, threading
+libc = ctypes.CDLL(None, use_errno=True)
+assert (libc.unshare({harness.NEW_USER}), ctypes.get_errno()) == (-1, 1)
+assert libc.syscall({number}, {harness.NEW_USER} | 17, 0, 0, 0, 0) == -1
+assert (libc.syscall({harness.CLONE3}, 0, 0), ctypes.get_errno()) == (-1, 38)
+done = []
+thread = threading.Thread(target=done.append, args=(1,))
+thread.start()
+thread.join()
+assert done == [1]
+assert subprocess.run(["/bin/sh", "-c", "exit 3"]).returncode == 3
+"""
+    outcome = one(program, isolation)
     assert outcome.passed, outcome.output
 
 
