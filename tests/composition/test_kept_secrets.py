@@ -114,6 +114,9 @@ def test_a_password_in_a_clients_data_is_refused(keys):
     [
         {"endpoint": "http://h/v1", "endpoint_key": KEY},
         {"endpoint": f"http://me:{PASSWORD}@h/v1"},
+        {"judge_key": KEY},
+        {"judge_endpoint": f"http://me:{PASSWORD}@h/v1"},
+        {"judge_endpoint": f"http://h/v1?key={PASSWORD}"},
         {"data": {"path": f"https://me:{PASSWORD}@host/rows.jsonl"}},
     ],
 )

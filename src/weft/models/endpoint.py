@@ -1,20 +1,24 @@
-"""A model behind an OpenAI-compatible endpoint: log-probabilities of texts, and continuations of them.
+"""A model behind an OpenAI-compatible endpoint: log-probabilities of texts, continuations of them, and chat.
 
 Likelihoods come from `POST /completions` with `echo` and `logprobs`, which vLLM and others answer; a service that does
-not return the log-probabilities of the prompt cannot be used.
+not return the log-probabilities of the prompt cannot be used for them. Chat (`POST /chat/completions`) is answered by
+all of them.
 """
 
 from __future__ import annotations
 
+import email.utils
 import json
 import os
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from weft.core.texts import printable
 from weft.errors import ClientFailed, ConfigError, RunError
@@ -38,6 +42,29 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 OPENER = urllib.request.build_opener(_NoRedirect)
+DIRECT = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))
+"""Goes round the proxy of the environment, which does not reach this machine's own addresses."""
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class RequestRefused(ConfigError):
+    """The server refuses a request, and would refuse it again."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+        """Status of HTTP. 400, 413 and 422 may be due to one text (too long, against its rules)."""
+
+
+class Reply(NamedTuple):
+    """An answer in a chat, and what it cost."""
+
+    text: str
+    prompt_tokens: int | None
+    """As the server counts them; None: it does not."""
+    completion_tokens: int | None
+    finish: str
+    """stop, length, content_filter, ..., as the server says; "" if it does not."""
 
 
 class ScoredText(NamedTuple):
@@ -60,6 +87,7 @@ class Endpoint:
         retries: int = 4,
         parallel: int = 4,
         wait: float = WAIT,
+        flags: tuple[str, str] = ("--endpoint", "--endpoint_model"),
     ) -> None:
         """Store the settings; nothing is sent.
 
@@ -71,9 +99,14 @@ class Endpoint:
             retries: how often a failed request is repeated.
             parallel: requests in flight at a time.
             wait: seconds before the first repetition.
+            flags: for the address and the model's name, to be named in messages.
         """
         self.url, self.model, self.key = url.rstrip("/"), model, key
         self.timeout, self.retries, self.parallel, self.wait = timeout, retries, parallel, wait
+        self.flags = flags
+        self._opener = DIRECT if urlsplit(self.url).hostname in LOOPBACK else OPENER
+        self.stopped = threading.Event()
+        """While it is set, failed requests are not repeated: whoever asked waits for none of them."""
         self._lock = threading.Lock()
         self._requests = self._repeats = 0
 
@@ -107,8 +140,30 @@ class Endpoint:
     def write(self, prompt: str, count: int, tokens: int, *, temperature: float, top_p: float, seed: int) -> list[str]:
         """Return `count` continuations of a text, of up to `tokens` tokens each; raises as `likelihoods`."""
         request = {"prompt": prompt, "n": count, "max_tokens": tokens, "temperature": temperature, "top_p": top_p}
-        answer = self._post(request | {"seed": seed % 2**31})
+        answer = self._post("completions", request | {"seed": seed % 2**31})
         return [str(choice.get("text", "")) for choice in answer["choices"]]
+
+    def chat(self, messages: Sequence[Mapping[str, str]], parameters: Mapping[str, object]) -> Reply:
+        """Return the answer to a conversation.
+
+        Args:
+            messages: each with role and content.
+            parameters: of the request, by OpenAI's names (temperature, max_tokens, seed, ...).
+
+        Raises:
+            ClientFailed: every repetition failed too.
+            RequestRefused: the server refuses the request.
+        """
+        answer = self._post("chat/completions", {"messages": [dict(one) for one in messages], **parameters})
+        choice = answer["choices"][0]
+        message = choice.get("message") if isinstance(choice, dict) else None
+        text = message.get("content") if isinstance(message, dict) else None
+        usage = answer.get("usage")
+        usage = usage if isinstance(usage, dict) else {}
+        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+        prompt, completion = (count if isinstance(count, int) else None for count in counts)
+        finish = choice.get("finish_reason") if isinstance(choice, dict) else None
+        return Reply(text if isinstance(text, str) else "", prompt, completion, str(finish or ""))
 
     def tally(self) -> dict[str, float]:
         """Return the number of requests, and of repeated ones, since the last call."""
@@ -119,8 +174,8 @@ class Endpoint:
 
     def _score(self, texts: Sequence[ScoredText]) -> list[tuple[float, int]]:
         # The one generated token begins where the text ends, so no span counts it.
-        prompts = [text.text for text in texts]
-        answer = self._post({"prompt": prompts, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1})
+        request = {"max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
+        answer = self._post("completions", {"prompt": [text.text for text in texts], **request})
         choices = sorted(answer["choices"], key=lambda choice: int(choice.get("index", 0)))
         if len(choices) != len(texts):
             raise ClientFailed(f"the endpoint answered {len(choices)} of {len(texts)} texts")
@@ -148,7 +203,7 @@ class Endpoint:
                 total, count = total + float(value), count + 1
         return total, count
 
-    def _post(self, payload: JsonObject) -> JsonObject:
+    def _post(self, path: str, payload: JsonObject) -> JsonObject:
         """Send a request, and repeat it while the failure may pass."""
         body = json.dumps({"model": self.model, **payload}).encode()
         headers = {"Content-Type": "application/json"}
@@ -161,8 +216,8 @@ class Endpoint:
                 self._repeats += attempt > 0
             pause = self.wait * 2**attempt
             try:
-                request = urllib.request.Request(f"{self.url}/completions", body, headers)
-                with OPENER.open(request, timeout=self.timeout) as answer:
+                request = urllib.request.Request(f"{self.url}/{path}", body, headers)
+                with self._opener.open(request, timeout=self.timeout) as answer:
                     completion = json.loads(answer.read(MOST_BYTES))
                 if (
                     isinstance(completion, dict)
@@ -173,32 +228,43 @@ class Endpoint:
                 failure = "did not answer with completions"
             except urllib.error.HTTPError as error:
                 with error:
-                    reason = printable(str(error.reason), 100)
-                    if error.code in REDIRECTS:
-                        raise ConfigError(
-                            f"The endpoint {self.url} redirects requests ({error.code}), which would carry the key to "
-                            "another address: write the address that answers."
-                        ) from None
-                    if error.code not in (408, 409, 425, 429) and error.code < 500:
-                        raise ConfigError(
-                            f"The endpoint {self.url} refuses the request ({error.code} {reason}): check "
-                            f"--endpoint, --endpoint_model ({self.model}) and the key in the variable {self.key}."
-                        ) from None
-                    failure = f"answered {error.code} {reason}"
+                    failure = self._may_pass(error)
                     pause = max(pause, _seconds(error.headers.get("Retry-After")))
             except TimeoutError:
                 failure = f"did not answer within {self.timeout:g} s"
-            except (OSError, ValueError) as error:  # a URLError is an OSError, broken JSON a ValueError
+            except (OSError, ValueError, HTTPException) as error:  # a URLError is an OSError, broken JSON a ValueError
                 inner = getattr(error, "reason", error)
                 failure = f"could not be reached ({type(inner).__name__})"
-            if attempt < self.retries:
-                time.sleep(min(pause, LONGEST_WAIT))
+            if attempt < self.retries and self.stopped.wait(min(pause, LONGEST_WAIT)):
+                break
         # Without the URL: a site sends the reason, and its network is its own.
         raise ClientFailed(f"the endpoint {failure}, {self.retries + 1} times")
 
+    def _may_pass(self, error: urllib.error.HTTPError) -> str:
+        """Return what happened, if it may pass; else refuse the request."""
+        reason = printable(str(error.reason), 100)
+        if error.code in REDIRECTS:
+            raise RequestRefused(
+                f"The endpoint {self.url} redirects requests ({error.code}), which would carry the key to "
+                "another address: write the address that answers.",
+                error.code,
+            ) from None
+        if error.code not in (408, 409, 425, 429) and error.code < 500:
+            raise RequestRefused(
+                f"The endpoint {self.url} refuses the request ({error.code} {reason}): check {self.flags[0]}, "
+                f"{self.flags[1]} ({self.model}) and the key in the variable {self.key}.",
+                error.code,
+            ) from None
+        return f"answered {error.code} {reason}"
+
 
 def _seconds(header: str | None) -> float:
+    """Return the seconds of a Retry-After, which is a number of them or a date."""
     try:
         return max(0.0, float(header or 0))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(str(header)).timestamp() - time.time())
     except ValueError:
         return 0.0

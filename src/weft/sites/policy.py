@@ -114,6 +114,9 @@ class SitePolicy(BaseModel):
     threads: int | None = Field(None, ge=1)
     endpoint: str | None = None
     endpoint_key: str = "OPENAI_API_KEY"
+    judge_endpoint: str | None = None
+    """Address of a judge that may read this site's rows and the answers to them; None: no judge reads them."""
+    judge_key: str = "OPENAI_API_KEY"
     token_cache: str | None = None
     accept_changed: bool = False
     """Resume a run even if the site's rows or tokenizer have changed since the run started."""
@@ -122,6 +125,7 @@ class SitePolicy(BaseModel):
     def _check_secrets(self) -> SitePolicy:
         """Refuse API keys and passwords: the policy names where they are."""
         why = secrets.fault({"endpoint": self.endpoint, "endpoint_key": self.endpoint_key})
+        why = why or secrets.fault({"judge_endpoint": self.judge_endpoint, "judge_key": self.judge_key})
         why = why or secrets.fault({"dataset_name": self.data.path, "eval_dataset_name": self.data.eval})
         if why is not None:
             raise ValueError(why.rstrip("."))
