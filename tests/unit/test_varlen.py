@@ -122,11 +122,42 @@ def test_attention_with_dropout_is_left_alone():
     assert model.base.config._attn_implementation == "sdpa"
 
 
-def test_a_cpu_keeps_masks():
+def test_a_cpu_keeps_masks_where_they_cost_little():
+    """It computes row by row, which pays where lines would hold much padding, or a mask would be large."""
     model = resident("llama")
-    assert not varlen.use(model.base, CPU, torch.bfloat16)
-    assert not model.offsets
-    assert lay_out(rows(5, 4, 9), pack=True).mask is not None
+    assert model.offsets
+    assert model.lay_out(rows(5, 4, 9)).mask is not None
+    assert model.lay_out(rows(30, 4, 30, 30)).offsets is None
+    one_line = model.lay_out(rows(90, 50, 60))
+    assert one_line.offsets is not None
+    assert one_line.input_ids.shape == (1, 200)
+    assert model.lay_out(rows(600, 300, 299)).offsets is not None
+    assert model.lay_out(rows(600, 600)).mask is None
+    assert model.lay_out(rows(90, 50, 60), pack=False).input_ids.shape == (3, 90)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cpu_computes_by_row_what_rows_alone_have(kind: str):
+    """In training too, where the layout is chosen by the rule above."""
+    model, table = resident(kind), rows(90, 50, 60)
+    alone = loss_and_gradients(model, CausalLM(pack=False), table)
+    objective = CausalLM().for_model(model)
+    assert objective.collate(table).offsets is not None
+    line = loss_and_gradients(model, objective, table)
+    assert line[0] == pytest.approx(alone[0], rel=1e-6)
+    assert (line[1] - alone[1]).norm() <= 1e-5 * alone[1].norm()
+
+
+def test_short_rows_in_16_bits_are_computed_in_float32_on_a_cpu():
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(50, 4, 8) for _ in range(3))
+    offsets = torch.tensor([0, 20, 50], dtype=torch.int32)
+    kernel = varlen.kernel_for("cpu")
+    assert kernel is not None
+    narrow = [part.bfloat16() for part in (query, key, value)]
+    exact = varlen.by_row(*(part.float() for part in narrow), offsets, 30, None, 0)
+    assert torch.equal(kernel(*narrow, offsets, 30, None, 0), exact.bfloat16())
+    assert not torch.equal(varlen.by_row(*narrow, offsets, 30, None, 0), exact.bfloat16())  # the control
 
 
 def test_torch_has_the_kernel_that_is_called():

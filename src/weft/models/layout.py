@@ -83,19 +83,28 @@ STEP = 64
 """A line of offsets is filled up to a multiple of this, so that the sizes of matrices differ little between steps."""
 
 
-def lay_out(rows: Sequence[Row], *, pack: bool, offsets: bool = False) -> Batch:
+LONG = 512
+"""Lines beyond it have no mask where there can be offsets: attention with a mask computes the whole square."""
+
+
+def lay_out(rows: Sequence[Row], *, pack: bool, offsets: bool = False, worth: int = 0) -> Batch:
     """Lay rows out as a batch; without `pack` every row has a line of its own, padded on the right.
 
     Args:
         rows: token ids and targets.
         pack: several rows share a line.
         offsets: all rows share one line and have offsets instead of a mask; padding is a row of its own.
+        worth: positions that offsets must save for each row on average; else there are several lines, with a mask of at
+            most `LONG` positions. 0: offsets are used in any case, and the line is filled up to a multiple of `STEP`.
     """
     lengths = [len(ids) for ids, _ in rows]
-    if pack and offsets:
-        return _one_line(rows, lengths)
+    if pack and offsets and not worth:
+        return _one_line(rows, lengths, -sum(lengths) % STEP)
     width = max(lengths)
     lines = place(lengths, width) if pack else [[row] for row in range(len(rows))]
+    saved = len(lines) * width - sum(lengths)
+    if pack and offsets and (saved >= worth * len(rows) or (len(lines) < len(rows) and width > LONG)):
+        return _one_line(rows, lengths, 0)
     packed = len(lines) < len(rows)
     ids = np.zeros((len(lines), width), dtype=np.int64)
     positions = np.zeros_like(ids)
@@ -125,10 +134,9 @@ def lay_out(rows: Sequence[Row], *, pack: bool, offsets: bool = False) -> Batch:
     )
 
 
-def _one_line(rows: Sequence[Row], lengths: list[int]) -> Batch:
+def _one_line(rows: Sequence[Row], lengths: list[int], padding: int) -> Batch:
     """Lay all rows out on one line with offsets."""
     total = sum(lengths)
-    padding = -total % STEP
     begins = np.cumsum([0, *lengths])
     learnt = [np.flatnonzero(learn[1:]) for _, learn in rows]
     ends = [*begins, total + padding] if padding else begins

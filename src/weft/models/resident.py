@@ -77,7 +77,9 @@ class Resident:
         self._rounded = [name for name in self.params if self.masters[name] is not self.params[name]]
         self.can_pack = packing_is_exact(self)
         self.offsets = self.can_pack and self._computes_offsets()
-        """Whether rows share one line by offsets instead of a mask."""
+        """Whether rows can share one line by offsets instead of a mask."""
+        self.worth = varlen.worth(device)
+        """Positions that offsets must save for each row (`lay_out`)."""
         self.recomputation = Recomputation(self.base)
         self.ends_with_head: bool | None = None
         """Whether nothing follows the output layer; None until a loss in chunks has tested it."""
@@ -225,7 +227,7 @@ class Resident:
 
     def lay_out(self, rows: Sequence[Row], *, pack: bool = True) -> Batch:
         """Return a batch of rows, on the CPU, that share lines if `pack` and the model computes that exactly."""
-        return lay_out(rows, pack=pack and self.can_pack, offsets=self.offsets)
+        return lay_out(rows, pack=pack and self.can_pack, offsets=self.offsets, worth=self.worth)
 
     def logits(self, batch: Batch) -> Tensor:
         """Return (N, V): the logits that predict the batch's N targets."""
