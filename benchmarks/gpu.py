@@ -103,7 +103,7 @@ class Bench:
         if mode != "auto":
             from dataclasses import replace
 
-            objective = replace(objective, pack=mode == "mask" and model.can_pack, offsets=False)
+            objective = replace(objective, pack=mode == "mask" and model.can_pack, offsets="")
         rows = rows_of(size, size.batch * 8, same=same)
         local, job, rule = local_steps(2, size), Job({}, model.values()), LocalRule()
         begin = time.perf_counter()
@@ -271,7 +271,7 @@ class Bench:
                 if kind == "float32":
                     model.base.set_attn_implementation("sdpa")
                     model.model.float()
-                batch = lay_out(rows, pack=offsets, offsets=offsets).to(self.device)
+                batch = lay_out(rows, pack=offsets, offsets="always" if offsets else "").to(self.device)
                 logits = model.logits(batch).float()
                 F.cross_entropy(logits, batch.targets).backward()
                 model.collect_grads()

@@ -54,7 +54,7 @@ def loss_and_gradients(model: Resident, objective: CausalLM, table: list[Row]) -
 
 def test_a_line_of_three_rows_by_hand():
     first, second = (np.array([5, 6, 7], np.int32), np.array([0, 0, 1], bool)), (np.array([8, 9], np.int32), [0, 1])
-    batch = lay_out([first, (second[0], np.array(second[1], bool))], pack=True, offsets=True)
+    batch = lay_out([first, (second[0], np.array(second[1], bool))], pack=True, offsets="always")
     assert batch.input_ids.shape == (1, 64)
     assert batch.input_ids[0, :6].tolist() == [5, 6, 7, 8, 9, 0]
     assert batch.position_ids is not None
@@ -72,7 +72,7 @@ def test_losses_and_gradients_are_those_of_rows_alone(kind: str):
     alone = loss_and_gradients(model, CausalLM(pack=False), table)
     assert varlen.install(model.base)
     assert packing_is_exact(model, offsets=True)
-    line = loss_and_gradients(model, CausalLM(offsets=True), table)
+    line = loss_and_gradients(model, CausalLM(offsets="always"), table)
     assert line[0] == pytest.approx(alone[0], rel=1e-6)
     assert (line[1] - alone[1]).norm() <= 1e-5 * alone[1].norm()
 
@@ -84,7 +84,7 @@ def test_long_rows_keep_their_logits(kind: str, length: int):
     assert varlen.install(model.base)
     with model.evaluating():
         alone = model.logits(lay_out(table, pack=False))
-        line = model.logits(lay_out(table, pack=True, offsets=True))
+        line = model.logits(lay_out(table, pack=True, offsets="always"))
     assert (line - alone).abs().max() <= 1e-5 * alone.abs().max()
 
 
@@ -93,7 +93,7 @@ def test_a_row_sees_its_own_window_alone():
     narrow, wide = resident("mistral"), resident("mistral", sliding_window=100)
     for model in (narrow, wide):
         assert varlen.install(model.base)
-    batch = lay_out(rows(30, 20), pack=True, offsets=True)
+    batch = lay_out(rows(30, 20), pack=True, offsets="always")
     with narrow.evaluating(), wide.evaluating():
         assert not torch.allclose(narrow.logits(batch), wide.logits(batch), atol=1e-4)
 
@@ -101,11 +101,11 @@ def test_a_row_sees_its_own_window_alone():
 def test_recomputed_activations_keep_the_offsets():
     model, table = resident("llama"), rows(9, 30, 4)
     assert varlen.install(model.base)
-    stored = loss_and_gradients(model, CausalLM(offsets=True), table)
+    stored = loss_and_gradients(model, CausalLM(offsets="always"), table)
     model.model.train()
     model.recomputation.allowed = True
     assert model.recomputation.switch_on("a test")
-    again = loss_and_gradients(model, CausalLM(offsets=True), table)
+    again = loss_and_gradients(model, CausalLM(offsets="always"), table)
     assert again[0] == stored[0]
     assert torch.equal(again[1], stored[1])
 

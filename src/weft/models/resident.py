@@ -20,6 +20,7 @@ from weft.core.model_types import Cache, CausalModel, base_model_of
 from weft.core.types import Streams, Tensors
 from weft.models import varlen
 from weft.models.compat import cache_arguments, cache_of
+from weft.models.compiled import plain_layers
 from weft.models.emulator import only_layers
 from weft.models.layout import Batch, Row, lay_out
 from weft.models.probes import packing_is_exact
@@ -38,6 +39,7 @@ class Resident:
     """The whole model is in this process."""
     loss_scale = 1.0
     """Factor of a loss before its backward pass."""
+    compiled = False  # whether training steps run compiled layers
 
     def __init__(
         self,
@@ -76,10 +78,8 @@ class Resident:
         self._side: Side | None = None
         self._rounded = [name for name in self.params if self.masters[name] is not self.params[name]]
         self.can_pack = packing_is_exact(self)
-        self.offsets = self.can_pack and self._computes_offsets()
-        """Whether rows can share one line by offsets instead of a mask."""
-        self.worth = varlen.worth(device)
-        """Positions that offsets must save for each row (`lay_out`)."""
+        self.offsets = self._use_offsets() if self.can_pack else ""
+        """When rows share one line by offsets instead of a mask (`lay_out`)."""
         self.recomputation = Recomputation(self.base)
         self.ends_with_head: bool | None = None
         """Whether nothing follows the output layer; None until a loss in chunks has tested it."""
@@ -142,7 +142,7 @@ class Resident:
         was_training = self.model.training
         self.model.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), plain_layers(self.compiled):
                 yield
         finally:
             self.model.train(was_training)
@@ -216,18 +216,18 @@ class Resident:
         if sums:
             torch._foreach_add_(sums, grads)
 
-    def _computes_offsets(self) -> bool:
-        """Switch to variable-length attention where the device has it and it is exact; return whether it is."""
+    def _use_offsets(self) -> str:
+        """Switch to variable-length attention where the device has it and it is exact; return when it is used."""
         if not self.one_process or self.front is not None or not varlen.use(self.base, self.device, self.dtype):
-            return False
+            return ""
         if packing_is_exact(self, offsets=True):
-            return True
+            return "where shorter" if self.device.type == "cpu" else "always"
         varlen.remove(self.base)
-        return False
+        return ""
 
     def lay_out(self, rows: Sequence[Row], *, pack: bool = True) -> Batch:
         """Return a batch of rows, on the CPU, that share lines if `pack` and the model computes that exactly."""
-        return lay_out(rows, pack=pack and self.can_pack, offsets=self.offsets, worth=self.worth)
+        return lay_out(rows, pack=pack and self.can_pack, offsets=self.offsets)
 
     def logits(self, batch: Batch) -> Tensor:
         """Return (N, V): the logits that predict the batch's N targets."""

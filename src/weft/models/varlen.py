@@ -192,14 +192,6 @@ def use(model: CausalModel, device: torch.device, dtype: torch.dtype) -> bool:
     return install(model)
 
 
-def worth(device: torch.device) -> int:
-    """Return how many positions offsets must save for each row, compared with a mask, to be faster on a device.
-
-    A CPU computes row by row, some 0.1 to 0.3 ms a row and layer, as much as 16 positions of a small model take.
-    """
-    return 16 if device.type == "cpu" else 0
-
-
 def install(model: CausalModel) -> bool:
     """Make a model compute by `attention`; False: it has no exchangeable attention, or drops attention weights."""
     from transformers import AttentionInterface

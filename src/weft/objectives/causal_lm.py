@@ -22,20 +22,18 @@ class CausalLM(Objective):
     """-sum log p(x_t | x_<t) over every token of plain text."""
 
     pack: bool = True
-    offsets: bool = False
-    """Rows share one line by offsets instead of a mask."""
-    worth: int = 0
-    """Positions that offsets must save for each row (`lay_out`)."""
+    offsets: str = ""
+    """When rows share one line by offsets instead of a mask (`lay_out`)."""
     rows: ClassVar[str] = "text"
     by_token: ClassVar[bool] = True
 
     def for_model(self, model: Resident) -> Self:
         """Return the objective, without packing where the model would mix the rows of a line."""
-        return replace(self, pack=self.pack and model.can_pack, offsets=model.offsets, worth=model.worth)
+        return replace(self, pack=self.pack and model.can_pack, offsets=model.offsets)
 
     def collate(self, rows: Sequence[Row]) -> Batch:
         """Lay out the rows; with `pack`, several share a line."""
-        return lay_out(rows, pack=self.pack, offsets=self.offsets, worth=self.worth)
+        return lay_out(rows, pack=self.pack, offsets=self.offsets)
 
     def loss(self, model: Resident, batch: Batch) -> Loss:
         """Return the summed loss of a batch."""
