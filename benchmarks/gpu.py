@@ -231,6 +231,8 @@ class Bench:
         prompts = [ids[: self.size.length // 4] for ids, _ in rows_of(self.size, lines, same=True)]
         generate(model, prompts[:2], Sampling(4, temperature=0.0))
         ours = timed(lambda: generate(model, prompts, Sampling(tokens, temperature=0.0)), self.device, 1, warm=0)
+        greedy = Sampling(tokens, temperature=0.0)
+        static = timed(lambda: generate(model, prompts, greedy, static=True), self.device, 1, warm=1)  # and compiled
         ids = torch.tensor([prompt.tolist() for prompt in prompts], device=self.device)
         mask = torch.ones_like(ids)
 
@@ -245,7 +247,8 @@ class Bench:
         count = tokens * lines
         print(
             f"   Weft {count / ours:,.0f} tokens/s, transformers {count / other:,.0f}: {other / ours:.2f} times; "
-            f"cache {model.can_cache}, rounding {rounding(model):.3f}"
+            f"cache {model.can_cache}, rounding {rounding(model):.3f}; static {count / static:,.0f} tokens/s "
+            f"({'used' if model.decoding else 'refused'})"
         )
 
     def correctness(self) -> None:

@@ -39,8 +39,8 @@ class ModelKeys(BaseModel):
     )
     compile: Literal["auto", "on", "off"] = Field(
         "off",
-        description="compile the decoder layers for training steps (torch.compile); auto: on CUDA without fused "
-        "kernels, in runs of 2,000 steps or more",
+        description="compile the decoder layers for training steps, and on CUDA the step of decoding "
+        "(torch.compile); auto: on CUDA without fused kernels, in runs of 2,000 steps or more",
     )
     int8_threshold: float = Field(
         6.0, ge=0, description="with load_in_8bit: activations above it are multiplied in 16 bits; 0: none are"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -37,9 +37,9 @@ class Resident:
 
     one_process: ClassVar[bool] = True
     """The whole model is in this process."""
-    loss_scale = 1.0
-    """Factor of a loss before its backward pass."""
-    compiled = False  # whether training steps run compiled layers
+    loss_scale = 1.0  # factor of a loss before its backward pass
+    compiled = False  # whether training steps, and on a GPU steps of decoding, are compiled
+    decoding: Any = None  # the step of decoding with a static cache; False: it is not exact; None: not tested
 
     def __init__(
         self,
