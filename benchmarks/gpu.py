@@ -103,7 +103,7 @@ class Bench:
         if mode != "auto":
             from dataclasses import replace
 
-            objective = replace(objective, pack=mode == "mask" and model.can_pack, offsets=False)
+            objective = replace(objective, pack=mode == "mask" and model.can_pack, offsets="")
         rows = rows_of(size, size.batch * 8, same=same)
         local, job, rule = local_steps(2, size), Job({}, model.values()), LocalRule()
         begin = time.perf_counter()
@@ -231,6 +231,8 @@ class Bench:
         prompts = [ids[: self.size.length // 4] for ids, _ in rows_of(self.size, lines, same=True)]
         generate(model, prompts[:2], Sampling(4, temperature=0.0))
         ours = timed(lambda: generate(model, prompts, Sampling(tokens, temperature=0.0)), self.device, 1, warm=0)
+        greedy = Sampling(tokens, temperature=0.0)
+        static = timed(lambda: generate(model, prompts, greedy, static=True), self.device, 1, warm=1)  # and compiled
         ids = torch.tensor([prompt.tolist() for prompt in prompts], device=self.device)
         mask = torch.ones_like(ids)
 
@@ -245,7 +247,8 @@ class Bench:
         count = tokens * lines
         print(
             f"   Weft {count / ours:,.0f} tokens/s, transformers {count / other:,.0f}: {other / ours:.2f} times; "
-            f"cache {model.can_cache}, rounding {rounding(model):.3f}"
+            f"cache {model.can_cache}, rounding {rounding(model):.3f}; static {count / static:,.0f} tokens/s "
+            f"({'used' if model.decoding else 'refused'})"
         )
 
     def correctness(self) -> None:
@@ -271,7 +274,7 @@ class Bench:
                 if kind == "float32":
                     model.base.set_attn_implementation("sdpa")
                     model.model.float()
-                batch = lay_out(rows, pack=offsets, offsets=offsets).to(self.device)
+                batch = lay_out(rows, pack=offsets, offsets="always" if offsets else "").to(self.device)
                 logits = model.logits(batch).float()
                 F.cross_entropy(logits, batch.targets).backward()
                 model.collect_grads()

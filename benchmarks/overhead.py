@@ -6,6 +6,7 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def main(verb: str = "sft", dtype: str = "auto") -> None:
         memory = InMemory() if kind == "conversations" else DiskMemory(RunDir(folder / "run"))
         population = populate(config, tokenizer, memory, rows=kind, pool=False)
         model = load_resident(config, tokenizer)
+        plan = replace(plan, objective=plan.objective.for_model(model))
         if plan.objective.needs_reference:
             refer(population, model, RunDir(folder / "run").reference_file, 16, print)
         runtime = InProcess(ClientHost(plan, model, None, population.trained, population.evaluated))  # type: ignore[arg-type]

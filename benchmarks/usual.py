@@ -10,6 +10,7 @@ import copy
 import tempfile
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,7 @@ def weft_rounds(config: Any) -> Any:
     tokenizer = load_tokenizer(config)
     population = populate(config, tokenizer, InMemory(), rows="conversations", pool=False)
     model = load_resident(config, tokenizer)
+    plan = replace(plan, objective=plan.objective.for_model(model))
     runtime = InProcess(ClientHost(plan, model, None, population.trained, population.evaluated))  # type: ignore[arg-type]
     return run_rounds(
         plan,

@@ -38,6 +38,7 @@ class Keys(TypedDict, total=False):
     load_in_4bit: bool
     gradient_checkpointing: bool | Literal["auto"]
     kernels: Literal["auto", "liger", "none"]
+    compile: Literal["auto", "on", "off"]
     int8_threshold: float
     parallel: Literal["none", "fsdp", "tensor", "pipeline"]
     model_offload: Literal["none", "cpu", "disk"]

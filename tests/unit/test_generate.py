@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 
+from weft.models import static_decoding
 from weft.models.generate import Sampling, _draw, answer_text, generate, most_lines
 from weft.models.probes import rounding
 from weft.models.resident import Resident
@@ -15,6 +16,11 @@ SMALL = {"vocab_size": 640, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id"
 HIDDEN = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 KINDS = {
     "llama": (transformers.LlamaForCausalLM, transformers.LlamaConfig, HIDDEN),
+    "qwen3": (
+        transformers.Qwen3ForCausalLM,
+        transformers.Qwen3Config,
+        HIDDEN | {"num_key_value_heads": 1, "head_dim": 16},
+    ),
     "gpt2": (transformers.GPT2LMHeadModel, transformers.GPT2Config, {"n_embd": 32, "n_layer": 2, "n_head": 2}),
     "bloom": (transformers.BloomForCausalLM, transformers.BloomConfig, {"hidden_size": 32, "n_layer": 2, "n_head": 2}),
     "gemma2": (
@@ -106,6 +112,38 @@ def test_answers_that_are_looked_at_rarely_are_the_same(every: int, tiny_tokeniz
     assert len(plain[0][0].ids) <= 4
     for (one,), (other,) in zip(plain, rare, strict=True):
         assert (one.ids.tolist(), one.ended) == (other.ids.tolist(), other.ended)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("every", [1, 8])
+def test_a_static_cache_draws_the_same_answers(kind: str, every: int, tiny_tokenizer, prompts: list[np.ndarray]):
+    """Lines that end early too, of which half are then dropped from the cache."""
+    model = resident(kind, tiny_tokenizer)
+    for end in generate(model, prompts, Sampling(5, temperature=0.0))[0][0].ids[2:4]:
+        model.model.generation_config.eos_token_id = int(end)
+        for sampling in (Sampling(30, temperature=0.0), Sampling(30)):
+            plain = generate(model, prompts, sampling, copies=3, seed=4, look_every=every)
+            static = generate(model, prompts, sampling, copies=3, seed=4, look_every=every, static=True)
+            assert [[one.ids.tolist() for one in group] for group in static] == [
+                [one.ids.tolist() for one in group] for group in plain
+            ]
+    # A cache of a window or of a state is none of fixed size for all positions; a model without a cache is not asked.
+    assert {"llama": True, "qwen3": True, "gpt2": True, "bloom": True, "gemma2": False, "mamba": None}[kind] is (
+        None if model.decoding is None else bool(model.decoding)
+    )
+
+
+def test_a_static_cache_that_is_not_exact_is_not_used(tiny_tokenizer, monkeypatch: pytest.MonkeyPatch):
+    """The control: a step that forgets the mask gives other logits, which the test of the model finds."""
+    model = resident("llama", tiny_tokenizer)
+    step = static_decoding.make_step(model)
+    monkeypatch.setattr(
+        static_decoding,
+        "make_step",
+        lambda model: lambda ids, mask, positions, cache: step(ids, torch.ones_like(mask), positions, cache),
+    )
+    generate(model, [np.array([3, 4, 5], np.int32)], Sampling(4), static=True)
+    assert model.decoding is False
 
 
 def test_a_gpus_memory_limits_the_lines_that_are_decoded_at_a_time(tiny_tokenizer):

@@ -54,7 +54,7 @@ def loss_and_gradients(model: Resident, objective: CausalLM, table: list[Row]) -
 
 def test_a_line_of_three_rows_by_hand():
     first, second = (np.array([5, 6, 7], np.int32), np.array([0, 0, 1], bool)), (np.array([8, 9], np.int32), [0, 1])
-    batch = lay_out([first, (second[0], np.array(second[1], bool))], pack=True, offsets=True)
+    batch = lay_out([first, (second[0], np.array(second[1], bool))], pack=True, offsets="always")
     assert batch.input_ids.shape == (1, 64)
     assert batch.input_ids[0, :6].tolist() == [5, 6, 7, 8, 9, 0]
     assert batch.position_ids is not None
@@ -72,7 +72,7 @@ def test_losses_and_gradients_are_those_of_rows_alone(kind: str):
     alone = loss_and_gradients(model, CausalLM(pack=False), table)
     assert varlen.install(model.base)
     assert packing_is_exact(model, offsets=True)
-    line = loss_and_gradients(model, CausalLM(offsets=True), table)
+    line = loss_and_gradients(model, CausalLM(offsets="always"), table)
     assert line[0] == pytest.approx(alone[0], rel=1e-6)
     assert (line[1] - alone[1]).norm() <= 1e-5 * alone[1].norm()
 
@@ -84,7 +84,7 @@ def test_long_rows_keep_their_logits(kind: str, length: int):
     assert varlen.install(model.base)
     with model.evaluating():
         alone = model.logits(lay_out(table, pack=False))
-        line = model.logits(lay_out(table, pack=True, offsets=True))
+        line = model.logits(lay_out(table, pack=True, offsets="always"))
     assert (line - alone).abs().max() <= 1e-5 * alone.abs().max()
 
 
@@ -93,7 +93,7 @@ def test_a_row_sees_its_own_window_alone():
     narrow, wide = resident("mistral"), resident("mistral", sliding_window=100)
     for model in (narrow, wide):
         assert varlen.install(model.base)
-    batch = lay_out(rows(30, 20), pack=True, offsets=True)
+    batch = lay_out(rows(30, 20), pack=True, offsets="always")
     with narrow.evaluating(), wide.evaluating():
         assert not torch.allclose(narrow.logits(batch), wide.logits(batch), atol=1e-4)
 
@@ -101,11 +101,11 @@ def test_a_row_sees_its_own_window_alone():
 def test_recomputed_activations_keep_the_offsets():
     model, table = resident("llama"), rows(9, 30, 4)
     assert varlen.install(model.base)
-    stored = loss_and_gradients(model, CausalLM(offsets=True), table)
+    stored = loss_and_gradients(model, CausalLM(offsets="always"), table)
     model.model.train()
     model.recomputation.allowed = True
     assert model.recomputation.switch_on("a test")
-    again = loss_and_gradients(model, CausalLM(offsets=True), table)
+    again = loss_and_gradients(model, CausalLM(offsets="always"), table)
     assert again[0] == stored[0]
     assert torch.equal(again[1], stored[1])
 
@@ -122,11 +122,42 @@ def test_attention_with_dropout_is_left_alone():
     assert model.base.config._attn_implementation == "sdpa"
 
 
-def test_a_cpu_keeps_masks():
+def test_a_cpu_keeps_masks_where_they_cost_little():
+    """It computes row by row, which pays where lines would hold much padding, or a mask would be large."""
     model = resident("llama")
-    assert not varlen.use(model.base, CPU, torch.bfloat16)
-    assert not model.offsets
-    assert lay_out(rows(5, 4, 9), pack=True).mask is not None
+    assert model.offsets
+    assert model.lay_out(rows(5, 4, 9)).mask is not None
+    assert model.lay_out(rows(30, 4, 30, 30)).offsets is None
+    one_line = model.lay_out(rows(90, 50, 60))
+    assert one_line.offsets is not None
+    assert one_line.input_ids.shape == (1, 200)
+    assert model.lay_out(rows(600, 300, 299)).offsets is not None
+    assert model.lay_out(rows(600, 600)).mask is None
+    assert model.lay_out(rows(90, 50, 60), pack=False).input_ids.shape == (3, 90)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cpu_computes_by_row_what_rows_alone_have(kind: str):
+    """In training too, where the layout is chosen by the rule above."""
+    model, table = resident(kind), rows(90, 50, 60)
+    alone = loss_and_gradients(model, CausalLM(pack=False), table)
+    objective = CausalLM().for_model(model)
+    assert objective.collate(table).offsets is not None
+    line = loss_and_gradients(model, objective, table)
+    assert line[0] == pytest.approx(alone[0], rel=1e-6)
+    assert (line[1] - alone[1]).norm() <= 1e-5 * alone[1].norm()
+
+
+def test_short_rows_in_16_bits_are_computed_in_float32_on_a_cpu():
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(50, 4, 8) for _ in range(3))
+    offsets = torch.tensor([0, 20, 50], dtype=torch.int32)
+    kernel = varlen.kernel_for("cpu")
+    assert kernel is not None
+    narrow = [part.bfloat16() for part in (query, key, value)]
+    exact = varlen.by_row(*(part.float() for part in narrow), offsets, 30, None, 0)
+    assert torch.equal(kernel(*narrow, offsets, 30, None, 0), exact.bfloat16())
+    assert not torch.equal(varlen.by_row(*narrow, offsets, 30, None, 0), exact.bfloat16())  # the control
 
 
 def test_torch_has_the_kernel_that_is_called():

@@ -212,6 +212,11 @@ def _check_placement(config: RunConfig) -> None:
             "A model spread over processes can be neither quantised nor offloaded by layers: leave out "
             "--load_in_8bit/4bit and --model_offload; with --parallel fsdp, --cpu_offload may help."
         )
+    if config.compile == "on" and (config.parallel != "none" or config.model_offload != "none" or quantised):
+        raise ConfigError(
+            "Compiled layers must be whole, in this process and not quantised: leave out --compile, or --parallel, "
+            "--model_offload and --load_in_8bit/4bit."
+        )
     if config.cpu_offload and config.parallel != "fsdp":
         raise ConfigError("cpu_offload moves shards: add --parallel fsdp, or leave out --cpu_offload.")
     if config.parallel in ("tensor", "pipeline") and config.use_peft:

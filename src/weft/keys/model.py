@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from weft.json_types import JsonObject
-from weft.keys.effects import ALWAYS, GRADIENTS, LOCAL_MODEL, PEFT, PRETRAINED, Condition, Effect, flag, only
+from weft.keys.effects import ALWAYS, GRADIENTS, LOCAL_MODEL, NOT_SITES, PEFT, PRETRAINED, Condition, Effect, flag, only
 
 
 class ModelKeys(BaseModel):
@@ -36,6 +36,11 @@ class ModelKeys(BaseModel):
     )
     kernels: Literal["auto", "liger", "none"] = Field(
         "auto", description="fused kernels of Liger for norms, rotary embeddings and gates; auto: on CUDA, if installed"
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "off",
+        description="compile the decoder layers for training steps, and on CUDA the step of decoding "
+        "(torch.compile); auto: on CUDA without fused kernels, in runs of 2,000 steps or more",
     )
     int8_threshold: float = Field(
         6.0, ge=0, description="with load_in_8bit: activations above it are multiplied in 16 bits; 0: none are"
@@ -132,6 +137,7 @@ WORKS: dict[str, Effect] = {
     "load_in_4bit": LOCAL_MODEL,
     "gradient_checkpointing": LOCAL_MODEL + GRADIENTS,
     "kernels": LOCAL_MODEL,
+    "compile": LOCAL_MODEL + GRADIENTS + NOT_SITES,
     "int8_threshold": flag("load_in_8bit"),
     "parallel": ALWAYS,
     "model_offload": ALWAYS,

@@ -15,6 +15,7 @@ from weft.core.seeds import derive
 from weft.models.layout import Batch
 from weft.models.probes import rounding
 from weft.models.resident import Resident
+from weft.models.static_decoding import StaticDecoder, probe_static
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def generate(
     copies: int = 1,
     seed: int = 0,
     look_every: int | None = None,
+    static: bool | None = None,
 ) -> list[list[Answer]]:
     """Sample `copies` answers to every prompt, without dropout.
 
@@ -67,19 +69,23 @@ def generate(
         copies: answers per prompt.
         seed: of the sampling; the same seed, prompts and model give the same answers on the same machine.
         look_every: tokens after which lines that have ended are dropped; None: 1 on a CPU, `LOOK_EVERY` on a GPU.
+        static: use a cache of fixed size; None: on a GPU, where the run compiles.
 
     Returns:
         For every prompt, in order, its answers.
     """
+    if static is None:
+        static = model.compiled and model.device.type == "cuda"
     every = look_every or (LOOK_EVERY if model.device.type == "cuda" else 1)
     longest = max(map(len, prompts), default=0) + sampling.max_new_tokens
-    size = max(1, most_lines(model, longest) // copies)
+    # While a dynamic cache is copied into a static one, both are in memory.
+    size = max(1, most_lines(model, longest) // (2 * copies if static else copies))
     groups = [prompts[at : at + size] for at in range(0, len(prompts), size)]
     seeds = [seed, *(derive(seed, "group", number) for number in range(1, len(groups)))]
     return [
         answers
         for group, own in zip(groups, seeds, strict=True)
-        for answers in _generate(model, group, sampling, copies, own, every)
+        for answers in _generate(model, group, sampling, copies, own, every, static)
     ]
 
 
@@ -105,11 +111,17 @@ def most_lines(model: Resident, length: int, free: int | None = None) -> int:
 
 
 def _generate(
-    model: Resident, prompts: Sequence[np.ndarray], sampling: Sampling, copies: int, seed: int, every: int
+    model: Resident,
+    prompts: Sequence[np.ndarray],
+    sampling: Sampling,
+    copies: int,
+    seed: int,
+    every: int,
+    static: bool,
 ) -> list[list[Answer]]:
     """Return the answers to prompts that are decoded together."""
     with model.evaluating():
-        lines = _start_decoder(model, prompts, copies)
+        lines = _start_decoder(model, prompts, copies, sampling.max_new_tokens if static else 0)
         chance = torch.Generator(device=model.device).manual_seed(seed)
         ends = end_tokens(model)
         token_lists: list[list[int]] = [[] for _ in range(len(prompts) * copies)]
@@ -194,10 +206,20 @@ class _UncachedDecoder:
         return self.model.logits(batch.to(self.model.device))
 
 
-def _start_decoder(model: Resident, prompts: Sequence[np.ndarray], copies: int) -> _CachedDecoder | _UncachedDecoder:
+def _start_decoder(
+    model: Resident, prompts: Sequence[np.ndarray], copies: int, static: int
+) -> _CachedDecoder | _UncachedDecoder | StaticDecoder:
+    """Return a decoder that has computed the prompts; `static` is the number of new tokens of a static cache, or 0."""
     if model.can_cache is None:
         model.can_cache = _cache_is_exact(model)
-    return (_CachedDecoder if model.can_cache else _UncachedDecoder)(model, prompts, copies)
+    if not model.can_cache:
+        return _UncachedDecoder(model, prompts, copies)
+    if static and model.decoding is None:
+        probe_static(model, lambda few, count: _CachedDecoder(model, few, count))
+    lines = _CachedDecoder(model, prompts, copies)
+    if not static or model.decoding is False:
+        return lines
+    return StaticDecoder(model, lines.cache, lines.mask, lines.logits, static)
 
 
 def _cache_is_exact(model: Resident) -> bool:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from weft.core.model_types import CausalModel
 from weft.errors import ConfigError, MissingExtra
@@ -55,6 +55,12 @@ def use_kernels(model: CausalModel, name: str, device: torch.device) -> bool:
         lambda: patch(model=model, cross_entropy=False, fused_linear_cross_entropy=False, **parts),
     )
     return True
+
+
+def is_fused(model: nn.Module) -> bool:
+    """Return whether a model computes with fused kernels of Liger."""
+    homes = (str(getattr(module.forward, "__module__", "")) for module in model.modules())
+    return any(home.startswith("liger_kernel") for home in homes)
 
 
 def with_local_classes(module_name: str, patch: Callable[[], object]) -> None:

@@ -19,6 +19,7 @@ from weft.errors import ConfigError
 from weft.models.adapters import add_lora, fixed_factors
 from weft.models.checkpoint import find_checkpoint, load_weights
 from weft.models.compat import recompute_activations
+from weft.models.compiled import compile_layers
 from weft.models.emulator import emulator_of, train_ends
 from weft.models.group import RankGroup
 from weft.models.instruction import Instruction
@@ -198,6 +199,8 @@ def load_resident(
             note(sentence)
     exact = not (config.load_in_4bit or config.load_in_8bit or getattr(model.config, "quantization_config", None))
     check_computes(resident, config.start_name, exact=exact)
+    steps = config.num_rounds * config.sample_clients * max(0, config.max_steps)
+    resident.compiled = compile_layers(resident.base, config, device, note, steps=steps)
     return resident
 
 

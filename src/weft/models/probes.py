@@ -78,7 +78,8 @@ def packing_is_exact(model: LoadedModel, *, offsets: bool = False) -> bool:
     with model.evaluating():
         try:
             alone = model.logits(lay_out([filler, first, second], pack=False).to(model.device)).float()[-5:]
-            lines = [lay_out([filler, row, second], pack=True, offsets=offsets) for row in (first, other)]
+            how = "always" if offsets else ""
+            lines = [lay_out([filler, row, second], pack=True, offsets=how) for row in (first, other)]
             shared, changed = (model.logits(line.to(model.device)).float()[-5:] for line in lines)
         except FAULTS:
             return False

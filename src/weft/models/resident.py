@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from weft.core.model_types import Cache, CausalModel, base_model_of
 from weft.core.types import Streams, Tensors
 from weft.models import varlen
 from weft.models.compat import cache_arguments, cache_of
+from weft.models.compiled import plain_layers
 from weft.models.emulator import only_layers
 from weft.models.layout import Batch, Row, lay_out, line_step
 from weft.models.probes import packing_is_exact
@@ -36,10 +37,10 @@ class Resident:
 
     one_process: ClassVar[bool] = True
     """The whole model is in this process."""
-    loss_scale = 1.0
-    """Factor of a loss before its backward pass."""
-    line_step = 1
-    """What the length of padded lines is a multiple of."""
+    loss_scale = 1.0  # factor of a loss before its backward pass
+    line_step = 1  # what the length of padded lines is a multiple of
+    compiled = False  # whether training steps, and on a GPU steps of decoding, are compiled
+    decoding: Any = None  # the step of decoding with a static cache; False: it is not exact; None: not tested
 
     def __init__(
         self,
@@ -79,8 +80,8 @@ class Resident:
         self._rounded = [name for name in self.params if self.masters[name] is not self.params[name]]
         self.line_step = 1 if front is not None else line_step(device, self.base.config)
         self.can_pack = packing_is_exact(self)
-        self.offsets = self.can_pack and self._computes_offsets()
-        """Whether rows share one line by offsets instead of a mask."""
+        self.offsets = self._use_offsets() if self.can_pack else ""
+        """When rows share one line by offsets instead of a mask (`lay_out`)."""
         self.recomputation = Recomputation(self.base)
         self.ends_with_head: bool | None = None
         """Whether nothing follows the output layer; None until a loss in chunks has tested it."""
@@ -143,7 +144,7 @@ class Resident:
         was_training = self.model.training
         self.model.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), plain_layers(self.compiled):
                 yield
         finally:
             self.model.train(was_training)
@@ -165,8 +166,7 @@ class Resident:
         return None
 
     def remote_likelihoods(self, rows: Sequence[Row]) -> list[tuple[float, int]] | None:
-        """Return, for every row, the log-probability (nats) of its targets and their number, where the model is behind
-        an endpoint; None: it is here."""
+        """Return the log-probability (nats) and number of every row's targets, from an endpoint; None: it is here."""
         return None
 
     def remote_texts(self, prompt: str, count: int, tokens: int, seed: int) -> list[str] | None:
@@ -217,14 +217,14 @@ class Resident:
         if sums:
             torch._foreach_add_(sums, grads)
 
-    def _computes_offsets(self) -> bool:
-        """Switch to variable-length attention where the device has it and it is exact; return whether it is."""
+    def _use_offsets(self) -> str:
+        """Switch to variable-length attention where the device has it and it is exact; return when it is used."""
         if not self.one_process or self.front is not None or not varlen.use(self.base, self.device, self.dtype):
-            return False
+            return ""
         if packing_is_exact(self, offsets=True):
-            return True
+            return "where shorter" if self.device.type == "cpu" else "always"
         varlen.remove(self.base)
-        return False
+        return ""
 
     def lay_out(self, rows: Sequence[Row], *, pack: bool = True) -> Batch:
         """Return a batch of rows, on the CPU, that share lines if `pack` and the model computes that exactly."""

@@ -22,8 +22,8 @@ class CausalLM(Objective):
     """-sum log p(x_t | x_<t) over every token of plain text."""
 
     pack: bool = True
-    offsets: bool = False
-    """Rows share one line by offsets instead of a mask."""
+    offsets: str = ""
+    """When rows share one line by offsets instead of a mask (`lay_out`)."""
     step: int = 1
     """Padded lines have a multiple of so many positions."""
     rows: ClassVar[str] = "text"
