@@ -23,6 +23,8 @@ HELP = {
     "emulate": "make a smaller stand-in for a model that must not be shared",
     "split": "show how rows are split over the clients, without training",
     "demo": "train three simulated hospitals, offline, in under three minutes",
+    "evaluate": "score a run or a model on tasks",
+    "tasks": "list the evaluation tasks, and where their data is",
     "compare": "print runs side by side",
     "chat": "talk with a trained model",
     "export": "write a run's adapter or merged model",

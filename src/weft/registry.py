@@ -107,6 +107,14 @@ TEMPLATES = {
     "vicuna_v1.1": "weft.data.templates:VICUNA",
     "chat": "weft.data.templates:CHAT",
 }
+SCORERS = {
+    "choice": "weft.tasks.choice:Choice",
+    "generate": "weft.tasks.generation:Generate",
+    "bits_per_byte": "weft.tasks.texts:BitsPerByte",
+    "preference": "weft.tasks.texts:Preference",
+    "refusal": "weft.tasks.refusal:Refusal",
+}
+"""How evaluation tasks are asked and scored."""
 NATURAL_SPLITS = ("by", "domain")
 """Splits that determine the number of clients from the data."""
 COMMANDS = {
@@ -118,6 +126,8 @@ COMMANDS = {
     "emulate": "weft.commands.emulate:run",
     "split": "weft.commands.split:run",
     "demo": "weft.commands.demo:run",
+    "evaluate": "weft.commands.evaluate:run",
+    "tasks": "weft.commands.tasks:run",
     "compare": "weft.commands.compare:run",
     "chat": "weft.commands.chat:run",
     "export": "weft.commands.export:run",

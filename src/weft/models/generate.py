@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -59,6 +59,7 @@ def generate(
     seed: int = 0,
     look_every: int | None = None,
     static: bool | None = None,
+    stop: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[list[Answer]]:
     """Sample `copies` answers to every prompt, without dropout.
 
@@ -70,6 +71,7 @@ def generate(
         seed: of the sampling; the same seed, prompts and model give the same answers on the same machine.
         look_every: tokens after which lines that have ended are dropped; None: 1 on a CPU, `LOOK_EVERY` on a GPU.
         static: use a cache of fixed size; None: on a GPU, where the run compiles.
+        stop: tells of an answer's tokens so far whether they are enough; it is asked whenever lines are looked at.
 
     Returns:
         For every prompt, in order, its answers.
@@ -85,7 +87,7 @@ def generate(
     return [
         answers
         for group, own in zip(groups, seeds, strict=True)
-        for answers in _generate(model, group, sampling, copies, own, every, static)
+        for answers in _generate(model, group, sampling, copies, own, every, static, stop)
     ]
 
 
@@ -118,6 +120,7 @@ def _generate(
     seed: int,
     every: int,
     static: bool,
+    stop: Callable[[Sequence[int]], bool] | None,
 ) -> list[list[Answer]]:
     """Return the answers to prompts that are decoded together."""
     with model.evaluating():
@@ -135,6 +138,8 @@ def _generate(
                 for row, tokens in zip(alive, torch.stack(recent, dim=1).tolist(), strict=True):
                     token_lists[row] += _until_end(tokens, ends)
                 unfinished = [place for place, row in enumerate(alive) if token_lists[row][-1] not in ends]
+                if stop is not None:
+                    unfinished = [place for place in unfinished if not stop(token_lists[alive[place]])]
                 if not unfinished or is_last:
                     break
             latest = recent[-1]

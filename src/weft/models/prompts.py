@@ -131,6 +131,8 @@ class Front:
         self._encoders = list(model.prompt_encoder.values())
         self._base = model.get_base_model()
         self._virtual: Tensor | None = None
+        # A prompt that was saved is its vectors; what made them is not saved.
+        self._saved = bool(model.peft_config["default"].inference_mode)
         self.length = 0
         """Positions of the prefix in the cache; 0 where the prompt is among the embeddings."""
         if method == "prefix":
@@ -145,8 +147,9 @@ class Front:
         """Return the vectors (n, width) of all encoders, the shared prompt's first."""
         vectors = []
         for encoder in self._encoders:
-            numbers = torch.arange(encoder.embedding.num_embeddings, device=encoder.embedding.weight.device)
-            vectors.append(encoder(numbers[None])[0])
+            table = encoder.embedding
+            numbers = torch.arange(table.num_embeddings, device=table.weight.device)
+            vectors.append(table(numbers) if self._saved else encoder(numbers[None])[0])
         return torch.cat(vectors)
 
     def cache(self, lines: int) -> Cache | None:

@@ -1,0 +1,187 @@
+"""`weft evaluate MODEL_OR_RUN --tasks ...`: score a model on tasks."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from weft.arguments import Parser
+from weft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from weft.launch.subject import Subject
+    from weft.tasks.declaration import EvalTask
+    from weft.tasks.runner import Result, Say
+    from weft.tasks.store import Store
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="weft evaluate", description="Score a run or a model on tasks.", allow_abbrev=False)
+    parser.add_argument("model", metavar="MODEL_OR_RUN", help="a run directory, a hub name, a model or adapter folder")
+    parser.add_argument(
+        "--tasks", nargs="+", required=True, metavar="NAME", help="tasks, suites (general, medical, all, ...) or files"
+    )
+    parser.add_argument("--task_data", nargs="+", default=[], metavar="DIR", help="folders with the tasks' data")
+    parser.add_argument("--include_path", nargs="+", default=[], metavar="DIR", help="folders with tasks of your own")
+    parser.add_argument("--limit", type=int, metavar="N", help="ask at most N rows of a task")
+    parser.add_argument("--num_fewshot", type=int, default=0, metavar="N", help="worked examples before a question [0]")
+    parser.add_argument("--apply_chat_template", action="store_true", help="ask in turns of the model's chat template")
+    parser.add_argument("--system_instruction", default="", metavar="TEXT", help="a text before everything")
+    parser.add_argument("--max_new_tokens", type=int, metavar="N", help="longest answer in tokens [the task's]")
+    parser.add_argument("--batch_size", type=int, default=16, metavar="N", help="prompts at a time [16]")
+    parser.add_argument("--seed", type=int, default=0, help="of sampling [0]")
+    parser.add_argument("--output_dir", metavar="DIR", help="where to [RUN/evaluation or evaluations/MODEL]")
+    parser.add_argument("--overwrite", action="store_true", help="delete the results of another evaluation there first")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    parser.add_argument("--quiet", action="store_true", help="print no progress")
+    parser.add_argument("--client", metavar="NAME", help="of a run: whose model, where each client has its own")
+    parser.add_argument("--round", type=int, metavar="N", help="of a run: after which round [the newest]")
+    parser.add_argument("--accept_changed", action="store_true", help="of a run: use it although its base changed")
+    parser.add_argument("--device", default=None, help="of a model: cpu, cuda, ... [auto]")
+    parser.add_argument("--dtype", default=None, help="of a model: float32, bfloat16, float16 [auto]")
+    parser.add_argument("--load_in_8bit", action="store_true", help="of a model: hold its weights in 8 bits")
+    parser.add_argument("--load_in_4bit", action="store_true", help="of a model: hold its weights in 4 bits")
+    parser.add_argument("--trust_remote_code", action="store_true", help="of a model: run code that comes with it")
+    return parser
+
+
+def run(argv: list[str]) -> int:
+    """Put tasks to a model, print their scores, and write them beside the run."""
+    arguments = _parser().parse(argv)
+    _check(arguments)
+    from weft.tasks.catalogue import select
+    from weft.tasks.results import results_json, table, write_results
+    from weft.tasks.rows import folders_of
+
+    tasks = select(arguments.tasks, arguments.include_path)
+    folders = folders_of(arguments.task_data)
+    tasks = _at_hand(tasks, folders, alone=len(tasks) == 1)
+    rows = {task.name: _rows(task, folders, arguments) for task in tasks}
+    subject = _subject(arguments)
+    settings = _settings(arguments, subject)
+    store = _store(arguments, subject, settings)
+    results: list[Result] = []
+    for task in tasks:
+        results.append(_evaluated(task, rows[task.name], subject, store, arguments))
+        if store.folder is not None:  # after every task: what is done stands, whatever comes
+            data = results_json(results, subject.name, settings, version("weft"))
+            file = write_results(store.folder, data)
+    if arguments.json:
+        print(json.dumps(data, ensure_ascii=False))
+        return 0
+    print("\n".join(table(results)))
+    cut = [f"{result.task.name} ({result.cut})" for result in results if result.cut]
+    if cut:
+        print(f"Items that were longer than the model's context lost their beginning: {', '.join(cut)}.")
+    print(file)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for name, least in (("limit", 1), ("num_fewshot", 0), ("max_new_tokens", 1), ("batch_size", 1)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name} is {value}: write {least} or more.")
+    from weft.launch.subject import is_run
+
+    if is_run(arguments.model):
+        names = ("device", "dtype", "load_in_8bit", "load_in_4bit", "trust_remote_code")
+        extra = [name for name in names if getattr(arguments, name)]
+        if extra:
+            raise ConfigError(f"A run is loaded as it was trained: leave --{extra[0]} out.")
+        return
+    extra = [name for name in ("client", "round", "accept_changed") if getattr(arguments, name)]
+    if extra:
+        raise ConfigError(f"'{arguments.model}' is no run's directory: leave --{extra[0]} out, or name a run.")
+
+
+def _at_hand(tasks: list[EvalTask], folders: list[Path], *, alone: bool) -> list[EvalTask]:
+    """Return the tasks whose data is at hand, and say what the others need.
+
+    Raises:
+        ConfigError: none is.
+    """
+    from weft.tasks.rows import missing
+
+    lacks = {task.name: why for task in tasks if (why := missing(task, folders)) is not None}
+    if len(lacks) == len(tasks):
+        name, why = next(iter(lacks.items()))
+        rest = "" if alone else f" The others of the {len(tasks)} lack theirs too: `weft tasks` lists them."
+        raise ConfigError(f"The data of the task '{name}' is not at hand: {why}.{rest}")
+    for name, why in lacks.items():
+        print(f"weft: the task '{name}' is left out, because its data is not at hand: {why}.", file=sys.stderr)
+    return [task for task in tasks if task.name not in lacks]
+
+
+def _rows(task: EvalTask, folders: list[Path], arguments: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from weft.tasks.rows import items_of, rows_of
+
+    shots = arguments.num_fewshot if task.shots is not None else 0
+    if arguments.num_fewshot and task.shots is None:
+        print(f"weft: the task '{task.name}' has no worked examples; it is asked without.", file=sys.stderr)
+    rows = rows_of(task, folders, shots)
+    return items_of(task, rows, shots, arguments.limit, arguments.system_instruction), len(rows.asked), shots
+
+
+def _subject(arguments: argparse.Namespace) -> Subject:
+    from weft.launch.subject import is_run, of_model, of_run
+
+    chat, size = arguments.apply_chat_template, arguments.batch_size
+    if is_run(arguments.model):
+        from weft.launch.run import Run
+
+        opened = Run(arguments.model, round=arguments.round, accept_changed=arguments.accept_changed)
+        return of_run(opened, arguments.client, chat=chat, batch_size=size)
+    names = ("device", "dtype", "load_in_8bit", "load_in_4bit", "trust_remote_code")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
+    return of_model(arguments.model, given, chat=chat, batch_size=size)
+
+
+def _settings(arguments: argparse.Namespace, subject: Subject) -> dict[str, object]:
+    names = ("num_fewshot", "apply_chat_template", "system_instruction", "max_new_tokens", "seed")
+    return {name: getattr(arguments, name) for name in names} | {"model": subject.identity}
+
+
+def _store(arguments: argparse.Namespace, subject: Subject, settings: dict[str, object]) -> Store:
+    from weft.tasks.store import Store
+
+    folder = Path(arguments.output_dir) if arguments.output_dir else subject.folder
+    return Store(folder, settings, overwrite=arguments.overwrite)
+
+
+def _evaluated(task: EvalTask, rows, subject: Subject, store: Store, arguments: argparse.Namespace) -> Result:  # type: ignore[no-untyped-def]
+    from dataclasses import replace
+
+    from weft.tasks.requests import Writing
+    from weft.tasks.runner import put, result_of
+
+    items, count, shots = rows
+
+    def prepare(request: Writing) -> Writing:
+        return request if arguments.max_new_tokens is None else replace(request, max_tokens=arguments.max_new_tokens)
+
+    say = None if arguments.quiet else _say()
+    records = put(task, items, subject.model, store, seed=arguments.seed, say=say, prepare=prepare)
+    return result_of(task, records, count, shots)
+
+
+def _say() -> Say:
+    """Return what prints progress: over one line of a terminal, else a line every ten seconds."""
+    begin = last = time.monotonic()
+
+    def say(name: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if sys.stderr.isatty():
+            end = "\n" if done == total else ""
+            print(f"\r{name}: {done} of {total}, {now - begin:.0f} s", end=end, file=sys.stderr, flush=True)
+        elif done == total or now - last > 10:
+            print(f"{name}: {done} of {total}, {now - begin:.0f} s", file=sys.stderr, flush=True)
+            last = now
+
+    return say

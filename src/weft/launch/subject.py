@@ -1,0 +1,162 @@
+"""What an evaluation is of: the model of a run, a model or adapter by its name or folder, or one behind an endpoint."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from weft.config import RunConfig, build
+from weft.errors import ConfigError
+from weft.json_types import JsonObject
+from weft.tasks.requests import EvaluatedModel
+
+if TYPE_CHECKING:
+    from weft.core.model_types import CausalModel
+    from weft.launch.run import Run
+
+FOLDER = "evaluation"
+"""Of a run's directory: its evaluation, unless another folder is named."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated."""
+
+    model: EvaluatedModel
+    name: str
+    """For people."""
+    identity: JsonObject
+    """What decides about its replies: fingerprints, number format, template."""
+    folder: Path
+    """Where its results are written unless another folder is named."""
+
+
+def is_run(name: str) -> bool:
+    """Return whether a name is that of a run's directory."""
+    return (Path(name).expanduser() / "config.yaml").exists()
+
+
+def of_run(run: Run, client: str | None, *, chat: bool, batch_size: int) -> Subject:
+    """Load the model of a run, at the round that it was opened at.
+
+    Raises:
+        ConfigError: the run has no such model, or its model is behind an endpoint.
+    """
+    from weft.core.digests import digest_of, file_digest
+    from weft.data.words import Words, lead_of
+    from weft.launch.provenance import base_of
+
+    config = run.config
+    if config.endpoint is not None:
+        raise ConfigError(
+            f"The model of this run is behind {config.endpoint}: write --endpoint {config.endpoint} and the model's "
+            "name, which scores it without the prompt that the run found."
+        )
+    weights = run.weights(client)
+    files = [weights] if weights.is_file() else sorted(path for path in weights.iterdir() if path.is_file())
+    digest = digest_of([word for path in files if path.suffix != ".md" for word in (path.name, file_digest(path))])
+    identity: JsonObject = {"weights": digest, "client": client} | (base_of(config) if config.adapts else {})
+    instruction = run.instruction(client)
+    place = None
+    if instruction:
+        words = Words(run.tokenizer)
+        ids = words.tokens(instruction)
+
+        def place(row: np.ndarray) -> np.ndarray:
+            return words.into(row, ids)
+
+    model = run.load_model(client)
+    method = None if config.finds_words else config.prompt_method
+    lead = lead_of(config)
+    if method is not None and len(lead):  # the saved prompt holds the shared vectors, and a client's own
+        lead = -np.arange(1, model.peft_config["default"].num_virtual_tokens + 1, dtype=np.int32)
+    evaluated = _resident(model, config, run.tokenizer, method, chat, batch_size, lead, place)
+    number = run.round if run.round is not None else "end"
+    folder = run.path / FOLDER / (f"round_{number}" if not run.at_end else "end")
+    name = str(run.path) + (f", client {client}" if client else "") + ("" if run.at_end else f", round {number}")
+    return Subject(evaluated, name, identity | _format(evaluated), folder / client if client else folder)
+
+
+def of_model(name: str, settings: JsonObject, *, chat: bool, batch_size: int) -> Subject:
+    """Load a model from the hub or a folder, or an adapter in a folder with the model that it names.
+
+    Args:
+        name: of the model, or a folder.
+        settings: keys of a run that say how it is loaded: device, dtype, load_in_4bit, trust_remote_code, ...
+        chat: prompts are turns in the tokenizer's template.
+        batch_size: prompts at a time.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    from weft.launch.provenance import base_of
+    from weft.models.adapter_files import attach
+    from weft.models.load import base_model
+    from weft.models.starting import adapter_of
+    from weft.models.tokenizer import load_tokenizer
+
+    # `use_peft` alone: weights are read in the model's number format, and no adapter is added.
+    config = build({"model_name_or_path": name, "dataset_name": "none", "use_peft": True} | settings)
+    tokenizer = load_tokenizer(config)
+    model: Any = base_model(config)
+    adapter = adapter_of(config)
+    method = None
+    if adapter is not None:
+        model = attach(model, adapter)
+        kinds = {"PREFIX_TUNING": "prefix", "PROMPT_TUNING": "soft", "P_TUNING": "p_tuning"}
+        method = kinds.get(str(getattr(model.peft_config["default"].peft_type, "value", "")))
+    count = model.peft_config["default"].num_virtual_tokens if method is not None else 0
+    lead = -np.arange(1, count + 1, dtype=np.int32) if method not in (None, "prefix") else np.zeros(0, dtype=np.int32)
+    evaluated = _resident(model, config, tokenizer, method, chat, batch_size, lead, None)
+    digests = {_plain(kind): value for kind, value in base_of(config).items()}
+    folder = Path("evaluations") / re.sub(r"[^\w.-]+", "_", name.strip("/"))
+    return Subject(evaluated, name, digests | _format(evaluated), folder)
+
+
+def _plain(kind: str) -> str:
+    """Return what a fingerprint is of without the path of it, so that a folder may be moved."""
+    return re.sub(r" '.*'$", "", kind)
+
+
+def _resident(
+    model: CausalModel,
+    config: RunConfig,
+    tokenizer: Any,
+    method: str | None,
+    chat: bool,
+    batch_size: int,
+    lead: np.ndarray,
+    place: Any,
+) -> EvaluatedModel:
+    """Return a loaded model as one that tasks are put to."""
+    from weft.core.model_types import as_adapted
+    from weft.models.prompts import Front
+    from weft.models.resident import Resident
+    from weft.tasks.local_model import LocalModel
+
+    model.requires_grad_(False)
+    model.eval()
+    base = next(model.parameters())
+    front = Front(as_adapted(model), method) if method is not None else None
+    resident = Resident(model, tokenizer, base.device, _dtype(model), front)
+    return LocalModel(resident, chat=chat, batch_size=batch_size, lead=lead, place=place)
+
+
+def _dtype(model: CausalModel) -> Any:
+    """Return the number format that a model computes in: that of its floating parameters."""
+    import torch
+
+    return next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.float32)
+
+
+def _format(model: EvaluatedModel) -> JsonObject:
+    from weft.core.digests import digest_of
+    from weft.tasks.local_model import LocalModel
+
+    assert isinstance(model, LocalModel)
+    template = str(model.model.tokenizer.chat_template) if model.encoder.chat else ""
+    return {"dtype": str(model.model.dtype).removeprefix("torch."), "chat_template": template and digest_of([template])}

@@ -1,0 +1,96 @@
+"""The results of an evaluation: a file in the shape of lm-eval's, and a table for people."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from weft.core.files import write_atomic
+from weft.json_types import JsonObject
+from weft.tasks.declaration import as_json
+from weft.tasks.runner import Result
+from weft.tasks.scorer import Measures
+from weft.tasks.statistics import Measure
+
+FILE = "results.json"
+NAMES = {"accuracy": "acc", "accuracy_norm": "acc_norm"}
+"""lm-eval's names of metrics, where they differ."""
+SHARES = ("accuracy", "rate", "exact_match", "majority", "unparsable", "unended", "pass")
+"""What the names of metrics that are shares begin with, or end with."""
+
+
+def results_json(results: Sequence[Result], model: str, settings: JsonObject, version: str) -> JsonObject:
+    """Return results in the shape of lm-eval's results.json; parts of a task are listed as tasks of their own."""
+    scores: JsonObject = {}
+    groups: dict[str, list[str]] = {}
+    for result in results:
+        scores[result.task.name] = {"alias": result.task.name} | _flat(result.measures)
+        for name, measures in result.groups.items():
+            part = f"{result.task.name}/{name}"
+            scores[part] = {"alias": f" - {name}"} | _flat(measures)
+            groups.setdefault(result.task.name, []).append(part)
+    lower = {result.task.name: result.task.scorer.lower_is_better for result in results}
+    return {
+        "results": scores,
+        "group_subtasks": groups,
+        "configs": {result.task.name: as_json(result.task) for result in results},
+        "n-shot": {result.task.name: result.shots for result in results},
+        "higher_is_better": {
+            result.task.name: {NAMES.get(name, name): name not in lower[result.task.name] for name in result.measures}
+            for result in results
+        },
+        "n-samples": {
+            result.task.name: {"original": result.rows, "effective": len(result.records)} for result in results
+        },
+        "config": {"model": "weft", "model_args": model} | settings,
+        "weft_version": version,
+    }
+
+
+def _flat(measures: Measures) -> JsonObject:
+    """Return measures as lm-eval writes them: "acc,none" and "acc_stderr,none"."""
+    flat: JsonObject = {}
+    for name, measure in measures.items():
+        name = NAMES.get(name, name)
+        flat[f"{name},none"] = measure.value if math.isfinite(measure.value) else None
+        flat[f"{name}_stderr,none"] = "N/A" if measure.error is None else measure.error
+    return flat
+
+
+def write_results(folder: Path, results: JsonObject) -> Path:
+    """Write the results of an evaluation, and return the file."""
+    write_atomic(folder / FILE, (json.dumps(results, indent=2, ensure_ascii=False) + "\n").encode())
+    return folder / FILE
+
+
+def is_share(name: str) -> bool:
+    """Return whether a metric is a share of items, which people read in per cent."""
+    return name.startswith(SHARES) or name.endswith(("_rate", "_accuracy"))
+
+
+def shown(name: str, measure: Measure) -> str:
+    """Return a measure for people, with its 95 % interval."""
+    scale, unit, places = (100.0, " %", 1) if is_share(name) else (1.0, "", 3)
+    text = f"{measure.value * scale:.{places}f}{unit}"
+    interval = measure.interval
+    if interval is None:
+        return text
+    return f"{text} ({interval[0] * scale:.{places}f} to {interval[1] * scale:.{places}f})"
+
+
+def table(results: Sequence[Result]) -> list[str]:
+    """Return lines for people: each task's own metric with its interval, then its other ones."""
+    rows = [["task", "metric", "score (95 % interval)", "n", "other"]]
+    for result in results:
+        task, measures = result.task, result.measures
+        others = [f"{name} {shown(name, Measure(m.value))}" for name, m in measures.items() if name != task.metric]
+        count = f"{len(result.records)}" + (f" of {result.rows}" if len(result.records) < result.rows else "")
+        rows.append([task.name, task.metric, shown(task.metric, result.main), count, ", ".join(others)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        lines.append("  ".join([*cells, row[-1]]).rstrip())
+    return lines

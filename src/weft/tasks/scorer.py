@@ -1,0 +1,104 @@
+"""The base class of scorers: what they ask of an item, and what they make of the reply."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from weft.json_types import JsonObject
+from weft.tasks import statistics
+from weft.tasks.expressions import fault_of
+from weft.tasks.requests import Item, Record, Reply, Request
+from weft.tasks.statistics import Measure
+
+Measures = dict[str, Measure]
+Expression = str
+"""Text of a task file that is evaluated over a row."""
+
+
+class Scorer(BaseModel):
+    """How a task is asked and scored; its fields are what a task file says under the scorer's name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    main: ClassVar[str]
+    """The metric that stands for the task."""
+    lower_is_better: ClassVar[frozenset[str]] = frozenset()
+    expressions: ClassVar[tuple[str, ...]] = ()
+    """Fields that are expressions over a row."""
+    needs: ClassVar[str] = ""
+    """What beside the model it takes: "", "code" or "judge"."""
+    asks_questions: ClassVar[bool] = True
+    """Whether the task has a prompt."""
+
+    def faults(self) -> list[str]:
+        """Return what is wrong with the expressions."""
+        values = ((name, getattr(self, name)) for name in self.expressions)
+        texts = [(name, value) for name, value in values if isinstance(value, str) and value]
+        return [f"{name}: {fault}" for name, text in texts if (fault := fault_of(text, expression=True))]
+
+    @property
+    def main_metric(self) -> str:
+        """The metric that stands for the task with these settings."""
+        return self.main
+
+    def notes(self, item: Item) -> JsonObject:
+        """Return what is written down beside an item's scores, such as the right answer."""
+        return {}
+
+    def request(self, item: Item) -> Request:
+        """Return what the model is asked."""
+        raise TypeError(f"{type(self).__name__} must define request")
+
+    def answer_text(self, row: JsonObject) -> str:
+        """Return the right answer as a text, as a worked example shows it."""
+        raise TypeError(f"{type(self).__name__} must define answer_text")
+
+    def scores(self, item: Item, reply: Reply) -> Mapping[str, float]:
+        """Return the item's numbers."""
+        raise TypeError(f"{type(self).__name__} must define scores")
+
+    def perfect(self, item: Item) -> Reply:
+        """Return the reply that scores full marks."""
+        raise TypeError(f"{type(self).__name__} must define perfect")
+
+    def measures(self, records: Sequence[Record]) -> Measures:
+        """Return the task's metrics over records: by default the mean of every score that is not a label."""
+        names = dict.fromkeys(name for record in records for name in record.scores if name not in LABELS)
+        clusters = [record.cluster or str(record.number) for record in records]
+        return {
+            name: statistics.mean([record.scores[name] for record in records if name in record.scores], clusters)
+            for name in names
+            if all(name in record.scores for record in records)
+        }
+
+
+LABELS = ("right", "given")
+"""Scores that are numbers of labels: of the right one, and of the one that was given (-1: none could be read)."""
+
+
+def label_measures(records: Sequence[Record], labels: int) -> Measures:
+    """Return macro-F1 over the labels, and the share of the most common right one, from the records' labels."""
+    pairs = [(int(record.scores["right"]), int(record.scores["given"])) for record in records]
+    pairs = [pair for pair in pairs if pair[0] >= 0]
+    if not pairs:
+        return {}
+    counts: dict[int, int] = {}
+    for right, _ in pairs:
+        counts[right] = counts.get(right, 0) + 1
+    majority = Measure(max(counts.values()) / len(pairs), None, len(pairs), len(pairs))
+    return {"macro_f1": Measure(macro_f1(pairs, labels), None, len(pairs), len(pairs)), "majority": majority}
+
+
+def macro_f1(pairs: Sequence[tuple[int, int]], labels: int) -> float:
+    """Return the mean F1 of the labels that are right or given anywhere; an answer that could not be read, -1, is
+    wrong and no label of its own."""
+    scores = []
+    for label in range(labels):
+        hits = sum(right == given == label for right, given in pairs)
+        total = sum((right == label) + (given == label) for right, given in pairs)
+        if total:
+            scores.append(2 * hits / total)
+    return sum(scores) / len(scores) if scores else 0.0

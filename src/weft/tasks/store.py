@@ -1,0 +1,121 @@
+"""The folder of an evaluation: its settings, and a file of records for each task, which grows as items are done."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from weft.core.digests import digest_of
+from weft.core.files import write_atomic
+from weft.errors import ConfigError
+from weft.json_types import JsonObject
+from weft.tasks.declaration import EvalTask, as_json
+from weft.tasks.requests import Record
+
+SETTINGS = "settings.json"
+ITEMS = "items"
+
+
+class Store:
+    """Records of one evaluation on disk; or in memory, where no folder is given."""
+
+    def __init__(self, folder: Path | None, settings: JsonObject, *, overwrite: bool = False) -> None:
+        """Open the folder of an evaluation, or make it.
+
+        Args:
+            folder: of the evaluation.
+            settings: what its records depend on beside the task: the model, the prompts' form, the seed.
+            overwrite: delete the records of another evaluation first.
+
+        Raises:
+            ConfigError: the folder holds records of another evaluation, or something else.
+        """
+        self.folder, self.settings = folder, settings
+        self._memory: dict[str, dict[int, Record]] = {}
+        self._known: dict[str, str] = {}
+        if folder is None:
+            return
+        self._check(folder, overwrite)
+        try:
+            (folder / ITEMS).mkdir(parents=True, exist_ok=True)
+            write_atomic(folder / SETTINGS, (json.dumps(settings, indent=1, sort_keys=True) + "\n").encode())
+        except OSError as error:
+            raise ConfigError(
+                f"The folder '{folder}' cannot be written ({error.strerror}): give another --output_dir."
+            ) from None
+
+    def _check(self, folder: Path, overwrite: bool) -> None:
+        if not folder.exists():
+            return
+        if not folder.is_dir() or (any(folder.iterdir()) and not (folder / SETTINGS).exists()):
+            raise ConfigError(f"'{folder}' holds something else than an evaluation: give another --output_dir.")
+        if overwrite:
+            for path in [*(folder / ITEMS).glob("*.jsonl"), folder / "results.json"]:
+                path.unlink(missing_ok=True)
+            return
+        if (folder / SETTINGS).exists():
+            former = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+            changes = [key for key in sorted({*former, *self.settings}) if former.get(key) != self.settings.get(key)]
+            if changes:
+                raise ConfigError(
+                    f"'{folder}' holds results of another evaluation: {_differences(changes, former, self.settings)}. "
+                    "Give another --output_dir, or --overwrite."
+                )
+
+    def records(self, task: EvalTask) -> dict[int, Record]:
+        """Return the records of a task so far, by the items' numbers; a line that was not finished counts as none.
+
+        Raises:
+            ConfigError: they are of the task as it was before its file changed.
+        """
+        if self.folder is None:
+            return dict(self._memory.get(task.name, {}))
+        path = self._file(task)
+        if not path.exists():
+            return {}
+        lines = path.read_bytes().split(b"\n")
+        whole = lines[:-1]
+        if lines[-1]:  # a kill cut it off
+            with open(path, "r+b") as file:
+                file.truncate(len(b"".join(line + b"\n" for line in whole)))
+        if not whole:
+            return {}
+        if json.loads(whole[0]).get("task") != self._digest(task):
+            raise ConfigError(
+                f"'{path}' was written for the task '{task.name}' as it was before its file, or its settings, changed: "
+                "give another --output_dir, or --overwrite."
+            )
+        records = (Record.of(json.loads(line)) for line in whole[1:])
+        return {record.number: record for record in records}
+
+    def add(self, task: EvalTask, records: Sequence[Record]) -> None:
+        """Append records, durably."""
+        if self.folder is None:
+            self._memory.setdefault(task.name, {}).update({record.number: record for record in records})
+            return
+        path = self._file(task)
+        head = b"" if path.exists() and path.stat().st_size else _line({"task": self._digest(task)})
+        with open(path, "ab") as file:
+            file.write(head + b"".join(_line(record.as_json()) for record in records))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _file(self, task: EvalTask) -> Path:
+        assert self.folder is not None
+        return self.folder / ITEMS / f"{task.name}.jsonl"
+
+    def _digest(self, task: EvalTask) -> str:
+        shots = self.settings.get("shots", {})
+        text = json.dumps([as_json(task), shots.get(task.name) if isinstance(shots, dict) else None], sort_keys=True)
+        return digest_of([text])
+
+
+def _line(data: JsonObject) -> bytes:
+    # Without `ensure_ascii=False` texts of other scripts would be unreadable; JSON escapes newlines in any case.
+    return (json.dumps(data, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+
+
+def _differences(keys: Sequence[str], former: JsonObject, now: JsonObject) -> str:
+    return ", ".join(f"{key} was {json.dumps(former.get(key))} and is {json.dumps(now.get(key))}" for key in keys)

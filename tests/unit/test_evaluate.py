@@ -1,0 +1,161 @@
+"""`weft evaluate`: equal to lm-eval item by item, resumable, and true to whose results they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from support.paths import DATA
+from weft.cli import main
+from weft.launch.subject import of_model
+from weft.tasks.catalogue import catalogue
+from weft.tasks.local_model import LocalModel
+from weft.tasks.requests import Choices, EvaluatedModel, Text, Writing
+from weft.tasks.rows import items_of, rows_of
+
+ORACLE = json.loads((Path(__file__).parents[1] / "oracles" / "harness.json").read_text())
+TOLERANCE = 1e-4
+"""Of lm-eval's log-probabilities, absolute, in float32."""
+TASK = """
+name: colours
+title: Colours of things
+source: invented
+license: CC0
+data: {file: colours}
+shots: {}
+prompt: "Which colour is {{ thing }}?"
+choice:
+  choices: [red, green]
+  answer: colour
+"""
+
+
+@pytest.fixture(scope="module")
+def story_model(stories: Path) -> EvaluatedModel:
+    return of_model(str(stories), {"device": "cpu", "dtype": "float32"}, chat=False, batch_size=5).model
+
+
+@pytest.mark.parametrize("key", ORACLE["tasks"])
+def test_items_equal_lm_eval(key: str, story_model: EvaluatedModel):
+    name, shots = key.split()
+    task, expected = catalogue()[name], ORACLE["tasks"][key]
+    rows = rows_of(task, [DATA / "eval", DATA / "instruct"], int(shots))
+    if name == "bbh":
+        rows = replace(rows, asked=[row for row in rows.asked if row["task"] == "boolean_expressions"])
+    asked = items_of(task, replace(rows, asked=rows.asked[: len(expected)]), int(shots), None)
+    for item, other in zip(asked, expected, strict=True):
+        assert hashlib.sha256(item.prompt.text.encode()).hexdigest() == other["prompt"]
+    requests = [task.scorer.request(item) for item in asked]
+    requests = [replace(r, max_tokens=ORACLE["tokens"]) if isinstance(r, Writing) else r for r in requests]
+    for reply, other in zip(story_model.reply(requests, 0), expected, strict=True):
+        if "text" in other:
+            assert reply.first == other["text"]
+        else:
+            assert reply.logps == pytest.approx(other["logps"], abs=TOLERANCE)
+
+
+def test_long_texts_equal_lm_eval(story_model: EvaluatedModel, shared_data: Path):
+    gsm8k, pubmed = (rows_of(catalogue()[name], [DATA / "eval"], 0).asked for name in ("gsm8k", "pubmedqa"))
+    texts = [row["question"] for row in gsm8k[:12]] + [pubmed[0]["context"] * 3]
+    replies = story_model.score_texts([Text(text) for text in texts])
+    assert [reply.logp for reply in replies] == pytest.approx(ORACLE["texts"], rel=1e-6, abs=TOLERANCE)
+    assert replies[-1].windows > 1
+
+
+def test_a_shared_prompt_gives_what_each_choice_alone_gives(story_model: EvaluatedModel):
+    prompt = items_of(catalogue()["pubmedqa"], rows_of(catalogue()["pubmedqa"], [DATA / "eval"], 0), 0, 1)[0].prompt
+    together = story_model.score_choices([Choices(prompt, ("yes", "no", "maybe so"))])[0]
+    alone = [
+        story_model.score_choices([Choices(prompt, (choice,))])[0].logps[0] for choice in ("yes", "no", "maybe so")
+    ]
+    assert together.logps == pytest.approx(alone, abs=TOLERANCE)
+    assert together.cut  # the abstract is longer than the model's context
+
+
+def test_mode_and_random_state_stay(story_model: EvaluatedModel):
+    assert isinstance(story_model, LocalModel)
+    resident = story_model.model
+    resident.model.train()
+    before = torch.random.get_rng_state()
+    prompt = items_of(catalogue()["gsm8k"], rows_of(catalogue()["gsm8k"], [DATA / "eval"], 0), 0, 1)[0].prompt
+    story_model.write([Writing(prompt, max_tokens=4, temperature=1.0, samples=2)], 0)
+    assert resident.model.training
+    assert torch.equal(before, torch.random.get_rng_state())
+    resident.model.eval()
+
+
+def test_texts_end_before_a_stop(story_model: EvaluatedModel):
+    prompt = items_of(catalogue()["gsm8k"], rows_of(catalogue()["gsm8k"], [DATA / "eval"], 0), 0, 1)[0].prompt
+    (whole,) = story_model.write([Writing(prompt, max_tokens=24)], 0)
+    stop = whole.first.split()[2]
+    (cut,) = story_model.write([Writing(prompt, max_tokens=24, until=(stop,))], 0)
+    assert cut.first == whole.first.partition(stop)[0]
+    assert cut.ended
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> list[str]:
+    """The flags of an own task with its data."""
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "mine.yaml").write_text(TASK)
+    things = ("grass", "blood", "a leaf", "a rose")
+    lines = [json.dumps({"thing": thing, "colour": ["green", "red"][n % 2]}) for n, thing in enumerate(things)]
+    (tmp_path / "tasks" / "colours.jsonl").write_text("\n".join(lines) + "\n")
+    return ["--tasks", "colours", "--include_path", str(tmp_path / "tasks"), "--task_data", str(tmp_path / "tasks")]
+
+
+def test_a_run_is_scored_and_another_model_is_refused(keys, own, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    import weft
+
+    run = weft.train(**keys | {"num_rounds": 1, "quiet": True} if "quiet" in keys else keys | {"num_rounds": 1})
+    out = tmp_path / "out"
+    assert main(["evaluate", str(run.path), *own, "--output_dir", str(out), "--num_fewshot", "1", "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["n-samples"]["colours"] == {"original": 4, "effective": 4}
+    assert results["results"]["colours"]["acc,none"] in (0.0, 0.25, 0.5, 0.75, 1.0)
+    records = (out / "items" / "colours.jsonl").read_text().splitlines()
+    assert len(records) == 5
+    # Again: nothing is asked, and the results are the same.
+    assert main(["evaluate", str(run.path), *own, "--output_dir", str(out), "--num_fewshot", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == results
+    # A kill in the middle of a line: what was whole stays.
+    (out / "items" / "colours.jsonl").write_text("\n".join(records[:3]) + "\n" + records[3][:20])
+    assert main(["evaluate", str(run.path), *own, "--output_dir", str(out), "--num_fewshot", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["results"] == results["results"]
+    base = str(keys["model_name_or_path"])
+    assert main(["evaluate", base, *own, "--output_dir", str(out), "--num_fewshot", "1"]) == 2
+    assert "holds results of another evaluation: model was" in capsys.readouterr().err
+    assert main(["evaluate", base, *own, "--output_dir", str(out), "--num_fewshot", "1", "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--tasks", "colour"], "There is no task or suite named 'colour'"),
+        (["--tasks", "medqa"], "The data of the task 'medqa' is not at hand"),
+        (["--limit", "0"], "--limit is 0: write 1 or more"),
+        (["--client", "a"], "is no run's directory: leave --client out"),
+        (["--apply_chat_template"], "has no chat template: leave --apply_chat_template out"),
+        (["--task_data", "nowhere"], "There is no folder of task data 'nowhere'"),
+    ],
+)
+def test_mistakes_leave_nothing_behind(flags, said, own, tiny_model, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["evaluate", str(tiny_model), *own, *flags]) == 2
+    assert said in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_tasks_are_listed(own, capsys: pytest.CaptureFixture[str]):
+    assert main(["tasks", "finance", "--json"]) == 0
+    listed = {task["name"]: task for task in json.loads(capsys.readouterr().out)}
+    assert {"fpb", "fiqa", "tfns", "nwgi"} <= set(listed)
+    assert "CC BY-NC-SA" in listed["fpb"]["license"]
+    assert main(["tasks", "colours", *own[2:]]) == 0
+    assert "data: at hand" in capsys.readouterr().out
