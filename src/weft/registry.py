@@ -113,6 +113,8 @@ SCORERS = {
     "bits_per_byte": "weft.tasks.texts:BitsPerByte",
     "preference": "weft.tasks.texts:Preference",
     "refusal": "weft.tasks.refusal:Refusal",
+    "program": "weft.tasks.programs:Program",
+    "rated": "weft.tasks.conversations:Rated",
 }
 """How evaluation tasks are asked and scored."""
 NATURAL_SPLITS = ("by", "domain")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from support.judge_server import judging
 from support.paths import DATA
 from weft.cli import main
 from weft.launch.subject import of_model
@@ -159,3 +160,66 @@ def test_tasks_are_listed(own, capsys: pytest.CaptureFixture[str]):
     assert "CC BY-NC-SA" in listed["fpb"]["license"]
     assert main(["tasks", "colours", *own[2:]]) == 0
     assert "data: at hand" in capsys.readouterr().out
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    """Two conversations in MT-Bench's columns, one with reference answers."""
+    rows = [
+        {"question_id": 1, "category": "writing", "turns": ["Write.", "Again."], "reference": None},
+        {"question_id": 2, "category": "math", "turns": ["1+1?", "2+2?"], "reference": ["2", "4"]},
+    ]
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "mt_bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "rows"
+
+
+def judged(model: Path, questions: Path, *flags: str) -> int:
+    words = ["evaluate", str(model), "--tasks", "mt_bench", "--task_data", str(questions), "--max_new_tokens", "4"]
+    return main([*words, *flags])
+
+
+def test_a_judge_rates_every_turn(tiny_model, questions: Path, tmp_path: Path, capsys):
+    with judging(lambda text: "[[4]]" if "2+2" in text else "[[8]]") as judge:
+        flags = [
+            "--judge_endpoint",
+            judge.url,
+            "--judge_model",
+            "stub",
+            "--output_dir",
+            str(tmp_path / "out"),
+            "--json",
+        ]
+        assert judged(tiny_model, questions, *flags) == 0
+        scores = json.loads(capsys.readouterr().out)["results"]["mt_bench"]
+        assert (scores["rating_turn_1,none"], scores["rating_turn_2,none"]) == (8.0, 6.0)
+        assert (scores["rating,none"], scores["unrated,none"]) == (7.0, 0.0)
+        assert len(judge.asked) == 4
+        assert "2+2?" in json.dumps([one for one in judge.asked if "1+1" in json.dumps(one)])
+        assert judged(tiny_model, questions, *flags) == 0
+        assert len(judge.asked) == 4  # nothing is paid for twice
+
+
+def test_verdicts_that_cannot_be_read_are_counted(tiny_model, questions: Path, tmp_path: Path, capsys):
+    with judging(lambda text: "[[9]]" if "Again" in text else "Lovely.") as judge:
+        flags = [
+            "--judge_endpoint",
+            judge.url,
+            "--judge_model",
+            "stub",
+            "--output_dir",
+            str(tmp_path / "out"),
+            "--json",
+        ]
+        assert judged(tiny_model, questions, *flags) == 0
+    scores = json.loads(capsys.readouterr().out)["results"]["mt_bench"]
+    assert (scores["rating,none"], scores["unrated,none"]) == (9.0, 0.75)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [([], "add --judge_endpoint URL and --judge_model NAME"), (["--judge_model", "x"], "add --judge_endpoint URL")],
+)
+def test_a_task_with_a_judge_says_what_it_takes(flags, said, tiny_model, questions: Path, capsys):
+    assert judged(tiny_model, questions, *flags) == 2
+    assert said in capsys.readouterr().err

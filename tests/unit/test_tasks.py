@@ -14,10 +14,12 @@ from weft.errors import ConfigError, DataError
 from weft.tasks.answers import read_label
 from weft.tasks.catalogue import SUITES, catalogue, select
 from weft.tasks.declaration import EvalTask, read_task
+from weft.tasks.isolation import detect
 from weft.tasks.math_answers import same
+from weft.tasks.programs import Program
 from weft.tasks.prompts import Prompt, Shot
 from weft.tasks.refusal import refuses
-from weft.tasks.requests import ChoiceLogps, Item, Texts
+from weft.tasks.requests import ChoiceLogps, Item, Texts, Writing
 from weft.tasks.rows import items_of, missing, rows_of
 from weft.tasks.runner import records_of, result_of
 from weft.tasks.spans import score
@@ -53,7 +55,28 @@ def items(task: EvalTask, invented: Path, limit: int | None = 60) -> list[Item]:
     return items_of(task, rows_of(task, folders, 0), 0, limit)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.kind == "program"])
+def test_reference_programs_pass_and_empty_ones_do_not(name: str, invented: Path):
+    task = TASKS[name]
+    scorer, asked = task.scorer, items(task, invented, 3)
+    assert isinstance(scorer, Program)
+    isolation = detect(None, True)  # reference programs are no strangers
+    for replies, passed in (([scorer.perfect(item) for item in asked], 1.0), ([Texts((("",),))] * 3, 0.0)):
+        ends = scorer.judged(asked, replies, isolation)
+        assert [scorer.scores_of(own)["pass_at_1"] for own in ends] == [passed] * 3
+
+
+def test_a_description_is_asked_about_in_a_conversation_of_its_own(invented: Path):
+    task = TASKS["humanevalpack_explain"]
+    (item,) = items(task, invented, 1)
+    later = task.scorer.follow_up(item, Texts((("It compares numbers.",),)))
+    assert isinstance(later, Writing)
+    assert later.prompt.question.startswith("It compares numbers.\n\nWrite functional code")
+    assert item.row["canonical_solution"] not in later.prompt.question
+    assert TASKS["humaneval"].scorer.follow_up(item, Texts((("",),))) is None
+
+
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if not task.scorer.needs])
 def test_a_perfect_model_gets_full_marks(name: str, invented: Path):
     task = TASKS[name]
     if task.metric == "bleu":

@@ -8,14 +8,16 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from weft.arguments import Parser
+from weft.commands.evaluation_helpers import Helpers, add_flags, runnable
 from weft.errors import ConfigError
 
 if TYPE_CHECKING:
     from weft.launch.subject import Subject
     from weft.tasks.declaration import EvalTask
+    from weft.tasks.requests import Item
     from weft.tasks.runner import Result, Say
     from weft.tasks.store import Store
 
@@ -35,6 +37,7 @@ def _parser() -> Parser:
     parser.add_argument("--max_new_tokens", type=int, metavar="N", help="longest answer in tokens [the task's]")
     parser.add_argument("--batch_size", type=int, default=16, metavar="N", help="prompts at a time [16]")
     parser.add_argument("--seed", type=int, default=0, help="of sampling [0]")
+    add_flags(parser)
     parser.add_argument("--output_dir", metavar="DIR", help="where to [RUN/evaluation or evaluations/MODEL]")
     parser.add_argument("--overwrite", action="store_true", help="delete the results of another evaluation there first")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
@@ -61,13 +64,14 @@ def run(argv: list[str]) -> int:
     tasks = select(arguments.tasks, arguments.include_path)
     folders = folders_of(arguments.task_data)
     tasks = _at_hand(tasks, folders, alone=len(tasks) == 1)
+    tasks, helpers = runnable(tasks, arguments)
     rows = {task.name: _rows(task, folders, arguments) for task in tasks}
     subject = _subject(arguments)
     settings = _settings(arguments, subject)
     store = _store(arguments, subject, settings)
     results: list[Result] = []
     for task in tasks:
-        results.append(_evaluated(task, rows[task.name], subject, store, arguments))
+        results.append(_evaluated(task, rows[task.name], subject, store, arguments, helpers))
         if store.folder is not None:  # after every task: what is done stands, whatever comes
             data = results_json(results, subject.name, settings, version("weft"))
             file = write_results(store.folder, data)
@@ -118,14 +122,24 @@ def _at_hand(tasks: list[EvalTask], folders: list[Path], *, alone: bool) -> list
     return [task for task in tasks if task.name not in lacks]
 
 
-def _rows(task: EvalTask, folders: list[Path], arguments: argparse.Namespace):  # type: ignore[no-untyped-def]
+class Asked(NamedTuple):
+    """What is asked of a task."""
+
+    items: list[Item]
+    rows: int
+    """Rows that the task has."""
+    shots: int
+
+
+def _rows(task: EvalTask, folders: list[Path], arguments: argparse.Namespace) -> Asked:
     from weft.tasks.rows import items_of, rows_of
 
     shots = arguments.num_fewshot if task.shots is not None else 0
     if arguments.num_fewshot and task.shots is None:
         print(f"weft: the task '{task.name}' has no worked examples; it is asked without.", file=sys.stderr)
     rows = rows_of(task, folders, shots)
-    return items_of(task, rows, shots, arguments.limit, arguments.system_instruction), len(rows.asked), shots
+    items = items_of(task, rows, shots, arguments.limit, arguments.system_instruction)
+    return Asked(items, len(rows.asked), shots)
 
 
 def _subject(arguments: argparse.Namespace) -> Subject:
@@ -154,20 +168,30 @@ def _store(arguments: argparse.Namespace, subject: Subject, settings: dict[str, 
     return Store(folder, settings, overwrite=arguments.overwrite)
 
 
-def _evaluated(task: EvalTask, rows, subject: Subject, store: Store, arguments: argparse.Namespace) -> Result:  # type: ignore[no-untyped-def]
+def _evaluated(
+    task: EvalTask,
+    asked: Asked,
+    subject: Subject,
+    store: Store,
+    arguments: argparse.Namespace,
+    helpers: Helpers,
+) -> Result:
     from dataclasses import replace
 
     from weft.tasks.requests import Writing
     from weft.tasks.runner import put, result_of
 
-    items, count, shots = rows
+    code = task.scorer.needs == "code"
 
     def prepare(request: Writing) -> Writing:
+        # In a chat a program stands in a block of its own, and what would end a continuation may be part of it.
+        request = replace(request, until=()) if code and arguments.apply_chat_template else request
         return request if arguments.max_new_tokens is None else replace(request, max_tokens=arguments.max_new_tokens)
 
     say = None if arguments.quiet else _say()
-    records = put(task, items, subject.model, store, seed=arguments.seed, say=say, prepare=prepare)
-    return result_of(task, records, count, shots)
+    finish = helpers.finish(task, store.folder)
+    records = put(task, asked.items, subject.model, store, seed=arguments.seed, say=say, finish=finish, prepare=prepare)
+    return result_of(task, records, asked.rows, asked.shots)
 
 
 def _say() -> Say:

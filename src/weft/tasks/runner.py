@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from weft.errors import DataError
 from weft.json_types import JsonObject
 from weft.tasks.declaration import EvalTask
-from weft.tasks.requests import ChoiceLogps, Choices, EvaluatedModel, Item, Record, Reply, Texts, Writing
+from weft.tasks.requests import ChoiceLogps, Choices, EvaluatedModel, Item, Record, Reply, Request, Texts, Writing
 from weft.tasks.scorer import Measures
 from weft.tasks.statistics import Measure
 from weft.tasks.store import Store
@@ -75,13 +75,28 @@ def put(
         requests = [task.scorer.request(item) for item in chunk]
         requests = [prepare(request) if isinstance(request, Writing) else request for request in requests]
         # The same items get the same seed, whatever was done before a stop.
-        replies = model.reply(requests, seed + chunk[0].number)
+        replies = _answered(task, chunk, model, requests, seed + chunk[0].number, prepare)
         records = finish(task, chunk, replies) if finish is not None else records_of(task, chunk, replies)
         store.add(task, records)
         done |= {record.number: record for record in records}
     if say is not None:
         say(task.name, len(items), len(items))
     return [done[item.number] for item in items]
+
+
+def _answered(
+    task: EvalTask,
+    items: Sequence[Item],
+    model: EvaluatedModel,
+    requests: Sequence[Request],
+    seed: int,
+    prepare: Callable[[Writing], Writing],
+) -> list[Reply]:
+    """Return the replies that are scored: to the follow-ups, where the scorer has some."""
+    replies = model.reply(requests, seed)
+    more = [task.scorer.follow_up(item, reply) for item, reply in zip(items, replies, strict=True)]
+    later = [prepare(request) for request in more if isinstance(request, Writing)]
+    return model.reply(later, seed) if later else replies
 
 
 def records_of(task: EvalTask, items: Sequence[Item], replies: Sequence[Reply]) -> list[Record]:

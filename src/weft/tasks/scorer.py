@@ -29,7 +29,7 @@ class Scorer(BaseModel):
     expressions: ClassVar[tuple[str, ...]] = ()
     """Fields that are expressions over a row."""
     needs: ClassVar[str] = ""
-    """What beside the model it takes: "", "code" or "judge"."""
+    """What beside the model it takes: "code", a sandbox that runs what the model wrote, or "judge"; "": nothing."""
     asks_questions: ClassVar[bool] = True
     """Whether the task has a prompt."""
 
@@ -55,6 +55,10 @@ class Scorer(BaseModel):
     def answer_text(self, row: JsonObject) -> str:
         """Return the right answer as a text, as a worked example shows it."""
         raise TypeError(f"{type(self).__name__} must define answer_text")
+
+    def follow_up(self, item: Item, reply: Reply) -> Request | None:
+        """Return what is asked after a reply, in a conversation of its own; None: the reply is what is scored."""
+        return None
 
     def scores(self, item: Item, reply: Reply) -> Mapping[str, float]:
         """Return the item's numbers."""

@@ -1,0 +1,149 @@
+"""What tasks take beside a model: a sandbox for the programs that it writes, and a judge of its answers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from weft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from weft.tasks.declaration import EvalTask
+    from weft.tasks.judge import Judge
+    from weft.tasks.requests import Item, Record, Reply
+    from weft.tasks.sandbox import Isolation
+
+    Finish = Callable[[EvalTask, Sequence[Item], Sequence[Reply]], list[Record]]
+
+JUDGEMENTS = "judgements.jsonl"
+"""In the folder of an evaluation: what was paid for."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the sandbox and of the judge."""
+    parser.add_argument(
+        "--code_sandbox", metavar="COMMAND", help="runs a program from standard input, such as a container [bubblewrap]"
+    )
+    parser.add_argument(
+        "--allow_code_execution", choices=["unsafe"], help="run programs of the model without a sandbox, if need be"
+    )
+    parser.add_argument("--judge_endpoint", metavar="URL", help="an OpenAI-compatible API that rates answers")
+    parser.add_argument("--judge_model", metavar="NAME", help="the judge's name at its endpoint")
+    parser.add_argument(
+        "--judge_key", default="OPENAI_API_KEY", metavar="VARIABLE", help="variable with its key [OPENAI_API_KEY]"
+    )
+    parser.add_argument("--judge_templates", metavar="FILE", help="FastChat's judge prompts instead of Weft's")
+    parser.add_argument(
+        "--judge_price", nargs=2, type=float, metavar=("IN", "OUT"), help="of a million tokens, to add up the cost"
+    )
+
+
+@dataclass(frozen=True)
+class Helpers:
+    """What the tasks of one evaluation take."""
+
+    arguments: argparse.Namespace
+    isolation: Isolation | None = None
+
+    def finish(self, task: EvalTask, folder: Path | None) -> Finish | None:
+        """Return what makes records of a task's replies; None: its scorer does so alone."""
+        if task.scorer.needs == "code":
+            assert self.isolation is not None
+            return _program_records(self.isolation)
+        if task.scorer.needs == "judge":
+            assert folder is not None
+            return _rated_records(_judge(self.arguments, folder / JUDGEMENTS))
+        return None
+
+
+def runnable(tasks: list[EvalTask], arguments: argparse.Namespace) -> tuple[list[EvalTask], Helpers]:
+    """Return the tasks that can be scored here, and what they take; the others are named, and why.
+
+    Raises:
+        ConfigError: none can be scored, or a flag of the judge lacks another one.
+    """
+    if (arguments.judge_endpoint is None) != (arguments.judge_model is None):
+        lacking = "--judge_model NAME" if arguments.judge_model is None else "--judge_endpoint URL"
+        raise ConfigError(f"A judge has an endpoint and a name there: add {lacking}.")
+    whys: dict[str, str] = {}
+    isolation = None
+    if any(task.scorer.needs == "code" for task in tasks):
+        from weft.tasks.isolation import detect
+
+        try:
+            isolation = detect(arguments.code_sandbox, arguments.allow_code_execution == "unsafe")
+            print(f"weft: {isolation.words()}", file=sys.stderr)
+        except ConfigError as error:
+            whys["code"] = str(error)
+    if arguments.judge_endpoint is None:
+        whys["judge"] = "A judge rates the answers: add --judge_endpoint URL and --judge_model NAME."
+    out = [task for task in tasks if task.scorer.needs in whys]
+    if len(out) == len(tasks):
+        raise ConfigError(whys[out[0].scorer.needs])
+    for need, why in whys.items():
+        names = ", ".join(task.name for task in out if task.scorer.needs == need)
+        if names:
+            print(f"weft: these tasks are left out: {names}. {why}", file=sys.stderr)
+    return [task for task in tasks if task not in out], Helpers(arguments, isolation)
+
+
+def _judge(arguments: argparse.Namespace, file: Path) -> Judge:
+    """Return the judge that the flags name; nothing is sent."""
+    from weft.models.endpoint import Endpoint
+    from weft.tasks.judge import Judge
+    from weft.tasks.judge_templates import built_in, read_templates
+
+    flags = ("--judge_endpoint", "--judge_model")
+    endpoint = Endpoint(
+        arguments.judge_endpoint,
+        arguments.judge_model,
+        key=arguments.judge_key,
+        retries=8,
+        parallel=8,
+        flags=flags,
+    )
+    templates = read_templates(Path(arguments.judge_templates)) if arguments.judge_templates else built_in()
+    prices = tuple(arguments.judge_price) if arguments.judge_price else None
+    return Judge(endpoint, file, "server", templates=templates, prices=prices)
+
+
+def _program_records(isolation: Isolation) -> Finish:
+    """Return what runs the programs of replies and makes records of how they ended."""
+    from weft.tasks.programs import Program
+    from weft.tasks.runner import record_of
+
+    def finish(task: EvalTask, items: Sequence[Item], replies: Sequence[Reply]) -> list[Record]:
+        scorer = task.scorer
+        assert isinstance(scorer, Program)
+        ends = scorer.judged(items, replies, isolation)
+        return [
+            record_of(task, item, reply, dict(scorer.scores_of(own)), ended=[outcome.reason for outcome in own])
+            for item, reply, own in zip(items, replies, ends, strict=True)
+        ]
+
+    return finish
+
+
+def _rated_records(judge: Judge) -> Finish:
+    """Return what has replies rated, and says what that cost."""
+    from weft.tasks.conversations import Rated
+    from weft.tasks.runner import record_of
+
+    def finish(task: EvalTask, items: Sequence[Item], replies: Sequence[Reply]) -> list[Record]:
+        scorer = task.scorer
+        assert isinstance(scorer, Rated)
+        scores = scorer.judged(items, replies, judge)
+        cost = judge.cost()
+        spent = f", {cost.price:.2f} in the currency of --judge_price" if cost.price is not None else ""
+        print(
+            f"weft: the judge was sent {cost.requests} requests ({cost.repeats} repeated), {cost.prompt_tokens} tokens "
+            f"of prompts and {cost.completion_tokens} of replies{spent}; {cost.known} judgements were known.",
+            file=sys.stderr,
+        )
+        return [record_of(task, item, reply, own) for item, reply, own in zip(items, replies, scores, strict=True)]
+
+    return finish
