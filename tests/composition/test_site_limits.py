@@ -47,8 +47,9 @@ FACTORS = """
 FREE_ARGS = {
     "fed_args.server_lr", "fed_args.alpha", "fed_args.epsilon", "fed_args.outer_lr", "fed_args.momentum",
     "fed_args.strength", "fed_args.buffer_size", "fed_args.staleness_power", "fed_args.max_staleness",
+    "objective_args.step",
 }  # fmt: skip
-"""The same among the parameters of parts; those of fedbuff are the server's."""
+"""The same among the parameters of parts; those of fedbuff are the server's, and each party's model sets `step`."""
 
 
 def numeric(key: str) -> bool:
