@@ -134,6 +134,17 @@ def test_a_run_is_scored_and_another_model_is_refused(keys, own, tmp_path: Path,
     assert main(["evaluate", base, *own, "--output_dir", str(out), "--num_fewshot", "1", "--overwrite"]) == 0
 
 
+def test_results_of_tasks_add_up(own, tiny_model, questions: Path, tmp_path: Path):
+    out = str(tmp_path / "out")
+    assert main(["evaluate", str(tiny_model), *own, "--max_new_tokens", "4", "--output_dir", out]) == 0
+    with judging(lambda text: "[[5]]") as judge:
+        flags = ["--judge_endpoint", judge.url, "--judge_model", "stub", "--output_dir", out]
+        assert judged(tiny_model, questions, *flags) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {"colours", "mt_bench"} <= set(results["results"])
+    assert set(results["n-samples"]) == {"colours", "mt_bench"}
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

@@ -17,6 +17,8 @@ from weft.tasks.statistics import Measure
 FILE = "results.json"
 NAMES = {"accuracy": "acc", "accuracy_norm": "acc_norm"}
 """lm-eval's names of metrics, where they differ."""
+BY_TASK = ("results", "group_subtasks", "configs", "n-shot", "higher_is_better", "n-samples")
+"""Parts of the file that are by task."""
 SHARES = ("accuracy", "rate", "exact_match", "majority", "unparsable", "unended", "pass")
 """What the names of metrics that are shares begin with, or end with."""
 
@@ -60,7 +62,12 @@ def _flat(measures: Measures) -> JsonObject:
 
 
 def write_results(folder: Path, results: JsonObject) -> Path:
-    """Write the results of an evaluation, and return the file."""
+    """Write the results of an evaluation, and return the file; those of tasks that were put earlier stay."""
+    try:
+        former = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):  # a file that somebody broke is written anew from the records
+        former = {}
+    results = results | {key: former.get(key, {}) | results[key] for key in BY_TASK}
     write_atomic(folder / FILE, (json.dumps(results, indent=2, ensure_ascii=False) + "\n").encode())
     return folder / FILE
 
