@@ -222,9 +222,10 @@ class Command:
     def moments(self) -> Iterator[Moment]:
         """Yield its rounds, evaluations and its end, as they come; SystemExit if it fails."""
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            record = json.loads(line)
-            yield Moment(record.pop("event"), *_used(self.process.pid), record)
+        with self.process.stdout as lines:
+            for line in lines:
+                record = json.loads(line)
+                yield Moment(record.pop("event"), *_used(self.process.pid), record)
         if self.process.wait():
             raise SystemExit(f"the command ended with exit code {self.process.returncode}")
 
