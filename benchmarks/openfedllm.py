@@ -29,6 +29,19 @@ from common import machine, make_model, make_rows, median, verdict
 DATA = "yahma/alpaca-cleaned"  # a name by which main_sft.py knows the columns; the rows are local
 CLIENTS, SAMPLED, STEPS, BATCH, RANK, ALPHA = 20, 2, 10, 16, 32, 64
 RATE = 5e-5
+JOB = {
+    "peft_lora_r": RANK,
+    "peft_lora_alpha": ALPHA,
+    "num_clients": CLIENTS,
+    "sample_clients": SAMPLED,
+    "num_rounds": 50,
+    "max_steps": STEPS,
+    "batch_size": BATCH,
+    "seq_length": 512,
+    "learning_rate": RATE,
+    "template": "alpaca",
+}
+"""What both sides train, by names that both know."""
 AIMS = {"float32": 2.5, "bfloat16": 4.0}
 THEIRS = {"OpenFedLLM": "True", "OpenFedLLM, without checkpointing": "False"}
 
@@ -179,18 +192,9 @@ def their_flags(model: str, folder: Path, checkpointing: str) -> list[str]:
         "dataset_name": DATA,
         "local_data_dir": f"{folder}/",
         "use_peft": "True",
-        "peft_lora_r": RANK,
-        "peft_lora_alpha": ALPHA,
         "fed_alg": "fedavg",
-        "num_clients": CLIENTS,
-        "sample_clients": SAMPLED,
-        "num_rounds": 50,
-        "max_steps": STEPS,
-        "batch_size": BATCH,
-        "seq_length": 512,
-        "learning_rate": RATE,
+        **JOB,
         "gradient_checkpointing": checkpointing,
-        "template": "alpaca",
         "output_dir": output,
     }
     return [word for key, value in values.items() for word in (f"--{key}", str(value))]
@@ -201,17 +205,8 @@ def our_keys(model: str, rows: Path, dtype: str) -> dict[str, Any]:
     return {
         "model_name_or_path": model,
         "dataset_name": str(rows),
-        "template": "alpaca",
         "use_peft": True,
-        "peft_lora_r": RANK,
-        "peft_lora_alpha": ALPHA,
-        "num_clients": CLIENTS,
-        "sample_clients": SAMPLED,
-        "num_rounds": 50,
-        "max_steps": STEPS,
-        "batch_size": BATCH,
-        "seq_length": 512,
-        "learning_rate": RATE,
+        **JOB,
         "eval_fraction": 0,
         "dtype": dtype,
     }

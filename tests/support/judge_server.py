@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from support.local_server import running
 
 
 class JudgeServer(ThreadingHTTPServer):
@@ -72,15 +74,6 @@ class Answerer(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-@contextmanager
-def judging(verdict: Callable[[str], str]) -> Iterator[JudgeServer]:
+def judging(verdict: Callable[[str], str]) -> AbstractContextManager[JudgeServer]:
     """Answer chats for a while."""
-    server = JudgeServer(verdict)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    return running(JudgeServer(verdict))

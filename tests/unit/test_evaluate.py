@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from support.judge_server import judging
+from support.judge_server import JudgeServer, judging
 from support.paths import DATA
 from weft.cli import main
 from weft.launch.subject import of_model
@@ -138,8 +138,7 @@ def test_results_of_tasks_add_up(own, tiny_model, questions: Path, tmp_path: Pat
     out = str(tmp_path / "out")
     assert main(["evaluate", str(tiny_model), *own, "--max_new_tokens", "4", "--output_dir", out]) == 0
     with judging(lambda text: "[[5]]") as judge:
-        flags = ["--judge_endpoint", judge.url, "--judge_model", "stub", "--output_dir", out]
-        assert judged(tiny_model, questions, *flags) == 0
+        assert judged(tiny_model, questions, *by(judge, tmp_path / "out")) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {"colours", "mt_bench"} <= set(results["results"])
     assert set(results["n-samples"]) == {"colours", "mt_bench"}
@@ -190,17 +189,14 @@ def judged(model: Path, questions: Path, *flags: str) -> int:
     return main([*words, *flags])
 
 
+def by(judge: JudgeServer, out: Path) -> list[str]:
+    """The flags of a judge, and of the folder of its judgements."""
+    return ["--judge_endpoint", judge.url, "--judge_model", "stub", "--output_dir", str(out)]
+
+
 def test_a_judge_rates_every_turn(tiny_model, questions: Path, tmp_path: Path, capsys):
     with judging(lambda text: "[[4]]" if "2+2" in text else "[[8]]") as judge:
-        flags = [
-            "--judge_endpoint",
-            judge.url,
-            "--judge_model",
-            "stub",
-            "--output_dir",
-            str(tmp_path / "out"),
-            "--json",
-        ]
+        flags = [*by(judge, tmp_path / "out"), "--json"]
         assert judged(tiny_model, questions, *flags) == 0
         scores = json.loads(capsys.readouterr().out)["results"]["mt_bench"]
         assert (scores["rating_turn_1,none"], scores["rating_turn_2,none"]) == (8.0, 6.0)
@@ -213,15 +209,7 @@ def test_a_judge_rates_every_turn(tiny_model, questions: Path, tmp_path: Path, c
 
 def test_verdicts_that_cannot_be_read_are_counted(tiny_model, questions: Path, tmp_path: Path, capsys):
     with judging(lambda text: "[[9]]" if "Again" in text else "Lovely.") as judge:
-        flags = [
-            "--judge_endpoint",
-            judge.url,
-            "--judge_model",
-            "stub",
-            "--output_dir",
-            str(tmp_path / "out"),
-            "--json",
-        ]
+        flags = [*by(judge, tmp_path / "out"), "--json"]
         assert judged(tiny_model, questions, *flags) == 0
     scores = json.loads(capsys.readouterr().out)["results"]["mt_bench"]
     assert (scores["rating,none"], scores["unrated,none"]) == (9.0, 0.75)

@@ -242,20 +242,23 @@ def test_without_a_sandbox_programs_are_refused_unless_it_is_allowed(monkeypatch
     assert "not contained: " in isolation.words()
 
 
+def put_bubblewrap(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a script the first bwrap on the path."""
+    (folder / "bwrap").write_text(script)
+    (folder / "bwrap").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+
 def test_bubblewrap_that_does_not_work_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    broken = tmp_path / "bwrap"
-    broken.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n")
-    broken.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    put_bubblewrap(
+        "#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n", tmp_path, monkeypatch
+    )
     with pytest.raises(ConfigError, match="No permissions to create new namespace"):
         detect(None, False)
 
 
 def test_bubblewrap_that_contains_nothing_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    idle = tmp_path / "bwrap"
-    idle.write_text('#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\nshift\nexec "$@"\n')
-    idle.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    put_bubblewrap('#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\nshift\nexec "$@"\n', tmp_path, monkeypatch)
     with pytest.raises(ConfigError, match="files outside are read"):
         detect(None, False)
 

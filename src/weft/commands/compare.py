@@ -24,7 +24,7 @@ from weft.runs.comparison import (
     tables,
     verb_of,
 )
-from weft.runs.text import human_bytes, human_duration, human_number
+from weft.runs.text import columns, human_bytes, human_duration, human_number
 
 COST_FORMATS: dict[str, Callable[[float], str]] = {
     "rounds": human_number,
@@ -194,7 +194,7 @@ def _table(title: str, heads: list[str], rows: Cells, note: str = "", best: Plac
     flush_left = {0} | ({1} if "keys" in heads[1] else set())
     if not (sys.stdout.isatty() and _draw(title, heads, rows, flush_left, best)):
         print(title)
-        for cells in _columns([heads, *rows], flush_left):
+        for cells in columns([heads, *rows], flush_left):
             print(f"  {cells}")
     if note:
         print(f"  {note}")
@@ -223,14 +223,3 @@ def _draw(title: str, heads: list[str], rows: Cells, flush_left: set[int], best:
         table.add_row(*(Text(cell, style) for cell, style in zip(row, styles, strict=True)))
     console.print(table)
     return True
-
-
-def _columns(rows: Sequence[Sequence[str]], flush_left: set[int]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if number in flush_left else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from weft.tasks.store import Store
 
 
+MODEL_KEYS = ("device", "dtype", "load_in_8bit", "load_in_4bit", "trust_remote_code")
+"""Keys of a run by which a model is loaded; a run has its own."""
+
+
 def _parser() -> Parser:
     parser = Parser(prog="weft evaluate", description="Score a run or a model on tasks.", allow_abbrev=False)
     parser.add_argument("model", metavar="MODEL_OR_RUN", help="a run directory, a hub name, a model or adapter folder")
@@ -72,9 +76,9 @@ def run(argv: list[str]) -> int:
     results: list[Result] = []
     for task in tasks:
         results.append(_evaluated(task, rows[task.name], subject, store, arguments, helpers))
-        if store.folder is not None:  # after every task: what is done stands, whatever comes
-            data = results_json(results, subject.name, settings, version("weft"))
-            file = write_results(store.folder, data)
+        # After every task: what is done stands, whatever comes.
+        data = results_json(results, subject.name, settings, version("weft"))
+        file = write_results(store.folder, data)
     if arguments.json:
         print(json.dumps(data, ensure_ascii=False))
         return 0
@@ -94,8 +98,7 @@ def _check(arguments: argparse.Namespace) -> None:
     from weft.launch.subject import is_run
 
     if is_run(arguments.model):
-        names = ("device", "dtype", "load_in_8bit", "load_in_4bit", "trust_remote_code")
-        extra = [name for name in names if getattr(arguments, name)]
+        extra = [name for name in MODEL_KEYS if getattr(arguments, name)]
         if extra:
             raise ConfigError(f"A run is loaded as it was trained: leave --{extra[0]} out.")
         return
@@ -151,8 +154,7 @@ def _subject(arguments: argparse.Namespace) -> Subject:
 
         opened = Run(arguments.model, round=arguments.round, accept_changed=arguments.accept_changed)
         return of_run(opened, arguments.client, chat=chat, batch_size=size)
-    names = ("device", "dtype", "load_in_8bit", "load_in_4bit", "trust_remote_code")
-    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
+    given = {name: getattr(arguments, name) for name in MODEL_KEYS if getattr(arguments, name)}
     return of_model(arguments.model, given, chat=chat, batch_size=size)
 
 

@@ -49,13 +49,12 @@ class Helpers:
     arguments: argparse.Namespace
     isolation: Isolation | None = None
 
-    def finish(self, task: EvalTask, folder: Path | None) -> Finish | None:
+    def finish(self, task: EvalTask, folder: Path) -> Finish | None:
         """Return what makes records of a task's replies; None: its scorer does so alone."""
         if task.scorer.needs == "code":
             assert self.isolation is not None
             return _program_records(self.isolation)
         if task.scorer.needs == "judge":
-            assert folder is not None
             return _rated_records(_judge(self.arguments, folder / JUDGEMENTS))
         return None
 

@@ -24,15 +24,18 @@ CONFUSION = "confusion"
 """Counts of answers, `confusion/RIGHT/GIVEN`, by their numbers in a closed set."""
 
 
-def macro_f1(pairs: Mapping[tuple[str, str], float]) -> float:
+def macro_f1(pairs: Mapping[tuple[str, str], float], unread: str | None = None) -> float:
     """Return the mean F1 over the classes that are right or given anywhere, from counts of (right, given).
+
+    `unread` names the answers that could not be read: they are wrong, and no class of their own.
 
     A class that is never right, or never found, counts as 0: scikit-learn's f1_score(average="macro", zero_division=0).
     """
     totals: dict[str, float] = {}  # of every class how often it is right, and how often it is given, together
     for pair, count in pairs.items():
         for name in pair if count else ():
-            totals[name] = totals.get(name, 0.0) + count
+            if name != unread:
+                totals[name] = totals.get(name, 0.0) + count
     scores = [2 * hit / totals[name] if (hit := pairs.get((name, name), 0.0)) else 0.0 for name in sorted(totals)]
     return sum(scores) / len(scores)
 

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from weft.config import RunConfig, build
+from weft.config import build
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
+from weft.keys.prompt import EMBEDDED
 from weft.tasks.requests import EvaluatedModel
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from weft.core.model_types import CausalModel
     from weft.launch.run import Run
 
@@ -47,7 +50,7 @@ def of_run(run: Run, client: str | None, *, chat: bool, batch_size: int) -> Subj
         ConfigError: the run has no such model, or its model is behind an endpoint.
     """
     from weft.core.digests import digest_of, file_digest
-    from weft.data.words import Words, lead_of
+    from weft.data.words import Words
     from weft.launch.provenance import base_of
 
     config = run.config
@@ -71,10 +74,7 @@ def of_run(run: Run, client: str | None, *, chat: bool, batch_size: int) -> Subj
 
     model = run.load_model(client)
     method = None if config.finds_words else config.prompt_method
-    lead = lead_of(config)
-    if method is not None and len(lead):  # the saved prompt holds the shared vectors, and a client's own
-        lead = -np.arange(1, model.peft_config["default"].num_virtual_tokens + 1, dtype=np.int32)
-    evaluated = _resident(model, config, run.tokenizer, method, chat, batch_size, lead, place)
+    evaluated = _resident(model, run.tokenizer, method, place, chat=chat, batch_size=batch_size)
     number = run.round if run.round is not None else "end"
     folder = run.path / FOLDER / (f"round_{number}" if not run.at_end else "end")
     name = str(run.path) + (f", client {client}" if client else "") + ("" if run.at_end else f", round {number}")
@@ -109,9 +109,7 @@ def of_model(name: str, settings: JsonObject, *, chat: bool, batch_size: int) ->
         model = attach(model, adapter)
         kinds = {"PREFIX_TUNING": "prefix", "PROMPT_TUNING": "soft", "P_TUNING": "p_tuning"}
         method = kinds.get(str(getattr(model.peft_config["default"].peft_type, "value", "")))
-    count = model.peft_config["default"].num_virtual_tokens if method is not None else 0
-    lead = -np.arange(1, count + 1, dtype=np.int32) if method not in (None, "prefix") else np.zeros(0, dtype=np.int32)
-    evaluated = _resident(model, config, tokenizer, method, chat, batch_size, lead, None)
+    evaluated = _resident(model, tokenizer, method, None, chat=chat, batch_size=batch_size)
     digests = {_plain(kind): value for kind, value in base_of(config).items()}
     folder = Path("evaluations") / re.sub(r"[^\w.-]+", "_", name.strip("/"))
     return Subject(evaluated, name, digests | _format(evaluated), folder)
@@ -124,15 +122,14 @@ def _plain(kind: str) -> str:
 
 def _resident(
     model: CausalModel,
-    config: RunConfig,
     tokenizer: Any,
     method: str | None,
+    place: Callable[[np.ndarray], np.ndarray] | None,
+    *,
     chat: bool,
     batch_size: int,
-    lead: np.ndarray,
-    place: Any,
 ) -> EvaluatedModel:
-    """Return a loaded model as one that tasks are put to."""
+    """Return a loaded model as one that tasks are put to; `method`: of its prompt of vectors, None without one."""
     from weft.core.model_types import as_adapted
     from weft.models.prompts import Front
     from weft.models.resident import Resident
@@ -140,9 +137,13 @@ def _resident(
 
     model.requires_grad_(False)
     model.eval()
-    base = next(model.parameters())
-    front = Front(as_adapted(model), method) if method is not None else None
-    resident = Resident(model, tokenizer, base.device, _dtype(model), front)
+    front, lead = None, np.zeros(0, dtype=np.int32)
+    if method is not None:
+        adapted = as_adapted(model)
+        front = Front(adapted, method)
+        if method in EMBEDDED:  # the saved prompt holds the shared vectors, and a client's own
+            lead = -np.arange(1, adapted.peft_config["default"].num_virtual_tokens + 1, dtype=np.int32)
+    resident = Resident(model, tokenizer, next(model.parameters()).device, _dtype(model), front)
     return LocalModel(resident, chat=chat, batch_size=batch_size, lead=lead, place=place)
 
 

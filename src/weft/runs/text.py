@@ -1,6 +1,8 @@
-"""Numbers as people read them. Knows nothing of runs."""
+"""Numbers and tables as people read them. Knows nothing of runs."""
 
 from __future__ import annotations
+
+from collections.abc import Collection, Sequence
 
 
 def human_bytes(count: float) -> str:
@@ -22,6 +24,18 @@ def human_duration(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size} {name} {whole % size // smaller} {smaller_name}"
     return f"{whole} s"
+
+
+def columns(rows: Sequence[Sequence[str]], flush_left: Collection[int]) -> list[str]:
+    """Return the lines of a table, the columns aligned: those of `flush_left` on the left, the others on the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if number in flush_left else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def _scaled(value: float, units: list[str]) -> str:

@@ -80,7 +80,7 @@ class Choice(Scorer):
         """Return accuracies; macro-F1 and the most common label where all rows have the same choices."""
         result = super().measures(records)
         if isinstance(self.choices, list):
-            result |= label_measures(records, len(self.choices))
+            result |= label_measures(records)
         return result
 
 

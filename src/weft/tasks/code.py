@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from weft.json_types import JsonObject
+from weft.tasks.encoding import until_first
 
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 """Where the continuation of a function by a base model ends (Chen et al. 2021)."""
@@ -37,8 +38,7 @@ def blocks(answer: str) -> list[str]:
 
 def cut(text: str, stops: Sequence[str] = STOPS) -> str:
     """Return a text up to the first of some stop sequences."""
-    places = [place for place in map(text.find, stops) if place >= 0]
-    return text[: min(places)] if places else text
+    return until_first(text, stops)
 
 
 def defines(code: str, name: str) -> bool:

@@ -133,7 +133,7 @@ class Generate(Scorer):
         """Return the means; macro-F1 and the most common label of labels; BLEU over all texts."""
         result = super().measures(records)
         if self.compare == "labels":
-            result |= label_measures(records, len(self.labels))
+            result |= label_measures(records)
         if self.compare == "bleu":
             result = {"bleu": Measure(corpus_bleu(records), None, len(records), len(records))} | result
         return result

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from weft.core.files import write_atomic
 from weft.json_types import JsonObject
+from weft.runs.text import columns
 from weft.tasks.declaration import as_json
 from weft.tasks.runner import Result
 from weft.tasks.scorer import Measures
@@ -95,9 +96,4 @@ def table(results: Sequence[Result]) -> list[str]:
         others = [f"{name} {shown(name, Measure(m.value))}" for name, m in measures.items() if name != task.metric]
         count = f"{len(result.records)}" + (f" of {result.rows}" if len(result.records) < result.rows else "")
         rows.append([task.name, task.metric, shown(task.metric, result.main), count, ", ".join(others)])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        lines.append("  ".join([*cells, row[-1]]).rstrip())
-    return lines
+    return columns(rows, range(len(rows[0])))

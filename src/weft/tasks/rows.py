@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from weft.data.load import COMPRESSED_SUFFIXES, SUFFIXES, whole_rows
@@ -68,6 +69,13 @@ def read_file(name: str, task: EvalTask, folders: Sequence[Path]) -> list[JsonOb
         places = ", ".join(f"'{folder}'" for folder in folders) or "no folder (--task_data FOLDER names one)"
         wanted = missing(task, folders) or f"put {name}.jsonl beside the task's data"
         raise DataError(f"The data of the task '{task.name}', {name}.jsonl, is not in {places}: {wanted}.")
+    stat = path.stat()
+    return _table(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _table(path: Path, size: int, changed: int) -> list[JsonObject]:
+    """Return the rows of a file as it is; several tasks read the same one, and none changes its rows."""
     return [dict(row) for row in whole_rows(str(path))]
 
 
@@ -112,11 +120,6 @@ class TaskRows:
     examples: list[JsonObject]
 
 
-def kept(task: EvalTask, rows: Sequence[JsonObject], keep: str) -> list[JsonObject]:
-    """Return the rows for which an expression is true, with the task's further columns."""
-    return [row for row in (completed(task, row) for row in rows) if not keep or evaluate(keep, row)]
-
-
 def completed(task: EvalTask, row: JsonObject) -> JsonObject:
     """Return a row with the task's constants and further columns."""
     values = task.constants | row
@@ -155,16 +158,17 @@ def rows_of(task: EvalTask, folders: Sequence[Path], shots: int) -> TaskRows:
 
 
 def _fitting(task: EvalTask, rows: Sequence[JsonObject], keep: str) -> list[JsonObject]:
+    """Return the rows for which an expression is true, with the task's further columns."""
+    fitting = []
     for number, row in enumerate(rows, 1):
         try:
             values = completed(task, row)
             if not keep or evaluate(keep, values):
-                break
+                fitting.append(values)
         except DataError as error:
-            raise DataError(
-                f"Row {number} of '{task.data.file}' does not fit the task '{task.name}': {error}"
-            ) from None
-    return kept(task, rows, keep)
+            where = f"Row {number} of '{task.data.file}'"
+            raise DataError(f"{where} does not fit the task '{task.name}': {error}") from None
+    return fitting
 
 
 def items_of(task: EvalTask, rows: TaskRows, shots: int, limit: int | None, system: str = "") -> list[Item]:

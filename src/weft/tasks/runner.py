@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from weft.errors import DataError
 from weft.json_types import JsonObject
 from weft.tasks.declaration import EvalTask
-from weft.tasks.requests import ChoiceLogps, Choices, EvaluatedModel, Item, Record, Reply, Request, Texts, Writing
+from weft.tasks.requests import ChoiceLogps, EvaluatedModel, Item, Record, Reply, Request, Texts, Writing
 from weft.tasks.scorer import Measures
 from weft.tasks.statistics import Measure
 from weft.tasks.store import Store
@@ -142,9 +142,3 @@ def result_of(task: EvalTask, records: Sequence[Record], rows: int, shots: int) 
     parts = {name: [record for record in records if record.group == name] for name in names}
     groups = {name: task.scorer.measures(part) for name, part in parts.items()}
     return Result(task, measures, groups, list(records), rows, shots)
-
-
-def asks(task: EvalTask, item: Item) -> str:
-    """Return the prompt of an item as one text, to look at."""
-    request = task.scorer.request(item)
-    return request.prompt.text if isinstance(request, (Choices, Writing)) else request.text

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from weft.evaluation.heldout import macro_f1
 from weft.json_types import JsonObject
 from weft.tasks import statistics
 from weft.tasks.expressions import fault_of
@@ -83,26 +85,11 @@ LABELS = ("right", "given")
 """Scores that are numbers of labels: of the right one, and of the one that was given (-1: none could be read)."""
 
 
-def label_measures(records: Sequence[Record], labels: int) -> Measures:
+def label_measures(records: Sequence[Record]) -> Measures:
     """Return macro-F1 over the labels, and the share of the most common right one, from the records' labels."""
-    pairs = [(int(record.scores["right"]), int(record.scores["given"])) for record in records]
-    pairs = [pair for pair in pairs if pair[0] >= 0]
-    if not pairs:
-        return {}
-    counts: dict[int, int] = {}
-    for right, _ in pairs:
-        counts[right] = counts.get(right, 0) + 1
-    majority = Measure(max(counts.values()) / len(pairs), None, len(pairs), len(pairs))
-    return {"macro_f1": Measure(macro_f1(pairs, labels), None, len(pairs), len(pairs)), "majority": majority}
-
-
-def macro_f1(pairs: Sequence[tuple[int, int]], labels: int) -> float:
-    """Return the mean F1 of the labels that are right or given anywhere; an answer that could not be read, -1, is
-    wrong and no label of its own."""
-    scores = []
-    for label in range(labels):
-        hits = sum(right == given == label for right, given in pairs)
-        total = sum((right == label) + (given == label) for right, given in pairs)
-        if total:
-            scores.append(2 * hits / total)
-    return sum(scores) / len(scores) if scores else 0.0
+    pairs = Counter((int(record.scores["right"]), int(record.scores["given"])) for record in records)
+    rights = Counter(int(record.scores["right"]) for record in records)
+    f1 = macro_f1({(str(right), str(given)): count for (right, given), count in pairs.items()}, unread="-1")
+    count = len(records)
+    majority = Measure(max(rights.values()) / count, None, count, count)
+    return {"macro_f1": Measure(f1, None, count, count), "majority": majority}

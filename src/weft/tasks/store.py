@@ -19,9 +19,9 @@ ITEMS = "items"
 
 
 class Store:
-    """Records of one evaluation on disk; or in memory, where no folder is given."""
+    """Records of one evaluation on disk."""
 
-    def __init__(self, folder: Path | None, settings: JsonObject, *, overwrite: bool = False) -> None:
+    def __init__(self, folder: Path, settings: JsonObject, *, overwrite: bool = False) -> None:
         """Open the folder of an evaluation, or make it.
 
         Args:
@@ -33,10 +33,6 @@ class Store:
             ConfigError: the folder holds records of another evaluation, or something else.
         """
         self.folder, self.settings = folder, settings
-        self._memory: dict[str, dict[int, Record]] = {}
-        self._known: dict[str, str] = {}
-        if folder is None:
-            return
         self._check(folder, overwrite)
         try:
             (folder / ITEMS).mkdir(parents=True, exist_ok=True)
@@ -70,8 +66,6 @@ class Store:
         Raises:
             ConfigError: they are of the task as it was before its file changed.
         """
-        if self.folder is None:
-            return dict(self._memory.get(task.name, {}))
         path = self._file(task)
         if not path.exists():
             return {}
@@ -92,9 +86,6 @@ class Store:
 
     def add(self, task: EvalTask, records: Sequence[Record]) -> None:
         """Append records, durably."""
-        if self.folder is None:
-            self._memory.setdefault(task.name, {}).update({record.number: record for record in records})
-            return
         path = self._file(task)
         head = b"" if path.exists() and path.stat().st_size else _line({"task": self._digest(task)})
         with open(path, "ab") as file:
@@ -103,13 +94,10 @@ class Store:
             os.fsync(file.fileno())
 
     def _file(self, task: EvalTask) -> Path:
-        assert self.folder is not None
         return self.folder / ITEMS / f"{task.name}.jsonl"
 
     def _digest(self, task: EvalTask) -> str:
-        shots = self.settings.get("shots", {})
-        text = json.dumps([as_json(task), shots.get(task.name) if isinstance(shots, dict) else None], sort_keys=True)
-        return digest_of([text])
+        return digest_of([json.dumps(as_json(task), sort_keys=True)])
 
 
 def _line(data: JsonObject) -> bytes:

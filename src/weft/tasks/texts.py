@@ -91,17 +91,3 @@ class Preference(Scorer):
 def _won(chosen: float, rejected: float) -> float:
     """Return 1 where the preferred answer is likelier, 1/2 where both are equally likely."""
     return 0.5 if chosen == rejected else float(chosen > rejected)
-
-
-def reference_measures(records: Sequence[Record], reference: Mapping[int, Record]) -> Measures:
-    """Return how often the margin grew over that of a reference model, as DPO's implicit reward has it (2305.18290).
-
-    Args:
-        records: of `Preference`.
-        reference: by the items' numbers, of the same items under another model.
-    """
-    pairs = [(record, reference[record.number]) for record in records if record.number in reference]
-    gains = [record.scores["margin"] - other.scores["margin"] for record, other in pairs]
-    clusters = [record.cluster or str(record.number) for record, _ in pairs]
-    won = statistics.mean([_won(gain, 0.0) for gain in gains], clusters)
-    return {"reward_accuracy": won, "reward_margin": statistics.mean(gains, clusters)}
