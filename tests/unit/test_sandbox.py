@@ -110,8 +110,8 @@ def test_programs_that_end_late_or_need_much_memory_are_told_apart(isolation: Is
         Limits(seconds=2, cpu_seconds=1),
         workers=4,
     )
-    assert (late.reason, busy.reason, greedy.reason) == ("timeout", "timeout", "memory")
-    assert loud.reason in ("timeout", "failed")  # on a machine with other load, both were seen of a flood
+    reasons = (late.reason, busy.reason, greedy.reason, loud.reason)
+    assert reasons == ("timeout", "timeout", "memory", "timeout"), loud.output[-400:]
     assert len(loud.output) <= 2 * 4096
     assert "memory" not in isolation.uncontained
 
