@@ -19,7 +19,7 @@ LOCK = ROOT / "constraints" / "lock.txt"
 ENVIRONMENT = ROOT / ".venv-lock"
 PYTHONS = ("3.11", "3.12", "3.13")
 SYSTEMS = ("x86_64-manylinux_2_28", "aarch64-manylinux_2_28", "aarch64-apple-darwin")
-ONLY_AS_SOURCE = ("pyhocon",)
+ONLY_AS_SOURCE = ("pyhocon", "rouge-score", "sqlitedict", "word2number")
 """Plain Python that has no wheel on the index."""
 ELSEWHERE = re.compile(r"^(nvidia-|cuda-|triton==)|; .*sys_platform == '(win32|emscripten)'")
 """What comes with CUDA builds of PyTorch, and what other systems need."""
