@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.server_engine_spec import ServerEngineSpec
 from nvflare.app_common.storages.filesystem_storage import FilesystemStorage
 
+from weft.sites.admin import AdminSession
 from weft.sites.job import REPORT, ROUNDS
 from weft.sites.job_store import JobStore
 
@@ -122,3 +124,22 @@ def test_the_description_of_a_job_has_what_its_run_reported_and_no_other_jobs_re
     assert REPORT not in server.jobs.get_job(job, server.context).meta
     (server.kit / "runs" / "r.json").write_text("{")
     assert REPORT not in server.jobs.get_job(job, server.context).meta
+
+
+class MomentarilyEmpty:
+    """A session whose list of jobs is empty at first, as FLARE's was seen to be while a job ended."""
+
+    def __init__(self, *lists: list[dict[str, str]]) -> None:
+        self.lists = list(lists)
+
+    def list_jobs(self, **_: object) -> list[dict[str, str]]:
+        return self.lists.pop(0)
+
+    def get_system_info(self) -> SimpleNamespace:
+        return SimpleNamespace(server_info=SimpleNamespace(start_time=0.0))
+
+
+def test_a_list_that_is_empty_for_a_moment_is_asked_for_again():
+    session = MomentarilyEmpty([], [{"job_id": "1", "status": "FINISHED:COMPLETED"}])
+    assert [job["job_id"] for job in AdminSession(session).jobs()] == ["1"]
+    assert AdminSession(MomentarilyEmpty([], [])).jobs() == []

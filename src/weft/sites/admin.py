@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 STDOUT_LOCK = threading.RLock()
 CLOSING = 3.0
 """Seconds that FLARE gets to close a session by itself."""
+EMPTY_LIST = 0.3
+"""Seconds after which an empty list of jobs is asked for again."""
 STOP_NOTICE = 2.5
 """Seconds in which a watcher (`weft.sites.watcher`) reads from the status that the run is stopped."""
 ABANDONED = "FINISHED:ABANDONED"
@@ -87,6 +89,9 @@ class AdminSession:
         """Return the descriptions of all jobs, or of the newest `limit`; the newest is first."""
         with quiet_flare():
             jobs = self.session.list_jobs(detailed=True, limit=limit, reverse=True)
+            if not jobs:  # FLARE's list was seen to be empty for a moment while a job ended
+                time.sleep(EMPTY_LIST)
+                jobs = self.session.list_jobs(detailed=True, limit=limit, reverse=True)
             server_start = self.server_start()
         jobs = [job | {"status": state_of(job, server_start)} for job in jobs]
         return sorted(jobs, key=lambda job: str(job.get("submit_time_iso") or job.get("submit_time")), reverse=True)
