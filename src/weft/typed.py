@@ -165,6 +165,8 @@ class Keys(TypedDict, total=False):
     max_new_tokens: int
     temperature: float
     top_p: float
+    generation_engine: Literal["torch", "vllm"]
+    vllm_memory: float
     grpo_loss: Literal["grpo", "dapo", "dr_grpo"]
     grpo_clip: float
     grpo_kl: float

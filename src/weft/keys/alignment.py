@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from weft.keys.effects import Condition, Effect, only, verbs
+from weft.keys.effects import LOCAL_MODEL, NOT_SITES, Condition, Effect, only, verbs
 
 
 class AlignmentKeys(BaseModel):
@@ -44,6 +44,10 @@ class AlignmentKeys(BaseModel):
         le=1,
         description="nucleus sampling: answers are sampled from the likeliest tokens of this total probability",
     )
+    generation_engine: Literal["torch", "vllm"] = Field(
+        "torch", description="what samples answers: torch, or vLLM with the weights of the moment"
+    )
+    vllm_memory: float = Field(0.3, gt=0, lt=1, description="share of a GPU's memory for vLLM while it samples")
     grpo_loss: Literal["grpo", "dapo", "dr_grpo"] = Field(
         "grpo",
         description="normalisation: mean over answers of means over tokens (grpo), mean over all tokens "
@@ -54,6 +58,13 @@ class AlignmentKeys(BaseModel):
     grpo_iterations: int = Field(1, ge=1, description="optimizer steps on the same answers")
 
 
+ONE_PROCESS = (
+    Condition(
+        lambda config: config.runtime == "inprocess" and config.parallel == "none" and config.prompt_method is None,
+        "vLLM takes LoRA adapters and whole models of one process (runtime {c.runtime}, parallel {c.parallel}, "
+        "prompt_method {c.prompt_method})",
+    ),
+)
 PAIRS = verbs("preference")
 ANSWERS = verbs("grpo")
 
@@ -86,6 +97,8 @@ WORKS: dict[str, Effect] = {
     "max_new_tokens": ANSWERS,
     "temperature": ANSWERS,
     "top_p": ANSWERS,
+    "generation_engine": ANSWERS + LOCAL_MODEL + NOT_SITES + ONE_PROCESS,
+    "vllm_memory": ANSWERS + only("generation_engine", "vllm"),
     "grpo_loss": ANSWERS,
     "grpo_clip": ANSWERS,
     "grpo_kl": ANSWERS,

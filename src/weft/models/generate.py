@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -42,6 +42,23 @@ class Answer(NamedTuple):
     ended: bool
 
 
+class AnswerEngine(Protocol):
+    """What samples answers in torch's place, with the weights of a resident model."""
+
+    def answers(
+        self,
+        model: Resident,
+        prompts: Sequence[np.ndarray],
+        sampling: Sampling,
+        copies: int,
+        seed: int,
+        ends: set[int],
+        stop: Callable[[Sequence[int]], bool] | None,
+    ) -> list[list[Answer]]:
+        """Return `copies` answers to every prompt, which a token of `ends` ends; the rest as for `generate`."""
+        ...
+
+
 def end_tokens(model: Resident) -> set[int]:
     """Return the ids that end an answer: the tokenizer's and those of the model's generation_config."""
     config = getattr(model.model, "generation_config", None)
@@ -76,6 +93,9 @@ def generate(
     Returns:
         For every prompt, in order, its answers.
     """
+    if model.engine is not None:
+        engine: AnswerEngine = model.engine
+        return engine.answers(model, prompts, sampling, copies, seed, end_tokens(model), stop)
     if static is None:
         static = model.compiled and model.device.type == "cuda"
     every = look_every or (LOOK_EVERY if model.device.type == "cuda" else 1)

@@ -37,6 +37,7 @@ from weft.models.resident import Resident
 from weft.models.source import model_source, readable_errors
 from weft.models.starting import adapter_of, fill
 from weft.models.tokenizer import load_tokenizer
+from weft.models.vllm_engine import VllmEngine, check_adapter
 
 
 def load_model_config(config: RunConfig) -> ModelConfig:
@@ -179,6 +180,7 @@ def load_resident(
     """
     if group is not None:
         return _load_spread(config, tokenizer, lora, group, note)
+    engine = VllmEngine(config, lora) if config.generation_engine == "vllm" else None
     device = choose_device(config.device)
     dtype = arithmetic(config, device)
     if use_tensor_cores(device, dtype):
@@ -188,6 +190,9 @@ def load_resident(
     resident = Resident(
         model, tokenizer, device, dtype, Front(as_adapted(model), config.prompt_method or "") if vectors else None
     )
+    if engine is not None:
+        check_adapter(resident.base)
+    resident.engine = engine
     resident.fixed = fixed_factors(model)
     resident.recomputation = recomputation_of(config, resident.base, note)
     trained = sum(master.numel() for master in resident.masters.values())

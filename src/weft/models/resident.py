@@ -35,12 +35,12 @@ RowT = TypeVar("RowT")
 class Resident:
     """A model on its device, its tokenizer, and the float32 masters of its trained parameters."""
 
-    one_process: ClassVar[bool] = True
-    """The whole model is in this process."""
+    one_process: ClassVar[bool] = True  # the whole model is in this process
     loss_scale = 1.0  # factor of a loss before its backward pass
     line_step = 1  # what the length of padded lines is a multiple of
     compiled = False  # whether training steps, and on a GPU steps of decoding, are compiled
     decoding: Any = None  # the step of decoding with a static cache; False: it is not exact; None: not tested
+    engine: Any = None  # samples answers in torch's place (weft.models.vllm_engine)
 
     def __init__(
         self,

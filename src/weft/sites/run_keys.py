@@ -44,7 +44,7 @@ AT_SERVER = frozenset(
     availability availability_period max_bad_updates client_failure_rate recipe split_strategy split_args split_seed
     clients_of_rest held_out_overlap split_column max_update_norm max_client_share rejoin_timeout product_error
     split_alpha split_min_rows shards_per_client endpoint_timeout endpoint_retries endpoint_parallel vocab_size compile
-    tokenizer_min_count tokenizer_min_clients tokenizer_noise
+    tokenizer_min_count tokenizer_min_clients tokenizer_noise generation_engine vllm_memory
     """.split()
 )
 """Keys that only the server uses: a site keeps the defaults."""
