@@ -152,7 +152,7 @@ def test_client_memory_is_that_of_the_round_and_never_of_a_later_one(tmp_path):
     run = RunDir(tmp_path)
     assert checkpoint.load_client_memory(run, "../x", 5) == {}
     for round in (2, 4, 5):
-        checkpoint.save_client_memory(run, "../x", round, {"control": {"w": torch.tensor(round)}})
+        checkpoint.save_client_memory(run, "../x", round, {"control": {"w": torch.tensor(round)}}, at_site=True)
     assert checkpoint.load_client_memory(run, "../x", 4)["control"]["w"] == 4
     assert checkpoint.load_client_memory(run, "../x", 9)["control"]["w"] == 5
     assert checkpoint.load_client_memory(run, "../x", 3) == {}

@@ -15,6 +15,8 @@ class DiskMemory:
     """Client memories in the run directory; what an uncommitted round wrote is not seen after a resume."""
 
     run: RunDir
+    at_site: bool = False
+    """The checkpoints are elsewhere, at the server."""
 
     def load(self, client: str, round: int) -> Streams:
         """Return what the client remembers after `round` rounds."""
@@ -22,7 +24,7 @@ class DiskMemory:
 
     def save(self, client: str, round: int, streams: Streams) -> None:
         """Keep what the client remembers after `round` rounds."""
-        checkpoint.save_client_memory(self.run, client, round, streams)
+        checkpoint.save_client_memory(self.run, client, round, streams, at_site=self.at_site)
 
     def drop(self, client: str, round: int) -> None:
         """Forget what the client kept after `round` rounds."""

@@ -42,8 +42,8 @@ class Commits:
             run: where it is written.
             metrics: whose lines are durable before a checkpoint counts them.
             timing: likewise.
-            waits: rounds wait for the checkpoint. They must where clients remember something: a client keeps its
-                memory of the last rounds alone, and a resume needs the one of the checkpoint.
+            waits: rounds wait for the checkpoint. They must where sites remember something: a site keeps its memory
+                of the last rounds alone, and a resume needs the one of the checkpoint.
         """
         self.config, self.run, self.metrics, self.timing = config, run, metrics, timing
         self.waits = waits or not config.checkpoint_seconds

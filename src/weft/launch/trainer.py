@@ -84,7 +84,9 @@ class Trainer:
             )
         self.metrics = MetricsLog(run.metrics_file)
         self.timing = MetricsLog(run.timing_file)
-        self.commits = Commits(config, run, self.metrics, self.timing, waits=self.plan.clients_remember)
+        # A site cannot see the server's checkpoints, and keeps its memory of the last rounds alone.
+        waits = config.runtime == "nvflare" and self.plan.clients_remember
+        self.commits = Commits(config, run, self.metrics, self.timing, waits=waits)
 
     def run_all(self, values: Tensors) -> ServerState:
         """Run the rounds that are left, then write the results; return the state after the last.

@@ -112,8 +112,12 @@ def rewind(run: RunDir, round: int) -> None:
             path.unlink()
 
 
-def save_client_memory(run: RunDir, client: str, round: int, streams: Streams) -> None:
-    """Write what a client remembers after `round`, durably; drops what no checkpoint can ask for any more."""
+def save_client_memory(run: RunDir, client: str, round: int, streams: Streams, *, at_site: bool = False) -> None:
+    """Write what a client remembers after `round`, durably; drops what no checkpoint can ask for any more.
+
+    What is newer than the newest checkpoint stays, since the next one may be being written, and may be of any of these
+    rounds. A site, whose server has the checkpoints, keeps the last two.
+    """
     directory = run.client_dir(client)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"memory_{round:06d}.safetensors"
@@ -126,7 +130,10 @@ def save_client_memory(run: RunDir, client: str, round: int, streams: Streams) -
     sync_directory(directory)
     memories = _memories(directory)
     # A resume from any checkpoint that is left must find the memory that was the newest one then.
-    needed = {_newest(memories, _round_of(checkpoint)) for checkpoint in _checkpoints(run)} | {*memories[-2:]}
+    rounds = [_round_of(checkpoint) for checkpoint in _checkpoints(run)]
+    needed = {_newest(memories, committed) for committed in rounds} | {*memories[-2:]}
+    if not at_site:
+        needed |= {memory for memory in memories if _round_of(memory) > max(rounds, default=0)}
     for former in memories:
         if former not in needed:
             former.unlink()

@@ -146,7 +146,7 @@ class SiteClient:
         local = builder.config = with_template_date(local, builder.tokenizer, folder=run.path)
         current = provenance.data_of(local) | provenance.tokenizer_of(local, builder.tokenizer)
         self._compare(run, current, base, str(request.get("birth", "")))
-        population = builder.read(DiskMemory(run), first=int(request["index"]))
+        population = builder.read(DiskMemory(run, at_site=True), first=int(request["index"]))
         log.info(population.account.summary())
         for line in warning_lines(local, population):
             log.warning(line)
