@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from weft.core.files import drop_unfinished_line, whole_lines
 from weft.errors import ConfigError, RunError
 from weft.json_types import JsonObject
 from weft.models.endpoint import Reply
@@ -34,14 +34,11 @@ class Judgements:
         self._known: dict[str, Reply] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            raw = path.read_bytes() if path.exists() else b""
-            whole = raw[: raw.rfind(b"\n") + 1]
-            for line in whole.split(b"\n")[:-1]:
+            for line in whole_lines(path):
                 one = json.loads(line)
                 tokens = (one["prompt_tokens"], one["completion_tokens"])
                 self._known[one["key"]] = Reply(one["reply"], *tokens, one["finish"])
-            if len(whole) < len(raw):
-                os.truncate(path, len(whole))
+            drop_unfinished_line(path)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"'{path}' cannot be read as judgements ({type(error).__name__}): move it away, and they are asked for "
