@@ -6,11 +6,14 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from weft.arguments import Parser
+from weft.commands import evaluation_endpoint
 from weft.commands.evaluation_helpers import Helpers, add_flags, runnable
 from weft.errors import ConfigError
 
@@ -24,11 +27,14 @@ if TYPE_CHECKING:
 
 MODEL_KEYS = ("device", "dtype", "load_in_8bit", "load_in_4bit", "trust_remote_code")
 """Keys of a run by which a model is loaded; a run has its own."""
+OF_RUNS = ("client", "round", "accept_changed")
 
 
 def _parser() -> Parser:
     parser = Parser(prog="weft evaluate", description="Score a run or a model on tasks.", allow_abbrev=False)
-    parser.add_argument("model", metavar="MODEL_OR_RUN", help="a run directory, a hub name, a model or adapter folder")
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL_OR_RUN", help="a run directory, a hub name, a model or adapter folder"
+    )
     parser.add_argument(
         "--tasks", nargs="+", required=True, metavar="NAME", help="tasks, suites (general, medical, all, ...) or files"
     )
@@ -39,9 +45,10 @@ def _parser() -> Parser:
     parser.add_argument("--apply_chat_template", action="store_true", help="ask in turns of the model's chat template")
     parser.add_argument("--system_instruction", default="", metavar="TEXT", help="a text before everything")
     parser.add_argument("--max_new_tokens", type=int, metavar="N", help="longest answer in tokens [the task's]")
-    parser.add_argument("--batch_size", type=int, default=16, metavar="N", help="prompts at a time [16]")
+    parser.add_argument("--batch_size", type=int, metavar="N", help="prompts at a time [16]")
     parser.add_argument("--seed", type=int, default=0, help="of sampling [0]")
     add_flags(parser)
+    evaluation_endpoint.add_flags(parser)
     parser.add_argument("--output_dir", metavar="DIR", help="where to [RUN/evaluation or evaluations/MODEL]")
     parser.add_argument("--overwrite", action="store_true", help="delete the results of another evaluation there first")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
@@ -70,15 +77,20 @@ def run(argv: list[str]) -> int:
     tasks = _at_hand(tasks, folders, alone=len(tasks) == 1)
     tasks, helpers = runnable(tasks, arguments)
     rows = {task.name: _rows(task, folders, arguments) for task in tasks}
-    subject = _subject(arguments)
+    if arguments.endpoint is not None:
+        kinds = {task.name: type(task.scorer.request(rows[task.name].items[0])) for task in tasks}
+        subject, tasks = evaluation_endpoint.reachable(arguments, tasks, kinds)
+    else:
+        subject = _subject(arguments)
     settings = _settings(arguments, subject)
     store = _store(arguments, subject, settings)
     results: list[Result] = []
-    for task in tasks:
-        results.append(_evaluated(task, rows[task.name], subject, store, arguments, helpers))
-        # After every task: what is done stands, whatever comes.
-        data = results_json(results, subject.name, settings, version("weft"))
-        file = write_results(store.folder, data)
+    with _keeping(subject, store):
+        for task in tasks:
+            results.append(_evaluated(task, rows[task.name], subject, store, arguments, helpers))
+            # After every task: what is done stands, whatever comes.
+            data = results_json(results, subject.name, settings, version("weft"))
+            file = write_results(store.folder, data)
     if arguments.json:
         print(json.dumps(data, ensure_ascii=False))
         return 0
@@ -86,8 +98,29 @@ def run(argv: list[str]) -> int:
     cut = [f"{result.task.name} ({result.cut})" for result in results if result.cut]
     if cut:
         print(f"Items that were longer than the model's context lost their beginning: {', '.join(cut)}.")
+    refused = [f"{result.task.name} ({result.refused})" for result in results if result.refused]
+    if refused:
+        print(f"Items that the endpoint refused to answer count as empty answers: {', '.join(refused)}.")
     print(file)
     return 0
+
+
+@contextmanager
+def _keeping(subject: Subject, store: Store) -> Iterator[None]:
+    """Keep the replies of an endpoint until all tasks are done, and say what they cost, also where it fails."""
+    from weft.tasks.endpoint_model import EndpointModel
+    from weft.tasks.store import REPLIES
+
+    if not isinstance(subject.model, EndpointModel):
+        yield
+        return
+    file = store.folder / REPLIES
+    subject.model.keep_in(file)
+    try:
+        yield
+    finally:
+        print(evaluation_endpoint.cost(subject.model), file=sys.stderr)
+    file.unlink(missing_ok=True)  # the records hold them all
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -95,6 +128,12 @@ def _check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name} is {value}: write {least} or more.")
+    evaluation_endpoint.check(arguments)
+    if arguments.endpoint is not None:
+        extra = [name for name in (*MODEL_KEYS, "batch_size", *OF_RUNS) if getattr(arguments, name)]
+        if extra:
+            raise ConfigError(f"The model is behind {arguments.endpoint}: leave --{extra[0]} out.")
+        return
     from weft.launch.subject import is_run
 
     if is_run(arguments.model):
@@ -102,7 +141,7 @@ def _check(arguments: argparse.Namespace) -> None:
         if extra:
             raise ConfigError(f"A run is loaded as it was trained: leave --{extra[0]} out.")
         return
-    extra = [name for name in ("client", "round", "accept_changed") if getattr(arguments, name)]
+    extra = [name for name in OF_RUNS if getattr(arguments, name)]
     if extra:
         raise ConfigError(f"'{arguments.model}' is no run's directory: leave --{extra[0]} out, or name a run.")
 
@@ -148,7 +187,7 @@ def _rows(task: EvalTask, folders: list[Path], arguments: argparse.Namespace) ->
 def _subject(arguments: argparse.Namespace) -> Subject:
     from weft.launch.subject import is_run, of_model, of_run
 
-    chat, size = arguments.apply_chat_template, arguments.batch_size
+    chat, size = arguments.apply_chat_template, arguments.batch_size or 16
     if is_run(arguments.model):
         from weft.launch.run import Run
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from weft.errors import ConfigError
-from weft.models.generate import Sampling, answer_text, generate
+from weft.models.generate import Sampling, generate
 from weft.models.layout import Question
 from weft.tasks.encoding import Encoder, Stop, context_of, until_first, windows
 from weft.tasks.requests import ChoiceLogps, Choices, EvaluatedModel, Text, TextLogp, Texts, Writing
@@ -195,7 +195,7 @@ class LocalModel(EvaluatedModel):
                     raw = self.model.tokenizer.decode(answer.ids, skip_special_tokens=True)
                     text = until_first(raw, until)
                     ended[number] &= answer.ended or text != raw
-                    samples[number][sample].append(answer_text(self.model.tokenizer, answer) if self.chat else text)
+                    samples[number][sample].append(text.strip() if self.chat else text)
 
 
 def _batches(sizes: Sequence[int], most: int) -> Iterator[list[int]]:

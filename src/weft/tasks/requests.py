@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from weft.json_types import JsonObject
 from weft.tasks.prompts import Prompt
@@ -77,6 +78,8 @@ class Texts:
     ended: bool = True
     """Every text came to an end by itself."""
     cut: bool = False
+    refused: bool = False
+    """The endpoint refused to write a text, which is empty."""
 
     @property
     def first(self) -> str:
@@ -125,6 +128,9 @@ class Record:
 
 class EvaluatedModel(ABC):
     """A model that tasks are put to: here, or behind an API."""
+
+    chunk: ClassVar[int] = 256
+    """Items between two writes of records."""
 
     @abstractmethod
     def score_choices(self, requests: Sequence[Choices]) -> list[ChoiceLogps]:

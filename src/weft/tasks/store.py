@@ -16,6 +16,8 @@ from weft.tasks.requests import Record
 
 SETTINGS = "settings.json"
 ITEMS = "items"
+REPLIES = "replies.jsonl"
+"""What an endpoint answered so far."""
 
 
 class Store:
@@ -48,7 +50,7 @@ class Store:
         if not folder.is_dir() or (any(folder.iterdir()) and not (folder / SETTINGS).exists()):
             raise ConfigError(f"'{folder}' holds something else than an evaluation: give another --output_dir.")
         if overwrite:
-            for path in [*(folder / ITEMS).glob("*.jsonl"), folder / "results.json"]:
+            for path in [*(folder / ITEMS).glob("*.jsonl"), folder / "results.json", folder / REPLIES]:
                 path.unlink(missing_ok=True)
             return
         if (folder / SETTINGS).exists():
