@@ -8,12 +8,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from weft.arguments import Parser
-from weft.commands import evaluation_endpoint
+from weft.commands import evaluation_endpoint, evaluation_harness
 from weft.commands.evaluation_helpers import Helpers, add_flags, runnable
 from weft.errors import ConfigError
 
@@ -41,12 +42,13 @@ def _parser() -> Parser:
     parser.add_argument("--task_data", nargs="+", default=[], metavar="DIR", help="folders with the tasks' data")
     parser.add_argument("--include_path", nargs="+", default=[], metavar="DIR", help="folders with tasks of your own")
     parser.add_argument("--limit", type=int, metavar="N", help="ask at most N rows of a task")
-    parser.add_argument("--num_fewshot", type=int, default=0, metavar="N", help="worked examples before a question [0]")
+    parser.add_argument("--num_fewshot", type=int, metavar="N", help="worked examples before a question [0]")
     parser.add_argument("--apply_chat_template", action="store_true", help="ask in turns of the model's chat template")
     parser.add_argument("--system_instruction", default="", metavar="TEXT", help="a text before everything")
     parser.add_argument("--max_new_tokens", type=int, metavar="N", help="longest answer in tokens [the task's]")
     parser.add_argument("--batch_size", type=int, metavar="N", help="prompts at a time [16]")
     parser.add_argument("--seed", type=int, default=0, help="of sampling [0]")
+    parser.add_argument("--harness", choices=["lm_eval"], help="put lm-eval's tasks instead of Weft's")
     add_flags(parser)
     evaluation_endpoint.add_flags(parser)
     parser.add_argument("--output_dir", metavar="DIR", help="where to [RUN/evaluation or evaluations/MODEL]")
@@ -68,6 +70,9 @@ def run(argv: list[str]) -> int:
     """Put tasks to a model, print their scores, and write them beside the run."""
     arguments = _parser().parse(argv)
     _check(arguments)
+    if arguments.harness is not None:
+        return _run_harness(arguments)
+    arguments.num_fewshot = arguments.num_fewshot or 0
     from weft.tasks.catalogue import select
     from weft.tasks.results import results_json, table, write_results
     from weft.tasks.rows import folders_of
@@ -101,6 +106,31 @@ def run(argv: list[str]) -> int:
     refused = [f"{result.task.name} ({result.refused})" for result in results if result.refused]
     if refused:
         print(f"Items that the endpoint refused to answer count as empty answers: {', '.join(refused)}.")
+    print(file)
+    return 0
+
+
+def _run_harness(arguments: argparse.Namespace) -> int:
+    """Put lm-eval's tasks to the model, and write their results beside those of Weft's tasks."""
+    from weft.tasks.results import write_results
+
+    evaluation_harness.check(arguments)
+    arguments.tasks = evaluation_harness.names(arguments.tasks)
+    tasks = evaluation_harness.manager(arguments)
+    templated, arguments.apply_chat_template = arguments.apply_chat_template, False
+    subject = _subject(arguments)  # whose prompts are texts: lm-eval applies the template
+    arguments.apply_chat_template = templated
+    template = subject.template() if templated else ""
+    subject = replace(subject, identity=subject.identity | {"chat_template": template})
+    settings = _settings(arguments, subject) | {"harness": version("lm-eval")}
+    store = _store(arguments, subject, settings)
+    results = evaluation_harness.evaluate(arguments, subject, tasks, store.folder)
+    data = results | {"config": {"model": "weft", "model_args": subject.name} | settings}
+    file = write_results(store.folder, data | {"weft_version": version("weft")})
+    if arguments.json:
+        print(json.dumps(data, ensure_ascii=False))
+        return 0
+    print("\n".join(evaluation_harness.lines(results)))
     print(file)
     return 0
 
@@ -217,8 +247,6 @@ def _evaluated(
     arguments: argparse.Namespace,
     helpers: Helpers,
 ) -> Result:
-    from dataclasses import replace
-
     from weft.tasks.requests import Writing
     from weft.tasks.runner import put, result_of
 
