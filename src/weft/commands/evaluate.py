@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,14 +14,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from weft.arguments import Parser
 from weft.commands import evaluation_endpoint, evaluation_harness
-from weft.commands.evaluation_helpers import Helpers, add_flags, runnable
+from weft.commands.evaluation_helpers import Helpers, add_flags, progress, runnable
 from weft.errors import ConfigError
 
 if TYPE_CHECKING:
     from weft.launch.subject import Subject
     from weft.tasks.declaration import EvalTask
     from weft.tasks.requests import Item
-    from weft.tasks.runner import Result, Say
+    from weft.tasks.runner import Result
     from weft.tasks.store import Store
 
 
@@ -48,6 +47,9 @@ def _parser() -> Parser:
     parser.add_argument("--max_new_tokens", type=int, metavar="N", help="longest answer in tokens [the task's]")
     parser.add_argument("--batch_size", type=int, metavar="N", help="prompts at a time [16]")
     parser.add_argument("--seed", type=int, default=0, help="of sampling [0]")
+    parser.add_argument(
+        "--reference", metavar="MODEL_OR_RUN", help="of preference tasks: measure margins beyond those of this model"
+    )
     parser.add_argument("--harness", choices=["lm_eval"], help="put lm-eval's tasks instead of Weft's")
     add_flags(parser)
     evaluation_endpoint.add_flags(parser)
@@ -81,6 +83,8 @@ def run(argv: list[str]) -> int:
     folders = folders_of(arguments.task_data)
     tasks = _at_hand(tasks, folders, alone=len(tasks) == 1)
     tasks, helpers = runnable(tasks, arguments)
+    if arguments.reference is not None and not any(task.kind == "preference" for task in tasks):
+        raise ConfigError("--reference is of preference tasks, such as hh_helpful, and none is named: leave it out.")
     rows = {task.name: _rows(task, folders, arguments) for task in tasks}
     if arguments.endpoint is not None:
         kinds = {task.name: type(task.scorer.request(rows[task.name].items[0])) for task in tasks}
@@ -88,6 +92,8 @@ def run(argv: list[str]) -> int:
     else:
         subject = _subject(arguments)
     settings = _settings(arguments, subject)
+    if arguments.reference is not None:
+        subject, settings = _with_reference(arguments, subject, settings)
     store = _store(arguments, subject, settings)
     results: list[Result] = []
     with _keeping(subject, store):
@@ -108,6 +114,19 @@ def run(argv: list[str]) -> int:
         print(f"Items that the endpoint refused to answer count as empty answers: {', '.join(refused)}.")
     print(file)
     return 0
+
+
+def _with_reference(
+    arguments: argparse.Namespace, subject: Subject, settings: dict[str, object]
+) -> tuple[Subject, dict[str, object]]:
+    """Return the model beside a reference model, and the settings with that."""
+    from weft.tasks.requests import WithReference
+
+    arguments = argparse.Namespace(**vars(arguments) | {"model": arguments.reference, "round": None, "client": None})
+    other = _subject(arguments)
+    return replace(subject, reference=WithReference(subject.model, other.model)), settings | {
+        "reference": other.identity
+    }
 
 
 def _run_harness(arguments: argparse.Namespace) -> int:
@@ -257,24 +276,8 @@ def _evaluated(
         request = replace(request, until=()) if code and arguments.apply_chat_template else request
         return request if arguments.max_new_tokens is None else replace(request, max_tokens=arguments.max_new_tokens)
 
-    say = None if arguments.quiet else _say()
+    say = None if arguments.quiet else progress()
     finish = helpers.finish(task, store.folder)
-    records = put(task, asked.items, subject.model, store, seed=arguments.seed, say=say, finish=finish, prepare=prepare)
+    model = subject.reference if task.kind == "preference" and subject.reference is not None else subject.model
+    records = put(task, asked.items, model, store, seed=arguments.seed, say=say, finish=finish, prepare=prepare)
     return result_of(task, records, asked.rows, asked.shots)
-
-
-def _say() -> Say:
-    """Return what prints progress: over one line of a terminal, else a line every ten seconds."""
-    begin = last = time.monotonic()
-
-    def say(name: str, done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if sys.stderr.isatty():
-            end = "\n" if done == total else ""
-            print(f"\r{name}: {done} of {total}, {now - begin:.0f} s", end=end, file=sys.stderr, flush=True)
-        elif done == total or now - last > 10:
-            print(f"{name}: {done} of {total}, {now - begin:.0f} s", file=sys.stderr, flush=True)
-            last = now
-
-    return say

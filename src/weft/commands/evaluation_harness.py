@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FOLDER = "harness"
 """Of an evaluation: lm-eval's samples, a file for each task."""
-NOT_WITH = ("task_data", "endpoint", "code_sandbox", "allow_code_execution", "judge_endpoint", "judge_model")
+NOT_WITH = ("task_data", "reference", "endpoint", "code_sandbox", "allow_code_execution", "judge_endpoint", "judge_model")
 """Flags of Weft's own tasks."""
 BOOTSTRAPS = 1000
 """Samples for the standard errors that lm-eval has no formula for."""

@@ -36,6 +36,8 @@ class Subject:
     """What decides about its replies: fingerprints, number format, template."""
     folder: Path
     """Where its results are written unless another folder is named."""
+    reference: EvaluatedModel | None = None
+    """The same model beside a reference model."""
 
     def template(self) -> str:
         """Return a digest of the chat template of a model in this process; ConfigError where it has none."""

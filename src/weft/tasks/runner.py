@@ -125,6 +125,7 @@ def reply_json(reply: Reply) -> JsonObject:
         return result | {name: True for name, is_so in marks.items() if is_so}
     if isinstance(reply, ChoiceLogps):
         result = {"logps": [round(value, 6) for value in reply.logps], "tokens": list(reply.tokens)}
+        result |= {"reference": [round(value, 6) for value in reply.reference]} if reply.reference else {}
         return result | ({"cut": True} if reply.cut else {})
     result = {"logp": round(reply.logp, 6), "tokens": reply.tokens}
     return result | ({"windows": reply.windows} if reply.windows > 1 else {})
