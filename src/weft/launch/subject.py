@@ -36,6 +36,19 @@ class Subject:
     """What decides about its replies: fingerprints, number format, template."""
     folder: Path
     """Where its results are written unless another folder is named."""
+    reference: EvaluatedModel | None = None
+    """The same model beside a reference model."""
+
+    def template(self) -> str:
+        """Return a digest of the chat template of a model in this process; ConfigError where it has none."""
+        from weft.core.digests import digest_of
+        from weft.tasks.encoding import Encoder
+        from weft.tasks.local_model import LocalModel
+
+        assert isinstance(self.model, LocalModel)
+        tokenizer = self.model.model.tokenizer
+        Encoder(tokenizer, chat=True)
+        return digest_of([str(tokenizer.chat_template)])
 
 
 def is_run(name: str) -> bool:

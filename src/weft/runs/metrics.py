@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from weft.core.files import whole_lines
 from weft.errors import DataError, RunError
 from weft.json_types import JsonObject
 
@@ -102,12 +103,8 @@ def read(path: Path) -> list[JsonObject]:
     Raises:
         DataError: a line is no JSON object; its number is given.
     """
-    if not path.exists():
-        return []
-    # Whole lines end with a newline, so what follows the last one is empty or was cut short by a kill.
-    *lines, _partial_line = path.read_bytes().split(b"\n")
     records = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(whole_lines(path), start=1):
         try:
             record = json.loads(line)
         except ValueError:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from weft.json_types import JsonObject
 from weft.tasks.prompts import Prompt
@@ -66,6 +67,8 @@ class ChoiceLogps:
     tokens: tuple[int, ...]
     cut: bool = False
     """The beginning of the prompt was cut off, because it was longer than the model's context."""
+    reference: tuple[float, ...] = ()
+    """Nats, of a reference model; empty: there is none."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class Texts:
     ended: bool = True
     """Every text came to an end by itself."""
     cut: bool = False
+    refused: bool = False
+    """The endpoint refused to write a text, which is empty."""
 
     @property
     def first(self) -> str:
@@ -126,6 +131,9 @@ class Record:
 class EvaluatedModel(ABC):
     """A model that tasks are put to: here, or behind an API."""
 
+    chunk: ClassVar[int] = 256
+    """Items between two writes of records."""
+
     @abstractmethod
     def score_choices(self, requests: Sequence[Choices]) -> list[ChoiceLogps]:
         """Return the log-probabilities of choices, in the order of the requests."""
@@ -146,3 +154,23 @@ class EvaluatedModel(ABC):
         if isinstance(first, Writing):
             return list(self.write([request for request in requests if isinstance(request, Writing)], seed))
         return list(self.score_texts([request for request in requests if isinstance(request, Text)]))
+
+
+class WithReference(EvaluatedModel):
+    """A model whose log-probabilities of choices stand beside those of a reference model."""
+
+    def __init__(self, model: EvaluatedModel, reference: EvaluatedModel) -> None:
+        self.model, self.reference = model, reference
+
+    def score_choices(self, requests: Sequence[Choices]) -> list[ChoiceLogps]:
+        """Return what both models reply."""
+        pairs = zip(self.model.score_choices(requests), self.reference.score_choices(requests), strict=True)
+        return [replace(own, cut=own.cut or other.cut, reference=other.logps) for own, other in pairs]
+
+    def write(self, requests: Sequence[Writing], seed: int) -> list[Texts]:
+        """Return what the model alone replies."""
+        return self.model.write(requests, seed)
+
+    def score_texts(self, requests: Sequence[Text]) -> list[TextLogp]:
+        """Return what the model alone replies."""
+        return self.model.score_texts(requests)

@@ -73,15 +73,21 @@ class Preference(Scorer):
         return Choices(item.prompt, (render(self.chosen, item.row), render(self.rejected, item.row)), self.delimiter)
 
     def scores(self, item: Item, reply: Reply) -> Mapping[str, float]:
-        """Return whether the preferred answer is likelier, in sum and for each token, and by how much."""
+        """Return whether the preferred answer is likelier, in sum and for each token, and by how much (nats); with a
+        reference model also by how much more than there, which is DPO's reward margin over beta."""
         assert isinstance(reply, ChoiceLogps)
         chosen, rejected = reply.logps
         each = [logp / max(1, count) for logp, count in zip(reply.logps, reply.tokens, strict=True)]
-        return {
+        scores = {
             "preference_accuracy": _won(chosen, rejected),
             "preference_accuracy_norm": _won(*each),
             "margin": chosen - rejected,
         }
+        if reply.reference:
+            # As trl has it: what the model prefers more strongly than its reference does; a tie is no preference.
+            reward = (chosen - reply.reference[0]) - (rejected - reply.reference[1])
+            scores |= {"reward_accuracy": float(reward > 0), "reward_margin": reward}
+        return scores
 
     def perfect(self, item: Item) -> ChoiceLogps:
         """Return a reply by which the preferred answer alone is likely."""
