@@ -146,6 +146,7 @@ class Federation:
         weight_decay: float = 0.0,
         privacy: Privacy = NoPrivacy(),  # noqa: B008
         codec: Codec = Identity(),  # noqa: B008
+        codec_down: Codec = Identity(),  # noqa: B008
         protection: Protection = Plain(),  # noqa: B008
         secret: Secret | None = None,
         memory: InMemory | None = None,
@@ -171,6 +172,7 @@ class Federation:
             Sharing(Average()),
             weighting=weighting,
             over_selected=self.over > 0,
+            codec_down=codec_down,
         )
         check(plan)
         names = [f"client_{number}" for number in range(self.clients)]

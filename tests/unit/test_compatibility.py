@@ -136,7 +136,7 @@ class _Bounded(Privacy):
 
 
 class _Sparse(Codec):
-    dense: ClassVar[bool] = False
+    addable: ClassVar[bool] = False
 
 
 SECRET: list[tuple[dict[str, Any], str]] = [

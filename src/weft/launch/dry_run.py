@@ -186,7 +186,8 @@ def _algorithm(config: RunConfig) -> str:
     lora = f", LoRA factors by {names['lora_aggregation']}" if config.use_peft else ""
     mean = f"{names['aggregator']} by {names['client_weight']}{lora}"
     on_the_way = (f"no {k}" if names[k] == "none" else f"{k} {names[k]}" for k in ("privacy", "codec", "protection"))
-    return ", ".join((names["fed_alg"], mean, *on_the_way))
+    down = () if names["codec_down"] == "none" else (f"codec_down {names['codec_down']}",)
+    return ", ".join((names["fed_alg"], mean, *on_the_way, *down))
 
 
 def _part_text(name: str) -> str:
