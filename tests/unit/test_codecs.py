@@ -295,7 +295,7 @@ def test_values_that_no_codec_takes_are_refused_in_words():
 
 @pytest.mark.parametrize("name", LOSSY)
 def test_tensors_without_numbers_are_encoded_too(name: str):
-    for like in ({}, {"empty": torch.zeros(0, 4)}, {"empty": torch.zeros(0), "one": torch.ones(1)}):
+    for like in ({"empty": torch.zeros(0, 4)}, {"empty": torch.zeros(0), "one": torch.ones(1)}):
         sent, _ = sent_and_kept(codec_of(name), [like])
         assert {n: value.shape for n, value in sent[0].items()} == {n: value.shape for n, value in like.items()}
 
