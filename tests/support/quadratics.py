@@ -148,6 +148,7 @@ class Federation:
         codec: Codec = Identity(),  # noqa: B008
         codec_down: Codec = Identity(),  # noqa: B008
         protection: Protection = Plain(),  # noqa: B008
+        quorum: int = 0,
         secret: Secret | None = None,
         memory: InMemory | None = None,
         start: ServerState | None = None,
@@ -173,6 +174,7 @@ class Federation:
             weighting=weighting,
             over_selected=self.over > 0,
             codec_down=codec_down,
+            quorum=quorum,
         )
         check(plan)
         names = [f"client_{number}" for number in range(self.clients)]

@@ -23,6 +23,7 @@ from weft.core import tensors
 from weft.core.exchange import Codec, Coding, Party
 from weft.core.packing import Reader, squeeze, unsqueeze
 from weft.core.types import DELTA, Streams, Task, Tensors, Update
+from weft.errors import BadUpdate
 
 ERROR = "error"
 """The stream of a client's memory that holds what was not sent yet."""
@@ -86,7 +87,10 @@ class Coded(Codec):
 
     def decode(self, update: Update, coding: Coding, party: Party) -> Update:
         """Return the update with the delta that its bytes stand for."""
-        (packed,) = update.streams[DELTA].values()
+        encoded = update.streams.get(DELTA, {})
+        if encoded.keys() != {WHOLE}:
+            raise BadUpdate("sent a delta that is not encoded")
+        packed = encoded[WHOLE]
         return replace(update, streams=update.streams | {DELTA: self.grow(packed, coding.like[DELTA])})
 
     def largest(self, like: Streams) -> tuple[int, int]:
