@@ -183,6 +183,8 @@ class Federation:
         table = Ownership(np.repeat(np.arange(self.clients), self.rows))
         sites = Clients(names, own, [[]] * self.clients, table, InMemory() if memory is None else memory)
         model = Resident(Point(), None, torch.device("cpu"), torch.float32)
+        if codec_down.remembers:
+            model.store_reference()
         conditions = Conditions(self.seed, self.failure_rate, self.speeds)
         runtime = InProcess(ClientHost(plan, model, Evaluator(), sites, sites, conditions))
         how = Rounds(rounds, Selection(self.seed, self.cohort, self.over), 0, conditions=conditions, rows=self.rows)

@@ -2,8 +2,9 @@
 
 The server keeps H, the parameters as clients know them. In every round it encodes w - H, adds what the bytes stand for
 to H, and sends them; so whatever an encoding loses is in the next difference. A client that missed rounds is sent the
-differences of all of them. They are kept as long as they are together smaller than the whole, which every other client
-is sent: one that is new, or was away for long. Clients of different ranks or layers have an H for each shape.
+differences of all of them. They are kept as long as they are together smaller than the whole, which is sent to a client
+that was away for longer. A client that is new holds version 0: it has loaded the model that the run begins from, and a
+digest says whether it is the server's. Clients of different ranks or layers have an H for each shape.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from weft.core import tensors
+from weft.core.directions import digest
 from weft.core.exchange import Coding, Party
 from weft.core.types import Streams, Task, Tensors
 from weft.errors import BadUpdate, ClientFailed
@@ -24,6 +26,10 @@ DIFFERENCES = "differences"
 """The stream of a task with encoded differences, each named by the versions that it leads from and to."""
 VERSIONS = "versions"
 """The stream of the server's memory with the version that each client holds, shape () each."""
+START = "start"
+"""Among the differences, and in the server's memory: the digest of version 0."""
+NOTHING = -1
+"""The version of a client that holds none."""
 HELD, VERSION = "held", "version"
 """Streams of a client's memory: the parameters that it holds, and their version."""
 LOST = "does not hold the version of the parameters that the server counts from"
@@ -45,8 +51,13 @@ def encode_chain(shrink: Shrink, task: Task, coding: Coding, party: Party) -> tu
     group = _group_of(task.params)
     memory = _advanced(shrink, group, task, coding, dict(party.memory))
     held, differences = memory[f"{group}.{HELD}"], memory.get(f"{group}.{DIFFERENCES}", {})
+    start = memory.get(f"{group}.{START}", {})
     version = memory.get(VERSIONS, {}).get(task.client)
-    chain = None if version is None else _chain(differences, int(version))
+    if version is not None:
+        chain = _chain(differences, int(version))
+    else:
+        chain = start | (_chain(differences, 0) if start and task.round else {})
+        chain = chain if len(chain) > 1 or not task.round else {}
     if not chain:
         return replace(task, params=held), memory
     return replace(task, params={}, extra=task.extra | {DIFFERENCES: chain}), memory
@@ -56,7 +67,10 @@ def _advanced(shrink: Shrink, group: str, task: Task, coding: Coding, memory: St
     """Return the memory with the parameters as clients know them in this round; the first task of a round encodes."""
     held = memory.get(f"{group}.{HELD}")
     if held is None:
-        return memory | {f"{group}.{HELD}": task.params, f"{group}.{VERSION}": {VERSION: torch.tensor(task.round)}}
+        # The parameters of round 0 are those that every client's model was loaded with.
+        start = {} if task.round else {f"{group}.{START}": {START: digest(task.params)}}
+        newest = {VERSION: torch.tensor(task.round)}
+        return memory | start | {f"{group}.{HELD}": task.params, f"{group}.{VERSION}": newest}
     before = int(memory[f"{group}.{VERSION}"][VERSION])
     if before == task.round:
         return memory
@@ -90,7 +104,7 @@ def decode_chain(
         grow: returns the tensors that bytes stand for.
         size: returns the most bytes of encoded tensors of such shapes.
         task: as it came.
-        coding: `like["params"]` are the parameters that the client has.
+        coding: `like["params"]` are the parameters that the client's model was loaded with.
         party: the client.
 
     Raises:
@@ -100,14 +114,14 @@ def decode_chain(
     if DIFFERENCES not in task.extra:
         memory = {HELD: task.params, VERSION: {VERSION: torch.tensor(task.round)}}
         return task, memory
-    params, version = party.memory.get(HELD, {}), party.memory.get(VERSION, {}).get(VERSION)
-    chain = task.extra[DIFFERENCES]
+    chain = dict(task.extra[DIFFERENCES])
+    version, params = _begins(chain.pop(START, None), like, party)
     names = _sorted(chain)
-    if version is None or not names or int(names[0].partition(".")[0]) != int(version) or params.keys() != like.keys():
+    before = names[0].partition(".")[0] if names else "0"
+    if before != str(version) or params.keys() != like.keys():
         raise ClientFailed(LOST)
     if task.params or sum(value.numel() for value in chain.values()) > max(size(like), tensors.num_bytes(like)):
         raise ClientFailed("was sent more differences of the parameters than the parameters have bytes")
-    before = str(int(version))
     for name in names:
         if name.partition(".")[0] != before:
             raise ClientFailed("was sent differences of the parameters with one missing among them")
@@ -123,6 +137,21 @@ def decode_chain(
     return replace(task, params=params, extra=extra), memory
 
 
+def _begins(start: Tensor | None, like: Tensors, party: Party) -> tuple[int, Tensors]:
+    """Return the version that differences are added to at a client, and its parameters.
+
+    Args:
+        start: digest of the parameters that the server's run began with, where the differences count from these.
+        like: the parameters that the client's model was loaded with.
+        party: the client.
+    """
+    if start is None:
+        version = party.memory.get(VERSION, {}).get(VERSION)
+        return NOTHING if version is None else int(version), party.memory.get(HELD, {})
+    mine = digest(like)
+    return 0 if start.dtype == mine.dtype and torch.equal(start, mine) else NOTHING, tensors.copy(like)
+
+
 def settled(memory: Streams, round: int, used: Sequence[str], lost: Sequence[str]) -> Streams:
     """Return the server's memory after a round.
 
@@ -133,7 +162,7 @@ def settled(memory: Streams, round: int, used: Sequence[str], lost: Sequence[str
             held before, since its memory of the round is undone.
         lost: clients that hold no version that can be counted from.
     """
-    versions = {client: value for client, value in memory.get(VERSIONS, {}).items() if client not in lost}
+    versions = memory.get(VERSIONS, {}) | {client: torch.tensor(NOTHING) for client in lost}
     versions |= {client: torch.tensor(round) for client in used}
     return {stream: values for stream, values in memory.items() if stream != VERSIONS} | (
         {VERSIONS: versions} if versions else {}

@@ -152,7 +152,9 @@ class Codec:
         return task, party.memory
 
     def decode_task(self, task: Task, coding: Coding, party: Party) -> tuple[Task, Streams]:
-        """Return the decoded task, and the codec's new memory at the client; `coding.like["params"]` is what it shares.
+        """Return the decoded task, and the codec's new memory at the client.
+
+        `coding.like["params"]` are the parameters that the client's model was loaded with, in its rank and layers.
 
         Raises:
             ClientFailed: the task cannot be decoded.

@@ -60,7 +60,7 @@ def decode_task(plan: Plan, task: Task, shared: Tensors, client: ClientData, mem
     Args:
         plan: the parts.
         task: as it came.
-        shared: the client's shared parameters, in the resident model's shapes.
+        shared: the client's shared parameters at the start of the run, in the resident model's shapes.
         client: the client.
         memory: all of the client's memory.
     """

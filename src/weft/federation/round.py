@@ -139,7 +139,7 @@ def _train(task: Task, plan: Plan, client: ClientData, model: Resident) -> Updat
     """Train on a task and return the sealed update; the client's new memory is saved first."""
     memory = client.memory.load(client.name, task.round)
     masters = with_layers(model.masters, plan.sharing.layers_of(client.index))
-    shared = {name: value for name, value in masters.items() if name not in model.initial}
+    shared = {name: model.reference.get(name, value) for name, value in masters.items() if name not in model.initial}
     decoded, down_memory = decode_task(plan, task, shared, client, memory)
     like = expected_streams(plan, shared | decoded.params, task.round)
     start = model.initial | memory.get(OWN, {})
