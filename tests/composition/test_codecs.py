@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -22,6 +23,7 @@ from weft.algorithms.fedbuff import FedBuff
 from weft.compression import coded, held
 from weft.compression.coded import Coded
 from weft.compression.held import DIFFERENCES, HELD, VERSIONS
+from weft.config import build
 from weft.core import tensors, wire, wire_format
 from weft.core.exchange import Codec
 from weft.core.parts import Algorithm
@@ -29,6 +31,8 @@ from weft.core.types import Task, Tensors, Update
 from weft.errors import ConfigError
 from weft.federation.clients import InMemory
 from weft.federation.record import RoundRecord
+from weft.launch import compose
+from weft.launch.dry_run import describe
 from weft.sites.server import serve
 
 LOSSY = [name for name in registry.CODECS if name != "none"]
@@ -175,7 +179,7 @@ def test_parameters_sent_as_differences_arrive_where_whole_ones_do(name: str):
     federation, plain = Federation(cohort=10), arrived()
     assert torch.dist(federation.run(FedAvg(), 40, codec_down=codec_of(name)).params["w"], plain) < 1e-6
     both = federation.run(FedAvg(), 40, codec=codec_of(name), codec_down=codec_of(name)).params["w"]
-    assert torch.dist(both, plain) < (0.3 if "keep" in SMALL.get(name, {}) else 0.03)
+    assert torch.dist(both, plain) < (1.0 if "keep" in SMALL.get(name, {}) else 0.03)
 
 
 def test_a_client_that_lost_its_memory_is_sent_the_whole_and_goes_on():
@@ -297,6 +301,35 @@ def test_what_the_log_says_is_what_crosses_the_line_both_ways(run, sites: FakeSi
     assert sent["whole"] == 0  # every site holds the model that the run begins from
 
 
+PREDICTED: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "int4 and topk": {"codec": "int4", "codec_down": "topk"},
+    "bf16 down, which is soon more than the whole": {"codec": "sparse_loco", "codec_down": "bf16"},
+    "ranks": {"codec": "low_rank", "codec_down": "int8", "client_ranks": [2, 4, 8]},
+    "all of them": {"codec": "int8", "codec_down": "int4", "sample_clients": 5},
+    "all parameters": {"codec": "sparse_loco", "codec_down": "sparse_loco", "use_peft": False},
+}
+
+
+@pytest.mark.parametrize("changes", PREDICTED.values(), ids=PREDICTED.keys())
+def test_the_bytes_of_a_run_are_known_before_it_runs(keys, changes: dict[str, Any], capsys):
+    """To two per cent, and here to the byte but for what is rounded in words."""
+    given = keys | {"num_clients": 5, "sample_clients": 2, "num_rounds": 7, "max_steps": 1, "eval_every": 0} | changes
+    run = weft.train(given, quiet=True)
+    capsys.readouterr()
+    out = describe(build(given))
+    (found,) = re.findall(r"^the run +([\d.]+) (\w+) up\+down", out, re.MULTILINE)
+    unit = {"B": 1, "bytes": 1, "kB": 1e3, "MB": 1e6}[found[1]]
+    sent = run.summary["bytes_up"] + run.summary["bytes_down"]
+    assert float(found[0]) * unit == pytest.approx(sent, rel=0.02)
+
+
+def test_packed_bytes_are_said_to_be_a_bound(keys):
+    assert re.search(
+        r"^the run +at most ", describe(build(keys | {"codec": "int4", "codec_args": {"zstd": True}})), re.M
+    )
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "control variates": ({"fed_alg": "scaffold", "codec": "int4"}, "adds up over rounds .* --codec none"),
     "dynamic regularisers": ({"fed_alg": "feddyn", "codec": "bf16"}, "adds up over rounds"),
@@ -332,9 +365,6 @@ def test_what_a_codec_cannot_go_with_is_refused_before_a_model_is_loaded(keys, c
 
 def test_every_codec_goes_with_every_algorithm_that_is_not_refused(keys):
     """What goes together is written down here by names, apart from the traits."""
-    from weft.config import build
-    from weft.launch import compose
-
     neither = {"fedkseed", "local", "central", "fedbpt", "fedtext"}
     for name in LOSSY:
         for fed_alg in registry.ALGORITHMS:
