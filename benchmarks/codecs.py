@@ -3,6 +3,7 @@
     python benchmarks/codecs.py lora OUT.jsonl [SEEDS]    tweets (TFNS), LoRA of rank 16 on every linear layer
     python benchmarks/codecs.py full OUT.jsonl [SEEDS]    next tokens of encyclopedia articles, all parameters
     python benchmarks/codecs.py table OUT.jsonl ...       print the tables
+    python benchmarks/codecs.py speed                     CPU seconds and bytes of 8 M parameters
 
 Everything starts from stories260K and has 4 clients, all in each of 30 rounds of 5 steps. Every arm has the same rows,
 steps and seeds as `none`, float32 both ways, so each loss is divided by that of `none` on the same seed; the interval
@@ -87,7 +88,7 @@ def measure(task: str, arm: str, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         run = weft.train(keys | {"output_dir": f"{folder}/run"}, quiet=True)
         summary = run.summary
-    scores = {name: summary["eval"][name] for name in ("loss", "accuracy", "macro_f1") if name in summary["eval"]}
+    scores = {name: summary["eval"].get(name) for name in ("loss", "accuracy", "macro_f1")}
     return {
         "task": task,
         "arm": arm,
@@ -151,15 +152,47 @@ def table(paths: list[Path]) -> None:
             less.append(sum(b for b, _ in sums.values()) / sum(a for _, a in sums.values()))
             each = sum(a for _, a in sums.values()) / len(seeds) / ROUNDS / CLIENTS
             times = ", ".join(f"{each * 8 / line / 1e6:.3g}" for line in LINES)
-            f1 = statistics.mean(one.get("macro_f1", float("nan")) for one in mine)
+            f1 = statistics.mean(one["macro_f1"] or 0.0 for one in mine)
             reached = "-" if arm == "none" else "yes" if less[-1] >= 30 and high < 0.01 else "no"
             print(f"| {arm} | {statistics.mean(one['loss'] for one in mine):.4f} | "
-                  f"{100 * mean:+.2f} % [{100 * low:+.2f}, {100 * high:+.2f}] | {f1:.3f} | "
+                  f"{100 * mean:+.2f} % [{100 * low:+.2f}, {100 * high:+.2f}] | {f1 and round(f1, 3) or '-'} | "
                   f"{', '.join(f'{one:.1f}' for one in less)} | {times} | {reached} |")  # fmt: skip
 
 
+def speed() -> None:
+    """Print what it costs to encode and decode eight matrices of 1024 x 1024."""
+    import torch
+
+    from weft import registry
+    from weft.core.exchange import Coding
+    from weft.core.tensors import num_bytes, squared_norm, subtract
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    values = {f"layers.{n}.weight": torch.randn(1024, 1024) for n in range(8)}
+    print(f"# {machine()}")
+    print("| codec | bytes | times fewer | s to encode | s to decode | relative error |\n|---|---|---|---|---|---|")
+    for name in registry.CODECS:
+        for args in ({}, {"zstd": True}):
+            if name == "none":
+                continue
+            codec = registry.load(registry.CODECS, name, "codec")(**args)
+            coding = Coding("client", 0, 0, 1, {"delta": values}, 2)
+            codec.shrink(values, coding)
+            began = time.process_time()
+            packed, sent = codec.shrink(values, coding)
+            middle = time.process_time()
+            codec.grow(packed, values)
+            end = time.process_time()
+            error = (squared_norm(subtract(values, sent)) / squared_norm(values)) ** 0.5
+            print(f"| {name}{', zstd' * bool(args)} | {packed.numel()} | {num_bytes(values) / packed.numel():.1f} "
+                  f"| {middle - began:.2f} | {end - middle:.2f} | {error:.3f} |")  # fmt: skip
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "table":
+    if sys.argv[1] == "speed":
+        speed()
+    elif sys.argv[1] == "table":
         table([Path(path) for path in sys.argv[2:]])
     else:
         run(sys.argv[1], Path(sys.argv[2]), tuple(map(int, sys.argv[3:])) or SEEDS)
