@@ -69,11 +69,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "none": {},
     "int4": both("int4"),
     "sparse_loco, 128 of 4096": both("sparse_loco", keep=128),
-    "sparse_loco, 64 of 4096": both("sparse_loco"),
-    "sparse_loco, 256 of 4096, no momentum down": both("sparse_loco", keep=256)
-    | {"codec_down_args": {"keep": 256, "momentum": 1.0}},
+    "sparse_loco, 512 of 4096, momentum 1": both("sparse_loco", keep=512, momentum=1.0),
+    "sparse_loco, 512 of 4096": both("sparse_loco", keep=512),
+    "low_rank, 2": both("low_rank", rank=2),
     "topk, 128 of 4096": both("topk", keep=128),
-    "low_rank, 4": both("low_rank"),
     "int8": both("int8"),
     "bf16": both("bf16"),
 }
@@ -155,7 +154,7 @@ def table(paths: list[Path]) -> None:
             f1 = statistics.mean(one["macro_f1"] or 0.0 for one in mine)
             reached = "-" if arm == "none" else "yes" if less[-1] >= 30 and high < 0.01 else "no"
             print(f"| {arm} | {statistics.mean(one['loss'] for one in mine):.4f} | "
-                  f"{100 * mean:+.2f} % [{100 * low:+.2f}, {100 * high:+.2f}] | {f1 and round(f1, 3) or '-'} | "
+                  f"{100 * mean:+.2f} % [{100 * low:+.2f}, {100 * high:+.2f}] | {(f1 and round(f1, 3)) or '-'} | "
                   f"{', '.join(f'{one:.1f}' for one in less)} | {times} | {reached} |")  # fmt: skip
 
 
