@@ -70,10 +70,11 @@ ARMS: dict[str, dict[str, Any]] = {
     "int4": both("int4"),
     "sparse_loco, 128 of 4096": both("sparse_loco", keep=128),
     "sparse_loco, 512 of 4096, momentum 1": both("sparse_loco", keep=512, momentum=1.0),
+    "sign": both("sign"),
     "sparse_loco, 512 of 4096": both("sparse_loco", keep=512),
     "low_rank, 2": both("low_rank", rank=2),
-    "topk, 128 of 4096": both("topk", keep=128),
     "int8": both("int8"),
+    "topk, 128 of 4096": both("topk", keep=128),
     "bf16": both("bf16"),
 }
 

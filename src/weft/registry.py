@@ -78,6 +78,7 @@ CODECS = {
     "bf16": "weft.compression.blocks:BF16",
     "int8": "weft.compression.blocks:Int8",
     "int4": "weft.compression.blocks:Int4",
+    "sign": "weft.compression.blocks:Sign",
     "topk": "weft.compression.sparse:TopK",
     "sparse_loco": "weft.compression.sparse:SparseLoCo",
     "low_rank": "weft.compression.low_rank:LowRank",

@@ -1,4 +1,4 @@
-"""Fewer bits for every number: bfloat16, and whole numbers of 8 or 4 bits with one scale for a block.
+"""Fewer bits for every number: bfloat16, whole numbers of 8 or 4 bits with one scale for a block, or its sign alone.
 
 The whole numbers are rounded at random to one of their two neighbours, so that the mean over draws is the number
 itself. The draws protect nobody: they follow from the run's seed, the client, the round and the attempt.
@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from weft.compression.coded import Flat
 from weft.core.exchange import Coding
 from weft.core.packing import Reader, as_bytes, pack_nibbles, unpack_nibbles
-from weft.errors import ConfigError
+from weft.errors import BadUpdate, ConfigError
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,7 @@ class Int8(Flat):
     """Numbers of a block."""
 
     def __post_init__(self) -> None:
-        if not 2 <= self.block <= 1 << 20:
-            raise ConfigError(
-                f"block is {self.block}, and a block has 2 to {1 << 20} numbers: write such as block=256."
-            )
+        _check_block(self.block)
 
     def pack(self, flat: Tensor, coding: Coding) -> list[Tensor]:
         """Return the scales and the rounded numbers."""
@@ -79,6 +77,50 @@ class Int4(Int8):
     """Send numbers from -7 to 7 and a bfloat16 scale for each block of them: an eighth of the bytes."""
 
     bits: ClassVar[int] = 4
+
+
+@dataclass(frozen=True)
+class Sign(Flat):
+    """Send the sign of every number and the mean size of each block (Karimireddy et al. 2019, arXiv 1901.09847)."""
+
+    block: int = 1024
+    """Numbers of a block."""
+
+    def __post_init__(self) -> None:
+        _check_block(self.block)
+        if not self.error_feedback:
+            raise ConfigError(
+                "Sign sends one size for a whole block, so that without error_feedback what is above and below it is "
+                "never sent: leave out error_feedback."
+            )
+
+    def pack(self, flat: Tensor, coding: Coding) -> list[Tensor]:
+        """Return the mean sizes and a bit for each sign."""
+        rows = torch.nn.functional.pad(flat, (0, -flat.numel() % self.block)).view(-1, self.block)
+        filled = torch.full((len(rows),), float(self.block))
+        filled[-1] -= rows.numel() - flat.numel()
+        sizes = rows.abs().sum(1) / filled
+        return [as_bytes(sizes.bfloat16()), torch.from_numpy(np.packbits((flat < 0).numpy(), bitorder="little"))]
+
+    def unpack(self, reader: Reader, count: int) -> Tensor:
+        """Return the sizes with the signs."""
+        blocks = -(-count // self.block)
+        sizes = reader.take(blocks, torch.bfloat16).float()
+        bits = np.unpackbits(reader.take((count + 7) // 8).numpy(), bitorder="little")
+        if bits[count:].any():
+            raise BadUpdate("sent signs behind the last number")
+        signs = torch.from_numpy(bits).float()[:count].mul_(-2).add_(1)
+        rows = torch.nn.functional.pad(signs, (0, -count % self.block)).view(-1, self.block)
+        return rows.mul_(sizes[:, None]).view(-1)[:count]
+
+    def line_size(self, count: int) -> int:
+        """Return a bit a number and a size a block."""
+        return 2 * -(-count // self.block) + (count + 7) // 8
+
+
+def _check_block(block: int) -> None:
+    if not 2 <= block <= 1 << 20:
+        raise ConfigError(f"block is {block}, and a block has 2 to {1 << 20} numbers: write such as block=256.")
 
 
 def rounded_up(values: Tensor) -> Tensor:
