@@ -130,6 +130,8 @@ class Keys(TypedDict, total=False):
     privacy_args: JsonObject
     codec: str
     codec_args: JsonObject
+    codec_down: str
+    codec_down_args: JsonObject
     protection: str
     protection_args: JsonObject
     cluster: int

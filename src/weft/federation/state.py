@@ -11,13 +11,27 @@ import torch
 
 from weft.core import tensors
 from weft.core.parts import Algorithm
-from weft.core.types import BAD, CODEC, DELTA, FIXED, PRIVACY, SIDE, WEIGHTS, ServerState, Streams, Task, Tensors, Total
+from weft.core.types import (
+    BAD,
+    CODEC,
+    CODEC_DOWN,
+    DELTA,
+    FIXED,
+    PRIVACY,
+    SIDE,
+    WEIGHTS,
+    ServerState,
+    Streams,
+    Task,
+    Tensors,
+    Total,
+)
 from weft.errors import RunError
 from weft.federation.plan import Plan
 from weft.federation.sharing import crop_rank, with_layers
 
 RESERVED = (SIDE, FIXED, WEIGHTS, BAD)
-PARTS = (CODEC, PRIVACY)
+PARTS = (CODEC, CODEC_DOWN, PRIVACY)
 """Streams of the server's memory that the algorithm never sees: RESERVED by name, PARTS by prefix."""
 
 
@@ -101,7 +115,7 @@ def advance(algorithm: Algorithm, state: ServerState, total: Total, parts: Strea
         algorithm: makes the step.
         state: before the round.
         total: of the cohort; in a round that trains a part of the parameters, of that part only.
-        parts: the new memory of weighting, codec and privacy.
+        parts: the new memory of weighting, codecs and privacy.
     """
     other_memory = {stream: state.memory[stream] for stream in RESERVED if stream in state.memory} | parts
     other_memory |= {SIDE: total.streams[SIDE]} if SIDE in total.streams else {}

@@ -73,7 +73,8 @@ class ClientBuilder:
         """The run's model as it was loaded, or a client of its endpoint; `initial` holds values that do not travel."""
         model = resident(self.config, self.tokenizer, self.plan, self.group, self.note)
         # Before the first task loads other values into the model.
-        if self.plan.objective.needs_start or self.plan.local.kind == "directions":
+        needs_start = self.plan.objective.needs_start or self.plan.codec_down.remembers
+        if needs_start or self.plan.local.kind == "directions":
             model.store_reference()
         self._values = model.values()
         model.initial = {name: value for name, value in self._values.items() if not self.plan.sharing.travels(name)}
