@@ -16,6 +16,8 @@ from weft.tasks.requests import Record
 
 SETTINGS = "settings.json"
 ITEMS = "items"
+FOLDER, END = "evaluation", "end"
+"""Of a run's directory: its evaluations, and that of its end."""
 
 
 class Store:
