@@ -106,7 +106,9 @@ class Answerer(BaseHTTPRequestHandler):
                 if server.longest and max(map(len, texts)) > server.longest:
                     code = 400
                 else:
-                    choices = [server.scored(text) if asked.get("echo") else server.written(text, asked) for text in texts]
+                    choices = [
+                        server.scored(text) if asked.get("echo") else server.written(text, asked) for text in texts
+                    ]
             else:
                 code = 404
             if code == 200:

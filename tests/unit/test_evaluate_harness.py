@@ -136,7 +136,9 @@ def test_the_adapter_of_a_run_takes_part(words, keys, tmp_path: Path):
     ],
 )
 def test_mistakes_leave_nothing_behind(flags, said, words, tiny_model, tmp_path: Path, capsys):
-    (Path(words[-1]) / "broken.yaml").write_text(THEIRS.replace("their_hues", "broken").replace("FILE", "/nowhere.json"))
+    (Path(words[-1]) / "broken.yaml").write_text(
+        THEIRS.replace("their_hues", "broken").replace("FILE", "/nowhere.json")
+    )
     out = tmp_path / "out"
     assert main(["evaluate", str(tiny_model), *words, *flags, "--output_dir", str(out)]) == 2
     assert said in capsys.readouterr().err

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 FOLDER = "harness"
 """Of an evaluation: lm-eval's samples, a file for each task."""
-NOT_WITH = ("task_data", "reference", "endpoint", "code_sandbox", "allow_code_execution", "judge_endpoint", "judge_model")
+NOT_WITH = (
+    *("task_data", "reference", "endpoint"),
+    *("code_sandbox", "allow_code_execution", "judge_endpoint", "judge_model"),
+)
 """Flags of Weft's own tasks."""
 BOOTSTRAPS = 1000
 """Samples for the standard errors that lm-eval has no formula for."""
@@ -136,7 +139,7 @@ def _number(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, (int, float)) else "" if value is None else str(value)
 
 
-def _line(error: BaseException) -> str:
+def _line(error: Exception) -> str:
     from weft.data.sets import first_line
 
     return first_line(error).rstrip(".")

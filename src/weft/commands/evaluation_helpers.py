@@ -145,7 +145,10 @@ def _rated_records(judge: Judge) -> Finish:
             f"of prompts and {cost.completion_tokens} of replies{spent}; {cost.known} judgements were known.",
             file=sys.stderr,
         )
-        return [record_of(task, item, reply, own) for item, reply, own in zip(items, replies, scores, strict=True)]
+        return [
+            record_of(task, item, reply, own, judge=judge.endpoint.model)
+            for item, reply, own in zip(items, replies, scores, strict=True)
+        ]
 
     return finish
 

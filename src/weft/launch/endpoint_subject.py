@@ -47,7 +47,7 @@ def of_endpoint(endpoint: Endpoint, kinds: Collection[type], *, chat: bool) -> t
     try:
         endpoint.model = endpoint.model or _only_model(endpoint)
         lacks: Lacks = {}
-        if kinds & {Choices, Text}:
+        if {Choices, Text}.intersection(kinds):
             lacks |= dict.fromkeys((Choices, Text), IN_CHAT) if chat else _scoring(endpoint)
         model = EndpointModel(endpoint, chat=chat)
         if Writing in kinds:

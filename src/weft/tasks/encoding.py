@@ -44,7 +44,8 @@ class Encoder:
         """Return a prompt as the model's own text; `more`: the answers and turns after it, in turn."""
         if not self.chat:
             return prompt.text + "".join(more)
-        text: str = self.tokenizer.apply_chat_template(prompt.conversation(more), tokenize=False, add_generation_prompt=True)
+        turns = prompt.conversation(more)
+        text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         return text
 
     def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:

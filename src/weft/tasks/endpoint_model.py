@@ -126,7 +126,7 @@ class EndpointModel(EvaluatedModel):
 
     def _written(self, request: Writing, seed: int) -> Conversation:
         """Return the texts of all turns of one sample."""
-        parameters = {self.length: request.max_tokens}
+        parameters: dict[str, object] = {self.length: request.max_tokens}
         parameters |= {"temperature": request.temperature, "seed": seed % 2**31} if request.temperature else self.greedy
         if stops := [text for text in request.until if text][:MOST_STOPS]:
             parameters["stop"] = stops

@@ -116,7 +116,10 @@ class LocalModel(EvaluatedModel):
         return [[logp for logp, _ in values] for values in self._scored(questions, greed=False)]
 
     def _scored(self, questions: Sequence[Question], *, greed: bool = True) -> list[list[tuple[float, bool]]]:
-        """Return, of every choice of every question, its log-probability, and, with `greed`, whether its tokens are the likeliest."""
+        """Return, of every choice of every question, its log-probability, and whether its tokens are the likeliest.
+
+        Without `greed` the latter is not computed.
+        """
         from weft.objectives.choices import choice_logps, choice_logps_and_greed
 
         sizes = [len(q.prompt) + sum(map(len, q.choices)) for q in questions]

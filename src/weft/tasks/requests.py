@@ -113,10 +113,12 @@ class Record:
     scores: dict[str, float]
     reply: JsonObject
     notes: JsonObject = field(default_factory=dict)
+    row: str = ""
+    """Digest of the row, by which records of two models are known to be of the same item."""
 
     def as_json(self) -> JsonObject:
         """Return the record as plain data, without what is empty."""
-        result: JsonObject = {"item": self.number, "group": self.group, "cluster": self.cluster}
+        result: JsonObject = {"item": self.number, "group": self.group, "cluster": self.cluster, "row": self.row}
         result = {key: value for key, value in result.items() if value != ""} | {"scores": self.scores}
         return result | {"reply": self.reply} | ({"notes": self.notes} if self.notes else {})
 
@@ -125,7 +127,7 @@ class Record:
         """Return the record of plain data."""
         group, cluster = (str(data.get(key, "")) for key in ("group", "cluster"))
         scores = {str(key): float(value) for key, value in data["scores"].items()}
-        return cls(int(data["item"]), group, cluster, scores, data["reply"], data.get("notes", {}))
+        return cls(int(data["item"]), group, cluster, scores, data["reply"], data.get("notes", {}), data.get("row", ""))
 
 
 class EvaluatedModel(ABC):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from weft.core.digests import digest_of
 from weft.errors import DataError
 from weft.json_types import JsonObject
 from weft.tasks.declaration import EvalTask
@@ -13,6 +15,8 @@ from weft.tasks.scorer import Measures
 from weft.tasks.statistics import Measure
 from weft.tasks.store import Store
 
+DIGITS = 16
+"""Of the digest of an item's row."""
 Say = Callable[[str, int, int], None]
 """Receives a task's name, the number of items that are done, and that of all."""
 
@@ -112,7 +116,9 @@ def records_of(task: EvalTask, items: Sequence[Item], replies: Sequence[Reply]) 
 
 def record_of(task: EvalTask, item: Item, reply: Reply, scores: dict[str, float], **notes: object) -> Record:
     """Return the record of one item."""
-    return Record(item.number, item.group, item.cluster, scores, reply_json(reply), task.scorer.notes(item) | notes)
+    notes = task.scorer.notes(item) | notes
+    row = digest_of([json.dumps(item.row, sort_keys=True, default=str)])[:DIGITS]
+    return Record(item.number, item.group, item.cluster, scores, reply_json(reply), notes, row)
 
 
 def reply_json(reply: Reply) -> JsonObject:

@@ -18,6 +18,8 @@ SETTINGS = "settings.json"
 ITEMS = "items"
 REPLIES = "replies.jsonl"
 """What an endpoint answered so far."""
+FOLDER, END = "evaluation", "end"
+"""Of a run's directory: its evaluations, and that of its end."""
 
 
 class Store:

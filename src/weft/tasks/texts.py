@@ -10,7 +10,7 @@ from weft.json_types import JsonObject
 from weft.tasks import statistics
 from weft.tasks.expressions import render
 from weft.tasks.requests import ChoiceLogps, Choices, Item, Record, Reply, Text, TextLogp
-from weft.tasks.scorer import Measures, Scorer
+from weft.tasks.scorer import Measures, Scorer, ratio_values
 
 
 class BitsPerByte(Scorer):
@@ -51,6 +51,14 @@ class BitsPerByte(Scorer):
         nats = bits * math.log(2) / tokens
         perplexity = math.exp(nats) if nats < 700 else math.inf
         return {"bits_per_byte": measure, "perplexity": statistics.Measure(perplexity, None, len(records))}
+
+    def values(self, records: Sequence[Record]) -> dict[str, dict[int, float]]:
+        """Return those of the bits over the bytes of all texts."""
+        bits, sizes = ([record.scores[name] for record in records] for name in ("bits", "bytes"))
+        if not sum(sizes):
+            return {}
+        values = ratio_values(bits, sizes)
+        return {"bits_per_byte": {record.number: value for record, value in zip(records, values, strict=True)}}
 
 
 class Preference(Scorer):
