@@ -198,6 +198,14 @@ class Keys(TypedDict, total=False):
     eval_batch_size: int
     eval_everybody: bool | None
     choices: list[str] | None
+    eval_tasks: list[str]
+    eval_limit: int | None
+    task_data: list[str]
+    include_path: list[str]
+    num_fewshot: int
+    apply_chat_template: bool
+    best_metric: str | None
+    early_stopping_rounds: int
     output_dir: str | PathLike[str]
     seed: int
     save_model_freq: int

@@ -1,4 +1,4 @@
-"""`weft evaluate --endpoint`: the scores of the model behind it, refusals before anything is asked, nothing paid twice."""
+"""`weft evaluate --endpoint`: the scores of the model behind it, early refusals, nothing paid twice."""
 
 from __future__ import annotations
 

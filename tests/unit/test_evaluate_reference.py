@@ -51,7 +51,7 @@ def other_model(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 def trl_logs(own: torch.Tensor, reference: torch.Tensor, beta: float) -> tuple[float, float]:
-    """Return rewards/accuracies and rewards/margins that trl logs of log-probabilities (N, 2) of chosen and rejected."""
+    """Return the rewards/accuracies and /margins that trl logs of log-probabilities (N, 2) of chosen and rejected."""
     from trl.trainer.dpo_trainer import DPOTrainer
 
     class Outputs:

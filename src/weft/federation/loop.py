@@ -54,7 +54,7 @@ class Rounds:
 
     def evaluates(self, round: int) -> bool:
         """Say whether the model is evaluated after so many rounds."""
-        return round == self.count or (self.eval_every > 0 and round % self.eval_every == 0)
+        return is_evaluated(round, self.count, self.eval_every)
 
     def error_device(self, round: int) -> torch.device | None:
         """Return the device that computes the product error of round `round`, counted from 1; None: it is not."""
@@ -71,6 +71,11 @@ class Rounds:
         if not by_rows:
             return float(len(members))
         return 0.0 if self.rows is None else sum(self.rows_of(client) for client in members)
+
+
+def is_evaluated(round: int, count: int, every: int) -> bool:
+    """Say whether a model is evaluated after a round of `count`: the last one, or an `every`-th (0: the last alone)."""
+    return round == count or (every > 0 and round % every == 0)
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,19 @@ SCHEDULE = (
 LOCAL_MODEL = (
     Condition(lambda config: config.endpoint is None, "the model is behind an endpoint", "leave out --endpoint"),
 )
+NOT_SPREAD = (
+    Condition(
+        lambda config: config.parallel == "none",
+        "the model is spread over processes by --parallel {c.parallel}, and tasks are put to a model of one process",
+        "leave out --parallel",
+    ),
+)
+SERVERS_OWN = (
+    Condition(
+        lambda config: config.runtime != "nvflare",
+        "the server of sites opens no folder that a run names: its own are in its variable WEFT_TASK_DATA",
+    ),
+)
 PRETRAINED = (
     Condition(
         lambda config: not config.from_scratch,

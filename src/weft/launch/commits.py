@@ -51,15 +51,16 @@ class Commits:
         self._write: Future[None] | None = None
         self._begun = time.monotonic()
 
-    def offer(self, position: Position) -> None:
+    def offer(self, position: Position, *, now: bool = False) -> None:
         """Commit a position if a checkpoint is due; raise the error of the one before.
 
-        A checkpoint by time is not due while another one is being written; one by `save_model_freq` waits for it.
+        A checkpoint by time is not due while another one is being written; one by `save_model_freq` waits for it, and
+        one that is asked for by `now`, too.
         """
         freq = self.config.save_model_freq
         is_free = self._write is None or self._write.done()
         is_due = is_free and time.monotonic() - self._begun >= self.config.checkpoint_seconds
-        if not is_due and (not freq or position.state.round % freq):
+        if not (now or is_due) and (not freq or position.state.round % freq):
             return
         self._wait()
         if self.waits:
@@ -91,7 +92,10 @@ class Commits:
     def _save(self, position: Position) -> None:
         extra = {"metrics": position.metrics, "timing": position.timing, "tally": position.tally}
         freq, most = self.config.save_model_freq, self.config.save_total_limit
-        checkpoint.save(self.run, position.state, extra, keep_every=freq, keep_most=most)
+        best = position.tally.get("best") or {}
+        # The best one before too: a run that goes on from an older checkpoint, after a damage, still has it.
+        kept = [round for name in ("round", "former") if (round := best.get(name)) is not None]
+        checkpoint.save(self.run, position.state, extra, keep_every=freq, keep_most=most, keep_also=kept)
         self.committed = position
 
     def _wait(self) -> None:

@@ -11,11 +11,15 @@ from dataclasses import dataclass, field
 import torch
 
 from weft.algorithms.clustered import CHOICE
-from weft.core.declarations import TEXTS_REFUSED, TRAIN_LOSS, Metric
+from weft.config import RunConfig
+from weft.core.declarations import TEXTS_REFUSED, TRAIN_LOSS, Metric, scores
 from weft.core.metrics import summarise
-from weft.core.types import Metrics
+from weft.core.tensors import num_bytes
+from weft.core.types import Metrics, ServerState
 from weft.federation.loop import RoundDone
+from weft.federation.plan import Plan
 from weft.json_types import JsonObject
+from weft.launch.population import Population
 from weft.models.resident import Resident
 from weft.rewards.answers import REWARD
 from weft.rewards.score import FAULTS
@@ -38,6 +42,12 @@ class Tally:
     late_updates: int = 0
     reward_faults: dict[str, int] = field(default_factory=dict)
     evaluation: JsonObject | None = None
+    tasks: JsonObject | None = None
+    """The newest scores of evaluation tasks."""
+    first_tasks: JsonObject | None = None
+    """Those before the first round."""
+    best: JsonObject | None = None
+    """As `weft.launch.best.BestRule.after` returns it."""
 
     def add(self, result: RoundDone, record: JsonObject) -> None:
         """Count a finished round."""
@@ -113,10 +123,54 @@ def evaluation_record(round: int, scores: dict[str, Metrics], metrics: Sequence[
     }
 
 
+def tasks_record(round: int, scores: JsonObject) -> JsonObject:
+    """Return the line of metrics.jsonl for the evaluation tasks: scores by TASK/METRIC; round 0 is before the first."""
+    return {"event": "tasks", "round": round, **scores}
+
+
 def _cluster(metrics: Metrics) -> dict[str, int]:
     """Return which of several models a client chose, where there are several."""
     choices = [int(name.partition("/")[2]) for name in metrics if name.startswith(f"{CHOICE}/")]
     return {"cluster": choices[0]} if choices else {}
+
+
+def summary_of(
+    config: RunConfig, plan: Plan, model: Resident, population: Population, tally: Tally, state: ServerState
+) -> JsonObject:
+    """Return the numbers of a run that has come to its end, as summary.json has them."""
+    evaluation, errors = tally.evaluation or {}, tally.product_errors
+    summary: JsonObject = {
+        "rounds": state.round,
+        "attempts": state.round + state.attempts,
+        "seconds": tally.seconds,
+        "tokens": tally.tokens,
+        "bytes_up": tally.bytes_up,
+        "bytes_down": tally.bytes_down,
+        # Data-parallel training sends the gradients of each step up and their mean down.
+        "data_parallel_bytes": 2 * tally.steps * num_bytes(model.masters),
+        "flop_utilisation": utilisation(plan.objective.rows, model, config.adapts, tally),
+        "peak_memory_bytes": peak_memory(model.device),
+        "train_loss": tally.train_loss,
+        "product_error": errors[1] / errors[0] if errors[0] else None,
+        "product_error_max": errors[2] if errors[0] else None,
+        "eval": {
+            metric.name: evaluation.get(metric.name)
+            for metric in scores()
+            if metric.always or metric.name in evaluation
+        },
+        "clients": evaluation.get("clients", {}),
+        "models": {},
+        "skew": population.split.get("skew", {}),
+        "failures": tally.failures,
+        "bad_updates": tally.bad_updates,
+        "late_updates": tally.late_updates,
+        "reward_faults": tally.reward_faults,
+        "rows": population.counts,
+        "choices": population.choices,
+    }
+    if tally.tasks is not None:
+        summary["tasks"] = {"first": tally.first_tasks, "last": tally.tasks}
+    return summary
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:

@@ -125,7 +125,7 @@ def to_frame(records: list[JsonObject]) -> pandas.DataFrame:
     rows: dict[int, JsonObject] = {}
     for record in records:
         row = rows.setdefault(record["round"], {})
-        evaluation = record.get("event") == "eval"
+        evaluation = record.get("event") in ("eval", "tasks")
         no_columns = {"event", "round", "clients"} if evaluation else {"event", "round"}
         row.update({f"eval_{k}" if evaluation else k: v for k, v in record.items() if k not in no_columns})
     index = pandas.Index(sorted(rows), name="round", dtype="int64")

@@ -81,6 +81,13 @@ class Progress:
         elif self._shows:
             self._print(_join(f"round {record['round']}/{self._rounds} evaluation", _metric_texts(record, scores())))
 
+    def tasks(self, record: JsonObject, texts: list[str]) -> None:
+        """Show the scores of evaluation tasks, which are also given as texts; its line stays."""
+        if self._as_json:
+            self._emit("tasks", record)
+        elif self._shows:
+            self._print(_join(f"round {record['round']}/{self._rounds} tasks", texts))
+
     def note(self, text: str) -> None:
         """Warn on standard error, of each thing once."""
         if text not in self._notes:

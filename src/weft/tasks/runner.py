@@ -82,7 +82,7 @@ def put(
         requests = [task.scorer.request(item) for item in chunk]
         requests = [prepare(request) if isinstance(request, Writing) else request for request in requests]
         # The same items get the same seed, whatever was done before a stop.
-        replies = _answered(task, chunk, model, requests, seed + chunk[0].number, prepare)
+        replies = answered(task, chunk, model, requests, seed + chunk[0].number, prepare)
         records = finish(task, chunk, replies) if finish is not None else records_of(task, chunk, replies)
         store.add(task, records)
         done |= {record.number: record for record in records}
@@ -91,7 +91,7 @@ def put(
     return [done[item.number] for item in items]
 
 
-def _answered(
+def answered(
     task: EvalTask,
     items: Sequence[Item],
     model: EvaluatedModel,
