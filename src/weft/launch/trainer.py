@@ -90,9 +90,7 @@ class Trainer:
             )
         self.metrics = MetricsLog(run.metrics_file)
         self.timing = MetricsLog(run.timing_file)
-        # A site cannot see the server's checkpoints, and keeps its memory of the last rounds alone.
-        waits = config.runtime == "nvflare" and self.plan.clients_remember
-        self.commits = Commits(config, run, self.metrics, self.timing, waits=waits)
+        self.commits = Commits(config, run, self.metrics, self.timing, remembers=self.plan.clients_remember)
 
     def run_all(self, values: Tensors) -> ServerState:
         """Run the rounds that are left, then write the results; return the state after the last.
