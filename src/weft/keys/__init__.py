@@ -42,6 +42,7 @@ class RunConfig(RunKeys, EvaluationKeys, TrainingKeys, AlignmentKeys, Federation
         "eval_tasks",
         "task_data",
         "include_path",
+        "leave_out",
         mode="before",
     )
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from weft import registry
@@ -13,6 +14,7 @@ from weft.federation.plan import Plan
 from weft.json_types import JsonObject
 from weft.launch.client import evaluator_class
 from weft.launch.population import Population
+from weft.launch.records import Tally
 from weft.launch.run_tasks import RunTasks
 
 
@@ -74,6 +76,14 @@ class BestRule:
     def key(self, tasks: RunTasks) -> str:
         """Return the key of the metric in the record of an evaluation."""
         return tasks.main_metrics().get(self.metric, self.metric) if self.of_task else self.metric
+
+    def value(self, tasks: RunTasks, tally: Tally, round: int, note: Callable[[str], None]) -> float | None:
+        """Return the value of the metric after a round; None, and a note, where it was not measured."""
+        record = tally.tasks if self.of_task else tally.evaluation
+        value = record.get(self.key(tasks)) if record is not None and record["round"] == round else None
+        if value is None:
+            note(f"round {round}: best_metric ({self.metric}) was not measured.")
+        return value
 
     def after(self, best: JsonObject | None, round: int, value: float | None) -> JsonObject:
         """Return what is known of the best round after another evaluation.
