@@ -121,19 +121,19 @@ class BestRule:
             | {"start": start}
         )
 
-    def sentences(self, best: JsonObject, start: float | None, ended: int | None) -> list[str]:
+    def sentences(self, best: JsonObject, start: float | None, folder: str | None, ended: int | None) -> list[str]:
         """Return for people what came of it.
 
         Args:
             best: what is known of the best round.
             start: the value before the first round, where it is known.
+            folder: of the run, with the shared model of that round; None: there is no shared model.
             ended: the round after which the run ended before its last one; None: it did not.
         """
         if best.get("round") is None:
             return [f"no round has a value of best_metric ({self.metric}), so none was kept as the best."]
-        lines = [
-            f"the best round by {self.metric} is {best['round']} ({best['value']:.4g}); it is in the folder 'best'."
-        ]
+        where = f"it is in '{folder}'" if folder else "clients have models of their own, so none was written"
+        lines = [f"the best round by {self.metric} is {best['round']} ({best['value']:.4g}); {where}."]
         if start is not None and not self.is_better(best["value"], start):
             lines.append(f"no round is better by {self.metric} than the model before training ({start:.4g}).")
         if ended is not None:

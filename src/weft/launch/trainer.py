@@ -273,7 +273,7 @@ class Trainer:
             values = shared_of(self.config, self.plan, self.model, state_then)
             folder = f"best/{write_weights(self.config, self.model, values, self.run.path / 'best').name}"
         over = self._is_over() and state.round < self.config.num_rounds
-        for sentence in self.best.sentences(best, start, ended=state.round if over else None):
+        for sentence in self.best.sentences(best, start, folder, ended=state.round if over else None):
             self.progress.note(sentence)
         return self.best.as_json(best, start) | {"folder": folder, "stopped_early": over}
 
