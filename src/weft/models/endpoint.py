@@ -14,8 +14,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http.client import HTTPException
 from urllib.parse import urlsplit
 
@@ -53,7 +54,12 @@ class RequestRefused(ConfigError):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
-        """Status of HTTP. 400, 413 and 422 may be due to one text (too long, against its rules)."""
+        """Status of HTTP."""
+
+    @property
+    def is_of_one_text(self) -> bool:
+        """Whether it may be due to this text alone: too long, or against the server's rules."""
+        return self.code in (400, 413, 422)
 
 
 class Endpoint:
@@ -153,6 +159,35 @@ class Endpoint:
         """Return the names of the models that the server lists; raises as `chat`."""
         listed = self._answer("models", None, "data")["data"]
         return [printable(str(one.get("id"))) for one in listed if isinstance(one, dict) and one.get("id")]
+
+    @contextmanager
+    def pool(self, role: str, done: str) -> Iterator[ThreadPoolExecutor]:
+        """Yield threads for requests in flight, whose replies are kept as they come.
+
+        Args:
+            role: of the endpoint, in messages: "endpoint", "judge".
+            done: what it has done of what is kept: "answered", "judged".
+
+        Raises:
+            RunError: it does not answer.
+        """
+        self.stopped.clear()
+        pool, waits = ThreadPoolExecutor(self.parallel), True
+        try:
+            yield pool
+        except ClientFailed as failure:
+            why = str(failure).removeprefix("the endpoint")
+            raise RunError(
+                f"The {role} at {self.url}{why}: what it {done} is kept; when it answers again, run the same command "
+                "again."
+            ) from None
+        except KeyboardInterrupt:
+            waits = False
+            raise
+        finally:
+            # Replies that are on their way are paid for: they are waited for and kept.
+            self.stopped.set()
+            pool.shutdown(wait=waits, cancel_futures=True)
 
     def tally(self) -> dict[str, float]:
         """Return the number of requests, and of repeated ones, since the last call."""
