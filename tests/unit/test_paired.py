@@ -210,6 +210,9 @@ def test_an_evaluation_that_was_stopped_or_broken_is_refused(
     b = write(tmp_path / "b", task, [record(n, n % 2) for n in range(9)])
     assert main(["compare", b, "--csv"]) == 2
     assert "--csv lists the scores of runs" in capsys.readouterr().err
+    (tmp_path / "b" / "items" / f"{task.name}.jsonl").write_text("")
+    assert main(["compare", b]) == 2
+    assert f"has no {task.name}.jsonl: run its `weft evaluate` command again" in capsys.readouterr().err
 
 
 def test_clusters_are_heeded(task: EvalTask, tmp_path: Path):
