@@ -12,35 +12,16 @@ import torch
 from safetensors.torch import load_file
 
 import weft
+from support.own_tasks import own_task
 from support.rows import colour_rows, write_rows
 from weft.errors import ConfigError, RunError
 from weft.federation import loop
 from weft.launch.best import BestRule
 from weft.models.resident import Resident
 
-TASK = """
-name: colours
-title: Colours of things
-source: invented
-license: CC0
-data: {file: colours}
-prompt: "{{ instruction }}\\nAnswer:"
-choice:
-  choices: [red, green, blue]
-  answer: output
-"""
-OPEN = """
-name: named
-title: Colours in words
-source: invented
-license: CC0
-data: {file: colours}
-prompt: "{{ instruction }}\\nAnswer:"
-generate:
-  compare: exact
-  answer: output
-  max_tokens: 4
-"""
+PROMPT = r"{{ instruction }}\nAnswer:"
+TASK = own_task("colours", "choice: {choices: [red, green, blue], answer: output}", file="colours", prompt=PROMPT)
+OPEN = own_task("named", "generate: {compare: exact, answer: output, max_tokens: 4}", file="colours", prompt=PROMPT)
 
 
 @pytest.fixture
