@@ -104,7 +104,7 @@ class RunTasks:
         names: dict[str, bool] = {}
         for one in self.asked:
             metric = one.task.metric
-            names[one.task.name] = names[f"{one.task.name}/{metric}"] = metric in one.task.scorer.lower_is_better
+            names[one.task.name] = names[f"{one.task.name}/{metric}"] = one.task.scorer.better(metric) == "lower"
         return names
 
     def scores(self, state: ServerState, model: Resident) -> JsonObject:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from weft.json_types import JsonObject
@@ -48,7 +49,7 @@ def span_score(text: ScoredText, logprobs: JsonObject) -> tuple[float, int]:
     """Return the sum of the log-probabilities (nats) of the tokens that begin in a text's spans, and their number.
 
     Raises:
-        NoLogprobs: there are none.
+        NoLogprobs: there are none, or one is no number.
     """
     values, tokens = logprobs.get("token_logprobs"), logprobs.get("tokens") or []
     if not values or len(values) < 2:
@@ -67,4 +68,6 @@ def span_score(text: ScoredText, logprobs: JsonObject) -> tuple[float, int]:
     for place, value in zip(places, values, strict=False):
         if value is not None and any(begin <= place - before < end for begin, end in text.spans):
             total, count = total + float(value), count + 1
+    if not math.isfinite(total):
+        raise NoLogprobs
     return total, count

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,7 +97,13 @@ def read_evaluation(folder: Path, name: str) -> Evaluation:
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         results = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        if is_of_harness(folder):
+            raise ConfigError(
+                f"The evaluation in '{folder}' is of lm-eval's tasks, whose items are not paired: put Weft's tasks to "
+                "both models, or compare the scores in their results.json."
+            )
         tasks = {task: _answered(folder, task, config) for task, config in results["configs"].items()}
+        counts = {task: results["n-samples"][task]["effective"] for task in tasks}
     except FileNotFoundError as error:
         missing = Path(error.filename).name
         raise ConfigError(
@@ -107,13 +114,26 @@ def read_evaluation(folder: Path, name: str) -> Evaluation:
             f"The evaluation in '{folder}' cannot be read ({type(error).__name__}): run its `weft evaluate` command "
             "again with --overwrite."
         ) from None
+    for task, one in tasks.items():
+        if len(one.records) < counts[task]:
+            raise ConfigError(
+                f"The evaluation in '{folder}' has {len(one.records)} of {counts[task]} records of {task}: run its "
+                "`weft evaluate` command again to finish it."
+            )
     return Evaluation(name, settings, tasks)
+
+
+def is_of_harness(folder: Path) -> bool:
+    """Return whether the evaluation in a folder is of lm-eval's tasks, whose items cannot be paired."""
+    with suppress(OSError, ValueError, TypeError):
+        return "harness" in json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    return False
 
 
 def _answered(folder: Path, task: str, config: JsonObject) -> Answered:
     """Return a task's records; ValueError where they are not those of the results."""
     file = folder / ITEMS / f"{task}.jsonl"
-    if not (lines := whole_lines(file)):
+    if len(lines := whole_lines(file)) < 2:
         raise FileNotFoundError(errno.ENOENT, "no records", str(file))
     digest = str(json.loads(lines[0])["task"])
     if digest != task_digest(config):
@@ -185,7 +205,7 @@ def _differences(task: str, first: Answered, second: Answered) -> list[TaskDiffe
         if len(numbers) < len(common):  # over what both have, which a metric that is no mean must know
             ones, twos = _values(first, numbers)[metric], _values(second, numbers)[metric]
         clusters = {number: first.records[number].cluster or str(number) for number in numbers}
-        main, lower = metric == first.scorer.main_metric, metric in first.scorer.lower_is_better
+        main, lower = metric == first.scorer.main_metric, first.scorer.better(metric) == "lower"
         counts = (len(first.records), len(second.records))
         found.append(TaskDifference(task, metric, main, lower, difference(ones, twos, clusters), counts))
     return found
