@@ -28,6 +28,11 @@ MOST_STOPS = 4
 Value = TypeVar("Value")
 
 
+def _all_counted(scores: Sequence[tuple[float, int]]) -> bool:
+    """Return whether every text has a score; others may have one when the server was set right."""
+    return all(count for _, count in scores)
+
+
 class Conversation(NamedTuple):
     """What was written in one conversation."""
 
@@ -119,7 +124,7 @@ class EndpointModel(EvaluatedModel):
 
     def _scores(self, texts: Sequence[ScoredText]) -> list[tuple[float, int]]:
         asked = ["scores", [[text.text, list(text.spans)] for text in texts]]
-        values = self._value(asked, lambda: self.endpoint.likelihoods(texts, len(texts)))
+        values = self._value(asked, lambda: self.endpoint.likelihoods(texts, len(texts)), _all_counted)
         return [(float(logp), int(count)) for logp, count in values]
 
     def _written(self, request: Writing, seed: int) -> Conversation:
@@ -179,8 +184,10 @@ class EndpointModel(EvaluatedModel):
                 prompt = prompt[len(prompt) // 4 :]
         raise AssertionError("the last cut raises")
 
-    def _value(self, question: Sequence[object], ask: Callable[[], object]) -> Any:
-        """Return what was answered to a question before, else ask, and keep it."""
+    def _value(
+        self, question: Sequence[object], ask: Callable[[], Value], lasts: Callable[[Value], bool] = lambda value: True
+    ) -> Any:
+        """Return what was answered to a question before, else ask, and keep it where it `lasts`."""
         key = digest_of_question(self.endpoint.url, self.endpoint.model, *question)
         line = self._kept.get(key) if self._kept is not None else None
         if line is not None:
@@ -188,7 +195,7 @@ class EndpointModel(EvaluatedModel):
                 self.known += 1
             return line["value"]
         value = ask()
-        if self._kept is not None:
+        if self._kept is not None and lasts(value):
             self._kept.put(key, {"value": value})
         return value
 
