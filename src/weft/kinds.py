@@ -73,8 +73,11 @@ KINDS = {
 PARTS = KINDS | {
     "template": Kind("template", registry.TEMPLATES, "", "weft.templates", "weft.data.templates:Template", values=True),
     "reward": Kind("reward", dict.fromkeys(registry.REWARDS, ""), "", "weft.rewards"),
+    "clean": Kind("cleaner", registry.CLEANERS, "clean_args", "weft.cleaners", "weft.data.cleaning.cleaner:Cleaner"),
 }
 """All kinds that a user can extend."""
+LISTS = ("reward", "clean")
+"""Keys that name several parts."""
 
 
 def check_part(key: str, name: str) -> None:

@@ -116,6 +116,19 @@ TEMPLATES = {
     "vicuna_v1.1": "weft.data.templates:VICUNA",
     "chat": "weft.data.templates:CHAT",
 }
+CLEANERS = {
+    "repair": "weft.data.cleaning.repair:Repair",
+    "length": "weft.data.cleaning.length:Length",
+    "language": "weft.data.cleaning.language:Language",
+    "exact_duplicates": "weft.data.cleaning.duplicates:ExactDuplicates",
+    "near_duplicates": "weft.data.cleaning.duplicates:NearDuplicates",
+    "perplexity": "weft.data.cleaning.surprise:Perplexity",
+    "triggers": "weft.data.cleaning.triggers:Triggers",
+    "personal_data": "weft.data.cleaning.personal:PersonalData",
+    "secrets": "weft.data.cleaning.personal:Secrets",
+    "contamination": "weft.data.cleaning.contamination:Contamination",
+}
+"""Ways to clean training rows, in the order in which they are best applied."""
 SCORERS = {
     "choice": "weft.tasks.choice:Choice",
     "generate": "weft.tasks.generation:Generate",
@@ -136,6 +149,7 @@ COMMANDS = {
     "prompt": "weft.commands.prompt:run",
     "emulate": "weft.commands.emulate:run",
     "split": "weft.commands.split:run",
+    "clean": "weft.commands.clean:run",
     "demo": "weft.commands.demo:run",
     "evaluate": "weft.commands.evaluate:run",
     "tasks": "weft.commands.tasks:run",

@@ -97,6 +97,8 @@ class Keys(TypedDict, total=False):
     public_data: Rows | None
     public_share: float
     token_cache: str | PathLike[str] | None
+    clean: list[str]
+    clean_args: JsonObject
     template: str
     prompt_template: str | None
     template_date: str | None

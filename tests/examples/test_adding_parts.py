@@ -22,6 +22,7 @@ OWN_PARTS: dict[str, dict[str, object]] = {
     "median.py": {"aggregator": "median.py:Median"},
     "clipped.py": {"privacy": "clipped.py:Clipped", "privacy_args": {"norm": 1e-3}},
     "soft_labels.py": {"objective": "soft_labels.py:SoftLabels", "objective_args": {"smoothing": 0.2}},
+    "without.py": {"clean": ["without.py:Without"], "clean_args": {"without.py:Without.word": "red"}},
     "short.py": {"reward": "short.py:short", "objective": "grpo", "max_new_tokens": 4, "num_generations": 2},
 }
 

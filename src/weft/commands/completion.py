@@ -19,6 +19,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     **{key: tuple(kind.table) for key, kind in kinds.KINDS.items()},
     "template": ("auto", *registry.TEMPLATES),
     "reward": registry.REWARDS,
+    "clean": tuple(registry.CLEANERS),
     "report_to": ("none", "all", "tensorboard", "wandb", "mlflow", "trackio"),
     "device": ("auto", "cpu", "cuda", "mps"),
     "peft_lora_target_modules": ("auto", "all-linear"),

@@ -5,7 +5,8 @@ Examples are numbered across all sources. The table of a kind of source has rows
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from weft.config import RunConfig
 from weft.core.files import cache_folder
 from weft.core.libraries import Tokenizer
+from weft.data.cleaning.cleaner import Sample
 from weft.data.documents import Documents
 from weft.data.encode import ConversationTable, closed_set, encode
 from weft.data.formats import Example, Examples, to_examples
@@ -23,10 +25,11 @@ from weft.data.preferences import PreferencePair, to_preferences
 from weft.data.prompts import PromptTable, encode_prompts
 from weft.data.rows import PlacedRows
 from weft.data.sources import BEYOND_SAMPLE, Sources, digest, origin_of, split_seed
-from weft.data.store import Report, Store, open_store
+from weft.data.store import Report, Store, open_store, store_in_memory
 from weft.data.templates import Template
 from weft.data.texts import TextSource, text_sources
 from weft.data.tokens import TextTokenizer
+from weft.data.turns import Turn
 from weft.data.words import lead_of
 from weft.errors import DataError
 from weft.registry import REWARDS_WITH_ANSWER
@@ -69,6 +72,16 @@ class Conversations(Sources):
             truncation_side=config.truncation_side,
             lead=lead_of(config),
         )
+
+    def samples(self, numbers: np.ndarray) -> list[Sample]:
+        """Return questions, and the turns of the assistant as answers."""
+        return [sample_of(self.examples[number].turns) for number in numbers]
+
+    def rewrite(self, changes: Mapping[int, Sample]) -> dict[int, int]:
+        """Put other texts into the turns."""
+        for number, sample in changes.items():
+            self.examples[number] = Example(with_texts(self.examples[number].turns, sample))
+        return {}
 
     def marks(self, numbers: np.ndarray) -> list[bytes]:
         """Return digests of the conversations."""
@@ -130,6 +143,19 @@ class Judgements(Sources):
         self.examples += preferences.examples
         return np.arange(first, len(self.examples))
 
+    def samples(self, numbers: np.ndarray) -> list[Sample]:
+        """Return prompts, and both answers, or the one that was judged."""
+        return [preference_sample(self.examples[number]) for number in numbers]
+
+    def rewrite(self, changes: Mapping[int, Sample]) -> dict[int, int]:
+        """Put other texts into the turns and the answers."""
+        for number, sample in changes.items():
+            turns = self.examples[number].turns
+            new = [replace(turn, text=text) for turn, text in zip(turns, sample.prompts, strict=True)]
+            answer, other = (*sample.answers, "")[:2]
+            self.examples[number] = replace(self.examples[number], turns=tuple(new), answer=answer, other=other)
+        return {}
+
     def marks(self, numbers: np.ndarray) -> list[bytes]:
         """Return digests of the prompts and answers."""
         return [digest(repr(self.examples[number]).encode()) for number in numbers]
@@ -153,6 +179,8 @@ class Texts(Sources):
     tokenizer: TextTokenizer = field(kw_only=True)
     report: Report = field(default=lambda *_: None)
     stores: list[Store] = field(default_factory=list)
+    replaced: list[int] = field(default_factory=list)
+    """Documents in whose place others stand, with repaired or masked text."""
 
     def _add(self, source: str, selection: Selection, sample: int | None, public: bool) -> np.ndarray:
         config = self.config
@@ -188,14 +216,53 @@ class Texts(Sources):
         table = self.table()
         return [digest(table.document(int(number)).tobytes()) for number in numbers]
 
+    def samples(self, numbers: np.ndarray) -> list[Sample]:
+        """Return the documents, from their tokens."""
+        return [Sample((), (text,)) for text in self.texts(numbers)]
+
+    def rewrite(self, changes: Mapping[int, Sample]) -> dict[int, int]:
+        """Add the new texts as documents, whose tokens are in memory, in the place of the former ones."""
+        if not changes:
+            return {}
+        texts = [sample.answers[0] for sample in changes.values()]
+        store = store_in_memory(texts, self.tokenizer)
+        first = len(self.origins)
+        self.stores.append(store)
+        self.replaced += changes
+        self.origins += [self.origins[number] for number in changes]
+        if self.values:
+            self.values += [self.values[number] for number in changes]
+        return {number: first + place for place, number in enumerate(changes)}
+
     def table(self) -> Documents:
         """Return the rows of all documents."""
-        return Documents(self.stores, self.config.seq_length, len(self.tokenizer.begin))
+        table = Documents(self.stores, self.config.seq_length, len(self.tokenizer.begin))
+        table.counts["rows"] -= len(self.replaced)
+        table.counts["tokens"] -= int(table.lengths[self.replaced].sum())
+        return table
 
     def texts(self, numbers: np.ndarray) -> list[str]:
         """Return the documents, from their tokens."""
         table, decode = self.table(), self.tokenizer.tokenizer.decode
         return [decode(table.document(int(number)), skip_special_tokens=True) for number in numbers]
+
+
+def sample_of(turns: Sequence[Turn]) -> Sample:
+    """Return a conversation as cleaners see it."""
+    prompts = tuple(turn.text for turn in turns if turn.role != "assistant")
+    return Sample(prompts, tuple(turn.text for turn in turns if turn.role == "assistant"))
+
+
+def with_texts(turns: Sequence[Turn], sample: Sample) -> tuple[Turn, ...]:
+    """Return the turns of a conversation with the texts of a sample."""
+    prompts, answers = iter(sample.prompts), iter(sample.answers)
+    return tuple(replace(turn, text=next(answers if turn.role == "assistant" else prompts)) for turn in turns)
+
+
+def preference_sample(pair: PreferencePair) -> Sample:
+    """Return a preference as cleaners see it."""
+    answers = (pair.answer, pair.other) if pair.other else (pair.answer,)
+    return Sample(tuple(turn.text for turn in pair.turns), answers)
 
 
 def needs_answer(config: RunConfig) -> bool:

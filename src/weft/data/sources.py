@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from weft.config import RunConfig
+from weft.data.cleaning.cleaner import Sample
 from weft.data.documents import Documents
 from weft.data.encode import NO_ANSWER, ConversationTable
 from weft.data.formats import no_column
@@ -106,6 +107,14 @@ class Sources:
     def texts(self, numbers: np.ndarray) -> list[str]:
         """Return the text of these examples."""
         raise TypeError(f"{type(self).__name__} must define texts")
+
+    def samples(self, numbers: np.ndarray) -> list[Sample]:
+        """Return these examples as cleaners see them."""
+        raise TypeError(f"{type(self).__name__} must define samples")
+
+    def rewrite(self, changes: Mapping[int, Sample]) -> dict[int, int]:
+        """Put other texts into examples; return the new number of each that gets one."""
+        raise TypeError(f"{type(self).__name__} must define rewrite")
 
     def answers(self, numbers: np.ndarray) -> list[str] | None:
         """Return the answers of these examples if they form a closed set, else None."""

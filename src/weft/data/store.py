@@ -100,6 +100,14 @@ def open_store(
     return _load(store_folder, manifest)
 
 
+def store_in_memory(texts: Sequence[str], tokenizer: TextTokenizer) -> Store:
+    """Return the tokens of a few texts, without files."""
+    ids = [tokens for tokens in tokenizer.encode(texts) if tokens is not None]
+    sizes = [(len(tokens), tokenizer.bytes_of(text, tokens), 0) for text, tokens in zip(texts, ids, strict=True)]
+    documents = np.array(sizes, dtype=np.int64).reshape(-1, 3)
+    return Store([np.concatenate(ids).astype(tokenizer.dtype)], documents, np.zeros(1, dtype=np.int64))
+
+
 def _reasons(source: TextSource, manifest: JsonObject) -> str:
     omissions = Omissions()
     for part in manifest["shards"]:

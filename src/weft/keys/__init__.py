@@ -43,6 +43,7 @@ class RunConfig(RunKeys, EvaluationKeys, TrainingKeys, AlignmentKeys, Federation
         "task_data",
         "include_path",
         "leave_out",
+        "clean",
         mode="before",
     )
     @classmethod
@@ -62,7 +63,7 @@ class RunConfig(RunKeys, EvaluationKeys, TrainingKeys, AlignmentKeys, Federation
         words = [word for part in parts for word in str(part).split(",") if word.strip()]
         return words or None
 
-    @field_validator(*(kind.args for kind in kinds.KINDS.values()), mode="before")
+    @field_validator("clean_args", *(kind.args for kind in kinds.KINDS.values()), mode="before")
     @classmethod
     def _pairs(cls, value: object) -> JsonObject:
         """Take ["mu=0.1", ...] and "mu=0.1,nu=2" for {"mu": "0.1", ...}."""

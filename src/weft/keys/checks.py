@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from weft import kinds, registry
 from weft.errors import ConfigError
-from weft.keys import secrets
+from weft.keys import clean_checks, secrets
 
 if TYPE_CHECKING:
     from weft.keys import RunConfig
@@ -268,8 +268,9 @@ def _check_numbers(config: RunConfig) -> None:
 def _check_names(config: RunConfig) -> None:
     kinds.check_algorithm(config.fed_alg)
     for key in kinds.PARTS:
-        if key not in ("fed_alg", "reward") and (key, getattr(config, key)) != ("template", "auto"):
+        if key not in ("fed_alg", *kinds.LISTS) and (key, getattr(config, key)) != ("template", "auto"):
             kinds.check_part(key, getattr(config, key))
+    clean_checks.check(config)
     # Whether the file is there is seen when it is read: a site checks runs of others, and looks for no file of theirs.
     if config.prompt_template is not None and config.template not in ("auto", "chat"):
         raise ConfigError(f"template is {config.template}, and prompt_template is given too: leave one of them out.")

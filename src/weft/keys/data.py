@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from weft import kinds
 from weft.json_types import JsonObject
-from weft.keys.effects import ALWAYS, NOT_SITES, ONE_SOURCE, Condition, Effect, only, verbs
+from weft.keys.effects import ALWAYS, NOT_SITES, ONE_SOURCE, Condition, Effect, flag, only, verbs
 from weft.registry import SPLITS
 
 
@@ -53,6 +53,13 @@ class DataKeys(BaseModel):
     token_cache: str | None = Field(
         None, description="folder for tokenized text [$WEFT_CACHE/tokens, or ~/.cache/weft/tokens]"
     )
+    clean: list[str] = Field(
+        [],
+        description="cleaners of every client's training rows, in their order: repair, length, language, "
+        "exact_duplicates, near_duplicates, perplexity, triggers, personal_data, secrets, contamination, "
+        "or FILE.py:NAME",
+    )
+    clean_args: JsonObject = Field({}, description="parameters of cleaners: cleaner.name=value ...")
     template: str = Field(
         "auto", description="alpaca, vicuna, chat; auto is chat if the tokenizer has a chat template, else alpaca"
     )
@@ -121,6 +128,8 @@ WORKS: dict[str, Effect] = {
     "public_data": ALWAYS,
     "public_share": ALWAYS,
     "token_cache": TOKENIZED,
+    "clean": NOT_SITES + verbs("sft", "causal_lm", "preference"),
+    "clean_args": flag("clean", "repair"),
     "template": verbs("sft", "preference", "grpo"),
     "prompt_template": NOT_SITES + verbs("sft", "preference", "grpo"),
     "template_date": verbs("sft", "preference", "grpo"),

@@ -21,6 +21,7 @@ from weft.federation.clients import MemoryStore
 from weft.federation.conditions import Conditions
 from weft.federation.plan import Plan
 from weft.launch import compose
+from weft.launch.cleaning import losses
 from weft.launch.few_shot import choose_few_shot
 from weft.launch.population import Population, populate
 from weft.launch.reference import refer
@@ -90,7 +91,14 @@ class ClientBuilder:
         """
         rows, pool = self.plan.objective.rows, self.plan.algorithm.pools_data
         self.population = populate(
-            self.config, self.tokenizer, memory, rows=rows, pool=pool, report=report, first=first
+            self.config,
+            self.tokenizer,
+            memory,
+            rows=rows,
+            pool=pool,
+            report=report,
+            first=first,
+            surprise=lambda samples: losses(self.model, samples, self.config),
         )
         self._rows_are_bare = True
         return self.population

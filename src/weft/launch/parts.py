@@ -10,8 +10,9 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
-from weft import kinds, registry
+from weft import kinds, plugins, registry
 from weft.config import RunConfig
+from weft.data.cleaning.cleaner import Cleaner
 from weft.data.splits import Shares, Split
 from weft.errors import ConfigError, DataError
 
@@ -82,8 +83,34 @@ def check(config: RunConfig) -> None:
     """Refuse parts that are needed late and cannot be loaded: the split, and a template in a file; raises as `part`."""
     if not config.clients and config.runtime != "nvflare":
         split(config)
+    cleaners(config)
     if config.template != "auto":
         kinds.load_part("template", config.template)
+
+
+def cleaners(config: RunConfig) -> list[tuple[str, Cleaner]]:
+    """Return the cleaners of a run with their names, in their order, ready to clean; raises as `part` does."""
+    made: list[tuple[str, Cleaner]] = []
+    for name in config.clean:
+        public = plugins.public_name(name)
+        values = {key[len(public) + 1 :]: value for key, value in config.clean_args.items() if _is_of(key, public)}
+        factory = kinds.load_part("clean", name)
+        all_fields = fields(factory) if is_dataclass(factory) else ()
+        hints = get_type_hints(factory)
+        own = {field.name: hints[field.name] for field in all_fields if field.init}
+        cleaner: Cleaner = factory(**_typed(values, own, {}, f"The cleaner {public}", "clean_args"))
+        if cleaner.compares_answers and config.objective == "causal_lm":
+            raise ConfigError(
+                f"The cleaner {public} compares questions with their answers, and plain text has none: leave {public} "
+                "out of --clean."
+            )
+        cleaner.start()
+        made.append((public, cleaner))
+    return made
+
+
+def _is_of(key: str, cleaner: str) -> bool:
+    return key.rpartition(".")[0] == cleaner
 
 
 def _hints(factory: object, config: RunConfig, key: str) -> dict[str, Any]:
@@ -114,20 +141,25 @@ def _own_values(key: str, config: RunConfig, hints: Mapping[str, Any], run_keys:
         hints: the types of the part's own parameters.
         run_keys: parameters that are set by keys of a run, and these keys.
     """
+    kind, name = kinds.KINDS[key], getattr(config, key)
+    return _typed(getattr(config, kind.args), hints, run_keys, f"The {kind.word} {name}", kind.args)
+
+
+def _typed(
+    settings: Mapping[str, Any], hints: Mapping[str, Any], run_keys: Mapping[str, str], what: str, args: str
+) -> dict[str, Any]:
+    """Return the values of a part's parameters in their types; ConfigError for one that it does not have."""
     from pydantic import TypeAdapter, ValidationError
 
-    kind, name = kinds.KINDS[key], getattr(config, key)
-    args = kind.args
     values = {}
-    for parameter, value in getattr(config, args).items():
+    for parameter, value in settings.items():
         if parameter in run_keys:
+            name = what.rpartition(" ")[2]
             raise ConfigError(f"'{parameter}' of {name} is set by --{run_keys[parameter]}, not in {args}.")
         if parameter not in hints:
             guess = registry.nearest(parameter, list(hints))
             hint = f" Did you mean '{guess}'?" if guess else ""
-            raise ConfigError(
-                f"The {kind.word} {name} has no parameter '{parameter}'.{hint} Known: {', '.join(hints) or 'none'}."
-            )
+            raise ConfigError(f"{what} has no parameter '{parameter}'.{hint} Known: {', '.join(hints) or 'none'}.")
         try:
             values[parameter] = TypeAdapter(hints[parameter]).validate_python(value)
         except ValidationError as error:

@@ -13,29 +13,26 @@ from weft.config import RunConfig
 from weft.core.libraries import Tokenizer
 from weft.data import splits
 from weft.data.documents import Documents
-from weft.data.encode import ConversationTable, closed_set, encode_choices
-from weft.data.formats import Example
+from weft.data.encode import ConversationTable
 from weft.data.pairs import PairTable
 from weft.data.partition import hold_out
-from weft.data.prompts import PromptTable
 from weft.data.rows import Account
 from weft.data.skew import describe_split
-from weft.data.source_kinds import Conversations, Judgements, Prompts, Texts, needs_answer
+from weft.data.source_kinds import Conversations, Texts
 from weft.data.sources import Sources, complete, split_seed
 from weft.data.store import Report
-from weft.data.tokens import TextTokenizer
-from weft.data.words import lead_of
 from weft.errors import DataError
 from weft.evaluation.heldout import ClosedQuestion
 from weft.federation.clients import Clients, MemoryStore
 from weft.json_types import JsonObject
+from weft.launch.cleaning import Surprise, clean_shares
+from weft.launch.closed_answers import choices_of, make_questions
 from weft.launch.left_out import left_out_of
 from weft.launch.overlap import count_repeats, separate_test_rows
 from weft.launch.parts import split
+from weft.launch.reading import TokenTable, read, sources_of, tokenized
 from weft.launch.template_date import today
-from weft.models.layout import Question
 
-TokenTable = ConversationTable | Documents | PairTable | PromptTable
 PUBLIC = "public"
 """The name of the client that has the public rows and takes part in every round."""
 
@@ -97,6 +94,7 @@ def populate(
     pool: bool,
     report: Report = lambda *_: None,
     first: int = 0,
+    surprise: Surprise | None = None,
 ) -> Population:
     """Read, tokenize and share out the data.
 
@@ -108,71 +106,64 @@ def populate(
         pool: one client trains on everybody's rows (held-out rows stay with their clients).
         report: called with the progress of tokenizing text.
         first: the number that the first of the clients has in the federation.
+        surprise: computes losses under the starting model for cleaners that use it; without it they do nothing.
 
     Raises:
-        DataError: unreadable data, a client without rows, more clients than rows.
+        DataError: unreadable data, a client without rows, also after cleaning, more clients than rows.
     """
-    sources = _sources(config, tokenizer, rows, report)
-    owners, tests, public = _read(config, sources)
+    sources = sources_of(config, tokenizer, rows, report)
+    owners, tests, public = read(config, sources)
     owners, public = separate_test_rows(config, sources, owners, tests, public)
     template = load_template(template_name(config, tokenizer, rows), config.template_date)
-    table = sources.table() if isinstance(sources, Texts) else sources.table(tokenizer, template)
+    table = tokenized(sources, tokenizer, template)
     complete(sources, table, template)
     names, train, held_out = _shares(config, sources, table, owners, tests, first)
+    public_rows = None if public is None else table.within(public)
+    sets, cleaning = clean_shares(config, sources, names, [*train, public_rows], held_out, surprise)
+    if cleaning:
+        table = tokenized(sources, tokenizer, template)
+        train, public_rows = _still_there(table, names, sets)
     if not isinstance(sources, Texts) and not any(len(test) for test in tests):
         _note_repeats(sources, train, held_out)
-    public_rows = None if public is None else table.within(public)
     public_sets = [] if public_rows is None else [public_rows]
     if isinstance(table, PairTable) and rows == "judged":
-        # Within each client, so that no answer of another client is read; held-out rows are paired among themselves.
-        for part in [*train, *held_out, *public_sets]:
-            table.pair_up(table.rows_of(part))
+        _pair_up(table, [*train, *held_out, *public_sets])
     held_rows = [table.rows_of(part) for part in held_out]
     shared = table.rows_of(public_rows) if public_rows is not None and config.public_share else None
     train_rows = [table.rows_of(part) for part in train]
-    evaluated = trained = Clients(names, train_rows, held_rows, table, memory, shared, first=first)
-    if public_rows is not None and not config.public_share:
-        trained = _with_public(evaluated, table.rows_of(public_rows))
+    evaluated = Clients(names, train_rows, held_rows, table, memory, shared, first=first)
     apart = left_out_of(config, names, [name for name, rows in zip(names, held_rows, strict=True) if len(rows)])
+    trained = evaluated
     if pool:
         pooled = [part for name, part in zip(names, train, strict=True) if name not in apart]
-        all_rows = table.rows_of(np.concatenate([*pooled, *public_sets]))
-        trained = Clients(["central"], [all_rows], [held_rows[0][:0]], table, memory)  # held-out rows stay with clients
-    choices: list[str] | None = None
-    questions: dict[int, ClosedQuestion] = {}
-    if isinstance(table, ConversationTable) and isinstance(sources, Conversations):
-        choices = _choices(config, sources.examples, train)
-        questions = _make_questions(choices, sources.examples, held_out, table, tokenizer, template, config)
-    split = _describe(config, sources, table, names, list(map(np.concatenate, zip(train, held_out, strict=True))))
+        trained = _pooled(evaluated, table.rows_of(np.concatenate([*pooled, *public_sets])))
+    elif public_rows is not None and not config.public_share:
+        trained = _with_public(evaluated, table.rows_of(public_rows))
+    choices, questions = _closed_answers(config, sources, table, (train, held_out), tokenizer, template)
+    split = _describe(config, sources, table, names, [*map(np.concatenate, zip(train, held_out, strict=True))])
     counts = {**table.counts, **sources.account.omissions.counts}
     sizes = table.text_bytes if isinstance(table, Documents) else None
-    people = (names, trained, evaluated, questions, choices, counts, split, sizes)
+    people = (names, trained, evaluated, questions, choices, counts, split | cleaning, sizes)
     return Population(*people, () if pool else tuple(map(names.index, apart)), apart, account=sources.account)
 
 
-def _sources(config: RunConfig, tokenizer: Tokenizer, rows: str, report: Report) -> Texts | Conversations | Judgements:
-    if rows == "text":
-        return Texts(config, tokenizer=TextTokenizer(tokenizer), report=report)
-    if rows == "prompts":
-        return Prompts(config, needs_answer=needs_answer(config))
-    return Conversations(config) if rows == "conversations" else Judgements(config, unpaired=rows == "judged")
+def _pair_up(table: PairTable, parts: Sequence[np.ndarray]) -> None:
+    """Pair answers within each client, so that none of another client is read, and held-out ones by themselves."""
+    for part in parts:
+        table.pair_up(table.rows_of(part))
 
 
-def _read(config: RunConfig, sources: Sources) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray | None]:
-    """Read all sources; return the examples of each owner, those of its tests, and the public ones."""
-    owners: list[np.ndarray] = []
-    tests: list[np.ndarray] = []
-    if config.clients:
-        for client in config.clients:
-            owners.append(sources.add(client.data))
-            test_source = client.eval or (client.data if config.eval_dataset_split else None)
-            tests.append(owners[-1][:0] if test_source is None else sources.add(test_source, held_out=True))
-    else:
-        files = config.split_strategy == "domain"
-        owners.append(sources.add(config.dataset_name or "", sample=config.dataset_sample, files=files))
-        if config.eval_dataset_name is not None or config.eval_dataset_split is not None:
-            tests.append(sources.add(config.eval_dataset_name or config.dataset_name or "", held_out=True))
-    return owners, tests, None if config.public_data is None else sources.add(config.public_data, public=True)
+def _still_there(
+    table: TokenTable, names: Sequence[str], sets: Sequence[np.ndarray | None]
+) -> tuple[list[np.ndarray], np.ndarray | None]:
+    """Return the clients' examples, and the public ones, that have a row with the texts that cleaning wrote."""
+    train = [table.within(part) for part in sets[:-1] if part is not None]
+    for name, part in zip(names, train, strict=True):
+        if not len(part):
+            raise DataError(
+                f"The client '{name}' has no row with an answer within seq_length after cleaning: give it data."
+            )
+    return train, None if sets[-1] is None else table.within(sets[-1])
 
 
 def _note_repeats(sources: Sources, train: list[np.ndarray], held_out: list[np.ndarray]) -> None:
@@ -182,6 +173,27 @@ def _note_repeats(sources: Sources, train: list[np.ndarray], held_out: list[np.n
             f"{count} of the {of} held-out rows have the same content as a row that is trained on: the data "
             "contains duplicates, and scores on these rows are optimistic."
         )
+
+
+def _pooled(clients: Clients, rows: Sequence[int] | np.ndarray) -> Clients:
+    """Return one client that has everybody's rows; held-out rows stay with the clients."""
+    return Clients(["central"], [rows], [clients.held_out[0][:0]], clients.table, clients.memory)
+
+
+def _closed_answers(
+    config: RunConfig,
+    sources: Sources,
+    table: TokenTable,
+    parts: tuple[list[np.ndarray], list[np.ndarray]],
+    tokenizer: Tokenizer,
+    template: Any,
+) -> tuple[list[str] | None, dict[int, ClosedQuestion]]:
+    """Return the closed set of answers, if they form one, and the held-out rows as questions with these choices."""
+    if not (isinstance(table, ConversationTable) and isinstance(sources, Conversations)):
+        return None, {}
+    train, held_out = parts
+    choices = choices_of(config, sources.examples, train)
+    return choices, make_questions(choices, sources.examples, held_out, table, tokenizer, template, config)
 
 
 def _with_public(clients: Clients, rows: Sequence[int] | np.ndarray) -> Clients:
@@ -266,33 +278,3 @@ def _deal(
         )
     names = shares.names or [f"client_{number}" for number in range(len(shares.rows))]
     return names, [numbers[share] for share in shares.rows]
-
-
-def _choices(config: RunConfig, examples: list[Example], train: list[np.ndarray]) -> list[str] | None:
-    """Return the closed set of answers: the one that is named, or the one that training answers form."""
-    if config.choices is not None:
-        return list(config.choices) or None
-    return closed_set(examples[number].answer for rows_of_client in train for number in rows_of_client)
-
-
-def _make_questions(
-    choices: list[str] | None,
-    examples: list[Example],
-    held_out: list[np.ndarray],
-    table: ConversationTable,
-    tokenizer: Tokenizer,
-    template: Any,
-    config: RunConfig,
-) -> dict[int, ClosedQuestion]:
-    """Make questions of the held-out rows whose answer is one of the choices."""
-    if not choices:
-        return {}
-    numbers = np.concatenate(held_out)
-    test_examples = [examples[number] for number in numbers]
-    length, lead = config.seq_length, lead_of(config)
-    encoded = encode_choices(test_examples, tokenizer, template, choices, seq_length=length, lead=lead)
-    return {
-        int(row): ClosedQuestion(Question(encoded.prompts[i], encoded.choices[i]), int(encoded.right[i]))
-        for i, row in enumerate(table.rows_of(numbers))
-        if encoded.right[i] >= 0
-    }

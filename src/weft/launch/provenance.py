@@ -40,16 +40,17 @@ def parts_of(config: RunConfig) -> Fingerprints:
     """Return the fingerprints of parts that are not Weft's own: the SHA-256 of files, the versions of packages."""
     digests: Fingerprints = {}
     for key, kind in kinds.PARTS.items():
-        name = getattr(config, key)
-        if key == "reward" or not kinds.is_outside(key, name):  # rewards are with the data
-            continue
-        file = plugins.parse(name)
-        version = (
-            plugins.digest_of(plugins.read(file))
-            if file
-            else plugins.package_of(plugins.installed_parts(kind.group)[name])
-        )
-        digests[f"the {kind.word} '{name}'"] = version
+        value = getattr(config, key)
+        for name in value if key in kinds.LISTS else [value]:
+            if key == "reward" or not kinds.is_outside(key, name):  # rewards are with the data
+                continue
+            file = plugins.parse(name)
+            version = (
+                plugins.digest_of(plugins.read(file))
+                if file
+                else plugins.package_of(plugins.installed_parts(kind.group)[name])
+            )
+            digests[f"the {kind.word} '{name}'"] = version
     return digests
 
 

@@ -177,6 +177,7 @@ def summary_of(
         "rows": population.counts,
         "choices": population.choices,
     }
+    summary |= {"cleaning": population.split["cleaning"]} if "cleaning" in population.split else {}
     summary |= {name: evaluation[name] for name in ("groups", "left_out") if name in evaluation}
     if tally.tasks is not None:
         summary["tasks"] = {"first": tally.first_tasks, "last": tally.tasks}

@@ -16,6 +16,7 @@ from weft.core.declarations import TRAIN_LOSS, scores
 from weft.core.files import write_atomic
 from weft.json_types import JsonObject
 from weft.runs import metrics
+from weft.runs.cleaning import cleaning_table
 from weft.runs.comparison import describe_evaluation
 from weft.runs.curves import draw_curves
 from weft.runs.layout import RunDir
@@ -90,6 +91,7 @@ def write_report(run_path: str | os.PathLike[str]) -> Path:
         *_section("Differences between clients", _groups(summary, (evaluations or [{}])[-1])),
         *_section("Clients that took no part", _clients((_apart(summary, evaluations) or {}).get("clients") or {})),
         *_section("Data", _split(split)),
+        *_section("Cleaning", cleaning_table(split.get("cleaning") or {})),
         *_section("Discarded updates", _failures(rounds, summary.get("failures") or {})),
         *_section("Configuration", f"<pre>{escape(run.config_file.read_text(encoding='utf-8'))}</pre>"),
     ]

@@ -129,6 +129,8 @@ def own_config(policy: SitePolicy, run: JsonObject, name: str) -> JsonObject:
         "eval_dataset_split": data.eval_split,
         "instruction_prefix": data.instruction_prefix,
         "prompt_template": data.prompt_template,
+        "clean": data.clean,
+        "clean_args": data.clean_args,
         "device": policy.device,
         "threads": policy.threads,
         "token_cache": policy.token_cache,

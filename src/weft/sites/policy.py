@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from weft import plugins
+from weft import kinds, plugins
 from weft.config import read_yaml
 from weft.core.metrics import WORK
 from weft.errors import ConfigError
@@ -41,8 +41,22 @@ class SiteData(BaseModel):
     chosen_column: str | None = None
     rejected_column: str | None = None
     instruction_prefix: str | None = None
+    clean: list[str] = []
+    """Cleaners of the training rows, in their order, and their parameters as in clean_args."""
+    clean_args: dict[str, Any] = {}
     template: str | None = None
     prompt_template: str | None = None
+
+    @field_validator("clean")
+    @classmethod
+    def _cleaners(cls, value: list[str]) -> list[str]:
+        """Refuse a cleaner that there is not."""
+        for name in value:
+            try:
+                kinds.check_part("clean", name)
+            except ConfigError as error:
+                raise ValueError(str(error).rstrip(".")) from None
+        return value
 
 
 class AcceptRules(BaseModel):

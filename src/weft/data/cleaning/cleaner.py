@@ -1,0 +1,137 @@
+"""The base class of cleaners, and how several are applied in their order; knows neither files nor tokens."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from weft.json_types import JsonObject
+
+NOTHING_LEFT = "nothing left of the answer"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A row as cleaners see it; of plain text there are no prompts, and the text is the only answer."""
+
+    prompts: tuple[str, ...]
+    """What stands before the answers, turn by turn."""
+    answers: tuple[str, ...]
+    """Of a conversation the answers; of a preference the better and, where there is one, the worse answer."""
+
+    @property
+    def text(self) -> str:
+        """All of it, a line break between the parts."""
+        return "\n".join((*self.prompts, *self.answers))
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What cleaners may use besides the rows themselves; all of it is at the client."""
+
+    surprise: Callable[[Sequence[Sample]], np.ndarray] | None = None
+    """Returns (rows,) the mean negative log-likelihood of a token (nats) under the run's starting model."""
+    measured: Sequence[str] = ()
+    """The texts that the model will be measured on."""
+
+
+class Cleaner:
+    """One way to clean rows. A cleaner rewrites texts one by one, names rows to leave out, or both, in this order.
+
+    A cleaner is deterministic: the same rows give the same result, so that a resumed run trains on the same rows.
+    """
+
+    compares_answers: ClassVar[bool] = False
+    """Needs prompts with answers, which plain text does not have."""
+    uses_model: ClassVar[bool] = False
+    """Needs `Tools.surprise`."""
+
+    def start(self) -> None:
+        """Prepare; raise ConfigError where something that the cleaner needs cannot be used, such as a package."""
+
+    def rewrite(self, text: str, counts: Counter[str]) -> str:
+        """Return a text, repaired or masked; `counts` receives what was changed, by kind."""
+        return text
+
+    def faults(self, samples: Sequence[Sample], tools: Tools) -> dict[int, str]:
+        """Return the numbers of the rows to leave out, each with the reason."""
+        return {}
+
+
+@dataclass
+class Outcome:
+    """The rows of one client after cleaning."""
+
+    samples: dict[int, Sample]
+    """The rows that are kept, by their number before."""
+    changed: set[int] = field(default_factory=set)
+    """The rows that are kept and were rewritten."""
+    steps: dict[str, JsonObject] = field(default_factory=dict)
+    """By cleaner: rows `left_out`, rows `changed`, and `counts` of the reasons and kinds."""
+
+    def add_step(self, name: str, left_out: int, changed: int, counts: Counter[str]) -> None:
+        """Record what a cleaner did."""
+        self.steps[name] = {"left_out": left_out, "changed": changed, "counts": dict(sorted(counts.items()))}
+
+
+def clean(samples: Sequence[Sample], cleaners: Sequence[tuple[str, Cleaner]], tools: Tools) -> Outcome:
+    """Apply cleaners in their order, each to what the one before kept.
+
+    Args:
+        samples: the training rows of one client.
+        cleaners: with their names.
+        tools: what they may use.
+    """
+    outcome = Outcome(dict(enumerate(samples)))
+    for name, cleaner in cleaners:
+        counts: Counter[str] = Counter()
+        before = len(outcome.samples)
+        changed = _rewrite(outcome, cleaner, counts)
+        numbers = list(outcome.samples)
+        for place, reason in cleaner.faults([outcome.samples[number] for number in numbers], tools).items():
+            del outcome.samples[numbers[place]]
+            counts[reason] += 1
+        outcome.add_step(name, before - len(outcome.samples), changed, counts)
+        outcome.changed &= outcome.samples.keys()
+        if not outcome.samples:
+            break
+    return outcome
+
+
+def _rewrite(outcome: Outcome, cleaner: Cleaner, counts: Counter[str]) -> int:
+    """Rewrite all texts, leave out rows without an answer after it; return how many kept rows were changed."""
+    if type(cleaner).rewrite is Cleaner.rewrite:
+        return 0
+    changed = 0
+    for number, sample in list(outcome.samples.items()):
+        new = Sample(
+            tuple(cleaner.rewrite(text, counts) for text in sample.prompts),
+            tuple(cleaner.rewrite(text, counts) for text in sample.answers),
+        )
+        if new == sample:
+            continue
+        if not all(answer.strip() for answer in new.answers):
+            del outcome.samples[number]
+            counts[NOTHING_LEFT] += 1
+            continue
+        outcome.samples[number] = new
+        outcome.changed.add(number)
+        changed += 1
+    return changed
+
+
+def add_up(steps: Sequence[dict[str, JsonObject]]) -> dict[str, JsonObject]:
+    """Return the counts of several clients, added up."""
+    sums: dict[str, JsonObject] = {}
+    for client in steps:
+        for name, step in client.items():
+            total = sums.setdefault(name, {"left_out": 0, "changed": 0, "counts": {}})
+            total["left_out"] += step["left_out"]
+            total["changed"] += step["changed"]
+            for kind, count in step["counts"].items():
+                total["counts"][kind] = total["counts"].get(kind, 0) + count
+    return sums
