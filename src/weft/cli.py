@@ -25,6 +25,7 @@ HELP = {
     "clean": "clean the rows of a file, and count what was found",
     "demo": "train three simulated hospitals, offline, in under three minutes",
     "evaluate": "score a run or a model on tasks",
+    "attack": "change questions until a model answers wrongly, and count how many it takes",
     "tasks": "list the evaluation tasks, and where their data is",
     "compare": "print runs side by side",
     "chat": "talk with a trained model",

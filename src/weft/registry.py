@@ -152,6 +152,7 @@ COMMANDS = {
     "clean": "weft.commands.clean:run",
     "demo": "weft.commands.demo:run",
     "evaluate": "weft.commands.evaluate:run",
+    "attack": "weft.commands.attack:run",
     "tasks": "weft.commands.tasks:run",
     "compare": "weft.commands.compare:run",
     "chat": "weft.commands.chat:run",
