@@ -192,6 +192,9 @@ class Keys(TypedDict, total=False):
     adam_beta1: float
     adam_beta2: float
     adam_epsilon: float
+    adversarial_training: bool
+    adversarial_radius: float
+    adversarial_steps: int
     personal_steps: int
     eval_fraction: float
     eval_rows: int | None

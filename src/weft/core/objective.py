@@ -42,6 +42,11 @@ class Objective:
     metrics: ClassVar[tuple[Metric, ...]] = ()
     """What `counts` is summed up to in the record of a round, beside the loss."""
 
+    @property
+    def plain(self) -> Objective:
+        """The objective that held-out rows are measured by: itself, unless it wraps another one."""
+        return self
+
     def start(self) -> None:
         """Prepare; raise ConfigError where something that the objective needs cannot be used."""
 

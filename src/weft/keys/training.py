@@ -10,12 +10,14 @@ from weft.keys.effects import (
     ALWAYS,
     GRADIENTS,
     HOLDS_OUT,
+    LOCAL_MODEL,
     NOT_WORDS,
     ONE_SOURCE,
     OWN_MODELS,
     SCHEDULE,
     Condition,
     Effect,
+    flag,
     only,
     verbs,
 )
@@ -51,6 +53,16 @@ class TrainingKeys(BaseModel):
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="beta1 of AdamW")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="beta2 of AdamW")
     adam_epsilon: float = Field(1e-8, gt=0, description="epsilon of AdamW")
+
+    adversarial_training: bool = Field(
+        False, description="train on perturbed input embeddings (FreeLB), for answers that small changes do not turn"
+    )
+    adversarial_radius: float = Field(
+        0.05, ge=0, le=1, description="norm of a perturbation, as a share of the norm of the embeddings; 0: none"
+    )
+    adversarial_steps: int = Field(
+        2, ge=2, description="losses of a step that are averaged while the perturbation grows; each costs a pass"
+    )
 
     personal_steps: int = Field(
         0, ge=0, description="steps of every client on its own rows after the last round, for a personal model"
@@ -109,6 +121,9 @@ WORKS: dict[str, Effect] = {
     "adam_beta1": ADAM,
     "adam_beta2": ADAM,
     "adam_epsilon": ADAM,
+    "adversarial_training": GRADIENTS + LOCAL_MODEL + verbs("sft", "causal_lm", "preference"),
+    "adversarial_radius": flag("adversarial_training"),
+    "adversarial_steps": flag("adversarial_training"),
     "personal_steps": ALWAYS,
     "eval_fraction": HOLDS_OUT,
     "eval_rows": HOLDS_OUT,

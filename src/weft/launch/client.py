@@ -128,7 +128,7 @@ class ClientBuilder:
             refer(population, model, reference, self.config.eval_batch_size, self.note)
         if self._rows_are_bare and self.config.few_shot:
             choose_few_shot(self.config, population, plan.objective, model, self.note)
-        evaluator: Evaluator = evaluator_class(plan).make(plan.objective, self.config.eval_batch_size, population)
+        evaluator: Evaluator = evaluator_class(plan).make(plan.objective.plain, self.config.eval_batch_size, population)
         clients = (population.trained, population.evaluated)
         # Only the caller keeps the starting values: of a whole model they are as large as its weights.
         values, self._values = self._values, {}

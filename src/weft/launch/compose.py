@@ -8,6 +8,7 @@ from weft import kinds
 from weft.algorithms.clustered import Clustered
 from weft.config import RunConfig
 from weft.core.exchange import Protection
+from weft.core.objective import Objective
 from weft.core.parts import Algorithm
 from weft.core.texts import unfit
 from weft.errors import ConfigError
@@ -48,6 +49,16 @@ def algorithm(config: RunConfig) -> Algorithm:
     return OnlyClient(only)
 
 
+def _objective(config: RunConfig) -> Objective:
+    """Return the objective of a run, under perturbations where the run trains on these."""
+    inner: Objective = part("objective", config)
+    if not config.adversarial_training:
+        return inner
+    from weft.objectives.adversarial import Adversarial
+
+    return Adversarial(inner, config.adversarial_radius, config.adversarial_steps)
+
+
 def plan(config: RunConfig) -> Plan:
     """Return the composed plan; ConfigError for parts that cannot be combined, and for those that cannot be loaded."""
     base_algorithm = algorithm(config)
@@ -60,7 +71,7 @@ def plan(config: RunConfig) -> Plan:
         codec=part("codec", config),
         codec_down=part("codec_down", config),
         protection=protection,
-        objective=part("objective", config),
+        objective=_objective(config),
         local=local_steps(config, base_algorithm.local, pools=base_algorithm.pools_data),
         sharing=sharing(config),
         trainable=_trainable(config),

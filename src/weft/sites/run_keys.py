@@ -24,7 +24,7 @@ FROM_RUN = frozenset(
     reward_seconds num_generations max_new_tokens temperature top_p grpo_loss grpo_clip grpo_kl grpo_iterations
     max_steps num_train_epochs batch_size gradient_accumulation_steps optimizer learning_rate lr_scheduler_type
     decay_ratio warmup_steps warmup_ratio min_learning_rate weight_decay decay_matrices_only max_grad_norm adam_beta1
-    adam_beta2 adam_epsilon personal_steps
+    adam_beta2 adam_epsilon personal_steps adversarial_training adversarial_radius adversarial_steps
     eval_fraction eval_rows eval_every eval_batch_size eval_everybody choices seed min_clients max_attempts
     """.split()
 )

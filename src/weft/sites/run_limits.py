@@ -31,6 +31,7 @@ MOST: dict[str, float] = {
     "grpo_iterations": 64,
     "num_train_epochs": 1000,
     "batch_size": 1024,
+    "adversarial_steps": 16,
     "gradient_accumulation_steps": 4096,
     "eval_batch_size": 4096,
     "fed_args.seeds": 65_536,
