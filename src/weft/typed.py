@@ -159,6 +159,8 @@ class Keys(TypedDict, total=False):
     simpo_gamma: float
     chosen_column: str | None
     rejected_column: str | None
+    post_alignment: str | None
+    post_alignment_steps: int
     reward: list[str]
     reward_weights: list[float] | None
     reward_pattern: str | None

@@ -35,6 +35,7 @@ FAILING: dict[str, dict[str, Any]] = {
     "leave out --federated_tokenizer": {"federated_tokenizer": True},
     "leave out --parallel": {"parallel": "fsdp"},
     "choose another --prompt_method or --fed_alg": {"fed_alg": "fedkseed"},
+    "leave out --parallel and --lora_aggregation": {"lora_aggregation": "svd"},
 }
 """Remedies that take something away: what there is before. Without it, as in PLAIN, the condition must hold."""
 

@@ -18,8 +18,8 @@ ONCE = {
     "refer": {"launch/client.py"},
     "choose_few_shot": {"launch/client.py"},
     "check_fits": {"launch/client.py"},
-    # Before there is a model: rows for a tokenizer, and for `weft split`.
-    "populate": {"launch/client.py", "launch/tokenizer.py", "commands/split.py"},
+    # Before there is a model: rows for a tokenizer, and for `weft split`; rows of the server's own.
+    "populate": {"launch/client.py", "launch/tokenizer.py", "commands/split.py", "launch/post_alignment.py"},
 }
 """What belongs to building a client, and the only modules that call it."""
 

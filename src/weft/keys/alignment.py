@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from weft.keys.effects import LOCAL_MODEL, NOT_SITES, Condition, Effect, only, verbs
+from weft.keys.effects import GRADIENTS, LOCAL_MODEL, NOT_SITES, WHOLE_SHARED, Condition, Effect, flag, only, verbs
 
 
 class AlignmentKeys(BaseModel):
@@ -18,6 +18,12 @@ class AlignmentKeys(BaseModel):
     simpo_gamma: float = Field(0.5, ge=0, description="target margin of SimPO")
     chosen_column: str | None = Field(None, description="column of the preferred answer")
     rejected_column: str | None = Field(None, description="column of the rejected answer")
+    post_alignment: str | None = Field(
+        None,
+        description="requests with answers, such as refusals, that the server tunes the shared model on after the last "
+        "round; written to aligned/",
+    )
+    post_alignment_steps: int = Field(50, ge=1, description="optimizer steps of post_alignment")
 
     reward: list[str] = Field(
         ["exact"], description="rewards of `weft grpo`: exact, numeric, regex, format, length, or FILE.py[:FUNCTION]"
@@ -66,6 +72,16 @@ ONE_PROCESS = (
     ),
 )
 PAIRS = verbs("preference")
+AVERAGED = (
+    Condition(
+        lambda config: (
+            config.parallel == "none" and config.lora_aggregation == "average" and config.prompt_method != "text"
+        ),
+        "the server tunes a model of one process that is made of averaged parameters alone (parallel {c.parallel}, "
+        "lora_aggregation {c.lora_aggregation})",
+        "leave out --parallel and --lora_aggregation",
+    ),
+)
 ANSWERS = verbs("grpo")
 
 
@@ -87,6 +103,8 @@ WORKS: dict[str, Effect] = {
     "simpo_gamma": PAIRS + only("loss", "simpo"),
     "chosen_column": PAIRS,
     "rejected_column": PAIRS,
+    "post_alignment": NOT_SITES + LOCAL_MODEL + GRADIENTS + verbs("sft", "preference") + WHOLE_SHARED + AVERAGED,
+    "post_alignment_steps": flag("post_alignment", "FILE"),
     "reward": ANSWERS,
     "reward_weights": ANSWERS,
     "reward_pattern": ANSWERS + rewards("regex"),

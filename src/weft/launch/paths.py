@@ -12,7 +12,7 @@ from weft.data.load import kind_of as kind_of_file
 from weft.data.load import resolve_source
 from weft.json_types import JsonObject
 
-DATA = ("dataset_name", "eval_dataset_name", "public_data")
+DATA = ("dataset_name", "eval_dataset_name", "public_data", "post_alignment")
 PATHS = (*DATA, "model_name_or_path", "tokenizer", "tokenizer_text")
 """Keys that name a file or a folder, or something of the hub."""
 FOLDERS = ("output_dir", "local_data_dir", "token_cache", "availability")
@@ -46,6 +46,9 @@ def absolute(values: JsonObject, *, absent_too: bool = True) -> JsonObject:
         result |= {key: [_whole(folder) for folder in result[key]]} if result.get(key) else {}
     if result.get("eval_tasks"):
         result["eval_tasks"] = [_whole(name) if is_task_file(name) else name for name in result["eval_tasks"]]
+    for key in [key for key in result.get("clean_args") or {} if key.endswith(".against")]:
+        files = [_whole(file) for file in str(result["clean_args"][key]).split("+")]
+        result["clean_args"] = result["clean_args"] | {key: "+".join(files)}
     data_folder = result.get("local_data_dir")
     for key in PATHS:
         if result.get(key):

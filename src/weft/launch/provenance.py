@@ -111,6 +111,7 @@ def data_of(config: RunConfig) -> Fingerprints:
                 if selection is not held_out or name != config.dataset_name or Path(source).is_dir():
                     digests[label] = _rows(source, config, selection)
     files = [(f"the trace '{config.availability}'", config.availability)]
+    files += [(f"the rows of post_alignment '{config.post_alignment}'", config.post_alignment)]
     files += [(f"the reward '{name}'", file.path) for name in config.reward if (file := plugins.parse(name))]
     digests |= {label: file_digest(Path(name)) for label, name in files if name and Path(name).is_file()}
     return digests

@@ -12,7 +12,7 @@ from weft.core.files import write_atomic
 from weft.data.skew import split_text
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
-from weft.launch import compose, provenance, rank_group
+from weft.launch import compose, post_alignment, provenance, rank_group
 from weft.launch.best import read_tasks
 from weft.launch.client import ClientBuilder
 from weft.launch.client_memory import DiskMemory
@@ -123,6 +123,8 @@ def _train(builder: ClientBuilder, options: StartOptions, tasks: RunTasks) -> Ru
         report_changes(config, run, current, progress.note)
         population = builder.read(DiskMemory(run), report=progress.tokenizing)
         check_only_client(config, population)
+        if config.post_alignment is not None:
+            post_alignment.rows_of(config, builder.tokenizer)  # read again at the end: a mistake in it is found now
         write_atomic(run.split_file, split_text(population.split).encode())
         host, values = builder.host(reference=run.reference_file, conditions=compose.conditions(config))
         # After all that can refuse the run: a start that is refused must not replace the record.

@@ -30,6 +30,7 @@ from weft.launch.best import BestRule
 from weft.launch.commits import Commits, Position
 from weft.launch.personal_models import PersonalModels
 from weft.launch.population import Population
+from weft.launch.post_alignment import write_aligned
 from weft.launch.ray_actor import runtime_of
 from weft.launch.records import Tally, evaluation_record, peak_memory, round_record, summary_of, tasks_record
 from weft.launch.results import has_shared, shared_of, write_weights
@@ -257,6 +258,8 @@ class Trainer:
         }
         if self.best is not None:
             summary["best"] = self._write_best(state)
+        if self.config.post_alignment is not None:
+            summary["aligned"] = write_aligned(self.config, self.plan, self.model, self.run, state)
         write_atomic(self.run.summary_file, (json.dumps(plain(summary), indent=1) + "\n").encode())
         write_report(self.run.path)
         write_cards(self.run, personal=self.plan.personal)
