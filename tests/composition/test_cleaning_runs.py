@@ -20,6 +20,8 @@ from weft.launch.cleaning import losses
 from weft.launch.client import ClientBuilder
 from weft.launch.population import Population, populate
 from weft.objectives.causal_lm import CausalLM
+from weft.sites.agreement import own_config
+from weft.sites.policy import read_policy
 
 MAIL = "ann@mail.example.org"
 
@@ -265,3 +267,15 @@ def test_data_errors_name_the_client(keys, tmp_path: Path, tiny_tokenizer):
     clients |= {"clean": ["personal_data"], "clean_args": {"personal_data.action": "drop"}, "eval_fraction": 0}
     with pytest.raises(DataError, match="no row to the client 'south': the cleaner personal_data took the last 5 of"):
         population(keys | clients, tiny_tokenizer)
+
+
+def test_a_site_names_its_cleaners_itself(tmp_path: Path):
+    data = write_rows(tmp_path / "rows.jsonl", colour_rows(5))
+    text = "data: {path: %s, clean: [%s], clean_args: {length.least: 3}}\naccept: {models: [m]}\n"
+    file = tmp_path / "site.yaml"
+    file.write_text(text % (data, "length"))
+    config = own_config(read_policy(file), {"model_name_or_path": "m", "clean": ["secrets"]}, "north")
+    assert (config["clean"], config["clean_args"]) == (["length"], {"length.least": 3})
+    file.write_text(text % (data, "lenght"))
+    with pytest.raises(ConfigError, match="Did you mean 'length'"):
+        read_policy(file)
