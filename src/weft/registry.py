@@ -74,7 +74,7 @@ WEIGHTINGS = {
 AGGREGATORS = {"mean": "weft.aggregation.mean:Mean"}
 PRIVACY = {"none": "weft.privacy.none:NoPrivacy"}
 CODECS = {"none": "weft.compression.identity:Identity"}
-PROTECTIONS = {"none": "weft.protection.plain:Plain"}
+PROTECTIONS = {"none": "weft.protection.plain:Plain", "masks": "weft.protection.masks:Masks"}
 OBJECTIVES = {
     "sft": "weft.objectives.sft:SFT",
     "causal_lm": "weft.objectives.causal_lm:CausalLM",

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
+from weft.core.promises import Promises
 from weft.core.secret import Secret
 from weft.core.tensors import num_bytes
 from weft.core.types import (
@@ -30,6 +31,18 @@ Exchange = Callable[[Sequence[Message]], Iterable[Reply]]
 """Carries messages to the clients and yields their replies, in any order, failures included."""
 
 
+class Identity(Protocol):
+    """The certificate of a client, by which others know what comes from it in this run."""
+
+    def sign(self, text: bytes) -> bytes:
+        """Return a proof that this client has said a text in this run."""
+        ...
+
+    def vouches(self, name: str, text: bytes, proof: bytes) -> bool:
+        """Return whether a proof shows that the client of this name has said a text in this run."""
+        ...
+
+
 @dataclass(frozen=True)
 class Party:
     """The server or a client in one round, as one part of the exchange sees it."""
@@ -42,6 +55,14 @@ class Party:
     memory: Streams = field(default_factory=dict)
     """The part's memory at this party."""
     open_secret: Callable[[], Secret] = Secret.random
+    promises: Promises = field(default_factory=Promises)
+    """What a client has bound itself to."""
+    identity: Identity | None = None
+    """Of a client that has a certificate."""
+    quorum: int = 0
+    """At the server: updates without which the round is repeated."""
+    heaviest: float = 1.0
+    """At the server: the largest weight that a client of the round may have."""
 
     @property
     def secret(self) -> Secret:

@@ -113,6 +113,7 @@ def admit_all(
     """
     waiting = set(tasks)
     for reply in replies:
+        record.opened |= isinstance(reply, Update) and bool(reply.members)
         try:
             # Of a client with a smaller rank or fewer layers, the shapes of its own task are expected.
             like = expected_streams(plan, _client_params(plan, state, tasks.get(reply.client)), state.round)

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from weft.core.exchange import Party
+from weft.core.exchange import Identity, Party
+from weft.core.promises import Promises
 from weft.core.secret import Secret
 from weft.core.types import Metrics, Streams, Tensors
 from weft.data.words import Words
@@ -67,6 +68,10 @@ class MemoryStore(Protocol):
         """Return the client's secret, the same for the whole run."""
         ...
 
+    def promises(self, client: str) -> Promises:
+        """Return what the client has bound itself to in this run."""
+        ...
+
 
 @dataclass
 class InMemory:
@@ -74,6 +79,7 @@ class InMemory:
 
     memories: dict[str, dict[int, Streams]] = field(default_factory=dict)
     secrets: dict[str, Secret] = field(default_factory=dict)
+    words: dict[str, Promises] = field(default_factory=dict)
 
     def load(self, client: str, round: int) -> Streams:
         """Return the newest memory of `round` or before."""
@@ -97,6 +103,10 @@ class InMemory:
         """Return the client's secret, drawn at its first use."""
         return self.secrets.setdefault(client, Secret.random())
 
+    def promises(self, client: str) -> Promises:
+        """Return the client's promises."""
+        return self.words.setdefault(client, Promises())
+
 
 def everything(metrics: Metrics) -> Metrics:
     """Return all metrics: the client reports everything."""
@@ -118,6 +128,8 @@ class ClientData:
     """Public rows, for a share of every batch."""
     reportable: Callable[[Metrics], Metrics] = everything
     """Returns the metrics that the site policy lets the client send."""
+    identity: Identity | None = None
+    """Its certificate, where the parties have any."""
     export: Callable[[Resident, Tensors], None] | None = None
     """Writes the resident model to disk at the end of the run, with the run's side adapter."""
 
@@ -131,7 +143,8 @@ class ClientData:
             attempt: number of repeated rounds of the run so far.
         """
         secret = partial(self.memory.secret, self.name)
-        return Party(self.name, round, attempt, part_of(memory, prefix), secret)
+        promises = self.memory.promises(self.name)
+        return Party(self.name, round, attempt, part_of(memory, prefix), secret, promises, self.identity)
 
 
 @dataclass(frozen=True)
@@ -151,6 +164,7 @@ class Clients:
     """Number of the first of these clients in the federation."""
     reportable: Callable[[Metrics], Metrics] = everything
     export: Callable[[Resident, Tensors], None] | None = None
+    identity: Identity | None = None
 
     def __len__(self) -> int:
         return len(self.train)
@@ -167,6 +181,7 @@ class Clients:
             public=None if self.public is None else View(self.table, self.public),
             reportable=self.reportable,
             export=self.export,
+            identity=self.identity,
         )
 
     def __iter__(self) -> Iterator[ClientData]:

@@ -31,6 +31,8 @@ class RoundRecord:
     product_error: float | None = None
     quorum: int = 0
     """Admitted updates that the round needs; with fewer it is repeated."""
+    opened: bool = False
+    """A protection opened a sum of updates."""
     repeated: bool = False
     """Too few admitted updates: the parameters are as before, and the round is repeated."""
 

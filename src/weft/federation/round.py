@@ -86,9 +86,12 @@ def run_round(
     encoded, codec_memory = encode_tasks(plan, list(tasks.values()), server(CODEC))
     exchange = count_bytes(runtime.exchange, record) if plan.algorithm.shares else runtime.exchange
     like = expected_streams(plan, state.params, state.round)
-    replies = plan.protection.collect(exchange, encoded, like, server(PROTECTION))
-    # Generators up to `combine`: an update joins the mean (or a file) before the next is read: memory holds one.
     max_weights = {participant.client: participant.rows if plan.weighs_rows else 1.0 for participant in cohort}
+    collector = replace(
+        server(PROTECTION), quorum=plan.quorum_of(tasks), heaviest=max(max_weights.values(), default=1.0)
+    )
+    # Generators up to `combine`: an update joins the mean (or a file) before the next is read: memory holds one.
+    replies = plan.protection.collect(exchange, encoded, like, collector)
     admitted = admit_all(plan, state, tasks, max_weights, replies, record, server(CODEC))
     weigher = Weigher(plan.weighting, state.memory.get(WEIGHTS, {}))
     watcher = CohortWatch(plan, state, tasks)
@@ -98,7 +101,8 @@ def run_round(
 
     record.close(total.clients, tasks, max_updates)
     record.quorum = plan.quorum_of(total.clients)
-    record.repeated = len(total.clients) < record.quorum
+    # A sum that was opened is the round's: a second one over other clients would show the difference.
+    record.repeated = len(total.clients) < record.quorum and not record.opened
     state = blame(state, record.bad)
     if plan.remembers:
         # Clients saved their new memory before they replied; those whose update was not used go back to the old one.

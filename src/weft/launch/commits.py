@@ -34,7 +34,16 @@ class Commits:
     committed: Position | None = None
     """Of the newest checkpoint, or the start."""
 
-    def __init__(self, config: RunConfig, run: RunDir, metrics: MetricsLog, timing: MetricsLog, *, waits: bool) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        run: RunDir,
+        metrics: MetricsLog,
+        timing: MetricsLog,
+        *,
+        waits: bool,
+        every: bool = False,
+    ) -> None:
         """Begin without a write.
 
         Args:
@@ -44,9 +53,11 @@ class Commits:
             timing: likewise.
             waits: rounds wait for the checkpoint. They must where sites remember something: a site keeps its memory
                 of the last rounds alone, and a resume needs the one of the checkpoint.
+            every: a checkpoint is written after every round.
         """
         self.config, self.run, self.metrics, self.timing = config, run, metrics, timing
-        self.waits = waits or not config.checkpoint_seconds
+        self.seconds = 0.0 if every else config.checkpoint_seconds
+        self.waits = waits or not self.seconds
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._write: Future[None] | None = None
         self._begun = time.monotonic()
@@ -58,7 +69,7 @@ class Commits:
         """
         freq = self.config.save_model_freq
         is_free = self._write is None or self._write.done()
-        is_due = is_free and time.monotonic() - self._begun >= self.config.checkpoint_seconds
+        is_due = is_free and time.monotonic() - self._begun >= self.seconds
         if not is_due and (not freq or position.state.round % freq):
             return
         self._wait()

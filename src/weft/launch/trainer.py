@@ -86,7 +86,9 @@ class Trainer:
         self.timing = MetricsLog(run.timing_file)
         # A site cannot see the server's checkpoints, and keeps its memory of the last rounds alone.
         waits = config.runtime == "nvflare" and self.plan.clients_remember
-        self.commits = Commits(config, run, self.metrics, self.timing, waits=waits)
+        # Clients open one sum of a round, so a round whose sum is open must not be begun again.
+        every = self.plan.protection.sum_only
+        self.commits = Commits(config, run, self.metrics, self.timing, waits=waits, every=every)
 
     def run_all(self, values: Tensors) -> ServerState:
         """Run the rounds that are left, then write the results; return the state after the last.
