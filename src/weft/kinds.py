@@ -56,6 +56,7 @@ KINDS = {
     ),
     "privacy": Kind("privacy", registry.PRIVACY, "privacy_args", "weft.privacy", "weft.core.exchange:Privacy"),
     "codec": Kind("codec", registry.CODECS, "codec_args", "weft.codecs", "weft.core.exchange:Codec"),
+    "codec_down": Kind("codec", registry.CODECS, "codec_down_args", "weft.codecs", "weft.core.exchange:Codec"),
     "protection": Kind(
         "protection", registry.PROTECTIONS, "protection_args", "weft.protections", "weft.core.exchange:Protection"
     ),

@@ -73,8 +73,17 @@ WEIGHTINGS = {
 }
 AGGREGATORS = {"mean": "weft.aggregation.mean:Mean"}
 PRIVACY = {"none": "weft.privacy.none:NoPrivacy"}
-CODECS = {"none": "weft.compression.identity:Identity"}
 PROTECTIONS = {"none": "weft.protection.plain:Plain", "masks": "weft.protection.masks:Masks"}
+CODECS = {
+    "none": "weft.compression.identity:Identity",
+    "bf16": "weft.compression.blocks:BF16",
+    "int8": "weft.compression.blocks:Int8",
+    "int4": "weft.compression.blocks:Int4",
+    "sign": "weft.compression.blocks:Sign",
+    "topk": "weft.compression.sparse:TopK",
+    "sparse_loco": "weft.compression.sparse:SparseLoCo",
+    "low_rank": "weft.compression.low_rank:LowRank",
+}
 OBJECTIVES = {
     "sft": "weft.objectives.sft:SFT",
     "causal_lm": "weft.objectives.causal_lm:CausalLM",

@@ -130,6 +130,8 @@ class Keys(TypedDict, total=False):
     privacy_args: JsonObject
     codec: str
     codec_args: JsonObject
+    codec_down: str
+    codec_down_args: JsonObject
     protection: str
     protection_args: JsonObject
     cluster: int
@@ -196,6 +198,15 @@ class Keys(TypedDict, total=False):
     eval_batch_size: int
     eval_everybody: bool | None
     choices: list[str] | None
+    eval_tasks: list[str]
+    leave_out: list[str]
+    eval_limit: int | None
+    task_data: list[str]
+    include_path: list[str]
+    num_fewshot: int
+    apply_chat_template: bool
+    best_metric: str | None
+    early_stopping_rounds: int
     output_dir: str | PathLike[str]
     seed: int
     save_model_freq: int

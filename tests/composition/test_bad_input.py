@@ -169,7 +169,7 @@ class _Bounded(exchange.Privacy):
 
 
 class _Sparse(exchange.Codec):
-    dense: ClassVar[bool] = False
+    addable: ClassVar[bool] = False
 
 
 @pytest.mark.parametrize(

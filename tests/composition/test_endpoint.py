@@ -14,7 +14,8 @@ from support.completions_server import Completions, serving
 from support.flags import flags
 from weft.cli import main
 from weft.errors import ClientFailed, ConfigError, RunError
-from weft.models.endpoint import Endpoint, ScoredText
+from weft.models.completions import ScoredText
+from weft.models.endpoint import Endpoint
 from weft.models.instruction import Instruction
 from weft.models.remote import RemoteModel
 

@@ -12,10 +12,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from support.mutants import ESCAPES, apart, damaged, deep, false_words, lying, signed
-from support.updates import PLAN, STATE, update
+from support.mutants import ESCAPES, apart, damaged, deep, false_words, lying, miscoded, signed
+from support.updates import PLAN, STATE, Posted, update
+from weft import registry
+from weft.compression.coded import Coded
 from weft.core import wire
-from weft.core.exchange import Protection
+from weft.core.exchange import Party, Protection
 from weft.core.types import (
     Failure,
     Probe,
@@ -28,6 +30,7 @@ from weft.core.types import (
 )
 from weft.errors import BadUpdate
 from weft.evaluation.heldout import HeldOut
+from weft.federation.coding import coding_of
 from weft.federation.loop import evaluate
 from weft.federation.round import run_round
 from weft.federation.state import Participant
@@ -163,6 +166,43 @@ def test_ten_thousand_broken_messages_of_all_steps_end_nothing():
         sent, seed = sent + batch(seed, 120), seed + 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
     assert threading.active_count() < 50
+
+
+CODECS = [(name, zstd) for name in registry.CODECS if name != "none" for zstd in (False, True)]
+
+
+def encoded_round(codec: Coded, seed: int, villains: int) -> int:
+    """Run a round in which updates travel encoded, and every villain's is broken; return how many were."""
+    plan, names = replace(PLAN, codec=codec), [*GOOD, *(f"bad_{number}" for number in range(villains))]
+
+    def sent(client: str, number: int) -> bytes:
+        given = update(client, seed=number)
+        coding = coding_of(plan, client, 4, 4, given.streams)
+        raw = bytes(wire.pack(codec.encode(given, coding, Party(client, 4))[0], "r"))
+        chance = random.Random(f"{seed} {client}")
+        return raw if client in GOOD else chance.choice((damaged, miscoded))(raw, chance)
+
+    posted = [(name, sent(name, number)) for number, name in enumerate(names)]
+    _, record = run_round(plan, STATE, [Participant(name, 4, rows=10.0) for name in names], Posted(posted))
+    assert record.clients == GOOD
+    assert record.failures.keys() == set(names) - set(GOOD)
+    assert all(map(harmless, record.failures.values()))
+    return villains
+
+
+def test_ten_thousand_broken_updates_that_are_encoded_end_nothing():
+    before, sent, seed = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0, 0
+    while sent < 10_000:
+        for name, zstd in CODECS:
+            codec = registry.load(registry.CODECS, name, "codec")(zstd=zstd)
+            sent, seed = sent + encoded_round(codec, seed, 100), seed + 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+
+
+def test_the_same_updates_count_where_nothing_is_broken():
+    """The control: an update is not refused for being encoded."""
+    for name, zstd in CODECS:
+        encoded_round(registry.load(registry.CODECS, name, "codec")(zstd=zstd), 0, 0)
 
 
 @pytest.mark.slow

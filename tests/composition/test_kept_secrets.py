@@ -17,7 +17,8 @@ from support.fake_sites import NAMES, FakeSites
 from weft.cli import main
 from weft.config import build
 from weft.errors import ConfigError
-from weft.models.endpoint import Endpoint, ScoredText
+from weft.models.completions import ScoredText
+from weft.models.endpoint import Endpoint
 from weft.sites import endpoints
 from weft.sites.job import write_job
 from weft.sites.policy import read_policy

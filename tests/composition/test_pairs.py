@@ -1,4 +1,4 @@
-"""Every pair of parts: algorithms, LoRA aggregations, kinds of training, objectives and ways to compute a step.
+"""Every pair of parts: algorithms, LoRA aggregations, kinds of training, objectives, ways to compute a step, codecs.
 
 Some of each are in one run.
 
@@ -40,6 +40,9 @@ PATHS: dict[str, dict[str, object]] = {
     "offsets": {},
 }
 """How a step is computed; the last two are chosen by size and device, and are forced below."""
+CODECS = tuple(name for name in registry.CODECS if name != "none")
+NEW_BASIS = ("stack", "svd", "merge")
+"""Aggregations after which the factors of the next round are others."""
 MEASURED = {"sft": "loss", "text": "bits_per_byte", "grpo": "reward"}
 AXES = {
     "algorithm": ALGORITHMS,
@@ -47,11 +50,14 @@ AXES = {
     "kind": [*KINDS, *PROMPTS],
     "task": list(TASKS),
     "path": list(PATHS),
+    "codec": ["none", *CODECS],
 }
 
 
 def goes_together(row: Row) -> bool:
-    fed_alg, lora, kind, task, path = row
+    fed_alg, lora, kind, task, path, codec = row
+    if codec != "none" and (fed_alg in BASELINES | SEEDS or lora in NEW_BASIS):
+        return False  # refused in words: nothing is sent, or what was not sent is of another basis
     if (path == "8 bits" and kind not in ("lora", "rslora")) or (path == "recomputed" and fed_alg in SEEDS):
         return False  # both are refused in words: nothing to train in 8 bits, and no gradients to recompute for
     if kind in PROMPTS:  # of the tasks, prompts are for questions
@@ -110,9 +116,13 @@ def test_every_pair_of_parts_trains_two_rounds(
     kind: str,
     task: str,
     path: dict[str, object],
+    codec: str,
 ):
     changes = {"fed_alg": algorithm, "lora_aggregation": aggregation, "num_rounds": 2, "eval_every": 0, "max_steps": 1}
     changes |= (KINDS | PROMPTS)[kind] | TASKS[task] | path
+    # Both ways, where neither is refused: test_codecs.py has the refusals.
+    changes |= {"codec": codec} if algorithm not in ("scaffold", "feddyn") else {}
+    changes |= {"codec_down": codec} if algorithm != "fedbuff" else {}
     if task not in ("sft", "grpo"):
         changes["dataset_name"] = sources.get(task, sources["pairs"])
     run = weft.train(keys | changes, quiet=True)

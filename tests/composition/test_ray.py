@@ -54,6 +54,7 @@ KINDS = {
     "fedavg": {},
     "scaffold": {"fed_alg": "scaffold", "client_failure_rate": 0.3, "client_speed": [1.0, 0.5, 1.0], "num_actors": 1},
     "flora by dpo": PAIRS,
+    "few bytes": {"codec": "int4", "codec_down": "topk", "client_failure_rate": 0.3, "num_rounds": 4},
 }
 
 

@@ -78,11 +78,13 @@ def config(keys, tmp_path: Path) -> Path:
 IN_A_THREAD = "--checkpoint_seconds 0.0001"
 """A checkpoint is due after every round, and is written while the next ones are computed."""
 ANSWERS = "--objective grpo --reward length --max_new_tokens 4 --num_generations 4 --batch_size 1 --grpo_iterations 2"
+CODECS = "--codec sparse_loco --codec_args keep=300 --codec_down int4"
+"""What a client has not sent yet, and what it holds, are in its memory; the server remembers who holds what."""
 
 
 @pytest.mark.parametrize(
     ("fed_alg", "more"),
-    [("fedavg", ""), ("fedavg", IN_A_THREAD), ("local", ""), ("scaffold", ""), ("fedavg", ANSWERS)],
+    [("fedavg", ""), ("fedavg", IN_A_THREAD), ("local", ""), ("scaffold", ""), ("fedavg", ANSWERS), ("fedavg", CODECS)],
 )
 def test_killed_runs_end_bit_identical(config: Path, fed_alg: str, more: str, tmp_path: Path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"

@@ -129,7 +129,7 @@ def test_the_server_stages_come_in_their_order():
             return exchange(tasks)
 
     watch = Watch()
-    plan = replace(PLAN, privacy=watch, codec=watch, protection=watch)
+    plan = replace(PLAN, privacy=watch, codec=watch, codec_down=watch, protection=watch)
     run_round(plan, STATE, asked("a", "b"), Scripted(update("a"), update("b")))
     assert seen == ["encode task", "encode task", "collect", "decode", "decode", "noise"]
 

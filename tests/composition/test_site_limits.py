@@ -48,8 +48,10 @@ FREE_ARGS = {
     "fed_args.server_lr", "fed_args.alpha", "fed_args.epsilon", "fed_args.outer_lr", "fed_args.momentum",
     "fed_args.strength", "fed_args.buffer_size", "fed_args.staleness_power", "fed_args.max_staleness",
     "objective_args.step",
+    *(f"codec{way}_args.{name}" for way in ("", "_down") for name in ("block", "keep", "chunk", "momentum")),
 }  # fmt: skip
-"""The same among the parameters of parts; those of fedbuff are the server's, and each party's model sets `step`."""
+"""The same among the parameters of parts; those of fedbuff are the server's, and each party's model sets `step`.
+The parts themselves limit blocks and chunks."""
 
 
 def numeric(key: str) -> bool:

@@ -28,6 +28,8 @@ KINDS = {
     "parts that stay": {"share": ["lora_A"]},
     "a sample of them": {"sample_clients": 2, "min_clients": 1},
     "half the layers": {"client_layers": [2, 1]},
+    "few bytes": {"codec": "sparse_loco", "codec_down": "int4", "codec_down_args": {"zstd": True}, "sample_clients": 2},
+    "few bytes of ranks": {"codec": "int4", "codec_down": "low_rank", "client_ranks": [2, 4, 8]},
     "seeds": {"fed_alg": "fedkseed", "fed_args": {"seeds": 16}, "learning_rate": 1e-4},
     "a prompt": {"use_peft": False, "prompt_method": "soft", "num_virtual_tokens": 4, "few_shot": 1},
 }

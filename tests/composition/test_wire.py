@@ -23,7 +23,10 @@ def same(one: object, two: object) -> bool:
 
 names = st.text(min_size=1, max_size=20)
 values = st.sampled_from(
-    [torch.ones(3), torch.zeros(2, 0), torch.tensor(5), torch.ones(2, 3).bfloat16(), torch.tensor([True, False])]
+    [
+        *(torch.ones(3), torch.zeros(2, 0), torch.tensor(5), torch.ones(2, 3).bfloat16(), torch.tensor([True, False])),
+        *(torch.tensor([1, 2], dtype=kind) for kind in (torch.int8, torch.uint8, torch.int16, torch.uint16)),
+    ]
 )
 parts = st.dictionaries(names, values, max_size=3)
 streams = st.dictionaries(names, parts, max_size=3)

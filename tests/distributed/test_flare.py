@@ -97,6 +97,7 @@ def same(ours: Path, theirs: Path) -> None:
 
 KINDS = {
     "fedavg": {},
+    "few bytes": {"codec": "int4", "codec_down": "int4"},
     "flora by dpo": {
         "lora_aggregation": "stack",
         "client_ranks": [2, 8],

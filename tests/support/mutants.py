@@ -84,6 +84,34 @@ def lying(raw: bytes, chance: random.Random) -> bytes:
     return signed(fields, header, body)
 
 
+def miscoded(raw: bytes, chance: random.Random) -> bytes:
+    """Return an encoded update whose bytes no codec writes, with the right checksum."""
+    fields, header, body = apart(raw)
+    (number, entry), kind = next(iter(header.items())), chance.randrange(7)
+    assert isinstance(entry, dict)
+    if kind == 0:
+        body = body[: chance.randrange(len(body))]
+    elif kind == 1:
+        body += chance.randbytes(chance.choice((1, 2, 4096)))
+    elif kind == 2:
+        entry = entry | {"dtype": chance.choice(("I8", "BOOL"))}
+    elif kind == 3:
+        entry = entry | {"shape": [1, len(body)]}
+    elif kind == 4:
+        body = b"\xff" * len(body)
+    elif kind == 5:
+        fields["names"] = [["stream.delta", chance.choice(("x", "norm", *ESCAPES[:2]))]]
+    else:
+        # Frames of zstd that claim terabytes, or hold more than they claim.
+        claim = b"\x28\xb5\x2f\xfd\xe0" + chance.choice((1 << 41, 1 << 62, 9)).to_bytes(8, "little")
+        size = len(body)
+        body = b"\x01" + claim + chance.randbytes(chance.randrange(40))
+        body += b"x" * (len(body) == size)  # as many bytes as there should be stand for numbers
+    if kind != 3:
+        entry = entry | {"shape": [len(body)]}
+    return signed(fields, {number: entry | {"data_offsets": [0, len(body)]}}, body)
+
+
 def false_words(raw: bytes, chance: random.Random) -> bytes:
     """Return an answer to the handshake that says something else."""
     said = json.loads(raw)

@@ -90,6 +90,10 @@ class MyCodec(Codec):
         note("codec", self.keep)
         return update, party.memory
 
+    def encode_task(self, task, coding, party):
+        note("codec_down", self.keep)
+        return task, party.memory
+
 
 @dataclass(frozen=True)
 class MyProtection(Protection):
@@ -130,6 +134,7 @@ NAMES = {
     "aggregator": "MyAggregator",
     "privacy": "MyPrivacy",
     "codec": "MyCodec",
+    "codec_down": "MyCodec",
     "protection": "MyProtection",
     "objective": "MyObjective",
     "template": "MY_TEMPLATE",

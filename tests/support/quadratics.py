@@ -146,7 +146,9 @@ class Federation:
         weight_decay: float = 0.0,
         privacy: Privacy = NoPrivacy(),  # noqa: B008
         codec: Codec = Identity(),  # noqa: B008
+        codec_down: Codec = Identity(),  # noqa: B008
         protection: Protection = Plain(),  # noqa: B008
+        quorum: int = 0,
         secret: Secret | None = None,
         memory: InMemory | None = None,
         start: ServerState | None = None,
@@ -171,6 +173,8 @@ class Federation:
             Sharing(Average()),
             weighting=weighting,
             over_selected=self.over > 0,
+            codec_down=codec_down,
+            quorum=quorum,
         )
         check(plan)
         names = [f"client_{number}" for number in range(self.clients)]
@@ -179,6 +183,8 @@ class Federation:
         table = Ownership(np.repeat(np.arange(self.clients), self.rows))
         sites = Clients(names, own, [[]] * self.clients, table, InMemory() if memory is None else memory)
         model = Resident(Point(), None, torch.device("cpu"), torch.float32)
+        if codec_down.remembers:
+            model.store_reference()
         conditions = Conditions(self.seed, self.failure_rate, self.speeds)
         runtime = InProcess(ClientHost(plan, model, Evaluator(), sites, sites, conditions))
         how = Rounds(rounds, Selection(self.seed, self.cohort, self.over), 0, conditions=conditions, rows=self.rows)

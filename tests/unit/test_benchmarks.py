@@ -48,7 +48,7 @@ def test_the_arms_of_the_algorithm_study_set_keys_that_work(monkeypatch: pytest.
             settle(*gather({"dataset_name": "any", "num_clients": 5} | fixed | setting, {}))
 
 
-@pytest.mark.parametrize(("name", "keys"), [("arithmetic", "GRPO"), ("preference", "KEYS")])
+@pytest.mark.parametrize(("name", "keys"), [("arithmetic", "GRPO"), ("preference", "KEYS"), ("codecs", "RUN")])
 def test_the_arms_of_a_study_set_keys_that_work(name: str, keys: str, monkeypatch: pytest.MonkeyPatch):
     study = module(name, monkeypatch)
     for changes in study.ARMS.values():

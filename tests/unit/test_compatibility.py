@@ -13,6 +13,8 @@ import pytest
 
 import weft
 from weft import registry
+from weft.compression.blocks import Int8
+from weft.compression.sparse import SparseLoCo
 from weft.config import RunConfig, build
 from weft.core.exchange import Aggregator, Codec, Privacy, Protection
 from weft.core.parts import Algorithm
@@ -136,7 +138,7 @@ class _Bounded(Privacy):
 
 
 class _Sparse(Codec):
-    dense: ClassVar[bool] = False
+    addable: ClassVar[bool] = False
 
 
 SECRET: list[tuple[dict[str, Any], str]] = [
@@ -147,6 +149,11 @@ SECRET: list[tuple[dict[str, Any], str]] = [
         "choose another codec (--codec none), or write --protection none.",
     ),
     ({"privacy": _Bounded(), "aggregator": Aggregator()}, "write --aggregator mean, or --privacy none."),
+    ({"privacy": _Bounded(), "codec": Int8()}, "write --codec none, or --privacy none."),
+    (
+        {"protection": _SumOnly(), "codec": SparseLoCo()},
+        "choose another codec (--codec none), or write --protection none.",
+    ),
 ]
 
 

@@ -30,6 +30,10 @@ FAILING: dict[str, dict[str, Any]] = {
     "choose a federated --fed_alg": {"fed_alg": "central"},
     "choose another --fed_alg": {"fed_alg": "fedbpt"},
     "choose another --prompt_method": {"prompt_method": "text"},
+    "leave out --share, --private_tokens and --lora_aggregation": {"share": ["lora_A"]},
+    "leave out --fed_alg local and --cluster": {"fed_alg": "local"},
+    "leave out --federated_tokenizer": {"federated_tokenizer": True},
+    "leave out --parallel": {"parallel": "fsdp"},
     "choose another --prompt_method or --fed_alg": {"fed_alg": "fedkseed"},
 }
 """Remedies that take something away: what there is before. Without it, as in PLAIN, the condition must hold."""
@@ -114,7 +118,8 @@ def test_every_remedy_in_a_refusal_makes_the_condition_hold(need: Condition):
     reward = re.fullmatch(r"add it: --reward (\w+)", need.remedy)
     if flag:
         key, value = flag[1], flag[2]
-        typed = TypeAdapter(RunConfig.model_fields[key].annotation).validate_python(value or True)
+        kind = RunConfig.model_fields[key].annotation
+        typed = TypeAdapter(kind).validate_python([value] if kind == list[str] else value or True)
         before = [PLAIN, *(PLAIN.model_copy(update=update) for update in IDLE)]
         assert not all(need.holds(config) for config in before)
         assert need.holds(PLAIN.model_copy(update={key: typed}))

@@ -163,6 +163,36 @@ def test_mistakes_leave_nothing_behind(flags, said, own, tiny_model, tmp_path: P
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("file", "broken", "said"),
+    [
+        ("items/colours.jsonl", lambda text: text.replace('"scores"', '"scored"', 1), "Line 2 of '"),
+        ("items/colours.jsonl", lambda text: "nonsense\n" + text, "Line 1 of '"),
+        ("settings.json", lambda text: text[:20], "does not say what the results beside it are of"),
+        ("settings.json", lambda text: "[]", "does not say what the results beside it are of"),
+    ],
+)
+def test_broken_files_are_named(file: str, broken, said: str, own, tiny_model, tmp_path: Path, capsys):
+    flags = [str(tiny_model), *own, "--output_dir", str(tmp_path / "out")]
+    assert main(["evaluate", *flags]) == 0
+    path = tmp_path / "out" / file
+    path.write_text(broken(path.read_text()))
+    assert main(["evaluate", *flags]) == 2
+    assert said in capsys.readouterr().err
+    assert main(["evaluate", *flags, "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b"\xff", b'{"results": []}'])
+def test_a_broken_results_file_is_written_anew(content: bytes, own, tiny_model, tmp_path: Path):
+    flags = [str(tiny_model), *own, "--output_dir", str(tmp_path / "out")]
+    assert main(["evaluate", *flags]) == 0
+    file = tmp_path / "out" / "results.json"
+    whole = file.read_bytes()
+    file.write_bytes(content)
+    assert main(["evaluate", *flags]) == 0
+    assert file.read_bytes() == whole
+
+
 def test_tasks_are_listed(own, capsys: pytest.CaptureFixture[str]):
     assert main(["tasks", "finance", "--json"]) == 0
     listed = {task["name"]: task for task in json.loads(capsys.readouterr().out)}

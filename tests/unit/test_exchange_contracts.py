@@ -24,7 +24,9 @@ SECRET = Secret(bytes(32))
 class Halves(Codec):
     """Sends float16 both ways; what rounding took from an update is added to the client's next one."""
 
-    dense: ClassVar[bool] = False
+    addable: ClassVar[bool] = False
+    lossy: ClassVar[bool] = True
+    remembers: ClassVar[bool] = True
 
     def encode(self, update, coding, party):
         streams: Streams = {}
@@ -46,17 +48,17 @@ class Halves(Codec):
         params = {name: value.half() for name, value in task.params.items()}
         return replace(task, params=params), {"sent": {"count": count + 1}}
 
-    def decode_task(self, task, party):
+    def decode_task(self, task, coding, party):
         return replace(task, params={name: value.float() for name, value in task.params.items()}), party.memory
 
 
 def test_a_codec_works_both_ways_and_remembers_at_both_ends():
     federation, plain, coded, memory = Federation(), [], [], InMemory()
     alone = federation.run(FedAvg(), 20, records=plain)
-    state = federation.run(FedAvg(), 20, codec=Halves(), memory=memory, records=coded)
+    state = federation.run(FedAvg(), 20, codec=Halves(), codec_down=Halves(), memory=memory, records=coded)
     assert [one.bytes_up * 2 for one in coded] == [one.bytes_up for one in plain]
     assert [one.bytes_down * 2 for one in coded] == [one.bytes_down for one in plain]
-    assert state.memory["codec.sent"]["count"] == 20 * federation.cohort
+    assert state.memory["codec_down.sent"]["count"] == 20 * federation.cohort
     assert all("codec.delta" in memory.load(client, 20) for client in coded[-1].clients)
     assert not torch.equal(state.params["w"], alone.params["w"])
     torch.testing.assert_close(state.params["w"], alone.params["w"], rtol=0, atol=5e-3)

@@ -3,6 +3,7 @@ import math
 
 import pytest
 
+from weft.core.files import drop_unfinished_line, whole_lines
 from weft.errors import DataError, RunError
 from weft.runs.metrics import MetricsLog, read, to_frame
 
@@ -73,3 +74,17 @@ def test_frame_has_one_row_a_round():
     assert "eval_clients" not in frame
     assert len(to_frame([])) == 0
     json.dumps(frame["train_loss"].dropna().tolist())
+
+
+def test_an_unfinished_line_counts_as_none_and_can_be_removed(tmp_path):
+    path = tmp_path / "log"
+    assert whole_lines(path) == []
+    drop_unfinished_line(path)
+    assert not path.exists()
+    cases = ((b"", [], b""), (b"a\n\nb\n", [b"a", b"", b"b"], b"a\n\nb\n"), (b"a\nb", [b"a"], b"a\n"), (b"a", [], b""))
+    for content, lines, left in cases:
+        path.write_bytes(content)
+        assert whole_lines(path) == lines
+        assert path.read_bytes() == content
+        drop_unfinished_line(path)
+        assert path.read_bytes() == left

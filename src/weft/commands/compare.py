@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from weft.arguments import Parser
+from weft.commands import compare_differences as differences
+from weft.commands.tables import print_table
 from weft.config import VOLATILE
 from weft.core.declarations import Metric
+from weft.errors import ConfigError
 from weft.json_types import JsonObject
 from weft.launch.run import Run
 from weft.runs.comparison import (
@@ -24,7 +27,7 @@ from weft.runs.comparison import (
     tables,
     verb_of,
 )
-from weft.runs.text import columns, human_bytes, human_duration, human_number
+from weft.runs.text import human_bytes, human_duration, human_number
 
 COST_FORMATS: dict[str, Callable[[float], str]] = {
     "rounds": human_number,
@@ -36,36 +39,55 @@ COST_FORMATS: dict[str, Callable[[float], str]] = {
     "product_error": lambda value: f"{value:.2g}",
 }
 HEADS = {"bytes_up": "up", "bytes_down": "down", "seconds": "time", "peak_memory_bytes": "memory"}
-Cells = list[list[str]]
-Places = Set[tuple[int, int]]
 
 
 def run(argv: list[str]) -> int:
     """Print the tables."""
     parser = Parser(
         prog="weft compare",
-        description="Print runs side by side. Runs that differ in their seed alone are one line: mean and standard "
-        "deviation.",
+        description="Print runs and evaluations side by side. Runs that differ in their seed alone are one line: mean "
+        "and standard deviation. Differences from the first are paired, by seed or by item, with 95 % intervals.",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
-    parser.add_argument("--json", action="store_true", help="print JSON: every run by itself")
-    parser.add_argument("--csv", action="store_true", help="print CSV: a line for every kind of score")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders of `weft evaluate`")
+    parser.add_argument("--json", action="store_true", help="print JSON: every run by itself, then the differences")
+    parser.add_argument("--csv", action="store_true", help="print CSV: a line for every kind of score of runs")
     arguments = parser.parse(argv)
-    runs: dict[Path, Run] = {}
-    for path in arguments.runs:
-        runs.setdefault(Path(path).resolve(), Run(path))
-    outcomes = [_outcome(run) for run in runs.values()]
-    if arguments.json:
-        print(json.dumps({outcome.path: _json_entry(outcome) for outcome in outcomes}, indent=1))
-        return 0
+    runs, folders = _opened(arguments.runs)
+    if arguments.csv and not runs:
+        raise ConfigError("--csv lists the scores of runs, and only evaluations are named: write --json.")
+    outcomes = [_outcome(run) for run in runs]
     rows_by_verb = tables(outcomes, VOLATILE)
     if arguments.csv:
         _write_csv(rows_by_verb)
         return 0
+    evaluations = differences.evaluations_of([run.path for run in runs], folders)
+    pairs = differences.pairs_of(evaluations, [row for rows in rows_by_verb.values() for row in rows])
+    if arguments.json:
+        data: JsonObject = {outcome.path: _json_entry(outcome) for outcome in outcomes}
+        of_seeds = (
+            differences.json_of_seeds(rows[0], differences.differences_of_seeds(rows)) for rows in rows_by_verb.values()
+        )
+        found = differences.json_of_pairs(pairs) + [one for some in of_seeds for one in some]
+        print(json.dumps(data | ({"differences": found} if found else {}), indent=1))
+        return 0
     for verb, lines in rows_by_verb.items():
         _print(verb, lines)
+    if evaluations:
+        differences.print_tasks(evaluations, pairs)
+    if folders and len(evaluations) > 1 and not any(found for _, _, found, _ in pairs):
+        raise ConfigError("No task of these evaluations can be compared, as said above: name evaluations of one task.")
     return 0
+
+
+def _opened(names: Sequence[str]) -> tuple[list[Run], list[str]]:
+    """Return the runs and the folders of evaluations that are named, each once."""
+    from weft.tasks.paired import is_evaluation
+
+    by_path = {Path(name).resolve(): name for name in reversed(names)}
+    ordered = [(path, by_path[path]) for path in dict.fromkeys(Path(name).resolve() for name in names)]
+    folders = [name for path, name in ordered if is_evaluation(path)]
+    return [Run(name) for path, name in ordered if not is_evaluation(path)], folders
 
 
 def _outcome(run: Run) -> Outcome:
@@ -111,12 +133,20 @@ def _print(verb: str, lines: list[ComparisonRow]) -> None:
     named_rows = [(_run_label(line), line) for line in lines]
     several = any(len(line.paths) > 1 for line in lines)
     note = "a ± b is the mean and the standard deviation (n - 1) over seeds." if several else ""
-    _table(f"{verb}: runs", ["run", "keys that differ"], [[name, _keys(line)] for name, line in named_rows], note)
+    print_table(
+        f"{verb}: runs",
+        ["run", "keys that differ"],
+        [[name, _keys(line)] for name, line in named_rows],
+        note,
+        left=(0, 1),
+    )
     for kind in KINDS:
         _print_scores(verb, kind, named_rows)
+    for line, found, why in differences.differences_of_seeds(lines):
+        differences.print_seeds(verb, _run_label(line), _run_label(lines[0]), found, why)
     heads = [name for name in COSTS if any(name in line.costs() for line in lines)]
     costs = [[name, *(_mean(head, line.costs().get(head)) for head in heads)] for name, line in named_rows]
-    _table(f"{verb}: what it took", ["run", *(HEADS.get(head, head) for head in heads)], costs)
+    print_table(f"{verb}: what it took", ["run", *(HEADS.get(head, head) for head in heads)], costs)
 
 
 def _print_scores(verb: str, kind: str, named_rows: list[tuple[str, ComparisonRow]]) -> None:
@@ -136,7 +166,7 @@ def _print_scores(verb: str, kind: str, named_rows: list[tuple[str, ComparisonRo
         for column, metric in enumerate(heads, start=2)
         for row in ([] if apart else _best(metric, [values.get(metric.name) for *_, values in scores]))
     }
-    _table(f"{verb}: {kind}", ["run", "n", *(metric.name for metric in heads)], cells, note, best)
+    print_table(f"{verb}: {kind}", ["run", "n", *(metric.name for metric in heads)], cells, note, best)
 
 
 def _run_label(line: ComparisonRow) -> str:
@@ -179,47 +209,3 @@ def _cell(show: Callable[[float], str], value: SeedSpread | None) -> str:
 
 def _mean(name: str, value: SeedSpread | None) -> str:
     return _cell(COST_FORMATS.get(name, "{:.4f}".format), None if value is None else SeedSpread(value.mean))
-
-
-def _table(title: str, heads: list[str], rows: Cells, note: str = "", best: Places = frozenset()) -> None:
-    """Print a table: fitted to the terminal if there is one, else with every name in full.
-
-    Args:
-        title: line above the table.
-        heads: names of the columns.
-        rows: texts of the cells.
-        note: line below the table.
-        best: cells (row, column) that a terminal shows in bold.
-    """
-    flush_left = {0} | ({1} if "keys" in heads[1] else set())
-    if not (sys.stdout.isatty() and _draw(title, heads, rows, flush_left, best)):
-        print(title)
-        for cells in columns([heads, *rows], flush_left):
-            print(f"  {cells}")
-    if note:
-        print(f"  {note}")
-    print()
-
-
-def _draw(title: str, heads: list[str], rows: Cells, flush_left: set[int], best: Places) -> bool:
-    """Draw a table on the terminal; return False, and draw nothing, if it is too wide."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    least = [min(width, 20) if column in flush_left else width for column, width in enumerate(widths)]
-    if sum(least) + 3 * len(heads) > console.width:  # 3: the border and padding of a column
-        return False
-    table = Table(title=title, title_justify="left")
-    for number, head in enumerate(heads):
-        if number in flush_left:
-            table.add_column(head, overflow="fold")
-        else:
-            table.add_column(head, justify="right", no_wrap=True)
-    for number, row in enumerate(rows):
-        styles = ["bold" if (number, place) in best else "" for place in range(len(row))]
-        table.add_row(*(Text(cell, style) for cell, style in zip(row, styles, strict=True)))
-    console.print(table)
-    return True

@@ -5,43 +5,54 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from weft.arguments import Parser
-from weft.commands.evaluation_helpers import Helpers, add_flags, runnable
+from weft.commands import evaluation_endpoint, evaluation_harness
+from weft.commands.evaluation_helpers import Helpers, add_flags, progress, runnable
 from weft.errors import ConfigError
 
 if TYPE_CHECKING:
     from weft.launch.subject import Subject
     from weft.tasks.declaration import EvalTask
     from weft.tasks.requests import Item
-    from weft.tasks.runner import Result, Say
+    from weft.tasks.runner import Result
     from weft.tasks.store import Store
 
 
 MODEL_KEYS = ("device", "dtype", "load_in_8bit", "load_in_4bit", "trust_remote_code")
 """Keys of a run by which a model is loaded; a run has its own."""
+OF_RUNS = ("client", "round", "accept_changed")
 
 
 def _parser() -> Parser:
     parser = Parser(prog="weft evaluate", description="Score a run or a model on tasks.", allow_abbrev=False)
-    parser.add_argument("model", metavar="MODEL_OR_RUN", help="a run directory, a hub name, a model or adapter folder")
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL_OR_RUN", help="a run directory, a hub name, a model or adapter folder"
+    )
     parser.add_argument(
         "--tasks", nargs="+", required=True, metavar="NAME", help="tasks, suites (general, medical, all, ...) or files"
     )
     parser.add_argument("--task_data", nargs="+", default=[], metavar="DIR", help="folders with the tasks' data")
     parser.add_argument("--include_path", nargs="+", default=[], metavar="DIR", help="folders with tasks of your own")
     parser.add_argument("--limit", type=int, metavar="N", help="ask at most N rows of a task")
-    parser.add_argument("--num_fewshot", type=int, default=0, metavar="N", help="worked examples before a question [0]")
+    parser.add_argument("--num_fewshot", type=int, metavar="N", help="worked examples before a question [0]")
     parser.add_argument("--apply_chat_template", action="store_true", help="ask in turns of the model's chat template")
     parser.add_argument("--system_instruction", default="", metavar="TEXT", help="a text before everything")
     parser.add_argument("--max_new_tokens", type=int, metavar="N", help="longest answer in tokens [the task's]")
-    parser.add_argument("--batch_size", type=int, default=16, metavar="N", help="prompts at a time [16]")
+    parser.add_argument("--batch_size", type=int, metavar="N", help="prompts at a time [16]")
     parser.add_argument("--seed", type=int, default=0, help="of sampling [0]")
+    parser.add_argument(
+        "--reference", metavar="MODEL_OR_RUN", help="of preference tasks: measure margins beyond those of this model"
+    )
+    parser.add_argument("--harness", choices=["lm_eval"], help="put lm-eval's tasks instead of Weft's")
     add_flags(parser)
+    evaluation_endpoint.add_flags(parser)
     parser.add_argument("--output_dir", metavar="DIR", help="where to [RUN/evaluation or evaluations/MODEL]")
     parser.add_argument("--overwrite", action="store_true", help="delete the results of another evaluation there first")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
@@ -61,6 +72,9 @@ def run(argv: list[str]) -> int:
     """Put tasks to a model, print their scores, and write them beside the run."""
     arguments = _parser().parse(argv)
     _check(arguments)
+    if arguments.harness is not None:
+        return _run_harness(arguments)
+    arguments.num_fewshot = arguments.num_fewshot or 0
     from weft.tasks.catalogue import select
     from weft.tasks.results import results_json, table, write_results
     from weft.tasks.rows import folders_of
@@ -69,16 +83,25 @@ def run(argv: list[str]) -> int:
     folders = folders_of(arguments.task_data)
     tasks = _at_hand(tasks, folders, alone=len(tasks) == 1)
     tasks, helpers = runnable(tasks, arguments)
+    if arguments.reference is not None and not any(task.kind == "preference" for task in tasks):
+        raise ConfigError("--reference is of preference tasks, such as hh_helpful, and none is named: leave it out.")
     rows = {task.name: _rows(task, folders, arguments) for task in tasks}
-    subject = _subject(arguments)
+    if arguments.endpoint is not None:
+        kinds = {task.name: type(task.scorer.request(rows[task.name].items[0])) for task in tasks}
+        subject, tasks = evaluation_endpoint.reachable(arguments, tasks, kinds)
+    else:
+        subject = _subject(arguments)
     settings = _settings(arguments, subject)
+    if arguments.reference is not None:
+        subject, settings = _with_reference(arguments, subject, settings)
     store = _store(arguments, subject, settings)
     results: list[Result] = []
-    for task in tasks:
-        results.append(_evaluated(task, rows[task.name], subject, store, arguments, helpers))
-        # After every task: what is done stands, whatever comes.
-        data = results_json(results, subject.name, settings, version("weft"))
-        file = write_results(store.folder, data)
+    with _keeping(subject, store):
+        for task in tasks:
+            results.append(_evaluated(task, rows[task.name], subject, store, arguments, helpers))
+            # After every task: what is done stands, whatever comes.
+            data = results_json(results, subject.name, settings, version("weft"))
+            file = write_results(store.folder, data)
     if arguments.json:
         print(json.dumps(data, ensure_ascii=False))
         return 0
@@ -86,8 +109,67 @@ def run(argv: list[str]) -> int:
     cut = [f"{result.task.name} ({result.cut})" for result in results if result.cut]
     if cut:
         print(f"Items that were longer than the model's context lost their beginning: {', '.join(cut)}.")
+    refused = [f"{result.task.name} ({result.refused})" for result in results if result.refused]
+    if refused:
+        print(f"Items that the endpoint refused to answer count as empty answers: {', '.join(refused)}.")
     print(file)
     return 0
+
+
+def _with_reference(
+    arguments: argparse.Namespace, subject: Subject, settings: dict[str, object]
+) -> tuple[Subject, dict[str, object]]:
+    """Return the model beside a reference model, and the settings with that."""
+    from weft.tasks.requests import WithReference
+
+    arguments = argparse.Namespace(**vars(arguments) | {"model": arguments.reference, "round": None, "client": None})
+    other = _subject(arguments)
+    return replace(subject, reference=WithReference(subject.model, other.model)), settings | {
+        "reference": other.identity
+    }
+
+
+def _run_harness(arguments: argparse.Namespace) -> int:
+    """Put lm-eval's tasks to the model, and write their results beside those of Weft's tasks."""
+    from weft.tasks.results import write_results
+
+    evaluation_harness.check(arguments)
+    arguments.tasks = evaluation_harness.names(arguments.tasks)
+    tasks = evaluation_harness.manager(arguments)
+    templated, arguments.apply_chat_template = arguments.apply_chat_template, False
+    subject = _subject(arguments)  # whose prompts are texts: lm-eval applies the template
+    arguments.apply_chat_template = templated
+    template = subject.template() if templated else ""
+    subject = replace(subject, identity=subject.identity | {"chat_template": template})
+    settings = _settings(arguments, subject) | {"harness": version("lm-eval")}
+    store = _store(arguments, subject, settings)
+    results = evaluation_harness.evaluate(arguments, subject, tasks, store.folder)
+    data = results | {"config": {"model": "weft", "model_args": subject.name} | settings}
+    file = write_results(store.folder, data | {"weft_version": version("weft")})
+    if arguments.json:
+        print(json.dumps(data, ensure_ascii=False))
+        return 0
+    print("\n".join(evaluation_harness.lines(results)))
+    print(file)
+    return 0
+
+
+@contextmanager
+def _keeping(subject: Subject, store: Store) -> Iterator[None]:
+    """Keep the replies of an endpoint until all tasks are done, and say what they cost, also where it fails."""
+    from weft.tasks.endpoint_model import EndpointModel
+    from weft.tasks.store import REPLIES
+
+    if not isinstance(subject.model, EndpointModel):
+        yield
+        return
+    file = store.folder / REPLIES
+    subject.model.keep_in(file)
+    try:
+        yield
+    finally:
+        print(evaluation_endpoint.cost(subject.model), file=sys.stderr)
+    file.unlink(missing_ok=True)  # the records hold them all
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -95,6 +177,12 @@ def _check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name} is {value}: write {least} or more.")
+    evaluation_endpoint.check(arguments)
+    if arguments.endpoint is not None:
+        extra = [name for name in (*MODEL_KEYS, "batch_size", *OF_RUNS) if getattr(arguments, name)]
+        if extra:
+            raise ConfigError(f"The model is behind {arguments.endpoint}: leave --{extra[0]} out.")
+        return
     from weft.launch.subject import is_run
 
     if is_run(arguments.model):
@@ -102,7 +190,7 @@ def _check(arguments: argparse.Namespace) -> None:
         if extra:
             raise ConfigError(f"A run is loaded as it was trained: leave --{extra[0]} out.")
         return
-    extra = [name for name in ("client", "round", "accept_changed") if getattr(arguments, name)]
+    extra = [name for name in OF_RUNS if getattr(arguments, name)]
     if extra:
         raise ConfigError(f"'{arguments.model}' is no run's directory: leave --{extra[0]} out, or name a run.")
 
@@ -148,7 +236,7 @@ def _rows(task: EvalTask, folders: list[Path], arguments: argparse.Namespace) ->
 def _subject(arguments: argparse.Namespace) -> Subject:
     from weft.launch.subject import is_run, of_model, of_run
 
-    chat, size = arguments.apply_chat_template, arguments.batch_size
+    chat, size = arguments.apply_chat_template, arguments.batch_size or 16
     if is_run(arguments.model):
         from weft.launch.run import Run
 
@@ -178,8 +266,6 @@ def _evaluated(
     arguments: argparse.Namespace,
     helpers: Helpers,
 ) -> Result:
-    from dataclasses import replace
-
     from weft.tasks.requests import Writing
     from weft.tasks.runner import put, result_of
 
@@ -190,24 +276,8 @@ def _evaluated(
         request = replace(request, until=()) if code and arguments.apply_chat_template else request
         return request if arguments.max_new_tokens is None else replace(request, max_tokens=arguments.max_new_tokens)
 
-    say = None if arguments.quiet else _say()
+    say = None if arguments.quiet else progress()
     finish = helpers.finish(task, store.folder)
-    records = put(task, asked.items, subject.model, store, seed=arguments.seed, say=say, finish=finish, prepare=prepare)
+    model = subject.reference if task.kind == "preference" and subject.reference is not None else subject.model
+    records = put(task, asked.items, model, store, seed=arguments.seed, say=say, finish=finish, prepare=prepare)
     return result_of(task, records, asked.rows, asked.shots)
-
-
-def _say() -> Say:
-    """Return what prints progress: over one line of a terminal, else a line every ten seconds."""
-    begin = last = time.monotonic()
-
-    def say(name: str, done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if sys.stderr.isatty():
-            end = "\n" if done == total else ""
-            print(f"\r{name}: {done} of {total}, {now - begin:.0f} s", end=end, file=sys.stderr, flush=True)
-        elif done == total or now - last > 10:
-            print(f"{name}: {done} of {total}, {now - begin:.0f} s", file=sys.stderr, flush=True)
-            last = now
-
-    return say

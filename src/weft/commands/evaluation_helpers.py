@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from weft.tasks.declaration import EvalTask
     from weft.tasks.judge import Judge
     from weft.tasks.requests import Item, Record, Reply
+    from weft.tasks.runner import Say
     from weft.tasks.sandbox import Isolation
 
     Finish = Callable[[EvalTask, Sequence[Item], Sequence[Reply]], list[Record]]
@@ -143,6 +145,26 @@ def _rated_records(judge: Judge) -> Finish:
             f"of prompts and {cost.completion_tokens} of replies{spent}; {cost.known} judgements were known.",
             file=sys.stderr,
         )
-        return [record_of(task, item, reply, own) for item, reply, own in zip(items, replies, scores, strict=True)]
+        return [
+            record_of(task, item, reply, own, judge=judge.endpoint.model)
+            for item, reply, own in zip(items, replies, scores, strict=True)
+        ]
 
     return finish
+
+
+def progress() -> Say:
+    """Return what prints progress: over one line of a terminal, else a line every ten seconds."""
+    begin = last = time.monotonic()
+
+    def say(name: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if sys.stderr.isatty():
+            end = "\n" if done == total else ""
+            print(f"\r{name}: {done} of {total}, {now - begin:.0f} s", end=end, file=sys.stderr, flush=True)
+        elif done == total or now - last > 10:
+            print(f"{name}: {done} of {total}, {now - begin:.0f} s", file=sys.stderr, flush=True)
+            last = now
+
+    return say

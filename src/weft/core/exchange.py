@@ -78,9 +78,11 @@ class Coding(NamedTuple):
     version: int
     """The server's version of the parameters that the client begins from."""
     seed: int
-    """Public seed of this client and round, the same at both ends."""
+    """Public seed of this client, round and attempt, the same at both ends."""
     like: Streams
     """Tensors of the names, shapes and dtypes of the decoded message; their values mean nothing."""
+    round_seed: int = 0
+    """Public seed of this round, the same for all clients."""
 
 
 class Aggregator:
@@ -138,10 +140,19 @@ class Privacy:
 
 
 class Codec:
-    """Compression of updates and tasks. The defaults change nothing."""
+    """Compression of updates and tasks. The defaults change nothing.
 
-    dense: ClassVar[bool] = True
-    """Encoded updates can be added without decoding, and clients keep no memory (error feedback)."""
+    A run has two: one encodes updates (`encode`, `decode`), the other tasks (`encode_task`, `decode_task`, `settle`).
+    Both may be of one class.
+    """
+
+    addable: ClassVar[bool] = True
+    """Encoded updates can be added up without being decoded, so that a secure sum can hold them. Such a codec is linear
+    and the same for all clients of a round: nothing in its bytes (a scale, indices) may depend on one client."""
+    lossy: ClassVar[bool] = False
+    """What is decoded differs from what was encoded: the server's sums are then not those of the clients."""
+    remembers: ClassVar[bool] = False
+    """Clients keep memory of it (error feedback, the parameters that they hold), which an unused update undoes."""
 
     def encode(self, update: Update, coding: Coding, party: Party) -> tuple[Update, Streams]:
         """Return the encoded update and the codec's new memory at the client (error feedback)."""
@@ -155,12 +166,32 @@ class Codec:
         return update
 
     def encode_task(self, task: Task, coding: Coding, party: Party) -> tuple[Task, Streams]:
-        """Return the encoded task and the codec's new memory at the server; `coding.like` are the task's streams."""
+        """Return the encoded task and the codec's new memory at the server; `coding.like` are the task's streams.
+
+        `coding.client` is "": what all clients are sent can be encoded once.
+        """
         return task, party.memory
 
-    def decode_task(self, task: Task, party: Party) -> tuple[Task, Streams]:
-        """Return the decoded task, and the codec's new memory at the client."""
+    def decode_task(self, task: Task, coding: Coding, party: Party) -> tuple[Task, Streams]:
+        """Return the decoded task, and the codec's new memory at the client.
+
+        `coding.like["params"]` are the parameters that the client's model was loaded with, in its rank and layers.
+
+        Raises:
+            ClientFailed: the task cannot be decoded.
+        """
         return task, party.memory
+
+    def settle(self, memory: Streams, round: int, used: Sequence[str], lost: Sequence[str]) -> Streams:
+        """Return the codec's memory at the server after a round.
+
+        Args:
+            memory: after the tasks were encoded; of a round that is repeated, that from before.
+            round: the round.
+            used: clients whose updates were used; the others forget what they kept of the round.
+            lost: clients that could not decode their task for want of memory.
+        """
+        return memory
 
     def largest(self, like: Streams) -> tuple[int, int]:
         """Return upper bounds of an encoded update of such streams: bytes, and number of tensors."""

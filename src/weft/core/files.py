@@ -44,6 +44,24 @@ def write_atomic(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
+def whole_lines(path: Path) -> list[bytes]:
+    """Return the lines, without their ends, of a file that grows by lines; none where there is no file.
+
+    Whole lines end with a newline, so what follows the last one is empty, or was cut short by a kill and is left out.
+    """
+    try:
+        *lines, _unfinished = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    return lines
+
+
+def drop_unfinished_line(path: Path) -> None:
+    """Remove what follows a file's last newline, so that the next line does not continue it."""
+    with suppress(FileNotFoundError), open(path, "r+b") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
 @contextmanager
 def replaced_folder(path: Path) -> Iterator[Path]:
     """Write a folder beside `path`, and put it there when it is whole; if the body fails, `path` stays as it was.

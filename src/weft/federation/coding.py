@@ -5,30 +5,88 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from weft.compression.held import LOST
 from weft.core.exchange import Coding, Exchange, Party
 from weft.core.seeds import derive
 from weft.core.tensors import num_bytes
-from weft.core.types import Message, ProtectionReply, ProtectionRequest, Reply, Streams, Task, Update
+from weft.core.types import (
+    CODEC,
+    CODEC_DOWN,
+    Message,
+    ProtectionReply,
+    ProtectionRequest,
+    Reply,
+    ServerState,
+    Streams,
+    Task,
+    Tensors,
+    Update,
+)
 from weft.errors import BadUpdate, ClientFailed
+from weft.federation.clients import ClientData
+from weft.federation.part_memory import part_of, with_prefix
 from weft.federation.plan import Plan
 from weft.federation.record import RoundRecord
+from weft.federation.sharing import crop_rank
 
 
-def coding_of(plan: Plan, client: str, round: int, version: int, like: Streams) -> Coding:
-    """Return the context of a client's message that both ends compute alike; `like`: its streams when decoded."""
-    return Coding(client, round, version, derive(plan.local.seed, "codec", round, client), like)
+def coding_of(plan: Plan, client: str, round: int, version: int, like: Streams, attempt: int = 0) -> Coding:
+    """Return the context of a client's message that both ends compute alike; `like`: its streams when decoded.
+
+    Numbers that are drawn from its seeds protect nobody. They are others in every attempt, so that a round that is
+    repeated does not repeat its errors.
+    """
+    seed = plan.local.seed
+    of_client = derive(seed, "codec", round, client, attempt)
+    return Coding(client, round, version, of_client, like, derive(seed, "codec", round, attempt))
 
 
 def encode_tasks(plan: Plan, tasks: Sequence[Task], server: Party) -> tuple[list[Task], Streams]:
     """Return the encoded tasks, and the codec's new memory at the server."""
     encoded = []
     for task in tasks:
-        coding = coding_of(plan, task.client, task.round, task.base_version, {"params": task.params} | task.extra)
-        task, memory = plan.codec.encode_task(task, coding, server)
+        like = {"params": task.params} | task.extra
+        coding = coding_of(plan, "", task.round, task.base_version, like, task.attempt)
+        task, memory = plan.codec_down.encode_task(task, coding, server)
         # The codec may keep memory per client: the next task is encoded with the memory of the one before.
         server = replace(server, memory=memory)
         encoded.append(task)
     return encoded, server.memory
+
+
+def decode_task(plan: Plan, task: Task, shared: Tensors, client: ClientData, memory: Streams) -> tuple[Task, Streams]:
+    """Return a task decoded at its client, and the codec's part of the client's new memory.
+
+    Args:
+        plan: the parts.
+        task: as it came.
+        shared: the client's shared parameters at the start of the run, in the resident model's shapes.
+        client: the client.
+        memory: all of the client's memory.
+    """
+    like = {"params": crop_rank(shared, plan.sharing.rank_of(client.index))}
+    coding = coding_of(plan, client.name, task.round, task.base_version, like, task.attempt)
+    party = client.party(CODEC_DOWN, memory, task.round, task.attempt)
+    decoded, new_memory = plan.codec_down.decode_task(task, coding, party)
+    return decoded, with_prefix(new_memory, CODEC_DOWN)
+
+
+def encode(plan: Plan, update: Update, like: Streams, client: ClientData, memory: Streams) -> tuple[Update, Streams]:
+    """Return an encoded update, and the codec's part of the client's new memory; arguments as of `decode_task`."""
+    coding = coding_of(plan, client.name, update.round, update.base_version, like, update.attempt)
+    party = client.party(CODEC, memory, update.round, update.attempt)
+    encoded, new_memory = plan.codec.encode(update, coding, party)
+    return encoded, with_prefix(new_memory, CODEC)
+
+
+def settle(plan: Plan, state: ServerState, memory: Streams, record: RoundRecord) -> tuple[ServerState, Streams]:
+    """Return the state that a repeated round leaves, and the codec's memory at the server after any other round."""
+    lost = [client for client, reason in record.failures.items() if LOST in reason]
+    if record.repeated and lost:
+        before = plan.codec_down.settle(part_of(state.memory, CODEC_DOWN), state.round, (), lost)
+        others = {name: values for name, values in state.memory.items() if not name.startswith(CODEC_DOWN)}
+        state = replace(state, memory=others | with_prefix(before, CODEC_DOWN))
+    return state, plan.codec_down.settle(memory, state.round, record.clients, lost)
 
 
 def decode(plan: Plan, reply: Reply, like: Streams, server: Party) -> Reply:
@@ -36,7 +94,7 @@ def decode(plan: Plan, reply: Reply, like: Streams, server: Party) -> Reply:
     if not isinstance(reply, Update):
         return reply
     try:
-        coding = coding_of(plan, reply.client, reply.round, reply.base_version, like)
+        coding = coding_of(plan, reply.client, reply.round, reply.base_version, like, reply.attempt)
         return plan.codec.decode(reply, coding, server)
     except ClientFailed:
         raise

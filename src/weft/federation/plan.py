@@ -49,6 +49,8 @@ class Plan:
     """Layers of the base wait on the CPU or on disk."""
     personal_steps: int = 0
     """Steps that every client makes on its own after the last round."""
+    codec_down: Codec = field(default_factory=Codec)
+    """Encodes tasks; `codec` encodes updates."""
     error_device: torch.device | None = None
     """Computes the product error of a round; None: it is not computed."""
 
@@ -69,7 +71,8 @@ class Plan:
     @property
     def remembers(self) -> bool:
         """Whether clients keep anything between rounds that follows from their training."""
-        return self.algorithm.stateful_clients or self.sharing.keeps or not self.codec.dense
+        coded = self.codec.remembers or self.codec_down.remembers
+        return self.algorithm.stateful_clients or self.sharing.keeps or coded
 
     @property
     def clients_remember(self) -> bool:

@@ -172,4 +172,10 @@ AGGREGATOR = Another(
     lambda plan: plan.aggregator,
     lambda plan, aggregator: replace(plan, aggregator=aggregator),
 )
+CODEC_DOWN = Another(
+    "codec_down",
+    registry.CODECS,
+    lambda plan: plan.codec_down,
+    lambda plan, codec: replace(plan, codec_down=codec),
+)
 CODEC = Another("codec", registry.CODECS, lambda plan: plan.codec, lambda plan, codec: replace(plan, codec=codec))

@@ -1,7 +1,7 @@
 """One round of federated training, both sides, in execution order. No other module calls the stages.
 
-server   task       the message to each client           algorithm.task, sharing, codec.encode_task
-client   prepare    load it into the resident model      codec.decode_task, rule.begin, rule.prepare
+server   task       the message to each client           algorithm.task, sharing, codec_down.encode_task
+client   prepare    load it into the resident model      codec_down.decode_task, rule.begin, rule.prepare
 client   train      local steps, bent by the rule        local.work
 client   report     metrics that the site may send       client.reportable
 client   bound      clip, add local noise                privacy.on_client
@@ -24,6 +24,7 @@ from weft.core.objective import Evaluator
 from weft.core.secret import Secret
 from weft.core.types import (
     CODEC,
+    CODEC_DOWN,
     PRIVACY,
     PROTECTION,
     WEIGHTS,
@@ -40,14 +41,14 @@ from weft.core.types import (
 from weft.federation.admission import admit_all
 from weft.federation.client_model import choose, export_model, load_probe_model
 from weft.federation.clients import ClientData
-from weft.federation.coding import coding_of, count_bytes, encode_tasks
+from weft.federation.coding import count_bytes, decode_task, encode, encode_tasks, settle
 from weft.federation.cohort_watch import CohortWatch
 from weft.federation.outliers import limited
 from weft.federation.part_memory import OWN, RULE, part_of, with_prefix
 from weft.federation.plan import Plan
 from weft.federation.record import RoundRecord
 from weft.federation.sharing import crop_like, pad_update, with_layers
-from weft.federation.state import Participant, advance, blame, expected_streams, task_for
+from weft.federation.state import Participant, advance, blame, collector, expected_streams, task_for
 from weft.federation.weigher import Weigher
 from weft.models.resident import Resident
 from weft.training.loop import Job
@@ -83,15 +84,12 @@ def run_round(
         return Party("", state.round, state.attempts, part_of(state.memory, part), secret)
 
     tasks = {participant.client: task_for(plan, state, participant) for participant in cohort}
-    encoded, codec_memory = encode_tasks(plan, list(tasks.values()), server(CODEC))
+    encoded, down_memory = encode_tasks(plan, list(tasks.values()), server(CODEC_DOWN))
     exchange = count_bytes(runtime.exchange, record) if plan.algorithm.shares else runtime.exchange
     like = expected_streams(plan, state.params, state.round)
     max_weights = {participant.client: participant.rows if plan.weighs_rows else 1.0 for participant in cohort}
-    collector = replace(
-        server(PROTECTION), quorum=plan.quorum_of(tasks), heaviest=max(max_weights.values(), default=1.0)
-    )
     # Generators up to `combine`: an update joins the mean (or a file) before the next is read: memory holds one.
-    replies = plan.protection.collect(exchange, encoded, like, collector)
+    replies = plan.protection.collect(exchange, encoded, like, collector(plan, max_weights, server(PROTECTION)))
     admitted = admit_all(plan, state, tasks, max_weights, replies, record, server(CODEC))
     weigher = Weigher(plan.weighting, state.memory.get(WEIGHTS, {}))
     watcher = CohortWatch(plan, state, tasks)
@@ -108,13 +106,14 @@ def run_round(
         # Clients saved their new memory before they replied; those whose update was not used go back to the old one.
         unused = set(tasks) - set(() if record.repeated else total.clients)
         list(runtime.exchange([Undo(client, state.round) for client in sorted(unused)]))
+    state, down_memory = settle(plan, state, down_memory, record)
     if record.repeated:
         return replace(state, attempts=state.attempts + 1, attempt=state.attempt + 1), record
     if not total.clients:
         return replace(state, round=state.round + 1, attempt=0), record
     total, record.product_error = watcher.combine(total)
     total, privacy_memory = plan.privacy.on_server(total, server(PRIVACY))
-    memory = weigher.memory | with_prefix(codec_memory, CODEC) | with_prefix(privacy_memory, PRIVACY)
+    memory = weigher.memory | with_prefix(down_memory, CODEC_DOWN) | with_prefix(privacy_memory, PRIVACY)
     return advance(plan.algorithm, state, total, memory), record
 
 
@@ -140,10 +139,9 @@ def answer(message: Message, plan: Plan, client: ClientData, model: Resident, ev
 def _train(task: Task, plan: Plan, client: ClientData, model: Resident) -> Update:
     """Train on a task and return the sealed update; the client's new memory is saved first."""
     memory = client.memory.load(client.name, task.round)
-    codec_party = client.party(CODEC, memory, task.round, task.attempt)
-    decoded, codec_memory = plan.codec.decode_task(task, codec_party)
     masters = with_layers(model.masters, plan.sharing.layers_of(client.index))
-    shared = {name: value for name, value in masters.items() if name not in model.initial}
+    shared = {name: model.reference.get(name, value) for name, value in masters.items() if name not in model.initial}
+    decoded, down_memory = decode_task(plan, task, shared, client, memory)
     like = expected_streams(plan, shared | decoded.params, task.round)
     start = model.initial | memory.get(OWN, {})
     local_task, choice = choose(plan, decoded, start, client, model)
@@ -165,9 +163,8 @@ def _train(task: Task, plan: Plan, client: ClientData, model: Resident) -> Updat
     update = Update(client.name, task.round, task.base_version, streams, weight, metrics, task.attempt)
     # Noise comes first: whatever is computed from a noisy update, its compression too, costs no further privacy.
     update, privacy_memory = plan.privacy.on_client(update, client.party(PRIVACY, memory, task.round, task.attempt))
-    coding = coding_of(plan, client.name, task.round, task.base_version, like)
-    update, codec_memory = plan.codec.encode(update, coding, replace(codec_party, memory=codec_memory))
-    new_memory |= with_prefix(privacy_memory, PRIVACY) | with_prefix(codec_memory, CODEC)
+    update, codec_memory = encode(plan, update, like, client, memory)
+    new_memory |= codec_memory | down_memory | with_prefix(privacy_memory, PRIVACY)
     if new_memory:
         client.memory.save(client.name, task.round + 1, new_memory)
     return plan.protection.seal(update, task, client.party(PROTECTION, {}, task.round, task.attempt))

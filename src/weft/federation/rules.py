@@ -37,7 +37,7 @@ def secrecy(plan: Plan) -> list[Refusal]:
             [AGGREGATOR, "write --protection none"],
         ),
         Refusal(
-            protection.sum_only and not plan.codec.dense,
+            protection.sum_only and not plan.codec.addable,
             f"Updates encoded by {type(plan.codec).__name__} cannot be added up under {protector}",
             [CODEC.with_description("another codec"), "write --protection none"],
         ),

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
 from weft.core import tensors
+from weft.core.exchange import Party
 from weft.core.parts import Algorithm
-from weft.core.types import BAD, CODEC, DELTA, FIXED, PRIVACY, SIDE, WEIGHTS, ServerState, Streams, Task, Tensors, Total
+from weft.core.types import (
+    BAD,
+    CODEC,
+    CODEC_DOWN,
+    DELTA,
+    FIXED,
+    PRIVACY,
+    SIDE,
+    WEIGHTS,
+    ServerState,
+    Streams,
+    Task,
+    Tensors,
+    Total,
+)
 from weft.errors import RunError
 from weft.federation.plan import Plan
 from weft.federation.sharing import crop_rank, with_layers
 
 RESERVED = (SIDE, FIXED, WEIGHTS, BAD)
-PARTS = (CODEC, PRIVACY)
+PARTS = (CODEC, CODEC_DOWN, PRIVACY)
 """Streams of the server's memory that the algorithm never sees: RESERVED by name, PARTS by prefix."""
 
 
@@ -101,7 +116,7 @@ def advance(algorithm: Algorithm, state: ServerState, total: Total, parts: Strea
         algorithm: makes the step.
         state: before the round.
         total: of the cohort; in a round that trains a part of the parameters, of that part only.
-        parts: the new memory of weighting, codec and privacy.
+        parts: the new memory of weighting, codecs and privacy.
     """
     other_memory = {stream: state.memory[stream] for stream in RESERVED if stream in state.memory} | parts
     other_memory |= {SIDE: total.streams[SIDE]} if SIDE in total.streams else {}
@@ -134,3 +149,8 @@ def advance(algorithm: Algorithm, state: ServerState, total: Total, parts: Strea
     return ServerState(
         state.params | state_after.params, memory_after | other_memory, state_after.round, state.attempts
     )
+
+
+def collector(plan: Plan, max_weights: Mapping[str, float], server: Party) -> Party:
+    """Return the server as a protection sees it: with the round's quorum and the largest weight of its clients."""
+    return replace(server, quorum=plan.quorum_of(max_weights), heaviest=max(max_weights.values(), default=1.0))

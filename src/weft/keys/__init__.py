@@ -7,10 +7,11 @@ from pydantic import ConfigDict, field_validator, model_validator
 from weft import kinds, registry
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
-from weft.keys import alignment, checks, data, federation, model, prompt, run, training
+from weft.keys import alignment, checks, data, evaluation, federation, model, prompt, run, training
 from weft.keys.alignment import AlignmentKeys
 from weft.keys.data import Client, DataKeys
 from weft.keys.effects import Effect
+from weft.keys.evaluation import EvaluationKeys
 from weft.keys.federation import FederationKeys
 from weft.keys.model import ModelKeys
 from weft.keys.prompt import PromptKeys
@@ -19,17 +20,31 @@ from weft.keys.training import TrainingKeys
 
 __all__ = ["EFFECTS", "Client", "RunConfig"]
 
-TABLES = {module.__name__: module.WORKS for module in (model, data, training, federation, prompt, alignment, run)}
+TABLES = {
+    module.__name__: module.WORKS for module in (model, data, training, evaluation, federation, prompt, alignment, run)
+}
 EFFECTS: dict[str, Effect] = {key: effect for table in TABLES.values() for key, effect in table.items()}
 """When each key has an effect."""
 
 
-class RunConfig(RunKeys, TrainingKeys, AlignmentKeys, FederationKeys, DataKeys, PromptKeys, ModelKeys):
+class RunConfig(RunKeys, EvaluationKeys, TrainingKeys, AlignmentKeys, FederationKeys, DataKeys, PromptKeys, ModelKeys):
     """All keys of a run; help texts list them in the order of the base classes, the last one first."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    @field_validator("peft_lora_target_modules", "report_to", "choices", "share", "reward", "sites", mode="before")
+    @field_validator(
+        "peft_lora_target_modules",
+        "report_to",
+        "choices",
+        "share",
+        "reward",
+        "sites",
+        "eval_tasks",
+        "task_data",
+        "include_path",
+        "leave_out",
+        mode="before",
+    )
     @classmethod
     def _words(cls, value: object) -> object:
         """Take "a,b" for ["a", "b"]."""

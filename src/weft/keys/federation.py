@@ -45,6 +45,11 @@ class FederationKeys(BaseModel):
     privacy_args: JsonObject = Field({}, description="parameters of the privacy: name=value ...")
     codec: str = Field("none", description="compression of updates")
     codec_args: JsonObject = Field({}, description="parameters of the codec: name=value ...")
+    codec_down: str = Field(
+        "none",
+        description="compression of tasks, by the names of codec: the difference from what a client holds is sent",
+    )
+    codec_down_args: JsonObject = Field({}, description="parameters of codec_down: name=value ...")
     protection: str = Field("none", description="secure aggregation, which hides single updates from the server")
     protection_args: JsonObject = Field({}, description="parameters of the protection: name=value ...")
     cluster: int = Field(
@@ -117,6 +122,8 @@ WORKS: dict[str, Effect] = {
     "privacy_args": ALWAYS,
     "codec": ALWAYS,
     "codec_args": ALWAYS,
+    "codec_down": ALWAYS,
+    "codec_down_args": ALWAYS,
     "protection": ALWAYS,
     "protection_args": ALWAYS,
     "cluster": ALWAYS,

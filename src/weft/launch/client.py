@@ -73,7 +73,8 @@ class ClientBuilder:
         """The run's model as it was loaded, or a client of its endpoint; `initial` holds values that do not travel."""
         model = resident(self.config, self.tokenizer, self.plan, self.group, self.note)
         # Before the first task loads other values into the model.
-        if self.plan.objective.needs_start or self.plan.local.kind == "directions":
+        needs_start = self.plan.objective.needs_start or self.plan.codec_down.remembers
+        if needs_start or self.plan.local.kind == "directions":
             model.store_reference()
         self._values = model.values()
         model.initial = {name: value for name, value in self._values.items() if not self.plan.sharing.travels(name)}
@@ -119,12 +120,17 @@ class ClientBuilder:
             refer(population, model, reference, self.config.eval_batch_size, self.note)
         if self._rows_are_bare and self.config.few_shot:
             choose_few_shot(self.config, population, plan.objective, model, self.note)
-        kind = registry.load(registry.EVALUATORS, plan.objective.evaluator, "evaluator")
-        evaluator: Evaluator = kind.make(plan.objective, self.config.eval_batch_size, population)
+        evaluator: Evaluator = evaluator_class(plan).make(plan.objective, self.config.eval_batch_size, population)
         clients = (population.trained, population.evaluated)
         # Only the caller keeps the starting values: of a whole model they are as large as its weights.
         values, self._values = self._values, {}
         return ClientHost(plan, model, evaluator, *clients, conditions or Conditions()), values
+
+
+def evaluator_class(plan: Plan) -> type[Evaluator]:
+    """Return the class of the evaluator that a plan's objective names."""
+    kind: type[Evaluator] = registry.load(registry.EVALUATORS, plan.objective.evaluator, "evaluator")
+    return kind
 
 
 def resident(

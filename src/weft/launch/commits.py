@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from weft.config import RunConfig
 from weft.core.types import ServerState
+from weft.federation.plan import Plan
 from weft.json_types import JsonObject
 from weft.runs import checkpoint
 from weft.runs.layout import RunDir
@@ -34,16 +35,7 @@ class Commits:
     committed: Position | None = None
     """Of the newest checkpoint, or the start."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        run: RunDir,
-        metrics: MetricsLog,
-        timing: MetricsLog,
-        *,
-        waits: bool,
-        every: bool = False,
-    ) -> None:
+    def __init__(self, config: RunConfig, run: RunDir, metrics: MetricsLog, timing: MetricsLog, plan: Plan) -> None:
         """Begin without a write.
 
         Args:
@@ -51,26 +43,27 @@ class Commits:
             run: where it is written.
             metrics: whose lines are durable before a checkpoint counts them.
             timing: likewise.
-            waits: rounds wait for the checkpoint. They must where sites remember something: a site keeps its memory
-                of the last rounds alone, and a resume needs the one of the checkpoint.
-            every: a checkpoint is written after every round.
+            plan: tells which rounds wait for their checkpoint. A site cannot see the server's checkpoints and keeps
+                its memory of the last rounds alone. Clients open one sum of a round, so a round whose sum is open must
+                not be begun again: its checkpoint is written at once.
         """
         self.config, self.run, self.metrics, self.timing = config, run, metrics, timing
-        self.seconds = 0.0 if every else config.checkpoint_seconds
-        self.waits = waits or not self.seconds
+        self.seconds = 0.0 if plan.protection.sum_only else config.checkpoint_seconds
+        self.waits = (plan.clients_remember and config.runtime == "nvflare") or not self.seconds
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._write: Future[None] | None = None
         self._begun = time.monotonic()
 
-    def offer(self, position: Position) -> None:
+    def offer(self, position: Position, *, now: bool = False) -> None:
         """Commit a position if a checkpoint is due; raise the error of the one before.
 
-        A checkpoint by time is not due while another one is being written; one by `save_model_freq` waits for it.
+        A checkpoint by time is not due while another one is being written; one by `save_model_freq` waits for it, and
+        one that is asked for by `now`, too.
         """
         freq = self.config.save_model_freq
         is_free = self._write is None or self._write.done()
         is_due = is_free and time.monotonic() - self._begun >= self.seconds
-        if not is_due and (not freq or position.state.round % freq):
+        if not (now or is_due) and (not freq or position.state.round % freq):
             return
         self._wait()
         if self.waits:
@@ -102,7 +95,10 @@ class Commits:
     def _save(self, position: Position) -> None:
         extra = {"metrics": position.metrics, "timing": position.timing, "tally": position.tally}
         freq, most = self.config.save_model_freq, self.config.save_total_limit
-        checkpoint.save(self.run, position.state, extra, keep_every=freq, keep_most=most)
+        best = position.tally.get("best") or {}
+        # The best one before too: a run that goes on from an older checkpoint, after a damage, still has it.
+        kept = [round for name in ("round", "former") if (round := best.get(name)) is not None]
+        checkpoint.save(self.run, position.state, extra, keep_every=freq, keep_most=most, keep_also=kept)
         self.committed = position
 
     def _wait(self) -> None:

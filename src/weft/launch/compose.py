@@ -58,6 +58,7 @@ def plan(config: RunConfig) -> Plan:
         aggregator=part("aggregator", config),
         privacy=part("privacy", config),
         codec=part("codec", config),
+        codec_down=part("codec_down", config),
         protection=protection,
         objective=part("objective", config),
         local=local_steps(config, base_algorithm.local, pools=base_algorithm.pools_data),

@@ -13,12 +13,11 @@ import yaml
 
 from weft import kinds, plugins
 from weft.config import RunConfig
-from weft.core.tensors import num_bytes
 from weft.core.types import Tensors
 from weft.data.source_kinds import token_cache
 from weft.federation.clients import InMemory
 from weft.federation.plan import Plan
-from weft.federation.state import Participant, begin, expected_streams, task_for
+from weft.federation.state import Participant, begin, task_for
 from weft.json_types import JsonObject
 from weft.launch.client import ClientBuilder
 from weft.launch.data_warnings import warning_lines
@@ -27,6 +26,7 @@ from weft.launch.population import Population, template_name
 from weft.launch.prompt_texts import with_prompt_texts
 from weft.launch.template_date import with_template_date
 from weft.launch.tokenizer import with_tokenizer
+from weft.launch.traffic import mean_bytes, sizes_of
 from weft.models.adapters import add_lora
 from weft.models.emulator import emulator_of, train_ends
 from weft.models.instruction import Instruction
@@ -41,13 +41,18 @@ from weft.runs.text import human_bytes, human_number
 
 
 class Sizes(NamedTuple):
-    """Numbers of parameters, and the bytes of one client and round."""
+    """Numbers of parameters, and the mean bytes of one client and round."""
 
     all: int
     trained: int
     tensors: int
     down: float
     up: float
+
+    @property
+    def traffic(self) -> float:
+        """Bytes of one client and round, both ways."""
+        return self.down + self.up
 
 
 def describe(config: RunConfig, *, all_keys: bool = False) -> str:
@@ -95,8 +100,9 @@ def _plan(config: RunConfig) -> dict[str, str]:
         population = builder.read(InMemory(), report=progress.tokenizing)
         for line in warning_lines(config, population):
             progress.note(line)
-    sizes = count(config, model_config, plan)
-    traffic = sizes.down + sizes.up
+    sizes = count(config, model_config, plan, population)
+    traffic = sizes.traffic
+    most = "at most " if _packs(plan) else ""
     clients = len(
         plan.algorithm.cohort(range(min(config.sample_clients, len(population.trained))), len(population.trained))
     )
@@ -111,11 +117,11 @@ def _plan(config: RunConfig) -> dict[str, str]:
         "answers": _answers(config, population, plan.objective.rows),
         "local work": f"{_steps(config)}, {config.gradient_accumulation_steps} x {config.batch_size} rows per step",
         "split": split_line(population.split).removeprefix("split "),
-        "travels": f"{human_bytes(sizes.down)} down and {human_bytes(sizes.up)} up per client and round"
+        "travels": f"{most}{human_bytes(sizes.down)} down and {human_bytes(sizes.up)} up per client and round"
         if traffic
         else "nothing",
-        "a round": f"{human_bytes(traffic * clients)} up+down",
-        "the run": f"{human_bytes(traffic * clients * config.num_rounds)} up+down in {config.num_rounds} rounds",
+        "a round": f"{most}{human_bytes(traffic * clients)} up+down",
+        "the run": f"{most}{human_bytes(traffic * clients * config.num_rounds)} up+down in {config.num_rounds} rounds",
         **memory,
     }
 
@@ -156,8 +162,13 @@ def _parameters(config: RunConfig, model_config: Any, plan: Plan) -> tuple[int, 
     return every, {name: p.detach().float() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def count(config: RunConfig, model_config: Any, plan: Plan) -> Sizes:
-    """Count the parameters, those that are trained, and the bytes that travel.
+def _packs(plan: Plan) -> bool:
+    """Say whether how many bytes travel depends on the values."""
+    return any(getattr(codec, "zstd", False) for codec in (plan.codec, plan.codec_down))
+
+
+def count(config: RunConfig, model_config: Any, plan: Plan, population: Population) -> Sizes:
+    """Count the parameters, those that are trained, and the bytes of tensors that travel, headers not included.
 
     What a side adapter adds to the bytes depends on the run and is left out. Without a model's configuration the model
     is elsewhere.
@@ -170,11 +181,7 @@ def count(config: RunConfig, model_config: Any, plan: Plan) -> Sizes:
         kinds = range(math.lcm(max(1, len(sharing.ranks)), max(1, len(sharing.layers))))
         clients = [Participant("client", 0, sharing.rank_of(i), sharing.layers_of(i)) for i in kinds]
         tasks = [task_for(plan, state, client) for client in clients]
-        down = sum(num_bytes(task.params) + num_bytes(task.extra) for task in tasks) / len(tasks)
-        rounds = range(2 * plan.period)  # what is trained may alternate from round to round
-        up = sum(num_bytes(expected_streams(plan, t.params, r)) for t in tasks for r in rounds)
-        up /= len(rounds) * len(tasks)
-        down = up if plan.period > 1 else down
+        down, up = mean_bytes(config, plan, population, [sizes_of(plan, task) for task in tasks])
     return Sizes(every, sum(p.numel() for p in trained.values()), len(trained), down, up)
 
 
@@ -186,7 +193,8 @@ def _algorithm(config: RunConfig) -> str:
     lora = f", LoRA factors by {names['lora_aggregation']}" if config.use_peft else ""
     mean = f"{names['aggregator']} by {names['client_weight']}{lora}"
     on_the_way = (f"no {k}" if names[k] == "none" else f"{k} {names[k]}" for k in ("privacy", "codec", "protection"))
-    return ", ".join((names["fed_alg"], mean, *on_the_way))
+    down = () if names["codec_down"] == "none" else (f"codec_down {names['codec_down']}",)
+    return ", ".join((names["fed_alg"], mean, *on_the_way, *down))
 
 
 def _part_text(name: str) -> str:

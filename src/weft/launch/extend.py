@@ -12,7 +12,14 @@ from weft.json_types import JsonObject
 from weft.runs.fingerprints import Fingerprints, check
 from weft.runs.layout import RunDir
 
-CHANGEABLE = VOLATILE | {"num_rounds", "min_clients", "max_attempts", "max_update_norm", "max_client_share"}
+CHANGEABLE = VOLATILE | {
+    "num_rounds",
+    "min_clients",
+    "max_attempts",
+    "max_update_norm",
+    "max_client_share",
+    "early_stopping_rounds",
+}
 """Keys that may differ when a run is resumed: no result depends on them, or they say how it goes on from here."""
 
 

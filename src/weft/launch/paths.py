@@ -17,6 +17,8 @@ PATHS = (*DATA, "model_name_or_path", "tokenizer", "tokenizer_text")
 """Keys that name a file or a folder, or something of the hub."""
 FOLDERS = ("output_dir", "local_data_dir", "token_cache", "availability")
 """Keys that always are paths."""
+LISTS = ("task_data", "include_path")
+"""Keys that are lists of folders."""
 
 
 def kind_of(config: RunConfig) -> str:
@@ -40,6 +42,10 @@ def absolute(values: JsonObject, *, absent_too: bool = True) -> JsonObject:
         if result.get(key):
             # OpenFedLLM joins the folder and the name as texts, so its last slash counts.
             result[key] = _whole(result[key]) + "/" * (key == "local_data_dir" and str(result[key]).endswith("/"))
+    for key in LISTS:
+        result |= {key: [_whole(folder) for folder in result[key]]} if result.get(key) else {}
+    if result.get("eval_tasks"):
+        result["eval_tasks"] = [_whole(name) if is_task_file(name) else name for name in result["eval_tasks"]]
     data_folder = result.get("local_data_dir")
     for key in PATHS:
         if result.get(key):
@@ -69,6 +75,11 @@ def _source(name: str, data_folder: str | None, absent_too: bool) -> str:
         return name
     looks_like_path = name.startswith((".", "/", "~")) or kind_of_file(Path(name)) is not None
     return _whole(name) if Path(name).expanduser().exists() or (absent_too and looks_like_path) else name
+
+
+def is_task_file(name: str) -> bool:
+    """Return whether an entry of eval_tasks is a file, and no task of a catalogue."""
+    return name.endswith((".yaml", ".yml"))
 
 
 def _whole(path: str) -> str:

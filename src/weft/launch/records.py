@@ -5,17 +5,22 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from weft.algorithms.clustered import CHOICE
-from weft.core.declarations import TEXTS_REFUSED, TRAIN_LOSS, Metric
+from weft.config import RunConfig
+from weft.core.declarations import TEXTS_REFUSED, TRAIN_LOSS, Metric, scores
+from weft.core.fairness import fairness
 from weft.core.metrics import summarise
-from weft.core.types import Metrics
+from weft.core.tensors import num_bytes
+from weft.core.types import Metrics, ServerState
 from weft.federation.loop import RoundDone
+from weft.federation.plan import Plan
 from weft.json_types import JsonObject
+from weft.launch.population import Population
 from weft.models.resident import Resident
 from weft.rewards.answers import REWARD
 from weft.rewards.score import FAULTS
@@ -38,6 +43,12 @@ class Tally:
     late_updates: int = 0
     reward_faults: dict[str, int] = field(default_factory=dict)
     evaluation: JsonObject | None = None
+    tasks: JsonObject | None = None
+    """The newest scores of evaluation tasks."""
+    first_tasks: JsonObject | None = None
+    """Those before the first round."""
+    best: JsonObject | None = None
+    """As `weft.launch.best.BestRule.after` returns it."""
 
     def add(self, result: RoundDone, record: JsonObject) -> None:
         """Count a finished round."""
@@ -97,26 +108,79 @@ def round_record(result: RoundDone, metrics: Sequence[Metric]) -> JsonObject:
     return line | {name: value for name, value in optional.items() if value is not None}
 
 
-def evaluation_record(round: int, scores: dict[str, Metrics], metrics: Sequence[Metric]) -> JsonObject:
-    """Return the line of metrics.jsonl for an evaluation: over all rows, and for each client.
+def evaluation_record(
+    round: int, scores: dict[str, Metrics], metrics: Sequence[Metric], left_out: Collection[str] = ()
+) -> JsonObject:
+    """Return the line of metrics.jsonl for an evaluation: over all rows, for each client, and how unlike clients are.
 
     Args:
         round: after which it was, counted from 1.
         scores: the counts and sums of each client.
         metrics: what the run's evaluator declares.
+        left_out: clients that take no part in the training; their scores stand apart, under `left_out`.
     """
-    return {
-        "event": "eval",
-        "round": round,
-        **summarise(metrics, scores.values()),
-        "clients": {client: summarise(metrics, [part]) | _cluster(part) for client, part in scores.items()},
-    }
+    apart = {client: part for client, part in scores.items() if client in left_out}
+    record = {"event": "eval", "round": round} | _scores(
+        {client: part for client, part in scores.items() if client not in apart}, metrics
+    )
+    return record | ({"left_out": _scores(apart, metrics)} if apart else {})
+
+
+def _scores(scores: dict[str, Metrics], metrics: Sequence[Metric]) -> JsonObject:
+    clients = {client: summarise(metrics, [part]) | _cluster(part) for client, part in scores.items()}
+    groups = fairness(metrics, clients)
+    return summarise(metrics, scores.values()) | ({"groups": groups} if groups else {}) | {"clients": clients}
+
+
+def tasks_record(round: int, scores: JsonObject) -> JsonObject:
+    """Return the line of metrics.jsonl for the evaluation tasks: scores by TASK/METRIC; round 0 is before the first."""
+    return {"event": "tasks", "round": round, **scores}
 
 
 def _cluster(metrics: Metrics) -> dict[str, int]:
     """Return which of several models a client chose, where there are several."""
     choices = [int(name.partition("/")[2]) for name in metrics if name.startswith(f"{CHOICE}/")]
     return {"cluster": choices[0]} if choices else {}
+
+
+def summary_of(
+    config: RunConfig, plan: Plan, model: Resident, population: Population, tally: Tally, state: ServerState
+) -> JsonObject:
+    """Return the numbers of a run that has come to its end, as summary.json has them."""
+    evaluation, errors = tally.evaluation or {}, tally.product_errors
+    summary: JsonObject = {
+        "rounds": state.round,
+        "attempts": state.round + state.attempts,
+        "seconds": tally.seconds,
+        "tokens": tally.tokens,
+        "bytes_up": tally.bytes_up,
+        "bytes_down": tally.bytes_down,
+        # Data-parallel training sends the gradients of each step up and their mean down.
+        "data_parallel_bytes": 2 * tally.steps * num_bytes(model.masters),
+        "flop_utilisation": utilisation(plan.objective.rows, model, config.adapts, tally),
+        "peak_memory_bytes": peak_memory(model.device),
+        "train_loss": tally.train_loss,
+        "product_error": errors[1] / errors[0] if errors[0] else None,
+        "product_error_max": errors[2] if errors[0] else None,
+        "eval": {
+            metric.name: evaluation.get(metric.name)
+            for metric in scores()
+            if metric.always or metric.name in evaluation
+        },
+        "clients": evaluation.get("clients", {}),
+        "models": {},
+        "skew": population.split.get("skew", {}),
+        "failures": tally.failures,
+        "bad_updates": tally.bad_updates,
+        "late_updates": tally.late_updates,
+        "reward_faults": tally.reward_faults,
+        "rows": population.counts,
+        "choices": population.choices,
+    }
+    summary |= {name: evaluation[name] for name in ("groups", "left_out") if name in evaluation}
+    if tally.tasks is not None:
+        summary["tasks"] = {"first": tally.first_tasks, "last": tally.tasks}
+    return summary
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:

@@ -33,18 +33,23 @@ def shared_of(config: RunConfig, plan: Plan, model: Resident, state: ServerState
     return shared
 
 
-def write_weights(config: RunConfig, model: Resident, values: Tensors, folder: Path) -> None:
+def write_weights(config: RunConfig, model: Resident, values: Tensors, folder: Path) -> Path:
     """Write an adapter or model, or the prompt that the values say, into a folder of the run or of a client.
 
     While it is written, and after a failure, there is no folder that looks like a whole result.
+
+    Returns:
+        The folder of the adapter or model, or the file of the prompt.
     """
     if config.finds_words:
         model.load(values)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "prompt.txt", words_of(model))
-    else:
-        with replaced_folder(folder / kind_of(config)) as whole:
-            save_model(model.writable, model.tokenizer, values, whole)
+        return folder / "prompt.txt"
+    folder.mkdir(parents=True, exist_ok=True)
+    with replaced_folder(folder / kind_of(config)) as whole:
+        save_model(model.writable, model.tokenizer, values, whole)
+    return folder / kind_of(config)
 
 
 def write_round(config: RunConfig, run: RunDir, state: ServerState, client: str | None, folder: Path) -> None:

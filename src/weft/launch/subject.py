@@ -14,15 +14,13 @@ from weft.errors import ConfigError
 from weft.json_types import JsonObject
 from weft.keys.prompt import EMBEDDED
 from weft.tasks.requests import EvaluatedModel
+from weft.tasks.store import END, FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from weft.core.model_types import CausalModel
     from weft.launch.run import Run
-
-FOLDER = "evaluation"
-"""Of a run's directory: its evaluation, unless another folder is named."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,19 @@ class Subject:
     """What decides about its replies: fingerprints, number format, template."""
     folder: Path
     """Where its results are written unless another folder is named."""
+    reference: EvaluatedModel | None = None
+    """The same model beside a reference model."""
+
+    def template(self) -> str:
+        """Return a digest of the chat template of a model in this process; ConfigError where it has none."""
+        from weft.core.digests import digest_of
+        from weft.tasks.encoding import Encoder
+        from weft.tasks.local_model import LocalModel
+
+        assert isinstance(self.model, LocalModel)
+        tokenizer = self.model.model.tokenizer
+        Encoder(tokenizer, chat=True)
+        return digest_of([str(tokenizer.chat_template)])
 
 
 def is_run(name: str) -> bool:
@@ -76,7 +87,7 @@ def of_run(run: Run, client: str | None, *, chat: bool, batch_size: int) -> Subj
     method = None if config.finds_words else config.prompt_method
     evaluated = _resident(model, run.tokenizer, method, place, chat=chat, batch_size=batch_size)
     number = run.round if run.round is not None else "end"
-    folder = run.path / FOLDER / (f"round_{number}" if not run.at_end else "end")
+    folder = run.path / FOLDER / (f"round_{number}" if not run.at_end else END)
     name = str(run.path) + (f", client {client}" if client else "") + ("" if run.at_end else f", round {number}")
     return Subject(evaluated, name, identity | _format(evaluated), folder / client if client else folder)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from weft.data.skew import split_text
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
 from weft.launch import compose, provenance, rank_group
+from weft.launch.best import read_tasks
 from weft.launch.client import ClientBuilder
 from weft.launch.client_memory import DiskMemory
 from weft.launch.data_warnings import check_only_client, print_warnings
@@ -21,6 +23,7 @@ from weft.launch.libraries import import_libraries
 from weft.launch.paths import absolute, with_whole_paths
 from weft.launch.prompt_texts import with_prompt_texts
 from weft.launch.run import Run
+from weft.launch.run_tasks import RunTasks
 from weft.launch.template_date import keep_template, with_template_date
 from weft.launch.tokenizer import with_tokenizer
 from weft.launch.trainer import Trainer
@@ -68,6 +71,7 @@ def train(
     if config.from_scratch:
         shape_of(config)
     builder = ClientBuilder(config)
+    tasks = read_tasks(config, builder.plan)
     import_libraries(config)
     imported()
     if not config.trains_tokenizer:
@@ -77,7 +81,7 @@ def train(
             rank_group.follow(builder)
             return Run(Path(config.output_dir))
         with explain_full_disk(config):
-            return _train(builder, StartOptions(resume, overwrite, quiet, as_json, former_config, notes))
+            return _train(builder, StartOptions(resume, overwrite, quiet, as_json, former_config, notes), tasks)
 
 
 class StartOptions(NamedTuple):
@@ -93,7 +97,7 @@ class StartOptions(NamedTuple):
     """Sentences about the configuration, printed before the first round."""
 
 
-def _train(builder: ClientBuilder, options: StartOptions) -> Run:
+def _train(builder: ClientBuilder, options: StartOptions, tasks: RunTasks) -> Run:
     config, plan, group = builder.config, builder.plan, builder.group
     with (
         RunDir.create(
@@ -114,7 +118,8 @@ def _train(builder: ClientBuilder, options: StartOptions) -> Run:
         keep_template(config, run, builder.tokenizer)
         if group is not None:
             rank_group.begin(config, group)
-        current = provenance.all_of(config, builder.tokenizer)
+        tasks.check_template(builder.tokenizer)
+        current = provenance.all_of(config, builder.tokenizer) | tasks.fingerprints()
         report_changes(config, run, current, progress.note)
         population = builder.read(DiskMemory(run), report=progress.tokenizing)
         check_only_client(config, population)
@@ -123,7 +128,7 @@ def _train(builder: ClientBuilder, options: StartOptions) -> Run:
         # After all that can refuse the run: a start that is refused must not replace the record.
         fingerprints.keep(run, current, max(run.rounds, default=0))
         with Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers:
-            trainer = Trainer(config, run, host, population, progress, trackers, group)
+            trainer = Trainer(config, run, host, population, progress, trackers, group, replace(tasks, config=config))
             print_warnings(config, population, plan.algorithm, progress)  # when nothing is refused any more
             for sentence in options.notes:
                 progress.note(sentence)

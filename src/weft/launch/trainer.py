@@ -15,29 +15,29 @@ from contextlib import AbstractContextManager
 from functools import partial
 
 from weft.config import RunConfig
-from weft.core.declarations import scores
 from weft.core.exchange import Runtime
 from weft.core.files import write_atomic
-from weft.core.tensors import num_bytes
 from weft.core.types import Metrics, ServerState, Tensors
 from weft.errors import ConfigError, RunError
 from weft.federation.client_host import ClientHost
 from weft.federation.clients import ClientData
-from weft.federation.loop import RoundDone, Rounds, run_rounds, set_aside
+from weft.federation.loop import RoundDone, Rounds, is_evaluated, run_rounds, set_aside
 from weft.federation.state import begin
 from weft.json_types import JsonObject
 from weft.launch import compose, rank_group
+from weft.launch.best import BestRule
 from weft.launch.commits import Commits, Position
 from weft.launch.personal_models import PersonalModels
 from weft.launch.population import Population
 from weft.launch.ray_actor import runtime_of
-from weft.launch.records import Tally, evaluation_record, peak_memory, round_record, utilisation
+from weft.launch.records import Tally, evaluation_record, peak_memory, round_record, summary_of, tasks_record
 from weft.launch.results import has_shared, shared_of, write_weights
+from weft.launch.run_tasks import RunTasks
 from weft.models.group import RankGroup
 from weft.runs import checkpoint
-from weft.runs.card import write_cards
+from weft.runs.card import write_card_of_round, write_cards
 from weft.runs.layout import RunDir
-from weft.runs.metrics import MetricsLog, plain
+from weft.runs.metrics import MetricsLog, flat, plain
 from weft.runs.progress import Progress
 from weft.runs.report import write_report
 from weft.runs.trackers import Trackers
@@ -55,6 +55,7 @@ class Trainer:
         progress: Progress,
         trackers: Trackers,
         group: RankGroup | None = None,
+        tasks: RunTasks | None = None,
         begin: Callable[[ClientHost], AbstractContextManager[Runtime]] | None = None,
         listener: Callable[[JsonObject], None] = lambda _: None,
     ) -> None:
@@ -68,6 +69,7 @@ class Trainer:
             progress: shows its rounds and warnings.
             trackers: log its numbers.
             group: the processes that the model is spread over.
+            tasks: what the server's model is put to between rounds; None: nothing.
             begin: opens the runtime that carries messages to clients; None: the one that the configuration names.
             listener: called with the record of every round and evaluation.
         """
@@ -77,6 +79,10 @@ class Trainer:
         self.announcer = rank_group.Announcer(group) if group is not None else None
         self.begin, self.listener = begin, listener
         self.tally = Tally()
+        self.tasks = RunTasks(config) if tasks is None else tasks
+        self.best = BestRule.of(config, type(self.evaluator), self.tasks)
+        if self.best is not None:
+            self.best.check(self.evaluator, population)
         if not any(self.plan.sharing.travels(name) for name in self.model.masters):
             raise ConfigError(
                 f"share ({', '.join(self.plan.sharing.patterns)}) fits no trained tensor, such as "
@@ -84,11 +90,7 @@ class Trainer:
             )
         self.metrics = MetricsLog(run.metrics_file)
         self.timing = MetricsLog(run.timing_file)
-        # A site cannot see the server's checkpoints, and keeps its memory of the last rounds alone.
-        waits = config.runtime == "nvflare" and self.plan.clients_remember
-        # Clients open one sum of a round, so a round whose sum is open must not be begun again.
-        every = self.plan.protection.sum_only
-        self.commits = Commits(config, run, self.metrics, self.timing, waits=waits, every=every)
+        self.commits = Commits(config, run, self.metrics, self.timing, self.plan)
 
     def run_all(self, values: Tensors) -> ServerState:
         """Run the rounds that are left, then write the results; return the state after the last.
@@ -123,14 +125,19 @@ class Trainer:
         """Run and commit the rounds that are left; return the state after the last."""
         config, population = self.config, self.population
         commits = self.commits
+        if self.tasks.asked and state.round == 0 and not self.metrics.size():
+            self._record_tasks(state)
         position = commits.committed = self._position(state)
         local = partial(runtime_of, config, population=population, progress=self.progress, announce=self.announcer)
         with (self.begin or local)(self.host) as runtime, commits:
             try:
-                for result in self._rounds(state, runtime):
+                for result in () if self._is_over() else self._rounds(state, runtime):
                     self._record(result)
                     position = self._position(result.state)
-                    commits.offer(position)
+                    best = self.tally.best or {}
+                    commits.offer(position, now=best.get("round") == position.state.round)
+                    if self._is_over():
+                        break
                 commits.finish(position)
             except BaseException as error:
                 # The rounds since the last checkpoint are whole and recorded, so they are saved. After an error of
@@ -142,26 +149,28 @@ class Trainer:
         return position.state
 
     def _rounds(self, state: ServerState, runtime: Runtime) -> Iterator[RoundDone]:
+        names, tested = self.population.trained.names, self.population.tested()
+        return run_rounds(self.plan, state, runtime, self._schedule(), clients=names, eval_clients=tested)
+
+    def _schedule(self) -> Rounds:
         config, population = self.config, self.population
-        return run_rounds(
-            self.plan,
-            state,
-            runtime,
-            Rounds(
-                config.num_rounds,
-                compose.selection(config, population),
-                config.eval_every,
-                config.max_attempts,
-                self.host.conditions,
-                population.trained.sizes() if population.live_rows is None else population.live_rows,
-                config.max_bad_updates,
-                self.run.secret,
-                config.product_error,
-                self.model.device,
-            ),
-            clients=population.trained.names,
-            eval_clients=population.tested(),
+        return Rounds(
+            config.num_rounds,
+            compose.selection(config, population),
+            config.eval_every,
+            config.max_attempts,
+            self.host.conditions,
+            population.trained.sizes() if population.live_rows is None else population.live_rows,
+            config.max_bad_updates,
+            self.run.secret,
+            config.product_error,
+            self.model.device,
+            population.left_out,
         )
+
+    def _is_over(self) -> bool:
+        """Say whether the run ends before its last round, because it no longer improves."""
+        return self.best is not None and self.best.stops(self.tally.best)
 
     def _position(self, state: ServerState) -> Position:
         """Return how far the run is, with the state after the round that was recorded last."""
@@ -200,6 +209,25 @@ class Trainer:
         self.trackers.log({f"train/{k}": v for k, v in (record | timing).items() if k != "round"}, record["round"])
         if result.scores is not None:
             self._record_evaluation(result.state.round, result.scores)
+        if is_evaluated(result.state.round, self.config.num_rounds, self.config.eval_every):
+            if self.tasks.asked:
+                self._record_tasks(result.state)
+            if self.best is not None:
+                value = self.best.value(self.tasks, self.tally, result.state.round, self.progress.note)
+                self.tally.best = self.best.after(self.tally.best, result.state.round, value)
+
+    def _record_tasks(self, state: ServerState) -> None:
+        """Put the evaluation tasks to the server's model."""
+        record = tasks_record(state.round, plain(self.tasks.scores(state, self.model)))
+        self.tally.tasks = record
+        if state.round == 0:
+            self.tally.first_tasks = record
+            if self.best is not None:
+                self.best.check_scored(self.tasks, record)
+        self.metrics.append(record)
+        self.progress.tasks(record, self.tasks.words(record))
+        self.listener({"tasks": record})
+        self.trackers.log({f"eval/{k}": v for k, v in record.items() if k not in ("event", "round")}, state.round)
 
     def _note_failures(self, result: RoundDone, record: JsonObject) -> None:
         set_aside_clients = set_aside(result.state, self.config.max_bad_updates)
@@ -213,50 +241,41 @@ class Trainer:
             self.progress.note(f"round {record['round']}: {result.record.late} replies arrived late or more than once.")
 
     def _record_evaluation(self, round: int, sums: dict[str, Metrics]) -> None:
-        evaluation = evaluation_record(round, sums, self.evaluator.metrics)
+        evaluation = evaluation_record(round, sums, self.evaluator.metrics, self.population.left_out)
         self.tally.evaluation = plain(evaluation)
         self.metrics.append(evaluation)
         self.progress.evaluation(evaluation)
         self.listener({"evaluation": evaluation})
-        self.trackers.log({f"eval/{k}": v for k, v in evaluation.items() if k != "round"}, round)
+        self.trackers.log({f"eval/{k}": v for k, v in flat(evaluation, "/").items()}, round)
 
     def _finish(self, state: ServerState) -> None:
         """Write the trained weights, the summary and the report."""
         models = self._save_weights(state)
-        evaluation, errors = self.tally.evaluation or {}, self.tally.product_errors
-        summary = {
-            "rounds": state.round,
-            "attempts": state.round + state.attempts,
-            "seconds": self.tally.seconds,
-            "tokens": self.tally.tokens,
-            "bytes_up": self.tally.bytes_up,
-            "bytes_down": self.tally.bytes_down,
-            # Data-parallel training sends the gradients of each step up and their mean down.
-            "data_parallel_bytes": 2 * self.tally.steps * num_bytes(self.model.masters),
-            "flop_utilisation": utilisation(self.plan.objective.rows, self.model, self.config.adapts, self.tally),
-            "peak_memory_bytes": peak_memory(self.model.device),
-            "train_loss": self.tally.train_loss,
-            "product_error": errors[1] / errors[0] if errors[0] else None,
-            "product_error_max": errors[2] if errors[0] else None,
-            "eval": {
-                metric.name: evaluation.get(metric.name)
-                for metric in scores()
-                if metric.always or metric.name in evaluation
-            },
-            "clients": evaluation.get("clients", {}),
-            "models": models,
-            "skew": self.population.split.get("skew", {}),
-            "failures": self.tally.failures,
-            "bad_updates": self.tally.bad_updates,
-            "late_updates": self.tally.late_updates,
-            "reward_faults": self.tally.reward_faults,
-            "rows": self.population.counts,
-            "choices": self.population.choices,
+        summary = summary_of(self.config, self.plan, self.model, self.population, self.tally, state) | {
+            "models": models
         }
+        if self.best is not None:
+            summary["best"] = self._write_best(state)
         write_atomic(self.run.summary_file, (json.dumps(plain(summary), indent=1) + "\n").encode())
         write_report(self.run.path)
         write_cards(self.run, personal=self.plan.personal)
+        if "best" in summary and summary["best"]["folder"] is not None:
+            write_card_of_round(self.run, self.run.path / summary["best"]["folder"], summary["best"]["round"])
         self.progress.finish(summary)
+
+    def _write_best(self, state: ServerState) -> JsonObject:
+        """Write the shared model of the best round; return what the summary says of it."""
+        assert self.best is not None
+        best, start = self.tally.best or {}, (self.tally.first_tasks or {}).get(self.best.key(self.tasks))
+        round, folder = best.get("round"), None
+        if round is not None and has_shared(self.plan):
+            state_then = state if round == state.round else checkpoint.at(self.run, round)
+            values = shared_of(self.config, self.plan, self.model, state_then)
+            folder = f"best/{write_weights(self.config, self.model, values, self.run.path / 'best').name}"
+        over = self._is_over() and state.round < self.config.num_rounds
+        for sentence in self.best.sentences(best, start, folder, ended=state.round if over else None):
+            self.progress.note(sentence)
+        return self.best.as_json(best, start) | {"folder": folder, "stopped_early": over}
 
     def _save_weights(self, state: ServerState) -> JsonObject:
         """Write the shared model and the clients' personal models, if any; return the scores of both."""

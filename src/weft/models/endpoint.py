@@ -17,12 +17,12 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from weft.core.texts import printable
 from weft.errors import ClientFailed, ConfigError, RunError
 from weft.json_types import JsonObject
+from weft.models.completions import NoLogprobs, Reply, ScoredText, reply_of, span_score, usage
 
 MOST_BYTES = 64 << 20
 """Longest response that is read; the server is not trusted to stop."""
@@ -56,24 +56,6 @@ class RequestRefused(ConfigError):
         """Status of HTTP. 400, 413 and 422 may be due to one text (too long, against its rules)."""
 
 
-class Reply(NamedTuple):
-    """An answer in a chat, and what it cost."""
-
-    text: str
-    prompt_tokens: int | None
-    """As the server counts them; None: it does not."""
-    completion_tokens: int | None
-    finish: str
-    """stop, length, content_filter, ..., as the server says; "" if it does not."""
-
-
-class ScoredText(NamedTuple):
-    """A text, and the spans of it (first character, end) whose log-probability is asked for."""
-
-    text: str
-    spans: tuple[tuple[int, int], ...]
-
-
 class Endpoint:
     """Client of one model at one endpoint: sends requests in parallel, and repeats those that fail for a moment."""
 
@@ -86,7 +68,7 @@ class Endpoint:
         timeout: float = 60.0,
         retries: int = 4,
         parallel: int = 4,
-        wait: float = WAIT,
+        wait: float | None = None,
         flags: tuple[str, str] = ("--endpoint", "--endpoint_model"),
     ) -> None:
         """Store the settings; nothing is sent.
@@ -98,17 +80,19 @@ class Endpoint:
             timeout: seconds for one response.
             retries: how often a failed request is repeated.
             parallel: requests in flight at a time.
-            wait: seconds before the first repetition.
+            wait: seconds before the first repetition; None: `WAIT`.
             flags: for the address and the model's name, to be named in messages.
         """
         self.url, self.model, self.key = url.rstrip("/"), model, key
-        self.timeout, self.retries, self.parallel, self.wait = timeout, retries, parallel, wait
+        self.timeout, self.retries, self.parallel = timeout, retries, parallel
+        self.wait = WAIT if wait is None else wait
         self.flags = flags
         self._opener = DIRECT if urlsplit(self.url).hostname in LOOPBACK else OPENER
         self.stopped = threading.Event()
         """While it is set, failed requests are not repeated: whoever asked waits for none of them."""
         self._lock = threading.Lock()
         self._requests = self._repeats = 0
+        self._spent = (0, 0)
 
     def check(self) -> None:
         """Score one short text, to check that the endpoint returns log-probabilities.
@@ -157,13 +141,18 @@ class Endpoint:
         answer = self._post("chat/completions", {"messages": [dict(one) for one in messages], **parameters})
         choice = answer["choices"][0]
         message = choice.get("message") if isinstance(choice, dict) else None
-        text = message.get("content") if isinstance(message, dict) else None
-        usage = answer.get("usage")
-        usage = usage if isinstance(usage, dict) else {}
-        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-        prompt, completion = (count if isinstance(count, int) else None for count in counts)
-        finish = choice.get("finish_reason") if isinstance(choice, dict) else None
-        return Reply(text if isinstance(text, str) else "", prompt, completion, str(finish or ""))
+        return reply_of(answer, message.get("content") if isinstance(message, dict) else None)
+
+    def complete(self, prompt: str, parameters: Mapping[str, object]) -> Reply:
+        """Return what continues a text; takes parameters and raises as `chat`."""
+        answer = self._post("completions", {"prompt": prompt, **parameters})
+        choice = answer["choices"][0]
+        return reply_of(answer, choice.get("text") if isinstance(choice, dict) else None)
+
+    def names(self) -> list[str]:
+        """Return the names of the models that the server lists; raises as `chat`."""
+        listed = self._answer("models", None, "data")["data"]
+        return [printable(str(one.get("id"))) for one in listed if isinstance(one, dict) and one.get("id")]
 
     def tally(self) -> dict[str, float]:
         """Return the number of requests, and of repeated ones, since the last call."""
@@ -172,6 +161,12 @@ class Endpoint:
             self._requests = self._repeats = 0
         return counts
 
+    def tokens(self) -> tuple[int, int]:
+        """Return the tokens of prompts and of replies since the last call, as far as the server counts them."""
+        with self._lock:
+            spent, self._spent = self._spent, (0, 0)
+        return spent
+
     def _score(self, texts: Sequence[ScoredText]) -> list[tuple[float, int]]:
         # The one generated token begins where the text ends, so no span counts it.
         request = {"max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
@@ -179,33 +174,24 @@ class Endpoint:
         choices = sorted(answer["choices"], key=lambda choice: int(choice.get("index", 0)))
         if len(choices) != len(texts):
             raise ClientFailed(f"the endpoint answered {len(choices)} of {len(texts)} texts")
-        return [
-            self._span_score(text, choice.get("logprobs") or {}) for text, choice in zip(texts, choices, strict=True)
-        ]
-
-    def _span_score(self, text: ScoredText, logprobs: JsonObject) -> tuple[float, int]:
-        """Return the sum of the log-probabilities of the tokens that begin in a text's spans, and their number."""
-        values, tokens = logprobs.get("token_logprobs"), logprobs.get("tokens") or []
-        if not values or len(values) < 2:
+        try:
+            return [span_score(text, choice.get("logprobs") or {}) for text, choice in zip(texts, choices, strict=True)]
+        except NoLogprobs:
             raise ConfigError(
                 f"The endpoint {self.url} returns no log-probabilities of the texts that it is sent (echo, logprobs): "
                 "use a server that does, such as vLLM's, or train the prompt of a local model, without --endpoint."
-            )
-        places = logprobs.get("text_offset")
-        if not places:  # not every server returns offsets: count the characters of the tokens
-            places, at = [], 0
-            for token in tokens:
-                places.append(at)
-                at += len(token)
-        total, count = 0.0, 0
-        for place, value in zip(places, values, strict=False):
-            if value is not None and any(begin <= place < end for begin, end in text.spans):
-                total, count = total + float(value), count + 1
-        return total, count
+            ) from None
 
     def _post(self, path: str, payload: JsonObject) -> JsonObject:
-        """Send a request, and repeat it while the failure may pass."""
-        body = json.dumps({"model": self.model, **payload}).encode()
+        """Send a request, and count the tokens that it cost."""
+        answer = self._answer(path, json.dumps({"model": self.model, **payload}).encode(), "choices")
+        with self._lock:
+            prompt, completion = (one + (count or 0) for one, count in zip(self._spent, usage(answer), strict=True))
+            self._spent = (prompt, completion)
+        return answer
+
+    def _answer(self, path: str, body: bytes | None, part: str) -> JsonObject:
+        """Send a request, and repeat it while the failure may pass; the answer has the list `part`, not empty."""
         headers = {"Content-Type": "application/json"}
         if os.environ.get(self.key):
             headers["Authorization"] = f"Bearer {os.environ[self.key]}"
@@ -218,14 +204,10 @@ class Endpoint:
             try:
                 request = urllib.request.Request(f"{self.url}/{path}", body, headers)
                 with self._opener.open(request, timeout=self.timeout) as answer:
-                    completion = json.loads(answer.read(MOST_BYTES))
-                if (
-                    isinstance(completion, dict)
-                    and isinstance(completion.get("choices"), list)
-                    and completion["choices"]
-                ):
-                    return completion
-                failure = "did not answer with completions"
+                    data = json.loads(answer.read(MOST_BYTES))
+                if isinstance(data, dict) and isinstance(data.get(part), list) and data[part]:
+                    return data
+                failure = f"did not answer with {'completions' if body else 'its models'}"
             except urllib.error.HTTPError as error:
                 with error:
                     failure = self._may_pass(error)

@@ -20,7 +20,8 @@ from weft.core.model_types import CausalModel, WeightedLayer
 from weft.core.seeds import derive
 from weft.core.texts import unfit
 from weft.errors import ConfigError
-from weft.models.endpoint import Endpoint, ScoredText
+from weft.models.completions import ScoredText
+from weft.models.endpoint import Endpoint
 from weft.models.instruction import Instruction
 from weft.models.prompts import ProjectedPrompt
 from weft.models.resident import Resident

@@ -7,7 +7,7 @@ masters: the optimizer updates the masters, and the model computes with rounded 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -70,12 +70,9 @@ class Resident:
             else:
                 self.masters[name] = parameter.detach().float().requires_grad_()
                 parameter.data = parameter.data.to(dtype)
-        self.initial: Tensors = {}
-        """Initial values, on the CPU, of trained parameters that are never sent."""
-        self.fixed: Tensors = {}
-        """Frozen factors of the adapter, on the CPU."""
-        self.reference: Tensors = {}
-        """Trained parameters at the last call of `store_reference`, on the CPU."""
+        self.initial: Tensors = {}  # initial values, on the CPU, of trained parameters that are never sent
+        self.fixed: Tensors = {}  # frozen factors of the adapter, on the CPU
+        self.reference: Tensors = {}  # trained parameters at the last call of `store_reference`, on the CPU
         self._side: Side | None = None
         self._rounded = [name for name in self.params if self.masters[name] is not self.params[name]]
         self.line_step = 1 if front is not None else line_step(device, self.base.config)
@@ -85,8 +82,7 @@ class Resident:
         self.recomputation = Recomputation(self.base)
         self.ends_with_head: bool | None = None
         """Whether nothing follows the output layer; None until a loss in chunks has tested it."""
-        self.can_cache: bool | None = None
-        """Whether a cache leaves the logits unchanged; None until `generate` has tested it."""
+        self.can_cache: bool | None = None  # a cache leaves the logits unchanged; None until `generate` has tested it
 
     @property
     def vocabulary(self) -> int:
@@ -120,17 +116,21 @@ class Resident:
         """Store the current values of the trained parameters, for `as_reference`."""
         self.reference = self.values()
 
-    @contextmanager
-    def as_reference(self) -> Iterator[None]:
+    def as_reference(self) -> AbstractContextManager[None]:
         """Compute as the stored reference inside the context: no second model is needed."""
-        current, side = tensors.copy(self.masters, self.device), self._side.values if self._side is not None else {}
-        self.put_side({})
-        self.load(self.reference)
+        return self.holding(self.reference, {})
+
+    @contextmanager
+    def holding(self, values: Tensors, side: Tensors) -> Iterator[None]:
+        """Compute with other values of the trained parameters, and other side factors, inside the context."""
+        current, former = tensors.copy(self.masters, self.device), self._side.values if self._side is not None else {}
+        self.put_side(side)
+        self.load(values)
         try:
             yield
         finally:
             self.load(current)
-            self.put_side(side)
+            self.put_side(former)
 
     @contextmanager
     def with_layers(self, layers: Sequence[int] | None) -> Iterator[None]:

@@ -55,6 +55,15 @@ def choice_logps(model: Resident, questions: Sequence[Question]) -> Tensor:
     return torch.zeros(count, device=model.device).index_add(0, scores.owner, scores.logps)
 
 
+def choice_logps_and_greed(model: Resident, questions: Sequence[Question]) -> tuple[Tensor, Tensor]:
+    """Return what `choice_logps` does, and (choices,) bool: each of a choice's tokens is the likeliest at its place."""
+    scores = score_choices(model, questions)
+    count = sum(len(question.choices) for question in questions)
+    zeros = torch.zeros(count, device=model.device)
+    misses = (scores.logits.argmax(dim=-1) != scores.tokens).float()
+    return zeros.index_add(0, scores.owner, scores.logps), zeros.index_add(0, scores.owner, misses) == 0
+
+
 def most_tokens(model: Resident, logits: int = 1 << 26) -> int:
     """Return how many tokens may be scored at a time so that they have at most `logits` logits."""
     return max(1, logits // int(model.model.get_output_embeddings().weight.shape[0]))

@@ -87,7 +87,7 @@ class Opening:
         streams: Callable[[str], Streams],
         take: Callable[[ProtectionReply], None],
     ) -> Iterator[Failure]:
-        """Send a request to clients and take their replies; yield the failures, and those of replies that do not fit."""
+        """Send a request to clients and take their replies; yield failures, also of replies that do not fit."""
         first = next(iter(self.tasks.values()))
         asked = [ProtectionRequest(name, first.round, phase, streams(name), first.attempt) for name in sorted(clients)]
         waiting = {message.client for message in asked}

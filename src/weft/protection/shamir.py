@@ -1,4 +1,4 @@
-"""Secret sharing by polynomials over a prime field (Shamir 1979): any `threshold` shares give the secret, fewer nothing.
+"""Secret sharing by polynomials over a prime field (Shamir 1979): enough shares give the secret, fewer give nothing.
 
 The field is that of 2^256 + 297, the smallest prime above 2^256, so 32 bytes are one element.
 """

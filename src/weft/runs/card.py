@@ -24,11 +24,12 @@ from weft.json_types import JsonObject
 from weft.runs.comparison import KINDS, ComparisonRow, Outcome, compared_metrics, verb_of
 from weft.runs.fingerprints import Fingerprints, read_fingerprints
 from weft.runs.layout import RunDir
+from weft.runs.metrics import read
 from weft.runs.text import human_bytes, human_number
 
 CARD = "README.md"
 TAG = "weft"
-ON_THE_WAY = ("aggregator", "privacy", "codec", "protection")
+ON_THE_WAY = ("aggregator", "privacy", "codec", "codec_down", "protection")
 """Kinds of parts that most runs have none of."""
 LICENSE = ("license", "license_name", "license_link")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
@@ -65,6 +66,15 @@ def write_cards(run: RunDir, personal: bool = False) -> None:
             write_card(run, folder, of_client=True, personal=personal)
 
 
+def write_card_of_round(run: RunDir, folder: Path, round: int) -> None:
+    """Write the card of the shared adapter or model as it was after a round, with that round's scores."""
+    records = [line for line in read(run.metrics_file) if line.get("event") == "eval" and line["round"] == round]
+    evaluation = records[-1] if records else {}
+    summary = {"rounds": round, "eval": evaluation, "clients": evaluation.get("clients", {})}
+    if folder.is_dir():
+        write_card(run, folder, summary=summary)
+
+
 def write_card(
     run: RunDir,
     folder: Path,
@@ -74,6 +84,7 @@ def write_card(
     original: Path | None = None,
     base: str | None = None,
     personal: bool = False,
+    summary: JsonObject | None = None,
 ) -> None:
     """Write the card of what is in a folder.
 
@@ -86,9 +97,11 @@ def write_card(
             the hub.
         base: the name or path of another model that it is for.
         personal: what was measured was clients' own models, of which the summary has no more.
+        summary: of the run as far as the folder has it; None: that of its end.
     """
     config = run.read_config()
-    summary = json.loads(run.summary_file.read_text(encoding="utf-8")) if run.summary_file.exists() else {}
+    if summary is None:
+        summary = json.loads(run.summary_file.read_text(encoding="utf-8")) if run.summary_file.exists() else {}
     split = json.loads(run.split_file.read_text(encoding="utf-8")) if run.split_file.exists() else {}
     whole = folder.name == "model" if whole is None else whole
     origin = _origin_of(config, front_matter(original / CARD) if original is not None else {}, base)

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from urllib.parse import quote
 
@@ -33,6 +33,7 @@ def save(
     keep: int = 2,
     keep_every: int = 0,
     keep_most: int | None = None,
+    keep_also: Collection[int] = (),
 ) -> Path:
     """Write the checkpoint of `state.round` and return its directory; on return it is durable.
 
@@ -43,6 +44,7 @@ def save(
         keep: how many of the newest checkpoints stay, at least 1.
         keep_every: rounds that are multiples of this stay too; 0 for none.
         keep_most: how many of those stay, the newest; None for all.
+        keep_also: further rounds whose checkpoints stay.
     """
     assert keep >= 1, "a run needs its newest checkpoint"
     run.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -70,7 +72,7 @@ def save(
     sync_directory(run.checkpoints)
     # Only now that the new run can be resumed may the one that it overwrites be deleted.
     run.settle()
-    _prune(run, state.round, keep, keep_every, keep_most)
+    _prune(run, state.round, keep, keep_every, keep_most, keep_also)
     return target
 
 
@@ -242,13 +244,15 @@ def _read_tensors(path: Path) -> tuple[Tensors, Streams]:
         raise _DamagedFile(f"{type(error).__name__}: {error}") from error
 
 
-def _prune(run: RunDir, round: int, keep: int, keep_every: int, keep_most: int | None) -> None:
+def _prune(
+    run: RunDir, round: int, keep: int, keep_every: int, keep_most: int | None, keep_also: Collection[int]
+) -> None:
     # A checkpoint of a later round was passed over as damaged, or belongs to what is being done again.
     committed = [path for path in _checkpoints(run) if _round_of(path) <= round and path.suffix != ".old"]
     milestones = [path for path in committed if keep_every > 0 and _round_of(path) % keep_every == 0]
     if keep_most is not None:
         milestones = milestones[max(len(milestones) - keep_most, 0) :]
-    to_keep = {*committed[-keep:], *milestones}
+    to_keep = {*committed[-keep:], *milestones, *(path for path in committed if _round_of(path) in keep_also)}
     for path in run.checkpoints.iterdir():
         if path not in to_keep and re.fullmatch(r"\.?round_\d+(\.old|\.tmp)?", path.name):
             shutil.rmtree(path)

@@ -10,6 +10,7 @@ from weft.core.declarations import TRAIN_LOSS, scores, training
 from weft.json_types import JsonObject
 
 COLORS = ("#2f7fd1", "#d9822b")
+TASK_COLORS = (*COLORS, "#3a9d5d", "#b5487a", "#7a5cc2", "#8f7a2a", "#2a9aa5", "#c94f3d")
 
 
 class Curve(NamedTuple):
@@ -30,9 +31,9 @@ class Panel(NamedTuple):
     logarithmic: bool = False
 
 
-def draw_curves(rounds: list[JsonObject], evaluations: list[JsonObject]) -> str:
+def draw_curves(rounds: list[JsonObject], evaluations: list[JsonObject], tasks: list[JsonObject]) -> str:
     """Return the curves over the rounds as one SVG element, or nothing if there are none."""
-    panels = [panel for panel in _panels(rounds, evaluations) if panel.curves]
+    panels = [panel for panel in (*_panels(rounds, evaluations), _tasks_panel(tasks)) if panel.curves]
     return draw_panels(panels) if panels else ""
 
 
@@ -97,6 +98,27 @@ def _panels(rounds: list[JsonObject], evaluations: list[JsonObject]) -> list[Pan
         panels.append(Panel(label, [curve for curve in curves if curve.points], share))
     product_panel = Panel("product error", [Curve("product error", errors, COLORS[0])], logarithmic=True)
     return [*panels[:1], *([product_panel] if errors else []), *panels[1:]]
+
+
+def main_scores(record: JsonObject) -> dict[str, str]:
+    """Return by evaluation task the key of its main score, which stands first among its keys."""
+    keys: dict[str, str] = {}
+    for key in record:
+        task, slash, _ = key.partition("/")
+        if slash:
+            keys.setdefault(task, key)
+    return keys
+
+
+def _tasks_panel(tasks: list[JsonObject]) -> Panel:
+    """Return the picture of the main scores of evaluation tasks."""
+    keys = main_scores(tasks[0]) if tasks else {}
+    curves = [
+        Curve(task, _points(tasks, key), TASK_COLORS[place % len(TASK_COLORS)])
+        for place, (task, key) in enumerate(keys.items())
+    ]
+    values = [value for curve in curves for _, value in curve.points]
+    return Panel("evaluation tasks", curves, share=all(0 <= value <= 1 for value in values))
 
 
 def _points(records: list[JsonObject], key: str) -> list[tuple[int, float]]:

@@ -14,11 +14,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from weft.core.files import whole_lines
 from weft.errors import DataError, RunError
 from weft.json_types import JsonObject
 
 if TYPE_CHECKING:
     import pandas
+
+
+PARTS = ("groups", "left_out")
+"""Parts of an evaluation's record that hold records."""
 
 
 def plain(value: Any) -> Any:
@@ -102,12 +107,8 @@ def read(path: Path) -> list[JsonObject]:
     Raises:
         DataError: a line is no JSON object; its number is given.
     """
-    if not path.exists():
-        return []
-    # Whole lines end with a newline, so what follows the last one is empty or was cut short by a kill.
-    *lines, _partial_line = path.read_bytes().split(b"\n")
     records = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(whole_lines(path), start=1):
         try:
             record = json.loads(line)
         except ValueError:
@@ -116,6 +117,19 @@ def read(path: Path) -> list[JsonObject]:
             raise DataError(f"Line {number} of '{path}' is no JSON object: delete the line, or restore the file.")
         records.append(record)
     return records
+
+
+def flat(evaluation: JsonObject, separator: str) -> JsonObject:
+    """Return the numbers of an evaluation's record by one name each, without those of single clients.
+
+    What is of clients that were left out begins with "left_out"; what says how unlike clients are ends with its name.
+    """
+    numbers = {key: value for key, value in evaluation.items() if key not in ("event", "round", "clients", *PARTS)}
+    for metric, spread in (evaluation.get("groups") or {}).items():
+        numbers |= {f"{metric}{separator}{name}": value for name, value in spread.items() if name != "worst_client"}
+    if apart := evaluation.get("left_out"):
+        numbers |= {f"left_out{separator}{name}": value for name, value in flat(apart, separator).items()}
+    return numbers
 
 
 def to_frame(records: list[JsonObject]) -> pandas.DataFrame:
@@ -128,8 +142,10 @@ def to_frame(records: list[JsonObject]) -> pandas.DataFrame:
     rows: dict[int, JsonObject] = {}
     for record in records:
         row = rows.setdefault(record["round"], {})
-        evaluation = record.get("event") == "eval"
-        no_columns = {"event", "round", "clients"} if evaluation else {"event", "round"}
-        row.update({f"eval_{k}" if evaluation else k: v for k, v in record.items() if k not in no_columns})
+        evaluation = record.get("event") in ("eval", "tasks")
+        if evaluation:
+            row.update({f"eval_{key}": value for key, value in flat(record, "_").items()})
+        else:
+            row.update({key: value for key, value in record.items() if key not in ("event", "round")})
     index = pandas.Index(sorted(rows), name="round", dtype="int64")
     return pandas.DataFrame([rows[round] for round in index], index=index)

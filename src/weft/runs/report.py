@@ -68,6 +68,7 @@ def write_report(run_path: str | os.PathLike[str]) -> Path:
     records = metrics.read(run.metrics_file)
     rounds = [record for record in records if record.get("event") == "round"]
     evaluations = [record for record in records if record.get("event") == "eval"]
+    tasks = [record for record in records if record.get("event") == "tasks"]
     timing = metrics.read(run.timing_file)
     summary: JsonObject = {}
     if run.summary_file.exists():
@@ -81,10 +82,13 @@ def write_report(run_path: str | os.PathLike[str]) -> Path:
     body = [
         f"<h1>{escape(title)}</h1>",
         _header(config, rounds, len(split.get("clients") or []), finished=bool(summary)),
-        *_section("Training", draw_curves(rounds, evaluations)),
+        *_section("Training", draw_curves(rounds, evaluations, tasks)),
         *_section("Summary", _summary(summary, rounds, evaluations, timing)),
+        *_section("Evaluation tasks", _tasks(tasks, (summary.get("best") or {}).get("round"))),
         *_section("Shared and own models", _models(summary.get("models") or {})),
         *_section("Clients", _clients(summary.get("clients") or (evaluations or [{}])[-1].get("clients") or {})),
+        *_section("Differences between clients", _groups(summary, (evaluations or [{}])[-1])),
+        *_section("Clients that took no part", _clients((_apart(summary, evaluations) or {}).get("clients") or {})),
         *_section("Data", _split(split)),
         *_section("Discarded updates", _failures(rounds, summary.get("failures") or {})),
         *_section("Configuration", f"<pre>{escape(run.config_file.read_text(encoding='utf-8'))}</pre>"),
@@ -143,12 +147,38 @@ def _summary(
         if value is not None and not isinstance(value, dict | list)
     ]
     evaluation = summary.get("eval") or {}
+    if best := summary.get("best"):
+        rows.append((f"best round by {best.get('metric')}", best.get("round")))
+        rows.append(("ended early", "yes" if best.get("stopped_early") else "no"))
     rows += [
         (f"evaluation {label}", _quantity(key, evaluation[key]))
         for key, label in _columns().items()
         if evaluation.get(key) is not None
     ]
     return _table(["", ""], rows) if rows else ""
+
+
+def _tasks(records: list[JsonObject], best: int | None) -> str:
+    """Return the table of the scores of evaluation tasks: at the start, after the best round and the newest one."""
+    if not records:
+        return ""
+    first, last = records[0], records[-1]
+    shown = {f"round {first['round']}" if first["round"] else "before training": first}
+    shown |= {f"round {best}, the best": one for one in records if one["round"] == best}
+    shown |= {f"round {last['round']}": last} if last is not first and last["round"] != best else {}
+    rows = [
+        (key, *(_with_error(record.get(key), record.get(f"{key}_stderr")) for record in shown.values()))
+        for key in last
+        if "/" in key and not key.endswith("_stderr")
+    ]
+    return _table(["task and metric", *shown], rows)
+
+
+def _with_error(value: float | None, error: float | None) -> str | None:
+    """Return a score with its standard error."""
+    if value is None:
+        return None
+    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
 
 
 def _models(models: JsonObject) -> str:
@@ -166,6 +196,33 @@ def _models(models: JsonObject) -> str:
         if name in models
     ]
     return _table(["", *(columns[key] for key in keys)], rows) if rows else ""
+
+
+def _apart(summary: JsonObject, evaluations: list[JsonObject]) -> JsonObject | None:
+    """Return the scores of clients that were left out."""
+    return summary.get("left_out") or (evaluations or [{}])[-1].get("left_out")
+
+
+def _groups(summary: JsonObject, newest: JsonObject) -> str:
+    """Return the table of how unlike clients are: of the evaluation, and of the models where clients have own ones."""
+    kinds = {"evaluation": summary.get("groups") or newest.get("groups") or {}}
+    kinds |= (summary.get("models") or {}).get("groups") or {}
+    apart = _apart(summary, [newest])
+    kinds |= {"left out": apart["groups"]} if apart and "groups" in apart else {}
+    columns = _columns()
+    rows = [
+        (
+            f"{kind.replace('_', ' ')}: {columns[key]}",
+            *(_quantity(key, one.get(name)) for name in ("mean", "worst")),
+            one.get("worst_client"),
+            *(_quantity("", one.get(name)) for name in ("spread", "jain")),
+        )
+        for kind, metrics in kinds.items()
+        for key, one in metrics.items()
+        if key in columns
+    ]
+    heads = ["", "mean over clients", "worst", "client", "spread (standard deviation)", "Jain's index"]
+    return _table(heads, rows) if rows else ""
 
 
 def _split(split: JsonObject) -> str:

@@ -17,8 +17,8 @@ FROM_RUN = frozenset(
     prompt_proposals prompt_length black_box_dim population prompt_hidden_size endpoint_model
     template template_date seq_length truncation_side dataset_sample public_share
     objective objective_args fed_alg fed_args num_rounds num_clients sample_clients client_sampling client_weight
-    client_weight_args aggregator aggregator_args privacy privacy_args codec codec_args protection protection_args
-    cluster weight_rate
+    client_weight_args aggregator aggregator_args privacy privacy_args codec codec_args codec_down
+    codec_down_args protection protection_args cluster weight_rate
     client_speed over_selection prox_mu fedopt_tau fedopt_eta fedopt_beta1 fedopt_beta2
     loss dpo_beta label_smoothing simpo_gamma reward reward_weights reward_pattern reward_format reward_length
     reward_seconds num_generations max_new_tokens temperature top_p grpo_loss grpo_clip grpo_kl grpo_iterations
@@ -45,6 +45,8 @@ AT_SERVER = frozenset(
     clients_of_rest held_out_overlap split_column max_update_norm max_client_share rejoin_timeout product_error
     split_alpha split_min_rows shards_per_client endpoint_timeout endpoint_retries endpoint_parallel vocab_size compile
     tokenizer_min_count tokenizer_min_clients tokenizer_noise generation_engine vllm_memory
+    eval_tasks eval_limit task_data include_path num_fewshot apply_chat_template best_metric early_stopping_rounds
+    leave_out
     """.split()
 )
 """Keys that only the server uses: a site keeps the defaults."""

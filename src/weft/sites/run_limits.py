@@ -35,6 +35,10 @@ MOST: dict[str, float] = {
     "eval_batch_size": 4096,
     "fed_args.seeds": 65_536,
     "fed_args.fragments": 1024,
+    "codec_args.rank": 1024,
+    "codec_args.iterations": 64,
+    "codec_down_args.rank": 1024,
+    "codec_down_args.iterations": 64,
 }
 """The most of each key; KEY.NAME is the parameter NAME among a part's own."""
 CHARACTERS = 1_000_000

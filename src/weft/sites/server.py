@@ -14,10 +14,12 @@ from weft.federation.plan import Plan
 from weft.federation.state import expected_streams, to_use
 from weft.json_types import JsonObject
 from weft.launch import compose, provenance
+from weft.launch.best import read_tasks
 from weft.launch.client import ClientBuilder
 from weft.launch.disk_full import explain_full_disk
 from weft.launch.extend import CHANGEABLE, report_changes
 from weft.launch.run import Run
+from weft.launch.run_tasks import RunTasks
 from weft.launch.trainer import Trainer
 from weft.models.fingerprint import fingerprint
 from weft.models.resident import Resident
@@ -64,6 +66,7 @@ def serve(
     notes: list[str] = []  # of the builder, until there is a Progress to print them
     builder = _builder(asked.at_server(part_files.at_server(keys, parts), endpoints), notes.append)
     config, rejoin = builder.config, Rejoin(Path(builder.config.output_dir) / SITES, resume=resume)
+    tasks = read_tasks(config, builder.plan)
     rejoin.check(config.sites, sites, config.rejoin_timeout)  # before the model is loaded: it may be often
     base = fingerprint(builder.model)
     with (
@@ -79,7 +82,7 @@ def serve(
         Progress(config.num_rounds, quiet=False, as_json=True) as progress,
         Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers,
     ):
-        birth = _birth(builder, run, notes, progress.note)
+        birth = _birth(builder, tasks, run, notes, progress.note)
         limits = config.silence_timeout, lambda: (1, 1), config.turn_timeout
         remote = RemoteSites(transport, run_id(keys), *limits, note=progress.note)
         terms = Terms(keys, base, birth, version, _largest_cohort(builder), config.min_clients)
@@ -87,19 +90,22 @@ def serve(
         rejoin.keep(rows := agreement.rows_of_participants())
         hear({"sites": rows, "refused": agreement.refused})
         _settle(builder, remote, agreement)
-        builder.take(population := agreement.population())
+        builder.take(population := agreement.population(agreement.left_out(config)))
         host, values = builder.host(conditions=compose.conditions(config))
         parties = (config, run, host, population, progress, trackers)
-        training = Trainer(*parties, begin=lambda _: nullcontext(remote), listener=hear)
+        training = Trainer(*parties, tasks=tasks, begin=lambda _: nullcontext(remote), listener=hear)
         hear({"undelivered": _send_result(training.run_all(values), builder.plan, remote, rows)})
         return Run(run.path)
 
 
-def _birth(builder: ClientBuilder, run: RunDir, notes: Iterable[str], note: Callable[[str], None]) -> str:
+def _birth(
+    builder: ClientBuilder, tasks: RunTasks, run: RunDir, notes: Iterable[str], note: Callable[[str], None]
+) -> str:
     """Note what there is, and what the run is made of and was not when it began; return the id of its begin."""
     for sentence in notes:
         note(sentence)
-    current = provenance.at_server(builder.config, builder.tokenizer)
+    tasks.check_template(builder.tokenizer)
+    current = provenance.at_server(builder.config, builder.tokenizer) | tasks.fingerprints()
     report_changes(builder.config, run, current, note)
     return fingerprints.keep(run, current, max(run.rounds, default=0))
 

@@ -9,7 +9,7 @@ from weft.errors import DataError
 from weft.json_types import JsonObject
 from weft.tasks.expressions import evaluate
 from weft.tasks.requests import ChoiceLogps, Choices, Item, Record, Reply
-from weft.tasks.scorer import Expression, Measures, Scorer, label_measures
+from weft.tasks.scorer import Expression, Measures, Scorer, f1_values, label_measures
 
 
 class Choice(Scorer):
@@ -82,6 +82,11 @@ class Choice(Scorer):
         if isinstance(self.choices, list):
             result |= label_measures(records)
         return result
+
+    def values(self, records: Sequence[Record]) -> dict[str, dict[int, float]]:
+        """Return those of the accuracies, and of macro-F1 where all rows have the same choices."""
+        result = super().values(records)
+        return result | {"macro_f1": f1_values(records)} if isinstance(self.choices, list) else result
 
 
 def _likeliest(values: Sequence[float]) -> int:

@@ -9,7 +9,7 @@ from weft.json_types import JsonObject
 from weft.tasks import judge, statistics
 from weft.tasks.expressions import evaluate
 from weft.tasks.requests import Item, Record, Reply, Texts, Writing
-from weft.tasks.scorer import Expression, Measures, Scorer
+from weft.tasks.scorer import Expression, Measures, Scorer, ratio_values
 
 
 class Rated(Scorer):
@@ -67,6 +67,16 @@ class Rated(Scorer):
         if len(turns) > 1:
             result |= {name: statistics.mean([record.scores[name] for record in own]) for name, own in each.items()}
         return result | {"unrated": statistics.Measure(sum(missing) / max(1, len(missing)), None, len(missing))}
+
+    def values(self, records: Sequence[Record]) -> dict[str, dict[int, float]]:
+        """Return those of the rating over all turns, of the items that have one."""
+        ratings = {
+            record.number: [value for name, value in record.scores.items() if name.startswith("rating_turn_")]
+            for record in records
+        }
+        rated = {number: own for number, own in ratings.items() if own}
+        tops, bottoms = [sum(own) for own in rated.values()], [float(len(own)) for own in rated.values()]
+        return {"rating": dict(zip(rated, ratio_values(tops, bottoms), strict=True))} if rated else {}
 
     def answer_text(self, row: JsonObject) -> str:
         """Return the first reference answer; "" where there is none."""

@@ -44,8 +44,7 @@ class Encoder:
         """Return a prompt as the model's own text; `more`: the answers and turns after it, in turn."""
         if not self.chat:
             return prompt.text + "".join(more)
-        roles = ("assistant", "user")
-        turns = [*prompt.messages, *({"role": roles[i % 2], "content": text} for i, text in enumerate(more))]
+        turns = prompt.conversation(more)
         text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         return text
 

@@ -13,7 +13,7 @@ from weft.tasks import math_answers, spans
 from weft.tasks.answers import Reading, normalise, number_of, plain, read_label, word_f1
 from weft.tasks.expressions import evaluate
 from weft.tasks.requests import Item, Record, Reply, Texts, Writing
-from weft.tasks.scorer import Expression, Measures, Scorer, label_measures
+from weft.tasks.scorer import Expression, Measures, Scorer, f1_values, label_measures
 from weft.tasks.statistics import Measure
 
 MAIN = {"labels": "accuracy", "bleu": "bleu"}
@@ -138,6 +138,13 @@ class Generate(Scorer):
             result = {"bleu": Measure(corpus_bleu(records), None, len(records), len(records))} | result
         return result
 
+    def values(self, records: Sequence[Record]) -> dict[str, dict[int, float]]:
+        """Return those of the means, of macro-F1 of labels, and of BLEU over all texts."""
+        result = super().values(records)
+        if self.compare == "labels":
+            return result | {"macro_f1": f1_values(records)}
+        return result | {"bleu": bleu_values(records)} if self.compare == "bleu" else result
+
 
 def corpus_bleu(records: Sequence[Record]) -> float:
     """Return the BLEU (0 to 100) of all texts, by sacrebleu with its 13a tokens.
@@ -145,13 +152,43 @@ def corpus_bleu(records: Sequence[Record]) -> float:
     Raises:
         MissingExtra: sacrebleu is not installed.
     """
-    try:
-        import sacrebleu  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        raise MissingExtra("sacrebleu", "eval", "BLEU") from None
+    sacrebleu = _sacrebleu()
     texts = [str(record.reply["text"]) for record in records]
     rights = [[str(text) for text in record.notes["right"]] for record in records]
     most = max(map(len, rights))
     streams = [[right[min(number, len(right) - 1)] for right in rights] for number in range(most)]
     score: float = sacrebleu.corpus_bleu(texts, streams).score
     return score
+
+
+def bleu_values(records: Sequence[Record]) -> dict[int, float]:
+    """Return the values of BLEU, as `Scorer.values` has them: what it changes by without each text (the jackknife).
+
+    Raises:
+        MissingExtra: sacrebleu is not installed.
+    """
+    bleu = _sacrebleu().metrics.BLEU(effective_order=True)
+    parts = []
+    for record in records:
+        part = bleu.sentence_score(str(record.reply["text"]), [str(text) for text in record.notes["right"]])
+        parts.append([*part.counts, *part.totals, part.sys_len, part.ref_len])
+    sums, count = [sum(column) for column in zip(*parts, strict=True)], len(records)
+
+    def score(totals: Sequence[float]) -> float:
+        half = (len(totals) - 2) // 2
+        matches, grams, *lengths = totals[:half], totals[half:-2], *totals[-2:]
+        value: float = bleu.compute_bleu(matches, grams, *lengths, smooth_method="exp").score
+        return value
+
+    without = [score([of - own for of, own in zip(sums, part, strict=True)]) for part in parts]
+    middle, all_of_them = sum(without) / count, score(sums)
+    values = (all_of_them + (count - 1) * (middle - value) for value in without)
+    return {record.number: value for record, value in zip(records, values, strict=True)}
+
+
+def _sacrebleu() -> Any:
+    try:
+        import sacrebleu  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        raise MissingExtra("sacrebleu", "eval", "BLEU") from None
+    return sacrebleu

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from weft.errors import ClientFailed, ConfigError, RunError
-from weft.models.endpoint import Endpoint, Reply, RequestRefused
+from weft.models.completions import Reply
+from weft.models.endpoint import Endpoint, RequestRefused
 from weft.tasks.judge_templates import Kind, Template, Templates, built_in, preference, rating
 from weft.tasks.judgements import Judgements, digest
 

@@ -1,56 +1,35 @@
-"""The judgements that were paid for: a file of JSON lines, one for each, by a digest of what was asked."""
+"""The judgements that were paid for, by a digest of what was asked."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from weft.errors import ConfigError, RunError
 from weft.json_types import JsonObject
-from weft.models.endpoint import Reply
+from weft.models.completions import Reply
+from weft.tasks.kept import Kept, digest_of_question
+
+FIELDS = ("reply", "prompt_tokens", "completion_tokens", "finish")
 
 
 def digest(model: str, messages: Sequence[Mapping[str, str]], parameters: Mapping[str, object]) -> str:
-    """Return the name of a question: SHA-256 of all that its answer depends on."""
-    words = json.dumps([model, [dict(one) for one in messages], dict(parameters)], sort_keys=True)
-    return hashlib.sha256(words.encode()).hexdigest()
+    """Return the name of a question to a judge."""
+    return digest_of_question(model, [dict(one) for one in messages], dict(parameters))
 
 
 class Judgements:
-    """Replies of a judge by digest; each is on disk before the next is asked for, so that none is paid for twice."""
+    """Replies of a judge by digest, in a file."""
 
     def __init__(self, path: Path) -> None:
-        """Read what is there; a last line that a kill cut off is dropped.
-
-        Raises:
-            ConfigError: the file cannot be read, or is none of judgements.
-        """
-        self.path = path
-        self._lock = threading.Lock()
-        self._known: dict[str, Reply] = {}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            raw = path.read_bytes() if path.exists() else b""
-            whole = raw[: raw.rfind(b"\n") + 1]
-            for line in whole.split(b"\n")[:-1]:
-                one = json.loads(line)
-                tokens = (one["prompt_tokens"], one["completion_tokens"])
-                self._known[one["key"]] = Reply(one["reply"], *tokens, one["finish"])
-            if len(whole) < len(raw):
-                os.truncate(path, len(whole))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"'{path}' cannot be read as judgements ({type(error).__name__}): move it away, and they are asked for "
-                "anew."
-            ) from None
+        """Read what is there; raises as `Kept`."""
+        self._kept = Kept(path, "judgements", FIELDS)
 
     def get(self, key: str) -> Reply | None:
         """Return a reply; None: it is not known."""
-        return self._known.get(key)
+        line = self._kept.get(key)
+        if line is None:
+            return None
+        return Reply(line["reply"], line["prompt_tokens"], line["completion_tokens"], line["finish"])
 
     def put(self, key: str, item: str, reply: Reply) -> None:
         """Keep a reply.
@@ -63,15 +42,5 @@ class Judgements:
         Raises:
             RunError: it cannot be written.
         """
-        line: JsonObject = {"key": key, "item": item, "reply": reply.text, "finish": reply.finish}
-        line |= {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
-        with self._lock:
-            try:
-                with open(self.path, "ab") as file:
-                    file.write(json.dumps(line).encode() + b"\n")
-            except OSError as error:
-                raise RunError(
-                    f"A judgement cannot be written to '{self.path}' ({error.strerror}): make room, then run the same "
-                    "command again; the earlier ones are kept."
-                ) from None
-            self._known[key] = reply
+        line: JsonObject = {"item": item, "reply": reply.text, "finish": reply.finish}
+        self._kept.put(key, line | {"prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from weft.errors import ConfigError
-from weft.models.generate import Sampling, answer_text, generate
+from weft.models.generate import Sampling, generate
 from weft.models.layout import Question
 from weft.tasks.encoding import Encoder, Stop, context_of, until_first, windows
 from weft.tasks.requests import ChoiceLogps, Choices, EvaluatedModel, Text, TextLogp, Texts, Writing
@@ -82,6 +82,17 @@ class LocalModel(EvaluatedModel):
             ChoiceLogps(tuple(logps), tuple(count), cut) for logps, count, cut in zip(values, counts, cuts, strict=True)
         ]
 
+    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
+        """Return the log-probability (nats) of each text after another one, and whether it is what the model would
+        write greedily. Texts after the same one are scored together."""
+        groups, _ = self._questions([self.encoder.pair(*pair) for pair in pairs])
+        results = [(0.0, True)] * len(pairs)
+        scored = self._scored([question for question, _ in groups])
+        for (_, members), values in zip(groups, scored, strict=True):
+            for member, value in zip(members, values, strict=True):
+                results[member] = value
+        return results
+
     def _questions(self, pairs: Sequence[tuple[list[int], list[int]]]) -> tuple[list[tuple[Question, list[int]]], bool]:
         """Return questions whose choices share a prompt, with the choices' numbers, and whether anything was cut."""
         groups: dict[tuple[int, ...], list[int]] = {}
@@ -102,16 +113,28 @@ class LocalModel(EvaluatedModel):
         ], cut
 
     def _rank(self, questions: Sequence[Question]) -> list[list[float]]:
-        from weft.objectives.choices import choice_logps
+        return [[logp for logp, _ in values] for values in self._scored(questions, greed=False)]
+
+    def _scored(self, questions: Sequence[Question], *, greed: bool = True) -> list[list[tuple[float, bool]]]:
+        """Return, of every choice of every question, its log-probability, and whether its tokens are the likeliest.
+
+        Without `greed` the latter is not computed.
+        """
+        from weft.objectives.choices import choice_logps, choice_logps_and_greed
 
         sizes = [len(q.prompt) + sum(map(len, q.choices)) for q in questions]
-        results: list[list[float]] = [[] for _ in questions]
+        results: list[list[tuple[float, bool]]] = [[] for _ in questions]
         with self.model.evaluating():
             for chunk in _batches(sizes, self.batch_size):
-                logps = choice_logps(self.model, [questions[number] for number in chunk]).tolist()
+                asked = [questions[number] for number in chunk]
+                if greed:
+                    logps, likeliest = choice_logps_and_greed(self.model, asked)
+                    values = list(zip(logps.tolist(), likeliest.tolist(), strict=True))
+                else:
+                    values = [(logp, False) for logp in choice_logps(self.model, asked).tolist()]
                 at = 0
                 for number in chunk:
-                    results[number] = logps[at : at + len(questions[number].choices)]
+                    results[number] = values[at : at + len(questions[number].choices)]
                     at += len(questions[number].choices)
         return results
 
@@ -195,7 +218,7 @@ class LocalModel(EvaluatedModel):
                     raw = self.model.tokenizer.decode(answer.ids, skip_special_tokens=True)
                     text = until_first(raw, until)
                     ended[number] &= answer.ended or text != raw
-                    samples[number][sample].append(answer_text(self.model.tokenizer, answer) if self.chat else text)
+                    samples[number][sample].append(text.strip() if self.chat else text)
 
 
 def _batches(sizes: Sequence[int], most: int) -> Iterator[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from weft.json_types import JsonObject
@@ -44,3 +45,8 @@ class Prompt:
         for shot in self.shots:
             turns += [{"role": "user", "content": shot.question}, {"role": "assistant", "content": shot.answer}]
         return [*turns, {"role": "user", "content": self.question}]
+
+    def conversation(self, more: Sequence[str]) -> list[JsonObject]:
+        """The prompt as turns, and those after it: `more` holds the model's answers and the user's turns, in turn."""
+        roles = ("assistant", "user")
+        return [*self.messages, *({"role": roles[i % 2], "content": text} for i, text in enumerate(more))]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from weft.json_types import JsonObject
 from weft.tasks.prompts import Prompt
@@ -66,6 +67,8 @@ class ChoiceLogps:
     tokens: tuple[int, ...]
     cut: bool = False
     """The beginning of the prompt was cut off, because it was longer than the model's context."""
+    reference: tuple[float, ...] = ()
+    """Nats, of a reference model; empty: there is none."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class Texts:
     ended: bool = True
     """Every text came to an end by itself."""
     cut: bool = False
+    refused: bool = False
+    """The endpoint refused to write a text, which is empty."""
 
     @property
     def first(self) -> str:
@@ -108,10 +113,12 @@ class Record:
     scores: dict[str, float]
     reply: JsonObject
     notes: JsonObject = field(default_factory=dict)
+    row: str = ""
+    """Digest of the row, by which records of two models are known to be of the same item."""
 
     def as_json(self) -> JsonObject:
         """Return the record as plain data, without what is empty."""
-        result: JsonObject = {"item": self.number, "group": self.group, "cluster": self.cluster}
+        result: JsonObject = {"item": self.number, "group": self.group, "cluster": self.cluster, "row": self.row}
         result = {key: value for key, value in result.items() if value != ""} | {"scores": self.scores}
         return result | {"reply": self.reply} | ({"notes": self.notes} if self.notes else {})
 
@@ -120,11 +127,14 @@ class Record:
         """Return the record of plain data."""
         group, cluster = (str(data.get(key, "")) for key in ("group", "cluster"))
         scores = {str(key): float(value) for key, value in data["scores"].items()}
-        return cls(int(data["item"]), group, cluster, scores, data["reply"], data.get("notes", {}))
+        return cls(int(data["item"]), group, cluster, scores, data["reply"], data.get("notes", {}), data.get("row", ""))
 
 
 class EvaluatedModel(ABC):
     """A model that tasks are put to: here, or behind an API."""
+
+    chunk: ClassVar[int] = 256
+    """Items between two writes of records."""
 
     @abstractmethod
     def score_choices(self, requests: Sequence[Choices]) -> list[ChoiceLogps]:
@@ -146,3 +156,23 @@ class EvaluatedModel(ABC):
         if isinstance(first, Writing):
             return list(self.write([request for request in requests if isinstance(request, Writing)], seed))
         return list(self.score_texts([request for request in requests if isinstance(request, Text)]))
+
+
+class WithReference(EvaluatedModel):
+    """A model whose log-probabilities of choices stand beside those of a reference model."""
+
+    def __init__(self, model: EvaluatedModel, reference: EvaluatedModel) -> None:
+        self.model, self.reference = model, reference
+
+    def score_choices(self, requests: Sequence[Choices]) -> list[ChoiceLogps]:
+        """Return what both models reply."""
+        pairs = zip(self.model.score_choices(requests), self.reference.score_choices(requests), strict=True)
+        return [replace(own, cut=own.cut or other.cut, reference=other.logps) for own, other in pairs]
+
+    def write(self, requests: Sequence[Writing], seed: int) -> list[Texts]:
+        """Return what the model alone replies."""
+        return self.model.write(requests, seed)
+
+    def score_texts(self, requests: Sequence[Text]) -> list[TextLogp]:
+        """Return what the model alone replies."""
+        return self.model.score_texts(requests)

@@ -66,9 +66,12 @@ def write_results(folder: Path, results: JsonObject) -> Path:
     """Write the results of an evaluation, and return the file; those of tasks that were put earlier stay."""
     try:
         former = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):  # a file that somebody broke is written anew from the records
+    except (FileNotFoundError, ValueError):
         former = {}
-    results = results | {key: former.get(key, {}) | results[key] for key in BY_TASK}
+    # A file that somebody broke is written anew from the records.
+    former = former if isinstance(former, dict) else {}
+    earlier = {key: part for key in BY_TASK if isinstance(part := former.get(key), dict)}
+    results = results | {key: earlier.get(key, {}) | results[key] for key in BY_TASK}
     write_atomic(folder / FILE, (json.dumps(results, indent=2, ensure_ascii=False) + "\n").encode())
     return folder / FILE
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from weft.core.digests import digest_of
 from weft.errors import DataError
 from weft.json_types import JsonObject
 from weft.tasks.declaration import EvalTask
@@ -13,8 +15,8 @@ from weft.tasks.scorer import Measures
 from weft.tasks.statistics import Measure
 from weft.tasks.store import Store
 
-CHUNK = 256
-"""Items between two writes."""
+DIGITS = 16
+"""Of the digest of an item's row."""
 Say = Callable[[str, int, int], None]
 """Receives a task's name, the number of items that are done, and that of all."""
 
@@ -42,6 +44,11 @@ class Result:
         """Items whose prompt lost its beginning."""
         return sum(bool(record.reply.get("cut")) for record in self.records)
 
+    @property
+    def refused(self) -> int:
+        """Items that the endpoint refused to answer, which count as empty answers."""
+        return sum(bool(record.reply.get("refused")) for record in self.records)
+
 
 def put(
     task: EvalTask,
@@ -68,14 +75,14 @@ def put(
     """
     done = store.records(task)
     todo = [item for item in items if item.number not in done]
-    for at in range(0, len(todo), CHUNK):
+    for at in range(0, len(todo), model.chunk):
         if say is not None:
             say(task.name, len(items) - len(todo) + at, len(items))
-        chunk = todo[at : at + CHUNK]
+        chunk = todo[at : at + model.chunk]
         requests = [task.scorer.request(item) for item in chunk]
         requests = [prepare(request) if isinstance(request, Writing) else request for request in requests]
         # The same items get the same seed, whatever was done before a stop.
-        replies = _answered(task, chunk, model, requests, seed + chunk[0].number, prepare)
+        replies = answered(task, chunk, model, requests, seed + chunk[0].number, prepare)
         records = finish(task, chunk, replies) if finish is not None else records_of(task, chunk, replies)
         store.add(task, records)
         done |= {record.number: record for record in records}
@@ -84,7 +91,7 @@ def put(
     return [done[item.number] for item in items]
 
 
-def _answered(
+def answered(
     task: EvalTask,
     items: Sequence[Item],
     model: EvaluatedModel,
@@ -109,7 +116,9 @@ def records_of(task: EvalTask, items: Sequence[Item], replies: Sequence[Reply]) 
 
 def record_of(task: EvalTask, item: Item, reply: Reply, scores: dict[str, float], **notes: object) -> Record:
     """Return the record of one item."""
-    return Record(item.number, item.group, item.cluster, scores, reply_json(reply), task.scorer.notes(item) | notes)
+    notes = task.scorer.notes(item) | notes
+    row = digest_of([json.dumps(item.row, sort_keys=True, default=str)])[:DIGITS]
+    return Record(item.number, item.group, item.cluster, scores, reply_json(reply), notes, row)
 
 
 def reply_json(reply: Reply) -> JsonObject:
@@ -118,9 +127,11 @@ def reply_json(reply: Reply) -> JsonObject:
         texts = [list(sample) for sample in reply.samples]
         alone = len(texts) == len(texts[0]) == 1
         result: JsonObject = {"text": texts[0][0]} if alone else {"text": texts[0][0], "samples": texts}
-        return result | {name: True for name, is_so in (("unended", not reply.ended), ("cut", reply.cut)) if is_so}
+        marks = {"unended": not reply.ended, "cut": reply.cut, "refused": reply.refused}
+        return result | {name: True for name, is_so in marks.items() if is_so}
     if isinstance(reply, ChoiceLogps):
         result = {"logps": [round(value, 6) for value in reply.logps], "tokens": list(reply.tokens)}
+        result |= {"reference": [round(value, 6) for value in reply.reference]} if reply.reference else {}
         return result | ({"cut": True} if reply.cut else {})
     result = {"logp": round(reply.logp, 6), "tokens": reply.tokens}
     return result | ({"windows": reply.windows} if reply.windows > 1 else {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -80,6 +81,19 @@ class Scorer(BaseModel):
             if all(name in record.scores for record in records)
         }
 
+    def values(self, records: Sequence[Record]) -> dict[str, dict[int, float]]:
+        """Return of each metric a value for every item, by number; their mean is the metric.
+
+        A metric that is no mean has the values of its first-order change with each item (the delta method), so that the
+        differences of two models' values say how sure the difference of the metric is.
+        """
+        names = dict.fromkeys(name for record in records for name in record.scores if name not in LABELS)
+        return {
+            name: {record.number: record.scores[name] for record in records}
+            for name in names
+            if all(name in record.scores for record in records)
+        }
+
 
 LABELS = ("right", "given")
 """Scores that are numbers of labels: of the right one, and of the one that was given (-1: none could be read)."""
@@ -93,3 +107,22 @@ def label_measures(records: Sequence[Record]) -> Measures:
     count = len(records)
     majority = Measure(max(rights.values()) / count, None, count, count)
     return {"macro_f1": Measure(f1, None, count, count), "majority": majority}
+
+
+def f1_values(records: Sequence[Record]) -> dict[int, float]:
+    """Return the values of macro-F1, as `Scorer.values` has them."""
+    pairs = [(record.scores["right"], record.scores["given"]) for record in records]
+    labels = sorted({label for pair in pairs for label in pair if label >= 0})
+    values = [0.0] * len(pairs)
+    for label in labels:
+        hits = [2.0 * (right == given == label) for right, given in pairs]
+        named = [float(right == label) + float(given == label) for right, given in pairs]
+        for place, value in enumerate(ratio_values(hits, named)):
+            values[place] += value / len(labels)
+    return {record.number: value for record, value in zip(records, values, strict=True)}
+
+
+def ratio_values(tops: Sequence[float], bottoms: Sequence[float]) -> list[float]:
+    """Return values whose mean is the ratio of two sums, and which vary as it does with each item."""
+    ratio, average = math.fsum(tops) / math.fsum(bottoms), math.fsum(bottoms) / len(bottoms)
+    return [ratio + (top - ratio * bottom) / average for top, bottom in zip(tops, bottoms, strict=True)]

@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 QUANTILE = 1.959963984540054
 """Of the normal distribution at 97.5 %: a two-sided interval of 95 %."""
-POWER_QUANTILE = 0.8416212335729143
-"""At 80 %: the usual chance to see a difference that is there."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +61,28 @@ def mean(values: Sequence[float], clusters: Sequence[str] | None = None) -> Meas
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference of two models on the same items."""
+    """The mean of paired differences: of two models on the same items, or of two runs with the same seeds."""
 
     value: float
-    """Mean of the second model's values less the first one's."""
+    """Mean of the second one's values less the first one's."""
     error: float | None
+    """Standard error; None: there is none, as of one pair."""
     count: int
+    clusters: int = 0
+    """Independent groups of pairs; 0: every pair is independent."""
+
+    @property
+    def degrees(self) -> int:
+        """The degrees of freedom of Student's distribution: the independent groups less one."""
+        return max(1, (self.clusters or self.count) - 1)
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval; None without a standard error."""
-        return Measure(self.value, self.error).interval
+        """The 95 % interval, by Student's distribution; None without a standard error."""
+        if self.error is None:
+            return None
+        half = student_quantile(0.975, self.degrees) * self.error
+        return self.value - half, self.value + half
 
     @property
     def shown(self) -> bool:
@@ -82,21 +92,60 @@ class Difference:
 
     @property
     def smallest_visible(self) -> float | None:
-        """The smallest true difference that would be shown with a chance of 80 %."""
-        return None if self.error is None else (QUANTILE + POWER_QUANTILE) * self.error
+        """The smallest true difference that would be shown with a chance of 80 %; None where no pair differs."""
+        if not self.error:
+            return None
+        return (student_quantile(0.975, self.degrees) + student_quantile(0.8, self.degrees)) * self.error
 
 
 def difference(
     first: Mapping[int, float], second: Mapping[int, float], clusters: Mapping[int, str] | None = None
 ) -> Difference:
-    """Return the paired difference over the items that both models were asked.
+    """Return the paired difference over what both have a value of.
 
     Args:
-        first: value by the item's number.
+        first: value by the number of an item, or by seed.
         second: the other model's.
         clusters: of items, by number; None: items are independent.
     """
     numbers = sorted(first.keys() & second.keys())
     names = [clusters[number] for number in numbers] if clusters else None
     result = mean([second[number] - first[number] for number in numbers], names)
-    return Difference(result.value, result.error, len(numbers))
+    groups, error = result.clusters, result.error
+    if error is not None and 1 < groups < result.count:
+        # Squares of few sums are too small by (groups - 1) / groups, as those of few items are.
+        error *= math.sqrt(groups / (groups - 1))
+    return Difference(result.value, error, len(numbers), groups)
+
+
+def student_quantile(probability: float, degrees: int) -> float:
+    """Return the quantile of Student's t distribution, to nine digits.
+
+    Args:
+        probability: between 0.5 and 1.
+        degrees: of freedom, 1 or more.
+    """
+    z = NormalDist().inv_cdf(probability)
+    if degrees > 200:  # Abramowitz and Stegun 26.7.5
+        first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+        third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+        fourth = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
+        return z + first / degrees + second / degrees**2 + third / degrees**3 + fourth / degrees**4
+    low, high = 0.0, math.pi / 2  # of the angle whose tangent is t / sqrt(degrees)
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _student_within(middle, degrees) < 2 * probability - 1 else (low, middle)
+    return math.tan((low + high) / 2) * math.sqrt(degrees)
+
+
+def _student_within(angle: float, degrees: int) -> float:
+    """Return the probability that |t| is at most sqrt(degrees) tan(angle): Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    cosine, sine = math.cos(angle), math.sin(angle)
+    if degrees == 1:
+        return angle * 2 / math.pi
+    odd = degrees % 2
+    term = total = cosine if odd else 1.0
+    for number in range(3 if odd else 2, degrees, 2):
+        term *= cosine**2 * (number - 1) / number
+        total += term
+    return (angle + sine * total) * 2 / math.pi if odd else sine * total

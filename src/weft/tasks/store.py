@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from weft.core.digests import digest_of
-from weft.core.files import write_atomic
+from weft.core.files import drop_unfinished_line, whole_lines, write_atomic
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
 from weft.tasks.declaration import EvalTask, as_json
@@ -16,6 +16,10 @@ from weft.tasks.requests import Record
 
 SETTINGS = "settings.json"
 ITEMS = "items"
+REPLIES = "replies.jsonl"
+"""What an endpoint answered so far."""
+FOLDER, END = "evaluation", "end"
+"""Of a run's directory: its evaluations, and that of its end."""
 
 
 class Store:
@@ -48,11 +52,11 @@ class Store:
         if not folder.is_dir() or (any(folder.iterdir()) and not (folder / SETTINGS).exists()):
             raise ConfigError(f"'{folder}' holds something else than an evaluation: give another --output_dir.")
         if overwrite:
-            for path in [*(folder / ITEMS).glob("*.jsonl"), folder / "results.json"]:
+            for path in [*(folder / ITEMS).glob("*.jsonl"), folder / "results.json", folder / REPLIES]:
                 path.unlink(missing_ok=True)
             return
         if (folder / SETTINGS).exists():
-            former = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+            former = _former(folder / SETTINGS)
             changes = [key for key in sorted({*former, *self.settings}) if former.get(key) != self.settings.get(key)]
             if changes:
                 raise ConfigError(
@@ -64,25 +68,30 @@ class Store:
         """Return the records of a task so far, by the items' numbers; a line that was not finished counts as none.
 
         Raises:
-            ConfigError: they are of the task as it was before its file changed.
+            ConfigError: they are of the task as it was before its file changed, or a line is broken; its number is
+                given.
         """
         path = self._file(task)
-        if not path.exists():
-            return {}
-        lines = path.read_bytes().split(b"\n")
-        whole = lines[:-1]
-        if lines[-1]:  # a kill cut it off
-            with open(path, "r+b") as file:
-                file.truncate(len(b"".join(line + b"\n" for line in whole)))
-        if not whole:
-            return {}
-        if json.loads(whole[0]).get("task") != self._digest(task):
-            raise ConfigError(
-                f"'{path}' was written for the task '{task.name}' as it was before its file, or its settings, changed: "
-                "give another --output_dir, or --overwrite."
-            )
-        records = (Record.of(json.loads(line)) for line in whole[1:])
-        return {record.number: record for record in records}
+        records = {}
+        for number, line in enumerate(whole_lines(path), 1):
+            try:
+                data = json.loads(line)
+                if number > 1:
+                    record = Record.of(data)
+                    records[record.number] = record
+                    continue
+                digest = data.get("task")
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise ConfigError(
+                    f"Line {number} of '{path}' is no record of an item: delete the file, and the task is put again."
+                ) from None
+            if digest != self._digest(task):
+                raise ConfigError(
+                    f"'{path}' was written for the task '{task.name}' as it was before its file, or its settings, "
+                    "changed: give another --output_dir, or --overwrite."
+                )
+        drop_unfinished_line(path)
+        return records
 
     def add(self, task: EvalTask, records: Sequence[Record]) -> None:
         """Append records, durably."""
@@ -98,6 +107,18 @@ class Store:
 
     def _digest(self, task: EvalTask) -> str:
         return digest_of([json.dumps(as_json(task), sort_keys=True)])
+
+
+def _former(path: Path) -> JsonObject:
+    try:
+        former = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        former = None
+    if not isinstance(former, dict):
+        raise ConfigError(
+            f"'{path}' does not say what the results beside it are of: give another --output_dir, or --overwrite."
+        )
+    return former
 
 
 def _line(data: JsonObject) -> bytes:

@@ -10,7 +10,7 @@ from weft.json_types import JsonObject
 from weft.tasks import statistics
 from weft.tasks.expressions import render
 from weft.tasks.requests import ChoiceLogps, Choices, Item, Record, Reply, Text, TextLogp
-from weft.tasks.scorer import Measures, Scorer
+from weft.tasks.scorer import Measures, Scorer, ratio_values
 
 
 class BitsPerByte(Scorer):
@@ -52,6 +52,14 @@ class BitsPerByte(Scorer):
         perplexity = math.exp(nats) if nats < 700 else math.inf
         return {"bits_per_byte": measure, "perplexity": statistics.Measure(perplexity, None, len(records))}
 
+    def values(self, records: Sequence[Record]) -> dict[str, dict[int, float]]:
+        """Return those of the bits over the bytes of all texts."""
+        bits, sizes = ([record.scores[name] for record in records] for name in ("bits", "bytes"))
+        if not sum(sizes):
+            return {}
+        values = ratio_values(bits, sizes)
+        return {"bits_per_byte": {record.number: value for record, value in zip(records, values, strict=True)}}
+
 
 class Preference(Scorer):
     """Whether the preferred answer is likelier than the other one, after the same prompt."""
@@ -73,15 +81,21 @@ class Preference(Scorer):
         return Choices(item.prompt, (render(self.chosen, item.row), render(self.rejected, item.row)), self.delimiter)
 
     def scores(self, item: Item, reply: Reply) -> Mapping[str, float]:
-        """Return whether the preferred answer is likelier, in sum and for each token, and by how much."""
+        """Return whether the preferred answer is likelier, in sum and for each token, and by how much (nats); with a
+        reference model also by how much more than there, which is DPO's reward margin over beta."""
         assert isinstance(reply, ChoiceLogps)
         chosen, rejected = reply.logps
         each = [logp / max(1, count) for logp, count in zip(reply.logps, reply.tokens, strict=True)]
-        return {
+        scores = {
             "preference_accuracy": _won(chosen, rejected),
             "preference_accuracy_norm": _won(*each),
             "margin": chosen - rejected,
         }
+        if reply.reference:
+            # As trl has it: what the model prefers more strongly than its reference does; a tie is no preference.
+            reward = (chosen - reply.reference[0]) - (rejected - reply.reference[1])
+            scores |= {"reward_accuracy": float(reward > 0), "reward_margin": reward}
+        return scores
 
     def perfect(self, item: Item) -> ChoiceLogps:
         """Return a reply by which the preferred answer alone is likely."""

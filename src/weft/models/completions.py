@@ -1,0 +1,70 @@
+"""What an OpenAI-compatible server answers: texts with what they cost, and log-probabilities of texts."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from weft.json_types import JsonObject
+
+
+class Reply(NamedTuple):
+    """An answer in a chat, and what it cost."""
+
+    text: str
+    prompt_tokens: int | None
+    """As the server counts them; None: it does not."""
+    completion_tokens: int | None
+    finish: str
+    """stop, length, content_filter, ..., as the server says; "" if it does not."""
+
+
+class ScoredText(NamedTuple):
+    """A text, and the spans of it (first character, end) whose log-probability is asked for."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+
+
+class NoLogprobs(Exception):
+    """A server's answer holds no log-probabilities of the text that it was sent."""
+
+
+def usage(answer: JsonObject) -> tuple[int | None, int | None]:
+    """Return the tokens of the prompt and of the reply, as the server counts them."""
+    counts = answer.get("usage")
+    counts = counts if isinstance(counts, dict) else {}
+    prompt, completion = (counts.get(name) for name in ("prompt_tokens", "completion_tokens"))
+    return prompt if isinstance(prompt, int) else None, completion if isinstance(completion, int) else None
+
+
+def reply_of(answer: JsonObject, text: object) -> Reply:
+    """Return the first choice of an answer, whose text is given, with what it cost."""
+    choice = answer["choices"][0]
+    finish = choice.get("finish_reason") if isinstance(choice, dict) else None
+    return Reply(text if isinstance(text, str) else "", *usage(answer), str(finish or ""))
+
+
+def span_score(text: ScoredText, logprobs: JsonObject) -> tuple[float, int]:
+    """Return the sum of the log-probabilities (nats) of the tokens that begin in a text's spans, and their number.
+
+    Raises:
+        NoLogprobs: there are none.
+    """
+    values, tokens = logprobs.get("token_logprobs"), logprobs.get("tokens") or []
+    if not values or len(values) < 2:
+        raise NoLogprobs
+    places = logprobs.get("text_offset")
+    if not places:  # not every server returns offsets: count the characters of the tokens
+        places, at = [], 0
+        for token in tokens:
+            places.append(at)
+            at += len(token)
+    first = tokens[0].strip() if tokens and isinstance(tokens[0], str) else ""
+    # A token that the server puts before the text, such as <s>, is none of it, though its letters may be counted.
+    added = values[0] is None and bool(first) and not text.text.lstrip().startswith(first)
+    before = int(places[1]) if added else 0
+    total, count = 0.0, 0
+    for place, value in zip(places, values, strict=False):
+        if value is not None and any(begin <= place - before < end for begin, end in text.spans):
+            total, count = total + float(value), count + 1
+    return total, count

@@ -1,0 +1,145 @@
+"""`weft evaluate --harness lm_eval`: lm-eval's tasks on Weft's model, offline, with lm-eval's own scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from weft.cli import main
+
+pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra harness)")
+
+OURS = """
+name: hues
+title: Colours of things
+source: invented
+license: CC0
+data: {file: hues}
+prompt: "Which colour is {{ thing }}?"
+choice: {choices: [red, green, dark blue], answer: colour}
+"""
+THEIRS = """
+task: their_hues
+dataset_path: json
+dataset_kwargs: {data_files: {test: FILE}}
+test_split: test
+fewshot_split: test
+output_type: multiple_choice
+doc_to_text: "Which colour is {{thing}}?"
+doc_to_choice: ["red", "green", "dark blue"]
+doc_to_target: "{{['red', 'green', 'dark blue'].index(colour)}}"
+metric_list: [{metric: acc}, {metric: acc_norm}]
+"""
+SAYS = """
+task: their_saying
+dataset_path: json
+dataset_kwargs: {data_files: {test: FILE}}
+test_split: test
+output_type: generate_until
+doc_to_text: "Which colour is {{thing}}?"
+doc_to_target: "{{colour}}"
+generation_kwargs: {until: ["."], max_gen_toks: 6}
+metric_list: [{metric: exact_match}]
+"""
+LOGP = """
+task: their_logp
+dataset_path: json
+dataset_kwargs: {data_files: {test: FILE}}
+test_split: test
+output_type: loglikelihood
+doc_to_text: "Which colour is {{thing}}?"
+doc_to_target: " {{colour}}"
+metric_list: [{metric: perplexity}, {metric: acc}]
+"""
+
+
+@pytest.fixture
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    own = tmp_path / "own"
+    own.mkdir()
+    rows = [{"thing": f"thing {n}", "colour": ["green", "red"][n % 2]} for n in range(10)]
+    (own / "hues.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, text in (("their_hues", THEIRS), ("their_saying", SAYS), ("their_logp", LOGP)):
+        (own / f"{name}.yaml").write_text(text.replace("FILE", str(own / "hues.jsonl")))
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "hues.yaml").write_text(OURS)
+    return ["--harness", "lm_eval", "--include_path", str(own)]
+
+
+def test_scores_equal_lm_evals_and_our_own(words, stories: Path, tmp_path: Path, capsys):
+    import lm_eval
+    import torch
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    names = ["their_hues", "their_saying", "their_logp"]
+    out, local = tmp_path / "out", ["--device", "cpu", "--dtype", "float32"]
+    assert main(["evaluate", str(stories), *words, *local, "--tasks", *names, "--output_dir", str(out)]) == 0
+    assert "their_hues" in capsys.readouterr().out
+    results = json.loads((out / "results.json").read_text())
+    model = AutoModelForCausalLM.from_pretrained(stories, dtype=torch.float32)
+    theirs = lm_eval.simple_evaluate(
+        model=HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(stories), batch_size=4),
+        tasks=names,
+        task_manager=TaskManager(include_path=words[-1]),
+        bootstrap_iters=0,
+    )
+    assert theirs is not None
+    for name in names:
+        samples = [json.loads(line) for line in (out / "harness" / f"{name}.jsonl").read_text().splitlines()]
+        for ours, other in zip(samples, theirs["samples"][name], strict=True):
+            assert ours["arguments"] == json.loads(json.dumps(other["arguments"]))
+            if name == "their_saying":
+                assert ours["resps"] == other["resps"]
+                continue
+            for (ours_logp, ours_greedy), (logp, greedy) in zip(
+                [one[0] for one in ours["resps"]], [one[0] for one in other["resps"]], strict=True
+            ):
+                assert float(ours_logp) == pytest.approx(float(logp), abs=1e-4)
+                assert str(ours_greedy) == str(greedy)
+        assert results["n-samples"][name] == {"original": 10, "effective": 10}
+    # The same task of Weft's own, into another folder.
+    own = ["--include_path", str(tmp_path / "ours"), "--task_data", words[-1], "--tasks", "hues", "--quiet"]
+    assert main(["evaluate", str(stories), *own, *local, "--output_dir", str(tmp_path / "own_out")]) == 0
+    scores = json.loads((tmp_path / "own_out" / "results.json").read_text())["results"]["hues"]
+    assert scores["acc,none"] == results["results"]["their_hues"]["acc,none"]
+    assert scores["acc_norm,none"] == results["results"]["their_hues"]["acc_norm,none"]
+
+
+def test_the_adapter_of_a_run_takes_part(words, keys, tmp_path: Path):
+    import weft
+
+    run = weft.train(**keys | {"num_rounds": 1, "learning_rate": 0.05})
+    logps = []
+    for subject, out in ((run.path, tmp_path / "tuned"), (Path(str(keys["model_name_or_path"])), tmp_path / "base")):
+        flags = ["--num_fewshot", "1", "--limit", "3", "--output_dir", str(out)]
+        assert main(["evaluate", str(subject), *words, *flags, "--tasks", "their_hues"]) == 0
+        samples = [json.loads(line) for line in (out / "harness" / "their_hues.jsonl").read_text().splitlines()]
+        assert len(samples) == 3
+        prompt = samples[0]["arguments"][0][0]
+        assert prompt.count("Which colour is") == 2
+        logps.append([one[0][0] for one in samples[0]["resps"]])
+    assert logps[0] != logps[1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--tasks", "their_hue"], "Did you mean 'their_hues'?"),
+        (["--tasks", "their_hues", "--task_data", "."], "--task_data is of Weft's own tasks"),
+        (["--tasks", "their_hues", "--apply_chat_template"], "has no chat template"),
+        (["--tasks", "broken"], "lm-eval cannot load the task 'broken'"),
+    ],
+)
+def test_mistakes_leave_nothing_behind(flags, said, words, tiny_model, tmp_path: Path, capsys):
+    (Path(words[-1]) / "broken.yaml").write_text(
+        THEIRS.replace("their_hues", "broken").replace("FILE", "/nowhere.json")
+    )
+    out = tmp_path / "out"
+    assert main(["evaluate", str(tiny_model), *words, *flags, "--output_dir", str(out)]) == 2
+    assert said in capsys.readouterr().err
+    assert not out.exists()
