@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import tempfile
 from dataclasses import replace
 from functools import partial
@@ -157,7 +158,12 @@ class SiteClient:
         report, export = partial(reportable, self.policy), self._export
         # A round may be one step on one row.
         summed = host.plan.local.rows_in_metrics(counts["rows"], host.plan.objective.reuse)
-        trained = replace(host.train_clients, reportable=partial(report, rows=summed), export=export)
+        identity = None
+        if host.plan.protection.sum_only:  # other sites have to know whose public keys a server passes on
+            from weft.sites.identity import identity_of
+
+            identity = identity_of(os.environ.get("WEFT_KIT"), f"{request['id']} {request.get('birth', '')}")
+        trained = replace(host.train_clients, reportable=partial(report, rows=summed), export=export, identity=identity)
         evaluated = replace(host.eval_clients, reportable=partial(report, rows=counts["held"]), export=export)
         self.client_host = replace(host, train_clients=trained, eval_clients=evaluated)
         self.run, self.place, self.config = str(request["id"]), run.path, local
