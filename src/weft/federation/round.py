@@ -99,8 +99,7 @@ def run_round(
 
     record.close(total.clients, tasks, max_updates)
     record.quorum = plan.quorum_of(total.clients)
-    # A sum that was opened is the round's: a second one over other clients would show the difference.
-    record.repeated = len(total.clients) < record.quorum and not record.opened
+    record.repeated = record.is_short()
     state = blame(state, record.bad)
     if plan.remembers:
         # Clients saved their new memory before they replied; those whose update was not used go back to the old one.
