@@ -208,6 +208,11 @@ class Protection:
     draws_secrets: ClassVar[bool] = False
     """Clients draw from their secrets."""
 
+    @property
+    def smallest_sum(self) -> int:
+        """Fewest clients of a sum that it opens."""
+        return 1
+
     def seal(self, update: Update, task: Task, party: Party) -> Update:
         """Mask or encrypt an update at the client; public values of its peers are in `task.extra`."""
         return update

@@ -76,6 +76,11 @@ def plan(config: RunConfig) -> Plan:
         personal_steps=config.personal_steps,
     )
     check(result)
+    if config.sample_clients < protection.smallest_sum:
+        raise ConfigError(
+            f"protection {config.protection} opens sums of {protection.smallest_sum} clients or more, and a round has "
+            f"sample_clients {config.sample_clients}: write --sample_clients {protection.smallest_sum} or more."
+        )
     return result
 
 

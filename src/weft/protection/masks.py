@@ -55,6 +55,11 @@ class Masks(Protection):
                 f"neighbours of the masks is {self.neighbours}: write 0, or an even number from 4, such as 20."
             )
 
+    @property
+    def smallest_sum(self) -> int:
+        """Fewest clients of a sum that it opens."""
+        return self.min_contributors
+
     def largest(self, update_bounds: tuple[int, int]) -> tuple[int, int]:
         """Return upper bounds of a masked update and of a reply with shares."""
         size, tensors = update_bounds
