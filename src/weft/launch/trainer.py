@@ -17,6 +17,7 @@ from functools import partial
 from weft.config import RunConfig
 from weft.core.exchange import Runtime
 from weft.core.files import write_atomic
+from weft.core.metrics import ENDPOINT_COUNTS
 from weft.core.types import Metrics, ServerState, Tensors
 from weft.errors import ConfigError, RunError
 from weft.federation.client_host import ClientHost
@@ -194,7 +195,7 @@ class Trainer:
             "tokens_per_second": record["tokens"] / result.seconds,
             "peak_memory_bytes": peak_memory(self.model.device),
         }
-        requests = {name: int(count) for name, count in result.record.sums.items() if name.startswith("endpoint_")}
+        requests = {name: int(count) for name, count in result.record.sums.items() if name in ENDPOINT_COUNTS}
         self.timing.append(timing | requests)
         if retries := requests.get("endpoint_retries"):
             self.progress.note(f"round {record['round']}: {retries} requests to the endpoint were retried.")
