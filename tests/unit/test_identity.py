@@ -7,20 +7,11 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("nvflare")
-from weft.sites.authority import Authority, Identity, key_pem, make_authority, new_key, pem
+from support.kits import kit_of
+from weft.sites.authority import make_authority
 from weft.sites.identity import KitIdentity
 
 TEXT = b"three public keys"
-
-
-def kit_of(authority: Authority, folder: Path, name: str) -> Path:
-    key, public = new_key()
-    startup = folder / name / "startup"
-    startup.mkdir(parents=True)
-    (startup / "client.crt").write_bytes(pem(authority.issue(Identity(name, "client"), public)))
-    (startup / "client.key").write_bytes(key_pem(key))
-    (startup / "rootCA.pem").write_bytes(pem(authority.root))
-    return folder / name
 
 
 @pytest.fixture(scope="module")

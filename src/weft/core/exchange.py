@@ -60,7 +60,8 @@ class Party:
     identity: Identity | None = None
     """Of a client that has a certificate."""
     quorum: int = 0
-    """At the server: updates without which the round is repeated."""
+    """At the server: updates without which the round is repeated; at a client: fewest clients whose updates its site
+    policy lets be averaged."""
     heaviest: float = 1.0
     """At the server: the largest weight that a client of the round may have."""
 

@@ -130,6 +130,8 @@ class ClientData:
     """Returns the metrics that the site policy lets the client send."""
     identity: Identity | None = None
     """Its certificate, where the parties have any."""
+    least: int = 0
+    """Fewest clients whose updates its site policy lets be averaged."""
     export: Callable[[Resident, Tensors], None] | None = None
     """Writes the resident model to disk at the end of the run, with the run's side adapter."""
 
@@ -144,7 +146,8 @@ class ClientData:
         """
         secret = partial(self.memory.secret, self.name)
         promises = self.memory.promises(self.name)
-        return Party(self.name, round, attempt, part_of(memory, prefix), secret, promises, self.identity)
+        own = part_of(memory, prefix)
+        return Party(self.name, round, attempt, own, secret, promises, self.identity, self.least)
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,7 @@ class Clients:
     reportable: Callable[[Metrics], Metrics] = everything
     export: Callable[[Resident, Tensors], None] | None = None
     identity: Identity | None = None
+    least: int = 0
 
     def __len__(self) -> int:
         return len(self.train)
@@ -182,6 +186,7 @@ class Clients:
             reportable=self.reportable,
             export=self.export,
             identity=self.identity,
+            least=self.least,
         )
 
     def __iter__(self) -> Iterator[ClientData]:

@@ -67,7 +67,7 @@ class Masks(Protection):
 
     def answer(self, request: ProtectionRequest, party: Party) -> Reply:
         """Publish keys, share secrets, or reveal shares at the client."""
-        client = Client(party, request.attempt, self.min_contributors)
+        client = Client(party, request.attempt, max(self.min_contributors, party.quorum))
         values = request.streams.get(request.phase, {})
         if request.phase == KEYS:
             sent = {name: to_tensor(part) for name, part in zip(Keys._fields, client.keys(), strict=True)}
@@ -81,7 +81,7 @@ class Masks(Protection):
 
     def seal(self, update: Update, task: Task, party: Party) -> Update:
         """Mask an update at the client."""
-        client = Client(party, task.attempt, self.min_contributors)
+        client = Client(party, task.attempt, max(self.min_contributors, party.quorum))
         return client.mask(update, task.extra.get("masks", {}), self.bound)
 
     def collect(self, exchange: Exchange, tasks: Sequence[Task], like: Streams, party: Party) -> Iterable[Reply]:

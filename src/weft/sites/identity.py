@@ -86,16 +86,14 @@ class KitIdentity:
         return True
 
 
-def identity_of(kit: str | None, run: str) -> KitIdentity | None:
-    """Return the identity in a kit for one run; None without a kit, as where all parties are in one process.
+def identity_of(kit: Path, run: str) -> KitIdentity:
+    """Return the identity in a kit for one run.
 
     Raises:
         ConfigError: the kit has no certificate that other sites could check.
     """
-    if kit is None:
-        return None
     try:
-        return KitIdentity(Path(kit), run)
+        return KitIdentity(kit, run)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"The kit '{kit}' cannot sign for this site ({error}): masked sums take its certificate and key."
