@@ -206,6 +206,7 @@ class Keys(TypedDict, total=False):
     eval_everybody: bool | None
     choices: list[str] | None
     eval_tasks: list[str]
+    leave_out: list[str]
     eval_limit: int | None
     task_data: list[str]
     include_path: list[str]

@@ -183,6 +183,15 @@ def test_a_run_that_no_longer_improves_ends_and_stays_ended(asked):
     assert (whole.path / "metrics.jsonl").read_bytes().startswith((on.path / "metrics.jsonl").read_bytes())
 
 
+def test_the_best_round_of_own_models_is_kept_and_no_shared_one_is_claimed(asked, capsys):
+    own = {key: value for key, value in asked.items() if key not in ("eval_tasks", "task_data", "include_path")}
+    run = weft.train(own | {"fed_alg": "local", "best_metric": "loss", "eval_every": 1})
+    assert run.summary["best"]["folder"] is None
+    assert run.summary["best"]["round"] in run.rounds
+    assert not (run.path / "best").exists()
+    assert "clients have models of their own, so none was written" in capsys.readouterr().err
+
+
 def test_how_rounds_are_compared():
     rule, best = BestRule("loss", lower=True, patience=2), None
     for round, value in ((2, 1.0), (4, 1.0), (6, None), (8, 0.5), (9, float("nan"))):

@@ -30,6 +30,9 @@ FAILING: dict[str, dict[str, Any]] = {
     "choose a federated --fed_alg": {"fed_alg": "central"},
     "choose another --fed_alg": {"fed_alg": "fedbpt"},
     "choose another --prompt_method": {"prompt_method": "text"},
+    "leave out --share, --private_tokens and --lora_aggregation": {"share": ["lora_A"]},
+    "leave out --fed_alg local and --cluster": {"fed_alg": "local"},
+    "leave out --federated_tokenizer": {"federated_tokenizer": True},
     "leave out --parallel": {"parallel": "fsdp"},
     "choose another --prompt_method or --fed_alg": {"fed_alg": "fedkseed"},
 }

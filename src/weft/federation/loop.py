@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -51,6 +51,8 @@ class Rounds:
     """Rounds in which it is computed: auto (those that are evaluated), always or none."""
     device: torch.device = CPU
     """Computes it."""
+    left_out: Collection[str] = ()
+    """Clients that take no part in the training, so that the shared model is evaluated there."""
 
     def evaluates(self, round: int) -> bool:
         """Say whether the model is evaluated after so many rounds."""
@@ -148,8 +150,20 @@ def run_rounds(
             raise RunError(_in_vain(record, 1))
         # The state may be evaluated only after a round that counted: a repeated one left it unchanged.
         tested = eval_clients if rounds.evaluates(state.round) else ()
-        scores = evaluate(plan.algorithm, state, runtime, tested, failures=record.failures) if tested else None
+        scores = _scores(plan, state, runtime, tested, rounds.left_out, record) if tested else None
         yield RoundDone(state, record, seconds, scores, clock)
+
+
+def _scores(
+    plan: Plan,
+    state: ServerState,
+    runtime: Runtime,
+    tested: Sequence[str],
+    left_out: Collection[str],
+    record: RoundRecord,
+) -> dict[str, Metrics]:
+    """Evaluate the state after a round; whoever does not answer is recorded."""
+    return evaluate(plan.algorithm, state, runtime, tested, left_out=left_out, failures=record.failures)
 
 
 def _participant(plan: Plan, rounds: Rounds, clients: Sequence[str], client: int, version: int) -> Participant:
@@ -224,6 +238,7 @@ def evaluate(
     clients: Sequence[str],
     *,
     personal: bool = True,
+    left_out: Collection[str] = (),
     failures: dict[str, str] | None = None,
 ) -> dict[str, Metrics]:
     """Return the counts and sums of every client that answers, of its personal model or of the shared one.
@@ -234,9 +249,11 @@ def evaluate(
         runtime: carries the messages.
         clients: names of the clients to evaluate at.
         personal: evaluate personal models where there are any.
+        left_out: clients that have none in any case.
         failures: reasons by client; a client without scores is added, unless it failed in the round already.
     """
-    probes = [Probe(client, state.round, *to_use(algorithm, state), personal) for client in clients]
+    use = to_use(algorithm, state)
+    probes = [Probe(client, state.round, *use, personal and client not in left_out) for client in clients]
     scores: dict[str, Metrics] = {}
     for reply in runtime.exchange(probes):
         try:

@@ -142,7 +142,7 @@ def arrivals(
     buffered: list[tuple[int, int]] = []
     version, now, draws = 0, 0.0, 0
     while True:
-        busy = {client for _, client, _ in running} | {client for client, _ in buffered}
+        busy = {client for _, client, _ in running} | {client for client, _ in buffered} | {*selection.absent}
         reachable = selection.availability.reachable(clients, version) if selection.availability else None
         free = _without(len(clients), reachable, busy)
         missing = selection.count - len(running)

@@ -46,6 +46,7 @@ class RunConfig(
         "eval_tasks",
         "task_data",
         "include_path",
+        "leave_out",
         mode="before",
     )
     @classmethod

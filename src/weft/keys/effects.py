@@ -133,6 +133,23 @@ SCHEDULE = (
 LOCAL_MODEL = (
     Condition(lambda config: config.endpoint is None, "the model is behind an endpoint", "leave out --endpoint"),
 )
+WHOLE_SHARED = (
+    Condition(
+        lambda config: config.fed_alg != "local" and config.cluster <= 1,
+        "every client has a model of its own or chooses one, and none is there for a client that takes no part",
+        "leave out --fed_alg local and --cluster",
+    ),
+    Condition(
+        lambda config: not (config.share or config.private_tokens or config.lora_aggregation in ("fedsa", "dual")),
+        "a part of the model stays with each client, and one that takes no part has none",
+        "leave out --share, --private_tokens and --lora_aggregation",
+    ),
+    Condition(
+        lambda config: not config.federated_tokenizer,
+        "the tokenizer is made from the texts of all clients",
+        "leave out --federated_tokenizer",
+    ),
+)
 NOT_SPREAD = (
     Condition(
         lambda config: config.parallel == "none",

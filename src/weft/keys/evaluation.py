@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from weft.keys.effects import LOCAL_MODEL, NOT_SPREAD, SERVERS_OWN, Effect, flag
+from weft.keys.effects import LOCAL_MODEL, NOT_SPREAD, SERVERS_OWN, WHOLE_SHARED, Effect, flag
 
 
 class EvaluationKeys(BaseModel):
@@ -14,6 +14,11 @@ class EvaluationKeys(BaseModel):
         [],
         description="evaluation tasks, suites or task files that the server's model is put to: before the first "
         "round, every eval_every rounds and after the last",
+    )
+    leave_out: list[str] = Field(
+        [],
+        description="clients that take no part in the training; the shared model is evaluated on their held-out rows, "
+        "apart from the others",
     )
     eval_limit: int | None = Field(None, ge=1, description="at most so many rows of an evaluation task")
     task_data: list[str] = Field([], description="folders with the data of evaluation tasks")
@@ -35,6 +40,7 @@ class EvaluationKeys(BaseModel):
 TASKS = flag("eval_tasks", "tfns")
 WORKS: dict[str, Effect] = {
     "eval_tasks": LOCAL_MODEL + NOT_SPREAD,
+    "leave_out": WHOLE_SHARED,
     "eval_limit": TASKS,
     "task_data": TASKS + SERVERS_OWN,
     "include_path": TASKS + SERVERS_OWN,

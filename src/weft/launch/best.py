@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from weft import registry
@@ -13,6 +14,7 @@ from weft.federation.plan import Plan
 from weft.json_types import JsonObject
 from weft.launch.client import evaluator_class
 from weft.launch.population import Population
+from weft.launch.records import Tally
 from weft.launch.run_tasks import RunTasks
 
 
@@ -75,6 +77,14 @@ class BestRule:
         """Return the key of the metric in the record of an evaluation."""
         return tasks.main_metrics().get(self.metric, self.metric) if self.of_task else self.metric
 
+    def value(self, tasks: RunTasks, tally: Tally, round: int, note: Callable[[str], None]) -> float | None:
+        """Return the value of the metric after a round; None, and a note, where it was not measured."""
+        record = tally.tasks if self.of_task else tally.evaluation
+        value = record.get(self.key(tasks)) if record is not None and record["round"] == round else None
+        if value is None:
+            note(f"round {round}: best_metric ({self.metric}) was not measured.")
+        return value
+
     def after(self, best: JsonObject | None, round: int, value: float | None) -> JsonObject:
         """Return what is known of the best round after another evaluation.
 
@@ -111,19 +121,19 @@ class BestRule:
             | {"start": start}
         )
 
-    def sentences(self, best: JsonObject, start: float | None, ended: int | None) -> list[str]:
+    def sentences(self, best: JsonObject, start: float | None, folder: str | None, ended: int | None) -> list[str]:
         """Return for people what came of it.
 
         Args:
             best: what is known of the best round.
             start: the value before the first round, where it is known.
+            folder: of the run, with the shared model of that round; None: there is no shared model.
             ended: the round after which the run ended before its last one; None: it did not.
         """
         if best.get("round") is None:
             return [f"no round has a value of best_metric ({self.metric}), so none was kept as the best."]
-        lines = [
-            f"the best round by {self.metric} is {best['round']} ({best['value']:.4g}); it is in the folder 'best'."
-        ]
+        where = f"it is in '{folder}'" if folder else "clients have models of their own, so none was written"
+        lines = [f"the best round by {self.metric} is {best['round']} ({best['value']:.4g}); {where}."]
         if start is not None and not self.is_better(best["value"], start):
             lines.append(f"no round is better by {self.metric} than the model before training ({start:.4g}).")
         if ended is not None:

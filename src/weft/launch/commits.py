@@ -34,7 +34,9 @@ class Commits:
     committed: Position | None = None
     """Of the newest checkpoint, or the start."""
 
-    def __init__(self, config: RunConfig, run: RunDir, metrics: MetricsLog, timing: MetricsLog, *, waits: bool) -> None:
+    def __init__(
+        self, config: RunConfig, run: RunDir, metrics: MetricsLog, timing: MetricsLog, *, remembers: bool
+    ) -> None:
         """Begin without a write.
 
         Args:
@@ -42,11 +44,11 @@ class Commits:
             run: where it is written.
             metrics: whose lines are durable before a checkpoint counts them.
             timing: likewise.
-            waits: rounds wait for the checkpoint. They must where sites remember something: a site keeps its memory
-                of the last rounds alone, and a resume needs the one of the checkpoint.
+            remembers: clients remember something. A site cannot see the server's checkpoints and keeps its memory of
+                the last rounds alone, so rounds of sites wait for the checkpoint that a resume would need it for.
         """
         self.config, self.run, self.metrics, self.timing = config, run, metrics, timing
-        self.waits = waits or not config.checkpoint_seconds
+        self.waits = (remembers and config.runtime == "nvflare") or not config.checkpoint_seconds
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._write: Future[None] | None = None
         self._begun = time.monotonic()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from weft.core.declarations import scores
+from weft.core.fairness import fairness
 from weft.core.metrics import plus, summarise
 from weft.core.objective import Evaluator
 from weft.core.types import FIXED, SIDE, Metrics, Probe, ServerState, Tensors
@@ -44,7 +45,8 @@ class PersonalModels:
     def each(self) -> Iterator[ClientData]:
         """Put the own model of one client after the other into the resident model, after its personal steps."""
         for client in self.population.trained:
-            if client.name not in self.population.names:  # the public rows are nobody's own
+            # The public rows are nobody's own, and a client that was left out learns nothing.
+            if client.name not in self.population.names or client.name in self.population.left_out:
                 continue
             self.put(client)
             yield client
@@ -67,10 +69,12 @@ class PersonalModels:
 
         Returns:
             `shared` (on everybody's rows), `own_sums` (own rows, over all clients), `own_on_everybody` (the mean over
-            clients), each of the metrics that are for comparing models; `clients`: the same for each.
+            clients), each of the metrics that are for comparing models; `clients`: the same for each; `groups`: how
+            unlike clients are, by the same names. Clients that were left out are in none of it.
         """
         everywhere = len(self.population.names) <= FEW if everybody is None else everybody
-        clients: dict[str, JsonObject] = {name: {} for name in self.population.names}
+        names = [name for name in self.population.names if name not in self.population.left_out]
+        clients: dict[str, JsonObject] = {name: {} for name in names}
         shared: Metrics = {}
         own_sums: Metrics = {}
         if self.plan.algorithm.shares and self.plan.algorithm.choice is None:
@@ -95,12 +99,17 @@ class PersonalModels:
         result: JsonObject = {"own": self._comparable(own_sums), "clients": clients}
         if shared:
             result["shared"] = self._comparable(shared)
+        for kind in ("shared", "own", "own_on_everybody"):
+            by_client = {name: one[kind] for name, one in clients.items() if kind in one}
+            if groups := fairness(self.evaluator.metrics, by_client):
+                result.setdefault("groups", {})[kind] = groups
         if on_all:
             result["own_on_everybody"] = {key: _mean([one[key] for one in on_all]) for key in on_all[0]}
         return result
 
     def _with_test_rows(self) -> Iterator[ClientData]:
-        return (client for client in self.population.evaluated if len(client.held_out))
+        apart = self.population.left_out
+        return (client for client in self.population.evaluated if len(client.held_out) and client.name not in apart)
 
     def _comparable(self, sums: Metrics) -> JsonObject:
         """Return the metrics by which models are compared."""

@@ -29,6 +29,7 @@ from weft.errors import DataError
 from weft.evaluation.heldout import ClosedQuestion
 from weft.federation.clients import Clients, MemoryStore
 from weft.json_types import JsonObject
+from weft.launch.left_out import left_out_of
 from weft.launch.overlap import count_repeats, separate_test_rows
 from weft.launch.parts import split
 from weft.launch.template_date import today
@@ -56,8 +57,8 @@ class Population:
     """What each client has, and how unlike the clients are."""
     text_bytes: Callable[[int], int] | None = None
     """Of plain text: the bytes that a row's targets stand for."""
-    absent: tuple[int, ...] = ()
-    """Clients that take no part."""
+    absent: tuple[int, ...] = ()  # clients that take no part
+    left_out: tuple[str, ...] = ()  # those of them that leave_out names
     live_rows: Sequence[int] | None = None
     """Training rows of each client, where they can change during the run; None: those of `trained`."""
     account: Account = field(default_factory=Account)
@@ -132,19 +133,21 @@ def populate(
     evaluated = trained = Clients(names, train_rows, held_rows, table, memory, shared, first=first)
     if public_rows is not None and not config.public_share:
         trained = _with_public(evaluated, table.rows_of(public_rows))
+    apart = left_out_of(config, names, [name for name, rows in zip(names, held_rows, strict=True) if len(rows)])
     if pool:
-        all_rows = table.rows_of(np.concatenate([*train, *public_sets]))
+        pooled = [part for name, part in zip(names, train, strict=True) if name not in apart]
+        all_rows = table.rows_of(np.concatenate([*pooled, *public_sets]))
         trained = Clients(["central"], [all_rows], [held_rows[0][:0]], table, memory)  # held-out rows stay with clients
     choices: list[str] | None = None
     questions: dict[int, ClosedQuestion] = {}
     if isinstance(table, ConversationTable) and isinstance(sources, Conversations):
         choices = _choices(config, sources.examples, train)
         questions = _make_questions(choices, sources.examples, held_out, table, tokenizer, template, config)
-    parts = [np.concatenate(part) for part in zip(train, held_out, strict=True)]
-    split = _describe(config, sources, table, names, parts)
+    split = _describe(config, sources, table, names, list(map(np.concatenate, zip(train, held_out, strict=True))))
     counts = {**table.counts, **sources.account.omissions.counts}
     sizes = table.text_bytes if isinstance(table, Documents) else None
-    return Population(names, trained, evaluated, questions, choices, counts, split, sizes, account=sources.account)
+    people = (names, trained, evaluated, questions, choices, counts, split, sizes)
+    return Population(*people, () if pool else tuple(map(names.index, apart)), apart, account=sources.account)
 
 
 def _sources(config: RunConfig, tokenizer: Tokenizer, rows: str, report: Report) -> Texts | Conversations | Judgements:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +13,7 @@ import torch
 from weft.algorithms.clustered import CHOICE
 from weft.config import RunConfig
 from weft.core.declarations import TEXTS_REFUSED, TRAIN_LOSS, Metric, scores
+from weft.core.fairness import fairness
 from weft.core.metrics import summarise
 from weft.core.tensors import num_bytes
 from weft.core.types import Metrics, ServerState
@@ -107,20 +108,28 @@ def round_record(result: RoundDone, metrics: Sequence[Metric]) -> JsonObject:
     return line | {name: value for name, value in optional.items() if value is not None}
 
 
-def evaluation_record(round: int, scores: dict[str, Metrics], metrics: Sequence[Metric]) -> JsonObject:
-    """Return the line of metrics.jsonl for an evaluation: over all rows, and for each client.
+def evaluation_record(
+    round: int, scores: dict[str, Metrics], metrics: Sequence[Metric], left_out: Collection[str] = ()
+) -> JsonObject:
+    """Return the line of metrics.jsonl for an evaluation: over all rows, for each client, and how unlike clients are.
 
     Args:
         round: after which it was, counted from 1.
         scores: the counts and sums of each client.
         metrics: what the run's evaluator declares.
+        left_out: clients that take no part in the training; their scores stand apart, under `left_out`.
     """
-    return {
-        "event": "eval",
-        "round": round,
-        **summarise(metrics, scores.values()),
-        "clients": {client: summarise(metrics, [part]) | _cluster(part) for client, part in scores.items()},
-    }
+    apart = {client: part for client, part in scores.items() if client in left_out}
+    record = {"event": "eval", "round": round} | _scores(
+        {client: part for client, part in scores.items() if client not in apart}, metrics
+    )
+    return record | ({"left_out": _scores(apart, metrics)} if apart else {})
+
+
+def _scores(scores: dict[str, Metrics], metrics: Sequence[Metric]) -> JsonObject:
+    clients = {client: summarise(metrics, [part]) | _cluster(part) for client, part in scores.items()}
+    groups = fairness(metrics, clients)
+    return summarise(metrics, scores.values()) | ({"groups": groups} if groups else {}) | {"clients": clients}
 
 
 def tasks_record(round: int, scores: JsonObject) -> JsonObject:
@@ -168,6 +177,7 @@ def summary_of(
         "rows": population.counts,
         "choices": population.choices,
     }
+    summary |= {name: evaluation[name] for name in ("groups", "left_out") if name in evaluation}
     if tally.tasks is not None:
         summary["tasks"] = {"first": tally.first_tasks, "last": tally.tasks}
     return summary

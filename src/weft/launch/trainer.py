@@ -37,7 +37,7 @@ from weft.models.group import RankGroup
 from weft.runs import checkpoint
 from weft.runs.card import write_card_of_round, write_cards
 from weft.runs.layout import RunDir
-from weft.runs.metrics import MetricsLog, plain
+from weft.runs.metrics import MetricsLog, flat, plain
 from weft.runs.progress import Progress
 from weft.runs.report import write_report
 from weft.runs.trackers import Trackers
@@ -90,9 +90,7 @@ class Trainer:
             )
         self.metrics = MetricsLog(run.metrics_file)
         self.timing = MetricsLog(run.timing_file)
-        # A site cannot see the server's checkpoints, and keeps its memory of the last rounds alone.
-        waits = config.runtime == "nvflare" and self.plan.clients_remember
-        self.commits = Commits(config, run, self.metrics, self.timing, waits=waits)
+        self.commits = Commits(config, run, self.metrics, self.timing, remembers=self.plan.clients_remember)
 
     def run_all(self, values: Tensors) -> ServerState:
         """Run the rounds that are left, then write the results; return the state after the last.
@@ -167,6 +165,7 @@ class Trainer:
             self.run.secret,
             config.product_error,
             self.model.device,
+            population.left_out,
         )
 
     def _is_over(self) -> bool:
@@ -214,7 +213,8 @@ class Trainer:
             if self.tasks.asked:
                 self._record_tasks(result.state)
             if self.best is not None:
-                self.tally.best = self.best.after(self.tally.best, result.state.round, self._value(result.state.round))
+                value = self.best.value(self.tasks, self.tally, result.state.round, self.progress.note)
+                self.tally.best = self.best.after(self.tally.best, result.state.round, value)
 
     def _record_tasks(self, state: ServerState) -> None:
         """Put the evaluation tasks to the server's model."""
@@ -229,15 +229,6 @@ class Trainer:
         self.listener({"tasks": record})
         self.trackers.log({f"eval/{k}": v for k, v in record.items() if k not in ("event", "round")}, state.round)
 
-    def _value(self, round: int) -> float | None:
-        """Return the value of best_metric after a round; None: it was not measured."""
-        assert self.best is not None
-        record = self.tally.tasks if self.best.of_task else self.tally.evaluation
-        value = record.get(self.best.key(self.tasks)) if record is not None and record["round"] == round else None
-        if value is None:
-            self.progress.note(f"round {round}: best_metric ({self.best.metric}) was not measured.")
-        return value
-
     def _note_failures(self, result: RoundDone, record: JsonObject) -> None:
         set_aside_clients = set_aside(result.state, self.config.max_bad_updates)
         for client, reason in record["failures"].items():
@@ -250,12 +241,12 @@ class Trainer:
             self.progress.note(f"round {record['round']}: {result.record.late} replies arrived late or more than once.")
 
     def _record_evaluation(self, round: int, sums: dict[str, Metrics]) -> None:
-        evaluation = evaluation_record(round, sums, self.evaluator.metrics)
+        evaluation = evaluation_record(round, sums, self.evaluator.metrics, self.population.left_out)
         self.tally.evaluation = plain(evaluation)
         self.metrics.append(evaluation)
         self.progress.evaluation(evaluation)
         self.listener({"evaluation": evaluation})
-        self.trackers.log({f"eval/{k}": v for k, v in evaluation.items() if k != "round"}, round)
+        self.trackers.log({f"eval/{k}": v for k, v in flat(evaluation, "/").items()}, round)
 
     def _finish(self, state: ServerState) -> None:
         """Write the trained weights, the summary and the report."""
@@ -282,7 +273,7 @@ class Trainer:
             values = shared_of(self.config, self.plan, self.model, state_then)
             folder = f"best/{write_weights(self.config, self.model, values, self.run.path / 'best').name}"
         over = self._is_over() and state.round < self.config.num_rounds
-        for sentence in self.best.sentences(best, start, ended=state.round if over else None):
+        for sentence in self.best.sentences(best, start, folder, ended=state.round if over else None):
             self.progress.note(sentence)
         return self.best.as_json(best, start) | {"folder": folder, "stopped_early": over}
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     import pandas
 
 
+PARTS = ("groups", "left_out")
+"""Parts of an evaluation's record that hold records."""
+
+
 def plain(value: Any) -> Any:
     """Return the value as JSON can hold it: NaN and infinities become None."""
     if isinstance(value, float):
@@ -115,6 +119,19 @@ def read(path: Path) -> list[JsonObject]:
     return records
 
 
+def flat(evaluation: JsonObject, separator: str) -> JsonObject:
+    """Return the numbers of an evaluation's record by one name each, without those of single clients.
+
+    What is of clients that were left out begins with "left_out"; what says how unlike clients are ends with its name.
+    """
+    numbers = {key: value for key, value in evaluation.items() if key not in ("event", "round", "clients", *PARTS)}
+    for metric, spread in (evaluation.get("groups") or {}).items():
+        numbers |= {f"{metric}{separator}{name}": value for name, value in spread.items() if name != "worst_client"}
+    if apart := evaluation.get("left_out"):
+        numbers |= {f"left_out{separator}{name}": value for name, value in flat(apart, separator).items()}
+    return numbers
+
+
 def to_frame(records: list[JsonObject]) -> pandas.DataFrame:
     """Return one row a round (the index), what was logged of it side by side; columns of evaluations begin "eval_".
 
@@ -126,7 +143,9 @@ def to_frame(records: list[JsonObject]) -> pandas.DataFrame:
     for record in records:
         row = rows.setdefault(record["round"], {})
         evaluation = record.get("event") in ("eval", "tasks")
-        no_columns = {"event", "round", "clients"} if evaluation else {"event", "round"}
-        row.update({f"eval_{k}" if evaluation else k: v for k, v in record.items() if k not in no_columns})
+        if evaluation:
+            row.update({f"eval_{key}": value for key, value in flat(record, "_").items()})
+        else:
+            row.update({key: value for key, value in record.items() if key not in ("event", "round")})
     index = pandas.Index(sorted(rows), name="round", dtype="int64")
     return pandas.DataFrame([rows[round] for round in index], index=index)

@@ -79,7 +79,10 @@ class Progress:
         if self._as_json:
             self._emit("eval", record)
         elif self._shows:
-            self._print(_join(f"round {record['round']}/{self._rounds} evaluation", _metric_texts(record, scores())))
+            head = f"round {record['round']}/{self._rounds}"
+            self._print(_join(f"{head} evaluation", _metric_texts(record, scores())))
+            if apart := record.get("left_out"):
+                self._print(_join(f"{head} left out", _metric_texts(apart, scores())))
 
     def tasks(self, record: JsonObject, texts: list[str]) -> None:
         """Show the scores of evaluation tasks, which are also given as texts; its line stays."""

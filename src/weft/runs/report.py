@@ -87,6 +87,8 @@ def write_report(run_path: str | os.PathLike[str]) -> Path:
         *_section("Evaluation tasks", _tasks(tasks, (summary.get("best") or {}).get("round"))),
         *_section("Shared and own models", _models(summary.get("models") or {})),
         *_section("Clients", _clients(summary.get("clients") or (evaluations or [{}])[-1].get("clients") or {})),
+        *_section("Differences between clients", _groups(summary, (evaluations or [{}])[-1])),
+        *_section("Clients that took no part", _clients((_apart(summary, evaluations) or {}).get("clients") or {})),
         *_section("Data", _split(split)),
         *_section("Discarded updates", _failures(rounds, summary.get("failures") or {})),
         *_section("Configuration", f"<pre>{escape(run.config_file.read_text(encoding='utf-8'))}</pre>"),
@@ -194,6 +196,33 @@ def _models(models: JsonObject) -> str:
         if name in models
     ]
     return _table(["", *(columns[key] for key in keys)], rows) if rows else ""
+
+
+def _apart(summary: JsonObject, evaluations: list[JsonObject]) -> JsonObject | None:
+    """Return the scores of clients that were left out."""
+    return summary.get("left_out") or (evaluations or [{}])[-1].get("left_out")
+
+
+def _groups(summary: JsonObject, newest: JsonObject) -> str:
+    """Return the table of how unlike clients are: of the evaluation, and of the models where clients have own ones."""
+    kinds = {"evaluation": summary.get("groups") or newest.get("groups") or {}}
+    kinds |= (summary.get("models") or {}).get("groups") or {}
+    apart = _apart(summary, [newest])
+    kinds |= {"left out": apart["groups"]} if apart and "groups" in apart else {}
+    columns = _columns()
+    rows = [
+        (
+            f"{kind.replace('_', ' ')}: {columns[key]}",
+            *(_quantity(key, one.get(name)) for name in ("mean", "worst")),
+            one.get("worst_client"),
+            *(_quantity("", one.get(name)) for name in ("spread", "jain")),
+        )
+        for kind, metrics in kinds.items()
+        for key, one in metrics.items()
+        if key in columns
+    ]
+    heads = ["", "mean over clients", "worst", "client", "spread (standard deviation)", "Jain's index"]
+    return _table(heads, rows) if rows else ""
 
 
 def _split(split: JsonObject) -> str:

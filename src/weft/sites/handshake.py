@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import NamedTuple, NoReturn
 
+from weft.config import RunConfig
 from weft.core.texts import printable
 from weft.errors import ConfigError, RunError
 from weft.federation.clients import Clients, InMemory
 from weft.json_types import JsonObject
+from weft.launch.left_out import left_out_of
 from weft.launch.population import Population
 from weft.runtimes.mailbox import Packed
 from weft.runtimes.remote import RemoteSites
@@ -80,8 +82,14 @@ class Handshake:
         """Return the number of training rows of every site that takes part."""
         return {name: rows for name, rows in zip(self.names, self.rows, strict=True) if rows}
 
-    def population(self) -> Population:
-        """Return the sites as the population of a run."""
+    def left_out(self, config: RunConfig) -> tuple[str, ...]:
+        """Return the sites that take no part in the training; ConfigError as `left_out_of` has it."""
+        return left_out_of(
+            config, self.names, [name for name, rows in zip(self.names, self.held_out, strict=True) if rows]
+        )
+
+    def population(self, apart: Collection[str] = ()) -> Population:
+        """Return the sites as the population of a run; those in `apart` are evaluated alone."""
         train, held_out = _row_ranges(self.rows), _row_ranges(self.held_out)
         sites = Clients(self.names, train, held_out, RemoteRows(sum(self.rows)), InMemory())
         clients = [
@@ -89,8 +97,11 @@ class Handshake:
             for name, rows, held_out in zip(self.names, self.rows, self.held_out, strict=True)
         ]
         split = {"strategy": "clients", "clients": clients, "skew": {}, "refused": self.refused}
-        absent = tuple(place for place, rows in enumerate(self.rows) if not rows)
-        return Population(self.names, sites, sites, {}, None, {}, split, absent=absent, live_rows=self.rows)
+        absent = tuple(
+            n for n, (name, rows) in enumerate(zip(self.names, self.rows, strict=True)) if not rows or name in apart
+        )
+        population = Population(self.names, sites, sites, {}, None, {}, split, absent=absent, live_rows=self.rows)
+        return replace(population, left_out=tuple(apart))
 
 
 class Terms(NamedTuple):

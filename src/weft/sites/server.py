@@ -90,7 +90,7 @@ def serve(
         rejoin.keep(rows := agreement.rows_of_participants())
         hear({"sites": rows, "refused": agreement.refused})
         _settle(builder, remote, agreement)
-        builder.take(population := agreement.population())
+        builder.take(population := agreement.population(agreement.left_out(config)))
         host, values = builder.host(conditions=compose.conditions(config))
         parties = (config, run, host, population, progress, trackers)
         training = Trainer(*parties, tasks=tasks, begin=lambda _: nullcontext(remote), listener=hear)

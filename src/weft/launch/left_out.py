@@ -1,0 +1,48 @@
+"""Clients that take no part in the training, and show how a model does at a site that it has never seen."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from weft import kinds, registry
+from weft.config import RunConfig
+from weft.errors import ConfigError
+
+
+def left_out_of(config: RunConfig, names: Sequence[str], tested: Collection[str]) -> tuple[str, ...]:
+    """Return the clients that leave_out names.
+
+    Args:
+        config: of the run.
+        names: of all clients.
+        tested: names of those that have held-out rows.
+
+    Raises:
+        ConfigError: there is no such client, it has no held-out rows, or too few clients are left.
+    """
+    for name in config.leave_out:
+        if name not in names:
+            guess = registry.nearest(name, list(names))
+            hint = f" Did you mean '{guess}'?" if guess else ""
+            known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+            raise ConfigError(
+                f"leave_out names the client '{name}', and there is none of that name.{hint} Known: {known}."
+            )
+        if name not in tested:
+            raise ConfigError(
+                f"leave_out names the client '{name}', which has no held-out rows to evaluate: write a larger "
+                "--eval_fraction, or name another."
+            )
+    left, least = len(names) - len(set(config.leave_out)), max(1, config.min_clients)
+    if config.fed_alg == "fedbuff":  # as many train at any time, so that a buffer is filled
+        least = max(least, config.sample_clients)
+    if config.leave_out and left < least:
+        raise ConfigError(
+            f"leave_out leaves {left} of {len(names)} clients to train, and a round needs {least}: name fewer."
+        )
+    only = kinds.check_algorithm(config.fed_alg)
+    if only is not None and only < len(names) and names[only] in config.leave_out:
+        raise ConfigError(
+            f"fed_alg is {config.fed_alg}, which trains '{names[only]}' alone, and leave_out names it: name another."
+        )
+    return tuple(dict.fromkeys(config.leave_out))
