@@ -104,8 +104,14 @@ class Privacy:
     """Every update is clipped to a fixed norm. The round then leaves out everything else that depends on one client:
     its weight is 1, its training metrics are not sent, and the product error is not computed."""
 
+    private: ClassVar[bool] = False
+    """There is a budget: every round spends of it, and clients report no numbers of their rows."""
+
     draws_secrets: ClassVar[bool] = False
     """Clients draw from their secrets, not only the server."""
+
+    noise_in_shares: ClassVar[bool] = False
+    """The noise is the sum of what clients add, so that a round needs a quorum."""
 
     def told(self, memory: Streams) -> Streams:
         """Return what tasks hold for this part, given its memory at the server: the stream BOUND, or nothing."""

@@ -121,7 +121,7 @@ class ClientData:
     export: Callable[[Resident, Tensors], None] | None = None
     """Writes the resident model to disk at the end of the run, with the run's side adapter."""
 
-    def party(self, prefix: str, memory: Streams, round: int, attempt: int = 0) -> Party:
+    def party(self, prefix: str, memory: Streams, round: int, attempt: int = 0, told: Tensors | None = None) -> Party:
         """Return the client as one part of the exchange (codec, privacy, protection) sees it.
 
         Args:
@@ -129,9 +129,10 @@ class ClientData:
             memory: all of the client's memory.
             round: the current round.
             attempt: number of repeated rounds of the run so far.
+            told: what the server told the part.
         """
         secret = partial(self.memory.secret, self.name)
-        return Party(self.name, round, attempt, part_of(memory, prefix), secret)
+        return Party(self.name, round, attempt, part_of(memory, prefix), secret, told or {})
 
 
 @dataclass(frozen=True)

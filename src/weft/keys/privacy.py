@@ -86,7 +86,8 @@ def check(config: RunConfig) -> None:
         )
     if not is_private(config):
         return
-    raise ConfigError(f"privacy_unit is {unit}, which this version does not protect yet: leave it out.")
+    if unit != CLIENT:
+        raise ConfigError(f"privacy_unit is {unit}, which this version does not protect yet: write client.")
     if config.target_epsilon is None and config.noise_multiplier is None:
         raise ConfigError(
             f"privacy_unit is {unit}, and nothing says how much noise there is: write --target_epsilon 8, or "

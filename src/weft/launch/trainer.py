@@ -18,7 +18,7 @@ from weft.config import RunConfig
 from weft.core.exchange import Runtime
 from weft.core.files import write_atomic
 from weft.core.types import Metrics, ServerState, Tensors
-from weft.errors import ConfigError, RunError
+from weft.errors import BudgetSpent, ConfigError, RunError
 from weft.federation.client_host import ClientHost
 from weft.federation.clients import ClientData
 from weft.federation.loop import RoundDone, Rounds, is_evaluated, run_rounds, set_aside
@@ -26,6 +26,7 @@ from weft.federation.state import begin
 from weft.json_types import JsonObject
 from weft.launch import compose, rank_group
 from weft.launch.best import BestRule
+from weft.launch.budgets import account_of
 from weft.launch.commits import Commits, Position
 from weft.launch.personal_models import PersonalModels
 from weft.launch.population import Population
@@ -88,6 +89,7 @@ class Trainer:
                 f"share ({', '.join(self.plan.sharing.patterns)}) fits no trained tensor, such as "
                 f"{next(iter(self.model.masters))}: write a part of a name, or a glob."
             )
+        self.account = account_of(config, self.plan.privacy, run)
         self.metrics = MetricsLog(run.metrics_file)
         self.timing = MetricsLog(run.timing_file)
         self.commits = Commits(config, run, self.metrics, self.timing, remembers=self.plan.clients_remember)
@@ -139,6 +141,9 @@ class Trainer:
                     if self._is_over():
                         break
                 commits.finish(position)
+            except BudgetSpent as spent:
+                commits.finish(position)
+                self.progress.note(str(spent))
             except BaseException as error:
                 # The rounds since the last checkpoint are whole and recorded, so they are saved. After an error of
                 # unknown cause the save may fail too, and must not hide it.
@@ -156,7 +161,7 @@ class Trainer:
         config, population = self.config, self.population
         return Rounds(
             config.num_rounds,
-            compose.selection(config, population),
+            compose.selection(config, population, self.run.secret),
             config.eval_every,
             config.max_attempts,
             self.host.conditions,
@@ -166,6 +171,7 @@ class Trainer:
             config.product_error,
             self.model.device,
             population.left_out,
+            *((self.account.check, self.account.spend) if self.account else ()),
         )
 
     def _is_over(self) -> bool:
@@ -178,7 +184,7 @@ class Trainer:
         return Position(state, self.metrics.size(), self.timing.size(), copy.deepcopy(vars(self.tally)))
 
     def _record(self, result: RoundDone) -> None:
-        record = round_record(result, self.plan.objective.metrics)
+        record = round_record(result, self.plan.objective.metrics) | (self.account.line() if self.account else {})
         self.tally.add(result, record)
         if result.record.repeated:
             self.metrics.append(record)
@@ -231,7 +237,7 @@ class Trainer:
 
     def _note_failures(self, result: RoundDone, record: JsonObject) -> None:
         set_aside_clients = set_aside(result.state, self.config.max_bad_updates)
-        for client, reason in record["failures"].items():
+        for client, reason in result.record.failures.items():
             self.progress.note(f"round {record['round']}: the update of '{client}' was dropped: {reason}.")
             if client in set_aside_clients and client in result.record.bad:
                 self.progress.note(
@@ -254,6 +260,7 @@ class Trainer:
         summary = summary_of(self.config, self.plan, self.model, self.population, self.tally, state) | {
             "models": models
         }
+        summary |= {} if self.account is None else {"privacy": self.account.statement()}
         if self.best is not None:
             summary["best"] = self._write_best(state)
         write_atomic(self.run.summary_file, (json.dumps(plain(summary), indent=1) + "\n").encode())

@@ -36,6 +36,7 @@ class Gaussian(Privacy):
     """Gaussian noise for clients."""
 
     bounded: ClassVar[bool] = True
+    private: ClassVar[bool] = True
     bound: float | Literal["adaptive"] | None = field(default=None, metadata={"key": "clip_norm"})
     """C, in the norm of an update's streams together; "adaptive", and None, follow the norms."""
     noise: float | None = field(default=None, metadata={"key": "noise_multiplier"})
@@ -55,6 +56,11 @@ class Gaussian(Privacy):
     @property
     def draws_secrets(self) -> bool:  # type: ignore[override]
         """Whether clients draw from their secrets."""
+        return self.noise_at == "client"
+
+    @property
+    def noise_in_shares(self) -> bool:  # type: ignore[override]
+        """Whether the noise is the sum of what clients add."""
         return self.noise_at == "client"
 
     @property
@@ -85,7 +91,8 @@ class Gaussian(Privacy):
             streams = streams | {BOUND: {BELOW: torch.tensor(0.5 if norm <= most else -0.5)}}
         if self.noise_at == "client" and self._noise:
             # So many shares at least make up the noise of the sum.
-            streams = self._noisy(streams, most, 1 / math.sqrt(max(1, self.shares)), party)
+            noisy = self._noisy(streams, most, 1 / math.sqrt(max(1, self.shares)), party)
+            streams = {n: {k: value.to(streams[n][k].dtype) for k, value in vs.items()} for n, vs in noisy.items()}
         return replace(update, streams=streams), party.memory
 
     def on_arrival(self, update: Update, memory: Streams) -> Update:
@@ -203,5 +210,5 @@ def digest(streams: Mapping[str, Tensors]) -> str:
     for name, values in sorted(streams.items()):
         for key, value in sorted(values.items()):
             sponge.update(f"{name} {key} {value.dtype} {tuple(value.shape)}\n".encode())
-            sponge.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            sponge.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return sponge.hexdigest()

@@ -12,4 +12,5 @@ from weft.core.exchange import Privacy
 class Rows(Privacy):
     """An update is computed from noisy gradients alone, so whatever is done with it costs no further privacy."""
 
+    private: ClassVar[bool] = True
     draws_secrets: ClassVar[bool] = True

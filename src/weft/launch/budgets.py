@@ -1,0 +1,175 @@
+"""The budget of a run: how much noise its keys ask for, and what its rounds have spent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from weft.config import RunConfig
+from weft.core.exchange import Privacy
+from weft.core.files import cache_folder
+from weft.core.secret import Secret
+from weft.core.types import ServerState, Total
+from weft.errors import BudgetSpent, ConfigError
+from weft.json_types import JsonObject
+from weft.keys import privacy as keys
+from weft.launch.parts import part
+from weft.privacy.accounting import Sampling, solve_noise
+from weft.privacy.gaussian import Gaussian, digest
+from weft.privacy.guarantee import Guarantee
+from weft.privacy.ledger import Ledger
+from weft.runs.layout import RunDir
+from weft.runs.start import LEDGER
+
+SOLVED = "solved.json"
+
+
+def privacy_part(config: RunConfig) -> Privacy:
+    """Make the privacy part, with the noise that its keys ask for; raises as `part` does."""
+    privacy: Privacy = part("privacy", config)
+    if isinstance(privacy, Gaussian) and privacy.noise is None:
+        privacy = replace(privacy, noise=client_noise(config))
+    if config.target_epsilon is not None and (guarantee := guarantee_of(config, privacy)) and not guarantee.allows(1):
+        raise ConfigError(
+            f"One round with a noise_multiplier of {guarantee.noise:g} spends an epsilon of "
+            f"{guarantee.epsilon(1):.4g}, more than target_epsilon ({config.target_epsilon:g}): leave out "
+            "--noise_multiplier, which then follows."
+        )
+    return privacy
+
+
+def sampling_of(config: RunConfig) -> Sampling:
+    """Return how cohorts are sampled, as far as the budget of clients may count on it.
+
+    Between sites, and where clients with more rows are likelier, it may not count on chance at all.
+
+    Raises:
+        ConfigError: the number of clients is not known yet, and the budget depends on it.
+    """
+    clients = len(config.clients or ()) or config.num_clients
+    if config.runtime == "nvflare" or config.client_sampling == "size":
+        return Sampling("full")
+    if clients == 0:
+        raise ConfigError(
+            "num_clients is 0, as many as the source has values, and what a round spends of the budget depends on it: "
+            "write their number as --num_clients N."
+        )
+    size = min(config.sample_clients, clients)
+    return Sampling.poisson(size / clients) if config.client_sampling == "poisson" else Sampling.fixed(size, clients)
+
+
+def client_noise(config: RunConfig) -> float:
+    """Return the noise multiplier of privacy_unit client; ConfigError where no noise would do."""
+    return solved(config, sampling_of(config), config.num_rounds)
+
+
+def solved(config: RunConfig, sampling: Sampling, steps: int) -> float:
+    """Return noise_multiplier, or the least with which so many steps keep to target_epsilon, from the disk's cache.
+
+    Raises:
+        ConfigError: no noise would do.
+        MissingExtra: dp-accounting is not installed.
+    """
+    if config.noise_multiplier is not None:
+        return config.noise_multiplier
+    assert config.target_epsilon is not None  # `weft.keys.privacy.check` asks for one of both
+    cache: Path = cache_folder("noise") / SOLVED
+    try:
+        return solve_noise(config.target_epsilon, config.target_delta, sampling, steps, cache)
+    except ValueError as error:
+        raise ConfigError(f"{str(error).capitalize()}: write a larger --target_epsilon, or fewer rounds.") from None
+
+
+def guarantee_of(config: RunConfig, privacy: Privacy) -> Guarantee | None:
+    """Return the guarantee of a run; None: it has none, or it is that of a part of the user's own."""
+    if not isinstance(privacy, Gaussian) or privacy.noise is None:
+        return None
+    bound = keys.bound(config)
+    return Guarantee(
+        unit=config.privacy_unit,
+        sampling=sampling_of(config),
+        noise=privacy.noise,
+        delta=config.target_delta,
+        target=config.target_epsilon,
+        bound=bound if isinstance(bound, float) else None,
+        noise_by=privacy.noise_at,
+    )
+
+
+def account_of(config: RunConfig, privacy: Privacy, run: RunDir) -> Account | None:
+    """Return the account of a run with a guarantee; ConfigError where its ledger was changed by hand."""
+    guarantee = guarantee_of(config, privacy)
+    return None if guarantee is None else Account(guarantee, run.path / LEDGER, run.secret)
+
+
+class Account:
+    """What the rounds of a run spend, in a ledger in its directory."""
+
+    def __init__(self, guarantee: Guarantee, file: Path, secret: Callable[[], Secret]) -> None:
+        """Open the ledger.
+
+        Args:
+            guarantee: of the run.
+            file: the ledger.
+            secret: of the server.
+
+        Raises:
+            ConfigError: the ledger was changed by hand.
+        """
+        self.guarantee, self.secret = guarantee, secret
+        self.ledger = Ledger(file)
+        self._places = {_key(entry): place for place, entry in enumerate(self.ledger.entries, 1)}
+        self._now = 0
+
+    def check(self, state: ServerState) -> None:
+        """Raise BudgetSpent where the next round would exceed the target."""
+        known = [place for (round, attempt, _), place in self._places.items() if (round, attempt) == _place(state)]
+        if not self.guarantee.allows(known[0] if known else len(self._places) + 1):
+            raise self._spent(state)
+
+    def spend(self, state: ServerState, total: Total) -> None:
+        """Write down that a round is released; the very same one, once more after a crash, costs nothing.
+
+        Raises:
+            BudgetSpent: it would exceed the target.
+        """
+        # A tag that nobody else can compute: the ledger says nothing of the updates.
+        tag = self.secret().bytes(16, "release", digest(total.streams), str(total.weight)).hex()
+        round, attempt = _place(state)
+        if (round, attempt, tag) not in self._places:
+            count = len(self._places) + 1
+            if not self.guarantee.allows(count):
+                raise self._spent(state)
+            spent = self.guarantee.epsilon(count)
+            entry: dict[str, Any] = {"round": round + 1, "attempt": attempt, "release": tag}
+            self.ledger.append(entry | {"epsilon": spent if math.isfinite(spent) else None})
+            self._places[round, attempt, tag] = count
+        self._now = self._places[round, attempt, tag]
+
+    def line(self) -> JsonObject:
+        """Return what a round's line of metrics.jsonl says: the budget, and nothing of who was chosen by a secret."""
+        spent = self.guarantee.epsilon(self._now)
+        hidden: JsonObject = {"clients": [], "failures": {}} if self.guarantee.sampling.kind != "full" else {}
+        return {"epsilon": spent if math.isfinite(spent) else None, **hidden}
+
+    def statement(self) -> JsonObject:
+        """Return the guarantee of all that was released."""
+        return self.guarantee.statement(len(self._places))
+
+    def _spent(self, state: ServerState) -> BudgetSpent:
+        now = self.guarantee.epsilon(len(self._places))
+        return BudgetSpent(
+            f"The budget is spent: after {state.round} rounds epsilon is {now:.4g} at a delta of "
+            f"{self.guarantee.delta:g}, and one more would exceed target_epsilon ({self.guarantee.target:g})."
+        )
+
+
+def _place(state: ServerState) -> tuple[int, int]:
+    return state.round, state.attempts
+
+
+def _key(entry: dict[str, Any]) -> tuple[int, int, str]:
+    return entry["round"] - 1, entry["attempt"], entry["release"]

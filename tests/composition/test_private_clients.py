@@ -1,0 +1,171 @@
+"""Runs that protect clients: what they spend, when they end, and what they are without noise."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import weft
+from support.flags import flags
+from support.results import events, same_values, weights
+from weft.cli import main
+from weft.core.secret import FILE
+from weft.errors import ConfigError
+from weft.privacy.accounting import Sampling, epsilon
+from weft.runs.start import LEDGER
+
+pytest.importorskip("dp_accounting")
+
+
+@pytest.fixture
+def private(keys) -> dict[str, object]:
+    """The keys of a run of seconds that protects its clients."""
+    own = {"privacy_unit": "client", "noise_multiplier": 1.0, "num_clients": 6, "sample_clients": 3, "num_rounds": 3}
+    return keys | own | {"max_steps": 1, "eval_every": 0}
+
+
+def distance(one, two) -> float:
+    left, right = weights(one), weights(two)
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+def test_without_noise_and_with_an_infinite_bound_the_run_is_the_plain_one(private, tmp_path: Path):
+    plain = {key: value for key, value in private.items() if key not in ("privacy_unit", "noise_multiplier")}
+    everybody = {"sample_clients": 6, "client_weight": "uniform"}
+    one = weft.train(plain | everybody | {"output_dir": str(tmp_path / "plain")})
+    off = {"noise_multiplier": 0, "clip_norm": float("inf"), "output_dir": str(tmp_path / "off")}
+    two = weft.train(private | everybody | off)
+    assert distance(one, two) < 1e-6
+    # The control: a small bound makes another model.
+    bound = weft.train(private | everybody | off | {"clip_norm": 1e-4, "output_dir": str(tmp_path / "bound")})
+    assert distance(one, bound) > 1e-4
+
+
+def test_every_round_tells_what_is_spent_and_the_summary_the_whole_guarantee(private):
+    run = weft.train(private | {"clip_norm": 0.1, "client_sampling": "poisson", "target_delta": 1e-3})
+    lines = events(run)
+    spent = [epsilon(Sampling.poisson(0.5), 1.0, rounds, 1e-3) for rounds in (1, 2, 3)]
+    assert [line["epsilon"] for line in lines] == pytest.approx(spent)
+    # Who was chosen by the secret is nowhere, and neither are statistics of the clients' rows.
+    assert all(line["clients"] == [] and line["train_loss"] is None and line["tokens"] == 0 for line in lines)
+    assert not events(run, "eval")
+    said = run.summary["privacy"]
+    assert said["epsilon"] == lines[-1]["epsilon"]
+    assert (said["unit"], said["delta"], said["releases"]) == ("client", 1e-3, 3)
+    assert "coin" in said["sampling"]
+    assert "trusted" in said["protects_against"]
+    assert len(said["not_covered"]) >= 3
+
+
+def test_the_run_ends_before_it_exceeds_the_target_and_keeps_its_results(private, capsys):
+    everybody = private | {"sample_clients": 6, "num_rounds": 50}
+    target = (epsilon(Sampling("full"), 1.0, 2, 1e-5) + epsilon(Sampling("full"), 1.0, 3, 1e-5)) / 2
+    assert main(["sft", *flags(everybody | {"target_epsilon": target})]) == 0
+    said = capsys.readouterr()
+    assert "The budget is spent: after 2 rounds epsilon is" in said.out + said.err
+    run = weft.open_run(everybody["output_dir"])
+    assert len(events(run)) == 2
+    assert run.summary["privacy"]["epsilon"] <= target
+    assert weights(run)
+
+
+def test_the_target_alone_sets_the_noise_for_all_rounds(private):
+    run = weft.train(private | {"noise_multiplier": None, "target_epsilon": 8, "clip_norm": 0.5})
+    assert 7.9 < events(run)[-1]["epsilon"] <= 8
+    assert run.summary["privacy"]["target_epsilon"] == 8
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"clip_norm": 0.1, "fed_alg": "scaffold"},
+        {"client_sampling": "poisson", "fed_alg": "fedadam"},
+        {"noise_at": "client", "min_clients": 3},
+    ],
+    ids=str,
+)
+def test_a_resumed_run_ends_bit_identical_and_its_rounds_are_paid_for_once(private, tmp_path: Path, how):
+    run = weft.train(private | how | {"save_model_freq": 1})
+    ledger = (run.path / LEDGER).read_bytes()
+    assert ledger.count(b"\n") == 3
+    assert (run.path / FILE).stat().st_mode & 0o777 == 0o600
+    copy = tmp_path / "again"
+    shutil.copytree(run.path, copy)
+    for round in ("round_000002", "round_000003"):
+        shutil.rmtree(copy / "checkpoints" / round)
+    again = weft.train(private | how | {"save_model_freq": 1, "output_dir": str(copy)}, resume=True)
+    assert same_values(weights(again), weights(run))
+    assert (copy / "metrics.jsonl").read_bytes() == (run.path / "metrics.jsonl").read_bytes()
+    assert (copy / LEDGER).read_bytes() == ledger
+
+
+def test_a_round_that_is_run_again_with_other_updates_is_paid_for_again_and_has_other_noise(private, tmp_path: Path):
+    """As at sites, where who answers after a crash is chance: the difference of both sums tells nothing."""
+    everybody = private | {"sample_clients": 6, "clip_norm": 0.1, "num_rounds": 1, "save_model_freq": 1}
+    run = weft.train(everybody)
+    copy = tmp_path / "again"
+    shutil.copytree(run.path, copy)
+    shutil.rmtree(copy / "checkpoints")
+    other = {"output_dir": str(copy), "learning_rate": 1.1e-3}
+    (copy / "config.yaml").write_text(
+        (copy / "config.yaml").read_text().replace("\nlearning_rate: 0.001\n", "\nlearning_rate: 0.0011\n")
+    )
+    again = weft.train(everybody | other, resume=True)
+    entries = [json.loads(line) for line in (copy / LEDGER).read_text().splitlines()]
+    assert [entry["round"] for entry in entries] == [1, 1]
+    assert entries[0]["release"] != entries[1]["release"]
+    assert again.summary["privacy"]["epsilon"] == pytest.approx(epsilon(Sampling("full"), 1.0, 2, 1e-5))
+    # With the same noise both models would be near each other: updates have a norm of 0.1, and 6 are averaged.
+    assert distance(run, again) > 0.02
+
+
+def test_a_ledger_that_was_changed_by_hand_is_refused(private):
+    run = weft.train(private | {"save_model_freq": 1})
+    file = run.path / LEDGER
+    whole = file.read_bytes()
+    for changed in (
+        whole.replace(b'"round": 1', b'"round": 9'),
+        b"".join(whole.splitlines(keepends=True)[:1]),
+        b"".join(reversed(whole.splitlines(keepends=True))),
+        b"",
+    ):
+        file.write_bytes(changed)
+        with pytest.raises(ConfigError, match=r"The ledger .* was changed by hand"):
+            weft.train(private | {"save_model_freq": 1, "num_rounds": 5}, resume=True)
+    file.write_bytes(whole)
+    assert weft.train(private | {"save_model_freq": 1, "num_rounds": 4}, resume=True).summary["rounds"] == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"noise_multiplier": None}, "write --target_epsilon 8, or --noise_multiplier 1."),
+        ({"target_epsilon": 0}, "target_epsilon"),
+        ({"target_delta": 1}, "target_delta"),
+        ({"noise_multiplier": 0, "target_epsilon": 1}, "a run without noise has no epsilon"),
+        ({"noise_multiplier": 0.5, "target_epsilon": 1}, "One round with a noise_multiplier of 0.5 spends"),
+        ({"clip_norm": 0}, "so that nothing is learnt"),
+        ({"clip_norm": float("inf")}, "the noise, which is a multiple of it, is too"),
+        ({"privacy": "gaussian", "privacy_unit": "none", "noise_multiplier": None}, "leave out --privacy, and write"),
+        ({"noise_at": "client"}, "add --min_clients N, or write --noise_at server."),
+        ({"fed_alg": "fedbuff"}, "FedBuff mixes updates of several rounds"),
+        ({"fed_alg": "fednova"}, "which the noise of Gaussian would drown"),
+        ({"cluster": 2}, "leave out --cluster"),
+        ({"lora_aggregation": "svd"}, "averages products"),
+        ({"client_weight": "minimax"}, "keeps from the server"),
+        ({"codec": "int8"}, "bounds the norm of every update"),
+        ({"max_update_norm": 3}, "leave out --max_update_norm"),
+        ({"over_selection": 0.5}, "leave out --over_selection"),
+        ({"fed_alg": "local"}, "sends no updates"),
+        ({"fed_alg": "central"}, "leave out"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_loaded(private, tmp_path: Path, given, words):
+    with pytest.raises(ConfigError) as caught:
+        weft.train(private | given)
+    assert words in str(caught.value)
+    assert not Path(private["output_dir"]).exists()
