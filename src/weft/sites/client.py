@@ -39,6 +39,7 @@ from weft.sites.bounds import DAY, WORK, Bounds, Day, Spent
 from weft.sites.job import check_name
 from weft.sites.policy import SitePolicy
 from weft.sites.reports import reportable
+from weft.sites.site_ledger import SiteBudget
 from weft.sites.token_folder import token_folder
 
 log = logging.getLogger("weft.site")
@@ -69,6 +70,7 @@ class SiteClient:
         self.run, self.place, self.config = "", folder, RunConfig.model_construct()
         self.bounds: Bounds | None = None
         self.agreed: JsonObject = {}
+        self.budget: SiteBudget | None = None
         self._steps = 0
 
     def progress(self) -> int:
@@ -120,6 +122,9 @@ class SiteClient:
         # Refused before the model is loaded: handshakes are work too, and a server may repeat them.
         if (spent := bounds.spent()) is not None:
             raise Refused(spent)
+        self.budget = SiteBudget.of(self.policy.ledger, config, run.path.name, birth)
+        if self.budget is not None and (why := self.budget.refusal()) is not None:
+            raise Refused(why)
         run.path.mkdir(exist_ok=True)
         with bounds.work(None):
             return self._begin(run, keys, config, request)
@@ -227,6 +232,8 @@ class SiteClient:
             return pack(Failure(self.name, message.round, "was sent a message for another site"), self.run)
         try:
             why = self.bounds.refusal(message)
+            if why is None and self.budget is not None and isinstance(message, Task):
+                why = self.budget.take()  # before anything of the site's rows can leave it
             if why is not None:
                 log.warning("refused: %s", why)
                 reply: Reply = Failure(message.client, message.round, why)
