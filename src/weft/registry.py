@@ -144,6 +144,7 @@ COMMANDS = {
     "evaluate": "weft.commands.evaluate:run",
     "tasks": "weft.commands.tasks:run",
     "compare": "weft.commands.compare:run",
+    "privacy": "weft.commands.privacy:run",
     "chat": "weft.commands.chat:run",
     "export": "weft.commands.export:run",
     "server": "weft.commands.server:run",

@@ -169,3 +169,24 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(private, tmp_path: 
         weft.train(private | given)
     assert words in str(caught.value)
     assert not Path(private["output_dir"]).exists()
+
+
+def test_the_whole_guarantee_is_printed_of_a_run_and_stands_in_its_report_and_card(private, capsys):
+    run = weft.train(private | {"clip_norm": 0.1, "client_sampling": "poisson"})
+    assert main(["privacy", str(run.path)]) == 0
+    said = capsys.readouterr().out
+    for words in ("protected unit", "client", "neighbouring data", "is trusted", "a coin of its own", "not covered"):
+        assert words in said
+    assert main(["privacy", str(run.path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == run.summary["privacy"]
+    assert main(["privacy", str(run.path), "--json", "--delta", "1e-3"]) == 0
+    assert json.loads(capsys.readouterr().out)["epsilon"] < run.summary["privacy"]["epsilon"]
+    assert "<h2>Privacy</h2>" in (run.path / "report.html").read_text(encoding="utf-8")
+    card = next(run.path.glob("*/README.md")).read_text(encoding="utf-8")
+    assert "at delta 1e-05 for a client" in card
+
+
+def test_a_run_without_a_budget_has_no_guarantee_to_print(keys, capsys):
+    run = weft.train(keys | {"num_rounds": 1, "max_steps": 1})
+    assert main(["privacy", str(run.path)]) == 2
+    assert "a run has one with --privacy_unit" in capsys.readouterr().err

@@ -105,6 +105,26 @@ def account_of(config: RunConfig, privacy: Privacy, run: RunDir) -> Account | No
     return None if guarantee is None else Account(guarantee, run.path / LEDGER, run.secret)
 
 
+def statement_of(config: RunConfig, path: Path, delta: float | None = None) -> JsonObject:
+    """Return the guarantee of what a run has released so far.
+
+    Args:
+        config: its keys.
+        path: its directory.
+        delta: at which epsilon is given; None: the run's.
+
+    Raises:
+        ConfigError: the run has no guarantee, or its ledger was changed by hand.
+    """
+    guarantee = guarantee_of(config, privacy_part(config)) if keys.is_private(config) else None
+    if guarantee is None:
+        raise ConfigError(
+            f"The run in '{path}' has no budget of differential privacy: a run has one with --privacy_unit."
+        )
+    guarantee = guarantee if delta is None else replace(guarantee, delta=delta)
+    return guarantee.statement(len(Ledger(path / LEDGER).entries))
+
+
 class Account:
     """What the rounds of a run spend, in a ledger in its directory."""
 
