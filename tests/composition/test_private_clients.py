@@ -152,6 +152,7 @@ def test_a_ledger_that_was_changed_by_hand_is_refused(private):
         ({"clip_norm": float("inf")}, "the noise, which is a multiple of it, is too"),
         ({"privacy": "gaussian", "privacy_unit": "none", "noise_multiplier": None}, "leave out --privacy, and write"),
         ({"noise_at": "client"}, "add --min_clients N, or write --noise_at server."),
+        ({"client_sampling": "poisson", "over_selection": 0.5}, "a cohort has the size that chance gives it"),
         ({"fed_alg": "fedbuff"}, "FedBuff mixes updates of several rounds"),
         ({"fed_alg": "fednova"}, "which the noise of Gaussian would drown"),
         ({"cluster": 2}, "leave out --cluster"),
@@ -190,3 +191,73 @@ def test_a_run_without_a_budget_has_no_guarantee_to_print(keys, capsys):
     run = weft.train(keys | {"num_rounds": 1, "max_steps": 1})
     assert main(["privacy", str(run.path)]) == 2
     assert "a run has one with --privacy_unit" in capsys.readouterr().err
+
+
+def test_the_plan_says_what_signal_is_left_and_what_would_help(private, capsys):
+    """Three hospitals at client level are hopeless, and it is said before anybody trains."""
+    hospitals = private | {"num_clients": 3, "sample_clients": 3, "target_epsilon": 1}
+    del hospitals["noise_multiplier"]
+    assert main(["sft", *flags(hospitals), "--dry_run"]) == 0
+    said = capsys.readouterr()
+    line = next(line for line in said.out.splitlines() if line.startswith("privacy"))
+    trained = int(next(line for line in said.out.splitlines() if line.startswith("trained")).split()[1])
+    noise = float(line.split("noise_multiplier ")[1].split(";")[0])
+    ratio = float(line.split("the noise has ")[1].split()[0])
+    assert ratio == pytest.approx(noise * trained**0.5 / 3, rel=0.01)
+    assert ratio > 10
+    told = said.out + said.err
+    assert "so nothing will be learnt" in told
+    assert "--lora_aggregation ffa" in told
+    assert "more clients in a round" in told
+    weft.train(hospitals | {"num_rounds": 1}, quiet=False)
+    told = capsys.readouterr()
+    assert "so nothing will be learnt" in told.out + told.err
+
+
+def test_a_delta_above_one_in_the_units_is_warned_of(private, capsys):
+    weft.train(private | {"target_delta": 0.5, "lora_aggregation": "ffa", "noise_multiplier": 0.01}, quiet=False)
+    told = "".join(capsys.readouterr())
+    assert "more than 1 / 6 units" in told
+    assert "write --target_delta 0.1 or less" in told
+    assert "nothing will be learnt" not in told
+    assert "which freezes A" not in told
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fed_alg": "fedavgm"},
+        {"fed_alg": "fedprox"},
+        {"fed_alg": "fedyogi"},
+        {"fed_alg": "feddyn"},
+        {"fed_alg": "diloco"},
+        {"fed_alg": "ditto"},
+        {"fed_alg": "fedsgd", "batch_size": 2},
+        {"fed_alg": "fedkseed", "use_peft": False},
+        {"lora_aggregation": "ffa"},
+        {"lora_aggregation": "fedsa"},
+        {"lora_aggregation": "rolora"},
+        {"lora_aggregation": "fedsb"},
+        {"lora_aggregation": "merge", "lora_merge_every": 2},
+        {"use_peft": False},
+        {"use_peft": False, "prompt_method": "soft", "template": "alpaca"},
+        {"codec_down": "bf16"},
+        {"client_speed": [1, 0.5], "max_steps": 2},
+        {"client_failure_rate": 0.4, "client_sampling": "poisson"},
+        {"personal_steps": 1},
+    ],
+    ids=str,
+)
+def test_all_that_steps_from_the_sum_works_and_every_change_comes_from_noise(private, tmp_path: Path, changes):
+    """Another secret gives another model; the same run without noise is the control."""
+    loud = {"noise_multiplier": 3.0, "clip_norm": 0.5, "num_rounds": 2}
+    runs = [weft.train(private | changes | loud | {"output_dir": str(tmp_path / name)}) for name in ("a", "b")]
+    assert distance(*runs) > 1e-3
+    assert all(line["epsilon"] > 0 for line in events(runs[0]))
+    # No score of anybody's rows, of personal models either.
+    assert not any(value for value in runs[0].summary["eval"].values())
+    assert not runs[0].summary["models"]
+    assert not runs[0].summary["clients"]
+    quiet = loud | {"noise_multiplier": 0, "sample_clients": 6, "client_sampling": "uniform"}
+    runs = [weft.train(private | changes | quiet | {"output_dir": str(tmp_path / name)}) for name in ("c", "d")]
+    assert distance(*runs) == 0

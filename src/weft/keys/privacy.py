@@ -84,6 +84,11 @@ def check(config: RunConfig) -> None:
             f"privacy is {config.privacy}, and privacy_unit is {unit}, which has the part '{own}': leave out "
             "--privacy, and write --privacy_unit alone."
         )
+    if config.client_sampling == "poisson" and config.over_selection:
+        raise ConfigError(
+            "client_sampling is poisson, so that a cohort has the size that chance gives it, and over_selection asks "
+            "for more clients than are used: leave out --over_selection."
+        )
     if not is_private(config):
         return
     if unit != CLIENT:
@@ -101,6 +106,11 @@ def check(config: RunConfig) -> None:
     if config.target_epsilon is not None and not math.isfinite(config.target_epsilon):
         raise ConfigError("target_epsilon is infinite, which protects nothing: leave out --privacy_unit.")
     _check_bound(config)
+    if config.federated_tokenizer:
+        raise ConfigError(
+            "federated_tokenizer counts words of all clients, which no budget covers: write --tokenizer NAME_OR_PATH, "
+            "or --tokenizer_text FILE with public text."
+        )
     if config.noise_at == "client" and unit != CLIENT:
         raise ConfigError(
             f"noise_at says who adds the noise to the updates of clients, and privacy_unit is {unit}, whose noise "

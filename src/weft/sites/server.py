@@ -18,6 +18,7 @@ from weft.launch.best import read_tasks
 from weft.launch.client import ClientBuilder
 from weft.launch.disk_full import explain_full_disk
 from weft.launch.extend import CHANGEABLE, report_changes
+from weft.launch.privacy_plan import warn_of_noise
 from weft.launch.run import Run
 from weft.launch.run_tasks import RunTasks
 from weft.launch.trainer import Trainer
@@ -92,6 +93,7 @@ def serve(
         _settle(builder, remote, agreement)
         builder.take(population := agreement.population(agreement.left_out(config)))
         host, values = builder.host(conditions=compose.conditions(config))
+        warn_of_noise(config, host, len(rows), progress.note)
         parties = (config, run, host, population, progress, trackers)
         training = Trainer(*parties, tasks=tasks, begin=lambda _: nullcontext(remote), listener=hear)
         hear({"undelivered": _send_result(training.run_all(values), builder.plan, remote, rows)})
