@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from weft.config import RunConfig
-from weft.federation.client_host import ClientHost
+from weft.core.types import Tensors
 from weft.federation.plan import Plan
 from weft.keys.privacy import CLIENT
 from weft.launch.budgets import guarantee_of
@@ -47,10 +48,19 @@ def privacy_line(config: RunConfig, plan: Plan, parameters: int) -> str | None:
     )
 
 
-def shared_size(host: ClientHost) -> int:
-    """Return how many numbers of a loaded model are trained and shared."""
-    shared = host.plan.sharing.trained_names(host.model.masters, 0)
-    return sum(host.model.masters[name].numel() for name in shared if host.plan.sharing.travels(name))
+def warn_of_noise(config: RunConfig, plan: Plan, masters: Tensors, clients: int, note: Callable[[str], None]) -> None:
+    """Note what speaks against the budget of a run whose model is loaded, before it trains.
+
+    Args:
+        config: the run.
+        plan: its parts.
+        masters: all that is trained of the model.
+        clients: of the federation.
+        note: called with each sentence.
+    """
+    names = [name for name in plan.sharing.trained_names(masters, 0) if plan.sharing.travels(name)]
+    for line in privacy_warnings(config, plan, sum(masters[name].numel() for name in names), clients):
+        note(line)
 
 
 def privacy_warnings(config: RunConfig, plan: Plan, parameters: int, clients: int = 0) -> list[str]:

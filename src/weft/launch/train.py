@@ -21,7 +21,7 @@ from weft.launch.disk_full import explain_full_disk
 from weft.launch.extend import CHANGEABLE, check_rounds, describe_extension, report_changes
 from weft.launch.libraries import import_libraries
 from weft.launch.paths import absolute, with_whole_paths
-from weft.launch.privacy_plan import privacy_warnings, shared_size
+from weft.launch.privacy_plan import warn_of_noise
 from weft.launch.prompt_texts import with_prompt_texts
 from weft.launch.run import Run
 from weft.launch.run_tasks import RunTasks
@@ -131,10 +131,8 @@ def _train(builder: ClientBuilder, options: StartOptions, tasks: RunTasks) -> Ru
         with Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers:
             trainer = Trainer(config, run, host, population, progress, trackers, group, replace(tasks, config=config))
             print_warnings(config, population, plan.algorithm, progress)  # when nothing is refused any more
-            for sentence in (
-                *privacy_warnings(config, plan, shared_size(host), len(population.trained)),
-                *options.notes,
-            ):
+            warn_of_noise(config, plan, host.model.masters, len(population.trained), progress.note)
+            for sentence in options.notes:
                 progress.note(sentence)
             progress.split(population.split)
             trainer.run_all(values)

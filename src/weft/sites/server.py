@@ -93,7 +93,6 @@ def serve(
         _settle(builder, remote, agreement)
         builder.take(population := agreement.population(agreement.left_out(config)))
         host, values = builder.host(conditions=compose.conditions(config))
-        warn_of_noise(config, host, len(rows), progress.note)
         parties = (config, run, host, population, progress, trackers)
         training = Trainer(*parties, tasks=tasks, begin=lambda _: nullcontext(remote), listener=hear)
         hear({"undelivered": _send_result(training.run_all(values), builder.plan, remote, rows)})
@@ -130,7 +129,9 @@ def _settle(builder: ClientBuilder, remote: RemoteSites, agreement: Handshake) -
 
     remote.handshake, remote.why_not = agreement.requests.get, why_not
     remote.largest = lambda: largest(plan, model)
-    warn_of_one(agreement.rows_of_participants(), plan.max_client_share, remote.note)
+    rows = agreement.rows_of_participants()
+    warn_of_one(rows, plan.max_client_share, remote.note)
+    warn_of_noise(builder.config, plan, model.masters, len(rows), remote.note)
     remote.in_order = not plan.over_selected  # with over-selection the first replies count
     if plan.algorithm.shares and plan.algorithm.buffer is None:
         # A round without any update is repeated: where a site is a whole client, that is an outage.
