@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,11 +11,16 @@ import pytest
 
 import weft
 from support.flags import flags
+from support.kills import in_a_child
 from support.results import events, same_values, weights
 from weft.cli import main
-from weft.core.secret import FILE
+from weft.core.secret import FILE, Secret
 from weft.errors import ConfigError
+from weft.federation.sampling import Selection
 from weft.privacy.accounting import Sampling, epsilon
+from weft.privacy.ledger import Ledger
+from weft.runs import checkpoint
+from weft.runs.layout import RunDir
 from weft.runs.start import LEDGER
 
 pytest.importorskip("dp_accounting")
@@ -261,3 +267,92 @@ def test_all_that_steps_from_the_sum_works_and_every_change_comes_from_noise(pri
     quiet = loud | {"noise_multiplier": 0, "sample_clients": 6, "client_sampling": "uniform"}
     runs = [weft.train(private | changes | quiet | {"output_dir": str(tmp_path / name)}) for name in ("c", "d")]
     assert distance(*runs) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
+def test_a_run_that_is_killed_at_any_point_never_counts_too_little(private, tmp_path: Path, monkeypatch):
+    """The server dies before and after flushes and renames; then the run goes on, and ends with the same bits."""
+    monkeypatch.setattr(os, "urandom", lambda count: bytes(range(count)))
+    one = private | {"clip_norm": 0.1, "save_model_freq": 1, "checkpoint_seconds": 0}
+    whole = weft.train(one | {"output_dir": str(tmp_path / "whole")})
+    spent = [line["epsilon"] for line in events(whole)]
+    killed = 0
+    for kill_at in range(3, 400, 31):
+        folder = tmp_path / f"killed{kill_at}"
+        mine = one | {"output_dir": str(folder)}
+        if in_a_child(lambda mine=mine: weft.train(mine), kill_at=kill_at) == 0:
+            break
+        killed += 1
+        committed = len(events(weft.open_run(folder))) if (folder / "metrics.jsonl").exists() else 0
+        assert len(Ledger(folder / LEDGER).entries) >= committed
+        again = weft.train(mine, resume=(folder / "config.yaml").exists())
+        assert [line["epsilon"] for line in events(again)] == spent
+        assert same_values(weights(again), weights(whole))
+        assert len(Ledger(folder / LEDGER).entries) == 3
+    assert killed >= 4
+
+
+def test_noise_and_cohorts_follow_from_the_servers_secret_and_from_nothing_else(private, tmp_path: Path, monkeypatch):
+    """Whoever has the configuration, the data and the state of all clients gets others, without the 32 bytes."""
+    cohorts: list[list[int]] = []
+    choose = Selection.cohort
+
+    def spy(self, *words, **names):
+        cohorts.append(choose(self, *words, **names))
+        return cohorts[-1]
+
+    monkeypatch.setattr(Selection, "cohort", spy)
+    many = {"num_clients": 40, "sample_clients": 20, "client_sampling": "poisson", "clip_norm": 0.1}
+    one = private | many | {"num_rounds": 2, "save_model_freq": 1}
+    run = weft.train(one)
+    seen = cohorts.copy()
+    outcomes = {}
+    for name in ("all but the secret", "all"):
+        copy = tmp_path / name
+        shutil.copytree(run.path, copy)
+        shutil.rmtree(copy / "checkpoints")
+        if name == "all but the secret":
+            (copy / FILE).unlink()
+        cohorts.clear()
+        again = weft.train(one | {"output_dir": str(copy)}, resume=True)
+        outcomes[name] = (cohorts == seen, distance(run, again))
+    assert outcomes["all"] == (True, 0.0)
+    same_cohorts, change = outcomes["all but the secret"]
+    assert not same_cohorts
+    assert change > 1e-3
+    # A cohort of the seed would be this one: it is not.
+    by_seed = Selection(int(run.config.seed), 20, poisson=True)
+    assert choose(by_seed, [str(n) for n in range(40)], 0, 0, 0) != seen[0]
+    # Nothing that is written down names them.
+    names = {f"client_{n}" for n in range(40)}
+    for file in ("metrics.jsonl", "timing.jsonl", LEDGER):
+        assert not any(f'"{name}"' in (run.path / file).read_text() for name in names)
+    assert run.summary["failures"] == {}
+
+
+def test_poisson_cohorts_have_the_size_that_chance_gives_them_and_may_be_empty():
+    secret = Secret(bytes(32))
+    names = [str(number) for number in range(50)]
+    for source in (None, lambda: secret):
+        chosen = [Selection(7, 5, poisson=True, secret=source).cohort(names, round, 0, round) for round in range(400)]
+        sizes = [len(cohort) for cohort in chosen]
+        assert sum(sizes) / 400 == pytest.approx(5, rel=0.1)
+        assert min(sizes) < 2
+        assert max(sizes) > 9
+        counts = [sum(client in cohort for cohort in chosen) for client in range(50)]
+        assert min(counts) > 15
+        assert max(counts) < 70
+    fixed = Selection(7, 5, secret=lambda: secret)
+    assert {len(fixed.cohort(names, round, 0, round)) for round in range(50)} == {5}
+    assert fixed.cohort(names, 3, 0, 3) != fixed.cohort(names, 3, 1, 4)
+
+
+def test_a_round_without_anybody_has_noise_and_is_paid_for(private, monkeypatch):
+    monkeypatch.setattr(Selection, "cohort", lambda self, *words, **names: [])
+    run = weft.train(private | {"clip_norm": 0.1, "client_sampling": "poisson", "num_rounds": 2, "save_model_freq": 1})
+    assert run.summary["privacy"]["releases"] == 2
+    state = checkpoint.latest(RunDir(run.path), print)[0]
+    start = checkpoint.at(RunDir(run.path), 1)
+    moved = [float((state.params[name] - start.params[name]).std()) for name in state.params]
+    # z C over the expected cohort of 3.
+    assert sum(moved) / len(moved) == pytest.approx(0.1 / 3, rel=0.05)

@@ -73,7 +73,7 @@ class Ledger:
             try:
                 entry = json.loads(line)
                 chain = entry.pop(CHAIN)
-            except (ValueError, KeyError, AttributeError):
+            except (ValueError, KeyError, AttributeError, TypeError):
                 raise self._changed(number) from None
             self._chain = _next(self._chain, entry)
             if chain != self._chain:
