@@ -356,3 +356,15 @@ def test_a_round_without_anybody_has_noise_and_is_paid_for(private, monkeypatch)
     moved = [float((state.params[name] - start.params[name]).std()) for name in state.params]
     # z C over the expected cohort of 3.
     assert sum(moved) / len(moved) == pytest.approx(0.1 / 3, rel=0.05)
+
+
+def test_the_rounds_that_the_noise_was_solved_for_cannot_be_changed(private):
+    """Else the same sum would get the same numbers in another size: from two such releases follows the sum."""
+    one = {key: value for key, value in private.items() if key != "noise_multiplier"} | {"target_epsilon": 8}
+    weft.train(one | {"save_model_freq": 1})
+    with pytest.raises(ConfigError, match="num_rounds was 3 and is now 5"):
+        weft.train(one | {"save_model_freq": 1, "num_rounds": 5}, resume=True)
+    # With a noise that is given, more rounds go on until the target is reached.
+    both = private | {"target_epsilon": 100, "save_model_freq": 1, "output_dir": f"{private['output_dir']}-2"}
+    weft.train(both)
+    assert weft.train(both | {"num_rounds": 5}, resume=True).summary["rounds"] == 5

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from weft.config import RunConfig
 from weft.core.exchange import Privacy
@@ -17,7 +16,7 @@ from weft.errors import BudgetSpent, ConfigError
 from weft.json_types import JsonObject
 from weft.keys import privacy as keys
 from weft.launch.parts import part
-from weft.privacy.accounting import Sampling, solve_noise
+from weft.privacy.accounting import Sampling, Steps, composed, solve_noise
 from weft.privacy.gaussian import Gaussian, digest
 from weft.privacy.guarantee import Guarantee
 from weft.privacy.ledger import Ledger
@@ -122,7 +121,7 @@ def statement_of(config: RunConfig, path: Path, delta: float | None = None) -> J
             f"The run in '{path}' has no budget of differential privacy: a run has one with --privacy_unit."
         )
     guarantee = guarantee if delta is None else replace(guarantee, delta=delta)
-    return guarantee.statement(len(Ledger(path / LEDGER).entries))
+    return Account(guarantee, path / LEDGER, Secret.random).statement()
 
 
 class Account:
@@ -142,12 +141,13 @@ class Account:
         self.guarantee, self.secret = guarantee, secret
         self.ledger = Ledger(file)
         self._places = {_key(entry): place for place, entry in enumerate(self.ledger.entries, 1)}
+        self._noises = [float(entry["noise"]) for entry in self.ledger.entries]
         self._now = 0
 
     def check(self, state: ServerState) -> None:
         """Raise BudgetSpent where the next round would exceed the target."""
-        known = [place for (round, attempt, _), place in self._places.items() if (round, attempt) == _place(state)]
-        if not self.guarantee.allows(known[0] if known else len(self._places) + 1):
+        known = [place for (round, attempt, *_), place in self._places.items() if (round, attempt) == _place(state)]
+        if not self._allows(known[0] if known else len(self._places) + 1):
             raise self._spent(state)
 
     def spend(self, state: ServerState, total: Total) -> None:
@@ -159,28 +159,38 @@ class Account:
         # A tag that nobody else can compute: the ledger says nothing of the updates.
         tag = self.secret().bytes(16, "release", digest(total.streams), str(total.weight)).hex()
         round, attempt = _place(state)
-        if (round, attempt, tag) not in self._places:
+        entry: JsonObject = {"round": round + 1, "attempt": attempt, "release": tag, "noise": self.guarantee.noise}
+        if _key(entry) not in self._places:
             count = len(self._places) + 1
-            if not self.guarantee.allows(count):
+            if not self._allows(count):
                 raise self._spent(state)
-            spent = self.guarantee.epsilon(count)
-            entry: dict[str, Any] = {"round": round + 1, "attempt": attempt, "release": tag}
+            spent = self._epsilon(count)
             self.ledger.append(entry | {"epsilon": spent if math.isfinite(spent) else None})
-            self._places[round, attempt, tag] = count
-        self._now = self._places[round, attempt, tag]
+            self._places[_key(entry)] = count
+            self._noises.append(self.guarantee.noise)
+        self._now = self._places[_key(entry)]
 
     def line(self) -> JsonObject:
         """Return what a round's line of metrics.jsonl says: the budget, and nothing of who was chosen by a secret."""
-        spent = self.guarantee.epsilon(self._now)
+        spent = self._epsilon(self._now)
         hidden: JsonObject = {"clients": [], "failures": {}} if self.guarantee.sampling.kind != "full" else {}
         return {"epsilon": spent if math.isfinite(spent) else None, **hidden}
 
     def statement(self) -> JsonObject:
         """Return the guarantee of all that was released."""
-        return self.guarantee.statement(len(self._places))
+        return self.guarantee.statement(len(self._places), self._epsilon(len(self._places)))
+
+    def _epsilon(self, count: int) -> float:
+        """Return what the first so many releases spend, each with the noise that it had."""
+        noises = [*self._noises, self.guarantee.noise][:count]
+        steps = [Steps(self.guarantee.sampling, noise, self.guarantee.steps) for noise in noises]
+        return composed(steps, self.guarantee.delta)
+
+    def _allows(self, count: int) -> bool:
+        return self.guarantee.target is None or self._epsilon(count) <= self.guarantee.target
 
     def _spent(self, state: ServerState) -> BudgetSpent:
-        now = self.guarantee.epsilon(len(self._places))
+        now = self._epsilon(len(self._places))
         return BudgetSpent(
             f"The budget is spent: after {state.round} rounds epsilon is {now:.4g} at a delta of "
             f"{self.guarantee.delta:g}, and one more would exceed target_epsilon ({self.guarantee.target:g})."
@@ -191,5 +201,5 @@ def _place(state: ServerState) -> tuple[int, int]:
     return state.round, state.attempts
 
 
-def _key(entry: dict[str, Any]) -> tuple[int, int, str]:
-    return entry["round"] - 1, entry["attempt"], entry["release"]
+def _key(entry: JsonObject) -> tuple[int, int, str, float]:
+    return entry["round"] - 1, entry["attempt"], entry["release"], entry["noise"]

@@ -18,7 +18,7 @@ from weft.launch.client import ClientBuilder
 from weft.launch.client_memory import DiskMemory
 from weft.launch.data_warnings import check_only_client, print_warnings
 from weft.launch.disk_full import explain_full_disk
-from weft.launch.extend import CHANGEABLE, check_rounds, describe_extension, report_changes
+from weft.launch.extend import changeable, check_rounds, describe_extension, report_changes
 from weft.launch.libraries import import_libraries
 from weft.launch.paths import absolute, with_whole_paths
 from weft.launch.privacy_plan import warn_of_noise
@@ -106,7 +106,7 @@ def _train(builder: ClientBuilder, options: StartOptions, tasks: RunTasks) -> Ru
             absolute(config.model_dump(mode="json")) | {"accept_changed": False},
             resume=options.resume,
             overwrite=options.overwrite,
-            volatile=CHANGEABLE,
+            volatile=changeable(config),
             defaults={name: field.default for name, field in RunConfig.model_fields.items()},
             resolve=absolute,
         ) as run,

@@ -157,7 +157,7 @@ class Gaussian(Privacy):
         follows from the round alone would be the same, and the difference of both sums would tell what was left out.
         """
         deviations = self._deviations(norm)
-        words = (party.name, party.round, party.attempt, digest(streams))
+        words = (party.name, party.round, party.attempt, str(deviations), digest(streams))
         return {
             name: {
                 key: value.double()

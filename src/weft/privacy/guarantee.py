@@ -58,9 +58,8 @@ class Guarantee:
         """Say whether so many rounds keep to the target."""
         return self.target is None or self.epsilon(rounds) <= self.target
 
-    def statement(self, rounds: int) -> JsonObject:
-        """Return the whole guarantee after so many rounds, in words and numbers that JSON has."""
-        spent = self.epsilon(rounds)
+    def statement(self, rounds: int, spent: float) -> JsonObject:
+        """Return the whole guarantee after so many rounds, which spent so much, in words and numbers that JSON has."""
         of = self.unit if self.unit in ("client", "row") else f"value of {self.unit}"
         words = {"unit": of, "rate": self.sampling.rate}
         words |= {"size": self.sampling.size, "population": self.sampling.population}

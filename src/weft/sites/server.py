@@ -17,7 +17,7 @@ from weft.launch import compose, provenance
 from weft.launch.best import read_tasks
 from weft.launch.client import ClientBuilder
 from weft.launch.disk_full import explain_full_disk
-from weft.launch.extend import CHANGEABLE, report_changes
+from weft.launch.extend import changeable, report_changes
 from weft.launch.privacy_plan import warn_of_noise
 from weft.launch.run import Run
 from weft.launch.run_tasks import RunTasks
@@ -77,7 +77,7 @@ def serve(
             config.model_dump(mode="json") | {"accept_changed": False},
             resume=resume and RunDir(config.output_dir).holds_run,
             overwrite=False,
-            volatile=CHANGEABLE,
+            volatile=changeable(config),
             resolve=lambda saved: part_files.at_server(saved, parts),
         ) as run,
         Progress(config.num_rounds, quiet=False, as_json=True) as progress,
