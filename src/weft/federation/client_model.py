@@ -13,7 +13,7 @@ from weft.federation.plan import Plan
 from weft.federation.sharing import pad
 from weft.federation.task_check import check_task
 from weft.models.resident import Resident
-from weft.training.loop import Job
+from weft.training.job import Job
 
 CHOICE_ROWS = 64
 """Training rows on which a client compares several models (clusters)."""

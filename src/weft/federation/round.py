@@ -50,7 +50,7 @@ from weft.federation.sharing import crop_like, pad_update, with_layers
 from weft.federation.state import Participant, advance, blame, expected_streams, task_for
 from weft.federation.weigher import Weigher
 from weft.models.resident import Resident
-from weft.training.loop import Job
+from weft.training.job import Job
 
 
 def run_round(
