@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +15,7 @@ from weft.core.types import Metrics, Streams, Tensors
 from weft.data.words import Words
 from weft.federation.part_memory import part_of
 from weft.models.resident import Resident
+from weft.training.job import Job
 
 
 class RowTable(Protocol):
@@ -120,6 +121,15 @@ class ClientData:
     """Returns the metrics that the site policy lets the client send."""
     export: Callable[[Resident, Tensors], None] | None = None
     """Writes the resident model to disk at the end of the run, with the run's side adapter."""
+
+    def job(
+        self, personal: Tensors, shared: Tensors, trained: Collection[str] | None, round: int, attempt: int = 0
+    ) -> Job:
+        """Return the client's training of these parameters in a round (`weft.training.job.Job` says what they are)."""
+        secret = partial(self.memory.secret, self.name)
+        return Job(
+            personal, shared, trained, self.index, round, self.step_fraction, self.public, attempt, secret=secret
+        )
 
     def party(self, prefix: str, memory: Streams, round: int, attempt: int = 0, told: Tensors | None = None) -> Party:
         """Return the client as one part of the exchange (codec, privacy, protection) sees it.

@@ -55,7 +55,6 @@ from weft.federation.state import Participant, advance, blame, expected_streams,
 from weft.federation.unused import undo
 from weft.federation.weigher import Weigher
 from weft.models.resident import Resident
-from weft.training.loop import Job
 
 
 def run_round(
@@ -146,12 +145,12 @@ def _train(task: Task, plan: Plan, client: ClientData, model: Resident) -> Updat
     local_task, choice = choose(plan, decoded, start, client, model)
     rule = plan.algorithm.rule(local_task, part_of(memory, RULE))
     trainable = {*plan.sharing.trained_names(shared, task.round), *model.initial}
-    job = Job(start, local_task.params, trainable, client.index, task.round, client.step_fraction, client.public)
+    job = client.job(start, local_task.params, trainable, task.round, task.attempt)
     done = plan.local.work(model, plan.objective, client.train, rule, job)
     new_memory = with_prefix(done.finished.memory, RULE)
     personal = plan.algorithm.personal
     if personal is not None and (second_rule := personal.rule(local_task, part_of(memory, RULE))) is not None:
-        second = plan.local.work(model, plan.objective, client.train, second_rule, job)
+        second = plan.local.work(model, plan.objective, client.train, second_rule, job._replace(purpose="personal"))
         new_memory |= with_prefix(second.finished.memory, RULE)
     if done.personal:
         new_memory[OWN] = done.personal
