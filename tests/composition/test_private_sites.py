@@ -6,17 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from support.fake_sites import NAMES, FakeSites
 from support.results import events
 from weft.core.secret import FILE
+from weft.core.types import Task
 from weft.errors import ConfigError
 from weft.privacy.ledger import Ledger
 from weft.sites.client import SiteClient
 from weft.sites.policy import read_policy
 from weft.sites.server import serve
-from weft.sites.site_ledger import spent_of
+from weft.sites.site_ledger import RELEASES, spent_of
 
 pytest.importorskip("dp_accounting")
 PRIVATE = {"privacy_unit": "client", "target_epsilon": 8, "sample_clients": 3, "clip_norm": 0.1}
@@ -123,3 +125,27 @@ def test_a_ledger_of_a_site_that_was_changed_by_hand_refuses_every_run(run, site
     file.write_text(json.dumps(entry | {"epsilon": 0.1}) + "\n")
     with pytest.raises(ConfigError, match="hospital_b: its ledger of privacy cannot be read, or does not fit"):
         serve(run | PRIVATE | {"output_dir": f"{run['output_dir']}-2", "min_clients": 3}, sites, list(NAMES), "1")
+
+
+@pytest.mark.parametrize("unit", ["row", "input"])
+def test_sites_hide_their_rows_by_noise_of_their_own(run, sites: FakeSites, tmp_path: Path, unit: str):
+    """Each site solves its noise for its own rows, and needs to trust nobody."""
+    rows = PRIVATE | {"privacy_unit": unit, "clip_norm": 1.0, "num_rounds": 2}
+    for name in NAMES:
+        change(sites, name, tmp_path, accept={"max_epsilon": 8.0, "privacy": [unit]})
+    done = serve(run | rows, sites, list(NAMES), "1")
+    assert all(line["train_loss"] is None for line in events(done))
+    assert done.summary["privacy"]["epsilon"] <= 8 if unit == "row" else "privacy" not in done.summary
+    for name in NAMES:
+        assert len(Ledger(sites.folder / name / "run" / RELEASES).entries) == 2
+
+
+def test_a_site_answers_no_more_often_than_its_budget_allows(run, sites: FakeSites):
+    """Whatever the server asks: a third round of a run of two, or the second again from other parameters."""
+    rows = PRIVATE | {"privacy_unit": "row", "clip_norm": 1.0, "num_rounds": 2}
+    serve(run | rows, sites, list(NAMES), "1")
+    site = sites.site_clients["hospital_a"]
+    assert site.releases is not None
+    again = Task("hospital_a", 1, 1, {"w": torch.ones(1)})
+    assert "answered 2 times" in str(site.releases.take(again))
+    assert len(site.releases.ledger.entries) == 2

@@ -107,6 +107,9 @@ class Privacy:
     private: ClassVar[bool] = False
     """There is a budget: every round spends of it, and clients report no numbers of their rows."""
 
+    in_steps: ClassVar[bool] = False
+    """The local steps bound and hide single units (`weft.training.private`); updates need nothing more."""
+
     draws_secrets: ClassVar[bool] = False
     """Clients draw from their secrets, not only the server."""
 

@@ -119,6 +119,8 @@ class ClientData:
     """Public rows, for a share of every batch."""
     reportable: Callable[[Metrics], Metrics] = everything
     """Returns the metrics that the site policy lets the client send."""
+    units: np.ndarray | None = None
+    """(rows,): the number of the unit of privacy of each training row; None: each row is one."""
     export: Callable[[Resident, Tensors], None] | None = None
     """Writes the resident model to disk at the end of the run, with the run's side adapter."""
 
@@ -127,8 +129,9 @@ class ClientData:
     ) -> Job:
         """Return the client's training of these parameters in a round (`weft.training.job.Job` says what they are)."""
         secret = partial(self.memory.secret, self.name)
+        share, public = self.step_fraction, self.public
         return Job(
-            personal, shared, trained, self.index, round, self.step_fraction, self.public, attempt, secret=secret
+            personal, shared, trained, self.index, round, share, public, attempt, secret=secret, units=self.units
         )
 
     def party(self, prefix: str, memory: Streams, round: int, attempt: int = 0, told: Tensors | None = None) -> Party:
@@ -160,6 +163,8 @@ class Clients:
     """Few-shot examples by the number of the client."""
     first: int = 0
     """Number of the first of these clients in the federation."""
+    units: Sequence[np.ndarray] | None = None
+    """Of each client (rows,): the number of the unit of privacy of each training row; None: each row is one."""
     reportable: Callable[[Metrics], Metrics] = everything
     export: Callable[[Resident, Tensors], None] | None = None
 
@@ -176,6 +181,7 @@ class Clients:
             View(self.table, self.held_out[index], self.examples.get(self.first + index)),
             self.memory,
             public=None if self.public is None else View(self.table, self.public),
+            units=None if self.units is None else self.units[index],
             reportable=self.reportable,
             export=self.export,
         )

@@ -10,7 +10,7 @@ from weft.federation.codec_rules import codecs
 from weft.federation.limits import conditions, local_work, placement
 from weft.federation.model_kinds import clusters, depths, personal
 from weft.federation.plan import Plan
-from weft.federation.privacy_rules import protected
+from weft.federation.privacy_rules import in_steps, protected
 from weft.federation.remedies import Refusal, sentence
 from weft.federation.rules import factors, secrecy, weights
 
@@ -20,6 +20,7 @@ def refusals(plan: Plan) -> list[Refusal]:
     groups = (
         secrecy,
         protected,
+        in_steps,
         codecs,
         weights,
         factors,

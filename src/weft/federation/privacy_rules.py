@@ -8,6 +8,44 @@ from weft.federation.remedies import ALGORITHM, Refusal, name_of
 OPEN = "leave out --privacy_unit"
 
 
+def in_steps(plan: Plan) -> list[Refusal]:
+    """Return the rules of privacy of rows: every local step bounds and hides single units."""
+    algorithm, inside, private = plan.algorithm, plan.privacy.in_steps, type(plan.privacy).__name__
+    name, learner = name_of(algorithm), type(plan.objective).__name__
+    return [
+        Refusal(
+            inside and not plan.local.hides_units,
+            f"{name} learns without gradients here, and {private} bounds the gradients of single rows",
+            ["write --fed_alg fedavg", "write --privacy_unit client", "write --prompt_method soft"],
+        ),
+        Refusal(
+            inside and not plan.objective.separable,
+            f"{learner} has no loss of single rows, and {private} bounds what each adds",
+            ["use `weft sft`, `weft pretrain` or `weft dpo`", "write --privacy_unit client"],
+        ),
+        Refusal(
+            inside and (plan.parallel != "none" or plan.offloaded),
+            f"{private} needs the gradients of single rows in one process, with all layers in memory",
+            ["leave out --parallel and --model_offload", "write --privacy_unit client"],
+        ),
+        Refusal(
+            inside and algorithm.choice is not None,
+            f"A client chooses one of several models by the loss of its rows, which {private} does not hide",
+            ["leave out --cluster", OPEN],
+        ),
+        Refusal(
+            inside and plan.weighting.single_updates,
+            f"{type(plan.weighting).__name__} weighs clients by numbers of their rows, which {private} hides",
+            ["write --client_weight size", OPEN],
+        ),
+        Refusal(
+            inside and (plan.everywhere or plan.local.public_share > 0),
+            f"{private} hides each row of a client, and public_data mixes in rows that need no hiding",
+            ["leave out --public_data and --public_share", OPEN],
+        ),
+    ]
+
+
 def protected(plan: Plan) -> list[Refusal]:
     """Return the rules of privacy of clients: all that the server does follows from one noisy sum."""
     algorithm, bounded, private = plan.algorithm, plan.privacy.bounded, type(plan.privacy).__name__

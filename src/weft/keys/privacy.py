@@ -91,8 +91,6 @@ def check(config: RunConfig) -> None:
         )
     if not is_private(config):
         return
-    if unit != CLIENT:
-        raise ConfigError(f"privacy_unit is {unit}, which this version does not protect yet: write client.")
     if config.target_epsilon is None and config.noise_multiplier is None:
         raise ConfigError(
             f"privacy_unit is {unit}, and nothing says how much noise there is: write --target_epsilon 8, or "
@@ -106,6 +104,8 @@ def check(config: RunConfig) -> None:
     if config.target_epsilon is not None and not math.isfinite(config.target_epsilon):
         raise ConfigError("target_epsilon is infinite, which protects nothing: leave out --privacy_unit.")
     _check_bound(config)
+    if unit != CLIENT:
+        _check_rows(config)
     if config.federated_tokenizer:
         raise ConfigError(
             "federated_tokenizer counts words of all clients, which no budget covers: write --tokenizer NAME_OR_PATH, "
@@ -115,6 +115,29 @@ def check(config: RunConfig) -> None:
         raise ConfigError(
             f"noise_at says who adds the noise to the updates of clients, and privacy_unit is {unit}, whose noise "
             "every client adds: leave out --noise_at, or write --privacy_unit client."
+        )
+
+
+def _check_rows(config: RunConfig) -> None:
+    """Check a run that protects single rows, or all with one value of a column."""
+    if config.few_shot:
+        raise ConfigError(
+            "few_shot puts some rows of a client before all its others, so that no bound holds for them: leave out "
+            "--few_shot."
+        )
+    if config.dtype == "float16":
+        raise ConfigError(
+            "Gradients of single rows are not scaled, as float16 needs it: write --dtype bfloat16 or float32."
+        )
+    if config.gradient_checkpointing is True:
+        raise ConfigError(
+            "Gradients of single rows are noted by layers as they are called, and recomputation calls them twice: "
+            "leave out --gradient_checkpointing."
+        )
+    if unit_kind(config.privacy_unit) == "column" and config.objective == "causal_lm":
+        raise ConfigError(
+            f"privacy_unit is '{config.privacy_unit}', and documents of plain text are joined and cut into rows, which "
+            "have no columns: write --privacy_unit row or client."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,13 +14,16 @@ from weft.core.files import cache_folder
 from weft.core.secret import Secret
 from weft.core.types import ServerState, Total
 from weft.errors import BudgetSpent, ConfigError
+from weft.federation.clients import Clients
 from weft.json_types import JsonObject
 from weft.keys import privacy as keys
 from weft.launch.parts import part
+from weft.launch.units import unit_counts
 from weft.privacy.accounting import Sampling, Steps, composed, solve_noise
 from weft.privacy.gaussian import Gaussian, digest
 from weft.privacy.guarantee import Guarantee
 from weft.privacy.ledger import Ledger
+from weft.privacy.rows import Rows
 from weft.runs.layout import RunDir
 from weft.runs.start import LEDGER
 
@@ -65,6 +69,19 @@ def client_noise(config: RunConfig) -> float:
     return solved(config, sampling_of(config), config.num_rounds)
 
 
+def row_noise(config: RunConfig, units: int) -> float:
+    """Return the noise multiplier of the local steps of a client with so many units; ConfigError for none."""
+    sampling, steps = _local_sampling(config, units)
+    return solved(config, sampling, config.num_rounds * steps)
+
+
+def _local_sampling(config: RunConfig, units: int) -> tuple[Sampling, int]:
+    """Return how a client with so many units samples them at a step, and its steps in a round."""
+    size = config.batch_size * config.gradient_accumulation_steps
+    steps = config.max_steps if config.max_steps > 0 else max(1, math.ceil(units * config.num_train_epochs / size))
+    return Sampling.poisson(min(1.0, size / units)), steps
+
+
 def solved(config: RunConfig, sampling: Sampling, steps: int) -> float:
     """Return noise_multiplier, or the least with which so many steps keep to target_epsilon, from the disk's cache.
 
@@ -82,11 +99,30 @@ def solved(config: RunConfig, sampling: Sampling, steps: int) -> float:
         raise ConfigError(f"{str(error).capitalize()}: write a larger --target_epsilon, or fewer rounds.") from None
 
 
-def guarantee_of(config: RunConfig, privacy: Privacy) -> Guarantee | None:
-    """Return the guarantee of a run; None: it has none, or it is that of a part of the user's own."""
+def guarantee_of(config: RunConfig, privacy: Privacy, units: int = 0) -> Guarantee | None:
+    """Return the guarantee of a run; None: it has none, it is that of a part of the user's own, or it is not known.
+
+    Args:
+        config: the run.
+        privacy: its part.
+        units: of the client that has the fewest, which hide least; 0: not known.
+    """
+    bound = keys.bound(config)
+    if isinstance(privacy, Rows) and units:
+        sampling, steps = _local_sampling(config, units)
+        return Guarantee(
+            unit=config.privacy_unit,
+            sampling=sampling,
+            noise=row_noise(config, units),
+            delta=config.target_delta,
+            target=config.target_epsilon,
+            bound=bound if isinstance(bound, float) else None,
+            noise_by="steps",
+            steps=steps,
+            units=units,
+        )
     if not isinstance(privacy, Gaussian) or privacy.noise is None:
         return None
-    bound = keys.bound(config)
     return Guarantee(
         unit=config.privacy_unit,
         sampling=sampling_of(config),
@@ -98,9 +134,18 @@ def guarantee_of(config: RunConfig, privacy: Privacy) -> Guarantee | None:
     )
 
 
-def account_of(config: RunConfig, privacy: Privacy, run: RunDir) -> Account | None:
+def fewest_units(config: RunConfig, clients: Clients) -> int:
+    """Return the units of the client that has the fewest; of the federation, where clients are the units."""
+    if config.privacy_unit == keys.CLIENT:
+        return len(clients)
+    if config.runtime == "nvflare" and keys.unit_kind(config.privacy_unit) == "column":
+        return 0  # sites tell how many rows they have, and nothing else
+    return min((count for count in unit_counts(clients.units, clients.train) if count), default=0)
+
+
+def account_of(config: RunConfig, privacy: Privacy, run: RunDir, clients: Clients) -> Account | None:
     """Return the account of a run with a guarantee; ConfigError where its ledger was changed by hand."""
-    guarantee = guarantee_of(config, privacy)
+    guarantee = guarantee_of(config, privacy, fewest_units(config, clients))
     return None if guarantee is None else Account(guarantee, run.path / LEDGER, run.secret)
 
 
@@ -115,7 +160,11 @@ def statement_of(config: RunConfig, path: Path, delta: float | None = None) -> J
     Raises:
         ConfigError: the run has no guarantee, or its ledger was changed by hand.
     """
-    guarantee = guarantee_of(config, privacy_part(config)) if keys.is_private(config) else None
+    entries = Ledger(path / LEDGER).entries if keys.is_private(config) else []
+    units = int(entries[-1]["units"]) if entries else 0
+    guarantee = guarantee_of(config, privacy_part(config), units) if keys.is_private(config) else None
+    if guarantee is None and keys.is_private(config):
+        raise ConfigError(f"The run in '{path}' has released nothing yet: wait for its first round.")
     if guarantee is None:
         raise ConfigError(
             f"The run in '{path}' has no budget of differential privacy: a run has one with --privacy_unit."
@@ -141,7 +190,7 @@ class Account:
         self.guarantee, self.secret = guarantee, secret
         self.ledger = Ledger(file)
         self._places = {_key(entry): place for place, entry in enumerate(self.ledger.entries, 1)}
-        self._noises = [float(entry["noise"]) for entry in self.ledger.entries]
+        self._steps = [_steps_of(entry) for entry in self.ledger.entries]
         self._now = 0
 
     def check(self, state: ServerState) -> None:
@@ -159,7 +208,7 @@ class Account:
         # A tag that nobody else can compute: the ledger says nothing of the updates.
         tag = self.secret().bytes(16, "release", digest(total.streams), str(total.weight)).hex()
         round, attempt = _place(state)
-        entry: JsonObject = {"round": round + 1, "attempt": attempt, "release": tag, "noise": self.guarantee.noise}
+        entry: JsonObject = {"round": round + 1, "attempt": attempt, "release": tag} | _entry_of(self.guarantee)
         if _key(entry) not in self._places:
             count = len(self._places) + 1
             if not self._allows(count):
@@ -167,13 +216,14 @@ class Account:
             spent = self._epsilon(count)
             self.ledger.append(entry | {"epsilon": spent if math.isfinite(spent) else None})
             self._places[_key(entry)] = count
-            self._noises.append(self.guarantee.noise)
+            self._steps.append(self.guarantee.release)
         self._now = self._places[_key(entry)]
 
     def line(self) -> JsonObject:
         """Return what a round's line of metrics.jsonl says: the budget, and nothing of who was chosen by a secret."""
         spent = self._epsilon(self._now)
-        hidden: JsonObject = {"clients": [], "failures": {}} if self.guarantee.sampling.kind != "full" else {}
+        secret = self.guarantee.unit == keys.CLIENT and self.guarantee.sampling.kind != "full"
+        hidden: JsonObject = {"clients": [], "failures": {}} if secret else {}
         return {"epsilon": spent if math.isfinite(spent) else None, **hidden}
 
     def statement(self) -> JsonObject:
@@ -182,9 +232,7 @@ class Account:
 
     def _epsilon(self, count: int) -> float:
         """Return what the first so many releases spend, each with the noise that it had."""
-        noises = [*self._noises, self.guarantee.noise][:count]
-        steps = [Steps(self.guarantee.sampling, noise, self.guarantee.steps) for noise in noises]
-        return composed(steps, self.guarantee.delta)
+        return composed([*self._steps, self.guarantee.release][:count], self.guarantee.delta)
 
     def _allows(self, count: int) -> bool:
         return self.guarantee.target is None or self._epsilon(count) <= self.guarantee.target
@@ -199,6 +247,16 @@ class Account:
 
 def _place(state: ServerState) -> tuple[int, int]:
     return state.round, state.attempts
+
+
+def _entry_of(guarantee: Guarantee) -> JsonObject:
+    """Return what a release is, for the ledger."""
+    sampling = dataclasses.asdict(guarantee.sampling)
+    return {"noise": guarantee.noise, "sampling": sampling, "steps": guarantee.steps, "units": guarantee.units}
+
+
+def _steps_of(entry: JsonObject) -> Steps:
+    return Steps(Sampling(**entry["sampling"]), float(entry["noise"]), int(entry["steps"]))
 
 
 def _key(entry: JsonObject) -> tuple[int, int, str, float]:

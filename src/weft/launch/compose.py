@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from weft import kinds
@@ -19,15 +20,16 @@ from weft.federation.plan import Plan
 from weft.federation.rules import compares_norms
 from weft.federation.sampling import Selection
 from weft.federation.sharing import Sharing
-from weft.keys.privacy import CLIENT, is_private
+from weft.keys.privacy import CLIENT, bound, is_private, unit_kind
 from weft.launch.availability import read_trace
-from weft.launch.budgets import privacy_part
+from weft.launch.budgets import privacy_part, row_noise
 from weft.launch.parts import check as check_parts
 from weft.launch.parts import part
 from weft.launch.population import PUBLIC, Population
 from weft.training.evolution import Evolution
 from weft.training.loop import GradientSteps
 from weft.training.optimizers import Optimizer
+from weft.training.private import PrivateSteps
 from weft.training.schedules import Schedule
 from weft.training.wording import InstructionSearch
 from weft.training.zeroth import SeedSteps
@@ -204,6 +206,10 @@ def local_steps(config: RunConfig, kind: str = "gradients", *, pools: bool = Fal
                 "length": config.prompt_length,
             },
         )
+    if unit_kind(config.privacy_unit) in ("row", "column") and steps_class is GradientSteps:
+        bound_of_unit = bound(config)
+        assert isinstance(bound_of_unit, float)  # `weft.keys.privacy.check` refuses an adaptive one
+        steps_class, options = PrivateSteps, {"bound": bound_of_unit, "noise_of": partial(row_noise, config)}
     return steps_class(
         **options,
         schedule=Schedule(

@@ -19,6 +19,7 @@ from weft.federation.clients import InMemory
 from weft.federation.plan import Plan
 from weft.federation.state import Participant, begin, task_for
 from weft.json_types import JsonObject
+from weft.launch.budgets import fewest_units
 from weft.launch.client import ClientBuilder
 from weft.launch.data_warnings import warning_lines
 from weft.launch.memory_estimate import describe_memory
@@ -102,9 +103,9 @@ def _plan(config: RunConfig) -> dict[str, str]:
         for line in warning_lines(config, population):
             progress.note(line)
         sizes = count(config, model_config, plan, population)
-        for line in privacy_warnings(config, plan, sizes.trained, len(population.trained)):
+        for line in privacy_warnings(config, plan, sizes.trained, units := fewest_units(config, population.trained)):
             progress.note(line)
-    private = privacy_line(config, plan, sizes.trained)
+    private = privacy_line(config, plan, sizes.trained, units)
     traffic = sizes.traffic
     most = "at most " if _packs(plan) else ""
     clients = len(

@@ -27,15 +27,16 @@ def noise_over_signal(noise: float, parameters: int, contributions: float) -> fl
     return noise * math.sqrt(parameters) / contributions
 
 
-def privacy_line(config: RunConfig, plan: Plan, parameters: int) -> str | None:
+def privacy_line(config: RunConfig, plan: Plan, parameters: int, units: int) -> str | None:
     """Return the budget and the signal that it leaves, in a line of the plan; None: the run has no budget.
 
     Args:
         config: the run.
         plan: its parts.
         parameters: that are trained and shared.
+        units: `fewest_units` of the run; 0: not known.
     """
-    guarantee = guarantee_of(config, plan.privacy)
+    guarantee = guarantee_of(config, plan.privacy, units)
     if guarantee is None:
         return None
     ratio = _ratio(config, guarantee, parameters)
@@ -48,34 +49,27 @@ def privacy_line(config: RunConfig, plan: Plan, parameters: int) -> str | None:
     )
 
 
-def warn_of_noise(config: RunConfig, plan: Plan, masters: Tensors, clients: int, note: Callable[[str], None]) -> None:
+def warn_of_noise(config: RunConfig, plan: Plan, masters: Tensors, units: int, note: Callable[[str], None]) -> None:
     """Note what speaks against the budget of a run whose model is loaded, before it trains.
 
     Args:
         config: the run.
         plan: its parts.
         masters: all that is trained of the model.
-        clients: of the federation.
+        units: `fewest_units` of the run.
         note: called with each sentence.
     """
     names = [name for name in plan.sharing.trained_names(masters, 0) if plan.sharing.travels(name)]
-    for line in privacy_warnings(config, plan, sum(masters[name].numel() for name in names), clients):
+    for line in privacy_warnings(config, plan, sum(masters[name].numel() for name in names), units):
         note(line)
 
 
-def privacy_warnings(config: RunConfig, plan: Plan, parameters: int, clients: int = 0) -> list[str]:
-    """Return what speaks against a run with a budget, with what would help; arguments as of `privacy_line`.
-
-    Args:
-        config: the run.
-        plan: its parts.
-        parameters: that are trained and shared.
-        clients: of the federation; 0: their number is not known.
-    """
-    guarantee = guarantee_of(config, plan.privacy)
+def privacy_warnings(config: RunConfig, plan: Plan, parameters: int, units: int) -> list[str]:
+    """Return what speaks against a run with a budget, with what would help; arguments as of `privacy_line`."""
+    guarantee = guarantee_of(config, plan.privacy, units)
     if guarantee is None:
         return []
-    lines, units = [], clients if guarantee.unit == CLIENT else 0
+    lines = []
     ratio = _ratio(config, guarantee, parameters)
     if ratio > TOO_MUCH:
         help_ = ["fewer trained parameters (a smaller --peft_lora_r, fewer --peft_lora_target_modules, a prompt)"]

@@ -14,6 +14,7 @@ from weft.errors import ConfigError
 from weft.json_types import JsonObject
 from weft.launch import compose, provenance, rank_group
 from weft.launch.best import read_tasks
+from weft.launch.budgets import fewest_units
 from weft.launch.client import ClientBuilder
 from weft.launch.client_memory import DiskMemory
 from weft.launch.data_warnings import check_only_client, print_warnings
@@ -131,7 +132,7 @@ def _train(builder: ClientBuilder, options: StartOptions, tasks: RunTasks) -> Ru
         with Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers:
             trainer = Trainer(config, run, host, population, progress, trackers, group, replace(tasks, config=config))
             print_warnings(config, population, plan.algorithm, progress)  # when nothing is refused any more
-            warn_of_noise(config, plan, host.model.masters, len(population.trained), progress.note)
+            warn_of_noise(config, plan, host.model.masters, fewest_units(config, population.trained), progress.note)
             for sentence in options.notes:
                 progress.note(sentence)
             progress.split(population.split)

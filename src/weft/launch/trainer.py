@@ -89,7 +89,7 @@ class Trainer:
                 f"share ({', '.join(self.plan.sharing.patterns)}) fits no trained tensor, such as "
                 f"{next(iter(self.model.masters))}: write a part of a name, or a glob."
             )
-        self.account = account_of(config, self.plan.privacy, run)
+        self.account = account_of(config, self.plan.privacy, run, population.trained)
         self.metrics = MetricsLog(run.metrics_file)
         self.timing = MetricsLog(run.timing_file)
         self.commits = Commits(config, run, self.metrics, self.timing, remembers=self.plan.clients_remember)

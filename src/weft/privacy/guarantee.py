@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from weft.json_types import JsonObject
-from weft.privacy.accounting import Sampling, epsilon
+from weft.privacy.accounting import Sampling, Steps, epsilon
 
 AGAINST = {
     "server": "everybody who sees the model or the messages to clients, the other clients among them; the server adds "
@@ -49,6 +49,13 @@ class Guarantee:
     noise_by: Literal["server", "client", "steps"] = "server"
     steps: int = 1
     """Releases that a unit may be in, in a round."""
+    units: int = 0
+    """Of the client that has the fewest, where the noise is in the steps."""
+
+    @property
+    def release(self) -> Steps:
+        """What one round releases."""
+        return Steps(self.sampling, self.noise, self.steps)
 
     def epsilon(self, rounds: int) -> float:
         """Return what is spent after so many rounds, repeated ones included; infinity without noise."""

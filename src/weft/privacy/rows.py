@@ -13,4 +13,5 @@ class Rows(Privacy):
     """An update is computed from noisy gradients alone, so whatever is done with it costs no further privacy."""
 
     private: ClassVar[bool] = True
+    in_steps: ClassVar[bool] = True
     draws_secrets: ClassVar[bool] = True

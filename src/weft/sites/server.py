@@ -13,6 +13,7 @@ from weft.errors import ConfigError
 from weft.federation.plan import Plan
 from weft.federation.state import expected_streams, to_use
 from weft.json_types import JsonObject
+from weft.keys.privacy import CLIENT
 from weft.launch import compose, provenance
 from weft.launch.best import read_tasks
 from weft.launch.client import ClientBuilder
@@ -131,7 +132,8 @@ def _settle(builder: ClientBuilder, remote: RemoteSites, agreement: Handshake) -
     remote.largest = lambda: largest(plan, model)
     rows = agreement.rows_of_participants()
     warn_of_one(rows, plan.max_client_share, remote.note)
-    warn_of_noise(builder.config, plan, model.masters, len(rows), remote.note)
+    least = len(rows) if builder.config.privacy_unit == CLIENT else min(rows.values(), default=0)
+    warn_of_noise(builder.config, plan, model.masters, least, remote.note)
     remote.in_order = not plan.over_selected  # with over-selection the first replies count
     if plan.algorithm.shares and plan.algorithm.buffer is None:
         # A round without any update is repeated: where a site is a whole client, that is an outage.

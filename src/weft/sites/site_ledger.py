@@ -13,9 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from weft.config import RunConfig
+from weft.core.types import Task
 from weft.errors import ConfigError
+from weft.federation.client_host import ClientHost
 from weft.json_types import JsonObject
 from weft.keys.privacy import is_private
+from weft.launch.budgets import fewest_units, guarantee_of
+from weft.privacy.gaussian import digest
+from weft.privacy.guarantee import Guarantee
 from weft.privacy.ledger import Ledger
 from weft.sites.policy import AcceptRules, SiteLedger
 
@@ -45,6 +50,8 @@ def refusal(accept: AcceptRules, ledger: SiteLedger | None, run: RunConfig) -> s
     return None
 
 
+RELEASES = "privacy.jsonl"
+"""The ledger of one run at a site, in the run's folder there."""
 log = logging.getLogger("weft.site")
 
 
@@ -110,6 +117,49 @@ class SiteBudget:
         with open(self.file.with_name(f"{self.file.name}.lock"), "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield Ledger(self.file)
+
+
+class Releases:
+    """How often a site lets a run have something of its rows: as often as its budget allows, whoever asks.
+
+    The site's own noise hides each release. A server that asks for a round again, or for rounds that the run has not,
+    would learn more than the run may spend, so the site counts what it answers.
+    """
+
+    def __init__(self, file: Path, guarantee: Guarantee, birth: str) -> None:
+        """Look at what the run had so far.
+
+        Args:
+            file: the ledger of this run.
+            guarantee: of the site's own noise.
+            birth: identifies the run among runs of the same name.
+        """
+        self.ledger, self.guarantee, self.birth = Ledger(file), guarantee, birth
+
+    @classmethod
+    def of(cls, file: Path, host: ClientHost, config: RunConfig, birth: str) -> Releases | None:
+        """Return what counts a run's releases; None where the site adds no noise, or the run has no target."""
+        privacy = host.plan.privacy
+        if config.target_epsilon is None or not (privacy.in_steps or privacy.noise_in_shares):
+            return None
+        guarantee = guarantee_of(config, privacy, fewest_units(config, host.train_clients))
+        return None if guarantee is None else cls(file, guarantee, birth)
+
+    def take(self, task: Task) -> str | None:
+        """Write down an answer to a task before it is made; the same task costs once.
+
+        Returns:
+            The reason to refuse it, in one sentence; None: the budget allows it.
+        """
+        entry: JsonObject = {"birth": self.birth, "round": task.round, "attempt": task.attempt}
+        entry["task"] = digest({"params": task.params, **task.extra})
+        so_far = [one for one in self.ledger.entries if one["birth"] == self.birth]
+        if entry in so_far:
+            return None
+        if not self.guarantee.allows(len(so_far) + 1):
+            return f"the run was answered {len(so_far)} times, and its target_epsilon allows no more"
+        self.ledger.append(entry)
+        return None
 
 
 def spent_of(ledger: Ledger, without: JsonObject | None = None) -> tuple[float, float]:

@@ -42,6 +42,8 @@ class GradientSteps:
 
     kind: ClassVar[str] = "gradients"
     """Kind of local training; an algorithm names the kind that it needs."""
+    hides_units: ClassVar[bool] = False
+    """Every step bounds what one unit of privacy adds to it, and adds noise."""
     schedule: Schedule
     seed: int
     steps: int

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ def no_noise(units: int) -> float:
 class PrivateSteps(GradientSteps):
     """DP-SGD on the units of a client; `batch_size * accumulation` units are expected at a step."""
 
+    hides_units: ClassVar[bool] = True
     bound: float = 1.0
     """C, the largest norm of a unit's gradient."""
     noise_of: Callable[[int], float] = field(default=no_noise, compare=False)
