@@ -197,6 +197,16 @@ def test_a_client_that_lost_its_memory_is_sent_the_whole_and_goes_on():
     assert down.whole == {("client_3", 11)}
 
 
+@pytest.mark.parametrize("quorum", [0, 1])
+def test_a_cohort_that_lost_all_memory_is_sent_the_whole_and_goes_on(quorum: int):
+    federation, memory, records = Federation(cohort=10), InMemory(), []
+    down = codec_of("int8")
+    state = federation.run(FedAvg(), 5, codec_down=down, memory=memory, quorum=quorum)
+    memory.memories.clear()
+    federation.run(FedAvg(), 9, codec_down=down, memory=memory, records=records, start=state, quorum=quorum)
+    assert [len(record.clients) for record in records] == [0] + [10] * (len(records) - 1)
+
+
 def test_a_client_that_began_from_another_model_is_sent_the_whole(monkeypatch: pytest.MonkeyPatch):
     """Weights that are drawn on another kind of machine, say."""
     decode = held.decode_chain
@@ -397,6 +407,14 @@ def test_a_site_refuses_differences_that_its_server_cannot_have_sent(run, sites:
         "no bytes": ({"1.2": packed.float()}, "cannot be decoded"),
         "a gap": ({"1.2": packed, "3.4": packed}, "one missing among them"),
         "no names": ({"x": packed}, "without versions"),
+        "other spellings": ({"1.01": packed, "01.2": packed}, "without versions"),
+        "a negative version": ({"-1.2": packed}, "without versions"),
+        "backwards": ({"1.1": packed, "1.2": packed}, "one missing among them"),
+        "a long way": ({f"{n}.{n + 1}": packed[:0] for n in range(1, 900)}, "more differences"),
+        "another start and no version": (
+            {"start": torch.zeros(32, dtype=torch.uint8), "-1.2": packed},
+            "without versions",
+        ),
         "another round": ({"1.7": packed}, "lead to no parameters of this round"),
         "a bomb": ({f"{n}.{n + 1}": packed for n in range(1, 60)}, "more differences"),
         "nothing finite": ({"1.2": torch.full_like(packed, 0xFF)}, "lead to no parameters"),

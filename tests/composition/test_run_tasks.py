@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +13,18 @@ import torch
 from safetensors.torch import load_file
 
 import weft
+from support.flags import flags
+from support.own_tasks import own_task
 from support.rows import colour_rows, write_rows
+from weft.cli import main
 from weft.errors import ConfigError, RunError
 from weft.federation import loop
 from weft.launch.best import BestRule
 from weft.models.resident import Resident
 
-TASK = """
-name: colours
-title: Colours of things
-source: invented
-license: CC0
-data: {file: colours}
-prompt: "{{ instruction }}\\nAnswer:"
-choice:
-  choices: [red, green, blue]
-  answer: output
-"""
-OPEN = """
-name: named
-title: Colours in words
-source: invented
-license: CC0
-data: {file: colours}
-prompt: "{{ instruction }}\\nAnswer:"
-generate:
-  compare: exact
-  answer: output
-  max_tokens: 4
-"""
+PROMPT = r"{{ instruction }}\nAnswer:"
+TASK = own_task("colours", "choice: {choices: [red, green, blue], answer: output}", file="colours", prompt=PROMPT)
+OPEN = own_task("named", "generate: {compare: exact, answer: output, max_tokens: 4}", file="colours", prompt=PROMPT)
 
 
 @pytest.fixture
@@ -247,6 +231,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"fed_alg": "local"}, "every client has a model of its own: leave out --eval_tasks"),
     ({"share": ["lora_A"]}, "a part of the model stays with each client"),
     ({"best_metric": "los"}, "Did you mean 'loss'"),
+    ({"best_metric": "colours/majority"}, "no value is better than another: write colours"),
+    ({"best_metric": "colours/accuracy_stderr"}, "no value is better than another: write colours"),
     ({"best_metric": "colours/f1"}, r"does not give: write colours/accuracy"),
     ({"best_metric": "bits_per_byte"}, "it is of plain text: write another --best_metric"),
     ({"best_metric": "loss", "eval_fraction": 0.0}, "no client has held-out rows"),
@@ -261,6 +247,17 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(asked, changes: dict[str, 
     with pytest.raises(ConfigError, match=words):
         weft.train(asked | changes)
     assert not Path(asked["output_dir"]).exists()
+
+
+KNOWN_EARLY = [one for one in WRONG if "held-out" not in one[1] and "plain text" not in one[1] and "f1" not in str(one)]
+
+
+@pytest.mark.parametrize(("changes", "words"), KNOWN_EARLY, ids=[str(list(changes)) for changes, _ in KNOWN_EARLY])
+def test_a_dry_run_refuses_it_too(asked, changes: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]):
+    assert (
+        main(["sft", *flags({key: value for key, value in (asked | changes).items() if value != []}), "--dry_run"]) == 2
+    )
+    assert re.search(words, capsys.readouterr().err)
 
 
 def test_changed_rows_of_a_task_are_noticed_on_resume(asked, tmp_path: Path):

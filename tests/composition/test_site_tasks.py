@@ -70,6 +70,8 @@ def test_tensors_that_the_run_has_not_are_refused(run, sites: FakeSites):
     module = name.partition(".lora_")[0]
     refused(sites, "was sent '\\x1b[2Jweight' among", params | {"\x1b[2Jweight": value})
     refused(sites, f"was sent '{name}' among the parameters in the shape", params | {name: torch.zeros(3, 3)})
+    for format in (torch.float64, torch.bfloat16, torch.int64, torch.bool):
+        refused(sites, f"was sent '{name}' among the parameters as {format}", params | {name: value.to(format)})
     refused(sites, f"was sent no value of '{name}'", {key: v for key, v in params.items() if key != name})
     refused(sites, "was sent the stream 'control'", params, {"control": params})
     side = {module + SIDE_A: torch.ones(1, 32), module + SIDE_B: torch.ones(32, 1)}

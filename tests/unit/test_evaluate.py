@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from support.judge_server import JudgeServer, judging
+from support.own_tasks import own_task
 from support.paths import DATA
 from weft.cli import main
 from weft.launch.subject import of_model
@@ -22,18 +23,7 @@ from weft.tasks.rows import items_of, rows_of
 ORACLE = json.loads((Path(__file__).parents[1] / "oracles" / "harness.json").read_text())
 TOLERANCE = 1e-4
 """Of lm-eval's log-probabilities, absolute, in float32."""
-TASK = """
-name: colours
-title: Colours of things
-source: invented
-license: CC0
-data: {file: colours}
-shots: {}
-prompt: "Which colour is {{ thing }}?"
-choice:
-  choices: [red, green]
-  answer: colour
-"""
+TASK = own_task("colours", "shots: {}\nchoice: {choices: [red, green], answer: colour}", file="colours")
 
 
 @pytest.fixture(scope="module")

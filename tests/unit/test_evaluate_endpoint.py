@@ -9,27 +9,12 @@ from pathlib import Path
 import pytest
 
 from support.model_server import ModelServer, serving_model
+from support.own_tasks import own_task
 from weft.cli import main
 from weft.models import endpoint as endpoint_module
 
-CHOICE = """
-name: colours
-title: Colours of things
-source: invented
-license: CC0
-data: {file: things}
-prompt: "Which colour is {{ thing }}?"
-choice: {choices: [red, green, dark blue], answer: colour}
-"""
-GENERATE = """
-name: saying
-title: What is said
-source: invented
-license: CC0
-data: {file: things}
-prompt: "Which colour is {{ thing }}?"
-generate: {answer: colour, max_tokens: 6}
-"""
+CHOICE = own_task("colours", "choice: {choices: [red, green, dark blue], answer: colour}", file="things")
+GENERATE = own_task("saying", "generate: {answer: colour, max_tokens: 6}", file="things")
 
 
 @pytest.fixture

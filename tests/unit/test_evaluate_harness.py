@@ -7,52 +7,42 @@ from pathlib import Path
 
 import pytest
 
+from support.own_tasks import own_task
 from weft.cli import main
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra harness)")
 
-OURS = """
-name: hues
-title: Colours of things
-source: invented
-license: CC0
-data: {file: hues}
-prompt: "Which colour is {{ thing }}?"
-choice: {choices: [red, green, dark blue], answer: colour}
-"""
-THEIRS = """
-task: their_hues
-dataset_path: json
-dataset_kwargs: {data_files: {test: FILE}}
-test_split: test
-fewshot_split: test
-output_type: multiple_choice
-doc_to_text: "Which colour is {{thing}}?"
-doc_to_choice: ["red", "green", "dark blue"]
-doc_to_target: "{{['red', 'green', 'dark blue'].index(colour)}}"
-metric_list: [{metric: acc}, {metric: acc_norm}]
-"""
-SAYS = """
-task: their_saying
-dataset_path: json
-dataset_kwargs: {data_files: {test: FILE}}
-test_split: test
-output_type: generate_until
-doc_to_text: "Which colour is {{thing}}?"
-doc_to_target: "{{colour}}"
-generation_kwargs: {until: ["."], max_gen_toks: 6}
-metric_list: [{metric: exact_match}]
-"""
-LOGP = """
-task: their_logp
-dataset_path: json
-dataset_kwargs: {data_files: {test: FILE}}
-test_split: test
-output_type: loglikelihood
-doc_to_text: "Which colour is {{thing}}?"
-doc_to_target: " {{colour}}"
-metric_list: [{metric: perplexity}, {metric: acc}]
-"""
+OURS = own_task("hues", "choice: {choices: [red, green, dark blue], answer: colour}", file="hues")
+
+
+def their_task(name: str, kind: str, *lines: str) -> str:
+    """Return a task of lm-eval's with the same rows, in a file that the fixture names."""
+    head = [f"task: {name}", "dataset_path: json", "dataset_kwargs: {data_files: {test: FILE}}", "test_split: test"]
+    asked = [f"output_type: {kind}", 'doc_to_text: "Which colour is {{thing}}?"']
+    return "\n".join([*head, *asked, *lines]) + "\n"
+
+
+THEIRS = their_task(
+    "their_hues",
+    "multiple_choice",
+    "fewshot_split: test",
+    'doc_to_choice: ["red", "green", "dark blue"]',
+    "doc_to_target: \"{{['red', 'green', 'dark blue'].index(colour)}}\"",
+    "metric_list: [{metric: acc}, {metric: acc_norm}]",
+)
+SAYS = their_task(
+    "their_saying",
+    "generate_until",
+    'doc_to_target: "{{colour}}"',
+    'generation_kwargs: {until: ["."], max_gen_toks: 6}',
+    "metric_list: [{metric: exact_match}]",
+)
+LOGP = their_task(
+    "their_logp",
+    "loglikelihood",
+    'doc_to_target: " {{colour}}"',
+    "metric_list: [{metric: perplexity}, {metric: acc}]",
+)
 
 
 @pytest.fixture

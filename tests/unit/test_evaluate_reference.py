@@ -10,17 +10,10 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
+from support.own_tasks import own_task
 from weft.cli import main
 
-TASK = """
-name: pairs
-title: Pairs
-source: invented
-license: CC0
-data: {file: pairs}
-prompt: "Which colour is {{ thing }}?"
-preference: {chosen: "{{ good }}", rejected: "{{ bad }}", delimiter: " "}
-"""
+TASK = own_task("pairs", 'preference: {chosen: "{{ good }}", rejected: "{{ bad }}", delimiter: " "}', file="pairs")
 
 
 @pytest.fixture
@@ -28,8 +21,8 @@ def words(tmp_path: Path) -> list[str]:
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "pairs.yaml").write_text(TASK)
     answers = [[f"red {n}", f"dark green {n}"][:: 1 - 2 * (n % 2)] for n in range(12)]
-    choice = "choice: {choices: [red 1, dark green 1], answer: '0'}\n"
-    other = TASK.replace("name: pairs", "name: chosen").partition("preference")[0] + choice
+    choice = "choice: {choices: [red 1, dark green 1], answer: '0'}"
+    other = own_task("chosen", choice, file="pairs")
     (tmp_path / "own" / "chosen.yaml").write_text(other)
     rows = [{"thing": f"thing {n}", "good": good, "bad": bad} for n, (good, bad) in enumerate(answers)]
     (tmp_path / "own" / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

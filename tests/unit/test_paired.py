@@ -210,6 +210,22 @@ def test_an_evaluation_that_was_stopped_or_broken_is_refused(
     b = write(tmp_path / "b", task, [record(n, n % 2) for n in range(9)])
     assert main(["compare", b, "--csv"]) == 2
     assert "--csv lists the scores of runs" in capsys.readouterr().err
+    items = tmp_path / "b" / "items" / f"{task.name}.jsonl"
+    lines = items.read_text().splitlines(keepends=True)
+    for whole in ([], lines[:1], [lines[0], lines[1][:9]]):
+        items.write_text("".join(whole))
+        assert main(["compare", b]) == 2
+        assert f"has no {task.name}.jsonl: run its `weft evaluate` command again" in capsys.readouterr().err
+    items.write_text("".join(lines[:5]))
+    assert main(["compare", b]) == 2
+    assert f"has 4 of 9 records of {task.name}: run its `weft evaluate` command again" in capsys.readouterr().err
+
+
+def test_lm_evals_items_are_not_paired(task: EvalTask, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    a = write(tmp_path / "a", task, [record(n, n % 2) for n in range(9)])
+    b = write(tmp_path / "b", task, [record(n, n % 2) for n in range(9)], harness="0.4")
+    assert main(["compare", a, b]) == 2
+    assert "is of lm-eval's tasks, whose items are not paired" in capsys.readouterr().err
 
 
 def test_clusters_are_heeded(task: EvalTask, tmp_path: Path):

@@ -24,14 +24,14 @@ HEADS = ["difference (95 % interval)", "shows", "smallest visible"]
 
 def evaluations_of(runs: Sequence[Path], folders: Sequence[str]) -> dict[str, Evaluation]:
     """Return the evaluations of runs that have one of their end, and those in folders that were named, by name."""
-    from weft.tasks.paired import is_evaluation, read_evaluation
+    from weft.tasks.paired import is_evaluation, is_of_harness, read_evaluation
     from weft.tasks.results import FILE
     from weft.tasks.store import END, FOLDER
 
     found = {folder: read_evaluation(Path(folder), folder) for folder in folders}
     for run in runs:
         folder = run / FOLDER / END
-        if is_evaluation(folder) and (folder / FILE).is_file():
+        if is_evaluation(folder) and (folder / FILE).is_file() and not is_of_harness(folder):
             found[str(run)] = read_evaluation(folder, str(run))
     return found
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from weft.compression.coded import Flat
 from weft.core.exchange import Coding
-from weft.core.packing import Reader, as_bytes, pack_nibbles, unpack_nibbles
-from weft.errors import BadUpdate, ConfigError
+from weft.core.packing import Reader, as_bytes, bits_size, pack_flags, pack_nibbles, unpack_flags, unpack_nibbles
+from weft.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Int8(Flat):
 
     def line_size(self, count: int) -> int:
         """Return a number's bits and its part of a scale."""
-        return 2 * -(-count // self.block) + (count * self.bits + 7) // 8
+        return 2 * -(-count // self.block) + bits_size(count, self.bits)
 
 
 @dataclass(frozen=True)
@@ -100,22 +99,20 @@ class Sign(Flat):
         filled = torch.full((len(rows),), float(self.block))
         filled[-1] -= rows.numel() - flat.numel()
         sizes = rows.abs().sum(1) / filled
-        return [as_bytes(sizes.bfloat16()), torch.from_numpy(np.packbits((flat < 0).numpy(), bitorder="little"))]
+        return [as_bytes(sizes.bfloat16()), pack_flags((flat < 0).numpy())]
 
     def unpack(self, reader: Reader, count: int) -> Tensor:
         """Return the sizes with the signs."""
         blocks = -(-count // self.block)
         sizes = reader.take(blocks, torch.bfloat16).float()
-        bits = np.unpackbits(reader.take((count + 7) // 8).numpy(), bitorder="little")
-        if bits[count:].any():
-            raise BadUpdate("sent signs behind the last number")
-        signs = torch.from_numpy(bits).float()[:count].mul_(-2).add_(1)
+        bits = unpack_flags(reader.take(bits_size(count, 1)), count)
+        signs = torch.from_numpy(bits).float().mul_(-2).add_(1)
         rows = torch.nn.functional.pad(signs, (0, -count % self.block)).view(-1, self.block)
         return rows.mul_(sizes[:, None]).view(-1)[:count]
 
     def line_size(self, count: int) -> int:
         """Return a bit a number and a size a block."""
-        return 2 * -(-count // self.block) + (count + 7) // 8
+        return 2 * -(-count // self.block) + bits_size(count, 1)
 
 
 def _check_block(block: int) -> None:

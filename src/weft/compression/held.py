@@ -89,9 +89,9 @@ def _chain(differences: Tensors, version: int) -> Tensors:
     """Return the differences that lead from a version to the newest one; empty where they are not kept."""
     chain = {}
     for name in _sorted(differences):
-        if int(name.partition(".")[0]) == version:
-            chain[name] = differences[name]
-            version = int(name.partition(".")[2])
+        begin, end = _versions(name)
+        if begin == version:
+            chain[name], version = differences[name], end
     return chain
 
 
@@ -116,21 +116,25 @@ def decode_chain(
         return task, memory
     chain = dict(task.extra[DIFFERENCES])
     version, params = _begins(chain.pop(START, None), like, party)
-    names = _sorted(chain)
-    before = names[0].partition(".")[0] if names else "0"
-    if before != str(version) or params.keys() != like.keys():
+    steps = [_versions(name) for name in _sorted(chain)]
+    if (steps[0][0] if steps else 0) != version or params.keys() != like.keys():
         raise ClientFailed(LOST)
-    if task.params or sum(value.numel() for value in chain.values()) > max(size(like), tensors.num_bytes(like)):
+    # Each leads on, so there are no more than rounds, however few bytes they have: decoding them takes time.
+    if (
+        task.params
+        or len(steps) > task.round
+        or sum(value.numel() for value in chain.values()) > max(size(like), tensors.num_bytes(like))
+    ):
         raise ClientFailed("was sent more differences of the parameters than the parameters have bytes")
-    for name in names:
-        if name.partition(".")[0] != before:
+    for begin, end in steps:
+        if begin != version or end <= begin:
             raise ClientFailed("was sent differences of the parameters with one missing among them")
-        before = name.partition(".")[2]
+        version = end
         try:
-            params = tensors.add(params, grow(chain[name], params))
+            params = tensors.add(params, grow(chain[f"{begin}.{end}"], params))
         except BadUpdate as error:
             raise ClientFailed(f"was sent a difference of the parameters that cannot be decoded: it {error}") from None
-    if before != str(task.round) or not tensors.all_finite(params):
+    if version != task.round or not tensors.all_finite(params):
         raise ClientFailed("was sent differences of the parameters that lead to no parameters of this round")
     extra = {stream: values for stream, values in task.extra.items() if stream != DIFFERENCES}
     memory = {HELD: params, VERSION: {VERSION: torch.tensor(task.round)}}
@@ -175,9 +179,14 @@ def _group_of(params: Tensors) -> str:
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
+def _versions(name: str) -> tuple[int, int]:
+    """Return the versions that a difference leads from and to; ClientFailed for a name that is not written so."""
+    begin, _, end = name.partition(".")
+    if begin.isdecimal() and end.isdecimal() and name == f"{int(begin)}.{int(end)}":
+        return int(begin), int(end)
+    raise ClientFailed("was sent differences of the parameters without versions")
+
+
 def _sorted(differences: Tensors) -> list[str]:
     """Return the names of differences in the order of their versions; ClientFailed for names that are none."""
-    try:
-        return sorted(differences, key=lambda name: [int(part) for part in name.split(".", 1)])
-    except ValueError:
-        raise ClientFailed("was sent differences of the parameters without versions") from None
+    return sorted(differences, key=_versions)

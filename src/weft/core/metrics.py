@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 WORK = ("rows", "tokens", "steps")
 """Counts of what was done."""
+ENDPOINT_COUNTS = ("endpoint_requests", "endpoint_retries")
+"""Counts of a client whose model is behind an endpoint."""
 LARGEST = 1e18
 """Of a metric."""
 

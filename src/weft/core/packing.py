@@ -59,6 +59,19 @@ def unpack_nibbles(packed: Tensor, count: int) -> Tensor:
     return codes[:count]
 
 
+def pack_flags(flags: np.ndarray) -> Tensor:
+    """Return zeros and ones, or truths, of any shape, as a bit each."""
+    return torch.from_numpy(np.packbits(flags.reshape(-1), bitorder="little"))
+
+
+def unpack_flags(packed: Tensor, count: int) -> np.ndarray:
+    """Return the `count` zeros and ones of packed bits, uint8 of shape (count,); BadUpdate for bits behind the last."""
+    bits = np.unpackbits(packed.numpy(), bitorder="little")
+    if bits[count:].any():
+        raise BadUpdate("sent bits behind the last encoded number")
+    return bits[:count]
+
+
 def bits_size(count: int, width: int) -> int:
     """Return the bytes of `count` packed numbers of `width` bits each."""
     return (count * width + 7) // 8
@@ -69,18 +82,15 @@ def pack_bits(values: np.ndarray, width: int) -> Tensor:
     if width == 0:
         return torch.empty(0, dtype=torch.uint8)
     bits = (values.reshape(-1, 1) >> np.arange(width, dtype=values.dtype)) & 1
-    return torch.from_numpy(np.packbits(bits.astype(np.uint8).reshape(-1), bitorder="little"))
+    return pack_flags(bits.astype(np.uint8))
 
 
 def unpack_bits(packed: Tensor, count: int, width: int) -> np.ndarray:
     """Return the `count` numbers of packed bits, int64 of shape (count,); BadUpdate for bits behind the last."""
     if width == 0:
         return np.zeros(count, dtype=np.int64)
-    bits = np.unpackbits(packed.numpy(), bitorder="little")
-    if bits[count * width :].any():
-        raise BadUpdate("sent bits behind the last encoded number")
-    places = np.left_shift(1, np.arange(width, dtype=np.int64))
-    numbers: np.ndarray = bits[: count * width].reshape(count, width).astype(np.int64) @ places
+    bits = unpack_flags(packed, count * width).reshape(count, width)
+    numbers: np.ndarray = bits.astype(np.int64) @ np.left_shift(1, np.arange(width, dtype=np.int64))
     return numbers
 
 
@@ -107,14 +117,13 @@ class Indices:
         bitmap = np.zeros((len(indices), self.high), dtype=np.uint8)
         np.put_along_axis(bitmap, places, 1, axis=1)
         low = pack_bits(indices & ((1 << self.low) - 1), self.low)
-        return [low, torch.from_numpy(np.packbits(bitmap.reshape(-1), bitorder="little"))]
+        return [low, pack_flags(bitmap)]
 
     def unpack(self, reader: Reader, rows: int) -> np.ndarray:
         """Return the indices, int64 of shape (rows, keep); BadUpdate for what is no row of increasing indices."""
         low = unpack_bits(reader.take(bits_size(rows * self.keep, self.low)), rows * self.keep, self.low)
-        raw = np.unpackbits(reader.take(bits_size(rows * self.high, 1)).numpy(), bitorder="little")
-        bitmap = raw[: rows * self.high].reshape(rows, self.high)
-        if raw[rows * self.high :].any() or (bitmap.sum(axis=1, dtype=np.int64) != self.keep).any():
+        bitmap = unpack_flags(reader.take(bits_size(rows * self.high, 1)), rows * self.high).reshape(rows, self.high)
+        if (bitmap.sum(axis=1, dtype=np.int64) != self.keep).any():
             raise BadUpdate("sent rows of indices of another length")
         places = np.nonzero(bitmap)[1].reshape(rows, self.keep) - np.arange(self.keep)
         indices: np.ndarray = (places << self.low) | low.reshape(rows, self.keep)

@@ -80,9 +80,16 @@ def encode(plan: Plan, update: Update, like: Streams, client: ClientData, memory
 
 
 def settle(plan: Plan, state: ServerState, memory: Streams, record: RoundRecord) -> tuple[ServerState, Streams]:
-    """Return the state that a repeated round leaves, and the codec's memory at the server after any other round."""
-    lost = [client for client, reason in record.failures.items() if LOST in reason]
-    if record.repeated and lost:
+    """Return the state that a round leaves that is repeated or had no update, and the codec's memory after any other.
+
+    Args:
+        plan: the parts.
+        state: before the round.
+        memory: of the codec, after the tasks were encoded.
+        record: of the round.
+    """
+    lost = [client for client, reason in record.failures.items() if reason == LOST]
+    if lost and (record.repeated or not record.clients):
         before = plan.codec_down.settle(part_of(state.memory, CODEC_DOWN), state.round, (), lost)
         others = {name: values for name, values in state.memory.items() if not name.startswith(CODEC_DOWN)}
         state = replace(state, memory=others | with_prefix(before, CODEC_DOWN))

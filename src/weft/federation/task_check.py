@@ -39,6 +39,9 @@ def check_task(plan: Plan, task: Task, client: int, model: Resident) -> None:
     masters = {name: value for name, value in model.masters.items() if plan.sharing.travels(name)}
     rank, layers = plan.sharing.rank_of(client), plan.sharing.layers_of(client)
     _check_values("parameters", task.params, masters, rank)
+    for name, value in task.params.items():  # of another number format they would be kept, and cost memory
+        if value.dtype != masters[name].dtype:
+            raise ClientFailed(f"was sent '{name}' among the parameters as {value.dtype}")
     algorithm = plan.algorithm
     if algorithm.turns is None and algorithm.rebuild is None:
         missing = sorted(with_layers(masters, layers).keys() - task.params.keys())

@@ -56,7 +56,12 @@ class BestRule:
         if task in directions and name not in directions and of_task:
             # What a scorer counts beside its main metric is known once it has scored.
             scorer = next(one.task.scorer for one in tasks.asked if one.task.name == task)
-            return cls(name, of_task in scorer.lower_is_better, config.early_stopping_rounds, of_task=True)
+            if (better := scorer.better(of_task)) is None:
+                raise ConfigError(
+                    f"best_metric is {name}, of which no value is better than another: write {task}, or another metric "
+                    "of it."
+                )
+            return cls(name, better == "lower", config.early_stopping_rounds, of_task=True)
         if name not in directions:
             known = [*(metric.name for metric in held_out.values() if metric.better), *directions]
             guess = registry.nearest(name, known)

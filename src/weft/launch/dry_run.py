@@ -19,6 +19,7 @@ from weft.federation.clients import InMemory
 from weft.federation.plan import Plan
 from weft.federation.state import Participant, begin, task_for
 from weft.json_types import JsonObject
+from weft.launch.best import read_tasks
 from weft.launch.budgets import fewest_units
 from weft.launch.client import ClientBuilder
 from weft.launch.data_warnings import warning_lines
@@ -95,7 +96,9 @@ def _plan(config: RunConfig) -> dict[str, str]:
     """Return the lines of the plan; raises as `describe` does."""
     builder = ClientBuilder(from_adapter(config))
     plan = builder.plan
+    tasks = read_tasks(config, plan)
     config = builder.config = with_template_date(builder.config, builder.tokenizer)
+    tasks.check_template(builder.tokenizer)
     model_config = None if config.endpoint is not None else load_model_config(config)
     plan.objective.start()
     with Progress(config.num_rounds, quiet=False, as_json=False) as progress:

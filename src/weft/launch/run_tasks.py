@@ -26,10 +26,10 @@ from weft.tasks.catalogue import select
 from weft.tasks.declaration import EvalTask, as_json
 from weft.tasks.encoding import Encoder
 from weft.tasks.local_model import LocalModel
-from weft.tasks.requests import EvaluatedModel, Item, Record
+from weft.tasks.requests import EvaluatedModel, Item
 from weft.tasks.results import shown
 from weft.tasks.rows import folders_of, items_of, missing, rows_of
-from weft.tasks.runner import answered, records_of, result_of
+from weft.tasks.runner import records_of, replies_to, result_of
 from weft.tasks.statistics import Measure
 
 NEEDS = {"code": "runs programs that the model wrote", "judge": "takes a judge"}
@@ -104,7 +104,7 @@ class RunTasks:
         names: dict[str, bool] = {}
         for one in self.asked:
             metric = one.task.metric
-            names[one.task.name] = names[f"{one.task.name}/{metric}"] = metric in one.task.scorer.lower_is_better
+            names[one.task.name] = names[f"{one.task.name}/{metric}"] = one.task.scorer.better(metric) == "lower"
         return names
 
     def scores(self, state: ServerState, model: Resident) -> JsonObject:
@@ -120,7 +120,9 @@ class RunTasks:
         with model.holding(model.initial | state.params, state.memory.get(SIDE, {})):
             evaluated = self._evaluated(model)
             for one in self.asked:
-                result = result_of(one.task, self._records(one, evaluated), one.rows, one.shots)
+                replies = replies_to(one.task, one.items, evaluated, self.config.seed)
+                records = [record for items, own in replies for record in records_of(one.task, items, own)]
+                result = result_of(one.task, records, one.rows, one.shots)
                 # The main metric stands first, so that a record shows which one it is.
                 for name, measure in ({one.task.metric: result.main} | result.measures).items():
                     found[f"{one.task.name}/{name}"] = measure.value
@@ -135,10 +137,9 @@ class RunTasks:
     def words(self, scores: JsonObject) -> list[str]:
         """Return the main score of each task with its 95 % interval, for people."""
         texts = []
-        for one in self.asked:
-            name = f"{one.task.name}/{one.task.metric}"
-            measure = Measure(scores[name], scores.get(f"{name}_stderr"))
-            texts.append(f"{one.task.name} {one.task.metric} {shown(one.task.metric, measure)}")
+        for task, name in self.main_metrics().items():
+            metric, measure = name.removeprefix(f"{task}/"), Measure(scores[name], scores.get(f"{name}_stderr"))
+            texts.append(f"{task} {metric} {shown(metric, measure)}")
         return texts
 
     def _evaluated(self, model: Resident) -> EvaluatedModel:
@@ -150,15 +151,6 @@ class RunTasks:
             lead=lead_of(self.config),
             place=partial(words.into, words=prefix) if len(prefix) else None,
         )
-
-    def _records(self, one: AskedTask, model: EvaluatedModel) -> list[Record]:
-        records: list[Record] = []
-        for at in range(0, len(one.items), model.chunk):
-            items = one.items[at : at + model.chunk]
-            requests = [one.task.scorer.request(item) for item in items]
-            replies = answered(one.task, items, model, requests, self.config.seed + items[0].number, lambda same: same)
-            records += records_of(one.task, items, replies)
-        return records
 
 
 def _check_model(config: RunConfig, plan: Plan) -> None:

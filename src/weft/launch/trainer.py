@@ -17,6 +17,7 @@ from functools import partial
 from weft.config import RunConfig
 from weft.core.exchange import Runtime
 from weft.core.files import write_atomic
+from weft.core.metrics import ENDPOINT_COUNTS
 from weft.core.types import Metrics, ServerState, Tensors
 from weft.errors import BudgetSpent, ConfigError, RunError
 from weft.federation.client_host import ClientHost
@@ -200,7 +201,7 @@ class Trainer:
             "tokens_per_second": record["tokens"] / result.seconds,
             "peak_memory_bytes": peak_memory(self.model.device),
         }
-        requests = {name: int(count) for name, count in result.record.sums.items() if name.startswith("endpoint_")}
+        requests = {name: int(count) for name, count in result.record.sums.items() if name in ENDPOINT_COUNTS}
         self.timing.append(timing | requests)
         if retries := requests.get("endpoint_retries"):
             self.progress.note(f"round {record['round']}: {retries} requests to the endpoint were retried.")
@@ -257,10 +258,8 @@ class Trainer:
     def _finish(self, state: ServerState) -> None:
         """Write the trained weights, the summary and the report."""
         models = self._save_weights(state)
-        summary = summary_of(self.config, self.plan, self.model, self.population, self.tally, state) | {
-            "models": models
-        }
-        summary |= {} if self.account is None else {"privacy": self.account.statement()}
+        summary = summary_of(self.config, self.plan, self.model, self.population, self.tally, state)
+        summary |= {"models": models} | ({} if self.account is None else {"privacy": self.account.statement()})
         if self.best is not None:
             summary["best"] = self._write_best(state)
         write_atomic(self.run.summary_file, (json.dumps(plain(summary), indent=1) + "\n").encode())

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from weft.json_types import JsonObject
+
+MOST_TOKENS = 1 << 40
+LONGEST_FINISH = 50
+"""Characters of the word that says why a reply ended."""
 
 
 class Reply(NamedTuple):
@@ -34,21 +39,26 @@ def usage(answer: JsonObject) -> tuple[int | None, int | None]:
     counts = answer.get("usage")
     counts = counts if isinstance(counts, dict) else {}
     prompt, completion = (counts.get(name) for name in ("prompt_tokens", "completion_tokens"))
-    return prompt if isinstance(prompt, int) else None, completion if isinstance(completion, int) else None
+    return _count(prompt), _count(completion)
+
+
+def _count(value: object) -> int | None:
+    """Return a number of tokens; None for what cannot be one, such as a truth, a negative or an endless number."""
+    return value if type(value) is int and 0 <= value < MOST_TOKENS else None
 
 
 def reply_of(answer: JsonObject, text: object) -> Reply:
     """Return the first choice of an answer, whose text is given, with what it cost."""
     choice = answer["choices"][0]
     finish = choice.get("finish_reason") if isinstance(choice, dict) else None
-    return Reply(text if isinstance(text, str) else "", *usage(answer), str(finish or ""))
+    return Reply(text if isinstance(text, str) else "", *usage(answer), str(finish or "")[:LONGEST_FINISH])
 
 
 def span_score(text: ScoredText, logprobs: JsonObject) -> tuple[float, int]:
     """Return the sum of the log-probabilities (nats) of the tokens that begin in a text's spans, and their number.
 
     Raises:
-        NoLogprobs: there are none.
+        NoLogprobs: there are none, or one is no number.
     """
     values, tokens = logprobs.get("token_logprobs"), logprobs.get("tokens") or []
     if not values or len(values) < 2:
@@ -67,4 +77,6 @@ def span_score(text: ScoredText, logprobs: JsonObject) -> tuple[float, int]:
     for place, value in zip(places, values, strict=False):
         if value is not None and any(begin <= place - before < end for begin, end in text.spans):
             total, count = total + float(value), count + 1
+    if not math.isfinite(total):
+        raise NoLogprobs
     return total, count

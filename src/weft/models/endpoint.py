@@ -14,15 +14,17 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http.client import HTTPException
-from urllib.parse import urlsplit
 
+from weft.core.metrics import ENDPOINT_COUNTS
 from weft.core.texts import printable
 from weft.errors import ClientFailed, ConfigError, RunError
 from weft.json_types import JsonObject
 from weft.models.completions import NoLogprobs, Reply, ScoredText, reply_of, span_score, usage
+from weft.models.http_exchange import fetch
 
 MOST_BYTES = 64 << 20
 """Longest response that is read; the server is not trusted to stop."""
@@ -34,26 +36,18 @@ REDIRECTS = (301, 302, 303, 307, 308)
 """Codes that lead to another address."""
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: the request would take its key along, to whatever host is named."""
-
-    def redirect_request(self, *_: object, **__: object) -> None:
-        """Let the code be an error."""
-
-
-OPENER = urllib.request.build_opener(_NoRedirect)
-DIRECT = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))
-"""Goes round the proxy of the environment, which does not reach this machine's own addresses."""
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
-
 class RequestRefused(ConfigError):
     """The server refuses a request, and would refuse it again."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
-        """Status of HTTP. 400, 413 and 422 may be due to one text (too long, against its rules)."""
+        """Status of HTTP."""
+
+    @property
+    def is_of_one_text(self) -> bool:
+        """Whether it may be due to this text alone: too long, or against the server's rules."""
+        return self.code in (400, 413, 422)
 
 
 class Endpoint:
@@ -87,7 +81,6 @@ class Endpoint:
         self.timeout, self.retries, self.parallel = timeout, retries, parallel
         self.wait = WAIT if wait is None else wait
         self.flags = flags
-        self._opener = DIRECT if urlsplit(self.url).hostname in LOOPBACK else OPENER
         self.stopped = threading.Event()
         """While it is set, failed requests are not repeated: whoever asked waits for none of them."""
         self._lock = threading.Lock()
@@ -125,7 +118,8 @@ class Endpoint:
         """Return `count` continuations of a text, of up to `tokens` tokens each; raises as `likelihoods`."""
         request = {"prompt": prompt, "n": count, "max_tokens": tokens, "temperature": temperature, "top_p": top_p}
         answer = self._post("completions", request | {"seed": seed % 2**31})
-        return [str(choice.get("text", "")) for choice in answer["choices"]]
+        with _readable():
+            return [str(choice.get("text", "")) for choice in answer["choices"][:count]]
 
     def chat(self, messages: Sequence[Mapping[str, str]], parameters: Mapping[str, object]) -> Reply:
         """Return the answer to a conversation.
@@ -154,10 +148,39 @@ class Endpoint:
         listed = self._answer("models", None, "data")["data"]
         return [printable(str(one.get("id"))) for one in listed if isinstance(one, dict) and one.get("id")]
 
+    @contextmanager
+    def pool(self, role: str, done: str) -> Iterator[ThreadPoolExecutor]:
+        """Yield threads for requests in flight, whose replies are kept as they come.
+
+        Args:
+            role: of the endpoint, in messages: "endpoint", "judge".
+            done: what it has done of what is kept: "answered", "judged".
+
+        Raises:
+            RunError: it does not answer.
+        """
+        self.stopped.clear()
+        pool, waits = ThreadPoolExecutor(self.parallel), True
+        try:
+            yield pool
+        except ClientFailed as failure:
+            why = str(failure).removeprefix("the endpoint")
+            raise RunError(
+                f"The {role} at {self.url}{why}: what it {done} is kept; when it answers again, run the same command "
+                "again."
+            ) from None
+        except KeyboardInterrupt:
+            waits = False
+            raise
+        finally:
+            # Replies that are on their way are paid for: they are waited for and kept.
+            self.stopped.set()
+            pool.shutdown(wait=waits, cancel_futures=True)
+
     def tally(self) -> dict[str, float]:
         """Return the number of requests, and of repeated ones, since the last call."""
         with self._lock:
-            counts = {"endpoint_requests": float(self._requests), "endpoint_retries": float(self._repeats)}
+            counts = dict(zip(ENDPOINT_COUNTS, (float(self._requests), float(self._repeats)), strict=True))
             self._requests = self._repeats = 0
         return counts
 
@@ -171,11 +194,13 @@ class Endpoint:
         # The one generated token begins where the text ends, so no span counts it.
         request = {"max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
         answer = self._post("completions", {"prompt": [text.text for text in texts], **request})
-        choices = sorted(answer["choices"], key=lambda choice: int(choice.get("index", 0)))
-        if len(choices) != len(texts):
-            raise ClientFailed(f"the endpoint answered {len(choices)} of {len(texts)} texts")
         try:
-            return [span_score(text, choice.get("logprobs") or {}) for text, choice in zip(texts, choices, strict=True)]
+            with _readable():
+                choices = sorted(answer["choices"], key=lambda choice: int(choice.get("index", 0)))
+                if len(choices) != len(texts):
+                    raise ClientFailed(f"the endpoint answered {len(choices)} of {len(texts)} texts")
+                found = [choice.get("logprobs") or {} for choice in choices]
+                return [span_score(text, logprobs) for text, logprobs in zip(texts, found, strict=True)]
         except NoLogprobs:
             raise ConfigError(
                 f"The endpoint {self.url} returns no log-probabilities of the texts that it is sent (echo, logprobs): "
@@ -203,8 +228,7 @@ class Endpoint:
             pause = self.wait * 2**attempt
             try:
                 request = urllib.request.Request(f"{self.url}/{path}", body, headers)
-                with self._opener.open(request, timeout=self.timeout) as answer:
-                    data = json.loads(answer.read(MOST_BYTES))
+                data = json.loads(fetch(request, self.timeout, MOST_BYTES))
                 if isinstance(data, dict) and isinstance(data.get(part), list) and data[part]:
                     return data
                 failure = f"did not answer with {'completions' if body else 'its models'}"
@@ -214,7 +238,9 @@ class Endpoint:
                     pause = max(pause, _seconds(error.headers.get("Retry-After")))
             except TimeoutError:
                 failure = f"did not answer within {self.timeout:g} s"
-            except (OSError, ValueError, HTTPException) as error:  # a URLError is an OSError, broken JSON a ValueError
+            except (ValueError, RecursionError):  # of JSON: broken, or nested without end
+                failure = "did not answer with JSON"
+            except (OSError, HTTPException) as error:  # a URLError is an OSError
                 inner = getattr(error, "reason", error)
                 failure = f"could not be reached ({type(inner).__name__})"
             if attempt < self.retries and self.stopped.wait(min(pause, LONGEST_WAIT)):
@@ -240,6 +266,15 @@ class Endpoint:
         return f"answered {error.code} {reason}"
 
 
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Turn whatever an answer of another form raises inside the context into ClientFailed."""
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        raise ClientFailed(f"the endpoint answered what cannot be read ({type(error).__name__})") from None
+
+
 def _seconds(header: str | None) -> float:
     """Return the seconds of a Retry-After, which is a number of them or a date."""
     try:
@@ -248,5 +283,5 @@ def _seconds(header: str | None) -> float:
         pass
     try:
         return max(0.0, email.utils.parsedate_to_datetime(str(header)).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):
         return 0.0

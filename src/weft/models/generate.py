@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,23 +42,6 @@ class Answer(NamedTuple):
     ended: bool
 
 
-class AnswerEngine(Protocol):
-    """What samples answers in torch's place, with the weights of a resident model."""
-
-    def answers(
-        self,
-        model: Resident,
-        prompts: Sequence[np.ndarray],
-        sampling: Sampling,
-        copies: int,
-        seed: int,
-        ends: set[int],
-        stop: Callable[[Sequence[int]], bool] | None,
-    ) -> list[list[Answer]]:
-        """Return `copies` answers to every prompt, which a token of `ends` ends; the rest as for `generate`."""
-        ...
-
-
 def end_tokens(model: Resident) -> set[int]:
     """Return the ids that end an answer: the tokenizer's and those of the model's generation_config."""
     config = getattr(model.model, "generation_config", None)
@@ -94,8 +77,9 @@ def generate(
         For every prompt, in order, its answers.
     """
     if model.engine is not None:
-        engine: AnswerEngine = model.engine
-        return engine.answers(model, prompts, sampling, copies, seed, end_tokens(model), stop)
+        ends = end_tokens(model)
+        texts: list[list[list[int]]] = model.engine.sample(model, prompts, sampling, copies, seed, ends)
+        return [[_answer(_until_enough(ids, stop), ends) for ids in group] for group in texts]
     if static is None:
         static = model.compiled and model.device.type == "cuda"
     every = look_every or (LOOK_EVERY if model.device.type == "cuda" else 1)
@@ -166,8 +150,20 @@ def _generate(
             recent = [] if len(recent) == every else recent
             alive = [alive[place] for place in unfinished]
             lines.advance(latest, unfinished)
-    answers = [Answer(np.array(ids, dtype=np.int32), ids[-1] in ends) for ids in token_lists]
+    answers = [_answer(ids, ends) for ids in token_lists]
     return [answers[at : at + copies] for at in range(0, len(answers), copies)]
+
+
+def _answer(ids: Sequence[int], ends: set[int]) -> Answer:
+    return Answer(np.array(ids, dtype=np.int32), bool(ids) and ids[-1] in ends)
+
+
+def _until_enough(ids: list[int], stop: Callable[[Sequence[int]], bool] | None) -> list[int]:
+    """Return the tokens of an answer that was sampled whole up to where `stop`, asked now and then, says enough."""
+    if stop is None:
+        return ids
+    looks = range(LOOK_EVERY, len(ids), LOOK_EVERY)
+    return ids[: next((length for length in looks if stop(ids[:length])), len(ids))]
 
 
 def _until_end(tokens: list[int], ends: set[int]) -> list[int]:

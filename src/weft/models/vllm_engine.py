@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +26,9 @@ from weft.models.checkpoint import find_checkpoint
 from weft.models.source import model_source
 
 if TYPE_CHECKING:
-    from weft.models.generate import Answer, Sampling
+    from weft.models.generate import Sampling
     from weft.models.resident import Resident
 
-LOOK_EVERY = 8
-"""Tokens after which an answer is looked at for its end, where the caller says what ends it."""
 Weights = Iterator[tuple[str, Tensor]]
 
 
@@ -60,17 +58,10 @@ class VllmEngine:
         self._llm: Any = None
         self._sleeps = False
 
-    def answers(
-        self,
-        model: Resident,
-        prompts: Sequence[np.ndarray],
-        sampling: Sampling,
-        copies: int,
-        seed: int,
-        ends: set[int],
-        stop: Callable[[Sequence[int]], bool] | None,
-    ) -> list[list[Answer]]:
-        """Sample `copies` answers to every prompt; arguments and result are those of `weft.models.generate.generate`.
+    def sample(
+        self, model: Resident, prompts: Sequence[np.ndarray], sampling: Sampling, copies: int, seed: int, ends: set[int]
+    ) -> list[list[list[int]]]:
+        """Return the tokens of `copies` answers to every prompt, in order.
 
         Args:
             model: whose weights sample.
@@ -78,8 +69,7 @@ class VllmEngine:
             sampling: length limit, temperature and top_p.
             copies: answers per prompt.
             seed: of the sampling.
-            ends: tokens that end an answer.
-            stop: tells of an answer's tokens so far whether they are enough.
+            ends: tokens that end an answer, which holds them.
         """
         if not prompts:
             return []
@@ -101,7 +91,8 @@ class VllmEngine:
             )
             if self._sleeps:
                 self._llm.sleep(level=1)
-        return [_answers_of(output, copies, ends, stop) for output in outputs]
+        texts = [[[int(token) for token in one.token_ids] for one in output.outputs] for output in outputs]
+        return [group if len(group) == copies else group * copies for group in texts]
 
     def _start(self, model: Resident) -> Any:
         """Start vLLM; ConfigError where it cannot be, MissingExtra where it is not installed."""
@@ -226,20 +217,6 @@ def _added(adapted: dict[str, nn.Module]) -> Weights:
             weight = layer.get_base_layer().weight  # type: ignore[operator]
             delta = layer.get_delta_weight(_adapters(layer)[0])  # type: ignore[operator]
             yield f"{name}.weight", (weight.float() + delta.float()).to(weight.dtype)
-
-
-def _answers_of(output: Any, copies: int, ends: set[int], stop: Callable[[Sequence[int]], bool] | None) -> list[Answer]:
-    """Return vLLM's answers to one prompt, cut where `stop` says."""
-    from weft.models.generate import Answer
-
-    answers = []
-    for completion in output.outputs:
-        ids = [int(token) for token in completion.token_ids]
-        if stop is not None:
-            looks = range(LOOK_EVERY, len(ids), LOOK_EVERY)
-            ids = ids[: next((length for length in looks if stop(ids[:length])), len(ids))]
-        answers.append(Answer(np.array(ids, dtype=np.int32), bool(ids) and ids[-1] in ends))
-    return answers if len(answers) == copies else answers * copies
 
 
 @contextmanager

@@ -9,25 +9,28 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from weft.errors import ClientFailed, ConfigError, RunError
+from weft.errors import ConfigError
 from weft.models.completions import ScoredText
 from weft.models.endpoint import Endpoint, RequestRefused
 from weft.tasks.encoding import until_first
 from weft.tasks.kept import Kept, digest_of_question
 from weft.tasks.requests import ChoiceLogps, Choices, EvaluatedModel, Text, TextLogp, Texts, Writing
 
-ONE_TEXT = (400, 413, 422)
-"""Codes by which servers refuse a single text: it is too long, or against their rules."""
 CUTS = 8
 """How often a text that is refused loses a quarter of its prompt, from the beginning, before it is given up."""
 MOST_STOPS = 4
 """Texts that end an answer at the endpoint; OpenAI takes no more. Answers are cut at the others here."""
 Value = TypeVar("Value")
+
+
+def _all_counted(scores: Sequence[tuple[float, int]]) -> bool:
+    """Return whether every text has a score; others may have one when the server was set right."""
+    return all(count for _, count in scores)
 
 
 class Conversation(NamedTuple):
@@ -121,7 +124,7 @@ class EndpointModel(EvaluatedModel):
 
     def _scores(self, texts: Sequence[ScoredText]) -> list[tuple[float, int]]:
         asked = ["scores", [[text.text, list(text.spans)] for text in texts]]
-        values = self._value(asked, lambda: self.endpoint.likelihoods(texts, len(texts)))
+        values = self._value(asked, lambda: self.endpoint.likelihoods(texts, len(texts)), _all_counted)
         return [(float(logp), int(count)) for logp, count in values]
 
     def _written(self, request: Writing, seed: int) -> Conversation:
@@ -137,7 +140,7 @@ class EndpointModel(EvaluatedModel):
             try:
                 (raw, finish), shortened = self._turn(request, more, parameters)
             except RequestRefused as refusal:
-                if refusal.code not in ONE_TEXT:
+                if not refusal.is_of_one_text:
                     raise
                 self._refusal = refusal
                 rest = ("",) * (len(request.turns) + 1 - len(said))
@@ -176,13 +179,15 @@ class EndpointModel(EvaluatedModel):
             try:
                 return ask(prompt), cuts > 0
             except RequestRefused as refusal:
-                if refusal.code not in ONE_TEXT or cuts == CUTS or len(prompt) < 4:
+                if not refusal.is_of_one_text or cuts == CUTS or len(prompt) < 4:
                     raise
                 prompt = prompt[len(prompt) // 4 :]
         raise AssertionError("the last cut raises")
 
-    def _value(self, question: Sequence[object], ask: Callable[[], object]) -> Any:
-        """Return what was answered to a question before, else ask, and keep it."""
+    def _value(
+        self, question: Sequence[object], ask: Callable[[], Value], lasts: Callable[[Value], bool] = lambda value: True
+    ) -> Any:
+        """Return what was answered to a question before, else ask, and keep it where it `lasts`."""
         key = digest_of_question(self.endpoint.url, self.endpoint.model, *question)
         line = self._kept.get(key) if self._kept is not None else None
         if line is not None:
@@ -190,29 +195,14 @@ class EndpointModel(EvaluatedModel):
                 self.known += 1
             return line["value"]
         value = ask()
-        if self._kept is not None:
+        if self._kept is not None and lasts(value):
             self._kept.put(key, {"value": value})
         return value
 
     def _all(self, jobs: Sequence[Callable[[], Value]]) -> list[Value]:
         """Return what jobs return, several at a time; the first that fails ends them all."""
-        self.endpoint.stopped.clear()
-        pool, waits = ThreadPoolExecutor(self.endpoint.parallel), True
-        try:
+        with self.endpoint.pool("endpoint", "answered") as pool:
             results = [pool.submit(job) for job in jobs]
             for result in as_completed(results):
                 result.result()
             return [result.result() for result in results]
-        except ClientFailed as failure:
-            why = str(failure).removeprefix("the endpoint")
-            raise RunError(
-                f"The endpoint at {self.endpoint.url}{why}: what it answered is kept; when it answers again, run the "
-                "same command again."
-            ) from None
-        except KeyboardInterrupt:
-            waits = False
-            raise
-        finally:
-            # Replies that are on their way are paid for: they are waited for and kept.
-            self.endpoint.stopped.set()
-            pool.shutdown(wait=waits, cancel_futures=True)

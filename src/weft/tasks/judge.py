@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from weft.errors import ClientFailed, ConfigError, RunError
+from weft.errors import ClientFailed, ConfigError
 from weft.models.completions import Reply
 from weft.models.endpoint import Endpoint, RequestRefused
 from weft.tasks.judge_templates import Kind, Template, Templates, built_in, preference, rating
@@ -23,8 +23,6 @@ from weft.tasks.judgements import Judgements, digest
 Origin = Literal["server", "client"]
 """Whose rows are judged."""
 Result = Literal["win", "loss", "tie"]
-ONE_TEXT = (400, 413, 422)
-"""Codes by which servers refuse a single text: it is too long, or against their rules."""
 IN_A_ROW = 3
 """Failures without a success between them, after which the judge counts as down."""
 PARAMETERS = {"temperature": 0, "max_tokens": 2048}
@@ -211,23 +209,8 @@ class Judge:
 
     def _fill(self, wanted: dict[str, tuple[str, list[dict[str, str]]]], total: int) -> None:
         """Ask for all judgements that are wanted, several at a time, and keep each reply at once."""
-        self.endpoint.stopped.clear()
-        pool, waits = ThreadPoolExecutor(self.endpoint.parallel), True
-        try:
+        with self.endpoint.pool("judge", "judged") as pool:
             self._watch([pool.submit(self._one, key, *one) for key, one in wanted.items()], total)
-        except ClientFailed as failure:
-            why = str(failure).removeprefix("the endpoint")
-            raise RunError(
-                f"The judge at {self.endpoint.url}{why}: what it judged is kept; when it answers again, run the same "
-                "command again."
-            ) from None
-        except KeyboardInterrupt:
-            waits = False
-            raise
-        finally:
-            # Replies that are on their way are paid for: they are waited for and kept.
-            self.endpoint.stopped.set()
-            pool.shutdown(wait=waits, cancel_futures=True)
 
     def _watch(self, results: Sequence[Future[None]], total: int) -> None:
         """Wait for judgements; raise once it is clear that the judge is down, or refuses more than single texts."""
@@ -238,7 +221,7 @@ class Judge:
             try:
                 result.result()
             except RequestRefused as refusal:
-                if refusal.code not in ONE_TEXT:
+                if not refusal.is_of_one_text:
                     raise
                 trouble = refusal
             except ClientFailed as failure:

@@ -5,22 +5,24 @@ Reads the folders of evaluations, and writes nothing. Source: Miller 2024 (arXiv
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from weft import registry
-from weft.core.digests import digest_of
+from weft.core.files import whole_lines
 from weft.errors import ConfigError, MissingExtra
 from weft.json_types import JsonObject
 from weft.tasks.requests import Record
 from weft.tasks.results import FILE
 from weft.tasks.scorer import Measures, Scorer
 from weft.tasks.statistics import Difference, difference
-from weft.tasks.store import ITEMS, SETTINGS
+from weft.tasks.store import ITEMS, SETTINGS, task_digest
 
 FORM = ("num_fewshot", "apply_chat_template", "system_instruction", "max_new_tokens", "seed")
 """Settings of an evaluation that are not its model."""
@@ -95,7 +97,13 @@ def read_evaluation(folder: Path, name: str) -> Evaluation:
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         results = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        if is_of_harness(folder):
+            raise ConfigError(
+                f"The evaluation in '{folder}' is of lm-eval's tasks, whose items are not paired: put Weft's tasks to "
+                "both models, or compare the scores in their results.json."
+            )
         tasks = {task: _answered(folder, task, config) for task, config in results["configs"].items()}
+        counts = {task: results["n-samples"][task]["effective"] for task in tasks}
     except FileNotFoundError as error:
         missing = Path(error.filename).name
         raise ConfigError(
@@ -106,14 +114,29 @@ def read_evaluation(folder: Path, name: str) -> Evaluation:
             f"The evaluation in '{folder}' cannot be read ({type(error).__name__}): run its `weft evaluate` command "
             "again with --overwrite."
         ) from None
+    for task, one in tasks.items():
+        if len(one.records) < counts[task]:
+            raise ConfigError(
+                f"The evaluation in '{folder}' has {len(one.records)} of {counts[task]} records of {task}: run its "
+                "`weft evaluate` command again to finish it."
+            )
     return Evaluation(name, settings, tasks)
+
+
+def is_of_harness(folder: Path) -> bool:
+    """Return whether the evaluation in a folder is of lm-eval's tasks, whose items cannot be paired."""
+    with suppress(OSError, ValueError, TypeError):
+        return "harness" in json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    return False
 
 
 def _answered(folder: Path, task: str, config: JsonObject) -> Answered:
     """Return a task's records; ValueError where they are not those of the results."""
-    lines = (folder / ITEMS / f"{task}.jsonl").read_bytes().split(b"\n")[:-1]  # a last line without an end was cut off
+    file = folder / ITEMS / f"{task}.jsonl"
+    if len(lines := whole_lines(file)) < 2:
+        raise FileNotFoundError(errno.ENOENT, "no records", str(file))
     digest = str(json.loads(lines[0])["task"])
-    if digest != digest_of([json.dumps(config, sort_keys=True)]):
+    if digest != task_digest(config):
         raise ValueError("records of another task file")
     try:
         scorer = registry.load(registry.SCORERS, config["kind"], "scorer").model_validate(config[config["kind"]])
@@ -174,26 +197,19 @@ def _signs(record: Record) -> tuple[object, ...]:
 
 def _differences(task: str, first: Answered, second: Answered) -> list[TaskDifference]:
     common = sorted(first.records.keys() & second.records.keys())
-    names = first.scorer.values([first.records[number] for number in common])
-    return [
-        TaskDifference(
-            task,
-            metric,
-            metric == first.scorer.main_metric,
-            metric in first.scorer.lower_is_better,
-            _paired(metric, first, second, common),
-            (len(first.records), len(second.records)),
-        )
-        for metric in names
-        if metric in second.scorer.values([second.records[number] for number in common])
-    ]
+    one, two = _values(first, common), _values(second, common)
+    found = []
+    for metric in (name for name in one if name in two):
+        ones, twos = one[metric], two[metric]
+        numbers = [number for number in common if number in ones and number in twos]
+        if len(numbers) < len(common):  # over what both have, which a metric that is no mean must know
+            ones, twos = _values(first, numbers)[metric], _values(second, numbers)[metric]
+        clusters = {number: first.records[number].cluster or str(number) for number in numbers}
+        main, lower = metric == first.scorer.main_metric, first.scorer.better(metric) == "lower"
+        counts = (len(first.records), len(second.records))
+        found.append(TaskDifference(task, metric, main, lower, difference(ones, twos, clusters), counts))
+    return found
 
 
-def _paired(metric: str, first: Answered, second: Answered, numbers: Sequence[int]) -> Difference:
-    """Return the difference of one metric over the items that have it in both."""
-    sides = (first, second)
-    for _ in range(2):  # the second time over what both have, which a metric that is no mean must know
-        one, two = (side.scorer.values([side.records[number] for number in numbers])[metric] for side in sides)
-        numbers = sorted(one.keys() & two.keys())
-    clusters = {number: first.records[number].cluster or str(number) for number in numbers}
-    return difference(one, two, clusters)
+def _values(side: Answered, numbers: Sequence[int]) -> dict[str, dict[int, float]]:
+    return side.scorer.values([side.records[number] for number in numbers])

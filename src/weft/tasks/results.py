@@ -34,14 +34,17 @@ def results_json(results: Sequence[Result], model: str, settings: JsonObject, ve
             part = f"{result.task.name}/{name}"
             scores[part] = {"alias": f" - {name}"} | _flat(measures)
             groups.setdefault(result.task.name, []).append(part)
-    lower = {result.task.name: result.task.scorer.lower_is_better for result in results}
     return {
         "results": scores,
         "group_subtasks": groups,
         "configs": {result.task.name: as_json(result.task) for result in results},
         "n-shot": {result.task.name: result.shots for result in results},
         "higher_is_better": {
-            result.task.name: {NAMES.get(name, name): name not in lower[result.task.name] for name in result.measures}
+            result.task.name: {
+                NAMES.get(name, name): better == "higher"
+                for name in result.measures
+                if (better := result.task.scorer.better(name)) is not None
+            }
             for result in results
         },
         "n-samples": {

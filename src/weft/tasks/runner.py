@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from weft.core.digests import digest_of
 from weft.errors import DataError
 from weft.json_types import JsonObject
 from weft.tasks.declaration import EvalTask
-from weft.tasks.requests import ChoiceLogps, EvaluatedModel, Item, Record, Reply, Request, Texts, Writing
+from weft.tasks.requests import ChoiceLogps, EvaluatedModel, Item, Record, Reply, Texts, Writing
 from weft.tasks.scorer import Measures
 from weft.tasks.statistics import Measure
 from weft.tasks.store import Store
@@ -75,35 +75,38 @@ def put(
     """
     done = store.records(task)
     todo = [item for item in items if item.number not in done]
-    for at in range(0, len(todo), model.chunk):
-        if say is not None:
-            say(task.name, len(items) - len(todo) + at, len(items))
-        chunk = todo[at : at + model.chunk]
-        requests = [task.scorer.request(item) for item in chunk]
-        requests = [prepare(request) if isinstance(request, Writing) else request for request in requests]
-        # The same items get the same seed, whatever was done before a stop.
-        replies = answered(task, chunk, model, requests, seed + chunk[0].number, prepare)
+    say = say or (lambda *_: None)
+    asked = len(items) - len(todo)
+    say(task.name, asked, len(items))
+    for chunk, replies in replies_to(task, todo, model, seed, prepare):
         records = finish(task, chunk, replies) if finish is not None else records_of(task, chunk, replies)
         store.add(task, records)
         done |= {record.number: record for record in records}
-    if say is not None:
-        say(task.name, len(items), len(items))
+        asked += len(chunk)
+        say(task.name, asked, len(items))
     return [done[item.number] for item in items]
 
 
-def answered(
+def replies_to(
     task: EvalTask,
     items: Sequence[Item],
     model: EvaluatedModel,
-    requests: Sequence[Request],
     seed: int,
-    prepare: Callable[[Writing], Writing],
-) -> list[Reply]:
-    """Return the replies that are scored: to the follow-ups, where the scorer has some."""
-    replies = model.reply(requests, seed)
-    more = [task.scorer.follow_up(item, reply) for item, reply in zip(items, replies, strict=True)]
-    later = [prepare(request) for request in more if isinstance(request, Writing)]
-    return model.reply(later, seed) if later else replies
+    prepare: Callable[[Writing], Writing] = lambda request: request,
+) -> Iterator[tuple[Sequence[Item], list[Reply]]]:
+    """Put items to a model, some at a time, and yield these with the replies that are scored.
+
+    Those are the replies to the follow-ups, where the scorer has some. Arguments are those of `put`.
+    """
+    for at in range(0, len(items), model.chunk):
+        chunk = items[at : at + model.chunk]
+        requests = [task.scorer.request(item) for item in chunk]
+        requests = [prepare(request) if isinstance(request, Writing) else request for request in requests]
+        own = seed + chunk[0].number  # the same items get the same seed, whatever was done before a stop
+        replies = model.reply(requests, own)
+        more = [task.scorer.follow_up(item, reply) for item, reply in zip(chunk, replies, strict=True)]
+        later = [prepare(request) for request in more if isinstance(request, Writing)]
+        yield chunk, model.reply(later, own) if later else replies
 
 
 def records_of(task: EvalTask, items: Sequence[Item], replies: Sequence[Reply]) -> list[Record]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,6 +17,8 @@ from weft.tasks.requests import Item, Record, Reply, Request
 from weft.tasks.statistics import Measure
 
 Measures = dict[str, Measure]
+FLAWS = ("unparsable", "unended", "unrated", "empty_rate", "stopped")
+"""Beginnings of the metrics that count what could not be scored as it should."""
 Expression = str
 """Text of a task file that is evaluated over a row."""
 
@@ -46,6 +48,12 @@ class Scorer(BaseModel):
     def main_metric(self) -> str:
         """The metric that stands for the task with these settings."""
         return self.main
+
+    def better(self, metric: str) -> Literal["lower", "higher"] | None:
+        """Return which values of a metric are better; None: of what says nothing of the model."""
+        if metric == "majority" or metric.endswith("_stderr"):
+            return None
+        return "lower" if metric in self.lower_is_better or metric.startswith(FLAWS) else "higher"
 
     def notes(self, item: Item) -> JsonObject:
         """Return what is written down beside an item's scores, such as the right answer."""

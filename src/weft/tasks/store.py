@@ -85,7 +85,7 @@ class Store:
                 raise ConfigError(
                     f"Line {number} of '{path}' is no record of an item: delete the file, and the task is put again."
                 ) from None
-            if digest != self._digest(task):
+            if digest != task_digest(as_json(task)):
                 raise ConfigError(
                     f"'{path}' was written for the task '{task.name}' as it was before its file, or its settings, "
                     "changed: give another --output_dir, or --overwrite."
@@ -96,7 +96,7 @@ class Store:
     def add(self, task: EvalTask, records: Sequence[Record]) -> None:
         """Append records, durably."""
         path = self._file(task)
-        head = b"" if path.exists() and path.stat().st_size else _line({"task": self._digest(task)})
+        head = b"" if path.exists() and path.stat().st_size else _line({"task": task_digest(as_json(task))})
         with open(path, "ab") as file:
             file.write(head + b"".join(_line(record.as_json()) for record in records))
             file.flush()
@@ -105,8 +105,10 @@ class Store:
     def _file(self, task: EvalTask) -> Path:
         return self.folder / ITEMS / f"{task.name}.jsonl"
 
-    def _digest(self, task: EvalTask) -> str:
-        return digest_of([json.dumps(as_json(task), sort_keys=True)])
+
+def task_digest(declaration: JsonObject) -> str:
+    """Return the digest of a task's declaration, as `as_json` and the results have it."""
+    return digest_of([json.dumps(declaration, sort_keys=True)])
 
 
 def _former(path: Path) -> JsonObject:
