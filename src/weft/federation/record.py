@@ -41,9 +41,9 @@ class RoundRecord:
             self.sums[name] = self.sums.get(name, 0.0) + value
         return update
 
-    def close(self, clients: tuple[str, ...], cohort: Collection[str], max_updates: int) -> None:
+    def close(self, clients: tuple[str, ...], cohort: Collection[str], max_updates: int, quorum: int = 0) -> None:
         """Record whose updates were used; of the others, which were not needed and which sent no reply."""
-        self.clients = clients
+        self.clients, self.quorum, self.repeated = clients, quorum, len(clients) < quorum
         missing = sorted(set(cohort) - set(clients) - self.failures.keys())
         if max_updates and len(clients) == max_updates:
             self.over_selected = tuple(missing)
