@@ -26,6 +26,7 @@ HELP = {
     "evaluate": "score a run or a model on tasks",
     "tasks": "list the evaluation tasks, and where their data is",
     "compare": "print runs side by side",
+    "privacy": "say what a run protects, and what it has spent",
     "chat": "talk with a trained model",
     "export": "write a run's adapter or merged model",
     "server": "set up and run the server of a federation of sites",

@@ -72,7 +72,11 @@ WEIGHTINGS = {
     "gain": "weft.weighting.gain:Gain",
 }
 AGGREGATORS = {"mean": "weft.aggregation.mean:Mean"}
-PRIVACY = {"none": "weft.privacy.none:NoPrivacy"}
+PRIVACY = {
+    "none": "weft.privacy.none:NoPrivacy",
+    "gaussian": "weft.privacy.gaussian:Gaussian",
+    "rows": "weft.privacy.rows:Rows",
+}
 PROTECTIONS = {"none": "weft.protection.plain:Plain", "masks": "weft.protection.masks:Masks"}
 CODECS = {
     "none": "weft.compression.identity:Identity",
@@ -140,6 +144,7 @@ COMMANDS = {
     "evaluate": "weft.commands.evaluate:run",
     "tasks": "weft.commands.tasks:run",
     "compare": "weft.commands.compare:run",
+    "privacy": "weft.commands.privacy:run",
     "chat": "weft.commands.chat:run",
     "export": "weft.commands.export:run",
     "server": "weft.commands.server:run",

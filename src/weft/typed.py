@@ -121,7 +121,7 @@ class Keys(TypedDict, total=False):
     fed_args: JsonObject
     num_clients: int
     sample_clients: int
-    client_sampling: Literal["uniform", "size"]
+    client_sampling: Literal["uniform", "size", "poisson"]
     client_weight: str
     client_weight_args: JsonObject
     aggregator: str
@@ -151,6 +151,13 @@ class Keys(TypedDict, total=False):
     fedopt_eta: float | None
     fedopt_beta1: float
     fedopt_beta2: float
+    privacy_unit: str
+    target_epsilon: float | None
+    target_delta: float
+    noise_multiplier: float | None
+    clip_norm: float | Literal["adaptive"] | None
+    noise_at: Literal["server", "client"]
+    max_rows_per_unit: int | None
     loss: Literal["dpo", "ipo", "simpo", "orpo", "kto", "robust_dpo"]
     dpo_beta: float
     label_smoothing: float

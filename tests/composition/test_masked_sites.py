@@ -24,7 +24,7 @@ from weft.errors import ConfigError, RunError
 from weft.protection import masking
 from weft.protection.members import Keys, Members, names_tensor, to_bytes, to_tensor
 from weft.runtimes.mailbox import PollResult, TransportBroken
-from weft.sites.policy import read_policy
+from weft.sites.policy import SitePolicy, read_policy
 from weft.sites.server import serve
 
 MASKS = {"protection": "masks"}
@@ -75,7 +75,7 @@ def test_a_run_that_begins_anew_has_other_keys(run, masked: FakeSites, tmp_path:
         serve(run | MASKS | {"num_rounds": 1, "output_dir": str(tmp_path / folder / "run")}, masked, list(NAMES), "1")
     keys = [
         to_bytes(reply.streams["keys"]["mask"])
-        for reply in map(lambda raw: unpack(raw, run="run"), (one for one in masked.answered if one[:1] != b"{"))
+        for reply in (unpack(raw, run="run") for raw in masked.answered if raw[:1] != b"{")
         if isinstance(reply, ProtectionReply) and reply.phase == "keys"
     ]
     assert len(keys) == len(set(keys)) == 6
@@ -84,8 +84,12 @@ def test_a_run_that_begins_anew_has_other_keys(run, masked: FakeSites, tmp_path:
 class Losing(FakeSites):
     """Loses some sites in one phase of every round, for the rest of that round."""
 
-    plan: dict[int, tuple[str, list[str]]] = {}
-    only_plain = False
+    def __init__(self, policies: dict[str, SitePolicy], folder: Path) -> None:
+        super().__init__(policies, folder)
+        self.plan: dict[int, tuple[str, list[str]]] = {}
+        """By round: the phase, and who is lost in it."""
+        self.only_plain = False
+        self.lost: set[str] = set()
 
     def ask(self, client: str, ticket: str, raw: bytes | memoryview | None, wait: float) -> PollResult:
         words = bytes(raw) if raw is not None else b"{"
@@ -100,8 +104,6 @@ class Losing(FakeSites):
             if client in self.lost and at != "Undo":
                 raise TransportBroken("cut")
         return super().ask(client, ticket, raw, wait)
-
-    lost: set[str] = set()
 
 
 def ten(keys, kits, tmp_path: Path) -> Losing:

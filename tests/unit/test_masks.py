@@ -50,7 +50,7 @@ class Cohort:
         self.seen: list[Reply] = []
 
     def party(self, name: str) -> Party:
-        return Party(name, ROUND, 0, {}, partial(self.secrets.get, name), self.promises[name])
+        return Party(name, ROUND, 0, {}, partial(self.secrets.get, name), promises=self.promises[name])
 
     def update(self, name: str) -> Update:
         metrics = {"rows": self.weights[name], "loss": 0.5}

@@ -55,6 +55,8 @@ class Party:
     memory: Streams = field(default_factory=dict)
     """The part's memory at this party."""
     open_secret: Callable[[], Secret] = Secret.random
+    told: Tensors = field(default_factory=dict)
+    """What the server told this part at a client (`Privacy.told`)."""
     promises: Promises = field(default_factory=Promises)
     """What a client has bound itself to."""
     identity: Identity | None = None
@@ -124,12 +126,33 @@ class Privacy:
     """Every update is clipped to a fixed norm. The round then leaves out everything else that depends on one client:
     its weight is 1, its training metrics are not sent, and the product error is not computed."""
 
+    private: ClassVar[bool] = False
+    """There is a budget: every round spends of it, and clients report no numbers of their rows."""
+
+    in_steps: ClassVar[bool] = False
+    """The local steps bound and hide single units (`weft.training.private`); updates need nothing more."""
+
     draws_secrets: ClassVar[bool] = False
     """Clients draw from their secrets, not only the server."""
+
+    noise_in_shares: ClassVar[bool] = False
+    """The noise is the sum of what clients add, so that a round needs a quorum."""
+
+    def told(self, memory: Streams) -> Streams:
+        """Return what tasks hold for this part, given its memory at the server: the stream BOUND, or nothing."""
+        return {}
+
+    def like(self) -> Streams:
+        """Return tensors of the names and shapes of what `on_client` adds to an update."""
+        return {}
 
     def on_client(self, update: Update, party: Party) -> tuple[Update, Streams]:
         """Clip, and add local noise; return the update and the part's new memory at the client."""
         return update, party.memory
+
+    def on_arrival(self, update: Update, memory: Streams) -> Update:
+        """Return a client's update as the server uses it, given the part's memory at the server."""
+        return update
 
     def on_server(self, total: Total, party: Party) -> tuple[Total, Streams]:
         """Add central noise; return the total and the part's new memory at the server."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +16,7 @@ from weft.core.types import Metrics, Streams, Tensors
 from weft.data.words import Words
 from weft.federation.part_memory import part_of
 from weft.models.resident import Resident
+from weft.training.job import Job
 
 
 class RowTable(Protocol):
@@ -128,6 +129,8 @@ class ClientData:
     """Public rows, for a share of every batch."""
     reportable: Callable[[Metrics], Metrics] = everything
     """Returns the metrics that the site policy lets the client send."""
+    units: np.ndarray | None = None
+    """(rows,): the number of the unit of privacy of each training row; None: each row is one."""
     identity: Identity | None = None
     """Its certificate, where the parties have any."""
     least: int = 0
@@ -135,7 +138,17 @@ class ClientData:
     export: Callable[[Resident, Tensors], None] | None = None
     """Writes the resident model to disk at the end of the run, with the run's side adapter."""
 
-    def party(self, prefix: str, memory: Streams, round: int, attempt: int = 0) -> Party:
+    def job(
+        self, personal: Tensors, shared: Tensors, trained: Collection[str] | None, round: int, attempt: int = 0
+    ) -> Job:
+        """Return the client's training of these parameters in a round (`weft.training.job.Job` says what they are)."""
+        secret = partial(self.memory.secret, self.name)
+        share, public = self.step_fraction, self.public
+        return Job(
+            personal, shared, trained, self.index, round, share, public, attempt, secret=secret, units=self.units
+        )
+
+    def party(self, prefix: str, memory: Streams, round: int, attempt: int = 0, told: Tensors | None = None) -> Party:
         """Return the client as one part of the exchange (codec, privacy, protection) sees it.
 
         Args:
@@ -143,11 +156,19 @@ class ClientData:
             memory: all of the client's memory.
             round: the current round.
             attempt: number of repeated rounds of the run so far.
+            told: what the server told the part.
         """
-        secret = partial(self.memory.secret, self.name)
-        promises = self.memory.promises(self.name)
-        own = part_of(memory, prefix)
-        return Party(self.name, round, attempt, own, secret, promises, self.identity, self.least)
+        return Party(
+            self.name,
+            round,
+            attempt,
+            part_of(memory, prefix),
+            partial(self.memory.secret, self.name),
+            told or {},
+            self.memory.promises(self.name),
+            self.identity,
+            self.least,
+        )
 
 
 @dataclass(frozen=True)
@@ -165,6 +186,8 @@ class Clients:
     """Few-shot examples by the number of the client."""
     first: int = 0
     """Number of the first of these clients in the federation."""
+    units: Sequence[np.ndarray] | None = None
+    """Of each client (rows,): the number of the unit of privacy of each training row; None: each row is one."""
     reportable: Callable[[Metrics], Metrics] = everything
     export: Callable[[Resident, Tensors], None] | None = None
     identity: Identity | None = None
@@ -183,6 +206,7 @@ class Clients:
             View(self.table, self.held_out[index], self.examples.get(self.first + index)),
             self.memory,
             public=None if self.public is None else View(self.table, self.public),
+            units=None if self.units is None else self.units[index],
             reportable=self.reportable,
             export=self.export,
             identity=self.identity,

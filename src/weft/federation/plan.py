@@ -51,6 +51,8 @@ class Plan:
     """Steps that every client makes on its own after the last round."""
     codec_down: Codec = field(default_factory=Codec)
     """Encodes tasks; `codec` encodes updates."""
+    reports: bool = True
+    """Clients send the scores of their held-out rows."""
     error_device: torch.device | None = None
     """Computes the product error of a round; None: it is not computed."""
 

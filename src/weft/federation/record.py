@@ -43,16 +43,13 @@ class RoundRecord:
             self.sums[name] = self.sums.get(name, 0.0) + value
         return update
 
-    def is_short(self) -> bool:
-        """Return whether there are too few updates, and the round may be begun again.
+    def close(self, clients: tuple[str, ...], cohort: Collection[str], max_updates: int, quorum: int = 0) -> None:
+        """Record whose updates were used; of the others, which were not needed and which sent no reply.
 
-        After a sum was opened it may not: a second sum over other clients would show the difference.
+        After a sum was opened the round is not begun again: a second sum over other clients would show the difference.
         """
-        return len(self.clients) < self.quorum and not self.opened
-
-    def close(self, clients: tuple[str, ...], cohort: Collection[str], max_updates: int) -> None:
-        """Record whose updates were used; of the others, which were not needed and which sent no reply."""
-        self.clients = clients
+        self.clients, self.quorum = clients, quorum
+        self.repeated = len(clients) < quorum and not self.opened
         missing = sorted(set(cohort) - set(clients) - self.failures.keys())
         if max_updates and len(clients) == max_updates:
             self.over_selected = tuple(missing)

@@ -54,17 +54,17 @@ def secrecy(plan: Plan) -> list[Refusal]:
         Refusal(
             privacy.bounded and not plan.aggregator.additive,
             f"{private} accounts for a mean, and {mean} is none",
-            [AGGREGATOR, "write --privacy none"],
+            [AGGREGATOR, "leave out --privacy_unit"],
         ),
         Refusal(
             privacy.bounded and lora.single_updates,
             f"{private} accounts for a mean of updates, and {factors} averages products",
-            [LORA, "write --privacy none"],
+            [LORA, "leave out --privacy_unit"],
         ),
         Refusal(
             algorithm.pools_data and (protection.sum_only or privacy.bounded),
             f"{name} brings all rows to one place, where there is nobody to protect them from",
-            ["leave out --protection and --privacy", FEDERATED],
+            ["leave out --protection and --privacy_unit", FEDERATED],
         ),
     ]
 

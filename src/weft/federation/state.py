@@ -28,6 +28,7 @@ from weft.core.types import (
     Total,
 )
 from weft.errors import RunError
+from weft.federation.part_memory import part_of
 from weft.federation.plan import Plan
 from weft.federation.sharing import crop_rank, with_layers
 
@@ -70,7 +71,8 @@ def task_for(plan: Plan, state: ServerState, participant: Participant) -> Task:
 
     task = plan.algorithm.task(state, participant.client, participant.version)
     extra = {stream: crop(values) for stream, values in task.extra.items()}
-    return replace(task, params=crop(task.params), extra=extra | _side(state), attempt=state.attempts)
+    extra |= _side(state) | plan.privacy.told(part_of(state.memory, PRIVACY))
+    return replace(task, params=crop(task.params), extra=extra, attempt=state.attempts)
 
 
 def blame(state: ServerState, clients: Sequence[str]) -> ServerState:
@@ -81,6 +83,13 @@ def blame(state: ServerState, clients: Sequence[str]) -> ServerState:
     for client in clients:
         counts[client] = counts.get(client, torch.zeros((), dtype=torch.int64)) + 1
     return replace(state, memory=state.memory | {BAD: counts})
+
+
+def without_step(state: ServerState, *, repeated: bool) -> ServerState:
+    """Return the state after a round that changed nothing; one that is repeated counts an attempt."""
+    if repeated:
+        return replace(state, attempts=state.attempts + 1, attempt=state.attempt + 1)
+    return replace(state, round=state.round + 1, attempt=0)
 
 
 def to_use(algorithm: Algorithm, state: ServerState) -> tuple[Tensors, Streams]:
@@ -102,7 +111,7 @@ def expected_streams(plan: Plan, params: Tensors, round: int) -> Streams:
     """Return tensors of the names, shapes and dtypes of a client's update, given all its shared parameters."""
     trained = {name: params[name] for name in plan.sharing.trained_names(params, round)}
     turns = plan.algorithm.turns
-    return plan.algorithm.like(trained if turns is None else turns.part(trained, round))
+    return plan.algorithm.like(trained if turns is None else turns.part(trained, round)) | plan.privacy.like()
 
 
 def _is_reserved(stream: str) -> bool:

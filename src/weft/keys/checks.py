@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from weft import kinds, registry
 from weft.errors import ConfigError
-from weft.keys import secrets
+from weft.keys import privacy, secrets
 
 if TYPE_CHECKING:
     from weft.keys import RunConfig
@@ -26,6 +26,7 @@ def check(config: RunConfig) -> None:
     _check_names(config)
     _check_rewards(config)
     _check_prompt(config)
+    privacy.check(config)
 
 
 def _check_secrets(config: RunConfig) -> None:

@@ -30,8 +30,10 @@ class FederationKeys(BaseModel):
         description="clients of the federation; 0: as many as the column or the folder has values (by, domain)",
     )
     sample_clients: int = Field(2, ge=1, description="clients sampled in each round")
-    client_sampling: Literal["uniform", "size"] = Field(
-        "uniform", description="probability of a client: equal (uniform), or by its rows (size)"
+    client_sampling: Literal["uniform", "size", "poisson"] = Field(
+        "uniform",
+        description="probability of a client: equal (uniform), or by its rows (size); poisson: a coin for each client, "
+        "so that sample_clients take part on average",
     )
     client_weight: str = Field(
         "size",
@@ -41,7 +43,7 @@ class FederationKeys(BaseModel):
     client_weight_args: JsonObject = Field({}, description="parameters of the client weight: name=value ...")
     aggregator: str = Field("mean", description="how updates are combined, such as mean")
     aggregator_args: JsonObject = Field({}, description="parameters of the aggregator: name=value ...")
-    privacy: str = Field("none", description="differential privacy: clipping and noise; none: no guarantee")
+    privacy: str = Field("none", description="the part behind privacy_unit, which sets it, or one of your own")
     privacy_args: JsonObject = Field({}, description="parameters of the privacy: name=value ...")
     codec: str = Field("none", description="compression of updates")
     codec_args: JsonObject = Field({}, description="parameters of the codec: name=value ...")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from weft import kinds
@@ -9,6 +11,7 @@ from weft.algorithms.clustered import Clustered
 from weft.config import RunConfig
 from weft.core.exchange import Protection
 from weft.core.parts import Algorithm
+from weft.core.secret import Secret
 from weft.core.texts import unfit
 from weft.errors import ConfigError
 from weft.federation.compatibility import check
@@ -17,13 +20,16 @@ from weft.federation.plan import Plan
 from weft.federation.rules import compares_norms
 from weft.federation.sampling import Selection
 from weft.federation.sharing import Sharing
+from weft.keys.privacy import CLIENT, bound, is_private, unit_kind
 from weft.launch.availability import read_trace
+from weft.launch.budgets import privacy_part, row_noise
 from weft.launch.parts import check as check_parts
 from weft.launch.parts import part
 from weft.launch.population import PUBLIC, Population
 from weft.training.evolution import Evolution
 from weft.training.loop import GradientSteps
 from weft.training.optimizers import Optimizer
+from weft.training.private import PrivateSteps
 from weft.training.schedules import Schedule
 from weft.training.wording import InstructionSearch
 from weft.training.zeroth import SeedSteps
@@ -56,7 +62,7 @@ def plan(config: RunConfig) -> Plan:
     result = Plan(
         algorithm=Clustered(base_algorithm, config.cluster, config.seed) if config.cluster > 1 else base_algorithm,
         aggregator=part("aggregator", config),
-        privacy=part("privacy", config),
+        privacy=privacy_part(config),
         codec=part("codec", config),
         codec_down=part("codec_down", config),
         protection=protection,
@@ -74,6 +80,7 @@ def plan(config: RunConfig) -> Plan:
         parallel=config.parallel,
         offloaded=config.model_offload != "none",
         personal_steps=config.personal_steps,
+        reports=_reports(config),
     )
     check(result)
     if config.sample_clients < protection.smallest_sum:
@@ -84,6 +91,11 @@ def plan(config: RunConfig) -> Plan:
     return result
 
 
+def _reports(config: RunConfig) -> bool:
+    """Return whether clients send the scores of held-out rows: under a budget only of rows that are nobody's."""
+    return not is_private(config) or (config.eval_dataset_name is not None and config.runtime != "nvflare")
+
+
 def _norm_limit(config: RunConfig, algorithm: Algorithm, protection: Protection) -> float:
     """Return the limit of an update's norm, as a multiple of the round's median; 0: none.
 
@@ -92,7 +104,8 @@ def _norm_limit(config: RunConfig, algorithm: Algorithm, protection: Protection)
     """
     if config.max_update_norm is not None:
         return config.max_update_norm
-    if config.runtime != "nvflare" or protection.sum_only or not compares_norms(algorithm):
+    hidden = protection.sum_only or config.privacy_unit == CLIENT
+    if config.runtime != "nvflare" or hidden or not compares_norms(algorithm):
         return 0.0
     return SITES_NORM if config.max_steps > 0 else SITES_NORM_EPOCHS
 
@@ -138,8 +151,14 @@ def conditions(config: RunConfig) -> Conditions:
     return Conditions(config.seed, config.client_failure_rate, tuple(config.client_speed or ()))
 
 
-def selection(config: RunConfig, population: Population) -> Selection:
-    """Return how cohorts are chosen from a population; DataError for a trace that cannot be read."""
+def selection(config: RunConfig, population: Population, secret: Callable[[], Secret] | None = None) -> Selection:
+    """Return how cohorts are chosen from a population; DataError for a trace that cannot be read.
+
+    Args:
+        config: the run.
+        population: its clients.
+        secret: of the server, which chooses them where clients are protected; None: the run's seed does.
+    """
     names = population.trained.names
     return Selection(
         seed=config.seed,
@@ -148,6 +167,8 @@ def selection(config: RunConfig, population: Population) -> Selection:
         always=(names.index(PUBLIC),) if PUBLIC in names else (),
         absent=population.absent,
         weights=population.trained.sizes() if config.client_sampling == "size" else None,
+        poisson=config.client_sampling == "poisson",
+        secret=secret if config.privacy_unit == CLIENT and config.client_sampling != "size" else None,
         availability=read_trace(config.availability, names, config.availability_period)
         if config.availability
         else None,
@@ -190,6 +211,10 @@ def local_steps(config: RunConfig, kind: str = "gradients", *, pools: bool = Fal
                 "length": config.prompt_length,
             },
         )
+    if unit_kind(config.privacy_unit) in ("row", "column") and steps_class is GradientSteps:
+        bound_of_unit = bound(config)
+        assert isinstance(bound_of_unit, float)  # `weft.keys.privacy.check` refuses an adaptive one
+        steps_class, options = PrivateSteps, {"bound": bound_of_unit, "noise_of": partial(row_noise, config)}
     return steps_class(
         **options,
         schedule=Schedule(

@@ -20,10 +20,12 @@ from weft.federation.plan import Plan
 from weft.federation.state import Participant, begin, task_for
 from weft.json_types import JsonObject
 from weft.launch.best import read_tasks
+from weft.launch.budgets import fewest_units
 from weft.launch.client import ClientBuilder
 from weft.launch.data_warnings import warning_lines
 from weft.launch.memory_estimate import describe_memory
 from weft.launch.population import Population, template_name
+from weft.launch.privacy_plan import privacy_line, privacy_warnings
 from weft.launch.prompt_texts import with_prompt_texts
 from weft.launch.template_date import with_template_date
 from weft.launch.tokenizer import with_tokenizer
@@ -103,7 +105,10 @@ def _plan(config: RunConfig) -> dict[str, str]:
         population = builder.read(InMemory(), report=progress.tokenizing)
         for line in warning_lines(config, population):
             progress.note(line)
-    sizes = count(config, model_config, plan, population)
+        sizes = count(config, model_config, plan, population)
+        for line in privacy_warnings(config, plan, sizes.trained, units := fewest_units(config, population.trained)):
+            progress.note(line)
+    private = privacy_line(config, plan, sizes.trained, units)
     traffic = sizes.traffic
     most = "at most " if _packs(plan) else ""
     clients = len(
@@ -115,6 +120,7 @@ def _plan(config: RunConfig) -> dict[str, str]:
         **model,
         "trained": f"{sizes.trained} parameters in {sizes.tensors} tensors" + _trained_kind(config),
         "clients": _clients(population, clients),
+        **({} if private is None else {"privacy": private}),
         "rows": population.account.summary(),
         "template": template_name(config, builder.tokenizer, plan.objective.rows),
         "answers": _answers(config, population, plan.objective.rows),

@@ -33,6 +33,7 @@ from weft.launch.left_out import left_out_of
 from weft.launch.overlap import count_repeats, separate_test_rows
 from weft.launch.parts import split
 from weft.launch.template_date import today
+from weft.launch.units import cut_units, with_units
 from weft.models.layout import Question
 
 TokenTable = ConversationTable | Documents | PairTable | PromptTable
@@ -146,7 +147,7 @@ def populate(
     split = _describe(config, sources, table, names, list(map(np.concatenate, zip(train, held_out, strict=True))))
     counts = {**table.counts, **sources.account.omissions.counts}
     sizes = table.text_bytes if isinstance(table, Documents) else None
-    people = (names, trained, evaluated, questions, choices, counts, split, sizes)
+    people = (names, with_units(config, sources, table, trained), evaluated, questions, choices, counts, split, sizes)
     return Population(*people, () if pool else tuple(map(names.index, apart)), apart, account=sources.account)
 
 
@@ -224,7 +225,7 @@ def _shares(
     else:
         names, deal = _deal(config, sources, table, parts[0])
         if tests_of_parts:
-            return names, deal, np.array_split(tests_of_parts[0], len(deal))
+            return names, cut_units(config, sources, deal), np.array_split(tests_of_parts[0], len(deal))
         parts, tests_of_parts = deal, [parts[0][:0]] * len(deal)
     train, held_out = [], []
     for number, (part, test) in enumerate(zip(parts, tests_of_parts, strict=True)):
@@ -235,7 +236,7 @@ def _shares(
             part, test = hold_out(part, config.eval_fraction, seed=split_seed(config), client=first + number, most=most)
         train.append(part)
         held_out.append(test)
-    return names, train, held_out
+    return names, cut_units(config, sources, train), held_out
 
 
 def _deal(

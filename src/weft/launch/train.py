@@ -14,13 +14,15 @@ from weft.errors import ConfigError
 from weft.json_types import JsonObject
 from weft.launch import compose, provenance, rank_group
 from weft.launch.best import read_tasks
+from weft.launch.budgets import fewest_units
 from weft.launch.client import ClientBuilder
 from weft.launch.client_memory import DiskMemory
 from weft.launch.data_warnings import check_only_client, print_warnings
 from weft.launch.disk_full import explain_full_disk
-from weft.launch.extend import CHANGEABLE, check_rounds, describe_extension, report_changes
+from weft.launch.extend import changeable, check_rounds, describe_extension, report_changes
 from weft.launch.libraries import import_libraries
 from weft.launch.paths import absolute, with_whole_paths
+from weft.launch.privacy_plan import warn_of_noise
 from weft.launch.prompt_texts import with_prompt_texts
 from weft.launch.run import Run
 from weft.launch.run_tasks import RunTasks
@@ -105,7 +107,7 @@ def _train(builder: ClientBuilder, options: StartOptions, tasks: RunTasks) -> Ru
             absolute(config.model_dump(mode="json")) | {"accept_changed": False},
             resume=options.resume,
             overwrite=options.overwrite,
-            volatile=CHANGEABLE,
+            volatile=changeable(config),
             defaults={name: field.default for name, field in RunConfig.model_fields.items()},
             resolve=absolute,
         ) as run,
@@ -130,6 +132,7 @@ def _train(builder: ClientBuilder, options: StartOptions, tasks: RunTasks) -> Ru
         with Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers:
             trainer = Trainer(config, run, host, population, progress, trackers, group, replace(tasks, config=config))
             print_warnings(config, population, plan.algorithm, progress)  # when nothing is refused any more
+            warn_of_noise(config, plan, host.model.masters, fewest_units(config, population.trained), progress.note)
             for sentence in options.notes:
                 progress.note(sentence)
             progress.split(population.split)

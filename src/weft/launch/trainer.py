@@ -19,7 +19,7 @@ from weft.core.exchange import Runtime
 from weft.core.files import write_atomic
 from weft.core.metrics import ENDPOINT_COUNTS
 from weft.core.types import Metrics, ServerState, Tensors
-from weft.errors import ConfigError, RunError
+from weft.errors import BudgetSpent, ConfigError, RunError
 from weft.federation.client_host import ClientHost
 from weft.federation.clients import ClientData
 from weft.federation.loop import RoundDone, Rounds, is_evaluated, run_rounds, set_aside
@@ -27,6 +27,7 @@ from weft.federation.state import begin
 from weft.json_types import JsonObject
 from weft.launch import compose, rank_group
 from weft.launch.best import BestRule
+from weft.launch.budgets import account_of
 from weft.launch.commits import Commits, Position
 from weft.launch.personal_models import PersonalModels
 from weft.launch.population import Population
@@ -89,6 +90,7 @@ class Trainer:
                 f"share ({', '.join(self.plan.sharing.patterns)}) fits no trained tensor, such as "
                 f"{next(iter(self.model.masters))}: write a part of a name, or a glob."
             )
+        self.account = account_of(config, self.plan.privacy, run, population.trained)
         self.metrics = MetricsLog(run.metrics_file)
         self.timing = MetricsLog(run.timing_file)
         self.commits = Commits(config, run, self.metrics, self.timing, self.plan)
@@ -140,6 +142,9 @@ class Trainer:
                     if self._is_over():
                         break
                 commits.finish(position)
+            except BudgetSpent as spent:
+                commits.finish(position)
+                self.progress.note(str(spent))
             except BaseException as error:
                 # The rounds since the last checkpoint are whole and recorded, so they are saved. After an error of
                 # unknown cause the save may fail too, and must not hide it.
@@ -157,7 +162,7 @@ class Trainer:
         config, population = self.config, self.population
         return Rounds(
             config.num_rounds,
-            compose.selection(config, population),
+            compose.selection(config, population, self.run.secret),
             config.eval_every,
             config.max_attempts,
             self.host.conditions,
@@ -167,6 +172,7 @@ class Trainer:
             config.product_error,
             self.model.device,
             population.left_out,
+            *((self.account.check, self.account.spend) if self.account else ()),
         )
 
     def _is_over(self) -> bool:
@@ -179,7 +185,7 @@ class Trainer:
         return Position(state, self.metrics.size(), self.timing.size(), copy.deepcopy(vars(self.tally)))
 
     def _record(self, result: RoundDone) -> None:
-        record = round_record(result, self.plan.objective.metrics)
+        record = round_record(result, self.plan.objective.metrics) | (self.account.line() if self.account else {})
         self.tally.add(result, record)
         if result.record.repeated:
             self.metrics.append(record)
@@ -232,7 +238,7 @@ class Trainer:
 
     def _note_failures(self, result: RoundDone, record: JsonObject) -> None:
         set_aside_clients = set_aside(result.state, self.config.max_bad_updates)
-        for client, reason in record["failures"].items():
+        for client, reason in result.record.failures.items():
             self.progress.note(f"round {record['round']}: the update of '{client}' was dropped: {reason}.")
             if client in set_aside_clients and client in result.record.bad:
                 self.progress.note(
@@ -252,9 +258,8 @@ class Trainer:
     def _finish(self, state: ServerState) -> None:
         """Write the trained weights, the summary and the report."""
         models = self._save_weights(state)
-        summary = summary_of(self.config, self.plan, self.model, self.population, self.tally, state) | {
-            "models": models
-        }
+        summary = summary_of(self.config, self.plan, self.model, self.population, self.tally, state)
+        summary |= {"models": models} | ({} if self.account is None else {"privacy": self.account.statement()})
         if self.best is not None:
             summary["best"] = self._write_best(state)
         write_atomic(self.run.summary_file, (json.dumps(plain(summary), indent=1) + "\n").encode())

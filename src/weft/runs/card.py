@@ -25,6 +25,7 @@ from weft.runs.comparison import KINDS, ComparisonRow, Outcome, compared_metrics
 from weft.runs.fingerprints import Fingerprints, read_fingerprints
 from weft.runs.layout import RunDir
 from weft.runs.metrics import read
+from weft.runs.privacy_words import short_guarantee
 from weft.runs.text import human_bytes, human_number
 
 CARD = "README.md"
@@ -217,6 +218,7 @@ def _training(
     rows = {
         "algorithm": _part(config, "fed_alg", fingerprints),
         **{key: name for key in ON_THE_WAY if (name := _part(config, key, fingerprints)) not in ("mean", "none")},
+        "differential privacy": short_guarantee(summary.get("privacy")),
         "clients": f"{clients}, {cohort}",
         "rounds": summary.get("rounds"),
         "local work": f"{work} of {config['batch_size'] * config['gradient_accumulation_steps']} rows",

@@ -19,6 +19,7 @@ from weft.runs import metrics
 from weft.runs.comparison import describe_evaluation
 from weft.runs.curves import draw_curves
 from weft.runs.layout import RunDir
+from weft.runs.privacy_words import privacy_section
 from weft.runs.progress import split_line
 from weft.runs.split_picture import draw_split
 from weft.runs.text import human_bytes, human_duration, human_number
@@ -84,6 +85,7 @@ def write_report(run_path: str | os.PathLike[str]) -> Path:
         _header(config, rounds, len(split.get("clients") or []), finished=bool(summary)),
         *_section("Training", draw_curves(rounds, evaluations, tasks)),
         *_section("Summary", _summary(summary, rounds, evaluations, timing)),
+        *_section("Privacy", privacy_section(summary.get("privacy"))),
         *_section("Evaluation tasks", _tasks(tasks, (summary.get("best") or {}).get("round"))),
         *_section("Shared and own models", _models(summary.get("models") or {})),
         *_section("Clients", _clients(summary.get("clients") or (evaluations or [{}])[-1].get("clients") or {})),

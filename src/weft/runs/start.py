@@ -19,6 +19,8 @@ from weft.json_types import JsonObject
 
 LOCK, CONFIG, CHECKPOINTS, FINGERPRINTS = ".lock", "config.yaml", "checkpoints", "fingerprints.json"
 SITES = "sites.json"
+LEDGER = "privacy.jsonl"
+"""What a run spent of its budget of differential privacy; the newest hash is in LEDGER.head."""
 CHECKPOINT = r"round_\d+(\.old)?"
 """What the folder of a checkpoint is called; one that is being replaced has the ending."""
 RUN_FILES = (
@@ -38,6 +40,8 @@ RUN_FILES = (
     FINGERPRINTS,
     SITES,
     SECRET_FILE,
+    LEDGER,
+    f"{LEDGER}.head",
     "summary.json",
     "report.html",
     "report.png",

@@ -10,7 +10,8 @@ from weft.config import VOLATILE, RunConfig
 from weft.core.types import SEARCH
 from weft.federation.plan import Plan
 from weft.json_types import JsonObject
-from weft.sites import part_files, run_limits
+from weft.kinds import is_outside
+from weft.sites import part_files, run_limits, site_ledger
 from weft.sites.policy import SitePolicy
 from weft.sites.reports import reportable
 from weft.sites.run_keys import AT_SERVER, FROM_RUN, FROM_SITE, ON_DEMAND, forbidden
@@ -50,7 +51,7 @@ def refusal(policy: SitePolicy, run: RunConfig, clients: int) -> str | None:
         ("training of the kind", trainable, accept.trainable),
         ("the algorithm", run.fed_alg, accept.algorithms),
         ("the protection", run.protection, accept.protection),
-        ("the privacy", run.privacy, accept.privacy),
+        ("the privacy", run.privacy if is_outside("privacy", run.privacy) else run.privacy_unit, accept.privacy),
     ]
     for what, name, allowed in limits:
         # Files of parts were compared by their content above.
@@ -61,9 +62,11 @@ def refusal(policy: SitePolicy, run: RunConfig, clients: int) -> str | None:
     clients = min(clients, run.sample_clients)  # the first is the server's word, the second is agreed on
     if accept.min_clients is not None and clients < accept.min_clients:
         return f"a round has {clients} clients, and this site asks for {accept.min_clients} at least"
-    # No part of Weft gives an epsilon yet, so that every run fails this limit.
-    if accept.max_epsilon is not None:
-        return f"the run has no differential privacy, and this site asks for an epsilon of {accept.max_epsilon:g}"
+    if run.noise_at == "client" and run.min_clients > clients:
+        return f"the noise is made of {run.min_clients} shares, and a round has {clients} clients"
+    why = site_ledger.refusal(accept, policy.ledger, run)
+    if why is not None:
+        return why
     if run.runtime != "nvflare" or run.parallel != "none":
         return "the run is not one for sites"
     if accept.max_steps is not None and not 0 < run.max_steps <= accept.max_steps:

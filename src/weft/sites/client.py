@@ -39,6 +39,7 @@ from weft.sites.job import check_name
 from weft.sites.policy import SitePolicy
 from weft.sites.reports import reportable
 from weft.sites.run_state import changed
+from weft.sites.site_ledger import RELEASES, Releases, SiteBudget
 from weft.sites.token_folder import token_folder
 
 log = logging.getLogger("weft.site")
@@ -70,6 +71,8 @@ class SiteClient:
         self.run, self.place, self.config = "", folder, RunConfig.model_construct()
         self.bounds: Bounds | None = None
         self.agreed: JsonObject = {}
+        self.budget: SiteBudget | None = None
+        self.releases: Releases | None = None
         self._steps = 0
 
     def progress(self) -> int:
@@ -121,6 +124,9 @@ class SiteClient:
         # Refused before the model is loaded: handshakes are work too, and a server may repeat them.
         if (spent := bounds.spent()) is not None:
             raise Refused(spent)
+        self.budget = SiteBudget.of(self.policy.ledger, config, run.path.name, birth)
+        if self.budget is not None and (why := self.budget.refusal()) is not None:
+            raise Refused(why)
         run.path.mkdir(exist_ok=True)
         with bounds.work(None):
             return self._begin(run, keys, config, request)
@@ -164,6 +170,7 @@ class SiteClient:
         least, own = self.policy.accept.min_clients or 0, partial(report, rows=summed)
         trained = replace(host.train_clients, reportable=own, export=export, identity=identity, least=least)
         evaluated = replace(host.eval_clients, reportable=partial(report, rows=counts["held"]), export=export)
+        self.releases = Releases.of(run.path / RELEASES, host, local, str(request.get("birth", "")))
         self.client_host = replace(host, train_clients=trained, eval_clients=evaluated)
         self.run, self.place, self.config = str(request["id"]), run.path, local
         self.agreed = {
@@ -222,6 +229,9 @@ class SiteClient:
             return pack(Failure(self.name, message.round, "was sent a message for another site"), self.run)
         try:
             why = self.bounds.refusal(message)
+            if why is None and isinstance(message, Task):  # before anything of the site's rows can leave it
+                why = self.budget.take() if self.budget is not None else None
+                why = why or (self.releases.take(message) if self.releases is not None else None)
             if why is not None:
                 log.warning("refused: %s", why)
                 reply: Reply = Failure(message.client, message.round, why)

@@ -68,7 +68,11 @@ class AcceptRules(BaseModel):
     min_clients: int | None = Field(None, ge=1)
     protection: list[str] | None = None
     privacy: list[str] | None = None
+    """Units of differential privacy that are accepted: client, row, columns; none: runs without."""
     max_epsilon: float | None = Field(None, gt=0)
+    """Largest target_epsilon of a run; refuses runs that have none."""
+    max_delta: float = Field(1e-5, gt=0, lt=1)
+    """Largest target_delta of a run, where there is a limit of epsilon."""
     limits: dict[str, float] = {}
     """The most that a run may ask for, by key, where that is not the default (`weft.sites.run_limits`)."""
     parts: dict[str, str] = {}
@@ -104,12 +108,21 @@ class AcceptRules(BaseModel):
         return value
 
 
+class SiteLedger(BaseModel):
+    """Where a site writes down what runs may learn of it, and how much that may be for all runs together."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    file: str
+    max_epsilon: float = Field(gt=0)
+
+
 class SitePolicy(BaseModel):
     """The content of a site.yaml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     data: SiteData
     accept: AcceptRules
+    ledger: SiteLedger | None = None
     device: str = "auto"
     threads: int | None = Field(None, ge=1)
     endpoint: str | None = None
@@ -142,7 +155,7 @@ def _in_words(where: str, error: ErrorDetails) -> str:
     """Return what is wrong with an entry of a site.yaml, with the nearest key where there is none of that name."""
     if error["type"] == "extra_forbidden":
         *outer, name = error["loc"]
-        parts: dict[str, type[BaseModel]] = {"accept": AcceptRules, "data": SiteData}
+        parts: dict[str, type[BaseModel]] = {"accept": AcceptRules, "data": SiteData, "ledger": SiteLedger}
         part = parts.get(str(outer[0]), SitePolicy) if outer else SitePolicy
         guess = nearest(str(name), list(part.model_fields))
         return f"there is no key '{where}'" + (f": is '{guess}' meant?" if guess else ".")
@@ -181,4 +194,8 @@ def read_policy(path: str | Path) -> SitePolicy:
         except ConfigError as error:
             raise ConfigError(f"'{path}': accept.parts: {error}") from None
     accept = policy.accept.model_copy(update={"parts": parts})
-    return policy.model_copy(update={"data": policy.data.model_copy(update=resolved), "accept": accept})
+    update: dict[str, BaseModel] = {"data": policy.data.model_copy(update=resolved), "accept": accept}
+    if policy.ledger is not None:
+        ledger_file = file.parent / Path(policy.ledger.file).expanduser()
+        update["ledger"] = policy.ledger.model_copy(update={"file": str(ledger_file)})
+    return policy.model_copy(update=update)

@@ -80,9 +80,10 @@ SENTENCES: dict[str, tuple[Words | None, str]] = {
         "the site trains in rounds of any size, also alone",
     ),
     "protection": (_only("protections of updates"), "no protection of updates is required"),
-    "privacy": (_only("kinds of differential privacy"), "no differential privacy is required"),
+    "privacy": (_only("units of differential privacy"), "no differential privacy is required"),
+    "max_delta": (lambda value: f"where there is a limit of epsilon, delta may be {value:g} at most", ""),
     "max_epsilon": (
-        lambda value: f"the epsilon of a run may be {value:g} at most, and a run without an epsilon is refused",
+        lambda value: f"the target_epsilon of a run may be {value:g} at most, and a run without one is refused",
         "no limit on epsilon is set, and runs need no differential privacy",
     ),
     "parts": (

@@ -17,8 +17,9 @@ FROM_RUN = frozenset(
     prompt_proposals prompt_length black_box_dim population prompt_hidden_size endpoint_model
     template template_date seq_length truncation_side dataset_sample public_share
     objective objective_args fed_alg fed_args num_rounds num_clients sample_clients client_sampling client_weight
-    client_weight_args aggregator aggregator_args privacy privacy_args codec codec_args codec_down
-    codec_down_args protection protection_args cluster weight_rate
+    client_weight_args aggregator aggregator_args privacy privacy_args
+    privacy_unit target_epsilon target_delta noise_multiplier clip_norm noise_at max_rows_per_unit
+    codec codec_args codec_down codec_down_args protection protection_args cluster weight_rate
     client_speed over_selection prox_mu fedopt_tau fedopt_eta fedopt_beta1 fedopt_beta2
     loss dpo_beta label_smoothing simpo_gamma reward reward_weights reward_pattern reward_format reward_length
     reward_seconds num_generations max_new_tokens temperature top_p grpo_loss grpo_clip grpo_kl grpo_iterations

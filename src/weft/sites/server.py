@@ -13,11 +13,13 @@ from weft.errors import ConfigError
 from weft.federation.plan import Plan
 from weft.federation.state import expected_streams, to_use
 from weft.json_types import JsonObject
+from weft.keys.privacy import CLIENT
 from weft.launch import compose, provenance
 from weft.launch.best import read_tasks
 from weft.launch.client import ClientBuilder
 from weft.launch.disk_full import explain_full_disk
-from weft.launch.extend import CHANGEABLE, report_changes
+from weft.launch.extend import changeable, report_changes
+from weft.launch.privacy_plan import warn_of_noise
 from weft.launch.run import Run
 from weft.launch.run_tasks import RunTasks
 from weft.launch.trainer import Trainer
@@ -76,7 +78,7 @@ def serve(
             config.model_dump(mode="json") | {"accept_changed": False},
             resume=resume and RunDir(config.output_dir).holds_run,
             overwrite=False,
-            volatile=CHANGEABLE,
+            volatile=changeable(config),
             resolve=lambda saved: part_files.at_server(saved, parts),
         ) as run,
         Progress(config.num_rounds, quiet=False, as_json=True) as progress,
@@ -128,7 +130,10 @@ def _settle(builder: ClientBuilder, remote: RemoteSites, agreement: Handshake) -
 
     remote.handshake, remote.why_not = agreement.requests.get, why_not
     remote.largest = lambda: largest(plan, model)
-    warn_of_one(agreement.rows_of_participants(), plan.max_client_share, remote.note)
+    rows = agreement.rows_of_participants()
+    warn_of_one(rows, plan.max_client_share, remote.note)
+    least = len(rows) if builder.config.privacy_unit == CLIENT else min(rows.values(), default=0)
+    warn_of_noise(builder.config, plan, model.masters, least, remote.note)
     remote.in_order = not plan.over_selected  # with over-selection the first replies count
     if plan.algorithm.shares and plan.algorithm.buffer is None:
         # A round without any update is repeated: where a site is a whole client, that is an outage.

@@ -20,7 +20,8 @@ from weft.data.words import instruction_tokens
 from weft.errors import ClientFailed
 from weft.models.layout import Row
 from weft.models.resident import Resident
-from weft.training.loop import GradientSteps, Job, LocalResult, RowTable
+from weft.training.job import Job, LocalResult, RowTable
+from weft.training.loop import GradientSteps
 from weft.training.order import rows_of_round
 
 

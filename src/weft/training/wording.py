@@ -20,7 +20,8 @@ from weft.models.generate import Sampling, answer_text, generate
 from weft.models.instruction import NAME
 from weft.models.layout import Row
 from weft.models.resident import Resident
-from weft.training.loop import GradientSteps, Job, LocalResult, RowTable
+from weft.training.job import Job, LocalResult, RowTable
+from weft.training.loop import GradientSteps
 from weft.training.order import rows_of_round
 
 ASK = "Write this instruction in other words, in one sentence: {}\nInstruction:"
