@@ -271,6 +271,20 @@ def test_no_server_gets_both_secrets_of_a_site(run, masked: FakeSites, caplog: p
         assert words in caplog.text
 
 
+def test_a_round_whose_sum_was_lost_is_not_begun_again_and_the_run_goes_on(run, masked: FakeSites):
+    """The sites have given what opens the sum of the first round, and no answer arrived."""
+
+    def lose(message: Message) -> Message:
+        opens = isinstance(message, ProtectionRequest) and message.phase == "unmask" and message.round == 0
+        masked.deaf = {*masked.deaf, message.client} if opens else masked.deaf - {message.client}
+        return message
+
+    masked.change = lose
+    done = serve(run | MASKS | {"num_rounds": 2, "eval_every": 0, "silence_timeout": 1.5}, masked, list(NAMES), "1")
+    rounds = [line for line in metrics(done) if line["event"] == "round"]
+    assert [(line["round"], len(line["clients"])) for line in rounds if not line.get("repeated")] == [(1, 0), (2, 3)]
+
+
 def test_a_site_takes_part_in_no_smaller_sum_than_its_policy_says(run, masked: FakeSites, tmp_path: Path, caplog):
     """A server that asks for fewer, after it said that there are enough, is refused by the site."""
     for name in NAMES[:1]:
@@ -284,7 +298,7 @@ def test_a_site_takes_part_in_no_smaller_sum_than_its_policy_says(run, masked: F
         return with_members(message, lambda keys: keys.pop(NAMES[2]) and None)
 
     masked.change = without_one
-    given = run | MASKS | {"protection_args": {"min_contributors": 2}, "max_attempts": 1, "num_rounds": 1}
+    given = run | MASKS | {"min_contributors": 2, "max_attempts": 1, "num_rounds": 1}
     with caplog.at_level(logging.WARNING, "weft.site"), pytest.raises(RunError):
         serve(given, masked, list(NAMES), "1")
     assert "asked to join a sum of 2, and 3 are the fewest" in caplog.text

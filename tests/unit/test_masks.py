@@ -25,6 +25,7 @@ from weft.errors import ClientFailed, ConfigError
 from weft.federation.clients import InMemory
 from weft.protection import fixed_point, masking, shamir
 from weft.protection.fixed_point import Range
+from weft.protection.groups import deal
 from weft.protection.mask_client import Client
 from weft.protection.masks import Masks
 from weft.protection.members import Keys, Members, names_tensor, to_bytes, to_tensor
@@ -148,6 +149,78 @@ def test_with_too_few_clients_no_sum_is_opened():
     assert cohort.collect(quorum=10)[0] is None
     assert not any(isinstance(one, ProtectionReply) and one.phase == "unmask" for one in cohort.seen)
     assert Cohort(2).collect()[0] is None
+
+
+def test_a_sum_that_cannot_be_opened_any_more_is_given_up_for_good():
+    cohort = Cohort(6)
+    cohort.collect()
+    server = Party("", ROUND, 1, heaviest=90.0)
+    tasks = [Task(name, ROUND, ROUND, {}, {}, 1) for name in cohort.names]
+    like: Streams = {"delta": {"w": torch.zeros(50)}, "scalars": {"tau": torch.zeros(())}}
+    replies = list(cohort.protection.collect(cohort.exchange, tasks, like, server))
+    assert all(isinstance(reply, Failure) for reply in replies)
+    assert sum(reply.final for reply in replies) == 5  # of six, five have to be left
+
+
+def test_groups_are_sums_of_their_own_side_by_side():
+    cohort = Cohort(11, Masks(group_size=3))
+    tasks = [Task(name, ROUND, ROUND, {}) for name in cohort.names]
+    like: Streams = {"delta": {"w": torch.zeros(50)}, "scalars": {"tau": torch.zeros(())}}
+    exchanges = []
+
+    def exchange(messages):
+        exchanges.append(len(messages))
+        return cohort.exchange(messages)
+
+    server = Party("", ROUND, 0, quorum=11, heaviest=max(cohort.weights.values()))
+    sums = list(cohort.protection.collect(exchange, tasks, like, server))
+    assert exchanges == [11] * 4
+    assert sorted(len(one.members) for one in sums) == [3, 4, 4]
+    assert sorted(name for one in sums for name in one.members) == cohort.names
+    for one in sums:
+        torch.testing.assert_close(one.streams["delta"]["w"].double(), cohort.mean(one.members), rtol=0, atol=1e-6)
+    assert (
+        {one.members for one in sums}
+        == {tuple(group) for group in deal(cohort.names, 3, ROUND)}
+        != {tuple(group) for group in deal(cohort.names, 3, ROUND + 1)}
+    )
+
+
+def test_groups_that_are_short_of_the_quorum_together_open_nothing():
+    cohort = Cohort(9, Masks(group_size=3))
+    cohort.lost = {cohort.names[0]: "task"}
+    tasks = [Task(name, ROUND, ROUND, {}) for name in cohort.names]
+    like: Streams = {"delta": {"w": torch.zeros(50)}, "scalars": {"tau": torch.zeros(())}}
+    replies = list(cohort.protection.collect(cohort.exchange, tasks, like, Party("", ROUND, quorum=9, heaviest=90.0)))
+    assert {reply.client for reply in replies if isinstance(reply, Failure)} == set(cohort.names)
+    assert not any(isinstance(one, ProtectionReply) and one.phase == "unmask" for one in cohort.seen)
+
+
+def test_a_sum_of_weights_that_no_clients_have_is_refused():
+    cohort = Cohort(4)
+
+    def inflate(message):
+        if isinstance(message, Task) and message.client == cohort.names[0]:
+            values = message.extra["masks"] | {"heaviest": torch.tensor(1e-9, dtype=torch.float64)}
+            return replace(message, extra={"masks": values})
+        return message
+
+    cohort.change = inflate
+    found, _ = cohort.collect()
+    assert found is not None  # its share counts 1 at most
+    cohort = Cohort(4)
+    answer = cohort.answer
+
+    def lie(message):
+        reply = answer(message)
+        if isinstance(reply, Update) and reply.client == cohort.names[0]:
+            reply.streams["masked"]["counts"][0] += 2**50
+        return reply
+
+    cohort.answer = lie
+    found, failures = cohort.collect()
+    assert found is None
+    assert all("no clients have" in reason for reason in failures.values())
 
 
 def forged(message, change: Callable[[dict[str, Keys]], None]):
@@ -333,7 +406,12 @@ def test_a_federation_learns_under_masks_as_without(algorithm):
 
 @pytest.mark.parametrize(
     ("values", "words"),
-    [({"bound": 0.0}, "bound"), ({"min_contributors": 1}, "sum of one"), ({"neighbours": 3}, "even number")],
+    [
+        ({"group_size": 2}, "write --group_size 3 or more"),
+        ({"bound": 0.0}, "bound"),
+        ({"min_contributors": 1}, "sum of one"),
+        ({"neighbours": 3}, "even number"),
+    ],
 )
 def test_wrong_parameters_are_refused(values: dict[str, float], words: str):
     with pytest.raises(ConfigError, match=words):

@@ -232,10 +232,18 @@ class Protection:
     draws_secrets: ClassVar[bool] = False
     """Clients draw from their secrets."""
 
+    can_group: ClassVar[bool] = False
+    """It knows group_size."""
+
     @property
     def smallest_sum(self) -> int:
         """Fewest clients of a sum that it opens."""
         return 1
+
+    @property
+    def grouped(self) -> bool:
+        """Whether `collect` yields several sums, each over a group of the cohort, which can be compared."""
+        return False
 
     def seal(self, update: Update, task: Task, party: Party) -> Update:
         """Mask or encrypt an update at the client; public values of its peers are in `task.extra`."""

@@ -113,7 +113,7 @@ def admit_all(
     """
     waiting = set(tasks)
     for reply in replies:
-        record.opened |= isinstance(reply, Update) and bool(reply.members)
+        record.opened |= bool(reply.members) if isinstance(reply, Update) else getattr(reply, "final", False)
         try:
             # Of a client with a smaller rank or fewer layers, the shapes of its own task are expected.
             like = expected_streams(plan, _client_params(plan, state, tasks.get(reply.client)), state.round)
@@ -125,8 +125,10 @@ def admit_all(
             record.late += 1
             continue
         except ClientFailed as failure:
-            record.failures[reply.client] = str(failure)
-            record.bad += [reply.client] * isinstance(failure, BadUpdate)
+            # Which client of a sum is to blame, nobody knows.
+            senders = reply.senders if isinstance(reply, Update) else (reply.client,)
+            record.failures |= dict.fromkeys(senders, str(failure))
+            record.bad += senders if isinstance(failure, BadUpdate) and len(senders) == 1 else ()
             continue
         yield update
 
@@ -160,9 +162,7 @@ def admit(
         LateUpdate: the reply belongs to an earlier round or attempt, or is a second one.
         ClientFailed: the client reported a failure.
     """
-    senders: tuple[str, ...] = (reply.client,)
-    if isinstance(reply, Update) and reply.members:
-        senders = reply.members
+    senders = reply.senders if isinstance(reply, Update) else (reply.client,)
     # A reply from a client outside the cohort is late if it belongs to an earlier round, otherwise unsolicited.
     if not set(senders) <= tasks.keys() and not any(reply.round < task.round for task in tasks.values()):
         raise ClientFailed("sent a reply without a request")
@@ -179,7 +179,8 @@ def admit(
         raise BadUpdate(getattr(reply, "reason", "sent no update"))
     if (reply.round, reply.base_version, reply.attempt) != (task.round, task.base_version, task.attempt):
         raise BadUpdate(f"sent an update of round {reply.round} and version {reply.base_version} in round {task.round}")
-    heaviest = math.inf if max_weights is None else sum(max_weights[sender] for sender in senders)
+    # A masked sum of weights is rounded.
+    heaviest = math.inf if max_weights is None else sum(max_weights[sender] for sender in senders) * (1 + 1e-9)
     if not (math.isfinite(reply.weight) and MIN_WEIGHT <= reply.weight <= heaviest):
         raise BadUpdate(f"sent an update of weight {reply.weight}")
     check_metrics(reply.metrics)

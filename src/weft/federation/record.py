@@ -32,7 +32,7 @@ class RoundRecord:
     quorum: int = 0
     """Admitted updates that the round needs; with fewer it is repeated."""
     opened: bool = False
-    """A protection opened a sum of updates."""
+    """A protection opened a sum of updates, or clients gave what opens one: the round is not begun again."""
     repeated: bool = False
     """Too few admitted updates: the parameters are as before, and the round is repeated."""
 

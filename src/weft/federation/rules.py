@@ -32,9 +32,9 @@ def secrecy(plan: Plan) -> list[Refusal]:
             [LORA, "write --protection none"],
         ),
         Refusal(
-            protection.sum_only and not plan.aggregator.additive,
+            protection.sum_only and not protection.grouped and not plan.aggregator.additive,
             f"{mean} compares single updates, but {protector} shows the server sums only",
-            [AGGREGATOR, "write --protection none"],
+            [AGGREGATOR, *_in_groups(plan), "write --protection none"],
         ),
         Refusal(
             protection.sum_only and not plan.codec.addable,
@@ -69,6 +69,11 @@ def secrecy(plan: Plan) -> list[Refusal]:
     ]
 
 
+def _in_groups(plan: Plan) -> list[str]:
+    """Return the remedy of sums over groups, which can be compared, where the protection has them."""
+    return ["add --group_size, with which sums of groups are compared"] if plan.protection.can_group else []
+
+
 def compares_norms(algorithm: Algorithm) -> bool:
     """Say whether the norm of an update means something: not that of scores and texts, or of no update."""
     return algorithm.shares and algorithm.local not in ("search", "words")
@@ -101,9 +106,9 @@ def weights(plan: Plan) -> list[Refusal]:
             ["leave out --max_update_norm", ALGORITHM.with_description("another algorithm")],
         ),
         Refusal(
-            plan.max_update_norm > 0 and plan.protection.sum_only,
+            plan.max_update_norm > 0 and plan.protection.sum_only and not plan.protection.grouped,
             f"max_update_norm compares single updates, but {hider} shows the server sums only",
-            ["leave out --max_update_norm", "write --protection none"],
+            ["leave out --max_update_norm", *_in_groups(plan), "write --protection none"],
         ),
         Refusal(
             plan.max_client_share < 1 and (plan.protection.sum_only or not algorithm.shares),

@@ -104,7 +104,7 @@ def _norm_limit(config: RunConfig, algorithm: Algorithm, protection: Protection)
     """
     if config.max_update_norm is not None:
         return config.max_update_norm
-    hidden = protection.sum_only or config.privacy_unit == CLIENT
+    hidden = (protection.sum_only and not protection.grouped) or config.privacy_unit == CLIENT
     if config.runtime != "nvflare" or hidden or not compares_norms(algorithm):
         return 0.0
     return SITES_NORM if config.max_steps > 0 else SITES_NORM_EPOCHS

@@ -25,6 +25,8 @@ from weft.protection.sums import as_tensors, to_integers
 
 SEALED_BYTES = 2 * shamir.SHARE_BYTES + 16
 """Two shares, encrypted and authenticated."""
+OPENED = "has opened a sum of this round"
+"""Why a client joins no other sum of a round."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,7 @@ class Client:
         name, round = self.party.name, self.party.round
         opened = self.party.promises.kept(round, "opened")
         if opened is not None and opened != str(self.attempt):
-            raise ClientFailed(
-                "has opened a sum of this round, and a second one over other members would show the difference"
-            )
+            raise ClientFailed(f"{OPENED}, and a second one over other members would show the difference")
         heaviest = float(values["heaviest"]) if values.get("heaviest") is not None else 0.0
         if not 0 < heaviest < float("inf"):
             raise ClientFailed("was sent no largest weight")

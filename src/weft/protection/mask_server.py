@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from weft.core.exchange import Exchange, Party
+from weft.core.exchange import Party
 from weft.core.types import Failure, Message, ProtectionReply, ProtectionRequest, Reply, Streams, Task, Tensors, Update
 from weft.errors import ClientFailed
 from weft.protection import masking, shamir
 from weft.protection.fixed_point import Range
-from weft.protection.mask_client import SEALED_BYTES, pair_key, seed_key
+from weft.protection.groups import Phases, Step
+from weft.protection.mask_client import OPENED, SEALED_BYTES, pair_key, seed_key
 from weft.protection.members import Keys, Members, names_of, names_tensor, to_bytes, to_tensor
 from weft.protection.sums import Masked, from_tensors, sizes, to_update
 
@@ -31,7 +32,6 @@ MOST_METRICS = 1 << 16
 class Opening:
     """One attempt of a round, from the keys to the sum."""
 
-    exchange: Exchange
     tasks: Mapping[str, Task]
     like: Streams
     party: Party
@@ -47,12 +47,14 @@ class Opening:
     added: list[str] = field(default_factory=list, init=False)
     """Clients whose masked update is in the sum."""
     metrics: set[str] = field(default_factory=set, init=False)
+    bound_before: int = field(default=0, init=False)
+    """Clients that opened a sum in an earlier attempt of the round, and join no other."""
 
     def __post_init__(self) -> None:
         self.heaviest = self.party.heaviest if math.isfinite(self.party.heaviest) else HEAVIEST
 
-    def run(self) -> Iterator[Reply]:
-        """Yield the failures of clients, and the sum of the others' updates if it can be opened."""
+    def run(self) -> Phases:
+        """Yield the phases, the failures of clients, and the sum of the others' updates if it can be opened."""
         keys: dict[str, Keys] = {}
         yield from self._ask(KEYS, self.tasks, lambda name: {}, lambda reply: self._take_keys(reply, keys))
         self.members = Members(keys, self.graph)
@@ -80,30 +82,41 @@ class Opening:
             return
         yield from self._open(sent)
 
+    def close(self, why: str) -> Iterator[Failure]:
+        """Yield the failures of a sum that stays closed although it could be opened."""
+        return self._closed(self.added, why)
+
     def _ask(
         self,
         phase: str,
         clients: Iterable[str],
         streams: Callable[[str], Streams],
         take: Callable[[ProtectionReply], None],
-    ) -> Iterator[Failure]:
+        opens: int = 0,
+    ) -> Phases:
         """Send a request to clients and take their replies; yield failures, also of replies that do not fit."""
         first = next(iter(self.tasks.values()))
         asked = [ProtectionRequest(name, first.round, phase, streams(name), first.attempt) for name in sorted(clients)]
         waiting = {message.client for message in asked}
-        for reply in self.exchange(asked):
+
+        def hear(reply: Reply) -> Failure | None:
             if reply.client not in waiting:
-                continue  # late, or a second one
+                return None  # late, or a second one
             waiting.discard(reply.client)
             if isinstance(reply, Failure):
-                yield reply
-            elif not isinstance(reply, ProtectionReply) or (reply.phase, reply.round) != (phase, first.round):
-                yield _bad(reply, f"sent no answer to the request '{phase}'")
-            else:
-                try:
-                    take(reply)
-                except (ClientFailed, ValueError, KeyError):
-                    yield _bad(reply, f"sent an answer to the request '{phase}' that cannot be read")
+                return reply
+            if not isinstance(reply, ProtectionReply) or (reply.phase, reply.round) != (phase, first.round):
+                return _bad(reply, f"sent no answer to the request '{phase}'")
+            try:
+                take(reply)
+            except (ClientFailed, ValueError, KeyError):
+                return _bad(reply, f"sent an answer to the request '{phase}' that cannot be read")
+            return None
+
+        if opens:  # whoever fails now is in the sum already: the others' shares stand for it
+            yield Step(list(asked), lambda reply: hear(reply) and None, opens)
+            return
+        yield Step(list(asked), hear)
         for name in sorted(waiting):
             yield Failure(name, first.round, f"did not answer the request '{phase}'")
 
@@ -132,39 +145,47 @@ class Opening:
                 round = self.tasks[name].round
                 yield Failure(name, round, "has too few peers left that could open its part of a masked sum")
 
-    def _gather(self, tasks: Sequence[Task], sent: Tensors) -> Iterator[Failure]:
+    def _gather(self, tasks: Sequence[Task], sent: Tensors) -> Phases:
         """Let the cohort train, and add up the masked updates as they come: memory holds one."""
         messages: list[Message] = [replace(task, extra=task.extra | {"masks": sent}) for task in tasks]
         waiting = {task.client: task for task in tasks}
-        for reply in self.exchange(messages):
+
+        def hear(reply: Reply) -> Failure | None:
             task = waiting.pop(reply.client, None)
-            if task is None:
-                continue
-            if isinstance(reply, Failure):
-                yield reply
-                continue
-            wanted = (task.round, task.base_version, task.attempt)
-            if not isinstance(reply, Update) or (reply.round, reply.base_version, reply.attempt) != wanted:
-                yield _bad(reply, "sent no update of this round")
-                continue
-            values = reply.streams.get("masked", {})
-            one = from_tensors(values, sizes(self.like))
-            try:
-                raw = values.get("metrics")
-                names = names_of(raw if raw is not None and raw.numel() <= MOST_METRICS else None)
-            except ClientFailed:
-                one = None
-            if one is None or set(reply.streams) != {"masked"} or (reply.weight, reply.metrics) != (1.0, {}):
-                yield _bad(reply, "sent an update that is not masked as the run says")
-                continue
-            np.add(self.total.numbers, one.numbers, out=self.total.numbers)
-            np.add(self.total.counts, one.counts, out=self.total.counts)
-            self.added.append(reply.client)
-            self.metrics |= set(names)
+            return None if task is None else self._add(reply, task)
+
+        yield Step(messages, hear)
         for name, task in waiting.items():
             yield Failure(name, task.round, "did not send its masked update")
 
-    def _open(self, sent: Tensors) -> Iterator[Reply]:
+    def _add(self, reply: Reply, task: Task) -> Failure | None:
+        """Add a masked update to the sum, or return why not."""
+        if isinstance(reply, Failure):
+            if not reply.reason.startswith(OPENED):
+                return reply
+            # With so few others no sum of this round can be opened: answers to an earlier attempt were lost.
+            self.bound_before += 1
+            count = len(self.tasks)
+            return replace(reply, final=count - self.bound_before < 2 * count // 3 + 1)
+        wanted = (task.round, task.base_version, task.attempt)
+        if not isinstance(reply, Update) or (reply.round, reply.base_version, reply.attempt) != wanted:
+            return _bad(reply, "sent no update of this round")
+        values = reply.streams.get("masked", {})
+        one = from_tensors(values, sizes(self.like))
+        try:
+            raw = values.get("metrics")
+            names = names_of(raw if raw is not None and raw.numel() <= MOST_METRICS else None)
+        except ClientFailed:
+            one = None
+        if one is None or set(reply.streams) != {"masked"} or (reply.weight, reply.metrics) != (1.0, {}):
+            return _bad(reply, "sent an update that is not masked as the run says")
+        np.add(self.total.numbers, one.numbers, out=self.total.numbers)
+        np.add(self.total.counts, one.counts, out=self.total.counts)
+        self.added.append(reply.client)
+        self.metrics |= set(names)
+        return None
+
+    def _open(self, sent: Tensors) -> Phases:
         """Ask the survivors for their shares, take the masks off, and yield the sum."""
         survivors = names_tensor(self.added)
         known: dict[str, dict[int, bytes]] = {name: {} for name in self.shares}
@@ -187,15 +208,14 @@ class Opening:
             for owner, row in zip(owners, rows, strict=True):
                 known[owner][self.members.holders(owner).index(reply.client) + 1] = to_bytes(row)
 
-        # Whoever fails now is in the sum already: the others' shares stand for it.
-        list(self._ask(UNMASK, self.added, request, take))
+        yield from self._ask(UNMASK, self.added, request, take, len(self.added))
         if not self._take_masks_off(known):
             yield from self._closed(self.added, "too few clients answered with shares that fit")
             return
         within = Range(self.bound, len(self.members.names))
         update = to_update(self.total, self.like, self.metrics, within, self.heaviest)
         if update is None:
-            yield from self._closed(self.added, "its weights add up to nothing")
+            yield from self._closed(self.added, "its weights add up to what no clients have")
             return
         task = self.tasks[self.added[0]]
         yield replace(
@@ -245,7 +265,7 @@ class Opening:
         least = max(self.least, self.party.quorum, 2 * len(self.tasks) // 3 + 1)
         return f"{count} of {len(self.tasks)} clients are left, and it takes {least}" if count < least else None
 
-    def _closed(self, clients: Iterable[str], why: str) -> Iterator[Failure]:
+    def _closed(self, clients: Collection[str], why: str) -> Iterator[Failure]:
         """Yield a failure of every client whose update stays closed."""
         round = next(iter(self.tasks.values())).round
         for name in sorted(clients):

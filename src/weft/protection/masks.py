@@ -10,13 +10,14 @@ still sees. The protocol is written here and has had no review from outside.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from weft.core.exchange import Exchange, Party, Protection
 from weft.core.types import ProtectionReply, ProtectionRequest, Reply, Streams, Task, Update
 from weft.errors import ClientFailed, ConfigError
 from weft.protection import mask_server
+from weft.protection.groups import deal, together
 from weft.protection.mask_client import Client
 from weft.protection.mask_server import KEYS, SHARES, UNMASK
 from weft.protection.masking import check_library
@@ -33,13 +34,16 @@ class Masks(Protection):
 
     bound: float = 16.0
     """Largest absolute value of a number in an update; larger ones are cut and counted."""
-    min_contributors: int = 3
+    min_contributors: int = field(default=3, metadata={"key": "min_contributors"})
     """Fewest clients in a sum: fewer could guess each other's part."""
+    group_size: int = field(default=0, metadata={"key": "group_size"})
+    """Fewest clients of a group, each of which has a sum of its own; 0: one sum of all."""
     neighbours: int = 0
     """With how many others a client shares masks (even); 0: all others, or 20 of more than 40."""
 
     sum_only: ClassVar[bool] = True
     draws_secrets: ClassVar[bool] = True
+    can_group: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_library()
@@ -50,6 +54,11 @@ class Masks(Protection):
                 f"min_contributors of the masks is {self.min_contributors}, and the sum of one client is its update: "
                 "write 2 or more (3)."
             )
+        if 0 < self.group_size < self.min_contributors:
+            raise ConfigError(
+                f"group_size is {self.group_size}, and a sum has min_contributors {self.min_contributors} at least: "
+                f"write --group_size {self.min_contributors} or more."
+            )
         if self.neighbours % 2 or self.neighbours < 0 or 0 < self.neighbours < 4:
             raise ConfigError(
                 f"neighbours of the masks is {self.neighbours}: write 0, or an even number from 4, such as 20."
@@ -58,7 +67,12 @@ class Masks(Protection):
     @property
     def smallest_sum(self) -> int:
         """Fewest clients of a sum that it opens."""
-        return self.min_contributors
+        return max(self.min_contributors, self.group_size)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the server sees a sum of each group."""
+        return self.group_size > 0
 
     def largest(self, update_bounds: tuple[int, int]) -> tuple[int, int]:
         """Return upper bounds of a masked update and of a reply with shares."""
@@ -87,6 +101,17 @@ class Masks(Protection):
     def collect(self, exchange: Exchange, tasks: Sequence[Task], like: Streams, party: Party) -> Iterable[Reply]:
         """Run the four exchanges and yield failures and the sum."""
         by_name = {task.client: task for task in tasks}
-        graph = self.neighbours or (20 if len(tasks) > 40 else 0)
-        opening = mask_server.Opening(exchange, by_name, like, party, self.bound, self.min_contributors, graph)
-        return opening.run()
+        groups = deal(list(by_name), self.group_size, tasks[0].round) if tasks else []
+        server = replace(party, quorum=0)
+        sums = [
+            mask_server.Opening(
+                {name: by_name[name] for name in group},
+                like,
+                server,
+                self.bound,
+                self.min_contributors,
+                self.neighbours or (20 if len(group) > 40 else 0),
+            )
+            for group in groups
+        ]
+        return together(exchange, sums, party.quorum)

@@ -25,6 +25,8 @@ SLOTS = 256
 """Places of metrics in the vector of counts; a name whose place another name has is left out."""
 FRACTION = 2.0**24
 """Integers for 1.0 in the vector of counts: sums of up to 5e11 are exact to 6e-8."""
+WEIGHT_FRACTION = 2.0**44
+"""The same for the weight, which is at most 1: the sum of clients' rows is exact up to 10^8 rows."""
 LARGEST = 2.0**31
 """Largest count of one client, so that sums over 2^8 clients and more cannot wrap."""
 CUT = "cut_values"
@@ -78,11 +80,11 @@ def to_integers(update: Update, within: Range, heaviest: float) -> tuple[Masked,
     numbers, counts[1] = fixed_point.encode(values * np.float32(share), within)
     if np.abs(counts).max() > LARGEST:
         raise ClientFailed(f"has a metric of size {np.abs(counts).max():.3g}, which is too large for a masked sum")
-    return Masked(numbers, np.rint(counts * FRACTION).astype(np.int64).view(np.uint64)), names
+    return Masked(numbers, np.rint(counts * _fractions(len(counts))).astype(np.int64).view(np.uint64)), names
 
 
 def to_update(total: Masked, like: Streams, names: Collection[str], within: Range, heaviest: float) -> Update | None:
-    """Return the sum of updates as their weighted mean, without client and round; None where it weighs nothing.
+    """Return the sum of updates as their weighted mean, without client and round; None where its weight cannot be.
 
     Args:
         total: of the members, without masks.
@@ -91,9 +93,9 @@ def to_update(total: Masked, like: Streams, names: Collection[str], within: Rang
         within: as in `to_integers`.
         heaviest: as in `to_integers`.
     """
-    counts = total.counts.view(np.int64).astype(np.float64) / FRACTION
+    counts = total.counts.view(np.int64).astype(np.float64) / _fractions(len(total.counts))
     weight = counts[0]
-    if not weight > 0:
+    if not 0 < weight <= within.terms * (1 + 1e-6):  # each weighs 1 at most: somebody masked what no client has
         return None
     values = torch.from_numpy((fixed_point.decode(total.numbers, within) / weight).astype(np.float32))
     streams: Streams = {stream: {} for stream in like}
@@ -106,6 +108,13 @@ def to_update(total: Masked, like: Streams, names: Collection[str], within: Rang
     for number, (name, value) in enumerate(sorted(like.get(SCALARS, {}).items())):
         streams[SCALARS][name] = torch.tensor(counts[2 + number] / weight, dtype=value.dtype)
     return Update("", 0, 0, streams, _whole(weight * heaviest), _metrics(counts, names))
+
+
+def _fractions(count: int) -> np.ndarray:
+    """Return the integers for 1.0 of each place in the vector of counts."""
+    fractions = np.full(count, FRACTION)
+    fractions[0] = WEIGHT_FRACTION
+    return fractions
 
 
 def sizes(like: Streams) -> tuple[int, int]:
