@@ -66,6 +66,8 @@ class Party:
     policy lets be averaged."""
     heaviest: float = 1.0
     """At the server: the largest weight that a client of the round may have."""
+    kept: Streams = field(default_factory=dict)
+    """At the server: what a protection puts here is added to its memory when the round is committed."""
 
     @property
     def secret(self) -> Secret:

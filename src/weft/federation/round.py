@@ -47,7 +47,7 @@ from weft.federation.clients import ClientData
 from weft.federation.coding import count_bytes, decode_task, encode, encode_tasks, settle
 from weft.federation.cohort_watch import CohortWatch
 from weft.federation.outliers import limited
-from weft.federation.part_memory import OWN, RULE, part_of, with_prefix
+from weft.federation.part_memory import OWN, RULE, part_of, with_prefix, with_prefixes
 from weft.federation.plan import Plan
 from weft.federation.record import RoundRecord
 from weft.federation.sharing import crop_like, pad_update, with_layers
@@ -94,7 +94,8 @@ def run_round(
     like = expected_streams(plan, state.params, state.round)
     max_weights = {participant.client: participant.rows if plan.weighs_rows else 1.0 for participant in cohort}
     # Generators up to `combine`: an update joins the mean (or a file) before the next is read: memory holds one.
-    replies = plan.protection.collect(exchange, encoded, like, collector(plan, max_weights, server(PROTECTION)))
+    protector = collector(plan, max_weights, server(PROTECTION))
+    replies = plan.protection.collect(exchange, encoded, like, protector)
     admitted = admit_all(plan, state, tasks, max_weights, replies, record, server(CODEC))
     weigher = Weigher(plan.weighting, state.memory.get(WEIGHTS, {}))
     watcher = CohortWatch(plan, state, tasks)
@@ -111,8 +112,8 @@ def run_round(
     # What is computed from the noisy mean, its LoRA factors too, costs no further privacy.
     total, privacy_memory = plan.privacy.on_server(total, server(PRIVACY))
     total, record.product_error = watcher.combine(total)
-    memory = weigher.memory | with_prefix(down_memory, CODEC_DOWN) | with_prefix(privacy_memory, PRIVACY)
-    return advance(plan.algorithm, state, total, memory), record
+    parts = {CODEC_DOWN: down_memory, PRIVACY: privacy_memory, PROTECTION: protector.memory | protector.kept}
+    return advance(plan.algorithm, state, total, weigher.memory | with_prefixes(parts)), record
 
 
 def answer(message: Message, plan: Plan, client: ClientData, model: Resident, evaluator: Evaluator) -> Reply:

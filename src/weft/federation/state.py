@@ -19,6 +19,7 @@ from weft.core.types import (
     DELTA,
     FIXED,
     PRIVACY,
+    PROTECTION,
     SIDE,
     WEIGHTS,
     ServerState,
@@ -33,7 +34,7 @@ from weft.federation.plan import Plan
 from weft.federation.sharing import crop_rank, with_layers
 
 RESERVED = (SIDE, FIXED, WEIGHTS, BAD)
-PARTS = (CODEC, CODEC_DOWN, PRIVACY)
+PARTS = (CODEC, CODEC_DOWN, PRIVACY, PROTECTION)
 """Streams of the server's memory that the algorithm never sees: RESERVED by name, PARTS by prefix."""
 
 

@@ -8,10 +8,11 @@ fewer than a third of dishonest holders, whatever it tells whom.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,9 +20,8 @@ from weft.core.exchange import Party
 from weft.core.types import Streams, Update
 from weft.errors import ClientFailed
 from weft.protection import masking, shamir
-from weft.protection.fixed_point import Range
 from weft.protection.members import Keys, Members, digest, names_of, names_tensor, to_bytes, to_tensor
-from weft.protection.sums import as_tensors, to_integers
+from weft.protection.sums import Grid, as_tensors, to_integers, vector_names
 
 SEALED_BYTES = 2 * shamir.SHARE_BYTES + 16
 """Two shares, encrypted and authenticated."""
@@ -70,13 +70,14 @@ class Client:
             rows.append(masking.seal(key, text, masking.words(name, peer, *self._about)))
         return to_tensor(b"".join(rows)).reshape(len(rows), SEALED_BYTES)
 
-    def mask(self, update: Update, values: Mapping[str, Tensor], bound: float) -> Update:
+    def mask(self, update: Update, values: Mapping[str, Tensor], bound: float, bits: int) -> Update:
         """Return the update under masks that only a sum over all members takes off.
 
         Args:
             update: before it is masked.
             values: what the server sent beside the task: the members, and those of them that take part.
             bound: largest absolute value of a number.
+            bits: of a number, where the server has announced the bound of each tensor.
 
         Raises:
             ClientFailed: what the server sent contradicts what the client has answered, or would show it alone.
@@ -86,18 +87,17 @@ class Client:
         opened = self.party.promises.kept(round, "opened")
         if opened is not None and opened != str(self.attempt):
             raise ClientFailed(f"{OPENED}, and a second one over other members would show the difference")
-        heaviest = float(values["heaviest"]) if values.get("heaviest") is not None else 0.0
-        if not 0 < heaviest < float("inf"):
-            raise ClientFailed("was sent no largest weight")
-        total, names = to_integers(update, Range(bound, len(members.names)), heaviest)
+        grid = read_grid(values, bound, bits, len(members.names), len(vector_names(update.streams)))
+        draws = int.from_bytes(self._secret("rounding"), "big")
+        total, names = to_integers(update, grid, np.random.default_rng(draws))
         self._promise("masked", digest(total.numbers.tobytes(), total.counts.tobytes()))
-        for part, numbers in (("numbers", total.numbers), ("counts", total.counts)):
-            masking.add_mask(numbers, seed_key(self._secret("own mask"), part), 1)
-            for peer in members.peers[name]:
-                if peer in cohort:
-                    key = pair_key(self._secret("mask key"), members.keys[peer].mask, part, (name, peer), self._about)
-                    masking.add_mask(numbers, key, 1 if name < peer else -1)
-        streams: Streams = {"masked": as_tensors(total) | {"metrics": names_tensor(names)}}
+        about = (*self._about, transcript(values))
+        total.add_masks(self._secret("own mask"), 1)
+        for peer in members.peers[name]:
+            if peer in cohort:
+                key = pair_key(self._secret("mask key"), members.keys[peer].mask, (name, peer), about)
+                total.add_masks(key, 1 if name < peer else -1)
+        streams: Streams = {"masked": as_tensors(total, grid.width) | {"metrics": names_tensor(names)}}
         return replace(update, streams=streams, weight=1.0, metrics={})
 
     def reveal(self, values: Mapping[str, Tensor]) -> Tensor:
@@ -181,11 +181,45 @@ class Client:
         return members, cohort
 
 
-def seed_key(seed: bytes, part: str) -> bytes:
-    """Return the key of a client's own mask of one vector."""
-    return masking.derive(seed, part)
+def read_grid(values: Mapping[str, Tensor], bound: float, bits: int, terms: int, tensors: int) -> Grid:
+    """Return what the integers of a sum stand for, as the server announced it.
+
+    Args:
+        values: what the server sent to everybody in the sum.
+        bound, bits: of the run.
+        terms: members of the sum.
+        tensors: of an update.
+
+    Raises:
+        ClientFailed: no update can be brought to such integers.
+    """
+    heaviest, announced = values.get("heaviest"), values.get("bounds")
+    if heaviest is None or heaviest.numel() != 1 or not 0 < float(heaviest) < float("inf"):
+        raise ClientFailed("was sent no largest weight")
+    if announced is None or not bits:
+        return Grid(bound, terms, float(heaviest))
+    bounds = tuple(announced.double().reshape(-1).tolist())
+    if len(bounds) != tensors or not all(0 < one <= bound for one in bounds):
+        raise ClientFailed("was sent bounds of tensors that cannot be")
+    return Grid(bound, terms, float(heaviest), bits, bounds)
 
 
-def pair_key(secret: bytes, peer: bytes, part: str, names: tuple[str, str], about: tuple[str, str]) -> bytes:
-    """Return the key of the mask of one vector that two clients share."""
-    return masking.agree(secret, peer, part, *sorted(names), *about)
+def transcript(values: Mapping[str, Tensor]) -> str:
+    """Return a digest of what the server says to everybody in a sum.
+
+    Masks follow from it, so that they cancel between those alone who have heard the same. A server that announced
+    to all others a weight or bounds that turn their updates to zero would see the update of one.
+    """
+    names = ("members", "cohort", "heaviest", "bounds")
+    return digest(
+        *(
+            value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+            for name in names
+            if (value := values.get(name)) is not None
+        )
+    )
+
+
+def pair_key(secret: bytes, peer: bytes, names: tuple[str, str], about: Sequence[str]) -> bytes:
+    """Return the secret of the masks that two clients share."""
+    return masking.agree(secret, peer, *sorted(names), *about)

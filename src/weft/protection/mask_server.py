@@ -14,16 +14,17 @@ from weft.core.exchange import Party
 from weft.core.types import Failure, Message, ProtectionReply, ProtectionRequest, Reply, Streams, Task, Tensors, Update
 from weft.errors import ClientFailed
 from weft.protection import masking, shamir
-from weft.protection.fixed_point import Range
 from weft.protection.groups import Phases, Step
-from weft.protection.mask_client import OPENED, SEALED_BYTES, pair_key, seed_key
+from weft.protection.mask_client import OPENED, SEALED_BYTES, pair_key, read_grid, transcript
 from weft.protection.members import Keys, Members, names_of, names_tensor, to_bytes, to_tensor
-from weft.protection.sums import Masked, from_tensors, sizes, to_update
+from weft.protection.sums import Grid, Masked, from_tensors, sizes_in, to_update, vector_names, zeros
 
 KEYS, SHARES, UNMASK = "keys", "shares", "unmask"
 """The phases beside the task."""
 HEAVIEST = 2.0**20
 """The weight that counts 1 where the server does not know how many rows clients have."""
+BOUNDS = "bounds"
+"""The stream of the server's memory that holds the bound of each tensor."""
 MOST_METRICS = 1 << 16
 """Largest list of the names of metrics, in bytes."""
 
@@ -38,12 +39,16 @@ class Opening:
     bound: float
     least: int
     graph: int
+    bits: int = 0
 
     heaviest: float = field(init=False)
     members: Members = field(init=False)
     shares: dict[str, Tensor] = field(default_factory=dict, init=False)
     """Of each client in the cohort: its sealed shares, a row for each of its peers."""
+    grid: Grid = field(init=False)
     total: Masked = field(init=False)
+    bounds: Tensors = field(default_factory=dict, init=False)
+    """Of the tensors, for the next round, once the sum is opened."""
     added: list[str] = field(default_factory=list, init=False)
     """Clients whose masked update is in the sum."""
     metrics: set[str] = field(default_factory=set, init=False)
@@ -72,7 +77,11 @@ class Opening:
             "cohort": names_tensor(list(self.shares)),
             "heaviest": torch.tensor(self.heaviest, dtype=torch.float64),
         }
-        self.total = Masked(*(np.zeros(n, kind) for n, kind in zip(sizes(self.like), ("u4", "u8"), strict=True)))
+        known, names = self.party.memory.get(BOUNDS, {}), ["/".join(one) for one in vector_names(self.like)]
+        if self.bits and names and known.keys() >= set(names):
+            sent["bounds"] = torch.stack([known[name] for name in names])
+        self.grid = read_grid(sent, self.bound, self.bits, len(self.members.names), len(names))
+        self.total = zeros(self.like, self.grid.width)
         yield from self._gather([self.tasks[name] for name in sorted(self.shares)], sent)
         why = self._too_few(self.added)
         if why is None and not all(self._can_open(name, self.added) for name in self.shares):
@@ -171,7 +180,7 @@ class Opening:
         if not isinstance(reply, Update) or (reply.round, reply.base_version, reply.attempt) != wanted:
             return _bad(reply, "sent no update of this round")
         values = reply.streams.get("masked", {})
-        one = from_tensors(values, sizes(self.like))
+        one = from_tensors(values, self.like, self.grid.width)
         try:
             raw = values.get("metrics")
             names = names_of(raw if raw is not None and raw.numel() <= MOST_METRICS else None)
@@ -209,14 +218,16 @@ class Opening:
                 known[owner][self.members.holders(owner).index(reply.client) + 1] = to_bytes(row)
 
         yield from self._ask(UNMASK, self.added, request, take, len(self.added))
-        if not self._take_masks_off(known):
+        if not self._take_masks_off(known, transcript(sent)):
             yield from self._closed(self.added, "too few clients answered with shares that fit")
             return
-        within = Range(self.bound, len(self.members.names))
-        update = to_update(self.total, self.like, self.metrics, within, self.heaviest)
+        update = to_update(self.total, self.like, self.metrics, self.grid)
         if update is None:
             yield from self._closed(self.added, "its weights add up to what no clients have")
             return
+        names = ["/".join(one) for one in vector_names(self.like)]
+        bounds = torch.from_numpy(self.grid.next_bounds(sizes_in(self.total, len(names))))
+        self.bounds = dict(zip(names, bounds.unbind(), strict=True))
         task = self.tasks[self.added[0]]
         yield replace(
             update,
@@ -227,11 +238,10 @@ class Opening:
             members=tuple(sorted(self.added)),
         )
 
-    def _take_masks_off(self, known: Mapping[str, Mapping[int, bytes]]) -> bool:
+    def _take_masks_off(self, known: Mapping[str, Mapping[int, bytes]], said: str) -> bool:
         """Take off the survivors' own masks, and the masks that they share with those who dropped out."""
         task = next(iter(self.tasks.values()))
-        about = (str(task.round), str(task.attempt))
-        vectors = (("numbers", self.total.numbers), ("counts", self.total.counts))
+        about = (str(task.round), str(task.attempt), said)
         for owner, shares in known.items():
             keys, threshold = self.members.keys[owner], self.members.threshold(owner)
             if owner in self.added:
@@ -239,19 +249,17 @@ class Opening:
                 seed = shamir.join(shares, threshold, lambda one: masking.commitment(one) == commitment)  # noqa: B023
                 if seed is None:
                     return False
-                for part, numbers in vectors:
-                    masking.add_mask(numbers, seed_key(seed, part), -1)
+                self.total.add_masks(seed, -1)
                 continue
-            peers = [peer for peer in self.members.peers[owner] if peer in self.added]
             public = keys.mask
             secret = shamir.join(shares, threshold, lambda one: masking.public_key(one) == public)  # noqa: B023
             if secret is None:
                 return False
-            for peer in peers:
-                for part, numbers in vectors:
-                    key = pair_key(secret, self.members.keys[peer].mask, part, (owner, peer), about)
+            for peer in self.members.peers[owner]:
+                if peer in self.added:
+                    key = pair_key(secret, self.members.keys[peer].mask, (owner, peer), about)
                     # The survivor added it where its name comes first.
-                    masking.add_mask(numbers, key, -1 if peer < owner else 1)
+                    self.total.add_masks(key, -1 if peer < owner else 1)
         return True
 
     def _can_open(self, name: str, clients: Iterable[str]) -> bool:

@@ -13,8 +13,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+import torch
+
 from weft.core.exchange import Exchange, Party, Protection
-from weft.core.types import ProtectionReply, ProtectionRequest, Reply, Streams, Task, Update
+from weft.core.types import ProtectionReply, ProtectionRequest, Reply, Streams, Task, Tensors, Update
 from weft.errors import ClientFailed, ConfigError
 from weft.protection import mask_server
 from weft.protection.groups import deal, together
@@ -38,6 +40,8 @@ class Masks(Protection):
     """Fewest clients in a sum: fewer could guess each other's part."""
     group_size: int = field(default=0, metadata={"key": "group_size"})
     """Fewest clients of a group, each of which has a sum of its own; 0: one sum of all."""
+    bits: int = 0
+    """Of a number; the first round, in which no bounds of tensors are known, has full precision. 0: every round."""
     neighbours: int = 0
     """With how many others a client shares masks (even); 0: all others, or 20 of more than 40."""
 
@@ -49,6 +53,8 @@ class Masks(Protection):
         check_library()
         if not 0 < self.bound < 1e6:
             raise ConfigError(f"bound of the masks is {self.bound:g}: write a number above 0 and below 1,000,000.")
+        if self.bits and not 4 <= self.bits <= 16:
+            raise ConfigError(f"bits of the masks is {self.bits}: write 0 for full precision, or 4 to 16, such as 9.")
         if self.min_contributors < 2:
             raise ConfigError(
                 f"min_contributors of the masks is {self.min_contributors}, and the sum of one client is its update: "
@@ -96,7 +102,7 @@ class Masks(Protection):
     def seal(self, update: Update, task: Task, party: Party) -> Update:
         """Mask an update at the client."""
         client = Client(party, task.attempt, max(self.min_contributors, party.quorum))
-        return client.mask(update, task.extra.get("masks", {}), self.bound)
+        return client.mask(update, task.extra.get("masks", {}), self.bound, self.bits)
 
     def collect(self, exchange: Exchange, tasks: Sequence[Task], like: Streams, party: Party) -> Iterable[Reply]:
         """Run the four exchanges and yield failures and the sum."""
@@ -111,7 +117,13 @@ class Masks(Protection):
                 self.bound,
                 self.min_contributors,
                 self.neighbours or (20 if len(group) > 40 else 0),
+                self.bits,
             )
             for group in groups
         ]
-        return together(exchange, sums, party.quorum)
+        yield from together(exchange, sums, party.quorum)
+        bounds: Tensors = {}
+        for one in sums:  # of groups, the largest
+            bounds |= {name: torch.maximum(value, bounds.get(name, value)) for name, value in one.bounds.items()}
+        if self.bits:
+            party.kept[mask_server.BOUNDS] = party.memory.get(mask_server.BOUNDS, {}) | bounds

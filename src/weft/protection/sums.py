@@ -1,15 +1,16 @@
 """An update as integers that can be added, and a sum of them as an update again.
 
-The streams become one vector of numbers modulo 2^32 (`fixed_point`). The weight, single numbers and metrics become a
-short vector modulo 2^64, whose range and precision fit counts. Streams are weighted at the client: the sum of w x and
-the sum of w give the weighted mean, and no weight is seen. A metric's place follows from its name.
+The streams become one vector of numbers modulo a power of two (`fixed_point`). The weight, single numbers, metrics and
+the sizes of tensors become a short vector modulo 2^64, whose range and precision fit counts. Streams are weighted at
+the client: the sum of w x and the sum of w give the weighted mean, and no weight is seen. A metric's place follows from
+its name.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from weft.core.types import SCALARS, Metrics, Streams, Update
 from weft.errors import ClientFailed
-from weft.protection import fixed_point
+from weft.protection import fixed_point, masking
 from weft.protection.fixed_point import Range
 
 SLOTS = 256
@@ -29,6 +30,9 @@ WEIGHT_FRACTION = 2.0**44
 """The same for the weight, which is at most 1: the sum of clients' rows is exact up to 10^8 rows."""
 LARGEST = 2.0**31
 """Largest count of one client, so that sums over 2^8 clients and more cannot wrap."""
+WIDER = 2.0
+"""Largest size of a tensor that is counted, as a multiple of its bound."""
+NOT_FINITE = "has an update with numbers that are not finite, which it must not hide in a sum"
 CUT = "cut_values"
 """The metric that counts values beyond the bound."""
 
@@ -37,9 +41,59 @@ class Masked(NamedTuple):
     """What is masked, and then added."""
 
     numbers: np.ndarray
-    """(d,) uint32."""
+    """(d,) uint16 or uint32."""
     counts: np.ndarray
-    """(2 + scalars + SLOTS,) uint64: weight, values that were cut, single numbers, metrics."""
+    """uint64: weight, values that were cut, single numbers, SLOTS metrics, and the size of each tensor."""
+
+    def add_masks(self, secret: bytes, sign: int) -> None:
+        """Add to both the masks that follow from 32 secret bytes (sign 1), or take them off (-1)."""
+        masking.add_mask(self.numbers, masking.derive(secret, "numbers"), sign)
+        masking.add_mask(self.counts, masking.derive(secret, "counts"), sign)
+
+
+class Grid(NamedTuple):
+    """What the integers of a sum stand for; everybody in it has the same."""
+
+    bound: float
+    """Largest absolute value of a number in full precision."""
+    terms: int
+    """Most clients of the sum."""
+    heaviest: float
+    """The weight that counts 1; a larger one counts 1 too."""
+    bits: int = 0
+    """Of a client's number, where bounds are announced."""
+    bounds: tuple[float, ...] = ()
+    """Of each tensor, which the server announces; empty: full precision."""
+
+    @property
+    def width(self) -> int:
+        """Bits of the modulus."""
+        return self.ranges(1)[0].width
+
+    @property
+    def power(self) -> int:
+        """The power in which sizes of tensors are added: a higher one gives a value nearer to the largest size.
+
+        In full precision sizes may be a millionth of the bound, of which a higher power would vanish.
+        """
+        return 8 if self.bounds else 2
+
+    def ranges(self, count: int) -> list[Range]:
+        """Return the range of each of so many tensors."""
+        if not self.bounds:
+            return [Range(self.bound, self.terms)] * count
+        return [Range(bound, self.terms, self.bits) for bound in self.bounds]
+
+    def next_bounds(self, sizes: np.ndarray) -> np.ndarray:
+        """Return bounds (tensors,) for the next round, given the added powers of sizes: half as much again.
+
+        The root of the sum is at least the largest size, and for 100 clients at most 1.8 times that.
+        """
+        least = 1 / 16 if self.bounds else 2.0**-20
+        roots = np.maximum(sizes, 0.0) ** (1 / self.power)
+        now = np.array([one.bound for one in self.ranges(len(sizes))])
+        bounds: np.ndarray = np.clip(1.5 * now * np.maximum(roots, least), 1e-12, self.bound)
+        return bounds
 
 
 def vector_names(streams: Streams) -> list[tuple[str, str]]:
@@ -52,82 +106,105 @@ def place_of(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % SLOTS
 
 
-def to_integers(update: Update, within: Range, heaviest: float) -> tuple[Masked, list[str]]:
+def to_integers(update: Update, grid: Grid, chance: np.random.Generator) -> tuple[Masked, list[str]]:
     """Return an update as integers, and the names of the metrics among them.
 
     Args:
         update: of one client.
-        within: the range of w x, where w is at most 1.
-        heaviest: the weight that counts 1; a larger one counts 1 too.
+        grid: what the integers of w x stand for, where w is at most 1.
+        chance: rounds numbers of few bits.
 
     Raises:
         ClientFailed: a number is not finite.
     """
-    share = min(1.0, update.weight / heaviest)
-    flat = [update.streams[stream][name].reshape(-1) for stream, name in vector_names(update.streams)]
-    values = torch.cat(flat).float().numpy() if flat else np.zeros(0, dtype=np.float32)
-    scalars = [float(value) for _, value in sorted(update.streams.get(SCALARS, {}).items())]
-    names, places = [], set[int]()
+    share = min(1.0, update.weight / grid.heaviest)
+    names = vector_names(update.streams)
+    numbers, sizes, cut = [np.zeros(0, dtype=fixed_point.kind_of(grid.width))], list[float](), 0
+    for (stream, name), within in zip(names, grid.ranges(len(names)), strict=True):
+        values = update.streams[stream][name].detach().cpu().reshape(-1).float().numpy() * np.float32(share)
+        if not np.isfinite(values).all():
+            raise ClientFailed(NOT_FINITE)
+        integers, more = fixed_point.encode(values, within, chance)
+        numbers.append(integers)
+        cut += more
+        largest = float(np.abs(values).max(initial=0.0)) / within.bound
+        sizes.append(min(WIDER, largest) ** grid.power)
+    scalars = [share * float(value) for _, value in sorted(update.streams.get(SCALARS, {}).items())]
+    metric_names, places = [], set[int]()
     metrics = np.zeros(SLOTS)
     for name, value in sorted(update.metrics.items()):
         if (place := place_of(name)) not in places:
             places.add(place)
-            names.append(name)
+            metric_names.append(name)
             metrics[place] = value
-    counts = np.array([share, 0.0, *(share * value for value in scalars), *metrics])
-    if not (np.isfinite(values).all() and np.isfinite(counts).all()):
-        raise ClientFailed("has an update with numbers that are not finite, which it must not hide in a sum")
-    numbers, counts[1] = fixed_point.encode(values * np.float32(share), within)
+    counts = np.array([share, cut, *scalars, *metrics, *sizes])
+    if not np.isfinite(counts).all():
+        raise ClientFailed(NOT_FINITE)
     if np.abs(counts).max() > LARGEST:
         raise ClientFailed(f"has a metric of size {np.abs(counts).max():.3g}, which is too large for a masked sum")
-    return Masked(numbers, np.rint(counts * _fractions(len(counts))).astype(np.int64).view(np.uint64)), names
+    counts = np.rint(counts * _fractions(len(counts), len(sizes))).astype(np.int64)
+    return Masked(np.concatenate(numbers), counts.view(np.uint64)), metric_names
 
 
-def to_update(total: Masked, like: Streams, names: Collection[str], within: Range, heaviest: float) -> Update | None:
+def to_update(total: Masked, like: Streams, names: Collection[str], grid: Grid) -> Update | None:
     """Return the sum of updates as their weighted mean, without client and round; None where its weight cannot be.
 
     Args:
         total: of the members, without masks.
         like: streams of an update.
         names: of all metrics that a member has.
-        within: as in `to_integers`.
-        heaviest: as in `to_integers`.
+        grid: as in `to_integers`.
     """
-    counts = total.counts.view(np.int64).astype(np.float64) / _fractions(len(total.counts))
+    tensors = vector_names(like)
+    counts = total.counts.view(np.int64).astype(np.float64) / _fractions(len(total.counts), len(tensors))
     weight = counts[0]
-    if not 0 < weight <= within.terms * (1 + 1e-6):  # each weighs 1 at most: somebody masked what no client has
+    if not 0 < weight <= grid.terms * (1 + 1e-6):  # each weighs 1 at most: somebody masked what no client has
         return None
-    values = torch.from_numpy((fixed_point.decode(total.numbers, within) / weight).astype(np.float32))
     streams: Streams = {stream: {} for stream in like}
     at = 0
-    for stream, name in vector_names(like):
+    for (stream, name), within in zip(tensors, grid.ranges(len(tensors)), strict=True):
         shape, dtype = like[stream][name].shape, like[stream][name].dtype
         size = math.prod(shape)
-        streams[stream][name] = values[at : at + size].reshape(shape).to(dtype)
+        values = (fixed_point.decode(total.numbers[at : at + size], within) / weight).astype(np.float32)
+        streams[stream][name] = torch.from_numpy(values).reshape(shape).to(dtype)
         at += size
     for number, (name, value) in enumerate(sorted(like.get(SCALARS, {}).items())):
         streams[SCALARS][name] = torch.tensor(counts[2 + number] / weight, dtype=value.dtype)
-    return Update("", 0, 0, streams, _whole(weight * heaviest), _metrics(counts, names))
+    slots = counts[len(counts) - len(tensors) - SLOTS :][:SLOTS]
+    return Update("", 0, 0, streams, _whole(weight * grid.heaviest), _metrics(slots, counts[1], names))
 
 
-def _fractions(count: int) -> np.ndarray:
+def sizes_in(total: Masked, tensors: int) -> np.ndarray:
+    """Return the added powers of the tensors' sizes (tensors,)."""
+    sizes: np.ndarray = total.counts.view(np.int64)[len(total.counts) - tensors :] / WEIGHT_FRACTION
+    return sizes
+
+
+def _fractions(count: int, tensors: int) -> np.ndarray:
     """Return the integers for 1.0 of each place in the vector of counts."""
     fractions = np.full(count, FRACTION)
     fractions[0] = WEIGHT_FRACTION
+    fractions[count - tensors :] = WEIGHT_FRACTION
     return fractions
 
 
-def sizes(like: Streams) -> tuple[int, int]:
+def lengths_of(like: Streams) -> tuple[int, int]:
     """Return the lengths of the two vectors of an update."""
-    numbers = sum(like[stream][name].numel() for stream, name in vector_names(like))
-    return numbers, 2 + len(like.get(SCALARS, {})) + SLOTS
+    names = vector_names(like)
+    numbers = sum(like[stream][name].numel() for stream, name in names)
+    return numbers, 2 + len(like.get(SCALARS, {})) + SLOTS + len(names)
 
 
-def _metrics(counts: np.ndarray, names: Collection[str]) -> Metrics:
+def zeros(like: Streams, width: int) -> Masked:
+    """Return an empty sum."""
+    numbers, counts = lengths_of(like)
+    return Masked(np.zeros(numbers, fixed_point.kind_of(width)), np.zeros(counts, np.uint64))
+
+
+def _metrics(slots: np.ndarray, cut: float, names: Collection[str]) -> Metrics:
     places = [place_of(name) for name in names]
-    slots = counts[-SLOTS:]
     metrics = {name: _whole(slots[place_of(name)]) for name in sorted(names) if places.count(place_of(name)) == 1}
-    return metrics | ({CUT: _whole(counts[1])} if counts[1] > 0 else {})
+    return metrics | ({CUT: _whole(cut)} if cut > 0 else {})
 
 
 def _whole(value: float) -> float:
@@ -136,19 +213,19 @@ def _whole(value: float) -> float:
     return nearest if abs(value - nearest) < 1e-4 else float(value)
 
 
-def as_tensors(masked: Masked) -> dict[str, Tensor]:
-    """Return the vectors as tensors for the wire: int32 and int64."""
+def as_tensors(masked: Masked, width: int) -> dict[str, Tensor]:
+    """Return the vectors as tensors for the wire: the numbers as packed bytes, the counts as int64."""
     return {
-        "numbers": torch.from_numpy(masked.numbers.view(np.int32)),
+        "numbers": fixed_point.pack(masked.numbers, width),
         "counts": torch.from_numpy(masked.counts.view(np.int64)),
     }
 
 
-def from_tensors(values: dict[str, Tensor], lengths: Sequence[int]) -> Masked | None:
+def from_tensors(values: dict[str, Tensor], like: Streams, width: int) -> Masked | None:
     """Return the vectors of tensors, or None where these are no such."""
-    numbers, counts = values.get("numbers"), values.get("counts")
-    if numbers is None or counts is None or (numbers.dtype, counts.dtype) != (torch.int32, torch.int64):
+    raw, counts = values.get("numbers"), values.get("counts")
+    length, counted = lengths_of(like)
+    if raw is None or counts is None or counts.dtype != torch.int64 or tuple(counts.shape) != (counted,):
         return None
-    if (tuple(numbers.shape), tuple(counts.shape)) != ((lengths[0],), (lengths[1],)):
-        return None
-    return Masked(numbers.numpy().view(np.uint32), counts.numpy().view(np.uint64))
+    numbers = fixed_point.unpack(raw, length, width)
+    return None if numbers is None else Masked(numbers, counts.numpy().view(np.uint64))
