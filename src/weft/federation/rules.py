@@ -27,6 +27,11 @@ def secrecy(plan: Plan) -> list[Refusal]:
             [clusters, "write --protection none"],
         ),
         Refusal(
+            protection.sum_only and not algorithm.shares and not algorithm.pools_data,
+            f"{name} sends no updates, so there is nothing for {protector} to hide",
+            ["write --protection none", FEDERATED],
+        ),
+        Refusal(
             protection.sum_only and lora.single_updates,
             f"{factors} multiplies each client's factors, but {protector} shows the server sums only",
             [LORA, "write --protection none"],

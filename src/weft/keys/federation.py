@@ -54,7 +54,7 @@ class FederationKeys(BaseModel):
     codec_down_args: JsonObject = Field({}, description="parameters of codec_down: name=value ...")
     protection: str = Field("none", description="secure aggregation, which hides single updates from the server")
     protection_args: JsonObject = Field({}, description="parameters of the protection: name=value ...")
-    min_contributors: int = Field(3, ge=2, description="fewest clients in a sum of secure aggregation")
+    min_contributors: int = Field(3, ge=1, description="fewest clients in a sum of secure aggregation")
     group_size: int = Field(
         0, ge=0, description="clients in each sum of secure aggregation: the server sees one sum of each group [0: all]"
     )
