@@ -69,6 +69,18 @@ def test_scores_are_those_of_weft_evaluate(asked, tmp_path: Path, capsys):
     assert last["named/exact_match"] == pytest.approx(after["named"]["exact_match,none"])
 
 
+def test_progress_shows_the_interval_of_weft_evaluate(asked, monkeypatch: pytest.MonkeyPatch, capsys):
+    from weft.launch.run_tasks import RunTasks
+
+    words, said = RunTasks.words, []
+    monkeypatch.setattr(RunTasks, "words", lambda self, scores: said.append(words(self, scores)) or said[-1])
+    run = weft.train(asked)
+    where = [*("--task_data", asked["task_data"][0]), *("--include_path", asked["include_path"][0])]
+    assert main(["evaluate", str(run.path), "--tasks", "colours", *where, "--quiet"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("colours"))
+    assert said[-1][0].removeprefix("colours accuracy ") in line
+
+
 def test_training_is_as_without_tasks(asked):
     without = {key: value for key, value in asked.items() if key not in ("eval_tasks", "task_data", "include_path")}
     plain = weft.train(without | {"output_dir": asked["output_dir"] + "0"})

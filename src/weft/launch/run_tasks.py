@@ -30,6 +30,7 @@ from weft.tasks.requests import EvaluatedModel, Item
 from weft.tasks.results import shown
 from weft.tasks.rows import folders_of, items_of, missing, rows_of
 from weft.tasks.runner import records_of, replies_to, result_of
+from weft.tasks.scorer import bounds_of
 from weft.tasks.statistics import Measure
 
 NEEDS = {"code": "runs programs that the model wrote", "judge": "takes a judge"}
@@ -137,8 +138,12 @@ class RunTasks:
     def words(self, scores: JsonObject) -> list[str]:
         """Return the main score of each task with its 95 % interval, for people."""
         texts = []
-        for task, name in self.main_metrics().items():
-            metric, measure = name.removeprefix(f"{task}/"), Measure(scores[name], scores.get(f"{name}_stderr"))
+        for one in self.asked:
+            task, metric, items = one.task.name, one.task.metric, one.items
+            value, error = scores[f"{task}/{metric}"], scores.get(f"{task}/{metric}_stderr")
+            groups = len({item.cluster or str(item.number) for item in items})
+            groups = groups if groups > 1 else len(items)
+            measure = Measure(value, error, len(items), groups, bounds_of(metric))
             texts.append(f"{task} {metric} {shown(metric, measure)}")
         return texts
 
