@@ -79,7 +79,7 @@ def evaluate(arguments: argparse.Namespace, subject: Subject, tasks: Any, folder
     import lm_eval
     from lm_eval import evaluator as theirs
 
-    from weft.core.files import write_atomic
+    from weft.core.files import json_line, write_atomic
     from weft.errors import RunError
     from weft.tasks.lm_eval_model import HarnessModel
     from weft.tasks.local_model import LocalModel
@@ -116,8 +116,8 @@ def evaluate(arguments: argparse.Namespace, subject: Subject, tasks: Any, folder
             merged[part] |= plain.get(part) or {}
         (folder / FOLDER).mkdir(exist_ok=True)
         for own, samples in plain.get("samples", {}).items():
-            lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-            write_atomic(folder / FOLDER / f"{own}.jsonl", lines.encode("utf-8", "surrogatepass"))
+            lines = "".join(json_line(sample) + "\n" for sample in samples)
+            write_atomic(folder / FOLDER / f"{own}.jsonl", lines.encode())
     return merged
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from weft.core.files import write_atomic
+from weft.core.files import json_line, write_atomic
 from weft.json_types import JsonObject
 from weft.runs.text import columns
 from weft.tasks.declaration import as_json
@@ -73,7 +73,7 @@ def write_results(folder: Path, results: JsonObject) -> Path:
     former = former if isinstance(former, dict) else {}
     earlier = {key: part for key in BY_TASK if isinstance(part := former.get(key), dict)}
     results = results | {key: earlier.get(key, {}) | results[key] for key in BY_TASK}
-    write_atomic(folder / FILE, (json.dumps(results, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomic(folder / FILE, (json_line(results, indent=2) + "\n").encode())
     return folder / FILE
 
 
