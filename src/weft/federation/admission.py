@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from weft.algorithms.clustered import CHOICE
+from weft.compression.held import LOST
 from weft.core import tensors
 from weft.core.declarations import is_number
 from weft.core.exchange import Party
 from weft.core.metrics import fault
-from weft.core.texts import printable, unfit
+from weft.core.texts import printable, quoted, unfit
 from weft.core.types import (
     SEARCH,
     Failure,
@@ -63,7 +64,10 @@ def open_reply(raw: Raw, sender: str, round: int, *, run: str = "", max_bytes: i
         return Failure(sender, round, str(error), bad=True)
     except Exception as error:  # whatever a client sends is that client's failure, and nobody else's
         return Failure(sender, round, f"sent what cannot be read ({type(error).__name__})", bad=True)
-    return replace(reply, reason=printable(reply.reason)) if isinstance(reply, Failure) else reply
+    # In quotes: among the server's own sentences it could pass for one of these, or for one on another client.
+    if isinstance(reply, Failure) and reply.reason != LOST:
+        return replace(reply, reason=quoted(reply.reason))
+    return reply
 
 
 def admit_score(reply: Reply) -> Score:

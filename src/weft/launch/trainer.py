@@ -229,8 +229,6 @@ class Trainer:
         self.tally.tasks = record
         if state.round == 0:
             self.tally.first_tasks = record
-            if self.best is not None:
-                self.best.check_scored(self.tasks, record)
         self.metrics.append(record)
         self.progress.tasks(record, self.tasks.words(record))
         self.listener({"tasks": record})
