@@ -119,8 +119,8 @@ def test_the_sum_is_the_weighted_mean_and_no_update_is_seen(count: int):
     assert_mean(cohort, found, cohort.names)
     masked = torch.stack([one.streams["masked"]["numbers"] for one in cohort.seen if isinstance(one, Update)])
     assert all((one.weight, one.metrics) == (1.0, {}) for one in cohort.seen if isinstance(one, Update))
-    words = masked.contiguous().numpy().view(np.uint32)
-    assert 2**30 < np.median(words) < 3 * 2**30  # uniform over 32 bits, whatever is inside
+    words = masked.contiguous().numpy().view(np.uint64)
+    assert 2**62 < np.median(words) < 3 * 2**62  # uniform over 64 bits, whatever is inside
 
 
 @pytest.mark.parametrize("phase", ["keys", "shares", "task", "unmask"])
@@ -243,13 +243,22 @@ def test_the_first_sum_has_full_precision_and_tells_the_bounds_of_the_next():
     found, _ = cohort.collect()
     assert float((found.streams["delta"]["w"] - cohort.mean(cohort.names)).abs().max()) < 1e-6
     assert largest <= float(cohort.kept["bounds"]["delta/w"]) < 1.5 * largest * 6**0.5
+    wide = Cohort(6)
+    wide.deltas, wide.weights = cohort.deltas, cohort.weights
+    wide.collect()
+    wide.promises = {name: Promises() for name in wide.names}
+    second, _ = wide.collect(memory=wide.kept)
+    assert float((second.streams["delta"]["w"] - cohort.mean(cohort.names)).abs().max()) < largest / 2**18
+    assert 1000 * largest < float(wide.kept["bounds"]["delta/w"]) < 2600 * largest
+    sent = [one.streams["masked"]["numbers"].numel() for one in wide.seen if isinstance(one, Update)]
+    assert set(sent) == {8 * 50, 4 * 50}
 
 
-@pytest.mark.parametrize("width", [5, 13, 16, 17, 30, 32])
+@pytest.mark.parametrize("width", [5, 13, 16, 17, 30, 32, 64])
 def test_packed_numbers_are_the_numbers(width: int):
     count = 40_007
     kind = fixed_point.kind_of(width)
-    numbers = np.random.default_rng(width).integers(0, 2**width, count).astype(kind)
+    numbers = np.random.default_rng(width).integers(0, 2**width, count, dtype=np.uint64).astype(kind)
     raw = fixed_point.pack(numbers, width)
     assert raw.numel() == -(-count * width // 8)
     assert (fixed_point.unpack(raw, count, width) == numbers).all()

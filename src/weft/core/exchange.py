@@ -237,6 +237,9 @@ class Protection:
     can_group: ClassVar[bool] = False
     """It knows group_size."""
 
+    remark: ClassVar[str] = ""
+    """What a run says at its start of what is hidden and what is not."""
+
     @property
     def smallest_sum(self) -> int:
         """Fewest clients of a sum that it opens."""

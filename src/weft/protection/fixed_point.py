@@ -1,8 +1,8 @@
 """Numbers as integers that can be added under masks modulo a power of two, and back.
 
-In full precision a value x of at most `bound` becomes round(x * scale) modulo 2^32, with a scale such that a sum of
-`terms` values cannot wrap. In `bits` bits it becomes one of 2^bits - 1 integers, rounded at random to one of its two
-neighbours so that the mean over draws is x, and the modulus is the smallest power of two that holds the sum.
+A value x of at most `bound` becomes round(x * scale) modulo 2^32 or 2^64, with a scale such that a sum of `terms`
+values cannot wrap. In `bits` bits it becomes one of 2^bits - 1 integers, rounded at random to one of its two neighbours
+so that the mean over draws is x, and the modulus is the smallest power of two that holds the sum.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ CHUNK = 1 << 20
 """Values that are converted at a time: what is computed in float64 takes eight bytes each."""
 PACKED = 1 << 15
 """Numbers that are packed at a time, a multiple of eight; so many fill whole bytes at any width."""
-FULL = 32
-"""Bits of the modulus in full precision."""
+WHOLE, WIDE = 32, 64
+"""Bits of the modulus where numbers are not of few bits, and where their sizes are not known."""
 
 
 class Range(NamedTuple):
@@ -28,13 +28,21 @@ class Range(NamedTuple):
     """Largest absolute value of a term."""
     terms: int
     """Most terms of a sum."""
-    bits: int = 0
-    """Of a term; 0: full precision."""
+    bits: int = WHOLE
+    """Of a term, if they are few; WHOLE or WIDE: of the modulus."""
+
+    @property
+    def few(self) -> bool:
+        """Whether a term has few bits."""
+        return self.bits < WHOLE
 
     @property
     def levels(self) -> float:
-        """The integer of the bound; in full precision half an integer a term is left for rounding."""
-        return 2 ** (self.bits - 1) - 1 if self.bits else (2**31 - 1 - self.terms) / self.terms
+        """The integer of the bound; where terms do not have few bits, half an integer a term is left for rounding."""
+        if self.few:
+            return float(2 ** (self.bits - 1) - 1)
+        most: float = 2**31 - 1 - self.terms if self.bits == WHOLE else 2**62
+        return most / self.terms
 
     @property
     def scale(self) -> float:
@@ -44,12 +52,12 @@ class Range(NamedTuple):
     @property
     def width(self) -> int:
         """Bits of the modulus."""
-        return 1 + (self.terms * int(self.levels)).bit_length() if self.bits else FULL
+        return 1 + (self.terms * int(self.levels)).bit_length() if self.few else self.bits
 
 
 def kind_of(width: int) -> np.dtype[np.unsignedinteger[np.typing.NBitBase]]:
     """Return the unsigned type in which numbers of so many bits are kept."""
-    return np.dtype("<u2" if width <= 16 else "<u4")
+    return np.dtype("<u2" if width <= 16 else "<u4" if width <= WHOLE else "<u8")
 
 
 def encode(values: np.ndarray, within: Range, chance: np.random.Generator | None = None) -> tuple[np.ndarray, int]:
@@ -58,7 +66,7 @@ def encode(values: np.ndarray, within: Range, chance: np.random.Generator | None
     Args:
         values: of one client.
         within: their range.
-        chance: rounds numbers of few bits; not needed in full precision.
+        chance: rounds numbers of few bits; not needed otherwise.
     """
     out = np.empty(len(values), dtype=kind_of(within.width))
     cut = 0
@@ -67,7 +75,7 @@ def encode(values: np.ndarray, within: Range, chance: np.random.Generator | None
         cut += int(np.count_nonzero(np.abs(piece) > within.bound))
         np.clip(piece, -within.bound, within.bound, out=piece)
         piece *= within.scale
-        if within.bits and chance is not None:
+        if within.few and chance is not None:
             piece += chance.random(len(piece), dtype=np.float32)
             np.clip(np.floor(piece, out=piece), -within.levels, within.levels, out=piece)
         else:

@@ -20,6 +20,7 @@ from weft.core.exchange import Party
 from weft.core.types import Streams, Update
 from weft.errors import ClientFailed
 from weft.protection import masking, shamir
+from weft.protection.fixed_point import WHOLE
 from weft.protection.members import Keys, Members, digest, names_of, names_tensor, to_bytes, to_tensor
 from weft.protection.sums import Grid, as_tensors, to_integers, vector_names
 
@@ -77,7 +78,7 @@ class Client:
             update: before it is masked.
             values: what the server sent beside the task: the members, and those of them that take part.
             bound: largest absolute value of a number.
-            bits: of a number, where the server has announced the bound of each tensor.
+            bits: of a number, where the server has announced the bound of each tensor; 0: 32 bits of the modulus.
 
         Raises:
             ClientFailed: what the server sent contradicts what the client has answered, or would show it alone.
@@ -196,12 +197,12 @@ def read_grid(values: Mapping[str, Tensor], bound: float, bits: int, terms: int,
     heaviest, announced = values.get("heaviest"), values.get("bounds")
     if heaviest is None or heaviest.numel() != 1 or not 0 < float(heaviest) < float("inf"):
         raise ClientFailed("was sent no largest weight")
-    if announced is None or not bits:
+    if announced is None:
         return Grid(bound, terms, float(heaviest))
     bounds = tuple(announced.double().reshape(-1).tolist())
     if len(bounds) != tensors or not all(0 < one <= bound for one in bounds):
         raise ClientFailed("was sent bounds of tensors that cannot be")
-    return Grid(bound, terms, float(heaviest), bits, bounds)
+    return Grid(bound, terms, float(heaviest), bits or WHOLE, bounds)
 
 
 def transcript(values: Mapping[str, Tensor]) -> str:

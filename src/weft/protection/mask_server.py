@@ -78,7 +78,7 @@ class Opening:
             "heaviest": torch.tensor(self.heaviest, dtype=torch.float64),
         }
         known, names = self.party.memory.get(BOUNDS, {}), ["/".join(one) for one in vector_names(self.like)]
-        if self.bits and names and known.keys() >= set(names):
+        if names and known.keys() >= set(names):
             sent["bounds"] = torch.stack([known[name] for name in names])
         self.grid = read_grid(sent, self.bound, self.bits, len(self.members.names), len(names))
         self.total = zeros(self.like, self.grid.width)
@@ -226,7 +226,9 @@ class Opening:
             yield from self._closed(self.added, "its weights add up to what no clients have")
             return
         names = ["/".join(one) for one in vector_names(self.like)]
-        bounds = torch.from_numpy(self.grid.next_bounds(sizes_in(self.total, len(names))))
+        bounds = torch.from_numpy(
+            self.grid.next_bounds(sizes_in(self.total, len(names), self.grid), few=bool(self.bits))
+        )
         self.bounds = dict(zip(names, bounds.unbind(), strict=True))
         task = self.tasks[self.added[0]]
         yield replace(

@@ -41,20 +41,26 @@ class Masks(Protection):
     group_size: int = field(default=0, metadata={"key": "group_size"})
     """Fewest clients of a group, each of which has a sum of its own; 0: one sum of all."""
     bits: int = 0
-    """Of a number; the first round, in which no bounds of tensors are known, has full precision. 0: every round."""
+    """Of a number; 0: the modulus has 32 bits. In the first round, when no sizes of tensors are known, it has 64."""
     neighbours: int = 0
     """With how many others a client shares masks (even); 0: all others, or 20 of more than 40."""
 
     sum_only: ClassVar[bool] = True
     draws_secrets: ClassVar[bool] = True
     can_group: ClassVar[bool] = True
+    remark: ClassVar[str] = (
+        "the server sees sums of updates and of training metrics only. Who takes part, when, the number of rows and "
+        "the scores of held-out rows are not hidden (docs/wire.md); the protocol has had no review from outside."
+    )
 
     def __post_init__(self) -> None:
         check_library()
         if not 0 < self.bound < 1e6:
             raise ConfigError(f"bound of the masks is {self.bound:g}: write a number above 0 and below 1,000,000.")
         if self.bits and not 4 <= self.bits <= 16:
-            raise ConfigError(f"bits of the masks is {self.bits}: write 0 for full precision, or 4 to 16, such as 9.")
+            raise ConfigError(
+                f"bits of the masks is {self.bits}: write 0 for 32 bits of the sum, or 4 to 16, such as 9."
+            )
         if self.min_contributors < 2:
             raise ConfigError(
                 f"min_contributors of the masks is {self.min_contributors}, and the sum of one client is its update: "
@@ -83,7 +89,7 @@ class Masks(Protection):
     def largest(self, update_bounds: tuple[int, int]) -> tuple[int, int]:
         """Return upper bounds of a masked update and of a reply with shares."""
         size, tensors = update_bounds
-        return 2 * size + 8 * SLOTS + (1 << 20), tensors + 8
+        return 2 * size + 8 * (SLOTS + tensors) + (1 << 20), tensors + 8
 
     def answer(self, request: ProtectionRequest, party: Party) -> Reply:
         """Publish keys, share secrets, or reveal shares at the client."""
@@ -125,5 +131,4 @@ class Masks(Protection):
         bounds: Tensors = {}
         for one in sums:  # of groups, the largest
             bounds |= {name: torch.maximum(value, bounds.get(name, value)) for name, value in one.bounds.items()}
-        if self.bits:
-            party.kept[mask_server.BOUNDS] = party.memory.get(mask_server.BOUNDS, {}) | bounds
+        party.kept[mask_server.BOUNDS] = party.memory.get(mask_server.BOUNDS, {}) | bounds

@@ -30,8 +30,10 @@ WEIGHT_FRACTION = 2.0**44
 """The same for the weight, which is at most 1: the sum of clients' rows is exact up to 10^8 rows."""
 LARGEST = 2.0**31
 """Largest count of one client, so that sums over 2^8 clients and more cannot wrap."""
-WIDER = 2.0
+WIDER = 12.0
 """Largest size of a tensor that is counted, as a multiple of its bound."""
+TIGHT, LOOSE = 1.5, 1024.0
+"""Bounds that are announced, as multiples of the largest size of the round before."""
 NOT_FINITE = "has an update with numbers that are not finite, which it must not hide in a sum"
 CUT = "cut_values"
 """The metric that counts values beyond the bound."""
@@ -41,7 +43,7 @@ class Masked(NamedTuple):
     """What is masked, and then added."""
 
     numbers: np.ndarray
-    """(d,) uint16 or uint32."""
+    """(d,) uint16, uint32 or uint64."""
     counts: np.ndarray
     """uint64: weight, values that were cut, single numbers, SLOTS metrics, and the size of each tensor."""
 
@@ -55,15 +57,20 @@ class Grid(NamedTuple):
     """What the integers of a sum stand for; everybody in it has the same."""
 
     bound: float
-    """Largest absolute value of a number in full precision."""
+    """Largest absolute value of a number where no bounds are announced."""
     terms: int
     """Most clients of the sum."""
     heaviest: float
     """The weight that counts 1; a larger one counts 1 too."""
-    bits: int = 0
-    """Of a client's number, where bounds are announced."""
+    bits: int = fixed_point.WIDE
+    """As of `Range`."""
     bounds: tuple[float, ...] = ()
-    """Of each tensor, which the server announces; empty: full precision."""
+    """Of each tensor, which the server announces; empty: none are known yet."""
+
+    @property
+    def few(self) -> bool:
+        """Whether numbers have few bits."""
+        return self.ranges(1)[0].few
 
     @property
     def width(self) -> int:
@@ -74,25 +81,35 @@ class Grid(NamedTuple):
     def power(self) -> int:
         """The power in which sizes of tensors are added: a higher one gives a value nearer to the largest size.
 
-        In full precision sizes may be a millionth of the bound, of which a higher power would vanish.
+        Where bounds are generous, sizes may be a millionth of them, of which a higher power would vanish.
         """
-        return 8 if self.bounds else 2
+        return 8 if self.few else 2
+
+    @property
+    def fraction(self) -> float:
+        """Integers for 1.0 of such powers in the vector of counts."""
+        return FRACTION if self.few else WEIGHT_FRACTION
 
     def ranges(self, count: int) -> list[Range]:
         """Return the range of each of so many tensors."""
-        if not self.bounds:
-            return [Range(self.bound, self.terms)] * count
-        return [Range(bound, self.terms, self.bits) for bound in self.bounds]
+        return [Range(bound, self.terms, self.bits) for bound in self.bounds or (self.bound,) * count]
 
-    def next_bounds(self, sizes: np.ndarray) -> np.ndarray:
-        """Return bounds (tensors,) for the next round, given the added powers of sizes: half as much again.
+    def next_bounds(self, sizes: np.ndarray, few: bool) -> np.ndarray:
+        """Return bounds (tensors,) for the next round.
 
-        The root of the sum is at least the largest size, and for 100 clients at most 1.8 times that.
+        The root of the sum of powers is at least the largest size; that of eighth powers, for 100 clients, at most 1.8
+        times that. Numbers of few bits have no room to spare. Others have bounds that a learning rate which is still
+        rising does not reach.
+
+        Args:
+            sizes: added powers of the sizes of tensors, as multiples of the bounds of this round.
+            few: whether numbers will have few bits.
         """
-        least = 1 / 16 if self.bounds else 2.0**-20
+        least = 1 / 16 if self.few else 2.0**-22
         roots = np.maximum(sizes, 0.0) ** (1 / self.power)
         now = np.array([one.bound for one in self.ranges(len(sizes))])
-        bounds: np.ndarray = np.clip(1.5 * now * np.maximum(roots, least), 1e-12, self.bound)
+        room = TIGHT if few else LOOSE
+        bounds: np.ndarray = np.clip(room * now * np.maximum(roots, least), 1e-12, self.bound)
         return bounds
 
 
@@ -142,7 +159,7 @@ def to_integers(update: Update, grid: Grid, chance: np.random.Generator) -> tupl
         raise ClientFailed(NOT_FINITE)
     if np.abs(counts).max() > LARGEST:
         raise ClientFailed(f"has a metric of size {np.abs(counts).max():.3g}, which is too large for a masked sum")
-    counts = np.rint(counts * _fractions(len(counts), len(sizes))).astype(np.int64)
+    counts = np.rint(counts * _fractions(len(counts), len(sizes), grid)).astype(np.int64)
     return Masked(np.concatenate(numbers), counts.view(np.uint64)), metric_names
 
 
@@ -156,7 +173,7 @@ def to_update(total: Masked, like: Streams, names: Collection[str], grid: Grid) 
         grid: as in `to_integers`.
     """
     tensors = vector_names(like)
-    counts = total.counts.view(np.int64).astype(np.float64) / _fractions(len(total.counts), len(tensors))
+    counts = total.counts.view(np.int64).astype(np.float64) / _fractions(len(total.counts), len(tensors), grid)
     weight = counts[0]
     if not 0 < weight <= grid.terms * (1 + 1e-6):  # each weighs 1 at most: somebody masked what no client has
         return None
@@ -174,17 +191,17 @@ def to_update(total: Masked, like: Streams, names: Collection[str], grid: Grid) 
     return Update("", 0, 0, streams, _whole(weight * grid.heaviest), _metrics(slots, counts[1], names))
 
 
-def sizes_in(total: Masked, tensors: int) -> np.ndarray:
+def sizes_in(total: Masked, tensors: int, grid: Grid) -> np.ndarray:
     """Return the added powers of the tensors' sizes (tensors,)."""
-    sizes: np.ndarray = total.counts.view(np.int64)[len(total.counts) - tensors :] / WEIGHT_FRACTION
+    sizes: np.ndarray = total.counts.view(np.int64)[len(total.counts) - tensors :] / grid.fraction
     return sizes
 
 
-def _fractions(count: int, tensors: int) -> np.ndarray:
+def _fractions(count: int, tensors: int, grid: Grid) -> np.ndarray:
     """Return the integers for 1.0 of each place in the vector of counts."""
     fractions = np.full(count, FRACTION)
     fractions[0] = WEIGHT_FRACTION
-    fractions[count - tensors :] = WEIGHT_FRACTION
+    fractions[count - tensors :] = grid.fraction
     return fractions
 
 
