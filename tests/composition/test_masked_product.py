@@ -20,7 +20,10 @@ ALGORITHMS = {
 AGGREGATIONS = {"average", "ffa", "rolora", "merge", "fedsa", "fedsb", "dual"}
 REFUSED = {
     **{f"fed_alg {name}": {"fed_alg": name} for name in sorted({*registry.ALGORITHMS, "local1"} - ALGORITHMS)},
-    **{f"aggregation {name}": {"lora_aggregation": name} for name in sorted({*registry.LORA_AGGREGATIONS} - AGGREGATIONS)},
+    **{
+        f"aggregation {name}": {"lora_aggregation": name}
+        for name in sorted({*registry.LORA_AGGREGATIONS} - AGGREGATIONS)
+    },
     **{f"weight {name}": {"client_weight": name} for name in ("minimax", "gain")},
     "clusters": {"cluster": 2},
     "over-selection": {"over_selection": 0.5},
