@@ -5,7 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -231,6 +234,42 @@ def test_indices_come_back_and_need_little_more_than_their_information(keep: int
     assert raw.numel() == indices.size(9)
     assert np.array_equal(indices.unpack(Reader(raw, raw.numel()), 9), rows)
     assert 8 * raw.numel() <= 9 * keep * (math.log2(length / keep) + 2.6) + 16
+
+
+PEAK = """
+import sys, torch
+from weft.compression.sparse import SparseLoCo, TopK
+from weft.core.packing import Reader
+
+def peak():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+codec = {"topk": TopK, "sparse_loco": SparseLoCo}[sys.argv[1]](keep=int(sys.argv[2]))
+raw = torch.load(sys.argv[3])
+few = torch.cat(codec.pack(torch.randn(8192), None))
+codec.unpack(Reader(few, few.numel()), 8192)
+open("/proc/self/clear_refs", "w").write("5")
+before = peak()
+line = codec.unpack(Reader(raw, raw.numel()), 1 << 22)
+print((peak() - before) / (4 << 22))
+torch.save(line, sys.argv[3])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read from Linux")
+@pytest.mark.parametrize(("name", "keep"), [("topk", 4096), ("topk", 2048), ("sparse_loco", 4096)])
+def test_decoding_takes_little_more_memory_than_the_update(name: str, keep: int, tmp_path: Path):
+    """A whole chunk that is sent took ten times the update's, and a server decodes what sites have sent."""
+    codec = {"topk": TopK, "sparse_loco": SparseLoCo}[name](keep=keep)
+    values = torch.randn(1 << 22, generator=torch.Generator().manual_seed(0))
+    torch.save(torch.cat(codec.pack(values, coding({}))), tmp_path / "raw.pt")
+    command = [sys.executable, "-c", PEAK, name, str(keep), str(tmp_path / "raw.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 0.9 < float(done.stdout) < 1.5
+    line = torch.load(tmp_path / "raw.pt")
+    assert int(line.count_nonzero()) == keep * 1024
+    if name == "topk":
+        assert torch.equal(line[line != 0], values.bfloat16().float()[line != 0])
 
 
 def test_indices_that_no_codec_writes_are_refused():

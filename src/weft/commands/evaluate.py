@@ -75,6 +75,8 @@ def run(argv: list[str]) -> int:
         return _run_harness(arguments)
     arguments.num_fewshot = arguments.num_fewshot or 0
     from weft.core.files import json_line
+    from weft.runs.layout import RunDir
+    from weft.runs.task_scores import write_scores
     from weft.tasks.catalogue import select
     from weft.tasks.results import results_json, table, write_results
     from weft.tasks.rows import folders_of
@@ -100,8 +102,11 @@ def run(argv: list[str]) -> int:
         for task in tasks:
             results.append(_evaluated(task, rows[task.name], subject, store, arguments, helpers))
             # After every task: what is done stands, whatever comes.
-            data = results_json(results, subject.name, settings, version("weft"))
+            dates = {result.task.name: store.date(result.task) for result in results}
+            data = results_json(results, subject.name, settings, version("weft"), dates)
             file = write_results(store.folder, data)
+    if subject.weights is not None:
+        write_scores(RunDir(arguments.model), subject.weights)
     if arguments.json:
         print(json_line(data))
         return 0

@@ -26,9 +26,9 @@ from weft.runs.fingerprints import Fingerprints, read_fingerprints
 from weft.runs.layout import RunDir
 from weft.runs.metrics import read
 from weft.runs.privacy_words import short_guarantee
+from weft.runs.task_scores import CARD, scores_section
 from weft.runs.text import human_bytes, human_number
 
-CARD = "README.md"
 TAG = "weft"
 ON_THE_WAY = ("aggregator", "privacy", "codec", "codec_down", "protection")
 """Kinds of parts that most runs have none of."""
@@ -110,6 +110,7 @@ def write_card(
         _title(config, origin, whole, of_client),
         _training(config, summary, split, origin, read_fingerprints(run)),
         _scores(Outcome("", config, summary, personal)),
+        scores_section(run, folder),
         _use(config, origin, whole, folder),
     ]
     head = yaml.safe_dump(_head(config, origin, whole), sort_keys=False, allow_unicode=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from weft.core.digests import digest_of
@@ -101,6 +102,10 @@ class Store:
             file.write(head + b"".join(_line(record.as_json()) for record in records))
             file.flush()
             os.fsync(file.fileno())
+
+    def date(self, task: EvalTask) -> str:
+        """Return the day (UTC, ISO 8601) on which the last record of a task was written."""
+        return datetime.fromtimestamp(self._file(task).stat().st_mtime, UTC).date().isoformat()
 
     def _file(self, task: EvalTask) -> Path:
         return self.folder / ITEMS / f"{task.name}.jsonl"
