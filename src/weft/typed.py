@@ -200,6 +200,7 @@ class Keys(TypedDict, total=False):
     choices: list[str] | None
     eval_tasks: list[str]
     leave_out: list[str]
+    evaluated_run: str | None
     eval_limit: int | None
     task_data: list[str]
     include_path: list[str]

@@ -249,6 +249,11 @@ def _check_numbers(config: RunConfig) -> None:
                 f"A client's rank is {rank}, but ranks go from 1 to peft_lora_r ({config.peft_lora_r}): write a "
                 "larger --peft_lora_r."
             )
+    if not config.num_rounds and (config.personal_steps or config.best_metric):
+        given = "personal_steps" if config.personal_steps else "best_metric"
+        raise ConfigError(f"num_rounds is 0, so nothing is trained: leave out --{given}, or write how many rounds.")
+    if config.num_rounds and config.evaluated_run:
+        raise ConfigError("evaluated_run names a model that is evaluated, and not trained: add --num_rounds 0.")
     if any(speed <= 0 for speed in config.client_speed or ()):
         raise ConfigError("client_speed holds a speed that is not above 0: write 0.5 for a client half as fast.")
     if isinstance(config.fedopt_tau, float) and config.fedopt_tau <= 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from weft.keys.effects import LOCAL_MODEL, NOT_SPREAD, SERVERS_OWN, WHOLE_SHARED, Effect, flag
+from weft.keys.effects import LOCAL_MODEL, NOT_SPREAD, SERVERS_OWN, WHOLE_SHARED, Condition, Effect, flag
 
 
 class EvaluationKeys(BaseModel):
@@ -19,6 +19,11 @@ class EvaluationKeys(BaseModel):
         [],
         description="clients that take no part in the training; the shared model is evaluated on their held-out rows, "
         "apart from the others",
+    )
+    evaluated_run: str | None = Field(
+        None,
+        description="of a run of sites with num_rounds 0: the name of a run at their server, whose shared model is "
+        "evaluated",
     )
     eval_limit: int | None = Field(None, ge=1, description="at most so many rows of an evaluation task")
     task_data: list[str] = Field([], description="folders with the data of evaluation tasks")
@@ -38,9 +43,16 @@ class EvaluationKeys(BaseModel):
 
 
 TASKS = flag("eval_tasks", "tfns")
+OF_SITES = (
+    Condition(
+        lambda config: config.runtime == "nvflare",
+        "it names a run at the server of sites, and a run here is evaluated by `weft evaluate RUN --federated`",
+    ),
+)
 WORKS: dict[str, Effect] = {
     "eval_tasks": LOCAL_MODEL + NOT_SPREAD,
     "leave_out": WHOLE_SHARED,
+    "evaluated_run": OF_SITES,
     "eval_limit": TASKS,
     "task_data": TASKS + SERVERS_OWN,
     "include_path": TASKS + SERVERS_OWN,

@@ -58,6 +58,8 @@ class AcceptRules(BaseModel):
     """Whether models may be trained from scratch."""
     tokenizers: list[str] = []
     """Names of accepted tokenizers, besides the models' own."""
+    evaluations: bool = True
+    """Whether a run may have the site's held-out rows scored without training (num_rounds 0)."""
     max_rounds: int | None = Field(None, ge=1)
     max_steps: int | None = Field(None, ge=1)
     """Most optimizer steps in a round; refuses runs that count epochs."""

@@ -55,6 +55,10 @@ SENTENCES: dict[str, tuple[Words | None, str]] = {
         ),
         "",
     ),
+    "evaluations": (
+        lambda value: "a run may evaluate a model without training" if value else "runs that only evaluate are refused",
+        "",
+    ),
     "max_rounds": (lambda value: f"a run may have {value} rounds at most", "the number of rounds is not limited"),
     "max_steps": (
         lambda value: f"a round may have {value} optimizer steps at most, and runs that count epochs are refused",

@@ -18,6 +18,7 @@ from weft.launch.best import read_tasks
 from weft.launch.client import ClientBuilder
 from weft.launch.disk_full import explain_full_disk
 from weft.launch.extend import CHANGEABLE, report_changes
+from weft.launch.federated import evaluated_state
 from weft.launch.run import Run
 from weft.launch.run_tasks import RunTasks
 from weft.launch.trainer import Trainer
@@ -68,7 +69,7 @@ def serve(
     config, rejoin = builder.config, Rejoin(Path(builder.config.output_dir) / SITES, resume=resume)
     tasks = read_tasks(config, builder.plan)
     rejoin.check(config.sites, sites, config.rejoin_timeout)  # before the model is loaded: it may be often
-    base = fingerprint(builder.model)
+    base, evaluated = fingerprint(builder.model), evaluated_state(builder)
     with (
         explain_full_disk(config, "weft submit"),
         RunDir.create(
@@ -92,8 +93,8 @@ def serve(
         _settle(builder, remote, agreement)
         builder.take(population := agreement.population(agreement.left_out(config)))
         host, values = builder.host(conditions=compose.conditions(config))
-        parties = (config, run, host, population, progress, trackers)
-        training = Trainer(*parties, tasks=tasks, begin=lambda _: nullcontext(remote), listener=hear)
+        parties = (config, run, host, population, progress, trackers, None, tasks)
+        training = Trainer(*parties, begin=lambda _: nullcontext(remote), listener=hear, evaluated=evaluated)
         hear({"undelivered": _send_result(training.run_all(values), builder.plan, remote, rows)})
         return Run(run.path)
 
@@ -155,7 +156,9 @@ def _builder(keys: JsonObject, note: Callable[[str], None]) -> ClientBuilder:
 
 def _send_result(state: ServerState, plan: Plan, remote: RemoteSites, sites: Iterable[str]) -> dict[str, str]:
     """Send every site the result of the run, which the site writes to its disk; return why it did not reach some."""
-    undelivered = {}
+    undelivered: dict[str, str] = {}
+    if not state.round:  # it was only evaluated
+        return undelivered
     params, extra = to_use(plan.algorithm, state)
     for reply in remote.exchange([Probe(site, state.round, params, extra, export=True) for site in sites]):
         if isinstance(reply, Failure):
