@@ -201,6 +201,7 @@ class Keys(TypedDict, total=False):
     eval_tasks: list[str]
     leave_out: list[str]
     evaluated_run: str | None
+    contamination: list[str]
     eval_limit: int | None
     task_data: list[str]
     include_path: list[str]

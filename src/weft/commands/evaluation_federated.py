@@ -33,7 +33,7 @@ MODEL = ROWS | frozenset(
     reward_format reward_length reward_seconds num_generations max_new_tokens temperature top_p
     template prompt_template template_date seq_length truncation_side choices few_shot seed
     allow_missing dtype load_in_8bit load_in_4bit int8_threshold kernels model_offload trust_remote_code token
-    report_to
+    report_to contamination task_data include_path
     """.split()
 )
 """Keys of an evaluation of a model: how rows are rendered and measured, and how the model is loaded, too."""

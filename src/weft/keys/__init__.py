@@ -43,6 +43,7 @@ class RunConfig(RunKeys, EvaluationKeys, TrainingKeys, AlignmentKeys, Federation
         "task_data",
         "include_path",
         "leave_out",
+        "contamination",
         mode="before",
     )
     @classmethod

@@ -195,6 +195,12 @@ def _check_sites(config: RunConfig) -> None:
                 f"peft_lora_target_modules holds '{name}', and sites take no regular expressions, which can be made to "
                 "run for ever: write names of modules, auto or all-linear."
             )
+    for key in ("eval_tasks", "contamination"):
+        if files := [name for name in getattr(config, key) if name.endswith((".yaml", ".yml"))]:
+            raise ConfigError(
+                f"{key} names the file '{files[0]}', and in a run of sites nobody opens a file that a run names: "
+                "write names of Weft's tasks."
+            )
     if config.federated_tokenizer or config.tokenizer_text:
         raise ConfigError("Sites need an existing tokenizer: write --tokenizer NAME_OR_PATH.")
 
@@ -252,6 +258,11 @@ def _check_numbers(config: RunConfig) -> None:
     if not config.num_rounds and (config.personal_steps or config.best_metric):
         given = "personal_steps" if config.personal_steps else "best_metric"
         raise ConfigError(f"num_rounds is 0, so nothing is trained: leave out --{given}, or write how many rounds.")
+    if config.contamination and config.privacy != "none":
+        raise ConfigError(
+            "contamination sends counts of training rows without noise, beside what privacy bounds: leave out "
+            "--contamination, or count in a run of --num_rounds 0 without --privacy."
+        )
     if config.num_rounds and config.evaluated_run:
         raise ConfigError("evaluated_run names a model that is evaluated, and not trained: add --num_rounds 0.")
     if any(speed <= 0 for speed in config.client_speed or ()):

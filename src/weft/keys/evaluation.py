@@ -25,6 +25,11 @@ class EvaluationKeys(BaseModel):
         description="of a run of sites with num_rounds 0: the name of a run at their server, whose shared model is "
         "evaluated",
     )
+    contamination: list[str] = Field(
+        [],
+        description="evaluation tasks or suites: every client counts how many of their items share a long n-gram with "
+        "its training rows, before the first round",
+    )
     eval_limit: int | None = Field(None, ge=1, description="at most so many rows of an evaluation task")
     task_data: list[str] = Field([], description="folders with the data of evaluation tasks")
     include_path: list[str] = Field([], description="folders with evaluation tasks of your own")
@@ -43,6 +48,13 @@ class EvaluationKeys(BaseModel):
 
 
 TASKS = flag("eval_tasks", "tfns")
+TASK_FILES = (
+    Condition(
+        lambda config: bool(config.eval_tasks or config.contamination),
+        "it works with eval_tasks and contamination alone",
+        "add --eval_tasks tfns",
+    ),
+)
 OF_SITES = (
     Condition(
         lambda config: config.runtime == "nvflare",
@@ -54,8 +66,9 @@ WORKS: dict[str, Effect] = {
     "leave_out": WHOLE_SHARED,
     "evaluated_run": OF_SITES,
     "eval_limit": TASKS,
-    "task_data": TASKS + SERVERS_OWN,
-    "include_path": TASKS + SERVERS_OWN,
+    "contamination": (),
+    "task_data": TASK_FILES + SERVERS_OWN,
+    "include_path": TASK_FILES + SERVERS_OWN,
     "num_fewshot": TASKS,
     "apply_chat_template": TASKS,
     "best_metric": (),

@@ -178,6 +178,8 @@ def summary_of(
         "choices": population.choices,
     }
     summary |= {name: evaluation[name] for name in ("groups", "left_out") if name in evaluation}
+    if "contamination" in population.split:
+        summary["contamination"] = population.split["contamination"]
     if tally.tasks is not None:
         summary["tasks"] = {"first": tally.first_tasks, "last": tally.tasks}
     return summary

@@ -24,6 +24,7 @@ from weft.json_types import JsonObject
 from weft.launch import provenance
 from weft.launch.client import ClientBuilder
 from weft.launch.client_memory import DiskMemory
+from weft.launch.contamination import counts_at_site
 from weft.launch.data_warnings import warning_lines
 from weft.launch.results import write_weights
 from weft.launch.template_date import with_template_date
@@ -161,8 +162,11 @@ class SiteClient:
         evaluated = replace(host.eval_clients, reportable=partial(report, rows=counts["held"]), export=export)
         self.client_host = replace(host, train_clients=trained, eval_clients=evaluated)
         self.run, self.place, self.config = str(request["id"]), run.path, local
+        least = self.policy.accept.min_report_rows
+        tested = counts_at_site(local, population.trained, builder.tokenizer, self.policy.task_data, least)
         self.agreed = {
             **counts,
+            "contamination": tested,
             "agreed": agreement(keys, base, self.version),
             "least": self.policy.accept.min_clients or 0,
         }

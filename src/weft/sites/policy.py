@@ -120,6 +120,8 @@ class SitePolicy(BaseModel):
     """Address of a judge that may read this site's rows and the answers to them; None: no judge reads them."""
     judge_key: str = "OPENAI_API_KEY"
     token_cache: str | None = None
+    task_data: list[str] | None = None
+    """Folders with this site's own data of evaluation tasks; it counts how many of their items are among its rows."""
     accept_changed: bool = False
     """Resume a run even if the site's rows or tokenizer have changed since the run started."""
 
@@ -176,6 +178,10 @@ def read_policy(path: str | Path) -> SitePolicy:
     for value in filter(None, (paths | resolved).values()):
         if not Path(value).expanduser().exists():
             raise ConfigError(f"'{path}': there is no data at '{value}': check the path.")
+    folders = [str(file.parent / Path(folder).expanduser()) for folder in policy.task_data or ()]
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise ConfigError(f"'{path}': there is no folder of task data '{folder}': check the path.")
     parts = {str(file.parent / Path(part).expanduser()): digest for part, digest in policy.accept.parts.items()}
     for part, digest in parts.items():
         try:
@@ -183,4 +189,5 @@ def read_policy(path: str | Path) -> SitePolicy:
         except ConfigError as error:
             raise ConfigError(f"'{path}': accept.parts: {error}") from None
     accept = policy.accept.model_copy(update={"parts": parts})
-    return policy.model_copy(update={"data": policy.data.model_copy(update=resolved), "accept": accept})
+    changes = {"data": policy.data.model_copy(update=resolved), "accept": accept, "task_data": folders or None}
+    return policy.model_copy(update=changes)

@@ -28,6 +28,7 @@ from weft.runs import fingerprints
 from weft.runs.layout import RunDir
 from weft.runs.progress import Progress
 from weft.runs.start import SITES
+from weft.runs.text import contamination_lines
 from weft.runs.trackers import Trackers
 from weft.runtimes.mailbox import Packed
 from weft.runtimes.remote import RemoteSites, Transport
@@ -130,6 +131,8 @@ def _settle(builder: ClientBuilder, remote: RemoteSites, agreement: Handshake) -
     remote.handshake, remote.why_not = agreement.requests.get, why_not
     remote.largest = lambda: largest(plan, model)
     warn_of_one(agreement.rows_of_participants(), plan.max_client_share, remote.note)
+    for sentence in contamination_lines(agreement.contamination):
+        remote.note(sentence)
     remote.in_order = not plan.over_selected  # with over-selection the first replies count
     if plan.algorithm.shares and plan.algorithm.buffer is None:
         # A round without any update is repeated: where a site is a whole client, that is an outage.
