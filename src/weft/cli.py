@@ -21,6 +21,7 @@ HELP = {
     "grpo": "train a model on verifiable rewards, federated",
     "prompt": "learn a prompt for a frozen model, federated",
     "emulate": "make a smaller stand-in for a model that must not be shared",
+    "describe": "show what each client's rows are like, without training",
     "split": "show how rows are split over the clients, without training",
     "demo": "train three simulated hospitals, offline, in under three minutes",
     "evaluate": "score a run or a model on tasks",

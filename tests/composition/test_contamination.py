@@ -145,7 +145,7 @@ def test_what_cannot_be_counted_is_refused(people, capsys, tmp_path: Path):
         ({"contamination": ["tfn"]}, "Did you mean 'tfns'"),
         ({"task_data": [str(tmp_path / "none")]}, "no folder of task data"),
         ({"contamination": ["medqa"]}, "is not at hand"),
-        ({"contamination": ["tfns"], "privacy": "gaussian.py:Own"}, "without noise"),
+        ({"contamination": ["tfns"], "privacy": "gaussian.py:Own"}, "beside what privacy bounds"),
     ):
         with pytest.raises(ConfigError, match=words):
             weft.train(people | changes)

@@ -258,10 +258,10 @@ def _check_numbers(config: RunConfig) -> None:
     if not config.num_rounds and (config.personal_steps or config.best_metric):
         given = "personal_steps" if config.personal_steps else "best_metric"
         raise ConfigError(f"num_rounds is 0, so nothing is trained: leave out --{given}, or write how many rounds.")
-    if config.contamination and config.privacy != "none":
+    if config.privacy != "none" and (config.contamination or config.data_statistics):
+        given = "contamination" if config.contamination else "data_statistics"
         raise ConfigError(
-            "contamination sends counts of training rows without noise, beside what privacy bounds: leave out "
-            "--contamination, or count in a run of --num_rounds 0 without --privacy."
+            f"{given} sends counts of rows beside what privacy bounds: leave it out, or count without --privacy."
         )
     if config.num_rounds and config.evaluated_run:
         raise ConfigError("evaluated_run names a model that is evaluated, and not trained: add --num_rounds 0.")

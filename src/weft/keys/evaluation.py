@@ -30,6 +30,16 @@ class EvaluationKeys(BaseModel):
         description="evaluation tasks or suites: every client counts how many of their items share a long n-gram with "
         "its training rows, before the first round",
     )
+    data_statistics: bool = Field(
+        False,
+        description="every client tells how long its rows are, in which languages, and how often they have each of "
+        "choices, before the first round",
+    )
+    statistics_noise: float = Field(
+        0.0,
+        ge=0,
+        description="scale b of the discrete Laplace noise that a client adds to each count of data_statistics",
+    )
     eval_limit: int | None = Field(None, ge=1, description="at most so many rows of an evaluation task")
     task_data: list[str] = Field([], description="folders with the data of evaluation tasks")
     include_path: list[str] = Field([], description="folders with evaluation tasks of your own")
@@ -67,6 +77,8 @@ WORKS: dict[str, Effect] = {
     "evaluated_run": OF_SITES,
     "eval_limit": TASKS,
     "contamination": (),
+    "data_statistics": (),
+    "statistics_noise": flag("data_statistics", "true"),
     "task_data": TASK_FILES + SERVERS_OWN,
     "include_path": TASK_FILES + SERVERS_OWN,
     "num_fewshot": TASKS,

@@ -66,7 +66,7 @@ def counts_of(items: Mapping[str, ItemGrams], clients: Clients, tokenizer: Token
     for client in clients if items else ():
         shared: dict[str, set[int]] = {name: set() for name in items}
         for row in client.train.index:
-            texts = list(_texts(client.train.table, int(row), tokenizer))
+            texts = list(texts_of(client.train.table, int(row), tokenizer))
             for name, grams in items.items():
                 shared[name] |= grams.shared(texts)
         for name, grams in items.items():
@@ -124,18 +124,19 @@ def _possible(counts: JsonObject) -> bool:
     return len(whole) == 3 and MOST > whole[0] >= whole[1] >= whole[2] >= 0
 
 
-def _texts(table: RowTable, row: int, tokenizer: Tokenizer) -> Iterator[str]:
+def texts_of(table: RowTable, row: int, tokenizer: Tokenizer) -> Iterator[str]:
     """Yield what is trained on in a row, as text."""
     content: Any = table[row]
     if isinstance(content, Pair):
-        yield from (_text(tokenizer, np.concatenate([content.prompt, answer])) for answer in content.answers)
+        yield from (text_of(tokenizer, np.concatenate([content.prompt, answer])) for answer in content.answers)
     elif isinstance(content, Prompt):
-        yield _text(tokenizer, content.ids)
+        yield text_of(tokenizer, content.ids)
         yield content.answer
     else:
-        yield _text(tokenizer, content[0])
+        yield text_of(tokenizer, content[0])
 
 
-def _text(tokenizer: Tokenizer, ids: np.ndarray) -> str:
+def text_of(tokenizer: Tokenizer, ids: np.ndarray) -> str:
+    """Return ids as text, without special tokens."""
     # Ids below 0 stand for the vectors of a learnt prompt.
     return str(tokenizer.decode(ids[ids >= 0], skip_special_tokens=True))

@@ -17,6 +17,7 @@ from weft.launch.best import read_tasks
 from weft.launch.client import ClientBuilder
 from weft.launch.client_memory import DiskMemory
 from weft.launch.contamination import counts_of, read_items
+from weft.launch.data_statistics import simulated
 from weft.launch.data_warnings import check_only_client, print_warnings
 from weft.launch.disk_full import explain_full_disk
 from weft.launch.extend import CHANGEABLE, check_rounds, describe_extension, report_changes
@@ -125,6 +126,8 @@ def _train(builder: ClientBuilder, options: StartOptions, tasks: RunTasks, items
         report_changes(config, run, current, progress.note)
         population = builder.read(DiskMemory(run), report=progress.tokenizing)
         check_only_client(config, population)
+        if config.data_statistics:
+            population.split["statistics"] = simulated(config, population, builder.tokenizer)
         if items:
             population.split["contamination"] = counts_of(items, population.trained, builder.tokenizer)
         write_atomic(run.split_file, split_text(population.split).encode())

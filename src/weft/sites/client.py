@@ -25,6 +25,7 @@ from weft.launch import provenance
 from weft.launch.client import ClientBuilder
 from weft.launch.client_memory import DiskMemory
 from weft.launch.contamination import counts_at_site
+from weft.launch.data_statistics import at_site
 from weft.launch.data_warnings import warning_lines
 from weft.launch.results import write_weights
 from weft.launch.template_date import with_template_date
@@ -162,13 +163,17 @@ class SiteClient:
         evaluated = replace(host.eval_clients, reportable=partial(report, rows=counts["held"]), export=export)
         self.client_host = replace(host, train_clients=trained, eval_clients=evaluated)
         self.run, self.place, self.config = str(request["id"]), run.path, local
-        least = self.policy.accept.min_report_rows
-        tested = counts_at_site(local, population.trained, builder.tokenizer, self.policy.task_data, least)
+        accept = self.policy.accept
+        tested = counts_at_site(
+            local, population.trained, builder.tokenizer, self.policy.task_data, accept.min_report_rows
+        )
+        rules = (accept.min_report_rows, accept.statistics_noise) if accept.statistics else None
         self.agreed = {
             **counts,
             "contamination": tested,
+            "statistics": at_site(local, population, builder.tokenizer, rules, self.folder),
             "agreed": agreement(keys, base, self.version),
-            "least": self.policy.accept.min_clients or 0,
+            "least": accept.min_clients or 0,
         }
         return self.agreed
 

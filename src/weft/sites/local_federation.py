@@ -201,7 +201,8 @@ def _write_policies(config: RunConfig, work: Path, count: int | None) -> dict[st
         models = [config.model_name_or_path, *filter(None, [config.endpoint_model])]
         limits = run_limits.beyond(config.model_dump())
         # All rows lie on this machine already, so that there is nobody to keep a report on few of them from.
-        accept = {"models": models, "parts": parts, "limits": limits, "min_report_rows": 1}
+        told = {"min_report_rows": 1, "statistics": config.data_statistics}
+        accept = {"models": models, "parts": parts, "limits": limits} | told
         endpoint = {"endpoint": config.endpoint, "endpoint_key": config.endpoint_key} if config.endpoint else {}
         folders = [str(Path(folder).expanduser().resolve()) for folder in config.task_data]
         tested = {"task_data": folders} if config.contamination and folders else {}

@@ -60,6 +60,10 @@ class AcceptRules(BaseModel):
     """Names of accepted tokenizers, besides the models' own."""
     evaluations: bool = True
     """Whether a run may have the site's held-out rows scored without training (num_rounds 0)."""
+    statistics: bool = False
+    """Whether a run may be told lengths, languages and labels of the site's rows (data_statistics)."""
+    statistics_noise: float = Field(0.0, ge=0)
+    """Scale of the noise that the site adds to each of these counts at least."""
     max_rounds: int | None = Field(None, ge=1)
     max_steps: int | None = Field(None, ge=1)
     """Most optimizer steps in a round; refuses runs that count epochs."""

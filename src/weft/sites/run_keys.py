@@ -26,7 +26,7 @@ FROM_RUN = frozenset(
     decay_ratio warmup_steps warmup_ratio min_learning_rate weight_decay decay_matrices_only max_grad_norm adam_beta1
     adam_beta2 adam_epsilon personal_steps
     eval_fraction eval_rows eval_every eval_batch_size eval_everybody choices seed min_clients max_attempts
-    contamination
+    contamination data_statistics statistics_noise
     """.split()
 )
 """Keys that a site takes from a run: numbers, names of parts, texts. A site opens none of them as a file."""

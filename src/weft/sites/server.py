@@ -90,7 +90,7 @@ def serve(
         terms = Terms(keys, base, birth, version, _largest_cohort(builder), config.min_clients)
         agreement = shake_hands(remote, terms, rejoin.order(config.sites, sites), sites, progress.note)
         rejoin.keep(rows := agreement.rows_of_participants())
-        hear({"sites": rows, "refused": agreement.refused})
+        hear({"sites": rows, "refused": agreement.refused, "statistics": agreement.statistics})
         _settle(builder, remote, agreement)
         builder.take(population := agreement.population(agreement.left_out(config)))
         host, values = builder.host(conditions=compose.conditions(config))
