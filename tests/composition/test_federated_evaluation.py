@@ -210,6 +210,8 @@ def test_a_model_and_an_adapter_are_evaluated_at_clients(people, capsys, monkeyp
     assert "The shared model, at its clients: 36 rows of 3 clients" in shown
     assert "Jain's index" in shown
     assert main(["compare", "base", "start"]) == 0
+    assert main(["evaluate", str(people["model_name_or_path"]), "--federated", "--config", str(file)]) == 2
+    assert "replace them by --overwrite" in capsys.readouterr().err
 
 
 WRONG = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from weft.arguments import Parser, add_config_flags
 from weft.config import RunConfig, gather, settle
 from weft.errors import ConfigError, RunError
 from weft.json_types import JsonObject
-from weft.verbs import add_file, file_and_flags
+from weft.verbs import add_file, file_and_flags, print_notices
 
 MOST = 50
 """The most clients of a table."""
@@ -29,7 +30,7 @@ def run(argv: list[str]) -> int:
     add_file(parser)
     parser.add_argument("--federated", action="store_true", help="as clients tell it: no small counts, and noise")
     parser.add_argument("--kit", metavar="DIR", help="with --federated: ask the sites, by this administrator's kit")
-    parser.add_argument("--name", help="with --kit: of the run that asks [describe]")
+    parser.add_argument("--name", help="with --kit: of the run that asks [describe-DATE-TIME]")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_config_flags(parser, "describe")
     arguments = parser.parse(argv)
@@ -65,6 +66,7 @@ def _of_clients(arguments: argparse.Namespace, values: JsonObject, flags: JsonOb
 
 def _of_sites(arguments: argparse.Namespace, values: JsonObject, flags: JsonObject) -> dict[str, JsonObject]:
     """Ask sites by a run of no rounds; return what they told."""
+    from weft.core.texts import printable
     from weft.launch.prompt_texts import with_prompt_texts
     from weft.sites.part_files import to_send
     from weft.sites.run_status import require_result
@@ -73,19 +75,23 @@ def _of_sites(arguments: argparse.Namespace, values: JsonObject, flags: JsonObje
     fixed: JsonObject = {"data_statistics": True, "num_rounds": 0, "runtime": "nvflare"}
     unset = dict.fromkeys(("personal_steps", "best_metric", "early_stopping_rounds"))
     config, _ = settle(*gather(values, flags | fixed | unset), exempt=set(RunConfig.model_fields))
-    name = arguments.name or "describe"
+    name = arguments.name or time.strftime("describe-%Y%m%d-%H%M%S")  # a run that is done keeps its name
+    states: list[str] = []
 
     def hear(status: JsonObject) -> None:
-        print(f"weft: {status.get('state')}", file=sys.stderr)
+        if (state := printable(str(status.get("state")))) not in states:
+            states.append(state)
+            print(f"weft: {name}: {state}", file=sys.stderr)
 
-    last = watch(Path(arguments.kit), to_send(with_prompt_texts(config)), name, hear)
+    try:
+        last = watch(Path(arguments.kit), to_send(with_prompt_texts(config)), name, hear)
+    except KeyboardInterrupt:
+        print_notices(f"interrupted; the run '{name}' goes on at the server, and `weft stop {name}` ends it.")
+        raise
     require_result(name, last)
     found = last.get("statistics")
     if not isinstance(found, dict) or not found:
-        raise RunError(
-            "No site tells anything of its rows: its site.yaml must have `statistics: true` below `accept`, and the "
-            "run another --name where it asks again."
-        )
+        raise RunError("No site tells anything of its rows: its site.yaml must have `statistics: true` below `accept`.")
     return found
 
 

@@ -139,6 +139,13 @@ def _of_model(arguments: argparse.Namespace, values: JsonObject, flags: JsonObje
 
     flags.setdefault("output_dir", str(folder_of(arguments.model) / "federated"))
     config, notice = settle(*gather(kept, flags | fixed), exempt={*kept, *fixed})
+    from weft.runs.layout import RunDir
+
+    if RunDir(config.output_dir).holds_run and not arguments.overwrite:
+        raise ConfigError(
+            f"'{config.output_dir}' holds the scores of an evaluation: replace them by --overwrite, or give another "
+            "--output_dir."
+        )
     from weft.launch.libraries import uncollected
     from weft.runs.metrics import read
 
