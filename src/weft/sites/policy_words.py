@@ -68,7 +68,11 @@ SENTENCES: dict[str, tuple[Words | None, str]] = {
         "",
     ),
     "statistics_noise": (
-        lambda value: f"to each of these counts, noise of the scale {value:g} at least is added" if value else "",
+        lambda value: (
+            f"noise of the scale {value:g} at least is added to each of these counts"
+            if value
+            else "these counts have noise only where a run asks for it"
+        ),
         "",
     ),
     "max_rounds": (lambda value: f"a run may have {value} rounds at most", "the number of rounds is not limited"),
