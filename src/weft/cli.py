@@ -22,6 +22,7 @@ HELP = {
     "prompt": "learn a prompt for a frozen model, federated",
     "emulate": "make a smaller stand-in for a model that must not be shared",
     "split": "show how rows are split over the clients, without training",
+    "describe": "show what each client's rows are like, without training",
     "demo": "train three simulated hospitals, offline, in under three minutes",
     "evaluate": "score a run or a model on tasks",
     "tasks": "list the evaluation tasks, and where their data is",

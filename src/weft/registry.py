@@ -140,6 +140,7 @@ COMMANDS = {
     "prompt": "weft.commands.prompt:run",
     "emulate": "weft.commands.emulate:run",
     "split": "weft.commands.split:run",
+    "describe": "weft.commands.describe:run",
     "demo": "weft.commands.demo:run",
     "evaluate": "weft.commands.evaluate:run",
     "tasks": "weft.commands.tasks:run",

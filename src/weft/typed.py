@@ -209,6 +209,10 @@ class Keys(TypedDict, total=False):
     choices: list[str] | None
     eval_tasks: list[str]
     leave_out: list[str]
+    evaluated_run: str | None
+    contamination: list[str]
+    data_statistics: bool
+    statistics_noise: float
     eval_limit: int | None
     task_data: list[str]
     include_path: list[str]

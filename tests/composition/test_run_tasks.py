@@ -228,7 +228,7 @@ def test_the_server_of_sites_scores_tasks_with_data_of_its_own(asked, run, sites
     assert [record["round"] for record in lines(done, "tasks")] == list(range(rounds + 1))
     assert sum("tasks" in entry for entry in heard) == rounds + 1
     assert (done.path / best["folder"] / "adapter_model.safetensors").is_file()
-    with pytest.raises(ConfigError, match="opens no file that a run names"):
+    with pytest.raises(ConfigError, match="nobody opens a file that a run names"):
         serve(run | {"eval_tasks": ["/etc/own.yaml"], "output_dir": f"{done.path}2"}, sites, list(NAMES), "1")
 
 

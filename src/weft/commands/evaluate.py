@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from weft.arguments import Parser
-from weft.commands import evaluation_endpoint, evaluation_harness
+from weft.commands import evaluation_endpoint, evaluation_federated, evaluation_harness
 from weft.commands.evaluation_helpers import Helpers, add_flags, progress, runnable
 from weft.errors import ConfigError
 
@@ -49,6 +49,9 @@ def _parser() -> Parser:
     parser.add_argument(
         "--reference", metavar="MODEL_OR_RUN", help="of preference tasks: measure margins beyond those of this model"
     )
+    parser.add_argument(
+        "--federated", action="store_true", help="have clients score it on rows of theirs: --federated --help says more"
+    )
     parser.add_argument("--harness", choices=["lm_eval"], help="put lm-eval's tasks instead of Weft's")
     add_flags(parser)
     evaluation_endpoint.add_flags(parser)
@@ -69,6 +72,8 @@ def _parser() -> Parser:
 
 def run(argv: list[str]) -> int:
     """Put tasks to a model, print their scores, and write them beside the run."""
+    if evaluation_federated.FLAG in argv:
+        return evaluation_federated.run(argv)
     arguments = _parser().parse(argv)
     _check(arguments)
     if arguments.harness is not None:

@@ -47,6 +47,7 @@ class RunConfig(
         "task_data",
         "include_path",
         "leave_out",
+        "contamination",
         mode="before",
     )
     @classmethod

@@ -196,6 +196,12 @@ def _check_sites(config: RunConfig) -> None:
                 f"peft_lora_target_modules holds '{name}', and sites take no regular expressions, which can be made to "
                 "run for ever: write names of modules, auto or all-linear."
             )
+    for key in ("eval_tasks", "contamination"):
+        if files := [name for name in getattr(config, key) if name.endswith((".yaml", ".yml"))]:
+            raise ConfigError(
+                f"{key} names the file '{files[0]}', and in a run of sites nobody opens a file that a run names: "
+                "write names of Weft's tasks."
+            )
     if config.federated_tokenizer or config.tokenizer_text:
         raise ConfigError("Sites need an existing tokenizer: write --tokenizer NAME_OR_PATH.")
 
@@ -250,6 +256,16 @@ def _check_numbers(config: RunConfig) -> None:
                 f"A client's rank is {rank}, but ranks go from 1 to peft_lora_r ({config.peft_lora_r}): write a "
                 "larger --peft_lora_r."
             )
+    if not config.num_rounds and (config.personal_steps or config.best_metric):
+        given = "personal_steps" if config.personal_steps else "best_metric"
+        raise ConfigError(f"num_rounds is 0, so nothing is trained: leave out --{given}, or write how many rounds.")
+    if config.privacy != "none" and (config.contamination or config.data_statistics):
+        given = "contamination" if config.contamination else "data_statistics"
+        raise ConfigError(
+            f"{given} sends counts of rows beside what privacy bounds: leave it out, or count without --privacy."
+        )
+    if config.num_rounds and config.evaluated_run:
+        raise ConfigError("evaluated_run names a model that is evaluated, and not trained: add --num_rounds 0.")
     if any(speed <= 0 for speed in config.client_speed or ()):
         raise ConfigError("client_speed holds a speed that is not above 0: write 0.5 for a client half as fast.")
     if isinstance(config.fedopt_tau, float) and config.fedopt_tau <= 0:

@@ -17,7 +17,9 @@ class FederationKeys(BaseModel):
     objective: str = Field("sft", description="training loss")
     objective_args: JsonObject = Field({}, description="parameters of the objective: name=value ...")
     fed_alg: str = Field("fedavg", description="federated algorithm, or a baseline: local, localN, central")
-    num_rounds: int = Field(500, ge=1, description="number of rounds")
+    num_rounds: int = Field(
+        500, ge=0, description="number of rounds; 0: evaluate the model that the run begins from, and train nothing"
+    )
     recipe: Literal["diloco", "photon"] = Field(
         "diloco",
         description="defaults of `weft pretrain`: diloco keeps the clients' optimizer states, photon resets "

@@ -178,6 +178,7 @@ def summary_of(
         "choices": population.choices,
     }
     summary |= {name: evaluation[name] for name in ("groups", "left_out") if name in evaluation}
+    summary |= {name: population.split[name] for name in ("contamination", "statistics") if name in population.split}
     if tally.tasks is not None:
         summary["tasks"] = {"first": tally.first_tasks, "last": tally.tasks}
     return summary

@@ -17,7 +17,6 @@ from weft.data.words import instruction_tokens, lead_of
 from weft.errors import ConfigError
 from weft.federation.plan import Plan
 from weft.json_types import JsonObject
-from weft.launch.paths import is_task_file
 from weft.launch.results import has_shared
 from weft.models.resident import Resident
 from weft.runs.fingerprints import Fingerprints
@@ -178,10 +177,4 @@ def _check_model(config: RunConfig, plan: Plan) -> None:
         raise ConfigError(
             f"eval_tasks are put to the model at the server, and in this run {why}: leave out --eval_tasks, and put "
             "them to one client's model by `weft evaluate RUN --client NAME`."
-        )
-    files = [name for name in config.eval_tasks if is_task_file(name)]
-    if config.runtime == "nvflare" and files:
-        raise ConfigError(
-            f"eval_tasks names the file '{files[0]}', and the server of sites opens no file that a run names: write "
-            "names of Weft's tasks."
         )

@@ -124,8 +124,12 @@ def of_model(name: str, settings: JsonObject, *, chat: bool, batch_size: int) ->
         method = kinds.get(str(getattr(model.peft_config["default"].peft_type, "value", "")))
     evaluated = _resident(model, tokenizer, method, None, chat=chat, batch_size=batch_size)
     digests = {_plain(kind): value for kind, value in base_of(config).items()}
-    folder = Path("evaluations") / re.sub(r"[^\w.-]+", "_", name.strip("/"))
-    return Subject(evaluated, name, digests | _format(evaluated), folder)
+    return Subject(evaluated, name, digests | _format(evaluated), folder_of(name))
+
+
+def folder_of(name: str) -> Path:
+    """Return the folder of the evaluations of a model, by the model's name or folder."""
+    return Path("evaluations") / re.sub(r"[^\w.-]+", "_", name.strip("/"))
 
 
 def _plain(kind: str) -> str:

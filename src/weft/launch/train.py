@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,8 @@ from weft.launch.best import read_tasks
 from weft.launch.budgets import fewest_units
 from weft.launch.client import ClientBuilder
 from weft.launch.client_memory import DiskMemory
+from weft.launch.contamination import counts_of, read_items
+from weft.launch.data_statistics import simulated
 from weft.launch.data_warnings import check_only_client, print_warnings
 from weft.launch.disk_full import explain_full_disk
 from weft.launch.extend import changeable, check_rounds, describe_extension, report_changes
@@ -36,6 +38,7 @@ from weft.runs import fingerprints
 from weft.runs.layout import RunDir
 from weft.runs.progress import Progress
 from weft.runs.trackers import Trackers, resolve
+from weft.tasks.contamination import ItemGrams
 
 
 def train(
@@ -73,7 +76,7 @@ def train(
     if config.from_scratch:
         shape_of(config)
     builder = ClientBuilder(config)
-    tasks = read_tasks(config, builder.plan)
+    tasks, items = read_tasks(config, builder.plan), read_items(config)
     import_libraries(config)
     imported()
     if not config.trains_tokenizer:
@@ -83,7 +86,7 @@ def train(
             rank_group.follow(builder)
             return Run(Path(config.output_dir))
         with explain_full_disk(config):
-            return _train(builder, StartOptions(resume, overwrite, quiet, as_json, former_config, notes), tasks)
+            return _train(builder, StartOptions(resume, overwrite, quiet, as_json, former_config, notes), tasks, items)
 
 
 class StartOptions(NamedTuple):
@@ -99,7 +102,7 @@ class StartOptions(NamedTuple):
     """Sentences about the configuration, printed before the first round."""
 
 
-def _train(builder: ClientBuilder, options: StartOptions, tasks: RunTasks) -> Run:
+def _train(builder: ClientBuilder, options: StartOptions, tasks: RunTasks, items: Mapping[str, ItemGrams]) -> Run:
     config, plan, group = builder.config, builder.plan, builder.group
     with (
         RunDir.create(
@@ -125,6 +128,10 @@ def _train(builder: ClientBuilder, options: StartOptions, tasks: RunTasks) -> Ru
         report_changes(config, run, current, progress.note)
         population = builder.read(DiskMemory(run), report=progress.tokenizing)
         check_only_client(config, population)
+        if config.data_statistics:
+            population.split["statistics"] = simulated(config, population, builder.tokenizer)
+        if items:
+            population.split["contamination"] = counts_of(items, population.trained, builder.tokenizer)
         write_atomic(run.split_file, split_text(population.split).encode())
         host, values = builder.host(reference=run.reference_file, conditions=compose.conditions(config))
         # After all that can refuse the run: a start that is refused must not replace the record.

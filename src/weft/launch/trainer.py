@@ -29,6 +29,7 @@ from weft.launch import compose, rank_group
 from weft.launch.best import BestRule
 from weft.launch.budgets import account_of
 from weft.launch.commits import Commits, Position
+from weft.launch.federated import scores_of
 from weft.launch.personal_models import PersonalModels
 from weft.launch.population import Population
 from weft.launch.ray_actor import runtime_of
@@ -60,6 +61,7 @@ class Trainer:
         tasks: RunTasks | None = None,
         begin: Callable[[ClientHost], AbstractContextManager[Runtime]] | None = None,
         listener: Callable[[JsonObject], None] = lambda _: None,
+        evaluated: ServerState | None = None,
     ) -> None:
         """Connect the parts of a run and open its logs.
 
@@ -74,12 +76,13 @@ class Trainer:
             tasks: what the server's model is put to between rounds; None: nothing.
             begin: opens the runtime that carries messages to clients; None: the one that the configuration names.
             listener: called with the record of every round and evaluation.
+            evaluated: of a run without rounds: the state to evaluate; None: that of the model as it was loaded.
         """
         self.config, self.run, self.host, self.population = config, run, host, population
         self.plan, self.model, self.evaluator = host.plan, host.model, host.evaluator
         self.progress, self.trackers = progress, trackers
         self.announcer = rank_group.Announcer(group) if group is not None else None
-        self.begin, self.listener = begin, listener
+        self.begin, self.listener, self.evaluated = begin, listener, evaluated
         self.tally = Tally()
         self.tasks = RunTasks(config) if tasks is None else tasks
         self.best = BestRule.of(config, type(self.evaluator), self.tasks)
@@ -115,7 +118,7 @@ class Trainer:
             self.metrics.truncate(0)
             self.timing.truncate(0)
             checkpoint.rewind(self.run, 0)
-            return begin(self.plan, values, self.model.fixed)
+            return self.evaluated or begin(self.plan, values, self.model.fixed)
         state, extra = saved_state
         self.metrics.truncate(extra["metrics"])
         self.timing.truncate(extra["timing"])
@@ -126,14 +129,16 @@ class Trainer:
 
     def _all_rounds(self, state: ServerState) -> ServerState:
         """Run and commit the rounds that are left; return the state after the last."""
-        config, population = self.config, self.population
-        commits = self.commits
+        config, population, commits = self.config, self.population, self.commits
         if self.tasks.asked and state.round == 0 and not self.metrics.size():
             self._record_tasks(state)
         position = commits.committed = self._position(state)
         local = partial(runtime_of, config, population=population, progress=self.progress, announce=self.announcer)
         with (self.begin or local)(self.host) as runtime, commits:
             try:
+                if not config.num_rounds:
+                    self._record_evaluation(0, scores_of(self.plan, state, runtime, population, self.progress.note))
+                    position = self._position(state)
                 for result in () if self._is_over() else self._rounds(state, runtime):
                     self._record(result)
                     position = self._position(result.state)
@@ -187,14 +192,13 @@ class Trainer:
     def _record(self, result: RoundDone) -> None:
         record = round_record(result, self.plan.objective.metrics) | (self.account.line() if self.account else {})
         self.tally.add(result, record)
+        self.metrics.append(record)
         if result.record.repeated:
-            self.metrics.append(record)
             self.progress.note(
                 f"round {record['round']}: {len(record['clients'])} usable replies, fewer than the "
                 f"{result.record.quorum} that it needs; the round is repeated."
             )
             return
-        self.metrics.append(record)
         timing = {
             "round": record["round"],
             "seconds": result.seconds,
@@ -284,6 +288,8 @@ class Trainer:
     def _save_weights(self, state: ServerState) -> JsonObject:
         """Write the shared model and the clients' personal models, if any; return the scores of both."""
         model, has_clusters = self.model, self.plan.algorithm.choice is not None
+        if not self.config.num_rounds:  # there is nothing new to write
+            return {}
         if has_shared(self.plan):
             write_weights(self.config, model, shared_of(self.config, self.plan, model, state), self.run.path)
         personal = PersonalModels(self.plan, state, model, self.population, self.evaluator)

@@ -57,6 +57,8 @@ def refusal(policy: SitePolicy, run: RunConfig, clients: int) -> str | None:
         # Files of parts were compared by their content above.
         if allowed is not None and name not in allowed and plugins.parse(name) is None:
             return f"{what} '{name}' is not among what this site accepts ({', '.join(allowed) or 'none'})"
+    if not run.num_rounds and not accept.evaluations:
+        return "the run evaluates a model and trains nothing, and this site does not accept evaluations by themselves"
     if accept.max_rounds is not None and run.num_rounds > accept.max_rounds:
         return f"the run has {run.num_rounds} rounds, and this site accepts {accept.max_rounds} at most"
     # The first is the server's word, the others are agreed on.

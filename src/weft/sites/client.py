@@ -25,6 +25,8 @@ from weft.json_types import JsonObject
 from weft.launch import provenance
 from weft.launch.client import ClientBuilder
 from weft.launch.client_memory import DiskMemory
+from weft.launch.contamination import counts_at_site
+from weft.launch.data_statistics import at_site
 from weft.launch.data_warnings import warning_lines
 from weft.launch.results import write_weights
 from weft.launch.template_date import with_template_date
@@ -173,8 +175,15 @@ class SiteClient:
         self.releases = Releases.of(run.path / RELEASES, host, local, str(request.get("birth", "")))
         self.client_host = replace(host, train_clients=trained, eval_clients=evaluated)
         self.run, self.place, self.config = str(request["id"]), run.path, local
+        accept = self.policy.accept
+        tested = counts_at_site(
+            local, population.trained, builder.tokenizer, self.policy.task_data, accept.min_report_rows
+        )
+        rules = (accept.min_report_rows, accept.statistics_noise) if accept.statistics else None
         self.agreed = {
             **counts,
+            "contamination": tested,
+            "statistics": at_site(local, population, builder.tokenizer, rules, self.folder),
             "agreed": agreement(keys, base, self.version),
             "least": least,
         }

@@ -58,6 +58,12 @@ class AcceptRules(BaseModel):
     """Whether models may be trained from scratch."""
     tokenizers: list[str] = []
     """Names of accepted tokenizers, besides the models' own."""
+    evaluations: bool = True
+    """Whether a run may have the site's held-out rows scored without training (num_rounds 0)."""
+    statistics: bool = False
+    """Whether a run may be told lengths, languages and labels of the site's rows (data_statistics)."""
+    statistics_noise: float = Field(0.0, ge=0)
+    """Scale of the noise that the site adds to each of these counts at least."""
     max_rounds: int | None = Field(None, ge=1)
     max_steps: int | None = Field(None, ge=1)
     """Most optimizer steps in a round; refuses runs that count epochs."""
@@ -131,6 +137,8 @@ class SitePolicy(BaseModel):
     """Address of a judge that may read this site's rows and the answers to them; None: no judge reads them."""
     judge_key: str = "OPENAI_API_KEY"
     token_cache: str | None = None
+    task_data: list[str] | None = None
+    """Folders with this site's own data of evaluation tasks; it counts how many of their items are among its rows."""
     accept_changed: bool = False
     """Resume a run even if the site's rows or tokenizer have changed since the run started."""
 
@@ -187,6 +195,10 @@ def read_policy(path: str | Path) -> SitePolicy:
     for value in filter(None, (paths | resolved).values()):
         if not Path(value).expanduser().exists():
             raise ConfigError(f"'{path}': there is no data at '{value}': check the path.")
+    folders = [str(file.parent / Path(folder).expanduser()) for folder in policy.task_data or ()]
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise ConfigError(f"'{path}': there is no folder of task data '{folder}': check the path.")
     parts = {str(file.parent / Path(part).expanduser()): digest for part, digest in policy.accept.parts.items()}
     for part, digest in parts.items():
         try:
@@ -194,7 +206,8 @@ def read_policy(path: str | Path) -> SitePolicy:
         except ConfigError as error:
             raise ConfigError(f"'{path}': accept.parts: {error}") from None
     accept = policy.accept.model_copy(update={"parts": parts})
-    update: dict[str, BaseModel] = {"data": policy.data.model_copy(update=resolved), "accept": accept}
+    update: dict[str, object] = {"data": policy.data.model_copy(update=resolved), "accept": accept}
+    update["task_data"] = folders or None
     if policy.ledger is not None:
         ledger_file = file.parent / Path(policy.ledger.file).expanduser()
         update["ledger"] = policy.ledger.model_copy(update={"file": str(ledger_file)})

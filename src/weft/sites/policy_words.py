@@ -55,6 +55,26 @@ SENTENCES: dict[str, tuple[Words | None, str]] = {
         ),
         "",
     ),
+    "evaluations": (
+        lambda value: "a run may evaluate a model without training" if value else "runs that only evaluate are refused",
+        "",
+    ),
+    "statistics": (
+        lambda value: (
+            "a run may be told how long rows are, in which languages, and how often they have each label"
+            if value
+            else "nothing is told of the rows but how many they are"
+        ),
+        "",
+    ),
+    "statistics_noise": (
+        lambda value: (
+            f"noise of the scale {value:g} at least is added to each of these counts"
+            if value
+            else "these counts have noise only where a run asks for it"
+        ),
+        "",
+    ),
     "max_rounds": (lambda value: f"a run may have {value} rounds at most", "the number of rounds is not limited"),
     "max_steps": (
         lambda value: f"a round may have {value} optimizer steps at most, and runs that count epochs are refused",

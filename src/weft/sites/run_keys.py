@@ -28,6 +28,7 @@ FROM_RUN = frozenset(
     decay_ratio warmup_steps warmup_ratio min_learning_rate weight_decay decay_matrices_only max_grad_norm adam_beta1
     adam_beta2 adam_epsilon personal_steps
     eval_fraction eval_rows eval_every eval_batch_size eval_everybody choices seed min_clients max_attempts
+    contamination data_statistics statistics_noise
     """.split()
 )
 """Keys that a site takes from a run: numbers, names of parts, texts. A site opens none of them as a file."""
@@ -48,7 +49,7 @@ AT_SERVER = frozenset(
     split_alpha split_min_rows shards_per_client endpoint_timeout endpoint_retries endpoint_parallel vocab_size compile
     tokenizer_min_count tokenizer_min_clients tokenizer_noise generation_engine vllm_memory
     eval_tasks eval_limit task_data include_path num_fewshot apply_chat_template best_metric early_stopping_rounds
-    leave_out
+    leave_out evaluated_run
     """.split()
 )
 """Keys that only the server uses: a site keeps the defaults."""
