@@ -19,8 +19,11 @@ ALGORITHMS = {
 }  # fmt: skip
 AGGREGATIONS = {"average", "ffa", "rolora", "merge", "fedsa", "fedsb", "dual"}
 REFUSED = {
-    **{f"fed_alg {name}": {"fed_alg": name} for name in {*registry.ALGORITHMS, "local1"} - ALGORITHMS},
-    **{f"aggregation {name}": {"lora_aggregation": name} for name in {*registry.LORA_AGGREGATIONS} - AGGREGATIONS},
+    **{f"fed_alg {name}": {"fed_alg": name} for name in sorted({*registry.ALGORITHMS, "local1"} - ALGORITHMS)},
+    **{
+        f"aggregation {name}": {"lora_aggregation": name}
+        for name in sorted({*registry.LORA_AGGREGATIONS} - AGGREGATIONS)
+    },
     **{f"weight {name}": {"client_weight": name} for name in ("minimax", "gain")},
     **{f"codec {name}": {"codec": name} for name in registry.CODECS if name != "none"},
     "clusters": {"cluster": 2},

@@ -10,9 +10,9 @@ FEDERATED = ALGORITHM.with_description("a federated algorithm")
 
 
 def secrecy(plan: Plan) -> list[Refusal]:
-    """Return the rules of protection and privacy: what the server may see."""
-    algorithm, protection, privacy, lora = plan.algorithm, plan.protection, plan.privacy, plan.sharing.lora
-    name, protector, private = name_of(algorithm), type(protection).__name__, type(privacy).__name__
+    """Return the rules of protection: what the server may see."""
+    algorithm, protection, lora = plan.algorithm, plan.protection, plan.sharing.lora
+    name, protector = name_of(algorithm), type(protection).__name__
     mean, factors = type(plan.aggregator).__name__, type(lora).__name__
     clusters = "leave out --cluster"
     return [
@@ -59,6 +59,14 @@ def secrecy(plan: Plan) -> list[Refusal]:
             f"{protector} opens the sum of a whole cohort, and here the server uses the first updates that come",
             ["leave out --over_selection", "write --protection none"],
         ),
+    ]
+
+
+def means(plan: Plan) -> list[Refusal]:
+    """Return the rules of what is computed of a cohort: a mean of updates where privacy accounts for one."""
+    algorithm, privacy, lora = plan.algorithm, plan.privacy, plan.sharing.lora
+    private, mean, factors = type(privacy).__name__, type(plan.aggregator).__name__, type(lora).__name__
+    return [
         Refusal(
             privacy.bounded and not plan.aggregator.additive,
             f"{private} accounts for a mean, and {mean} is none",
@@ -70,8 +78,8 @@ def secrecy(plan: Plan) -> list[Refusal]:
             [LORA, "leave out --privacy_unit"],
         ),
         Refusal(
-            algorithm.pools_data and (protection.sum_only or privacy.bounded),
-            f"{name} brings all rows to one place, where there is nobody to protect them from",
+            algorithm.pools_data and (plan.protection.sum_only or privacy.bounded),
+            f"{name_of(algorithm)} brings all rows to one place, where there is nobody to protect them from",
             ["leave out --protection and --privacy_unit", FEDERATED],
         ),
     ]
