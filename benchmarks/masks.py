@@ -82,7 +82,8 @@ def main() -> None:
     """Print the figures of both cohorts, and of numbers of few bits."""
     torch.set_num_threads(1)
     print(f"# {machine()}")
-    announced: Streams = {"bounds": {"delta/w": torch.tensor(0.01, dtype=torch.float64)}}  # as from the second round on
+    bound = {"delta/w": torch.tensor(0.01, dtype=torch.float64)}  # as from the third round on
+    announced: Streams = {"bounds": bound, "near": bound}
     for count, most in ((10, 1.0), (100, 5.0)):
         for bits in (0, 9):
             client, server, up, down = Parties(count, Masks(bits=bits)).run(announced)

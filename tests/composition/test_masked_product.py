@@ -25,6 +25,7 @@ REFUSED = {
         for name in sorted({*registry.LORA_AGGREGATIONS} - AGGREGATIONS)
     },
     **{f"weight {name}": {"client_weight": name} for name in ("minimax", "gain")},
+    **{f"codec {name}": {"codec": name} for name in registry.CODECS if name != "none"},
     "clusters": {"cluster": 2},
     "over-selection": {"over_selection": 0.5},
     "ranks": {"client_ranks": [2, 4]},
@@ -82,3 +83,16 @@ def test_what_cannot_go_with_sums_is_refused_with_a_remedy(keys, changes: dict[s
         weft.train(keys | MASKS | {"model_name_or_path": keys["model_name_or_path"]} | changes, quiet=True)
     assert "\n" not in str(refused.value)
     assert not Path(keys["output_dir"]).exists()
+
+
+def test_the_refusal_of_a_codec_says_how_few_bits_are_added(keys):
+    with pytest.raises(
+        ConfigError, match="Int4 cannot be added up under Masks: write --codec none --protection_args b"
+    ):
+        weft.train(keys | MASKS | {"codec": "int4"}, quiet=True)
+
+
+def test_a_run_says_once_what_is_not_hidden(keys, capsys: pytest.CaptureFixture[str]):
+    weft.train(keys | MASKS | {"num_rounds": 2, "eval_every": 0, "max_steps": 1, "group_size": 3})
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("has had no review from outside") == 1

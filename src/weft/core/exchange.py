@@ -237,6 +237,9 @@ class Protection:
     can_group: ClassVar[bool] = False
     """It knows group_size."""
 
+    fewer_bytes: ClassVar[str] = ""
+    """What to write for few bytes where no codec can go with it."""
+
     remark: ClassVar[str] = ""
     """What a run says at its start of what is hidden and what is not."""
 

@@ -44,7 +44,10 @@ def secrecy(plan: Plan) -> list[Refusal]:
         Refusal(
             protection.sum_only and not plan.codec.addable,
             f"Updates encoded by {type(plan.codec).__name__} cannot be added up under {protector}",
-            [CODEC.with_description("another codec"), "write --protection none"],
+            [
+                *([protection.fewer_bytes] if protection.fewer_bytes else [CODEC.with_description("another codec")]),
+                "write --protection none",
+            ],
         ),
         Refusal(
             protection.sum_only and bool(plan.sharing.ranks or plan.sharing.layers),

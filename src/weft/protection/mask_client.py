@@ -89,7 +89,8 @@ class Client:
         if opened is not None and opened != str(self.attempt):
             raise ClientFailed(f"{OPENED}, and a second one over other members would show the difference")
         grid = read_grid(values, bound, bits, len(members.names), len(vector_names(update.streams)))
-        draws = int.from_bytes(self._secret("rounding"), "big")
+        # Rounding protects nobody: it is the same in every run of the same seed.
+        draws = int(digest(masking.words("rounding", name, *self._about)), 16)
         total, names = to_integers(update, grid, np.random.default_rng(draws))
         self._promise("masked", digest(total.numbers.tobytes(), total.counts.tobytes()))
         about = (*self._about, transcript(values))
@@ -194,7 +195,8 @@ def read_grid(values: Mapping[str, Tensor], bound: float, bits: int, terms: int,
     Raises:
         ClientFailed: no update can be brought to such integers.
     """
-    heaviest, announced = values.get("heaviest"), values.get("bounds")
+    heaviest, near = values.get("heaviest"), values.get("near") if bits else None
+    announced = values.get("bounds") if near is None else near
     if heaviest is None or heaviest.numel() != 1 or not 0 < float(heaviest) < float("inf"):
         raise ClientFailed("was sent no largest weight")
     if announced is None:
@@ -202,7 +204,7 @@ def read_grid(values: Mapping[str, Tensor], bound: float, bits: int, terms: int,
     bounds = tuple(announced.double().reshape(-1).tolist())
     if len(bounds) != tensors or not all(0 < one <= bound for one in bounds):
         raise ClientFailed("was sent bounds of tensors that cannot be")
-    return Grid(bound, terms, float(heaviest), bits or WHOLE, bounds)
+    return Grid(bound, terms, float(heaviest), WHOLE if near is None else bits, bounds)
 
 
 def transcript(values: Mapping[str, Tensor]) -> str:
@@ -211,7 +213,7 @@ def transcript(values: Mapping[str, Tensor]) -> str:
     Masks follow from it, so that they cancel between those alone who have heard the same. A server that announced
     to all others a weight or bounds that turn their updates to zero would see the update of one.
     """
-    names = ("members", "cohort", "heaviest", "bounds")
+    names = ("members", "cohort", "heaviest", "bounds", "near")
     return digest(
         *(
             value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()

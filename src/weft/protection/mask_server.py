@@ -25,6 +25,8 @@ HEAVIEST = 2.0**20
 """The weight that counts 1 where the server does not know how many rows clients have."""
 BOUNDS = "bounds"
 """The stream of the server's memory that holds the bound of each tensor."""
+NEAR = "near"
+"""The same, with the bounds that are near enough to sizes for numbers of few bits."""
 MOST_METRICS = 1 << 16
 """Largest list of the names of metrics, in bytes."""
 
@@ -47,8 +49,8 @@ class Opening:
     """Of each client in the cohort: its sealed shares, a row for each of its peers."""
     grid: Grid = field(init=False)
     total: Masked = field(init=False)
-    bounds: Tensors = field(default_factory=dict, init=False)
-    """Of the tensors, for the next round, once the sum is opened."""
+    bounds: Streams = field(default_factory=dict, init=False)
+    """Of the tensors, for the next round, once the sum is opened: BOUNDS and NEAR."""
     added: list[str] = field(default_factory=list, init=False)
     """Clients whose masked update is in the sum."""
     metrics: set[str] = field(default_factory=set, init=False)
@@ -77,9 +79,11 @@ class Opening:
             "cohort": names_tensor(list(self.shares)),
             "heaviest": torch.tensor(self.heaviest, dtype=torch.float64),
         }
-        known, names = self.party.memory.get(BOUNDS, {}), ["/".join(one) for one in vector_names(self.like)]
-        if names and known.keys() >= set(names):
-            sent["bounds"] = torch.stack([known[name] for name in names])
+        names = ["/".join(one) for one in vector_names(self.like)]
+        for stream in (BOUNDS, NEAR):
+            known = self.party.memory.get(stream, {})
+            if names and known.keys() >= set(names):
+                sent[stream] = torch.stack([known[name] for name in names])
         self.grid = read_grid(sent, self.bound, self.bits, len(self.members.names), len(names))
         self.total = zeros(self.like, self.grid.width)
         yield from self._gather([self.tasks[name] for name in sorted(self.shares)], sent)
@@ -226,10 +230,11 @@ class Opening:
             yield from self._closed(self.added, "its weights add up to what no clients have")
             return
         names = ["/".join(one) for one in vector_names(self.like)]
-        bounds = torch.from_numpy(
-            self.grid.next_bounds(sizes_in(self.total, len(names), self.grid), few=bool(self.bits))
-        )
-        self.bounds = dict(zip(names, bounds.unbind(), strict=True))
+        sizes = sizes_in(self.total, len(names), self.grid)
+        for stream, few in ((BOUNDS, False), (NEAR, True)):
+            if not few or (self.bits and self.grid.measured):
+                bounds = torch.from_numpy(self.grid.next_bounds(sizes, few=few))
+                self.bounds[stream] = dict(zip(names, bounds.unbind(), strict=True))
         task = self.tasks[self.added[0]]
         yield replace(
             update,

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 
 from weft.core.exchange import Exchange, Party, Protection
-from weft.core.types import ProtectionReply, ProtectionRequest, Reply, Streams, Task, Tensors, Update
+from weft.core.types import ProtectionReply, ProtectionRequest, Reply, Streams, Task, Update
 from weft.errors import ClientFailed, ConfigError
 from weft.protection import mask_server
 from weft.protection.groups import deal, together
@@ -41,13 +41,15 @@ class Masks(Protection):
     group_size: int = field(default=0, metadata={"key": "group_size"})
     """Fewest clients of a group, each of which has a sum of its own; 0: one sum of all."""
     bits: int = 0
-    """Of a number; 0: the modulus has 32 bits. In the first round, when no sizes of tensors are known, it has 64."""
+    """Of a number, from the third round on; 0: the modulus has 32 bits. In the first round, when no sizes of tensors
+    are known, it has 64, and in the second 32."""
     neighbours: int = 0
     """With how many others a client shares masks (even); 0: all others, or 20 of more than 40."""
 
     sum_only: ClassVar[bool] = True
     draws_secrets: ClassVar[bool] = True
     can_group: ClassVar[bool] = True
+    fewer_bytes: ClassVar[str] = "write --codec none --protection_args bits=9"
     remark: ClassVar[str] = (
         "the server sees sums of updates and of training metrics only. Who takes part, when, the number of rows and "
         "the scores of held-out rows are not hidden (docs/wire.md); the protocol has had no review from outside."
@@ -128,7 +130,9 @@ class Masks(Protection):
             for group in groups
         ]
         yield from together(exchange, sums, party.quorum)
-        bounds: Tensors = {}
+        fresh: Streams = {}
         for one in sums:  # of groups, the largest
-            bounds |= {name: torch.maximum(value, bounds.get(name, value)) for name, value in one.bounds.items()}
-        party.kept[mask_server.BOUNDS] = party.memory.get(mask_server.BOUNDS, {}) | bounds
+            for stream, values in one.bounds.items():
+                before = fresh.get(stream, {})
+                fresh[stream] = {name: torch.maximum(value, before.get(name, value)) for name, value in values.items()}
+        party.kept.update({stream: party.memory.get(stream, {}) | values for stream, values in fresh.items()})

@@ -73,6 +73,11 @@ class Grid(NamedTuple):
         return self.ranges(1)[0].few
 
     @property
+    def measured(self) -> bool:
+        """Whether bounds are announced, so that sizes are well known after the sum."""
+        return self.bits != fixed_point.WIDE
+
+    @property
     def width(self) -> int:
         """Bits of the modulus."""
         return self.ranges(1)[0].width
@@ -81,9 +86,9 @@ class Grid(NamedTuple):
     def power(self) -> int:
         """The power in which sizes of tensors are added: a higher one gives a value nearer to the largest size.
 
-        Where bounds are generous, sizes may be a millionth of them, of which a higher power would vanish.
+        Where bounds are generous, sizes are small fractions of them, of which a higher power would vanish.
         """
-        return 8 if self.few else 2
+        return {fixed_point.WIDE: 1, fixed_point.WHOLE: 2}.get(self.bits, 8)
 
     @property
     def fraction(self) -> float:
@@ -105,11 +110,10 @@ class Grid(NamedTuple):
             sizes: added powers of the sizes of tensors, as multiples of the bounds of this round.
             few: whether numbers will have few bits.
         """
-        least = 1 / 16 if self.few else 2.0**-22
-        roots = np.maximum(sizes, 0.0) ** (1 / self.power)
+        roots = np.maximum(sizes, 1 / self.fraction) ** (1 / self.power)
         now = np.array([one.bound for one in self.ranges(len(sizes))])
         room = TIGHT if few else LOOSE
-        bounds: np.ndarray = np.clip(room * now * np.maximum(roots, least), 1e-12, self.bound)
+        bounds: np.ndarray = np.clip(room * now * roots, 1e-30, self.bound)
         return bounds
 
 
