@@ -35,18 +35,19 @@ TINY = DATA.parent / "models" / "stories260K"
 SMOL = Path(os.environ.get("WEFT_SMOL", Path.home() / ".cache" / "weft-models" / "SmolLM2-135M-Instruct"))
 LABELS = ("negative", "positive", "neutral")
 SEEDS, ROWS_OF_USER = (1, 2, 3), 2
-HELD_OUT, HELD_OUT_REAL = 300, 100
+HELD_OUT, HELD_OUT_REAL, CHARACTERS = 300, 100, 60
 UNITS = ("row", "user", "client100", "client1000")
 EPSILONS = (1.0, 3.0, 8.0, None)
 DEPTHS = (1, 3, 5)
 """Layers that are kept of the five of stories260K."""
 
 COMMON: dict[str, Any] = {
-    "template": "vicuna",
+    "template": "chat",
     "dtype": "float32",
     "lr_scheduler_type": "constant",
     "truncation_side": "left",
-    "seq_length": 48,
+    "seq_length": 96,
+    "held_out_overlap": "leave_out",
     "eval_every": 0,
     "save_model_freq": 0,
     "checkpoint_seconds": 1e6,
@@ -70,10 +71,7 @@ OF_UNIT: dict[str, dict[str, Any]] = {
 RATE, RATE_OF_CLIENTS = 1e-2, 3e-2
 """Learning rates; the second of `client` with noise, whose bound scales steps of any size down."""
 REAL: dict[str, Any] = {
-    "template": "chat",
     "dtype": "auto",
-    "truncation_side": "left",
-    "seq_length": 96,
     "num_rounds": 1,
     "max_steps": 4,
     "batch_size": 32,
@@ -119,8 +117,12 @@ def cells(large: bool) -> Iterator[Cell]:
         yield Cell("real", unit, budget, 1, 30, large)
 
 
-def data(folder: Path, held_out: int) -> tuple[Path, Path]:
-    """Write the tweets of the clients and so many public ones, shuffled; return both files."""
+def data(folder: Path, held_out: int, most: int | None) -> tuple[Path, Path]:
+    """Write the tweets of the clients and so many public ones, shuffled; return both files.
+
+    Tweets are shortened to `most` characters here, and not by `seq_length`: a row that is cut on the left to so many
+    tokens in all tells by the place of its answer how long the answer is, and so which one.
+    """
     train, public = folder / "train.jsonl", folder / "public.jsonl"
 
     def read(name: str) -> list[dict[str, Any]]:
@@ -134,12 +136,12 @@ def data(folder: Path, held_out: int) -> tuple[Path, Path]:
 
     # A user's rows are at one client, which the column "site" names; public rows are split like the others.
     rows = [
-        {"instruction": row["input"], "output": row["output"], "user": f"u{number // ROWS_OF_USER}"}
+        {"instruction": row["input"][:most], "output": row["output"], "user": f"u{number // ROWS_OF_USER}"}
         for number, row in enumerate(read("instruct/tfns_train"))
     ]
     write(train, [row | {"site": f"s{number // ROWS_OF_USER % 2}"} for number, row in enumerate(rows)])
     rows = [
-        {"instruction": row["text"], "output": LABELS[row["label"]], "site": f"s{number % 2}"}
+        {"instruction": row["text"][:most], "output": LABELS[row["label"]], "site": f"s{number % 2}"}
         for number, row in enumerate(read("eval/tfns_valid")[:held_out])
     ]
     write(public, rows)
@@ -147,24 +149,27 @@ def data(folder: Path, held_out: int) -> tuple[Path, Path]:
 
 
 def shallow(layers: int, folder: Path) -> Path:
-    """Return stories260K with its first layers only."""
+    """Return stories260K with its first layers only, and a template of few tokens."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if layers == max(DEPTHS):
-        return TINY
     path = folder / f"layers{layers}"
     model = AutoModelForCausalLM.from_pretrained(TINY)
     model.model.layers = model.model.layers[:layers]
     model.config.num_hidden_layers = layers
     model.save_pretrained(path)
-    AutoTokenizer.from_pretrained(TINY).save_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}:{% endif %}{{ m.content }}"
+        "{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}{% if add_generation_prompt %}:{% endif %}"
+    )
+    tokenizer.save_pretrained(path)
     return path
 
 
 def keys(cell: Cell, folder: Path) -> dict[str, Any]:
     """Return the keys of a run; write its data into a folder."""
     real = cell.table == "real"
-    train, public = data(folder, HELD_OUT_REAL if real else HELD_OUT)
+    train, public = data(folder, *((HELD_OUT_REAL, None) if real else (HELD_OUT, CHARACTERS)))
     given = COMMON | OF_UNIT[cell.unit]
     given |= {"dataset_name": str(train), "eval_dataset_name": str(public), "seed": cell.seed}
     hidden = cell.unit.startswith("client") and cell.epsilon is not None
