@@ -117,6 +117,24 @@ def composed(releases: Iterable[Steps], delta: float) -> float:
     return sum(_of_group(group, delta / len(groups)) for group in groups)
 
 
+def deltas(releases: Iterable[Steps], epsilons: Sequence[float]) -> list[float]:
+    """Return, for each epsilon, the delta with which all releases together keep to it, by PLD.
+
+    Raises:
+        ValueError: a sample has a fixed size, for which there is no privacy loss distribution.
+        MissingExtra: dp-accounting is not installed.
+    """
+    steps = [step for step in releases if step.count > 0]
+    if any(step.sampling.kind == "fixed" for step in steps):
+        raise ValueError("samples of a fixed size have no privacy loss distribution")
+    if any(step.noise <= 0 for step in steps):
+        return [1.0 for _ in epsilons]
+    dp = _library()
+    accountant = dp.pld.PLDAccountant(value_discretization_interval=1e-3)
+    accountant.compose(dp.ComposedDpEvent([_event(dp, step, step.noise) for step in steps]))
+    return [float(accountant.get_delta(epsilon)) for epsilon in epsilons]
+
+
 def _of_group(group: Sequence[Steps], delta: float, *, rdp: bool = False) -> float:
     """Return the epsilon of releases that have one neighbouring relation."""
     if any(step.noise <= 0 for step in group):
