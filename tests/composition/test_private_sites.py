@@ -135,7 +135,10 @@ def test_sites_hide_their_rows_by_noise_of_their_own(run, sites: FakeSites, tmp_
         change(sites, name, tmp_path, accept={"max_epsilon": 8.0, "privacy": [unit]})
     done = serve(run | rows, sites, list(NAMES), "1")
     assert all(line["train_loss"] is None for line in events(done))
-    assert done.summary["privacy"]["epsilon"] <= 8 if unit == "row" else "privacy" not in done.summary
+    # A site tells how many units it has, so that the server can say what is spent: patients of a hospital, too.
+    assert 7 < done.summary["privacy"]["epsilon"] <= 8
+    assert done.summary["privacy"]["unit"] == unit
+    assert [line["epsilon"] for line in events(done)][-1] == done.summary["privacy"]["epsilon"]
     for name in NAMES:
         assert len(Ledger(sites.folder / name / "run" / RELEASES).entries) == 2
 

@@ -138,9 +138,8 @@ def fewest_units(config: RunConfig, clients: Clients) -> int:
     """Return the units of the client that has the fewest; of the federation, where clients are the units."""
     if config.privacy_unit == keys.CLIENT:
         return len(clients)
-    if config.runtime == "nvflare" and keys.unit_kind(config.privacy_unit) == "column":
-        return 0  # sites tell how many rows they have, and nothing else
-    return min((count for count in unit_counts(clients.units, clients.train) if count), default=0)
+    counts = clients.num_units or unit_counts(clients.units, clients.train)
+    return min((count for count in counts if count), default=0)
 
 
 def account_of(config: RunConfig, privacy: Privacy, run: RunDir, clients: Clients) -> Account | None:

@@ -38,7 +38,7 @@ from weft.sites.agreement import agreement, losses_sent, own_config, refusal, sm
 from weft.sites.bounds import DAY, WORK, Bounds, Day, Spent
 from weft.sites.job import check_name
 from weft.sites.policy import SitePolicy
-from weft.sites.reports import reportable
+from weft.sites.reports import counts_of, reportable
 from weft.sites.site_ledger import RELEASES, Releases, SiteBudget
 from weft.sites.token_folder import token_folder
 
@@ -104,8 +104,8 @@ class SiteClient:
                 (hash of the server's base model), `birth` (identifies the run among runs of the same `id`).
 
         Returns:
-            `rows` and `held`, the counts of rows to train on and of held-out rows; `agreed`, the hash of what server
-            and site must agree on; `least`, the smallest cohort that the site policy accepts.
+            The counts of `counts_of`; `agreed`, the hash of what server and site must agree on; `least`, the
+            smallest cohort that the site policy accepts.
 
         Raises:
             Refused: the site policy forbids the run, or the site has another model or another Weft.
@@ -159,7 +159,7 @@ class SiteClient:
         if (why := losses_sent(self.policy, builder.plan, len(population.trained.train[0]))) is not None:
             raise Refused(why)
         host, _ = builder.host(reference=run.reference_file)
-        counts = {"rows": len(population.trained.train[0]), "held": len(population.evaluated.held_out[0])}
+        counts = counts_of(local, host)
         report, export = partial(reportable, self.policy), self._export
         # A round may be one step on one row.
         summed = host.plan.local.rows_in_metrics(counts["rows"], host.plan.objective.reuse)
