@@ -152,3 +152,24 @@ def test_a_site_answers_no_more_often_than_its_budget_allows(run, sites: FakeSit
     again = Task("hospital_a", 1, 1, {"w": torch.ones(1)})
     assert "answered 2 times" in str(site.releases.take(again))
     assert len(site.releases.ledger.entries) == 2
+
+
+def test_changed_rows_have_other_noise_and_a_task_that_comes_again_costs_again(run, sites: FakeSites, tmp_path: Path):
+    """Else the difference of two answers to one task would be the rows that a site took out in between."""
+    for name in NAMES:
+        change(sites, name, tmp_path, accept_changed=True)
+    rows = PRIVATE | {"privacy_unit": "row", "clip_norm": 1.0, "num_rounds": 2}
+    rows |= {"noise_multiplier": 2, "target_epsilon": 50}
+    serve(run | rows, sites, list(NAMES), "1")
+    site = sites.site_clients["hospital_a"]
+    first = site.releases.ledger.entries[0]
+    secret = site.client_host.train_clients.memory.secret("hospital_a").bytes(8, "x")
+    data = Path(site.policy.data.path)
+    data.write_text("".join(data.read_text().splitlines(keepends=True)[1:]))
+    sites.begin("hospital_a")
+    serve(run | rows | {"num_rounds": 3}, sites, list(NAMES), "1", resume=True)
+    site = sites.site_clients["hospital_a"]
+    assert site.releases.rows != first["rows"]
+    assert site.client_host.train_clients.memory.secret("hospital_a").bytes(8, "x") != secret
+    entries = site.releases.ledger.entries
+    assert len({(one["round"], one["rows"]) for one in entries}) == len(entries)

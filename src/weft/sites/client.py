@@ -31,7 +31,7 @@ from weft.models.fingerprint import fingerprint
 from weft.models.load import has_pickle_files
 from weft.models.resident import Resident
 from weft.runs import checkpoint, fingerprints
-from weft.runs.fingerprints import Fingerprints
+from weft.runs.fingerprints import Fingerprints, digest_of
 from weft.runs.layout import RunDir
 from weft.runtimes.mailbox import UNKNOWN_RUN, Packed
 from weft.sites.agreement import agreement, losses_sent, own_config, refusal, smaller_cohort, wrong_model
@@ -152,7 +152,8 @@ class SiteClient:
         local = builder.config = with_template_date(local, builder.tokenizer, folder=run.path)
         current = provenance.data_of(local) | provenance.tokenizer_of(local, builder.tokenizer)
         self._compare(run, current, base, str(request.get("birth", "")))
-        population = builder.read(DiskMemory(run, at_site=True), first=int(request["index"]))
+        memory = DiskMemory(run, at_site=True, rows=digest_of(current))
+        population = builder.read(memory, first=int(request["index"]))
         log.info(population.account.summary())
         for line in warning_lines(local, population):
             log.warning(line)
@@ -165,7 +166,7 @@ class SiteClient:
         summed = host.plan.local.rows_in_metrics(counts["rows"], host.plan.objective.reuse)
         trained = replace(host.train_clients, reportable=partial(report, rows=summed), export=export)
         evaluated = replace(host.eval_clients, reportable=partial(report, rows=counts["held"]), export=export)
-        self.releases = Releases.of(run.path / RELEASES, host, local, str(request.get("birth", "")))
+        self.releases = Releases.of(run.path / RELEASES, host, local, str(request.get("birth", "")), memory.rows)
         self.client_host = replace(host, train_clients=trained, eval_clients=evaluated)
         self.run, self.place, self.config = str(request["id"]), run.path, local
         self.agreed = {
