@@ -15,10 +15,11 @@ from weft.core.types import DELTA
 from weft.models.resident import Resident
 from weft.objectives.preference import Preference
 from weft.objectives.sft import SFT
+from weft.training.hiding import digest_of, units_of
 from weft.training.job import Job
 from weft.training.loop import GradientSteps
 from weft.training.optimizers import Optimizer
-from weft.training.private import PrivateSteps, units_of
+from weft.training.private import PrivateSteps
 from weft.training.schedules import Schedule
 
 SECRET = Secret(bytes(range(32)))
@@ -71,9 +72,8 @@ def test_a_step_is_its_definition():
     model = resident()
     steps = replace(STEPS, steps=1, batch_size=2, bound=0.3, noise_of=lambda units: 0.7)
     found = deltas(steps, model, SFT(), rows, units=owner).finished.streams[DELTA]
-    from weft.training.private import _digest
 
-    words = ("train", 0, 0, 0, _digest(model.trainable()))
+    words = ("train", 0, 0, 0, digest_of(model.trainable()))
     chosen = np.flatnonzero(SECRET.uniform(5, *words, "sample") < 2 / 5)
     assert 0 < len(chosen) < 5
     sums = {name: torch.zeros_like(value) for name, value in model.params.items()}
@@ -103,9 +103,8 @@ def test_an_empty_batch_makes_a_step_of_noise():
     # With one unit of 400 expected in a step, some of these steps are of nobody.
     for round in range(6):
         deltas(private, model, SFT(), rows, round=round, rule=Watch())
-    from weft.training.private import _digest
 
-    words = ("train", 0, 0, 0, _digest(model.trainable()))
+    words = ("train", 0, 0, 0, digest_of(model.trainable()))
     assert len(seen) == 12
     assert all(float(value.abs().max()) > 0.5 for step in seen for value in step.values())
     empty = [

@@ -188,6 +188,8 @@ class Clients:
     """Number of the first of these clients in the federation."""
     units: Sequence[np.ndarray] | None = None
     """Of each client (rows,): the number of the unit of privacy of each training row; None: each row is one."""
+    num_units: Sequence[int] | None = None
+    """The number of units of each client, where its rows are elsewhere; None: `units` says it."""
     reportable: Callable[[Metrics], Metrics] = everything
     export: Callable[[Resident, Tensors], None] | None = None
     identity: Identity | None = None

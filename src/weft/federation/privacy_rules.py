@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from weft.federation.plan import Plan
-from weft.federation.remedies import ALGORITHM, Refusal, name_of
+from weft.federation.remedies import ALGORITHM, Refusal, name_of, summed
 
 OPEN = "leave out --privacy_unit"
 
@@ -22,6 +22,11 @@ def in_steps(plan: Plan) -> list[Refusal]:
             inside and not plan.objective.separable,
             f"{learner} has no loss of single rows, and {private} bounds what each adds",
             ["use `weft sft`, `weft pretrain` or `weft dpo`", "write --privacy_unit client"],
+        ),
+        Refusal(
+            inside and algorithm.batch_loss,
+            f"{name} adds a term to the loss of several rows together, and {private} bounds what each adds",
+            [ALGORITHM.with_description("an algorithm without it"), "write --privacy_unit client"],
         ),
         Refusal(
             inside and (plan.parallel != "none" or plan.offloaded),
@@ -69,7 +74,7 @@ def protected(plan: Plan) -> list[Refusal]:
         Refusal(
             bounded and not algorithm.sums_updates,
             f"{name} looks at single updates, and {private} protects their sum",
-            [OPEN, other],
+            [*summed(algorithm), OPEN, other],
         ),
         Refusal(
             bounded and bool(algorithm.scalars),

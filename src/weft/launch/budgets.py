@@ -35,13 +35,18 @@ def privacy_part(config: RunConfig) -> Privacy:
     privacy: Privacy = part("privacy", config)
     if isinstance(privacy, Gaussian) and privacy.noise is None:
         privacy = replace(privacy, noise=client_noise(config))
-    if config.target_epsilon is not None and (guarantee := guarantee_of(config, privacy)) and not guarantee.allows(1):
+    check_first_round(guarantee_of(config, privacy))
+    return privacy
+
+
+def check_first_round(guarantee: Guarantee | None) -> None:
+    """Raise ConfigError where not even one round keeps to the target."""
+    if guarantee is not None and not guarantee.allows(1):
         raise ConfigError(
             f"One round with a noise_multiplier of {guarantee.noise:g} spends an epsilon of "
-            f"{guarantee.epsilon(1):.4g}, more than target_epsilon ({config.target_epsilon:g}): leave out "
+            f"{guarantee.epsilon(1):.4g}, more than target_epsilon ({guarantee.target:g}): leave out "
             "--noise_multiplier, which then follows."
         )
-    return privacy
 
 
 def sampling_of(config: RunConfig) -> Sampling:
@@ -138,14 +143,14 @@ def fewest_units(config: RunConfig, clients: Clients) -> int:
     """Return the units of the client that has the fewest; of the federation, where clients are the units."""
     if config.privacy_unit == keys.CLIENT:
         return len(clients)
-    if config.runtime == "nvflare" and keys.unit_kind(config.privacy_unit) == "column":
-        return 0  # sites tell how many rows they have, and nothing else
-    return min((count for count in unit_counts(clients.units, clients.train) if count), default=0)
+    counts = clients.num_units or unit_counts(clients.units, clients.train)
+    return min((count for count in counts if count), default=0)
 
 
 def account_of(config: RunConfig, privacy: Privacy, run: RunDir, clients: Clients) -> Account | None:
     """Return the account of a run with a guarantee; ConfigError where its ledger was changed by hand."""
     guarantee = guarantee_of(config, privacy, fewest_units(config, clients))
+    check_first_round(guarantee)
     return None if guarantee is None else Account(guarantee, run.path / LEDGER, run.secret)
 
 

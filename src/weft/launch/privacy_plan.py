@@ -83,6 +83,13 @@ def privacy_warnings(config: RunConfig, plan: Plan, parameters: int, units: int)
             f"the noise has {ratio:.3g} times the norm of the largest signal, so nothing will be learnt: what helps is "
             f"{'; '.join(help_)}; or a larger --target_epsilon."
         )
+    if plan.privacy.in_steps:
+        lines.append(
+            "the gradient of every row is computed by itself, so rows are not packed, and activations are not "
+            "recomputed (--gradient_checkpointing)."
+        )
+        if plan.objective.apart:
+            lines.append(plan.objective.apart)
     if plan.trainable == "lora" and plan.sharing.lora.plain and not plan.sharing.lora.frozen:
         lines.append(
             "noise on both LoRA factors multiplies in their product: --lora_aggregation ffa, which freezes A, trains "

@@ -31,13 +31,14 @@ from weft.launch.template_date import with_template_date
 from weft.models.fingerprint import fingerprint
 from weft.models.load import has_pickle_files
 from weft.models.resident import Resident
+from weft.runs.fingerprints import digest_of
 from weft.runs.layout import RunDir
 from weft.runtimes.mailbox import UNKNOWN_RUN, Packed
 from weft.sites.agreement import agreement, losses_sent, own_config, refusal, smaller_cohort, wrong_model
 from weft.sites.bounds import DAY, WORK, Bounds, Day, Spent
 from weft.sites.job import check_name
 from weft.sites.policy import SitePolicy
-from weft.sites.reports import reportable
+from weft.sites.reports import counts_of, reportable
 from weft.sites.run_state import changed
 from weft.sites.site_ledger import RELEASES, Releases, SiteBudget
 from weft.sites.token_folder import token_folder
@@ -105,8 +106,8 @@ class SiteClient:
                 (hash of the server's base model), `birth` (identifies the run among runs of the same `id`).
 
         Returns:
-            `rows` and `held`, the counts of rows to train on and of held-out rows; `agreed`, the hash of what server
-            and site must agree on; `least`, the smallest cohort that the site policy accepts.
+            The counts of `counts_of`; `agreed`, the hash of what server and site must agree on; `least`, the
+            smallest cohort that the site policy accepts.
 
         Raises:
             Refused: the site policy forbids the run, or the site has another model or another Weft.
@@ -155,14 +156,15 @@ class SiteClient:
         birth, accept_changed = str(request.get("birth", "")), self.policy.accept_changed
         if (why := changed(run, current, base, birth, accept_changed=accept_changed)) is not None:
             raise Refused(why)
-        population = builder.read(DiskMemory(run, at_site=True), first=int(request["index"]))
+        memory = DiskMemory(run, at_site=True, rows=digest_of(current))
+        population = builder.read(memory, first=int(request["index"]))
         log.info(population.account.summary())
         for line in warning_lines(local, population):
             log.warning(line)
         if (why := losses_sent(self.policy, builder.plan, len(population.trained.train[0]))) is not None:
             raise Refused(why)
         host, _ = builder.host(reference=run.reference_file)
-        counts = {"rows": len(population.trained.train[0]), "held": len(population.evaluated.held_out[0])}
+        counts = counts_of(local, host)
         report, export = partial(reportable, self.policy), self._export
         # A round may be one step on one row.
         summed = host.plan.local.rows_in_metrics(counts["rows"], host.plan.objective.reuse)
@@ -170,7 +172,7 @@ class SiteClient:
         least, own = self.policy.accept.min_clients or 0, partial(report, rows=summed)
         trained = replace(host.train_clients, reportable=own, export=export, identity=identity, least=least)
         evaluated = replace(host.eval_clients, reportable=partial(report, rows=counts["held"]), export=export)
-        self.releases = Releases.of(run.path / RELEASES, host, local, str(request.get("birth", "")))
+        self.releases = Releases.of(run.path / RELEASES, host, local, str(request.get("birth", "")), memory.rows)
         self.client_host = replace(host, train_clients=trained, eval_clients=evaluated)
         self.run, self.place, self.config = str(request["id"]), run.path, local
         self.agreed = {

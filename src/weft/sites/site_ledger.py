@@ -126,24 +126,25 @@ class Releases:
     would learn more than the run may spend, so the site counts what it answers.
     """
 
-    def __init__(self, file: Path, guarantee: Guarantee, birth: str) -> None:
+    def __init__(self, file: Path, guarantee: Guarantee, birth: str, rows: str = "") -> None:
         """Look at what the run had so far.
 
         Args:
             file: the ledger of this run.
             guarantee: of the site's own noise.
             birth: identifies the run among runs of the same name.
+            rows: a digest of the site's rows: from others, an answer to the same task is another one.
         """
-        self.ledger, self.guarantee, self.birth = Ledger(file), guarantee, birth
+        self.ledger, self.guarantee, self.birth, self.rows = Ledger(file), guarantee, birth, rows
 
     @classmethod
-    def of(cls, file: Path, host: ClientHost, config: RunConfig, birth: str) -> Releases | None:
+    def of(cls, file: Path, host: ClientHost, config: RunConfig, birth: str, rows: str = "") -> Releases | None:
         """Return what counts a run's releases; None where the site adds no noise, or the run has no target."""
         privacy = host.plan.privacy
         if config.target_epsilon is None or not (privacy.in_steps or privacy.noise_in_shares):
             return None
         guarantee = guarantee_of(config, privacy, fewest_units(config, host.train_clients))
-        return None if guarantee is None else cls(file, guarantee, birth)
+        return None if guarantee is None else cls(file, guarantee, birth, rows)
 
     def take(self, task: Task) -> str | None:
         """Write down an answer to a task before it is made; the same task costs once.
@@ -151,7 +152,7 @@ class Releases:
         Returns:
             The reason to refuse it, in one sentence; None: the budget allows it.
         """
-        entry: JsonObject = {"birth": self.birth, "round": task.round, "attempt": task.attempt}
+        entry: JsonObject = {"birth": self.birth, "round": task.round, "attempt": task.attempt, "rows": self.rows}
         entry["task"] = digest({"params": task.params, **task.extra})
         so_far = [one for one in self.ledger.entries if one["birth"] == self.birth]
         if entry in so_far:
