@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -128,6 +130,20 @@ def test_units_with_too_many_rows_are_cut_and_counted(private, capsys):
     assert run.summary["rounds"] == 2
 
 
+def test_rows_that_are_nobodys_are_left_out_and_counted(private, tmp_path: Path, capsys):
+    """As one unit they would be several persons, whose change is no change of one unit."""
+    rows = [{"patient": f"p{number}"} | row for number, row in enumerate(colour_rows(60))]
+    for row in rows[::5]:
+        row["patient"] = "" if row["patient"].endswith("0") else None
+    data = write_rows(tmp_path / "some.jsonl", rows)
+    run = weft.train(private | {"privacy_unit": "patient", "dataset_name": str(data), "num_rounds": 1}, quiet=False)
+    found = re.search(r"(\d+) rows are left out, because they have no patient", "".join(capsys.readouterr()))
+    assert found
+    assert 6 <= int(found[1]) <= 12  # those that would be trained on
+    clients = json.loads((run.path / "split.json").read_text())["clients"]
+    assert sum(one["rows"] for one in clients.values()) == 60 - int(found[1])
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -160,6 +176,7 @@ def test_all_that_learns_by_gradients_works(private, changes):
         ({"privacy_unit": "pateint"}, "patient"),
         ({"target_epsilon": 0.1}, "One round with a noise_multiplier of 1 spends an epsilon of"),
         ({"few_shot": 1}, "leave out --few_shot"),
+        ({"best_metric": "loss"}, "which clients do not report under a budget of privacy"),
         ({"dtype": "float16"}, "write --dtype bfloat16"),
         ({"gradient_checkpointing": True}, "leave out --gradient_checkpointing"),
         ({"clip_norm": "adaptive"}, "write a number, such as --clip_norm 1."),
