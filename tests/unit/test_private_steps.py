@@ -84,9 +84,27 @@ def test_a_step_is_its_definition():
         norm = torch.stack([value.grad.square().sum() for value in model.params.values()]).sum().sqrt()
         for name, value in model.params.items():
             sums[name] += value.grad * min(1.0, 0.3 / float(norm))
-    for name, value in found.items():
-        noise = 0.7 * 0.3 * SECRET.normal(tuple(value.shape), *words, "noise", name).float()
-        torch.testing.assert_close(value, -1e-2 * (sums[name] + noise) / 2, rtol=1e-4, atol=1e-7)
+    without = deltas(replace(steps, noise_of=lambda units: 0.0), model, SFT(), rows, units=owner)
+    for name, value in without.finished.streams[DELTA].items():
+        torch.testing.assert_close(value, -1e-2 * sums[name] / 2, rtol=1e-4, atol=1e-7)
+    noise = {name: found[name] / (-1e-2 / 2) - sums[name] for name in found}
+    flat = torch.cat([value.reshape(-1) for value in noise.values()])
+    assert float(flat.std()) == pytest.approx(0.7 * 0.3, rel=0.1)
+
+
+def test_answers_with_noise_of_two_scales_tell_no_more_than_each():
+    """Were the noise the same but for its scale, two answers would be two equations for what it hides."""
+    rows, model = rows_of([9, 14, 5, 14, 7, 11, 6, 12]), resident()
+    streams = [
+        deltas(replace(STEPS, steps=1, batch_size=8, bound=0.3, noise_of=lambda units, z=z: z), model, SFT(), rows)
+        for z in (0.0, 1.0, 2.0, 1.0)
+    ]
+    none, once, twice, again = (
+        torch.cat([value.reshape(-1) for value in one.finished.streams[DELTA].values()]) for one in streams
+    )
+    assert torch.equal(once, again)  # the same question has the same answer
+    noises = torch.stack([once - none, twice - none])
+    assert abs(float(torch.corrcoef(noises)[0, 1])) < 0.1
 
 
 def test_an_empty_batch_makes_a_step_of_noise():
@@ -112,7 +130,8 @@ def test_an_empty_batch_makes_a_step_of_noise():
     ]
     assert empty
     for name, value in seen[2 * empty[0]].items():
-        alone = SECRET.normal(tuple(value.shape), "train", empty[0], *words[2:], "noise", name).float()
+        nothing = ("1.0", digest_of({}))
+        alone = SECRET.normal(tuple(value.shape), "train", empty[0], *words[2:], *nothing, "noise", name).float()
         torch.testing.assert_close(value, alone)
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from weft.core import tensors
 from weft.core.exchange import Identity, Party
 from weft.core.promises import Promises
-from weft.core.secret import Secret
+from weft.core.secret import BYTES, Secret
 from weft.core.types import Metrics, Streams, Tensors
 from weft.data.words import Words
 from weft.federation.part_memory import part_of
@@ -139,10 +140,30 @@ class ClientData:
     """Writes the resident model to disk at the end of the run, with the run's side adapter."""
 
     def job(
-        self, personal: Tensors, shared: Tensors, trained: Collection[str] | None, round: int, attempt: int = 0
+        self,
+        personal: Tensors,
+        shared: Tensors,
+        trained: Collection[str] | None,
+        round: int,
+        attempt: int = 0,
+        inputs: Streams | None = None,
     ) -> Job:
-        """Return the client's training of these parameters in a round (`weft.training.job.Job` says what they are)."""
-        secret = partial(self.memory.secret, self.name)
+        """Return the client's training of these parameters in a round (`weft.training.job.Job` says what they are).
+
+        Args:
+            personal, shared, trained, round, attempt: of the job.
+            inputs: what else the training computes from, of the task and of the client's memory. The secret's numbers
+                are drawn for these inputs alone: a server that asks once more, from others, gets other noise.
+        """
+
+        @cache
+        def secret() -> Secret:
+            of_run = self.memory.secret(self.name)
+            if inputs is None:
+                return of_run
+            everything = {"shared": shared, "personal": personal, **inputs}
+            return Secret(of_run.bytes(BYTES, "inputs", tensors.digest(everything)))
+
         share, public = self.step_fraction, self.public
         return Job(
             personal, shared, trained, self.index, round, share, public, attempt, secret=secret, units=self.units

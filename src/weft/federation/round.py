@@ -144,9 +144,9 @@ def _train(task: Task, plan: Plan, client: ClientData, model: Resident) -> Updat
     like = expected_streams(plan, shared | decoded.params, task.round)
     start = model.initial | memory.get(OWN, {})
     local_task, choice = choose(plan, decoded, start, client, model)
-    rule = plan.algorithm.rule(local_task, part_of(memory, RULE))
-    trainable = {*plan.sharing.trained_names(shared, task.round), *model.initial}
-    job = client.job(start, local_task.params, trainable, task.round, task.attempt)
+    rule, names = plan.algorithm.rule(local_task, part_of(memory, RULE)), plan.sharing.trained_names(shared, task.round)
+    inputs = local_task.extra | with_prefix(memory, "memory.")
+    job = client.job(start, local_task.params, {*names, *model.initial}, task.round, task.attempt, inputs)
     done = plan.local.work(model, plan.objective, client.train, rule, job)
     new_memory = with_prefix(done.finished.memory, RULE)
     personal = plan.algorithm.personal

@@ -34,7 +34,7 @@ def privacy_line(config: RunConfig, plan: Plan, parameters: int, units: int) -> 
         config: the run.
         plan: its parts.
         parameters: that are trained and shared.
-        units: `fewest_units` of the run; 0: not known.
+        units: `deciding_units` of the run; 0: not known.
     """
     guarantee = guarantee_of(config, plan.privacy, units)
     if guarantee is None:
@@ -56,7 +56,7 @@ def warn_of_noise(config: RunConfig, plan: Plan, masters: Tensors, units: int, n
         config: the run.
         plan: its parts.
         masters: all that is trained of the model.
-        units: `fewest_units` of the run.
+        units: `deciding_units` of the run.
         note: called with each sentence.
     """
     if plan.protection.remark:

@@ -136,7 +136,8 @@ class SiteClient:
         """Load the data and the model of a run that the policy accepts; returns and raises as `handshake` does."""
         tokens = self.policy.token_cache or str(token_folder(self.folder))
         place = {"output_dir": str(self.folder), "token_cache": tokens}
-        local = build(own_config(self.policy, keys, self.name) | place)
+        own = own_config(self.policy, keys, self.name)
+        local = build(own | place)
         builder = ClientBuilder(local, note=log.info)
         why = smaller_cohort(self.policy, builder.plan)
         if why is not None:
@@ -156,7 +157,9 @@ class SiteClient:
         birth, accept_changed = str(request.get("birth", "")), self.policy.accept_changed
         if (why := changed(run, current, base, birth, accept_changed=accept_changed)) is not None:
             raise Refused(why)
-        memory = DiskMemory(run, at_site=True, rows=digest_of(current))
+        # From other rows, or by other keys, a site's secret gives other numbers: two answers that differ in the
+        # scale of their noise alone would tell what it hides.
+        memory = DiskMemory(run, at_site=True, rows=digest_of(current | {"keys": json.dumps(own, sort_keys=True)}))
         population = builder.read(memory, first=int(request["index"]))
         log.info(population.account.summary())
         for line in warning_lines(local, population):
@@ -169,10 +172,12 @@ class SiteClient:
         # A round may be one step on one row.
         summed = host.plan.local.rows_in_metrics(counts["rows"], host.plan.objective.reuse)
         identity = self._identity(f"{request['id']} {birth}") if host.plan.protection.sum_only else None
-        least, own = self.policy.accept.min_clients or 0, partial(report, rows=summed)
-        trained = replace(host.train_clients, reportable=own, export=export, identity=identity, least=least)
+        least = self.policy.accept.min_clients or 0
+        trained = replace(
+            host.train_clients, reportable=partial(report, rows=summed), export=export, identity=identity, least=least
+        )
         evaluated = replace(host.eval_clients, reportable=partial(report, rows=counts["held"]), export=export)
-        self.releases = Releases.of(run.path / RELEASES, host, local, str(request.get("birth", "")), memory.rows)
+        self.releases = Releases.of(run.path / RELEASES, host, local, birth, memory)
         self.client_host = replace(host, train_clients=trained, eval_clients=evaluated)
         self.run, self.place, self.config = str(request["id"]), run.path, local
         self.agreed = {

@@ -8,7 +8,7 @@ from weft.core.metrics import complete
 from weft.core.types import Metrics
 from weft.federation.client_host import ClientHost
 from weft.json_types import JsonObject
-from weft.launch.budgets import fewest_units
+from weft.launch.budgets import deciding_units
 from weft.sites.policy import COUNTS, SitePolicy
 
 
@@ -59,4 +59,4 @@ def counts_of(config: RunConfig, host: ClientHost) -> JsonObject:
         the site's own noise hides them: its guarantee depends on their number, and does not cover it.
     """
     counts = {"rows": len(host.train_clients.train[0]), "held": len(host.eval_clients.held_out[0])}
-    return counts | ({"units": fewest_units(config, host.train_clients)} if host.plan.privacy.in_steps else {})
+    return counts | ({"units": deciding_units(config, host.train_clients)} if host.plan.privacy.in_steps else {})

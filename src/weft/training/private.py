@@ -86,6 +86,8 @@ class PrivateSteps(Hiding):
     def _put_gradients(self, model: Resident, sums: Tensors, deviation: float, job: Job, words: Words) -> None:
         """Set the gradients of the masters: of the sums, with noise, over the expected number of units."""
         secret = job.secret() if deviation else None
+        # Noise of another scale, or on another sum, is other noise: the difference of two answers tells nothing.
+        words += (str(deviation), digest_of(sums))
         for name, master in model.trainable().items():
             total = sums[name].double() if name in sums else torch.zeros_like(master, dtype=torch.float64)
             if secret is not None:

@@ -60,6 +60,8 @@ class _Scores(Hiding):
             each = np.stack([losses(number, some) for number in range(candidates)], axis=1)
             total += clipped(each, [len(unit) for unit in group], self.bound)
         if deviation := self.deviation(len(units)):
+            # As in `PrivateSteps`: noise of another scale, or on another sum, is other noise.
+            words += (str(deviation), digest_of({"": torch.from_numpy(total)}))
             total += deviation * job.secret().normal((candidates,), *words, "noise").numpy()
         values: np.ndarray = total / self.expected
         return values
