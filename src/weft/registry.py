@@ -77,6 +77,7 @@ PRIVACY = {
     "gaussian": "weft.privacy.gaussian:Gaussian",
     "rows": "weft.privacy.rows:Rows",
 }
+PROTECTIONS = {"none": "weft.protection.plain:Plain", "masks": "weft.protection.masks:Masks"}
 CODECS = {
     "none": "weft.compression.identity:Identity",
     "bf16": "weft.compression.blocks:BF16",
@@ -87,7 +88,6 @@ CODECS = {
     "sparse_loco": "weft.compression.sparse:SparseLoCo",
     "low_rank": "weft.compression.low_rank:LowRank",
 }
-PROTECTIONS = {"none": "weft.protection.plain:Plain"}
 OBJECTIVES = {
     "sft": "weft.objectives.sft:SFT",
     "causal_lm": "weft.objectives.causal_lm:CausalLM",

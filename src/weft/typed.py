@@ -134,6 +134,8 @@ class Keys(TypedDict, total=False):
     codec_down_args: JsonObject
     protection: str
     protection_args: JsonObject
+    min_contributors: int
+    group_size: int
     cluster: int
     weight_rate: float
     availability: str | PathLike[str] | None

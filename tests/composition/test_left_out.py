@@ -127,6 +127,11 @@ def test_an_asynchronous_server_never_asks_those_who_take_no_part():
     assert not any(client == 1 for _ in range(20) for client, _ in next(buffers)[0])
 
 
+def test_a_name_that_is_given_twice_is_stored_once(people):
+    run = weft.train(people | {"leave_out": ["ward_c", "ward_c"], "num_rounds": 1})
+    assert run.config["leave_out"] == ["ward_c"]
+
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"leave_out": ["ward_d"]}, r"there is none of that name\. Did you mean 'ward_"),
     ({"leave_out": ["ward_a", "ward_b", "ward_c"]}, "leaves 0 of 3 clients to train, and a round needs 1"),

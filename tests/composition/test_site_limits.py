@@ -34,6 +34,8 @@ ELSEWHERE = {
     "num_clients": "only the server uses it",
     "sample_clients": "only the server uses it",
     "min_clients": "the server uses it; as the number of shares of noise it is at most a round's clients",
+    "min_contributors": "a sum has no more than a round's clients",
+    "group_size": "a group has no more than a round's clients",
     "max_rows_per_unit": "a site has the rows that it has",
     "over_selection": "only the server uses it",
 }
@@ -49,6 +51,7 @@ FREE_ARGS = {
     "fed_args.server_lr", "fed_args.alpha", "fed_args.epsilon", "fed_args.outer_lr", "fed_args.momentum",
     "fed_args.strength", "fed_args.buffer_size", "fed_args.staleness_power", "fed_args.max_staleness",
     "objective_args.step", "privacy_args.initial", "privacy_args.quantile", "privacy_args.rate",
+    "protection_args.bound", "protection_args.neighbours",
     *(f"codec{way}_args.{name}" for way in ("", "_down") for name in ("block", "keep", "chunk", "momentum")),
 }  # fmt: skip
 """The same among the parameters of parts; those of fedbuff are the server's, and each party's model sets `step`.

@@ -14,7 +14,7 @@ import torch
 import zstandard
 
 from weft import registry
-from weft.compression.blocks import BF16, Int4, Int8, rounded_up
+from weft.compression.blocks import BF16, Int4, Int8, Sign, rounded_up
 from weft.compression.coded import Coded
 from weft.compression.low_rank import LowRank
 from weft.compression.sparse import SparseLoCo, TopK
@@ -96,8 +96,24 @@ def test_without_error_feedback_a_codec_remembers_nothing_and_the_sums_differ():
     total = torch.stack([delta["norm"].double() for delta in deltas]).sum(0)
     found = torch.stack([one["norm"].double() for one in sent]).sum(0)
     assert float((found - total).norm() / total.norm()) > 1e-3
-    with pytest.raises(ConfigError, match="leave out error_feedback"):
-        TopK(error_feedback=False)
+    for codec in (TopK, SparseLoCo, Sign):
+        with pytest.raises(ConfigError, match=r"^The codec sends .*leave out error_feedback\.$"):
+            codec(error_feedback=False)
+
+
+@pytest.mark.parametrize(
+    ("keep", "chunk", "words"),
+    [
+        (5000, 4096, r"keep is 5000, and a chunk has 4096 numbers: write such as keep=64\."),
+        (0, 4096, r"keep is 0, and 1 or more of a chunk are sent: write such as keep=64\."),
+        (9, 8, r"keep is 9, and a chunk has 8 numbers: write such as keep=1\."),
+        (64, 1 << 21, r"chunk is 2097152, and a chunk has 1 to 1048576 numbers: write chunk=4096\."),
+        (1, 0, r"chunk is 0, and a chunk has 1 to"),
+    ],
+)
+def test_a_wrong_number_of_a_sparse_codec_is_named_alone(keep: int, chunk: int, words: str):
+    with pytest.raises(ConfigError, match=words):
+        TopK(keep=keep, chunk=chunk)
 
 
 def test_parameters_that_are_not_sent_in_a_round_keep_what_was_not_sent_of_them():

@@ -116,6 +116,15 @@ def test_the_adapter_of_a_run_takes_part(words, keys, tmp_path: Path):
     assert logps[0] != logps[1]
 
 
+def test_nothing_is_said_of_git_outside_a_repository(words, stories: Path, tmp_path: Path, capfd, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    flags = ["--tasks", "their_logp", "--limit", "2", "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(["evaluate", str(stories), *words, *flags]) == 0
+    assert "git" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,6 +74,7 @@ def run(argv: list[str]) -> int:
     if arguments.harness is not None:
         return _run_harness(arguments)
     arguments.num_fewshot = arguments.num_fewshot or 0
+    from weft.core.files import json_line
     from weft.tasks.catalogue import select
     from weft.tasks.results import results_json, table, write_results
     from weft.tasks.rows import folders_of
@@ -103,7 +103,7 @@ def run(argv: list[str]) -> int:
             data = results_json(results, subject.name, settings, version("weft"))
             file = write_results(store.folder, data)
     if arguments.json:
-        print(json.dumps(data, ensure_ascii=False))
+        print(json_line(data))
         return 0
     print("\n".join(table(results)))
     cut = [f"{result.task.name} ({result.cut})" for result in results if result.cut]
@@ -131,6 +131,7 @@ def _with_reference(
 
 def _run_harness(arguments: argparse.Namespace) -> int:
     """Put lm-eval's tasks to the model, and write their results beside those of Weft's tasks."""
+    from weft.core.files import json_line
     from weft.tasks.results import write_results
 
     evaluation_harness.check(arguments)
@@ -147,7 +148,7 @@ def _run_harness(arguments: argparse.Namespace) -> int:
     data = results | {"config": {"model": "weft", "model_args": subject.name} | settings}
     file = write_results(store.folder, data | {"weft_version": version("weft")})
     if arguments.json:
-        print(json.dumps(data, ensure_ascii=False))
+        print(json_line(data))
         return 0
     print("\n".join(evaluation_harness.lines(results)))
     print(file)

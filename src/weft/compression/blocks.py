@@ -89,8 +89,8 @@ class Sign(Flat):
         _check_block(self.block)
         if not self.error_feedback:
             raise ConfigError(
-                "Sign sends one size for a whole block, so that without error_feedback what is above and below it is "
-                "never sent: leave out error_feedback."
+                "The codec sends one size for a whole block, so that without error_feedback what is above and below it "
+                "is never sent: leave out error_feedback."
             )
 
     def pack(self, flat: Tensor, coding: Coding) -> list[Tensor]:

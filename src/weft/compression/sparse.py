@@ -13,6 +13,9 @@ from weft.core.exchange import Coding
 from weft.core.packing import Indices, Reader, as_bytes, bits_size, pack_bits, unpack_bits
 from weft.errors import ConfigError
 
+MOST_CHUNK = 1 << 20
+"""Numbers of the longest chunk."""
+
 
 @dataclass(frozen=True)
 class TopK(Flat):
@@ -24,15 +27,15 @@ class TopK(Flat):
     """Numbers of a chunk, over which all tensors are laid as one line."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.keep <= self.chunk <= 1 << 20:
-            raise ConfigError(
-                f"keep is {self.keep} and chunk {self.chunk}, and a chunk has at most {1 << 20} numbers, of which 1 or "
-                "more are sent: write such as keep=64 chunk=4096."
-            )
+        if not 1 <= self.chunk <= MOST_CHUNK:
+            raise ConfigError(f"chunk is {self.chunk}, and a chunk has 1 to {MOST_CHUNK} numbers: write chunk=4096.")
+        if not 1 <= self.keep <= self.chunk:
+            few = f"a chunk has {self.chunk} numbers" if self.keep > self.chunk else "1 or more of a chunk are sent"
+            raise ConfigError(f"keep is {self.keep}, and {few}: write such as keep={max(1, self.chunk // 64)}.")
         if not self.error_feedback:
             raise ConfigError(
-                f"{type(self).__name__} sends the largest numbers only, so that without error_feedback the others are "
-                "never sent: leave out error_feedback."
+                "The codec sends the largest numbers only, so that without error_feedback the others are never sent: "
+                "leave out error_feedback."
             )
 
     def pack(self, flat: Tensor, coding: Coding) -> list[Tensor]:

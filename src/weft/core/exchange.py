@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
+from weft.core.promises import Promises
 from weft.core.secret import Secret
 from weft.core.tensors import num_bytes
 from weft.core.types import (
@@ -30,6 +31,18 @@ Exchange = Callable[[Sequence[Message]], Iterable[Reply]]
 """Carries messages to the clients and yields their replies, in any order, failures included."""
 
 
+class Identity(Protocol):
+    """The certificate of a client, by which others know what comes from it in this run."""
+
+    def sign(self, text: bytes) -> bytes:
+        """Return a proof that this client has said a text in this run."""
+        ...
+
+    def vouches(self, name: str, text: bytes, proof: bytes) -> bool:
+        """Return whether a proof shows that the client of this name has said a text in this run."""
+        ...
+
+
 @dataclass(frozen=True)
 class Party:
     """The server or a client in one round, as one part of the exchange sees it."""
@@ -44,6 +57,17 @@ class Party:
     open_secret: Callable[[], Secret] = Secret.random
     told: Tensors = field(default_factory=dict)
     """What the server told this part at a client (`Privacy.told`)."""
+    promises: Promises = field(default_factory=Promises)
+    """What a client has bound itself to."""
+    identity: Identity | None = None
+    """Of a client that has a certificate."""
+    quorum: int = 0
+    """At the server: updates without which the round is repeated; at a client: fewest clients whose updates its site
+    policy lets be averaged, or whose shares make up the noise."""
+    heaviest: float = 1.0
+    """At the server: the largest weight that a client of the round may have."""
+    kept: Streams = field(default_factory=dict)
+    """At the server: what a protection puts here is added to its memory when the round is committed."""
 
     @property
     def secret(self) -> Secret:
@@ -209,6 +233,22 @@ class Protection:
 
     draws_secrets: ClassVar[bool] = False
     """Clients draw from their secrets."""
+
+    can_group: ClassVar[bool] = False
+    """It knows group_size."""
+
+    remark: ClassVar[str] = ""
+    """What a run says at its start of what is hidden and what is not."""
+
+    @property
+    def smallest_sum(self) -> int:
+        """Fewest clients of a sum that it opens."""
+        return 1
+
+    @property
+    def grouped(self) -> bool:
+        """Whether `collect` yields several sums, each over a group of the cohort, which can be compared."""
+        return False
 
     def seal(self, update: Update, task: Task, party: Party) -> Update:
         """Mask or encrypt an update at the client; public values of its peers are in `task.extra`."""

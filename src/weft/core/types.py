@@ -66,6 +66,11 @@ class Update:
     members: tuple[str, ...] = ()
     """The clients of a sum that a protection unmasked at the server; empty for the update of one client."""
 
+    @property
+    def senders(self) -> tuple[str, ...]:
+        """The clients whose updates are in it."""
+        return self.members or (self.client,)
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -128,6 +133,8 @@ class Failure:
     reason: str
     bad: bool = False
     """The client did answer, with an invalid reply."""
+    final: bool = False
+    """The round must not be begun again: set by a protection at the server."""
 
 
 Message = Task | Probe | Undo | ProtectionRequest

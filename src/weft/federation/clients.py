@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from weft.core.exchange import Party
+from weft.core.exchange import Identity, Party
+from weft.core.promises import Promises
 from weft.core.secret import Secret
 from weft.core.types import Metrics, Streams, Tensors
 from weft.data.words import Words
@@ -68,6 +69,10 @@ class MemoryStore(Protocol):
         """Return the client's secret, the same for the whole run."""
         ...
 
+    def promises(self, client: str) -> Promises:
+        """Return what the client has bound itself to in this run."""
+        ...
+
 
 @dataclass
 class InMemory:
@@ -75,6 +80,7 @@ class InMemory:
 
     memories: dict[str, dict[int, Streams]] = field(default_factory=dict)
     secrets: dict[str, Secret] = field(default_factory=dict)
+    words: dict[str, Promises] = field(default_factory=dict)
 
     def load(self, client: str, round: int) -> Streams:
         """Return the newest memory of `round` or before."""
@@ -97,6 +103,10 @@ class InMemory:
     def secret(self, client: str) -> Secret:
         """Return the client's secret, drawn at its first use."""
         return self.secrets.setdefault(client, Secret.random())
+
+    def promises(self, client: str) -> Promises:
+        """Return the client's promises."""
+        return self.words.setdefault(client, Promises())
 
 
 def everything(metrics: Metrics) -> Metrics:
@@ -121,6 +131,10 @@ class ClientData:
     """Returns the metrics that the site policy lets the client send."""
     units: np.ndarray | None = None
     """(rows,): the number of the unit of privacy of each training row; None: each row is one."""
+    identity: Identity | None = None
+    """Its certificate, where the parties have any."""
+    least: int = 0
+    """Fewest clients whose updates its site policy lets be averaged."""
     export: Callable[[Resident, Tensors], None] | None = None
     """Writes the resident model to disk at the end of the run, with the run's side adapter."""
 
@@ -134,7 +148,15 @@ class ClientData:
             personal, shared, trained, self.index, round, share, public, attempt, secret=secret, units=self.units
         )
 
-    def party(self, prefix: str, memory: Streams, round: int, attempt: int = 0, told: Tensors | None = None) -> Party:
+    def party(
+        self,
+        prefix: str,
+        memory: Streams,
+        round: int,
+        attempt: int = 0,
+        told: Tensors | None = None,
+        least: int = 0,
+    ) -> Party:
         """Return the client as one part of the exchange (codec, privacy, protection) sees it.
 
         Args:
@@ -143,9 +165,19 @@ class ClientData:
             round: the current round.
             attempt: number of repeated rounds of the run so far.
             told: what the server told the part.
+            least: fewest clients of a sum that the run allows; the site policy may ask for more.
         """
-        secret = partial(self.memory.secret, self.name)
-        return Party(self.name, round, attempt, part_of(memory, prefix), secret, told or {})
+        return Party(
+            self.name,
+            round,
+            attempt,
+            part_of(memory, prefix),
+            partial(self.memory.secret, self.name),
+            told or {},
+            self.memory.promises(self.name),
+            self.identity,
+            max(self.least, least),
+        )
 
 
 @dataclass(frozen=True)
@@ -169,6 +201,8 @@ class Clients:
     """The number of units of each client, where its rows are elsewhere; None: `units` says it."""
     reportable: Callable[[Metrics], Metrics] = everything
     export: Callable[[Resident, Tensors], None] | None = None
+    identity: Identity | None = None
+    least: int = 0
 
     def __len__(self) -> int:
         return len(self.train)
@@ -186,6 +220,8 @@ class Clients:
             units=None if self.units is None else self.units[index],
             reportable=self.reportable,
             export=self.export,
+            identity=self.identity,
+            least=self.least,
         )
 
     def __iter__(self) -> Iterator[ClientData]:

@@ -12,13 +12,14 @@ from weft.federation.model_kinds import clusters, depths, personal
 from weft.federation.plan import Plan
 from weft.federation.privacy_rules import in_steps, protected
 from weft.federation.remedies import Refusal, sentence
-from weft.federation.rules import factors, secrecy, weights
+from weft.federation.rules import factors, means, secrecy, weights
 
 
 def refusals(plan: Plan) -> list[Refusal]:
     """Return the outcome of every rule for a plan; the same number of rules, in the same order, for any plan."""
     groups = (
         secrecy,
+        means,
         protected,
         in_steps,
         codecs,

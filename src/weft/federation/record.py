@@ -31,6 +31,8 @@ class RoundRecord:
     product_error: float | None = None
     quorum: int = 0
     """Admitted updates that the round needs; with fewer it is repeated."""
+    opened: bool = False
+    """A protection opened a sum of updates, or clients gave what opens one: the round is not begun again."""
     repeated: bool = False
     """Too few admitted updates: the parameters are as before, and the round is repeated."""
 
@@ -42,8 +44,12 @@ class RoundRecord:
         return update
 
     def close(self, clients: tuple[str, ...], cohort: Collection[str], max_updates: int, quorum: int = 0) -> None:
-        """Record whose updates were used; of the others, which were not needed and which sent no reply."""
-        self.clients, self.quorum, self.repeated = clients, quorum, len(clients) < quorum
+        """Record whose updates were used; of the others, which were not needed and which sent no reply.
+
+        After a sum was opened the round is not begun again: a second sum over other clients would show the difference.
+        """
+        self.clients, self.quorum = clients, quorum
+        self.repeated = len(clients) < quorum and not self.opened
         missing = sorted(set(cohort) - set(clients) - self.failures.keys())
         if max_updates and len(clients) == max_updates:
             self.over_selected = tuple(missing)

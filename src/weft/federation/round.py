@@ -41,17 +41,17 @@ from weft.core.types import (
     Update,
 )
 from weft.federation.admission import admit_all
-from weft.federation.budgeted import bounded, paid
+from weft.federation.budgeted import bounded, joins, paid
 from weft.federation.client_model import choose, export_model, load_probe_model
 from weft.federation.clients import ClientData
 from weft.federation.coding import count_bytes, decode_task, encode, encode_tasks, settle
 from weft.federation.cohort_watch import CohortWatch
 from weft.federation.outliers import limited
-from weft.federation.part_memory import OWN, RULE, part_of, with_prefix
+from weft.federation.part_memory import OWN, RULE, part_of, with_prefix, with_prefixes
 from weft.federation.plan import Plan
 from weft.federation.record import RoundRecord
 from weft.federation.sharing import crop_like, pad_update, with_layers
-from weft.federation.state import Participant, advance, blame, expected_streams, task_for, without_step
+from weft.federation.state import Participant, advance, blame, collector, expected_streams, task_for, without_step
 from weft.federation.unused import undo
 from weft.federation.weigher import Weigher
 from weft.models.resident import Resident
@@ -92,9 +92,10 @@ def run_round(
     encoded, down_memory = encode_tasks(plan, list(tasks.values()), server(CODEC_DOWN))
     exchange = count_bytes(runtime.exchange, record) if plan.algorithm.shares else runtime.exchange
     like = expected_streams(plan, state.params, state.round)
-    replies = plan.protection.collect(exchange, encoded, like, server(PROTECTION))
-    # Generators up to `combine`: an update joins the mean (or a file) before the next is read: memory holds one.
     max_weights = {participant.client: participant.rows if plan.weighs_rows else 1.0 for participant in cohort}
+    # Generators up to `combine`: an update joins the mean (or a file) before the next is read: memory holds one.
+    protector = collector(plan, max_weights, server(PROTECTION))
+    replies = plan.protection.collect(exchange, encoded, like, protector)
     admitted = admit_all(plan, state, tasks, max_weights, replies, record, server(CODEC))
     weigher = Weigher(plan.weighting, state.memory.get(WEIGHTS, {}))
     watcher = CohortWatch(plan, state, tasks)
@@ -111,8 +112,8 @@ def run_round(
     # What is computed from the noisy mean, its LoRA factors too, costs no further privacy.
     total, privacy_memory = plan.privacy.on_server(total, server(PRIVACY))
     total, record.product_error = watcher.combine(total)
-    memory = weigher.memory | with_prefix(down_memory, CODEC_DOWN) | with_prefix(privacy_memory, PRIVACY)
-    return advance(plan.algorithm, state, total, memory), record
+    parts = {CODEC_DOWN: down_memory, PRIVACY: privacy_memory, PROTECTION: protector.memory | protector.kept}
+    return advance(plan.algorithm, state, total, weigher.memory | with_prefixes(parts)), record
 
 
 def answer(message: Message, plan: Plan, client: ClientData, model: Resident, evaluator: Evaluator) -> Reply:
@@ -121,7 +122,7 @@ def answer(message: Message, plan: Plan, client: ClientData, model: Resident, ev
         client.memory.drop(client.name, message.round + 1)
         return Score(client.name, message.round, {})
     if isinstance(message, ProtectionRequest):
-        return plan.protection.answer(message, client.party(PROTECTION, {}, message.round, message.attempt))
+        return plan.protection.answer(message, joins(plan, client, message))
     if isinstance(message, Probe) and message.export:
         export_model(message, plan, client, model)
         return Score(client.name, message.round, {})
@@ -165,4 +166,4 @@ def _train(task: Task, plan: Plan, client: ClientData, model: Resident) -> Updat
     new_memory |= codec_memory | down_memory | with_prefix(privacy_memory, PRIVACY)
     if new_memory:
         client.memory.save(client.name, task.round + 1, new_memory)
-    return plan.protection.seal(update, task, client.party(PROTECTION, {}, task.round, task.attempt))
+    return plan.protection.seal(update, task, joins(plan, client, task))

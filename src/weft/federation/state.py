@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
 from weft.core import tensors
+from weft.core.exchange import Party
 from weft.core.parts import Algorithm
 from weft.core.types import (
     BAD,
@@ -18,6 +19,7 @@ from weft.core.types import (
     DELTA,
     FIXED,
     PRIVACY,
+    PROTECTION,
     SIDE,
     WEIGHTS,
     ServerState,
@@ -32,7 +34,7 @@ from weft.federation.plan import Plan
 from weft.federation.sharing import crop_rank, with_layers
 
 RESERVED = (SIDE, FIXED, WEIGHTS, BAD)
-PARTS = (CODEC, CODEC_DOWN, PRIVACY)
+PARTS = (CODEC, CODEC_DOWN, PRIVACY, PROTECTION)
 """Streams of the server's memory that the algorithm never sees: RESERVED by name, PARTS by prefix."""
 
 
@@ -157,3 +159,8 @@ def advance(algorithm: Algorithm, state: ServerState, total: Total, parts: Strea
     return ServerState(
         state.params | state_after.params, memory_after | other_memory, state_after.round, state.attempts
     )
+
+
+def collector(plan: Plan, max_weights: Mapping[str, float], server: Party) -> Party:
+    """Return the server as a protection sees it: with the round's quorum and the largest weight of its clients."""
+    return replace(server, quorum=plan.quorum_of(max_weights), heaviest=max(max_weights.values(), default=1.0))

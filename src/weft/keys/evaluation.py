@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from weft.keys.effects import LOCAL_MODEL, NOT_SPREAD, SERVERS_OWN, WHOLE_SHARED, Effect, flag
 
@@ -35,6 +35,12 @@ class EvaluationKeys(BaseModel):
     early_stopping_rounds: int = Field(
         0, ge=0, description="end the run when best_metric has not improved for so many rounds; 0: never"
     )
+
+    @field_validator("eval_tasks", "leave_out")
+    @classmethod
+    def _once(cls, names: list[str]) -> list[str]:
+        """Keep a name that was given twice once."""
+        return list(dict.fromkeys(names))
 
 
 TASKS = flag("eval_tasks", "tfns")

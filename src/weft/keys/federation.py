@@ -54,6 +54,10 @@ class FederationKeys(BaseModel):
     codec_down_args: JsonObject = Field({}, description="parameters of codec_down: name=value ...")
     protection: str = Field("none", description="secure aggregation, which hides single updates from the server")
     protection_args: JsonObject = Field({}, description="parameters of the protection: name=value ...")
+    min_contributors: int = Field(3, ge=1, description="fewest clients in a sum of secure aggregation")
+    group_size: int = Field(
+        0, ge=0, description="clients in each sum of secure aggregation: the server sees one sum of each group [0: all]"
+    )
     cluster: int = Field(
         1, ge=1, description="number of models; each client trains the one with the smallest loss on its rows"
     )
@@ -128,6 +132,8 @@ WORKS: dict[str, Effect] = {
     "codec_down_args": ALWAYS,
     "protection": ALWAYS,
     "protection_args": ALWAYS,
+    "min_contributors": only("protection", "masks"),
+    "group_size": only("protection", "masks"),
     "cluster": ALWAYS,
     "weight_rate": only("client_weight", "minimax", "gain"),
     "availability": FEDERATED,

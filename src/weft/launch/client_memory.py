@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from weft.core.promises import FILE as PROMISES
+from weft.core.promises import Promises
 from weft.core.secret import BYTES, FILE, Secret
 from weft.core.types import Streams
 from weft.runs import checkpoint
@@ -37,3 +39,7 @@ class DiskMemory:
         """Return the client's secret, which is kept beside its memory."""
         secret = Secret.load_or_create(self.run.client_dir(client) / FILE)
         return Secret(secret.bytes(BYTES, "rows", self.rows)) if self.rows else secret
+
+    def promises(self, client: str) -> Promises:
+        """Return what the client has bound itself to, which is kept beside its secret."""
+        return Promises(self.run.client_dir(client) / PROMISES)

@@ -90,6 +90,11 @@ def plan(config: RunConfig) -> Plan:
         personal_steps=config.personal_steps,
     )
     check(result)
+    if config.sample_clients < protection.smallest_sum:
+        raise ConfigError(
+            f"protection {config.protection} opens sums of {protection.smallest_sum} clients or more, and a round has "
+            f"sample_clients {config.sample_clients}: write --sample_clients {protection.smallest_sum} or more."
+        )
     return replace(result, reports=_reports(config, result))
 
 
@@ -111,7 +116,7 @@ def _norm_limit(config: RunConfig, algorithm: Algorithm, protection: Protection)
     """
     if config.max_update_norm is not None:
         return config.max_update_norm
-    hidden = protection.sum_only or config.privacy_unit == CLIENT
+    hidden = (protection.sum_only and not protection.grouped) or config.privacy_unit == CLIENT
     if config.runtime != "nvflare" or hidden or not compares_norms(algorithm):
         return 0.0
     return SITES_NORM if config.max_steps > 0 else SITES_NORM_EPOCHS

@@ -122,11 +122,15 @@ def _own_values(key: str, config: RunConfig, hints: Mapping[str, Any], run_keys:
     for parameter, value in getattr(config, args).items():
         if parameter in run_keys:
             raise ConfigError(f"'{parameter}' of {name} is set by --{run_keys[parameter]}, not in {args}.")
+        if not hints:
+            raise ConfigError(
+                f"The {kind.word} {name} has no parameter '{parameter}', and no other ones: leave out --{args}."
+            )
         if parameter not in hints:
             guess = registry.nearest(parameter, list(hints))
             hint = f" Did you mean '{guess}'?" if guess else ""
             raise ConfigError(
-                f"The {kind.word} {name} has no parameter '{parameter}'.{hint} Known: {', '.join(hints) or 'none'}."
+                f"The {kind.word} {name} has no parameter '{parameter}'.{hint} Known: {', '.join(hints)}."
             )
         try:
             values[parameter] = TypeAdapter(hints[parameter]).validate_python(value)

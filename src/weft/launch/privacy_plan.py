@@ -50,7 +50,7 @@ def privacy_line(config: RunConfig, plan: Plan, parameters: int, units: int) -> 
 
 
 def warn_of_noise(config: RunConfig, plan: Plan, masters: Tensors, units: int, note: Callable[[str], None]) -> None:
-    """Note what speaks against the budget of a run whose model is loaded, before it trains.
+    """Note what is not hidden, and what speaks against the budget of a run whose model is loaded, before it trains.
 
     Args:
         config: the run.
@@ -59,6 +59,8 @@ def warn_of_noise(config: RunConfig, plan: Plan, masters: Tensors, units: int, n
         units: `fewest_units` of the run.
         note: called with each sentence.
     """
+    if plan.protection.remark:
+        note(plan.protection.remark)
     names = [name for name in plan.sharing.trained_names(masters, 0) if plan.sharing.travels(name)]
     for line in privacy_warnings(config, plan, sum(masters[name].numel() for name in names), units):
         note(line)

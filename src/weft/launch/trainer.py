@@ -93,7 +93,7 @@ class Trainer:
         self.account = account_of(config, self.plan.privacy, run, population.trained)
         self.metrics = MetricsLog(run.metrics_file)
         self.timing = MetricsLog(run.timing_file)
-        self.commits = Commits(config, run, self.metrics, self.timing, remembers=self.plan.clients_remember)
+        self.commits = Commits(config, run, self.metrics, self.timing, self.plan)
 
     def run_all(self, values: Tensors) -> ServerState:
         """Run the rounds that are left, then write the results; return the state after the last.
@@ -229,8 +229,6 @@ class Trainer:
         self.tally.tasks = record
         if state.round == 0:
             self.tally.first_tasks = record
-            if self.best is not None:
-                self.best.check_scored(self.tasks, record)
         self.metrics.append(record)
         self.progress.tasks(record, self.tasks.words(record))
         self.listener({"tasks": record})

@@ -59,7 +59,8 @@ def refusal(policy: SitePolicy, run: RunConfig, clients: int) -> str | None:
             return f"{what} '{name}' is not among what this site accepts ({', '.join(allowed) or 'none'})"
     if accept.max_rounds is not None and run.num_rounds > accept.max_rounds:
         return f"the run has {run.num_rounds} rounds, and this site accepts {accept.max_rounds} at most"
-    clients = min(clients, run.sample_clients)  # the first is the server's word, the second is agreed on
+    # The first is the server's word, the others are agreed on.
+    clients = min(clients, run.sample_clients, run.group_size or clients)
     if accept.min_clients is not None and clients < accept.min_clients:
         return f"a round has {clients} clients, and this site asks for {accept.min_clients} at least"
     if run.noise_at == "client" and run.min_clients > clients:

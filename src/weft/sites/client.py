@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from weft.config import RunConfig, build, canonical
+from weft.core.exchange import Identity
 from weft.core.files import caused_by_full_disk, full_disk
 from weft.core.types import Failure, Probe, ProtectionRequest, Reply, Task, Tensors, Undo
 from weft.core.wire import pack, unpack
@@ -30,8 +31,7 @@ from weft.launch.template_date import with_template_date
 from weft.models.fingerprint import fingerprint
 from weft.models.load import has_pickle_files
 from weft.models.resident import Resident
-from weft.runs import checkpoint, fingerprints
-from weft.runs.fingerprints import Fingerprints, digest_of
+from weft.runs.fingerprints import digest_of
 from weft.runs.layout import RunDir
 from weft.runtimes.mailbox import UNKNOWN_RUN, Packed
 from weft.sites.agreement import agreement, losses_sent, own_config, refusal, smaller_cohort, wrong_model
@@ -39,6 +39,7 @@ from weft.sites.bounds import DAY, WORK, Bounds, Day, Spent
 from weft.sites.job import check_name
 from weft.sites.policy import SitePolicy
 from weft.sites.reports import counts_of, reportable
+from weft.sites.run_state import changed
 from weft.sites.site_ledger import RELEASES, Releases, SiteBudget
 from weft.sites.token_folder import token_folder
 
@@ -56,7 +57,7 @@ class Refused(WeftError):
 class SiteClient:
     """Answers the messages to one site, as bytes: first a handshake in JSON, then those of `weft.core.wire`."""
 
-    def __init__(self, policy: SitePolicy, folder: Path, name: str, version: str) -> None:
+    def __init__(self, policy: SitePolicy, folder: Path, name: str, version: str, kit: Path | None = None) -> None:
         """Start without a run.
 
         Args:
@@ -64,8 +65,9 @@ class SiteClient:
             folder: holds the folders of the site's runs.
             name: the site's name in the federation.
             version: Weft's version here.
+            kit: the site's start-up kit, with which it signs; None: it has none.
         """
-        self.policy, self.folder, self.name, self.version = policy, folder, name, version
+        self.policy, self.folder, self.name, self.version, self.kit = policy, folder, name, version, kit
         self.client_host: ClientHost | None = None
         self.run, self.place, self.config = "", folder, RunConfig.model_construct()
         self.bounds: Bounds | None = None
@@ -151,7 +153,9 @@ class SiteClient:
             raise Refused("the base model here is not the server's: its weights have another hash")
         local = builder.config = with_template_date(local, builder.tokenizer, folder=run.path)
         current = provenance.data_of(local) | provenance.tokenizer_of(local, builder.tokenizer)
-        self._compare(run, current, base, str(request.get("birth", "")))
+        birth, accept_changed = str(request.get("birth", "")), self.policy.accept_changed
+        if (why := changed(run, current, base, birth, accept_changed=accept_changed)) is not None:
+            raise Refused(why)
         memory = DiskMemory(run, at_site=True, rows=digest_of(current))
         population = builder.read(memory, first=int(request["index"]))
         log.info(population.account.summary())
@@ -164,7 +168,9 @@ class SiteClient:
         report, export = partial(reportable, self.policy), self._export
         # A round may be one step on one row.
         summed = host.plan.local.rows_in_metrics(counts["rows"], host.plan.objective.reuse)
-        trained = replace(host.train_clients, reportable=partial(report, rows=summed), export=export)
+        identity = self._identity(f"{request['id']} {birth}") if host.plan.protection.sum_only else None
+        least, own = self.policy.accept.min_clients or 0, partial(report, rows=summed)
+        trained = replace(host.train_clients, reportable=own, export=export, identity=identity, least=least)
         evaluated = replace(host.eval_clients, reportable=partial(report, rows=counts["held"]), export=export)
         self.releases = Releases.of(run.path / RELEASES, host, local, str(request.get("birth", "")), memory.rows)
         self.client_host = replace(host, train_clients=trained, eval_clients=evaluated)
@@ -172,9 +178,17 @@ class SiteClient:
         self.agreed = {
             **counts,
             "agreed": agreement(keys, base, self.version),
-            "least": self.policy.accept.min_clients or 0,
+            "least": least,
         }
         return self.agreed
+
+    def _identity(self, run: str) -> Identity:
+        """Return the site's certificate, by which other sites know whose public keys a server passes on."""
+        if self.kit is None:
+            raise Refused("it runs without a start-up kit, so other sites cannot know its part of a masked sum")
+        from weft.sites.identity import identity_of
+
+        return identity_of(self.kit, run)
 
     def hear_cohort(self, request: JsonObject) -> JsonObject:
         """Take note of how many clients a round has, after all sites have answered the handshake.
@@ -195,24 +209,6 @@ class SiteClient:
             raise Refused(f"a round has {count} clients, and this site asks for {least} at least")
         log.info("%d clients take part in a round of the run '%s'", count, self.run)
         return self.agreed
-
-    def _compare(self, run: RunDir, current: Fingerprints, base: str, birth: str) -> None:
-        """Refuse to resume a run on other rows than those that it started with; the fingerprints stay at the site."""
-        other = fingerprints.birth_of(run) != birth
-        if other:  # the state in this folder is of an earlier run of the same name
-            checkpoint.rewind(run, 0)
-            run.reference_file.unlink(missing_ok=True)
-        changed = [] if other else fingerprints.changed_names(run, current)
-        if changed and not self.policy.accept_changed:
-            log.warning("%s changed since the run began", " and ".join(changed))
-            raise Refused(
-                "its rows or its tokenizer are not those that the run began with, and its site.yaml has no "
-                "accept_changed: true"
-            )
-        current = current | {"the base": base}  # the server compares it; here it only outdates reference scores
-        if fingerprints.changed_names(run, current):
-            run.reference_file.unlink(missing_ok=True)
-        fingerprints.keep(run, current, 0, birth)
 
     def _step(self, *_: object) -> None:
         """Note that the model works; raise Spent where the policy's hours end in the middle of a message."""
@@ -244,6 +240,8 @@ class SiteClient:
             else:
                 with self.bounds.work(message):
                     reply = self.client_host.reply(message)
+                if isinstance(reply, Failure):
+                    log.warning("round %d: this site %s", message.round + 1, reply.reason)
         except Exception as error:
             log.exception("round %d", message.round)
             reply = Failure(message.client, message.round, self._reason(error, "the site failed"))

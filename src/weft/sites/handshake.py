@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import NamedTuple, NoReturn
 
 from weft.config import RunConfig
-from weft.core.texts import printable
+from weft.core.texts import quoted
 from weft.errors import ConfigError, RunError
 from weft.federation.clients import Clients, InMemory
 from weft.json_types import JsonObject
@@ -230,7 +230,7 @@ def _read(raw: Packed) -> JsonObject:
     try:
         answer = json.loads(bytes(raw[:HANDSHAKE_BYTES]))
         if "refused" in answer:
-            return {"refused": printable(str(answer["refused"]))}
+            return {"refused": quoted(str(answer["refused"]))}
         counts = {name: int(answer.get(name, 0)) for name in ("rows", "held", "least")}
         units = counts["units"] = int(answer.get("units", counts["rows"]))  # each row is one, by default
         whole = 0 < units <= counts["rows"]

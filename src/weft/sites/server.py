@@ -113,8 +113,9 @@ def _birth(
 
 
 def _largest_cohort(builder: ClientBuilder) -> int:
-    """Return the most clients whose updates are averaged together."""
-    return builder.config.sample_clients if builder.plan.algorithm.buffer is None else 1
+    """Return the most clients whose updates are averaged together; of groups the fewest of one."""
+    config = builder.config
+    return (config.group_size or config.sample_clients) if builder.plan.algorithm.buffer is None else 1
 
 
 def _settle(builder: ClientBuilder, remote: RemoteSites, agreement: Handshake) -> None:

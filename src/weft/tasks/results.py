@@ -7,12 +7,12 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from weft.core.files import write_atomic
+from weft.core.files import json_line, write_atomic
 from weft.json_types import JsonObject
 from weft.runs.text import columns
 from weft.tasks.declaration import as_json
 from weft.tasks.runner import Result
-from weft.tasks.scorer import Measures
+from weft.tasks.scorer import Measures, is_share
 from weft.tasks.statistics import Measure
 
 FILE = "results.json"
@@ -20,8 +20,6 @@ NAMES = {"accuracy": "acc", "accuracy_norm": "acc_norm"}
 """lm-eval's names of metrics, where they differ."""
 BY_TASK = ("results", "group_subtasks", "configs", "n-shot", "higher_is_better", "n-samples")
 """Parts of the file that are by task."""
-SHARES = ("accuracy", "rate", "exact_match", "majority", "unparsable", "unended", "pass")
-"""What the names of metrics that are shares begin with, or end with."""
 
 
 def results_json(results: Sequence[Result], model: str, settings: JsonObject, version: str) -> JsonObject:
@@ -75,13 +73,8 @@ def write_results(folder: Path, results: JsonObject) -> Path:
     former = former if isinstance(former, dict) else {}
     earlier = {key: part for key in BY_TASK if isinstance(part := former.get(key), dict)}
     results = results | {key: earlier.get(key, {}) | results[key] for key in BY_TASK}
-    write_atomic(folder / FILE, (json.dumps(results, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomic(folder / FILE, (json_line(results, indent=2) + "\n").encode())
     return folder / FILE
-
-
-def is_share(name: str) -> bool:
-    """Return whether a metric is a share of items, which people read in per cent."""
-    return name.startswith(SHARES) or name.endswith(("_rate", "_accuracy"))
 
 
 def shown(name: str, measure: Measure) -> str:

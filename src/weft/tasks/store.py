@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from weft.core.digests import digest_of
-from weft.core.files import drop_unfinished_line, whole_lines, write_atomic
+from weft.core.files import drop_unfinished_line, json_line, whole_lines, write_atomic
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
 from weft.tasks.declaration import EvalTask, as_json
@@ -124,8 +124,7 @@ def _former(path: Path) -> JsonObject:
 
 
 def _line(data: JsonObject) -> bytes:
-    # Without `ensure_ascii=False` texts of other scripts would be unreadable; JSON escapes newlines in any case.
-    return (json.dumps(data, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+    return (json_line(data) + "\n").encode()
 
 
 def _differences(keys: Sequence[str], former: JsonObject, now: JsonObject) -> str:
