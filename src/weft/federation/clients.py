@@ -169,7 +169,15 @@ class ClientData:
             personal, shared, trained, self.index, round, share, public, attempt, secret=secret, units=self.units
         )
 
-    def party(self, prefix: str, memory: Streams, round: int, attempt: int = 0, told: Tensors | None = None) -> Party:
+    def party(
+        self,
+        prefix: str,
+        memory: Streams,
+        round: int,
+        attempt: int = 0,
+        told: Tensors | None = None,
+        least: int = 0,
+    ) -> Party:
         """Return the client as one part of the exchange (codec, privacy, protection) sees it.
 
         Args:
@@ -178,6 +186,7 @@ class ClientData:
             round: the current round.
             attempt: number of repeated rounds of the run so far.
             told: what the server told the part.
+            least: fewest clients of a sum that the run allows; the site policy may ask for more.
         """
         return Party(
             self.name,
@@ -188,7 +197,7 @@ class ClientData:
             told or {},
             self.memory.promises(self.name),
             self.identity,
-            self.least,
+            max(self.least, least),
         )
 
 

@@ -96,4 +96,10 @@ def protected(plan: Plan) -> list[Refusal]:
             "With noise_at client the noise is made of clients' shares, and nothing says of how many at least",
             ["add --min_clients N", "write --noise_at server"],
         ),
+        Refusal(
+            plan.protection.grouped and plan.protection.smallest_sum < plan.shares_of_noise,
+            f"The noise is made of {plan.shares_of_noise} shares, and {type(plan.protection).__name__} opens sums of "
+            f"groups of {plan.protection.smallest_sum}",
+            [f"write --group_size {plan.shares_of_noise}", "leave out --group_size"],
+        ),
     ]

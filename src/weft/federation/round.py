@@ -41,7 +41,7 @@ from weft.core.types import (
     Update,
 )
 from weft.federation.admission import admit_all
-from weft.federation.budgeted import bounded, paid
+from weft.federation.budgeted import bounded, joins, paid
 from weft.federation.client_model import choose, export_model, load_probe_model
 from weft.federation.clients import ClientData
 from weft.federation.coding import count_bytes, decode_task, encode, encode_tasks, settle
@@ -122,7 +122,7 @@ def answer(message: Message, plan: Plan, client: ClientData, model: Resident, ev
         client.memory.drop(client.name, message.round + 1)
         return Score(client.name, message.round, {})
     if isinstance(message, ProtectionRequest):
-        return plan.protection.answer(message, client.party(PROTECTION, {}, message.round, message.attempt))
+        return plan.protection.answer(message, joins(plan, client, message))
     if isinstance(message, Probe) and message.export:
         export_model(message, plan, client, model)
         return Score(client.name, message.round, {})
@@ -166,4 +166,4 @@ def _train(task: Task, plan: Plan, client: ClientData, model: Resident) -> Updat
     new_memory |= codec_memory | down_memory | with_prefix(privacy_memory, PRIVACY)
     if new_memory:
         client.memory.save(client.name, task.round + 1, new_memory)
-    return plan.protection.seal(update, task, client.party(PROTECTION, {}, task.round, task.attempt))
+    return plan.protection.seal(update, task, joins(plan, client, task))
