@@ -155,6 +155,8 @@ def test_a_ledger_that_was_changed_by_hand_is_refused(private):
         ({"noise_multiplier": 0, "target_epsilon": 1}, "a run without noise has no epsilon"),
         ({"noise_multiplier": 0.5, "target_epsilon": 1}, "One round with a noise_multiplier of 0.5 spends"),
         ({"clip_norm": 0}, "so that nothing is learnt"),
+        ({"noise_multiplier": float("inf")}, "write a number from 0.001 to 1e+06, such as 1"),
+        ({"noise_multiplier": 1e-300}, "write a number from 0.001 to 1e+06, such as 1"),
         ({"clip_norm": float("inf")}, "the noise, which is a multiple of it, is too"),
         ({"privacy": "gaussian", "privacy_unit": "none", "noise_multiplier": None}, "leave out --privacy, and write"),
         ({"noise_at": "client"}, "add --min_clients N, or write --noise_at server."),

@@ -157,11 +157,19 @@ def test_client_resources_other_than_cpu_and_gpu_are_refused(spread, capsys):
     assert "cpu and gpu, not 'tpu'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("how", [{"noise_at": "client", "min_clients": 3}, {"client_sampling": "poisson"}], ids=str)
+SHARED_OUT: list[dict[str, object]] = [
+    {"noise_at": "client", "min_clients": 3},
+    {"client_sampling": "poisson"},
+    {"privacy_unit": "row"},
+    {"privacy_unit": "output"},
+]
+
+
+@pytest.mark.parametrize("how", SHARED_OUT, ids=str)
 def test_noise_and_secret_cohorts_are_those_of_one_process(spread, tmp_path: Path, how: dict[str, object]):
     """Given the same secrets, which never leave the process that runs the rounds but in messages to its own actors."""
     pytest.importorskip("dp_accounting")
-    given = spread | how | {"privacy_unit": "client", "noise_multiplier": 1.0, "clip_norm": 0.1, "save_model_freq": 1}
+    given = spread | {"privacy_unit": "client", "noise_multiplier": 1.0, "clip_norm": 0.1, "save_model_freq": 1} | how
     there = weft.train(given, quiet=True)
     copy = tmp_path / "here"
     shutil.copytree(there.path, copy)

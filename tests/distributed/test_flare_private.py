@@ -47,14 +47,17 @@ def test_a_real_site_enforces_its_epsilon_and_its_ledger(keys, parties: LocalFed
     left = {key: value for key, value in keys.items() if key not in ("dataset_name", "num_clients")}
     run = left | {"runtime": "nvflare", "sites": list(SITES), "threads": 1, "silence_timeout": 20.0}
     run |= {"privacy_unit": "client", "noise_at": "client", "sample_clients": 2, "min_clients": 2, "num_rounds": 2}
+    # Shares of the noise inside the masked sum: the server sees no update, and no sum without all of the noise.
+    run |= {"protection": "masks", "min_contributors": 2}
 
     def ran(name: str, **changes: object) -> dict[str, object]:
         return watch(parties.admin, build(run | changes), name, lambda _: None)
 
     said = str(ran("plain", privacy_unit="none", noise_at="server")["error"])
-    assert "hospital_b: the privacy 'none' is not among what this site accepts (client, patient)" in said
+    assert "the privacy 'none' is not among what this site accepts (client, patient)" in said
+    assert "hospital_b: " in said
     said = str(ran("much", target_epsilon=9)["error"])
-    assert "hospital_b: the run may spend an epsilon of 9, and this site accepts 8 at most" in said
+    assert "the run may spend an epsilon of 9, and this site accepts 8 at most" in said
     assert not (tmp_path / "spent.jsonl").exists()
     last = ran("private", target_epsilon=8)
     assert last["state"] == "done", last

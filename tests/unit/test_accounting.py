@@ -91,3 +91,13 @@ def test_the_classic_formula_is_nowhere():
     """sqrt(2 ln(1.25 / delta)) / epsilon holds below an epsilon of 1 only, and composes badly."""
     for file in SOURCE.rglob("*.py"):
         assert not re.search(r"1\.25\s*/", file.read_text(encoding="utf-8")), file
+
+
+@pytest.mark.parametrize("sampling", [Sampling("full"), Sampling.poisson(0.1)])
+def test_tiny_and_huge_targets_have_noise_too(sampling: Sampling):
+    """Where delta alone covers what is spent, epsilon is 0; a search must not divide by it."""
+    noises = {target: solve_noise(target, 1e-5, sampling, 4) for target in (1e-7, 1e-3, 1e3)}
+    assert list(noises.values()) == sorted(noises.values(), reverse=True)
+    assert all(epsilon(sampling, noise, 4, 1e-5) <= target for target, noise in noises.items())
+    assert epsilon(sampling, 1e6, 4, 1e-5) < 1e-5
+    assert math.isfinite(epsilon(sampling, 1e-3, 4, 1e-5))

@@ -14,6 +14,7 @@ from weft.errors import ConfigError
 from weft.models.lines import lay_out_lines, line_logps
 from weft.models.prompts import Front
 from weft.models.resident import Resident
+from weft.models.side import add_twin
 from weft.objectives.preference import Preference
 from weft.objectives.sft import SFT
 from weft.training.layer_gradients import Owners
@@ -111,6 +112,22 @@ def test_tied_embeddings_count_once(kind: str):
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_dora_has_gradients_of_its_magnitudes(kind: str):
     compare(resident(kind, "lora", dora=True), SFT(), rows_of(LENGTHS), [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_gated_second_adapter_has_gradients_of_its_gate(kind: str):
+    from peft import LoraConfig, get_peft_model
+
+    targets = ["c_attn", "c_fc"] if kind == "gpt2" else ["q_proj", "down_proj"]
+    config = LoraConfig(r=4, init_lora_weights=False, target_modules=targets, fan_in_fan_out=kind == "gpt2")
+    adapted = get_peft_model(causal_model(kind), config)
+    add_twin(adapted, config, "own")
+    for name, value in adapted.named_parameters():
+        if "lora_gate" in name:
+            value.data.fill_(0.3)
+    model = Resident(adapted, None, CPU, torch.float32)
+    assert sum("lora_gate" in name for name in model.params) > 1
+    compare(model, SFT(), rows_of(LENGTHS), [0, 1, 1, 2])
 
 
 def test_a_prompt_that_a_network_makes():

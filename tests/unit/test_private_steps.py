@@ -15,10 +15,11 @@ from weft.core.types import DELTA
 from weft.models.resident import Resident
 from weft.objectives.preference import Preference
 from weft.objectives.sft import SFT
+from weft.training.hiding import digest_of, units_of
 from weft.training.job import Job
 from weft.training.loop import GradientSteps
 from weft.training.optimizers import Optimizer
-from weft.training.private import PrivateSteps, units_of
+from weft.training.private import PrivateSteps
 from weft.training.schedules import Schedule
 
 SECRET = Secret(bytes(range(32)))
@@ -71,9 +72,8 @@ def test_a_step_is_its_definition():
     model = resident()
     steps = replace(STEPS, steps=1, batch_size=2, bound=0.3, noise_of=lambda units: 0.7)
     found = deltas(steps, model, SFT(), rows, units=owner).finished.streams[DELTA]
-    from weft.training.private import _digest
 
-    words = ("train", 0, 0, 0, _digest(model.trainable()))
+    words = ("train", 0, 0, 0, digest_of(model.trainable()))
     chosen = np.flatnonzero(SECRET.uniform(5, *words, "sample") < 2 / 5)
     assert 0 < len(chosen) < 5
     sums = {name: torch.zeros_like(value) for name, value in model.params.items()}
@@ -84,9 +84,27 @@ def test_a_step_is_its_definition():
         norm = torch.stack([value.grad.square().sum() for value in model.params.values()]).sum().sqrt()
         for name, value in model.params.items():
             sums[name] += value.grad * min(1.0, 0.3 / float(norm))
-    for name, value in found.items():
-        noise = 0.7 * 0.3 * SECRET.normal(tuple(value.shape), *words, "noise", name).float()
-        torch.testing.assert_close(value, -1e-2 * (sums[name] + noise) / 2, rtol=1e-4, atol=1e-7)
+    without = deltas(replace(steps, noise_of=lambda units: 0.0), model, SFT(), rows, units=owner)
+    for name, value in without.finished.streams[DELTA].items():
+        torch.testing.assert_close(value, -1e-2 * sums[name] / 2, rtol=1e-4, atol=1e-7)
+    noise = {name: found[name] / (-1e-2 / 2) - sums[name] for name in found}
+    flat = torch.cat([value.reshape(-1) for value in noise.values()])
+    assert float(flat.std()) == pytest.approx(0.7 * 0.3, rel=0.1)
+
+
+def test_answers_with_noise_of_two_scales_tell_no_more_than_each():
+    """Were the noise the same but for its scale, two answers would be two equations for what it hides."""
+    rows, model = rows_of([9, 14, 5, 14, 7, 11, 6, 12]), resident()
+    streams = [
+        deltas(replace(STEPS, steps=1, batch_size=8, bound=0.3, noise_of=lambda units, z=z: z), model, SFT(), rows)
+        for z in (0.0, 1.0, 2.0, 1.0)
+    ]
+    none, once, twice, again = (
+        torch.cat([value.reshape(-1) for value in one.finished.streams[DELTA].values()]) for one in streams
+    )
+    assert torch.equal(once, again)  # the same question has the same answer
+    noises = torch.stack([once - none, twice - none])
+    assert abs(float(torch.corrcoef(noises)[0, 1])) < 0.1
 
 
 def test_an_empty_batch_makes_a_step_of_noise():
@@ -103,9 +121,8 @@ def test_an_empty_batch_makes_a_step_of_noise():
     # With one unit of 400 expected in a step, some of these steps are of nobody.
     for round in range(6):
         deltas(private, model, SFT(), rows, round=round, rule=Watch())
-    from weft.training.private import _digest
 
-    words = ("train", 0, 0, 0, _digest(model.trainable()))
+    words = ("train", 0, 0, 0, digest_of(model.trainable()))
     assert len(seen) == 12
     assert all(float(value.abs().max()) > 0.5 for step in seen for value in step.values())
     empty = [
@@ -113,7 +130,8 @@ def test_an_empty_batch_makes_a_step_of_noise():
     ]
     assert empty
     for name, value in seen[2 * empty[0]].items():
-        alone = SECRET.normal(tuple(value.shape), "train", empty[0], *words[2:], "noise", name).float()
+        nothing = ("1.0", digest_of({}))
+        alone = SECRET.normal(tuple(value.shape), "train", empty[0], *words[2:], *nothing, "noise", name).float()
         torch.testing.assert_close(value, alone)
 
 

@@ -63,7 +63,7 @@ class Party:
     """Of a client that has a certificate."""
     quorum: int = 0
     """At the server: updates without which the round is repeated; at a client: fewest clients whose updates its site
-    policy lets be averaged."""
+    policy lets be averaged, or whose shares make up the noise."""
     heaviest: float = 1.0
     """At the server: the largest weight that a client of the round may have."""
     kept: Streams = field(default_factory=dict)

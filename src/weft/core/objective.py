@@ -39,6 +39,8 @@ class Objective:
     """The loss is the summed cross-entropy of the batch's targets."""
     separable: ClassVar[bool] = False
     """The loss of a row does not depend on other rows: `separate` and `row_losses` are defined."""
+    apart: ClassVar[str] = ""
+    """What differs from `loss` where rows are kept apart, as a sentence for the user; empty: nothing."""
     evaluator: ClassVar[str] = "held_out"
     """What measures the model on held-out rows: a name of `weft.registry.EVALUATORS`."""
     metrics: ClassVar[tuple[Metric, ...]] = ()

@@ -38,7 +38,7 @@ class Sources:
     values: list[str] = field(default_factory=list)
     """Of every example, the value of split_column, where one is named."""
     unit_values: list[str | None] = field(default_factory=list)
-    """Of every example, its value of the column that privacy_unit names; None: its source has no such column."""
+    """Of every example, its value of the column that privacy_unit names, or ""; None: its source has no such column."""
     unit_fault: DataError | None = None
     """Which source has no such column, and what columns it has."""
     account: Account = field(default_factory=Account)
@@ -154,7 +154,7 @@ class Sources:
     def _remember_units(self, rows: PlacedRows, numbers: Sequence[int], column: str, source: str) -> None:
         """Record the value of the unit's column; rows that nobody trains on need not have it."""
         try:
-            self.unit_values += _column(rows, numbers, column, source, f" for privacy_unit '{column}'")
+            self.unit_values += _column(rows, numbers, column, source, f" for privacy_unit '{column}'", "")
         except DataError as fault:
             self.unit_fault = self.unit_fault or fault
             self.unit_values += [None] * len(numbers)
@@ -225,11 +225,16 @@ def origin_of(source: str) -> str:
 
 
 def _column(
-    rows: PlacedRows, numbers: Sequence[int], column: str, source: str, purpose: str = " to split by"
+    rows: PlacedRows,
+    numbers: Sequence[int],
+    column: str,
+    source: str,
+    purpose: str = " to split by",
+    missing: str = "(none)",
 ) -> list[str]:
-    """Return the values of a column in these rows; DataError if no row has the column."""
+    """Return the values of a column in these rows, or `missing`; DataError if no row has the column."""
     columns = list(dict.fromkeys(key for row in rows[:100] for key in row))
     if column not in columns:
         raise no_column(source, column, columns, purpose)
     values = (rows[row].get(column) for row in numbers)
-    return ["(none)" if value is None or value == "" else NO_SIGN.sub("\ufffd", str(value)) for value in values]
+    return [missing if value is None or value == "" else NO_SIGN.sub("\ufffd", str(value)) for value in values]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from weft.core.exchange import Party
 from weft.core.tensors import zeros
-from weft.core.types import PRIVACY, ServerState, Streams, Total, Update
+from weft.core.types import PRIVACY, PROTECTION, ProtectionRequest, ServerState, Streams, Task, Total, Update
+from weft.federation.clients import ClientData
 from weft.federation.part_memory import part_of
 from weft.federation.plan import Plan
 
@@ -28,3 +30,8 @@ def paid(plan: Plan, state: ServerState, total: Total, like: Streams, spend: Spe
         total = replace(total, streams={name: zeros(values) for name, values in like.items()})
     spend(state, total)
     return total
+
+
+def joins(plan: Plan, client: ClientData, message: Task | ProtectionRequest) -> Party:
+    """Return the client as it takes part in a protected sum: in none of fewer than the noise has shares."""
+    return client.party(PROTECTION, {}, message.round, message.attempt, least=plan.shares_of_noise)

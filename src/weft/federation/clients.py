@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from weft.core import tensors
 from weft.core.exchange import Identity, Party
 from weft.core.promises import Promises
-from weft.core.secret import Secret
+from weft.core.secret import BYTES, Secret
 from weft.core.types import Metrics, Streams, Tensors
 from weft.data.words import Words
 from weft.federation.part_memory import part_of
@@ -139,16 +140,44 @@ class ClientData:
     """Writes the resident model to disk at the end of the run, with the run's side adapter."""
 
     def job(
-        self, personal: Tensors, shared: Tensors, trained: Collection[str] | None, round: int, attempt: int = 0
+        self,
+        personal: Tensors,
+        shared: Tensors,
+        trained: Collection[str] | None,
+        round: int,
+        attempt: int = 0,
+        inputs: Streams | None = None,
     ) -> Job:
-        """Return the client's training of these parameters in a round (`weft.training.job.Job` says what they are)."""
-        secret = partial(self.memory.secret, self.name)
+        """Return the client's training of these parameters in a round (`weft.training.job.Job` says what they are).
+
+        Args:
+            personal, shared, trained, round, attempt: of the job.
+            inputs: what else the training computes from, of the task and of the client's memory. The secret's numbers
+                are drawn for these inputs alone: a server that asks once more, from others, gets other noise.
+        """
+
+        @cache
+        def secret() -> Secret:
+            of_run = self.memory.secret(self.name)
+            if inputs is None:
+                return of_run
+            everything = {"shared": shared, "personal": personal, **inputs}
+            return Secret(of_run.bytes(BYTES, "inputs", tensors.digest(everything)))
+
         share, public = self.step_fraction, self.public
         return Job(
             personal, shared, trained, self.index, round, share, public, attempt, secret=secret, units=self.units
         )
 
-    def party(self, prefix: str, memory: Streams, round: int, attempt: int = 0, told: Tensors | None = None) -> Party:
+    def party(
+        self,
+        prefix: str,
+        memory: Streams,
+        round: int,
+        attempt: int = 0,
+        told: Tensors | None = None,
+        least: int = 0,
+    ) -> Party:
         """Return the client as one part of the exchange (codec, privacy, protection) sees it.
 
         Args:
@@ -157,6 +186,7 @@ class ClientData:
             round: the current round.
             attempt: number of repeated rounds of the run so far.
             told: what the server told the part.
+            least: fewest clients of a sum that the run allows; the site policy may ask for more.
         """
         return Party(
             self.name,
@@ -167,7 +197,7 @@ class ClientData:
             told or {},
             self.memory.promises(self.name),
             self.identity,
-            self.least,
+            max(self.least, least),
         )
 
 
@@ -188,6 +218,8 @@ class Clients:
     """Number of the first of these clients in the federation."""
     units: Sequence[np.ndarray] | None = None
     """Of each client (rows,): the number of the unit of privacy of each training row; None: each row is one."""
+    num_units: Sequence[int] | None = None
+    """The number of units of each client, where its rows are elsewhere; None: `units` says it."""
     reportable: Callable[[Metrics], Metrics] = everything
     export: Callable[[Resident, Tensors], None] | None = None
     identity: Identity | None = None

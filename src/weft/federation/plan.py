@@ -66,6 +66,11 @@ class Plan:
         return self.weighting.by_rows and not self.privacy.bounded
 
     @property
+    def shares_of_noise(self) -> int:
+        """Clients whose shares make up the noise, so that no sum of fewer may be opened; 0: it is not of shares."""
+        return self.quorum if self.privacy.noise_in_shares else 0
+
+    @property
     def draws_secrets(self) -> bool:
         """Whether clients draw from secrets of their own."""
         return self.privacy.draws_secrets or self.protection.draws_secrets

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from weft.federation.plan import Plan
-from weft.federation.remedies import ALGORITHM, Refusal, name_of
+from weft.federation.remedies import ALGORITHM, Refusal, name_of, summed
 
 OPEN = "leave out --privacy_unit"
 
@@ -22,6 +22,11 @@ def in_steps(plan: Plan) -> list[Refusal]:
             inside and not plan.objective.separable,
             f"{learner} has no loss of single rows, and {private} bounds what each adds",
             ["use `weft sft`, `weft pretrain` or `weft dpo`", "write --privacy_unit client"],
+        ),
+        Refusal(
+            inside and algorithm.batch_loss,
+            f"{name} adds a term to the loss of several rows together, and {private} bounds what each adds",
+            [ALGORITHM.with_description("an algorithm without it"), "write --privacy_unit client"],
         ),
         Refusal(
             inside and (plan.parallel != "none" or plan.offloaded),
@@ -69,7 +74,7 @@ def protected(plan: Plan) -> list[Refusal]:
         Refusal(
             bounded and not algorithm.sums_updates,
             f"{name} looks at single updates, and {private} protects their sum",
-            [OPEN, other],
+            [*summed(algorithm), OPEN, other],
         ),
         Refusal(
             bounded and bool(algorithm.scalars),
@@ -90,5 +95,11 @@ def protected(plan: Plan) -> list[Refusal]:
             bounded and plan.privacy.noise_in_shares and plan.quorum == 0,
             "With noise_at client the noise is made of clients' shares, and nothing says of how many at least",
             ["add --min_clients N", "write --noise_at server"],
+        ),
+        Refusal(
+            plan.protection.grouped and plan.protection.smallest_sum < plan.shares_of_noise,
+            f"The noise is made of {plan.shares_of_noise} shares, and {type(plan.protection).__name__} opens sums of "
+            f"groups of {plan.protection.smallest_sum}",
+            [f"write --group_size {plan.shares_of_noise}", "leave out --group_size"],
         ),
     ]

@@ -41,7 +41,7 @@ from weft.core.types import (
     Update,
 )
 from weft.federation.admission import admit_all
-from weft.federation.budgeted import bounded, paid
+from weft.federation.budgeted import bounded, joins, paid
 from weft.federation.client_model import choose, export_model, load_probe_model
 from weft.federation.clients import ClientData
 from weft.federation.coding import count_bytes, decode_task, encode, encode_tasks, settle
@@ -122,7 +122,7 @@ def answer(message: Message, plan: Plan, client: ClientData, model: Resident, ev
         client.memory.drop(client.name, message.round + 1)
         return Score(client.name, message.round, {})
     if isinstance(message, ProtectionRequest):
-        return plan.protection.answer(message, client.party(PROTECTION, {}, message.round, message.attempt))
+        return plan.protection.answer(message, joins(plan, client, message))
     if isinstance(message, Probe) and message.export:
         export_model(message, plan, client, model)
         return Score(client.name, message.round, {})
@@ -144,9 +144,9 @@ def _train(task: Task, plan: Plan, client: ClientData, model: Resident) -> Updat
     like = expected_streams(plan, shared | decoded.params, task.round)
     start = model.initial | memory.get(OWN, {})
     local_task, choice = choose(plan, decoded, start, client, model)
-    rule = plan.algorithm.rule(local_task, part_of(memory, RULE))
-    trainable = {*plan.sharing.trained_names(shared, task.round), *model.initial}
-    job = client.job(start, local_task.params, trainable, task.round, task.attempt)
+    rule, names = plan.algorithm.rule(local_task, part_of(memory, RULE)), plan.sharing.trained_names(shared, task.round)
+    inputs = local_task.extra | with_prefix(memory, "memory.")
+    job = client.job(start, local_task.params, {*names, *model.initial}, task.round, task.attempt, inputs)
     done = plan.local.work(model, plan.objective, client.train, rule, job)
     new_memory = with_prefix(done.finished.memory, RULE)
     personal = plan.algorithm.personal
@@ -166,4 +166,4 @@ def _train(task: Task, plan: Plan, client: ClientData, model: Resident) -> Updat
     new_memory |= codec_memory | down_memory | with_prefix(privacy_memory, PRIVACY)
     if new_memory:
         client.memory.save(client.name, task.round + 1, new_memory)
-    return plan.protection.seal(update, task, client.party(PROTECTION, {}, task.round, task.attempt))
+    return plan.protection.seal(update, task, joins(plan, client, task))

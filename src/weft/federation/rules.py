@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from weft.core.parts import Algorithm
 from weft.federation.plan import Plan
-from weft.federation.remedies import AGGREGATOR, ALGORITHM, CODEC, LORA, WEIGHTING, Refusal, name_of
+from weft.federation.remedies import AGGREGATOR, ALGORITHM, CODEC, LORA, WEIGHTING, Refusal, name_of, summed
 
 FEDERATED = ALGORITHM.with_description("a federated algorithm")
 
@@ -19,7 +19,7 @@ def secrecy(plan: Plan) -> list[Refusal]:
         Refusal(
             protection.sum_only and not algorithm.sums_updates and algorithm.choice is None,
             f"{name} looks at single updates, but {protector} shows the server sums only",
-            [ALGORITHM.with_description("another algorithm"), "write --protection none"],
+            [*summed(algorithm), ALGORITHM.with_description("another algorithm"), "write --protection none"],
         ),
         Refusal(
             protection.sum_only and algorithm.choice is not None,

@@ -13,6 +13,8 @@ from weft.keys.effects import ALWAYS, Condition, Effect
 if TYPE_CHECKING:
     from weft.keys import RunConfig
 
+LEAST_NOISE, MOST_NOISE = 1e-3, 1e6
+"""Noise multipliers whose budget can be computed."""
 CLIENT, ROW, NONE = "client", "row", "none"
 """Values of `privacy_unit`; any other is the name of a column."""
 PARTS = {NONE: "none", CLIENT: "gaussian"}
@@ -100,6 +102,11 @@ def check(config: RunConfig) -> None:
         raise ConfigError(
             "noise_multiplier is 0, and a run without noise has no epsilon: leave out --noise_multiplier, so that "
             "target_epsilon sets it, or leave out --target_epsilon."
+        )
+    if config.noise_multiplier and not LEAST_NOISE <= config.noise_multiplier <= MOST_NOISE:
+        raise ConfigError(
+            f"noise_multiplier is {config.noise_multiplier:g}, which protects or leaves nothing: write a number "
+            f"from {LEAST_NOISE:g} to {MOST_NOISE:g}, such as 1, or --target_epsilon 8 in its place."
         )
     if config.target_epsilon is not None and not math.isfinite(config.target_epsilon):
         raise ConfigError("target_epsilon is infinite, which protects nothing: leave out --privacy_unit.")

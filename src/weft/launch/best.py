@@ -71,10 +71,21 @@ class BestRule:
             raise ConfigError(f"best_metric is '{name}', which this run does not measure.{hint} {_known(known)}")
         return cls(name, directions[name], config.early_stopping_rounds, of_task=True)
 
-    def check(self, evaluator: Evaluator, population: Population) -> None:
-        """Refuse a metric of held-out rows that these rows do not have; ConfigError. Those of sites are not known."""
+    def check(self, evaluator: Evaluator, population: Population, *, reported: bool = True) -> None:
+        """Refuse a metric of held-out rows that these rows do not have; ConfigError. Those of sites are not known.
+
+        Args:
+            evaluator: of the run.
+            population: its clients.
+            reported: clients report scores of their held-out rows.
+        """
         if self.of_task:
             return
+        if not reported:
+            raise ConfigError(
+                f"best_metric is {self.metric}, a score of clients' rows, which clients do not report under a "
+                "budget of privacy: write --eval_tasks and a metric of a task, or leave out --best_metric."
+            )
         metric = next(one for one in evaluator.metrics if one.name == self.metric)
         why = _why_unmeasured(metric, population)
         if why is not None:

@@ -12,6 +12,7 @@ from weft.config import RunConfig
 from weft.core.exchange import Privacy
 from weft.core.files import cache_folder
 from weft.core.secret import Secret
+from weft.core.tensors import digest
 from weft.core.types import ServerState, Total
 from weft.errors import BudgetSpent, ConfigError
 from weft.federation.clients import Clients
@@ -19,8 +20,8 @@ from weft.json_types import JsonObject
 from weft.keys import privacy as keys
 from weft.launch.parts import part
 from weft.launch.units import unit_counts
-from weft.privacy.accounting import Sampling, Steps, composed, solve_noise
-from weft.privacy.gaussian import Gaussian, digest
+from weft.privacy.accounting import Sampling, Steps, composed, epsilon, solve_noise
+from weft.privacy.gaussian import Gaussian
 from weft.privacy.guarantee import Guarantee
 from weft.privacy.ledger import Ledger
 from weft.privacy.rows import Rows
@@ -28,6 +29,8 @@ from weft.runs.layout import RunDir
 from weft.runs.start import LEDGER
 
 SOLVED = "solved.json"
+TRIED = 16
+"""Numbers of units, at most, of which the one that spends most is looked for."""
 
 
 def privacy_part(config: RunConfig) -> Privacy:
@@ -35,13 +38,18 @@ def privacy_part(config: RunConfig) -> Privacy:
     privacy: Privacy = part("privacy", config)
     if isinstance(privacy, Gaussian) and privacy.noise is None:
         privacy = replace(privacy, noise=client_noise(config))
-    if config.target_epsilon is not None and (guarantee := guarantee_of(config, privacy)) and not guarantee.allows(1):
+    check_first_round(guarantee_of(config, privacy))
+    return privacy
+
+
+def check_first_round(guarantee: Guarantee | None) -> None:
+    """Raise ConfigError where not even one round keeps to the target."""
+    if guarantee is not None and not guarantee.allows(1):
         raise ConfigError(
             f"One round with a noise_multiplier of {guarantee.noise:g} spends an epsilon of "
-            f"{guarantee.epsilon(1):.4g}, more than target_epsilon ({config.target_epsilon:g}): leave out "
+            f"{guarantee.epsilon(1):.4g}, more than target_epsilon ({guarantee.target:g}): leave out "
             "--noise_multiplier, which then follows."
         )
-    return privacy
 
 
 def sampling_of(config: RunConfig) -> Sampling:
@@ -55,11 +63,15 @@ def sampling_of(config: RunConfig) -> Sampling:
     clients = len(config.clients or ()) or config.num_clients
     if config.runtime == "nvflare" or config.client_sampling == "size":
         return Sampling("full")
+    if config.noise_at == "client" or (config.availability and config.client_sampling == "uniform"):
+        # The server, against which clients make noise, draws the cohort. Of few clients at hand, each is in it.
+        return Sampling("full")
     if clients == 0:
         raise ConfigError(
             "num_clients is 0, as many as the source has values, and what a round spends of the budget depends on it: "
             "write their number as --num_clients N."
         )
+    clients -= len(config.leave_out or ())
     size = min(config.sample_clients, clients)
     return Sampling.poisson(size / clients) if config.client_sampling == "poisson" else Sampling.fixed(size, clients)
 
@@ -134,18 +146,37 @@ def guarantee_of(config: RunConfig, privacy: Privacy, units: int = 0) -> Guarant
     )
 
 
-def fewest_units(config: RunConfig, clients: Clients) -> int:
-    """Return the units of the client that has the fewest; of the federation, where clients are the units."""
+def deciding_units(config: RunConfig, clients: Clients) -> int:
+    """Return the units of the client that a run spends most of; of the federation, where clients are the units.
+
+    With a number of steps this is the client with the fewest units. With epochs, one with more units makes more steps.
+    """
     if config.privacy_unit == keys.CLIENT:
         return len(clients)
-    if config.runtime == "nvflare" and keys.unit_kind(config.privacy_unit) == "column":
-        return 0  # sites tell how many rows they have, and nothing else
-    return min((count for count in unit_counts(clients.units, clients.train) if count), default=0)
+    counts = sorted({count for count in clients.num_units or unit_counts(clients.units, clients.train) if count})
+    if config.max_steps > 0 or len(counts) < 2:
+        return counts[0] if counts else 0
+    # Of clients that make the same steps the smallest spends most. Where each unit is in every step, more steps cost
+    # more; above, the probability falls faster than the steps grow, but for the rounding to whole steps.
+    smallest: dict[tuple[int, bool], int] = {}
+    for count in counts:
+        sampling, steps = _local_sampling(config, count)
+        smallest.setdefault((steps, sampling.kind == "full"), count)
+    certain = [count for (_, full), count in smallest.items() if full][-1:]
+    likely = [count for (_, full), count in smallest.items() if not full][:TRIED]
+    return max(certain + likely, key=lambda count: _spent_by(config, count), default=0)
+
+
+def _spent_by(config: RunConfig, units: int) -> float:
+    """Return the epsilon that all rounds of a run spend of a client with so many units."""
+    sampling, steps = _local_sampling(config, units)
+    return epsilon(sampling, row_noise(config, units), config.num_rounds * steps, config.target_delta)
 
 
 def account_of(config: RunConfig, privacy: Privacy, run: RunDir, clients: Clients) -> Account | None:
     """Return the account of a run with a guarantee; ConfigError where its ledger was changed by hand."""
-    guarantee = guarantee_of(config, privacy, fewest_units(config, clients))
+    guarantee = guarantee_of(config, privacy, deciding_units(config, clients))
+    check_first_round(guarantee)
     return None if guarantee is None else Account(guarantee, run.path / LEDGER, run.secret)
 
 
@@ -190,7 +221,7 @@ class Account:
         self.guarantee, self.secret = guarantee, secret
         self.ledger = Ledger(file)
         self._places = {_key(entry): place for place, entry in enumerate(self.ledger.entries, 1)}
-        self._steps = [_steps_of(entry) for entry in self.ledger.entries]
+        self._steps = [steps_of(entry) for entry in self.ledger.entries]
         self._now = 0
 
     def check(self, state: ServerState) -> None:
@@ -208,7 +239,7 @@ class Account:
         # A tag that nobody else can compute: the ledger says nothing of the updates.
         tag = self.secret().bytes(16, "release", digest(total.streams), str(total.weight)).hex()
         round, attempt = _place(state)
-        entry: JsonObject = {"round": round + 1, "attempt": attempt, "release": tag} | _entry_of(self.guarantee)
+        entry: JsonObject = {"round": round + 1, "attempt": attempt, "release": tag} | entry_of(self.guarantee)
         if _key(entry) not in self._places:
             count = len(self._places) + 1
             if not self._allows(count):
@@ -249,13 +280,14 @@ def _place(state: ServerState) -> tuple[int, int]:
     return state.round, state.attempts
 
 
-def _entry_of(guarantee: Guarantee) -> JsonObject:
+def entry_of(guarantee: Guarantee) -> JsonObject:
     """Return what a release is, for the ledger."""
     sampling = dataclasses.asdict(guarantee.sampling)
     return {"noise": guarantee.noise, "sampling": sampling, "steps": guarantee.steps, "units": guarantee.units}
 
 
-def _steps_of(entry: JsonObject) -> Steps:
+def steps_of(entry: JsonObject) -> Steps:
+    """Return what an entry of a ledger says was released."""
     return Steps(Sampling(**entry["sampling"]), float(entry["noise"]), int(entry["steps"]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -30,12 +31,19 @@ from weft.training.evolution import Evolution
 from weft.training.loop import GradientSteps
 from weft.training.optimizers import Optimizer
 from weft.training.private import PrivateSteps
+from weft.training.private_scores import PrivateEvolution, PrivateWords
 from weft.training.schedules import Schedule
 from weft.training.wording import InstructionSearch
 from weft.training.zeroth import SeedSteps
 
 SITES_NORM, SITES_NORM_EPOCHS = 100.0, 10_000.0
 """Default limits for sites: rounds of as many steps at every site, and rounds of epochs."""
+HIDING: dict[type[GradientSteps], type[GradientSteps]] = {
+    GradientSteps: PrivateSteps,
+    Evolution: PrivateEvolution,
+    InstructionSearch: PrivateWords,
+}
+"""Local training that bounds and hides single units, in place of that which does not."""
 
 
 def algorithm(config: RunConfig) -> Algorithm:
@@ -80,7 +88,6 @@ def plan(config: RunConfig) -> Plan:
         parallel=config.parallel,
         offloaded=config.model_offload != "none",
         personal_steps=config.personal_steps,
-        reports=_reports(config),
     )
     check(result)
     if config.sample_clients < protection.smallest_sum:
@@ -88,12 +95,17 @@ def plan(config: RunConfig) -> Plan:
             f"protection {config.protection} opens sums of {protection.smallest_sum} clients or more, and a round has "
             f"sample_clients {config.sample_clients}: write --sample_clients {protection.smallest_sum} or more."
         )
-    return result
+    return replace(result, reports=_reports(config, result))
 
 
-def _reports(config: RunConfig) -> bool:
-    """Return whether clients send the scores of held-out rows: under a budget only of rows that are nobody's."""
-    return not is_private(config) or (config.eval_dataset_name is not None and config.runtime != "nvflare")
+def _reports(config: RunConfig, composed: Plan) -> bool:
+    """Return whether clients send the scores of held-out rows.
+
+    Under a budget they do so only of rows that are nobody's, and of the shared model alone: a client's own model was
+    trained beyond what the budget pays for, and its few-shot examples are private rows.
+    """
+    public = config.eval_dataset_name is not None and config.runtime != "nvflare"
+    return not is_private(config) or (public and not composed.own_models and not config.few_shot)
 
 
 def _norm_limit(config: RunConfig, algorithm: Algorithm, protection: Protection) -> float:
@@ -198,7 +210,7 @@ def local_steps(config: RunConfig, kind: str = "gradients", *, pools: bool = Fal
         pools: all rows, and all that clients know, are at one place.
     """
     options: dict[str, Any] = {}
-    steps_class = SeedSteps if kind == "directions" else GradientSteps
+    steps_class: type[GradientSteps] = SeedSteps if kind == "directions" else GradientSteps
     if config.prompt_method == "black_box":
         steps_class, options = Evolution, {"population": config.population}
     if config.prompt_method == "text":
@@ -211,10 +223,11 @@ def local_steps(config: RunConfig, kind: str = "gradients", *, pools: bool = Fal
                 "length": config.prompt_length,
             },
         )
-    if unit_kind(config.privacy_unit) in ("row", "column") and steps_class is GradientSteps:
+    if unit_kind(config.privacy_unit) in ("row", "column") and steps_class in HIDING:
         bound_of_unit = bound(config)
         assert isinstance(bound_of_unit, float)  # `weft.keys.privacy.check` refuses an adaptive one
-        steps_class, options = PrivateSteps, {"bound": bound_of_unit, "noise_of": partial(row_noise, config)}
+        steps_class = HIDING[steps_class]
+        options |= {"bound": bound_of_unit, "noise_of": partial(row_noise, config)}
     return steps_class(
         **options,
         schedule=Schedule(

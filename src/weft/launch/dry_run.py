@@ -20,7 +20,7 @@ from weft.federation.plan import Plan
 from weft.federation.state import Participant, begin, task_for
 from weft.json_types import JsonObject
 from weft.launch.best import read_tasks
-from weft.launch.budgets import fewest_units
+from weft.launch.budgets import check_first_round, deciding_units, guarantee_of
 from weft.launch.client import ClientBuilder
 from weft.launch.data_warnings import warning_lines
 from weft.launch.memory_estimate import describe_memory
@@ -103,10 +103,11 @@ def _plan(config: RunConfig) -> dict[str, str]:
     plan.objective.start()
     with Progress(config.num_rounds, quiet=False, as_json=False) as progress:
         population = builder.read(InMemory(), report=progress.tokenizing)
+        check_first_round(guarantee_of(config, plan.privacy, units := deciding_units(config, population.trained)))
         for line in warning_lines(config, population):
             progress.note(line)
         sizes = count(config, model_config, plan, population)
-        for line in privacy_warnings(config, plan, sizes.trained, units := fewest_units(config, population.trained)):
+        for line in privacy_warnings(config, plan, sizes.trained, units):
             progress.note(line)
     private = privacy_line(config, plan, sizes.trained, units)
     traffic = sizes.traffic

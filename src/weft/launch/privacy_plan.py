@@ -34,7 +34,7 @@ def privacy_line(config: RunConfig, plan: Plan, parameters: int, units: int) -> 
         config: the run.
         plan: its parts.
         parameters: that are trained and shared.
-        units: `fewest_units` of the run; 0: not known.
+        units: `deciding_units` of the run; 0: not known.
     """
     guarantee = guarantee_of(config, plan.privacy, units)
     if guarantee is None:
@@ -56,7 +56,7 @@ def warn_of_noise(config: RunConfig, plan: Plan, masters: Tensors, units: int, n
         config: the run.
         plan: its parts.
         masters: all that is trained of the model.
-        units: `fewest_units` of the run.
+        units: `deciding_units` of the run.
         note: called with each sentence.
     """
     if plan.protection.remark:
@@ -83,6 +83,13 @@ def privacy_warnings(config: RunConfig, plan: Plan, parameters: int, units: int)
             f"the noise has {ratio:.3g} times the norm of the largest signal, so nothing will be learnt: what helps is "
             f"{'; '.join(help_)}; or a larger --target_epsilon."
         )
+    if plan.privacy.in_steps:
+        lines.append(
+            "the gradient of every row is computed by itself, so rows are not packed, and activations are not "
+            "recomputed (--gradient_checkpointing)."
+        )
+        if plan.objective.apart:
+            lines.append(plan.objective.apart)
     if plan.trainable == "lora" and plan.sharing.lora.plain and not plan.sharing.lora.frozen:
         lines.append(
             "noise on both LoRA factors multiplies in their product: --lora_aggregation ffa, which freezes A, trains "

@@ -14,7 +14,7 @@ from weft.errors import ConfigError
 from weft.json_types import JsonObject
 from weft.launch import compose, provenance, rank_group
 from weft.launch.best import read_tasks
-from weft.launch.budgets import fewest_units
+from weft.launch.budgets import check_first_round, deciding_units, guarantee_of
 from weft.launch.client import ClientBuilder
 from weft.launch.client_memory import DiskMemory
 from weft.launch.contamination import counts_of, read_items
@@ -128,6 +128,7 @@ def _train(builder: ClientBuilder, options: StartOptions, tasks: RunTasks, items
         report_changes(config, run, current, progress.note)
         population = builder.read(DiskMemory(run), report=progress.tokenizing)
         check_only_client(config, population)
+        check_first_round(guarantee_of(config, plan.privacy, deciding_units(config, population.trained)))
         if config.data_statistics:
             population.split["statistics"] = simulated(config, population, builder.tokenizer)
         if items:
@@ -139,7 +140,7 @@ def _train(builder: ClientBuilder, options: StartOptions, tasks: RunTasks, items
         with Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers:
             trainer = Trainer(config, run, host, population, progress, trackers, group, replace(tasks, config=config))
             print_warnings(config, population, plan.algorithm, progress)  # when nothing is refused any more
-            warn_of_noise(config, plan, host.model.masters, fewest_units(config, population.trained), progress.note)
+            warn_of_noise(config, plan, host.model.masters, deciding_units(config, population.trained), progress.note)
             for sentence in options.notes:
                 progress.note(sentence)
             progress.split(population.split)

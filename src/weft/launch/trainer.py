@@ -87,7 +87,7 @@ class Trainer:
         self.tasks = RunTasks(config) if tasks is None else tasks
         self.best = BestRule.of(config, type(self.evaluator), self.tasks)
         if self.best is not None:
-            self.best.check(self.evaluator, population)
+            self.best.check(self.evaluator, population, reported=self.plan.reports)
         if not any(self.plan.sharing.travels(name) for name in self.model.masters):
             raise ConfigError(
                 f"share ({', '.join(self.plan.sharing.patterns)}) fits no trained tensor, such as "

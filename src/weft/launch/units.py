@@ -11,6 +11,7 @@ import numpy as np
 from weft.config import RunConfig
 from weft.data.documents import Documents
 from weft.data.sources import Sources
+from weft.errors import DataError
 from weft.federation.clients import Clients
 from weft.keys.privacy import CLIENT, unit_kind
 
@@ -18,20 +19,34 @@ from weft.keys.privacy import CLIENT, unit_kind
 def cut_units(config: RunConfig, sources: Sources, parts: list[np.ndarray]) -> list[np.ndarray]:
     """Return the examples of each client, of each unit at most max_rows_per_unit; what is left out is counted.
 
+    Rows without a value are left out, too: as a unit of their own they would be several persons, and each alone could
+    be a person with other rows.
+
     Args:
         config: the run.
         sources: have the value of each example.
         parts: numbers of the examples that each client trains on.
+
+    Raises:
+        DataError: a client has no row with a value.
     """
-    most = config.max_rows_per_unit
-    if most is None or unit_kind(config.privacy_unit) != "column":
+    unit, most = config.privacy_unit, config.max_rows_per_unit
+    if unit_kind(unit) != "column":
         return parts
-    kept = [part[_place_in_unit(_codes(sources, part)) < most] for part in parts]
-    cut = sum(map(len, parts)) - sum(map(len, kept))
-    if cut:
+    known = [part[[sources.unit_values[int(number)] != "" for number in part]] for part in parts]
+    if nobodys := sum(map(len, parts)) - sum(map(len, known)):
+        sources.log(f"{nobodys} rows are left out, because they have no {unit}, and nobody can say whose they are.")
+    if any(len(part) and not len(rest) for part, rest in zip(parts, known, strict=True)):
+        raise DataError(
+            f"A client has rows, and none with a {unit}, which privacy_unit protects: fill in the column, or write "
+            "--privacy_unit row."
+        )
+    if most is None:
+        return known
+    kept = [part[_place_in_unit(_codes(sources, part)) < most] for part in known]
+    if cut := sum(map(len, known)) - sum(map(len, kept)):
         sources.log(
-            f"{cut} rows are left out, because a unit ({config.privacy_unit}) has at most {most} rows: the first ones "
-            "are used."
+            f"{cut} rows are left out, because a unit ({unit}) has at most {most} rows: the first ones are used."
         )
     return kept
 

@@ -29,6 +29,10 @@ from weft.objectives.choices import choice_logps
 
 FREE = ("simpo", "orpo")
 """Losses without a reference."""
+APART = (
+    "KTO's z, a mean over other rows' answers, is 0 here, its smallest value: what one row adds would else depend on "
+    "others."
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,11 @@ class Preference(Objective):
     def rows(self) -> str:  # type: ignore[override]
         """Pairs of answers; for KTO, judged answers."""
         return "judged" if self.loss_name == "kto" else "pairs"
+
+    @property
+    def apart(self) -> str:  # type: ignore[override]
+        """KTO's z."""
+        return APART if self.loss_name == "kto" else ""
 
     @property
     def needs_reference(self) -> bool:  # type: ignore[override]

@@ -226,7 +226,9 @@ def _search(target: float, delta: float, sampling: Sampling, steps: int) -> floa
     for turn in range(100):
         if high <= low * (1 + TOLERANCE):
             return high
-        share = math.log(below / target) / math.log(below / above) if turn < 10 and math.isfinite(below) else 0.5
+        # Above some noise nothing is spent at all, where delta alone covers it.
+        known = turn < 10 and math.isfinite(below) and 0 < above < below
+        share = math.log(below / target) / math.log(below / above) if known else 0.5
         # A little beside the guess, by turns: so both ends of the interval move.
         guess = low * (high / low) ** share * (1 + (0.4 if turn % 2 == 0 else -0.4) * TOLERANCE)
         guess = min(max(guess, low * (1 + 0.2 * TOLERANCE)), high / (1 + 0.2 * TOLERANCE))

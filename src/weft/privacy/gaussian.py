@@ -11,15 +11,14 @@ count gets noise too, and C <- C exp(-rate (share - quantile)).
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
 
 from weft.core.exchange import Party, Privacy
+from weft.core.tensors import digest
 from weft.core.types import BOUND, Streams, Tensors, Total, Update
 from weft.errors import ClientFailed
 
@@ -157,7 +156,7 @@ class Gaussian(Privacy):
         follows from the round alone would be the same, and the difference of both sums would tell what was left out.
         """
         deviations = self._deviations(norm)
-        words = (party.name, party.round, party.attempt, str(deviations), digest(streams))
+        words = (party.name, party.round, party.attempt, str(deviations), str(part), digest(streams))
         return {
             name: {
                 key: value.double()
@@ -202,13 +201,3 @@ def clip(streams: Streams, norm: float, most: float) -> Streams:
         if norm_of(clipped) <= most:
             return clipped
         factor *= 1 - 2.0**-12
-
-
-def digest(streams: Mapping[str, Tensors]) -> str:
-    """Return a digest of tensors, their names and number formats."""
-    sponge = hashlib.blake2b(digest_size=16)
-    for name, values in sorted(streams.items()):
-        for key, value in sorted(values.items()):
-            sponge.update(f"{name} {key} {value.dtype} {tuple(value.shape)}\n".encode())
-            sponge.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return sponge.hexdigest()

@@ -29,6 +29,8 @@ OUTSIDE = [
     "the choice of hyper-parameters, where it was made with the same data",
     "which clients there are, how many {units} each has, and when they answer",
     "personal models, and what else stays at a client",
+    "rows of `eval_dataset_name` and of evaluation tasks, which are taken for public: clients report no number of "
+    "others",
 ]
 
 
@@ -90,8 +92,13 @@ class Guarantee:
             "accountant": "privacy loss distributions (dp-accounting)"
             if self.sampling.kind != "fixed"
             else "Renyi differential privacy of sampling without replacement (dp-accounting)",
-            "not_covered": [text.format(units="rows" if self.unit == "row" else f"{of}s") for text in OUTSIDE],
+            "not_covered": [text.format(units=self._counted) for text in OUTSIDE],
         }
+
+    @property
+    def _counted(self) -> str:
+        """What the client's counts tell."""
+        return "rows" if self.unit in ("client", "row") else f"rows and values of {self.unit}"
 
     @property
     def _bound(self) -> str:

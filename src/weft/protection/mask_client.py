@@ -71,7 +71,9 @@ class Client:
             rows.append(masking.seal(key, text, masking.words(name, peer, *self._about)))
         return to_tensor(b"".join(rows)).reshape(len(rows), SEALED_BYTES)
 
-    def mask(self, update: Update, values: Mapping[str, Tensor], bound: float, bits: int) -> Update:
+    def mask(
+        self, update: Update, values: Mapping[str, Tensor], bound: float, bits: int, *, bare: bool = False
+    ) -> Update:
         """Return the update under masks that only a sum over all members takes off.
 
         Args:
@@ -79,6 +81,7 @@ class Client:
             values: what the server sent beside the task: the members, and those of them that take part.
             bound: largest absolute value of a number.
             bits: of a number, where the server has announced the bound of each tensor; 0: 32 bits of the modulus.
+            bare: as of `to_integers`.
 
         Raises:
             ClientFailed: what the server sent contradicts what the client has answered, or would show it alone.
@@ -91,7 +94,7 @@ class Client:
         grid = read_grid(values, bound, bits, len(members.names), len(vector_names(update.streams)))
         # Rounding protects nobody: it is the same in every run of the same seed.
         draws = int(digest(masking.words("rounding", name, *self._about)), 16)
-        total, names = to_integers(update, grid, np.random.default_rng(draws))
+        total, names = to_integers(update, grid, np.random.default_rng(draws), bare=bare)
         self._promise("masked", digest(total.numbers.tobytes(), total.counts.tobytes()))
         about = (*self._about, transcript(values))
         total.add_masks(self._secret("own mask"), 1)

@@ -43,6 +43,8 @@ class Masks(Protection):
     bits: int = 0
     """Of a number, from the third round on; 0: the modulus has 32 bits. In the first round, when no sizes of tensors
     are known, it has 64, and in the second 32."""
+    unit: str = field(default="none", metadata={"key": "privacy_unit"})
+    """What differential privacy protects: of updates of clients under a budget, nothing but the sum is told."""
     neighbours: int = 0
     """With how many others a client shares masks (even); 0: all others, or 20 of more than 40."""
 
@@ -62,6 +64,11 @@ class Masks(Protection):
         if self.bits and not 4 <= self.bits <= 16:
             raise ConfigError(
                 f"bits of the masks is {self.bits}: write 0 for 32 bits of the sum, or 4 to 16, such as 9."
+            )
+        if self.bits and self.unit == "client":
+            raise ConfigError(
+                f"bits of the masks is {self.bits}, which announces how large updates were, and privacy_unit client "
+                "covers their sum alone: leave out bits in --protection_args."
             )
         if self.min_contributors < 2:
             raise ConfigError(
@@ -110,7 +117,7 @@ class Masks(Protection):
     def seal(self, update: Update, task: Task, party: Party) -> Update:
         """Mask an update at the client."""
         client = Client(party, task.attempt, max(self.min_contributors, party.quorum))
-        return client.mask(update, task.extra.get("masks", {}), self.bound, self.bits)
+        return client.mask(update, task.extra.get("masks", {}), self.bound, self.bits, bare=self.unit == "client")
 
     def collect(self, exchange: Exchange, tasks: Sequence[Task], like: Streams, party: Party) -> Iterable[Reply]:
         """Run the four exchanges and yield failures and the sum."""

@@ -127,13 +127,17 @@ def place_of(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % SLOTS
 
 
-def to_integers(update: Update, grid: Grid, chance: np.random.Generator) -> tuple[Masked, list[str]]:
+def to_integers(
+    update: Update, grid: Grid, chance: np.random.Generator, *, bare: bool = False
+) -> tuple[Masked, list[str]]:
     """Return an update as integers, and the names of the metrics among them.
 
     Args:
         update: of one client.
         grid: what the integers of w x stand for, where w is at most 1.
         chance: rounds numbers of few bits.
+        bare: nothing is counted beside the numbers: neither how many were cut nor how large tensors are. Privacy of
+            clients accounts for the sum of the numbers alone.
 
     Raises:
         ClientFailed: a number is not finite.
@@ -158,7 +162,7 @@ def to_integers(update: Update, grid: Grid, chance: np.random.Generator) -> tupl
             places.add(place)
             metric_names.append(name)
             metrics[place] = value
-    counts = np.array([share, cut, *scalars, *metrics, *sizes])
+    counts = np.array([share, 0 if bare else cut, *scalars, *metrics, *(np.zeros(len(sizes)) if bare else sizes)])
     if not np.isfinite(counts).all():
         raise ClientFailed(NOT_FINITE)
     if np.abs(counts).max() > LARGEST:

@@ -105,7 +105,8 @@ def losses_sent(policy: SitePolicy, plan: Plan, rows: int) -> str | None:
         plan: the run's.
         rows: that the site trains on.
     """
-    if plan.local.kind not in ("search", "words") or SEARCH not in plan.algorithm.streams:
+    sends = plan.local.kind in ("search", "words") and SEARCH in plan.algorithm.streams
+    if not sends or plan.local.hides_units:  # the losses of private steps have noise of the site's own
         return None
     scored = plan.local.rows_in_metrics(rows)
     if "loss_sum" in reportable(policy, {"loss_sum": 1.0, "loss_tokens": 1.0}, scored):

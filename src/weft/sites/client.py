@@ -33,13 +33,14 @@ from weft.launch.template_date import with_template_date
 from weft.models.fingerprint import fingerprint
 from weft.models.load import has_pickle_files
 from weft.models.resident import Resident
+from weft.runs.fingerprints import digest_of
 from weft.runs.layout import RunDir
 from weft.runtimes.mailbox import UNKNOWN_RUN, Packed
 from weft.sites.agreement import agreement, losses_sent, own_config, refusal, smaller_cohort, wrong_model
 from weft.sites.bounds import DAY, WORK, Bounds, Day, Spent
 from weft.sites.job import check_name
 from weft.sites.policy import SitePolicy
-from weft.sites.reports import reportable
+from weft.sites.reports import counts_of, reportable
 from weft.sites.run_state import changed
 from weft.sites.site_ledger import RELEASES, Releases, SiteBudget
 from weft.sites.token_folder import token_folder
@@ -107,8 +108,8 @@ class SiteClient:
                 (hash of the server's base model), `birth` (identifies the run among runs of the same `id`).
 
         Returns:
-            `rows` and `held`, the counts of rows to train on and of held-out rows; `agreed`, the hash of what server
-            and site must agree on; `least`, the smallest cohort that the site policy accepts.
+            The counts of `counts_of`; `agreed`, the hash of what server and site must agree on; `least`, the
+            smallest cohort that the site policy accepts.
 
         Raises:
             Refused: the site policy forbids the run, or the site has another model or another Weft.
@@ -137,7 +138,8 @@ class SiteClient:
         """Load the data and the model of a run that the policy accepts; returns and raises as `handshake` does."""
         tokens = self.policy.token_cache or str(token_folder(self.folder))
         place = {"output_dir": str(self.folder), "token_cache": tokens}
-        local = build(own_config(self.policy, keys, self.name) | place)
+        own = own_config(self.policy, keys, self.name)
+        local = build(own | place)
         builder = ClientBuilder(local, note=log.info)
         why = smaller_cohort(self.policy, builder.plan)
         if why is not None:
@@ -157,22 +159,27 @@ class SiteClient:
         birth, accept_changed = str(request.get("birth", "")), self.policy.accept_changed
         if (why := changed(run, current, base, birth, accept_changed=accept_changed)) is not None:
             raise Refused(why)
-        population = builder.read(DiskMemory(run, at_site=True), first=int(request["index"]))
+        # From other rows, or by other keys, a site's secret gives other numbers: two answers that differ in the
+        # scale of their noise alone would tell what it hides.
+        memory = DiskMemory(run, at_site=True, rows=digest_of(current | {"keys": json.dumps(own, sort_keys=True)}))
+        population = builder.read(memory, first=int(request["index"]))
         log.info(population.account.summary())
         for line in warning_lines(local, population):
             log.warning(line)
         if (why := losses_sent(self.policy, builder.plan, len(population.trained.train[0]))) is not None:
             raise Refused(why)
         host, _ = builder.host(reference=run.reference_file)
-        counts = {"rows": len(population.trained.train[0]), "held": len(population.evaluated.held_out[0])}
+        counts = counts_of(local, host)
         report, export = partial(reportable, self.policy), self._export
         # A round may be one step on one row.
         summed = host.plan.local.rows_in_metrics(counts["rows"], host.plan.objective.reuse)
         identity = self._identity(f"{request['id']} {birth}") if host.plan.protection.sum_only else None
-        least, own = self.policy.accept.min_clients or 0, partial(report, rows=summed)
-        trained = replace(host.train_clients, reportable=own, export=export, identity=identity, least=least)
+        least = self.policy.accept.min_clients or 0
+        trained = replace(
+            host.train_clients, reportable=partial(report, rows=summed), export=export, identity=identity, least=least
+        )
         evaluated = replace(host.eval_clients, reportable=partial(report, rows=counts["held"]), export=export)
-        self.releases = Releases.of(run.path / RELEASES, host, local, str(request.get("birth", "")))
+        self.releases = Releases.of(run.path / RELEASES, host, local, birth, memory)
         self.client_host = replace(host, train_clients=trained, eval_clients=evaluated)
         self.run, self.place, self.config = str(request["id"]), run.path, local
         accept = self.policy.accept

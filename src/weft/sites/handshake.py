@@ -68,6 +68,8 @@ class Handshake:
     """By task and site how many of the task's items are among the site's rows."""
     statistics: JsonObject = field(default_factory=dict)
     """By site what it tells of its rows."""
+    units: list[int] = field(default_factory=list)
+    """Units of privacy, of each site."""
 
     def why_not(self, name: str, raw: Packed) -> str:
         """Return why a site that was restarted cannot answer the message at hand; "": it answers as before.
@@ -99,7 +101,8 @@ class Handshake:
     def population(self, apart: Collection[str] = ()) -> Population:
         """Return the sites as the population of a run; those in `apart` are evaluated alone."""
         train, held_out = _row_ranges(self.rows), _row_ranges(self.held_out)
-        sites = Clients(self.names, train, held_out, RemoteRows(sum(self.rows)), InMemory())
+        elsewhere = RemoteRows(sum(self.rows))
+        sites = Clients(self.names, train, held_out, elsewhere, InMemory(), num_units=self.units or None)
         clients = [
             {"name": name, "rows": rows, "held": held_out}
             for name, rows, held_out in zip(self.names, self.rows, self.held_out, strict=True)
@@ -181,12 +184,13 @@ def shake_hands(
         raise RunError(few) if part + away >= least else ConfigError(few)
     rows = [accepted[name]["rows"] if name in accepted else 0 for name in order]
     held_out = [accepted[name]["held"] if name in accepted else 0 for name in order]
+    units = [accepted[name]["units"] if name in accepted else 0 for name in order]
     cohorts = {name: _least(answer) for name, answer in accepted.items()}
     tested = asked_counts(terms.run.get("contamination") or [], {n: a["contamination"] for n, a in accepted.items()})
     choices = terms.run.get("choices") or []
     described = asked_statistics(choices, {name: answer["statistics"] for name, answer in accepted.items()})
     # A site that is restarted is told how many take part, not how many might.
-    return Handshake(order, rows, held_out, refused, requests_for(count), expected, cohorts, tested, described)
+    return Handshake(order, rows, held_out, refused, requests_for(count), expected, cohorts, tested, described, units)
 
 
 def _agree_on_cohort(remote: RemoteSites, accepted: dict[str, JsonObject], refused: dict[str, str], sample: int) -> int:
@@ -240,7 +244,9 @@ def _read(raw: Packed) -> JsonObject:
         if "refused" in answer:
             return {"refused": quoted(str(answer["refused"]))}
         counts = {name: int(answer.get(name, 0)) for name in ("rows", "held", "least")}
-        if counts["rows"] > 0 and all(0 <= count < MOST_ROWS for count in counts.values()):
+        units = counts["units"] = int(answer.get("units", counts["rows"]))  # each row is one, by default
+        whole = 0 < units <= counts["rows"]
+        if whole and all(0 <= count < MOST_ROWS for count in counts.values()):
             return {**counts, "agreed": str(answer.get("agreed")), **{name: answer.get(name) for name in TOLD}}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         pass

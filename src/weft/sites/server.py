@@ -137,7 +137,7 @@ def _settle(builder: ClientBuilder, remote: RemoteSites, agreement: Handshake) -
     warn_of_one(rows, plan.max_client_share, remote.note)
     for sentence in contamination_lines(agreement.contamination):
         remote.note(sentence)
-    least = len(rows) if builder.config.privacy_unit == CLIENT else min(rows.values(), default=0)
+    least = len(rows) if builder.config.privacy_unit == CLIENT else min(filter(None, agreement.units), default=0)
     warn_of_noise(builder.config, plan, model.masters, least, remote.note)
     remote.in_order = not plan.over_selected  # with over-selection the first replies count
     if plan.algorithm.shares and plan.algorithm.buffer is None:

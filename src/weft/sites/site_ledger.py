@@ -13,13 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from weft.config import RunConfig
+from weft.core.tensors import digest
 from weft.core.types import Task
 from weft.errors import ConfigError
 from weft.federation.client_host import ClientHost
 from weft.json_types import JsonObject
 from weft.keys.privacy import is_private
-from weft.launch.budgets import fewest_units, guarantee_of
-from weft.privacy.gaussian import digest
+from weft.launch.budgets import deciding_units, entry_of, guarantee_of, steps_of
+from weft.launch.client_memory import DiskMemory
+from weft.privacy.accounting import composed
 from weft.privacy.guarantee import Guarantee
 from weft.privacy.ledger import Ledger
 from weft.sites.policy import AcceptRules, SiteLedger
@@ -126,24 +128,26 @@ class Releases:
     would learn more than the run may spend, so the site counts what it answers.
     """
 
-    def __init__(self, file: Path, guarantee: Guarantee, birth: str) -> None:
+    def __init__(self, file: Path, guarantee: Guarantee, birth: str, memory: DiskMemory) -> None:
         """Look at what the run had so far.
 
         Args:
             file: the ledger of this run.
-            guarantee: of the site's own noise.
+            guarantee: of the site's own noise, by the keys of this handshake.
             birth: identifies the run among runs of the same name.
+            memory: of the site, with the digest of what it trains on, and how: an answer from other rows, by other
+                keys or with another memory is another one, even to the same task.
         """
-        self.ledger, self.guarantee, self.birth = Ledger(file), guarantee, birth
+        self.ledger, self.guarantee, self.birth, self.memory = Ledger(file), guarantee, birth, memory
 
     @classmethod
-    def of(cls, file: Path, host: ClientHost, config: RunConfig, birth: str) -> Releases | None:
+    def of(cls, file: Path, host: ClientHost, config: RunConfig, birth: str, memory: DiskMemory) -> Releases | None:
         """Return what counts a run's releases; None where the site adds no noise, or the run has no target."""
         privacy = host.plan.privacy
         if config.target_epsilon is None or not (privacy.in_steps or privacy.noise_in_shares):
             return None
-        guarantee = guarantee_of(config, privacy, fewest_units(config, host.train_clients))
-        return None if guarantee is None else cls(file, guarantee, birth)
+        guarantee = guarantee_of(config, privacy, deciding_units(config, host.train_clients))
+        return None if guarantee is None else cls(file, guarantee, birth, memory)
 
     def take(self, task: Task) -> str | None:
         """Write down an answer to a task before it is made; the same task costs once.
@@ -152,11 +156,14 @@ class Releases:
             The reason to refuse it, in one sentence; None: the budget allows it.
         """
         entry: JsonObject = {"birth": self.birth, "round": task.round, "attempt": task.attempt}
-        entry["task"] = digest({"params": task.params, **task.extra})
+        entry |= {"rows": self.memory.rows, "memory": digest(self.memory.load(task.client, task.round))}
+        entry |= {"task": digest({"params": task.params, **task.extra}), **entry_of(self.guarantee)}
         so_far = [one for one in self.ledger.entries if one["birth"] == self.birth]
         if entry in so_far:
             return None
-        if not self.guarantee.allows(len(so_far) + 1):
+        # An earlier handshake may have asked for other noise, or for more steps: each answer counts as what it was.
+        spent = composed([*map(steps_of, so_far), self.guarantee.release], self.guarantee.delta)
+        if self.guarantee.target is not None and spent > self.guarantee.target:
             return f"the run was answered {len(so_far)} times, and its target_epsilon allows no more"
         self.ledger.append(entry)
         return None
@@ -165,15 +172,17 @@ class Releases:
 def spent_of(ledger: Ledger, without: JsonObject | None = None) -> tuple[float, float]:
     """Return the epsilon and the delta of all runs in a ledger; of a run that asked for more later, the largest.
 
+    What a run spent of one unit says nothing of another, so that its units are added up too.
+
     Args:
         ledger: of a site.
         without: an entry whose run is left out.
     """
-    runs: dict[tuple[str, str], tuple[float, float]] = {}
+    runs: dict[tuple[str, str, str], tuple[float, float]] = {}
     for entry in ledger.entries:
-        run = str(entry["run"]), str(entry["birth"])
+        run = str(entry["run"]), str(entry["birth"]), str(entry["unit"])
         epsilon, delta = runs.get(run, (0.0, 0.0))
         runs[run] = max(epsilon, float(entry["epsilon"])), max(delta, float(entry["delta"]))
     if without is not None:
-        runs.pop((str(without["run"]), str(without["birth"])), None)
+        runs.pop((str(without["run"]), str(without["birth"]), str(without["unit"])), None)
     return sum(epsilon for epsilon, _ in runs.values()), sum(delta for _, delta in runs.values())

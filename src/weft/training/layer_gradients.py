@@ -75,7 +75,7 @@ class Whole:
 
     def squares(self) -> Tensor:
         """Return the squared norms."""
-        return self.values.flatten(1).double().square().sum(1)
+        return self.values.reshape(len(self.values), -1).double().square().sum(1)
 
     def total(self, factors: Tensor) -> Tensor:
         """Return the weighted sum."""

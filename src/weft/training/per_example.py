@@ -78,8 +78,10 @@ class PerExample:
     def _watched(self) -> Iterator[None]:
         """Note inputs and output gradients inside the context; autograd computes no gradients of weights there."""
         watched = [self.model.params[name] for name in self._names.values() if name not in self._prompt]
+        # Before other hooks, which may change what the layer itself returned, such as by a gate.
         hooks = [
-            module.register_forward_hook(partial(self._called, path), with_kwargs=True) for path, module in self._layers
+            module.register_forward_hook(partial(self._called, path), with_kwargs=True, prepend=True)
+            for path, module in self._layers
         ]
         for parameter in watched:
             parameter.requires_grad_(False)
