@@ -253,9 +253,13 @@ class Account:
     def line(self) -> JsonObject:
         """Return what a round's line of metrics.jsonl says: the budget, and nothing of who was chosen by a secret."""
         spent = self._epsilon(self._now)
-        secret = self.guarantee.unit == keys.CLIENT and self.guarantee.sampling.kind != "full"
-        hidden: JsonObject = {"clients": [], "failures": {}} if secret else {}
+        hidden: JsonObject = {"clients": [], "failures": {}} if self.hides_cohort else {}
         return {"epsilon": spent if math.isfinite(spent) else None, **hidden}
+
+    @property
+    def hides_cohort(self) -> bool:
+        """Whether the budget counts on nobody knowing who takes part."""
+        return self.guarantee.unit == keys.CLIENT and self.guarantee.sampling.kind != "full"
 
     def statement(self) -> JsonObject:
         """Return the guarantee of all that was released."""

@@ -22,7 +22,7 @@ from weft.core.types import Metrics, ServerState, Tensors
 from weft.errors import BudgetSpent, ConfigError, RunError
 from weft.federation.client_host import ClientHost
 from weft.federation.clients import ClientData
-from weft.federation.loop import RoundDone, Rounds, is_evaluated, run_rounds, set_aside
+from weft.federation.loop import RoundDone, Rounds, is_evaluated, run_rounds
 from weft.federation.state import begin
 from weft.json_types import JsonObject
 from weft.launch import compose, rank_group
@@ -35,6 +35,7 @@ from weft.launch.population import Population
 from weft.launch.ray_actor import runtime_of
 from weft.launch.records import Tally, evaluation_record, peak_memory, round_record, summary_of, tasks_record
 from weft.launch.results import has_shared, shared_of, write_weights
+from weft.launch.round_notes import notes
 from weft.launch.run_tasks import RunTasks
 from weft.models.group import RankGroup
 from weft.runs import checkpoint
@@ -207,14 +208,10 @@ class Trainer:
         }
         requests = {name: int(count) for name, count in result.record.sums.items() if name in ENDPOINT_COUNTS}
         self.timing.append(timing | requests)
-        if retries := requests.get("endpoint_retries"):
-            self.progress.note(f"round {record['round']}: {retries} requests to the endpoint were retried.")
-        self._note_failures(result, record)
-        if faults := record.get("reward_faults"):
-            fault_text = ", ".join(f"{count} {fault.replace('_', ' ')}" for fault, count in faults.items())
-            self.progress.note(f"round {record['round']}: rewards that failed count as 0 ({fault_text}).")
-        if not record["clients"] and record["failures"]:
-            self.progress.note(f"round {record['round']}: no update could be used; the model is unchanged.")
+        retries, most = requests.get("endpoint_retries", 0), self.config.max_bad_updates
+        hides = self.account is not None and self.account.hides_cohort
+        for sentence in notes(result, record, retries, most, hides=hides):
+            self.progress.note(sentence)
         self.progress.round(record | timing)
         self.listener({"round": record | timing})
         self.trackers.log({f"train/{k}": v for k, v in (record | timing).items() if k != "round"}, record["round"])
@@ -237,17 +234,6 @@ class Trainer:
         self.progress.tasks(record, self.tasks.words(record))
         self.listener({"tasks": record})
         self.trackers.log({f"eval/{k}": v for k, v in record.items() if k not in ("event", "round")}, state.round)
-
-    def _note_failures(self, result: RoundDone, record: JsonObject) -> None:
-        set_aside_clients = set_aside(result.state, self.config.max_bad_updates)
-        for client, reason in result.record.failures.items():
-            self.progress.note(f"round {record['round']}: the update of '{client}' was dropped: {reason}.")
-            if client in set_aside_clients and client in result.record.bad:
-                self.progress.note(
-                    f"'{client}' sent {self.config.max_bad_updates} bad updates and is excluded from further rounds."
-                )
-        if result.record.late:
-            self.progress.note(f"round {record['round']}: {result.record.late} replies arrived late or more than once.")
 
     def _record_evaluation(self, round: int, sums: dict[str, Metrics]) -> None:
         evaluation = evaluation_record(round, sums, self.evaluator.metrics, self.population.left_out)

@@ -18,10 +18,11 @@ from weft.models.source import model_source
 from weft.privacy.ledger import Ledger
 from weft.runs.text import human_bytes
 from weft.sites.agreement import own_config, refusal
-from weft.sites.client import Refused, SiteClient
+from weft.sites.client import SiteClient
 from weft.sites.findings import FAIL, OK, WARN, Finding
 from weft.sites.policy import SiteData, SitePolicy
 from weft.sites.policy_words import policy_in_words
+from weft.sites.requests import Refused
 from weft.sites.site_ledger import spent_of
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from weft.config import RunConfig, build, canonical
+from weft.config import RunConfig, build
 from weft.core.exchange import Identity
 from weft.core.files import caused_by_full_disk, full_disk
 from weft.core.types import Failure, Probe, ProtectionRequest, Reply, Task, Tensors, Undo
@@ -38,9 +38,9 @@ from weft.runs.layout import RunDir
 from weft.runtimes.mailbox import UNKNOWN_RUN, Packed
 from weft.sites.agreement import agreement, losses_sent, own_config, refusal, smaller_cohort, wrong_model
 from weft.sites.bounds import DAY, WORK, Bounds, Day, Spent
-from weft.sites.job import check_name
 from weft.sites.policy import SitePolicy
 from weft.sites.reports import counts_of, reportable
+from weft.sites.requests import Refused, name_of, read_run
 from weft.sites.run_state import changed
 from weft.sites.site_ledger import RELEASES, Releases, SiteBudget
 from weft.sites.token_folder import token_folder
@@ -48,12 +48,6 @@ from weft.sites.token_folder import token_folder
 log = logging.getLogger("weft.site")
 HANDSHAKE_BYTES = 16 << 20
 """Longest handshake that is read."""
-MAX_BIRTH = 100
-"""Longest identifier of a run's begin in characters; it is written to disk with every count."""
-
-
-class Refused(WeftError):
-    """The site refuses the run; the message holds none of its data and is sent."""
 
 
 class SiteClient:
@@ -114,11 +108,11 @@ class SiteClient:
         Raises:
             Refused: the site policy forbids the run, or the site has another model or another Weft.
         """
-        keys, config = _read_run(request["run"])
+        keys, config = read_run(request["run"])
         why = refusal(self.policy, config, int(request["clients"]))
         if why is not None:
             raise Refused(why)
-        run, birth = RunDir(self.folder / _name_of(request)), str(request.get("birth", ""))
+        run, birth = RunDir(self.folder / name_of(request)), str(request.get("birth", ""))
         self.folder.mkdir(parents=True, exist_ok=True)
         self.client_host = None
         rules, day = self.policy.accept, Day(self.folder / DAY, self.policy.accept.max_hours_per_day)
@@ -140,20 +134,7 @@ class SiteClient:
         place = {"output_dir": str(self.folder), "token_cache": tokens}
         own = own_config(self.policy, keys, self.name)
         local = build(own | place)
-        builder = ClientBuilder(local, note=log.info)
-        why = smaller_cohort(self.policy, builder.plan)
-        if why is not None:
-            raise Refused(why)
-        if local.endpoint is None and has_pickle_files(local):
-            raise Refused("the model here is in pickle files (.bin), and a site loads safetensors only")
-        builder.model.base.register_forward_pre_hook(self._step)
-        # The hash is computed here: a server's word about its model proves nothing about this one.
-        base = fingerprint(builder.model)
-        why = wrong_model(self.policy, config, base)
-        if why is not None:
-            raise Refused(why)
-        if base != request["base"]:
-            raise Refused("the base model here is not the server's: its weights have another hash")
+        builder, base = self._model(config, local, str(request["base"]))
         local = builder.config = with_template_date(local, builder.tokenizer, folder=run.path)
         current = provenance.data_of(local) | provenance.tokenizer_of(local, builder.tokenizer)
         birth, accept_changed = str(request.get("birth", "")), self.policy.accept_changed
@@ -195,6 +176,24 @@ class SiteClient:
             "least": least,
         }
         return self.agreed
+
+    def _model(self, config: RunConfig, local: RunConfig, expected: str) -> tuple[ClientBuilder, str]:
+        """Return what builds the site's clients, and its model's hash; Refused for another model than `expected`."""
+        builder = ClientBuilder(local, note=log.info)
+        why = smaller_cohort(self.policy, builder.plan)
+        if why is not None:
+            raise Refused(why)
+        if local.endpoint is None and has_pickle_files(local):
+            raise Refused("the model here is in pickle files (.bin), and a site loads safetensors only")
+        builder.model.base.register_forward_pre_hook(self._step)
+        # The hash is computed here: a server's word about its model proves nothing about this one.
+        base = fingerprint(builder.model)
+        why = wrong_model(self.policy, config, base)
+        if why is not None:
+            raise Refused(why)
+        if base != expected:
+            raise Refused("the base model here is not the server's: its weights have another hash")
+        return builder, base
 
     def _identity(self, run: str) -> Identity:
         """Return the site's certificate, by which other sites know whose public keys a server passes on."""
@@ -274,36 +273,3 @@ class SiteClient:
     def _export(self, model: Resident, side: Tensors) -> None:
         """Write the model that the run leaves at the site: its personal model if it has one, else the shared one."""
         write_weights(self.config, model, model.values() | model.fixed | side, self.place)
-
-
-def _name_of(request: JsonObject) -> str:
-    """Return the name of a run, which is that of its folder here.
-
-    Raises:
-        Refused: a name that no run can have, such as one of the site's own files; or an endless birth.
-    """
-    name = str(request["id"])
-    try:
-        check_name(name)
-    except ConfigError:
-        raise Refused("the run has a name that no run can have") from None
-    if len(str(request.get("birth", ""))) > MAX_BIRTH:
-        raise Refused(f"the run's birth has more than {MAX_BIRTH} characters")
-    return name
-
-
-def _read_run(sent: object) -> tuple[JsonObject, RunConfig]:
-    """Return the keys of a run that was sent, by their full names, and its configuration.
-
-    Every later step takes the keys from here: another name of a key would pass what compares names, and be read later.
-
-    Raises:
-        Refused: for keys that the Weft here does not know.
-    """
-    if not isinstance(sent, dict):
-        raise Refused("the handshake names no run")
-    try:
-        keys = canonical(sent)
-        return keys, build(keys)
-    except ConfigError as error:
-        raise Refused(f"the run cannot be read by the Weft here ({error})") from None
