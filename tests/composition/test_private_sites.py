@@ -169,7 +169,7 @@ def test_changed_rows_have_other_noise_and_a_task_that_comes_again_costs_again(r
     sites.begin("hospital_a")
     serve(run | rows | {"num_rounds": 3}, sites, list(NAMES), "1", resume=True)
     site = sites.site_clients["hospital_a"]
-    assert site.releases.rows != first["rows"]
+    assert site.releases.memory.rows != first["rows"]
     assert site.client_host.train_clients.memory.secret("hospital_a").bytes(8, "x") != secret
     entries = site.releases.ledger.entries
     assert len({(one["round"], one["rows"]) for one in entries}) == len(entries)

@@ -174,7 +174,7 @@ class Opening:
     def _add(self, reply: Reply, task: Task) -> Failure | None:
         """Add a masked update to the sum, or return why not."""
         if isinstance(reply, Failure):
-            if not reply.reason.startswith(OPENED):
+            if not reply.reason.lstrip('"').startswith(OPENED):  # a site's words come in quotes
                 return reply
             # With so few others no sum of this round can be opened: answers to an earlier attempt were lost.
             self.bound_before += 1
