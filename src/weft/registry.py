@@ -71,7 +71,18 @@ WEIGHTINGS = {
     "minimax": "weft.weighting.minimax:Minimax",
     "gain": "weft.weighting.gain:Gain",
 }
-AGGREGATORS = {"mean": "weft.aggregation.mean:Mean"}
+AGGREGATORS = {
+    "mean": "weft.aggregation.mean:Mean",
+    "median": "weft.aggregation.coordinates:Median",
+    "trimmed_mean": "weft.aggregation.coordinates:TrimmedMean",
+    "krum": "weft.aggregation.krum:Krum",
+    "multi_krum": "weft.aggregation.krum:MultiKrum",
+    "bulyan": "weft.aggregation.krum:Bulyan",
+    "geometric_median": "weft.aggregation.geometric_median:GeometricMedian",
+    "centered_clipping": "weft.aggregation.clipping:CenteredClipping",
+    "norm_clipping": "weft.aggregation.clipping:NormClipping",
+    "sign_vote": "weft.aggregation.coordinates:SignVote",
+}
 PRIVACY = {"none": "weft.privacy.none:NoPrivacy"}
 CODECS = {
     "none": "weft.compression.identity:Identity",

@@ -121,9 +121,11 @@ def test_an_aggregation_without_products_combines_where_the_server_sees_sums_onl
         sharing=SimpleNamespace(layers=None, scale=SCALE, lora=lora),
         protection=SimpleNamespace(sum_only=sum_only),
         privacy=SimpleNamespace(bounded=False),
+        aggregator=SimpleNamespace(additive=True),
         error_device=torch.device("cpu"),
     )
-    watch = CohortWatch(plan, ServerState(base), {update.client: Task(update.client, 0, 0, base) for update in updates})
+    tasks = {update.client: Task(update.client, 0, 0, base) for update in updates}
+    watch = CohortWatch(plan, ServerState(base), tasks, len(tasks))
     assert list(watch.watch(updates)) == updates
     delta = {name: value - base[name] for name, value in averaged(base, updates).items()}
     _, error = watch.combine(Total({DELTA: delta}, ("0", "1"), 3.0))

@@ -64,14 +64,51 @@ class Coding(NamedTuple):
     """Public seed of this round, the same for all clients."""
 
 
+@dataclass(frozen=True)
+class Gathering:
+    """One round as an aggregator sees it before the updates come."""
+
+    party: Party
+    """The server, with the aggregator's memory."""
+    cohort: int
+    """Updates that are used where all clients answer, that of `trusted` included."""
+    params: Tensors = field(default_factory=dict)
+    """The shared parameters before the round, and the frozen factors beside them."""
+    scale: float | None = None
+    """The s of s B A where LoRA factors are trained."""
+    trusted: str = ""
+    """The client that has the server's own rows; "": none has."""
+    loss: Callable[[Tensors], float] | None = None
+    """Returns the loss of shared parameters on the server's own rows; None: there are none."""
+
+
 class Aggregator:
     """How the updates of a cohort become one."""
 
     additive: ClassVar[bool] = False
     """It is a weighted mean, which can be streamed and computed by secure aggregation."""
+    counts_clients: ClassVar[bool] = False
+    """Every client counts once, whatever its weight."""
+    wants_root: ClassVar[bool] = False
+    """It compares updates with rows of the server's own."""
+
+    def needs(self, cohort: int) -> int:
+        """Return the number of updates without which a round of `cohort` clients is not combined.
+
+        Raises:
+            ConfigError: no number of updates is enough for what is asked.
+        """
+        return 0
+
+    def for_round(self, gathering: Gathering) -> Aggregator:
+        """Return the aggregator of one round, which may know what was remembered; by default this one."""
+        return self
 
     def combine(self, updates: Iterable[Update]) -> Total:
-        """Combine updates of positive weight with the same streams; without any update return an empty total."""
+        """Combine updates of positive weight with the same streams; without any update return an empty total.
+
+        With fewer updates than the round needs the streams of the total are not used: the round is repeated.
+        """
         raise TypeError(f"{type(self).__name__} must define combine")
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from weft.core import tensors
-from weft.core.types import DELTA, FIXED, ServerState, Task, Total, Update
+from weft.core.exchange import Aggregator, Gathering, Party
+from weft.core.types import AGGREGATOR, DELTA, FIXED, ServerState, Task, Total, Update
 from weft.federation.plan import Plan
 from weft.federation.products import CPU, Products
 from weft.federation.sharing import Holders
@@ -14,15 +15,22 @@ from weft.federation.sharing import Holders
 class CohortWatch:
     """Watches the updates of one round; collects nothing where neither statistic is needed."""
 
-    def __init__(self, plan: Plan, state: ServerState, tasks: Mapping[str, Task]) -> None:
-        """Begin a round, given the state before it and its tasks by client."""
-        self.plan, self.state, self.tasks = plan, state, tasks
+    def __init__(self, plan: Plan, state: ServerState, tasks: Mapping[str, Task], asked: int) -> None:
+        """Begin a round.
+
+        Args:
+            plan: the parts.
+            state: before the round.
+            tasks: by client.
+            asked: updates that are used where all clients answer.
+        """
+        self.plan, self.state, self.tasks, self.asked = plan, state, tasks, asked
         algorithm, sharing = plan.algorithm, plan.sharing
         self.holders = Holders(state.params) if sharing.layers else None
         self.products: Products | None = None
         # The products of factors need single updates: they are not available under secure aggregation, and not
-        # covered by the budget of differential privacy.
-        single = not plan.protection.sum_only and not plan.privacy.bounded
+        # covered by the budget of differential privacy; and their mean is what a robust rule does not trust.
+        single = not plan.protection.sum_only and not plan.privacy.bounded and plan.aggregator.additive
         one_model = algorithm.shares and algorithm.turns is None and algorithm.choice is None
         exact = sharing.lora.single_updates
         self.averages = one_model and DELTA in algorithm.streams and self.holders is None
@@ -37,6 +45,12 @@ class CohortWatch:
         if self.products is not None:
             return self.products.watch(updates, {client: task.params for client, task in self.tasks.items()})
         return updates
+
+    def aggregator(self, server: Callable[[str], Party]) -> Aggregator:
+        """Return the plan's aggregator for this round; `server` returns the server as one part sees it, by prefix."""
+        state, sharing = self.state, self.plan.sharing
+        params = state.params | state.memory.get(FIXED, {})
+        return self.plan.aggregator.for_round(Gathering(server(AGGREGATOR), self.asked, params, sharing.scale))
 
     def combine(self, total: Total) -> tuple[Total, float | None]:
         """Return the total after the LoRA aggregation, and its error relative to the mean product.

@@ -30,6 +30,8 @@ class Plan:
     """The kind of trained parameters: "full", "lora", "dora" (whose product is normalised) or "prompt"."""
     quorum: int = 0
     """Admitted updates that a round needs; with fewer it is repeated."""
+    cohort: int = 0
+    """Clients that are asked in a round; 0: unknown."""
     cohorts: Mapping[str, int] = field(default_factory=dict)
     """Smallest cohorts that clients require by their site policies, by client."""
     weighting: Weighting = field(default_factory=Weighting)
@@ -54,9 +56,9 @@ class Plan:
     error_device: torch.device | None = None
     """Computes the product error of a round; None: it is not computed."""
 
-    def quorum_of(self, clients: Iterable[str]) -> int:
-        """Return the number of updates that a round of these clients needs."""
-        return max(self.quorum, *(self.cohorts.get(client, 0) for client in clients), 0)
+    def quorum_of(self, clients: Iterable[str], asked: int) -> int:
+        """Return the number of updates that a round of these clients needs, of `asked` that were asked."""
+        return max(self.quorum, self.aggregator.needs(asked), *(self.cohorts.get(client, 0) for client in clients))
 
     @property
     def weighs_rows(self) -> bool:

@@ -92,13 +92,13 @@ def run_round(
     max_weights = {participant.client: participant.rows if plan.weighs_rows else 1.0 for participant in cohort}
     admitted = admit_all(plan, state, tasks, max_weights, replies, record, server(CODEC))
     weigher = Weigher(plan.weighting, state.memory.get(WEIGHTS, {}))
-    watcher = CohortWatch(plan, state, tasks)
+    watcher = CohortWatch(plan, state, tasks, max_updates or len(tasks))
     updates = watcher.watch(limited(plan, admitted, weigher, max_updates, record))
-    total = plan.algorithm.combine((pad_update(update, state.params) for update in updates), plan.aggregator)
+    total = plan.algorithm.combine((pad_update(update, state.params) for update in updates), watcher.aggregator(server))
     total = replace(total, population_weight=population_weight)
 
-    record.close(total.clients, tasks, max_updates)
-    record.quorum = plan.quorum_of(total.clients)
+    record.close(total, tasks, max_updates)
+    record.quorum = plan.quorum_of(total.clients, watcher.asked)
     record.repeated = len(total.clients) < record.quorum
     state = blame(state, record.bad)
     if plan.remembers:

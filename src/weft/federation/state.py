@@ -12,6 +12,7 @@ import torch
 from weft.core import tensors
 from weft.core.parts import Algorithm
 from weft.core.types import (
+    AGGREGATOR,
     BAD,
     CODEC,
     CODEC_DOWN,
@@ -27,11 +28,12 @@ from weft.core.types import (
     Total,
 )
 from weft.errors import RunError
+from weft.federation.part_memory import with_prefix
 from weft.federation.plan import Plan
 from weft.federation.sharing import crop_rank, with_layers
 
 RESERVED = (SIDE, FIXED, WEIGHTS, BAD)
-PARTS = (CODEC, CODEC_DOWN, PRIVACY)
+PARTS = (AGGREGATOR, CODEC, CODEC_DOWN, PRIVACY)
 """Streams of the server's memory that the algorithm never sees: RESERVED by name, PARTS by prefix."""
 
 
@@ -119,6 +121,7 @@ def advance(algorithm: Algorithm, state: ServerState, total: Total, parts: Strea
     """
     other_memory = {stream: state.memory[stream] for stream in RESERVED if stream in state.memory} | parts
     other_memory |= {SIDE: total.streams[SIDE]} if SIDE in total.streams else {}
+    other_memory |= with_prefix(total.memory, AGGREGATOR)
     memory = {stream: values for stream, values in state.memory.items() if not _is_reserved(stream)}
     names = total.streams.get(DELTA, state.params)
     # The algorithm must not see the memory of other parts: it may drop or rescale every stream that it finds.

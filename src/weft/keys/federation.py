@@ -39,7 +39,9 @@ class FederationKeys(BaseModel):
         "(minimax), or for larger gains (gain)",
     )
     client_weight_args: JsonObject = Field({}, description="parameters of the client weight: name=value ...")
-    aggregator: str = Field("mean", description="how updates are combined, such as mean")
+    aggregator: str = Field(
+        "mean", description="how updates are combined: the mean, or a rule that stands attackers, such as trimmed_mean"
+    )
     aggregator_args: JsonObject = Field({}, description="parameters of the aggregator: name=value ...")
     privacy: str = Field("none", description="differential privacy: clipping and noise; none: no guarantee")
     privacy_args: JsonObject = Field({}, description="parameters of the privacy: name=value ...")

@@ -104,6 +104,7 @@ def round_record(result: RoundDone, metrics: Sequence[Metric]) -> JsonObject:
         "over_selected": list(record.over_selected) or None,
         "product_error": record.product_error,
         "clock": result.clock,
+        "flagged": list(record.flagged) or None,
     }
     return line | {name: value for name, value in optional.items() if value is not None}
 

@@ -123,6 +123,7 @@ def _train(builder: ClientBuilder, options: StartOptions, tasks: RunTasks) -> Ru
         report_changes(config, run, current, progress.note)
         population = builder.read(DiskMemory(run), report=progress.tokenizing)
         check_only_client(config, population)
+        compose.check_cohort(plan, config, population)
         write_atomic(run.split_file, split_text(population.split).encode())
         host, values = builder.host(reference=run.reference_file, conditions=compose.conditions(config))
         # After all that can refuse the run: a start that is refused must not replace the record.

@@ -1,0 +1,82 @@
+"""Compatibility rules of aggregators that are no mean: what needs one, and the cohort that a robust rule needs."""
+
+from __future__ import annotations
+
+from weft.federation.plan import Plan
+from weft.federation.remedies import AGGREGATOR, ALGORITHM, LORA, WEIGHTING, Refusal, name_of
+from weft.federation.rules import compares_norms
+
+
+def robust(plan: Plan) -> list[Refusal]:
+    """Return the rules of aggregators that look at single updates."""
+    return [*_algorithms(plan), *_cohorts(plan)]
+
+
+def _algorithms(plan: Plan) -> list[Refusal]:
+    """Return the rules of the algorithm, and of what LoRA factors are made into."""
+    algorithm, lora, rule = plan.algorithm, plan.sharing.lora, type(plan.aggregator).__name__
+    name, no_mean = name_of(algorithm), not plan.aggregator.additive
+    another = ALGORITHM.with_description("another algorithm")
+    return [
+        Refusal(
+            no_mean and algorithm.adds_up,
+            f"{name} adds up over rounds the mean of what clients send, and {rule} is no mean",
+            [AGGREGATOR, another],
+        ),
+        Refusal(
+            no_mean and algorithm.buffer is not None,
+            f"{rule} compares updates that begin from the same parameters, and {name} mixes those of several versions",
+            [AGGREGATOR, ALGORITHM.with_description("a synchronous algorithm")],
+        ),
+        Refusal(
+            no_mean and algorithm.choice is not None,
+            f"{rule} stands a number of attackers in the whole cohort, and in a cluster they may be the majority",
+            [AGGREGATOR, "leave out --cluster"],
+        ),
+        Refusal(
+            no_mean and algorithm.shares and not compares_norms(algorithm),
+            f"{name} sends candidates with their scores, which {rule} cannot compare as vectors",
+            [AGGREGATOR, another],
+        ),
+        Refusal(
+            no_mean and lora.single_updates,
+            f"{type(lora).__name__} takes the mean of all clients' products, past {rule}",
+            [LORA, AGGREGATOR],
+        ),
+        Refusal(
+            no_mean and bool(plan.sharing.ranks),
+            f"Clients of smaller ranks send zeros where they have no component, and {rule} would count them as votes",
+            ["leave out --client_ranks", AGGREGATOR],
+        ),
+    ]
+
+
+def _cohorts(plan: Plan) -> list[Refusal]:
+    """Return the rules of the cohort, of weights, and of the server's own rows."""
+    aggregator, rule = plan.aggregator, type(plan.aggregator).__name__
+    needs = aggregator.needs(plan.cohort) if plan.cohort else 0
+    once, own_rows = aggregator.counts_clients, int(plan.everywhere)
+    fewer = "write a smaller number of attackers in --aggregator_args"
+    return [
+        Refusal(
+            needs > plan.cohort and plan.algorithm.shares,
+            f"{rule} needs {needs} updates in a round to stand the attackers that it is asked to, and a round has "
+            f"{plan.cohort}",
+            [f"write --sample_clients {needs - own_rows}", fewer, AGGREGATOR],
+        ),
+        Refusal(
+            aggregator.wants_root and not plan.everywhere,
+            f"{rule} compares updates with rows of the server's own, and there are none",
+            ["add --public_data FILE (without --public_share)", AGGREGATOR],
+        ),
+        Refusal(
+            once and plan.weighting.single_updates,
+            f"{rule} counts every client once, and {type(plan.weighting).__name__} changes a client's weight",
+            [WEIGHTING, AGGREGATOR],
+        ),
+        Refusal(
+            once and plan.max_client_share < 1,
+            f"{rule} counts every client once, so that max_client_share limits nothing",
+            ["leave out --max_client_share", AGGREGATOR],
+        ),
+    ]
