@@ -82,6 +82,10 @@ AGGREGATORS = {
     "centered_clipping": "weft.aggregation.clipping:CenteredClipping",
     "norm_clipping": "weft.aggregation.clipping:NormClipping",
     "sign_vote": "weft.aggregation.coordinates:SignVote",
+    "foolsgold": "weft.aggregation.foolsgold:FoolsGold",
+    "fltrust": "weft.aggregation.root:FLTrust",
+    "flame": "weft.aggregation.flame:Flame",
+    "loss_gate": "weft.aggregation.root:LossGate",
 }
 PRIVACY = {"none": "weft.privacy.none:NoPrivacy"}
 CODECS = {

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import weft
-from support.results import same_values, weights
+from support.results import events, same_values, weights
+from support.rows import colour_rows, write_rows
 from support.updates import PLAN, STATE, update
 from weft import config as configuration
 from weft import registry
@@ -18,7 +19,7 @@ from weft.aggregation.coordinates import Median, TrimmedMean
 from weft.aggregation.krum import MultiKrum
 from weft.core.exchange import Runtime
 from weft.core.types import DELTA, Failure, Update
-from weft.errors import ConfigError, RunError
+from weft.errors import ConfigError, DataError, RunError
 from weft.federation.loop import Rounds, run_rounds
 from weft.federation.round import run_round
 from weft.federation.sampling import Selection
@@ -102,12 +103,40 @@ SEVEN |= {"aggregator_args": {"attackers": 1}, "lr_scheduler_type": "constant"}
 
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule_trains(keys, name: str):
-    run = weft.train(keys | SEVEN | {"aggregator": name})
+    own = {"aggregator_args": {}} if name == "foolsgold" else {}
+    run = weft.train(keys | SEVEN | own | {"aggregator": name})
     assert math.isfinite(run.summary["eval"]["loss"])
     assert run.summary["failures"] == {}
     assert run.summary["product_error"] is None
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert all(set(line.get("flagged", [])) <= set(line["clients"]) for line in lines if line["event"] == "round")
+
+
+@pytest.mark.parametrize("name", sorted(ROOTED))
+def test_every_rule_with_rows_of_the_servers_own_trains(keys, name: str, tmp_path):
+    root = write_rows(tmp_path / "root.jsonl", colour_rows(30, seed=5))
+    own = {key: value for key, value in SEVEN.items() if key != "aggregator_args"}
+    run = weft.train(keys | own | {"aggregator": name, "public_data": str(root), "learning_rate": 1e-2})
+    assert run.summary["failures"] == {}
+    rounds = events(run)
+    assert all("public" in line["clients"] and "public" not in line.get("flagged", []) for line in rounds)
+    assert run.summary["eval"]["loss"] < 6.17  # of the model as it was loaded
+
+
+@pytest.mark.parametrize("name", sorted(ROOTED))
+def test_rows_of_the_servers_own_that_are_missing_or_empty_are_refused(keys, name: str, tmp_path):
+    with pytest.raises(ConfigError, match="rows of the server's own, and there are none: add --public_data FILE"):
+        weft.train(keys | {"aggregator": name})
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(DataError):
+        weft.train(keys | {"aggregator": name, "public_data": str(tmp_path / "empty.jsonl")})
+
+
+@pytest.mark.parametrize("fed_alg", ["fedsgd", "fedkseed"])
+def test_what_is_not_added_to_parameters_cannot_be_tried(fed_alg: str):
+    own = {"aggregator": "loss_gate", "public_data": "any", "fed_alg": fed_alg, "max_steps": 1}
+    with pytest.raises(ConfigError, match="to try them"):
+        plan_of(**own | {"use_peft": False})
 
 
 def test_what_a_rule_remembers_is_in_the_checkpoint(keys, tmp_path):

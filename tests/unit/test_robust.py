@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis.extra.numpy import arrays
 
 from support.paths import ROOT
 from weft import registry
+from weft.aggregation.flame import largest_group
 from weft.aggregation.gram import Rows
 from weft.core.exchange import Aggregator, Gathering, Party
 from weft.core.secret import Secret
@@ -23,6 +25,8 @@ from weft.errors import ConfigError
 BYZFL = json.loads((ROOT / "tests" / "oracles" / "byzfl.json").read_text(encoding="utf-8"))
 RULES = ("median", "trimmed_mean", "krum", "multi_krum", "bulyan", "geometric_median", "centered_clipping")
 RULES += ("norm_clipping", "sign_vote")
+SEEING = ("foolsgold", "flame")
+"""These look at directions alone."""
 NAMES = ("w", "layers.0.b")
 
 
@@ -292,6 +296,8 @@ def test_attackers_are_a_share_or_a_number(attackers: float):
         ("centered_clipping", {"iterations": 0}),
         ("sign_vote", {"step": -1.0}),
         ("median", {"bucket": 0}),
+        ("flame", {"noise": -1.0}),
+        ("loss_gate", {"power": -1.0}),
     ],
 )
 def test_a_parameter_that_cannot_be_is_refused(name: str, parameters: dict[str, Any]):
@@ -308,3 +314,107 @@ def test_centered_clipping_goes_on_from_the_last_total():
         found.append(float(np.abs(vector(total) - rows.mean(0)).max()))
     assert found[0] > 3
     assert found[-1] < 1e-6
+
+
+@pytest.mark.parametrize("name", SEEING)
+@COMMON
+@given(rows=ROWS, order=st.permutations(range(11)))
+def test_the_order_of_clients_does_not_matter_to_rules_of_directions(name: str, rows: np.ndarray, order: list[int]):
+    rows = distinct(rows)
+    np.testing.assert_allclose(combined(name, rows[order]), combined(name, rows), atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_flames_group_is_that_of_hdbscan(seed: int):
+    cluster = pytest.importorskip("sklearn.cluster", reason="scikit-learn is the oracle here")
+    rng = np.random.default_rng(seed)
+    rows = np.concatenate([rng.normal(1, 0.7, (9, 5)), rng.normal(-1, 0.7, (4, 5))])[rng.permutation(13)]
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    distances = np.clip(1 - unit @ unit.T, 0, None)
+    np.fill_diagonal(distances, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = cluster.HDBSCAN(
+            min_cluster_size=7, min_samples=1, metric="precomputed", allow_single_cluster=True
+        ).fit_predict(distances.copy())
+    ours = largest_group(torch.tensor(distances), 7)
+    if (found == 0).sum() < 13:  # for a cut at the root it keeps all rows whose distance is no outlier's
+        assert set(ours) <= set(np.flatnonzero(found == 0).tolist())
+    assert len(ours) >= 7
+
+
+def test_flame_keeps_the_majority_and_clips_it_to_the_median_norm():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(1, 0.1, (11, 6))
+    rows[:4] *= -30  # the other way, and large
+    rows[4] *= 50  # the same way, and large
+    total = rule_of("flame").combine(updates_of(rows))
+    assert {f"c{i}" for i in range(4)} <= set(total.flagged) <= {f"c{i}" for i in range(11)} - {"c4"}
+    np.testing.assert_allclose(vector(total), 1.0, atol=0.2)
+    party = Party("", 0, open_secret=lambda: Secret(bytes(32)))
+    noisy = vector(rule_of("flame", noise=0.1).for_round(Gathering(party, 11)).combine(updates_of(rows)))
+    assert 0.01 < np.abs(noisy - vector(total)).max() < 2
+
+
+def test_foolsgold_counts_sybils_less_from_round_to_round_and_remembers_them():
+    rng = np.random.default_rng(0)
+    memory, counted = {}, []
+    for round in range(6):
+        rows = rng.normal(0, 1, (8, 40))
+        rows[:3] = rng.normal(0, 0.6, (3, 40)) + np.linspace(-1, 1, 40)  # one aim, and noise that hides it at first
+        total = rule_of("foolsgold").for_round(Gathering(Party("", round, memory=memory), 8)).combine(updates_of(rows))
+        memory = total.memory
+        counted.append(set(total.flagged))
+    assert counted[-1] == {"c0", "c1", "c2"}
+    assert set(memory) == {f"c{i}" for i in range(8)}
+    alone = rule_of("foolsgold").combine(updates_of(np.eye(4)))
+    assert alone.flagged == ()
+    same = rule_of("foolsgold").combine(updates_of(np.ones((4, 6))))
+    assert len(same.flagged) == 4
+    assert not np.abs(vector(same)).any()
+
+
+def rooted(name: str, rows: np.ndarray, loss: Any = None, **parameters: Any) -> Total:
+    params = {"w": torch.zeros(3, dtype=torch.float64), "layers.0.b": torch.zeros(1, 3, dtype=torch.float64)}
+    seen = Gathering(Party("", 0), len(rows), params, trusted="c0", loss=loss)
+    return rule_of(name, **parameters).for_round(seen).combine(updates_of(rows))
+
+
+def test_fltrust_follows_the_servers_own_update_whatever_the_majority_sends():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(1, 0.2, (10, 6))
+    rows[4:] *= -1e6
+    total = rooted("fltrust", rows)
+    assert total.flagged == tuple(f"c{i}" for i in range(4, 10))
+    honest = rows[1:4]
+    length, cosines = np.linalg.norm(rows[0]), honest @ rows[0] / np.linalg.norm(honest, axis=1)
+    expected = (cosines / np.linalg.norm(honest, axis=1)) @ honest / cosines.sum() * length
+    np.testing.assert_allclose(vector(total), expected, rtol=1e-6)
+    against = rows.copy()
+    against[1:] = -np.abs(against[1:])
+    assert not np.abs(vector(rooted("fltrust", against))).any()
+
+
+def test_fltrust_without_the_servers_own_update_is_a_round_that_is_too_small():
+    seen = Gathering(Party("", 0), 4, trusted="public")
+    assert rule_of("fltrust").for_round(seen).combine(updates_of(np.ones((4, 6)))).clients == ()
+
+
+def test_the_loss_gate_counts_what_an_update_does_on_the_servers_rows():
+    goal = torch.linspace(-1, 1, 6, dtype=torch.float64)
+    asked = []
+
+    def loss(changed: dict[str, torch.Tensor]) -> float:
+        asked.append(changed)
+        params = {"w": torch.zeros(3), "layers.0.b": torch.zeros(1, 3)} | changed
+        return float((torch.cat([params[name].reshape(-1).double() for name in NAMES]) - goal).square().sum())
+
+    rng = np.random.default_rng(0)
+    rows = 0.5 * goal.numpy() + rng.normal(0, 0.05, (9, 6))
+    rows[5:] *= -3
+    rows[4] *= 1e9  # a good direction, and so large that alone it would be a loss
+    total = rooted("loss_gate", rows, loss)
+    assert total.flagged == tuple(f"c{i}" for i in range(5, 9))
+    assert len(asked) == 9  # once before, and every update but the server's own
+    np.testing.assert_allclose(vector(total), 0.5 * goal.numpy(), atol=0.2)
+    assert not np.abs(vector(rooted("loss_gate", rows, lambda changed: float("inf")))).any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ class NormClipping(Robust):
     of them. Every client counts once; those are flagged whose update was cut to less than half.
     """
 
+    anchored: ClassVar[bool] = True
     radius: float = 0.0
 
     def __post_init__(self) -> None:
@@ -44,6 +46,7 @@ class CenteredClipping(Robust):
     from v was cut to less than half.
     """
 
+    anchored: ClassVar[bool] = True
     radius: float = 0.0
     iterations: int = 3
 

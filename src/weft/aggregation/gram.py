@@ -74,7 +74,7 @@ class Rows:
         used = weights.nonzero().reshape(-1)  # a weight of 0 times what is far away is still to be 0
         return self.map(lambda _, block: weights[used] @ block[used])
 
-    def gram(self, base: Base | None = None) -> Gram:
+    def gram(self, base: Base | None = None, *, anchored: bool = False) -> Gram:
         """Return the Gram matrix over all streams.
 
         Where there are several streams, each is scaled to its own spread: a control variate is larger than a delta by
@@ -82,21 +82,22 @@ class Rows:
 
         Args:
             base: compare products of LoRA factors; None: compare the factors' own numbers.
+            anchored: centre on the anchor, for rules of norms and angles, which may stand more attackers than others.
         """
         streams = list(self.updates[0].streams)
-        grams = [self._gram_of(stream, base if stream == DELTA else None) for stream in streams]
+        grams = [self._gram_of(stream, base if stream == DELTA else None, anchored) for stream in streams]
         if len(grams) == 1:
             return Gram(grams[0])
         return Gram(torch.stack([one / (spread(one) or 1.0) for one in grams]).sum(0))
 
-    def _gram_of(self, stream: str, base: Base | None) -> Tensor:
+    def _gram_of(self, stream: str, base: Base | None, anchored: bool) -> Tensor:
         names = list(self.updates[0].streams[stream])
         total = torch.zeros(len(self) + 1, len(self) + 1, dtype=WIDE)
         if base is not None:
             factors = lowrank.modules(base.params)
             total += self._products(factors, base)
             names = [name for name in names if not any(name in kinds.values() for kinds in factors.values())]
-        centre = self._centre(stream, names)
+        centre = len(self) if anchored else self._centre(stream, names)
         for name in names:
             for _, block in self.blocks(stream, name):
                 block -= block[centre].clone()

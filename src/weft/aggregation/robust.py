@@ -56,8 +56,9 @@ class Whole(Aggregator):
         found = self.settle(cohort, asked)
         flagged: tuple[str, ...] = ()
         if found.shares is not None:
-            equal = float(found.shares.sum()) / len(cohort)
-            flagged = tuple(clients[i] for i, share in enumerate(found.shares.tolist()) if not share >= equal / 2 > 0)
+            equal, trusted = float(found.shares.sum()) / len(cohort), self._gathering and self._gathering.trusted
+            little = [not share >= equal / 2 > 0 for share in found.shares.tolist()]
+            flagged = tuple(name for name, low in zip(clients, little, strict=True) if low and name != trusted)
         return Total(found.streams, clients, weight, flagged=flagged, memory=found.memory or {})
 
     def settle(self, cohort: list[Update], asked: int) -> Judgement:
@@ -75,6 +76,8 @@ class Robust(Whole):
     where a client rotates its factors; parameters compares the numbers that it sent.
     """
 
+    anchored: ClassVar[bool] = False
+    """It measures from the anchor, not between updates."""
     attackers: float = 0.2
     """Attackers that are to be stood: below 0.5 a share of the clients asked, rounded down but 1 at least, from 1 on
     their number, 0 none."""
@@ -115,7 +118,7 @@ class Robust(Whole):
         """Weigh the updates, or means of them, by their Gram matrix, and add them up."""
         anchor, f = self.anchor(), self.tolerated(asked)
         rows = Rows(cohort, anchor)
-        gram = rows.gram(self.base())
+        gram = rows.gram(self.base(), anchored=self.anchored)
         mixture = self.mixture(gram, f)
         weights, shares = self.weigh(gram if mixture is None else gram.mixed(mixture), f)
         if mixture is not None:

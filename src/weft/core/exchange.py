@@ -79,7 +79,7 @@ class Gathering:
     trusted: str = ""
     """The client that has the server's own rows; "": none has."""
     loss: Callable[[Tensors], float] | None = None
-    """Returns the loss of shared parameters on the server's own rows; None: there are none."""
+    """Returns the loss on the server's own rows with these of the shared parameters replaced; None: there are none."""
 
 
 class Aggregator:
@@ -91,6 +91,8 @@ class Aggregator:
     """Every client counts once, whatever its weight."""
     wants_root: ClassVar[bool] = False
     """It compares updates with rows of the server's own."""
+    wants_loss: ClassVar[bool] = False
+    """It tries updates on them."""
 
     def needs(self, cohort: int) -> int:
         """Return the number of updates without which a round of `cohort` clients is not combined.

@@ -172,6 +172,10 @@ class Clients:
     def __iter__(self) -> Iterator[ClientData]:
         return (self[index] for index in range(len(self)))
 
+    def has(self, name: str) -> bool:
+        """Say whether there is a client of a name."""
+        return name in self._places
+
     def find(self, name: str) -> ClientData:
         """Return the client of a name; KeyError if there is none."""
         return self[self._places[name]]

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 
+from weft import registry
 from weft.core import tensors
-from weft.core.exchange import Aggregator, Gathering, Party
-from weft.core.types import AGGREGATOR, DELTA, FIXED, ServerState, Task, Total, Update
+from weft.core.exchange import Aggregator, Gathering, Party, Runtime
+from weft.core.metrics import summarise
+from weft.core.types import AGGREGATOR, DELTA, FIXED, Probe, ServerState, Task, Tensors, Total, Update
+from weft.errors import ClientFailed
+from weft.federation.admission import admit_score
 from weft.federation.plan import Plan
 from weft.federation.products import CPU, Products
 from weft.federation.sharing import Holders
+from weft.federation.state import to_use
 
 
 class CohortWatch:
     """Watches the updates of one round; collects nothing where neither statistic is needed."""
 
-    def __init__(self, plan: Plan, state: ServerState, tasks: Mapping[str, Task], asked: int) -> None:
+    def __init__(self, plan: Plan, state: ServerState, tasks: Mapping[str, Task], asked: int, runtime: Runtime) -> None:
         """Begin a round.
 
         Args:
@@ -23,8 +31,9 @@ class CohortWatch:
             state: before the round.
             tasks: by client.
             asked: updates that are used where all clients answer.
+            runtime: carries probes, where an aggregator tries updates on the server's own rows.
         """
-        self.plan, self.state, self.tasks, self.asked = plan, state, tasks, asked
+        self.plan, self.state, self.tasks, self.asked, self.runtime = plan, state, tasks, asked, runtime
         algorithm, sharing = plan.algorithm, plan.sharing
         self.holders = Holders(state.params) if sharing.layers else None
         self.products: Products | None = None
@@ -48,9 +57,24 @@ class CohortWatch:
 
     def aggregator(self, server: Callable[[str], Party]) -> Aggregator:
         """Return the plan's aggregator for this round; `server` returns the server as one part sees it, by prefix."""
-        state, sharing = self.state, self.plan.sharing
-        params = state.params | state.memory.get(FIXED, {})
-        return self.plan.aggregator.for_round(Gathering(server(AGGREGATOR), self.asked, params, sharing.scale))
+        plan, state = self.plan, self.state
+        params, loss = state.params | state.memory.get(FIXED, {}), self._loss if plan.trusted else None
+        gathering = Gathering(server(AGGREGATOR), self.asked, params, plan.sharing.scale, plan.trusted, loss)
+        return plan.aggregator.for_round(gathering)
+
+    def _loss(self, changed: Tensors) -> float:
+        """Return the loss on the server's own rows with some parameters replaced; infinite where it cannot be had."""
+        plan, state = self.plan, self.state
+        use = to_use(plan.algorithm, replace(state, params=state.params | changed))
+        metrics = registry.load(registry.EVALUATORS, plan.objective.evaluator, "evaluator").metrics
+        for reply in self.runtime.exchange([Probe(plan.trusted, state.round, *use, personal=False)]):
+            with suppress(ClientFailed):
+                values = summarise(metrics, [admit_score(reply).metrics])
+                for metric in metrics:
+                    value = values.get(metric.name)
+                    if value is not None and metric.better is not None:
+                        return float(value) if metric.better == "lower" else -float(value)
+        return math.inf
 
     def combine(self, total: Total) -> tuple[Total, float | None]:
         """Return the total after the LoRA aggregation, and its error relative to the mean product.

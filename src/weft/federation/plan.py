@@ -45,6 +45,8 @@ class Plan:
     """More clients are sampled than updates are used."""
     everywhere: bool = False
     """The client of the public rows takes part in every round."""
+    trusted: str = ""
+    """The name of that client: its rows are the server's own."""
     parallel: str = "none"
     """How one model is spread over processes: "none", "fsdp", "tensor" or "pipeline"."""
     offloaded: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from weft.core.types import DELTA
 from weft.federation.plan import Plan
 from weft.federation.remedies import AGGREGATOR, ALGORITHM, LORA, WEIGHTING, Refusal, name_of
 from weft.federation.rules import compares_norms
@@ -68,6 +69,12 @@ def _cohorts(plan: Plan) -> list[Refusal]:
             aggregator.wants_root and not plan.everywhere,
             f"{rule} compares updates with rows of the server's own, and there are none",
             ["add --public_data FILE (without --public_share)", AGGREGATOR],
+        ),
+        Refusal(
+            aggregator.wants_loss and (plan.algorithm.one_step or DELTA not in plan.algorithm.streams),
+            f"{rule} adds updates to the parameters to try them, and with {name_of(plan.algorithm)} clients send "
+            "something else",
+            [AGGREGATOR, ALGORITHM.with_description("another algorithm")],
         ),
         Refusal(
             once and plan.weighting.single_updates,

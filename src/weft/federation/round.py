@@ -92,7 +92,7 @@ def run_round(
     max_weights = {participant.client: participant.rows if plan.weighs_rows else 1.0 for participant in cohort}
     admitted = admit_all(plan, state, tasks, max_weights, replies, record, server(CODEC))
     weigher = Weigher(plan.weighting, state.memory.get(WEIGHTS, {}))
-    watcher = CohortWatch(plan, state, tasks, max_updates or len(tasks))
+    watcher = CohortWatch(plan, state, tasks, max_updates or len(tasks), runtime)
     updates = watcher.watch(limited(plan, admitted, weigher, max_updates, record))
     total = plan.algorithm.combine((pad_update(update, state.params) for update in updates), watcher.aggregator(server))
     total = replace(total, population_weight=population_weight)

@@ -75,6 +75,7 @@ def plan(config: RunConfig) -> Plan:
         slow_clients=any(speed < 1 for speed in config.client_speed or ()),
         over_selected=config.over_selection > 0,
         everywhere=everywhere,
+        trusted=PUBLIC if everywhere else "",
         parallel=config.parallel,
         offloaded=config.model_offload != "none",
         personal_steps=config.personal_steps,

@@ -188,7 +188,8 @@ def _with_public(clients: Clients, rows: Sequence[int] | np.ndarray) -> Clients:
     """Return the clients and, last, one that has the public rows."""
     if PUBLIC in clients.names:
         raise DataError(f"A client is called '{PUBLIC}', which is the name of the public_data: give it another name.")
-    train, held_out = [*clients.train, rows], [*clients.held_out, rows[:0]]
+    # The same rows are probed where an aggregator tries updates on them; no evaluation of the run asks for them.
+    train, held_out = [*clients.train, rows], [*clients.held_out, rows]
     return replace(clients, names=[*clients.names, PUBLIC], train=train, held_out=held_out)
 
 
