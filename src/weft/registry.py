@@ -87,6 +87,24 @@ AGGREGATORS = {
     "flame": "weft.aggregation.flame:Flame",
     "loss_gate": "weft.aggregation.root:LossGate",
 }
+ATTACKS = {
+    "none": "weft.attacks.none:NoAttack",
+    "sign_flip": "weft.attacks.directed:SignFlip",
+    "inner_product": "weft.attacks.directed:InnerProduct",
+    "alie": "weft.attacks.directed:Alie",
+    "min_max": "weft.attacks.directed:MinMax",
+    "min_sum": "weft.attacks.directed:MinSum",
+    "scaling": "weft.attacks.simple:Scaling",
+    "gaussian": "weft.attacks.simple:Gaussian",
+    "mimic": "weft.attacks.simple:Mimic",
+    "free_rider": "weft.attacks.simple:FreeRider",
+    "label_flip": "weft.attacks.poison:LabelFlip",
+    "preference_swap": "weft.attacks.poison:PreferenceSwap",
+    "back_door": "weft.attacks.poison:BackDoor",
+    "replacement": "weft.attacks.poison:Replacement",
+    "spread_poison": "weft.attacks.poison:SpreadPoison",
+    "unsafe": "weft.attacks.poison:Unsafe",
+}
 PRIVACY = {"none": "weft.privacy.none:NoPrivacy"}
 CODECS = {
     "none": "weft.compression.identity:Identity",

@@ -16,8 +16,8 @@ from hypothesis.extra.numpy import arrays
 from support.paths import ROOT
 from weft import registry
 from weft.aggregation.flame import largest_group
-from weft.aggregation.gram import Rows
 from weft.core.exchange import Aggregator, Gathering, Party
+from weft.core.gram import Rows
 from weft.core.secret import Secret
 from weft.core.types import DELTA, Total, Update
 from weft.errors import ConfigError

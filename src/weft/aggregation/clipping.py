@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from weft.aggregation.gram import WIDE, Gram
 from weft.aggregation.robust import Robust
+from weft.core.gram import WIDE, Gram
 from weft.core.types import Streams
 from weft.errors import ConfigError
 

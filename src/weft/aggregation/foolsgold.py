@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from weft.aggregation.gram import WIDE, Rows
 from weft.aggregation.robust import Judgement, Whole
 from weft.core import tensors
+from weft.core.gram import WIDE, Rows
 from weft.core.types import Streams, Update
 
 JOINT = ":"

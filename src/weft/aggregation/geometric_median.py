@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weft.aggregation.gram import WIDE, Gram
 from weft.aggregation.robust import Robust
+from weft.core.gram import WIDE, Gram
 from weft.errors import ConfigError
 
 

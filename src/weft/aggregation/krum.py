@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weft.aggregation.gram import WIDE, Gram, Rows
 from weft.aggregation.robust import Judgement, Robust
+from weft.core.gram import WIDE, Gram, Rows
 from weft.core.types import Update
 
 

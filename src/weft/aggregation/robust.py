@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weft.aggregation.gram import WIDE, Base, Gram, Rows
 from weft.core.exchange import Aggregator, Gathering
+from weft.core.gram import WIDE, Base, Gram, Rows
 from weft.core.types import Streams, Total, Update
 from weft.errors import ConfigError
 

@@ -12,9 +12,9 @@ from typing import ClassVar
 
 import torch
 
-from weft.aggregation.gram import WIDE, Rows
 from weft.aggregation.robust import Judgement, Whole
 from weft.core import tensors
+from weft.core.gram import WIDE, Rows
 from weft.core.types import DELTA, Total, Update
 from weft.errors import ConfigError
 

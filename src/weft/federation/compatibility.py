@@ -11,14 +11,14 @@ from weft.federation.limits import conditions, local_work, placement
 from weft.federation.model_kinds import clusters, depths, personal
 from weft.federation.plan import Plan
 from weft.federation.remedies import Refusal, sentence
-from weft.federation.robust_rules import robust
+from weft.federation.robust_rules import attacks, robust
 from weft.federation.rules import factors, secrecy, weights
 
 
 def refusals(plan: Plan) -> list[Refusal]:
     """Return the outcome of every rule for a plan; the same number of rules, in the same order, for any plan."""
-    groups = (secrecy, codecs, robust, weights, factors, local_work, clusters, depths, personal, conditions, placement)
-    return [refusal for group in groups for refusal in group(plan)]
+    server, clients = (secrecy, codecs, robust, attacks, weights, factors), (local_work, clusters, depths, personal)
+    return [refusal for group in (*server, *clients, conditions, placement) for refusal in group(plan)]
 
 
 def check(plan: Plan) -> None:

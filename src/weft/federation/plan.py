@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from weft.core.attack import Attack
 from weft.core.exchange import Aggregator, Codec, Privacy, Protection, Weighting
 from weft.core.objective import Objective
 from weft.core.parts import Algorithm
@@ -53,6 +54,8 @@ class Plan:
     """Layers of the base wait on the CPU or on disk."""
     personal_steps: int = 0
     """Steps that every client makes on its own after the last round."""
+    attack: Attack = field(default_factory=Attack)
+    """What malicious clients of a simulation do."""
     codec_down: Codec = field(default_factory=Codec)
     """Encodes tasks; `codec` encodes updates."""
     error_device: torch.device | None = None

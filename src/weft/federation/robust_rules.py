@@ -1,7 +1,8 @@
-"""Compatibility rules of aggregators that are no mean: what needs one, and the cohort that a robust rule needs."""
+"""Compatibility rules of aggregators that are no mean, and of attacks that are simulated against them."""
 
 from __future__ import annotations
 
+from weft.core.exchange import Codec
 from weft.core.types import DELTA
 from weft.federation.plan import Plan
 from weft.federation.remedies import AGGREGATOR, ALGORITHM, LORA, WEIGHTING, Refusal, name_of
@@ -85,5 +86,43 @@ def _cohorts(plan: Plan) -> list[Refusal]:
             once and plan.max_client_share < 1,
             f"{rule} counts every client once, so that max_client_share limits nothing",
             ["leave out --max_client_share", AGGREGATOR],
+        ),
+    ]
+
+
+def attacks(plan: Plan) -> list[Refusal]:
+    """Return the rules of attacks: what a simulation of them needs to see."""
+    attack, algorithm, honest = plan.attack, plan.algorithm, "write --attack none"
+    name, rule = type(attack).__name__, type(plan.aggregator).__name__
+    changes = attack.changes_updates
+    encodes = type(plan.codec).encode is not Codec.encode
+    hidden = type(plan.protection).__name__ if plan.protection.sum_only else type(plan.codec).__name__
+    unlike = bool(plan.sharing.ranks or plan.sharing.layers) or plan.parallel != "none"
+    return [
+        Refusal(
+            changes and (plan.protection.sum_only or encodes),
+            f"{name} is made of the updates of other clients, and {hidden} changes them before they are sent",
+            ["leave out --protection and --codec", honest],
+        ),
+        Refusal(
+            changes and not (algorithm.shares and compares_norms(algorithm) and not algorithm.pools_data),
+            f"{name} is an attack on updates, and with {name_of(algorithm)} clients send none",
+            [honest, ALGORITHM.with_description("a federated algorithm")],
+        ),
+        Refusal(
+            changes and unlike,
+            f"{name} is made of updates of one shape, and here clients send parts of different ones",
+            ["leave out --client_ranks, --client_layers and --parallel", honest],
+        ),
+        Refusal(
+            bool(getattr(attack, "search", False)) and plan.aggregator.wants_loss,
+            f"{name} searches its strength by trying the rule, and {rule} asks for the loss at every trial",
+            ["leave out search in --attack_args", AGGREGATOR],
+        ),
+        Refusal(
+            bool(attack.poisons) and plan.objective.rows not in attack.poisons,
+            f"{name} changes {' and '.join(attack.poisons)}, and {type(plan.objective).__name__} learns from "
+            f"{plan.objective.rows}",
+            [honest],
         ),
     ]

@@ -43,6 +43,13 @@ class FederationKeys(BaseModel):
         "mean", description="how updates are combined: the mean, or a rule that stands attackers, such as trimmed_mean"
     )
     aggregator_args: JsonObject = Field({}, description="parameters of the aggregator: name=value ...")
+    attack: str = Field(
+        "none", description="simulation: what malicious clients do, to measure defences; see docs/robustness.md"
+    )
+    attack_args: JsonObject = Field({}, description="parameters of the attack: name=value ...")
+    num_malicious: float = Field(
+        0.2, gt=0, description="simulation: malicious clients: below 1 their share of all, from 1 on their number"
+    )
     privacy: str = Field("none", description="differential privacy: clipping and noise; none: no guarantee")
     privacy_args: JsonObject = Field({}, description="parameters of the privacy: name=value ...")
     codec: str = Field("none", description="compression of updates")
@@ -99,6 +106,7 @@ class FederationKeys(BaseModel):
 
 
 ADAPTIVE = only("fed_alg", "fedadam", "fedyogi", "fedadagrad")
+ATTACKED = (Condition(lambda config: config.attack != "none", "there is no attack", "add such as --attack sign_flip"),)
 ANY_ALGORITHM = (
     Condition(
         lambda config: re.fullmatch(r"local\d+", config.fed_alg) is None,
@@ -120,6 +128,9 @@ WORKS: dict[str, Effect] = {
     "client_weight_args": FEDERATED,
     "aggregator": FEDERATED,
     "aggregator_args": FEDERATED,
+    "attack": ALWAYS,
+    "attack_args": ATTACKED,
+    "num_malicious": ATTACKED,
     "privacy": ALWAYS,
     "privacy_args": ALWAYS,
     "codec": ALWAYS,

@@ -59,6 +59,7 @@ def plan(config: RunConfig) -> Plan:
     result = Plan(
         algorithm=Clustered(base_algorithm, config.cluster, config.seed) if config.cluster > 1 else base_algorithm,
         aggregator=_aggregator(config, base_algorithm),
+        attack=part("attack", config),
         privacy=part("privacy", config),
         codec=part("codec", config),
         codec_down=part("codec_down", config),
