@@ -127,9 +127,8 @@ def populate(
     public_rows = None if public is None else table.within(public)
     public_sets = [] if public_rows is None else [public_rows]
     _pair_up(table, rows, [*train, *held_out, *public_sets])
-    held_rows = list(map(table.rows_of, held_out))
+    train_rows, held_rows = ([table.rows_of(part) for part in parts] for parts in (train, held_out))
     shared = table.rows_of(public_rows) if public_rows is not None and config.public_share else None
-    train_rows = list(map(table.rows_of, train))
     evaluated = trained = Clients(names, train_rows, held_rows, table, memory, shared, first=first)
     if public_rows is not None and not config.public_share:
         trained = _with_public(evaluated, table.rows_of(public_rows))
