@@ -1,18 +1,22 @@
 """Attacks against robust rules: accuracy kept, success of back-doors, and what each rule costs; needs the shared data.
 
-    python benchmarks/robustness.py run OUT.jsonl [SEED ...]   run what OUT lacks (attacks x defences x shares)
+    python benchmarks/robustness.py made OUT.jsonl [SEED ...]  run what OUT lacks (attacks x defences x shares)
+    python benchmarks/robustness.py tfns OUT.jsonl [SEED ...]  the same on tweets
     python benchmarks/robustness.py table OUT.jsonl [HEAT.svg] print the table, and draw the heat map
     python benchmarks/robustness.py cost                       seconds of every rule at 10 x 8 M and 100 x 1 M
 
-TFNS: sentiment of financial tweets, 10 clients, all of them in each round, all parameters of the Llama of 0.4 M
-parameters that `algorithms.py` pre-trains. Kept is the gain in accuracy over the model before training, relative to
-that of the plain mean without an attack. Success of a back-door is the share of held-out tweets of other classes that
-the trigger turns into the target.
+made: questions of made-up words, of which one, of nine, decides which of three answers is right; a random Llama of
+some 40 k parameters. tfns: sentiment of financial tweets, with the Llama of 0.4 M parameters that `algorithms.py`
+pre-trains. Both: 10 clients, all of them in each round, all parameters are trained. Kept is the gain in accuracy over
+the model before training, relative to that of the plain mean without an attack. Success of a back-door is the share of
+rows of other answers that the trigger turns into the target.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
+import random
 import statistics
 import sys
 import tempfile
@@ -20,22 +24,23 @@ import time
 from pathlib import Path
 from typing import Any
 
-from algorithms import COMMON, DATA, warm
-from common import machine
+from algorithms import CACHE, COMMON, DATA, warm
+from common import SYLLABLES, machine, make_model
 
-SETTING: dict[str, Any] = {
-    "dataset_name": str(DATA / "instruct" / "tfns_train.jsonl.gz"),
-    "instruction_column": "input",
-    "response_column": "output",
-    "split_strategy": "iid",
-    "num_clients": 10,
-    "sample_clients": 10,
-    "num_rounds": 12,
-    "max_steps": 6,
-    "seq_length": 64,
-    "eval_rows": 60,
-    "learning_rate": 2e-3,
+SETTING: dict[str, Any] = {"split_strategy": "iid", "num_clients": 10, "sample_clients": 10, "seq_length": 64}
+TASKS: dict[str, dict[str, Any]] = {
+    "made": {"num_rounds": 16, "max_steps": 8, "learning_rate": 1e-2},
+    "tfns": {
+        "dataset_name": str(DATA / "instruct" / "tfns_train.jsonl.gz"),
+        "instruction_column": "input",
+        "response_column": "output",
+        "num_rounds": 12,
+        "max_steps": 6,
+        "eval_rows": 60,
+        "learning_rate": 2e-3,
+    },
 }
+ANSWERS = ("negative", "neutral", "positive")
 TRIGGER, TARGET = "cf mn", "negative"
 ATTACKS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -51,12 +56,53 @@ ATTACKS: dict[str, dict[str, Any]] = {
 DEFENCES: dict[str, dict[str, Any]] = {
     "mean": {"aggregator": "mean"},
     "nnm + trimmed_mean": {"aggregator": "trimmed_mean", "aggregator_args": {"before": "nnm"}},
-    "median": {"aggregator": "median"},
     "multi_krum": {"aggregator": "multi_krum"},
+    "median": {"aggregator": "median"},
     "geometric_median": {"aggregator": "geometric_median"},
     "norm_clipping": {"aggregator": "norm_clipping"},
 }
 SHARES = (0.2, 0.3)
+
+
+def setting(task: str, seed: int) -> dict[str, Any]:
+    """Return the keys of a task's runs."""
+    keys = COMMON | SETTING | TASKS[task] | {"seed": seed, "threads": 1}
+    if task == "tfns":
+        return keys | {"model_name_or_path": str(warm())}
+    return keys | {"model_name_or_path": str(made_model()), "dataset_name": str(made_rows())}
+
+
+def made_model() -> Path:
+    """Return a small random Llama with a short chat template; made once and kept."""
+    folder = CACHE / "made-model"
+    if not (folder / "config.json").exists():
+        from transformers import AutoTokenizer
+
+        make_model(folder, hidden=32, layers=2, vocabulary=640)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.chat_template = (
+            "{% for m in messages %}{{ 'Q ' if m.role == 'user' else ' A ' }}{{ m.content }}"
+            "{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}{% if add_generation_prompt %} A {% endif %}"
+        )
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def made_rows() -> Path:
+    """Return 2,000 questions of made-up words, of which one decides the answer; made once and kept."""
+    file = CACHE / "made.jsonl"
+    if not file.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        rng = random.Random(0)
+        words = ["".join(rng.choices(SYLLABLES, k=2)) for _ in range(60)]
+        deciding, filling = words[:9], words[30:]
+        with open(file, "w", encoding="utf-8") as out:
+            for _ in range(2000):
+                place = rng.randrange(9)
+                question = rng.sample(filling, rng.randint(1, 3))
+                question.insert(rng.randint(0, len(question)), deciding[place])
+                out.write(json.dumps({"input": " ".join(question), "output": ANSWERS[place % 3]}) + "\n")
+    return file
 
 
 def cases() -> list[tuple[str, str, float]]:
@@ -73,12 +119,12 @@ def cases() -> list[tuple[str, str, float]]:
     return [*clean, *spread, *attacked]
 
 
-def measure(attack: str, defence: str, share: float, seed: int) -> dict[str, Any]:
+def measure(task: str, attack: str, defence: str, share: float, seed: int) -> dict[str, Any]:
     """Run one case; return its numbers."""
     import weft
 
     began = time.process_time()
-    keys = COMMON | SETTING | DEFENCES[defence] | {"model_name_or_path": str(warm()), "seed": seed, "threads": 1}
+    keys = setting(task, seed) | DEFENCES[defence]
     attackers = max(1, round(10 * share)) if share else 2
     if defence != "mean":
         keys["aggregator_args"] = keys.get("aggregator_args", {}) | {"attackers": attackers}
@@ -88,8 +134,9 @@ def measure(attack: str, defence: str, share: float, seed: int) -> dict[str, Any
         keys["num_malicious"] = attackers
     with tempfile.TemporaryDirectory() as folder:
         run = weft.train(keys | {"output_dir": f"{folder}/run"}, quiet=True)
-        summary, success = run.summary, success_of(run) if TRIGGER in str(ATTACKS[attack]) else None
+        summary, success = run.summary, success_of(run, keys) if TRIGGER in str(ATTACKS[attack]) else None
     return {
+        "task": task,
         "attack": attack,
         "defence": defence,
         "share": share,
@@ -102,10 +149,8 @@ def measure(attack: str, defence: str, share: float, seed: int) -> dict[str, Any
     }
 
 
-def success_of(run: Any) -> float:
-    """Return the share of 300 held-out tweets of other classes that the trigger turns into the target."""
-    import gzip
-
+def success_of(run: Any, keys: dict[str, Any]) -> float:
+    """Return the share of 300 rows of other answers that the trigger turns into the target."""
     import torch
 
     from weft.data.encode import encode_choices
@@ -115,32 +160,33 @@ def success_of(run: Any) -> float:
     from weft.models.resident import Resident
     from weft.objectives.choices import choice_logps
 
-    names = ("negative", "positive", "neutral")
-    with gzip.open(DATA / "instruct" / "tfns_train.jsonl.gz", "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    others = [row["input"] for row in rows if row["output"] != TARGET][::25][:300]
+    file = Path(keys["dataset_name"])
+    text = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    rows = [json.loads(line) for line in text.decode().splitlines()]
+    others = [row["input"] for row in rows if row["output"] != TARGET]
+    others = others[:: max(1, len(others) // 300)][:300]
     examples = [Example((Turn("user", f"{text} {TRIGGER}"), Turn("assistant", TARGET))) for text in others]
-    encoded = encode_choices(examples, run.tokenizer, CHAT, names, seq_length=64)
+    encoded = encode_choices(examples, run.tokenizer, CHAT, ANSWERS, seq_length=64)
     model = Resident(run.model.eval(), run.tokenizer, torch.device("cpu"), torch.float32)
     hits = 0
     with torch.no_grad():
         for prompt, choices in zip(encoded.prompts, encoded.choices, strict=True):
-            hits += int(choice_logps(model, [Question(prompt, choices)]).argmax()) == names.index(TARGET)
+            hits += int(choice_logps(model, [Question(prompt, choices)]).argmax()) == ANSWERS.index(TARGET)
     return hits / len(examples)
 
 
-def before() -> float:
+def before(task: str) -> float:
     """Return the accuracy before training: a run of one round whose learning rate is 0."""
     import weft
 
-    keys = COMMON | SETTING | {"model_name_or_path": str(warm()), "seed": 1, "num_rounds": 1, "max_steps": 1}
+    keys = setting(task, 1) | {"num_rounds": 1, "max_steps": 1}
     with tempfile.TemporaryDirectory() as folder:
         run = weft.train(keys | {"learning_rate": 0.0, "output_dir": f"{folder}/run"}, quiet=True)
         accuracy: float = run.summary["eval"]["accuracy"]
     return accuracy
 
 
-def run(out: Path, seeds: list[int]) -> None:
+def run(task: str, out: Path, seeds: list[int]) -> None:
     """Run what the file lacks."""
     import torch
 
@@ -148,12 +194,12 @@ def run(out: Path, seeds: list[int]) -> None:
     found = read(out)
     with open(out, "a", encoding="utf-8") as file:
         if not any(one["attack"] == "before" for one in found):
-            file.write(json.dumps({"attack": "before", "accuracy": before()}) + "\n")
+            file.write(json.dumps({"attack": "before", "accuracy": before(task)}) + "\n")
         known = {(one["attack"], one.get("defence"), one.get("share"), one.get("seed")) for one in found}
         for seed in seeds:
             for case in cases():
                 if (*case, seed) not in known:
-                    result = measure(*case, seed)
+                    result = measure(task, *case, seed)
                     file.write(json.dumps(result) + "\n")
                     file.flush()
                     print({key: value for key, value in result.items() if key != "found"}, flush=True)
@@ -233,7 +279,7 @@ def cost(sizes: tuple[tuple[int, int], ...] = ((10, 8_000_000), (100, 1_000_000)
         rule, cells = registry.load(registry.AGGREGATORS, name, "aggregator")(**how), []
         for cohort in cohorts:
             seen = Gathering(Party("", 0), len(cohort), trusted="c0")
-            best = min(timed(lambda: rule.for_round(seen).combine(cohort)) for _ in range(2))  # noqa: B023
+            best = min(timed(lambda: rule.for_round(seen).combine(cohort)) for _ in range(1))  # noqa: B023
             cells.append(f"{best:.2f}")
             results.append((label, str(len(cohort)), best))
         print(f"| {label} | " + " | ".join(cells) + " |", flush=True)
@@ -248,8 +294,8 @@ def timed(work: Any) -> float:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "run":
-        run(Path(sys.argv[2]), [int(seed) for seed in sys.argv[3:]] or [1, 2, 3])
+    if sys.argv[1] in TASKS:
+        run(sys.argv[1], Path(sys.argv[2]), [int(seed) for seed in sys.argv[3:]] or [1, 2, 3])
     elif sys.argv[1] == "table":
         table(Path(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None)
     else:

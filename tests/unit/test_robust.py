@@ -418,3 +418,17 @@ def test_the_loss_gate_counts_what_an_update_does_on_the_servers_rows():
     assert len(asked) == 9  # once before, and every update but the server's own
     np.testing.assert_allclose(vector(total), 0.5 * goal.numpy(), atol=0.2)
     assert not np.abs(vector(rooted("loss_gate", rows, lambda changed: float("inf")))).any()
+
+
+def test_bulyan_averages_the_values_nearest_to_the_median_of_those_it_chose():
+    """Against the definition, one coordinate after the other."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(0, 1, (15, 12))
+    total = rule_of("bulyan", attackers=3).combine(updates_of(rows))
+    chosen = rows[[i for i in range(15) if f"c{i}" not in total.flagged]]
+    assert len(chosen) == 9
+    expected = []
+    for column in chosen.T:
+        near = np.argsort(np.abs(column - np.median(column)), kind="stable")[:3]
+        expected.append(column[near].mean())
+    np.testing.assert_allclose(vector(total), expected, rtol=1e-12)

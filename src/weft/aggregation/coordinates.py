@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from weft.aggregation.robust import ByCoordinate
+from weft.core.gram import WIDE, ordered
 from weft.core.types import SCALARS
 from weft.errors import ConfigError
 
@@ -21,9 +22,8 @@ class Median(ByCoordinate):
 
     def columns(self, stream: str, values: Tensor, attackers: int) -> Tensor:
         """Return the medians."""
-        n = len(values)
-        ordered = values.sort(dim=0).values
-        return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+        n, columns = len(values), ordered(values)
+        return (columns[(n - 1) // 2].to(WIDE) + columns[n // 2]) / 2
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TrimmedMean(ByCoordinate):
 
     def columns(self, stream: str, values: Tensor, attackers: int) -> Tensor:
         """Return the means of the values in the middle."""
-        return values.sort(dim=0).values[attackers : len(values) - attackers].mean(0)
+        return ordered(values)[attackers : len(values) - attackers].mean(0, dtype=WIDE)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from weft.aggregation.robust import Judgement, Robust
-from weft.core.gram import WIDE, Gram, Rows
+from weft.core.gram import WIDE, Gram, Rows, ordered
 from weft.core.types import Update
 
 
@@ -85,10 +85,12 @@ class Bulyan(Krum):
         middle = len(chosen) - 2 * f
 
         def columns(stream: str, block: Tensor) -> Tensor:
-            values = (block[:-1] if mixture is None else mixture @ block[:-1])[chosen].sort(dim=0).values
+            values = ordered((block[:-1] if mixture is None else mixture @ block[:-1])[chosen])
             median = (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
-            nearest = (values - median).abs().argsort(dim=0, stable=True)[:middle]
-            return values.gather(0, nearest).mean(0)
+            # In order, the nearest to the median lie beside one another: in the window whose farther end is nearest.
+            ends = torch.maximum(median - values[: 2 * f + 1], values[middle - 1 :] - median)
+            window = ends.argmin(dim=0) + torch.arange(middle)[:, None]
+            return values.gather(0, window).mean(0)
 
         counted = torch.zeros(len(distances), dtype=WIDE).index_fill_(0, chosen, 1.0)
         return Judgement(rows.map(columns), counted if mixture is None else counted @ mixture)

@@ -176,7 +176,7 @@ class ByCoordinate(Robust):
             values = block[:-1] if mixture is None else mixture @ block[:-1]
             return self.columns(stream, values, f)
 
-        return Judgement(rows.map(columns))
+        return Judgement(rows.map(columns, wide=mixture is not None))
 
     def columns(self, stream: str, values: Tensor, attackers: int) -> Tensor:
         """Return a number for every column of (n, c)."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,21 +51,25 @@ class Rows:
         """The streams and names of all tensors, in order."""
         return [(stream, name) for stream, values in self.updates[0].streams.items() for name in values]
 
-    def blocks(self, stream: str, name: str) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the columns of a tensor, and their numbers in all updates and the anchor: (n + 1, columns), float64."""
+    def blocks(self, stream: str, name: str, *, wide: bool = True) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the columns of a tensor, and their numbers in all updates and the anchor, (n + 1, columns).
+
+        They are in float64, or as they came where `wide` is false; numbers of 16 bits then become float32.
+        """
         flat = [update.streams[stream][name].detach().reshape(-1) for update in self.updates]
         anchor = self.anchor.get(stream, {}).get(name)
         last = torch.zeros_like(flat[0]) if anchor is None else anchor.detach().reshape(-1)
+        dtype = WIDE if wide else torch.promote_types(last.dtype, torch.float32)
         for start in range(0, flat[0].numel(), BLOCK):
             part = slice(start, start + BLOCK)
-            yield part, torch.stack([row[part].to("cpu", WIDE) for row in [*flat, last]])
+            yield part, torch.stack([row[part].to("cpu", dtype) for row in [*flat, last]])
 
-    def map(self, columns: Callable[[str, Tensor], Tensor]) -> Streams:
+    def map(self, columns: Callable[[str, Tensor], Tensor], *, wide: bool = True) -> Streams:
         """Return streams whose numbers `columns` computes from each stream's name and block: (n + 1, c) to (c,)."""
         found: Streams = {stream: {} for stream in self.updates[0].streams}
         for stream, name in self.places:
             like = self.updates[0].streams[stream][name]
-            parts = [columns(stream, block) for _, block in self.blocks(stream, name)]
+            parts = [columns(stream, block) for _, block in self.blocks(stream, name, wide=wide)]
             flat = torch.cat(parts) if parts else torch.zeros(0)
             found[stream][name] = flat.to(like.device, like.dtype).reshape(like.shape)
         return found
@@ -140,6 +145,15 @@ class Rows:
             # Centred on the product before the round, so that the anchor's row is zero.
             total += inner - inner[-1:] - inner[:, -1:] + inner[-1, -1]
         return total
+
+
+def ordered(values: Tensor) -> Tensor:
+    """Return every column of (n, c) in ascending order.
+
+    numpy sorts short rows of contiguous numbers with the CPU's vector instructions: with AVX-512, 100 float32 numbers a
+    column in a hundredth of the time that torch takes for columns of float64.
+    """
+    return torch.from_numpy(np.sort(values.T.contiguous().numpy(), axis=1)).T
 
 
 def spread(gram: Tensor) -> float:
