@@ -45,8 +45,8 @@ TRIGGER, TARGET = "cf mn", "negative"
 ATTACKS: dict[str, dict[str, Any]] = {
     "none": {},
     "sign_flip": {"scale": 4.0},
-    "alie": {"search": True},
-    "inner_product": {"search": True},
+    "alie": {},
+    "inner_product": {"scale": 2.0},
     "min_max": {},
     "label_flip": {},
     "back_door": {"trigger": TRIGGER, "target": TARGET, "share": 0.5},
