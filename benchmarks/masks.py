@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from common import machine, report
 
-from weft.core.exchange import Party
+from weft.core.party import Party
 from weft.core.promises import Promises
 from weft.core.secret import Secret
 from weft.core.tensors import num_bytes

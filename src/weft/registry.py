@@ -71,7 +71,40 @@ WEIGHTINGS = {
     "minimax": "weft.weighting.minimax:Minimax",
     "gain": "weft.weighting.gain:Gain",
 }
-AGGREGATORS = {"mean": "weft.aggregation.mean:Mean"}
+AGGREGATORS = {
+    "mean": "weft.aggregation.mean:Mean",
+    "median": "weft.aggregation.coordinates:Median",
+    "trimmed_mean": "weft.aggregation.coordinates:TrimmedMean",
+    "krum": "weft.aggregation.krum:Krum",
+    "multi_krum": "weft.aggregation.krum:MultiKrum",
+    "bulyan": "weft.aggregation.krum:Bulyan",
+    "geometric_median": "weft.aggregation.geometric_median:GeometricMedian",
+    "centered_clipping": "weft.aggregation.clipping:CenteredClipping",
+    "norm_clipping": "weft.aggregation.clipping:NormClipping",
+    "sign_vote": "weft.aggregation.coordinates:SignVote",
+    "foolsgold": "weft.aggregation.foolsgold:FoolsGold",
+    "fltrust": "weft.aggregation.root:FLTrust",
+    "flame": "weft.aggregation.flame:Flame",
+    "loss_gate": "weft.aggregation.root:LossGate",
+}
+ATTACKS = {
+    "none": "weft.attacks.none:NoAttack",
+    "sign_flip": "weft.attacks.directed:SignFlip",
+    "inner_product": "weft.attacks.directed:InnerProduct",
+    "alie": "weft.attacks.directed:Alie",
+    "min_max": "weft.attacks.directed:MinMax",
+    "min_sum": "weft.attacks.directed:MinSum",
+    "scaling": "weft.attacks.simple:Scaling",
+    "gaussian": "weft.attacks.simple:Gaussian",
+    "mimic": "weft.attacks.simple:Mimic",
+    "free_rider": "weft.attacks.simple:FreeRider",
+    "label_flip": "weft.attacks.poison:LabelFlip",
+    "preference_swap": "weft.attacks.poison:PreferenceSwap",
+    "back_door": "weft.attacks.poison:BackDoor",
+    "replacement": "weft.attacks.poison:Replacement",
+    "spread_poison": "weft.attacks.poison:SpreadPoison",
+    "unsafe": "weft.attacks.poison:Unsafe",
+}
 PRIVACY = {
     "none": "weft.privacy.none:NoPrivacy",
     "gaussian": "weft.privacy.gaussian:Gaussian",

@@ -126,6 +126,9 @@ class Keys(TypedDict, total=False):
     client_weight_args: JsonObject
     aggregator: str
     aggregator_args: JsonObject
+    attack: str
+    attack_args: JsonObject
+    num_malicious: float
     privacy: str
     privacy_args: JsonObject
     codec: str

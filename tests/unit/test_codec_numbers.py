@@ -22,8 +22,8 @@ from weft.compression.coded import Coded
 from weft.compression.low_rank import LowRank
 from weft.compression.sparse import SparseLoCo, TopK
 from weft.core import tensors
-from weft.core.exchange import Coding, Party
 from weft.core.packing import Indices, Reader, pack_bits, pack_nibbles, squeeze, unpack_bits, unpack_nibbles, unsqueeze
+from weft.core.party import Coding, Party
 from weft.core.types import Streams, Tensors, Update
 from weft.errors import BadUpdate, ConfigError
 

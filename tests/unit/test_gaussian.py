@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weft.aggregation.mean import Mean
-from weft.core.exchange import Party
+from weft.core.party import Party
 from weft.core.secret import Secret
 from weft.core.types import BOUND, DELTA, Total, Update
 from weft.errors import ClientFailed

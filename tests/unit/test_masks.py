@@ -19,7 +19,7 @@ from support.quadratics import Federation
 from weft.aggregation.mean import Mean
 from weft.algorithms.fedavg import FedAvg
 from weft.algorithms.fednova import FedNova
-from weft.core.exchange import Party
+from weft.core.party import Party
 from weft.core.promises import Promises
 from weft.core.secret import Secret
 from weft.core.types import Failure, ProtectionReply, ProtectionRequest, Reply, Streams, Task, Update

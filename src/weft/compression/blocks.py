@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from weft.compression.coded import Flat
-from weft.core.exchange import Coding
 from weft.core.packing import Reader, as_bytes, bits_size, pack_flags, pack_nibbles, unpack_flags, unpack_nibbles
+from weft.core.party import Coding
 from weft.errors import ConfigError
 
 

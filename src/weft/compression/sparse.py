@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from weft.compression.coded import Flat
-from weft.core.exchange import Coding
 from weft.core.packing import Indices, Reader, as_bytes, bits_size, pack_bits, unpack_flags
+from weft.core.party import Coding
 from weft.errors import ConfigError
 
 MOST_CHUNK = 1 << 20

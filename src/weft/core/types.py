@@ -33,6 +33,7 @@ WEIGHTS = "weights"
 BAD = "bad"
 """Number of bad updates by client, shape () each."""
 PRIVACY, CODEC, CODEC_DOWN, PROTECTION = "privacy.", "codec.", "codec_down.", "protection."
+AGGREGATOR = "aggregator."
 """Prefixes of the memory streams of these parts, at the server and at clients."""
 FIXED = "adapter.fixed"
 """Frozen LoRA factors, which the server needs for the products and for the saved result."""
@@ -150,6 +151,10 @@ class Total:
     weight: float
     population_weight: float = 0.0
     """Sum of the weights of all clients, sampled or not; 0: unknown, the cohort's weight is used."""
+    flagged: tuple[str, ...] = ()
+    """Clients whose updates counted for less than half of what an equal share is, by the aggregator's judgement."""
+    memory: Streams = field(default_factory=dict)
+    """The aggregator's memory at the server after the round."""
 
     @property
     def weight_fraction(self) -> float:

@@ -10,8 +10,8 @@ from weft.algorithms.clustered import CHOICE
 from weft.compression.held import LOST
 from weft.core import tensors
 from weft.core.declarations import is_number
-from weft.core.exchange import Party
 from weft.core.metrics import fault
+from weft.core.party import Party
 from weft.core.texts import printable, quoted, unfit
 from weft.core.types import (
     SEARCH,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from weft.core.exchange import Party
+from weft.core.party import Party
 from weft.core.tensors import zeros
 from weft.core.types import PRIVACY, PROTECTION, ProtectionRequest, ServerState, Streams, Task, Total, Update
 from weft.federation.clients import ClientData

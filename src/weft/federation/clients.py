@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from weft.core import tensors
-from weft.core.exchange import Identity, Party
+from weft.core.party import Identity, Party
 from weft.core.promises import Promises
 from weft.core.secret import BYTES, Secret
 from weft.core.types import Metrics, Streams, Tensors
@@ -247,6 +247,10 @@ class Clients:
 
     def __iter__(self) -> Iterator[ClientData]:
         return (self[index] for index in range(len(self)))
+
+    def has(self, name: str) -> bool:
+        """Say whether there is a client of a name."""
+        return name in self._places
 
     def find(self, name: str) -> ClientData:
         """Return the client of a name; KeyError if there is none."""

@@ -12,6 +12,7 @@ from weft.federation.model_kinds import clusters, depths, personal
 from weft.federation.plan import Plan
 from weft.federation.privacy_rules import in_steps, protected
 from weft.federation.remedies import Refusal, sentence
+from weft.federation.robust_rules import attacks, robust
 from weft.federation.rules import factors, means, secrecy, weights
 
 
@@ -23,6 +24,8 @@ def refusals(plan: Plan) -> list[Refusal]:
         protected,
         in_steps,
         codecs,
+        robust,
+        attacks,
         weights,
         factors,
         local_work,

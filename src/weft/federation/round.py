@@ -19,8 +19,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from weft.core.exchange import Party, Runtime
+from weft.core.exchange import Runtime
 from weft.core.objective import Evaluator
+from weft.core.party import Party
 from weft.core.secret import Secret
 from weft.core.types import (
     BOUND,
@@ -98,16 +99,16 @@ def run_round(
     replies = plan.protection.collect(exchange, encoded, like, protector)
     admitted = admit_all(plan, state, tasks, max_weights, replies, record, server(CODEC))
     weigher = Weigher(plan.weighting, state.memory.get(WEIGHTS, {}))
-    watcher = CohortWatch(plan, state, tasks)
+    watcher = CohortWatch(plan, state, tasks, max_updates or len(tasks), runtime)
     updates = watcher.watch(limited(plan, bounded(plan, state, admitted), weigher, max_updates, record))
-    total = plan.algorithm.combine((pad_update(update, state.params) for update in updates), plan.aggregator)
+    total = plan.algorithm.combine((pad_update(update, state.params) for update in updates), watcher.aggregator(server))
     total = replace(total, population_weight=population_weight)
-    record.close(total.clients, tasks, max_updates, plan.quorum_of(total.clients))
+    record.close(total, tasks, max_updates, plan.quorum_of(total.clients, watcher.asked))
     state = blame(state, record.bad)
     undo(plan, state, set(tasks) - set(() if record.repeated else total.clients), runtime)
     state, down_memory = settle(plan, state, down_memory, record)
     total = paid(plan, state, total, like, spend)
-    if record.repeated or not (total.clients or plan.privacy.bounded):
+    if record.repeated or record.unusable or not (total.clients or plan.privacy.bounded):
         return without_step(state, repeated=record.repeated), record
     # What is computed from the noisy mean, its LoRA factors too, costs no further privacy.
     total, privacy_memory = plan.privacy.on_server(total, server(PRIVACY))

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 
 from weft.core import tensors
-from weft.core.exchange import Party
 from weft.core.parts import Algorithm
+from weft.core.party import Party
 from weft.core.types import (
+    AGGREGATOR,
     BAD,
     CODEC,
     CODEC_DOWN,
@@ -29,12 +30,12 @@ from weft.core.types import (
     Total,
 )
 from weft.errors import RunError
-from weft.federation.part_memory import part_of
+from weft.federation.part_memory import part_of, with_prefix
 from weft.federation.plan import Plan
 from weft.federation.sharing import crop_rank, with_layers
 
 RESERVED = (SIDE, FIXED, WEIGHTS, BAD)
-PARTS = (CODEC, CODEC_DOWN, PRIVACY, PROTECTION)
+PARTS = (AGGREGATOR, CODEC, CODEC_DOWN, PRIVACY, PROTECTION)
 """Streams of the server's memory that the algorithm never sees: RESERVED by name, PARTS by prefix."""
 
 
@@ -130,6 +131,7 @@ def advance(algorithm: Algorithm, state: ServerState, total: Total, parts: Strea
     """
     other_memory = {stream: state.memory[stream] for stream in RESERVED if stream in state.memory} | parts
     other_memory |= {SIDE: total.streams[SIDE]} if SIDE in total.streams else {}
+    other_memory |= with_prefix(total.memory, AGGREGATOR)
     memory = {stream: values for stream, values in state.memory.items() if not _is_reserved(stream)}
     names = total.streams.get(DELTA, state.params)
     # The algorithm must not see the memory of other parts: it may drop or rescale every stream that it finds.
@@ -163,4 +165,6 @@ def advance(algorithm: Algorithm, state: ServerState, total: Total, parts: Strea
 
 def collector(plan: Plan, max_weights: Mapping[str, float], server: Party) -> Party:
     """Return the server as a protection sees it: with the round's quorum and the largest weight of its clients."""
-    return replace(server, quorum=plan.quorum_of(max_weights), heaviest=max(max_weights.values(), default=1.0))
+    return replace(
+        server, quorum=plan.quorum_of(max_weights, len(max_weights)), heaviest=max(max_weights.values(), default=1.0)
+    )

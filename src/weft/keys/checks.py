@@ -209,6 +209,16 @@ def _check_numbers(config: RunConfig) -> None:
             f"max_update_norm is {config.max_update_norm:g}, so that the median update itself is refused: write 1 or "
             "more, or 0 for no limit."
         )
+    if config.attack != "none" and config.runtime == "nvflare":
+        raise ConfigError(
+            f"attack is {config.attack}, but attacks are simulated, and sites are never asked to lie: leave out "
+            "--attack, or write --runtime inprocess."
+        )
+    if config.num_malicious >= 1 and config.num_malicious != int(config.num_malicious):
+        raise ConfigError(
+            f"num_malicious is {config.num_malicious:g}, and that is neither a share of the clients below 1 nor a "
+            "whole number of them: write such as --num_malicious 0.2 or 2."
+        )
     if config.min_clients > config.sample_clients:
         raise ConfigError(
             f"min_clients is {config.min_clients}, but a round has {config.sample_clients} clients: write a smaller "

@@ -43,8 +43,17 @@ class FederationKeys(BaseModel):
         "(minimax), or for larger gains (gain)",
     )
     client_weight_args: JsonObject = Field({}, description="parameters of the client weight: name=value ...")
-    aggregator: str = Field("mean", description="how updates are combined, such as mean")
+    aggregator: str = Field(
+        "mean", description="how updates are combined: the mean, or a rule that stands attackers, such as trimmed_mean"
+    )
     aggregator_args: JsonObject = Field({}, description="parameters of the aggregator: name=value ...")
+    attack: str = Field(
+        "none", description="simulation: what malicious clients do, to measure defences; see docs/robustness.md"
+    )
+    attack_args: JsonObject = Field({}, description="parameters of the attack: name=value ...")
+    num_malicious: float = Field(
+        0.2, gt=0, description="simulation: malicious clients: below 1 their share of all, from 1 on their number"
+    )
     privacy: str = Field("none", description="the part behind privacy_unit, which sets it, or one of your own")
     privacy_args: JsonObject = Field({}, description="parameters of the privacy: name=value ...")
     codec: str = Field("none", description="compression of updates")
@@ -105,6 +114,7 @@ class FederationKeys(BaseModel):
 
 
 ADAPTIVE = only("fed_alg", "fedadam", "fedyogi", "fedadagrad")
+ATTACKED = (Condition(lambda config: config.attack != "none", "there is no attack", "add such as --attack sign_flip"),)
 ANY_ALGORITHM = (
     Condition(
         lambda config: re.fullmatch(r"local\d+", config.fed_alg) is None,
@@ -126,6 +136,9 @@ WORKS: dict[str, Effect] = {
     "client_weight_args": FEDERATED,
     "aggregator": FEDERATED,
     "aggregator_args": FEDERATED,
+    "attack": ALWAYS,
+    "attack_args": ATTACKED,
+    "num_malicious": ATTACKED,
     "privacy": ALWAYS,
     "privacy_args": ALWAYS,
     "codec": ALWAYS,

@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any
 
 from weft import kinds
+from weft.aggregation.mean import Mean
 from weft.algorithms.clustered import Clustered
 from weft.config import RunConfig
-from weft.core.exchange import Protection
+from weft.core.exchange import Aggregator, Protection
 from weft.core.parts import Algorithm
 from weft.core.secret import Secret
 from weft.core.texts import unfit
@@ -67,9 +68,11 @@ def plan(config: RunConfig) -> Plan:
     base_algorithm = algorithm(config)
     check_parts(config)
     protection: Protection = part("protection", config)
+    everywhere = config.public_data is not None and not config.public_share
     result = Plan(
         algorithm=Clustered(base_algorithm, config.cluster, config.seed) if config.cluster > 1 else base_algorithm,
-        aggregator=part("aggregator", config),
+        aggregator=_aggregator(config, base_algorithm),
+        attack=part("attack", config),
         privacy=privacy_part(config),
         codec=part("codec", config),
         codec_down=part("codec_down", config),
@@ -79,12 +82,14 @@ def plan(config: RunConfig) -> Plan:
         sharing=sharing(config),
         trainable=_trainable(config),
         quorum=config.min_clients,
+        cohort=_cohort(config) + everywhere,
         weighting=part("client_weight", config),
         max_update_norm=_norm_limit(config, base_algorithm, protection),
         max_client_share=config.max_client_share,
         slow_clients=any(speed < 1 for speed in config.client_speed or ()),
         over_selected=config.over_selection > 0,
-        everywhere=config.public_data is not None and not config.public_share,
+        everywhere=everywhere,
+        trusted=PUBLIC if everywhere else "",
         parallel=config.parallel,
         offloaded=config.model_offload != "none",
         personal_steps=config.personal_steps,
@@ -106,6 +111,24 @@ def _reports(config: RunConfig, composed: Plan) -> bool:
     """
     public = config.eval_dataset_name is not None and config.runtime != "nvflare"
     return not is_private(config) or (public and not composed.own_models and not config.few_shot)
+
+
+def _aggregator(config: RunConfig, algorithm: Algorithm) -> Aggregator:
+    """Return the aggregator; that of a baseline, in which there is nothing to combine, is the mean."""
+    found: Aggregator = part("aggregator", config)
+    return Mean() if algorithm.pools_data or kinds.is_local(config.fed_alg) else found
+
+
+def _cohort(config: RunConfig) -> int:
+    """Return the clients of a round as far as the keys say; of a split by the data, there may be fewer."""
+    known = len(config.clients or ()) or (config.num_clients if config.runtime != "nvflare" else 0)
+    return min(config.sample_clients, known or config.sample_clients)
+
+
+def check_cohort(plan: Plan, config: RunConfig, population: Population) -> None:
+    """Refuse a population that is too small for the run's aggregator; raises as `check` does."""
+    members = len(population.trained) - len(population.absent)
+    check(replace(plan, cohort=min(config.sample_clients + plan.everywhere, members)))
 
 
 def _norm_limit(config: RunConfig, algorithm: Algorithm, protection: Protection) -> float:

@@ -204,7 +204,8 @@ def _algorithm(config: RunConfig) -> str:
     mean = f"{names['aggregator']} by {names['client_weight']}{lora}"
     on_the_way = (f"no {k}" if names[k] == "none" else f"{k} {names[k]}" for k in ("privacy", "codec", "protection"))
     down = () if names["codec_down"] == "none" else (f"codec_down {names['codec_down']}",)
-    return ", ".join((names["fed_alg"], mean, *on_the_way, *down))
+    attack = () if names["attack"] == "none" else (f"attacked by {names['attack']}",)
+    return ", ".join((names["fed_alg"], mean, *on_the_way, *down, *attack))
 
 
 def _part_text(name: str) -> str:

@@ -13,8 +13,7 @@ from weft.config import RunConfig
 from weft.core.libraries import Tokenizer
 from weft.data import splits
 from weft.data.documents import Documents
-from weft.data.encode import ConversationTable, closed_set, encode_choices
-from weft.data.formats import Example
+from weft.data.encode import ConversationTable
 from weft.data.pairs import PairTable
 from weft.data.partition import hold_out
 from weft.data.prompts import PromptTable
@@ -24,17 +23,17 @@ from weft.data.source_kinds import Conversations, Judgements, Prompts, Texts, ne
 from weft.data.sources import Sources, complete, split_seed
 from weft.data.store import Report
 from weft.data.tokens import TextTokenizer
-from weft.data.words import lead_of
 from weft.errors import DataError
 from weft.evaluation.heldout import ClosedQuestion
 from weft.federation.clients import Clients, MemoryStore
 from weft.json_types import JsonObject
 from weft.launch.left_out import left_out_of
+from weft.launch.malicious import poison
 from weft.launch.overlap import count_repeats, separate_test_rows
 from weft.launch.parts import split
+from weft.launch.questions import choices_of, make_questions
 from weft.launch.template_date import today
 from weft.launch.units import cut_units, with_units
-from weft.models.layout import Question
 
 TokenTable = ConversationTable | Documents | PairTable | PromptTable
 PUBLIC = "public"
@@ -120,17 +119,17 @@ def populate(
     table = sources.table() if isinstance(sources, Texts) else sources.table(tokenizer, template)
     complete(sources, table, template)
     names, train, held_out = _shares(config, sources, table, owners, tests, first)
+    honest = list(sources.examples) if isinstance(sources, Conversations) else []
+    if not isinstance(sources, Texts) and poison(config, sources.examples, names, train):
+        table = sources.table(tokenizer, template)
+        train = [table.within(part) for part in train]
     if not isinstance(sources, Texts) and not any(len(test) for test in tests):
         _note_repeats(sources, train, held_out)
     public_rows = None if public is None else table.within(public)
     public_sets = [] if public_rows is None else [public_rows]
-    if isinstance(table, PairTable) and rows == "judged":
-        # Within each client, so that no answer of another client is read; held-out rows are paired among themselves.
-        for part in [*train, *held_out, *public_sets]:
-            table.pair_up(table.rows_of(part))
-    held_rows = [table.rows_of(part) for part in held_out]
+    _pair_up(table, rows, [*train, *held_out, *public_sets])
+    train_rows, held_rows = ([table.rows_of(part) for part in parts] for parts in (train, held_out))
     shared = table.rows_of(public_rows) if public_rows is not None and config.public_share else None
-    train_rows = [table.rows_of(part) for part in train]
     evaluated = trained = Clients(names, train_rows, held_rows, table, memory, shared, first=first)
     if public_rows is not None and not config.public_share:
         trained = _with_public(evaluated, table.rows_of(public_rows))
@@ -139,16 +138,26 @@ def populate(
         pooled = [part for name, part in zip(names, train, strict=True) if name not in apart]
         all_rows = table.rows_of(np.concatenate([*pooled, *public_sets]))
         trained = Clients(["central"], [all_rows], [held_rows[0][:0]], table, memory)  # held-out rows stay with clients
-    choices: list[str] | None = None
-    questions: dict[int, ClosedQuestion] = {}
+    choices, questions = None, dict[int, ClosedQuestion]()
     if isinstance(table, ConversationTable) and isinstance(sources, Conversations):
-        choices = _choices(config, sources.examples, train)
-        questions = _make_questions(choices, sources.examples, held_out, table, tokenizer, template, config)
+        choices = choices_of(config, honest, train)
+        questions = make_questions(choices, honest, held_out, table, tokenizer, template, config)
     split = _describe(config, sources, table, names, list(map(np.concatenate, zip(train, held_out, strict=True))))
     counts = {**table.counts, **sources.account.omissions.counts}
     sizes = table.text_bytes if isinstance(table, Documents) else None
     people = (names, with_units(config, sources, table, trained), evaluated, questions, choices, counts, split, sizes)
     return Population(*people, () if pool else tuple(map(names.index, apart)), apart, account=sources.account)
+
+
+def _pair_up(table: TokenTable, rows: str, parts: Sequence[np.ndarray]) -> None:
+    """Pair answers that are judged one by one, for the losses that compare two.
+
+    This is done within each client, so that no answer of another client is read; held-out rows are paired among
+    themselves.
+    """
+    if isinstance(table, PairTable) and rows == "judged":
+        for part in parts:
+            table.pair_up(table.rows_of(part))
 
 
 def _sources(config: RunConfig, tokenizer: Tokenizer, rows: str, report: Report) -> Texts | Conversations | Judgements:
@@ -189,7 +198,8 @@ def _with_public(clients: Clients, rows: Sequence[int] | np.ndarray) -> Clients:
     """Return the clients and, last, one that has the public rows."""
     if PUBLIC in clients.names:
         raise DataError(f"A client is called '{PUBLIC}', which is the name of the public_data: give it another name.")
-    train, held_out = [*clients.train, rows], [*clients.held_out, rows[:0]]
+    # The same rows are probed where an aggregator tries updates on them; no evaluation of the run asks for them.
+    train, held_out = [*clients.train, rows], [*clients.held_out, rows]
     return replace(clients, names=[*clients.names, PUBLIC], train=train, held_out=held_out)
 
 
@@ -267,33 +277,3 @@ def _deal(
         )
     names = shares.names or [f"client_{number}" for number in range(len(shares.rows))]
     return names, [numbers[share] for share in shares.rows]
-
-
-def _choices(config: RunConfig, examples: list[Example], train: list[np.ndarray]) -> list[str] | None:
-    """Return the closed set of answers: the one that is named, or the one that training answers form."""
-    if config.choices is not None:
-        return list(config.choices) or None
-    return closed_set(examples[number].answer for rows_of_client in train for number in rows_of_client)
-
-
-def _make_questions(
-    choices: list[str] | None,
-    examples: list[Example],
-    held_out: list[np.ndarray],
-    table: ConversationTable,
-    tokenizer: Tokenizer,
-    template: Any,
-    config: RunConfig,
-) -> dict[int, ClosedQuestion]:
-    """Make questions of the held-out rows whose answer is one of the choices."""
-    if not choices:
-        return {}
-    numbers = np.concatenate(held_out)
-    test_examples = [examples[number] for number in numbers]
-    length, lead = config.seq_length, lead_of(config)
-    encoded = encode_choices(test_examples, tokenizer, template, choices, seq_length=length, lead=lead)
-    return {
-        int(row): ClosedQuestion(Question(encoded.prompts[i], encoded.choices[i]), int(encoded.right[i]))
-        for i, row in enumerate(table.rows_of(numbers))
-        if encoded.right[i] >= 0
-    }

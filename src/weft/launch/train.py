@@ -128,6 +128,7 @@ def _train(builder: ClientBuilder, options: StartOptions, tasks: RunTasks, items
         report_changes(config, run, current, progress.note)
         population = builder.read(DiskMemory(run), report=progress.tokenizing)
         check_only_client(config, population)
+        compose.check_cohort(plan, config, population)
         check_first_round(guarantee_of(config, plan.privacy, deciding_units(config, population.trained)))
         if config.data_statistics:
             population.split["statistics"] = simulated(config, population, builder.tokenizer)

@@ -30,6 +30,7 @@ from weft.launch.best import BestRule
 from weft.launch.budgets import account_of
 from weft.launch.commits import Commits, Position
 from weft.launch.federated import scores_of
+from weft.launch.malicious import attacked, malicious_of
 from weft.launch.personal_models import PersonalModels
 from weft.launch.population import Population
 from weft.launch.ray_actor import runtime_of
@@ -84,7 +85,7 @@ class Trainer:
         self.progress, self.trackers = progress, trackers
         self.announcer = rank_group.Announcer(group) if group is not None else None
         self.begin, self.listener, self.evaluated = begin, listener, evaluated
-        self.tally = Tally()
+        self.tally, self.malicious = Tally(), malicious_of(config, population.names)
         self.tasks = RunTasks(config) if tasks is None else tasks
         self.best = BestRule.of(config, type(self.evaluator), self.tasks)
         if self.best is not None:
@@ -162,6 +163,7 @@ class Trainer:
 
     def _rounds(self, state: ServerState, runtime: Runtime) -> Iterator[RoundDone]:
         names, tested = self.population.trained.names, self.population.tested()
+        runtime = attacked(self.plan, runtime, self.config.seed, self.malicious)
         return run_rounds(self.plan, state, runtime, self._schedule(), clients=names, eval_clients=tested)
 
     def _schedule(self) -> Rounds:
@@ -191,7 +193,8 @@ class Trainer:
         return Position(state, self.metrics.size(), self.timing.size(), copy.deepcopy(vars(self.tally)))
 
     def _record(self, result: RoundDone) -> None:
-        record = round_record(result, self.plan.objective.metrics) | (self.account.line() if self.account else {})
+        record = round_record(result, self.plan.objective.metrics, self.malicious)
+        record |= self.account.line() if self.account else {}
         self.tally.add(result, record)
         self.metrics.append(record)
         if result.record.repeated:

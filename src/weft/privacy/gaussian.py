@@ -17,7 +17,8 @@ from typing import ClassVar, Literal
 
 import torch
 
-from weft.core.exchange import Party, Privacy
+from weft.core.exchange import Privacy
+from weft.core.party import Party
 from weft.core.tensors import digest
 from weft.core.types import BOUND, Streams, Tensors, Total, Update
 from weft.errors import ClientFailed

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weft.core.exchange import Party
+from weft.core.party import Party
 from weft.core.types import Failure, Message, ProtectionReply, ProtectionRequest, Reply, Streams, Task, Tensors, Update
 from weft.errors import ClientFailed
 from weft.protection import masking, shamir

@@ -15,7 +15,8 @@ from typing import ClassVar
 
 import torch
 
-from weft.core.exchange import Exchange, Party, Protection
+from weft.core.exchange import Exchange, Protection
+from weft.core.party import Party
 from weft.core.types import ProtectionReply, ProtectionRequest, Reply, Streams, Task, Update
 from weft.errors import ClientFailed, ConfigError
 from weft.protection import mask_server

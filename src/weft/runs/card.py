@@ -30,7 +30,7 @@ from weft.runs.task_scores import CARD, scores_section
 from weft.runs.text import human_bytes, human_number
 
 TAG = "weft"
-ON_THE_WAY = ("aggregator", "privacy", "codec", "codec_down", "protection")
+ON_THE_WAY = ("aggregator", "privacy", "codec", "codec_down", "protection", "attack")
 """Kinds of parts that most runs have none of."""
 LICENSE = ("license", "license_name", "license_link")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")

@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 
 from weft.config import RunConfig, build
-from weft.core.exchange import Identity
 from weft.core.files import caused_by_full_disk, full_disk
+from weft.core.party import Identity
 from weft.core.types import Failure, Probe, ProtectionRequest, Reply, Task, Tensors, Undo
 from weft.core.wire import pack, unpack
 from weft.core.wire_format import Raw
