@@ -110,7 +110,6 @@ def run_round(
     total = paid(plan, state, total, like, spend)
     if record.repeated or record.unusable or not (total.clients or plan.privacy.bounded):
         return without_step(state, repeated=record.repeated), record
-    # What is computed from the noisy mean, its LoRA factors too, costs no further privacy.
     total, privacy_memory = plan.privacy.on_server(total, server(PRIVACY))
     total, record.product_error = watcher.combine(total)
     parts = {CODEC_DOWN: down_memory, PRIVACY: privacy_memory, PROTECTION: protector.memory | protector.kept}
