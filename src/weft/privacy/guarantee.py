@@ -52,7 +52,7 @@ class Guarantee:
     steps: int = 1
     """Releases that a unit may be in, in a round."""
     units: int = 0
-    """Of the client that has the fewest, where the noise is in the steps."""
+    """Of the client that is spent most of, where the noise is in the steps."""
 
     @property
     def release(self) -> Steps:
