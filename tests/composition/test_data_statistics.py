@@ -86,7 +86,7 @@ def test_small_counts_are_put_together_so_that_none_follows_from_the_others():
 
 
 def test_noise_has_its_scale_and_another_question_alone_has_another():
-    secret, noise = Secret.random(), 2.0
+    secret, noise = Secret(bytes(range(32))), 2.0
     big = [counts(labels={"red": 1000 + n, "green": 5000}, rows=6000 + n, held=0) for n in range(3000)]
     sent = [protected(one, 1, noise, secret) for one in big]
     off = np.array([one["labels"]["red"] - 1000 - n for n, one in enumerate(sent)], dtype=float)

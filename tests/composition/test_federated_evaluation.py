@@ -142,15 +142,6 @@ def evaluated(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, A
     return dict(json.loads(capsys.readouterr().out))
 
 
-@pytest.fixture
-def people(keys, tmp_path: Path) -> dict[str, Any]:
-    """The keys of a run of three named clients."""
-    rows = {name: write_rows(tmp_path / f"{name}.jsonl", colour_rows(30, seed)) for seed, name in enumerate("abc")}
-    clients = {"clients": [{"name": f"ward_{name}", "data": str(file)} for name, file in rows.items()]}
-    left = {key: value for key, value in keys.items() if key not in ("dataset_name", "num_clients")}
-    return left | clients | {"eval_fraction": 0.4, "dtype": "float32", "choices": ["red", "green", "blue"]}
-
-
 @pytest.mark.parametrize("changes", [{"personal_steps": 2}, {"fed_alg": "ditto"}, {"fed_alg": "central"}])
 def test_a_run_is_evaluated_again_as_at_its_end(people, changes, capsys, monkeypatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from weft.config import build
+from weft.launch.budgets import deciding_units, sampling_of
 from weft.privacy import accounting
 from weft.privacy.accounting import Sampling, Steps, composed, epsilon, epsilon_rdp, solve_noise
 
@@ -101,3 +104,39 @@ def test_tiny_and_huge_targets_have_noise_too(sampling: Sampling):
     assert all(epsilon(sampling, noise, 4, 1e-5) <= target for target, noise in noises.items())
     assert epsilon(sampling, 1e6, 4, 1e-5) < 1e-5
     assert math.isfinite(epsilon(sampling, 1e-3, 4, 1e-5))
+
+
+def test_the_client_that_spends_most_decides_also_where_epochs_make_its_steps():
+    """Of few units each is in every step, and more units make more steps; above a batch the smallest spends most."""
+    config = build(
+        {
+            "objective": "sft",
+            "dataset_name": "rows",
+            "model_name_or_path": "model",
+            "privacy_unit": "row",
+            "noise_multiplier": 1.0,
+            "clip_norm": 1.0,
+            "batch_size": 16,
+        }
+        | {"gradient_accumulation_steps": 1, "num_train_epochs": 3, "max_steps": -1, "num_rounds": 20}
+    )
+
+    class Counts(NamedTuple):
+        num_units: list[int]
+
+    for counts, worst in (([5, 16, 17, 400], 17), ([5, 16, 400], 16), ([5, 7], 7), ([100, 400], 100)):
+        assert deciding_units(config, Counts(counts)) == worst
+    fixed = config.model_copy(update={"max_steps": 4})
+    assert deciding_units(fixed, Counts([5, 16, 17])) == 5
+
+
+def test_who_draws_the_cohort_is_not_kept_from_knowing_it():
+    """Against the server no chance protects; and a fixed sample of fewer clients is a likelier one."""
+    keys = {"objective": "sft", "dataset_name": "rows", "model_name_or_path": "model", "privacy_unit": "client"}
+    keys |= {"noise_multiplier": 1.0, "num_clients": 100}
+    keys |= {"sample_clients": 10, "client_sampling": "poisson"}
+    assert sampling_of(build(keys)).kind == "poisson"
+    assert sampling_of(build(keys | {"noise_at": "client", "min_clients": 10})).kind == "full"
+    absent = {"client_sampling": "uniform", "leave_out": ["client_1", "client_2"]}
+    assert sampling_of(build(keys | absent)).population == 98
+    assert sampling_of(build(keys | {"client_sampling": "uniform", "availability": "who.csv"})).kind == "full"

@@ -11,11 +11,12 @@ import torch
 from support.tiny_models import causal_model, pairs_of, rows_of
 from weft.core.parts import LocalRule
 from weft.core.secret import Secret
+from weft.core.tensors import digest
 from weft.core.types import DELTA
 from weft.models.resident import Resident
 from weft.objectives.preference import Preference
 from weft.objectives.sft import SFT
-from weft.training.hiding import digest_of, units_of
+from weft.training.hiding import units_of
 from weft.training.job import Job
 from weft.training.loop import GradientSteps
 from weft.training.optimizers import Optimizer
@@ -71,9 +72,9 @@ def test_a_step_is_its_definition():
     owner = np.array([0, 1, 1, 2, 3, 3, 3, 4])
     model = resident()
     steps = replace(STEPS, steps=1, batch_size=2, bound=0.3, noise_of=lambda units: 0.7)
-    found = deltas(steps, model, SFT(), rows, units=owner).finished.streams[DELTA]
+    found = deltas(steps, model, SFT(), rows, units=owner, round=1).finished.streams[DELTA]
 
-    words = ("train", 0, 0, 0, digest_of(model.trainable()))
+    words = ("train", 1, 0, 0, digest({"": model.trainable()}))
     chosen = np.flatnonzero(SECRET.uniform(5, *words, "sample") < 2 / 5)
     assert 0 < len(chosen) < 5
     sums = {name: torch.zeros_like(value) for name, value in model.params.items()}
@@ -84,7 +85,7 @@ def test_a_step_is_its_definition():
         norm = torch.stack([value.grad.square().sum() for value in model.params.values()]).sum().sqrt()
         for name, value in model.params.items():
             sums[name] += value.grad * min(1.0, 0.3 / float(norm))
-    without = deltas(replace(steps, noise_of=lambda units: 0.0), model, SFT(), rows, units=owner)
+    without = deltas(replace(steps, noise_of=lambda units: 0.0), model, SFT(), rows, units=owner, round=1)
     for name, value in without.finished.streams[DELTA].items():
         torch.testing.assert_close(value, -1e-2 * sums[name] / 2, rtol=1e-4, atol=1e-7)
     noise = {name: found[name] / (-1e-2 / 2) - sums[name] for name in found}
@@ -122,7 +123,7 @@ def test_an_empty_batch_makes_a_step_of_noise():
     for round in range(6):
         deltas(private, model, SFT(), rows, round=round, rule=Watch())
 
-    words = ("train", 0, 0, 0, digest_of(model.trainable()))
+    words = ("train", 0, 0, 0, digest({"": model.trainable()}))
     assert len(seen) == 12
     assert all(float(value.abs().max()) > 0.5 for step in seen for value in step.values())
     empty = [
@@ -130,7 +131,7 @@ def test_an_empty_batch_makes_a_step_of_noise():
     ]
     assert empty
     for name, value in seen[2 * empty[0]].items():
-        nothing = ("1.0", digest_of({}))
+        nothing = ("1.0", digest({"": {}}))
         alone = SECRET.normal(tuple(value.shape), "train", empty[0], *words[2:], *nothing, "noise", name).float()
         torch.testing.assert_close(value, alone)
 

@@ -117,7 +117,7 @@ def guarantee_of(config: RunConfig, privacy: Privacy, units: int = 0) -> Guarant
     Args:
         config: the run.
         privacy: its part.
-        units: of the client that has the fewest, which hide least; 0: not known.
+        units: as of `deciding_units`; 0: not known.
     """
     bound = keys.bound(config)
     if isinstance(privacy, Rows) and units:

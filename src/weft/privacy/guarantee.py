@@ -52,7 +52,7 @@ class Guarantee:
     steps: int = 1
     """Releases that a unit may be in, in a round."""
     units: int = 0
-    """Of the client that has the fewest, where the noise is in the steps."""
+    """Of the client that is spent most of, where the noise is in the steps."""
 
     @property
     def release(self) -> Steps:
@@ -92,8 +92,16 @@ class Guarantee:
             "accountant": "privacy loss distributions (dp-accounting)"
             if self.sampling.kind != "fixed"
             else "Renyi differential privacy of sampling without replacement (dp-accounting)",
-            "not_covered": [text.format(units=self._counted) for text in OUTSIDE],
+            "not_covered": [text.format(units=self._counted) for text in self._outside],
         }
+
+    @property
+    def _outside(self) -> list[str]:
+        """What the guarantee says nothing of."""
+        own = {"row": ["a text of `weft pretrain` as a whole: each window of seq_length tokens is a row"]}
+        if self.unit == "client" and self.sampling.kind != "full":
+            own["client"] = ["the number of clients in a round, which the bytes that it sent tell"]
+        return OUTSIDE + own.get(self.unit, [])
 
     @property
     def _counted(self) -> str:

@@ -232,7 +232,9 @@ class Opening:
         names = ["/".join(one) for one in vector_names(self.like)]
         sizes = sizes_in(self.total, len(names), self.grid)
         for stream, few in ((BOUNDS, False), (NEAR, True)):
-            if not few or (self.bits and self.grid.measured):
+            # Until every tensor has moved, numbers keep the bits with which no bound is needed.
+            moved = self.grid.measured or not self.grid.still(sizes).any()
+            if moved and (not few or (self.bits and self.grid.measured)):
                 bounds = torch.from_numpy(self.grid.next_bounds(sizes, few=few))
                 self.bounds[stream] = dict(zip(names, bounds.unbind(), strict=True))
         task = self.tasks[self.added[0]]

@@ -42,8 +42,8 @@ class Masks(Protection):
     group_size: int = field(default=0, metadata={"key": "group_size"})
     """Fewest clients of a group, each of which has a sum of its own; 0: one sum of all."""
     bits: int = 0
-    """Of a number, from the third round on; 0: the modulus has 32 bits. In the first round, when no sizes of tensors
-    are known, it has 64, and in the second 32."""
+    """Of a number, from the third round on; 0: the modulus has 32 bits. In the first round, and until every tensor
+    has moved, it has 64, and in the one after it 32."""
     unit: str = field(default="none", metadata={"key": "privacy_unit"})
     """What differential privacy protects: of updates of clients under a budget, nothing but the sum is told."""
     neighbours: int = 0

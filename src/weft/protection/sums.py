@@ -99,6 +99,14 @@ class Grid(NamedTuple):
         """Return the range of each of so many tensors."""
         return [Range(bound, self.terms, self.bits) for bound in self.bounds or (self.bound,) * count]
 
+    def still(self, sizes: np.ndarray) -> np.ndarray:
+        """Return (tensors,) bool: which did not move, or less than can be measured; `sizes` as of `next_bounds`.
+
+        What did not move says nothing of how it will: of LoRA's factors, A stands still in a first step.
+        """
+        none: np.ndarray = sizes * self.fraction < 1
+        return none
+
     def next_bounds(self, sizes: np.ndarray, few: bool) -> np.ndarray:
         """Return bounds (tensors,) for the next round.
 
@@ -110,13 +118,10 @@ class Grid(NamedTuple):
             sizes: added powers of the sizes of tensors, as multiples of the bounds of this round.
             few: whether numbers will have few bits.
         """
-        roots = np.maximum(sizes, 0.0) ** (1 / self.power)
+        roots = np.maximum(sizes, 1 / self.fraction) ** (1 / self.power)
         now = np.array([one.bound for one in self.ranges(len(sizes))])
         room = TIGHT if few else LOOSE
         bounds: np.ndarray = np.clip(room * now * roots, 1e-30, self.bound)
-        # What did not move says nothing of how it will: of LoRA's factors, A stands still in a first step.
-        still = sizes * self.fraction < 1
-        bounds[still] = bounds[~still].max() if few and not still.all() else self.bound
         return bounds
 
 

@@ -6,7 +6,6 @@ client's secret decides. What a unit adds to a sum has a norm of C at most, and 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -14,7 +13,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from weft.core.types import Tensors
 from weft.training.job import Job
 from weft.training.loop import GradientSteps
 
@@ -83,16 +81,3 @@ def units_of(unit_of_row: np.ndarray | None, count: int) -> list[np.ndarray]:
         return list(np.arange(count)[:, None])
     order = np.argsort(unit_of_row, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(unit_of_row[order])) + 1)
-
-
-def digest_of(values: Tensors) -> str:
-    """Return a digest of what a step begins from.
-
-    Noise is drawn for these values alone: a server that asks for a round again, from others, would else get the same
-    noise on another sum, and could take it off.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in values.items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from weft.core.objective import Objective
 from weft.core.parts import LocalRule
+from weft.core.tensors import digest
 from weft.core.types import Tensors
 from weft.errors import ClientFailed, ConfigError
 from weft.models.resident import Resident
-from weft.training.hiding import Hiding, Words, digest_of, units_of
+from weft.training.hiding import Hiding, Words, units_of
 from weft.training.job import Job, LocalResult, RowTable
 from weft.training.layer_gradients import Owners
 from weft.training.per_example import PerExample, clipped_sums
@@ -50,7 +51,7 @@ class PrivateSteps(Hiding):
         lr_sum = 0.0
         for step in range(session.steps):
             lr = self.schedule.at(job.round, step, session.full_steps)
-            words = (job.purpose, job.round, job.attempt, step, digest_of(model.trainable()))
+            words = (job.purpose, job.round, job.attempt, step, digest({"": model.trainable()}))
             sums: Tensors = {}
             for group in self.groups(self.draw(units, job, words)):
                 _add(sums, self._clipped(model, objective, per_example, rows, group))
@@ -87,7 +88,7 @@ class PrivateSteps(Hiding):
         """Set the gradients of the masters: of the sums, with noise, over the expected number of units."""
         secret = job.secret() if deviation else None
         # Noise of another scale, or on another sum, is other noise: the difference of two answers tells nothing.
-        words += (str(deviation), digest_of(sums))
+        words += (str(deviation), digest({"": sums}))
         for name, master in model.trainable().items():
             total = sums[name].double() if name in sums else torch.zeros_like(master, dtype=torch.float64)
             if secret is not None:

@@ -17,13 +17,14 @@ import torch
 from weft.core.objective import Objective
 from weft.core.parts import LocalRule
 from weft.core.seeds import derive
+from weft.core.tensors import digest
 from weft.core.types import Metrics
 from weft.data.words import Words as Placed
 from weft.data.words import instruction_tokens
 from weft.models.layout import Row
 from weft.models.resident import Resident
 from weft.training.evolution import Evolution
-from weft.training.hiding import Hiding, Words, digest_of, units_of
+from weft.training.hiding import Hiding, Words, units_of
 from weft.training.job import Job, LocalResult, RowTable
 from weft.training.wording import InstructionSearch
 
@@ -61,7 +62,7 @@ class _Scores(Hiding):
             total += clipped(each, [len(unit) for unit in group], self.bound)
         if deviation := self.deviation(len(units)):
             # As in `PrivateSteps`: noise of another scale, or on another sum, is other noise.
-            words += (str(deviation), digest_of({"": torch.from_numpy(total)}))
+            words += (str(deviation), digest({"": {"": torch.from_numpy(total)}}))
             total += deviation * job.secret().normal((candidates,), *words, "noise").numpy()
         values: np.ndarray = total / self.expected
         return values
@@ -113,7 +114,7 @@ class PrivateEvolution(_Scores, Evolution):
         for step in range(session.steps):
             if not session.common:
                 candidates, total = search.ask(self.population, session.chance), np.zeros(self.population)
-            words = (job.purpose, job.round, job.attempt, step, digest_of({"": torch.from_numpy(candidates)}))
+            words = (job.purpose, job.round, job.attempt, step, digest({"": {"": torch.from_numpy(candidates)}}))
             total += self.scores(losses, self.population, rows, job, words)  # those of common candidates add up
             if not session.common:
                 search = search.tell(candidates, total)
