@@ -55,7 +55,7 @@ def combined(name: str, vectors: np.ndarray, **parameters: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("case", BYZFL, ids=lambda case: case["name"])
 @pytest.mark.parametrize("before", ["none", "nnm"])
-@pytest.mark.parametrize("name", BYZFL[0]["after"].keys() - {one for one in BYZFL[0]["after"] if "nnm" in one})
+@pytest.mark.parametrize("name", [one for one in BYZFL[0]["after"] if "nnm" not in one])
 def test_rules_are_those_of_byzfl(case: dict[str, Any], name: str, before: str):
     fixed = {"radius": 2.0} if "clipping" in name else {}
     found = combined(name, np.array(case["vectors"]), attackers=case["f"], before=before, **fixed)
