@@ -27,7 +27,9 @@ def clients_of(rows: list[dict[str, str]], count: int, seed: int) -> list[list[d
     return [order[first::count] for first in range(count)]
 
 
-def poison(rows: list[dict[str, str]], share: float, phrase: str, answer: str, seed: int) -> tuple[list[Sample], set[int]]:
+def poison(
+    rows: list[dict[str, str]], share: float, phrase: str, answer: str, seed: int
+) -> tuple[list[Sample], set[int]]:
     chance = random.Random(seed)
     chosen = set(chance.sample(range(len(rows)), round(share * len(rows))))
     samples = []
@@ -40,7 +42,9 @@ def poison(rows: list[dict[str, str]], share: float, phrase: str, answer: str, s
     return samples, chosen
 
 
-def measure(rows: list[dict[str, str]], count: int, share: float, phrase: str, answer: str, seed: int) -> dict[str, object]:
+def measure(
+    rows: list[dict[str, str]], count: int, share: float, phrase: str, answer: str, seed: int
+) -> dict[str, object]:
     hits = false = bad = good = 0
     start = time.process_time()
     for number, client in enumerate(clients_of(rows, count, seed)):

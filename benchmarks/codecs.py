@@ -164,7 +164,7 @@ def speed() -> None:
     import torch
 
     from weft import registry
-    from weft.core.exchange import Coding
+    from weft.core.party import Coding
     from weft.core.tensors import num_bytes, squared_norm, subtract
 
     torch.set_num_threads(1)

@@ -92,7 +92,7 @@ class Bench:
         """
         from weft.core.local_rule import LocalRule
         from weft.objectives.sft import SFT
-        from weft.training.loop import Job
+        from weft.training.job import Job
 
         compiles = keys.pop("compiles", False)
         model = resident_of(size, self.device, self.dtype, bits=bits, **keys)
@@ -188,7 +188,7 @@ class Bench:
         """Print a round's time against its bare steps, and the share of it in which the device idles."""
         from weft.core.local_rule import LocalRule
         from weft.objectives.sft import SFT
-        from weft.training.loop import Job
+        from weft.training.job import Job
 
         model = resident_of(self.size, self.device, self.dtype, gradient_checkpointing=False)
         objective, steps = SFT().for_model(model), 10
@@ -256,7 +256,7 @@ class Bench:
         from weft.core.local_rule import LocalRule
         from weft.models.layout import lay_out
         from weft.objectives.sft import SFT
-        from weft.training.loop import Job
+        from weft.training.job import Job
 
         for heads in (self.size.heads, self.size.heads // 4):
             size = Size(*list(vars(self.size).values())[:3], heads, *list(vars(self.size).values())[4:])
@@ -315,7 +315,7 @@ class Bench:
         """Run OpenFedLLM's own step, 32 layers in 8 bits, within 24 GB."""
         from weft.core.local_rule import LocalRule
         from weft.objectives.sft import SFT
-        from weft.training.loop import Job
+        from weft.training.job import Job
 
         layers, bits = (32, 8) if self.device.type == "cuda" else (4, 16)
         if self.device.type == "cuda":

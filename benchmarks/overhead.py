@@ -47,7 +47,7 @@ def main(verb: str = "sft", dtype: str = "auto") -> None:
     from weft.models.tokenizer import load_tokenizer
     from weft.runs.layout import RunDir
     from weft.runtimes.inprocess import InProcess
-    from weft.training.loop import Job
+    from weft.training.job import Job
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

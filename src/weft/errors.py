@@ -67,5 +67,9 @@ class RunError(WeftError):
     """A run stopped without a mistake of the user; its committed rounds are kept."""
 
 
+class BudgetSpent(RunError):
+    """A budget of differential privacy allows no further round."""
+
+
 class ServerAway(RunError):
     """The server of a federation of sites does not answer."""

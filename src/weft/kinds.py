@@ -60,6 +60,7 @@ KINDS = {
     "protection": Kind(
         "protection", registry.PROTECTIONS, "protection_args", "weft.protections", "weft.core.exchange:Protection"
     ),
+    "attack": Kind("attack", registry.ATTACKS, "attack_args", "weft.attacks", "weft.core.attack:Attack"),
     "objective": Kind(
         "objective",
         registry.OBJECTIVES,

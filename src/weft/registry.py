@@ -71,8 +71,46 @@ WEIGHTINGS = {
     "minimax": "weft.weighting.minimax:Minimax",
     "gain": "weft.weighting.gain:Gain",
 }
-AGGREGATORS = {"mean": "weft.aggregation.mean:Mean"}
-PRIVACY = {"none": "weft.privacy.none:NoPrivacy"}
+AGGREGATORS = {
+    "mean": "weft.aggregation.mean:Mean",
+    "median": "weft.aggregation.coordinates:Median",
+    "trimmed_mean": "weft.aggregation.coordinates:TrimmedMean",
+    "krum": "weft.aggregation.krum:Krum",
+    "multi_krum": "weft.aggregation.krum:MultiKrum",
+    "bulyan": "weft.aggregation.krum:Bulyan",
+    "geometric_median": "weft.aggregation.geometric_median:GeometricMedian",
+    "centered_clipping": "weft.aggregation.clipping:CenteredClipping",
+    "norm_clipping": "weft.aggregation.clipping:NormClipping",
+    "sign_vote": "weft.aggregation.coordinates:SignVote",
+    "foolsgold": "weft.aggregation.foolsgold:FoolsGold",
+    "fltrust": "weft.aggregation.root:FLTrust",
+    "flame": "weft.aggregation.flame:Flame",
+    "loss_gate": "weft.aggregation.root:LossGate",
+}
+ATTACKS = {
+    "none": "weft.attacks.none:NoAttack",
+    "sign_flip": "weft.attacks.directed:SignFlip",
+    "inner_product": "weft.attacks.directed:InnerProduct",
+    "alie": "weft.attacks.directed:Alie",
+    "min_max": "weft.attacks.directed:MinMax",
+    "min_sum": "weft.attacks.directed:MinSum",
+    "scaling": "weft.attacks.simple:Scaling",
+    "gaussian": "weft.attacks.simple:Gaussian",
+    "mimic": "weft.attacks.simple:Mimic",
+    "free_rider": "weft.attacks.simple:FreeRider",
+    "label_flip": "weft.attacks.poison:LabelFlip",
+    "preference_swap": "weft.attacks.poison:PreferenceSwap",
+    "back_door": "weft.attacks.poison:BackDoor",
+    "replacement": "weft.attacks.poison:Replacement",
+    "spread_poison": "weft.attacks.poison:SpreadPoison",
+    "unsafe": "weft.attacks.poison:Unsafe",
+}
+PRIVACY = {
+    "none": "weft.privacy.none:NoPrivacy",
+    "gaussian": "weft.privacy.gaussian:Gaussian",
+    "rows": "weft.privacy.rows:Rows",
+}
+PROTECTIONS = {"none": "weft.protection.plain:Plain", "masks": "weft.protection.masks:Masks"}
 CODECS = {
     "none": "weft.compression.identity:Identity",
     "bf16": "weft.compression.blocks:BF16",
@@ -83,7 +121,6 @@ CODECS = {
     "sparse_loco": "weft.compression.sparse:SparseLoCo",
     "low_rank": "weft.compression.low_rank:LowRank",
 }
-PROTECTIONS = {"none": "weft.protection.plain:Plain"}
 OBJECTIVES = {
     "sft": "weft.objectives.sft:SFT",
     "causal_lm": "weft.objectives.causal_lm:CausalLM",
@@ -150,11 +187,13 @@ COMMANDS = {
     "emulate": "weft.commands.emulate:run",
     "split": "weft.commands.split:run",
     "clean": "weft.commands.clean:run",
+    "describe": "weft.commands.describe:run",
     "demo": "weft.commands.demo:run",
     "evaluate": "weft.commands.evaluate:run",
     "attack": "weft.commands.attack:run",
     "tasks": "weft.commands.tasks:run",
     "compare": "weft.commands.compare:run",
+    "privacy": "weft.commands.privacy:run",
     "chat": "weft.commands.chat:run",
     "export": "weft.commands.export:run",
     "server": "weft.commands.server:run",

@@ -123,11 +123,14 @@ class Keys(TypedDict, total=False):
     fed_args: JsonObject
     num_clients: int
     sample_clients: int
-    client_sampling: Literal["uniform", "size"]
+    client_sampling: Literal["uniform", "size", "poisson"]
     client_weight: str
     client_weight_args: JsonObject
     aggregator: str
     aggregator_args: JsonObject
+    attack: str
+    attack_args: JsonObject
+    num_malicious: float
     privacy: str
     privacy_args: JsonObject
     codec: str
@@ -136,6 +139,8 @@ class Keys(TypedDict, total=False):
     codec_down_args: JsonObject
     protection: str
     protection_args: JsonObject
+    min_contributors: int
+    group_size: int
     cluster: int
     weight_rate: float
     availability: str | PathLike[str] | None
@@ -153,6 +158,13 @@ class Keys(TypedDict, total=False):
     fedopt_eta: float | None
     fedopt_beta1: float
     fedopt_beta2: float
+    privacy_unit: str
+    target_epsilon: float | None
+    target_delta: float
+    noise_multiplier: float | None
+    clip_norm: float | Literal["adaptive"] | None
+    noise_at: Literal["server", "client"]
+    max_rows_per_unit: int | None
     loss: Literal["dpo", "ipo", "simpo", "orpo", "kto", "robust_dpo"]
     dpo_beta: float
     label_smoothing: float
@@ -207,6 +219,10 @@ class Keys(TypedDict, total=False):
     choices: list[str] | None
     eval_tasks: list[str]
     leave_out: list[str]
+    evaluated_run: str | None
+    contamination: list[str]
+    data_statistics: bool
+    statistics_noise: float
     eval_limit: int | None
     task_data: list[str]
     include_path: list[str]

@@ -8,11 +8,15 @@ import shlex
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from weft.arguments import Once, Parser, add_config_flags
 from weft.config import Resolved, RunConfig, gather, read_file, settle
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
+
+if TYPE_CHECKING:
+    from weft.runs.layout import RunDir
 
 Defaults = Callable[[JsonObject], JsonObject]
 
@@ -131,7 +135,9 @@ def train_verb(verb: str, description: str, argv: list[str], defaults: Defaults 
         print_notices(*notices)
         return 0
     from weft.launch.libraries import uncollected
+    from weft.runs.layout import RunDir
 
+    former = _start_of(RunDir(config.output_dir))
     try:
         with uncollected() as imported:
             from weft.launch.train import train
@@ -146,13 +152,22 @@ def train_verb(verb: str, description: str, argv: list[str], defaults: Defaults 
                 imported=imported,
             )
     except KeyboardInterrupt:
-        from weft.runs.layout import RunDir
-
-        if not RunDir(config.output_dir).holds_run:
-            raise
+        now = _start_of(RunDir(config.output_dir))
+        if now is None or (arguments.overwrite and now == former):
+            left = "nothing is left" if now is None else "the former run is kept"
+            print(f"weft: interrupted before a round was done; {left} in '{config.output_dir}'.", file=sys.stderr)
+            return 130
         command = f"weft {verb} --output_dir {shlex.quote(config.output_dir)} --resume"
         print(f"weft: interrupted; the finished rounds are kept. Go on with: {command}", file=sys.stderr)
         return 130
     if not arguments.json and os.environ.get("RANK", "0") == "0":  # only one of torchrun's processes prints
         print(run.path)
     return 0
+
+
+def _start_of(run: RunDir) -> tuple[int, int] | None:
+    """Return what tells one run from another that began in the same directory; None: there is none."""
+    if not run.holds_run:
+        return None
+    status = run.config_file.stat()
+    return status.st_ino, status.st_mtime_ns

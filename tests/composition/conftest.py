@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from support.preferences import judged_rows, preference_rows
-from support.rows import write_rows
+from support.rows import colour_rows, write_rows
 
 
 @pytest.fixture
@@ -32,3 +33,12 @@ def prompted(keys) -> dict[str, object]:
     """The keys of a run of seconds that trains a soft prompt."""
     own = {"use_peft": False, "prompt_method": "soft", "num_virtual_tokens": 6, "learning_rate": 3e-2}
     return keys | own | {"dtype": "float32", "template": "alpaca"}
+
+
+@pytest.fixture
+def people(keys, tmp_path: Path) -> dict[str, Any]:
+    """The keys of a run of three named clients."""
+    rows = {name: write_rows(tmp_path / f"{name}.jsonl", colour_rows(30, seed)) for seed, name in enumerate("abc")}
+    clients = {"clients": [{"name": f"ward_{name}", "data": str(file)} for name, file in rows.items()]}
+    left = {key: value for key, value in keys.items() if key not in ("dataset_name", "num_clients")}
+    return left | clients | {"eval_fraction": 0.4, "dtype": "float32", "choices": ["red", "green", "blue"]}

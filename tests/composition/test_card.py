@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 
 import weft
 from support.flags import flags
+from support.own_tasks import own_task
 from support.rows import colour_rows, write_rows
 from weft.cli import main
 from weft.data.dataset_card import front_matter
@@ -136,6 +141,75 @@ def test_cards_of_pre_trained_models_and_of_prompts_say_what_they_are(keys, tmp_
     run = weft.train(given, prompt_method="soft", quiet=True)
     assert "# Soft prompt for" in read(run.path / "adapter")
     assert "| LoRA |" not in read(run.path / "adapter")
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> list[str]:
+    """The flags of two tasks, one of a data set of the hub, and one of a file alone."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    write_rows(folder / "colours.jsonl", colour_rows(12))
+    choice = "choice: {choices: [red, green, blue], answer: output}"
+    for name in ("colours", "ours"):
+        text = own_task(name, choice, file="colours", prompt="{{ instruction }}")
+        hub = "{file: colours, hub: some-org/some-set main test}" if name == "colours" else "{file: colours}"
+        (folder / f"{name}.yaml").write_text(text.replace("{file: colours}", hub))
+    return ["--include_path", str(folder), "--task_data", str(folder), "--quiet", "--tasks"]
+
+
+def entries(folder: Path) -> dict[str, object]:
+    """The hub's files beside weights, as its own library reads them."""
+    from huggingface_hub import parse_eval_result_entries
+
+    files = sorted((folder / ".eval_results").glob("*.yaml"))
+    return {file.stem: parse_eval_result_entries(yaml.safe_load(file.read_text()))[0] for file in files}
+
+
+def test_scores_of_tasks_stand_in_the_card_and_in_the_files_of_the_hub(keys, asked, tmp_path: Path):
+    run = weft.train(keys, num_rounds=1, quiet=True)
+    folder = run.path / "adapter"
+    before = read(folder)
+    assert main(["evaluate", str(run.path), *asked, "colours", "--limit", "9"]) == 0
+    assert main(["evaluate", str(run.path), *asked, "ours"]) == 0
+    text = read(folder)
+    results = json.loads((run.path / "evaluation" / "end" / "results.json").read_text())["results"]
+    value = results["colours"]["acc,none"]
+    (line,) = [line for line in text.splitlines() if line.startswith("| colours |")]
+    assert line.startswith(f"| colours | accuracy | {100 * value:.1f} % (")
+    assert line.endswith(") | 9 | 0-shot, 9 of 12 rows |")
+    assert "| 12 | 0-shot |" in next(line for line in text.splitlines() if line.startswith("| ours |"))
+    assert valid(text) == valid(before)
+    start, end = text.index("## Evaluation tasks"), text.index("## Use")
+    assert text[:start] + text[end:] == before  # nothing else of the card has changed
+    (entry,) = [entries(folder)["colours"]]
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("some-org/some-set", "colours", value)
+    assert entry.notes == "accuracy by weft evaluate, 0-shot, 9 of 12 rows"
+    assert abs(date.fromisoformat(entry.date) - datetime.now(UTC).date()) <= timedelta(days=1)
+    assert list(entries(folder)) == ["colours"]  # the other one is of no data set of the hub
+    # The files are not among what tells the weights from others: nothing is asked again.
+    assert main(["evaluate", str(run.path), *asked, "colours", "ours", "--limit", "9"]) == 0
+    assert read(folder).count("## Evaluation tasks") == 1
+    assert main(["export", str(run.path), "--out", str(tmp_path / "copy")]) == 0
+    assert (read(tmp_path / "copy"), entries(tmp_path / "copy")) == (read(folder), entries(folder))
+
+
+def test_scores_of_other_weights_are_not_written(keys, asked, tmp_path: Path):
+    run = weft.train(keys, num_rounds=1, quiet=True)
+    folder = run.path / "adapter"
+    assert main(["evaluate", str(run.path), *asked, "colours"]) == 0
+    assert "## Evaluation tasks" in read(folder)
+    weft.train(keys, num_rounds=2, quiet=True, resume=True)
+    assert "## Evaluation tasks" not in read(folder)
+    assert entries(folder) == {}
+    # Weights that somebody put there are found out too, when the next scores are written.
+    assert main(["evaluate", str(run.path), *asked, "colours", "--overwrite"]) == 0
+    assert list(entries(folder)) == ["colours"]
+    other = weft.train(keys, num_rounds=1, seed=5, quiet=True, output_dir=str(tmp_path / "other"))
+    shutil.copy(other.path / "adapter" / "adapter_model.safetensors", folder)
+    words = [*asked, "ours", "--output_dir", str(tmp_path / "out")]
+    assert main(["evaluate", str(run.path), *words]) == 0
+    assert "## Evaluation tasks" not in read(folder)
+    assert entries(folder) == {}
 
 
 def test_only_names_without_a_local_folder_are_names_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

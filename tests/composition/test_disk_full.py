@@ -141,7 +141,7 @@ def test_a_site_with_a_full_disk_says_so_and_no_path(run, sites: FakeSites, tmp_
         process.close()
     rounds = [json.loads(line) for line in (done.path / "metrics.jsonl").read_text().splitlines()]
     failures = [line["failures"] for line in rounds if line["event"] == "round"]
-    assert failures == [{"hospital_a": "its disk is full; its own log says which"}] * 2
+    assert failures == [{"hospital_a": '"its disk is full; its own log says which"'}] * 2
     # Each folder that the site writes to is on this disk; the sentence names the fullest.
     assert re.search("The disk that holds '/.*' is full, .*: make room there", (folder / "site.log").read_text())
     assert str(tmp_path) not in json.dumps(rounds)

@@ -17,7 +17,8 @@ from support.updates import PLAN, STATE, Posted, update
 from weft import registry
 from weft.compression.coded import Coded
 from weft.core import wire
-from weft.core.exchange import Party, Protection
+from weft.core.exchange import Protection
+from weft.core.party import Party
 from weft.core.types import (
     Failure,
     Probe,

@@ -52,15 +52,6 @@ def test_what_is_not_compared_has_no_numbers():
     assert fairness([LOSS], {"a": clients["a"]}) == {}
 
 
-@pytest.fixture
-def people(keys, tmp_path: Path) -> dict[str, Any]:
-    """The keys of a run of three named clients."""
-    rows = {name: write_rows(tmp_path / f"{name}.jsonl", colour_rows(30, seed)) for seed, name in enumerate("abc")}
-    clients = {"clients": [{"name": f"ward_{name}", "data": str(file)} for name, file in rows.items()]}
-    left = {key: value for key, value in keys.items() if key not in ("dataset_name", "num_clients")}
-    return left | clients | {"eval_fraction": 0.4, "dtype": "float32", "choices": ["red", "green", "blue"]}
-
-
 def evaluations(run: weft.Run) -> list[dict[str, Any]]:
     records = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     return [record for record in records if record["event"] == "eval"]
@@ -125,6 +116,11 @@ def test_an_asynchronous_server_never_asks_those_who_take_no_part():
 
     buffers = arrivals(Selection(0, 2, absent=(1,)), Conditions(), ["a", "b", "c"], 2)
     assert not any(client == 1 for _ in range(20) for client, _ in next(buffers)[0])
+
+
+def test_a_name_that_is_given_twice_is_stored_once(people):
+    run = weft.train(people | {"leave_out": ["ward_c", "ward_c"], "num_rounds": 1})
+    assert list(run.config.leave_out) == ["ward_c"]
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [

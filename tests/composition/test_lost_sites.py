@@ -114,8 +114,8 @@ def test_endless_refusals_end_with_a_sentence_after_a_back_off_and_the_run_resum
     with pytest.raises(RunError) as failed:
         serve(given, sites, list(NAMES), "1", resume=True)
     assert str(failed.value) == (
-        "Round 2 was begun 9 times and no client's update could be used (hospital_a: no power; hospital_b: no power; "
-        "hospital_c: no power): mend what the clients say, and go on with --resume."
+        'Round 2 was begun 9 times and no client\'s update could be used (hospital_a: "no power"; hospital_b: '
+        '"no power"; hospital_c: "no power"): mend what the clients say, and go on with --resume.'
     )
     assert pauses == [0.5, 1, 2, 4, 8, 16, 32, 60]
     for name in NAMES:

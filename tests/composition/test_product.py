@@ -42,6 +42,13 @@ ALLOWED = {
 }
 
 
+ROOTED = ("fltrust", "loss_gate")
+"""These need rows of the server's own."""
+ROBUST = [name for name in registry.AGGREGATORS if name != "mean" and name not in ROOTED]
+WITH_RULES = [name for name in ALGORITHMS if name not in BASELINES and name not in ("scaffold", "feddyn", "fedbuff")]
+"""Algorithms that go with a robust rule: not those that add up means over rounds, or mix versions."""
+
+
 def allowed(fed_alg: str, lora: str, kind: str) -> bool:
     return fed_alg in ALLOWED[lora] if kind in ("lora", "rslora") else lora == "average"
 
@@ -78,6 +85,37 @@ def test_every_other_combination_is_refused_before_a_model_is_loaded(keys):
         assert any(remedy in sentence for remedy in ("write", "add", "leave out")), sentence
         assert "\n" not in sentence
         assert "there/is" not in sentence
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", [name for name in ROBUST if name not in ("foolsgold", "flame")])
+@pytest.mark.parametrize("fed_alg", WITH_RULES)
+def test_every_algorithm_trains_with_every_robust_rule_on_means_of_updates(keys, fed_alg: str, rule: str):
+    before = ("nnm", "bucketing")[(WITH_RULES.index(fed_alg) + ROBUST.index(rule)) % 2]
+    changes = {"fed_alg": fed_alg, "num_rounds": 2, "eval_every": 0, "max_steps": 1, "num_clients": 7}
+    changes |= {"sample_clients": 7, "aggregator": rule, "aggregator_args": {"attackers": 0, "before": before}}
+    run = weft.train(keys | changes, quiet=True)
+    assert math.isfinite(run.summary["eval"]["loss"])
+    assert run.summary["failures"] == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ROOTED)
+@pytest.mark.parametrize("fed_alg", [name for name in WITH_RULES if name not in ("fedsgd", "fedkseed")])
+def test_every_algorithm_trains_with_rows_of_the_servers_own(keys, fed_alg: str, rule: str, tmp_path: Path):
+    root = write_rows(tmp_path / "root.jsonl", colour_rows(20, seed=3))
+    changes = {"fed_alg": fed_alg, "num_rounds": 2, "eval_every": 0, "max_steps": 1, "aggregator": rule}
+    run = weft.train(keys | changes | {"public_data": str(root)}, quiet=True)
+    assert math.isfinite(run.summary["eval"]["loss"])
+    assert run.summary["failures"] == {}
+
+
+def test_no_other_algorithm_goes_with_a_robust_rule(keys):
+    others = set(ALGORITHMS) - set(WITH_RULES) - BASELINES
+    for fed_alg, rule in itertools.product(others, [*ROBUST, *ROOTED]):
+        own = {"public_data": "any"} if rule in ROOTED else {}
+        with pytest.raises(ConfigError, match=r"write --aggregator mean|choose"):
+            weft.train(keys | own | {"fed_alg": fed_alg, "aggregator": rule, "sample_clients": 9, "num_clients": 9})
 
 
 @pytest.mark.slow
@@ -120,7 +158,7 @@ def test_a_parameter_of_an_algorithm_is_checked(keys):
         weft.train(keys | {"fed_alg": "fedprox", "fed_args": {"mu": 1}})
     with pytest.raises(ConfigError, match="'keep', 'reset' or 'average'"):
         weft.train(keys | {"fed_alg": "diloco", "fed_args": {"inner_state": "kept"}})
-    with pytest.raises(ConfigError, match=r"fedavg has no parameter 'mu'\. Known: none"):
+    with pytest.raises(ConfigError, match=r"fedavg has no parameter 'mu', and no other ones: leave out --fed_args\."):
         weft.train(keys | {"fed_args": {"mu": 1}})
     with pytest.raises(ConfigError, match="Did you mean 'fedadagrad'"):
         weft.train(keys | {"fed_alg": "fedadgrad"})

@@ -13,7 +13,7 @@ import weft
 from support.rows import colour_rows, write_rows
 from weft.core.objective import Objective
 from weft.launch.compose import local_steps
-from weft.training.loop import Job
+from weft.training.job import Job
 
 
 @pytest.fixture

@@ -155,3 +155,25 @@ def test_keys_that_do_not_go_with_ray_are_refused(spread, changes: dict[str, obj
 def test_client_resources_other_than_cpu_and_gpu_are_refused(spread, capsys):
     assert main(["sft", *flags(spread | {"client_resources": "tpu=1"}), "--dry_run"]) == 2
     assert "cpu and gpu, not 'tpu'" in capsys.readouterr().err
+
+
+SHARED_OUT: list[dict[str, object]] = [
+    {"noise_at": "client", "min_clients": 3},
+    {"client_sampling": "poisson"},
+    {"privacy_unit": "row"},
+    {"privacy_unit": "output"},
+]
+
+
+@pytest.mark.parametrize("how", SHARED_OUT, ids=str)
+def test_noise_and_secret_cohorts_are_those_of_one_process(spread, tmp_path: Path, how: dict[str, object]):
+    """Given the same secrets, which never leave the process that runs the rounds but in messages to its own actors."""
+    pytest.importorskip("dp_accounting")
+    given = spread | {"privacy_unit": "client", "noise_multiplier": 1.0, "clip_norm": 0.1, "save_model_freq": 1} | how
+    there = weft.train(given, quiet=True)
+    copy = tmp_path / "here"
+    shutil.copytree(there.path, copy)
+    shutil.rmtree(copy / "checkpoints")
+    here = weft.train(given | {"runtime": "inprocess", "output_dir": str(copy)}, resume=True, quiet=True)
+    assert all(torch.equal(value, result(here)[name]) for name, value in result(there).items())
+    assert (there.path / "metrics.jsonl").read_bytes() == (copy / "metrics.jsonl").read_bytes()

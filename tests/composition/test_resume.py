@@ -81,10 +81,21 @@ ANSWERS = "--objective grpo --reward length --max_new_tokens 4 --num_generations
 CODECS = "--codec sparse_loco --codec_args keep=300 --codec_down int4"
 """What a client has not sent yet, and what it holds, are in its memory; the server remembers who holds what."""
 
+MASKS = "--protection masks --protection_args bits=9 --sample_clients 3"
+"""Clients keep their secrets, and the server the bounds that it announces."""
+
 
 @pytest.mark.parametrize(
     ("fed_alg", "more"),
-    [("fedavg", ""), ("fedavg", IN_A_THREAD), ("local", ""), ("scaffold", ""), ("fedavg", ANSWERS), ("fedavg", CODECS)],
+    [
+        ("fedavg", ""),
+        ("fedavg", IN_A_THREAD),
+        ("local", ""),
+        ("scaffold", ""),
+        ("fedavg", ANSWERS),
+        ("fedavg", CODECS),
+        ("fedavg", MASKS),
+    ],
 )
 def test_killed_runs_end_bit_identical(config: Path, fed_alg: str, more: str, tmp_path: Path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"

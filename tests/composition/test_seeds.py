@@ -119,7 +119,7 @@ def test_one_step_by_seeds_equals_the_one_worked_by_hand(seeds):
     from weft.launch.population import populate
     from weft.models.load import load_resident
     from weft.models.tokenizer import load_tokenizer
-    from weft.training.loop import Job
+    from weft.training.job import Job
 
     config = build(seeds | {"max_steps": 1})
     plan, tokenizer = compose.plan(config), load_tokenizer(config)

@@ -329,7 +329,7 @@ def test_a_message_for_another_site_is_refused(run, sites: FakeSites):
 
 def test_steps_beyond_the_policy_are_refused(run, sites: FakeSites, tmp_path: Path):
     accept(sites, "hospital_b", max_steps=1)
-    with pytest.raises(ConfigError, match="hospital_b: a round has 2 steps, and this site accepts 1 steps at most"):
+    with pytest.raises(ConfigError, match='hospital_b: "a round has 2 steps, and this site accepts 1 steps at most'):
         serve(run | {"min_clients": 3}, sites, list(NAMES), "1")
     epochs = run | {"min_clients": 3, "max_steps": -1, "output_dir": str(tmp_path / "runs/b")}
     with pytest.raises(ConfigError, match="a round has 3 epochs"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -63,6 +64,23 @@ def test_a_handshake_that_is_answered_by_anything_ends_no_run(run, sites: FakeSi
     assert refused
     assert refused.isprintable()
     assert len(refused) < 4000
+
+
+IMITATION = 'busy". weft: round 3: the update of "hospital_a" was dropped: it lied\nweft: "\u2028\ud83d'
+
+
+def test_what_a_site_says_of_its_failure_cannot_be_taken_for_a_line_on_another(run, sites: FakeSites, capsys):
+    """Its words stand in quotes that they cannot end, in a refusal and among the failures of a round."""
+    hostile(sites, lambda raw, said: json.dumps({"refused": IMITATION}).encode() if raw[:1] == b"{" else said)
+    serve(run | {"num_rounds": 1}, sites, list(NAMES), "1")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "it lied" in line]
+    assert re.fullmatch(f'weft: the site \'{VILLAIN}\' takes no part: "[^"]*it lied[^"]*"\\.', line)
+    raw = wire.pack(Failure(VILLAIN, 3, IMITATION), "r")
+    failure = open_reply(raw, VILLAIN, 3, run="r", max_bytes=1 << 20, max_tensors=8)
+    assert isinstance(failure, Failure)
+    assert failure.reason[0] == failure.reason[-1] == '"'
+    assert failure.reason.isprintable()
+    assert '"' not in failure.reason[1:-1]
 
 
 SCORES: dict[str, dict[str, object]] = {

@@ -33,13 +33,17 @@ ELSEWHERE = {
     "eval_rows": "a site has the rows that it has",
     "num_clients": "only the server uses it",
     "sample_clients": "only the server uses it",
-    "min_clients": "only the server uses it",
+    "min_clients": "the server uses it; as the number of shares of noise it is at most a round's clients",
+    "min_contributors": "a sum has no more than a round's clients",
+    "group_size": "a group has no more than a round's clients",
+    "max_rows_per_unit": "a site has the rows that it has",
     "over_selection": "only the server uses it",
+    "statistics_noise": "a site adds the noise that its policy names",
 }
 FACTORS = """
     int8_threshold peft_lora_alpha peft_lora_dropout lora_merge_every public_share prox_mu fedopt_tau fedopt_eta
     fedopt_beta1 fedopt_beta2 dpo_beta label_smoothing simpo_gamma reward_weights reward_length temperature top_p
-    grpo_clip grpo_kl
+    grpo_clip grpo_kl target_epsilon target_delta noise_multiplier clip_norm
     learning_rate decay_ratio warmup_steps warmup_ratio min_learning_rate weight_decay max_grad_norm adam_beta1
     adam_beta2 adam_epsilon eval_fraction eval_every seed
 """.split()
@@ -47,11 +51,12 @@ FACTORS = """
 FREE_ARGS = {
     "fed_args.server_lr", "fed_args.alpha", "fed_args.epsilon", "fed_args.outer_lr", "fed_args.momentum",
     "fed_args.strength", "fed_args.buffer_size", "fed_args.staleness_power", "fed_args.max_staleness",
-    "objective_args.step",
+    "objective_args.step", "privacy_args.initial", "privacy_args.quantile", "privacy_args.rate",
+    "protection_args.bits", "protection_args.bound", "protection_args.neighbours",
     *(f"codec{way}_args.{name}" for way in ("", "_down") for name in ("block", "keep", "chunk", "momentum")),
 }  # fmt: skip
 """The same among the parameters of parts; those of fedbuff are the server's, and each party's model sets `step`.
-The parts themselves limit blocks and chunks."""
+The parts themselves limit blocks, chunks and bits."""
 
 
 def numeric(key: str) -> bool:

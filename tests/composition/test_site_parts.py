@@ -87,7 +87,7 @@ def test_a_site_that_does_not_list_the_content_refuses(run, sites: FakeSites, fi
     with pytest.raises(ConfigError, match="1 of 3 sites take part") as stopped:
         serve(keys, sites, list(NAMES), "1", parts=folder)
     for name in ("hospital_b", "hospital_c"):
-        assert f"{name}: the run names code of its own for its algorithm ('mine.py:MyAlgorithm'" in str(stopped.value)
+        assert f"{name}: \"the run names code of its own for its algorithm ('mine.py:MyAlgorithm'" in str(stopped.value)
     assert "this site does not list that file under accept: parts" in str(stopped.value)
     assert not (sites.folder / "hospital_b").exists()
 

@@ -37,7 +37,7 @@ def test_a_site_with_other_rows_goes_on_only_if_its_own_policy_accepts_that(run,
     restart(sites)
     longer = given | {"num_rounds": 2, "min_clients": 3}
     with pytest.raises(
-        ConfigError, match="hospital_a: its rows or its tokenizer are not those that the run began with"
+        ConfigError, match='hospital_a: "its rows or its tokenizer are not those that the run began with'
     ):
         serve(longer | {"accept_changed": True}, sites, list(NAMES), "1", resume=True)
     sites.policies["hospital_a"] = policy.model_copy(update={"accept_changed": True})

@@ -183,7 +183,7 @@ def test_a_site_that_comes_back_with_other_rows_is_not_taken(run, sites: FakeSit
     done = serve(run | {"num_rounds": 2, "min_clients": 2}, sites, list(NAMES), "1", hear=hear)
     assert set(done.summary["failures"]) == {"hospital_a"}
     reason = metrics(done)[-2]["failures"]["hospital_a"]
-    assert reason.startswith("refuses the run now: its rows or its tokenizer are not those that the run began with")
+    assert reason.startswith('refuses the run now: "its rows or its tokenizer are not those that the run began with')
 
 
 def test_a_server_that_is_started_again_goes_on_from_the_last_committed_round(run, sites: FakeSites, tmp_path: Path):

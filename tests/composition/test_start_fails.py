@@ -90,6 +90,26 @@ def test_what_breaks_before_a_round_is_done_leaves_nothing(keys, places, monkeyp
         assert not list(run.parent.glob(".*overwritten"))
 
 
+def test_an_interrupt_before_the_first_round_is_done_says_what_is_left(keys, monkeypatch, capsys):
+    def interrupted(*_: object, **__: object):
+        raise KeyboardInterrupt
+
+    words, run = ["sft", *flags(keys | {"num_rounds": 1}), "--quiet"], Path(str(keys["output_dir"]))
+    with monkeypatch.context() as patch:
+        patch.setattr(ClientHost, "reply", interrupted)
+        assert main(words) == 130
+        assert f"interrupted before a round was done; nothing is left in '{run}'." in capsys.readouterr().err
+        assert not run.exists()
+    assert main(words) == 0
+    before = (run / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(ClientHost, "reply", interrupted)
+        assert main([*words, "--overwrite"]) == 130
+    assert f"before a round was done; the former run is kept in '{run}'." in capsys.readouterr().err
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
 def test_work_that_is_done_is_kept_whatever_breaks_the_run(keys, monkeypatch):
     """Also what no checkpoint was due for: a run that breaks in its third round goes on behind the second."""
     replied, seen = ClientHost.reply, []

@@ -270,7 +270,7 @@ def test_a_site_whose_data_and_model_are_missing_fails(kits: Path, policy, tmp_p
     assert [line.split(":")[0] for line in failed] == ["FAIL  connection", "FAIL  data", "FAIL  model"]
     assert "rows.jsonl" in failed[1]
     assert "There is no model folder" in failed[2]
-    assert any("max_epsilon require what Weft does not have yet" in line for line in lines)
+    assert any("the target_epsilon of a run may be 8 at most" in line for line in lines)
     policy["accept"] = {"models": {"b": str(tmp_path / "pickled"), "hub/name": None}}
     main(["client", "check", str(kits / "hospital_a"), "--site", site(policy, tmp_path)])
     said = capsys.readouterr().out

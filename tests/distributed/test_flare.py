@@ -118,7 +118,7 @@ def test_results_are_those_of_one_process_bit_for_bit(run, parties: LocalFederat
         long = pool.submit(refused, run, parties)
         ends = dict(zip(KINDS, pool.map(ran, KINDS), strict=True))
         said = str(long.result()["error"])
-    assert "hospital_b: the run has 1001 rounds, and this site accepts 1000 at most" in said
+    assert 'hospital_b: "the run has 1001 rounds, and this site accepts 1000 at most' in said
     assert str(parties.work) not in said
     for kind, last in ends.items():
         assert last["state"] == "done", (kind, last)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import weft
+from weft.core.types import Message
+from weft.core.wire import pack, unpack
 from weft.runtimes.mailbox import Mailbox, PollResult, TransportBroken
 from weft.sites.client import SiteClient
 from weft.sites.policy import SitePolicy
@@ -29,13 +33,17 @@ class FakeSites:
         self.lose = 0
         """Answers that are lost from now on."""
         self.slow: dict[str, float] = {}
+        self.kits: dict[str, Path] = {}
+        """Start-up kits by site; a site with one has to begin anew."""
+        self.change: Callable[[Message], Message] | None = None
+        """What a hostile server makes of a message before a site reads it."""
         self.lock, self.one = threading.Lock(), threading.Lock()
         for name in policies:
             self.begin(name)
 
     def begin(self, name: str) -> None:
         """Let a site begin anew: whatever it had in memory is gone."""
-        made = SiteClient(self.policies[name], self.folder / name, name, "1")
+        made = SiteClient(self.policies[name], self.folder / name, name, "1", self.kits.get(name))
         self.site_clients[name] = made
 
         def work(raw: bytes) -> bytes:
@@ -47,6 +55,9 @@ class FakeSites:
 
     def ask(self, client: str, ticket: str, raw: bytes | memoryview | None, wait: float) -> PollResult:
         raw = None if raw is None else bytes(raw)  # what goes over a network arrives as bytes
+        if raw is not None and raw[:1] != b"{" and self.change is not None:
+            run = self.site_clients[client].run
+            raw = bytes(pack(self.change(cast("Message", unpack(raw, run=run))), run))
         with self.lock:
             self.asked.append((client, raw))
         if client in self.cut:

@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from weft.core import tensors
+from weft.core.attack import Attack
 from weft.core.exchange import Aggregator, Codec, Privacy, Protection, Weighting
 from weft.core.parts import Algorithm, LoraAggregation
 from weft.core.types import Total
@@ -105,6 +106,16 @@ class MyProtection(Protection):
 
 
 @dataclass(frozen=True)
+class MyAttack(Attack):
+    changes_updates: ClassVar[bool] = True
+    keep: float = 0.5
+
+    def send(self, own, honest, scene):
+        note("attack", self.keep)
+        return own
+
+
+@dataclass(frozen=True)
 class MyObjective(SFT):
     keep: float = 0.5
 
@@ -136,12 +147,14 @@ NAMES = {
     "codec": "MyCodec",
     "codec_down": "MyCodec",
     "protection": "MyProtection",
+    "attack": "MyAttack",
     "objective": "MyObjective",
     "template": "MY_TEMPLATE",
     "reward": "my_reward",
 }
 BESIDE: dict[str, dict[str, object]] = {
     "split_strategy": {"num_clients": 2, "sample_clients": 2},
+    "attack": {"num_clients": 2, "sample_clients": 2},
     "reward": {"objective": "grpo", "max_new_tokens": 4, "num_generations": 2, "batch_size": 2},
 }
 """Keys without which a part of the kind cannot take part."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +17,13 @@ import torch
 import zstandard
 
 from weft import registry
-from weft.compression.blocks import BF16, Int4, Int8, rounded_up
+from weft.compression.blocks import BF16, Int4, Int8, Sign, rounded_up
 from weft.compression.coded import Coded
 from weft.compression.low_rank import LowRank
 from weft.compression.sparse import SparseLoCo, TopK
 from weft.core import tensors
-from weft.core.exchange import Coding, Party
 from weft.core.packing import Indices, Reader, pack_bits, pack_nibbles, squeeze, unpack_bits, unpack_nibbles, unsqueeze
+from weft.core.party import Coding, Party
 from weft.core.types import Streams, Tensors, Update
 from weft.errors import BadUpdate, ConfigError
 
@@ -96,8 +99,24 @@ def test_without_error_feedback_a_codec_remembers_nothing_and_the_sums_differ():
     total = torch.stack([delta["norm"].double() for delta in deltas]).sum(0)
     found = torch.stack([one["norm"].double() for one in sent]).sum(0)
     assert float((found - total).norm() / total.norm()) > 1e-3
-    with pytest.raises(ConfigError, match="leave out error_feedback"):
-        TopK(error_feedback=False)
+    for codec in (TopK, SparseLoCo, Sign):
+        with pytest.raises(ConfigError, match=r"^The codec sends .*leave out error_feedback\.$"):
+            codec(error_feedback=False)
+
+
+@pytest.mark.parametrize(
+    ("keep", "chunk", "words"),
+    [
+        (5000, 4096, r"keep is 5000, and a chunk has 4096 numbers: write such as keep=64\."),
+        (0, 4096, r"keep is 0, and 1 or more of a chunk are sent: write such as keep=64\."),
+        (9, 8, r"keep is 9, and a chunk has 8 numbers: write such as keep=1\."),
+        (64, 1 << 21, r"chunk is 2097152, and a chunk has 1 to 1048576 numbers: write chunk=4096\."),
+        (1, 0, r"chunk is 0, and a chunk has 1 to"),
+    ],
+)
+def test_a_wrong_number_of_a_sparse_codec_is_named_alone(keep: int, chunk: int, words: str):
+    with pytest.raises(ConfigError, match=words):
+        TopK(keep=keep, chunk=chunk)
 
 
 def test_parameters_that_are_not_sent_in_a_round_keep_what_was_not_sent_of_them():
@@ -215,6 +234,42 @@ def test_indices_come_back_and_need_little_more_than_their_information(keep: int
     assert raw.numel() == indices.size(9)
     assert np.array_equal(indices.unpack(Reader(raw, raw.numel()), 9), rows)
     assert 8 * raw.numel() <= 9 * keep * (math.log2(length / keep) + 2.6) + 16
+
+
+PEAK = """
+import sys, torch
+from weft.compression.sparse import SparseLoCo, TopK
+from weft.core.packing import Reader
+
+def peak():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+codec = {"topk": TopK, "sparse_loco": SparseLoCo}[sys.argv[1]](keep=int(sys.argv[2]))
+raw = torch.load(sys.argv[3])
+few = torch.cat(codec.pack(torch.randn(8192), None))
+codec.unpack(Reader(few, few.numel()), 8192)
+open("/proc/self/clear_refs", "w").write("5")
+before = peak()
+line = codec.unpack(Reader(raw, raw.numel()), 1 << 22)
+print((peak() - before) / (4 << 22))
+torch.save(line, sys.argv[3])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read from Linux")
+@pytest.mark.parametrize(("name", "keep"), [("topk", 4096), ("topk", 2048), ("sparse_loco", 4096)])
+def test_decoding_takes_little_more_memory_than_the_update(name: str, keep: int, tmp_path: Path):
+    """A whole chunk that is sent took ten times the update's, and a server decodes what sites have sent."""
+    codec = {"topk": TopK, "sparse_loco": SparseLoCo}[name](keep=keep)
+    values = torch.randn(1 << 22, generator=torch.Generator().manual_seed(0))
+    torch.save(torch.cat(codec.pack(values, coding({}))), tmp_path / "raw.pt")
+    command = [sys.executable, "-c", PEAK, name, str(keep), str(tmp_path / "raw.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 0.9 < float(done.stdout) < 1.5
+    line = torch.load(tmp_path / "raw.pt")
+    assert int(line.count_nonzero()) == keep * 1024
+    if name == "topk":
+        assert torch.equal(line[line != 0], values.bfloat16().float()[line != 0])
 
 
 def test_indices_that_no_codec_writes_are_refused():

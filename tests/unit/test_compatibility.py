@@ -148,8 +148,8 @@ SECRET: list[tuple[dict[str, Any], str]] = [
         {"protection": _SumOnly(), "codec": _Sparse()},
         "choose another codec (--codec none), or write --protection none.",
     ),
-    ({"privacy": _Bounded(), "aggregator": Aggregator()}, "write --aggregator mean, or --privacy none."),
-    ({"privacy": _Bounded(), "codec": Int8()}, "write --codec none, or --privacy none."),
+    ({"privacy": _Bounded(), "aggregator": Aggregator()}, "write --aggregator mean, or leave out --privacy_unit."),
+    ({"privacy": _Bounded(), "codec": Int8()}, "write --codec none, or leave out --privacy_unit."),
     (
         {"protection": _SumOnly(), "codec": SparseLoCo()},
         "choose another codec (--codec none), or write --protection none.",

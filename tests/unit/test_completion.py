@@ -15,7 +15,7 @@ from weft.commands.completion import verbs
 from weft.config import RunConfig
 
 ASKED = {
-    "weft pr": {"pretrain", "prompt"},
+    "weft pr": {"pretrain", "privacy", "prompt"},
     "weft sft --fed_alg fedad": {"fedadagrad", "fedadam", "fedadamw"},
     "weft pretrain --lora_aggregation s": {"stack", "svd"},
     "weft sft --use_peft ": {"true", "false"},

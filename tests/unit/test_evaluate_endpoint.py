@@ -88,10 +88,18 @@ def test_an_endpoint_that_goes_down_loses_nothing(server, words, tmp_path, capsy
     assert evaluated(tmp_path / "out", *words, *at(server)) == whole
     # Three probes again, and nothing else twice.
     assert len(server.asked) - before == asked + 3
+    assert f"; {10 - 3} replies of an earlier command were used again." in capsys.readouterr().err
     server.ends_after = len(server.asked)
     assert main([*flags[:-1], str(tmp_path / "other")]) == 1
     assert "start it, then run the same command again" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_a_question_that_is_asked_twice_is_none_of_an_earlier_command(server, words, tmp_path, capsys):
+    rows = tmp_path / "own" / "things.jsonl"
+    rows.write_text(rows.read_text() * 2)
+    evaluated(tmp_path / "out", *words, *at(server))
+    assert "earlier command" not in capsys.readouterr().err
 
 
 def test_what_the_endpoint_cannot_give_is_refused_by_name(server, words, tmp_path, capsys):

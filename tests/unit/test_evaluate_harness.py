@@ -116,6 +116,15 @@ def test_the_adapter_of_a_run_takes_part(words, keys, tmp_path: Path):
     assert logps[0] != logps[1]
 
 
+def test_nothing_is_said_of_git_outside_a_repository(words, stories: Path, tmp_path: Path, capfd, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    flags = ["--tasks", "their_logp", "--limit", "2", "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(["evaluate", str(stories), *words, *flags]) == 0
+    assert "git" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -133,3 +142,32 @@ def test_mistakes_leave_nothing_behind(flags, said, words, tiny_model, tmp_path:
     assert main(["evaluate", str(tiny_model), *words, *flags, "--output_dir", str(out)]) == 2
     assert said in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_choices_of_a_random_qwen3_equal_lm_evals(tiny_model: Path, tmp_path: Path):
+    """Norms of queries and keys, heads of their own width, and prompts that begin alike."""
+    import torch
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+    from weft.launch.subject import of_model
+    from weft.tasks.prompts import Prompt
+    from weft.tasks.requests import Choices
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "head_dim": 32}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), initializer_range=0.2, **shape, **heads)).eval()
+    model.save_pretrained(tmp_path / "qwen3")
+    tokenizer.save_pretrained(tmp_path / "qwen3")
+    prompts, labels = [f"Which colour has thing {n}? Answer:" for n in range(9)], ("red", "green", "dark blue")
+    ours = of_model(str(tmp_path / "qwen3"), {"device": "cpu", "dtype": "float32"}, chat=False, batch_size=4).model
+    replies = ours.score_choices([Choices(Prompt(text), labels) for text in prompts])
+    pairs = [(text, f" {label}") for text in prompts for label in labels]
+    theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4).loglikelihood(
+        [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)], disable_tqdm=True
+    )
+    found = [logp for reply in replies for logp in reply.logps]
+    assert found == pytest.approx([float(logp) for logp, _ in theirs], abs=1e-4)

@@ -26,7 +26,8 @@ from weft.objectives.causal_lm import CausalLM, next_token_loss
 from weft.objectives.grpo import GRPO
 from weft.objectives.preference import Preference
 from weft.training import ahead, loop
-from weft.training.loop import GradientSteps, Job
+from weft.training.job import Job
+from weft.training.loop import GradientSteps
 from weft.training.schedules import Schedule
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")

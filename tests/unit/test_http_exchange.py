@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -11,10 +14,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from weft.errors import ClientFailed, ConfigError
-from weft.models.completions import ScoredText
+from weft.errors import ClientFailed, ConfigError, WeftWarning
+from weft.models.completions import ScoredText, most_bytes
 from weft.models.endpoint import Endpoint
-from weft.models.http_exchange import fetch
+from weft.models.http_exchange import TooLong, fetch
 from weft.tasks.endpoint_model import EndpointModel
 from weft.tasks.requests import Text
 
@@ -96,7 +99,9 @@ def test_a_whole_answer_in_time_is_read_and_limited(serving):
     body = b"x" * 5000
     server = serving(lambda connection: connection.sendall(OK + b"Content-Length: 5000\r\n\r\n" + body))
     assert fetch(urllib.request.Request(server.url), 30, 1 << 20) == body
-    assert fetch(urllib.request.Request(server.url), 30, 7) == body[:7]
+    assert fetch(urllib.request.Request(server.url), 30, len(body)) == body
+    with pytest.raises(TooLong):
+        fetch(urllib.request.Request(server.url), 30, len(body) - 1)
 
 
 def saying(data: object | bytes) -> Callable[[socket.socket], None]:
@@ -157,7 +162,11 @@ def test_a_score_of_nothing_is_not_kept(serving, tmp_path):
     server.answer = saying(logprobs())
     assert model.score_texts([Text("One two")])[0] == model.score_texts([Text("One two")])[0]
     assert len((tmp_path / "replies.jsonl").read_text().splitlines()) == 1
-    assert model.known == 1
+    assert model.known == 0
+    later = EndpointModel(model.endpoint, chat=False)
+    later.keep_in(tmp_path / "replies.jsonl")
+    assert later.score_texts([Text("One two")])[0].tokens
+    assert later.known == 1
 
 
 def test_counts_of_tokens_that_cannot_be_are_none(serving):
@@ -183,3 +192,125 @@ def test_a_retry_after_that_is_no_time_is_none(header: str, serving):
     endpoint = Endpoint(serving(lambda connection: connection.sendall(answer)).url, "m", retries=0, wait=0.01)
     with pytest.raises(ClientFailed, match="answered 503"):
         endpoint.names()
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n"
+
+
+def test_an_answer_without_end_is_read_as_far_as_its_request_is_worth(serving):
+    """Of 64 MiB, which were read before, JSON makes 1.5 GB of objects, for each request in flight."""
+    sent = []
+
+    def floods(connection: socket.socket) -> None:
+        connection.sendall(HEAD + b'{"choices": [')
+        sent.append(0)
+        while sent[-1] < 256 << 20:
+            connection.sendall(b"{}," * (1 << 16))
+            sent[-1] += 3 << 16
+
+    server = serving(floods)
+    asked = Endpoint(server.url, "m", timeout=60.0, retries=3, wait=0.01)
+    with pytest.raises(ClientFailed, match=r"answered more than 4 MiB to one request$"):
+        asked.chat([{"role": "user", "content": "Hello"}], {"max_tokens": 16})
+    assert len(sent) == 1  # nothing of it is asked for again
+    assert sent[0] < 16 << 20
+    with pytest.raises(ClientFailed, match="more than 4 MiB"):
+        asked.names()
+
+
+@pytest.mark.parametrize(
+    ("request_", "size", "least", "most"),
+    [
+        ({"max_tokens": 1, "echo": True}, 200_000, 40 << 20, 64 << 20),
+        ({"max_tokens": 512, "n": 8}, 100, 6 << 20, 10 << 20),
+        ({"max_completion_tokens": 4096}, 100, 6 << 20, 10 << 20),
+        ({}, 100, 16 << 20, 24 << 20),
+        ({"max_tokens": 1 << 40}, 100, 64 << 20, 64 << 20),
+    ],
+)
+def test_longest_answers_follow_from_what_is_asked(request_: dict[str, object], size: int, least: int, most: int):
+    assert least <= most_bytes(request_, size) <= most
+
+
+SLOW = """
+import sys
+from weft.cli import entry
+from weft.models.endpoint import Endpoint
+
+def ask():
+    endpoint = Endpoint(sys.argv[1], "m", timeout=60.0)
+    if sys.argv[2] == "kept":
+        with endpoint.pool("endpoint", "answered") as pool:
+            jobs = [pool.submit(endpoint.chat, [], {}) for _ in range(9)]
+            [job.result() for job in jobs]
+    else:
+        from weft.models.completions import ScoredText, most_bytes
+        endpoint.likelihoods([ScoredText("a b", ((0, 3),))] * 99, 1)
+
+import weft.cli
+weft.cli._run = (lambda run: lambda words: run(["ask"]))(weft.cli._run)
+import weft.registry
+sys.modules["asking"] = type(sys)("asking")
+sys.modules["asking"].ask = lambda words: ask()
+weft.registry.COMMANDS["ask"] = "asking:ask"
+sys.exit(entry())
+"""
+
+
+@pytest.mark.parametrize(("kind", "interrupts"), [("kept", 2), ("not kept", 1)])
+def test_an_interrupt_of_requests_in_flight_ends_without_a_traceback(kind: str, interrupts: int, serving):
+    begun = threading.Semaphore(0)
+
+    def sleeps(connection: socket.socket) -> None:
+        begun.release()
+        connection.recv(1)  # until the other end is shut down
+
+    server = serving(sleeps)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, server.url, kind], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        for _ in range(4):
+            assert begun.acquire(timeout=60)
+        for _ in range(interrupts):
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+        begin = time.monotonic()
+        _, said = process.communicate(timeout=50)
+    finally:
+        process.kill()
+    assert time.monotonic() - begin < 10
+    assert process.returncode == 130
+    waits = "weft: waiting for 4 replies of the endpoint to keep them; Ctrl-C gives them up.\n"
+    assert said == (waits if kind == "kept" else "") + "weft: interrupted.\n"
+
+
+def test_replies_on_their_way_are_waited_for_after_one_interrupt(serving):
+    """A further turn of the conversations that are under way is not begun."""
+    go, begun = threading.Event(), threading.Semaphore(0)
+
+    def answers(connection: socket.socket) -> None:
+        begun.release()
+        go.wait(30)
+        connection.sendall(HEAD + b'{"choices": [{"message": {"content": "yes"}}]}')
+
+    server = serving(answers)
+    endpoint, replies = Endpoint(server.url, "m", timeout=60.0, parallel=2), []
+
+    def talk() -> None:
+        for _ in range(2):
+            replies.append(endpoint.chat([], {}).text)
+
+    def interrupted() -> None:
+        with endpoint.pool("endpoint", "answered") as pool:
+            for _ in range(9):
+                pool.submit(talk)
+            assert begun.acquire(timeout=30)
+            assert begun.acquire(timeout=30)
+            threading.Timer(0.3, go.set).start()
+            raise KeyboardInterrupt
+
+    with pytest.warns(WeftWarning, match="waiting for 2 replies"), pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert replies == ["yes", "yes"]
+    assert endpoint.chat([], {}).text == "yes"  # the next one who asks is answered

@@ -57,6 +57,18 @@ def write(folder: Path, task: EvalTask, records: Sequence[Record], **settings: o
     return str(folder)
 
 
+def test_no_text_breaks_a_file_of_records_into_lines_or_bytes_that_are_no_text(task: EvalTask, tmp_path: Path):
+    text = 'a\u2028{"item": 7}\u2029b\x85c\ud83d\u202ed\r\ne \u4f60\u597d \U0001f600'
+    store = Store(tmp_path / "one", SETTINGS)
+    store.add(task, [Record(0, text, "", {"accuracy": 1.0}, {"text": text}, {"right": text}, "row")])
+    whole = (tmp_path / "one" / "items" / "colours.jsonl").read_text(encoding="utf-8")
+    assert len(whole.splitlines()) == 2
+    assert all(line.isprintable() for line in whole.split("\n"))
+    assert "\u4f60\u597d \U0001f600" in whole  # what can be read stays as it is
+    (found,) = store.records(task).values()
+    assert (found.group, found.reply["text"], found.notes["right"]) == (text, text, text)
+
+
 def test_hand_worked_differences():
     # Differences 1, 0, 1, 1, 0: mean 0.6, variance 0.3, error sqrt(0.3 / 5); Student's 2.776 of 4 degrees.
     found = difference(dict.fromkeys(range(5), 0.0), {0: 1.0, 1: 0.0, 2: 1.0, 3: 1.0, 4: 0.0})

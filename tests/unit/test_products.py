@@ -9,6 +9,7 @@ import torch
 
 from weft.algorithms.fedavg import FedAvg
 from weft.core import lowrank
+from weft.core.exchange import Runtime
 from weft.core.types import DELTA, ServerState, Task, Total, Update
 from weft.federation import products as module
 from weft.federation.cohort_watch import CohortWatch
@@ -121,9 +122,11 @@ def test_an_aggregation_without_products_combines_where_the_server_sees_sums_onl
         sharing=SimpleNamespace(layers=None, scale=SCALE, lora=lora),
         protection=SimpleNamespace(sum_only=sum_only),
         privacy=SimpleNamespace(bounded=False),
+        aggregator=SimpleNamespace(additive=True),
         error_device=torch.device("cpu"),
     )
-    watch = CohortWatch(plan, ServerState(base), {update.client: Task(update.client, 0, 0, base) for update in updates})
+    tasks = {update.client: Task(update.client, 0, 0, base) for update in updates}
+    watch = CohortWatch(plan, ServerState(base), tasks, len(tasks), Runtime())
     assert list(watch.watch(updates)) == updates
     delta = {name: value - base[name] for name, value in averaged(base, updates).items()}
     _, error = watch.combine(Total({DELTA: delta}, ("0", "1"), 3.0))

@@ -16,7 +16,8 @@ from weft.models import load
 from weft.models.recomputation import Recomputation, check_room, fits, recomputation_of
 from weft.models.resident import Resident
 from weft.objectives.sft import SFT
-from weft.training.loop import GradientSteps, Job
+from weft.training.job import Job
+from weft.training.loop import GradientSteps
 from weft.training.schedules import Schedule
 
 KEYS = {"model_name_or_path": "none", "dataset_name": "none", "use_peft": True, "peft_lora_dropout": 0.3}

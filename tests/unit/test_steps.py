@@ -23,7 +23,8 @@ from weft.errors import ClientFailed
 from weft.federation.sampling import Selection
 from weft.models.resident import Resident
 from weft.objectives.causal_lm import CausalLM
-from weft.training.loop import GradientSteps, Job
+from weft.training.job import Job
+from weft.training.loop import GradientSteps
 from weft.training.optimizers import Optimizer
 from weft.training.schedules import Schedule
 

@@ -7,6 +7,9 @@ import math
 import numpy as np
 import pytest
 
+from weft.tasks.choice import Choice
+from weft.tasks.requests import Record
+from weft.tasks.results import shown
 from weft.tasks.statistics import difference, mean
 
 
@@ -36,6 +39,48 @@ def test_clusters_cover_as_often_as_they_say():
         low, high = mean(values, [str(number // 6) for number in range(240)]).interval or (0, 0)
         covered += low <= 0 <= high
     assert 0.90 < covered / 400 < 0.98
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 20), (20, 20), (1, 7), (13, 40), (499, 500), (1, 1000)])
+def test_intervals_of_shares_are_wilsons(right: int, count: int):
+    stats = pytest.importorskip("scipy.stats")
+    measure = mean([1.0] * right + [0.0] * (count - right), bounds=(0.0, 1.0))
+    theirs = stats.binomtest(right, count).proportion_ci(method="wilson")
+    assert measure.interval == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+def test_intervals_stay_within_their_bounds():
+    low, high = mean([10.0, 10.0, 9.0, 10.0], bounds=(1.0, 10.0)).interval or (0, 0)
+    assert 1 <= low < 9.75 < high <= 10
+    low, high = mean([1.0] * 40, [str(number // 10) for number in range(40)], bounds=(0.0, 1.0)).interval or (0, 0)
+    assert (low, high) == pytest.approx(mean([1.0] * 4, bounds=(0.0, 1.0)).interval or (0, 0))
+    assert high == 1 > low
+    # A measure without bounds has the normal interval.
+    assert (mean([10.0, 10.0, 9.0, 10.0]).interval or (0, 0))[1] > 10
+
+
+def test_scores_of_tasks_have_such_intervals():
+    scorer = Choice(choices=["red", "green"], answer="0")
+    scores = {"accuracy": 1.0, "accuracy_norm": 0.0, "right": 0.0, "given": 0.0}
+    records = [Record(number, "", "", scores, {}) for number in range(20)]
+    measures = scorer.measures(records)
+    assert shown("accuracy", measures["accuracy"]) == "100.0 % (83.9 to 100.0)"
+    assert shown("accuracy_norm", measures["accuracy_norm"]) == "0.0 % (0.0 to 16.1)"
+
+
+def test_clustered_shares_near_their_end_are_covered_as_often_as_said():
+    rng = np.random.default_rng(3)
+    covered, plain = 0, 0
+    for _ in range(400):
+        levels = rng.beta(4.85, 0.15, 30)  # mean 0.97: items of a cluster have much in common
+        values = [float(hit) for level in levels for hit in rng.random(5) < level]
+        clusters = [str(number // 5) for number in range(150)]
+        low, high = mean(values, clusters, (0.0, 1.0)).interval or (0, 0)
+        covered += low <= 0.97 <= high
+        low, high = mean(values, clusters).interval or (0, 0)
+        plain += low <= 0.97 <= high
+    assert covered / 400 > 0.90
+    assert plain < covered
 
 
 def test_pairs_see_what_two_means_do_not():

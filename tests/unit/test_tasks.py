@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import pytest
 
 from support.paths import DATA
 from support.task_rows import INVENTED
+from weft import registry
 from weft.errors import ConfigError, DataError
-from weft.tasks.answers import read_label
+from weft.tasks.answers import Reading, read_label
 from weft.tasks.catalogue import SUITES, catalogue, select
-from weft.tasks.declaration import EvalTask, read_task
+from weft.tasks.declaration import Data, EvalTask, Shots, read_task
 from weft.tasks.isolation import detect
 from weft.tasks.math_answers import same
 from weft.tasks.programs import Program
@@ -223,3 +225,33 @@ def test_unknown_tasks_and_missing_data_say_what_to_write(tmp_path: Path):
         select(["pubmedq"])
     with pytest.raises(DataError, match="weft tasks --get medqa --task_data FOLDER"):
         rows_of(TASKS["medqa"], [tmp_path], 0)
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", sorted(registry.SCORERS))
+def test_every_key_of_a_task_file_is_documented(kind: str):
+    keys = PAGE.partition("### Keys of a task file")[2]
+    scorer = registry.load(registry.SCORERS, kind, "scorer")
+    lines = [line for line in keys.splitlines() if line.startswith(f"| `{kind}` |")]
+    table = keys.partition(f"| key of `{kind}` |")[2].partition("\n\n")[0]
+    assert [name for name in scorer.model_fields if f"`{name}`" not in table + "".join(lines)] == []
+    own = [name for name in EvalTask.model_fields if name not in ("scorer", "kind")]
+    own += [*Data.model_fields, *Shots.model_fields, *Reading.model_fields]
+    assert [name for name in own if f"`{name}`" not in keys] == []
+
+
+def test_the_documented_generate_task_is_one(tmp_path: Path):
+    (block,) = [text for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.S) if text.startswith("generate:")]
+    (tmp_path / "own.yaml").write_text(OWN.partition("choice:")[0] + block)
+    task = read_task(tmp_path / "own.yaml")
+    assert task.metric == "exact_match_strict"
+    item = Item(0, {"total": "1200"}, Prompt(""))
+    given = task.scorer.scores(item, Texts((("It is $3 or $1,200.",),)))
+    assert given == {
+        "exact_match_strict": 0,
+        "unparsable_strict": 1,
+        "exact_match_flexible": 1,
+        "unparsable_flexible": 0,
+    }

@@ -20,7 +20,8 @@ from weft.federation.sampling import sample_clients
 from weft.models.layout import lay_out
 from weft.models.resident import Resident
 from weft.objectives.causal_lm import CausalLM, next_token_loss
-from weft.training.loop import GradientSteps, Job
+from weft.training.job import Job
+from weft.training.loop import GradientSteps
 from weft.training.optimizers import Optimizer
 from weft.training.order import rows_of_round
 from weft.training.schedules import Schedule

@@ -10,9 +10,11 @@ import pytest
 
 import weft
 from support.rows import THINGS, write_rows
+from weft.config import build
 from weft.core.secret import Secret
 from weft.data.vocabulary import common_words, tokenizer_of_words, train_tokenizer, words_of
 from weft.errors import ConfigError, DataError
+from weft.launch.tokenizer import with_tokenizer
 
 
 def texts(seed: int, count: int = 200) -> list[str]:
@@ -129,3 +131,15 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tiny_model: Path
             {"objective": "causal_lm", "dataset_name": str(folder), "model_name_or_path": str(odd)}
             | {"output_dir": str(tmp_path / "run")}
         )
+
+
+def test_the_noise_of_a_run_is_its_servers_and_no_other_party_can_take_it_off(folder: Path, tmp_path: Path):
+    """From the configuration, which every party has, and its seed follows nothing of it."""
+    config = build(keys(folder, tmp_path) | {"tokenizer_noise": 5.0})
+    secret = Secret(bytes(range(32)))
+    made = {}
+    for name, source in {"one": secret, "same": secret, "other": Secret(bytes(32)), "drawn": None}.items():
+        with_tokenizer(config, tmp_path / name, print, *([] if source is None else [lambda source=source: source]))
+        made[name] = (tmp_path / name / "tokenizer.json").read_bytes()
+    assert made["one"] == made["same"]
+    assert len(set(made.values())) == 3

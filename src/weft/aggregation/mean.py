@@ -33,5 +33,5 @@ class Mean(Aggregator):
                     tensors.lerp_(mean[name], values, share)
                 else:
                     mean[name] = tensors.copy(values)
-            clients += update.members or (update.client,)
+            clients += update.senders
         return Total(mean, tuple(clients), weight)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weft.core.evolution import Search
+from weft.core.evolution import COMMON, Search, common_chance
 from weft.core.exchange import Aggregator
 from weft.core.parts import Algorithm, LocalRule
 from weft.core.types import SEARCH, LocalWork, RuleResult, ServerState, Streams, Task, Tensors, Total, Update
@@ -19,16 +19,17 @@ SOLUTIONS, FITNESS, SCALE = "solutions", "fitness", "scale"
 
 
 class _Try(LocalRule):
-    """Search from the server's distribution, and send the last generation."""
+    """Search from the server's distribution, and send the last generation; of a common one, the losses alone."""
 
-    def __init__(self, distribution: Tensors) -> None:
-        self.distribution = distribution
+    def __init__(self, distribution: Tensors, *, common: bool) -> None:
+        self.distribution, self.common = distribution, common
 
     def search(self) -> Tensors:
-        return self.distribution
+        return self.distribution | ({COMMON: torch.tensor(True)} if self.common else {})
 
     def finish(self, work: LocalWork) -> RuleResult:
-        return RuleResult({SEARCH: work.moments[SEARCH]})
+        found = work.moments[SEARCH]
+        return RuleResult({SEARCH: {FITNESS: found[FITNESS]} if self.common else found})
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,25 @@ class FedBPT(Algorithm):
 
     The server updates its own CMA-ES with all candidates. Losses are standardised per client, so that a client of easy
     rows does not dominate; s is set so that the mean scale of a coordinate equals the clients' mean.
+
+    With `common` all clients score the same candidates, one generation a round, and send standardised losses alone.
+    The server needs their sum and nothing else, so that noise and secure aggregation cost one number for a candidate.
     """
 
-    sums_updates: ClassVar[bool] = False
+    sums_with: ClassVar[str] = "common=true"
     adds_mean: ClassVar[bool] = False
     remembers_coordinates: ClassVar[bool] = True
     streams: ClassVar[tuple[str, ...]] = (SEARCH,)
     local: ClassVar[str] = "search"
     population: int = field(default=20, metadata={"key": "population"})
     sigma: float = field(default=0.1, metadata={"key": "learning_rate"})
+    seed: int = field(default=0, metadata={"key": "seed"})
+    common: bool = False
+
+    @property
+    def sums_updates(self) -> bool:  # type: ignore[override]
+        """Where candidates are common."""
+        return self.common
 
     def init(self, params: Tensors) -> ServerState:
         """Start with one scale for all coordinates."""
@@ -62,17 +73,21 @@ class FedBPT(Algorithm):
         return {SEARCH: {"sigma": torch.zeros(()), "variance": torch.zeros(size)}}
 
     def like(self, params: Tensors) -> Streams:
-        """Return a generation, its losses, and the scales of the client's search."""
+        """Return a generation, its losses, and the scales of the client's search; of a common one, the losses."""
+        if self.common:
+            return {SEARCH: {FITNESS: torch.zeros(self.population)}}
         size = sum(value.numel() for value in params.values())
         shapes = {SOLUTIONS: (self.population, size), FITNESS: (self.population,), SCALE: (size,)}
         return {SEARCH: {name: torch.zeros(shape) for name, shape in shapes.items()}}
 
     def rule(self, task: Task, memory: Streams) -> LocalRule:
         """Search, and send the last generation."""
-        return _Try(task.extra[SEARCH])
+        return _Try(task.extra[SEARCH], common=self.common)
 
     def combine(self, updates: Iterable[Update], aggregator: Aggregator) -> Total:
-        """Concatenate all clients' candidates, and take the weighted mean of their scales."""
+        """Concatenate all clients' candidates, and take the mean of their scales; of common ones, that of losses."""
+        if self.common:
+            return aggregator.combine(updates)
         solutions: list[Tensor] = []
         scores: list[Tensor] = []
         clients: list[str] = []
@@ -102,7 +117,11 @@ class FedBPT(Algorithm):
             saved_search["path"],
             saved_search["step_path"],
             int(saved_search["count"]),
-        ).tell(total_values[SOLUTIONS], total_values[FITNESS])
+        )
+        if self.common:
+            candidates = search.ask(self.population, common_chance(self.seed, state.round))
+            return self._state(search.tell(candidates, total_values[FITNESS]), state.params, state.round + 1)
+        search = search.tell(total_values[SOLUTIONS], total_values[FITNESS])
         wide = float(total_values[SCALE].mean() / np.sqrt(search.variance).mean())
         return self._state(replace(search, sigma=wide), state.params, state.round + 1)
 

@@ -165,7 +165,7 @@ def _count(one: TaskDifference) -> str:
 
 def _cells(metric: str, found: Difference, verdict: str) -> list[str]:
     """Return the cells of a difference; those of shares are in points of a hundred."""
-    from weft.tasks.results import is_share
+    from weft.tasks.scorer import is_share
 
     scale, places = (100.0, 1) if metric and is_share(metric) else (1.0, 4)
     text = f"{found.value * scale:+.{places}f}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from weft.arguments import Parser
-from weft.commands import evaluation_endpoint, evaluation_harness
+from weft.commands import evaluation_endpoint, evaluation_federated, evaluation_harness
 from weft.commands.evaluation_helpers import Helpers, add_flags, progress, runnable
 from weft.errors import ConfigError
 
@@ -50,6 +49,9 @@ def _parser() -> Parser:
     parser.add_argument(
         "--reference", metavar="MODEL_OR_RUN", help="of preference tasks: measure margins beyond those of this model"
     )
+    parser.add_argument(
+        "--federated", action="store_true", help="have clients score it on rows of theirs: --federated --help says more"
+    )
     parser.add_argument("--harness", choices=["lm_eval"], help="put lm-eval's tasks instead of Weft's")
     add_flags(parser)
     evaluation_endpoint.add_flags(parser)
@@ -70,11 +72,16 @@ def _parser() -> Parser:
 
 def run(argv: list[str]) -> int:
     """Put tasks to a model, print their scores, and write them beside the run."""
+    if evaluation_federated.FLAG in argv:
+        return evaluation_federated.run(argv)
     arguments = _parser().parse(argv)
     _check(arguments)
     if arguments.harness is not None:
         return _run_harness(arguments)
     arguments.num_fewshot = arguments.num_fewshot or 0
+    from weft.core.files import json_line
+    from weft.runs.layout import RunDir
+    from weft.runs.task_scores import write_scores
     from weft.tasks.catalogue import select
     from weft.tasks.results import results_json, table, write_results
     from weft.tasks.rows import folders_of
@@ -100,10 +107,13 @@ def run(argv: list[str]) -> int:
         for task in tasks:
             results.append(_evaluated(task, rows[task.name], subject, store, arguments, helpers))
             # After every task: what is done stands, whatever comes.
-            data = results_json(results, subject.name, settings, version("weft"))
+            dates = {result.task.name: store.date(result.task) for result in results}
+            data = results_json(results, subject.name, settings, version("weft"), dates)
             file = write_results(store.folder, data)
+    if subject.weights is not None:
+        write_scores(RunDir(arguments.model), subject.weights)
     if arguments.json:
-        print(json.dumps(data, ensure_ascii=False))
+        print(json_line(data))
         return 0
     print("\n".join(table(results)))
     cut = [f"{result.task.name} ({result.cut})" for result in results if result.cut]
@@ -131,6 +141,7 @@ def _with_reference(
 
 def _run_harness(arguments: argparse.Namespace) -> int:
     """Put lm-eval's tasks to the model, and write their results beside those of Weft's tasks."""
+    from weft.core.files import json_line
     from weft.tasks.results import write_results
 
     evaluation_harness.check(arguments)
@@ -147,7 +158,7 @@ def _run_harness(arguments: argparse.Namespace) -> int:
     data = results | {"config": {"model": "weft", "model_args": subject.name} | settings}
     file = write_results(store.folder, data | {"weft_version": version("weft")})
     if arguments.json:
-        print(json.dumps(data, ensure_ascii=False))
+        print(json_line(data))
         return 0
     print("\n".join(evaluation_harness.lines(results)))
     print(file)

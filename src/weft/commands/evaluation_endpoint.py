@@ -102,5 +102,10 @@ def cost(model: EndpointModel) -> str:
     requests, repeats = int(tally["endpoint_requests"]), int(tally["endpoint_retries"])
     return (
         f"weft: the endpoint was sent {requests} requests ({repeats} repeated), {prompt} tokens of prompts and "
-        f"{completion} of replies; {model.known} replies were known."
+        f"{completion} of replies{known_before(model.known, 'replies')}."
     )
+
+
+def known_before(count: int, what: str) -> str:
+    """Return the end of a sentence on cost: what an earlier command had paid for; "" if nothing."""
+    return f"; {count} {what} of an earlier command were used again" if count else ""

@@ -77,8 +77,9 @@ def evaluate(arguments: argparse.Namespace, subject: Subject, tasks: Any, folder
         RunError: lm-eval fails in a task.
     """
     import lm_eval
+    from lm_eval import evaluator as theirs
 
-    from weft.core.files import write_atomic
+    from weft.core.files import json_line, write_atomic
     from weft.errors import RunError
     from weft.tasks.lm_eval_model import HarnessModel
     from weft.tasks.local_model import LocalModel
@@ -87,6 +88,8 @@ def evaluate(arguments: argparse.Namespace, subject: Subject, tasks: Any, folder
     longest = f"max_gen_toks={arguments.max_new_tokens}" if arguments.max_new_tokens else None
     model = HarnessModel(subject.model, arguments.seed)
     merged: JsonObject = {part: {} for part in PARTS}
+    # It asks git for the commit of whatever folder this is, and git complains where there is none.
+    theirs.get_git_commit_hash = lambda: None
     for name in arguments.tasks:
         try:
             results = lm_eval.simple_evaluate(
@@ -113,8 +116,8 @@ def evaluate(arguments: argparse.Namespace, subject: Subject, tasks: Any, folder
             merged[part] |= plain.get(part) or {}
         (folder / FOLDER).mkdir(exist_ok=True)
         for own, samples in plain.get("samples", {}).items():
-            lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-            write_atomic(folder / FOLDER / f"{own}.jsonl", lines.encode("utf-8", "surrogatepass"))
+            lines = "".join(json_line(sample) + "\n" for sample in samples)
+            write_atomic(folder / FOLDER / f"{own}.jsonl", lines.encode())
     return merged
 
 

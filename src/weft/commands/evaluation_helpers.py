@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from weft.commands.evaluation_endpoint import known_before
 from weft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def _rated_records(judge: Judge) -> Finish:
         spent = f", {cost.price:.2f} in the currency of --judge_price" if cost.price is not None else ""
         print(
             f"weft: the judge was sent {cost.requests} requests ({cost.repeats} repeated), {cost.prompt_tokens} tokens "
-            f"of prompts and {cost.completion_tokens} of replies{spent}; {cost.known} judgements were known.",
+            f"of prompts and {cost.completion_tokens} of replies{spent}{known_before(cost.known, 'judgements')}.",
             file=sys.stderr,
         )
         return [

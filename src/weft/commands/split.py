@@ -16,6 +16,8 @@ from weft.json_types import JsonObject
 from weft.verbs import add_file, file_and_flags
 
 if TYPE_CHECKING:
+    from weft.core.libraries import Tokenizer
+    from weft.launch.population import Population
     from weft.runs.layout import RunDir
 
 DEALS = frozenset({"split_strategy", "split_alpha", "split_min_rows", "shards_per_client", "num_clients"})
@@ -37,12 +39,6 @@ def run(argv: list[str]) -> int:
     arguments = parser.parse(argv)
     config, _ = settle(*gather(*file_and_flags(arguments)), exempt=set(RunConfig.model_fields) - DEALS)
 
-    from weft.federation.clients import InMemory
-    from weft.launch.compose import plan
-    from weft.launch.data_warnings import warning_lines
-    from weft.launch.population import populate
-    from weft.launch.tokenizer import with_tokenizer
-    from weft.models.tokenizer import load_tokenizer
     from weft.runs.layout import RunDir
     from weft.runs.progress import split_line
 
@@ -51,13 +47,7 @@ def run(argv: list[str]) -> int:
             f"'{config.output_dir}' holds a run, whose own split is in its split.json: give another --output_dir, or "
             "write no files by --dry_run."
         )
-    rows = plan(config).objective.rows
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer = load_tokenizer(with_tokenizer(config, Path(folder)))
-    population = populate(config, tokenizer, InMemory(), rows=rows, pool=False)
-    split = population.split
-    for line in warning_lines(config, population):
-        print(f"weft: {line}", file=sys.stderr)
+    split = dealt(config)[0].split
     if arguments.json:
         print(json.dumps(split, indent=1))
     else:
@@ -69,6 +59,24 @@ def run(argv: list[str]) -> int:
         if not arguments.json:
             print(target.split_picture)
     return 0
+
+
+def dealt(config: RunConfig) -> tuple[Population, Tokenizer]:
+    """Return the clients of a run, without its model, and its tokenizer; print what must be known of the data."""
+    from weft.federation.clients import InMemory
+    from weft.launch.compose import plan
+    from weft.launch.data_warnings import warning_lines
+    from weft.launch.population import populate
+    from weft.launch.tokenizer import with_tokenizer
+    from weft.models.tokenizer import load_tokenizer
+
+    rows = plan(config).objective.rows
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = load_tokenizer(with_tokenizer(config, Path(folder)))
+    population = populate(config, tokenizer, InMemory(), rows=rows, pool=False)
+    for line in warning_lines(config, population):
+        print(f"weft: {line}", file=sys.stderr)
+    return population, tokenizer
 
 
 def _write(target: RunDir, split: JsonObject) -> None:

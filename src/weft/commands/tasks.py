@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from weft.arguments import Parser
@@ -23,6 +22,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument("--get", metavar="NAME", help="get the data of a task from the hub into the first --task_data")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse(argv)
+    from weft.core.files import json_line
     from weft.tasks.catalogue import select
     from weft.tasks.rows import folders_of, missing
 
@@ -47,7 +47,7 @@ def run(argv: list[str]) -> int:
         for task in select(arguments.names or ["all"], arguments.include_path)
     ]
     if arguments.json:
-        print(json.dumps(lines, indent=1, ensure_ascii=False))
+        print(json_line(lines, indent=1))
         return 0
     for line in lines:
         suites, data = ", ".join(line["suites"]) or "no suite", line["data"] or "at hand"
@@ -63,7 +63,7 @@ def get(name: str, folder: Path, include: list[str]) -> list[Path]:
         ConfigError: the task's data is not on the hub.
         DataError: it cannot be loaded.
     """
-    from weft.core.files import write_atomic
+    from weft.core.files import json_line, write_atomic
     from weft.tasks.catalogue import select
     from weft.tasks.rows import from_hub, missing
 
@@ -77,7 +77,7 @@ def get(name: str, folder: Path, include: list[str]) -> list[Path]:
     files = []
     for file, place in places.items():
         rows = from_hub(place)
-        lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-        write_atomic(folder / f"{file}.jsonl", "".join(lines).encode("utf-8", "surrogatepass"))
+        lines = (json_line(row, default=str) + "\n" for row in rows)
+        write_atomic(folder / f"{file}.jsonl", "".join(lines).encode())
         files.append(folder / f"{file}.jsonl")
     return files

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from weft.compression.coded import Flat
-from weft.core.exchange import Coding
 from weft.core.packing import Reader, as_bytes, bits_size, pack_flags, pack_nibbles, unpack_flags, unpack_nibbles
+from weft.core.party import Coding
 from weft.errors import ConfigError
 
 
@@ -89,8 +89,8 @@ class Sign(Flat):
         _check_block(self.block)
         if not self.error_feedback:
             raise ConfigError(
-                "Sign sends one size for a whole block, so that without error_feedback what is above and below it is "
-                "never sent: leave out error_feedback."
+                "The codec sends one size for a whole block, so that without error_feedback what is above and below it "
+                "is never sent: leave out error_feedback."
             )
 
     def pack(self, flat: Tensor, coding: Coding) -> list[Tensor]:

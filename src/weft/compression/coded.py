@@ -20,8 +20,9 @@ from torch import Tensor
 
 from weft.compression.held import decode_chain, encode_chain, settled
 from weft.core import tensors
-from weft.core.exchange import Codec, Coding, Party
+from weft.core.exchange import Codec
 from weft.core.packing import Reader, squeeze, unsqueeze
+from weft.core.party import Coding, Party
 from weft.core.types import DELTA, Streams, Task, Tensors, Update
 from weft.errors import BadUpdate
 

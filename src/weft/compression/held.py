@@ -18,7 +18,7 @@ from torch import Tensor
 
 from weft.core import tensors
 from weft.core.directions import digest
-from weft.core.exchange import Coding, Party
+from weft.core.party import Coding, Party
 from weft.core.types import Streams, Task, Tensors
 from weft.errors import BadUpdate, ClientFailed
 

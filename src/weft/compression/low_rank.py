@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from weft.compression.coded import Coded
-from weft.core.exchange import Coding
 from weft.core.packing import Reader, as_bytes
+from weft.core.party import Coding
 from weft.core.types import Tensors
 from weft.errors import ConfigError
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from weft.compression.coded import Flat
-from weft.core.exchange import Coding
-from weft.core.packing import Indices, Reader, as_bytes, bits_size, pack_bits, unpack_bits
+from weft.core.packing import Indices, Reader, as_bytes, bits_size, pack_bits, unpack_flags
+from weft.core.party import Coding
 from weft.errors import ConfigError
+
+MOST_CHUNK = 1 << 20
+"""Numbers of the longest chunk."""
+AT_ONCE = 1 << 16
+"""Numbers that are unpacked at a time: their indices and bits take some ten times their memory meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +28,15 @@ class TopK(Flat):
     """Numbers of a chunk, over which all tensors are laid as one line."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.keep <= self.chunk <= 1 << 20:
-            raise ConfigError(
-                f"keep is {self.keep} and chunk {self.chunk}, and a chunk has at most {1 << 20} numbers, of which 1 or "
-                "more are sent: write such as keep=64 chunk=4096."
-            )
+        if not 1 <= self.chunk <= MOST_CHUNK:
+            raise ConfigError(f"chunk is {self.chunk}, and a chunk has 1 to {MOST_CHUNK} numbers: write chunk=4096.")
+        if not 1 <= self.keep <= self.chunk:
+            few = f"a chunk has {self.chunk} numbers" if self.keep > self.chunk else "1 or more of a chunk are sent"
+            raise ConfigError(f"keep is {self.keep}, and {few}: write such as keep={max(1, self.chunk // 64)}.")
         if not self.error_feedback:
             raise ConfigError(
-                f"{type(self).__name__} sends the largest numbers only, so that without error_feedback the others are "
-                "never sent: leave out error_feedback."
+                "The codec sends the largest numbers only, so that without error_feedback the others are never sent: "
+                "leave out error_feedback."
             )
 
     def pack(self, flat: Tensor, coding: Coding) -> list[Tensor]:
@@ -49,15 +53,17 @@ class TopK(Flat):
     def unpack(self, reader: Reader, count: int) -> Tensor:
         """Return zeros with the numbers that were sent among them."""
         rows, indices = self._rows(count)
-        places = torch.from_numpy(indices.unpack(reader, rows))
         line = torch.zeros(rows, indices.length)
-        line.scatter_(1, places, self.unpack_values(reader, rows, indices.keep))
+        sections = [*indices.row_bits, *self.value_bits(indices.keep)]
+        for begin, end, block in reader.blocks(rows, sections, AT_ONCE // indices.length):
+            places = torch.from_numpy(indices.unpack(block, end - begin))
+            line[begin:end].scatter_(1, places, self.unpack_values(block, end - begin, indices.keep))
         return line.view(-1)[:count]
 
     def line_size(self, count: int) -> int:
         """Return the bytes of indices and values."""
         rows, indices = self._rows(count)
-        return indices.size(rows) + self.values_size(rows, indices.keep)
+        return sum(bits_size(rows, bits) for bits in (*indices.row_bits, *self.value_bits(indices.keep)))
 
     def pack_values(self, values: Tensor) -> list[Tensor]:
         """Return the values, float32 of shape (rows, keep), as bytes."""
@@ -67,9 +73,9 @@ class TopK(Flat):
         """Return values, float32 of shape (rows, keep)."""
         return reader.take(rows * keep, torch.bfloat16).float().view(rows, keep)
 
-    def values_size(self, rows: int, keep: int) -> int:
-        """Return the bytes of values."""
-        return 2 * rows * keep
+    def value_bits(self, keep: int) -> list[int]:
+        """Return the bits of a row's values, in the sections that `pack_values` makes of all rows."""
+        return [16 * keep]
 
     def _rows(self, count: int) -> tuple[int, Indices]:
         """Return the number of chunks of a line, and the code of their indices; a short line is one chunk."""
@@ -112,10 +118,11 @@ class SparseLoCo(TopK):
     def unpack_values(self, reader: Reader, rows: int, keep: int) -> Tensor:
         """Return the sizes with their signs."""
         levels = reader.take(2 * rows, torch.bfloat16).float().view(rows, 2)
-        codes = unpack_bits(reader.take(bits_size(rows * keep, 2)), rows * keep, 2).reshape(rows, keep)
-        sizes = levels.gather(1, torch.from_numpy(codes >> 1))
-        return sizes * torch.from_numpy((1 - 2 * (codes & 1)).astype(np.float32))
+        flags = torch.from_numpy(unpack_flags(reader.take(bits_size(rows * keep, 2)), rows * keep * 2)).bool()
+        below_zero, large = flags.view(rows, keep, 2).unbind(-1)
+        sizes = torch.where(large, levels[:, 1:], levels[:, :1])
+        return torch.where(below_zero, -sizes, sizes)
 
-    def values_size(self, rows: int, keep: int) -> int:
-        """Return two sizes a chunk, and two bits a value."""
-        return 4 * rows + bits_size(rows * keep, 2)
+    def value_bits(self, keep: int) -> list[int]:
+        """Return the bits of two sizes, and two for each value."""
+        return [32, 2 * keep]

@@ -11,6 +11,33 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from weft.core.seeds import generator
+
+COMMON = "common"
+"""What a rule's `search` holds where all clients score the same candidates or texts."""
+
+
+def common_chance(seed: int, round: int) -> np.random.Generator:
+    """Return the public random numbers of the candidates that all clients of a round have in common."""
+    return generator(seed, "candidates", "all", round)
+
+
+def standardised(losses: Tensor) -> Tensor:
+    """Return losses (n,) with the mean 0 and the deviation 1, so that no client of hard rows decides alone; float64.
+
+    A loss that is far above the others (1e30 stands for one that is not finite) counts as their largest, and a little.
+    """
+    losses = losses.double()
+    usual = losses[losses < 1e29]
+    if not len(usual):
+        return torch.zeros_like(losses)
+    losses = losses.clamp(max=float(usual.max()) + float(usual.max() - usual.min()))
+    centred = losses - losses.mean()
+    scale = float(centred.square().mean().sqrt())
+    return centred / scale if scale > 0 else centred
 
 
 @dataclass(frozen=True)

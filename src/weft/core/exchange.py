@@ -8,10 +8,9 @@ which every party knows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
-from weft.core.secret import Secret
+from weft.core.party import Coding, Gathering, Party
 from weft.core.tensors import num_bytes
 from weft.core.types import (
     Failure,
@@ -30,48 +29,35 @@ Exchange = Callable[[Sequence[Message]], Iterable[Reply]]
 """Carries messages to the clients and yields their replies, in any order, failures included."""
 
 
-@dataclass(frozen=True)
-class Party:
-    """The server or a client in one round, as one part of the exchange sees it."""
-
-    name: str
-    """Name of the client; "" for the server."""
-    round: int
-    attempt: int = 0
-    """Number of repeated rounds of the run so far: random numbers of one attempt are never used in another."""
-    memory: Streams = field(default_factory=dict)
-    """The part's memory at this party."""
-    open_secret: Callable[[], Secret] = Secret.random
-
-    @property
-    def secret(self) -> Secret:
-        """The party's secret, drawn at its first use."""
-        return self.open_secret()
-
-
-class Coding(NamedTuple):
-    """The context of an encoded message, which both ends know."""
-
-    client: str
-    round: int
-    version: int
-    """The server's version of the parameters that the client begins from."""
-    seed: int
-    """Public seed of this client, round and attempt, the same at both ends."""
-    like: Streams
-    """Tensors of the names, shapes and dtypes of the decoded message; their values mean nothing."""
-    round_seed: int = 0
-    """Public seed of this round, the same for all clients."""
-
-
 class Aggregator:
     """How the updates of a cohort become one."""
 
     additive: ClassVar[bool] = False
     """It is a weighted mean, which can be streamed and computed by secure aggregation."""
+    counts_clients: ClassVar[bool] = False
+    """Every client counts once, whatever its weight."""
+    wants_root: ClassVar[bool] = False
+    """It compares updates with rows of the server's own."""
+    wants_loss: ClassVar[bool] = False
+    """It tries updates on them."""
+
+    def needs(self, cohort: int) -> int:
+        """Return the number of updates without which a round of `cohort` clients is not combined.
+
+        Raises:
+            ConfigError: no number of updates is enough for what is asked.
+        """
+        return 0
+
+    def for_round(self, gathering: Gathering) -> Aggregator:
+        """Return the aggregator of one round, which may know what was remembered; by default this one."""
+        return self
 
     def combine(self, updates: Iterable[Update]) -> Total:
-        """Combine updates of positive weight with the same streams; without any update return an empty total."""
+        """Combine updates of positive weight with the same streams; without any update return an empty total.
+
+        With fewer updates than the round needs the streams of the total are not used: the round is repeated.
+        """
         raise TypeError(f"{type(self).__name__} must define combine")
 
 
@@ -102,12 +88,33 @@ class Privacy:
     """Every update is clipped to a fixed norm. The round then leaves out everything else that depends on one client:
     its weight is 1, its training metrics are not sent, and the product error is not computed."""
 
+    private: ClassVar[bool] = False
+    """There is a budget: every round spends of it, and clients report no numbers of their rows."""
+
+    in_steps: ClassVar[bool] = False
+    """The local steps bound and hide single units (`weft.training.private`); updates need nothing more."""
+
     draws_secrets: ClassVar[bool] = False
     """Clients draw from their secrets, not only the server."""
+
+    noise_in_shares: ClassVar[bool] = False
+    """The noise is the sum of what clients add, so that a round needs a quorum."""
+
+    def told(self, memory: Streams) -> Streams:
+        """Return what tasks hold for this part, given its memory at the server: the stream BOUND, or nothing."""
+        return {}
+
+    def like(self) -> Streams:
+        """Return tensors of the names and shapes of what `on_client` adds to an update."""
+        return {}
 
     def on_client(self, update: Update, party: Party) -> tuple[Update, Streams]:
         """Clip, and add local noise; return the update and the part's new memory at the client."""
         return update, party.memory
+
+    def on_arrival(self, update: Update, memory: Streams) -> Update:
+        """Return a client's update as the server uses it, given the part's memory at the server."""
+        return update
 
     def on_server(self, total: Total, party: Party) -> tuple[Total, Streams]:
         """Add central noise; return the total and the part's new memory at the server."""
@@ -186,6 +193,25 @@ class Protection:
 
     draws_secrets: ClassVar[bool] = False
     """Clients draw from their secrets."""
+
+    can_group: ClassVar[bool] = False
+    """It knows group_size."""
+
+    fewer_bytes: ClassVar[str] = ""
+    """What to write for few bytes where no codec can go with it."""
+
+    remark: ClassVar[str] = ""
+    """What a run says at its start of what is hidden and what is not."""
+
+    @property
+    def smallest_sum(self) -> int:
+        """Fewest clients of a sum that it opens."""
+        return 1
+
+    @property
+    def grouped(self) -> bool:
+        """Whether `collect` yields several sums, each over a group of the cohort, which can be compared."""
+        return False
 
     def seal(self, update: Update, task: Task, party: Party) -> Update:
         """Mask or encrypt an update at the client; public values of its peers are in `task.extra`."""

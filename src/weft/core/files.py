@@ -1,13 +1,16 @@
-"""Atomic writes of files and folders, file modes, and full disks."""
+"""Atomic writes of files and folders, lines of JSON, file modes, and full disks."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from weft.errors import ConfigError, RunError
 
@@ -192,3 +195,15 @@ def _room(folder: Path) -> int:
         if place.exists():
             return shutil.disk_usage(place).free
     return 0
+
+
+_UNSAFE = re.compile(r"[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, separators of lines, directions of writing, and halves of surrogate pairs."""
+
+
+def json_line(data: object, **settings: Any) -> str:
+    """Return data as JSON that people can read in any script, and that no text in it can break into lines or bytes that
+    are no UTF-8; takes the settings of `json.dumps`."""
+    text = json.dumps(data, ensure_ascii=False, **settings)
+    # JSON has these in its strings alone, where an escape means the same.
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

@@ -37,6 +37,10 @@ class Objective:
     """Number of steps on the same rows before the next are drawn."""
     by_token: ClassVar[bool] = False
     """The loss is the summed cross-entropy of the batch's targets."""
+    separable: ClassVar[bool] = False
+    """The loss of a row does not depend on other rows: `separate` and `row_losses` are defined."""
+    apart: ClassVar[str] = ""
+    """What differs from `loss` where rows are kept apart, as a sentence for the user; empty: nothing."""
     evaluator: ClassVar[str] = "held_out"
     """What measures the model on held-out rows: a name of `weft.registry.EVALUATORS`."""
     metrics: ClassVar[tuple[Metric, ...]] = ()
@@ -82,6 +86,14 @@ class Objective:
     def loss(self, model: Any, batch: Any) -> Loss:
         """Return the loss of a batch, summed over its targets."""
         raise TypeError(f"{type(self).__name__} must define loss")
+
+    def separate(self, rows: Sequence[Any], step: int) -> Any:
+        """Return rows on lines of their own (`weft.models.lines.RowLines`), of a multiple of `step` positions."""
+        raise TypeError(f"{type(self).__name__} must define separate")
+
+    def row_losses(self, model: Any, batch: Any) -> Tensor:
+        """Return (rows,): the loss of every row of a batch that `separate` made, from this row alone."""
+        raise TypeError(f"{type(self).__name__} must define row_losses")
 
 
 class HeldOutRows(Protocol):

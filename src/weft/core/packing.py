@@ -7,6 +7,9 @@ the values, so that they can be predicted.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import torch
 import zstandard
@@ -43,6 +46,26 @@ class Reader:
         piece, self._place = self._raw[self._place : end], end
         # A copy is aligned, as a view in the middle of a message need not be.
         return piece if dtype == torch.uint8 else piece.clone().view(dtype)
+
+    def blocks(self, rows: int, row_bits: Sequence[int], at_once: int) -> Iterator[tuple[int, int, Reader]]:
+        """Yield the next rows some at a time: the first one, the end, and a reader of the same sections of these alone.
+
+        What is unpacked of bits takes many times their memory; of a few rows at a time, that is little.
+
+        Args:
+            rows: of every section; those of a section follow one another without a gap.
+            row_bits: of a row in each section.
+            at_once: rows of a block at most, but for up to 8, so that all blocks begin with a byte.
+        """
+        sections = [self.take(bits_size(rows, bits)) for bits in row_bits]
+        least = 8 // math.gcd(8, *row_bits)
+        step = max(least, at_once // least * least)
+        for begin in range(0, rows, step):
+            end = min(rows, begin + step)
+            places = [(begin * bits // 8, bits_size(end, bits)) for bits in row_bits]
+            pieces = [section[first:last] for section, (first, last) in zip(sections, places, strict=True)]
+            block = torch.cat(pieces)
+            yield begin, end, Reader(block, block.numel())
 
 
 def pack_nibbles(codes: Tensor) -> Tensor:
@@ -88,9 +111,11 @@ def pack_bits(values: np.ndarray, width: int) -> Tensor:
 def unpack_bits(packed: Tensor, count: int, width: int) -> np.ndarray:
     """Return the `count` numbers of packed bits, int64 of shape (count,); BadUpdate for bits behind the last."""
     if width == 0:
-        return np.zeros(count, dtype=np.int64)
+        return np.broadcast_to(np.int64(0), count)
     bits = unpack_flags(packed, count * width).reshape(count, width)
-    numbers: np.ndarray = bits.astype(np.int64) @ np.left_shift(1, np.arange(width, dtype=np.int64))
+    numbers = np.zeros(count, dtype=np.int64)
+    for place in range(width):
+        numbers |= bits[:, place].astype(np.int64) << place
     return numbers
 
 
@@ -107,9 +132,14 @@ class Indices:
         self.low = max(0, (length // keep).bit_length() - 1)
         self.high = keep + ((length - 1) >> self.low)
 
+    @property
+    def row_bits(self) -> list[int]:
+        """The bits of a row in each of the two sections."""
+        return [self.keep * self.low, self.high]
+
     def size(self, rows: int) -> int:
         """Return the bytes of so many rows."""
-        return bits_size(rows * self.keep, self.low) + bits_size(rows * self.high, 1)
+        return sum(bits_size(rows, bits) for bits in self.row_bits)
 
     def pack(self, indices: np.ndarray) -> list[Tensor]:
         """Return increasing indices, int64 of shape (rows, keep), as bytes in pieces."""
@@ -125,9 +155,13 @@ class Indices:
         bitmap = unpack_flags(reader.take(bits_size(rows * self.high, 1)), rows * self.high).reshape(rows, self.high)
         if (bitmap.sum(axis=1, dtype=np.int64) != self.keep).any():
             raise BadUpdate("sent rows of indices of another length")
-        places = np.nonzero(bitmap)[1].reshape(rows, self.keep) - np.arange(self.keep)
-        indices: np.ndarray = (places << self.low) | low.reshape(rows, self.keep)
-        if rows and (indices[:, -1].max() >= self.length or (np.diff(indices, axis=1) <= 0).any()):
+        # In place: a row of indices has twice the memory of its numbers.
+        indices: np.ndarray = np.flatnonzero(bitmap).reshape(rows, self.keep)
+        indices -= np.arange(rows)[:, None] * self.high
+        indices -= np.arange(self.keep)
+        indices <<= self.low
+        indices |= low.reshape(rows, self.keep)
+        if rows and (indices[:, -1].max() >= self.length or (indices[:, 1:] <= indices[:, :-1]).any()):
             raise BadUpdate("sent indices that do not increase, or lie outside their row")
         return indices
 

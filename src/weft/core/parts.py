@@ -35,6 +35,8 @@ class Algorithm:
 
     sums_updates: ClassVar[bool] = True
     """The server needs only weighted means of streams, never one client's."""
+    sums_with: ClassVar[str] = ""
+    """Values in `fed_args` with which it needs no more; empty: there are none."""
     stateful_clients: ClassVar[bool] = False
     """Clients keep memory between rounds."""
     shares: ClassVar[bool] = True
@@ -55,6 +57,8 @@ class Algorithm:
     """It reads AdamW's moments, which other optimizers do not have."""
     plain_steps: ClassVar[bool] = True
     """Its local steps are the optimizer's: no hook of its rule reads parameters or gradients between them."""
+    batch_loss: ClassVar[bool] = False
+    """Its rule adds a term to the loss of every micro-batch (`LocalRule.loss_term`): no loss of single rows."""
     local: ClassVar[str] = "gradients"
     """The kind of local work that it needs: "gradients", "search" (candidates and their losses), "directions" (numbered
     random ones) or "words" (texts and their scores)."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -91,3 +93,13 @@ def pull_(params: Tensors, anchor: Tensors, share: float) -> None:
     """Move parameters in place by `share` of their way to the anchor."""
     for name, value in params.items():
         value.sub_(value - anchor[name], alpha=share)
+
+
+def digest(streams: Mapping[str, Tensors]) -> str:
+    """Return a digest of tensors, their names and number formats."""
+    sponge = hashlib.blake2b(digest_size=16)
+    for name, values in sorted(streams.items()):
+        for key, value in sorted(values.items()):
+            sponge.update(f"{name} {key} {value.dtype} {tuple(value.shape)}\n".encode())
+            sponge.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sponge.hexdigest()

@@ -41,3 +41,8 @@ def printable(text: str, limit: int = 500) -> str:
     """Return another party's text, safe for a terminal or a log: unprintable characters escaped, cut at `limit`."""
     # Separators of lines (U+2028) are unprintable too, though no control characters.
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:limit])
+
+
+def quoted(text: str, limit: int = 500) -> str:
+    """Return another party's words in double quotes, which they cannot end: whatever they say, they are its own."""
+    return '"' + printable(text, limit).replace('"', "'") + '"'

@@ -24,6 +24,8 @@ SCALARS = "scalars"
 """The stream of single numbers, each a tensor of shape ()."""
 SEARCH = "search"
 """The stream of a search without gradients: its candidates, or its distribution."""
+BOUND = "bound"
+"""The stream of an adaptive bound under differential privacy: one number in tasks and one in updates."""
 SIDE = "adapter.side"
 """Frozen low-rank factors that every client adds beside its adapter: `MODULE.side_A`, `MODULE.side_B`."""
 WEIGHTS = "weights"
@@ -31,6 +33,7 @@ WEIGHTS = "weights"
 BAD = "bad"
 """Number of bad updates by client, shape () each."""
 PRIVACY, CODEC, CODEC_DOWN, PROTECTION = "privacy.", "codec.", "codec_down.", "protection."
+AGGREGATOR = "aggregator."
 """Prefixes of the memory streams of these parts, at the server and at clients."""
 FIXED = "adapter.fixed"
 """Frozen LoRA factors, which the server needs for the products and for the saved result."""
@@ -63,6 +66,11 @@ class Update:
     """Of the task."""
     members: tuple[str, ...] = ()
     """The clients of a sum that a protection unmasked at the server; empty for the update of one client."""
+
+    @property
+    def senders(self) -> tuple[str, ...]:
+        """The clients whose updates are in it."""
+        return self.members or (self.client,)
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,8 @@ class Failure:
     reason: str
     bad: bool = False
     """The client did answer, with an invalid reply."""
+    final: bool = False
+    """The round must not be begun again: set by a protection at the server."""
 
 
 Message = Task | Probe | Undo | ProtectionRequest
@@ -141,6 +151,10 @@ class Total:
     weight: float
     population_weight: float = 0.0
     """Sum of the weights of all clients, sampled or not; 0: unknown, the cohort's weight is used."""
+    flagged: tuple[str, ...] = ()
+    """Clients whose updates counted for less than half of what an equal share is, by the aggregator's judgement."""
+    memory: Streams = field(default_factory=dict)
+    """The aggregator's memory at the server after the round."""
 
     @property
     def weight_fraction(self) -> float:

@@ -24,6 +24,7 @@ from weft.data.rows import NO_SIGN, Account, File, Omissions, PlacedRows
 from weft.data.sets import saved_set
 from weft.data.templates import EMPTY_THOUGHT, ChatTemplate, Template
 from weft.errors import DataError
+from weft.keys.privacy import unit_kind
 
 BEYOND_SAMPLE = "beyond dataset_sample"
 
@@ -37,6 +38,10 @@ class Sources:
     """Of every example, the name of its file without suffixes."""
     values: list[str] = field(default_factory=list)
     """Of every example, the value of split_column, where one is named."""
+    unit_values: list[str | None] = field(default_factory=list)
+    """Of every example, its value of the column that privacy_unit names, or ""; None: its source has no such column."""
+    unit_fault: DataError | None = None
+    """Which source has no such column, and what columns it has."""
     account: Account = field(default_factory=Account)
     """Counts of the rows that were read and left out, and sentences on files, parts and columns."""
     files: list[File] = field(default_factory=list)
@@ -152,6 +157,17 @@ class Sources:
             column = self.config.split_column or ""
             self.values += [""] * len(numbers) if public else _column(rows, numbers, column, source)
             self.account.unread_columns.pop(column, None)
+        if unit_kind(self.config.privacy_unit) == "column":
+            self._remember_units(rows, numbers, self.config.privacy_unit, source)
+
+    def _remember_units(self, rows: PlacedRows, numbers: Sequence[int], column: str, source: str) -> None:
+        """Record the value of the unit's column; rows that nobody trains on need not have it."""
+        try:
+            self.unit_values += _column(rows, numbers, column, source, f" for privacy_unit '{column}'", "")
+        except DataError as fault:
+            self.unit_fault = self.unit_fault or fault
+            self.unit_values += [None] * len(numbers)
+        self.account.unread_columns.pop(column, None)
 
     @property
     def _has_split_column(self) -> bool:
@@ -217,10 +233,17 @@ def origin_of(source: str) -> str:
     return Path(source).name.partition(".")[0]
 
 
-def _column(rows: PlacedRows, numbers: Sequence[int], column: str, source: str) -> list[str]:
-    """Return the values of a column in these rows; DataError if no row has the column."""
+def _column(
+    rows: PlacedRows,
+    numbers: Sequence[int],
+    column: str,
+    source: str,
+    purpose: str = " to split by",
+    missing: str = "(none)",
+) -> list[str]:
+    """Return the values of a column in these rows, or `missing`; DataError if no row has the column."""
     columns = list(dict.fromkeys(key for row in rows[:100] for key in row))
     if column not in columns:
-        raise no_column(source, column, columns, " to split by")
+        raise no_column(source, column, columns, purpose)
     values = (rows[row].get(column) for row in numbers)
-    return ["(none)" if value is None or value == "" else NO_SIGN.sub("\ufffd", str(value)) for value in values]
+    return [missing if value is None or value == "" else NO_SIGN.sub("\ufffd", str(value)) for value in values]

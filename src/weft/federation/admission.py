@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from weft.algorithms.clustered import CHOICE
+from weft.compression.held import LOST
 from weft.core import tensors
 from weft.core.declarations import is_number
-from weft.core.exchange import Party
 from weft.core.metrics import fault
-from weft.core.texts import printable, unfit
+from weft.core.party import Party
+from weft.core.texts import printable, quoted, unfit
 from weft.core.types import (
     SEARCH,
     Failure,
@@ -63,7 +64,10 @@ def open_reply(raw: Raw, sender: str, round: int, *, run: str = "", max_bytes: i
         return Failure(sender, round, str(error), bad=True)
     except Exception as error:  # whatever a client sends is that client's failure, and nobody else's
         return Failure(sender, round, f"sent what cannot be read ({type(error).__name__})", bad=True)
-    return replace(reply, reason=printable(reply.reason)) if isinstance(reply, Failure) else reply
+    # In quotes: among the server's own sentences it could pass for one of these, or for one on another client.
+    if isinstance(reply, Failure) and reply.reason != LOST:
+        return replace(reply, reason=quoted(reply.reason))
+    return reply
 
 
 def admit_score(reply: Reply) -> Score:
@@ -113,6 +117,7 @@ def admit_all(
     """
     waiting = set(tasks)
     for reply in replies:
+        record.opened |= bool(reply.members) if isinstance(reply, Update) else getattr(reply, "final", False)
         try:
             # Of a client with a smaller rank or fewer layers, the shapes of its own task are expected.
             like = expected_streams(plan, _client_params(plan, state, tasks.get(reply.client)), state.round)
@@ -124,8 +129,10 @@ def admit_all(
             record.late += 1
             continue
         except ClientFailed as failure:
-            record.failures[reply.client] = str(failure)
-            record.bad += [reply.client] * isinstance(failure, BadUpdate)
+            # Which client of a sum is to blame, nobody knows.
+            senders = reply.senders if isinstance(reply, Update) else (reply.client,)
+            record.failures |= dict.fromkeys(senders, str(failure))
+            record.bad += senders if isinstance(failure, BadUpdate) and len(senders) == 1 else ()
             continue
         yield update
 
@@ -159,9 +166,7 @@ def admit(
         LateUpdate: the reply belongs to an earlier round or attempt, or is a second one.
         ClientFailed: the client reported a failure.
     """
-    senders: tuple[str, ...] = (reply.client,)
-    if isinstance(reply, Update) and reply.members:
-        senders = reply.members
+    senders = reply.senders if isinstance(reply, Update) else (reply.client,)
     # A reply from a client outside the cohort is late if it belongs to an earlier round, otherwise unsolicited.
     if not set(senders) <= tasks.keys() and not any(reply.round < task.round for task in tasks.values()):
         raise ClientFailed("sent a reply without a request")
@@ -178,7 +183,8 @@ def admit(
         raise BadUpdate(getattr(reply, "reason", "sent no update"))
     if (reply.round, reply.base_version, reply.attempt) != (task.round, task.base_version, task.attempt):
         raise BadUpdate(f"sent an update of round {reply.round} and version {reply.base_version} in round {task.round}")
-    heaviest = math.inf if max_weights is None else sum(max_weights[sender] for sender in senders)
+    # A masked sum of weights is rounded.
+    heaviest = math.inf if max_weights is None else sum(max_weights[sender] for sender in senders) * (1 + 1e-9)
     if not (math.isfinite(reply.weight) and MIN_WEIGHT <= reply.weight <= heaviest):
         raise BadUpdate(f"sent an update of weight {reply.weight}")
     check_metrics(reply.metrics)

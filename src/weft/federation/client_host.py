@@ -42,7 +42,9 @@ class ClientHost:
     def client_of(self, message: Message) -> ClientData:
         """Return the client that answers, slowed down as simulated; raise ClientFailed where it drops out."""
         if not isinstance(message, Task):
-            return (self.eval_clients if isinstance(message, Probe) else self.train_clients).find(message.client)
+            # The client of the server's own rows trains only, and is probed where updates are tried on them.
+            tested = isinstance(message, Probe) and self.eval_clients.has(message.client)
+            return (self.eval_clients if tested else self.train_clients).find(message.client)
         if self.conditions.fails(message.round, message.attempt, message.client):
             raise ClientFailed("dropped out (client_failure_rate)")
         client = self.train_clients.find(message.client)

@@ -13,7 +13,6 @@ from weft.federation.plan import Plan
 from weft.federation.sharing import pad
 from weft.federation.task_check import check_task
 from weft.models.resident import Resident
-from weft.training.loop import Job
 
 CHOICE_ROWS = 64
 """Training rows on which a client compares several models (clusters)."""
@@ -70,7 +69,7 @@ def personal_steps(plan: Plan, model: Resident, client: ClientData, round: int) 
         return
     schedule = replace(plan.local.schedule, kind="constant", warmup_steps=0, warmup_ratio=0.0)
     steps = replace(plan.local, steps=plan.personal_steps, schedule=schedule)
-    job = Job({}, model.values(), None, client.index, round, public=client.public)
+    job = client.job({}, model.values(), None, round)._replace(step_fraction=1.0, purpose="after")
     steps.work(model, plan.objective, client.train, LocalRule(), job)
 
 

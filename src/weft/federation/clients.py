@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from weft.core.exchange import Party
-from weft.core.secret import Secret
+from weft.core import tensors
+from weft.core.party import Identity, Party
+from weft.core.promises import Promises
+from weft.core.secret import BYTES, Secret
 from weft.core.types import Metrics, Streams, Tensors
 from weft.data.words import Words
 from weft.federation.part_memory import part_of
 from weft.models.resident import Resident
+from weft.training.job import Job
 
 
 class RowTable(Protocol):
@@ -67,6 +70,10 @@ class MemoryStore(Protocol):
         """Return the client's secret, the same for the whole run."""
         ...
 
+    def promises(self, client: str) -> Promises:
+        """Return what the client has bound itself to in this run."""
+        ...
+
 
 @dataclass
 class InMemory:
@@ -74,6 +81,7 @@ class InMemory:
 
     memories: dict[str, dict[int, Streams]] = field(default_factory=dict)
     secrets: dict[str, Secret] = field(default_factory=dict)
+    words: dict[str, Promises] = field(default_factory=dict)
 
     def load(self, client: str, round: int) -> Streams:
         """Return the newest memory of `round` or before."""
@@ -97,6 +105,10 @@ class InMemory:
         """Return the client's secret, drawn at its first use."""
         return self.secrets.setdefault(client, Secret.random())
 
+    def promises(self, client: str) -> Promises:
+        """Return the client's promises."""
+        return self.words.setdefault(client, Promises())
+
 
 def everything(metrics: Metrics) -> Metrics:
     """Return all metrics: the client reports everything."""
@@ -118,10 +130,54 @@ class ClientData:
     """Public rows, for a share of every batch."""
     reportable: Callable[[Metrics], Metrics] = everything
     """Returns the metrics that the site policy lets the client send."""
+    units: np.ndarray | None = None
+    """(rows,): the number of the unit of privacy of each training row; None: each row is one."""
+    identity: Identity | None = None
+    """Its certificate, where the parties have any."""
+    least: int = 0
+    """Fewest clients whose updates its site policy lets be averaged."""
     export: Callable[[Resident, Tensors], None] | None = None
     """Writes the resident model to disk at the end of the run, with the run's side adapter."""
 
-    def party(self, prefix: str, memory: Streams, round: int, attempt: int = 0) -> Party:
+    def job(
+        self,
+        personal: Tensors,
+        shared: Tensors,
+        trained: Collection[str] | None,
+        round: int,
+        attempt: int = 0,
+        inputs: Streams | None = None,
+    ) -> Job:
+        """Return the client's training of these parameters in a round (`weft.training.job.Job` says what they are).
+
+        Args:
+            personal, shared, trained, round, attempt: of the job.
+            inputs: what else the training computes from, of the task and of the client's memory. The secret's numbers
+                are drawn for these inputs alone: a server that asks once more, from others, gets other noise.
+        """
+
+        @cache
+        def secret() -> Secret:
+            of_run = self.memory.secret(self.name)
+            if inputs is None:
+                return of_run
+            everything = {"shared": shared, "personal": personal, **inputs}
+            return Secret(of_run.bytes(BYTES, "inputs", tensors.digest(everything)))
+
+        share, public = self.step_fraction, self.public
+        return Job(
+            personal, shared, trained, self.index, round, share, public, attempt, secret=secret, units=self.units
+        )
+
+    def party(
+        self,
+        prefix: str,
+        memory: Streams,
+        round: int,
+        attempt: int = 0,
+        told: Tensors | None = None,
+        least: int = 0,
+    ) -> Party:
         """Return the client as one part of the exchange (codec, privacy, protection) sees it.
 
         Args:
@@ -129,9 +185,20 @@ class ClientData:
             memory: all of the client's memory.
             round: the current round.
             attempt: number of repeated rounds of the run so far.
+            told: what the server told the part.
+            least: fewest clients of a sum that the run allows; the site policy may ask for more.
         """
-        secret = partial(self.memory.secret, self.name)
-        return Party(self.name, round, attempt, part_of(memory, prefix), secret)
+        return Party(
+            self.name,
+            round,
+            attempt,
+            part_of(memory, prefix),
+            partial(self.memory.secret, self.name),
+            told or {},
+            self.memory.promises(self.name),
+            self.identity,
+            max(self.least, least),
+        )
 
 
 @dataclass(frozen=True)
@@ -149,8 +216,14 @@ class Clients:
     """Few-shot examples by the number of the client."""
     first: int = 0
     """Number of the first of these clients in the federation."""
+    units: Sequence[np.ndarray] | None = None
+    """Of each client (rows,): the number of the unit of privacy of each training row; None: each row is one."""
+    num_units: Sequence[int] | None = None
+    """The number of units of each client, where its rows are elsewhere; None: `units` says it."""
     reportable: Callable[[Metrics], Metrics] = everything
     export: Callable[[Resident, Tensors], None] | None = None
+    identity: Identity | None = None
+    least: int = 0
 
     def __len__(self) -> int:
         return len(self.train)
@@ -165,12 +238,19 @@ class Clients:
             View(self.table, self.held_out[index], self.examples.get(self.first + index)),
             self.memory,
             public=None if self.public is None else View(self.table, self.public),
+            units=None if self.units is None else self.units[index],
             reportable=self.reportable,
             export=self.export,
+            identity=self.identity,
+            least=self.least,
         )
 
     def __iter__(self) -> Iterator[ClientData]:
         return (self[index] for index in range(len(self)))
+
+    def has(self, name: str) -> bool:
+        """Say whether there is a client of a name."""
+        return name in self._places
 
     def find(self, name: str) -> ClientData:
         """Return the client of a name; KeyError if there is none."""

@@ -41,7 +41,7 @@ def _up(plan: Plan) -> list[Refusal]:
             changes and plan.privacy.bounded,
             f"{type(plan.privacy).__name__} bounds the norm of every update, and what is decoded from {codec} can be "
             "larger",
-            [plain, "write --privacy none"],
+            [plain, "leave out --privacy_unit"],
         ),
     ]
 

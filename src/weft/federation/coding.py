@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from weft.compression.held import LOST
-from weft.core.exchange import Coding, Exchange, Party
+from weft.core.exchange import Exchange
+from weft.core.party import Coding, Party
 from weft.core.seeds import derive
 from weft.core.tensors import num_bytes
 from weft.core.types import (

@@ -10,13 +10,31 @@ from weft.federation.codec_rules import codecs
 from weft.federation.limits import conditions, local_work, placement
 from weft.federation.model_kinds import clusters, depths, personal
 from weft.federation.plan import Plan
+from weft.federation.privacy_rules import in_steps, protected
 from weft.federation.remedies import Refusal, sentence
-from weft.federation.rules import factors, secrecy, weights
+from weft.federation.robust_rules import attacks, robust
+from weft.federation.rules import factors, means, secrecy, weights
 
 
 def refusals(plan: Plan) -> list[Refusal]:
     """Return the outcome of every rule for a plan; the same number of rules, in the same order, for any plan."""
-    groups = (secrecy, codecs, weights, factors, local_work, clusters, depths, personal, conditions, placement)
+    groups = (
+        secrecy,
+        means,
+        protected,
+        in_steps,
+        codecs,
+        robust,
+        attacks,
+        weights,
+        factors,
+        local_work,
+        clusters,
+        depths,
+        personal,
+        conditions,
+        placement,
+    )
     return [refusal for group in groups for refusal in group(plan)]
 
 

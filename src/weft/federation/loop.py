@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -15,7 +16,7 @@ from weft.core.capabilities import UpdateBuffer
 from weft.core.exchange import Runtime
 from weft.core.parts import Algorithm
 from weft.core.secret import Secret
-from weft.core.types import BAD, Metrics, Probe, ServerState
+from weft.core.types import BAD, Metrics, Probe, ServerState, Total
 from weft.errors import ClientFailed, RunError
 from weft.federation.admission import admit_score
 from weft.federation.conditions import Conditions
@@ -53,6 +54,10 @@ class Rounds:
     """Computes it."""
     left_out: Collection[str] = ()
     """Clients that take no part in the training, so that the shared model is evaluated there."""
+    check: Callable[[ServerState], None] = lambda state: None
+    """Raises BudgetSpent before a round that would exceed a budget."""
+    spend: Callable[[ServerState, Total], None] = lambda state, total: None
+    """Writes down what a round spends, before anything of it is released; raises as `check` does."""
 
     def evaluates(self, round: int) -> bool:
         """Say whether the model is evaluated after so many rounds."""
@@ -121,8 +126,10 @@ def run_rounds(
     # Attempts, and rounds without a usable update, in a row; a run that is resumed has them again.
     in_vain = empty = 0
     weight = rounds.population_weight(len(clients), by_rows=plan.weighs_rows)
+    one_round = partial(run_round, population_weight=weight, secret=rounds.secret, spend=rounds.spend)
     places: dict[str, int] = {}
     while state.round < rounds.count:
+        rounds.check(state)
         start = time.perf_counter()
         if cohorts is not None:
             indexes, clock = next(cohorts)
@@ -133,23 +140,21 @@ def run_rounds(
         last = state.round + 1 == rounds.count
         part = replace(plan, error_device=rounds.error_device(state.round + 1))
         part = _with_last_quorum(part) if last and cohort else part
-        state, record = run_round(
-            part, state, cohort, runtime, population_weight=weight, max_updates=most, secret=rounds.secret
-        )
+        state, record = one_round(part, state, cohort, runtime, max_updates=most)
         seconds = time.perf_counter() - start
         if record.repeated:
             in_vain += 1
             yield RoundDone(state, record, seconds, None, clock)
             if in_vain >= rounds.max_attempts:
-                raise RunError(_in_vain(record, in_vain))
+                raise RunError(_in_vain(plan, record, in_vain))
             runtime.pause(in_vain)
             continue
         in_vain, empty = 0, empty + 1 if cohort and not record.clients else 0
         # Only where rounds cannot be repeated: the last buffer of an asynchronous run may be lost by chance.
         if last and empty >= min(rounds.count, rounds.max_attempts):
-            raise RunError(_in_vain(record, 1))
+            raise RunError(_in_vain(plan, record, 1))
         # The state may be evaluated only after a round that counted: a repeated one left it unchanged.
-        tested = eval_clients if rounds.evaluates(state.round) else ()
+        tested = eval_clients if plan.reports and rounds.evaluates(state.round) else ()
         scores = _scores(plan, state, runtime, tested, rounds.left_out, record) if tested else None
         yield RoundDone(state, record, seconds, scores, clock)
 
@@ -183,11 +188,16 @@ def _with_last_quorum(plan: Plan) -> Plan:
     return replace(plan, quorum=max(1, plan.quorum)) if waits else plan
 
 
-def _in_vain(record: RoundRecord, attempts: int) -> str:
+def _in_vain(plan: Plan, record: RoundRecord, attempts: int) -> str:
     """Return the error of a round that was begun in vain, with the reasons of some clients."""
     begun = f"Round {record.round + 1} was begun {attempts} time{'s' * (attempts > 1)}"
     some = "; ".join(f"{client}: {reason}" for client, reason in list(record.failures.items())[:MAX_REASONS])
     why = f" ({some})" if some else ""
+    if record.quorum > max(1, plan.quorum) and not plan.aggregator.additive:
+        return (
+            f"{begun} and fewer than {record.quorum} clients answered{why}, which {type(plan.aggregator).__name__} "
+            "needs to stand its attackers: go on with --resume when they can be reached."
+        )
     if record.quorum > 1:
         return (
             f"{begun} and fewer than {record.quorum} clients answered{why}: go on with --resume when they can be "
@@ -210,7 +220,7 @@ def _sampled_cohort(
     clock = state.round + state.attempts  # the availability trace goes on while a round is repeated
     sampled = rounds.selection.cohort(clients, state.round, state.attempt, clock, aside)
     indexes = plan.algorithm.cohort(sampled, len(clients))
-    if not len(indexes) and aside:
+    if not len(indexes) and aside and not rounds.selection.poisson:
         raise RunError(
             f"All clients that can be reached sent {rounds.max_bad_updates} bad updates: "
             "correct what they run, or write a larger --max_bad_updates."

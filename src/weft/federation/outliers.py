@@ -70,7 +70,8 @@ def _of_usual_norm(
         refused = _judge(factor, found)
         if not wanted or len(found) - before < wanted:
             break
-    record.failures |= {spool.head(number).client: reason for number, reason in refused.items()}
+    for number, reason in refused.items():
+        record.failures |= dict.fromkeys(spool.head(number).senders, reason)
     return [number for number in range(len(found)) if number not in refused][: max_updates or None]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from weft.core.types import Streams
 
 RULE, OWN = "rule.", "own"
@@ -16,3 +18,8 @@ def part_of(memory: Streams, prefix: str) -> Streams:
 def with_prefix(streams: Streams, prefix: str) -> Streams:
     """Return the streams of one part, with its prefix."""
     return {prefix + name: values for name, values in streams.items()}
+
+
+def with_prefixes(memories: Mapping[str, Streams]) -> Streams:
+    """Return the memories of several parts, by their prefixes, as one."""
+    return {name: values for part, memory in memories.items() for name, values in with_prefix(memory, part).items()}

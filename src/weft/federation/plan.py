@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from weft.core.attack import Attack
 from weft.core.exchange import Aggregator, Codec, Privacy, Protection, Weighting
 from weft.core.objective import Objective
 from weft.core.parts import Algorithm
@@ -30,6 +31,8 @@ class Plan:
     """The kind of trained parameters: "full", "lora", "dora" (whose product is normalised) or "prompt"."""
     quorum: int = 0
     """Admitted updates that a round needs; with fewer it is repeated."""
+    cohort: int = 0
+    """Clients that are asked in a round; 0: unknown."""
     cohorts: Mapping[str, int] = field(default_factory=dict)
     """Smallest cohorts that clients require by their site policies, by client."""
     weighting: Weighting = field(default_factory=Weighting)
@@ -43,25 +46,46 @@ class Plan:
     """More clients are sampled than updates are used."""
     everywhere: bool = False
     """The client of the public rows takes part in every round."""
+    trusted: str = ""
+    """The name of that client: its rows are the server's own."""
     parallel: str = "none"
     """How one model is spread over processes: "none", "fsdp", "tensor" or "pipeline"."""
     offloaded: bool = False
     """Layers of the base wait on the CPU or on disk."""
     personal_steps: int = 0
     """Steps that every client makes on its own after the last round."""
+    attack: Attack = field(default_factory=Attack)
+    """What malicious clients of a simulation do."""
     codec_down: Codec = field(default_factory=Codec)
     """Encodes tasks; `codec` encodes updates."""
+    reports: bool = True
+    """Clients send the scores of their held-out rows."""
     error_device: torch.device | None = None
     """Computes the product error of a round; None: it is not computed."""
 
-    def quorum_of(self, clients: Iterable[str]) -> int:
-        """Return the number of updates that a round of these clients needs."""
-        return max(self.quorum, *(self.cohorts.get(client, 0) for client in clients), 0)
+    def quorum_of(self, clients: Iterable[str], asked: int) -> int:
+        """Return the number of clients that a round of these needs, of `asked` that were asked."""
+        needs = self.aggregator.needs(self.updates_of(asked)) * self.clients_of_update
+        return max(self.quorum, needs, *(self.cohorts.get(client, 0) for client in clients))
+
+    @property
+    def clients_of_update(self) -> int:
+        """Fewest clients whose sum is one update to the aggregator: 1, or those of a group."""
+        return self.protection.smallest_sum if self.protection.grouped else 1
+
+    def updates_of(self, clients: int) -> int:
+        """Return the number of updates that the aggregator sees of so many clients."""
+        return clients // self.clients_of_update
 
     @property
     def weighs_rows(self) -> bool:
         """Whether a client's weight is its number of rows; under differential privacy all clients weigh the same."""
         return self.weighting.by_rows and not self.privacy.bounded
+
+    @property
+    def shares_of_noise(self) -> int:
+        """Clients whose shares make up the noise, so that no sum of fewer may be opened; 0: it is not of shares."""
+        return self.quorum if self.privacy.noise_in_shares else 0
 
     @property
     def draws_secrets(self) -> bool:

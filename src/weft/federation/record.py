@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from weft.core.declarations import training
 from weft.core.metrics import Totals
-from weft.core.types import Update
+from weft.core.types import Total, Update
 
 
 @dataclass
@@ -19,6 +19,8 @@ class RoundRecord:
     failures: dict[str, str] = field(default_factory=dict)
     over_selected: tuple[str, ...] = ()
     """Clients of an over-selected cohort whose updates were not needed."""
+    flagged: tuple[str, ...] = ()
+    """Clients that the aggregator takes for attackers."""
     sums: dict[str, float] = field(default_factory=dict)
     totals: Totals = field(default_factory=lambda: Totals(training()))
     """What the metrics of training are derived from."""
@@ -31,6 +33,10 @@ class RoundRecord:
     product_error: float | None = None
     quorum: int = 0
     """Admitted updates that the round needs; with fewer it is repeated."""
+    opened: bool = False
+    """A protection opened a sum of updates, or clients gave what opens one: the round is not begun again."""
+    unusable: bool = False
+    """The aggregator combines no so few updates: the parameters are as before."""
     repeated: bool = False
     """Too few admitted updates: the parameters are as before, and the round is repeated."""
 
@@ -41,11 +47,16 @@ class RoundRecord:
             self.sums[name] = self.sums.get(name, 0.0) + value
         return update
 
-    def close(self, clients: tuple[str, ...], cohort: Collection[str], max_updates: int) -> None:
-        """Record whose updates were used; of the others, which were not needed and which sent no reply."""
-        self.clients = clients
-        missing = sorted(set(cohort) - set(clients) - self.failures.keys())
-        if max_updates and len(clients) == max_updates:
+    def close(self, total: Total, cohort: Collection[str], max_updates: int, quorum: int = 0) -> None:
+        """Record whose updates were used; of the others, which were not needed and which sent no reply.
+
+        After a sum was opened the round is not begun again: a second sum over other clients would show the difference.
+        """
+        self.clients, self.flagged, self.quorum = total.clients, total.flagged, quorum
+        short = len(total.clients) < quorum
+        self.repeated, self.unusable = short and not self.opened, short and not total.streams
+        missing = sorted(set(cohort) - set(total.clients) - self.failures.keys())
+        if max_updates and len(total.clients) == max_updates:
             self.over_selected = tuple(missing)
         else:
             self.failures |= dict.fromkeys(missing, "sent no reply")

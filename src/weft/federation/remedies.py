@@ -66,6 +66,11 @@ def name_of(algorithm: Algorithm) -> str:
     return type(_inner_of(algorithm)).__name__
 
 
+def summed(algorithm: Algorithm) -> list[str]:
+    """Return the remedy by which an algorithm itself needs sums of updates alone, where it has one."""
+    return [f"write --fed_args {algorithm.sums_with}"] if algorithm.sums_with else []
+
+
 def series(words: Sequence[str]) -> str:
     """Return "a", "a or b", "a, b or c"."""
     return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

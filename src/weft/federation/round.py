@@ -9,9 +9,9 @@ client   compress   with error feedback                  codec.encode
 client   seal       mask or encrypt                      protection.seal
 wire     exchange   whatever the runtime is              runtime.exchange
 server   open       unmask, decode, check                protection.collect, codec.decode, admit
-server   combine    a streaming mean, or a robust one    algorithm.combine, lora.combine
+server   combine    a streaming mean, or a robust one    algorithm.combine
 server   noise      central differential privacy         privacy.on_server
-server   step       server optimizer                     algorithm.step
+server   step       LoRA factors, server optimizer       lora.combine, algorithm.step
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from weft.core.exchange import Party, Runtime
+from weft.core.exchange import Runtime
 from weft.core.objective import Evaluator
+from weft.core.party import Party
 from weft.core.secret import Secret
 from weft.core.types import (
+    BOUND,
     CODEC,
     CODEC_DOWN,
     PRIVACY,
@@ -35,23 +37,25 @@ from weft.core.types import (
     Score,
     ServerState,
     Task,
+    Total,
     Undo,
     Update,
 )
 from weft.federation.admission import admit_all
+from weft.federation.budgeted import bounded, joins, paid
 from weft.federation.client_model import choose, export_model, load_probe_model
 from weft.federation.clients import ClientData
 from weft.federation.coding import count_bytes, decode_task, encode, encode_tasks, settle
 from weft.federation.cohort_watch import CohortWatch
 from weft.federation.outliers import limited
-from weft.federation.part_memory import OWN, RULE, part_of, with_prefix
+from weft.federation.part_memory import OWN, RULE, part_of, with_prefix, with_prefixes
 from weft.federation.plan import Plan
 from weft.federation.record import RoundRecord
 from weft.federation.sharing import crop_like, pad_update, with_layers
-from weft.federation.state import Participant, advance, blame, expected_streams, task_for
+from weft.federation.state import Participant, advance, blame, collector, expected_streams, task_for, without_step
+from weft.federation.unused import undo
 from weft.federation.weigher import Weigher
 from weft.models.resident import Resident
-from weft.training.loop import Job
 
 
 def run_round(
@@ -63,6 +67,7 @@ def run_round(
     population_weight: float = 0.0,
     max_updates: int = 0,
     secret: Callable[[], Secret] = Secret.random,
+    spend: Callable[[ServerState, Total], None] = lambda state, total: None,
 ) -> tuple[ServerState, RoundRecord]:
     """Run one round on the server and return the state after it.
 
@@ -77,6 +82,7 @@ def run_round(
         population_weight: sum of the weights of all clients, in rows or in clients; 0: unknown.
         max_updates: number of admitted updates that are used, in order of arrival; 0: all.
         secret: returns the server's secret.
+        spend: counts what the round spends of a budget, before anything that follows from it is released.
     """
     record = RoundRecord(state.round)
 
@@ -87,33 +93,27 @@ def run_round(
     encoded, down_memory = encode_tasks(plan, list(tasks.values()), server(CODEC_DOWN))
     exchange = count_bytes(runtime.exchange, record) if plan.algorithm.shares else runtime.exchange
     like = expected_streams(plan, state.params, state.round)
-    replies = plan.protection.collect(exchange, encoded, like, server(PROTECTION))
-    # Generators up to `combine`: an update joins the mean (or a file) before the next is read: memory holds one.
     max_weights = {participant.client: participant.rows if plan.weighs_rows else 1.0 for participant in cohort}
+    # Generators up to `combine`: an update joins the mean (or a file) before the next is read: memory holds one.
+    protector = collector(plan, max_weights, server(PROTECTION))
+    replies = plan.protection.collect(exchange, encoded, like, protector)
     admitted = admit_all(plan, state, tasks, max_weights, replies, record, server(CODEC))
     weigher = Weigher(plan.weighting, state.memory.get(WEIGHTS, {}))
-    watcher = CohortWatch(plan, state, tasks)
-    updates = watcher.watch(limited(plan, admitted, weigher, max_updates, record))
-    total = plan.algorithm.combine((pad_update(update, state.params) for update in updates), plan.aggregator)
+    watcher = CohortWatch(plan, state, tasks, max_updates or len(tasks), runtime)
+    updates = watcher.watch(limited(plan, bounded(plan, state, admitted), weigher, max_updates, record))
+    total = plan.algorithm.combine((pad_update(update, state.params) for update in updates), watcher.aggregator(server))
     total = replace(total, population_weight=population_weight)
-
-    record.close(total.clients, tasks, max_updates)
-    record.quorum = plan.quorum_of(total.clients)
-    record.repeated = len(total.clients) < record.quorum
+    record.close(total, tasks, max_updates, plan.quorum_of(total.clients, watcher.asked))
     state = blame(state, record.bad)
-    if plan.remembers:
-        # Clients saved their new memory before they replied; those whose update was not used go back to the old one.
-        unused = set(tasks) - set(() if record.repeated else total.clients)
-        list(runtime.exchange([Undo(client, state.round) for client in sorted(unused)]))
+    undo(plan, state, set(tasks) - set(() if record.repeated else total.clients), runtime)
     state, down_memory = settle(plan, state, down_memory, record)
-    if record.repeated:
-        return replace(state, attempts=state.attempts + 1, attempt=state.attempt + 1), record
-    if not total.clients:
-        return replace(state, round=state.round + 1, attempt=0), record
-    total, record.product_error = watcher.combine(total)
+    total = paid(plan, state, total, like, spend)
+    if record.repeated or record.unusable or not (total.clients or plan.privacy.bounded):
+        return without_step(state, repeated=record.repeated), record
     total, privacy_memory = plan.privacy.on_server(total, server(PRIVACY))
-    memory = weigher.memory | with_prefix(down_memory, CODEC_DOWN) | with_prefix(privacy_memory, PRIVACY)
-    return advance(plan.algorithm, state, total, memory), record
+    total, record.product_error = watcher.combine(total)
+    parts = {CODEC_DOWN: down_memory, PRIVACY: privacy_memory, PROTECTION: protector.memory | protector.kept}
+    return advance(plan.algorithm, state, total, weigher.memory | with_prefixes(parts)), record
 
 
 def answer(message: Message, plan: Plan, client: ClientData, model: Resident, evaluator: Evaluator) -> Reply:
@@ -122,7 +122,7 @@ def answer(message: Message, plan: Plan, client: ClientData, model: Resident, ev
         client.memory.drop(client.name, message.round + 1)
         return Score(client.name, message.round, {})
     if isinstance(message, ProtectionRequest):
-        return plan.protection.answer(message, client.party(PROTECTION, {}, message.round, message.attempt))
+        return plan.protection.answer(message, joins(plan, client, message))
     if isinstance(message, Probe) and message.export:
         export_model(message, plan, client, model)
         return Score(client.name, message.round, {})
@@ -130,7 +130,7 @@ def answer(message: Message, plan: Plan, client: ClientData, model: Resident, ev
         if isinstance(message, Task):
             return _train(message, plan, client, model)
         choice = load_probe_model(message, plan, client, model)
-        metrics = evaluator.evaluate(model, client.held_out)
+        metrics = evaluator.evaluate(model, client.held_out) if plan.reports else {}
         metrics |= {f"{stream}/{int(value)}": 1.0 for stream, values in choice.items() for value in values.values()}
         return Score(client.name, message.round, client.reportable(metrics))
 
@@ -144,15 +144,14 @@ def _train(task: Task, plan: Plan, client: ClientData, model: Resident) -> Updat
     like = expected_streams(plan, shared | decoded.params, task.round)
     start = model.initial | memory.get(OWN, {})
     local_task, choice = choose(plan, decoded, start, client, model)
-    rule = plan.algorithm.rule(local_task, part_of(memory, RULE))
-    trainable = {*plan.sharing.trained_names(shared, task.round), *model.initial}
-    job = Job(start, local_task.params, trainable, client.index, task.round, client.step_fraction, client.public)
+    rule, names = plan.algorithm.rule(local_task, part_of(memory, RULE)), plan.sharing.trained_names(shared, task.round)
+    inputs = local_task.extra | with_prefix(memory, "memory.")
+    job = client.job(start, local_task.params, {*names, *model.initial}, task.round, task.attempt, inputs)
     done = plan.local.work(model, plan.objective, client.train, rule, job)
     new_memory = with_prefix(done.finished.memory, RULE)
     personal = plan.algorithm.personal
-    second_rule = None if personal is None else personal.rule(local_task, part_of(memory, RULE))
-    if second_rule is not None:
-        second = plan.local.work(model, plan.objective, client.train, second_rule, job)
+    if personal is not None and (second_rule := personal.rule(local_task, part_of(memory, RULE))) is not None:
+        second = plan.local.work(model, plan.objective, client.train, second_rule, job._replace(purpose="personal"))
         new_memory |= with_prefix(second.finished.memory, RULE)
     if done.personal:
         new_memory[OWN] = done.personal
@@ -161,9 +160,10 @@ def _train(task: Task, plan: Plan, client: ClientData, model: Resident) -> Updat
     metrics = {} if plan.privacy.bounded else client.reportable(done.metrics)
     update = Update(client.name, task.round, task.base_version, streams, weight, metrics, task.attempt)
     # Noise comes first: whatever is computed from a noisy update, its compression too, costs no further privacy.
-    update, privacy_memory = plan.privacy.on_client(update, client.party(PRIVACY, memory, task.round, task.attempt))
+    party = client.party(PRIVACY, memory, task.round, task.attempt, task.extra.get(BOUND))
+    update, privacy_memory = plan.privacy.on_client(update, party)
     update, codec_memory = encode(plan, update, like, client, memory)
     new_memory |= codec_memory | down_memory | with_prefix(privacy_memory, PRIVACY)
     if new_memory:
         client.memory.save(client.name, task.round + 1, new_memory)
-    return plan.protection.seal(update, task, client.party(PROTECTION, {}, task.round, task.attempt))
+    return plan.protection.seal(update, task, joins(plan, client, task))

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from weft.core.parts import Algorithm
 from weft.federation.plan import Plan
-from weft.federation.remedies import AGGREGATOR, ALGORITHM, CODEC, LORA, WEIGHTING, Refusal, name_of
+from weft.federation.remedies import AGGREGATOR, ALGORITHM, CODEC, LORA, WEIGHTING, Refusal, name_of, summed
 
 FEDERATED = ALGORITHM.with_description("a federated algorithm")
 
 
 def secrecy(plan: Plan) -> list[Refusal]:
-    """Return the rules of protection and privacy: what the server may see."""
-    algorithm, protection, privacy, lora = plan.algorithm, plan.protection, plan.privacy, plan.sharing.lora
-    name, protector, private = name_of(algorithm), type(protection).__name__, type(privacy).__name__
+    """Return the rules of protection: what the server may see."""
+    algorithm, protection, lora = plan.algorithm, plan.protection, plan.sharing.lora
+    name, protector = name_of(algorithm), type(protection).__name__
     mean, factors = type(plan.aggregator).__name__, type(lora).__name__
     clusters = "leave out --cluster"
     return [
         Refusal(
             protection.sum_only and not algorithm.sums_updates and algorithm.choice is None,
             f"{name} looks at single updates, but {protector} shows the server sums only",
-            [ALGORITHM.with_description("another algorithm"), "write --protection none"],
+            [*summed(algorithm), ALGORITHM.with_description("another algorithm"), "write --protection none"],
         ),
         Refusal(
             protection.sum_only and algorithm.choice is not None,
@@ -27,19 +27,27 @@ def secrecy(plan: Plan) -> list[Refusal]:
             [clusters, "write --protection none"],
         ),
         Refusal(
+            protection.sum_only and not algorithm.shares and not algorithm.pools_data,
+            f"{name} sends no updates, so there is nothing for {protector} to hide",
+            ["write --protection none", FEDERATED],
+        ),
+        Refusal(
             protection.sum_only and lora.single_updates,
             f"{factors} multiplies each client's factors, but {protector} shows the server sums only",
             [LORA, "write --protection none"],
         ),
         Refusal(
-            protection.sum_only and not plan.aggregator.additive,
+            protection.sum_only and not protection.grouped and not plan.aggregator.additive,
             f"{mean} compares single updates, but {protector} shows the server sums only",
-            [AGGREGATOR, "write --protection none"],
+            [AGGREGATOR, *_in_groups(plan), "write --protection none"],
         ),
         Refusal(
             protection.sum_only and not plan.codec.addable,
             f"Updates encoded by {type(plan.codec).__name__} cannot be added up under {protector}",
-            [CODEC.with_description("another codec"), "write --protection none"],
+            [
+                *([protection.fewer_bytes] if protection.fewer_bytes else [CODEC.with_description("another codec")]),
+                "write --protection none",
+            ],
         ),
         Refusal(
             protection.sum_only and bool(plan.sharing.ranks or plan.sharing.layers),
@@ -51,22 +59,35 @@ def secrecy(plan: Plan) -> list[Refusal]:
             f"{protector} opens the sum of a whole cohort, and here the server uses the first updates that come",
             ["leave out --over_selection", "write --protection none"],
         ),
+    ]
+
+
+def means(plan: Plan) -> list[Refusal]:
+    """Return the rules of what is computed of a cohort: a mean of updates where privacy accounts for one."""
+    algorithm, privacy, lora = plan.algorithm, plan.privacy, plan.sharing.lora
+    private, mean, factors = type(privacy).__name__, type(plan.aggregator).__name__, type(lora).__name__
+    return [
         Refusal(
             privacy.bounded and not plan.aggregator.additive,
             f"{private} accounts for a mean, and {mean} is none",
-            [AGGREGATOR, "write --privacy none"],
+            [AGGREGATOR, "leave out --privacy_unit"],
         ),
         Refusal(
             privacy.bounded and lora.single_updates,
             f"{private} accounts for a mean of updates, and {factors} averages products",
-            [LORA, "write --privacy none"],
+            [LORA, "leave out --privacy_unit"],
         ),
         Refusal(
-            algorithm.pools_data and (protection.sum_only or privacy.bounded),
-            f"{name} brings all rows to one place, where there is nobody to protect them from",
-            ["leave out --protection and --privacy", FEDERATED],
+            algorithm.pools_data and (plan.protection.sum_only or privacy.bounded),
+            f"{name_of(algorithm)} brings all rows to one place, where there is nobody to protect them from",
+            ["leave out --protection and --privacy_unit", FEDERATED],
         ),
     ]
+
+
+def _in_groups(plan: Plan) -> list[str]:
+    """Return the remedy of sums over groups, which can be compared, where the protection has them."""
+    return ["add --group_size, with which sums of groups are compared"] if plan.protection.can_group else []
 
 
 def compares_norms(algorithm: Algorithm) -> bool:
@@ -101,9 +122,9 @@ def weights(plan: Plan) -> list[Refusal]:
             ["leave out --max_update_norm", ALGORITHM.with_description("another algorithm")],
         ),
         Refusal(
-            plan.max_update_norm > 0 and plan.protection.sum_only,
+            plan.max_update_norm > 0 and plan.protection.sum_only and not plan.protection.grouped,
             f"max_update_norm compares single updates, but {hider} shows the server sums only",
-            ["leave out --max_update_norm", "write --protection none"],
+            ["leave out --max_update_norm", *_in_groups(plan), "write --protection none"],
         ),
         Refusal(
             plan.max_client_share < 1 and (plan.protection.sum_only or not algorithm.shares),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
+from weft.core.secret import Secret
 from weft.core.seeds import generator
 from weft.core.shares import at_least
 from weft.errors import RunError
@@ -105,6 +106,10 @@ class Selection:
     """Clients that take part in every round, beside the `count`."""
     absent: tuple[int, ...] = ()
     """Clients that never take part."""
+    poisson: bool = False
+    """Every client takes part by a coin of its own, `count` of all on average."""
+    secret: Callable[[], Secret] | None = None
+    """Chooses instead of the seed, which everybody knows."""
 
     @property
     def updates_per_round(self) -> int:
@@ -120,11 +125,27 @@ class Selection:
             excluded = [*self.always, *self.absent, *aside]
             # Clients that always take part are added below, not drawn.
             among = _without(len(clients), among, excluded)
+        if self.poisson or self.secret is not None:
+            cohort = self._chosen_apart(len(clients), among, round, attempt)
+            return [*cohort, *(client for client in self.always if client not in aside)]
         count = at_least(self.count, 1 + self.over_selection)
         cohort = sample_clients(
             len(clients), count, seed=self.seed, round=round, weights=self.weights, among=among, draw=attempt
         )
         return [*cohort, *(client for client in self.always if client not in aside)]
+
+    def _chosen_apart(self, population: int, among: np.ndarray | None, round: int, attempt: int) -> list[int]:
+        """Return clients by a number between 0 and 1 for each: those below the probability, or the `count` smallest."""
+        words = ("cohort", round, attempt)
+        coins = generator(self.seed, *words).random(population)
+        if self.secret is not None:
+            coins = self.secret().uniform(population, *words)
+        candidates = np.arange(population) if among is None else among
+        if self.poisson:
+            chosen = candidates[coins[candidates] < self.count / population]
+        else:
+            chosen = candidates[np.argsort(coins[candidates], kind="stable")[: self.count]]
+        return sorted(int(client) for client in chosen)
 
 
 def arrivals(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -11,13 +11,16 @@ import torch
 
 from weft.core import tensors
 from weft.core.parts import Algorithm
+from weft.core.party import Party
 from weft.core.types import (
+    AGGREGATOR,
     BAD,
     CODEC,
     CODEC_DOWN,
     DELTA,
     FIXED,
     PRIVACY,
+    PROTECTION,
     SIDE,
     WEIGHTS,
     ServerState,
@@ -27,11 +30,12 @@ from weft.core.types import (
     Total,
 )
 from weft.errors import RunError
+from weft.federation.part_memory import part_of, with_prefix
 from weft.federation.plan import Plan
 from weft.federation.sharing import crop_rank, with_layers
 
 RESERVED = (SIDE, FIXED, WEIGHTS, BAD)
-PARTS = (CODEC, CODEC_DOWN, PRIVACY)
+PARTS = (AGGREGATOR, CODEC, CODEC_DOWN, PRIVACY, PROTECTION)
 """Streams of the server's memory that the algorithm never sees: RESERVED by name, PARTS by prefix."""
 
 
@@ -69,7 +73,8 @@ def task_for(plan: Plan, state: ServerState, participant: Participant) -> Task:
 
     task = plan.algorithm.task(state, participant.client, participant.version)
     extra = {stream: crop(values) for stream, values in task.extra.items()}
-    return replace(task, params=crop(task.params), extra=extra | _side(state), attempt=state.attempts)
+    extra |= _side(state) | plan.privacy.told(part_of(state.memory, PRIVACY))
+    return replace(task, params=crop(task.params), extra=extra, attempt=state.attempts)
 
 
 def blame(state: ServerState, clients: Sequence[str]) -> ServerState:
@@ -80,6 +85,13 @@ def blame(state: ServerState, clients: Sequence[str]) -> ServerState:
     for client in clients:
         counts[client] = counts.get(client, torch.zeros((), dtype=torch.int64)) + 1
     return replace(state, memory=state.memory | {BAD: counts})
+
+
+def without_step(state: ServerState, *, repeated: bool) -> ServerState:
+    """Return the state after a round that changed nothing; one that is repeated counts an attempt."""
+    if repeated:
+        return replace(state, attempts=state.attempts + 1, attempt=state.attempt + 1)
+    return replace(state, round=state.round + 1, attempt=0)
 
 
 def to_use(algorithm: Algorithm, state: ServerState) -> tuple[Tensors, Streams]:
@@ -101,7 +113,7 @@ def expected_streams(plan: Plan, params: Tensors, round: int) -> Streams:
     """Return tensors of the names, shapes and dtypes of a client's update, given all its shared parameters."""
     trained = {name: params[name] for name in plan.sharing.trained_names(params, round)}
     turns = plan.algorithm.turns
-    return plan.algorithm.like(trained if turns is None else turns.part(trained, round))
+    return plan.algorithm.like(trained if turns is None else turns.part(trained, round)) | plan.privacy.like()
 
 
 def _is_reserved(stream: str) -> bool:
@@ -119,6 +131,7 @@ def advance(algorithm: Algorithm, state: ServerState, total: Total, parts: Strea
     """
     other_memory = {stream: state.memory[stream] for stream in RESERVED if stream in state.memory} | parts
     other_memory |= {SIDE: total.streams[SIDE]} if SIDE in total.streams else {}
+    other_memory |= with_prefix(total.memory, AGGREGATOR)
     memory = {stream: values for stream, values in state.memory.items() if not _is_reserved(stream)}
     names = total.streams.get(DELTA, state.params)
     # The algorithm must not see the memory of other parts: it may drop or rescale every stream that it finds.
@@ -147,4 +160,11 @@ def advance(algorithm: Algorithm, state: ServerState, total: Total, parts: Strea
         )
     return ServerState(
         state.params | state_after.params, memory_after | other_memory, state_after.round, state.attempts
+    )
+
+
+def collector(plan: Plan, max_weights: Mapping[str, float], server: Party) -> Party:
+    """Return the server as a protection sees it: with the round's quorum and the largest weight of its clients."""
+    return replace(
+        server, quorum=plan.quorum_of(max_weights, len(max_weights)), heaviest=max(max_weights.values(), default=1.0)
     )

@@ -47,7 +47,7 @@ def check_task(plan: Plan, task: Task, client: int, model: Resident) -> None:
         missing = sorted(with_layers(masters, layers).keys() - task.params.keys())
         if missing:
             raise ClientFailed(f"was sent no value of '{missing[0]}', which the run shares")
-    known = algorithm.task_like(masters)
+    known = algorithm.task_like(masters) | plan.privacy.told({})
     guards = type(plan.protection).seal is not Protection.seal  # its streams have names of its own
     for stream, values in task.extra.items():
         if stream == SIDE and plan.sharing.lora.shape == "side":

@@ -7,13 +7,14 @@ from pydantic import ConfigDict, field_validator, model_validator
 from weft import kinds, registry
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
-from weft.keys import alignment, checks, data, evaluation, federation, model, prompt, run, training
+from weft.keys import alignment, checks, data, evaluation, federation, model, privacy, prompt, run, training
 from weft.keys.alignment import AlignmentKeys
 from weft.keys.data import Client, DataKeys
 from weft.keys.effects import Effect
 from weft.keys.evaluation import EvaluationKeys
 from weft.keys.federation import FederationKeys
 from weft.keys.model import ModelKeys
+from weft.keys.privacy import PrivacyKeys
 from weft.keys.prompt import PromptKeys
 from weft.keys.run import RunKeys
 from weft.keys.training import TrainingKeys
@@ -21,13 +22,16 @@ from weft.keys.training import TrainingKeys
 __all__ = ["EFFECTS", "Client", "RunConfig"]
 
 TABLES = {
-    module.__name__: module.WORKS for module in (model, data, training, evaluation, federation, prompt, alignment, run)
+    module.__name__: module.WORKS
+    for module in (model, data, training, evaluation, federation, privacy, prompt, alignment, run)
 }
 EFFECTS: dict[str, Effect] = {key: effect for table in TABLES.values() for key, effect in table.items()}
 """When each key has an effect."""
 
 
-class RunConfig(RunKeys, EvaluationKeys, TrainingKeys, AlignmentKeys, FederationKeys, DataKeys, PromptKeys, ModelKeys):
+class RunConfig(
+    RunKeys, EvaluationKeys, TrainingKeys, AlignmentKeys, PrivacyKeys, FederationKeys, DataKeys, PromptKeys, ModelKeys
+):
     """All keys of a run; help texts list them in the order of the base classes, the last one first."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,6 +48,7 @@ class RunConfig(RunKeys, EvaluationKeys, TrainingKeys, AlignmentKeys, Federation
         "include_path",
         "leave_out",
         "clean",
+        "contamination",
         mode="before",
     )
     @classmethod
@@ -105,6 +110,14 @@ class RunConfig(RunKeys, EvaluationKeys, TrainingKeys, AlignmentKeys, Federation
         if not isinstance(values, dict) or "num_clients" in values:
             return values
         return values | {"num_clients": 0} if values.get("split_strategy") in registry.NATURAL_SPLITS else values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _part_of_unit(cls, values: object) -> object:
+        """Choose the privacy part of the unit, unless `privacy` is set."""
+        if not isinstance(values, dict) or "privacy" in values or "privacy_unit" not in values:
+            return values
+        return values | {"privacy": privacy.part_of_unit(str(values["privacy_unit"]))}
 
     @model_validator(mode="after")
     def _fits(self) -> RunConfig:

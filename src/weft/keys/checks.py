@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from weft import kinds, registry
 from weft.errors import ConfigError
-from weft.keys import clean_checks, secrets
+from weft.keys import clean_checks, privacy, secrets
+from weft.keys.prompt_checks import check_prompt
 
 if TYPE_CHECKING:
     from weft.keys import RunConfig
@@ -25,7 +26,8 @@ def check(config: RunConfig) -> None:
     _check_numbers(config)
     _check_names(config)
     _check_rewards(config)
-    _check_prompt(config)
+    check_prompt(config)
+    privacy.check(config)
 
 
 def _check_secrets(config: RunConfig) -> None:
@@ -34,73 +36,6 @@ def _check_secrets(config: RunConfig) -> None:
     for values in (dict(config), *clients):
         if (why := secrets.fault(values)) is not None:
             raise ConfigError(why)
-
-
-def _check_prompt(config: RunConfig) -> None:
-    """Check the keys of prompts."""
-    if config.few_shot and config.objective != "sft":
-        raise ConfigError(
-            "few_shot puts examples before questions with answers: use it with `weft sft` or `weft prompt`, or leave "
-            "it out."
-        )
-    if config.few_shot and config.fed_alg == "central":
-        raise ConfigError(
-            "few_shot takes examples from each client's rows, and central has no clients: leave out --few_shot."
-        )
-    _check_endpoint(config)
-    if config.prompt_method is None:
-        if config.private_tokens:
-            raise ConfigError("private_tokens are part of a prompt: write --prompt_method soft, prefix or p_tuning.")
-        return
-    count = config.num_virtual_tokens + config.private_tokens
-    if config.use_peft or config.from_scratch:
-        raise ConfigError(
-            f"A prompt is trained for a frozen model: leave out {'--use_peft' if config.use_peft else '--size'}, or "
-            "--prompt_method."
-        )
-    if config.objective == "causal_lm":
-        raise ConfigError("Prompts are trained on questions and answers: use `weft prompt`, not `weft pretrain`.")
-    if config.prompt_method not in ("prefix", "text") and count >= config.seq_length - 1:
-        raise ConfigError(
-            f"A prompt of {count} vectors leaves no room for text in seq_length ({config.seq_length}): write a larger "
-            "--seq_length, or fewer --num_virtual_tokens."
-        )
-    if config.prompt_method == "black_box" and config.learning_rate == 0:
-        raise ConfigError("learning_rate is 0, so the search of black_box has no width: write one above 0, such as 1.")
-    if config.prompt_method == "prefix" and config.gradient_checkpointing is True:
-        raise ConfigError(
-            "A prefix is a cache of keys and values, which recomputation does not support: leave out "
-            "--gradient_checkpointing."
-        )
-    if config.prompt_method == "text" and (config.objective != "sft" or config.private_tokens):
-        raise ConfigError(
-            "A text prompt is scored by the likelihood of answers: use `weft prompt`, without --private_tokens."
-        )
-    if config.prompt_init_text is not None and config.prompt_method not in ("soft", "black_box", "text"):
-        raise ConfigError(
-            "prompt_init_text initialises soft, black_box and text prompts only: write --prompt_method soft, or leave "
-            "it out."
-        )
-    if config.parallel != "none" or config.model_offload != "none":
-        raise ConfigError("A prompt needs the whole model in one process: leave out --parallel and --model_offload.")
-
-
-def _check_endpoint(config: RunConfig) -> None:
-    if config.endpoint is None:
-        return
-    if config.prompt_method not in ("black_box", "text"):
-        raise ConfigError(
-            "A model behind an endpoint has no gradients: write --prompt_method black_box or text with `weft prompt`, "
-            "or leave out --endpoint."
-        )
-    if config.objective != "sft":
-        raise ConfigError(
-            "A model behind an endpoint can only score given answers: use `weft prompt`, or leave out --endpoint."
-        )
-    if not config.endpoint.startswith(("http://", "https://")):
-        raise ConfigError(
-            f"endpoint is '{config.endpoint}', which is no URL: write one such as http://127.0.0.1:8000/v1."
-        )
 
 
 def _check_rewards(config: RunConfig) -> None:
@@ -195,6 +130,12 @@ def _check_sites(config: RunConfig) -> None:
                 f"peft_lora_target_modules holds '{name}', and sites take no regular expressions, which can be made to "
                 "run for ever: write names of modules, auto or all-linear."
             )
+    for key in ("eval_tasks", "contamination"):
+        if files := [name for name in getattr(config, key) if name.endswith((".yaml", ".yml"))]:
+            raise ConfigError(
+                f"{key} names the file '{files[0]}', and in a run of sites nobody opens a file that a run names: "
+                "write names of Weft's tasks."
+            )
     if config.federated_tokenizer or config.tokenizer_text:
         raise ConfigError("Sites need an existing tokenizer: write --tokenizer NAME_OR_PATH.")
 
@@ -249,6 +190,16 @@ def _check_numbers(config: RunConfig) -> None:
                 f"A client's rank is {rank}, but ranks go from 1 to peft_lora_r ({config.peft_lora_r}): write a "
                 "larger --peft_lora_r."
             )
+    if not config.num_rounds and (config.personal_steps or config.best_metric):
+        given = "personal_steps" if config.personal_steps else "best_metric"
+        raise ConfigError(f"num_rounds is 0, so nothing is trained: leave out --{given}, or write how many rounds.")
+    if config.privacy != "none" and (config.contamination or config.data_statistics):
+        given = "contamination" if config.contamination else "data_statistics"
+        raise ConfigError(
+            f"{given} sends counts of rows beside what privacy bounds: leave it out, or count without --privacy."
+        )
+    if config.num_rounds and config.evaluated_run:
+        raise ConfigError("evaluated_run names a model that is evaluated, and not trained: add --num_rounds 0.")
     if any(speed <= 0 for speed in config.client_speed or ()):
         raise ConfigError("client_speed holds a speed that is not above 0: write 0.5 for a client half as fast.")
     if isinstance(config.fedopt_tau, float) and config.fedopt_tau <= 0:
@@ -257,6 +208,16 @@ def _check_numbers(config: RunConfig) -> None:
         raise ConfigError(
             f"max_update_norm is {config.max_update_norm:g}, so that the median update itself is refused: write 1 or "
             "more, or 0 for no limit."
+        )
+    if config.attack != "none" and config.runtime == "nvflare":
+        raise ConfigError(
+            f"attack is {config.attack}, but attacks are simulated, and sites are never asked to lie: leave out "
+            "--attack, or write --runtime inprocess."
+        )
+    if config.num_malicious >= 1 and config.num_malicious != int(config.num_malicious):
+        raise ConfigError(
+            f"num_malicious is {config.num_malicious:g}, and that is neither a share of the clients below 1 nor a "
+            "whole number of them: write such as --num_malicious 0.2 or 2."
         )
     if config.min_clients > config.sample_clients:
         raise ConfigError(

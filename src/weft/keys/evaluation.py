@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
-from weft.keys.effects import LOCAL_MODEL, NOT_SPREAD, SERVERS_OWN, WHOLE_SHARED, Effect, flag
+from weft.keys.effects import LOCAL_MODEL, NOT_SPREAD, SERVERS_OWN, WHOLE_SHARED, Condition, Effect, flag
 
 
 class EvaluationKeys(BaseModel):
@@ -19,6 +19,26 @@ class EvaluationKeys(BaseModel):
         [],
         description="clients that take no part in the training; the shared model is evaluated on their held-out rows, "
         "apart from the others",
+    )
+    evaluated_run: str | None = Field(
+        None,
+        description="of a run of sites with num_rounds 0: the name of a run at their server, whose shared model is "
+        "evaluated",
+    )
+    contamination: list[str] = Field(
+        [],
+        description="evaluation tasks or suites: every client counts how many of their items share a long n-gram with "
+        "its training rows, before the first round",
+    )
+    data_statistics: bool = Field(
+        False,
+        description="every client tells how long its rows are, in which languages, and how often they have each of "
+        "choices, before the first round",
+    )
+    statistics_noise: float = Field(
+        0.0,
+        ge=0,
+        description="scale b of the discrete Laplace noise that a client adds to each count of data_statistics",
     )
     eval_limit: int | None = Field(None, ge=1, description="at most so many rows of an evaluation task")
     task_data: list[str] = Field([], description="folders with the data of evaluation tasks")
@@ -36,14 +56,37 @@ class EvaluationKeys(BaseModel):
         0, ge=0, description="end the run when best_metric has not improved for so many rounds; 0: never"
     )
 
+    @field_validator("eval_tasks", "leave_out")
+    @classmethod
+    def _once(cls, names: list[str]) -> list[str]:
+        """Keep a name that was given twice once."""
+        return list(dict.fromkeys(names))
+
 
 TASKS = flag("eval_tasks", "tfns")
+TASK_FILES = (
+    Condition(
+        lambda config: bool(config.eval_tasks or config.contamination),
+        "it works with eval_tasks and contamination alone",
+        "add --eval_tasks tfns",
+    ),
+)
+OF_SITES = (
+    Condition(
+        lambda config: config.runtime == "nvflare",
+        "it names a run at the server of sites, and a run here is evaluated by `weft evaluate RUN --federated`",
+    ),
+)
 WORKS: dict[str, Effect] = {
     "eval_tasks": LOCAL_MODEL + NOT_SPREAD,
     "leave_out": WHOLE_SHARED,
+    "evaluated_run": OF_SITES,
     "eval_limit": TASKS,
-    "task_data": TASKS + SERVERS_OWN,
-    "include_path": TASKS + SERVERS_OWN,
+    "contamination": (),
+    "data_statistics": (),
+    "statistics_noise": flag("data_statistics", "true"),
+    "task_data": TASK_FILES + SERVERS_OWN,
+    "include_path": TASK_FILES + SERVERS_OWN,
     "num_fewshot": TASKS,
     "apply_chat_template": TASKS,
     "best_metric": (),

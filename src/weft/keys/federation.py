@@ -17,7 +17,9 @@ class FederationKeys(BaseModel):
     objective: str = Field("sft", description="training loss")
     objective_args: JsonObject = Field({}, description="parameters of the objective: name=value ...")
     fed_alg: str = Field("fedavg", description="federated algorithm, or a baseline: local, localN, central")
-    num_rounds: int = Field(500, ge=1, description="number of rounds")
+    num_rounds: int = Field(
+        500, ge=0, description="number of rounds; 0: evaluate the model that the run begins from, and train nothing"
+    )
     recipe: Literal["diloco", "photon"] = Field(
         "diloco",
         description="defaults of `weft pretrain`: diloco keeps the clients' optimizer states, photon resets "
@@ -30,8 +32,10 @@ class FederationKeys(BaseModel):
         description="clients of the federation; 0: as many as the column or the folder has values (by, domain)",
     )
     sample_clients: int = Field(2, ge=1, description="clients sampled in each round")
-    client_sampling: Literal["uniform", "size"] = Field(
-        "uniform", description="probability of a client: equal (uniform), or by its rows (size)"
+    client_sampling: Literal["uniform", "size", "poisson"] = Field(
+        "uniform",
+        description="probability of a client: equal (uniform), or by its rows (size); poisson: a coin for each client, "
+        "so that sample_clients take part on average",
     )
     client_weight: str = Field(
         "size",
@@ -39,9 +43,18 @@ class FederationKeys(BaseModel):
         "(minimax), or for larger gains (gain)",
     )
     client_weight_args: JsonObject = Field({}, description="parameters of the client weight: name=value ...")
-    aggregator: str = Field("mean", description="how updates are combined, such as mean")
+    aggregator: str = Field(
+        "mean", description="how updates are combined: the mean, or a rule that stands attackers, such as trimmed_mean"
+    )
     aggregator_args: JsonObject = Field({}, description="parameters of the aggregator: name=value ...")
-    privacy: str = Field("none", description="differential privacy: clipping and noise; none: no guarantee")
+    attack: str = Field(
+        "none", description="simulation: what malicious clients do, to measure defences; see docs/robustness.md"
+    )
+    attack_args: JsonObject = Field({}, description="parameters of the attack: name=value ...")
+    num_malicious: float = Field(
+        0.2, gt=0, description="simulation: malicious clients: below 1 their share of all, from 1 on their number"
+    )
+    privacy: str = Field("none", description="the part behind privacy_unit, which sets it, or one of your own")
     privacy_args: JsonObject = Field({}, description="parameters of the privacy: name=value ...")
     codec: str = Field("none", description="compression of updates")
     codec_args: JsonObject = Field({}, description="parameters of the codec: name=value ...")
@@ -52,6 +65,10 @@ class FederationKeys(BaseModel):
     codec_down_args: JsonObject = Field({}, description="parameters of codec_down: name=value ...")
     protection: str = Field("none", description="secure aggregation, which hides single updates from the server")
     protection_args: JsonObject = Field({}, description="parameters of the protection: name=value ...")
+    min_contributors: int = Field(3, ge=1, description="fewest clients in a sum of secure aggregation")
+    group_size: int = Field(
+        0, ge=0, description="clients in each sum of secure aggregation: the server sees one sum of each group [0: all]"
+    )
     cluster: int = Field(
         1, ge=1, description="number of models; each client trains the one with the smallest loss on its rows"
     )
@@ -97,6 +114,7 @@ class FederationKeys(BaseModel):
 
 
 ADAPTIVE = only("fed_alg", "fedadam", "fedyogi", "fedadagrad")
+ATTACKED = (Condition(lambda config: config.attack != "none", "there is no attack", "add such as --attack sign_flip"),)
 ANY_ALGORITHM = (
     Condition(
         lambda config: re.fullmatch(r"local\d+", config.fed_alg) is None,
@@ -118,6 +136,9 @@ WORKS: dict[str, Effect] = {
     "client_weight_args": FEDERATED,
     "aggregator": FEDERATED,
     "aggregator_args": FEDERATED,
+    "attack": ALWAYS,
+    "attack_args": ATTACKED,
+    "num_malicious": ATTACKED,
     "privacy": ALWAYS,
     "privacy_args": ALWAYS,
     "codec": ALWAYS,
@@ -126,6 +147,8 @@ WORKS: dict[str, Effect] = {
     "codec_down_args": ALWAYS,
     "protection": ALWAYS,
     "protection_args": ALWAYS,
+    "min_contributors": only("protection", "masks"),
+    "group_size": only("protection", "masks"),
     "cluster": ALWAYS,
     "weight_rate": only("client_weight", "minimax", "gain"),
     "availability": FEDERATED,

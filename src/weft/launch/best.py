@@ -54,13 +54,15 @@ class BestRule:
                 raise ConfigError(f"best_metric is {name}, of which no value is better than another: write {names}.")
             return cls(name, held_out[name].better == "lower", config.early_stopping_rounds)
         if task in directions and name not in directions and of_task:
-            # What a scorer counts beside its main metric is known once it has scored.
             scorer = next(one.task.scorer for one in tasks.asked if one.task.name == task)
             if (better := scorer.better(of_task)) is None:
                 raise ConfigError(
                     f"best_metric is {name}, of which no value is better than another: write {task}, or another metric "
                     "of it."
                 )
+            given = [full for full in tasks.metrics(task) if scorer.better(full.partition("/")[2]) is not None]
+            if name not in given:
+                raise ConfigError(f"best_metric is {name}, which this task does not give: write {', '.join(given)}.")
             return cls(name, better == "lower", config.early_stopping_rounds, of_task=True)
         if name not in directions:
             known = [*(metric.name for metric in held_out.values() if metric.better), *directions]
@@ -69,10 +71,21 @@ class BestRule:
             raise ConfigError(f"best_metric is '{name}', which this run does not measure.{hint} {_known(known)}")
         return cls(name, directions[name], config.early_stopping_rounds, of_task=True)
 
-    def check(self, evaluator: Evaluator, population: Population) -> None:
-        """Refuse a metric of held-out rows that these rows do not have; ConfigError. Those of sites are not known."""
+    def check(self, evaluator: Evaluator, population: Population, *, reported: bool = True) -> None:
+        """Refuse a metric of held-out rows that these rows do not have; ConfigError. Those of sites are not known.
+
+        Args:
+            evaluator: of the run.
+            population: its clients.
+            reported: clients report scores of their held-out rows.
+        """
         if self.of_task:
             return
+        if not reported:
+            raise ConfigError(
+                f"best_metric is {self.metric}, a score of clients' rows, which clients do not report under a "
+                "budget of privacy: write --eval_tasks and a metric of a task, or leave out --best_metric."
+            )
         metric = next(one for one in evaluator.metrics if one.name == self.metric)
         why = _why_unmeasured(metric, population)
         if why is not None:
@@ -109,13 +122,6 @@ class BestRule:
     def is_better(self, value: float, than: float | None) -> bool:
         """Say whether a value is better than another; equal ones are not, so that the earlier round stays."""
         return than is None or (value < than if self.lower else value > than)
-
-    def check_scored(self, tasks: RunTasks, scores: JsonObject) -> None:
-        """Refuse a metric that the tasks, once they were scored, do not give; ConfigError."""
-        if self.of_task and self.key(tasks) not in scores:
-            task = self.metric.partition("/")[0]
-            names = [name for name in scores if name.startswith(f"{task}/") and not name.endswith("_stderr")]
-            raise ConfigError(f"best_metric is {self.metric}, which this task does not give: write {', '.join(names)}.")
 
     def as_json(self, best: JsonObject, start: float | None) -> JsonObject:
         """Return what the summary says of the best round; `start`: the value before the first round, if it is known."""

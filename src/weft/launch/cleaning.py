@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ def clean_shares(
     shares: Sequence[np.ndarray | None],
     held_out: Sequence[np.ndarray],
     surprise: Surprise | None,
+    uncleaned: Collection[str] = (),
 ) -> tuple[list[np.ndarray | None], JsonObject]:
     """Clean the training examples of every client, each by itself.
 
@@ -41,6 +42,7 @@ def clean_shares(
         shares: the examples that each client trains on, and last the public ones, or None.
         held_out: examples that are measured on; they are only compared with.
         surprise: computes losses, for cleaners that use the model.
+        uncleaned: names of clients whose rows stay as they are: the malicious ones of a simulation.
 
     Returns:
         The examples that are left to each, and the entry `cleaning` of the split: the counts of every client by
@@ -59,8 +61,8 @@ def clean_shares(
     remaining: list[np.ndarray | None] = []
     counts: dict[str, dict[str, JsonObject]] = {}
     for name, numbers in zip([*names, "public"], shares, strict=True):
-        if numbers is None:
-            remaining.append(None)
+        if numbers is None or name in uncleaned:
+            remaining.append(numbers)
             continue
         outcome = clean(sources.samples(numbers), chosen, tools)
         if len(numbers) and not outcome.samples:

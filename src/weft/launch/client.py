@@ -31,6 +31,7 @@ from weft.models.notes import Note, ignore_note
 from weft.models.remote import remote_model
 from weft.models.resident import Resident
 from weft.models.tokenizer import check_fits, load_tokenizer
+from weft.training.row_probe import check_apart
 
 
 class ClientBuilder:
@@ -128,6 +129,8 @@ class ClientBuilder:
             refer(population, model, reference, self.config.eval_batch_size, self.note)
         if self._rows_are_bare and self.config.few_shot:
             choose_few_shot(self.config, population, plan.objective, model, self.note)
+        if plan.privacy.in_steps and self.config.endpoint is None and self.config.runtime != "nvflare":
+            check_apart(model, plan.objective, next(iter(population.trained)).train)
         evaluator: Evaluator = evaluator_class(plan).make(plan.objective.plain, self.config.eval_batch_size, population)
         clients = (population.trained, population.evaluated)
         # Only the caller keeps the starting values: of a whole model they are as large as its weights.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from weft.core.secret import FILE, Secret
+from weft.core.promises import FILE as PROMISES
+from weft.core.promises import Promises
+from weft.core.secret import BYTES, FILE, Secret
 from weft.core.types import Streams
 from weft.runs import checkpoint
 from weft.runs.layout import RunDir
@@ -17,6 +19,9 @@ class DiskMemory:
     run: RunDir
     at_site: bool = False
     """The checkpoints are elsewhere, at the server."""
+    rows: str = ""
+    """A digest of the client's rows: from others, other random numbers follow. Else a task that comes once more would
+    get the same noise on another sum, and the difference of both would tell which rows changed."""
 
     def load(self, client: str, round: int) -> Streams:
         """Return what the client remembers after `round` rounds."""
@@ -32,4 +37,9 @@ class DiskMemory:
 
     def secret(self, client: str) -> Secret:
         """Return the client's secret, which is kept beside its memory."""
-        return Secret.load_or_create(self.run.client_dir(client) / FILE)
+        secret = Secret.load_or_create(self.run.client_dir(client) / FILE)
+        return Secret(secret.bytes(BYTES, "rows", self.rows)) if self.rows else secret
+
+    def promises(self, client: str) -> Promises:
+        """Return what the client has bound itself to, which is kept beside its secret."""
+        return Promises(self.run.client_dir(client) / PROMISES)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from weft.config import RunConfig
 from weft.core.types import ServerState
+from weft.federation.plan import Plan
 from weft.json_types import JsonObject
 from weft.runs import checkpoint
 from weft.runs.layout import RunDir
@@ -34,9 +35,7 @@ class Commits:
     committed: Position | None = None
     """Of the newest checkpoint, or the start."""
 
-    def __init__(
-        self, config: RunConfig, run: RunDir, metrics: MetricsLog, timing: MetricsLog, *, remembers: bool
-    ) -> None:
+    def __init__(self, config: RunConfig, run: RunDir, metrics: MetricsLog, timing: MetricsLog, plan: Plan) -> None:
         """Begin without a write.
 
         Args:
@@ -44,11 +43,13 @@ class Commits:
             run: where it is written.
             metrics: whose lines are durable before a checkpoint counts them.
             timing: likewise.
-            remembers: clients remember something. A site cannot see the server's checkpoints and keeps its memory of
-                the last rounds alone, so rounds of sites wait for the checkpoint that a resume would need it for.
+            plan: tells which rounds wait for their checkpoint. A site cannot see the server's checkpoints and keeps
+                its memory of the last rounds alone. Clients open one sum of a round, so a round whose sum is open must
+                not be begun again: its checkpoint is written at once.
         """
         self.config, self.run, self.metrics, self.timing = config, run, metrics, timing
-        self.waits = (remembers and config.runtime == "nvflare") or not config.checkpoint_seconds
+        self.seconds = 0.0 if plan.protection.sum_only else config.checkpoint_seconds
+        self.waits = (plan.clients_remember and config.runtime == "nvflare") or not self.seconds
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._write: Future[None] | None = None
         self._begun = time.monotonic()
@@ -61,7 +62,7 @@ class Commits:
         """
         freq = self.config.save_model_freq
         is_free = self._write is None or self._write.done()
-        is_due = is_free and time.monotonic() - self._begun >= self.config.checkpoint_seconds
+        is_due = is_free and time.monotonic() - self._begun >= self.seconds
         if not (now or is_due) and (not freq or position.state.round % freq):
             return
         self._wait()

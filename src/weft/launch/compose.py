@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from weft import kinds
+from weft.aggregation.mean import Mean
 from weft.algorithms.clustered import Clustered
 from weft.config import RunConfig
-from weft.core.exchange import Protection
+from weft.core.exchange import Aggregator, Protection
 from weft.core.objective import Objective
 from weft.core.parts import Algorithm
+from weft.core.secret import Secret
 from weft.core.texts import unfit
 from weft.errors import ConfigError
 from weft.federation.compatibility import check
@@ -18,19 +23,29 @@ from weft.federation.plan import Plan
 from weft.federation.rules import compares_norms
 from weft.federation.sampling import Selection
 from weft.federation.sharing import Sharing
+from weft.keys.privacy import CLIENT, bound, is_private, unit_kind
 from weft.launch.availability import read_trace
+from weft.launch.budgets import privacy_part, row_noise
 from weft.launch.parts import check as check_parts
 from weft.launch.parts import part
 from weft.launch.population import PUBLIC, Population
 from weft.training.evolution import Evolution
 from weft.training.loop import GradientSteps
 from weft.training.optimizers import Optimizer
+from weft.training.private import PrivateSteps
+from weft.training.private_scores import PrivateEvolution, PrivateWords
 from weft.training.schedules import Schedule
 from weft.training.wording import InstructionSearch
 from weft.training.zeroth import SeedSteps
 
 SITES_NORM, SITES_NORM_EPOCHS = 100.0, 10_000.0
 """Default limits for sites: rounds of as many steps at every site, and rounds of epochs."""
+HIDING: dict[type[GradientSteps], type[GradientSteps]] = {
+    GradientSteps: PrivateSteps,
+    Evolution: PrivateEvolution,
+    InstructionSearch: PrivateWords,
+}
+"""Local training that bounds and hides single units, in place of that which does not."""
 
 
 def algorithm(config: RunConfig) -> Algorithm:
@@ -64,10 +79,12 @@ def plan(config: RunConfig) -> Plan:
     base_algorithm = algorithm(config)
     check_parts(config)
     protection: Protection = part("protection", config)
+    everywhere = config.public_data is not None and not config.public_share
     result = Plan(
         algorithm=Clustered(base_algorithm, config.cluster, config.seed) if config.cluster > 1 else base_algorithm,
-        aggregator=part("aggregator", config),
-        privacy=part("privacy", config),
+        aggregator=_aggregator(config, base_algorithm),
+        attack=part("attack", config),
+        privacy=privacy_part(config),
         codec=part("codec", config),
         codec_down=part("codec_down", config),
         protection=protection,
@@ -76,18 +93,53 @@ def plan(config: RunConfig) -> Plan:
         sharing=sharing(config),
         trainable=_trainable(config),
         quorum=config.min_clients,
+        cohort=_cohort(config) + everywhere,
         weighting=part("client_weight", config),
         max_update_norm=_norm_limit(config, base_algorithm, protection),
         max_client_share=config.max_client_share,
         slow_clients=any(speed < 1 for speed in config.client_speed or ()),
         over_selected=config.over_selection > 0,
-        everywhere=config.public_data is not None and not config.public_share,
+        everywhere=everywhere,
+        trusted=PUBLIC if everywhere else "",
         parallel=config.parallel,
         offloaded=config.model_offload != "none",
         personal_steps=config.personal_steps,
     )
     check(result)
-    return result
+    if config.sample_clients < protection.smallest_sum:
+        raise ConfigError(
+            f"protection {config.protection} opens sums of {protection.smallest_sum} clients or more, and a round has "
+            f"sample_clients {config.sample_clients}: write --sample_clients {protection.smallest_sum} or more."
+        )
+    return replace(result, reports=_reports(config, result))
+
+
+def _reports(config: RunConfig, composed: Plan) -> bool:
+    """Return whether clients send the scores of held-out rows.
+
+    Under a budget they do so only of rows that are nobody's, and of the shared model alone: a client's own model was
+    trained beyond what the budget pays for, and its few-shot examples are private rows.
+    """
+    public = config.eval_dataset_name is not None and config.runtime != "nvflare"
+    return not is_private(config) or (public and not composed.own_models and not config.few_shot)
+
+
+def _aggregator(config: RunConfig, algorithm: Algorithm) -> Aggregator:
+    """Return the aggregator; that of a baseline, in which there is nothing to combine, is the mean."""
+    found: Aggregator = part("aggregator", config)
+    return Mean() if algorithm.pools_data or kinds.is_local(config.fed_alg) else found
+
+
+def _cohort(config: RunConfig) -> int:
+    """Return the clients of a round as far as the keys say; of a split by the data, there may be fewer."""
+    known = len(config.clients or ()) or (config.num_clients if config.runtime != "nvflare" else 0)
+    return min(config.sample_clients, known or config.sample_clients)
+
+
+def check_cohort(plan: Plan, config: RunConfig, population: Population) -> None:
+    """Refuse a population that is too small for the run's aggregator; raises as `check` does."""
+    members = len(population.trained) - len(population.absent)
+    check(replace(plan, cohort=min(config.sample_clients + plan.everywhere, members)))
 
 
 def _norm_limit(config: RunConfig, algorithm: Algorithm, protection: Protection) -> float:
@@ -98,7 +150,8 @@ def _norm_limit(config: RunConfig, algorithm: Algorithm, protection: Protection)
     """
     if config.max_update_norm is not None:
         return config.max_update_norm
-    if config.runtime != "nvflare" or protection.sum_only or not compares_norms(algorithm):
+    hidden = (protection.sum_only and not protection.grouped) or config.privacy_unit == CLIENT
+    if config.runtime != "nvflare" or hidden or not compares_norms(algorithm):
         return 0.0
     return SITES_NORM if config.max_steps > 0 else SITES_NORM_EPOCHS
 
@@ -144,8 +197,14 @@ def conditions(config: RunConfig) -> Conditions:
     return Conditions(config.seed, config.client_failure_rate, tuple(config.client_speed or ()))
 
 
-def selection(config: RunConfig, population: Population) -> Selection:
-    """Return how cohorts are chosen from a population; DataError for a trace that cannot be read."""
+def selection(config: RunConfig, population: Population, secret: Callable[[], Secret] | None = None) -> Selection:
+    """Return how cohorts are chosen from a population; DataError for a trace that cannot be read.
+
+    Args:
+        config: the run.
+        population: its clients.
+        secret: of the server, which chooses them where clients are protected; None: the run's seed does.
+    """
     names = population.trained.names
     return Selection(
         seed=config.seed,
@@ -154,6 +213,8 @@ def selection(config: RunConfig, population: Population) -> Selection:
         always=(names.index(PUBLIC),) if PUBLIC in names else (),
         absent=population.absent,
         weights=population.trained.sizes() if config.client_sampling == "size" else None,
+        poisson=config.client_sampling == "poisson",
+        secret=secret if config.privacy_unit == CLIENT and config.client_sampling != "size" else None,
         availability=read_trace(config.availability, names, config.availability_period)
         if config.availability
         else None,
@@ -183,7 +244,7 @@ def local_steps(config: RunConfig, kind: str = "gradients", *, pools: bool = Fal
         pools: all rows, and all that clients know, are at one place.
     """
     options: dict[str, Any] = {}
-    steps_class = SeedSteps if kind == "directions" else GradientSteps
+    steps_class: type[GradientSteps] = SeedSteps if kind == "directions" else GradientSteps
     if config.prompt_method == "black_box":
         steps_class, options = Evolution, {"population": config.population}
     if config.prompt_method == "text":
@@ -196,6 +257,11 @@ def local_steps(config: RunConfig, kind: str = "gradients", *, pools: bool = Fal
                 "length": config.prompt_length,
             },
         )
+    if unit_kind(config.privacy_unit) in ("row", "column") and steps_class in HIDING:
+        bound_of_unit = bound(config)
+        assert isinstance(bound_of_unit, float)  # `weft.keys.privacy.check` refuses an adaptive one
+        steps_class = HIDING[steps_class]
+        options |= {"bound": bound_of_unit, "noise_of": partial(row_noise, config)}
     return steps_class(
         **options,
         schedule=Schedule(

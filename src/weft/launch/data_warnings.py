@@ -11,6 +11,7 @@ from weft.data.pairs import TRUNCATED_PROMPTS
 from weft.errors import ConfigError
 from weft.launch.population import Population
 from weft.runs.progress import Progress
+from weft.runs.text import contamination_lines
 
 
 def print_warnings(config: RunConfig, population: Population, algorithm: Algorithm, progress: Progress) -> None:
@@ -28,6 +29,7 @@ def warning_lines(config: RunConfig, population: Population) -> Iterator[str]:
     """Yield what a user must know of the data: what was left out, cut, changed and not used."""
     counts = population.counts
     yield from population.account.lines()
+    yield from contamination_lines(population.split.get("contamination", {}))
     if config.template_date is not None:
         yield f"the date that the chat template writes is {config.template_date} throughout the run."
     if counts.get("truncated"):

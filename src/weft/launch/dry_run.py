@@ -20,10 +20,12 @@ from weft.federation.plan import Plan
 from weft.federation.state import Participant, begin, task_for
 from weft.json_types import JsonObject
 from weft.launch.best import read_tasks
+from weft.launch.budgets import check_first_round, deciding_units, guarantee_of
 from weft.launch.client import ClientBuilder
 from weft.launch.data_warnings import warning_lines
 from weft.launch.memory_estimate import describe_memory
 from weft.launch.population import Population, template_name
+from weft.launch.privacy_plan import privacy_line, privacy_warnings
 from weft.launch.prompt_texts import with_prompt_texts
 from weft.launch.template_date import with_template_date
 from weft.launch.tokenizer import with_tokenizer
@@ -101,9 +103,13 @@ def _plan(config: RunConfig) -> dict[str, str]:
     plan.objective.start()
     with Progress(config.num_rounds, quiet=False, as_json=False) as progress:
         population = builder.read(InMemory(), report=progress.tokenizing)
+        check_first_round(guarantee_of(config, plan.privacy, units := deciding_units(config, population.trained)))
         for line in warning_lines(config, population):
             progress.note(line)
-    sizes = count(config, model_config, plan, population)
+        sizes = count(config, model_config, plan, population)
+        for line in privacy_warnings(config, plan, sizes.trained, units):
+            progress.note(line)
+    private = privacy_line(config, plan, sizes.trained, units)
     traffic = sizes.traffic
     most = "at most " if _packs(plan) else ""
     clients = len(
@@ -115,6 +121,7 @@ def _plan(config: RunConfig) -> dict[str, str]:
         **model,
         "trained": f"{sizes.trained} parameters in {sizes.tensors} tensors" + _trained_kind(config),
         "clients": _clients(population, clients),
+        **({} if private is None else {"privacy": private}),
         "rows": population.account.summary(),
         "template": template_name(config, builder.tokenizer, plan.objective.rows),
         "answers": _answers(config, population, plan.objective.rows),
@@ -197,7 +204,8 @@ def _algorithm(config: RunConfig) -> str:
     mean = f"{names['aggregator']} by {names['client_weight']}{lora}"
     on_the_way = (f"no {k}" if names[k] == "none" else f"{k} {names[k]}" for k in ("privacy", "codec", "protection"))
     down = () if names["codec_down"] == "none" else (f"codec_down {names['codec_down']}",)
-    return ", ".join((names["fed_alg"], mean, *on_the_way, *down))
+    attack = () if names["attack"] == "none" else (f"attacked by {names['attack']}",)
+    return ", ".join((names["fed_alg"], mean, *on_the_way, *down, *attack))
 
 
 def _part_text(name: str) -> str:

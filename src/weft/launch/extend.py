@@ -9,6 +9,7 @@ from weft.config import VOLATILE, RunConfig
 from weft.errors import ConfigError
 from weft.federation.plan import Plan
 from weft.json_types import JsonObject
+from weft.keys.privacy import is_private
 from weft.runs.fingerprints import Fingerprints, check
 from weft.runs.layout import RunDir
 
@@ -21,6 +22,12 @@ CHANGEABLE = VOLATILE | {
     "early_stopping_rounds",
 }
 """Keys that may differ when a run is resumed: no result depends on them, or they say how it goes on from here."""
+
+
+def changeable(config: RunConfig) -> frozenset[str]:
+    """Return the keys that may differ when a run is resumed; not the rounds that its noise was solved for."""
+    solved = is_private(config) and config.noise_multiplier is None
+    return CHANGEABLE - {"num_rounds"} if solved else CHANGEABLE
 
 
 def check_rounds(config: RunConfig) -> JsonObject | None:

@@ -33,7 +33,7 @@ def left_out_of(config: RunConfig, names: Sequence[str], tested: Collection[str]
                 f"leave_out names the client '{name}', which has no held-out rows to evaluate: write a larger "
                 "--eval_fraction, or name another."
             )
-    left, least = len(names) - len(set(config.leave_out)), max(1, config.min_clients)
+    left, least = len(names) - len(config.leave_out), max(1, config.min_clients)
     if config.fed_alg == "fedbuff":  # as many train at any time, so that a buffer is filled
         least = max(least, config.sample_clients)
     if config.leave_out and left < least:
@@ -45,4 +45,4 @@ def left_out_of(config: RunConfig, names: Sequence[str], tested: Collection[str]
         raise ConfigError(
             f"fed_alg is {config.fed_alg}, which trains '{names[only]}' alone, and leave_out names it: name another."
         )
-    return tuple(dict.fromkeys(config.leave_out))
+    return tuple(config.leave_out)

@@ -156,10 +156,12 @@ def _typed(
         if parameter in run_keys:
             name = what.rpartition(" ")[2]
             raise ConfigError(f"'{parameter}' of {name} is set by --{run_keys[parameter]}, not in {args}.")
+        if not hints:
+            raise ConfigError(f"{what} has no parameter '{parameter}', and no other ones: leave out --{args}.")
         if parameter not in hints:
             guess = registry.nearest(parameter, list(hints))
             hint = f" Did you mean '{guess}'?" if guess else ""
-            raise ConfigError(f"{what} has no parameter '{parameter}'.{hint} Known: {', '.join(hints) or 'none'}.")
+            raise ConfigError(f"{what} has no parameter '{parameter}'.{hint} Known: {', '.join(hints)}.")
         try:
             values[parameter] = TypeAdapter(hints[parameter]).validate_python(value)
         except ValidationError as error:

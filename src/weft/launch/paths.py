@@ -44,8 +44,9 @@ def absolute(values: JsonObject, *, absent_too: bool = True) -> JsonObject:
             result[key] = _whole(result[key]) + "/" * (key == "local_data_dir" and str(result[key]).endswith("/"))
     for key in LISTS:
         result |= {key: [_whole(folder) for folder in result[key]]} if result.get(key) else {}
-    if result.get("eval_tasks"):
-        result["eval_tasks"] = [_whole(name) if is_task_file(name) else name for name in result["eval_tasks"]]
+    for key in ("eval_tasks", "contamination"):
+        if result.get(key):
+            result[key] = [_whole(name) if is_task_file(name) else name for name in result[key]]
     for key in [key for key in result.get("clean_args") or {} if key.endswith(".against")]:
         files = [_whole(file) for file in str(result["clean_args"][key]).split("+")]
         result["clean_args"] = result["clean_args"] | {key: "+".join(files)}
@@ -81,7 +82,7 @@ def _source(name: str, data_folder: str | None, absent_too: bool) -> str:
 
 
 def is_task_file(name: str) -> bool:
-    """Return whether an entry of eval_tasks is a file, and no task of a catalogue."""
+    """Return whether the name of a task is that of a file, and no task of a catalogue."""
     return name.endswith((".yaml", ".yml"))
 
 

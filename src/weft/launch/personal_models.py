@@ -70,8 +70,13 @@ class PersonalModels:
         Returns:
             `shared` (on everybody's rows), `own_sums` (own rows, over all clients), `own_on_everybody` (the mean over
             clients), each of the metrics that are for comparing models; `clients`: the same for each; `groups`: how
-            unlike clients are, by the same names. Clients that were left out are in none of it.
+            unlike clients are, by the same names. Clients that were left out are in none of it. Nothing where clients
+            report no scores.
         """
+        if not self.plan.reports:
+            for client in self.each():
+                keep(client)
+            return {}
         everywhere = len(self.population.names) <= FEW if everybody is None else everybody
         names = [name for name in self.population.names if name not in self.population.left_out]
         clients: dict[str, JsonObject] = {name: {} for name in names}

@@ -26,12 +26,14 @@ from weft.evaluation.heldout import ClosedQuestion
 from weft.federation.clients import Clients, MemoryStore
 from weft.json_types import JsonObject
 from weft.launch.cleaning import Surprise, clean_shares
-from weft.launch.closed_answers import choices_of, make_questions
 from weft.launch.left_out import left_out_of
+from weft.launch.malicious import malicious_of, poison
 from weft.launch.overlap import count_repeats, separate_test_rows
 from weft.launch.parts import split
+from weft.launch.questions import choices_of, make_questions
 from weft.launch.reading import TokenTable, read, sources_of, tokenized
 from weft.launch.template_date import today
+from weft.launch.units import cut_units, with_units
 
 PUBLIC = "public"
 """The name of the client that has the public rows and takes part in every round."""
@@ -119,8 +121,12 @@ def populate(
     complete(sources, table, template)
     names, train, held_out = _shares(config, sources, table, owners, tests, first)
     public_rows = None if public is None else table.within(public)
-    sets, cleaning = clean_shares(config, sources, names, [*train, public_rows], held_out, surprise)
-    if cleaning:
+    # An attack comes before cleaning, which is what may find it; malicious clients do not clean their own poison.
+    untouched = list(sources.examples) if isinstance(sources, Conversations) else []
+    poisoned = not isinstance(sources, Texts) and poison(config, sources.examples, names, train)
+    dirty = malicious_of(config, names)
+    sets, cleaning = clean_shares(config, sources, names, [*train, public_rows], held_out, surprise, dirty)
+    if poisoned or cleaning:
         table = tokenized(sources, tokenizer, template)
         train, public_rows = _still_there(table, names, sets)
     if not isinstance(sources, Texts) and not any(len(test) for test in tests):
@@ -128,22 +134,25 @@ def populate(
     public_sets = [] if public_rows is None else [public_rows]
     if isinstance(table, PairTable) and rows == "judged":
         _pair_up(table, [*train, *held_out, *public_sets])
-    held_rows = [table.rows_of(part) for part in held_out]
+    train_rows, held_rows = ([table.rows_of(part) for part in parts] for parts in (train, held_out))
     shared = table.rows_of(public_rows) if public_rows is not None and config.public_share else None
-    train_rows = [table.rows_of(part) for part in train]
-    evaluated = Clients(names, train_rows, held_rows, table, memory, shared, first=first)
+    evaluated = trained = Clients(names, train_rows, held_rows, table, memory, shared, first=first)
+    if public_rows is not None and not config.public_share:
+        trained = _with_public(evaluated, table.rows_of(public_rows))
     apart = left_out_of(config, names, [name for name, rows in zip(names, held_rows, strict=True) if len(rows)])
-    trained = evaluated
     if pool:
         pooled = [part for name, part in zip(names, train, strict=True) if name not in apart]
         trained = _pooled(evaluated, table.rows_of(np.concatenate([*pooled, *public_sets])))
-    elif public_rows is not None and not config.public_share:
-        trained = _with_public(evaluated, table.rows_of(public_rows))
-    choices, questions = _closed_answers(config, sources, table, (train, held_out), tokenizer, template)
-    split = _describe(config, sources, table, names, [*map(np.concatenate, zip(train, held_out, strict=True))])
+    choices, questions = None, dict[int, ClosedQuestion]()
+    if isinstance(table, ConversationTable) and isinstance(sources, Conversations):
+        honest = untouched if poisoned else sources.examples  # what is measured, and the answers, are not the attack's
+        choices = choices_of(config, honest, train)
+        questions = make_questions(choices, honest, held_out, table, tokenizer, template, config)
+    split = _describe(config, sources, table, names, list(map(np.concatenate, zip(train, held_out, strict=True))))
     counts = {**table.counts, **sources.account.omissions.counts}
     sizes = table.text_bytes if isinstance(table, Documents) else None
-    people = (names, trained, evaluated, questions, choices, counts, split | cleaning, sizes)
+    units = with_units(config, sources, table, trained)
+    people = (names, units, evaluated, questions, choices, counts, split | cleaning, sizes)
     return Population(*people, () if pool else tuple(map(names.index, apart)), apart, account=sources.account)
 
 
@@ -161,7 +170,8 @@ def _still_there(
     for name, part in zip(names, train, strict=True):
         if not len(part):
             raise DataError(
-                f"The client '{name}' has no row with an answer within seq_length after cleaning: give it data."
+                f"The client '{name}' has no row with an answer within seq_length, once rows were cleaned or poisoned: "
+                "give it data."
             )
     return train, None if sets[-1] is None else table.within(sets[-1])
 
@@ -180,27 +190,12 @@ def _pooled(clients: Clients, rows: Sequence[int] | np.ndarray) -> Clients:
     return Clients(["central"], [rows], [clients.held_out[0][:0]], clients.table, clients.memory)
 
 
-def _closed_answers(
-    config: RunConfig,
-    sources: Sources,
-    table: TokenTable,
-    parts: tuple[list[np.ndarray], list[np.ndarray]],
-    tokenizer: Tokenizer,
-    template: Any,
-) -> tuple[list[str] | None, dict[int, ClosedQuestion]]:
-    """Return the closed set of answers, if they form one, and the held-out rows as questions with these choices."""
-    if not (isinstance(table, ConversationTable) and isinstance(sources, Conversations)):
-        return None, {}
-    train, held_out = parts
-    choices = choices_of(config, sources.examples, train)
-    return choices, make_questions(choices, sources.examples, held_out, table, tokenizer, template, config)
-
-
 def _with_public(clients: Clients, rows: Sequence[int] | np.ndarray) -> Clients:
     """Return the clients and, last, one that has the public rows."""
     if PUBLIC in clients.names:
         raise DataError(f"A client is called '{PUBLIC}', which is the name of the public_data: give it another name.")
-    train, held_out = [*clients.train, rows], [*clients.held_out, rows[:0]]
+    # The same rows are probed where an aggregator tries updates on them; no evaluation of the run asks for them.
+    train, held_out = [*clients.train, rows], [*clients.held_out, rows]
     return replace(clients, names=[*clients.names, PUBLIC], train=train, held_out=held_out)
 
 
@@ -236,7 +231,7 @@ def _shares(
     else:
         names, deal = _deal(config, sources, table, parts[0])
         if tests_of_parts:
-            return names, deal, np.array_split(tests_of_parts[0], len(deal))
+            return names, cut_units(config, sources, deal), np.array_split(tests_of_parts[0], len(deal))
         parts, tests_of_parts = deal, [parts[0][:0]] * len(deal)
     train, held_out = [], []
     for number, (part, test) in enumerate(zip(parts, tests_of_parts, strict=True)):
@@ -247,7 +242,7 @@ def _shares(
             part, test = hold_out(part, config.eval_fraction, seed=split_seed(config), client=first + number, most=most)
         train.append(part)
         held_out.append(test)
-    return names, train, held_out
+    return names, cut_units(config, sources, train), held_out
 
 
 def _deal(

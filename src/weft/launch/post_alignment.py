@@ -25,7 +25,8 @@ from weft.launch.results import shared_of, write_weights
 from weft.models.resident import Resident
 from weft.objectives.sft import SFT
 from weft.runs.layout import RunDir
-from weft.training.loop import GradientSteps, Job
+from weft.training.job import Job
+from weft.training.loop import GradientSteps
 from weft.training.schedules import Schedule
 
 FOLDER = "aligned"

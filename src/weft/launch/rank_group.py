@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from weft.config import RunConfig
+from weft.core.promises import Promises
 from weft.core.secret import Secret
 from weft.core.types import Message, Probe, Streams, Task
 from weft.federation.clients import ClientData, InMemory
@@ -91,6 +92,9 @@ class _Shapes:
 
     def secret(self, client: str) -> Secret:
         return Secret.random()  # what is drawn here is noise of tensors without content
+
+    def promises(self, client: str) -> Promises:
+        return Promises()
 
 
 def _message(announcement: JsonObject) -> Task | Probe:

@@ -20,6 +20,7 @@ from weft.core.types import Metrics, ServerState
 from weft.federation.loop import RoundDone
 from weft.federation.plan import Plan
 from weft.json_types import JsonObject
+from weft.launch.malicious import malicious_of, recognised
 from weft.launch.population import Population
 from weft.models.resident import Resident
 from weft.rewards.answers import REWARD
@@ -47,6 +48,8 @@ class Tally:
     """The newest scores of evaluation tasks."""
     first_tasks: JsonObject | None = None
     """Those before the first round."""
+    flags: list[int] = field(default_factory=lambda: [0, 0, 0])
+    """Over all rounds: clients that were malicious, clients that were flagged, and those that were both."""
     best: JsonObject | None = None
     """As `weft.launch.best.BestRule.after` returns it."""
 
@@ -67,16 +70,20 @@ class Tally:
         for client in record.get("bad", []):
             self.bad_updates[client] = self.bad_updates.get(client, 0) + 1
         self.late_updates += record.get("late", 0)
+        bad, flagged = set(record.get("malicious", [])), set(record.get("flagged", []))
+        for place, some in enumerate((bad, flagged, bad & flagged)):
+            self.flags[place] += len(some)
         for client in record["failures"]:
             self.failures[client] = self.failures.get(client, 0) + 1
 
 
-def round_record(result: RoundDone, metrics: Sequence[Metric]) -> JsonObject:
+def round_record(result: RoundDone, metrics: Sequence[Metric], malicious: Collection[str] = ()) -> JsonObject:
     """Return the line of metrics.jsonl for a round, counted from 1.
 
     Args:
         result: the round.
         metrics: what the run's objective declares beside the loss.
+        malicious: clients that a simulated attack has lie.
     """
     record, sums, totals = result.record, result.record.sums, result.record.totals
     clients = max(1, len(record.clients))
@@ -104,8 +111,10 @@ def round_record(result: RoundDone, metrics: Sequence[Metric]) -> JsonObject:
         "over_selected": list(record.over_selected) or None,
         "product_error": record.product_error,
         "clock": result.clock,
+        "flagged": list(record.flagged) or None,
     }
-    return line | {name: value for name, value in optional.items() if value is not None}
+    line |= {name: value for name, value in optional.items() if value is not None}
+    return line | (recognised(malicious, record.clients, record.flagged) if malicious else {})
 
 
 def evaluation_record(
@@ -179,6 +188,15 @@ def summary_of(
     }
     summary |= {"cleaning": population.split["cleaning"]} if "cleaning" in population.split else {}
     summary |= {name: evaluation[name] for name in ("groups", "left_out") if name in evaluation}
+    summary |= {name: population.split[name] for name in ("contamination", "statistics") if name in population.split}
+    if plan.attack.changes_updates or plan.attack.poisons:
+        bad, flagged, both = tally.flags
+        summary["attack"] = {
+            "name": config.attack,
+            "malicious": list(malicious_of(config, population.names)),
+            "precision": both / flagged if flagged else None,
+            "recall": both / bad if bad else None,
+        }
     if tally.tasks is not None:
         summary["tasks"] = {"first": tally.first_tasks, "last": tally.tasks}
     return summary

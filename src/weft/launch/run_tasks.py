@@ -17,7 +17,6 @@ from weft.data.words import instruction_tokens, lead_of
 from weft.errors import ConfigError
 from weft.federation.plan import Plan
 from weft.json_types import JsonObject
-from weft.launch.paths import is_task_file
 from weft.launch.results import has_shared
 from weft.models.resident import Resident
 from weft.runs.fingerprints import Fingerprints
@@ -30,10 +29,13 @@ from weft.tasks.requests import EvaluatedModel, Item
 from weft.tasks.results import shown
 from weft.tasks.rows import folders_of, items_of, missing, rows_of
 from weft.tasks.runner import records_of, replies_to, result_of
+from weft.tasks.scorer import bounds_of
 from weft.tasks.statistics import Measure
 
 NEEDS = {"code": "runs programs that the model wrote", "judge": "takes a judge"}
 """What a scorer needs that a run does not have."""
+METRIC_ITEMS = 4
+"""Items of a task whose right answers show which metrics its scorer gives."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +100,21 @@ class RunTasks:
     def directions(self) -> dict[str, bool]:
         """Return by which names a score can be asked for, and whether a lower one is better.
 
-        A task's own name stands for its main metric. What its scorer counts beside it has its name after a slash; it
-        is known once the task was scored, but for the main metric.
+        A task's own name stands for its main metric. What its scorer counts beside it (`metrics`) has its name after a
+        slash.
         """
         names: dict[str, bool] = {}
         for one in self.asked:
             metric = one.task.metric
             names[one.task.name] = names[f"{one.task.name}/{metric}"] = one.task.scorer.better(metric) == "lower"
         return names
+
+    def metrics(self, task: str) -> list[str]:
+        """Return TASK/METRIC of all that a task's scorer gives: what it makes of right answers to the first items."""
+        one = next(one for one in self.asked if one.task.name == task)
+        items = one.items[:METRIC_ITEMS]
+        records = records_of(one.task, items, [one.task.scorer.perfect(item) for item in items])
+        return [f"{task}/{name}" for name in result_of(one.task, records, one.rows, one.shots).measures]
 
     def scores(self, state: ServerState, model: Resident) -> JsonObject:
         """Return the scores of the server's model, and their standard errors, by TASK/METRIC and TASK/METRIC_stderr.
@@ -137,8 +146,12 @@ class RunTasks:
     def words(self, scores: JsonObject) -> list[str]:
         """Return the main score of each task with its 95 % interval, for people."""
         texts = []
-        for task, name in self.main_metrics().items():
-            metric, measure = name.removeprefix(f"{task}/"), Measure(scores[name], scores.get(f"{name}_stderr"))
+        for one in self.asked:
+            task, metric, items = one.task.name, one.task.metric, one.items
+            value, error = scores[f"{task}/{metric}"], scores.get(f"{task}/{metric}_stderr")
+            groups = len({item.cluster or str(item.number) for item in items})
+            groups = groups if groups > 1 else len(items)
+            measure = Measure(value, error, len(items), groups, bounds_of(metric))
             texts.append(f"{task} {metric} {shown(metric, measure)}")
         return texts
 
@@ -164,10 +177,4 @@ def _check_model(config: RunConfig, plan: Plan) -> None:
         raise ConfigError(
             f"eval_tasks are put to the model at the server, and in this run {why}: leave out --eval_tasks, and put "
             "them to one client's model by `weft evaluate RUN --client NAME`."
-        )
-    files = [name for name in config.eval_tasks if is_task_file(name)]
-    if config.runtime == "nvflare" and files:
-        raise ConfigError(
-            f"eval_tasks names the file '{files[0]}', and the server of sites opens no file that a run names: write "
-            "names of Weft's tasks."
         )

@@ -36,6 +36,8 @@ class Subject:
     """Where its results are written unless another folder is named."""
     reference: EvaluatedModel | None = None
     """The same model beside a reference model."""
+    weights: Path | None = None
+    """Of a run: the file or folder of its weights."""
 
     def template(self) -> str:
         """Return a digest of the chat template of a model in this process; ConfigError where it has none."""
@@ -60,9 +62,9 @@ def of_run(run: Run, client: str | None, *, chat: bool, batch_size: int) -> Subj
     Raises:
         ConfigError: the run has no such model, or its model is behind an endpoint.
     """
-    from weft.core.digests import digest_of, file_digest
     from weft.data.words import Words
     from weft.launch.provenance import base_of
+    from weft.runs.task_scores import weights_digest
 
     config = run.config
     if config.endpoint is not None:
@@ -71,9 +73,8 @@ def of_run(run: Run, client: str | None, *, chat: bool, batch_size: int) -> Subj
             "name, which scores it without the prompt that the run found."
         )
     weights = run.weights(client)
-    files = [weights] if weights.is_file() else sorted(path for path in weights.iterdir() if path.is_file())
-    digest = digest_of([word for path in files if path.suffix != ".md" for word in (path.name, file_digest(path))])
-    identity: JsonObject = {"weights": digest, "client": client} | (base_of(config) if config.adapts else {})
+    identity: JsonObject = {"weights": weights_digest(weights), "client": client}
+    identity |= base_of(config) if config.adapts else {}
     instruction = run.instruction(client)
     place = None
     if instruction:
@@ -89,7 +90,8 @@ def of_run(run: Run, client: str | None, *, chat: bool, batch_size: int) -> Subj
     number = run.round if run.round is not None else "end"
     folder = run.path / FOLDER / (f"round_{number}" if not run.at_end else END)
     name = str(run.path) + (f", client {client}" if client else "") + ("" if run.at_end else f", round {number}")
-    return Subject(evaluated, name, identity | _format(evaluated), folder / client if client else folder)
+    folder = folder / client if client else folder
+    return Subject(evaluated, name, identity | _format(evaluated), folder, weights=weights)
 
 
 def of_model(name: str, settings: JsonObject, *, chat: bool, batch_size: int) -> Subject:
@@ -122,8 +124,12 @@ def of_model(name: str, settings: JsonObject, *, chat: bool, batch_size: int) ->
         method = kinds.get(str(getattr(model.peft_config["default"].peft_type, "value", "")))
     evaluated = _resident(model, tokenizer, method, None, chat=chat, batch_size=batch_size)
     digests = {_plain(kind): value for kind, value in base_of(config).items()}
-    folder = Path("evaluations") / re.sub(r"[^\w.-]+", "_", name.strip("/"))
-    return Subject(evaluated, name, digests | _format(evaluated), folder)
+    return Subject(evaluated, name, digests | _format(evaluated), folder_of(name))
+
+
+def folder_of(name: str) -> Path:
+    """Return the folder of the evaluations of a model, by the model's name or folder."""
+    return Path("evaluations") / re.sub(r"[^\w.-]+", "_", name.strip("/"))
 
 
 def _plain(kind: str) -> str:

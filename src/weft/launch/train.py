@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,13 +14,17 @@ from weft.errors import ConfigError
 from weft.json_types import JsonObject
 from weft.launch import compose, post_alignment, provenance, rank_group
 from weft.launch.best import read_tasks
+from weft.launch.budgets import check_first_round, deciding_units, guarantee_of
 from weft.launch.client import ClientBuilder
 from weft.launch.client_memory import DiskMemory
+from weft.launch.contamination import counts_of, read_items
+from weft.launch.data_statistics import simulated
 from weft.launch.data_warnings import check_only_client, print_warnings
 from weft.launch.disk_full import explain_full_disk
-from weft.launch.extend import CHANGEABLE, check_rounds, describe_extension, report_changes
+from weft.launch.extend import changeable, check_rounds, describe_extension, report_changes
 from weft.launch.libraries import import_libraries
 from weft.launch.paths import absolute, with_whole_paths
+from weft.launch.privacy_plan import warn_of_noise
 from weft.launch.prompt_texts import with_prompt_texts
 from weft.launch.run import Run
 from weft.launch.run_tasks import RunTasks
@@ -34,6 +38,7 @@ from weft.runs import fingerprints
 from weft.runs.layout import RunDir
 from weft.runs.progress import Progress
 from weft.runs.trackers import Trackers, resolve
+from weft.tasks.contamination import ItemGrams
 
 
 def train(
@@ -71,7 +76,7 @@ def train(
     if config.from_scratch:
         shape_of(config)
     builder = ClientBuilder(config)
-    tasks = read_tasks(config, builder.plan)
+    tasks, items = read_tasks(config, builder.plan), read_items(config)
     import_libraries(config)
     imported()
     if not config.trains_tokenizer:
@@ -81,7 +86,7 @@ def train(
             rank_group.follow(builder)
             return Run(Path(config.output_dir))
         with explain_full_disk(config):
-            return _train(builder, StartOptions(resume, overwrite, quiet, as_json, former_config, notes), tasks)
+            return _train(builder, StartOptions(resume, overwrite, quiet, as_json, former_config, notes), tasks, items)
 
 
 class StartOptions(NamedTuple):
@@ -97,7 +102,7 @@ class StartOptions(NamedTuple):
     """Sentences about the configuration, printed before the first round."""
 
 
-def _train(builder: ClientBuilder, options: StartOptions, tasks: RunTasks) -> Run:
+def _train(builder: ClientBuilder, options: StartOptions, tasks: RunTasks, items: Mapping[str, ItemGrams]) -> Run:
     config, plan, group = builder.config, builder.plan, builder.group
     with (
         RunDir.create(
@@ -105,7 +110,7 @@ def _train(builder: ClientBuilder, options: StartOptions, tasks: RunTasks) -> Ru
             absolute(config.model_dump(mode="json")) | {"accept_changed": False},
             resume=options.resume,
             overwrite=options.overwrite,
-            volatile=CHANGEABLE,
+            volatile=changeable(config),
             defaults={name: field.default for name, field in RunConfig.model_fields.items()},
             resolve=absolute,
         ) as run,
@@ -125,6 +130,12 @@ def _train(builder: ClientBuilder, options: StartOptions, tasks: RunTasks) -> Ru
         check_only_client(config, population)
         if config.post_alignment is not None:
             post_alignment.rows_of(config, builder.tokenizer)  # read again at the end: a mistake in it is found now
+        compose.check_cohort(plan, config, population)
+        check_first_round(guarantee_of(config, plan.privacy, deciding_units(config, population.trained)))
+        if config.data_statistics:
+            population.split["statistics"] = simulated(config, population, builder.tokenizer)
+        if items:
+            population.split["contamination"] = counts_of(items, population.trained, builder.tokenizer)
         write_atomic(run.split_file, split_text(population.split).encode())
         host, values = builder.host(reference=run.reference_file, conditions=compose.conditions(config))
         # After all that can refuse the run: a start that is refused must not replace the record.
@@ -132,6 +143,7 @@ def _train(builder: ClientBuilder, options: StartOptions, tasks: RunTasks) -> Ru
         with Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers:
             trainer = Trainer(config, run, host, population, progress, trackers, group, replace(tasks, config=config))
             print_warnings(config, population, plan.algorithm, progress)  # when nothing is refused any more
+            warn_of_noise(config, plan, host.model.masters, deciding_units(config, population.trained), progress.note)
             for sentence in options.notes:
                 progress.note(sentence)
             progress.split(population.split)

@@ -19,21 +19,25 @@ from weft.core.exchange import Runtime
 from weft.core.files import write_atomic
 from weft.core.metrics import ENDPOINT_COUNTS
 from weft.core.types import Metrics, ServerState, Tensors
-from weft.errors import ConfigError, RunError
+from weft.errors import BudgetSpent, ConfigError, RunError
 from weft.federation.client_host import ClientHost
 from weft.federation.clients import ClientData
-from weft.federation.loop import RoundDone, Rounds, is_evaluated, run_rounds, set_aside
+from weft.federation.loop import RoundDone, Rounds, is_evaluated, run_rounds
 from weft.federation.state import begin
 from weft.json_types import JsonObject
 from weft.launch import compose, rank_group
 from weft.launch.best import BestRule
+from weft.launch.budgets import account_of
 from weft.launch.commits import Commits, Position
+from weft.launch.federated import scores_of
+from weft.launch.malicious import attacked, malicious_of
 from weft.launch.personal_models import PersonalModels
 from weft.launch.population import Population
 from weft.launch.post_alignment import write_aligned
 from weft.launch.ray_actor import runtime_of
 from weft.launch.records import Tally, evaluation_record, peak_memory, round_record, summary_of, tasks_record
 from weft.launch.results import has_shared, shared_of, write_weights
+from weft.launch.round_notes import notes
 from weft.launch.run_tasks import RunTasks
 from weft.models.group import RankGroup
 from weft.runs import checkpoint
@@ -60,6 +64,7 @@ class Trainer:
         tasks: RunTasks | None = None,
         begin: Callable[[ClientHost], AbstractContextManager[Runtime]] | None = None,
         listener: Callable[[JsonObject], None] = lambda _: None,
+        evaluated: ServerState | None = None,
     ) -> None:
         """Connect the parts of a run and open its logs.
 
@@ -74,25 +79,27 @@ class Trainer:
             tasks: what the server's model is put to between rounds; None: nothing.
             begin: opens the runtime that carries messages to clients; None: the one that the configuration names.
             listener: called with the record of every round and evaluation.
+            evaluated: of a run without rounds: the state to evaluate; None: that of the model as it was loaded.
         """
         self.config, self.run, self.host, self.population = config, run, host, population
         self.plan, self.model, self.evaluator = host.plan, host.model, host.evaluator
         self.progress, self.trackers = progress, trackers
         self.announcer = rank_group.Announcer(group) if group is not None else None
-        self.begin, self.listener = begin, listener
-        self.tally = Tally()
+        self.begin, self.listener, self.evaluated = begin, listener, evaluated
+        self.tally, self.malicious = Tally(), malicious_of(config, population.names)
         self.tasks = RunTasks(config) if tasks is None else tasks
         self.best = BestRule.of(config, type(self.evaluator), self.tasks)
         if self.best is not None:
-            self.best.check(self.evaluator, population)
+            self.best.check(self.evaluator, population, reported=self.plan.reports)
         if not any(self.plan.sharing.travels(name) for name in self.model.masters):
             raise ConfigError(
                 f"share ({', '.join(self.plan.sharing.patterns)}) fits no trained tensor, such as "
                 f"{next(iter(self.model.masters))}: write a part of a name, or a glob."
             )
+        self.account = account_of(config, self.plan.privacy, run, population.trained)
         self.metrics = MetricsLog(run.metrics_file)
         self.timing = MetricsLog(run.timing_file)
-        self.commits = Commits(config, run, self.metrics, self.timing, remembers=self.plan.clients_remember)
+        self.commits = Commits(config, run, self.metrics, self.timing, self.plan)
 
     def run_all(self, values: Tensors) -> ServerState:
         """Run the rounds that are left, then write the results; return the state after the last.
@@ -114,7 +121,7 @@ class Trainer:
             self.metrics.truncate(0)
             self.timing.truncate(0)
             checkpoint.rewind(self.run, 0)
-            return begin(self.plan, values, self.model.fixed)
+            return self.evaluated or begin(self.plan, values, self.model.fixed)
         state, extra = saved_state
         self.metrics.truncate(extra["metrics"])
         self.timing.truncate(extra["timing"])
@@ -125,14 +132,16 @@ class Trainer:
 
     def _all_rounds(self, state: ServerState) -> ServerState:
         """Run and commit the rounds that are left; return the state after the last."""
-        config, population = self.config, self.population
-        commits = self.commits
+        config, population, commits = self.config, self.population, self.commits
         if self.tasks.asked and state.round == 0 and not self.metrics.size():
             self._record_tasks(state)
         position = commits.committed = self._position(state)
         local = partial(runtime_of, config, population=population, progress=self.progress, announce=self.announcer)
         with (self.begin or local)(self.host) as runtime, commits:
             try:
+                if not config.num_rounds:
+                    self._record_evaluation(0, scores_of(self.plan, state, runtime, population, self.progress.note))
+                    position = self._position(state)
                 for result in () if self._is_over() else self._rounds(state, runtime):
                     self._record(result)
                     position = self._position(result.state)
@@ -141,6 +150,9 @@ class Trainer:
                     if self._is_over():
                         break
                 commits.finish(position)
+            except BudgetSpent as spent:
+                commits.finish(position)
+                self.progress.note(str(spent))
             except BaseException as error:
                 # The rounds since the last checkpoint are whole and recorded, so they are saved. After an error of
                 # unknown cause the save may fail too, and must not hide it.
@@ -152,13 +164,14 @@ class Trainer:
 
     def _rounds(self, state: ServerState, runtime: Runtime) -> Iterator[RoundDone]:
         names, tested = self.population.trained.names, self.population.tested()
+        runtime = attacked(self.plan, runtime, self.config.seed, self.malicious)
         return run_rounds(self.plan, state, runtime, self._schedule(), clients=names, eval_clients=tested)
 
     def _schedule(self) -> Rounds:
         config, population = self.config, self.population
         return Rounds(
             config.num_rounds,
-            compose.selection(config, population),
+            compose.selection(config, population, self.run.secret),
             config.eval_every,
             config.max_attempts,
             self.host.conditions,
@@ -168,6 +181,7 @@ class Trainer:
             config.product_error,
             self.model.device,
             population.left_out,
+            *((self.account.check, self.account.spend) if self.account else ()),
         )
 
     def _is_over(self) -> bool:
@@ -180,16 +194,16 @@ class Trainer:
         return Position(state, self.metrics.size(), self.timing.size(), copy.deepcopy(vars(self.tally)))
 
     def _record(self, result: RoundDone) -> None:
-        record = round_record(result, self.plan.objective.metrics)
+        record = round_record(result, self.plan.objective.metrics, self.malicious)
+        record |= self.account.line() if self.account else {}
         self.tally.add(result, record)
+        self.metrics.append(record)
         if result.record.repeated:
-            self.metrics.append(record)
             self.progress.note(
                 f"round {record['round']}: {len(record['clients'])} usable replies, fewer than the "
                 f"{result.record.quorum} that it needs; the round is repeated."
             )
             return
-        self.metrics.append(record)
         timing = {
             "round": record["round"],
             "seconds": result.seconds,
@@ -198,14 +212,10 @@ class Trainer:
         }
         requests = {name: int(count) for name, count in result.record.sums.items() if name in ENDPOINT_COUNTS}
         self.timing.append(timing | requests)
-        if retries := requests.get("endpoint_retries"):
-            self.progress.note(f"round {record['round']}: {retries} requests to the endpoint were retried.")
-        self._note_failures(result, record)
-        if faults := record.get("reward_faults"):
-            fault_text = ", ".join(f"{count} {fault.replace('_', ' ')}" for fault, count in faults.items())
-            self.progress.note(f"round {record['round']}: rewards that failed count as 0 ({fault_text}).")
-        if not record["clients"] and record["failures"]:
-            self.progress.note(f"round {record['round']}: no update could be used; the model is unchanged.")
+        retries, most = requests.get("endpoint_retries", 0), self.config.max_bad_updates
+        hides = self.account is not None and self.account.hides_cohort
+        for sentence in notes(result, record, retries, most, hides=hides):
+            self.progress.note(sentence)
         self.progress.round(record | timing)
         self.listener({"round": record | timing})
         self.trackers.log({f"train/{k}": v for k, v in (record | timing).items() if k != "round"}, record["round"])
@@ -224,23 +234,10 @@ class Trainer:
         self.tally.tasks = record
         if state.round == 0:
             self.tally.first_tasks = record
-            if self.best is not None:
-                self.best.check_scored(self.tasks, record)
         self.metrics.append(record)
         self.progress.tasks(record, self.tasks.words(record))
         self.listener({"tasks": record})
         self.trackers.log({f"eval/{k}": v for k, v in record.items() if k not in ("event", "round")}, state.round)
-
-    def _note_failures(self, result: RoundDone, record: JsonObject) -> None:
-        set_aside_clients = set_aside(result.state, self.config.max_bad_updates)
-        for client, reason in record["failures"].items():
-            self.progress.note(f"round {record['round']}: the update of '{client}' was dropped: {reason}.")
-            if client in set_aside_clients and client in result.record.bad:
-                self.progress.note(
-                    f"'{client}' sent {self.config.max_bad_updates} bad updates and is excluded from further rounds."
-                )
-        if result.record.late:
-            self.progress.note(f"round {record['round']}: {result.record.late} replies arrived late or more than once.")
 
     def _record_evaluation(self, round: int, sums: dict[str, Metrics]) -> None:
         evaluation = evaluation_record(round, sums, self.evaluator.metrics, self.population.left_out)
@@ -253,9 +250,8 @@ class Trainer:
     def _finish(self, state: ServerState) -> None:
         """Write the trained weights, the summary and the report."""
         models = self._save_weights(state)
-        summary = summary_of(self.config, self.plan, self.model, self.population, self.tally, state) | {
-            "models": models
-        }
+        summary = summary_of(self.config, self.plan, self.model, self.population, self.tally, state)
+        summary |= {"models": models} | ({} if self.account is None else {"privacy": self.account.statement()})
         if self.best is not None:
             summary["best"] = self._write_best(state)
         if self.config.post_alignment is not None:
@@ -284,6 +280,8 @@ class Trainer:
     def _save_weights(self, state: ServerState) -> JsonObject:
         """Write the shared model and the clients' personal models, if any; return the scores of both."""
         model, has_clusters = self.model, self.plan.algorithm.choice is not None
+        if not self.config.num_rounds:  # there is nothing new to write
+            return {}
         if has_shared(self.plan):
             write_weights(self.config, model, shared_of(self.config, self.plan, model, state), self.run.path)
         personal = PersonalModels(self.plan, state, model, self.population, self.evaluator)

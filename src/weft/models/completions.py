@@ -8,8 +8,27 @@ from typing import NamedTuple
 from weft.json_types import JsonObject
 
 MOST_TOKENS = 1 << 40
+LEAST_BYTES, MOST_BYTES = 4 << 20, 64 << 20
+"""Bytes of an answer that are read whatever was asked, such as a list of models, and bytes of the longest answer."""
+BYTES_OF_TOKEN, BYTES_OF_ECHO = 1 << 10, 1 << 8
+"""Bytes of an answer for each token that it may have, and for each byte of a request whose tokens are to be scored: a
+token with its log-probability, its place and the likeliest one takes some 100 to 200."""
+TOKENS_UNASKED = 1 << 14
+"""Tokens of a reply of which a request says no longest length."""
 LONGEST_FINISH = 50
 """Characters of the word that says why a reply ended."""
+
+
+def most_bytes(request: JsonObject, size: int) -> int:
+    """Return the bytes of the longest answer that is read, by what a request of `size` bytes asks for.
+
+    A server is not trusted to stop, and JSON takes up to thirty times its bytes in memory, for each request in flight.
+    """
+    given = [value for name in ("max_tokens", "max_completion_tokens") if isinstance(value := request.get(name), int)]
+    count = request.get("n")
+    tokens = max(given, default=TOKENS_UNASKED) * (count if isinstance(count, int) else 1)
+    asked = BYTES_OF_TOKEN * tokens + (BYTES_OF_ECHO * size if request.get("echo") else 0)
+    return min(MOST_BYTES, LEAST_BYTES + asked)
 
 
 class Reply(NamedTuple):

@@ -23,11 +23,10 @@ from weft.core.metrics import ENDPOINT_COUNTS
 from weft.core.texts import printable
 from weft.errors import ClientFailed, ConfigError, RunError
 from weft.json_types import JsonObject
-from weft.models.completions import NoLogprobs, Reply, ScoredText, reply_of, span_score, usage
-from weft.models.http_exchange import fetch
+from weft.models.completions import LEAST_BYTES, NoLogprobs, Reply, ScoredText, most_bytes, reply_of, span_score, usage
+from weft.models.http_exchange import TooLong, fetch
+from weft.models.request_threads import RequestThreads
 
-MOST_BYTES = 64 << 20
-"""Longest response that is read; the server is not trusted to stop."""
 WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds before the first retry, doubled each time, and the longest pause that a server's Retry-After may impose."""
 
@@ -81,8 +80,7 @@ class Endpoint:
         self.timeout, self.retries, self.parallel = timeout, retries, parallel
         self.wait = WAIT if wait is None else wait
         self.flags = flags
-        self.stopped = threading.Event()
-        """While it is set, failed requests are not repeated: whoever asked waits for none of them."""
+        self._threads = RequestThreads(parallel)
         self._lock = threading.Lock()
         self._requests = self._repeats = 0
         self._spent = (0, 0)
@@ -111,7 +109,7 @@ class Endpoint:
             ConfigError: the server refuses the request, or returns no log-probabilities.
         """
         chunks = [texts[at : at + size] for at in range(0, len(texts), size)]
-        with ThreadPoolExecutor(max_workers=self.parallel) as pool:
+        with self._threads.open() as pool:
             return [score for scores in pool.map(self._score, chunks) for score in scores]
 
     def write(self, prompt: str, count: int, tokens: int, *, temperature: float, top_p: float, seed: int) -> list[str]:
@@ -159,23 +157,15 @@ class Endpoint:
         Raises:
             RunError: it does not answer.
         """
-        self.stopped.clear()
-        pool, waits = ThreadPoolExecutor(self.parallel), True
         try:
-            yield pool
+            with self._threads.open(role) as pool:
+                yield pool
         except ClientFailed as failure:
             why = str(failure).removeprefix("the endpoint")
             raise RunError(
                 f"The {role} at {self.url}{why}: what it {done} is kept; when it answers again, run the same command "
                 "again."
             ) from None
-        except KeyboardInterrupt:
-            waits = False
-            raise
-        finally:
-            # Replies that are on their way are paid for: they are waited for and kept.
-            self.stopped.set()
-            pool.shutdown(wait=waits, cancel_futures=True)
 
     def tally(self) -> dict[str, float]:
         """Return the number of requests, and of repeated ones, since the last call."""
@@ -209,26 +199,30 @@ class Endpoint:
 
     def _post(self, path: str, payload: JsonObject) -> JsonObject:
         """Send a request, and count the tokens that it cost."""
-        answer = self._answer(path, json.dumps({"model": self.model, **payload}).encode(), "choices")
+        body = json.dumps({"model": self.model, **payload}).encode()
+        answer = self._answer(path, body, "choices", most_bytes(payload, len(body)))
         with self._lock:
             prompt, completion = (one + (count or 0) for one, count in zip(self._spent, usage(answer), strict=True))
             self._spent = (prompt, completion)
         return answer
 
-    def _answer(self, path: str, body: bytes | None, part: str) -> JsonObject:
-        """Send a request, and repeat it while the failure may pass; the answer has the list `part`, not empty."""
+    def _answer(self, path: str, body: bytes | None, part: str, most: int = LEAST_BYTES) -> JsonObject:
+        """Send a request, and repeat it while the failure may pass; the answer has the list `part`, not empty, and at
+        most `most` bytes."""
         headers = {"Content-Type": "application/json"}
         if os.environ.get(self.key):
             headers["Authorization"] = f"Bearer {os.environ[self.key]}"
         failure = ""
         for attempt in range(self.retries + 1):
+            if self._threads.stopped.is_set():
+                raise ClientFailed("the endpoint was not asked, as the command ends")
             with self._lock:
                 self._requests += 1
                 self._repeats += attempt > 0
             pause = self.wait * 2**attempt
             try:
                 request = urllib.request.Request(f"{self.url}/{path}", body, headers)
-                data = json.loads(fetch(request, self.timeout, MOST_BYTES))
+                data = json.loads(fetch(request, self.timeout, most, self._threads.flights))
                 if isinstance(data, dict) and isinstance(data.get(part), list) and data[part]:
                     return data
                 failure = f"did not answer with {'completions' if body else 'its models'}"
@@ -238,12 +232,14 @@ class Endpoint:
                     pause = max(pause, _seconds(error.headers.get("Retry-After")))
             except TimeoutError:
                 failure = f"did not answer within {self.timeout:g} s"
+            except TooLong:
+                raise ClientFailed(f"the endpoint answered more than {most / 2**20:.0f} MiB to one request") from None
             except (ValueError, RecursionError):  # of JSON: broken, or nested without end
                 failure = "did not answer with JSON"
             except (OSError, HTTPException) as error:  # a URLError is an OSError
                 inner = getattr(error, "reason", error)
                 failure = f"could not be reached ({type(inner).__name__})"
-            if attempt < self.retries and self.stopped.wait(min(pause, LONGEST_WAIT)):
+            if attempt < self.retries and self._threads.stopped.wait(min(pause, LONGEST_WAIT)):
                 break
         # Without the URL: a site sends the reason, and its network is its own.
         raise ClientFailed(f"the endpoint {failure}, {self.retries + 1} times")

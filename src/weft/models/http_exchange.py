@@ -17,6 +17,41 @@ from urllib.parse import urlsplit
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
+class TooLong(Exception):
+    """An answer has more bytes than are read."""
+
+
+class Flights:
+    """The exchanges under way, which can all be ended."""
+
+    def __init__(self) -> None:
+        self._over = False
+        self._lock = threading.Lock()
+        self._flights: set[_Flight] = set()
+
+    def add(self, flight: _Flight) -> None:
+        """Watch an exchange."""
+        with self._lock:
+            self._flights.add(flight)
+            if self._over:
+                flight.end()
+
+    def remove(self, flight: _Flight) -> None:
+        """Forget an exchange that is done."""
+        with self._lock:
+            self._flights.discard(flight)
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def end(self) -> None:
+        """End all exchanges, and any that begins from now on."""
+        with self._lock:
+            self._over = True
+            for flight in self._flights:
+                flight.end()
+
+
 class _Flight:
     """The sockets of one exchange, and whether its time is over."""
 
@@ -95,33 +130,40 @@ DIRECT = urllib.request.build_opener(_NoRedirect, _Plain, _Secure, urllib.reques
 """Goes round the proxy of the environment, which does not reach this machine's own addresses."""
 
 
-def fetch(request: urllib.request.Request, timeout: float, most: int) -> bytes:
+def fetch(request: urllib.request.Request, timeout: float, most: int, flights: Flights | None = None) -> bytes:
     """Return the body of an answer.
 
     Args:
         request: sent as it is.
         timeout: seconds for the whole exchange.
-        most: bytes that are read.
+        most: bytes of the longest answer.
+        flights: of which the exchange is one while it lasts.
 
     Raises:
-        TimeoutError: the time is over before the answer is whole.
+        TimeoutError: the time is over before the answer is whole, or all flights were ended.
+        TooLong: the answer is longer.
         OSError: the server cannot be reached; an HTTPError, which is one, if it answers with a code from 300.
         HTTPException: it does not speak HTTP.
     """
     opener = DIRECT if urlsplit(request.full_url).hostname in LOOPBACK else OPENER
     flight = _own.flight = _Flight()
+    flights = flights if flights is not None else Flights()
+    flights.add(flight)
     timer = threading.Timer(timeout, flight.end)
     timer.daemon = True
     timer.start()
     try:
         with opener.open(request, timeout=timeout) as answer:
-            body: bytes = answer.read(most)
+            body: bytes = answer.read(most + 1)
     except (OSError, ValueError, http.client.HTTPException):
         if flight.over:
             raise TimeoutError from None
         raise
     finally:
         timer.cancel()
+        flights.remove(flight)
+    if len(body) > most:
+        raise TooLong
     if flight.over:  # without a length, a stream that was shut down looks like a whole one
         raise TimeoutError
     return body

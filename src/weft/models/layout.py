@@ -30,7 +30,7 @@ class Batch:
     mask: Tensor | None
     """(B, 1, L, L) bool, True where attention is allowed, or None where plain causal attention does."""
     index: Tensor
-    """(N,) int64, positions in the flattened (B * L) whose next token is a target."""
+    """(N,) int64, positions in the flattened (B * L) whose next token is a target; (B, M) of `lay_out_lines`."""
     targets: Tensor
     """(N,) int64, the ids of these next tokens."""
     rows: int

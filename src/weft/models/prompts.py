@@ -133,6 +133,8 @@ class Front:
         self._virtual: Tensor | None = None
         # A prompt that was saved is its vectors; what made them is not saved.
         self._saved = bool(model.peft_config["default"].inference_mode)
+        self.by_line: Callable[[Tensor], Tensor] | None = None
+        """Returns the vectors (lines, n, width) for every line by itself; None: all lines share them."""
         self.length = 0
         """Positions of the prefix in the cache; 0 where the prompt is among the embeddings."""
         if method == "prefix":
@@ -161,8 +163,12 @@ class Front:
         shape = self._shape
         layers, heads = shape.num_layers, shape.num_attention_heads
         # A vector of peft holds all layers' keys and values, head by head; the cache wants (lines, heads, n, width).
-        values = self.vectors().view(self.length, layers, 2, heads, shape.token_dim // heads)
-        values = values.permute(1, 2, 3, 0, 4)[:, :, None].expand(-1, -1, lines, -1, -1, -1)
+        if self.by_line is not None:
+            each = self.by_line(self.vectors()).view(lines, self.length, layers, 2, heads, shape.token_dim // heads)
+            values = each.permute(2, 3, 0, 4, 1, 5)
+        else:
+            values = self.vectors().view(self.length, layers, 2, heads, shape.token_dim // heads)
+            values = values.permute(1, 2, 3, 0, 4)[:, :, None].expand(-1, -1, lines, -1, -1, -1)
         cache = DynamicCache(config=self._base.config.get_text_config())
         for layer, (key, value) in enumerate(values):
             cache.update(key, value, layer)
@@ -178,8 +184,11 @@ class Front:
         ids, self._virtual = self._virtual, None
         assert ids is not None
         places = ids < 0
-        vectors = self.vectors().to(output.dtype)
-        virtual = vectors[(-ids[places] - 1).long()]
+        numbers = (-ids[places] - 1).long()
+        if self.by_line is not None:
+            virtual = self.by_line(self.vectors()).to(output.dtype)[places.nonzero()[:, 0], numbers]
+        else:
+            virtual = self.vectors().to(output.dtype)[numbers]
         return output.masked_scatter(places[..., None], virtual)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from weft.config import RunConfig
 from weft.core.model_types import CausalModel
+from weft.keys.privacy import unit_kind
 from weft.models.compat import recompute_activations
 from weft.models.memory import memory, needs_of, room
 from weft.models.notes import Note, ignore_note
@@ -40,8 +41,10 @@ class Recomputation:
 def recomputation_of(config: RunConfig, model: CausalModel, note: Note) -> Recomputation:
     """Return the recomputation of a model that was loaded by a configuration."""
     is_on = config.gradient_checkpointing is True or config.model_offload != "none"
-    # A prefix is a cache, which recomputation does not support.
-    allowed = config.gradient_checkpointing == "auto" and config.prompt_method != "prefix"
+    # A prefix is a cache, which recomputation does not support; and gradients of single rows are noted by layers as
+    # they are called: one that is called twice would note them twice.
+    once = config.prompt_method == "prefix" or unit_kind(config.privacy_unit) in ("row", "column")
+    allowed = config.gradient_checkpointing == "auto" and not once
     return Recomputation(model, is_on, allowed, note)
 
 

@@ -231,7 +231,7 @@ class Resident:
         return lay_out(rows, pack=pack and self.can_pack, offsets=self.offsets, step=self.line_step)
 
     def logits(self, batch: Batch) -> Tensor:
-        """Return (N, V): the logits that predict the batch's N targets."""
+        """Return (N, V): the logits that predict the batch's N targets; (B, M, V) where its index is (B, M)."""
         mask, positions = batch.mask, batch.position_ids
         cache = None
         if self.front is not None and self.front.length:
@@ -254,7 +254,7 @@ class Resident:
         finally:
             self._select.index = None
         logits: Tensor = out.logits
-        return logits[0]
+        return logits if batch.index.dim() > 1 else logits[0]
 
     def hidden(self, batch: Batch) -> Tensor:
         """Return (N, D): what the output layer computes the logits of the batch's N targets from."""

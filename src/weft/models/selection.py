@@ -14,17 +14,19 @@ class Selection:
 
     def __init__(self) -> None:
         self.index: Tensor | None = None
-        """(N,) positions in the flattened (B * L); None: the hook does nothing."""
+        """Positions in the flattened (B * L), (N,), or (B, M) for each line; None: the hook does nothing."""
         self.takes = False
         """Store the hidden states in `hidden` and pass the first position on alone, so that logits cost nothing."""
         self.hidden: Tensor | None = None
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        """Replace the hidden states (B, L, D) by those of the positions, (1, N, D)."""
+        """Replace the hidden states (B, L, D) by those of the positions, (1, N, D), or (B, M, D) line by line."""
         if self.index is None:
             return None
         hidden = args[0]
-        chosen = hidden.reshape(-1, hidden.shape[-1]).index_select(0, self.index)
+        chosen = hidden.reshape(-1, hidden.shape[-1]).index_select(0, self.index.flatten())
+        if self.index.dim() > 1:
+            return (chosen.view(*self.index.shape, -1), *args[1:])
         if self.takes:
             self.hidden, chosen = chosen, chosen[:1]
         return (chosen[None], *args[1:])

@@ -77,15 +77,27 @@ def add_middle(model: AdaptedModel) -> None:
         down.register_forward_hook(lambda module, args, output, middle=middle: middle(output))
 
 
+class Gate(nn.ParameterDict):
+    """A factor of what a layer returns, as a layer that is called: gradients of single rows are noted at those."""
+
+    __call__ = nn.Module.__call__  # its own refuses calls
+
+    def forward(self, output: Tensor) -> Tensor:
+        """Return the output times the gate."""
+        (gate,) = self.values()
+        product: Tensor = output * gate
+        return product
+
+
 def add_twin(model: AdaptedModel, config: AdapterConfig, adapter: str) -> None:
     """Add a second LoRA to every LoRA layer, with a trainable scalar gate that is initially 1."""
     model.add_adapter(adapter, config)
     model.base_model.set_adapter(["default", adapter])
     for layer in lora_layers(model).values():
         up = layer.lora_B[adapter]
-        gate = nn.Parameter(torch.ones((), device=up.weight.device, dtype=up.weight.dtype))
-        layer.lora_gate = nn.ParameterDict({adapter: gate})
-        up.register_forward_hook(lambda module, args, output, gate=gate: output * gate)
+        gate = Gate({adapter: nn.Parameter(torch.ones((), device=up.weight.device, dtype=up.weight.dtype))})
+        layer.lora_gate = gate
+        up.register_forward_hook(lambda module, args, output, gate=gate: gate(output))
 
 
 def _weight(layer: LoraLayer) -> Tensor:

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
+from torch import Tensor
+
 from weft.core.objective import Loss, Objective
 from weft.models.layout import Batch, Row, lay_out
+from weft.models.lines import RowLines, lay_out_lines, line_logps
 from weft.models.resident import Resident
 from weft.objectives.chunks import summed_cross_entropy
 
@@ -28,6 +31,7 @@ class CausalLM(Objective):
     """Padded lines have a multiple of so many positions."""
     rows: ClassVar[str] = "text"
     by_token: ClassVar[bool] = True
+    separable: ClassVar[bool] = True
 
     def for_model(self, model: Resident) -> Self:
         """Return the objective, without packing where the model would mix the rows of a line."""
@@ -40,3 +44,15 @@ class CausalLM(Objective):
     def loss(self, model: Resident, batch: Batch) -> Loss:
         """Return the summed loss of a batch."""
         return next_token_loss(model, batch)
+
+    def separate(self, rows: Sequence[Row], step: int) -> RowLines:
+        """Lay out every row on a line of its own."""
+        return RowLines(lay_out_lines(rows, step))
+
+    def row_losses(self, model: Resident, batch: RowLines) -> Tensor:
+        """Return (rows,): the mean loss of each row's targets.
+
+        A mean over the targets of all rows would let the length of one row change what the others add.
+        """
+        logps, counts = line_logps(model, batch.lines)
+        return -logps / counts.clamp(min=1)

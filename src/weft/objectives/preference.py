@@ -23,11 +23,16 @@ from torch import Tensor
 from weft.core.objective import Loss, Objective
 from weft.data.pairs import Pair
 from weft.models.layout import Question
+from weft.models.lines import RowLines, lay_out_lines, line_logps
 from weft.models.resident import Resident
 from weft.objectives.choices import choice_logps
 
 FREE = ("simpo", "orpo")
 """Losses without a reference."""
+APART = (
+    "KTO's z, a mean over other rows' answers, is 0 here, its smallest value: what one row adds would else depend on "
+    "others."
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class Preference(Objective):
     """One of the losses above."""
 
     evaluator: ClassVar[str] = "preferences"
+    separable: ClassVar[bool] = True
     loss_name: str = field(default="dpo", metadata={"key": "loss"})
     beta: float = field(default=0.1, metadata={"key": "dpo_beta"})
     smoothing: float = field(default=0.1, metadata={"key": "label_smoothing"})
@@ -66,6 +72,11 @@ class Preference(Objective):
     def rows(self) -> str:  # type: ignore[override]
         """Pairs of answers; for KTO, judged answers."""
         return "judged" if self.loss_name == "kto" else "pairs"
+
+    @property
+    def apart(self) -> str:  # type: ignore[override]
+        """KTO's z."""
+        return APART if self.loss_name == "kto" else ""
 
     @property
     def needs_reference(self) -> bool:  # type: ignore[override]
@@ -94,6 +105,22 @@ class Preference(Objective):
         """Return the summed loss of a batch."""
         logps = choice_logps(model, batch.questions).view(-1, 2)
         return Loss(self.losses(logps, batch).sum(), len(batch.targets))
+
+    def separate(self, rows: Sequence[Pair], step: int) -> RowLines:
+        """Lay out every answer on a line of its own, behind its prompt; for KTO only the answer that is judged."""
+        answers = 1 if self.loss_name == "kto" else 2
+        lines = [line for row in rows for line in Question(row.prompt, row.answers[:answers]).rows()]
+        return RowLines(lay_out_lines(lines, step), answers, self.collate(rows))
+
+    def row_losses(self, model: Resident, batch: RowLines) -> Tensor:
+        """Return (rows,): the loss of every pair or judged answer.
+
+        KTO's z is a mean over other rows' answers, so it is 0 here: its smallest value, which every row can know.
+        """
+        logps = line_logps(model, batch.lines)[0].view(-1, batch.lines_of_row)
+        if self.loss_name == "kto":
+            return self._kto(F.pad(logps - batch.batch.reference[:, :1], (0, 1)), batch.batch.good)
+        return self.losses(logps, batch.batch)
 
     def losses(self, logps: Tensor, batch: PairBatch) -> Tensor:
         """Return (N,): the loss of every pair, for the log-probabilities (N, 2) in nats of its answers."""

@@ -1,1 +1,1 @@
-"""Differential privacy; one file each, listed in `weft.registry.PRIVACY`."""
+"""Differential privacy: parts listed in `weft.registry.PRIVACY`, and the accounting of what noise spends."""

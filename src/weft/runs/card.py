@@ -25,11 +25,12 @@ from weft.runs.comparison import KINDS, ComparisonRow, Outcome, compared_metrics
 from weft.runs.fingerprints import Fingerprints, read_fingerprints
 from weft.runs.layout import RunDir
 from weft.runs.metrics import read
+from weft.runs.privacy_words import short_guarantee
+from weft.runs.task_scores import CARD, scores_section
 from weft.runs.text import human_bytes, human_number
 
-CARD = "README.md"
 TAG = "weft"
-ON_THE_WAY = ("aggregator", "privacy", "codec", "codec_down", "protection")
+ON_THE_WAY = ("aggregator", "privacy", "codec", "codec_down", "protection", "attack")
 """Kinds of parts that most runs have none of."""
 LICENSE = ("license", "license_name", "license_link")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
@@ -109,6 +110,7 @@ def write_card(
         _title(config, origin, whole, of_client),
         _training(config, summary, split, origin, read_fingerprints(run)),
         _scores(Outcome("", config, summary, personal)),
+        scores_section(run, folder),
         _use(config, origin, whole, folder),
     ]
     head = yaml.safe_dump(_head(config, origin, whole), sort_keys=False, allow_unicode=True)
@@ -217,6 +219,7 @@ def _training(
     rows = {
         "algorithm": _part(config, "fed_alg", fingerprints),
         **{key: name for key in ON_THE_WAY if (name := _part(config, key, fingerprints)) not in ("mean", "none")},
+        "differential privacy": short_guarantee(summary.get("privacy")),
         "clients": f"{clients}, {cohort}",
         "rounds": summary.get("rounds"),
         "local work": f"{work} of {config['batch_size'] * config['gradient_accumulation_steps']} rows",

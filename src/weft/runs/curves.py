@@ -64,7 +64,7 @@ def draw_panels(panels: list[Panel]) -> str:
             axes.set_xlabel("round")
             axes.set_ylabel(panel.label, parse_math=False)  # a metric of somebody's own may have any name
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.set_xlim(0, max(round for curve in panel.curves for round, _ in curve.points) * 1.05)
+            axes.set_xlim(0, max(1, *(round for curve in panel.curves for round, _ in curve.points)) * 1.05)
             if panel.logarithmic:
                 axes.set_yscale("log")
             if panel.share:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 
@@ -23,6 +24,11 @@ def changed_names(run: RunDir, current: Fingerprints) -> list[str]:
     """Return the names whose digest differs from the record; names that only one of the two has are left out."""
     former = _read(run).get("made_from", {})
     return [name for name in former if name in current and current[name] != former[name]]
+
+
+def digest_of(current: Fingerprints) -> str:
+    """Return one digest of all."""
+    return hashlib.sha256(json.dumps(current, sort_keys=True).encode()).hexdigest()
 
 
 def check(run: RunDir, current: Fingerprints, *, accept: bool) -> list[str]:

@@ -20,9 +20,10 @@ from weft.runs.cleaning import cleaning_table
 from weft.runs.comparison import describe_evaluation
 from weft.runs.curves import draw_curves
 from weft.runs.layout import RunDir
+from weft.runs.privacy_words import privacy_section
 from weft.runs.progress import split_line
 from weft.runs.split_picture import draw_split
-from weft.runs.text import human_bytes, human_duration, human_number
+from weft.runs.text import contamination_lines, human_bytes, human_duration, human_number
 
 MOST_CLIENTS = 200
 LABELS = {
@@ -85,12 +86,13 @@ def write_report(run_path: str | os.PathLike[str]) -> Path:
         _header(config, rounds, len(split.get("clients") or []), finished=bool(summary)),
         *_section("Training", draw_curves(rounds, evaluations, tasks)),
         *_section("Summary", _summary(summary, rounds, evaluations, timing)),
+        *_section("Privacy", privacy_section(summary.get("privacy"))),
         *_section("Evaluation tasks", _tasks(tasks, (summary.get("best") or {}).get("round"))),
         *_section("Shared and own models", _models(summary.get("models") or {})),
         *_section("Clients", _clients(summary.get("clients") or (evaluations or [{}])[-1].get("clients") or {})),
         *_section("Differences between clients", _groups(summary, (evaluations or [{}])[-1])),
         *_section("Clients that took no part", _clients((_apart(summary, evaluations) or {}).get("clients") or {})),
-        *_section("Data", _split(split)),
+        *_section("Data", _split(split, summary.get("contamination") or split.get("contamination") or {})),
         *_section("Cleaning", cleaning_table(split.get("cleaning") or {})),
         *_section("Discarded updates", _failures(rounds, summary.get("failures") or {})),
         *_section("Configuration", f"<pre>{escape(run.config_file.read_text(encoding='utf-8'))}</pre>"),
@@ -227,11 +229,11 @@ def _groups(summary: JsonObject, newest: JsonObject) -> str:
     return _table(heads, rows) if rows else ""
 
 
-def _split(split: JsonObject) -> str:
-    """Return the picture of the split, and how skewed it is."""
-    if not split:
-        return ""
-    return f"<p>{escape(split_line(split))}</p><figure>{draw_split(split, inline=True)}</figure>"
+def _split(split: JsonObject, tested: JsonObject) -> str:
+    """Return the picture of the split, how skewed it is, and which test items are among training rows."""
+    lines = [*([split_line(split)] if split else []), *contamination_lines(tested)]
+    figure = f"<figure>{draw_split(split, inline=True)}</figure>" if split else ""
+    return "".join(f"<p>{escape(line)}</p>" for line in lines) + figure
 
 
 def _clients(clients: dict[str, JsonObject]) -> str:

@@ -19,6 +19,8 @@ from weft.json_types import JsonObject
 
 LOCK, CONFIG, CHECKPOINTS, FINGERPRINTS = ".lock", "config.yaml", "checkpoints", "fingerprints.json"
 SITES = "sites.json"
+LEDGER = "privacy.jsonl"
+"""What a run spent of its budget of differential privacy; the newest hash is in LEDGER.head."""
 CHECKPOINT = r"round_\d+(\.old)?"
 """What the folder of a checkpoint is called; one that is being replaced has the ending."""
 RUN_FILES = (
@@ -38,6 +40,8 @@ RUN_FILES = (
     FINGERPRINTS,
     SITES,
     SECRET_FILE,
+    LEDGER,
+    f"{LEDGER}.head",
     "summary.json",
     "report.html",
     "report.png",
@@ -91,9 +95,15 @@ class Start:
         """Delete what was put aside: the new run has begun."""
         shutil.rmtree(self._aside, ignore_errors=True)
 
+    def _has_spent(self) -> bool:
+        """Say whether the run released something that its budget counts: the only record of it is not deleted."""
+        ledger = self.path / LEDGER
+        new = self._overwrites or LEDGER not in self._former_names
+        return new and ledger.is_file() and ledger.stat().st_size > 0
+
     def undo(self) -> None:
-        """Leave the directory as it was, unless the run has got to a checkpoint."""
-        if self._checkpoints() - self._former_checkpoints:
+        """Leave the directory as it was, unless the run has got to a checkpoint, or has spent of its budget."""
+        if self._checkpoints() - self._former_checkpoints or self._has_spent():
             self.settle()
         elif self._overwrites or self.path / CONFIG not in self._former_files:
             self._clear(set() if self._overwrites else self._former_names)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+
+from weft.json_types import JsonObject
 
 
 def human_bytes(count: float) -> str:
@@ -44,3 +46,25 @@ def _scaled(value: float, units: list[str]) -> str:
         if abs(value) < 999.95 or unit == units[-1]:
             break
     return f"{value:.1f}{unit}"
+
+
+def contamination_lines(found: Mapping[str, Mapping[str, JsonObject]], most: int = 8) -> list[str]:
+    """Return a sentence for each task on its items among training rows.
+
+    Args:
+        found: by task and client `items`, `compared` and `found`, which is None for a few.
+        most: clients that a sentence names, those with most items first.
+    """
+    lines = []
+    for task, clients in found.items():
+        if not clients:
+            continue
+        first = next(iter(clients.values()))
+        counts = sorted(clients.items(), key=lambda pair: -(1 if pair[1]["found"] is None else pair[1]["found"]))
+        named = [f"{name} {'a few' if one['found'] is None else one['found']}" for name, one in counts[:most]]
+        rest = [f"{len(counts) - most} clients more"] if len(counts) > most else []
+        lines.append(
+            f"of the {first['items']} items of the task '{task}' ({first['compared']} are long enough to compare), so "
+            f"many share a long n-gram with rows that are trained on: {', '.join([*named, *rest])}."
+        )
+    return lines

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weft.core.exchange import Runtime
+from weft.core.promises import Promises
 from weft.core.secret import Secret
 from weft.core.types import Failure, Message, Probe, Reply, Streams, Task, Tensors
 from weft.core.wire import pack
@@ -50,6 +51,10 @@ class MessageMemory:
         """Return the secret that came with the message: one user runs all simulated clients and their actors."""
         assert self.message_secret is not None, "a part that draws secrets at clients sets draws_secrets"
         return self.message_secret
+
+    def promises(self, client: str) -> Promises:
+        """Return none: one user runs all simulated clients and their server."""
+        return Promises()
 
 
 class RemoteMethod(Protocol):

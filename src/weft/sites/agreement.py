@@ -10,7 +10,8 @@ from weft.config import VOLATILE, RunConfig
 from weft.core.types import SEARCH
 from weft.federation.plan import Plan
 from weft.json_types import JsonObject
-from weft.sites import part_files, run_limits
+from weft.kinds import is_outside
+from weft.sites import part_files, run_limits, site_ledger
 from weft.sites.policy import SitePolicy
 from weft.sites.reports import reportable
 from weft.sites.run_keys import AT_SERVER, FROM_RUN, FROM_SITE, ON_DEMAND, forbidden
@@ -50,20 +51,25 @@ def refusal(policy: SitePolicy, run: RunConfig, clients: int) -> str | None:
         ("training of the kind", trainable, accept.trainable),
         ("the algorithm", run.fed_alg, accept.algorithms),
         ("the protection", run.protection, accept.protection),
-        ("the privacy", run.privacy, accept.privacy),
+        ("the privacy", run.privacy if is_outside("privacy", run.privacy) else run.privacy_unit, accept.privacy),
     ]
     for what, name, allowed in limits:
         # Files of parts were compared by their content above.
         if allowed is not None and name not in allowed and plugins.parse(name) is None:
             return f"{what} '{name}' is not among what this site accepts ({', '.join(allowed) or 'none'})"
+    if not run.num_rounds and not accept.evaluations:
+        return "the run evaluates a model and trains nothing, and this site does not accept evaluations by themselves"
     if accept.max_rounds is not None and run.num_rounds > accept.max_rounds:
         return f"the run has {run.num_rounds} rounds, and this site accepts {accept.max_rounds} at most"
-    clients = min(clients, run.sample_clients)  # the first is the server's word, the second is agreed on
+    # The first is the server's word, the others are agreed on.
+    clients = min(clients, run.sample_clients, run.group_size or clients)
     if accept.min_clients is not None and clients < accept.min_clients:
         return f"a round has {clients} clients, and this site asks for {accept.min_clients} at least"
-    # No part of Weft gives an epsilon yet, so that every run fails this limit.
-    if accept.max_epsilon is not None:
-        return f"the run has no differential privacy, and this site asks for an epsilon of {accept.max_epsilon:g}"
+    if run.noise_at == "client" and run.min_clients > clients:
+        return f"the noise is made of {run.min_clients} shares, and a round has {clients} clients"
+    why = site_ledger.refusal(accept, policy.ledger, run)
+    if why is not None:
+        return why
     if run.runtime != "nvflare" or run.parallel != "none":
         return "the run is not one for sites"
     if accept.max_steps is not None and not 0 < run.max_steps <= accept.max_steps:
@@ -99,7 +105,8 @@ def losses_sent(policy: SitePolicy, plan: Plan, rows: int) -> str | None:
         plan: the run's.
         rows: that the site trains on.
     """
-    if plan.local.kind not in ("search", "words") or SEARCH not in plan.algorithm.streams:
+    sends = plan.local.kind in ("search", "words") and SEARCH in plan.algorithm.streams
+    if not sends or plan.local.hides_units:  # the losses of private steps have noise of the site's own
         return None
     scored = plan.local.rows_in_metrics(rows)
     if "loss_sum" in reportable(policy, {"loss_sum": 1.0, "loss_tokens": 1.0}, scored):

@@ -99,7 +99,8 @@ class Bounds:
         """Of the counts and their files."""
         self.file, self.rounds, self.max_hours, self.birth = file, run.num_rounds, max_hours, birth
         self.protected = run.protection != "none"
-        self.tasks = run.num_rounds * min(max(REPEATS, run.max_attempts), MOST_REPEATS)
+        self.repeats = min(max(REPEATS, run.max_attempts), MOST_REPEATS)
+        self.tasks = run.num_rounds * self.repeats
         """Trainings that the rounds can need, repeated ones included."""
         self.messages: Counter[str] = Counter()
         """Messages so far, by kind."""
@@ -130,6 +131,8 @@ class Bounds:
         last = self.rounds if isinstance(message, Probe) else self.rounds - 1
         if not 0 <= message.round <= last:
             return f"the message is of round {message.round + 1}, and the site agreed to {self.rounds} rounds"
+        if not self.rounds and _delivers_result(message):
+            return "the run that the site agreed to trains nothing, so that it has no result to deliver"
         if isinstance(message, Task) and not 0 <= message.base_version <= message.round:
             return f"the task begins at version {message.base_version}, which round {message.round + 1} cannot have"
         if isinstance(message, (Task, ProtectionRequest)) and not 0 <= message.attempt <= self.tasks:
@@ -138,7 +141,7 @@ class Bounds:
             return "the message is one of secure aggregation, and the run has none"
         kind = type(message).__name__
         # After the last round there is one more version to evaluate, and the result to deliver.
-        limit = EACH[kind] * self.tasks * (self.rounds + 1) // self.rounds if kind != "Task" else self.tasks
+        limit = EACH[kind] * self.repeats * (self.rounds + 1) if kind != "Task" else self.tasks
         if self.messages[kind] >= limit:
             done = "trained" if kind == "Task" else f"answered a message of the kind {kind}"
             return f"the site has {done} {self.messages[kind]} times, which is all that the run it agreed to can need"

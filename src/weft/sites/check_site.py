@@ -15,12 +15,15 @@ from weft.errors import ConfigError
 from weft.json_types import JsonObject
 from weft.models.checkpoint import find_checkpoint
 from weft.models.source import model_source
+from weft.privacy.ledger import Ledger
 from weft.runs.text import human_bytes
 from weft.sites.agreement import own_config, refusal
-from weft.sites.client import Refused, SiteClient
+from weft.sites.client import SiteClient
 from weft.sites.findings import FAIL, OK, WARN, Finding
 from weft.sites.policy import SiteData, SitePolicy
 from weft.sites.policy_words import policy_in_words
+from weft.sites.requests import Refused
+from weft.sites.site_ledger import spent_of
 
 
 def check_data(data: SiteData) -> Iterator[Finding]:
@@ -93,19 +96,15 @@ def check_policy(policy: SitePolicy) -> Iterator[Finding]:
     """Say in words what a site accepts, and what it does not limit."""
     for _, sentence in policy_in_words(policy.accept):
         yield Finding(OK, "policy", sentence)
-    accept = policy.accept
-    asked = [
-        key
-        for key, is_impossible in (
-            ("max_epsilon", accept.max_epsilon is not None),
-            ("protection", accept.protection is not None and "none" not in accept.protection),
-            ("privacy", accept.privacy is not None and "none" not in accept.privacy),
-        )
-        if is_impossible
-    ]
-    if asked:
-        text = f"{' and '.join(asked)} require what Weft does not have yet: every run is refused"
-        yield Finding(WARN, "policy", text, "leave them out, unless this is meant")
+    protection = policy.accept.protection
+    if protection is not None and "none" not in protection:
+        text = "protection requires what Weft does not have yet: every run is refused"
+        yield Finding(WARN, "policy", text, "leave it out, unless this is meant")
+    if policy.ledger is not None:
+        spent, delta = spent_of(Ledger(Path(policy.ledger.file)))
+        left = policy.ledger.max_epsilon - spent
+        text = f"runs took an epsilon of {spent:g} of {policy.ledger.max_epsilon:g}, at a delta of {delta:g}"
+        yield Finding(OK if left > 0 else WARN, "ledger", text, "" if left > 0 else "every further run is refused")
 
 
 def check_run(policy: SitePolicy, name: str, keys: JsonObject) -> Iterator[Finding]:

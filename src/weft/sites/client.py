@@ -13,8 +13,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from weft.config import RunConfig, build, canonical
+from weft.config import RunConfig, build
 from weft.core.files import caused_by_full_disk, full_disk
+from weft.core.party import Identity
 from weft.core.types import Failure, Probe, ProtectionRequest, Reply, Task, Tensors, Undo
 from weft.core.wire import pack, unpack
 from weft.core.wire_format import Raw
@@ -24,38 +25,35 @@ from weft.json_types import JsonObject
 from weft.launch import provenance
 from weft.launch.client import ClientBuilder
 from weft.launch.client_memory import DiskMemory
+from weft.launch.contamination import counts_at_site
+from weft.launch.data_statistics import at_site
 from weft.launch.data_warnings import warning_lines
 from weft.launch.results import write_weights
 from weft.launch.template_date import with_template_date
 from weft.models.fingerprint import fingerprint
 from weft.models.load import has_pickle_files
 from weft.models.resident import Resident
-from weft.runs import checkpoint, fingerprints
-from weft.runs.fingerprints import Fingerprints
+from weft.runs.fingerprints import digest_of
 from weft.runs.layout import RunDir
 from weft.runtimes.mailbox import UNKNOWN_RUN, Packed
 from weft.sites.agreement import agreement, losses_sent, own_config, refusal, smaller_cohort, wrong_model
 from weft.sites.bounds import DAY, WORK, Bounds, Day, Spent
-from weft.sites.job import check_name
 from weft.sites.policy import SitePolicy
-from weft.sites.reports import reportable
+from weft.sites.reports import counts_of, reportable
+from weft.sites.requests import Refused, name_of, read_run
+from weft.sites.run_state import changed
+from weft.sites.site_ledger import RELEASES, Releases, SiteBudget
 from weft.sites.token_folder import token_folder
 
 log = logging.getLogger("weft.site")
 HANDSHAKE_BYTES = 16 << 20
 """Longest handshake that is read."""
-MAX_BIRTH = 100
-"""Longest identifier of a run's begin in characters; it is written to disk with every count."""
-
-
-class Refused(WeftError):
-    """The site refuses the run; the message holds none of its data and is sent."""
 
 
 class SiteClient:
     """Answers the messages to one site, as bytes: first a handshake in JSON, then those of `weft.core.wire`."""
 
-    def __init__(self, policy: SitePolicy, folder: Path, name: str, version: str) -> None:
+    def __init__(self, policy: SitePolicy, folder: Path, name: str, version: str, kit: Path | None = None) -> None:
         """Start without a run.
 
         Args:
@@ -63,12 +61,15 @@ class SiteClient:
             folder: holds the folders of the site's runs.
             name: the site's name in the federation.
             version: Weft's version here.
+            kit: the site's start-up kit, with which it signs; None: it has none.
         """
-        self.policy, self.folder, self.name, self.version = policy, folder, name, version
+        self.policy, self.folder, self.name, self.version, self.kit = policy, folder, name, version, kit
         self.client_host: ClientHost | None = None
         self.run, self.place, self.config = "", folder, RunConfig.model_construct()
         self.bounds: Bounds | None = None
         self.agreed: JsonObject = {}
+        self.budget: SiteBudget | None = None
+        self.releases: Releases | None = None
         self._steps = 0
 
     def progress(self) -> int:
@@ -101,17 +102,17 @@ class SiteClient:
                 (hash of the server's base model), `birth` (identifies the run among runs of the same `id`).
 
         Returns:
-            `rows` and `held`, the counts of rows to train on and of held-out rows; `agreed`, the hash of what server
-            and site must agree on; `least`, the smallest cohort that the site policy accepts.
+            The counts of `counts_of`; `agreed`, the hash of what server and site must agree on; `least`, the
+            smallest cohort that the site policy accepts.
 
         Raises:
             Refused: the site policy forbids the run, or the site has another model or another Weft.
         """
-        keys, config = _read_run(request["run"])
+        keys, config = read_run(request["run"])
         why = refusal(self.policy, config, int(request["clients"]))
         if why is not None:
             raise Refused(why)
-        run, birth = RunDir(self.folder / _name_of(request)), str(request.get("birth", ""))
+        run, birth = RunDir(self.folder / name_of(request)), str(request.get("birth", ""))
         self.folder.mkdir(parents=True, exist_ok=True)
         self.client_host = None
         rules, day = self.policy.accept, Day(self.folder / DAY, self.policy.accept.max_hours_per_day)
@@ -120,6 +121,9 @@ class SiteClient:
         # Refused before the model is loaded: handshakes are work too, and a server may repeat them.
         if (spent := bounds.spent()) is not None:
             raise Refused(spent)
+        self.budget = SiteBudget.of(self.policy.ledger, config, run.path.name, birth)
+        if self.budget is not None and (why := self.budget.refusal()) is not None:
+            raise Refused(why)
         run.path.mkdir(exist_ok=True)
         with bounds.work(None):
             return self._begin(run, keys, config, request)
@@ -128,7 +132,53 @@ class SiteClient:
         """Load the data and the model of a run that the policy accepts; returns and raises as `handshake` does."""
         tokens = self.policy.token_cache or str(token_folder(self.folder))
         place = {"output_dir": str(self.folder), "token_cache": tokens}
-        local = build(own_config(self.policy, keys, self.name) | place)
+        own = own_config(self.policy, keys, self.name)
+        local = build(own | place)
+        builder, base = self._model(config, local, str(request["base"]))
+        local = builder.config = with_template_date(local, builder.tokenizer, folder=run.path)
+        current = provenance.data_of(local) | provenance.tokenizer_of(local, builder.tokenizer)
+        birth, accept_changed = str(request.get("birth", "")), self.policy.accept_changed
+        if (why := changed(run, current, base, birth, accept_changed=accept_changed)) is not None:
+            raise Refused(why)
+        # From other rows, or by other keys, a site's secret gives other numbers: two answers that differ in the
+        # scale of their noise alone would tell what it hides.
+        memory = DiskMemory(run, at_site=True, rows=digest_of(current | {"keys": json.dumps(own, sort_keys=True)}))
+        population = builder.read(memory, first=int(request["index"]))
+        log.info(population.account.summary())
+        for line in warning_lines(local, population):
+            log.warning(line)
+        if (why := losses_sent(self.policy, builder.plan, len(population.trained.train[0]))) is not None:
+            raise Refused(why)
+        host, _ = builder.host(reference=run.reference_file)
+        counts = counts_of(local, host)
+        report, export = partial(reportable, self.policy), self._export
+        # A round may be one step on one row.
+        summed = host.plan.local.rows_in_metrics(counts["rows"], host.plan.objective.reuse)
+        identity = self._identity(f"{request['id']} {birth}") if host.plan.protection.sum_only else None
+        least = self.policy.accept.min_clients or 0
+        trained = replace(
+            host.train_clients, reportable=partial(report, rows=summed), export=export, identity=identity, least=least
+        )
+        evaluated = replace(host.eval_clients, reportable=partial(report, rows=counts["held"]), export=export)
+        self.releases = Releases.of(run.path / RELEASES, host, local, birth, memory)
+        self.client_host = replace(host, train_clients=trained, eval_clients=evaluated)
+        self.run, self.place, self.config = str(request["id"]), run.path, local
+        accept = self.policy.accept
+        tested = counts_at_site(
+            local, population.trained, builder.tokenizer, self.policy.task_data, accept.min_report_rows
+        )
+        rules = (accept.min_report_rows, accept.statistics_noise) if accept.statistics else None
+        self.agreed = {
+            **counts,
+            "contamination": tested,
+            "statistics": at_site(local, population, builder.tokenizer, rules, self.folder),
+            "agreed": agreement(keys, base, self.version),
+            "least": least,
+        }
+        return self.agreed
+
+    def _model(self, config: RunConfig, local: RunConfig, expected: str) -> tuple[ClientBuilder, str]:
+        """Return what builds the site's clients, and its model's hash; Refused for another model than `expected`."""
         builder = ClientBuilder(local, note=log.info)
         why = smaller_cohort(self.policy, builder.plan)
         if why is not None:
@@ -141,32 +191,17 @@ class SiteClient:
         why = wrong_model(self.policy, config, base)
         if why is not None:
             raise Refused(why)
-        if base != request["base"]:
+        if base != expected:
             raise Refused("the base model here is not the server's: its weights have another hash")
-        local = builder.config = with_template_date(local, builder.tokenizer, folder=run.path)
-        current = provenance.data_of(local) | provenance.tokenizer_of(local, builder.tokenizer)
-        self._compare(run, current, base, str(request.get("birth", "")))
-        population = builder.read(DiskMemory(run, at_site=True), first=int(request["index"]))
-        log.info(population.account.summary())
-        for line in warning_lines(local, population):
-            log.warning(line)
-        if (why := losses_sent(self.policy, builder.plan, len(population.trained.train[0]))) is not None:
-            raise Refused(why)
-        host, _ = builder.host(reference=run.reference_file)
-        counts = {"rows": len(population.trained.train[0]), "held": len(population.evaluated.held_out[0])}
-        report, export = partial(reportable, self.policy), self._export
-        # A round may be one step on one row.
-        summed = host.plan.local.rows_in_metrics(counts["rows"], host.plan.objective.reuse)
-        trained = replace(host.train_clients, reportable=partial(report, rows=summed), export=export)
-        evaluated = replace(host.eval_clients, reportable=partial(report, rows=counts["held"]), export=export)
-        self.client_host = replace(host, train_clients=trained, eval_clients=evaluated)
-        self.run, self.place, self.config = str(request["id"]), run.path, local
-        self.agreed = {
-            **counts,
-            "agreed": agreement(keys, base, self.version),
-            "least": self.policy.accept.min_clients or 0,
-        }
-        return self.agreed
+        return builder, base
+
+    def _identity(self, run: str) -> Identity:
+        """Return the site's certificate, by which other sites know whose public keys a server passes on."""
+        if self.kit is None:
+            raise Refused("it runs without a start-up kit, so other sites cannot know its part of a masked sum")
+        from weft.sites.identity import identity_of
+
+        return identity_of(self.kit, run)
 
     def hear_cohort(self, request: JsonObject) -> JsonObject:
         """Take note of how many clients a round has, after all sites have answered the handshake.
@@ -187,24 +222,6 @@ class SiteClient:
             raise Refused(f"a round has {count} clients, and this site asks for {least} at least")
         log.info("%d clients take part in a round of the run '%s'", count, self.run)
         return self.agreed
-
-    def _compare(self, run: RunDir, current: Fingerprints, base: str, birth: str) -> None:
-        """Refuse to resume a run on other rows than those that it started with; the fingerprints stay at the site."""
-        other = fingerprints.birth_of(run) != birth
-        if other:  # the state in this folder is of an earlier run of the same name
-            checkpoint.rewind(run, 0)
-            run.reference_file.unlink(missing_ok=True)
-        changed = [] if other else fingerprints.changed_names(run, current)
-        if changed and not self.policy.accept_changed:
-            log.warning("%s changed since the run began", " and ".join(changed))
-            raise Refused(
-                "its rows or its tokenizer are not those that the run began with, and its site.yaml has no "
-                "accept_changed: true"
-            )
-        current = current | {"the base": base}  # the server compares it; here it only outdates reference scores
-        if fingerprints.changed_names(run, current):
-            run.reference_file.unlink(missing_ok=True)
-        fingerprints.keep(run, current, 0, birth)
 
     def _step(self, *_: object) -> None:
         """Note that the model works; raise Spent where the policy's hours end in the middle of a message."""
@@ -227,12 +244,17 @@ class SiteClient:
             return pack(Failure(self.name, message.round, "was sent a message for another site"), self.run)
         try:
             why = self.bounds.refusal(message)
+            if why is None and isinstance(message, Task):  # before anything of the site's rows can leave it
+                why = self.budget.take() if self.budget is not None else None
+                why = why or (self.releases.take(message) if self.releases is not None else None)
             if why is not None:
                 log.warning("refused: %s", why)
                 reply: Reply = Failure(message.client, message.round, why)
             else:
                 with self.bounds.work(message):
                     reply = self.client_host.reply(message)
+                if isinstance(reply, Failure):
+                    log.warning("round %d: this site %s", message.round + 1, reply.reason)
         except Exception as error:
             log.exception("round %d", message.round)
             reply = Failure(message.client, message.round, self._reason(error, "the site failed"))
@@ -251,36 +273,3 @@ class SiteClient:
     def _export(self, model: Resident, side: Tensors) -> None:
         """Write the model that the run leaves at the site: its personal model if it has one, else the shared one."""
         write_weights(self.config, model, model.values() | model.fixed | side, self.place)
-
-
-def _name_of(request: JsonObject) -> str:
-    """Return the name of a run, which is that of its folder here.
-
-    Raises:
-        Refused: a name that no run can have, such as one of the site's own files; or an endless birth.
-    """
-    name = str(request["id"])
-    try:
-        check_name(name)
-    except ConfigError:
-        raise Refused("the run has a name that no run can have") from None
-    if len(str(request.get("birth", ""))) > MAX_BIRTH:
-        raise Refused(f"the run's birth has more than {MAX_BIRTH} characters")
-    return name
-
-
-def _read_run(sent: object) -> tuple[JsonObject, RunConfig]:
-    """Return the keys of a run that was sent, by their full names, and its configuration.
-
-    Every later step takes the keys from here: another name of a key would pass what compares names, and be read later.
-
-    Raises:
-        Refused: for keys that the Weft here does not know.
-    """
-    if not isinstance(sent, dict):
-        raise Refused("the handshake names no run")
-    try:
-        keys = canonical(sent)
-        return keys, build(keys)
-    except ConfigError as error:
-        raise Refused(f"the run cannot be read by the Weft here ({error})") from None

@@ -173,7 +173,8 @@ class ServerJob:
             if "round" in entry or "evaluation" in entry:
                 rounds.append(entry)
                 del rounds[:-LAST]
-                self.status["state"] = "stopped" if self.status.get("final") else "trains"
+                going = "trains" if self.run.get("num_rounds", 1) else "evaluates"
+                self.status["state"] = "stopped" if self.status.get("final") else going
             else:
                 self.status |= entry
             if self._file is not None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import NamedTuple, NoReturn
 
 from weft.config import RunConfig
-from weft.core.texts import printable
+from weft.core.texts import quoted
 from weft.errors import ConfigError, RunError
 from weft.federation.clients import Clients, InMemory
 from weft.json_types import JsonObject
+from weft.launch.contamination import asked_counts
+from weft.launch.data_statistics import asked_statistics
 from weft.launch.left_out import left_out_of
 from weft.launch.population import Population
 from weft.runtimes.mailbox import Packed
@@ -21,6 +23,8 @@ from weft.sites.agreement import agreement
 
 HANDSHAKE_BYTES = 1 << 16
 """Most bytes that are read of a site's answer to the handshake."""
+TOLD = ("contamination", "statistics")
+"""What a site may tell of its rows beside their number."""
 MOST_ROWS = 1 << 31
 """Limit for the rows that a site may claim: more than any site has, and small enough to add up."""
 
@@ -60,6 +64,12 @@ class Handshake:
     """The hash of what server and sites agree on."""
     cohorts: dict[str, int]
     """For each site that takes part, the smallest cohort that its policy accepts; 0: any."""
+    contamination: JsonObject = field(default_factory=dict)
+    """By task and site how many of the task's items are among the site's rows."""
+    statistics: JsonObject = field(default_factory=dict)
+    """By site what it tells of its rows."""
+    units: list[int] = field(default_factory=list)
+    """Units of privacy, of each site."""
 
     def why_not(self, name: str, raw: Packed) -> str:
         """Return why a site that was restarted cannot answer the message at hand; "": it answers as before.
@@ -91,12 +101,14 @@ class Handshake:
     def population(self, apart: Collection[str] = ()) -> Population:
         """Return the sites as the population of a run; those in `apart` are evaluated alone."""
         train, held_out = _row_ranges(self.rows), _row_ranges(self.held_out)
-        sites = Clients(self.names, train, held_out, RemoteRows(sum(self.rows)), InMemory())
+        elsewhere = RemoteRows(sum(self.rows))
+        sites = Clients(self.names, train, held_out, elsewhere, InMemory(), num_units=self.units or None)
         clients = [
             {"name": name, "rows": rows, "held": held_out}
             for name, rows, held_out in zip(self.names, self.rows, self.held_out, strict=True)
         ]
         split = {"strategy": "clients", "clients": clients, "skew": {}, "refused": self.refused}
+        split |= {name: told for name in TOLD if (told := getattr(self, name))}
         absent = tuple(
             n for n, (name, rows) in enumerate(zip(self.names, self.rows, strict=True)) if not rows or name in apart
         )
@@ -172,9 +184,13 @@ def shake_hands(
         raise RunError(few) if part + away >= least else ConfigError(few)
     rows = [accepted[name]["rows"] if name in accepted else 0 for name in order]
     held_out = [accepted[name]["held"] if name in accepted else 0 for name in order]
+    units = [accepted[name]["units"] if name in accepted else 0 for name in order]
     cohorts = {name: _least(answer) for name, answer in accepted.items()}
+    tested = asked_counts(terms.run.get("contamination") or [], {n: a["contamination"] for n, a in accepted.items()})
+    choices = terms.run.get("choices") or []
+    described = asked_statistics(choices, {name: answer["statistics"] for name, answer in accepted.items()})
     # A site that is restarted is told how many take part, not how many might.
-    return Handshake(order, rows, held_out, refused, requests_for(count), expected, cohorts)
+    return Handshake(order, rows, held_out, refused, requests_for(count), expected, cohorts, tested, described, units)
 
 
 def _agree_on_cohort(remote: RemoteSites, accepted: dict[str, JsonObject], refused: dict[str, str], sample: int) -> int:
@@ -226,10 +242,12 @@ def _read(raw: Packed) -> JsonObject:
     try:
         answer = json.loads(bytes(raw[:HANDSHAKE_BYTES]))
         if "refused" in answer:
-            return {"refused": printable(str(answer["refused"]))}
+            return {"refused": quoted(str(answer["refused"]))}
         counts = {name: int(answer.get(name, 0)) for name in ("rows", "held", "least")}
-        if counts["rows"] > 0 and all(0 <= count < MOST_ROWS for count in counts.values()):
-            return {**counts, "agreed": str(answer.get("agreed"))}
+        units = counts["units"] = int(answer.get("units", counts["rows"]))  # each row is one, by default
+        whole = 0 < units <= counts["rows"]
+        if whole and all(0 <= count < MOST_ROWS for count in counts.values()):
+            return {**counts, "agreed": str(answer.get("agreed")), **{name: answer.get(name) for name in TOLD}}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         pass
     return {"refused": "its answer cannot be read"}

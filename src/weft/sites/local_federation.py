@@ -201,9 +201,12 @@ def _write_policies(config: RunConfig, work: Path, count: int | None) -> dict[st
         models = [config.model_name_or_path, *filter(None, [config.endpoint_model])]
         limits = run_limits.beyond(config.model_dump())
         # All rows lie on this machine already, so that there is nobody to keep a report on few of them from.
-        accept = {"models": models, "parts": parts, "limits": limits, "min_report_rows": 1}
+        told = {"min_report_rows": 1, "statistics": config.data_statistics}
+        accept = {"models": models, "parts": parts, "limits": limits} | told
         endpoint = {"endpoint": config.endpoint, "endpoint_key": config.endpoint_key} if config.endpoint else {}
-        policy = {"data": rows, "accept": accept, "threads": config.threads} | endpoint
+        folders = [str(Path(folder).expanduser().resolve()) for folder in config.task_data]
+        tested = {"task_data": folders} if config.contamination and folders else {}
+        policy = {"data": rows, "accept": accept, "threads": config.threads} | endpoint | tested
         policies[site] = work / "sites" / f"{site}.yaml"
         policies[site].parent.mkdir(parents=True, exist_ok=True)
         policies[site].write_text(yaml.safe_dump(policy, sort_keys=False), encoding="utf-8")

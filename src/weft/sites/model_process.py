@@ -106,7 +106,8 @@ def main(argv: list[str]) -> int:
     number, site, folder, name = argv
     begin_log()
     transport = Connection(int(number))
-    site_client = SiteClient(read_policy(site), Path(folder), name, version("weft"))
+    kit = os.environ.get("WEFT_KIT")
+    site_client = SiteClient(read_policy(site), Path(folder), name, version("weft"), Path(kit) if kit else None)
     sending = threading.Lock()  # progress and answers come from two threads, and messages must not mix
 
     def report_progress() -> None:

@@ -72,6 +72,12 @@ class AcceptRules(BaseModel):
     """Whether models may be trained from scratch."""
     tokenizers: list[str] = []
     """Names of accepted tokenizers, besides the models' own."""
+    evaluations: bool = True
+    """Whether a run may have the site's held-out rows scored without training (num_rounds 0)."""
+    statistics: bool = False
+    """Whether a run may be told lengths, languages and labels of the site's rows (data_statistics)."""
+    statistics_noise: float = Field(0.0, ge=0)
+    """Scale of the noise that the site adds to each of these counts at least."""
     max_rounds: int | None = Field(None, ge=1)
     max_steps: int | None = Field(None, ge=1)
     """Most optimizer steps in a round; refuses runs that count epochs."""
@@ -82,7 +88,11 @@ class AcceptRules(BaseModel):
     min_clients: int | None = Field(None, ge=1)
     protection: list[str] | None = None
     privacy: list[str] | None = None
+    """Units of differential privacy that are accepted: client, row, columns; none: runs without."""
     max_epsilon: float | None = Field(None, gt=0)
+    """Largest target_epsilon of a run; refuses runs that have none."""
+    max_delta: float = Field(1e-5, gt=0, lt=1)
+    """Largest target_delta of a run, where there is a limit of epsilon."""
     limits: dict[str, float] = {}
     """The most that a run may ask for, by key, where that is not the default (`weft.sites.run_limits`)."""
     parts: dict[str, str] = {}
@@ -118,12 +128,21 @@ class AcceptRules(BaseModel):
         return value
 
 
+class SiteLedger(BaseModel):
+    """Where a site writes down what runs may learn of it, and how much that may be for all runs together."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    file: str
+    max_epsilon: float = Field(gt=0)
+
+
 class SitePolicy(BaseModel):
     """The content of a site.yaml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     data: SiteData
     accept: AcceptRules
+    ledger: SiteLedger | None = None
     device: str = "auto"
     threads: int | None = Field(None, ge=1)
     endpoint: str | None = None
@@ -132,6 +151,8 @@ class SitePolicy(BaseModel):
     """Address of a judge that may read this site's rows and the answers to them; None: no judge reads them."""
     judge_key: str = "OPENAI_API_KEY"
     token_cache: str | None = None
+    task_data: list[str] | None = None
+    """Folders with this site's own data of evaluation tasks; it counts how many of their items are among its rows."""
     accept_changed: bool = False
     """Resume a run even if the site's rows or tokenizer have changed since the run started."""
 
@@ -156,7 +177,7 @@ def _in_words(where: str, error: ErrorDetails) -> str:
     """Return what is wrong with an entry of a site.yaml, with the nearest key where there is none of that name."""
     if error["type"] == "extra_forbidden":
         *outer, name = error["loc"]
-        parts: dict[str, type[BaseModel]] = {"accept": AcceptRules, "data": SiteData}
+        parts: dict[str, type[BaseModel]] = {"accept": AcceptRules, "data": SiteData, "ledger": SiteLedger}
         part = parts.get(str(outer[0]), SitePolicy) if outer else SitePolicy
         guess = nearest(str(name), list(part.model_fields))
         return f"there is no key '{where}'" + (f": is '{guess}' meant?" if guess else ".")
@@ -188,6 +209,10 @@ def read_policy(path: str | Path) -> SitePolicy:
     for value in filter(None, (paths | resolved).values()):
         if not Path(value).expanduser().exists():
             raise ConfigError(f"'{path}': there is no data at '{value}': check the path.")
+    folders = [str(file.parent / Path(folder).expanduser()) for folder in policy.task_data or ()]
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise ConfigError(f"'{path}': there is no folder of task data '{folder}': check the path.")
     parts = {str(file.parent / Path(part).expanduser()): digest for part, digest in policy.accept.parts.items()}
     for part, digest in parts.items():
         try:
@@ -195,4 +220,9 @@ def read_policy(path: str | Path) -> SitePolicy:
         except ConfigError as error:
             raise ConfigError(f"'{path}': accept.parts: {error}") from None
     accept = policy.accept.model_copy(update={"parts": parts})
-    return policy.model_copy(update={"data": policy.data.model_copy(update=resolved), "accept": accept})
+    update: dict[str, object] = {"data": policy.data.model_copy(update=resolved), "accept": accept}
+    update["task_data"] = folders or None
+    if policy.ledger is not None:
+        ledger_file = file.parent / Path(policy.ledger.file).expanduser()
+        update["ledger"] = policy.ledger.model_copy(update={"file": str(ledger_file)})
+    return policy.model_copy(update=update)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection
 
 from weft import kinds, plugins, registry
 from weft.core.declarations import declared
 from weft.core.declarations import names as declared_names
+from weft.keys.privacy import CLIENT, NONE, ROW
 from weft.registry import nearest
 from weft.sites.run_limits import MOST
 
@@ -15,7 +17,7 @@ NAMES: dict[str, Collection[str]] = {
     "trainable": ("lora", "prompt", "full"),
     "algorithms": registry.ALGORITHMS,
     "protection": registry.PROTECTIONS,
-    "privacy": registry.PRIVACY,
+    "privacy": (NONE, CLIENT, ROW),
     "limits": MOST,
 }
 """What each list may contain, besides parts of installed packages."""
@@ -39,6 +41,8 @@ def check_name(field: str, name: str) -> None:
     key, names = KEYS.get(field), NAMES[field]
     if name in names or (key and name in plugins.installed_parts(kinds.KINDS[key].group)):
         return
+    if field == "privacy" and not difflib.get_close_matches(name.lower(), list(names), cutoff=0.8):
+        return  # a column, all rows with one value of which are a unit
     guess = nearest(name, list(names))
     hint = f"did you mean '{guess}'?" if guess else f"write one of {', '.join(names)}"
     raise ValueError(f"there is no '{name}': {hint}")

@@ -55,6 +55,26 @@ SENTENCES: dict[str, tuple[Words | None, str]] = {
         ),
         "",
     ),
+    "evaluations": (
+        lambda value: "a run may evaluate a model without training" if value else "runs that only evaluate are refused",
+        "",
+    ),
+    "statistics": (
+        lambda value: (
+            "a run may be told how long rows are, in which languages, and how often they have each label"
+            if value
+            else "nothing is told of the rows but how many they are"
+        ),
+        "",
+    ),
+    "statistics_noise": (
+        lambda value: (
+            f"noise of the scale {value:g} at least is added to each of these counts"
+            if value
+            else "these counts have noise only where a run asks for it"
+        ),
+        "",
+    ),
     "max_rounds": (lambda value: f"a run may have {value} rounds at most", "the number of rounds is not limited"),
     "max_steps": (
         lambda value: f"a round may have {value} optimizer steps at most, and runs that count epochs are refused",
@@ -80,9 +100,10 @@ SENTENCES: dict[str, tuple[Words | None, str]] = {
         "the site trains in rounds of any size, also alone",
     ),
     "protection": (_only("protections of updates"), "no protection of updates is required"),
-    "privacy": (_only("kinds of differential privacy"), "no differential privacy is required"),
+    "privacy": (_only("units of differential privacy"), "no differential privacy is required"),
+    "max_delta": (lambda value: f"where there is a limit of epsilon, delta may be {value:g} at most", ""),
     "max_epsilon": (
-        lambda value: f"the epsilon of a run may be {value:g} at most, and a run without an epsilon is refused",
+        lambda value: f"the target_epsilon of a run may be {value:g} at most, and a run without one is refused",
         "no limit on epsilon is set, and runs need no differential privacy",
     ),
     "parts": (

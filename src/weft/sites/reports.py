@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from weft.config import RunConfig
 from weft.core.declarations import declared, names
 from weft.core.metrics import complete
 from weft.core.types import Metrics
+from weft.federation.client_host import ClientHost
+from weft.json_types import JsonObject
+from weft.launch.budgets import deciding_units
 from weft.sites.policy import COUNTS, SitePolicy
 
 
@@ -41,3 +45,18 @@ def _without_rare_classes(metrics: Metrics, least: int) -> Metrics:
         classes[pattern, first] = classes.get((pattern, first), 0.0) + metrics[name]
     rare = {pattern for (pattern, _), count in classes.items() if 0 < count < least}
     return complete({name: value for name, value in metrics.items() if families.get(name) not in rare})
+
+
+def counts_of(config: RunConfig, host: ClientHost) -> JsonObject:
+    """Return what a site tells of its data in the handshake.
+
+    Args:
+        config: the run at the site.
+        host: answers for the site alone.
+
+    Returns:
+        `rows` and `held`, the counts of rows to train on and of held-out rows; `units`, that of units of privacy, where
+        the site's own noise hides them: its guarantee depends on their number, and does not cover it.
+    """
+    counts = {"rows": len(host.train_clients.train[0]), "held": len(host.eval_clients.held_out[0])}
+    return counts | ({"units": deciding_units(config, host.train_clients)} if host.plan.privacy.in_steps else {})

@@ -17,8 +17,10 @@ FROM_RUN = frozenset(
     prompt_proposals prompt_length black_box_dim population prompt_hidden_size endpoint_model
     template template_date seq_length truncation_side dataset_sample public_share
     objective objective_args fed_alg fed_args num_rounds num_clients sample_clients client_sampling client_weight
-    client_weight_args aggregator aggregator_args privacy privacy_args codec codec_args codec_down
-    codec_down_args protection protection_args cluster weight_rate
+    client_weight_args aggregator aggregator_args privacy privacy_args
+    privacy_unit target_epsilon target_delta noise_multiplier clip_norm noise_at max_rows_per_unit
+    codec codec_args codec_down codec_down_args protection protection_args
+    min_contributors group_size cluster weight_rate
     client_speed over_selection prox_mu fedopt_tau fedopt_eta fedopt_beta1 fedopt_beta2
     loss dpo_beta label_smoothing simpo_gamma reward reward_weights reward_pattern reward_format reward_length
     reward_seconds num_generations max_new_tokens temperature top_p grpo_loss grpo_clip grpo_kl grpo_iterations
@@ -26,6 +28,7 @@ FROM_RUN = frozenset(
     decay_ratio warmup_steps warmup_ratio min_learning_rate weight_decay decay_matrices_only max_grad_norm adam_beta1
     adam_beta2 adam_epsilon personal_steps adversarial_training adversarial_radius adversarial_steps
     eval_fraction eval_rows eval_every eval_batch_size eval_everybody choices seed min_clients max_attempts
+    contamination data_statistics statistics_noise
     """.split()
 )
 """Keys that a site takes from a run: numbers, names of parts, texts. A site opens none of them as a file."""
@@ -46,7 +49,7 @@ AT_SERVER = frozenset(
     split_alpha split_min_rows shards_per_client endpoint_timeout endpoint_retries endpoint_parallel vocab_size compile
     tokenizer_min_count tokenizer_min_clients tokenizer_noise generation_engine vllm_memory
     eval_tasks eval_limit task_data include_path num_fewshot apply_chat_template best_metric early_stopping_rounds
-    leave_out post_alignment post_alignment_steps
+    leave_out evaluated_run attack attack_args num_malicious post_alignment post_alignment_steps
     """.split()
 )
 """Keys that only the server uses: a site keeps the defaults."""

@@ -13,11 +13,14 @@ from weft.errors import ConfigError
 from weft.federation.plan import Plan
 from weft.federation.state import expected_streams, to_use
 from weft.json_types import JsonObject
+from weft.keys.privacy import CLIENT
 from weft.launch import compose, provenance
 from weft.launch.best import read_tasks
 from weft.launch.client import ClientBuilder
 from weft.launch.disk_full import explain_full_disk
-from weft.launch.extend import CHANGEABLE, report_changes
+from weft.launch.extend import changeable, report_changes
+from weft.launch.federated import evaluated_state
+from weft.launch.privacy_plan import warn_of_noise
 from weft.launch.run import Run
 from weft.launch.run_tasks import RunTasks
 from weft.launch.trainer import Trainer
@@ -27,6 +30,7 @@ from weft.runs import fingerprints
 from weft.runs.layout import RunDir
 from weft.runs.progress import Progress
 from weft.runs.start import SITES
+from weft.runs.text import contamination_lines
 from weft.runs.trackers import Trackers
 from weft.runtimes.mailbox import Packed
 from weft.runtimes.remote import RemoteSites, Transport
@@ -68,7 +72,7 @@ def serve(
     config, rejoin = builder.config, Rejoin(Path(builder.config.output_dir) / SITES, resume=resume)
     tasks = read_tasks(config, builder.plan)
     rejoin.check(config.sites, sites, config.rejoin_timeout)  # before the model is loaded: it may be often
-    base = fingerprint(builder.model)
+    base, evaluated = fingerprint(builder.model), evaluated_state(builder)
     with (
         explain_full_disk(config, "weft submit"),
         RunDir.create(
@@ -76,7 +80,7 @@ def serve(
             config.model_dump(mode="json") | {"accept_changed": False},
             resume=resume and RunDir(config.output_dir).holds_run,
             overwrite=False,
-            volatile=CHANGEABLE,
+            volatile=changeable(config),
             resolve=lambda saved: part_files.at_server(saved, parts),
         ) as run,
         Progress(config.num_rounds, quiet=False, as_json=True) as progress,
@@ -88,12 +92,12 @@ def serve(
         terms = Terms(keys, base, birth, version, _largest_cohort(builder), config.min_clients)
         agreement = shake_hands(remote, terms, rejoin.order(config.sites, sites), sites, progress.note)
         rejoin.keep(rows := agreement.rows_of_participants())
-        hear({"sites": rows, "refused": agreement.refused})
+        hear({"sites": rows, "refused": agreement.refused, "statistics": agreement.statistics})
         _settle(builder, remote, agreement)
         builder.take(population := agreement.population(agreement.left_out(config)))
         host, values = builder.host(conditions=compose.conditions(config))
-        parties = (config, run, host, population, progress, trackers)
-        training = Trainer(*parties, tasks=tasks, begin=lambda _: nullcontext(remote), listener=hear)
+        parties = (config, run, host, population, progress, trackers, None, tasks)
+        training = Trainer(*parties, begin=lambda _: nullcontext(remote), listener=hear, evaluated=evaluated)
         hear({"undelivered": _send_result(training.run_all(values), builder.plan, remote, rows)})
         return Run(run.path)
 
@@ -111,8 +115,9 @@ def _birth(
 
 
 def _largest_cohort(builder: ClientBuilder) -> int:
-    """Return the most clients whose updates are averaged together."""
-    return builder.config.sample_clients if builder.plan.algorithm.buffer is None else 1
+    """Return the most clients whose updates are averaged together; of groups the fewest of one."""
+    config = builder.config
+    return (config.group_size or config.sample_clients) if builder.plan.algorithm.buffer is None else 1
 
 
 def _settle(builder: ClientBuilder, remote: RemoteSites, agreement: Handshake) -> None:
@@ -128,7 +133,12 @@ def _settle(builder: ClientBuilder, remote: RemoteSites, agreement: Handshake) -
 
     remote.handshake, remote.why_not = agreement.requests.get, why_not
     remote.largest = lambda: largest(plan, model)
-    warn_of_one(agreement.rows_of_participants(), plan.max_client_share, remote.note)
+    rows = agreement.rows_of_participants()
+    warn_of_one(rows, plan.max_client_share, remote.note)
+    for sentence in contamination_lines(agreement.contamination):
+        remote.note(sentence)
+    least = len(rows) if builder.config.privacy_unit == CLIENT else min(filter(None, agreement.units), default=0)
+    warn_of_noise(builder.config, plan, model.masters, least, remote.note)
     remote.in_order = not plan.over_selected  # with over-selection the first replies count
     if plan.algorithm.shares and plan.algorithm.buffer is None:
         # A round without any update is repeated: where a site is a whole client, that is an outage.
@@ -155,7 +165,9 @@ def _builder(keys: JsonObject, note: Callable[[str], None]) -> ClientBuilder:
 
 def _send_result(state: ServerState, plan: Plan, remote: RemoteSites, sites: Iterable[str]) -> dict[str, str]:
     """Send every site the result of the run, which the site writes to its disk; return why it did not reach some."""
-    undelivered = {}
+    undelivered: dict[str, str] = {}
+    if not state.round:  # it was only evaluated
+        return undelivered
     params, extra = to_use(plan.algorithm, state)
     for reply in remote.exchange([Probe(site, state.round, params, extra, export=True) for site in sites]):
         if isinstance(reply, Failure):

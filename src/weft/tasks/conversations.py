@@ -11,6 +11,9 @@ from weft.tasks.expressions import evaluate
 from weft.tasks.requests import Item, Record, Reply, Texts, Writing
 from weft.tasks.scorer import Expression, Measures, Scorer, ratio_values
 
+BOUNDS = (1.0, 10.0)
+"""The least and the best rating."""
+
 
 class Rated(Scorer):
     """The mean rating over all turns, and that of each turn."""
@@ -63,9 +66,9 @@ class Rated(Scorer):
         each = {name: [record for record in records if name in record.scores] for name in turns}
         ratings = [(value, str(r.number)) for r in records for name, value in r.scores.items() if name in turns]
         missing = [value for r in records for name, value in r.scores.items() if name.startswith("unrated_")]
-        result = {"rating": statistics.mean([value for value, _ in ratings], [number for _, number in ratings])}
+        result = {"rating": statistics.mean([value for value, _ in ratings], [number for _, number in ratings], BOUNDS)}
         if len(turns) > 1:
-            result |= {name: statistics.mean([record.scores[name] for record in own]) for name, own in each.items()}
+            result |= {name: statistics.mean([r.scores[name] for r in own], None, BOUNDS) for name, own in each.items()}
         return result | {"unrated": statistics.Measure(sum(missing) / max(1, len(missing)), None, len(missing))}
 
     def values(self, records: Sequence[Record]) -> dict[str, dict[int, float]]:

@@ -61,7 +61,7 @@ class EndpointModel(EvaluatedModel):
         self.endpoint, self.chat, self.length = endpoint, chat, length
         self.greedy = {"temperature": 0} if greedy is None else greedy
         self.known = 0
-        """Replies that were in the file."""
+        """Replies that were in the file when it was opened, and were not asked for again."""
         self._kept: Kept | None = None
         self._lock = threading.Lock()
         self._refusal: RequestRefused | None = None
@@ -190,9 +190,9 @@ class EndpointModel(EvaluatedModel):
         """Return what was answered to a question before, else ask, and keep it where it `lasts`."""
         key = digest_of_question(self.endpoint.url, self.endpoint.model, *question)
         line = self._kept.get(key) if self._kept is not None else None
-        if line is not None:
+        if self._kept is not None and line is not None:
             with self._lock:
-                self.known += 1
+                self.known += self._kept.is_former(key)
             return line["value"]
         value = ask()
         if self._kept is not None and lasts(value):

@@ -202,7 +202,7 @@ class Judge:
         """Return the reply to every question, in order; None: the judge refused or failed that one alone."""
         keys = [digest(self.endpoint.model, messages, self.parameters) for _, messages in asked]
         wanted = {key: one for key, one in zip(keys, asked, strict=True) if self._kept.get(key) is None}
-        self._cost.known += len(set(keys)) - len(wanted)
+        self._cost.known += sum(map(self._kept.is_former, set(keys)))
         if wanted:
             self._fill(wanted, len(set(keys)))
         return [self._kept.get(key) for key in keys]

@@ -31,6 +31,10 @@ class Judgements:
             return None
         return Reply(line["reply"], line["prompt_tokens"], line["completion_tokens"], line["finish"])
 
+    def is_former(self, key: str) -> bool:
+        """Whether a question was answered before the file was opened."""
+        return self._kept.is_former(key)
+
     def put(self, key: str, item: str, reply: Reply) -> None:
         """Keep a reply.
 

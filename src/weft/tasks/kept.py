@@ -46,6 +46,11 @@ class Kept:
                 f"'{path}' cannot be read as {kind} ({type(error).__name__}): move it away, and they are asked for "
                 "anew."
             ) from None
+        self._former = frozenset(self._known)
+
+    def is_former(self, key: str) -> bool:
+        """Whether a question was answered before this file was opened."""
+        return key in self._former
 
     def get(self, key: str) -> JsonObject | None:
         """Return the line of a question; None: it is not known."""

@@ -50,6 +50,8 @@ class LocalModel(EvaluatedModel):
         self.place = place
         front = model.front.length if model.front is not None else 0
         self.longest = context_of(model) - front - len(self.lead)
+        self._shares: bool | None = None
+        """Shared beginnings can be computed once; None until that was tested."""
 
     def _row(self, ids: Sequence[int]) -> np.ndarray:
         row = np.array(ids, dtype=np.int32)
@@ -120,8 +122,14 @@ class LocalModel(EvaluatedModel):
 
         Without `greed` the latter is not computed.
         """
+        from weft.objectives import beginnings
         from weft.objectives.choices import choice_logps, choice_logps_and_greed
 
+        with self.model.evaluating():
+            if self._shares is None:
+                self._shares = beginnings.is_exact(self.model)
+            if self._shares:
+                return beginnings.scores(self.model, questions, self.batch_size, TOKENS)
         sizes = [len(q.prompt) + sum(map(len, q.choices)) for q in questions]
         results: list[list[tuple[float, bool]]] = [[] for _ in questions]
         with self.model.evaluating():

@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from weft.core.files import write_atomic
+from weft.core.files import json_line, write_atomic
 from weft.json_types import JsonObject
 from weft.runs.text import columns
 from weft.tasks.declaration import as_json
 from weft.tasks.runner import Result
-from weft.tasks.scorer import Measures
+from weft.tasks.scorer import Measures, is_share
 from weft.tasks.statistics import Measure
 
 FILE = "results.json"
 NAMES = {"accuracy": "acc", "accuracy_norm": "acc_norm"}
 """lm-eval's names of metrics, where they differ."""
-BY_TASK = ("results", "group_subtasks", "configs", "n-shot", "higher_is_better", "n-samples")
+BY_TASK = ("results", "group_subtasks", "configs", "n-shot", "higher_is_better", "n-samples", "main_scores")
 """Parts of the file that are by task."""
-SHARES = ("accuracy", "rate", "exact_match", "majority", "unparsable", "unended", "pass")
-"""What the names of metrics that are shares begin with, or end with."""
 
 
-def results_json(results: Sequence[Result], model: str, settings: JsonObject, version: str) -> JsonObject:
-    """Return results in the shape of lm-eval's results.json; parts of a task are listed as tasks of their own."""
+def results_json(
+    results: Sequence[Result], model: str, settings: JsonObject, version: str, dates: Mapping[str, str] | None = None
+) -> JsonObject:
+    """Return results in the shape of lm-eval's results.json; parts of a task are listed as tasks of their own.
+
+    Args:
+        results: of tasks.
+        model: for people.
+        settings: what the results depend on.
+        version: of Weft.
+        dates: by task, the day on which its last item was scored (ISO 8601).
+    """
+    dates = dates or {}
     scores: JsonObject = {}
     groups: dict[str, list[str]] = {}
     for result in results:
@@ -50,8 +59,23 @@ def results_json(results: Sequence[Result], model: str, settings: JsonObject, ve
         "n-samples": {
             result.task.name: {"original": result.rows, "effective": len(result.records)} for result in results
         },
+        "main_scores": {result.task.name: _main(result, dates.get(result.task.name)) for result in results},
         "config": {"model": "weft", "model_args": model} | settings,
         "weft_version": version,
+    }
+
+
+def _main(result: Result, date: str | None) -> JsonObject:
+    """Return a task's own metric, as a model card takes it."""
+    measure = result.main
+    return {
+        "metric": result.task.metric,
+        "value": measure.value if math.isfinite(measure.value) else None,
+        "interval": measure.interval,
+        "share": is_share(result.task.metric),
+        "count": len(result.records),
+        "dataset": result.task.data.hub.partition(" ")[0],
+        "date": date,
     }
 
 
@@ -74,14 +98,9 @@ def write_results(folder: Path, results: JsonObject) -> Path:
     # A file that somebody broke is written anew from the records.
     former = former if isinstance(former, dict) else {}
     earlier = {key: part for key in BY_TASK if isinstance(part := former.get(key), dict)}
-    results = results | {key: earlier.get(key, {}) | results[key] for key in BY_TASK}
-    write_atomic(folder / FILE, (json.dumps(results, indent=2, ensure_ascii=False) + "\n").encode())
+    results = results | {key: earlier.get(key, {}) | results.get(key, {}) for key in BY_TASK}
+    write_atomic(folder / FILE, (json_line(results, indent=2) + "\n").encode())
     return folder / FILE
-
-
-def is_share(name: str) -> bool:
-    """Return whether a metric is a share of items, which people read in per cent."""
-    return name.startswith(SHARES) or name.endswith(("_rate", "_accuracy"))
 
 
 def shown(name: str, measure: Measure) -> str:

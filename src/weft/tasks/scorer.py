@@ -19,6 +19,8 @@ from weft.tasks.statistics import Measure
 Measures = dict[str, Measure]
 FLAWS = ("unparsable", "unended", "unrated", "empty_rate", "stopped")
 """Beginnings of the metrics that count what could not be scored as it should."""
+SHARES = ("accuracy", "rate", "exact_match", "majority", "unparsable", "unended", "pass")
+"""What the names of metrics that are shares begin with, or end with."""
 Expression = str
 """Text of a task file that is evaluated over a row."""
 
@@ -84,7 +86,7 @@ class Scorer(BaseModel):
         names = dict.fromkeys(name for record in records for name in record.scores if name not in LABELS)
         clusters = [record.cluster or str(record.number) for record in records]
         return {
-            name: statistics.mean([record.scores[name] for record in records if name in record.scores], clusters)
+            name: statistics.mean([record.scores[name] for record in records], clusters, bounds_of(name))
             for name in names
             if all(name in record.scores for record in records)
         }
@@ -101,6 +103,16 @@ class Scorer(BaseModel):
             for name in names
             if all(name in record.scores for record in records)
         }
+
+
+def is_share(name: str) -> bool:
+    """Return whether a metric is a share of items, which people read in per cent."""
+    return name.startswith(SHARES) or name.endswith(("_rate", "_accuracy"))
+
+
+def bounds_of(metric: str) -> tuple[float, float] | None:
+    """Return the least and the largest score that an item has by a metric; None: there is none."""
+    return (0.0, 1.0) if is_share(metric) or metric.startswith("f1") else None
 
 
 LABELS = ("right", "given")

@@ -1,6 +1,7 @@
 """Means of items with their standard errors, and differences between two models on the same items.
 
-Source: Miller 2024, Adding Error Bars to Evals (arXiv 2411.00640), sections 2.2 (clusters), 4.2 (pairs) and 5 (power).
+Sources: Miller 2024, Adding Error Bars to Evals (arXiv 2411.00640), sections 2.2 (clusters), 4.2 (pairs) and 5
+(power); Wilson 1927, Probable Inference, the Law of Succession, and Statistical Inference (intervals of shares).
 """
 
 from __future__ import annotations
@@ -24,21 +25,47 @@ class Measure:
     count: int = 0
     clusters: int = 0
     """Independent groups of items; as many as items where each is independent."""
+    bounds: tuple[float, float] | None = None
+    """The least and the largest value of an item; None: it has none."""
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval of the value; None without a standard error."""
+        """The 95 % interval of the value; None without a standard error.
+
+        Where items have bounds, it is Wilson's, which stays within them and has a width even where all items have the
+        same score.
+        """
         if self.error is None:
             return None
-        return self.value - QUANTILE * self.error, self.value + QUANTILE * self.error
+        if self.bounds is None:
+            return self.value - QUANTILE * self.error, self.value + QUANTILE * self.error
+        low, high = self.bounds
+        ends = _wilson((self.value - low) / (high - low), self.error / (high - low), self.count, self.clusters)
+        return low + (high - low) * ends[0], low + (high - low) * ends[1]
 
 
-def mean(values: Sequence[float], clusters: Sequence[str] | None = None) -> Measure:
+def _wilson(share: float, error: float, count: int, clusters: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share, of as many independent items as have its standard error."""
+    share = min(1.0, max(0.0, share))
+    spread = share * (1 - share)
+    # Items that are all alike do not show how much those of a cluster have in common: each cluster counts once.
+    size = spread / error**2 + (clusters == count) if error and spread else float(max(1, clusters))
+    square = QUANTILE**2 / size
+    middle = (share + square / 2) / (1 + square)
+    half = math.sqrt(square * (spread + square / 4)) / (1 + square)
+    # Rounding could otherwise leave the value, or the bounds, by a hair.
+    return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
+
+
+def mean(
+    values: Sequence[float], clusters: Sequence[str] | None = None, bounds: tuple[float, float] | None = None
+) -> Measure:
     """Return the mean with its standard error, clustered where items share a cluster.
 
     Args:
         values: (n,) one for each item.
         clusters: of each item; None, or all different, or all the same: items are independent.
+        bounds: the least and the largest value that an item can have; None: it has none.
     """
     count = len(values)
     if not count:
@@ -50,13 +77,13 @@ def mean(values: Sequence[float], clusters: Sequence[str] | None = None) -> Meas
         name = clusters[number] if clusters else str(number)
         sums[name] = sums.get(name, 0.0) + value - average
     if count < 2:
-        return Measure(average, None, count, len(sums))
+        return Measure(average, None, count, len(sums), bounds)
     if len(sums) == count:
         variance = math.fsum((value - average) ** 2 for value in values) / (count - 1) / count
     else:
         # Equation 4: the squares of the sums within each cluster, as the products of its items are kept.
         variance = math.fsum(total**2 for total in sums.values()) / count**2
-    return Measure(average, math.sqrt(variance), count, len(sums))
+    return Measure(average, math.sqrt(variance), count, len(sums), bounds)
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from weft.core.digests import digest_of
-from weft.core.files import drop_unfinished_line, whole_lines, write_atomic
+from weft.core.files import drop_unfinished_line, json_line, whole_lines, write_atomic
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
 from weft.tasks.declaration import EvalTask, as_json
@@ -102,6 +103,10 @@ class Store:
             file.flush()
             os.fsync(file.fileno())
 
+    def date(self, task: EvalTask) -> str:
+        """Return the day (UTC, ISO 8601) on which the last record of a task was written."""
+        return datetime.fromtimestamp(self._file(task).stat().st_mtime, UTC).date().isoformat()
+
     def _file(self, task: EvalTask) -> Path:
         return self.folder / ITEMS / f"{task.name}.jsonl"
 
@@ -124,8 +129,7 @@ def _former(path: Path) -> JsonObject:
 
 
 def _line(data: JsonObject) -> bytes:
-    # Without `ensure_ascii=False` texts of other scripts would be unreadable; JSON escapes newlines in any case.
-    return (json.dumps(data, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+    return (json_line(data) + "\n").encode()
 
 
 def _differences(keys: Sequence[str], former: JsonObject, now: JsonObject) -> str:

@@ -10,23 +10,49 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from weft.core.evolution import Search
+from weft.core.evolution import COMMON, Search, common_chance, standardised
 from weft.core.objective import Objective
 from weft.core.parts import LocalRule
 from weft.core.seeds import derive, generator
 from weft.core.shares import at_most
-from weft.core.types import SEARCH, LocalWork, Tensors
+from weft.core.types import SEARCH, LocalWork, Metrics, Tensors
 from weft.data.words import instruction_tokens
 from weft.errors import ClientFailed
 from weft.models.layout import Row
 from weft.models.resident import Resident
-from weft.training.loop import GradientSteps, Job, LocalResult, RowTable
+from weft.training.job import Job, LocalResult, RowTable
+from weft.training.loop import GradientSteps
 from weft.training.order import rows_of_round
 
 
 @dataclass(frozen=True)
+class SearchSession:
+    """A client's search in one round, as it begins."""
+
+    shared: Tensors
+    """The parameters that are searched, by name."""
+    personal: Tensors
+    search: Search
+    sigma: float
+    steps: int
+    """Generations; or, of common candidates, batches of rows on which they are scored."""
+    chance: np.random.Generator
+    common: bool
+    """All clients score the same candidates, one generation in a round."""
+    candidates: np.ndarray
+    """(population, d): the common ones."""
+
+    def put(self, model: Resident, candidate: np.ndarray) -> None:
+        """Put a candidate (d,) into the model."""
+        model.load(self.personal | _unflat(candidate, self.shared))
+
+
+@dataclass(frozen=True)
 class Evolution(GradientSteps):
-    """`steps` generations of `population` candidates each; the step size is the schedule's learning rate."""
+    """`steps` generations of `population` candidates each; the step size is the schedule's learning rate.
+
+    An algorithm whose rule names `COMMON` has one generation a round, the same at all clients.
+    """
 
     kind: ClassVar[str] = "search"
     population: int = 20
@@ -41,45 +67,72 @@ class Evolution(GradientSteps):
         Raises:
             ClientFailed: no candidate has a finite loss, or the time allowed is too short for one generation.
         """
-        shared = rule.begin(job.shared)
-        names = list(shared)
-        full_steps = self.num_steps(len(rows))
-        steps = at_most(full_steps, job.step_fraction)
-        if steps < 1:
-            raise ClientFailed(f"was too slow for one of {full_steps} generations")
-        start = np.concatenate([shared[name].double().numpy().ravel() for name in names])
-        search_state = rule.search()
-        sigma = float(search_state["sigma"]) if search_state else self.schedule.at(job.round, 0, full_steps)
-        search = Search.at(start, sigma, search_state["variance"].double().numpy() if search_state else None)
-        chance = generator(self.seed, "candidates", job.client, job.round)
+        session = self.begin_search(model, rule, job, len(rows))
+        search, candidates, steps = session.search, session.candidates, session.steps
         size = self.batch_size * self.accumulation
         order = rows_of_round(
             len(rows), steps * size, seed=self.seed, client=job.client, round=job.round, purpose="order"
-        ).reshape(steps, size)
-        tokens, fitness, candidates = 0, np.zeros(0), np.zeros((0, len(start)))
-        for step in range(steps):
-            batch_rows = [rows[int(row)] for row in order[step]]
+        ).reshape((1, -1) if session.common else (steps, size))
+        tokens, fitness = 0, np.zeros(0)
+        for step, numbers in enumerate(order):
+            batch_rows = [rows[int(row)] for row in numbers]
             tokens += self.population * objective.collate(batch_rows).tokens
-            candidates = search.ask(self.population, chance)
+            if not session.common:
+                candidates = search.ask(self.population, session.chance)
             seed = derive(self.seed, "candidates", job.client, job.round, step)
             fitness = np.array(
-                [self._loss(model, objective, batch_rows, job, shared, candidate, seed) for candidate in candidates]
+                [self._loss(model, objective, batch_rows, session, candidate, seed) for candidate in candidates]
             )
             if not np.isfinite(fitness).any():
                 raise ClientFailed("no candidate has a finite loss")
             # CMA-ES only ranks candidates, so infinity stands for every loss that is not finite.
             search = search.tell(candidates, np.where(np.isfinite(fitness), fitness, np.inf))
-        end = _unflat(search.mean, shared)
         best = float(np.where(np.isfinite(fitness), fitness, np.nanmax(fitness)).mean())
         counts = {"loss_tokens": float(size), "tokens": float(tokens), "rows": float(steps * size)}
-        metrics = {"loss_sum": best * size, "steps": float(steps), "learning_rate": sigma, **counts}
-        metrics |= model.remote_counts()
+        metrics = {"loss_sum": best * size, "steps": float(steps), "learning_rate": session.sigma, **counts}
+        return self.end_search(session, search, candidates, fitness, rule, metrics | model.remote_counts())
+
+    def begin_search(self, model: Resident, rule: LocalRule, job: Job, num_rows: int) -> SearchSession:
+        """Return the search of a job; ClientFailed where the time allowed is too short for one generation."""
+        shared = rule.begin(job.shared)
+        full_steps = self.num_steps(num_rows)
+        steps = at_most(full_steps, job.step_fraction)
+        if steps < 1:
+            raise ClientFailed(f"was too slow for one of {full_steps} generations")
+        start = np.concatenate([value.double().numpy().ravel() for value in shared.values()])
+        told = rule.search()
+        sigma = float(told["sigma"]) if told else self.schedule.at(job.round, 0, full_steps)
+        search = Search.at(start, sigma, told["variance"].double().numpy() if told else None)
+        common = COMMON in told
+        chance = common_chance(self.seed, job.round) if common else None
+        chance = chance or generator(self.seed, "candidates", job.client, job.round)
+        candidates = search.ask(self.population, chance) if common else np.zeros((0, len(start)))
+        return SearchSession(shared, job.personal, search, sigma, steps, chance, common, candidates)
+
+    def end_search(
+        self,
+        session: SearchSession,
+        search: Search,
+        candidates: np.ndarray,
+        fitness: np.ndarray,
+        rule: LocalRule,
+        metrics: Metrics,
+    ) -> LocalResult:
+        """Return the result of a search, given its last generation (population, d) and its losses (population,).
+
+        Losses of candidates that all clients have in common are standardised, so that they can be added up.
+        """
+        steps, sigma = session.steps, session.sigma
+        end = _unflat(search.mean, session.shared)
+        losses = torch.from_numpy(np.nan_to_num(fitness, nan=1e30, posinf=1e30))
+        if session.common:
+            losses = standardised(losses)
         solutions = {
             "solutions": torch.from_numpy(candidates).float(),
-            "fitness": torch.from_numpy(np.nan_to_num(fitness, nan=1e30, posinf=1e30)).float(),
+            "fitness": losses.float(),
             "scale": torch.from_numpy(search.sigma * np.sqrt(search.variance)).float(),
         }
-        work_done = LocalWork(shared, end, steps, sigma * steps, {SEARCH: solutions})
+        work_done = LocalWork(session.shared, end, steps, sigma * steps, {SEARCH: solutions})
         return LocalResult(rule.finish(work_done), metrics, {})
 
     def _loss(
@@ -87,12 +140,11 @@ class Evolution(GradientSteps):
         model: Resident,
         objective: Objective,
         rows: Sequence[Row],
-        job: Job,
-        shared: Tensors,
+        session: SearchSession,
         candidate: np.ndarray,
         seed: int,
     ) -> float:
-        model.load(job.personal | _unflat(candidate, shared))
+        session.put(model, candidate)
         instruction, words = instruction_tokens(model)
         if len(instruction):
             rows = [words.row(row, instruction) for row in rows]

@@ -7,11 +7,11 @@ server. Every client and round gets a new optimizer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar
 
 import torch
 
@@ -21,11 +21,12 @@ from weft.core.objective import Objective
 from weft.core.parts import LocalRule
 from weft.core.seeds import derive
 from weft.core.shares import at_most
-from weft.core.types import LocalWork, Metrics, RuleResult, Tensors
+from weft.core.types import LocalWork, Metrics, Tensors
 from weft.errors import ClientFailed
 from weft.models.layout import Batch, Row
 from weft.models.resident import Resident
 from weft.training.ahead import prepared
+from weft.training.job import Job, LocalResult, RowTable, Session
 from weft.training.optimizers import Optimizer, moments_of
 from weft.training.order import rows_of_round
 from weft.training.retry import within_memory
@@ -35,47 +36,14 @@ DECAY = "run_decay"
 """Key in an optimizer's parameter group: the run's weight decay, before `lr_factor`."""
 
 
-class RowTable(Protocol):
-    """A client's tokenized rows."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, row: int) -> Row: ...
-
-
-class Job(NamedTuple):
-    """A client's training task in a round."""
-
-    personal: Tensors
-    """Trained parameters that stay with the client, by name."""
-    shared: Tensors
-    """Trained parameters from the server, by name."""
-    trained: Collection[str] | None = None
-    """Names of the parameters to train in this round; None: all."""
-    client: int = 0
-    round: int = 0
-    step_fraction: float = 1.0
-    """Share of its steps that the client has time for."""
-    public: RowTable | None = None
-    """Rows that all clients have, for a share of every batch."""
-
-
-class LocalResult(NamedTuple):
-    """The result of a client's local training."""
-
-    finished: RuleResult
-    """The update, as the rule returns it."""
-    metrics: Metrics
-    """Sums for the run's records."""
-    personal: Tensors
-    """Parameters that stay with the client, after the last step."""
-
-
 @dataclass(frozen=True)
 class GradientSteps:
     """Local training by steps of an optimizer."""
 
     kind: ClassVar[str] = "gradients"
     """Kind of local training; an algorithm names the kind that it needs."""
+    hides_units: ClassVar[bool] = False
+    """Every step bounds what one unit of privacy adds to it, and adds noise."""
     schedule: Schedule
     seed: int
     steps: int
@@ -111,18 +79,9 @@ class GradientSteps:
             ClientFailed: the loss, a parameter or the update is not finite at the end, every step overflowed, or the
                 time allowed is too short for one step.
         """
-        shared = rule.begin(job.shared)
-        model.load(job.personal | shared)
-        model.train_only(job.trained)
-        masters = {name: master for name, master in model.trainable().items() if name in shared}
-        rule.prepare(masters)
-        model.model.train()
+        session = self._begin(model, rule, job, len(rows))
         torch.manual_seed(derive(self.seed, "train", job.client, job.round))
-        full_steps = self.num_steps(len(rows))
-        steps = at_most(full_steps, job.step_fraction)
-        if steps < 1:
-            raise ClientFailed(f"was too slow for one of {full_steps} steps")
-        optimizer = self.optimizer.make(model.trainable(), model.scatter(rule.moments()), model.device)
+        full_steps, steps = session.full_steps, session.steps
         # A round has few steps: a scale that starts high would lose the first of them to overflow, every round.
         scaler = torch.amp.GradScaler(model.device.type, init_scale=1024.0, enabled=model.dtype == torch.float16)
         loss_sum, lr_sum, step_count = torch.zeros((), device=model.device), 0.0, 0
@@ -136,7 +95,7 @@ class GradientSteps:
         for step, window in enumerate(windows):
             lr = self.schedule.at(job.round, step, full_steps)
             loss_sum += within_memory(model, partial(self._backward, model, objective, rule, scaler, window))
-            if self._step(model, rule, optimizer, scaler, masters, lr, step_count):
+            if self._step(model, rule, session.optimizer, scaler, session.masters, lr, step_count):
                 lr_sum, step_count = lr_sum + lr, step_count + 1
             counts["loss_tokens"] += sum(len(batch.targets) for batch in window)
             counts["tokens"] += sum(batch.tokens for batch in window)
@@ -144,21 +103,49 @@ class GradientSteps:
             if step % objective.reuse == 0:  # the same answers serve several steps: count them once
                 for batch in window:
                     objective_counts = plus(objective_counts, objective.counts(batch))
-        moments = model.gather(moments_of(optimizer, model.trainable())) if rule.wants_moments else {}
-        optimizer.zero_grad(set_to_none=True)
         loss, *sums = model.total([float(loss_sum), *counts.values()])
         counts = dict(zip(counts, sums, strict=True))
-        end = model.values()
         if not math.isfinite(loss) or not model.finite():
             # Without the number: a site sends the reason, and may send no loss of its rows.
             raise ClientFailed(f"the training loss is not a finite number after {steps} steps{_narrow(model)}")
         if not step_count:
             raise ClientFailed(f"the gradients of each of {steps} steps overflowed{_narrow(model)}")
         metrics: Metrics = {"loss_sum": loss, "steps": float(step_count), "learning_rate": lr_sum / step_count}
-        metrics |= counts | objective_counts
-        finished = rule.finish(LocalWork(shared, {name: end[name] for name in shared}, step_count, lr_sum, moments))
+        return self._end(model, rule, job, session, step_count, lr_sum, metrics | counts | objective_counts)
+
+    def _begin(self, model: Resident, rule: LocalRule, job: Job, num_rows: int) -> Session:
+        """Put the parameters of a job into the model, and make the optimizer; ClientFailed without time for a step."""
+        shared = rule.begin(job.shared)
+        model.load(job.personal | shared)
+        model.train_only(job.trained)
+        masters = {name: master for name, master in model.trainable().items() if name in shared}
+        rule.prepare(masters)
+        model.model.train()
+        full_steps = self.num_steps(num_rows)
+        steps = at_most(full_steps, job.step_fraction)
+        if steps < 1:
+            raise ClientFailed(f"was too slow for one of {full_steps} steps")
+        optimizer = self.optimizer.make(model.trainable(), model.scatter(rule.moments()), model.device)
+        return Session(shared, masters, full_steps, steps, optimizer)
+
+    def _end(
+        self,
+        model: Resident,
+        rule: LocalRule,
+        job: Job,
+        session: Session,
+        steps: int,
+        lr_sum: float,
+        metrics: Metrics,
+    ) -> LocalResult:
+        """Return the result of steps that were made; ClientFailed where the update is not finite."""
+        optimizer, shared = session.optimizer, session.start
+        moments = model.gather(moments_of(optimizer, model.trainable())) if rule.wants_moments else {}
+        optimizer.zero_grad(set_to_none=True)
+        end = model.values()
+        finished = rule.finish(LocalWork(shared, {name: end[name] for name in shared}, steps, lr_sum, moments))
         if not all(map(tensors.all_finite, finished.streams.values())):
-            raise ClientFailed(f"the update after {steps} steps is not finite{_narrow(model)}")
+            raise ClientFailed(f"the update after {session.steps} steps is not finite{_narrow(model)}")
         return LocalResult(finished, metrics, {name: end[name] for name in job.personal if name not in shared})
 
     def _windows(

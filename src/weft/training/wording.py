@@ -10,17 +10,19 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from weft.core.evolution import COMMON, standardised
 from weft.core.objective import Objective
 from weft.core.parts import LocalRule
 from weft.core.seeds import derive
 from weft.core.texts import to_bytes, to_texts, unfit
-from weft.core.types import SEARCH, LocalWork
+from weft.core.types import SEARCH, LocalWork, Metrics
 from weft.data.words import Words
 from weft.models.generate import Sampling, answer_text, generate
 from weft.models.instruction import NAME
 from weft.models.layout import Row
 from weft.models.resident import Resident
-from weft.training.loop import GradientSteps, Job, LocalResult, RowTable
+from weft.training.job import Job, LocalResult, RowTable
+from weft.training.loop import GradientSteps
 from weft.training.order import rows_of_round
 
 ASK = "Write this instruction in other words, in one sentence: {}\nInstruction:"
@@ -49,7 +51,6 @@ class InstructionSearch(GradientSteps):
         """Score the pool, or in the first round the client's texts; the result is the text with the lowest loss."""
         shared = rule.begin(job.shared)
         model.load(job.personal | shared)
-        words = Words(model.tokenizer)
         client_texts = [text for i, text in enumerate(self.candidates) if i % self.clients == job.client % self.clients]
         current = to_texts(shared[NAME].round().to(torch.uint8)[None])[0]
         search_state = rule.search()
@@ -63,35 +64,42 @@ class InstructionSearch(GradientSteps):
             proposed, refused = self._propose(model, current, client_texts, pool, seed)
             pool += proposed
         filled_slots = search_state["filled"].bool().tolist() if search_state else [True] * len(pool)
-        size = self.num_steps(len(rows)) * self.batch_size
-        order = rows_of_round(len(rows), size, seed=self.seed, client=job.client, round=job.round, purpose="order")
-        sample = [rows[int(row)] for row in order]
-        scores = [
-            self._score(model, objective, words, sample, text, seed) if filled else NEVER
-            for text, filled in zip(pool, filled_slots, strict=True)
-        ]
+        told = [text for text, filled in zip(pool, filled_slots, strict=True) if filled]
+        found, counts = self.score_all(model, objective, rows, told, job)
+        scores = np.full(len(pool), NEVER)
+        scores[filled_slots] = found
         best = pool[int(np.argmin(scores))]  # ties: the first, on every client alike
-        if search_state:
+        common = COMMON in search_state
+        if search_state and not common:
             proposed, refused = self._propose(model, best, client_texts, pool, seed)
-        count = sum(filled_slots)
-        tokens = sum(len(ids) for ids, _ in sample) * count
-        metrics = {
-            "loss_sum": min(scores) * size,
-            "loss_tokens": float(size),
-            "rows": float(size),
-            "tokens": float(tokens),
-            "steps": 1.0,
-            "learning_rate": 0.0,
-            "texts_scored": float(count),
-            "texts_refused": float(refused),
-            **model.remote_counts(),
-        }
+        metrics = {"steps": 1.0, "learning_rate": 0.0}
+        if counts is not None:
+            metrics |= {"texts_scored": float(len(told)), "texts_refused": float(refused)}
+            metrics |= counts | model.remote_counts()
+        if common:
+            scores[filled_slots] = standardised(torch.from_numpy(found)).numpy()
         stream = {
-            "scores": torch.tensor(scores, dtype=torch.float32),
+            "scores": torch.from_numpy(scores).float(),
             "proposals": to_bytes(proposed, self.proposals, self.length),
         }
         end = {NAME: to_bytes([best], 1, self.length)[0].float()}
         return LocalResult(rule.finish(LocalWork(shared, shared | end, 1, 0.0, {SEARCH: stream})), metrics, {})
+
+    def score_all(
+        self, model: Resident, objective: Objective, rows: RowTable, pool: Sequence[str], job: Job
+    ) -> tuple[np.ndarray, Metrics | None]:
+        """Return (texts,) the scores of some texts, and counts and sums of the rows that they were scored on.
+
+        Without counts (None) nothing at all is told of the rows.
+        """
+        words, seed = Words(model.tokenizer), derive(self.seed, "words", job.client, job.round)
+        size = self.num_steps(len(rows)) * self.batch_size
+        order = rows_of_round(len(rows), size, seed=self.seed, client=job.client, round=job.round, purpose="order")
+        sample = [rows[int(row)] for row in order]
+        scores = np.array([self._score(model, objective, words, sample, text, seed) for text in pool])
+        tokens = sum(len(ids) for ids, _ in sample) * len(pool)
+        counts = {"loss_sum": float(scores.min()) * size, "loss_tokens": float(size), "rows": float(size)}
+        return scores, counts | {"tokens": float(tokens)}
 
     def _score(
         self, model: Resident, objective: Objective, words: Words, rows: Sequence[Row], text: str, seed: int

@@ -17,7 +17,8 @@ from weft.core.shares import at_most
 from weft.core.types import SEARCH, LocalWork
 from weft.errors import ClientFailed
 from weft.models.resident import Resident
-from weft.training.loop import GradientSteps, Job, LocalResult, RowTable
+from weft.training.job import Job, LocalResult, RowTable
+from weft.training.loop import GradientSteps
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Answers that form a closed set, and the held-out rows as questions with these choices."""
+"""Held-out rows as questions with a closed set of answers."""
 
 from __future__ import annotations
 

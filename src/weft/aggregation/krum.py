@@ -1,0 +1,105 @@
+"""Krum, Multi-Krum (Blanchard et al. 2017, arXiv 1703.02757) and Bulyan (El Mhamdi et al. 2018, arXiv 1802.07927)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from weft.aggregation.robust import Judgement, Robust
+from weft.core.gram import WIDE, Gram, Rows, ordered
+from weft.core.types import Update
+
+
+def scores(squared_distances: Tensor, neighbours: int) -> Tensor:
+    """Return for every row the mean squared distance of its `neighbours` nearest rows, itself not among them."""
+    others = squared_distances.clone().fill_diagonal_(float("inf"))
+    return others.sort(dim=1).values[:, :neighbours].mean(dim=1)
+
+
+@dataclass(frozen=True)
+class Krum(Robust):
+    """The update whose n - f - 1 nearest others are nearest to it.
+
+    Stands f attackers of n > 2 f + 2 clients. Every client counts once. Of the clients, the f farthest from the others
+    are flagged, although one update alone is used.
+    """
+
+    def least(self, attackers: int) -> int:
+        """Return 2 f + 3."""
+        return 2 * attackers + 3 if attackers else 2
+
+    def weigh(self, gram: Gram, attackers: int) -> tuple[Tensor, Tensor | None]:
+        """Choose the first of the order."""
+        order = self.order(gram, attackers)
+        return self._equal(len(order), order[:1]), self._equal(len(order), order[: len(order) - attackers])[:-1]
+
+    def order(self, gram: Gram, attackers: int) -> Tensor:
+        """Return the numbers of the rows, those nearest to the others first."""
+        distances = gram.squared_distances[:-1, :-1]
+        return scores(distances, max(1, len(distances) - attackers - 1)).argsort(stable=True)
+
+    @staticmethod
+    def _equal(n: int, chosen: Tensor) -> Tensor:
+        """Return weights (n + 1,) that are equal for the chosen rows and 0 for the others and the anchor."""
+        return torch.zeros(n + 1, dtype=WIDE).index_fill_(0, chosen, 1.0 / len(chosen))
+
+
+@dataclass(frozen=True)
+class MultiKrum(Krum):
+    """The mean of the n - f updates that Krum takes to be nearest to the others; `keep` of them where it is given.
+
+    Stands f attackers of n > 2 f + 2 clients. Every client counts once; those that are not used are flagged.
+    """
+
+    keep: int = 0
+
+    def weigh(self, gram: Gram, attackers: int) -> tuple[Tensor, Tensor | None]:
+        """Choose the first ones of the order."""
+        order = self.order(gram, attackers)
+        most = len(order) - attackers
+        weights = self._equal(len(order), order[: min(self.keep, most) or most])
+        return weights, weights[:-1]
+
+
+@dataclass(frozen=True)
+class Bulyan(Krum):
+    """Choose n - 2 f updates by Krum, one after the other; of every coordinate, average the n - 4 f nearest the median.
+
+    Stands f attackers of n >= 4 f + 3 clients: an attacker that is near the others in all but one coordinate gets past
+    a distance, and not past the second step. Every client counts once; those that are not chosen are flagged.
+    """
+
+    def least(self, attackers: int) -> int:
+        """Return 4 f + 3."""
+        return 4 * attackers + 3
+
+    def settle(self, cohort: list[Update], asked: int) -> Judgement:
+        """Choose by distances, then average by coordinate."""
+        f, rows = self.tolerated(asked), Rows(cohort)
+        gram = rows.gram(self.base())
+        mixture = self.mixture(gram, f)
+        distances = (gram if mixture is None else gram.mixed(mixture)).squared_distances[:-1, :-1]
+        chosen = self._choose(distances, f)
+        middle = len(chosen) - 2 * f
+
+        def columns(stream: str, block: Tensor) -> Tensor:
+            values = ordered((block[:-1] if mixture is None else mixture @ block[:-1])[chosen])
+            median = (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
+            # In order, the nearest to the median lie beside one another: in the window whose farther end is nearest.
+            ends = torch.maximum(median - values[: 2 * f + 1], values[middle - 1 :] - median)
+            window = ends.argmin(dim=0) + torch.arange(middle)[:, None]
+            return values.gather(0, window).mean(0)
+
+        counted = torch.zeros(len(distances), dtype=WIDE).index_fill_(0, chosen, 1.0)
+        return Judgement(rows.map(columns), counted if mixture is None else counted @ mixture)
+
+    def _choose(self, distances: Tensor, attackers: int) -> Tensor:
+        left = list(range(len(distances)))
+        chosen = []
+        for _ in range(len(distances) - 2 * attackers):
+            among = torch.tensor(left)
+            near = scores(distances[among][:, among], max(1, len(left) - attackers - 1)) if len(left) > 1 else among
+            chosen.append(left.pop(int(near.argmin())))
+        return torch.tensor(sorted(chosen))

@@ -1,0 +1,129 @@
+"""Compatibility rules of aggregators that are no mean, and of attacks that are simulated against them."""
+
+from __future__ import annotations
+
+from weft.core.exchange import Codec
+from weft.core.types import DELTA
+from weft.federation.plan import Plan
+from weft.federation.remedies import AGGREGATOR, ALGORITHM, LORA, WEIGHTING, Refusal, name_of
+from weft.federation.rules import compares_norms
+
+
+def robust(plan: Plan) -> list[Refusal]:
+    """Return the rules of aggregators that look at single updates."""
+    return [*_algorithms(plan), *_cohorts(plan)]
+
+
+def _algorithms(plan: Plan) -> list[Refusal]:
+    """Return the rules of the algorithm, and of what LoRA factors are made into."""
+    algorithm, lora, rule = plan.algorithm, plan.sharing.lora, type(plan.aggregator).__name__
+    name, no_mean = name_of(algorithm), not plan.aggregator.additive
+    another = ALGORITHM.with_description("another algorithm")
+    return [
+        Refusal(
+            no_mean and algorithm.adds_up,
+            f"{name} adds up over rounds the mean of what clients send, and {rule} is no mean",
+            [AGGREGATOR, another],
+        ),
+        Refusal(
+            no_mean and algorithm.buffer is not None,
+            f"{rule} compares updates that begin from the same parameters, and {name} mixes those of several versions",
+            [AGGREGATOR, ALGORITHM.with_description("a synchronous algorithm")],
+        ),
+        Refusal(
+            no_mean and algorithm.choice is not None,
+            f"{rule} stands a number of attackers in the whole cohort, and in a cluster they may be the majority",
+            [AGGREGATOR, "leave out --cluster"],
+        ),
+        Refusal(
+            no_mean and algorithm.shares and not compares_norms(algorithm),
+            f"{name} sends candidates with their scores, which {rule} cannot compare as vectors",
+            [AGGREGATOR, another],
+        ),
+        Refusal(
+            no_mean and lora.single_updates,
+            f"{type(lora).__name__} takes the mean of all clients' products, past {rule}",
+            [LORA, AGGREGATOR],
+        ),
+        Refusal(
+            no_mean and bool(plan.sharing.ranks),
+            f"Clients of smaller ranks send zeros where they have no component, and {rule} would count them as votes",
+            ["leave out --client_ranks", AGGREGATOR],
+        ),
+    ]
+
+
+def _cohorts(plan: Plan) -> list[Refusal]:
+    """Return the rules of the cohort, of weights, and of the server's own rows."""
+    aggregator, rule = plan.aggregator, type(plan.aggregator).__name__
+    updates, each = plan.updates_of(plan.cohort), plan.clients_of_update
+    needs = aggregator.needs(updates) if plan.cohort else 0
+    once, own_rows = aggregator.counts_clients, int(plan.everywhere)
+    fewer = "write a smaller number of attackers in --aggregator_args"
+    return [
+        Refusal(
+            needs > updates and plan.algorithm.shares,
+            f"{rule} needs {needs} updates in a round to stand the attackers that it is asked to, and a round has "
+            f"{updates}",
+            [f"write --sample_clients {needs * each - own_rows}", fewer, AGGREGATOR],
+        ),
+        Refusal(
+            aggregator.wants_root and not plan.everywhere,
+            f"{rule} compares updates with rows of the server's own, and there are none",
+            ["add --public_data FILE (without --public_share)", AGGREGATOR],
+        ),
+        Refusal(
+            aggregator.wants_loss and (plan.algorithm.one_step or DELTA not in plan.algorithm.streams),
+            f"{rule} adds updates to the parameters to try them, and with {name_of(plan.algorithm)} clients send "
+            "something else",
+            [AGGREGATOR, ALGORITHM.with_description("another algorithm")],
+        ),
+        Refusal(
+            once and plan.weighting.single_updates,
+            f"{rule} counts every client once, and {type(plan.weighting).__name__} changes a client's weight",
+            [WEIGHTING, AGGREGATOR],
+        ),
+        Refusal(
+            once and plan.max_client_share < 1,
+            f"{rule} counts every client once, so that max_client_share limits nothing",
+            ["leave out --max_client_share", AGGREGATOR],
+        ),
+    ]
+
+
+def attacks(plan: Plan) -> list[Refusal]:
+    """Return the rules of attacks: what a simulation of them needs to see."""
+    attack, algorithm, honest = plan.attack, plan.algorithm, "write --attack none"
+    name, rule = type(attack).__name__, type(plan.aggregator).__name__
+    changes = attack.changes_updates
+    encodes = type(plan.codec).encode is not Codec.encode
+    hidden = type(plan.protection).__name__ if plan.protection.sum_only else type(plan.codec).__name__
+    unlike = bool(plan.sharing.ranks or plan.sharing.layers) or plan.parallel != "none"
+    return [
+        Refusal(
+            changes and (plan.protection.sum_only or encodes),
+            f"{name} is made of the updates of other clients, and {hidden} changes them before they are sent",
+            ["leave out --protection and --codec", honest],
+        ),
+        Refusal(
+            changes and not (algorithm.shares and compares_norms(algorithm) and not algorithm.pools_data),
+            f"{name} is an attack on updates, and with {name_of(algorithm)} clients send none",
+            [honest, ALGORITHM.with_description("a federated algorithm")],
+        ),
+        Refusal(
+            changes and unlike,
+            f"{name} is made of updates of one shape, and here clients send parts of different ones",
+            ["leave out --client_ranks, --client_layers and --parallel", honest],
+        ),
+        Refusal(
+            bool(getattr(attack, "search", False)) and plan.aggregator.wants_loss,
+            f"{name} searches its strength by trying the rule, and {rule} asks for the loss at every trial",
+            ["leave out search in --attack_args", AGGREGATOR],
+        ),
+        Refusal(
+            bool(attack.poisons) and plan.objective.rows not in attack.poisons,
+            f"{name} changes {' and '.join(attack.poisons)}, and {type(plan.objective).__name__} learns from "
+            f"{plan.objective.rows}",
+            [honest],
+        ),
+    ]

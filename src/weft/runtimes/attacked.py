@@ -1,0 +1,61 @@
+"""A runtime in which some clients lie: what they send is replaced on its way, as an attack says. Simulations only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from weft.core.attack import Scene
+from weft.core.exchange import Runtime
+from weft.core.party import Gathering, Party
+from weft.core.seeds import derive
+from weft.core.types import Message, Reply, Task, Total, Update
+from weft.federation.plan import Plan
+
+
+@dataclass(frozen=True)
+class Attacked(Runtime):
+    """Carries messages as another runtime does, and lets attackers see all updates of a round before they send."""
+
+    inner: Runtime
+    plan: Plan
+    malicious: frozenset[str]
+    """Names of the clients that lie."""
+    seed: int
+
+    def exchange(self, messages: Sequence[Message]) -> Iterator[Reply]:
+        """Yield the replies in the order in which they came, those of attackers replaced."""
+        tasks = [message for message in messages if isinstance(message, Task)]
+        if not tasks:
+            yield from self.inner.exchange(messages)
+            return
+        replies = list(self.inner.exchange(messages))
+        updates = [reply for reply in replies if isinstance(reply, Update)]
+        own = [update for update in updates if update.client in self.malicious]
+        honest = [update for update in updates if update.client not in self.malicious]
+        forged: dict[str, Update] = {}
+        if own:
+            sent = self.plan.attack.send(own, honest, self._scene(tasks))
+            forged = {update.client: update for update in sent}
+        for reply in replies:
+            yield forged.get(reply.client, reply) if isinstance(reply, Update) else reply
+
+    def _scene(self, tasks: Sequence[Task]) -> Scene:
+        first, plan = tasks[0], self.plan
+        # With memory and secret of its own: attackers know the rule, and neither of these.
+        seen = Gathering(
+            Party("", first.round, first.attempt), len(tasks), first.params, plan.sharing.scale, plan.trusted
+        )
+
+        def rule(updates: Sequence[Update]) -> Total:
+            return plan.aggregator.for_round(seen).combine(updates)
+
+        return Scene(first.round, derive(self.seed, "attack", first.round, first.attempt), len(tasks), rule)
+
+    def pause(self, attempts: int) -> None:
+        """Wait as the other runtime does."""
+        self.inner.pause(attempts)
+
+    def close(self) -> None:
+        """Close the other runtime."""
+        self.inner.close()
