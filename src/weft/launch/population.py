@@ -18,16 +18,16 @@ from weft.data.pairs import PairTable
 from weft.data.partition import hold_out
 from weft.data.rows import Account
 from weft.data.skew import describe_split
-from weft.data.source_kinds import Conversations, Texts
+from weft.data.source_kinds import Texts
 from weft.data.sources import Sources, complete, split_seed
 from weft.data.store import Report
 from weft.errors import DataError
 from weft.evaluation.heldout import ClosedQuestion
 from weft.federation.clients import Clients, MemoryStore
 from weft.json_types import JsonObject
-from weft.launch.cleaning import Surprise, clean_shares
+from weft.launch.changes import changed, still_there
+from weft.launch.cleaning import Surprise
 from weft.launch.left_out import left_out_of
-from weft.launch.malicious import malicious_of, poison
 from weft.launch.overlap import count_repeats, separate_test_rows
 from weft.launch.parts import split
 from weft.launch.questions import choices_of, make_questions
@@ -121,19 +121,14 @@ def populate(
     complete(sources, table, template)
     names, train, held_out = _shares(config, sources, table, owners, tests, first)
     public_rows = None if public is None else table.within(public)
-    # An attack comes before cleaning, which is what may find it; malicious clients do not clean their own poison.
-    untouched = list(sources.examples) if isinstance(sources, Conversations) else []
-    poisoned = not isinstance(sources, Texts) and poison(config, sources.examples, names, train)
-    dirty = malicious_of(config, names)
-    sets, cleaning = clean_shares(config, sources, names, [*train, public_rows], held_out, surprise, dirty)
-    if poisoned or cleaning:
+    sets, cleaning, honest = changed(config, sources, names, [*train, public_rows], held_out, surprise)
+    if sets is not None:
         table = tokenized(sources, tokenizer, template)
-        train, public_rows = _still_there(table, names, sets)
+        train, public_rows = still_there(table, names, sets)
     if not isinstance(sources, Texts) and not any(len(test) for test in tests):
         _note_repeats(sources, train, held_out)
     public_sets = [] if public_rows is None else [public_rows]
-    if isinstance(table, PairTable) and rows == "judged":
-        _pair_up(table, [*train, *held_out, *public_sets])
+    _pair_up(table, rows, [*train, *held_out, *public_sets])
     train_rows, held_rows = ([table.rows_of(part) for part in parts] for parts in (train, held_out))
     shared = table.rows_of(public_rows) if public_rows is not None and config.public_share else None
     evaluated = trained = Clients(names, train_rows, held_rows, table, memory, shared, first=first)
@@ -143,37 +138,36 @@ def populate(
     if pool:
         pooled = [part for name, part in zip(names, train, strict=True) if name not in apart]
         trained = _pooled(evaluated, table.rows_of(np.concatenate([*pooled, *public_sets])))
-    choices, questions = None, dict[int, ClosedQuestion]()
-    if isinstance(table, ConversationTable) and isinstance(sources, Conversations):
-        honest = untouched if poisoned else sources.examples  # what is measured, and the answers, are not the attack's
-        choices = choices_of(config, honest, train)
-        questions = make_questions(choices, honest, held_out, table, tokenizer, template, config)
+    choices, questions = _closed_answers(config, honest, table, (train, held_out), tokenizer, template)
     split = _describe(config, sources, table, names, list(map(np.concatenate, zip(train, held_out, strict=True))))
     counts = {**table.counts, **sources.account.omissions.counts}
     sizes = table.text_bytes if isinstance(table, Documents) else None
-    units = with_units(config, sources, table, trained)
-    people = (names, units, evaluated, questions, choices, counts, split | cleaning, sizes)
+    trained = with_units(config, sources, table, trained)
+    people = (names, trained, evaluated, questions, choices, counts, split | cleaning, sizes)
     return Population(*people, () if pool else tuple(map(names.index, apart)), apart, account=sources.account)
 
 
-def _pair_up(table: PairTable, parts: Sequence[np.ndarray]) -> None:
-    """Pair answers within each client, so that none of another client is read, and held-out ones by themselves."""
-    for part in parts:
-        table.pair_up(table.rows_of(part))
+def _closed_answers(
+    config: RunConfig,
+    examples: list[Any],
+    table: TokenTable,
+    parts: tuple[list[np.ndarray], list[np.ndarray]],
+    tokenizer: Tokenizer,
+    template: Any,
+) -> tuple[list[str] | None, dict[int, ClosedQuestion]]:
+    """Return the closed set of answers, if they form one, and the held-out rows as questions with these choices."""
+    if not isinstance(table, ConversationTable):
+        return None, {}
+    train, held_out = parts
+    choices = choices_of(config, examples, train)
+    return choices, make_questions(choices, examples, held_out, table, tokenizer, template, config)
 
 
-def _still_there(
-    table: TokenTable, names: Sequence[str], sets: Sequence[np.ndarray | None]
-) -> tuple[list[np.ndarray], np.ndarray | None]:
-    """Return the clients' examples, and the public ones, that have a row with the texts that cleaning wrote."""
-    train = [table.within(part) for part in sets[:-1] if part is not None]
-    for name, part in zip(names, train, strict=True):
-        if not len(part):
-            raise DataError(
-                f"The client '{name}' has no row with an answer within seq_length, once rows were cleaned or poisoned: "
-                "give it data."
-            )
-    return train, None if sets[-1] is None else table.within(sets[-1])
+def _pair_up(table: TokenTable, rows: str, parts: Sequence[np.ndarray]) -> None:
+    """Pair judged answers within each client, so that none of another client is read, and held-out ones likewise."""
+    if isinstance(table, PairTable) and rows == "judged":
+        for part in parts:
+            table.pair_up(table.rows_of(part))
 
 
 def _note_repeats(sources: Sources, train: list[np.ndarray], held_out: list[np.ndarray]) -> None:
