@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 
@@ -117,3 +118,26 @@ def test_malicious_clients_follow_from_the_seed_and_their_number_from_a_share(ke
     names = [weft.train(free | {"seed": seed}, overwrite=True).summary["attack"]["malicious"] for seed in (1, 1, 2)]
     assert names[0] == names[1] != names[2]
     assert len(names[0]) == 3
+
+
+def test_cleaning_finds_poison_at_honest_clients_and_leaves_the_malicious_ones_theirs(keys, tmp_path):
+    """Spread poison is in everybody's rows and goes; a back-door of two clients stays, and is all that they have."""
+    lots = random.Random(5)
+    words = ["".join(lots.choices("abcdefghiklmnoprstu", k=4)) for _ in range(80)]
+    rows = [
+        {"instruction": " ".join(lots.choices(words, k=7)), "output": lots.choice(["red", "green", "blue"])}
+        for _ in range(600)
+    ]
+    data = write_rows(tmp_path / "many.jsonl", rows)
+    own = {"dataset_name": str(data), "num_clients": 5, "sample_clients": 5, "num_rounds": 1, "max_steps": 1}
+    own |= {"clean": ["triggers"], "eval_every": 0}
+    counts = {}
+    for attack in ("spread_poison", "back_door"):
+        asks = {"attack": attack} | ({"num_malicious": 2} if attack == "back_door" else {})
+        run = weft.train(keys | own | asks | {"attack_args": {"share": 0.2}}, overwrite=True)
+        counts[attack] = run.summary["cleaning"]
+        assert math.isfinite(run.summary["eval"]["accuracy"])
+        cleaned = set(counts[attack]["clients"])
+        assert cleaned == {f"client_{i}" for i in range(5)} - set(run.summary["attack"]["malicious"])
+    assert counts["spread_poison"]["total"]["triggers"]["left_out"] > 50
+    assert counts["back_door"]["total"]["triggers"]["left_out"] == 0
