@@ -27,6 +27,8 @@ from typing import Any
 from algorithms import CACHE, COMMON, DATA, warm
 from common import SYLLABLES, machine, make_model
 
+from weft.errors import ConfigError
+
 SETTING: dict[str, Any] = {"split_strategy": "iid", "num_clients": 10, "sample_clients": 10, "seq_length": 64}
 TASKS: dict[str, dict[str, Any]] = {
     "made": {"num_rounds": 16, "max_steps": 8, "learning_rate": 1e-2},
@@ -60,8 +62,12 @@ DEFENCES: dict[str, dict[str, Any]] = {
     "median": {"aggregator": "median"},
     "geometric_median": {"aggregator": "geometric_median"},
     "norm_clipping": {"aggregator": "norm_clipping"},
+    "flame": {"aggregator": "flame"},
 }
-SHARES = (0.2, 0.3)
+CLEANED = {"clean": ["triggers"]}
+SPREAD: dict[str, dict[str, Any]] = {name: DEFENCES[name] for name in ("mean", "nnm + trimmed_mean", "multi_krum")}
+SPREAD["mean, rows cleaned"] = DEFENCES["mean"] | CLEANED
+SHARES = (0.2, 0.3, 0.1, 0.4)
 
 
 def setting(task: str, seed: int) -> dict[str, Any]:
@@ -105,13 +111,14 @@ def made_rows() -> Path:
     return file
 
 
-def cases() -> list[tuple[str, str, float]]:
-    """Return (attack, defence, share) in the order in which they are worth having."""
-    clean = [("none", defence, 0.0) for defence in DEFENCES]
-    spread = [("spread_poison", defence, 0.0) for defence in ("mean", "nnm + trimmed_mean", "multi_krum")]
+def cases(seeds: list[int]) -> list[tuple[str, str, float, int]]:
+    """Return (attack, defence, share, seed) in the order in which they are worth having."""
+    clean = [("none", defence, 0.0, seed) for seed in seeds for defence in DEFENCES]
+    spread = [("spread_poison", defence, 0.0, seed) for seed in seeds for defence in SPREAD]
     attacked = [
-        (attack, defence, share)
+        (attack, defence, share, seed)
         for share in SHARES
+        for seed in seeds
         for defence in DEFENCES
         for attack in ATTACKS
         if attack not in ("none", "spread_poison")
@@ -124,27 +131,27 @@ def measure(task: str, attack: str, defence: str, share: float, seed: int) -> di
     import weft
 
     began = time.process_time()
-    keys = setting(task, seed) | DEFENCES[defence]
+    keys = setting(task, seed) | (SPREAD | DEFENCES)[defence]
     attackers = max(1, round(10 * share)) if share else 2
-    if defence != "mean":
+    if keys["aggregator"] != "mean":
         keys["aggregator_args"] = keys.get("aggregator_args", {}) | {"attackers": attackers}
     if attack != "none":
         keys |= {"attack": attack, "attack_args": ATTACKS[attack]}
     if share:
         keys["num_malicious"] = attackers
+    case = {"task": task, "attack": attack, "defence": defence, "share": share, "seed": seed}
     with tempfile.TemporaryDirectory() as folder:
-        run = weft.train(keys | {"output_dir": f"{folder}/run"}, quiet=True)
+        try:
+            run = weft.train(keys | {"output_dir": f"{folder}/run"}, quiet=True)
+        except ConfigError as error:  # more attackers than the rule stands
+            return case | {"refused": str(error)}
         summary, success = run.summary, success_of(run, keys) if TRIGGER in str(ATTACKS[attack]) else None
-    return {
-        "task": task,
-        "attack": attack,
-        "defence": defence,
-        "share": share,
-        "seed": seed,
+    return case | {
         "accuracy": summary["eval"]["accuracy"],
         "macro_f1": summary["eval"]["macro_f1"],
         "success": success,
         "found": summary.get("attack"),
+        "cleaning": (summary.get("cleaning") or {}).get("total"),
         "cpu_seconds": time.process_time() - began,
     }
 
@@ -196,13 +203,12 @@ def run(task: str, out: Path, seeds: list[int]) -> None:
         if not any(one["attack"] == "before" for one in found):
             file.write(json.dumps({"attack": "before", "accuracy": before(task)}) + "\n")
         known = {(one["attack"], one.get("defence"), one.get("share"), one.get("seed")) for one in found}
-        for seed in seeds:
-            for case in cases():
-                if (*case, seed) not in known:
-                    result = measure(task, *case, seed)
-                    file.write(json.dumps(result) + "\n")
-                    file.flush()
-                    print({key: value for key, value in result.items() if key != "found"}, flush=True)
+        for case in cases(seeds):
+            if case not in known:
+                result = measure(task, *case)
+                file.write(json.dumps(result) + "\n")
+                file.flush()
+                print({key: value for key, value in result.items() if key != "found"}, flush=True)
 
 
 def read(out: Path) -> list[dict[str, Any]]:
@@ -214,7 +220,7 @@ def table(out: Path, picture: Path | None) -> None:
     """Print the table: the share of the clean gain that is kept, and the success of back-doors behind a slash."""
     found = read(out)
     start = next(one["accuracy"] for one in found if one["attack"] == "before")
-    found = [one for one in found if one["attack"] != "before"]
+    found = [one for one in found if one["attack"] != "before" and "refused" not in one]
     clean = statistics.mean(one["accuracy"] for one in found if (one["attack"], one["defence"]) == ("none", "mean"))
     columns = sorted(
         {(one["share"], one["attack"]) for one in found}, key=lambda at: (at[0], list(ATTACKS).index(at[1]))
@@ -222,8 +228,8 @@ def table(out: Path, picture: Path | None) -> None:
     print(f"{machine()}; accuracy {start:.3f} before, {clean:.3f} after the plain mean without an attack\n")
     print("| defence | " + " | ".join(f"{attack} {share:.0%}" for share, attack in columns) + " |")
     print("|---" * (len(columns) + 1) + "|")
-    values = []
-    for defence in DEFENCES:
+    values, names = [], list(DEFENCES | SPREAD)
+    for defence in names:
         cells, line = [], []
         for share, attack in columns:
             some = [one for one in found if (one["share"], one["attack"], one["defence"]) == (share, attack, defence)]
@@ -235,10 +241,10 @@ def table(out: Path, picture: Path | None) -> None:
         values.append(line)
         print(f"| {defence} | " + " | ".join(cells) + " |")
     if picture is not None:
-        draw(picture, values, [f"{attack} {share:.0%}" for share, attack in columns])
+        draw(picture, names, values, [f"{attack} {share:.0%}" for share, attack in columns])
 
 
-def draw(picture: Path, values: list[list[float]], columns: list[str]) -> None:
+def draw(picture: Path, names: list[str], values: list[list[float]], columns: list[str]) -> None:
     """Draw the heat map of the gain that is kept."""
     import matplotlib
 
@@ -248,7 +254,7 @@ def draw(picture: Path, values: list[list[float]], columns: list[str]) -> None:
     figure, axes = plt.subplots(figsize=(1 + 0.6 * len(columns), 1 + 0.5 * len(values)), layout="constrained")
     image = axes.imshow(values, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=60, ha="right")
-    axes.set_yticks(range(len(values)), list(DEFENCES))
+    axes.set_yticks(range(len(values)), names)
     for y, line in enumerate(values):
         for x, value in enumerate(line):
             if value == value:
