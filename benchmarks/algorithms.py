@@ -221,6 +221,7 @@ def warm() -> Path:
         with gzip.open(DATA / "eval" / "tfns_valid.jsonl.gz", "rt", encoding="utf-8") as file:
             found = [json.loads(line) for line in file]
         lines = [json.dumps({"instruction": row["text"], "output": names[row["label"]]}) + "\n" for row in found]
+        CACHE.mkdir(parents=True, exist_ok=True)
         rows.write_text("".join(lines), encoding="utf-8")
         keys = COMMON | {"fed_alg": "central", "num_clients": 1, "num_rounds": 1, "max_steps": 150, "seq_length": 64}
         keys |= {"model_name_or_path": str(base()), "dataset_name": str(rows), "learning_rate": 2e-3}
