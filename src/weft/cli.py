@@ -29,6 +29,7 @@ HELP = {
     "attack": "change questions until a model answers wrongly, and count how many it takes",
     "tasks": "list the evaluation tasks, and where their data is",
     "compare": "print runs side by side",
+    "report": "write the page of a run again",
     "privacy": "say what a run protects, and what it has spent",
     "chat": "talk with a trained model",
     "export": "write a run's adapter or merged model",

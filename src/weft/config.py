@@ -45,6 +45,7 @@ VOLATILE = frozenset(
         "output_dir",
         "accept_changed",
         "token_cache",
+        "report",
         "report_to",
         "save_model_freq",
         "save_total_limit",

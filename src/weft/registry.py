@@ -193,6 +193,7 @@ COMMANDS = {
     "attack": "weft.commands.attack:run",
     "tasks": "weft.commands.tasks:run",
     "compare": "weft.commands.compare:run",
+    "report": "weft.commands.report:run",
     "privacy": "weft.commands.privacy:run",
     "chat": "weft.commands.chat:run",
     "export": "weft.commands.export:run",

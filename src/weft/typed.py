@@ -236,6 +236,7 @@ class Keys(TypedDict, total=False):
     save_total_limit: int
     checkpoint_seconds: float
     report_to: list[str]
+    report: bool
     accept_changed: bool
     runtime: Literal["inprocess", "ray", "nvflare"]
     ray_address: str | None

@@ -45,7 +45,7 @@ def marked(tmp_path: Path) -> Path:
 
 
 def test_a_run_trains_on_what_cleaning_left_and_says_what_it_did(keys, marked: Path, capsys):
-    run = weft.train(keys | {"dataset_name": str(marked), "clean": ["personal_data", "length"]})
+    run = weft.train(keys | {"dataset_name": str(marked), "clean": ["personal_data", "length"], "report": True})
     split = json.loads((run.path / "split.json").read_text())
     total = split["cleaning"]["total"]
     assert total["personal_data"]["changed"] == total["personal_data"]["counts"]["email"] > 20

@@ -19,6 +19,7 @@ from weft.cli import main
 from weft.config import build
 from weft.errors import ConfigError
 from weft.launch.contamination import asked_counts
+from weft.runs.report import write_report
 from weft.sites.policy import read_policy
 from weft.sites.server import serve
 
@@ -59,7 +60,7 @@ def test_planted_items_are_counted_and_without_them_there_are_none(people, capsy
     sentence = "of the 30 items of the task 'tfns' (30 are long enough to compare)"
     told = capsys.readouterr().err
     assert f"{sentence}, so many share a long n-gram with rows that are trained on: a 3, b 0." in told
-    assert "share a long n-gram" in (run.path / "report.html").read_text()
+    assert "share a long n-gram" in write_report(run.path).read_text()
     write_rows(Path(people["clients"][0]["data"]), planted(34, 0))
     clean = weft.train(people | {"output_dir": str(tmp_path / "clean")})
     assert {name: one["found"] for name, one in clean.summary["contamination"]["tfns"].items()} == {"a": 0, "b": 0}
@@ -121,7 +122,7 @@ def test_a_site_does_not_tell_small_counts(run, sites: FakeSites, task_data: Pat
     done = serve(given | {"output_dir": str(run["output_dir"]) + "1"}, sites, list(NAMES), "1")
     found = {name: one["found"] for name, one in done.summary["contamination"]["tfns"].items()}
     assert found == {NAMES[0]: None, NAMES[1]: 0}
-    assert f"{NAMES[0]} a few, {NAMES[1]} 0" in (done.path / "report.html").read_text()
+    assert f"{NAMES[0]} a few, {NAMES[1]} 0" in write_report(done.path).read_text()
     with_tasks(sites, task_data, min_report_rows=50)
     done = serve(given | {"output_dir": str(run["output_dir"]) + "2"}, sites, list(NAMES), "1")
     assert "contamination" not in done.summary

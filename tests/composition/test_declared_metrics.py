@@ -25,6 +25,7 @@ from weft.evaluation.heldout import HeldOut
 from weft.objectives.sft import SFT
 from weft.rewards.answers import ANSWER_TOKENS, CUT, REWARD
 from weft.runs.comparison import SeedSpread
+from weft.runs.report import write_report
 from weft.runs.trackers import Trackers
 from weft.sites.policy import SitePolicy
 from weft.sites.reports import reportable
@@ -95,7 +96,7 @@ def test_a_new_metric_is_recorded_shown_and_compared(keys, capsys, monkeypatch):
     assert "row_length" not in run.summary["models"]["own"]  # models are not compared by it
     assert f"evaluation  tokens a row {last['row_length']:.2f}  loss" in progress
     assert tracked["eval/row_length"] == last["row_length"]
-    page = (run.path / "report.html").read_text(encoding="utf-8")
+    page = write_report(run.path).read_text(encoding="utf-8")
     assert f"<td >evaluation tokens a row</td><td >{last['row_length']:.2f}</td>" in page
     assert "<th >client</th><th >tokens a row</th>" in page
     assert "length</text>" in page

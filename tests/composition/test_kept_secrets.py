@@ -51,6 +51,7 @@ def test_no_secret_stands_in_anything_that_is_kept_sent_or_shown(
     words |= {"endpoint": server.url, "token": True, "num_rounds": 2, "max_steps": 1, "silence_timeout": 30.0}
     words |= {"prompt_candidates": ["Name the colour.", "Answer in one word."]}
     keys = {key: value for key, value in (run | words).items() if key != "learning_rate"}
+    keys["report"] = True
     heard: list[object] = []
     endpoints.write(listed := tmp_path / "endpoints.yaml", server.url, "OPENAI_API_KEY")
     with caplog.at_level(logging.DEBUG):

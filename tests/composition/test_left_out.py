@@ -14,6 +14,7 @@ from weft.core.fairness import fairness, jain, over_clients
 from weft.errors import ConfigError
 from weft.evaluation.heldout import ACCURACY, LOSS, PERPLEXITY
 from weft.federation.sampling import Selection, arrivals
+from weft.runs.report import write_report
 
 
 def test_numbers_that_were_worked_out_by_hand():
@@ -68,7 +69,7 @@ def test_every_mean_over_clients_has_its_worst_client_beside_it(people):
         each = {name: one[kind]["loss"] for name, one in models["clients"].items()}
         assert models["groups"][kind]["loss"] == over_clients(LOSS, each)
     assert run.metrics["eval_loss_jain"].iloc[-1] == last["groups"]["loss"]["jain"]
-    page = (run.path / "report.html").read_text()
+    page = write_report(run.path).read_text()
     assert "Differences between clients" in page
     assert "own on everybody: loss" in page
 
@@ -87,7 +88,7 @@ def test_a_client_that_is_left_out_has_no_influence_and_its_score_stands_apart(p
     assert not any("ward_c" in line["clients"] for line in lines if line["event"] == "round")
     assert run.metrics["eval_left_out_loss"].iloc[-1] == records[-1]["left_out"]["loss"]
     assert not (run.path / "clients" / "ward_c" / "adapter").exists()
-    assert "Clients that took no part" in (run.path / "report.html").read_text()
+    assert "Clients that took no part" in write_report(run.path).read_text()
     # Other training rows of that client change nothing, and with it in the training they do: a control.
     other = write_rows(tmp_path / "other.jsonl", colour_rows(30, 9)[:20])
     unseen = [{"instruction": f"Which colour has thing {n}?", "output": ["red", "blue"][n % 2]} for n in range(8)]

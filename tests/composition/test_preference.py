@@ -15,6 +15,7 @@ from support.preferences import LOSSES
 from support.rows import write_rows
 from weft.cli import main
 from weft.errors import ConfigError
+from weft.runs.report import write_report
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -87,7 +88,7 @@ def test_weft_dpo_trains_all_parameters_and_reports_preference_accuracy(preferen
     assert run.config.peft_lora_dropout == 0.0
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert all("preference_accuracy" in line for line in lines if line["event"] == "eval")
-    page = (run.path / "report.html").read_text()
+    page = write_report(run.path).read_text()
     assert "preference accuracy" in page
 
 

@@ -21,6 +21,7 @@ from weft.privacy.accounting import Sampling, epsilon
 from weft.privacy.ledger import Ledger
 from weft.runs import checkpoint
 from weft.runs.layout import RunDir
+from weft.runs.report import write_report
 from weft.runs.start import LEDGER
 
 pytest.importorskip("dp_accounting")
@@ -190,7 +191,7 @@ def test_the_whole_guarantee_is_printed_of_a_run_and_stands_in_its_report_and_ca
     assert json.loads(capsys.readouterr().out) == run.summary["privacy"]
     assert main(["privacy", str(run.path), "--json", "--delta", "1e-3"]) == 0
     assert json.loads(capsys.readouterr().out)["epsilon"] < run.summary["privacy"]["epsilon"]
-    assert "<h2>Privacy</h2>" in (run.path / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Privacy</h2>" in write_report(run.path).read_text(encoding="utf-8")
     card = next(run.path.glob("*/README.md")).read_text(encoding="utf-8")
     assert "at delta 1e-05 for a client" in card
 

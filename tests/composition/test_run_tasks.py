@@ -21,6 +21,7 @@ from weft.errors import ConfigError, RunError
 from weft.federation import loop
 from weft.launch.best import BestRule
 from weft.models.resident import Resident
+from weft.runs.report import write_report
 
 PROMPT = r"{{ instruction }}\nAnswer:"
 TASK = own_task("colours", "choice: {choices: [red, green, blue], answer: output}", file="colours", prompt=PROMPT)
@@ -52,7 +53,7 @@ def test_tasks_are_scored_at_the_start_between_rounds_and_at_the_end(asked):
     assert all(0 <= record["colours/accuracy"] <= 1 for record in records)
     assert run.summary["tasks"] == {"first": records[0], "last": records[-1]}
     assert run.metrics["eval_colours/accuracy"].dropna().index.tolist() == [0, 4, 6]
-    page = (run.path / "report.html").read_text()
+    page = write_report(run.path).read_text()
     assert "Evaluation tasks" in page
     assert "colours/accuracy" in page
 

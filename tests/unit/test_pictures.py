@@ -12,7 +12,7 @@ from weft.runs.card import _cell
 from weft.runs.curves import Curve, Panel, draw_panels
 from weft.runs.layout import RunDir
 from weft.runs.report import write_report
-from weft.runs.split_picture import draw_split
+from weft.runs.split_picture import DARK, INK, draw_split
 
 ODD = [
     r"$\boxed{1}$",
@@ -60,14 +60,24 @@ def texts(svg: str) -> list[str]:
     return ["".join(element.itertext()) for element in ET.fromstring(svg).iter() if element.tag.endswith("text")]
 
 
-@pytest.mark.parametrize("inline", [False, True])
-def test_the_picture_of_a_split_has_every_label_and_every_name_as_it_is(inline: bool):
-    svg = draw_split(split_of(["clinic", "clinic b"], ODD), inline=inline)
-    svg.encode()
-    assert [label for label in SHOWN if label not in texts(svg)] == []
-    svg = draw_split(split_of(ODD, ["yes", "no"]), inline=inline)
-    names = [name for name in SHOWN if not name.startswith("x")] + ["x" * 27 + "…"]
-    assert [name for name in names if name not in texts(svg)] == []
+def test_the_picture_of_a_split_has_every_label_and_every_name_as_it_is():
+    for svg in draw_split(split_of(["clinic", "clinic b"], ODD)):
+        svg.encode()
+        assert [label for label in SHOWN if label not in texts(svg)] == []
+    for svg in draw_split(split_of(ODD, ["yes", "no"])):
+        names = [name for name in SHOWN if not name.startswith("x")] + ["x" * 27 + "…"]
+        assert [name for name in names if name not in texts(svg)] == []
+
+
+def test_a_picture_of_its_own_is_dark_on_white_and_one_in_a_page_has_its_colour():
+    alone, inline = draw_split(split_of(["a", "b"], ["yes", "no"]))
+    assert 'fill="white"' in alone
+    assert "currentColor" not in alone
+    assert DARK in alone
+    assert 'fill="white"' not in inline
+    assert "currentColor" in inline
+    assert inline.startswith("<svg")
+    assert INK not in alone + inline
 
 
 @pytest.mark.parametrize("label", SHOWN[:8])

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import weft
+from weft.cli import main
 from weft.errors import ConfigError
 from weft.runs.layout import RunDir
 from weft.runs.metrics import MetricsLog
@@ -142,3 +144,17 @@ def test_the_report_of_a_run_without_rounds_has_no_charts(tmp_path):
 def test_a_report_where_there_is_no_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="There is no run"):
         write_report(tmp_path)
+
+
+def test_a_run_without_its_report_keeps_none_of_an_earlier_start_and_the_verb_writes_it(keys, capsys):
+    page = Path(str(keys["output_dir"])) / "report.html"
+    weft.train(keys | {"num_rounds": 1, "report": True})
+    assert page.exists()
+    weft.train(keys | {"num_rounds": 2}, resume=True)
+    assert not page.exists()
+    capsys.readouterr()
+    assert main(["report", str(keys["output_dir"])]) == 0
+    assert capsys.readouterr().out == f"{page}\n"
+    assert "2 of 2" in page.read_text(encoding="utf-8")
+    assert main(["report", str(keys["output_dir"]), "nowhere"]) == 2
+    assert "no run" in capsys.readouterr().err

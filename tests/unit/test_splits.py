@@ -169,7 +169,7 @@ def test_measures_of_skew_equal_those_worked_by_hand():
 
 def test_a_run_stores_its_split_and_draws_it(keys):
     changes = {"split_strategy": "dirichlet", "split_alpha": 0.2, "num_clients": 4, "num_rounds": 1, "max_steps": 1}
-    run = weft.train(keys | changes)
+    run = weft.train(keys | changes | {"report": True})
     found = json.loads((run.path / "split.json").read_text())
     assert set(found["labels"]) == {"blue", "green", "red"}
     assert sum(one["rows"] for one in found["clients"].values()) == 120

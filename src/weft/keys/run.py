@@ -23,6 +23,7 @@ class RunKeys(BaseModel):
         "rounds that ended while a checkpoint was being written, and one round",
     )
     report_to: list[str] = Field(["none"], description="trackers: tensorboard, wandb, mlflow, trackio, none")
+    report: bool = Field(True, description="write report.html at the end; `weft report RUN` does so later")
     accept_changed: bool = Field(
         False,
         description="resume a run although its data, base model or tokenizer has changed; for this start only",
@@ -72,6 +73,7 @@ CHECKPOINTS = (
 )
 WORKS: dict[str, Effect] = {
     "output_dir": ALWAYS,
+    "report": ALWAYS,
     "accept_changed": ALWAYS,
     "seed": ALWAYS,
     "save_model_freq": ALWAYS,

@@ -257,7 +257,10 @@ class Trainer:
         if self.config.post_alignment is not None:
             summary["aligned"] = write_aligned(self.config, self.plan, self.model, self.run, state)
         write_atomic(self.run.summary_file, (json.dumps(plain(summary), indent=1) + "\n").encode())
-        write_report(self.run.path)
+        if self.config.report:
+            write_report(self.run.path)
+        else:
+            self.run.report_file.unlink(missing_ok=True)  # of an earlier start of the run
         write_cards(self.run, personal=self.plan.personal)
         if "best" in summary and summary["best"]["folder"] is not None:
             write_card_of_round(self.run, self.run.path / summary["best"]["folder"], summary["best"]["round"])

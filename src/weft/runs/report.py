@@ -22,7 +22,7 @@ from weft.runs.curves import draw_curves
 from weft.runs.layout import RunDir
 from weft.runs.privacy_words import privacy_section
 from weft.runs.progress import split_line
-from weft.runs.split_picture import draw_split
+from weft.runs.split_picture import SplitPicture, draw_split
 from weft.runs.text import contamination_lines, human_bytes, human_duration, human_number
 
 MOST_CLIENTS = 200
@@ -77,9 +77,11 @@ def write_report(run_path: str | os.PathLike[str]) -> Path:
         summary = json.loads(run.summary_file.read_text(encoding="utf-8"))
     summary |= {"evaluated": describe_evaluation(config, summary)} if summary else {}
     split: JsonObject = {}
+    picture = None
     if run.split_file.exists():
         split = json.loads(run.split_file.read_text(encoding="utf-8"))
-        write_atomic(run.split_picture, draw_split(split).encode())
+        picture = draw_split(split)
+        write_atomic(run.split_picture, picture.alone.encode())
     title = run.path.resolve().name
     body = [
         f"<h1>{escape(title)}</h1>",
@@ -92,7 +94,7 @@ def write_report(run_path: str | os.PathLike[str]) -> Path:
         *_section("Clients", _clients(summary.get("clients") or (evaluations or [{}])[-1].get("clients") or {})),
         *_section("Differences between clients", _groups(summary, (evaluations or [{}])[-1])),
         *_section("Clients that took no part", _clients((_apart(summary, evaluations) or {}).get("clients") or {})),
-        *_section("Data", _split(split, summary.get("contamination") or split.get("contamination") or {})),
+        *_section("Data", _split(split, picture, summary.get("contamination") or split.get("contamination") or {})),
         *_section("Cleaning", cleaning_table(split.get("cleaning") or {})),
         *_section("Discarded updates", _failures(rounds, summary.get("failures") or {})),
         *_section("Configuration", f"<pre>{escape(run.config_file.read_text(encoding='utf-8'))}</pre>"),
@@ -229,10 +231,10 @@ def _groups(summary: JsonObject, newest: JsonObject) -> str:
     return _table(heads, rows) if rows else ""
 
 
-def _split(split: JsonObject, tested: JsonObject) -> str:
+def _split(split: JsonObject, picture: SplitPicture | None, tested: JsonObject) -> str:
     """Return the picture of the split, how skewed it is, and which test items are among training rows."""
     lines = [*([split_line(split)] if split else []), *contamination_lines(tested)]
-    figure = f"<figure>{draw_split(split, inline=True)}</figure>" if split else ""
+    figure = f"<figure>{picture.inline}</figure>" if picture else ""
     return "".join(f"<p>{escape(line)}</p>" for line in lines) + figure
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -22,15 +22,36 @@ MOST = 60
 """Clients drawn at most; of more, evenly chosen ones from the largest to the smallest."""
 INK = "#010203"
 """No one's colour; it becomes that of the text around, light or dark."""
+DARK = "#1d2329"
 
 
-def draw_split(split: JsonObject, *, inline: bool = False) -> str:
-    """Return the split as SVG.
+class SplitPicture(NamedTuple):
+    """A picture of a split as SVG."""
+
+    alone: str
+    """Dark on white."""
+    inline: str
+    """For a page, in the colour of its text."""
+
+
+def draw_split(split: JsonObject) -> SplitPicture:
+    """Return the picture of a split.
 
     Args:
         split: what `weft.data.skew.describe_split` returned.
-        inline: for a page, in the colour of its text; otherwise dark on white.
     """
+    svg = _drawn(split)
+    start = svg.index("<svg")
+    inside = svg.index(">", start) + 1
+    white = '\n <rect width="100%" height="100%" fill="white"/>'
+    return SplitPicture(
+        alone=(svg[:inside] + white + svg[inside:]).replace(INK, DARK),
+        inline=svg[start:].replace(INK, "currentColor"),
+    )
+
+
+def _drawn(split: JsonObject) -> str:
+    """Return the picture on nothing, in `INK`."""
     from matplotlib import colormaps, rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -44,8 +65,7 @@ def draw_split(split: JsonObject, *, inline: bool = False) -> str:
         names = [names[int(place)] for place in np.linspace(0, len(names) - 1, MOST)]
     labels = split.get("labels") or ["rows"]
     counts = np.array([clients[name].get("labels") or [clients[name]["rows"]] for name in names])
-    ink = INK if inline else "#1d2329"
-    colors = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ink)
+    colors = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
     places = np.arange(len(names))
     # A label may look like a formula, and have letters for which matplotlib's font has no picture: the page's has.
     plain = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "weft", "font.size": 10}
@@ -77,12 +97,8 @@ def draw_split(split: JsonObject, *, inline: bool = False) -> str:
         if len(labels) > 1:
             _legend(figure, bars, texts, columns)
         buffer = io.StringIO()
-        metadata = {"Date": None, "Creator": None}
-        figure.savefig(
-            buffer, format="svg", transparent=inline, facecolor="none" if inline else "white", metadata=metadata
-        )
-    svg = buffer.getvalue()
-    return svg[svg.index("<svg") :].replace(INK, "currentColor") if inline else svg
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
 
 
 def _legend(figure: Figure, bars: list[Artist], texts: list[str], columns: int) -> None:

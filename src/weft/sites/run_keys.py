@@ -42,7 +42,7 @@ FROM_SITE = frozenset(
 """Keys that a site sets for itself, whatever the run says: its data, hardware, files and API keys."""
 AT_SERVER = frozenset(
     """
-    output_dir accept_changed save_model_freq save_total_limit checkpoint_seconds report_to runtime ray_address
+    output_dir accept_changed save_model_freq save_total_limit checkpoint_seconds report report_to runtime ray_address
     num_actors client_resources sites silence_timeout turn_timeout logging_steps save_steps push_to_hub hub_model_id
     availability availability_period max_bad_updates client_failure_rate recipe split_strategy split_args split_seed
     clients_of_rest held_out_overlap split_column max_update_norm max_client_share rejoin_timeout product_error

@@ -1,0 +1,21 @@
+"""`weft report RUN ...`: write report.html of runs, also of those that are under way."""
+
+from __future__ import annotations
+
+from weft.arguments import Parser
+
+
+def run(argv: list[str]) -> int:
+    """Write the reports, and print where they are."""
+    parser = Parser(
+        prog="weft report",
+        description="Write report.html from the files of a run, also of one that is under way, and print its path.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
+    arguments = parser.parse(argv)
+    from weft.runs.report import write_report
+
+    for folder in arguments.runs:
+        print(write_report(folder))
+    return 0
