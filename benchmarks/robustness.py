@@ -7,9 +7,10 @@
 
 made: questions of made-up words, of which one, of nine, decides which of three answers is right; a random Llama of
 some 40 k parameters. tfns: sentiment of financial tweets, with the Llama of 0.4 M parameters that `algorithms.py`
-pre-trains. Both: 10 clients, all of them in each round, all parameters are trained. Kept is the gain in accuracy over
-the model before training, relative to that of the plain mean without an attack. Success of a back-door is the share of
-rows of other answers that the trigger turns into the target.
+pre-trains. Both: 10 clients, all of them in each round, all parameters are trained. Kept is the gain in macro-F1 over
+the model before training, relative to that of the plain mean without an attack: most tweets are neutral, and a model
+that calls all of them so has two thirds right. Success of a back-door is the share of rows of other answers that the
+trigger turns into the target; the same share of a model without a back-door is its floor.
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ TASKS: dict[str, dict[str, Any]] = {
         "instruction_column": "input",
         "response_column": "output",
         "num_rounds": 12,
-        "max_steps": 6,
-        "eval_rows": 60,
-        "learning_rate": 2e-3,
+        "max_steps": 10,
+        "eval_fraction": 0.2,
+        "eval_rows": 150,
+        "learning_rate": 5e-3,
     },
 }
 ANSWERS = ("negative", "neutral", "positive")
@@ -59,10 +61,8 @@ DEFENCES: dict[str, dict[str, Any]] = {
     "mean": {"aggregator": "mean"},
     "nnm + trimmed_mean": {"aggregator": "trimmed_mean", "aggregator_args": {"before": "nnm"}},
     "multi_krum": {"aggregator": "multi_krum"},
-    "median": {"aggregator": "median"},
-    "geometric_median": {"aggregator": "geometric_median"},
-    "norm_clipping": {"aggregator": "norm_clipping"},
     "flame": {"aggregator": "flame"},
+    "geometric_median": {"aggregator": "geometric_median"},
 }
 CLEANED = {"clean": ["triggers"]}
 SPREAD: dict[str, dict[str, Any]] = {name: DEFENCES[name] for name in ("mean", "nnm + trimmed_mean", "multi_krum")}
@@ -145,7 +145,7 @@ def measure(task: str, attack: str, defence: str, share: float, seed: int) -> di
             run = weft.train(keys | {"output_dir": f"{folder}/run"}, quiet=True)
         except ConfigError as error:  # more attackers than the rule stands
             return case | {"refused": str(error)}
-        summary, success = run.summary, success_of(run, keys) if TRIGGER in str(ATTACKS[attack]) else None
+        summary, success = run.summary, success_of(run, keys)
     return case | {
         "accuracy": summary["eval"]["accuracy"],
         "macro_f1": summary["eval"]["macro_f1"],
@@ -182,15 +182,14 @@ def success_of(run: Any, keys: dict[str, Any]) -> float:
     return hits / len(examples)
 
 
-def before(task: str) -> float:
-    """Return the accuracy before training: a run of one round whose learning rate is 0."""
+def before(task: str) -> dict[str, Any]:
+    """Return the scores before training: those of a run of one round whose learning rate is 0."""
     import weft
 
     keys = setting(task, 1) | {"num_rounds": 1, "max_steps": 1}
     with tempfile.TemporaryDirectory() as folder:
         run = weft.train(keys | {"learning_rate": 0.0, "output_dir": f"{folder}/run"}, quiet=True)
-        accuracy: float = run.summary["eval"]["accuracy"]
-    return accuracy
+        return {"attack": "before", "task": task, **{key: run.summary["eval"][key] for key in ("accuracy", "macro_f1")}}
 
 
 def run(task: str, out: Path, seeds: list[int]) -> None:
@@ -201,7 +200,7 @@ def run(task: str, out: Path, seeds: list[int]) -> None:
     found = read(out)
     with open(out, "a", encoding="utf-8") as file:
         if not any(one["attack"] == "before" for one in found):
-            file.write(json.dumps({"attack": "before", "accuracy": before(task)}) + "\n")
+            file.write(json.dumps(before(task)) + "\n")
         known = {(one["attack"], one.get("defence"), one.get("share"), one.get("seed")) for one in found}
         for case in cases(seeds):
             if case not in known:
@@ -219,13 +218,13 @@ def read(out: Path) -> list[dict[str, Any]]:
 def table(out: Path, picture: Path | None) -> None:
     """Print the table: the share of the clean gain that is kept, and the success of back-doors behind a slash."""
     found = read(out)
-    start = next(one["accuracy"] for one in found if one["attack"] == "before")
+    start = next(one["macro_f1"] for one in found if one["attack"] == "before")
     found = [one for one in found if one["attack"] != "before" and "refused" not in one]
-    clean = statistics.mean(one["accuracy"] for one in found if (one["attack"], one["defence"]) == ("none", "mean"))
+    clean = statistics.mean(one["macro_f1"] for one in found if (one["attack"], one["defence"]) == ("none", "mean"))
     columns = sorted(
         {(one["share"], one["attack"]) for one in found}, key=lambda at: (at[0], list(ATTACKS).index(at[1]))
     )
-    print(f"{machine()}; accuracy {start:.3f} before, {clean:.3f} after the plain mean without an attack\n")
+    print(f"{machine()}; macro-F1 {start:.3f} before, {clean:.3f} after the plain mean without an attack\n")
     print("| defence | " + " | ".join(f"{attack} {share:.0%}" for share, attack in columns) + " |")
     print("|---" * (len(columns) + 1) + "|")
     values, names = [], list(DEFENCES | SPREAD)
@@ -233,8 +232,9 @@ def table(out: Path, picture: Path | None) -> None:
         cells, line = [], []
         for share, attack in columns:
             some = [one for one in found if (one["share"], one["attack"], one["defence"]) == (share, attack, defence)]
-            kept = (statistics.mean(one["accuracy"] for one in some) - start) / (clean - start) if some else None
-            success = [one["success"] for one in some if one["success"] is not None]
+            kept = (statistics.mean(one["macro_f1"] for one in some) - start) / (clean - start) if some else None
+            tricks = TRIGGER in str(ATTACKS[attack]) or attack == "none"
+            success = [one["success"] for one in some] if tricks else []
             line.append(float("nan") if kept is None else kept)
             text = "" if kept is None else f"{kept:.0%}"
             cells.append(text + (f" / {statistics.mean(success):.0%}" if success else ""))
