@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -255,6 +256,24 @@ def test_over_long_rows_are_cut_on_the_stated_side_and_counted(tiny_tokenizer):
     gone = encode([ASK], tiny_tokenizer, VICUNA, seq_length=5)
     assert len(gone) == 0
     assert gone.counts["no_answer_within_seq_length"] == 1
+
+
+def test_the_length_left_to_a_question_does_not_tell_its_answer(tiny_tokenizer):
+    answers = ["no", "yes, that is certainly the case"]
+    rows = [Example((Turn("user", f"word {i} " * (20 + i % 7)), Turn("assistant", answers[i % 2]))) for i in range(60)]
+    table = encode(rows, tiny_tokenizer, VICUNA, seq_length=48, truncation_side="left")
+    asked = encode_choices(rows, tiny_tokenizer, VICUNA, answers, seq_length=48)
+    before = [table[i][0][: int(np.flatnonzero(table[i][1])[0])] for i in range(60)]
+    assert {len(ids) for ids in before} == {len(asked.prompts[0])}
+    for i in range(60):  # and the model is asked as it was trained
+        assert list(before[i]) == list(asked.prompts[i])
+        assert list(table[i][0]) == [*asked.prompts[i], *asked.choices[i][i % 2]]
+    short = encode(rows, tiny_tokenizer, VICUNA, seq_length=4, truncation_side="left")  # no room for the longer answer
+    assert all(len(short[i][0]) <= 4 and short[i][1].any() for i in range(len(short)))
+    # The control: answers that are no closed set leave each row its whole length.
+    rows = [replace(row, turns=(row.turns[0], Turn("assistant", f"{row.answer} {i}"))) for i, row in enumerate(rows)]
+    open_ended = encode(rows, tiny_tokenizer, VICUNA, seq_length=48, truncation_side="left")
+    assert {len(open_ended[i][0]) for i in range(60)} == {48}
 
 
 def test_a_question_with_its_right_choice_is_the_row(tiny_tokenizer, chat_tokenizer):

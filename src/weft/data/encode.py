@@ -13,7 +13,7 @@ from weft.core.libraries import Tokenizer
 from weft.data.formats import Example, Turn
 from weft.data.rows import ExampleOmissions
 from weft.data.templates import Template
-from weft.data.tokenize import NO_LEAD, begin_and_end_ids, split_prompt, tokenize, truncate_left
+from weft.data.tokenize import NO_LEAD, begin_and_end_ids, last_run, split_prompt, tokenize, truncate_left
 
 __all__ = ["Choices", "ConversationTable", "begin_and_end_ids", "closed_set", "encode", "encode_choices"]
 
@@ -73,6 +73,9 @@ def encode(
     A token is learnt if its characters reach into a learnt piece. Rows longer than `seq_length` are cut on
     `truncation_side`; rows without a learnt token, and those that the template refuses, are left out. All are counted.
 
+    Where answers form a closed set, each row is cut on the left as if it had the longest of them, as `encode_choices`
+    does: else the length that is left to a question would tell its answer.
+
     Args:
         examples: conversations.
         tokenizer: of the model.
@@ -86,13 +89,16 @@ def encode(
     rows: list[int] = []
     truncated, omissions = 0, ExampleOmissions()
     refusals: dict[int, str] = {}
-    for number, (tokens, learn_mask) in enumerate(tokenize(examples, tokenizer, template, lead, refusals)):
-        if len(tokens) > seq_length:
+    from_left = truncation_side == "left"
+    whole = list(tokenize(examples, tokenizer, template, lead, refusals))
+    shorter = np.zeros(len(whole), dtype=np.int64)
+    if from_left:
+        shorter = _shorter_answers(examples, [mask for _, mask in whole], seq_length - len(lead))
+    for number, ((tokens, learn_mask), spare) in enumerate(zip(whole, shorter.tolist(), strict=True)):
+        most = seq_length - spare
+        if len(tokens) > most:
             truncated += 1
-            from_left = truncation_side == "left"
-            tokens, learn_mask = (
-                truncate_left(v, seq_length, lead) if from_left else v[:seq_length] for v in (tokens, learn_mask)
-            )
+            tokens, learn_mask = (truncate_left(v, most, lead) if from_left else v[:most] for v in (tokens, learn_mask))
         learn_mask[:1] = False  # nothing comes before the first token to predict it from
         if not learn_mask.any():
             omissions.add(refusals.get(number, NO_ANSWER), number)
@@ -117,6 +123,18 @@ def encode(
         len(examples),
         omissions,
     )
+
+
+def _shorter_answers(examples: Sequence[Example], masks: Sequence[np.ndarray], room: int) -> np.ndarray:
+    """Return (examples,) by how many tokens each answer is shorter than the longest; 0 unless they are a closed set.
+
+    No more than leaves a token of the question, if question and answer have `room` tokens.
+    """
+    if closed_set(example.answer for example in examples) is None:
+        return np.zeros(len(examples), dtype=np.int64)
+    runs = (last_run(mask) if mask.any() else (0, 0) for mask in masks)
+    lengths = np.array([end - start for start, end in runs], dtype=np.int64)
+    return np.where(lengths > 0, np.minimum(lengths.max() - lengths, np.maximum(room - lengths - 1, 0)), 0)
 
 
 class Choices(NamedTuple):
