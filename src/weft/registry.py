@@ -120,6 +120,8 @@ CODECS = {
     "topk": "weft.compression.sparse:TopK",
     "sparse_loco": "weft.compression.sparse:SparseLoCo",
     "low_rank": "weft.compression.low_rank:LowRank",
+    "random_k": "weft.compression.linear:RandomK",
+    "shared_low_rank": "weft.compression.linear:SharedLowRank",
 }
 OBJECTIVES = {
     "sft": "weft.objectives.sft:SFT",

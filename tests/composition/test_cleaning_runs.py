@@ -279,3 +279,21 @@ def test_a_site_names_its_cleaners_itself(tmp_path: Path):
     file.write_text(text % (data, "lenght"))
     with pytest.raises(ConfigError, match="Did you mean 'length'"):
         read_policy(file)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "words"),
+    [
+        ("word: str", r"needs a value for 'word': write --clean_args mine\.py:NoRed\.word=VALUE"),
+        ("word: Unknown = 'red'", r"types of the parameters of the cleaner '.*mine\.py:NoRed' cannot be read"),
+    ],
+)
+def test_a_cleaner_of_ones_own_that_cannot_be_made_is_refused(keys, parameter: str, words: str, tmp_path: Path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "from weft.data.cleaning.cleaner import Cleaner\n\n"
+        f"@dataclass(frozen=True)\nclass NoRed(Cleaner):\n    {parameter}\n"
+    )
+    with pytest.raises(ConfigError, match=words):
+        weft.train(keys | {"clean": [f"{file}:NoRed"]}, quiet=True)

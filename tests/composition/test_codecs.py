@@ -42,6 +42,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "sign": {"block": 2},
     "topk": {"keep": 1, "chunk": 3},
     "sparse_loco": {"keep": 1, "chunk": 3, "momentum": 1.0},
+    "random_k": {"every": 2},
 }
 """Parameters with which a codec loses much of a model of three numbers."""
 
@@ -109,10 +110,10 @@ def test_what_was_used_and_what_clients_keep_are_all_deltas(name: str, event: st
     federation.run(algorithm, 50, codec=watch, memory=memory, records=records, **more)
     assert any(record.repeated for record in records) == (event == "repeated rounds")
     assert len(used(records)) > 150
-    check_conserved(watch, memory, records)
+    check_conserved(watch, memory, records, loses=name != "shared_low_rank")  # a vector is sent as it is
 
 
-def check_conserved(watch: Watched, memory: InMemory, records: list[RoundRecord]) -> None:
+def check_conserved(watch: Watched, memory: InMemory, records: list[RoundRecord], loses: bool = True) -> None:
     whole = torch.zeros(WIDTH, dtype=torch.float64)
     for client in {client for client, _ in used(records)}:
         mine = [key for key in used(records) if key[0] == client]
@@ -122,7 +123,7 @@ def check_conserved(watch: Watched, memory: InMemory, records: list[RoundRecord]
         kept = memory.load(client, 50)["codec.error"]["w"]
         assert float((sent + kept - deltas).norm()) < 1e-6 * size
         whole += kept.abs()
-    assert float(whole.norm()) > 0  # the codec did lose something
+    assert (float(whole.norm()) > 0) == loses
 
 
 def test_the_sums_differ_where_an_unused_update_is_not_undone(monkeypatch: pytest.MonkeyPatch):
@@ -178,8 +179,9 @@ def arrived() -> torch.Tensor:
 def test_parameters_sent_as_differences_arrive_where_whole_ones_do(name: str):
     """One of three numbers a round is enough, since what was not sent is in the next difference."""
     federation, plain = Federation(cohort=10), arrived()
-    assert torch.dist(federation.run(FedAvg(), 40, codec_down=codec_of(name)).params["w"], plain) < 1e-6
-    both = federation.run(FedAvg(), 40, codec=codec_of(name), codec_down=codec_of(name)).params["w"]
+    rounds = 200 if name == "random_k" else 40  # a number may wait for many rounds, however large it has become
+    assert torch.dist(federation.run(FedAvg(), rounds, codec_down=codec_of(name)).params["w"], plain) < 1e-6
+    both = federation.run(FedAvg(), rounds, codec=codec_of(name), codec_down=codec_of(name)).params["w"]
     assert torch.dist(both, plain) < (1.0 if name in ("sign", "topk", "sparse_loco") else 0.03)
 
 

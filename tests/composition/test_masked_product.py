@@ -18,6 +18,8 @@ ALGORITHMS = {
     "fedexp", "fedcm", "fedadamw", "diloco", "ditto", "fedkseed",
 }  # fmt: skip
 AGGREGATIONS = {"average", "ffa", "rolora", "merge", "fedsa", "fedsb", "dual"}
+ADDED: dict[str, dict[str, object]] = {"random_k": {"every": 4}, "shared_low_rank": {"rank": 2}}
+"""Codecs that are linear, alike for all clients of a round."""
 REFUSED = {
     **{f"fed_alg {name}": {"fed_alg": name} for name in sorted({*registry.ALGORITHMS, "local1"} - ALGORITHMS)},
     **{
@@ -25,7 +27,7 @@ REFUSED = {
         for name in sorted({*registry.LORA_AGGREGATIONS} - AGGREGATIONS)
     },
     **{f"weight {name}": {"client_weight": name} for name in ("minimax", "gain")},
-    **{f"codec {name}": {"codec": name} for name in registry.CODECS if name != "none"},
+    **{f"codec {name}": {"codec": name} for name in registry.CODECS if name not in ("none", *ADDED)},
     "clusters": {"cluster": 2},
     "over-selection": {"over_selection": 0.5},
     "ranks": {"client_ranks": [2, 4]},
@@ -75,6 +77,18 @@ def test_every_algorithm_learns_under_masks_as_without(keys, fed_alg: str, tmp_p
 @pytest.mark.parametrize("lora", sorted(AGGREGATIONS))
 def test_every_aggregation_of_sums_learns_under_masks_as_without(keys, lora: str, tmp_path: Path):
     assert_near(*both(keys, tmp_path, lora_aggregation=lora))
+
+
+@pytest.mark.parametrize("error_feedback", [True, False])
+@pytest.mark.parametrize("codec", ADDED)
+def test_linear_codecs_are_added_up_under_masks_and_send_less(keys, codec: str, error_feedback: bool, tmp_path: Path):
+    args = ADDED[codec] | {"error_feedback": error_feedback}
+    plain, masked = both(keys, tmp_path, codec=codec, codec_args=args)
+    assert_near(plain, masked, tolerance=1e-4)
+    short = {"num_rounds": 1, "eval_every": 0, "max_steps": 2, "sample_clients": 3}
+    whole = weft.train(keys | MASKS | short, quiet=True)
+    ratio = metrics(masked)[0]["bytes_up"] / metrics(whole)[0]["bytes_up"]
+    assert ratio < 0.7  # of so small a model, keys and counts are half of what travels
 
 
 @pytest.mark.parametrize("changes", REFUSED.values(), ids=REFUSED.keys())

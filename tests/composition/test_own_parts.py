@@ -34,7 +34,8 @@ def test_a_part_in_a_file_of_ones_own_takes_part(key: str, keys, file: Path, mon
     """No file of the package is touched: the key names the file, and another gives the part's own parameter."""
     monkeypatch.chdir(file.parent)
     args = kinds.PARTS[key].args
-    own = {args: {"keep": "0.25"}} if args and key != "privacy" else {}
+    keep = "mine.py:MyCleaner.keep" if key == "clean" else "keep"  # of several cleaners, each has its own
+    own = {args: {keep: "0.25"}} if args and key != "privacy" else {}
     run = weft.train(once(keys) | BESIDE.get(key, {}) | {key: f"mine.py:{NAMES[key]}"} | own, quiet=True)
     expected = f"{key} 0.5" if key == "privacy" else f"{key} 0.25"
     assert set((file.parent / "seen").read_text().splitlines()) == {expected}
@@ -201,5 +202,5 @@ def test_a_file_may_be_given_wherever_a_name_is(file: Path):
     for key, name in NAMES.items():
         value = [f"{file}:{name}"] if key == "reward" else f"{file}:{name}"
         objective = {"objective": "grpo"} if key == "reward" else {}
-        assert getattr(build({"dataset_name": "d", key: value} | objective), key) == value
+        assert getattr(build({"dataset_name": "d", key: value} | objective), key) in (value, [value])
     assert set(NAMES) <= set(RunConfig.model_fields)

@@ -18,6 +18,7 @@ from weft.core.attack import Attack
 from weft.core.exchange import Aggregator, Codec, Privacy, Protection, Weighting
 from weft.core.parts import Algorithm, LoraAggregation
 from weft.core.types import Total
+from weft.data.cleaning.cleaner import Cleaner
 from weft.data.splits import Shares
 from weft.data.templates import VICUNA, Template
 from weft.objectives.sft import SFT
@@ -136,6 +137,15 @@ MY_TEMPLATE = Noted(**{name: getattr(VICUNA, name) for name in VICUNA.__dataclas
 def my_reward(prompt, completion, answer):
     note("reward", 0.25)
     return 1.0
+
+
+@dataclass(frozen=True)
+class MyCleaner(Cleaner):
+    keep: float = 0.5
+
+    def faults(self, samples, tools):
+        note("clean", self.keep)
+        return {}
 '''
 NAMES = {
     "fed_alg": "MyAlgorithm",
@@ -151,6 +161,7 @@ NAMES = {
     "objective": "MyObjective",
     "template": "MY_TEMPLATE",
     "reward": "my_reward",
+    "clean": "MyCleaner",
 }
 BESIDE: dict[str, dict[str, object]] = {
     "split_strategy": {"num_clients": 2, "sample_clients": 2},

@@ -59,6 +59,8 @@ def sent_and_kept(codec: Coded, deltas: list[Tensors]) -> tuple[list[Tensors], S
 @pytest.mark.parametrize("zstd", [False, True])
 @pytest.mark.parametrize("name", LOSSY)
 def test_an_update_arrives_in_its_shapes_and_in_no_more_bytes_than_were_said(name: str, zstd: bool):
+    if zstd and codec_of(name).addable:
+        pytest.skip("numbers that are added up are not packed")
     codec, delta = codec_of(name, zstd=zstd), drawn(0)
     streams = {"delta": delta, "scalars": {"steps": torch.tensor(3.0)}}
     update = Update("client", 0, 0, streams, 1.0)
@@ -67,7 +69,7 @@ def test_an_update_arrives_in_its_shapes_and_in_no_more_bytes_than_were_said(nam
     most = codec.largest(streams)
     assert size <= most[0]
     assert zstd or size == most[0]
-    assert most[1] == 2
+    assert most[1] == 1 + (len(delta) if codec.addable else 1)
     assert size < 0.6 * tensors.num_bytes(streams)
     assert encoded.streams["scalars"] is streams["scalars"]
     decoded = codec.decode(encoded, coding(delta), Party("", 0)).streams["delta"]
@@ -89,7 +91,8 @@ def test_what_was_sent_and_what_is_kept_add_up_to_all_deltas(name: str):
     for n in SHAPES:
         total = torch.stack([delta[n].double() for delta in deltas]).sum(0)
         found = torch.stack([one[n].double() for one in sent]).sum(0) + memory["error"][n]
-        assert float((found - total).norm() / total.norm()) < 1e-6
+        size = sum(float(delta[n].norm()) for delta in deltas)
+        assert float((found - total).norm()) < 1e-6 * size
 
 
 def test_without_error_feedback_a_codec_remembers_nothing_and_the_sums_differ():
@@ -323,6 +326,8 @@ def test_a_bomb_is_refused_before_it_is_unpacked():
 @pytest.mark.parametrize("name", LOSSY)
 def test_bytes_that_were_damaged_are_refused_or_stand_for_finite_or_refusable_numbers(name: str, zstd: bool):
     """Nothing but BadUpdate is raised, and shapes never differ; what is not finite is refused after decoding."""
+    if zstd and codec_of(name).addable:
+        pytest.skip("numbers that are added up are not packed")
     codec, like, chance = codec_of(name, zstd=zstd), drawn(3), random.Random(name)
     packed, _ = codec.shrink(like, coding(like))
     refused = 0

@@ -66,6 +66,11 @@ class Coded(Codec):
         sent = self.expand(Reader(raw, raw.numel()), values)
         return (squeeze(raw) if self.zstd else raw), sent
 
+    def to_send(self, values: Tensors, coding: Coding) -> tuple[Tensors, Tensors]:
+        """Return tensors as those of an encoded update, and the tensors that these stand for."""
+        packed, sent = self.shrink(values, coding)
+        return {WHOLE: packed}, sent
+
     def grow(self, packed: Tensor, like: Tensors) -> Tensors:
         """Return the tensors that an array of bytes stands for; BadUpdate where it stands for none."""
         size = self.raw_size(like)
@@ -81,10 +86,10 @@ class Coded(Codec):
         whole = dict(delta)
         if self.error_feedback and (known := {name: delta[name] for name in delta if name in kept}):
             whole |= tensors.add(known, {name: kept[name].to(known[name].device) for name in known}, self.decay())
-        packed, sent = self.shrink(whole, coding)
+        packed, sent = self.to_send(whole, coding)
         # Of parameters that are not sent in this round, what was kept stays.
         memory = {ERROR: kept | tensors.subtract(whole, sent)} if self.error_feedback else {}
-        return replace(update, streams=update.streams | {DELTA: {WHOLE: packed}}), memory
+        return replace(update, streams=update.streams | {DELTA: packed}), memory
 
     def decode(self, update: Update, coding: Coding, party: Party) -> Update:
         """Return the update with the delta that its bytes stand for."""

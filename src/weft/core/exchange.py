@@ -179,6 +179,10 @@ class Codec:
         """
         return memory
 
+    def encoded(self, like: Streams) -> Streams:
+        """Return streams with the shapes of an encoded update of such streams, for a codec that is addable."""
+        return like
+
     def largest(self, like: Streams) -> tuple[int, int]:
         """Return upper bounds of an encoded update of such streams: bytes, and number of tensors."""
         return num_bytes(like), sum(len(values) for values in like.values())

@@ -96,7 +96,7 @@ def run_round(
     max_weights = {participant.client: participant.rows if plan.weighs_rows else 1.0 for participant in cohort}
     # Generators up to `combine`: an update joins the mean (or a file) before the next is read: memory holds one.
     protector = collector(plan, max_weights, server(PROTECTION))
-    replies = plan.protection.collect(exchange, encoded, like, protector)
+    replies = plan.protection.collect(exchange, encoded, plan.codec.encoded(like), protector)
     admitted = admit_all(plan, state, tasks, max_weights, replies, record, server(CODEC))
     weigher = Weigher(plan.weighting, state.memory.get(WEIGHTS, {}))
     watcher = CohortWatch(plan, state, tasks, max_updates or len(tasks), runtime)

@@ -32,7 +32,7 @@ def part(key: str, config: RunConfig) -> Any:
     """
     factory = kinds.load_part(key, getattr(config, key))
     all_fields = fields(factory) if is_dataclass(factory) else ()
-    hints = _hints(factory, config, key)
+    hints = _hints(factory, key, getattr(config, key))
     run_keys = {field.name: field.metadata["key"] for field in all_fields if "key" in field.metadata}
     settable = [field.name for field in all_fields if field.init and field.name not in run_keys]
     own_fields = {name: hints.get(name, Any) for name in settable}
@@ -48,7 +48,7 @@ def split(config: RunConfig) -> Split:
     """Return the split that a run chooses, its own parameters bound; raises as `part` does."""
     key = "split_strategy"
     deal = kinds.load_part(key, config.split_strategy)
-    hints = _hints(deal, config, key)
+    hints = _hints(deal, key, getattr(config, key))
     parameters = list(inspect.signature(deal).parameters.values())[BOUND:]
     own_parameters = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
     own_hints = {parameter.name: hints.get(parameter.name, Any) for parameter in own_parameters}
@@ -95,9 +95,15 @@ def cleaners(config: RunConfig) -> list[tuple[str, Cleaner]]:
         public = plugins.public_name(name)
         values = {key[len(public) + 1 :]: value for key, value in config.clean_args.items() if _is_of(key, public)}
         factory = kinds.load_part("clean", name)
-        all_fields = fields(factory) if is_dataclass(factory) else ()
-        hints = get_type_hints(factory)
-        own = {field.name: hints[field.name] for field in all_fields if field.init}
+        all_fields = [field for field in fields(factory) if field.init] if is_dataclass(factory) else []
+        hints = _hints(factory, "clean", name)
+        own = {field.name: hints[field.name] for field in all_fields}
+        for field in all_fields:
+            if field.default is field.default_factory is MISSING and field.name not in values:
+                raise ConfigError(
+                    f"The cleaner {public} needs a value for '{field.name}': write --clean_args "
+                    f"{public}.{field.name}=VALUE."
+                )
         cleaner: Cleaner = factory(**_typed(values, own, {}, f"The cleaner {public}", "clean_args"))
         if cleaner.compares_answers and config.objective == "causal_lm":
             raise ConfigError(
@@ -113,12 +119,12 @@ def _is_of(key: str, cleaner: str) -> bool:
     return key.rpartition(".")[0] == cleaner
 
 
-def _hints(factory: object, config: RunConfig, key: str) -> dict[str, Any]:
+def _hints(factory: object, key: str, name: str) -> dict[str, Any]:
     """Return the types of a part's parameters."""
     try:
         return get_type_hints(factory)
     except Exception as error:  # of a user's own part, whose types may be anything
-        name, word = getattr(config, key), kinds.KINDS[key].word
+        word = kinds.PARTS[key].word
         raise ConfigError(
             f"The types of the parameters of the {word} '{name}' cannot be read ({type(error).__name__}: {error}): "
             "import them where the part is run, too."
