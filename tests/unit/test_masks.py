@@ -23,7 +23,7 @@ from weft.core.party import Party
 from weft.core.promises import Promises
 from weft.core.secret import Secret
 from weft.core.types import Failure, ProtectionReply, ProtectionRequest, Reply, Streams, Task, Update
-from weft.errors import ClientFailed, ConfigError
+from weft.errors import ClientFailed, ConfigError, SumOpened
 from weft.federation.clients import InMemory
 from weft.federation.outliers import limited
 from weft.federation.record import RoundRecord
@@ -71,7 +71,7 @@ class Cohort:
                 return self.protection.seal(self.update(message.client), message, party)
             return self.protection.answer(message, party)
         except ClientFailed as failure:
-            return Failure(message.client, message.round, str(failure))
+            return Failure(message.client, message.round, str(failure), opened=isinstance(failure, SumOpened))
 
     def exchange(self, messages):
         for message in messages:

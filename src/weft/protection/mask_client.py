@@ -18,7 +18,7 @@ from torch import Tensor
 
 from weft.core.party import Party
 from weft.core.types import Streams, Update
-from weft.errors import ClientFailed
+from weft.errors import ClientFailed, SumOpened
 from weft.protection import masking, shamir
 from weft.protection.fixed_point import WHOLE
 from weft.protection.members import Keys, Members, digest, names_of, names_tensor, to_bytes, to_tensor
@@ -26,8 +26,6 @@ from weft.protection.sums import Grid, as_tensors, to_integers, vector_names
 
 SEALED_BYTES = 2 * shamir.SHARE_BYTES + 16
 """Two shares, encrypted and authenticated."""
-OPENED = "has opened a sum of this round"
-"""Why a client joins no other sum of a round."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class Client:
         name, round = self.party.name, self.party.round
         opened = self.party.promises.kept(round, "opened")
         if opened is not None and opened != str(self.attempt):
-            raise ClientFailed(f"{OPENED}, and a second one over other members would show the difference")
+            raise SumOpened
         grid = read_grid(values, bound, bits, len(members.names), len(vector_names(update.streams)))
         # Rounding protects nobody: it is the same in every run of the same seed.
         draws = int(digest(masking.words("rounding", name, *self._about)), 16)

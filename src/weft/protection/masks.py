@@ -126,7 +126,7 @@ class Masks(Protection):
         groups = deal(list(by_name), self.group_size, tasks[0].round) if tasks else []
         server = replace(party, quorum=0)
         sums = [
-            mask_server.Opening(
+            mask_server.MaskOpening(
                 {name: by_name[name] for name in group},
                 like,
                 server,
