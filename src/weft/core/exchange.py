@@ -194,14 +194,19 @@ class Protection:
     draws_secrets: ClassVar[bool] = False
     """Clients draw from their secrets."""
 
+    shares_key: ClassVar[bool] = False
+    """All clients hold one key, which the server must not have."""
+
     can_group: ClassVar[bool] = False
     """It knows group_size."""
 
     fewer_bytes: ClassVar[str] = ""
     """What to write for few bytes where no codec can go with it."""
 
-    remark: ClassVar[str] = ""
-    """What a run says at its start of what is hidden and what is not."""
+    @property
+    def remark(self) -> str:
+        """What a run says at its start of what is hidden and what is not."""
+        return ""
 
     @property
     def smallest_sum(self) -> int:
@@ -212,6 +217,14 @@ class Protection:
     def grouped(self) -> bool:
         """Whether `collect` yields several sums, each over a group of the cohort, which can be compared."""
         return False
+
+    def new_key(self) -> bytes:
+        """Return a new key for all clients."""
+        raise TypeError(f"{type(self).__name__} must define new_key")
+
+    def fingerprint(self, key: bytes) -> str:
+        """Return what tells whether two clients have one key, and nothing else of it; ConfigError for no key."""
+        raise TypeError(f"{type(self).__name__} must define fingerprint")
 
     def seal(self, update: Update, task: Task, party: Party) -> Update:
         """Mask or encrypt an update at the client; public values of its peers are in `task.extra`."""

@@ -14,8 +14,8 @@ from weft.core.types import Failure, ProtectionReply, Streams, Tensors
 from weft.errors import ClientFailed
 from weft.protection import masking, shamir
 from weft.protection.groups import Phases
-from weft.protection.mask_client import SEALED_BYTES, pair_key, read_grid, transcript
-from weft.protection.members import Keys, Members, names_tensor, to_bytes, to_tensor
+from weft.protection.mask_client import SEALED_BYTES, pair_key, read_grid
+from weft.protection.members import Keys, Members, names_tensor, to_bytes, to_tensor, transcript
 from weft.protection.opening import WRONG_WEIGHTS, Opening
 from weft.protection.sums import Masked, from_tensors, sizes_in, vector_names, zeros
 

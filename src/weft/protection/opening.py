@@ -66,8 +66,19 @@ class Opening:
         streams: Callable[[str], Streams],
         take: Callable[[ProtectionReply], None],
         opens: int = 0,
+        *,
+        quiet: bool = False,
     ) -> Phases:
-        """Send a request to clients and take their replies; yield failures, also of replies that do not fit."""
+        """Send a request to clients and take their replies; yield failures, also of replies that do not fit.
+
+        Args:
+            phase: of the request.
+            clients: who is asked.
+            streams: of the request to a client.
+            take: takes a reply.
+            opens: of the request by which the sum is opened: how many are in it.
+            quiet: clients that fail stay in the sum. It is so where it is opened.
+        """
         first = next(iter(self.tasks.values()))
         asked = [ProtectionRequest(name, first.round, phase, streams(name), first.attempt) for name in sorted(clients)]
         waiting = {message.client for message in asked}
@@ -86,7 +97,7 @@ class Opening:
                 return _bad(reply, f"sent an answer to the request '{phase}' that cannot be read")
             return None
 
-        if opens:  # whoever fails now is in the sum already: the others stand for it
+        if opens or quiet:  # whoever fails now is in the sum already: the others stand for it
             yield Step(list(asked), lambda reply: hear(reply) and None, opens)
             return
         yield Step(list(asked), hear)
