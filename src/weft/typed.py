@@ -32,18 +32,18 @@ class Keys(TypedDict, total=False):
     trust_remote_code: bool
     token: bool
     allow_missing: bool
-    dtype: Literal['auto', 'float32', 'bfloat16', 'float16']
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
     device: str
     load_in_8bit: bool
     load_in_4bit: bool
-    gradient_checkpointing: bool | Literal['auto']
-    kernels: Literal['auto', 'liger', 'none']
-    compile: Literal['auto', 'on', 'off']
+    gradient_checkpointing: bool | Literal["auto"]
+    kernels: Literal["auto", "liger", "none"]
+    compile: Literal["auto", "on", "off"]
     int8_threshold: float
-    parallel: Literal['none', 'fsdp', 'tensor', 'pipeline']
-    model_offload: Literal['none', 'cpu', 'disk']
+    parallel: Literal["none", "fsdp", "tensor", "pipeline"]
+    model_offload: Literal["none", "cpu", "disk"]
     cpu_offload: bool
-    size: Literal['5m', '15m', '60m', '150m'] | None
+    size: Literal["5m", "15m", "60m", "150m"] | None
     hidden_size: int | None
     num_layers: int | None
     num_heads: int | None
@@ -65,11 +65,11 @@ class Keys(TypedDict, total=False):
     lora_aggregation_args: JsonObject
     lora_side_rank: int | None
     lora_merge_every: int
-    product_error: Literal['auto', 'always', 'none']
+    product_error: Literal["auto", "always", "none"]
     client_ranks: list[int] | None
     client_layers: list[int] | None
     share: list[str] | None
-    prompt_method: Literal['soft', 'prefix', 'p_tuning', 'black_box', 'text'] | None
+    prompt_method: Literal["soft", "prefix", "p_tuning", "black_box", "text"] | None
     num_virtual_tokens: int
     private_tokens: int
     prompt_init_text: str | None
@@ -91,7 +91,7 @@ class Keys(TypedDict, total=False):
     dataset_sample: int | None
     dataset_split: str | None
     eval_dataset_split: str | None
-    held_out_overlap: Literal['refuse', 'leave_out']
+    held_out_overlap: Literal["refuse", "leave_out"]
     local_data_dir: str | PathLike[str] | None
     clients: Clients | None
     public_data: Rows | None
@@ -101,7 +101,7 @@ class Keys(TypedDict, total=False):
     prompt_template: str | None
     template_date: str | None
     seq_length: int
-    truncation_side: Literal['right', 'left']
+    truncation_side: Literal["right", "left"]
     instruction_column: str | None
     response_column: str | None
     instruction_prefix: str | None
@@ -117,11 +117,11 @@ class Keys(TypedDict, total=False):
     objective_args: JsonObject
     fed_alg: str
     num_rounds: int
-    recipe: Literal['diloco', 'photon']
+    recipe: Literal["diloco", "photon"]
     fed_args: JsonObject
     num_clients: int
     sample_clients: int
-    client_sampling: Literal['uniform', 'size', 'poisson']
+    client_sampling: Literal["uniform", "size", "poisson"]
     client_weight: str
     client_weight_args: JsonObject
     aggregator: str
@@ -153,7 +153,7 @@ class Keys(TypedDict, total=False):
     client_failure_rate: float
     client_speed: list[float] | None
     prox_mu: float
-    fedopt_tau: float | Literal['auto']
+    fedopt_tau: float | Literal["auto"]
     fedopt_eta: float | None
     fedopt_beta1: float
     fedopt_beta2: float
@@ -161,10 +161,10 @@ class Keys(TypedDict, total=False):
     target_epsilon: float | None
     target_delta: float
     noise_multiplier: float | None
-    clip_norm: float | Literal['adaptive'] | None
-    noise_at: Literal['server', 'client']
+    clip_norm: float | Literal["adaptive"] | None
+    noise_at: Literal["server", "client"]
     max_rows_per_unit: int | None
-    loss: Literal['dpo', 'ipo', 'simpo', 'orpo', 'kto', 'robust_dpo']
+    loss: Literal["dpo", "ipo", "simpo", "orpo", "kto", "robust_dpo"]
     dpo_beta: float
     label_smoothing: float
     simpo_gamma: float
@@ -180,9 +180,9 @@ class Keys(TypedDict, total=False):
     max_new_tokens: int
     temperature: float
     top_p: float
-    generation_engine: Literal['torch', 'vllm']
+    generation_engine: Literal["torch", "vllm"]
     vllm_memory: float
-    grpo_loss: Literal['grpo', 'dapo', 'dr_grpo']
+    grpo_loss: Literal["grpo", "dapo", "dr_grpo"]
     grpo_clip: float
     grpo_kl: float
     grpo_iterations: int
@@ -190,9 +190,9 @@ class Keys(TypedDict, total=False):
     num_train_epochs: int
     batch_size: int
     gradient_accumulation_steps: int
-    optimizer: Literal['adamw', 'sgd', 'adamw_8bit', 'paged_adamw_8bit']
+    optimizer: Literal["adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"]
     learning_rate: float
-    lr_scheduler_type: Literal['cosine_by_round', 'constant', 'cosine', 'linear', 'wsd']
+    lr_scheduler_type: Literal["cosine_by_round", "constant", "cosine", "linear", "wsd"]
     decay_ratio: float
     warmup_steps: int
     warmup_ratio: float
@@ -231,7 +231,7 @@ class Keys(TypedDict, total=False):
     checkpoint_seconds: float
     report_to: list[str]
     accept_changed: bool
-    runtime: Literal['inprocess', 'ray', 'nvflare']
+    runtime: Literal["inprocess", "ray", "nvflare"]
     ray_address: str | None
     num_actors: int | None
     client_resources: dict[str, float]

@@ -7,7 +7,7 @@ which every party knows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import ClassVar, NamedTuple
 
 from weft.core.party import Coding, Gathering, Party
@@ -217,6 +217,9 @@ class Protection:
     def grouped(self) -> bool:
         """Whether `collect` yields several sums, each over a group of the cohort, which can be compared."""
         return False
+
+    def check(self, names: Collection[str]) -> None:
+        """Raise ConfigError where the protection cannot be of a run that shares tensors of these names."""
 
     def new_key(self) -> bytes:
         """Return a new key for all clients."""

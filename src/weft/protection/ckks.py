@@ -8,18 +8,18 @@ masks do not risk; ciphertexts also are eight times as large as numbers. See doc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import ClassVar
 
 from weft.core.party import Party
 from weft.core.types import ProtectionReply, ProtectionRequest, Reply, Streams, Task, Update
-from weft.errors import ClientFailed
+from weft.errors import ClientFailed, ConfigError
 from weft.protection.ciphertexts import BYTES_EACH, Cipher, check_library, new_key
 from weft.protection.ckks_client import Client
 from weft.protection.ckks_server import AGREE, OPEN, CkksOpening
-from weft.protection.hidden import chosen
+from weft.protection.hidden import chosen, matches
 from weft.protection.sealed import SealedSums
 
 cipher_of = lru_cache(maxsize=4)(Cipher)
@@ -56,6 +56,14 @@ class Ckks(SealedSums):
             f"update (masks do not risk this).{plain} The server sees sums of updates and of training metrics; who "
             "takes part, when, the number of rows and the scores of held-out rows are not hidden (docs/wire.md)."
         )
+
+    def check(self, names: Collection[str]) -> None:
+        """Raise ConfigError where no tensor is encrypted."""
+        if not any(matches(name, self.encrypt or ()) for name in names):
+            raise ConfigError(
+                f"encrypt ({', '.join(self.encrypt or ())}) fits no shared tensor, such as "
+                f"{next(iter(names), 'none')}: write a part of a name, or a glob, or leave it out to encrypt all."
+            )
 
     def new_key(self) -> bytes:
         """Return a new key for all clients."""

@@ -31,8 +31,13 @@ def chosen(like: Streams, patterns: Sequence[str]) -> np.ndarray:
     """
     names = vector_names(like)
     sizes = [like[stream][name].numel() for stream, name in names]
-    kept = [not patterns or any(fnmatchcase(name, p) or p in name for p in patterns) for _, name in names]
+    kept = [matches(name, patterns) for _, name in names]
     return np.repeat(np.array(kept, dtype=bool), sizes)
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Say whether a tensor is encrypted; `patterns` as of `chosen`."""
+    return not patterns or any(fnmatchcase(name, pattern) or pattern in name for pattern in patterns)
 
 
 def hidden_of(total: Masked, sealed: np.ndarray) -> np.ndarray:
