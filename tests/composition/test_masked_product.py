@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import torch
 import weft
 from support.results import metrics, weights
 from weft import registry
+from weft.config import build
 from weft.errors import ConfigError
+from weft.launch.dry_run import describe
 
 MASKS = {"protection": "masks", "sample_clients": 3}
 ALGORITHMS = {
@@ -165,3 +168,32 @@ def test_a_run_says_once_what_is_not_hidden(keys, capsys: pytest.CaptureFixture[
     weft.train(keys | MASKS | {"num_rounds": 2, "eval_every": 0, "max_steps": 1, "group_size": 3})
     said = capsys.readouterr()
     assert (said.out + said.err).count("has had no review from outside") == 1
+
+
+SEALED = {
+    "masks": {"protection": "masks"},
+    "masks of few bits": {"protection": "masks", "protection_args": {"bits": 9}},
+    "masks in groups": {"protection": "masks", "group_size": 3, "num_clients": 6, "sample_clients": 6},
+    "masks over control variates": {"protection": "masks", "fed_alg": "scaffold"},
+    "ckks": {"protection": "ckks"},
+    "a part under ckks": {"protection": "ckks", "encrypt": ["lora_B"]},
+    "all parameters under ckks": {"protection": "ckks", "use_peft": False},
+}
+
+
+@pytest.mark.parametrize("changes", [pytest.param(one, marks=HE, id=name) for name, one in SEALED.items()])
+def test_the_bytes_of_a_sealed_run_are_known_before_it_runs(keys, changes: dict[str, object]):
+    """To two per cent; a round has two steps, so that all tensors move in the first."""
+    given = keys | {"num_clients": 4, "sample_clients": 4, "num_rounds": 5, "max_steps": 2, "eval_every": 0} | changes
+    run = weft.train(given, quiet=True)
+    text = describe(build(given))
+    (found,) = re.findall(r"^the run +([\d.]+) (\w+) up\+down", text, re.MULTILINE)
+    sent = run.summary["bytes_up"] + run.summary["bytes_down"]
+    assert float(found[0]) * {"kB": 1e3, "MB": 1e6}[found[1]] == pytest.approx(sent, rel=0.02)
+    (sealed,) = re.findall(r"^sealed +(.*)$", text, re.MULTILINE)
+    if changes["protection"] == "ckks":
+        assert re.search(r"Encryption takes about [\d.e-]+ s of one core per client and round", sealed)
+        assert "one client and the server together could read every update" in sealed
+    if "encrypt" in changes:
+        assert "% of the numbers are encrypted" in sealed
+        assert "the server sees all others of every client" in sealed

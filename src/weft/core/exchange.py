@@ -241,6 +241,21 @@ class Protection:
         """Return upper bounds of any reply (bytes, tensors), given those of an update before it is sealed."""
         return update_bounds
 
+    def traffic(self, like: Streams, encoded: int, names: Sequence[str], round: int) -> tuple[float, float]:
+        """Return the bytes that a client is sent beside its task, and those that it sends: the mean over a cohort.
+
+        Args:
+            like: the streams of its update.
+            encoded: bytes of its update before it is sealed.
+            names: of the clients of a round, none of which drops out.
+            round: the round.
+        """
+        return 0.0, float(encoded)
+
+    def work(self, like: Streams) -> str:
+        """Return what sealing costs a client in a round, in words; "": nothing worth a word."""
+        return ""
+
     def collect(self, exchange: Exchange, tasks: Sequence[Task], like: Streams, party: Party) -> Iterable[Reply]:
         """Exchange the tasks, in as many phases as the protection needs, and yield the unmasked replies.
 

@@ -16,7 +16,7 @@ from weft.protection import ciphertexts, fixed_point
 from weft.protection.ciphertexts import CLIENTS, SLOTS
 from weft.protection.ckks_client import TOKEN_BYTES
 from weft.protection.groups import Phases
-from weft.protection.hidden import WIDTH, chosen, grid_of, hidden_count, put_together
+from weft.protection.hidden import WIDTH, blocks_of, chosen, grid_of, put_together
 from weft.protection.members import names_tensor
 from weft.protection.opening import WRONG_WEIGHTS, Opening, threshold
 from weft.protection.tags import COUNT
@@ -36,6 +36,8 @@ class CkksOpening(Opening):
     sealed: ClassVar[str] = "encrypted"
     hidden: np.ndarray = field(init=False)
     """bool (d,): which numbers are encrypted."""
+    count: int = field(init=False)
+    """Ciphertexts of an update."""
     total: Tensor = field(init=False)
     """The sum of the ciphertexts."""
     plain: np.ndarray = field(init=False)
@@ -44,11 +46,6 @@ class CkksOpening(Opening):
     """The agreements to open the sum."""
     found: np.ndarray | None = field(default=None, init=False)
     """What a client has opened."""
-
-    @property
-    def count(self) -> int:
-        """Ciphertexts of an update."""
-        return -(-(COUNT + hidden_count(self.like, self.hidden)) // SLOTS)
 
     def run(self) -> Phases:
         """Yield the phases, the failures of clients, and the sum of the others' updates if it can be opened."""
@@ -61,6 +58,7 @@ class CkksOpening(Opening):
             return
         self.hidden = chosen(self.like, self.patterns)
         self.grid = grid_of(self.bound, members, self.heaviest)
+        self.count = blocks_of(self.like, self.hidden)
         self.total = ciphertexts.empty(self.count)
         self.plain = np.zeros(np.count_nonzero(~self.hidden), dtype=np.uint64)
         sent = {

@@ -8,8 +8,9 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from weft.core.types import Streams
-from weft.protection.ciphertexts import LARGEST
+from weft.protection.ciphertexts import LARGEST, SLOTS
 from weft.protection.sums import Grid, Masked, lengths_of, vector_names
+from weft.protection.tags import COUNT
 
 WIDTH = int(LARGEST).bit_length() + 1
 """Bits of a modulus that holds the largest sum, with its sign."""
@@ -46,9 +47,9 @@ def hidden_of(total: Masked, sealed: np.ndarray) -> np.ndarray:
     return np.concatenate([limbs, total.numbers[sealed].view(np.int64)])
 
 
-def hidden_count(like: Streams, sealed: np.ndarray) -> int:
-    """Return how many numbers `hidden_of` returns."""
-    return LIMBS * lengths_of(like)[1] + int(np.count_nonzero(sealed))
+def blocks_of(like: Streams, sealed: np.ndarray) -> int:
+    """Return the ciphertexts of an update: of tags, and of what `hidden_of` returns."""
+    return -(-(COUNT + LIMBS * lengths_of(like)[1] + int(np.count_nonzero(sealed))) // SLOTS)
 
 
 def put_together(hidden: np.ndarray, plain: np.ndarray, sealed: np.ndarray, like: Streams) -> Masked:

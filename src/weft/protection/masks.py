@@ -18,13 +18,16 @@ import torch
 from weft.core.party import Party
 from weft.core.types import ProtectionReply, ProtectionRequest, Reply, Streams, Task, Update
 from weft.errors import ClientFailed, ConfigError
-from weft.protection.mask_client import Client
+from weft.protection.fixed_point import WHOLE, packed_size
+from weft.protection.groups import groups_of
+from weft.protection.mask_client import SEALED_BYTES, Client
 from weft.protection.mask_server import KEYS, SHARES, UNMASK, MaskOpening
-from weft.protection.masking import check_library
-from weft.protection.members import Keys, to_bytes, to_tensor
+from weft.protection.masking import KEY_BYTES, check_library
+from weft.protection.members import METRICS, Keys, Members, names_tensor, to_bytes, to_tensor
 from weft.protection.opening import Opening
 from weft.protection.sealed import SealedSums
-from weft.protection.sums import SLOTS
+from weft.protection.shamir import SHARE_BYTES
+from weft.protection.sums import SLOTS, Grid, lengths_of, vector_names
 
 LIST_BYTES = 1 << 13
 """Bytes of one member in a list, with its certificate."""
@@ -73,6 +76,22 @@ class Masks(SealedSums):
         """Return upper bounds of a masked update and of a reply with shares."""
         size, tensors = update_bounds
         return 2 * size + 8 * (SLOTS + tensors) + (1 << 20), tensors + 8
+
+    def traffic(self, like: Streams, encoded: int, names: Sequence[str], round: int) -> tuple[float, float]:
+        """Return the mean bytes of keys, lists and shares to a client, and of all that it sends; see the base class."""
+        count = max(1, len(names) // groups_of(len(names), self.group_size))
+        graph = self.neighbours or (20 if count > 40 else 0)
+        peers = min(graph or count, count - 1)
+        keys = Keys(*(bytes(KEY_BYTES),) * 3)
+        listed, some = len(Members(dict.fromkeys(names[:count], keys), graph).raw), len(names_tensor(names[:count]))
+        numbers, counts = lengths_of(like)
+        bits = 64 if round == 0 or self.unit == "client" else WHOLE if round == 1 or not self.bits else self.bits
+        width = Grid(1.0, count, 1.0, bits).width
+        up = 3 * KEY_BYTES + peers * SEALED_BYTES + (peers + 1) * SHARE_BYTES
+        up += packed_size(numbers, width) + 8 * counts + METRICS
+        bounds = 8 * len(vector_names(like)) * min(round, 2 if self.bits else 1) if self.unit != "client" else 0
+        down = 3 * listed + 3 * some + 8 + bounds + peers * SEALED_BYTES
+        return float(down), float(up)
 
     def answer(self, request: ProtectionRequest, party: Party) -> Reply:
         """Publish keys, share secrets, or reveal shares at the client."""

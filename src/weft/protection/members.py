@@ -19,6 +19,8 @@ from weft.errors import ClientFailed, SumOpened
 from weft.protection.masking import KEY_BYTES, neighbours, words
 
 MAX_MEMBERS = 1 << 14
+METRICS = 60
+"""Bytes of the names of a client's metrics of training, about."""
 
 
 class Keys(NamedTuple):
