@@ -21,7 +21,7 @@ from weft.errors import ClientFailed, ConfigError
 from weft.federation.clients import InMemory
 from weft.protection import ciphertexts
 from weft.protection.ciphertexts import SCALE, SLOTS, Cipher, add, empty, fits
-from weft.protection.ckks_client import TOKEN_BYTES
+from weft.protection.ckks_client import TOKEN_BYTES, TRIES
 from weft.protection.ckks_server import CkksOpening
 from weft.protection.members import names_tensor
 from weft.protection.sums import CUT
@@ -365,19 +365,21 @@ def test_crafted_ciphertexts_are_not_opened(kind: str):
     assert all(any(word in reason for word in words) for reason in said), said
 
 
-def test_a_second_ciphertext_is_not_tried_in_one_attempt():
+def test_a_client_tries_few_ciphertexts_in_an_attempt():
+    """Each answer tells something, and enough of them the key; the sum itself is opened again for who lost it."""
     cohort = cohort_of(4)
+    asked: list[Message] = []
+    cohort.change = lambda message: asked.append(message) or message  # type: ignore[func-returns-value]
     cohort.collect()
-    name = cohort.names[ROUND % 4]  # who opened
-    asked: list[ProtectionRequest] = []
-    other = cohort_of(4)
-    other.common = cohort.common
-    other.change = lambda message: asked.append(message) or message  # type: ignore[func-returns-value]
-    other.collect()
     (request,) = [one for one in asked if isinstance(one, ProtectionRequest) and one.phase == "open"]
-    again = cohort.answer(replace(request, client=name))
-    assert isinstance(again, Failure)
-    assert "with other ciphertexts" in again.reason
+    good = request.streams["open"]
+    assert isinstance(cohort.answer(request), ProtectionReply)
+    for number in range(TRIES + 3):
+        wrong = (good["sum"] + (number + 1 << 45)) % ciphertexts.PRIME
+        reply = cohort.answer(replace(request, streams={"open": good | {"sum": wrong}}))
+        assert isinstance(reply, Failure)
+        assert ("other ciphertexts in one attempt" in reply.reason) == (number >= TRIES - 1)
+    assert isinstance(cohort.answer(request), ProtectionReply)
 
 
 def test_other_survivors_are_agreed_to_by_nobody():

@@ -30,6 +30,8 @@ from weft.protection.sums import heaviest_in, to_integers
 from weft.protection.tags import COUNT, TAG_PRIME, tags_of
 
 TOKEN_BYTES = 32
+TRIES = 8
+"""Ciphertexts that a client opens, or tries to, in one attempt of a round."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +96,23 @@ class Client(Member):
             )
         if sealed is None or sealed.dim() != 3:
             raise ClientFailed("was sent no sum to open")
-        # A refusal tells something of a ciphertext too: so there is one for each attempt.
-        self.promise("ciphertexts", hashlib.sha256(sealed.contiguous().numpy().data).hexdigest())
+        self._count_try(hashlib.sha256(sealed.contiguous().numpy().data).hexdigest())
         opened = self.cipher.open(sealed)
         tags, numbers = opened[:COUNT], opened[COUNT:]
         if (tags % TAG_PRIME != tags_of(numbers, self._tag_secret, survivors, self._about(values))).any():
             raise ClientFailed("was asked to open what is no sum of the updates of the clients that it names")
         return {"numbers": fixed_point.pack(numbers.view(np.uint64), WIDTH)}
+
+    def _count_try(self, word: str) -> None:
+        """Keep a ciphertext in mind; ClientFailed after many others.
+
+        Whether one can be opened tells a bit of its noise, and enough such bits would tell the key. A server that was
+        killed asks again for the same sum, which has been encrypted anew.
+        """
+        for number in range(TRIES):
+            if self.party.promises.keep(self.party.round, f"ciphertexts {number} {self.attempt}", word):
+                return
+        raise ClientFailed(f"was asked to open {TRIES} other ciphertexts in one attempt of a round")
 
     @cached_property
     def _tag_secret(self) -> Secret:
