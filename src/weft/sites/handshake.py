@@ -183,15 +183,10 @@ def shake_hands(
         away += before - len(accepted)
     for name, why in refused.items():
         note(f"the site '{name}' takes no part: {why}.")
-    least, part = max(1, terms.min_clients), len(accepted)
-    if part < least:
-        why = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
-        few = f"{part} of {len(order)} sites take part, too few for a round ({why})."
-        # Only a RunError is retried: the supervisor resubmits the run when a missing site connects.
-        raise RunError(few) if part + away >= least else ConfigError(few)
-    rows = [accepted[name]["rows"] if name in accepted else 0 for name in order]
-    held_out = [accepted[name]["held"] if name in accepted else 0 for name in order]
-    units = [accepted[name]["units"] if name in accepted else 0 for name in order]
+    _check_enough(max(1, terms.min_clients), len(accepted), away, len(order), refused)
+    rows, held_out, units = (
+        [accepted[name][what] if name in accepted else 0 for name in order] for what in ("rows", "held", "units")
+    )
     cohorts = {name: _least(answer) for name, answer in accepted.items()}
     tested = asked_counts(terms.run.get("contamination") or [], {n: a["contamination"] for n, a in accepted.items()})
     choices = terms.run.get("choices") or []
@@ -200,6 +195,23 @@ def shake_hands(
     return Handshake(
         order, rows, held_out, refused, requests_for(count), expected, cohorts, tested, described, units, key
     )
+
+
+def _check_enough(least: int, part: int, away: int, count: int, refused: dict[str, str]) -> None:
+    """Raise the errors of `shake_hands` where too few sites take part.
+
+    Args:
+        least: that must take part.
+        part: that take part.
+        away: that could not be asked, or may take part once others connect.
+        count: of all sites.
+        refused: why the others take no part.
+    """
+    if part < least:
+        why = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        few = f"{part} of {count} sites take part, too few for a round ({why})."
+        # Only a RunError is retried: the supervisor resubmits the run when a missing site connects.
+        raise RunError(few) if part + away >= least else ConfigError(few)
 
 
 def _agree_on_key(accepted: dict[str, JsonObject], refused: dict[str, str]) -> str:
