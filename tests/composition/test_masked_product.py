@@ -107,6 +107,10 @@ def test_an_encrypted_run_is_the_plain_one_and_ends_to_the_same_bit_each_time(ke
     key = one.path / "clients.key"
     assert key.stat().st_mode & 0o077 == 0
     assert key.read_bytes() != (other.path / "clients.key").read_bytes()
+    # A run that is begun anew has a new key: under the old one, what crossed before could be played again.
+    before, again = key.read_bytes(), {"num_rounds": 1, "eval_every": 0, "max_steps": 1, "protection": "ckks"}
+    weft.train(keys | MASKS | again | {"output_dir": str(one.path)}, overwrite=True, quiet=True)
+    assert key.read_bytes() != before
 
 
 @HE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 import struct
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from support.mutants import damaged, lying, miscoded
 from support.quadratics import Federation
 from support.sealed_cohort import ROUND, Cohort
 from weft.algorithms.fedavg import FedAvg
@@ -18,6 +20,7 @@ from weft.core.secret import Common, Secret
 from weft.core.types import Failure, Message, ProtectionReply, ProtectionRequest, Reply, Streams, Task, Update
 from weft.core.wire import pack
 from weft.errors import ClientFailed, ConfigError
+from weft.federation.admission import open_reply
 from weft.federation.clients import InMemory
 from weft.protection import ciphertexts
 from weft.protection.ciphertexts import SCALE, SLOTS, Cipher, add, empty, fits
@@ -311,6 +314,12 @@ def test_a_server_that_adds_needs_no_library(monkeypatch: pytest.MonkeyPatch):
 # What a dishonest server meets
 
 
+def told(cohort: Cohort) -> dict[str, torch.Tensor]:
+    """Return what an honest server says of a sum."""
+    heaviest = torch.tensor(max(cohort.weights.values()), dtype=torch.float64)
+    return {"members": names_tensor(cohort.names), "heaviest": heaviest}
+
+
 def lie(cohort: Cohort, phase: str, **values: torch.Tensor) -> list[str]:
     """Change what the requests of a phase say, and return why clients refuse."""
 
@@ -327,20 +336,7 @@ def lie(cohort: Cohort, phase: str, **values: torch.Tensor) -> list[str]:
 
 def test_a_single_update_is_not_opened():
     cohort = cohort_of(4)
-    single = cohort.answer(
-        Task(
-            cohort.names[0],
-            ROUND,
-            ROUND,
-            {},
-            {
-                "ckks": {
-                    "members": names_tensor(cohort.names),
-                    "heaviest": torch.tensor(max(cohort.weights.values()), dtype=torch.float64),
-                }
-            },
-        )
-    )
+    single = cohort.answer(Task(cohort.names[0], ROUND, ROUND, {}, {"ckks": told(cohort)}))
     assert isinstance(single, Update)
     said = lie(cohort, "open", sum=single.streams["encrypted"]["values"])
     assert all("no sum of the updates of the clients that it names" in reason for reason in said)
@@ -388,11 +384,7 @@ def test_other_survivors_are_agreed_to_by_nobody():
     said = set()
     for name in cohort.names:
         fewer = names_tensor([one for one in cohort.names if one != cohort.names[-1] or one == name])
-        values = {
-            "members": names_tensor(cohort.names),
-            "heaviest": torch.tensor(max(cohort.weights.values()), dtype=torch.float64),
-            "survivors": fewer,
-        }
+        values = told(cohort) | {"survivors": fewer}
         reply = cohort.answer(ProtectionRequest(name, ROUND, "agree", {"agree": values}))
         said.add(type(reply).__name__ if name != cohort.names[-1] else "")
     assert said == {"Failure", ""}
@@ -459,7 +451,7 @@ def test_a_client_with_another_key_spoils_the_round_and_nothing_is_opened():
 # Damaged ciphertexts
 
 
-def damaged(values: dict[str, torch.Tensor], how: int) -> dict[str, torch.Tensor]:
+def spoilt(values: dict[str, torch.Tensor], how: int) -> dict[str, torch.Tensor]:
     sealed = values["values"].clone()
     flat = sealed.view(-1)
     if how == 0:
@@ -497,7 +489,7 @@ def test_damaged_ciphertexts_are_refused_before_they_are_added(how: int):
     def damage(message: Task | ProtectionRequest) -> Reply:
         reply = answer(message)
         if isinstance(reply, Update) and reply.client == cohort.names[1]:
-            return replace(reply, streams={"encrypted": damaged(reply.streams["encrypted"], how)})
+            return replace(reply, streams={"encrypted": spoilt(reply.streams["encrypted"], how)})
         return reply
 
     cohort.answer = damage  # type: ignore[method-assign]
@@ -549,6 +541,55 @@ def test_tags_add_up_and_follow_whose_numbers_they_are():
     assert (tags_of(total, secret, ["a", "b"], ("4", "1")) != both % TAG_PRIME).any()
     total[-1] += 1
     assert (tags_of(total, secret, ["a", "b"], about) != both % TAG_PRIME).any()
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"group_size": 2}, "write --group_size 3 or more"),
+        ({"bound": 0.0}, "bound of the ciphertexts"),
+        ({"min_contributors": 1}, "sum of one"),
+        ({"cohort": 5000}, "at most 4096 ciphertexts"),
+        ({"cohort": 5000, "group_size": 3000}, "at most 4096 ciphertexts"),
+    ],
+)
+def test_wrong_parameters_are_refused(values: dict[str, float], words: str):
+    with pytest.raises(ConfigError, match=words):
+        Ckks(**values)
+    Ckks(cohort=5000, group_size=2000)
+
+
+def test_broken_encrypted_updates_end_nothing_and_are_not_added():
+    """As they would arrive: damaged bytes, and lies whose checksum is right.
+
+    What has the form of ciphertexts is added: the tags then show at the clients that the sum is not theirs.
+    """
+    cohort, chance = cohort_of(4), random.Random(0)
+    sealed = cohort.answer(
+        Task(cohort.names[0], ROUND, ROUND, {}, {"ckks": told(cohort)}),
+    )
+    assert isinstance(sealed, Update)
+    raw = bytes(pack(sealed, "r"))
+    tasks = {name: Task(name, ROUND, ROUND, {}) for name in cohort.names}
+    like: Streams = {"delta": {"w": torch.zeros(50)}, "scalars": {"tau": torch.zeros(())}}
+    opening = Ckks().opening(tasks, like, Party("", ROUND, heaviest=90.0))
+    next(opening.run())
+    taken = 0
+    for number in range(600):
+        broken = chance.choice((damaged, lying, miscoded))(raw, chance)
+        reply = open_reply(broken, cohort.names[0], ROUND, run="r", max_bytes=1 << 20, max_tensors=64)
+        if isinstance(reply, Update) and reply.streams.keys() == {"encrypted"}:
+            values = reply.streams["encrypted"]
+            if not values.keys() <= {"values", "open", "metrics"} or torch.equal(
+                values.get("values", torch.zeros(0)), sealed.streams["encrypted"]["values"]
+            ):
+                continue  # what is broken are its other fields
+        failure = opening._add(reply, tasks[cohort.names[0]])
+        taken += failure is None
+        formed = isinstance(reply, Update) and fits(reply.streams.get("encrypted", {}).get("values"), opening.count)
+        assert isinstance(failure, Failure) or formed, number
+    assert taken < 60
+    assert fits(opening.total, opening.count)
 
 
 # A chosen subset

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 BYTES = 32
 FILE = "secret.key"
 """Name of the secret's file; its mode is 0600."""
+COMMON_FILE = "clients.key"
+"""Name of the file that all simulated clients have in common; its mode is 0600."""
 
 
 class Common(NamedTuple):

@@ -7,14 +7,11 @@ from dataclasses import dataclass
 
 from weft.core.promises import FILE as PROMISES
 from weft.core.promises import Promises
-from weft.core.secret import BYTES, FILE, Common, Secret, read_or_create
+from weft.core.secret import BYTES, COMMON_FILE, FILE, Common, Secret, read_or_create
 from weft.core.types import Streams
 from weft.errors import ClientFailed
 from weft.runs import checkpoint
 from weft.runs.layout import RunDir
-
-COMMON = "clients.key"
-"""The file in the run's directory that all simulated clients have in common; its mode is 0600."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class DiskMemory:
     def common(self, make: Callable[[], bytes]) -> Common:
         """Return what all clients have in common: of simulated ones, it lies beside their memories."""
         if not self.at_site:
-            return Common(read_or_create(self.run.path / COMMON, make))
+            return Common(read_or_create(self.run.path / COMMON_FILE, make))
         if self.kit_key is None:
             raise ClientFailed("has no key in its kit that all sites have in common")
         return self.kit_key

@@ -18,7 +18,7 @@ import numpy as np
 from weft.core.party import Party
 from weft.core.types import ProtectionReply, ProtectionRequest, Reply, Streams, Task, Update
 from weft.errors import ClientFailed, ConfigError
-from weft.protection.ciphertexts import BYTES_EACH, SLOTS, Cipher, check_library, new_key
+from weft.protection.ciphertexts import BYTES_EACH, CLIENTS, SLOTS, Cipher, check_library, new_key
 from weft.protection.ckks_client import TOKEN_BYTES, Client
 from weft.protection.ckks_server import AGREE, OPEN, CkksOpening
 from weft.protection.fixed_point import packed_size
@@ -43,6 +43,9 @@ class Ckks(SealedSums):
     encrypt: list[str] | None = field(default=None, metadata={"key": "encrypt"})
     """Globs, or parts of names, of the tensors that are encrypted; the others are seen by the server. None: all are."""
 
+    cohort: int = field(default=0, metadata={"key": "sample_clients"})
+    """Clients of a round."""
+
     draws_secrets: ClassVar[bool] = False
     shares_key: ClassVar[bool] = True
     word: ClassVar[str] = "ciphertexts"
@@ -51,6 +54,11 @@ class Ckks(SealedSums):
     def __post_init__(self) -> None:
         check_library()
         super().__post_init__()
+        if min(2 * self.group_size or self.cohort, self.cohort) > CLIENTS:
+            raise ConfigError(
+                f"sample_clients is {self.cohort}, and at most {CLIENTS} ciphertexts are added: write a smaller "
+                "--sample_clients, or a --group_size of 2048 or less."
+            )
 
     @property
     def remark(self) -> str:
