@@ -7,7 +7,8 @@
     │   └── MissingExtra  ... an optional package is not installed
     ├── ClientFailed      one client could not finish a task: its update is dropped, the round goes on
     │   ├── BadUpdate     ... or its reply is invalid
-    │   └── LateUpdate    ... or its reply came too late, or twice
+    │   ├── LateUpdate    ... or its reply came too late, or twice
+    │   └── SumOpened     ... or it has opened a sum of the round, and joins no other
     └── RunError          a fault while running: nothing is lost, the run can be resumed, exit code 1
 
 A message says what was given, why it cannot be, and what to write instead. If the work goes on, `warn` is used: the
@@ -61,6 +62,15 @@ class BadUpdate(ClientFailed):
 
 class LateUpdate(ClientFailed):
     """A client's reply arrived after its request was closed."""
+
+
+class SumOpened(ClientFailed):
+    """A client has opened a sum of the round, and joins no other."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "has opened a sum of this round, and a second one over other members would show the difference"
+        )
 
 
 class RunError(WeftError):

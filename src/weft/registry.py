@@ -110,7 +110,11 @@ PRIVACY = {
     "gaussian": "weft.privacy.gaussian:Gaussian",
     "rows": "weft.privacy.rows:Rows",
 }
-PROTECTIONS = {"none": "weft.protection.plain:Plain", "masks": "weft.protection.masks:Masks"}
+PROTECTIONS = {
+    "none": "weft.protection.plain:Plain",
+    "masks": "weft.protection.masks:Masks",
+    "ckks": "weft.protection.ckks:Ckks",
+}
 CODECS = {
     "none": "weft.compression.identity:Identity",
     "bf16": "weft.compression.blocks:BF16",

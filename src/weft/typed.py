@@ -140,6 +140,7 @@ class Keys(TypedDict, total=False):
     protection: str
     protection_args: JsonObject
     min_contributors: int
+    encrypt: list[str] | None
     group_size: int
     cluster: int
     weight_rate: float

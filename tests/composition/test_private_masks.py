@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import numpy as np
@@ -30,10 +31,22 @@ def distance(one, two) -> float:
     return max(float((left[name] - right[name]).abs().max()) for name in left)
 
 
-@pytest.mark.parametrize("how", [{}, {"clip_norm": "adaptive"}, {"noise_at": "server", "min_clients": 0}], ids=str)
-def test_noise_and_masks_go_together_and_spend_what_noise_spends(keys, tmp_path, how):
+HOW = [
+    {},
+    {"clip_norm": "adaptive"},
+    {"noise_at": "server", "min_clients": 0},
+    pytest.param(
+        {"protection": "ckks"},
+        marks=pytest.mark.skipif(importlib.util.find_spec("tenseal") is None, reason="the extra he is not installed"),
+    ),
+]
+
+
+@pytest.mark.parametrize("how", HOW, ids=str)
+def test_noise_and_sealed_sums_go_together_and_spend_what_noise_spends(keys, tmp_path, how):
     runs = [weft.train(keys | SHARES | MASKS | how | {"output_dir": str(tmp_path / name)}) for name in ("a", "b")]
-    alone = weft.train(keys | SHARES | how | {"output_dir": str(tmp_path / "alone")})
+    plain = {key: value for key, value in how.items() if key != "protection"}
+    alone = weft.train(keys | SHARES | plain | {"output_dir": str(tmp_path / "alone")})
     assert [line["epsilon"] for line in events(runs[0])] == [line["epsilon"] for line in events(alone)]
     assert distance(*runs) > 1e-4  # other secrets, other noise
     assert runs[0].summary["failures"] == {}

@@ -54,6 +54,8 @@ KINDS = {
     "fedavg": {},
     "scaffold": {"fed_alg": "scaffold", "client_failure_rate": 0.3, "client_speed": [1.0, 0.5, 1.0], "num_actors": 1},
     "flora by dpo": PAIRS,
+    "masked": {"protection": "masks", "num_actors": 1},
+    "encrypted": {"protection": "ckks"},
     "few bytes": {"codec": "int4", "codec_down": "topk", "client_failure_rate": 0.3, "num_rounds": 4},
 }
 
@@ -66,6 +68,8 @@ KINDS = {
     ],
 )
 def test_results_are_those_of_one_process_bit_for_bit(spread, changes: dict[str, object], tmp_path: Path):
+    if changes.get("protection") == "ckks":
+        pytest.importorskip("tenseal", reason="the extra he is not installed")
     given = spread | changes
     if changes is PAIRS:
         rows = [row | {"prompt": row["instruction"], "chosen": row["output"]} for row in colour_rows(60)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import signal
@@ -83,6 +84,9 @@ CODECS = "--codec sparse_loco --codec_args keep=300 --codec_down int4"
 
 MASKS = "--protection masks --protection_args bits=9 --sample_clients 3"
 """Clients keep their secrets, and the server the bounds that it announces."""
+CKKS = "--protection ckks --sample_clients 3"
+"""Ciphertexts are drawn anew, and what is opened of them does not depend on that."""
+HE = pytest.mark.skipif(importlib.util.find_spec("tenseal") is None, reason="the extra he is not installed")
 
 
 @pytest.mark.parametrize(
@@ -95,6 +99,7 @@ MASKS = "--protection masks --protection_args bits=9 --sample_clients 3"
         ("fedavg", ANSWERS),
         ("fedavg", CODECS),
         ("fedavg", MASKS),
+        pytest.param("fedavg", CKKS, marks=HE),
     ],
 )
 def test_killed_runs_end_bit_identical(config: Path, fed_alg: str, more: str, tmp_path: Path):

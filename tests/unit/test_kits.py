@@ -571,3 +571,26 @@ def test_a_fingerprint_is_read_in_groups_of_four(made: Path):
     words = spoken(fingerprint(certificate(made / "a"))).split()
     assert len(words) == 16
     assert {len(word) for word in words} == {4}
+
+
+def test_the_key_of_encrypted_sums_is_in_the_kits_of_sites_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    pytest.importorskip("tenseal", reason="the extra he is not installed")
+    kits = tmp_path / "kits"
+    make_kits("localhost", ["a", "b"], kits, 8002)
+    assert main(["server", "ckks", str(kits)]) == 0
+    said = capsys.readouterr()
+    assert "needs" in said.err
+    add_kit(kits, "c")
+    add_kit(kits, "ann@clinic")
+    files = {path.relative_to(kits).as_posix(): path for path in kits.rglob("ckks.key")}
+    assert set(files) == {"authority/ckks.key", "a/ckks.key", "b/ckks.key", "c/ckks.key"}
+    assert len({path.read_bytes() for path in files.values()}) == 1
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files.values())
+    before = files["a/ckks.key"].read_bytes()
+    assert main(["server", "ckks", str(kits)]) == 2
+    assert "write --renew" in capsys.readouterr().err
+    assert files["a/ckks.key"].read_bytes() == before
+    assert main(["server", "ckks", str(kits), "--renew"]) == 0
+    assert files["a/ckks.key"].read_bytes() != before
+    assert main(["server", "ckks", str(tmp_path / "elsewhere")]) == 2
+    assert "weft server init" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Commands about identities: `weft client request | install`, and `weft server sign | revoke | admin | renew`."""
+"""Commands about kits: `weft client request | install`, and `weft server sign | revoke | admin | renew | ckks`."""
 
 from __future__ import annotations
 
@@ -165,7 +165,26 @@ def renew(argv: list[str]) -> int:
     return 0
 
 
-SERVER = {"sign": sign, "revoke": revoke, "admin": admin, "renew": renew}
+def ckks(argv: list[str]) -> int:
+    """Make the key of encrypted sums, for the sites' kits."""
+    parser = Parser(prog="weft server ckks", description="Make the key of encrypted sums.", allow_abbrev=False)
+    parser.add_argument("kits", metavar="KITS", help="the folder of the kits")
+    parser.add_argument("--renew", action="store_true", help="replace the key that is there")
+    arguments = parser.parse(argv)
+    from weft.sites.kit_key import make_key
+
+    own, *given = make_key(Path(arguments.kits), renew=arguments.renew)
+    for file in (own, *given):
+        print(file)
+    print_notices(
+        f"whoever has {own.name} and sees what reaches the server reads every site's updates: give each site its own "
+        "kit over a channel that you trust, and run the server where neither these kits nor the authority are.",
+        f"a site that makes its own kit (`weft client request`) needs {own} too: it lies beside startup/ in the kit.",
+    )
+    return 0
+
+
+SERVER = {"sign": sign, "revoke": revoke, "admin": admin, "renew": renew, "ckks": ckks}
 CLIENT = {"request": request, "install": install}
 """Commands after `weft server` and `weft client`, beside those in their modules."""
 HELP = {
@@ -173,6 +192,7 @@ HELP = {
     "revoke": "revoke: shut a site or an administrator out",
     "admin": "admin: make an administrator's kit",
     "renew": "renew: write new certificates for the same keys",
+    "ckks": "ckks: make the key of encrypted sums for the sites' kits",
     "request": "request: make a key here, and ask for a certificate",
     "install": "install: make the kit from the answer",
 }

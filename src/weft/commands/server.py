@@ -61,7 +61,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="weft server",
         description="The server of a federation of sites.",
-        epilog="`weft server sign --help`, and the same of check, revoke, admin and renew, lists their own options.",
+        epilog="`weft server sign --help`, and the same of check, revoke, admin, renew and ckks, lists their options.",
         allow_abbrev=False,
     )
     parser.add_argument(

@@ -7,7 +7,7 @@ which every party knows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import ClassVar, NamedTuple
 
 from weft.core.party import Coding, Gathering, Party
@@ -198,14 +198,19 @@ class Protection:
     draws_secrets: ClassVar[bool] = False
     """Clients draw from their secrets."""
 
+    shares_key: ClassVar[bool] = False
+    """All clients hold one key, which the server must not have."""
+
     can_group: ClassVar[bool] = False
     """It knows group_size."""
 
     fewer_bytes: ClassVar[str] = ""
     """What to write for few bytes where no codec can go with it."""
 
-    remark: ClassVar[str] = ""
-    """What a run says at its start of what is hidden and what is not."""
+    @property
+    def remark(self) -> str:
+        """What a run says at its start of what is hidden and what is not."""
+        return ""
 
     @property
     def smallest_sum(self) -> int:
@@ -216,6 +221,17 @@ class Protection:
     def grouped(self) -> bool:
         """Whether `collect` yields several sums, each over a group of the cohort, which can be compared."""
         return False
+
+    def check(self, names: Collection[str]) -> None:
+        """Raise ConfigError where the protection cannot be of a run that shares tensors of these names."""
+
+    def new_key(self) -> bytes:
+        """Return a new key for all clients."""
+        raise TypeError(f"{type(self).__name__} must define new_key")
+
+    def fingerprint(self, key: bytes) -> str:
+        """Return what tells whether two clients have one key, and nothing else of it; ConfigError for no key."""
+        raise TypeError(f"{type(self).__name__} must define fingerprint")
 
     def seal(self, update: Update, task: Task, party: Party) -> Update:
         """Mask or encrypt an update at the client; public values of its peers are in `task.extra`."""
@@ -228,6 +244,21 @@ class Protection:
     def largest(self, update_bounds: tuple[int, int]) -> tuple[int, int]:
         """Return upper bounds of any reply (bytes, tensors), given those of an update before it is sealed."""
         return update_bounds
+
+    def traffic(self, like: Streams, encoded: int, names: Sequence[str], round: int) -> tuple[float, float]:
+        """Return the bytes that a client is sent beside its task, and those that it sends: the mean over a cohort.
+
+        Args:
+            like: the streams of its update.
+            encoded: bytes of its update before it is sealed.
+            names: of the clients of a round, none of which drops out.
+            round: the round.
+        """
+        return 0.0, float(encoded)
+
+    def work(self, like: Streams) -> str:
+        """Return what sealing costs a client in a round, in words; "": nothing worth a word."""
+        return ""
 
     def collect(self, exchange: Exchange, tasks: Sequence[Task], like: Streams, party: Party) -> Iterable[Reply]:
         """Exchange the tasks, in as many phases as the protection needs, and yield the unmasked replies.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from weft.core.promises import Promises
-from weft.core.secret import Secret
+from weft.core.secret import Common, Secret
 from weft.core.types import (
     Message,
     Reply,
@@ -49,6 +49,8 @@ class Party:
     """What a client has bound itself to."""
     identity: Identity | None = None
     """Of a client that has a certificate."""
+    common: Callable[[Callable[[], bytes]], Common] | None = None
+    """At a client: returns what all clients have in common; in a simulation its argument makes the key at first use."""
     quorum: int = 0
     """At the server: updates without which the round is repeated; at a client: fewest clients whose updates its site
     policy lets be averaged, or whose shares make up the noise."""

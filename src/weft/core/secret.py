@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -24,6 +25,16 @@ if TYPE_CHECKING:
 BYTES = 32
 FILE = "secret.key"
 """Name of the secret's file; its mode is 0600."""
+COMMON_FILE = "clients.key"
+"""Name of the file that all simulated clients have in common; its mode is 0600."""
+
+
+class Common(NamedTuple):
+    """What all clients of a run have in common, and the server must not have."""
+
+    key: bytes
+    run: str = ""
+    """Names the run among those in which the key is used."""
 
 
 class Secret:
@@ -47,28 +58,12 @@ class Secret:
         Raises:
             ConfigError: the file is damaged, so the numbers of earlier rounds cannot be drawn again.
         """
-        with suppress(FileExistsError):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            # Written completely before it gets its name: a process that is killed here leaves no partial secret.
-            draft = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-            try:
-                descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-                with os.fdopen(descriptor, "wb") as out:
-                    out.write(os.urandom(BYTES))
-                    out.flush()
-                    os.fsync(out.fileno())
-                os.link(draft, file)  # fails where the name exists, unlike a rename
-            finally:
-                draft.unlink(missing_ok=True)
-            sync_directory(file.parent)
-        key = file.read_bytes()
+        key = read_or_create(file, lambda: os.urandom(BYTES))
         if len(key) != BYTES:
             raise ConfigError(
                 f"The secret in '{file}' has {len(key)} bytes instead of {BYTES}, so the run cannot draw again what it "
                 "drew before: restore the file, or begin a new run."
             )
-        if file.stat().st_mode & 0o077:
-            file.chmod(0o600)
         return cls(key)
 
     def __repr__(self) -> str:
@@ -104,3 +99,25 @@ class Secret:
         first, second = np.floor(tails).astype(np.int64).reshape(2, count)  # geometric, from 0
         difference: np.ndarray = first - second
         return difference
+
+
+def read_or_create(file: Path, make: Callable[[], bytes]) -> bytes:
+    """Return the content of a file of mode 0600, which is made where there is no file: the same for all who ask."""
+    if not file.exists():
+        with suppress(FileExistsError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # Written completely before it gets its name: a process that is killed here leaves no partial secret.
+            draft = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+            try:
+                descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+                with os.fdopen(descriptor, "wb") as out:
+                    out.write(make())
+                    out.flush()
+                    os.fsync(out.fileno())
+                os.link(draft, file)  # fails where the name exists, unlike a rename
+            finally:
+                draft.unlink(missing_ok=True)
+            sync_directory(file.parent)
+    if file.stat().st_mode & 0o077:
+        file.chmod(0o600)
+    return file.read_bytes()

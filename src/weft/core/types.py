@@ -136,6 +136,8 @@ class Failure:
     """The client did answer, with an invalid reply."""
     final: bool = False
     """The round must not be begun again: set by a protection at the server."""
+    opened: bool = False
+    """The client has opened a sum of the round, and joins no other."""
 
 
 Message = Task | Probe | Undo | ProtectionRequest

@@ -12,7 +12,7 @@ import numpy as np
 from weft.core import tensors
 from weft.core.party import Identity, Party
 from weft.core.promises import Promises
-from weft.core.secret import BYTES, Secret
+from weft.core.secret import BYTES, Common, Secret
 from weft.core.types import Metrics, Streams, Tensors
 from weft.data.words import Words
 from weft.federation.part_memory import part_of
@@ -74,6 +74,10 @@ class MemoryStore(Protocol):
         """Return what the client has bound itself to in this run."""
         ...
 
+    def common(self, make: Callable[[], bytes]) -> Common:
+        """Return what all clients have in common, and the server must not have; `make` makes the key at first use."""
+        ...
+
 
 @dataclass
 class InMemory:
@@ -82,6 +86,7 @@ class InMemory:
     memories: dict[str, dict[int, Streams]] = field(default_factory=dict)
     secrets: dict[str, Secret] = field(default_factory=dict)
     words: dict[str, Promises] = field(default_factory=dict)
+    shared: list[Common] = field(default_factory=list)
 
     def load(self, client: str, round: int) -> Streams:
         """Return the newest memory of `round` or before."""
@@ -108,6 +113,12 @@ class InMemory:
     def promises(self, client: str) -> Promises:
         """Return the client's promises."""
         return self.words.setdefault(client, Promises())
+
+    def common(self, make: Callable[[], bytes]) -> Common:
+        """Return what all clients have in common, made at its first use."""
+        if not self.shared:
+            self.shared.append(Common(make()))
+        return self.shared[0]
 
 
 def everything(metrics: Metrics) -> Metrics:
@@ -197,6 +208,7 @@ class ClientData:
             told or {},
             self.memory.promises(self.name),
             self.identity,
+            self.memory.common,
             max(self.least, least),
         )
 

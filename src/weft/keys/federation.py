@@ -63,9 +63,15 @@ class FederationKeys(BaseModel):
         description="compression of tasks, by the names of codec: the difference from what a client holds is sent",
     )
     codec_down_args: JsonObject = Field({}, description="parameters of codec_down: name=value ...")
-    protection: str = Field("none", description="secure aggregation, which hides single updates from the server")
+    protection: str = Field(
+        "none", description="secure aggregation, which hides single updates from the server: masks, or ckks"
+    )
     protection_args: JsonObject = Field({}, description="parameters of the protection: name=value ...")
     min_contributors: int = Field(3, ge=1, description="fewest clients in a sum of secure aggregation")
+    encrypt: list[str] | None = Field(
+        None,
+        description="globs, or parts of names, of the tensors that ckks encrypts; the server sees all others [all]",
+    )
     group_size: int = Field(
         0, ge=0, description="clients in each sum of secure aggregation: the server sees one sum of each group [0: all]"
     )
@@ -147,8 +153,9 @@ WORKS: dict[str, Effect] = {
     "codec_down_args": ALWAYS,
     "protection": ALWAYS,
     "protection_args": ALWAYS,
-    "min_contributors": only("protection", "masks"),
-    "group_size": only("protection", "masks"),
+    "min_contributors": only("protection", "masks", "ckks"),
+    "encrypt": only("protection", "ckks"),
+    "group_size": only("protection", "masks", "ckks"),
     "cluster": ALWAYS,
     "weight_rate": only("client_weight", "minimax", "gain"),
     "availability": FEDERATED,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from weft.core.promises import FILE as PROMISES
 from weft.core.promises import Promises
-from weft.core.secret import BYTES, FILE, Secret
+from weft.core.secret import BYTES, COMMON_FILE, FILE, Common, Secret, read_or_create
 from weft.core.types import Streams
+from weft.errors import ClientFailed
 from weft.runs import checkpoint
 from weft.runs.layout import RunDir
 
@@ -22,6 +24,9 @@ class DiskMemory:
     rows: str = ""
     """A digest of the client's rows: from others, other random numbers follow. Else a task that comes once more would
     get the same noise on another sum, and the difference of both would tell which rows changed."""
+
+    kit_key: Common | None = None
+    """At a site: what its kit and those of the other sites have in common; None: nothing."""
 
     def load(self, client: str, round: int) -> Streams:
         """Return what the client remembers after `round` rounds."""
@@ -43,3 +48,11 @@ class DiskMemory:
     def promises(self, client: str) -> Promises:
         """Return what the client has bound itself to, which is kept beside its secret."""
         return Promises(self.run.client_dir(client) / PROMISES)
+
+    def common(self, make: Callable[[], bytes]) -> Common:
+        """Return what all clients have in common: of simulated ones, it lies beside their memories."""
+        if not self.at_site:
+            return Common(read_or_create(self.run.path / COMMON_FILE, make))
+        if self.kit_key is None:
+            raise ClientFailed("has no key in its kit that all sites have in common")
+        return self.kit_key

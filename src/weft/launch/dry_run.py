@@ -17,7 +17,7 @@ from weft.core.types import Tensors
 from weft.data.source_kinds import token_cache
 from weft.federation.clients import InMemory
 from weft.federation.plan import Plan
-from weft.federation.state import Participant, begin, task_for
+from weft.federation.state import Participant, begin, expected_streams, task_for
 from weft.json_types import JsonObject
 from weft.launch.best import read_tasks
 from weft.launch.budgets import check_first_round, deciding_units, guarantee_of
@@ -51,6 +51,8 @@ class Sizes(NamedTuple):
     tensors: int
     down: float
     up: float
+    sealing: str = ""
+    """What the protection costs a client in a round."""
 
     @property
     def traffic(self) -> float:
@@ -132,6 +134,11 @@ def _plan(config: RunConfig) -> dict[str, str]:
         else "nothing",
         "a round": f"{most}{human_bytes(traffic * clients)} up+down",
         "the run": f"{most}{human_bytes(traffic * clients * config.num_rounds)} up+down in {config.num_rounds} rounds",
+        **(
+            {"sealed": " ".join(filter(None, (sizes.sealing, plan.protection.remark)))}
+            if plan.protection.remark
+            else {}
+        ),
         **memory,
     }
 
@@ -184,15 +191,19 @@ def count(config: RunConfig, model_config: Any, plan: Plan, population: Populati
     is elsewhere.
     """
     every, trained = _parameters(config, model_config, plan)
-    down, up = 0.0, 0.0
+    down, up, work = 0.0, 0.0, ""
     if plan.algorithm.shares:
         state = begin(plan, trained, {})
         sharing = plan.sharing
         kinds = range(math.lcm(max(1, len(sharing.ranks)), max(1, len(sharing.layers))))
         clients = [Participant("client", 0, sharing.rank_of(i), sharing.layers_of(i)) for i in kinds]
         tasks = [task_for(plan, state, client) for client in clients]
-        down, up = mean_bytes(config, plan, population, [sizes_of(plan, task) for task in tasks])
-    return Sizes(every, sum(p.numel() for p in trained.values()), len(trained), down, up)
+        plan.protection.check(list(state.params))
+        names = population.trained.names[: config.sample_clients]
+        sizes = [sizes_of(plan, task, names, config.num_rounds) for task in tasks]
+        down, up = mean_bytes(config, plan, population, sizes)
+        work = plan.protection.work(expected_streams(plan, state.params, 0))
+    return Sizes(every, sum(p.numel() for p in trained.values()), len(trained), down, up, work)
 
 
 def _algorithm(config: RunConfig) -> str:

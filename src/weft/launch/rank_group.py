@@ -6,6 +6,7 @@ without content (meta) until the model gathers or scatters.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from weft.config import RunConfig
 from weft.core.promises import Promises
-from weft.core.secret import Secret
+from weft.core.secret import Common, Secret
 from weft.core.types import Message, Probe, Streams, Task
+from weft.errors import ClientFailed
 from weft.federation.clients import ClientData, InMemory
 from weft.json_types import JsonObject
 from weft.launch.client import ClientBuilder
@@ -95,6 +97,9 @@ class _Shapes:
 
     def promises(self, client: str) -> Promises:
         return Promises()
+
+    def common(self, make: Callable[[], bytes]) -> Common:
+        raise ClientFailed("the leader seals what all have trained")
 
 
 def _message(announcement: JsonObject) -> Task | Probe:

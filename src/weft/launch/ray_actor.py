@@ -13,7 +13,7 @@ import torch
 from weft import kinds
 from weft.config import RunConfig, build
 from weft.core.exchange import Runtime
-from weft.core.secret import Secret
+from weft.core.secret import Common, Secret
 from weft.core.types import Message, Streams
 from weft.errors import ConfigError, MissingExtra
 from weft.federation.client_host import ClientHost, silent
@@ -39,10 +39,16 @@ class RayActor:
         self.client_host, _ = builder.host()
 
     def answer(
-        self, raw: Any, params: Any, memory: Streams, step_fraction: float, secret: Secret | None
+        self,
+        raw: Any,
+        params: Any,
+        memory: Streams,
+        step_fraction: float,
+        secret: Secret | None,
+        common: Common | None,
     ) -> tuple[Any, tuple[int, Streams] | None]:
         """Answer a message."""
-        return answer_at_actor(self.client_host, raw, params, memory, step_fraction, secret)
+        return answer_at_actor(self.client_host, raw, params, memory, step_fraction, secret, common)
 
 
 @contextmanager

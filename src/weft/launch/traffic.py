@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import NamedTuple
 
 from weft.config import RunConfig
 from weft.core.tensors import num_bytes
-from weft.core.types import DELTA, Task
+from weft.core.types import DELTA, Streams, Task
 from weft.federation.plan import Plan
 from weft.federation.state import expected_streams
 from weft.launch import compose
 from weft.launch.population import Population
 
+SETTLED = 4
+"""Rounds after which all have the same size under a protection."""
 DIGEST = 32
 """Bytes of the digest that a new client is sent."""
 
@@ -31,17 +34,47 @@ class Sizes(NamedTuple):
     """Of its update."""
 
 
-def sizes_of(plan: Plan, task: Task) -> Sizes:
-    """Return the sizes of a client's messages, given its task."""
+def sizes_of(plan: Plan, task: Task, names: Sequence[str] = (), num_rounds: int = 1) -> Sizes:
+    """Return the sizes of a client's messages, given its task.
+
+    Args:
+        plan: the parts.
+        task: of the client.
+        names: of the clients of a round.
+        num_rounds: of the run.
+    """
     whole, beside = num_bytes(task.params), num_bytes(task.extra)
     rounds = range(2 * plan.period)  # what is trained may alternate from round to round
     sent = [expected_streams(plan, task.params, round) for round in rounds]
-    up = sum(plan.codec.largest(streams)[0] for streams in sent) / len(rounds)
+    sealed, up = _sealed(plan, sent, names, num_rounds)
     if plan.period > 1:  # a client that was there before is sent what others sent
         mean = sum(map(num_bytes, sent)) / len(rounds)
-        return Sizes(mean, mean, 0, up)
+        return Sizes(mean, mean, sealed, up)
     coded = plan.codec_down.lossy
-    return Sizes(whole, plan.codec_down.largest({DELTA: task.params})[0] if coded else whole, beside, up)
+    difference = plan.codec_down.largest({DELTA: task.params})[0] if coded else whole
+    return Sizes(whole, difference, beside + sealed, up)
+
+
+def _sealed(plan: Plan, sent: Sequence[Streams], names: Sequence[str], num_rounds: int) -> tuple[float, float]:
+    """Return the mean bytes that the protection sends a client, and those that the client sends.
+
+    Args:
+        plan: the parts.
+        sent: streams of an update, in a cycle of rounds.
+        names: of the clients of a round.
+        num_rounds: of the run.
+    """
+    encoded = [plan.codec.largest(streams)[0] for streams in sent]
+
+    @cache
+    def of(place: int, settled: int) -> tuple[float, float]:
+        return plan.protection.traffic(sent[place], encoded[place], names, settled)
+
+    # Protections have settled after some rounds; whole cycles are as long as all rounds are.
+    rounds = range(max(num_rounds, len(sent)))
+    all_rounds = [of(round % len(sent), min(round, SETTLED)) for round in rounds]
+    down, up = (sum(sizes) / len(rounds) for sizes in zip(*all_rounds, strict=True))
+    return down, up
 
 
 def mean_bytes(config: RunConfig, plan: Plan, population: Population, sizes: Sequence[Sizes]) -> tuple[float, float]:

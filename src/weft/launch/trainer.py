@@ -91,11 +91,13 @@ class Trainer:
         self.best = BestRule.of(config, type(self.evaluator), self.tasks)
         if self.best is not None:
             self.best.check(self.evaluator, population, reported=self.plan.reports)
-        if not any(self.plan.sharing.travels(name) for name in self.model.masters):
+        shared = [name for name in self.model.masters if self.plan.sharing.travels(name)]
+        if not shared:
             raise ConfigError(
                 f"share ({', '.join(self.plan.sharing.patterns)}) fits no trained tensor, such as "
                 f"{next(iter(self.model.masters))}: write a part of a name, or a glob."
             )
+        self.plan.protection.check(shared)
         self.account = account_of(config, self.plan.privacy, run, population.trained)
         self.metrics = MetricsLog(run.metrics_file)
         self.timing = MetricsLog(run.timing_file)

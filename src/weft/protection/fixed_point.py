@@ -29,7 +29,7 @@ class Range(NamedTuple):
     terms: int
     """Most terms of a sum."""
     bits: int = WHOLE
-    """Of a term, if they are few; WHOLE or WIDE: of the modulus."""
+    """Of a term, if they are few; WHOLE or more: of the modulus."""
 
     @property
     def few(self) -> bool:
@@ -41,7 +41,7 @@ class Range(NamedTuple):
         """The integer of the bound; where terms do not have few bits, half an integer a term is left for rounding."""
         if self.few:
             return float(2 ** (self.bits - 1) - 1)
-        most: float = 2**31 - 1 - self.terms if self.bits == WHOLE else 2**62
+        most: float = 2**31 - 1 - self.terms if self.bits == WHOLE else 2 ** (self.bits - 2)
         return most / self.terms
 
     @property

@@ -36,6 +36,11 @@ class Sum(Protocol):
         ...
 
 
+def groups_of(count: int, size: int) -> int:
+    """Return the groups of so many clients; `size` as of `deal`."""
+    return max(1, count // size) if size else 1
+
+
 def deal(names: Sequence[str], size: int, round: int) -> list[list[str]]:
     """Return clients in groups of `size`, or up to twice as many in the last ones; other groups in every round.
 
@@ -44,7 +49,7 @@ def deal(names: Sequence[str], size: int, round: int) -> list[list[str]]:
         size: fewest clients of a group; 0, or more than half of them: one group.
         round: the round. A repeated one has the same groups, as far as it has the same clients.
     """
-    count = max(1, len(names) // size) if size else 1
+    count = groups_of(len(names), size)
     order = sorted(names, key=lambda name: hashlib.sha256(words("group", str(round), name)).digest())
     return [sorted(order[number::count]) for number in range(count)]
 

@@ -16,32 +16,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weft.core.party import Party
 from weft.core.types import Streams, Update
 from weft.errors import ClientFailed
 from weft.protection import masking, shamir
 from weft.protection.fixed_point import WHOLE
-from weft.protection.members import Keys, Members, digest, names_of, names_tensor, to_bytes, to_tensor
-from weft.protection.sums import Grid, as_tensors, to_integers, vector_names
+from weft.protection.members import (
+    Keys,
+    Member,
+    Members,
+    digest,
+    names_of,
+    names_tensor,
+    to_bytes,
+    to_tensor,
+    transcript,
+)
+from weft.protection.sums import Grid, as_tensors, heaviest_in, to_integers, vector_names
 
 SEALED_BYTES = 2 * shamir.SHARE_BYTES + 16
 """Two shares, encrypted and authenticated."""
-OPENED = "has opened a sum of this round"
-"""Why a client joins no other sum of a round."""
 
 
 @dataclass(frozen=True)
-class Client:
-    """A client in one attempt of a round."""
-
-    party: Party
-    attempt: int
-    least: int
-    """Fewest members of a sum in which it takes part."""
-
-    @property
-    def _about(self) -> tuple[str, str]:
-        return str(self.party.round), str(self.attempt)
+class Client(Member):
+    """A client in one attempt of a round of masked sums."""
 
     def _secret(self, purpose: str) -> bytes:
         return self.party.secret.bytes(32, "masks", purpose, self.party.round, self.attempt)
@@ -68,7 +66,7 @@ class Client:
             place = holders.index(peer) + 1
             text = shares[0][place] + shares[1][place]
             key = masking.agree(self._secret("cipher key"), members.keys[peer].cipher, "shares", name, peer)
-            rows.append(masking.seal(key, text, masking.words(name, peer, *self._about)))
+            rows.append(masking.seal(key, text, masking.words(name, peer, *self.about)))
         return to_tensor(b"".join(rows)).reshape(len(rows), SEALED_BYTES)
 
     def mask(
@@ -87,16 +85,14 @@ class Client:
             ClientFailed: what the server sent contradicts what the client has answered, or would show it alone.
         """
         members, cohort = self._cohort(values)
-        name, round = self.party.name, self.party.round
-        opened = self.party.promises.kept(round, "opened")
-        if opened is not None and opened != str(self.attempt):
-            raise ClientFailed(f"{OPENED}, and a second one over other members would show the difference")
+        name = self.party.name
+        self.check_closed()
         grid = read_grid(values, bound, bits, len(members.names), len(vector_names(update.streams)))
         # Rounding protects nobody: it is the same in every run of the same seed.
-        draws = int(digest(masking.words("rounding", name, *self._about)), 16)
+        draws = int(digest(masking.words("rounding", name, *self.about)), 16)
         total, names = to_integers(update, grid, np.random.default_rng(draws), bare=bare)
-        self._promise("masked", digest(total.numbers.tobytes(), total.counts.tobytes()))
-        about = (*self._about, transcript(values))
+        self.promise("masked", digest(total.numbers.tobytes(), total.counts.tobytes()))
+        about = (*self.about, transcript(values))
         total.add_masks(self._secret("own mask"), 1)
         for peer in members.peers[name]:
             if peer in cohort:
@@ -111,15 +107,7 @@ class Client:
         Of a survivor it is a share of its own mask, of the others a share of the key of their shared masks.
         """
         members, cohort = self._cohort(values)
-        survivors = names_of(values.get("survivors"))
-        name, round = self.party.name, self.party.round
-        if not set(survivors) <= set(cohort) or name not in survivors:
-            raise ClientFailed("was asked to open a sum of clients that did not take part in it")
-        if len(survivors) < self.least:
-            raise ClientFailed(f"was asked to open a sum of {len(survivors)} clients, and {self.least} are the fewest")
-        if not self.party.promises.keep(round, "opened", str(self.attempt)):
-            raise ClientFailed("has opened another sum of this round")
-        self._promise("survivors", digest(*(one.encode() for one in survivors)))
+        survivors, name = self.survivors(values, cohort), self.party.name
         sealed = values.get("shares")
         peers = [peer for peer in members.peers[name] if peer in cohort]
         if sealed is None or sealed.dtype != torch.uint8 or tuple(sealed.shape) != (len(peers), SEALED_BYTES):
@@ -135,7 +123,7 @@ class Client:
         """Return the share of a peer that is asked for; zeros where its sender sealed nothing that can be read."""
         name = self.party.name
         key = masking.agree(self._secret("cipher key"), members.keys[peer].cipher, "shares", peer, name)
-        text = masking.unseal(key, sealed, masking.words(peer, name, *self._about))
+        text = masking.unseal(key, sealed, masking.words(peer, name, *self.about))
         if text is None:
             return bytes(shamir.SHARE_BYTES)
         return text[: shamir.SHARE_BYTES] if survives else text[shamir.SHARE_BYTES :]
@@ -150,10 +138,6 @@ class Client:
     def _random(self, purpose: str, count: int) -> bytes:
         return self.party.secret.bytes(count, "masks", purpose, self.party.round, self.attempt)
 
-    def _promise(self, purpose: str, word: str) -> None:
-        if not self.party.promises.keep(self.party.round, f"{purpose} {self.attempt}", word):
-            raise ClientFailed(f"was asked twice for one attempt of a round, with other {purpose}")
-
     def _members(self, raw: bytes) -> Members:
         """Return the members of an attempt after checking them; ClientFailed if the list cannot be trusted."""
         members = Members.read(raw)
@@ -167,7 +151,7 @@ class Client:
             text = keys.text(peer, self.party.round, self.attempt)
             if identity is not None and peer != name and not identity.vouches(peer, text, keys.proof):
                 raise ClientFailed(f"was sent a public key of '{peer}' that its certificate does not vouch for")
-        self._promise("members", digest(raw))
+        self.promise("members", digest(raw))
         return members
 
     def _cohort(self, values: Mapping[str, Tensor]) -> tuple[Members, list[str]]:
@@ -182,7 +166,7 @@ class Client:
             raise ClientFailed(
                 f"was asked to mask with {len(cohort)} of {len(members.names)} clients, too few to open the sum later"
             )
-        self._promise("cohort", digest(*(one.encode() for one in cohort)))
+        self.promise("cohort", digest(*(one.encode() for one in cohort)))
         return members, cohort
 
 
@@ -198,32 +182,14 @@ def read_grid(values: Mapping[str, Tensor], bound: float, bits: int, terms: int,
     Raises:
         ClientFailed: no update can be brought to such integers.
     """
-    heaviest, near = values.get("heaviest"), values.get("near") if bits else None
+    heaviest, near = heaviest_in(values), values.get("near") if bits else None
     announced = values.get("bounds") if near is None else near
-    if heaviest is None or heaviest.numel() != 1 or not 0 < float(heaviest) < float("inf"):
-        raise ClientFailed("was sent no largest weight")
     if announced is None:
-        return Grid(bound, terms, float(heaviest))
+        return Grid(bound, terms, heaviest)
     bounds = tuple(announced.double().reshape(-1).tolist())
     if len(bounds) != tensors or not all(0 < one <= bound for one in bounds):
         raise ClientFailed("was sent bounds of tensors that cannot be")
-    return Grid(bound, terms, float(heaviest), WHOLE if near is None else bits, bounds)
-
-
-def transcript(values: Mapping[str, Tensor]) -> str:
-    """Return a digest of what the server says to everybody in a sum.
-
-    Masks follow from it, so that they cancel between those alone who have heard the same. A server that announced
-    to all others a weight or bounds that turn their updates to zero would see the update of one.
-    """
-    names = ("members", "cohort", "heaviest", "bounds", "near")
-    return digest(
-        *(
-            value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-            for name in names
-            if (value := values.get(name)) is not None
-        )
-    )
+    return Grid(bound, terms, heaviest, WHOLE if near is None else bits, bounds=bounds)
 
 
 def pair_key(secret: bytes, peer: bytes, names: tuple[str, str], about: Sequence[str]) -> bytes:

@@ -2,77 +2,60 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from weft.core.party import Party
-from weft.core.types import Failure, Message, ProtectionReply, ProtectionRequest, Reply, Streams, Task, Tensors, Update
+from weft.core.types import Failure, ProtectionReply, Streams, Tensors
 from weft.errors import ClientFailed
 from weft.protection import masking, shamir
-from weft.protection.groups import Phases, Step
-from weft.protection.mask_client import OPENED, SEALED_BYTES, pair_key, read_grid, transcript
-from weft.protection.members import Keys, Members, names_of, names_tensor, to_bytes, to_tensor
-from weft.protection.sums import Grid, Masked, from_tensors, sizes_in, to_update, vector_names, zeros
+from weft.protection.groups import Phases
+from weft.protection.mask_client import SEALED_BYTES, pair_key, read_grid
+from weft.protection.members import Keys, Members, names_tensor, to_bytes, to_tensor, transcript
+from weft.protection.opening import WRONG_WEIGHTS, Opening
+from weft.protection.sums import Masked, from_tensors, sizes_in, vector_names, zeros
 
 KEYS, SHARES, UNMASK = "keys", "shares", "unmask"
 """The phases beside the task."""
-HEAVIEST = 2.0**20
-"""The weight that counts 1 where the server does not know how many rows clients have."""
 BOUNDS = "bounds"
 """The stream of the server's memory that holds the bound of each tensor."""
 NEAR = "near"
 """The same, with the bounds that are near enough to sizes for numbers of few bits."""
-MOST_METRICS = 1 << 16
-"""Largest list of the names of metrics, in bytes."""
 
 
 @dataclass
-class Opening:
+class MaskOpening(Opening):
     """One attempt of a round, from the keys to the sum."""
 
-    tasks: Mapping[str, Task]
-    like: Streams
-    party: Party
-    bound: float
-    least: int
-    graph: int
+    graph: int = 0
     bits: int = 0
 
-    heaviest: float = field(init=False)
+    stream: ClassVar[str] = "masks"
+    sealed: ClassVar[str] = "masked"
     members: Members = field(init=False)
     shares: dict[str, Tensor] = field(default_factory=dict, init=False)
     """Of each client in the cohort: its sealed shares, a row for each of its peers."""
-    grid: Grid = field(init=False)
     total: Masked = field(init=False)
     bounds: Streams = field(default_factory=dict, init=False)
     """Of the tensors, for the next round, once the sum is opened: BOUNDS and NEAR."""
-    added: list[str] = field(default_factory=list, init=False)
-    """Clients whose masked update is in the sum."""
-    metrics: set[str] = field(default_factory=set, init=False)
-    bound_before: int = field(default=0, init=False)
-    """Clients that opened a sum in an earlier attempt of the round, and join no other."""
-
-    def __post_init__(self) -> None:
-        self.heaviest = self.party.heaviest if math.isfinite(self.party.heaviest) else HEAVIEST
 
     def run(self) -> Phases:
         """Yield the phases, the failures of clients, and the sum of the others' updates if it can be opened."""
         keys: dict[str, Keys] = {}
-        yield from self._ask(KEYS, self.tasks, lambda name: {}, lambda reply: self._take_keys(reply, keys))
+        yield from self.ask(KEYS, self.tasks, lambda name: {}, lambda reply: self._take_keys(reply, keys))
         self.members = Members(keys, self.graph)
-        if (why := self._too_few(keys)) is not None:
-            yield from self._closed(keys, why)
+        if (why := self.too_few(keys)) is not None:
+            yield from self.closed(keys, why)
             return
         members = to_tensor(self.members.raw)
-        yield from self._ask(SHARES, keys, lambda name: {SHARES: {"members": members}}, self._take_shares)
+        yield from self.ask(SHARES, keys, lambda name: {SHARES: {"members": members}}, self._take_shares)
         yield from self._leave_out()
-        if (why := self._too_few(self.shares)) is not None:
-            yield from self._closed(self.shares, why)
+        if (why := self.too_few(self.shares)) is not None:
+            yield from self.closed(self.shares, why)
             return
         sent = {
             "members": members,
@@ -86,52 +69,14 @@ class Opening:
                 sent[stream] = torch.stack([known[name] for name in names])
         self.grid = read_grid(sent, self.bound, self.bits, len(self.members.names), len(names))
         self.total = zeros(self.like, self.grid.width)
-        yield from self._gather([self.tasks[name] for name in sorted(self.shares)], sent)
-        why = self._too_few(self.added)
+        yield from self.gather([self.tasks[name] for name in sorted(self.shares)], sent)
+        why = self.too_few(self.added)
         if why is None and not all(self._can_open(name, self.added) for name in self.shares):
             why = "too few of the clients that hold shares are left"
         if why is not None:
-            yield from self._closed(self.added, why)
+            yield from self.closed(self.added, why)
             return
         yield from self._open(sent)
-
-    def close(self, why: str) -> Iterator[Failure]:
-        """Yield the failures of a sum that stays closed although it could be opened."""
-        return self._closed(self.added, why)
-
-    def _ask(
-        self,
-        phase: str,
-        clients: Iterable[str],
-        streams: Callable[[str], Streams],
-        take: Callable[[ProtectionReply], None],
-        opens: int = 0,
-    ) -> Phases:
-        """Send a request to clients and take their replies; yield failures, also of replies that do not fit."""
-        first = next(iter(self.tasks.values()))
-        asked = [ProtectionRequest(name, first.round, phase, streams(name), first.attempt) for name in sorted(clients)]
-        waiting = {message.client for message in asked}
-
-        def hear(reply: Reply) -> Failure | None:
-            if reply.client not in waiting:
-                return None  # late, or a second one
-            waiting.discard(reply.client)
-            if isinstance(reply, Failure):
-                return reply
-            if not isinstance(reply, ProtectionReply) or (reply.phase, reply.round) != (phase, first.round):
-                return _bad(reply, f"sent no answer to the request '{phase}'")
-            try:
-                take(reply)
-            except (ClientFailed, ValueError, KeyError):
-                return _bad(reply, f"sent an answer to the request '{phase}' that cannot be read")
-            return None
-
-        if opens:  # whoever fails now is in the sum already: the others' shares stand for it
-            yield Step(list(asked), lambda reply: hear(reply) and None, opens)
-            return
-        yield Step(list(asked), hear)
-        for name in sorted(waiting):
-            yield Failure(name, first.round, f"did not answer the request '{phase}'")
 
     def _take_keys(self, reply: ProtectionReply, keys: dict[str, Keys]) -> None:
         values = reply.streams[KEYS]
@@ -158,45 +103,13 @@ class Opening:
                 round = self.tasks[name].round
                 yield Failure(name, round, "has too few peers left that could open its part of a masked sum")
 
-    def _gather(self, tasks: Sequence[Task], sent: Tensors) -> Phases:
-        """Let the cohort train, and add up the masked updates as they come: memory holds one."""
-        messages: list[Message] = [replace(task, extra=task.extra | {"masks": sent}) for task in tasks]
-        waiting = {task.client: task for task in tasks}
-
-        def hear(reply: Reply) -> Failure | None:
-            task = waiting.pop(reply.client, None)
-            return None if task is None else self._add(reply, task)
-
-        yield Step(messages, hear)
-        for name, task in waiting.items():
-            yield Failure(name, task.round, "did not send its masked update")
-
-    def _add(self, reply: Reply, task: Task) -> Failure | None:
-        """Add a masked update to the sum, or return why not."""
-        if isinstance(reply, Failure):
-            if not reply.reason.lstrip('"').startswith(OPENED):  # a site's words come in quotes
-                return reply
-            # With so few others no sum of this round can be opened: answers to an earlier attempt were lost.
-            self.bound_before += 1
-            count = len(self.tasks)
-            return replace(reply, final=count - self.bound_before < 2 * count // 3 + 1)
-        wanted = (task.round, task.base_version, task.attempt)
-        if not isinstance(reply, Update) or (reply.round, reply.base_version, reply.attempt) != wanted:
-            return _bad(reply, "sent no update of this round")
-        values = reply.streams.get("masked", {})
+    def take(self, values: Tensors) -> None:
+        """Add a masked update to the sum."""
         one = from_tensors(values, self.like, self.grid.width)
-        try:
-            raw = values.get("metrics")
-            names = names_of(raw if raw is not None and raw.numel() <= MOST_METRICS else None)
-        except ClientFailed:
-            one = None
-        if one is None or set(reply.streams) != {"masked"} or (reply.weight, reply.metrics) != (1.0, {}):
-            return _bad(reply, "sent an update that is not masked as the run says")
+        if one is None:
+            raise ClientFailed("no masked numbers")
         np.add(self.total.numbers, one.numbers, out=self.total.numbers)
         np.add(self.total.counts, one.counts, out=self.total.counts)
-        self.added.append(reply.client)
-        self.metrics |= set(names)
-        return None
 
     def _open(self, sent: Tensors) -> Phases:
         """Ask the survivors for their shares, take the masks off, and yield the sum."""
@@ -221,13 +134,13 @@ class Opening:
             for owner, row in zip(owners, rows, strict=True):
                 known[owner][self.members.holders(owner).index(reply.client) + 1] = to_bytes(row)
 
-        yield from self._ask(UNMASK, self.added, request, take, len(self.added))
+        yield from self.ask(UNMASK, self.added, request, take, len(self.added))
         if not self._take_masks_off(known, transcript(sent)):
-            yield from self._closed(self.added, "too few clients answered with shares that fit")
+            yield from self.closed(self.added, "too few clients answered with shares that fit")
             return
-        update = to_update(self.total, self.like, self.metrics, self.grid)
+        update = self.mean(self.total)
         if update is None:
-            yield from self._closed(self.added, "its weights add up to what no clients have")
+            yield from self.closed(self.added, WRONG_WEIGHTS)
             return
         names = ["/".join(one) for one in vector_names(self.like)]
         sizes = sizes_in(self.total, len(names), self.grid)
@@ -237,15 +150,7 @@ class Opening:
             if moved and (not few or (self.bits and self.grid.measured)):
                 bounds = torch.from_numpy(self.grid.next_bounds(sizes, few=few))
                 self.bounds[stream] = dict(zip(names, bounds.unbind(), strict=True))
-        task = self.tasks[self.added[0]]
-        yield replace(
-            update,
-            client=self.added[0],
-            round=task.round,
-            base_version=task.base_version,
-            attempt=task.attempt,
-            members=tuple(sorted(self.added)),
-        )
+        yield update
 
     def _take_masks_off(self, known: Mapping[str, Mapping[int, bytes]], said: str) -> bool:
         """Take off the survivors' own masks, and the masks that they share with those who dropped out."""
@@ -275,19 +180,3 @@ class Opening:
         """Return whether these clients hold enough shares of a member's secrets."""
         there = set(clients)
         return sum(holder in there for holder in self.members.holders(name)) >= self.members.threshold(name)
-
-    def _too_few(self, clients: Iterable[str]) -> str | None:
-        """Return why these clients are too few for a sum; None: they are enough."""
-        count = len(list(clients))
-        least = max(self.least, self.party.quorum, 2 * len(self.tasks) // 3 + 1)
-        return f"{count} of {len(self.tasks)} clients are left, and it takes {least}" if count < least else None
-
-    def _closed(self, clients: Collection[str], why: str) -> Iterator[Failure]:
-        """Yield a failure of every client whose update stays closed."""
-        round = next(iter(self.tasks.values())).round
-        for name in sorted(clients):
-            yield Failure(name, round, f"is in a masked sum that stays closed: {why}")
-
-
-def _bad(reply: Reply, reason: str) -> Failure:
-    return Failure(reply.client, reply.round, reason, bad=True)

@@ -1,11 +1,11 @@
-"""The members of a masked sum, as the server names them to everybody: names, public keys, and who vouches for them."""
+"""The members of a sum, as the server names them to everybody: names, public keys, and what each of them promises."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -14,10 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weft.errors import ClientFailed
+from weft.core.party import Party
+from weft.errors import ClientFailed, SumOpened
 from weft.protection.masking import KEY_BYTES, neighbours, words
 
 MAX_MEMBERS = 1 << 14
+METRICS = 60
+"""Bytes of the names of a client's metrics of training, about."""
 
 
 class Keys(NamedTuple):
@@ -124,3 +127,62 @@ class Members:
     def threshold(self, name: str) -> int:
         """Return the number of shares that give a member's secret: more than two thirds of them."""
         return 2 * len(self.holders(name)) // 3 + 1
+
+
+@dataclass(frozen=True)
+class Member:
+    """A client in one attempt of a round, and what it has promised there."""
+
+    party: Party
+    attempt: int
+    least: int
+    """Fewest members of a sum in which it takes part."""
+
+    @property
+    def about(self) -> tuple[str, str]:
+        """The words for round and attempt, on which all that is secret depends."""
+        return str(self.party.round), str(self.attempt)
+
+    def promise(self, purpose: str, word: str) -> None:
+        """Keep to one word for a purpose in this attempt; ClientFailed where another was given."""
+        if not self.party.promises.keep(self.party.round, f"{purpose} {self.attempt}", word):
+            raise ClientFailed(f"was asked twice for one attempt of a round, with other {purpose}")
+
+    def check_closed(self) -> None:
+        """Raise SumOpened where the client has opened a sum of the round in another attempt."""
+        opened = self.party.promises.kept(self.party.round, "opened")
+        if opened is not None and opened != str(self.attempt):
+            raise SumOpened
+
+    def survivors(self, values: Mapping[str, Tensor], cohort: Collection[str]) -> list[str]:
+        """Return whose sum is to be opened, after promising to open no other; ClientFailed where it must not be.
+
+        Args:
+            values: what the server sent.
+            cohort: who could take part.
+        """
+        survivors, name = names_of(values.get("survivors")), self.party.name
+        if not set(survivors) <= set(cohort) or name not in survivors:
+            raise ClientFailed("was asked to open a sum of clients that did not take part in it")
+        if len(survivors) < self.least:
+            raise ClientFailed(f"was asked to open a sum of {len(survivors)} clients, and {self.least} are the fewest")
+        if not self.party.promises.keep(self.party.round, "opened", str(self.attempt)):
+            raise ClientFailed("has opened another sum of this round")
+        self.promise("survivors", digest(*(one.encode() for one in survivors)))
+        return survivors
+
+
+def transcript(values: Mapping[str, Tensor]) -> str:
+    """Return a digest of what the server says to everybody in a sum.
+
+    Masks and tags follow from it, so that they fit between those alone who have heard the same. A server that announced
+    to all others a weight or bounds that turn their updates to zero would see the update of one.
+    """
+    names = ("members", "cohort", "heaviest", "bounds", "near")
+    return digest(
+        *(
+            value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+            for name in names
+            if (value := values.get(name)) is not None
+        )
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -64,6 +64,8 @@ class Grid(NamedTuple):
     """The weight that counts 1; a larger one counts 1 too."""
     bits: int = fixed_point.WIDE
     """As of `Range`."""
+    sized: bool = True
+    """Whether the sizes of tensors are counted, from which the server announces bounds."""
     bounds: tuple[float, ...] = ()
     """Of each tensor, which the server announces; empty: none are known yet."""
 
@@ -125,6 +127,14 @@ class Grid(NamedTuple):
         return bounds
 
 
+def heaviest_in(values: Mapping[str, Tensor]) -> float:
+    """Return the weight that counts 1, as the server sent it; ClientFailed where it sent none."""
+    heaviest = values.get("heaviest")
+    if heaviest is None or heaviest.numel() != 1 or not 0 < float(heaviest) < float("inf"):
+        raise ClientFailed("was sent no largest weight")
+    return float(heaviest)
+
+
 def vector_names(streams: Streams) -> list[tuple[str, str]]:
     """Return streams and names of the numbers, in their order in the vector."""
     return [(stream, name) for stream in sorted(streams) if stream != SCALARS for name in sorted(streams[stream])]
@@ -136,14 +146,14 @@ def place_of(name: str) -> int:
 
 
 def to_integers(
-    update: Update, grid: Grid, chance: np.random.Generator, *, bare: bool = False
+    update: Update, grid: Grid, chance: np.random.Generator | None, *, bare: bool = False
 ) -> tuple[Masked, list[str]]:
     """Return an update as integers, and the names of the metrics among them.
 
     Args:
         update: of one client.
         grid: what the integers of w x stand for, where w is at most 1.
-        chance: rounds numbers of few bits.
+        chance: rounds numbers of few bits; not needed otherwise.
         bare: nothing is counted beside the numbers: neither how many were cut nor how large tensors are. Privacy of
             clients accounts for the sum of the numbers alone.
 
@@ -161,7 +171,7 @@ def to_integers(
         numbers.append(integers)
         cut += more
         largest = float(np.abs(values).max(initial=0.0)) / within.bound
-        sizes.append(min(WIDER, largest) ** grid.power)
+        sizes.append(min(WIDER, largest) ** grid.power if grid.sized and not bare else 0.0)
     scalars = [share * float(value) for _, value in sorted(update.streams.get(SCALARS, {}).items())]
     metric_names, places = [], set[int]()
     metrics = np.zeros(SLOTS)
@@ -170,7 +180,7 @@ def to_integers(
             places.add(place)
             metric_names.append(name)
             metrics[place] = value
-    counts = np.array([share, 0 if bare else cut, *scalars, *metrics, *(np.zeros(len(sizes)) if bare else sizes)])
+    counts = np.array([share, 0 if bare else cut, *scalars, *metrics, *sizes])
     if not np.isfinite(counts).all():
         raise ClientFailed(NOT_FINITE)
     if np.abs(counts).max() > LARGEST:

@@ -2,6 +2,7 @@
 
     config.yaml  metrics.jsonl  timing.jsonl  summary.json  report.html
     checkpoints/round_000012/   clients/NAME/   adapter/ or model/   trackers/   secret.key
+    clients.key
 
 Does not know what the files hold. One live process at a time writes to a run: it holds a lock that the kernel
 frees when the process ends, however it ends.

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from weft.core.files import remove_empty, write_atomic
+from weft.core.secret import COMMON_FILE
 from weft.core.secret import FILE as SECRET_FILE
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
@@ -40,6 +41,7 @@ RUN_FILES = (
     FINGERPRINTS,
     SITES,
     SECRET_FILE,
+    COMMON_FILE,
     LEDGER,
     f"{LEDGER}.head",
     "summary.json",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from weft.core.exchange import Runtime
 from weft.core.promises import Promises
-from weft.core.secret import Secret
+from weft.core.secret import Common, Secret
 from weft.core.types import Failure, Message, Probe, Reply, Streams, Task, Tensors
 from weft.core.wire import pack
 from weft.errors import BadUpdate, ClientFailed
@@ -33,6 +33,7 @@ class MessageMemory:
 
     memory: Streams
     message_secret: Secret | None = None
+    message_common: Common | None = None
     saved_state: tuple[int, Streams] | None = None
 
     def load(self, client: str, round: int) -> Streams:
@@ -55,6 +56,11 @@ class MessageMemory:
     def promises(self, client: str) -> Promises:
         """Return none: one user runs all simulated clients and their server."""
         return Promises()
+
+    def common(self, make: Callable[[], bytes]) -> Common:
+        """Return what came with the message."""
+        assert self.message_common is not None, "a protection of clients that share a key sets shares_key"
+        return self.message_common
 
 
 class RemoteMethod(Protocol):
@@ -139,8 +145,10 @@ class Actors(Runtime):
         # Packed without parameters, which travel by reference.
         bare = _array(pack(replace(message, params=Tensors())))
         actor = self.free.pop()
-        secret = client.memory.secret(client.name) if self.client_host.plan.draws_secrets else None
-        ref = actor.answer.remote(bare, parameter_refs[id(params)], memory, client.step_fraction, secret)
+        plan = self.client_host.plan
+        secret = client.memory.secret(client.name) if plan.draws_secrets else None
+        common = client.memory.common(plan.protection.new_key) if plan.protection.shares_key else None
+        ref = actor.answer.remote(bare, parameter_refs[id(params)], memory, client.step_fraction, secret, common)
         self.running[ref] = _InFlight(place, message, client, actor)
 
     def _take_in(self, replies: dict[int, Reply], deaths: dict[int, int], waiting: list[int]) -> None:
@@ -190,6 +198,7 @@ def answer_at_actor(
     memory: Streams,
     step_fraction: float,
     secret: Secret | None,
+    common: Common | None = None,
 ) -> tuple[NDArray[np.uint8], tuple[int, Streams] | None]:
     """Answer a message in an actor's process.
 
@@ -201,7 +210,7 @@ def answer_at_actor(
     message, params_task = unpack(raw.data, max_tensors=1 << 20), unpack(packed_params.data, max_tensors=1 << 20)
     assert isinstance(message, (Task, Probe))
     assert isinstance(params_task, Task)
-    client_memory = MessageMemory(memory, secret)
+    client_memory = MessageMemory(memory, secret, common)
     reply = client_host.reply(
         replace(message, params=params_task.params), memory=client_memory, step_fraction=step_fraction
     )

@@ -96,9 +96,8 @@ def check_policy(policy: SitePolicy) -> Iterator[Finding]:
     """Say in words what a site accepts, and what it does not limit."""
     for _, sentence in policy_in_words(policy.accept):
         yield Finding(OK, "policy", sentence)
-    protection = policy.accept.protection
-    if protection is not None and "none" not in protection:
-        text = "protection requires what Weft does not have yet: every run is refused"
+    if policy.accept.protection == []:
+        text = "protection names none that is accepted: every run is refused"
         yield Finding(WARN, "policy", text, "leave it out, unless this is meant")
     if policy.ledger is not None:
         spent, delta = spent_of(Ledger(Path(policy.ledger.file)))

@@ -38,6 +38,7 @@ from weft.runs.layout import RunDir
 from weft.runtimes.mailbox import UNKNOWN_RUN, Packed
 from weft.sites.agreement import agreement, losses_sent, own_config, refusal, smaller_cohort, wrong_model
 from weft.sites.bounds import DAY, WORK, Bounds, Day, Spent
+from weft.sites.kit_key import common_of
 from weft.sites.policy import SitePolicy
 from weft.sites.reports import counts_of, reportable
 from weft.sites.requests import Refused, name_of, read_run
@@ -103,7 +104,7 @@ class SiteClient:
 
         Returns:
             The counts of `counts_of`; `agreed`, the hash of what server and site must agree on; `least`, the
-            smallest cohort that the site policy accepts.
+            smallest cohort that the site policy accepts; `key`, which tells the key that sites have in common.
 
         Raises:
             Refused: the site policy forbids the run, or the site has another model or another Weft.
@@ -142,7 +143,10 @@ class SiteClient:
             raise Refused(why)
         # From other rows, or by other keys, a site's secret gives other numbers: two answers that differ in the
         # scale of their noise alone would tell what it hides.
-        memory = DiskMemory(run, at_site=True, rows=digest_of(current | {"keys": json.dumps(own, sort_keys=True)}))
+        protection, named = builder.plan.protection, f"{request['id']} {birth}"
+        rows = digest_of(current | {"keys": json.dumps(own, sort_keys=True)})
+        common = common_of(self.kit, protection, named)
+        memory = DiskMemory(run, at_site=True, rows=rows, kit_key=common)
         population = builder.read(memory, first=int(request["index"]))
         log.info(population.account.summary())
         for line in warning_lines(local, population):
@@ -154,7 +158,7 @@ class SiteClient:
         report, export = partial(reportable, self.policy), self._export
         # A round may be one step on one row.
         summed = host.plan.local.rows_in_metrics(counts["rows"], host.plan.objective.reuse)
-        identity = self._identity(f"{request['id']} {birth}") if host.plan.protection.sum_only else None
+        identity = self._identity(named) if protection.sum_only and common is None else None
         least = self.policy.accept.min_clients or 0
         trained = replace(
             host.train_clients, reportable=partial(report, rows=summed), export=export, identity=identity, least=least
@@ -174,6 +178,7 @@ class SiteClient:
             "statistics": at_site(local, population, builder.tokenizer, rules, self.folder),
             "agreed": agreement(keys, base, self.version),
             "least": least,
+            "key": "" if common is None else protection.fingerprint(common.key),
         }
         return self.agreed
 

@@ -23,6 +23,8 @@ from weft.sites.agreement import agreement
 
 HANDSHAKE_BYTES = 1 << 16
 """Most bytes that are read of a site's answer to the handshake."""
+TEXT = 128
+"""Most characters of a hash in it."""
 TOLD = ("contamination", "statistics")
 """What a site may tell of its rows beside their number."""
 MOST_ROWS = 1 << 31
@@ -70,6 +72,8 @@ class Handshake:
     """By site what it tells of its rows."""
     units: list[int] = field(default_factory=list)
     """Units of privacy, of each site."""
+    key: str = ""
+    """What tells the key that the sites have in common."""
 
     def why_not(self, name: str, raw: Packed) -> str:
         """Return why a site that was restarted cannot answer the message at hand; "": it answers as before.
@@ -82,6 +86,8 @@ class Handshake:
             return f"refuses the run now: {answer['refused']}"
         if answer.get("agreed") != self.agreement or _least(answer) != self.cohorts.get(name, 0):
             return "came back with another Weft, model or site policy"
+        if answer["key"] != self.key:
+            return "came back with another key of encrypted sums"
         counts = answer["rows"], answer["held"]
         if counts == (self.rows[place], self.held_out[place]):
             return ""
@@ -170,27 +176,52 @@ def shake_hands(
             refused[name] = str(answer["refused"])
         else:
             accepted[name] = answer
+    key = _agree_on_key(accepted, refused)
     before = len(accepted)
     count = _agree_on_cohort(remote, accepted, refused, terms.cohort)
     if away:  # sites that ask for a larger cohort may get it once the missing sites connect
         away += before - len(accepted)
     for name, why in refused.items():
         note(f"the site '{name}' takes no part: {why}.")
-    least, part = max(1, terms.min_clients), len(accepted)
-    if part < least:
-        why = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
-        few = f"{part} of {len(order)} sites take part, too few for a round ({why})."
-        # Only a RunError is retried: the supervisor resubmits the run when a missing site connects.
-        raise RunError(few) if part + away >= least else ConfigError(few)
-    rows = [accepted[name]["rows"] if name in accepted else 0 for name in order]
-    held_out = [accepted[name]["held"] if name in accepted else 0 for name in order]
-    units = [accepted[name]["units"] if name in accepted else 0 for name in order]
+    _check_enough(max(1, terms.min_clients), len(accepted), away, len(order), refused)
+    rows, held_out, units = (
+        [accepted[name][what] if name in accepted else 0 for name in order] for what in ("rows", "held", "units")
+    )
     cohorts = {name: _least(answer) for name, answer in accepted.items()}
     tested = asked_counts(terms.run.get("contamination") or [], {n: a["contamination"] for n, a in accepted.items()})
     choices = terms.run.get("choices") or []
     described = asked_statistics(choices, {name: answer["statistics"] for name, answer in accepted.items()})
     # A site that is restarted is told how many take part, not how many might.
-    return Handshake(order, rows, held_out, refused, requests_for(count), expected, cohorts, tested, described, units)
+    return Handshake(
+        order, rows, held_out, refused, requests_for(count), expected, cohorts, tested, described, units, key
+    )
+
+
+def _check_enough(least: int, part: int, away: int, count: int, refused: dict[str, str]) -> None:
+    """Raise the errors of `shake_hands` where too few sites take part.
+
+    Args:
+        least: that must take part.
+        part: that take part.
+        away: that could not be asked, or may take part once others connect.
+        count: of all sites.
+        refused: why the others take no part.
+    """
+    if part < least:
+        why = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        few = f"{part} of {count} sites take part, too few for a round ({why})."
+        # Only a RunError is retried: the supervisor resubmits the run when a missing site connects.
+        raise RunError(few) if part + away >= least else ConfigError(few)
+
+
+def _agree_on_key(accepted: dict[str, JsonObject], refused: dict[str, str]) -> str:
+    """Return what tells the key that most sites have; move those with another one from `accepted` to `refused`."""
+    keys = [answer["key"] for answer in accepted.values()]
+    most = max(sorted(set(keys)), key=keys.count, default="")
+    for name in [name for name, answer in accepted.items() if answer["key"] != most]:
+        del accepted[name]
+        refused[name] = "its kit has another key of encrypted sums than most"
+    return str(most)
 
 
 def _agree_on_cohort(remote: RemoteSites, accepted: dict[str, JsonObject], refused: dict[str, str], sample: int) -> int:
@@ -247,7 +278,8 @@ def _read(raw: Packed) -> JsonObject:
         units = counts["units"] = int(answer.get("units", counts["rows"]))  # each row is one, by default
         whole = 0 < units <= counts["rows"]
         if whole and all(0 <= count < MOST_ROWS for count in counts.values()):
-            return {**counts, "agreed": str(answer.get("agreed")), **{name: answer.get(name) for name in TOLD}}
+            texts = {name: str(answer.get(name, ""))[:TEXT] for name in ("agreed", "key")}  # compared, never shown
+            return {**counts, **texts, **{name: answer.get(name) for name in TOLD}}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         pass
     return {"refused": "its answer cannot be read"}

@@ -23,6 +23,7 @@ from weft.json_types import JsonObject
 from weft.plugins import PartFile
 from weft.sites import endpoints, part_files, run_limits
 from weft.sites.admin import admin_session
+from weft.sites.kit_key import make_key
 from weft.sites.processes import command, end, private_files, start, start_supervisor
 from weft.sites.provisioning import make_kits
 from weft.sites.signals import as_interrupts, held_back
@@ -174,6 +175,8 @@ def _run(
             source, folder = plugins.read(file), parties.kits / "server" / part_files.FOLDER
             folder.mkdir(exist_ok=True)
             (folder / f"{plugins.digest_of(source)[:16]}.py").write_bytes(source)
+        if kinds.load_part("protection", run.protection).shares_key:
+            make_key(parties.kits)
         if run.endpoint is not None:
             endpoints.write(parties.kits / "server" / endpoints.FILE, run.endpoint, run.endpoint_key)
         return watch(parties.admin, submission, name, hear)

@@ -19,6 +19,7 @@ from weft.sites.authority import (
     rsa_key,
     write_private,
 )
+from weft.sites.kit_key import give_key
 from weft.sites.kit_settings import (
     ADMIN,
     ADMIN_ROLE,
@@ -86,6 +87,7 @@ def add_kit(kits: Path, name: str, *, passphrase: str | None = None) -> Path:
     write_kits(project, {kits / name: identity})
     try:
         write_identity(kits / name, identity, authority, project["host"])
+        give_key(kits, kits / name)
         register(kits, name)
     except BaseException:
         shutil.rmtree(kits / name)  # no half of a kit

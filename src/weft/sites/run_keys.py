@@ -20,7 +20,7 @@ FROM_RUN = frozenset(
     client_weight_args aggregator aggregator_args privacy privacy_args
     privacy_unit target_epsilon target_delta noise_multiplier clip_norm noise_at max_rows_per_unit
     codec codec_args codec_down codec_down_args protection protection_args
-    min_contributors group_size cluster weight_rate
+    min_contributors encrypt group_size cluster weight_rate
     client_speed over_selection prox_mu fedopt_tau fedopt_eta fedopt_beta1 fedopt_beta2
     loss dpo_beta label_smoothing simpo_gamma reward reward_weights reward_pattern reward_format reward_length
     reward_seconds num_generations max_new_tokens temperature top_p grpo_loss grpo_clip grpo_kl grpo_iterations
