@@ -68,7 +68,7 @@ def _sealed(plan: Plan, sent: Sequence[Streams], names: Sequence[str], num_round
 
     @cache
     def of(place: int, settled: int) -> tuple[float, float]:
-        return plan.protection.traffic(sent[place], encoded[place], names, settled)
+        return plan.protection.traffic(plan.codec.encoded(sent[place]), encoded[place], names, settled)
 
     # Protections have settled after some rounds; whole cycles are as long as all rounds are.
     rounds = range(max(num_rounds, len(sent)))
