@@ -28,6 +28,7 @@ HELP = {
     "tasks": "list the evaluation tasks, and where their data is",
     "compare": "print runs side by side",
     "privacy": "say what a run protects, and what it has spent",
+    "verify": "check that nothing in a run was changed by hand",
     "chat": "talk with a trained model",
     "export": "write a run's adapter or merged model",
     "server": "set up and run the server of a federation of sites",

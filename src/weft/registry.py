@@ -179,6 +179,7 @@ COMMANDS = {
     "tasks": "weft.commands.tasks:run",
     "compare": "weft.commands.compare:run",
     "privacy": "weft.commands.privacy:run",
+    "verify": "weft.commands.verify:run",
     "chat": "weft.commands.chat:run",
     "export": "weft.commands.export:run",
     "server": "weft.commands.server:run",

@@ -28,12 +28,13 @@ from weft.json_types import JsonObject
 from weft.launch import compose, rank_group
 from weft.launch.best import BestRule
 from weft.launch.budgets import account_of
-from weft.launch.commits import Commits, Position
+from weft.launch.commits import Commits, Logs, Position
 from weft.launch.federated import scores_of
 from weft.launch.malicious import attacked, malicious_of
 from weft.launch.personal_models import PersonalModels
 from weft.launch.population import Population
 from weft.launch.ray_actor import runtime_of
+from weft.launch.recorder import Recorder, made_of
 from weft.launch.records import Tally, evaluation_record, peak_memory, round_record, summary_of, tasks_record
 from weft.launch.results import has_shared, shared_of, write_weights
 from weft.launch.round_notes import notes
@@ -96,9 +97,11 @@ class Trainer:
                 f"{next(iter(self.model.masters))}: write a part of a name, or a glob."
             )
         self.account = account_of(config, self.plan.privacy, run, population.trained)
-        self.metrics = MetricsLog(run.metrics_file)
+        self.recorder = Recorder(run, self.account)
+        self.metrics = MetricsLog(run.metrics_file, self.recorder.hear)
         self.timing = MetricsLog(run.timing_file)
-        self.commits = Commits(config, run, self.metrics, self.timing, self.plan)
+        self.logs = Logs(self.metrics, self.timing, self.recorder.log)
+        self.commits = Commits(config, run, self.logs, self.plan)
 
     def run_all(self, values: Tensors) -> ServerState:
         """Run the rounds that are left, then write the results; return the state after the last.
@@ -106,32 +109,32 @@ class Trainer:
         Args:
             values: all that is trained, as the model was loaded.
         """
-        with self.metrics, self.timing:
-            state = self._all_rounds(self._start(values))
-        if self.announcer:
-            self.announcer.end()
-        self._finish(state)
+        with self.recorder.log:
+            with self.metrics, self.timing:
+                state = self._all_rounds(self._start(values))
+            if self.announcer:
+                self.announcer.end()
+            self._finish(state)
         return state
 
     def _start(self, values: Tensors) -> ServerState:
         """Return the state to go on from: that of the newest checkpoint, or the model as it was loaded."""
         saved_state = checkpoint.latest(self.run, self.progress.note)
         if saved_state is None:
-            self.metrics.truncate(0)
-            self.timing.truncate(0)
+            self.logs.truncate(0, 0, 0)
             checkpoint.rewind(self.run, 0)
             return self.evaluated or begin(self.plan, values, self.model.fixed)
         state, extra = saved_state
-        self.metrics.truncate(extra["metrics"])
-        self.timing.truncate(extra["timing"])
+        # Without a record, one begins here: an older version wrote none, or it was deleted.
+        self.logs.truncate(extra["metrics"], extra["timing"], extra.get("chain", 0) if self.logs.chain.size() else 0)
         self.tally = Tally(**extra["tally"])
-        # What clients wrote in rounds after the checkpoint belongs to rounds that are run again.
-        checkpoint.rewind(self.run, state.round)
+        checkpoint.rewind(self.run, state.round)  # what clients wrote later belongs to rounds that are run again
         return state
 
     def _all_rounds(self, state: ServerState) -> ServerState:
         """Run and commit the rounds that are left; return the state after the last."""
         config, population, commits = self.config, self.population, self.commits
+        self.recorder.begin(state.round, made_of(self.run, self.model.device))
         if self.tasks.asked and state.round == 0 and not self.metrics.size():
             self._record_tasks(state)
         position = commits.committed = self._position(state)
@@ -143,6 +146,7 @@ class Trainer:
                     position = self._position(state)
                 for result in () if self._is_over() else self._rounds(state, runtime):
                     self._record(result)
+                    self.recorder.add(result)
                     position = self._position(result.state)
                     best = self.tally.best or {}
                     commits.offer(position, now=best.get("round") == position.state.round)
@@ -190,7 +194,8 @@ class Trainer:
     def _position(self, state: ServerState) -> Position:
         """Return how far the run is, with the state after the round that was recorded last."""
         # Copied, since the tally goes on counting while this position waits to be committed.
-        return Position(state, self.metrics.size(), self.timing.size(), copy.deepcopy(vars(self.tally)))
+        metrics, timing, chain = (log.size() for log in self.logs)
+        return Position(state, metrics, timing, copy.deepcopy(vars(self.tally)), chain, self.logs.chain.head)
 
     def _record(self, result: RoundDone) -> None:
         record = round_record(result, self.plan.objective.metrics, self.malicious)
@@ -253,6 +258,7 @@ class Trainer:
         summary |= {"models": models} | ({} if self.account is None else {"privacy": self.account.statement()})
         if self.best is not None:
             summary["best"] = self._write_best(state)
+        self.recorder.end(state.round)
         write_atomic(self.run.summary_file, (json.dumps(plain(summary), indent=1) + "\n").encode())
         write_report(self.run.path)
         write_cards(self.run, personal=self.plan.personal)

@@ -104,6 +104,16 @@ def at(run: RunDir, round: int) -> ServerState:
     raise RunError(f"The checkpoint of round {round} in '{run.checkpoints}' cannot be read: name another by --round.")
 
 
+def extra_of(run: RunDir, round: int) -> JsonObject:
+    """Return the `extra` of the checkpoint after `round` rounds, unchecked; RunError if it cannot be read."""
+    try:
+        text = (run.checkpoints / f"round_{round:06d}" / "state.json").read_text(encoding="utf-8")
+        extra: JsonObject = json.loads(text)["extra"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"The checkpoint of round {round} in '{run.checkpoints}' cannot be read ({error}).") from None
+    return extra
+
+
 def rewind(run: RunDir, round: int) -> None:
     """Forget what clients and server wrote after `round` rounds: it was never committed, or is to be done again."""
     for path in _checkpoints(run):

@@ -26,6 +26,7 @@ CHECKPOINT = r"round_\d+(\.old)?"
 RUN_FILES = (
     "metrics.jsonl",
     "timing.jsonl",
+    "chain.jsonl",
     CHECKPOINTS,
     "clients",
     "split.json",
