@@ -212,6 +212,7 @@ class Keys(TypedDict, total=False):
     choices: list[str] | None
     eval_tasks: list[str]
     leave_out: list[str]
+    forgotten: list[str]
     evaluated_run: str | None
     contamination: list[str]
     data_statistics: bool

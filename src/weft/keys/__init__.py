@@ -47,6 +47,7 @@ class RunConfig(
         "task_data",
         "include_path",
         "leave_out",
+        "forgotten",
         "contamination",
         mode="before",
     )

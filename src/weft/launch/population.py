@@ -27,6 +27,7 @@ from weft.errors import DataError
 from weft.evaluation.heldout import ClosedQuestion
 from weft.federation.clients import Clients, MemoryStore
 from weft.json_types import JsonObject
+from weft.launch.forgotten import forgotten_of
 from weft.launch.left_out import left_out_of
 from weft.launch.malicious import poison
 from weft.launch.overlap import count_repeats, separate_test_rows
@@ -59,10 +60,15 @@ class Population:
     """Of plain text: the bytes that a row's targets stand for."""
     absent: tuple[int, ...] = ()  # clients that take no part
     left_out: tuple[str, ...] = ()  # those of them that leave_out names
+    forgotten: tuple[int, ...] = ()  # those of them whose rows are not used any more
     live_rows: Sequence[int] | None = None
     """Training rows of each client, where they can change during the run; None: those of `trained`."""
     account: Account = field(default_factory=Account)
     """What was read, left out and not used."""
+
+    def forgotten_names(self) -> list[str]:
+        """Return the names of clients whose rows are not used any more."""
+        return [self.names[number] for number in self.forgotten]
 
     def tested(self) -> list[str]:
         """Return the names of clients that have held-out rows."""
@@ -146,7 +152,8 @@ def populate(
     counts = {**table.counts, **sources.account.omissions.counts}
     sizes = table.text_bytes if isinstance(table, Documents) else None
     people = (names, with_units(config, sources, table, trained), evaluated, questions, choices, counts, split, sizes)
-    return Population(*people, () if pool else tuple(map(names.index, apart)), apart, account=sources.account)
+    gone = forgotten_of(config, names)
+    return Population(*people, () if pool else (*map(names.index, apart), *gone), apart, gone, account=sources.account)
 
 
 def _pair_up(table: TokenTable, rows: str, parts: Sequence[np.ndarray]) -> None:
@@ -174,6 +181,10 @@ def _read(config: RunConfig, sources: Sources) -> tuple[list[np.ndarray], list[n
     tests: list[np.ndarray] = []
     if config.clients:
         for client in config.clients:
+            if client.name in config.forgotten:  # its file need not be there any more
+                owners.append(np.zeros(0, dtype=np.int64))
+                tests.append(owners[-1])
+                continue
             owners.append(sources.add(client.data))
             test_source = client.eval or (client.data if config.eval_dataset_split else None)
             tests.append(owners[-1][:0] if test_source is None else sources.add(test_source, held_out=True))
@@ -234,11 +245,16 @@ def _shares(
         names = [client.name for client in config.clients]
     else:
         names, deal = _deal(config, sources, table, parts[0])
+        deal = [part[:0] if name in config.forgotten else part for name, part in zip(names, deal, strict=True)]
         if tests_of_parts:
             return names, cut_units(config, sources, deal), np.array_split(tests_of_parts[0], len(deal))
         parts, tests_of_parts = deal, [parts[0][:0]] * len(deal)
     train, held_out = [], []
     for number, (part, test) in enumerate(zip(parts, tests_of_parts, strict=True)):
+        if names[number] in config.forgotten:
+            train.append(part[:0])
+            held_out.append(part[:0])
+            continue
         if len(part) == 0:
             raise DataError(f"The client '{names[number]}' has no row with an answer within seq_length: give it data.")
         if not len(test):

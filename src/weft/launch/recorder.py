@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,6 +31,8 @@ from weft.runs.layout import RunDir
 from weft.runs.metrics import plain
 from weft.runs.task_scores import CARD
 
+FORGOTTEN = "forgotten.json"
+"""What a run is that forgets something of another, and where it came from."""
 PACKAGES = ("weft", "torch", "transformers", "peft", "numpy", "safetensors")
 LENGTH_BYTES = 4
 """Of the length of the certificate at the start of a proof."""
@@ -42,6 +45,8 @@ def made_of(run: RunDir, device: torch.device) -> JsonObject:
     config = run.read_config()
     keys = {name: value for name, value in config.items() if name not in VOLATILE}
     made: JsonObject = {"config": keys, "made_from": fingerprints.read_fingerprints(run), **environment(device)}
+    if (origin := run.path / FORGOTTEN).exists():
+        made["forgotten"] = json.loads(origin.read_text(encoding="utf-8"))
     if config.get("runtime") == "nvflare":
         made["signed"] = {"run": f"{run.path.name} {fingerprints.birth_of(run)}"}
     result: JsonObject = plain(made)

@@ -175,6 +175,11 @@ def load_client_memory(run: RunDir, client: str, round: int) -> Streams:
         ) from error
 
 
+def memory_file(directory: Path, round: int) -> Path | None:
+    """Return the file with what a client remembers after `round` rounds; None: it remembers nothing."""
+    return _newest(_memories(directory), round)
+
+
 class _DamagedFile(Exception):
     """A file is not as it was written."""
 

@@ -27,6 +27,7 @@ RUN_FILES = (
     "metrics.jsonl",
     "timing.jsonl",
     "chain.jsonl",
+    "forgotten.json",
     CHECKPOINTS,
     "clients",
     "split.json",
