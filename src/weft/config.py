@@ -47,6 +47,7 @@ VOLATILE = frozenset(
         "token_cache",
         "report_to",
         "save_model_freq",
+        "keep_updates",
         "save_total_limit",
         "checkpoint_seconds",
         "logging_steps",

@@ -227,6 +227,7 @@ class Keys(TypedDict, total=False):
     output_dir: str | PathLike[str]
     seed: int
     save_model_freq: int
+    keep_updates: bool
     save_total_limit: int
     checkpoint_seconds: float
     report_to: list[str]

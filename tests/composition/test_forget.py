@@ -216,3 +216,75 @@ def test_bad_input(people, capsys, tmp_path: Path):
         code, told = said(capsys, str(run), "--client", "ward_a", "--yes")
         assert code == 2, told
         assert reason in told
+
+
+EVERYBODY = {
+    "sample_clients": 3,
+    "keep_updates": True,
+    "checkpoint_seconds": 0,
+    "save_model_freq": 1,
+    "lr_scheduler_type": "constant",
+}
+
+
+def exact_and(old: Path, method: str, client: str, tmp_path: Path, capsys) -> tuple[dict[str, Any], Path, Path]:
+    """Forget a client exactly and cheaply; return the scores and both runs."""
+    exact, cheap = tmp_path / "exact", tmp_path / method
+    assert said(capsys, str(old), "--client", client, "--yes", "--output_dir", str(exact))[0] == 0
+    code, words = said(
+        capsys, str(old), "--client", client, "--method", method, "--exact", str(exact), "--output_dir", str(cheap)
+    )
+    assert code == 0, words
+    assert "local rounds to relearn" in words
+    return json.loads((cheap / "forgotten.json").read_text())["scores"], exact, cheap
+
+
+def test_updates_that_are_taken_back_after_one_round_leave_the_exact_run(people, tmp_path: Path, capsys):
+    """The others began from the same parameters, so that only rounding differs; after more rounds they did not."""
+    import torch
+
+    distances = []
+    for rounds in (1, 4):
+        keys = people | EVERYBODY | {"num_rounds": rounds, "output_dir": str(tmp_path / f"run_{rounds}")}
+        old = weft.train(keys).path
+        found, exact, cheap = exact_and(old, "update", "ward_b", tmp_path / str(rounds), capsys)
+        assert set(found) == {"before", "update", "exact"}
+        one, other = (checkpoint.at(RunDir(run), rounds).params for run in (exact, cheap))
+        distances.append(max(float((one[name] - other[name]).abs().max()) for name in one))
+        assert not verify(RunDir(cheap)).findings
+        assert torch.isfinite(torch.tensor([score["loss"] for score in found.values()])).all()
+    assert distances[0] < 1e-7 < distances[1]
+
+
+def test_ascent_makes_the_rows_of_a_client_as_strange_as_unseen_ones(people, tmp_path: Path, capsys):
+    for one in people["clients"]:  # rows that nobody else has, so that they can be told apart
+        rows = [json.loads(line) for line in Path(one["data"]).read_text().splitlines()]
+        write_rows(
+            Path(one["data"]), [row | {"output": f"{one['name']} {n * 7919 % 1000}"} for n, row in enumerate(rows)]
+        )
+    keys = {key: value for key, value in people.items() if key != "choices"} | EVERYBODY
+    old = weft.train(keys | {"num_rounds": 8, "max_steps": 20, "learning_rate": 1e-2}).path
+    found, _, cheap = exact_and(old, "ascent", "ward_b", tmp_path, capsys)
+    assert found["before"]["relearning"] == 0
+    assert found["ascent"]["relearning"] > 0
+    assert found["ascent"]["membership"] < found["before"]["membership"]
+    assert (cheap / "adapter" / "README.md").exists()
+
+
+def test_cheap_methods_say_what_they_need(people, tmp_path: Path, capsys):
+    old = weft.train(people | EVERYBODY | {"num_rounds": 1, "keep_updates": False}).path
+    other = weft.train(
+        people | EVERYBODY | {"num_rounds": 1, "fed_alg": "fedadam", "output_dir": str(tmp_path / "o")}
+    ).path
+    some = [str(write_rows(tmp_path / "some.jsonl", colour_rows(1)))]
+    for words, reason in [
+        ([str(old), "--client", "ward_b", "--method", "update"], "a run keeps them with --keep_updates"),
+        ([str(other), "--client", "ward_b", "--method", "update"], "takes updates out of plain means"),
+        ([str(old), "--rows", *some, "--method", "ascent"], "forgets whole clients"),
+        ([str(old), "--client", "ward_b", "--exact", str(other)], "add --method update or ascent"),
+        ([str(old), "--client", "ward_b", "--method", "ascent", "--exact", str(other)], "is not what `weft forget"),
+    ]:
+        code, told = said(capsys, *words)
+        assert code == 2, told
+        assert reason in told
+        assert not Path(f"{words[0]}-forgotten").exists()

@@ -17,6 +17,7 @@ import yaml
 from weft import kinds
 from weft.config import RunConfig, build
 from weft.core.files import write_atomic
+from weft.core.types import ServerState
 from weft.errors import ConfigError
 from weft.federation.plan import Plan
 from weft.json_types import JsonObject
@@ -52,6 +53,11 @@ class Forgetting:
 
     files: Mapping[Path, bytes] = field(default_factory=dict)
     """Data files without the rows, which the new run reads."""
+    method: str = "exact"
+    state: ServerState | None = None
+    """After all rounds, of a cheap method; None: as the run has it after `start` rounds."""
+    scores: JsonObject = field(default_factory=dict)
+    """By which a cheap method is judged."""
 
     @property
     def rounds(self) -> int:
@@ -198,14 +204,15 @@ def prepare(forgetting: Forgetting) -> None:
     if new.path.exists() and any(new.path.iterdir()):
         raise ConfigError(f"'{new.path}' is there already: give another --output_dir.")
     new.path.mkdir(parents=True, exist_ok=True)
-    origin = {
+    origin: JsonObject = {
         "run": str(old.path.absolute().name),
         "head": head_of(old.chain_file),
         "rounds_kept": forgetting.start,
-        "method": "exact",
+        "method": forgetting.method,
         # Who is forgotten stands in config.yaml where the new run needs to know it; of rows, only their number.
         "rows": forgetting.rows,
     }
+    origin |= {"scores": forgetting.scores} if forgetting.scores else {}
     write_atomic(new.path / FORGOTTEN, (json.dumps(origin, indent=1) + "\n").encode())
     text = yaml.safe_dump(forgetting.keys, sort_keys=False, allow_unicode=True)
     if forgetting.start:
@@ -237,7 +244,8 @@ def _keep(forgetting: Forgetting, old: RunDir, new: RunDir) -> None:
     extra = checkpoint.extra_of(old, start)
     tally = extra["tally"] | {"evaluation": None, "best": None}
     new_extra = {"chain": 0, "head": "", "tally": tally, **sizes}
-    checkpoint.save(new, checkpoint.at(old, start), new_extra, keep_every=int(forgetting.keys["save_model_freq"] or 0))
+    state = checkpoint.at(old, start) if forgetting.state is None else forgetting.state
+    checkpoint.save(new, state, new_extra, keep_every=int(forgetting.keys["save_model_freq"] or 0))
     labels = [f"of the client '{name}'" for name in forgetting.clients]
     made = {name: value for name, value in read_fingerprints(old).items() if not any(map(name.endswith, labels))}
     write_atomic(new.fingerprints_file, (json.dumps({"made_from": made, "changes": []}, indent=1) + "\n").encode())

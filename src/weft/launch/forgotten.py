@@ -22,11 +22,13 @@ def forgotten_of(config: RunConfig, names: Sequence[str]) -> tuple[int, ...]:
     for name in config.forgotten:
         if name not in names:
             raise unknown(name, names)
-    left = len(names) - len({*config.forgotten, *config.leave_out})
-    if config.forgotten and left < max(1, config.min_clients):
+    left, least = len(names) - len({*config.forgotten, *config.leave_out}), max(1, config.min_clients)
+    if config.fed_alg == "fedbuff":  # as many train at any time, so that a buffer is filled
+        least = max(least, config.sample_clients)
+    if config.forgotten and left < least:
         raise ConfigError(
-            f"forgotten leaves {left} of {len(names)} clients to train, and a round needs "
-            f"{max(1, config.min_clients)}: a run without clients is none, so delete it."
+            f"forgotten leaves {left} of {len(names)} clients to train, and a round needs {least}: begin another run "
+            "with fewer clients in a round."
         )
     return tuple(sorted(list(names).index(name) for name in config.forgotten))
 

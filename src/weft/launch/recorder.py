@@ -80,22 +80,32 @@ class Recorder:
         self.run, self.account = run, account
         self.log = ChainLog(run.chain_file)
         self._heard: list[JsonObject] = []
+        self._made: tuple[int, JsonObject] | None = None
 
     def hear(self, line: JsonObject) -> None:
         """Take note of a line of metrics.jsonl; the record of the round binds it."""
         self._heard.append(field_digests(line))
 
     def begin(self, rounds: int, made: JsonObject) -> None:
-        """Write down what the run is made from, or what of it changed since; `rounds` are done."""
+        """Take note of what the run is made from, after so many rounds: it is written with the first round."""
+        self._made = (rounds, made)
+
+    def _begin(self) -> None:
+        """Write down what the run is made from, or what of it changed since."""
+        if self._made is None:
+            return
+        (rounds, made), self._made = self._made, None
         former = beginning(self.log.entries)
         if changed := difference(former, made):
             self.log.append({"event": CHANGED if former else BEGIN, "after": rounds} | changed)
 
     def add(self, result: RoundDone) -> None:
         """Write down a round, a repeated one too."""
+        self._begin()
         record, hidden = result.record, self.account is not None and self.account.hides_cohort
-        known = beginning(self.log.entries).get("certificates", {}) if record.proofs else {}
-        certificates = {client: _certificate(proof) for client, proof in record.proofs.items()}
+        proofs = {} if hidden else record.proofs
+        known = beginning(self.log.entries).get("certificates", {}) if proofs else {}
+        certificates = {client: _certificate(proof) for client, proof in proofs.items()}
         if new := {client: text for client, text in certificates.items() if known.get(client) != text}:
             self.log.append({"event": CHANGED, "after": record.round, "certificates": new})
         entry: JsonObject = {
@@ -106,9 +116,9 @@ class Recorder:
         }
         if not hidden:  # the budget counts on nobody knowing who takes part
             entry |= {"received": record.received, "clients": list(record.clients), "refused": dict(record.failures)}
-        if record.proofs:
+        if proofs:
             entry["signatures"] = {
-                client: proof[2 * LENGTH_BYTES + len(certificates[client]) :] for client, proof in record.proofs.items()
+                client: proof[2 * LENGTH_BYTES + len(certificates[client]) :] for client, proof in proofs.items()
             }
         if self.account is not None:
             entry |= {"epsilon": self.account.line()["epsilon"], "ledger": self.account.ledger.chain}
@@ -117,6 +127,7 @@ class Recorder:
 
     def end(self, rounds: int) -> None:
         """Write down the digests of what the run leaves."""
+        self._begin()
         files = {str(file.relative_to(self.run.path)): file_digest(file) for file in results_of(self.run)}
         self.log.append({"event": END, "rounds": rounds, "metrics": self._heard, "files": files})
         self._heard = []

@@ -14,7 +14,7 @@ from typing import Any
 
 from weft.core.chain import CHAIN, BrokenChain, read_lines, to_line
 from weft.core.files import whole_lines
-from weft.errors import ConfigError
+from weft.errors import ConfigError, RunError
 from weft.json_types import JsonObject
 from weft.runs.metrics import MetricsLog, plain
 
@@ -33,30 +33,43 @@ class ChainLog(MetricsLog):
         self.entries: list[JsonObject] = []
         self.head = START
         """The hash of the newest line."""
+        self._cut: int | None = None
 
     def append(self, record: JsonObject) -> None:
         """Add one line."""
+        if self._cut is not None:
+            super().truncate(self._cut)
+            self._cut = None
         entry = plain(record)
         self.head, line = to_line(self.head, entry)
         self._file.write(line)
         self.entries.append(entry)
 
+    def size(self) -> int:
+        """Return the length of what is kept in bytes, with what is not written yet."""
+        return super().size() if self._cut is None else self._cut
+
     def truncate(self, offset: int) -> None:
         """Forget what was written after `offset` bytes, and read what was written before.
+
+        The file is cut when the next line is added: a start that fails before its first round leaves it as it was.
 
         Raises:
             ConfigError: it was changed by hand.
             RunError: the file is shorter than that.
         """
-        super().truncate(offset)
+        size = self.commit()
+        if size < offset:
+            raise RunError(f"'{self._path}' has {size} bytes where {offset} were committed: something else cut it.")
         try:
-            self.entries, chains = read_lines(START, self._path.read_bytes())
+            self.entries, chains = read_lines(START, self._path.read_bytes()[:offset])
         except BrokenChain as broken:
             raise ConfigError(
                 f"The record '{self._path}' was changed by hand ({broken}): put back the file as it was, or delete it "
                 "to begin a new record here."
             ) from None
         self.head = chains[-1] if chains else START
+        self._cut = offset if offset < size else None
 
 
 def read_chain(path: Path) -> tuple[list[JsonObject], list[str]]:

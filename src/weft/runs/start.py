@@ -28,6 +28,7 @@ RUN_FILES = (
     "timing.jsonl",
     "chain.jsonl",
     "forgotten.json",
+    "updates",
     CHECKPOINTS,
     "clients",
     "split.json",
