@@ -31,6 +31,8 @@ HELP = {
     "compare": "print runs side by side",
     "report": "write the page of a run again",
     "privacy": "say what a run protects, and what it has spent",
+    "verify": "check that nothing in a run was changed by hand",
+    "forget": "make a run anew without a client or without some rows",
     "chat": "talk with a trained model",
     "export": "write a run's adapter or merged model",
     "server": "set up and run the server of a federation of sites",

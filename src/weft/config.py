@@ -48,6 +48,7 @@ VOLATILE = frozenset(
         "report",
         "report_to",
         "save_model_freq",
+        "keep_updates",
         "save_total_limit",
         "checkpoint_seconds",
         "logging_steps",

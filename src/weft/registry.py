@@ -201,6 +201,8 @@ COMMANDS = {
     "compare": "weft.commands.compare:run",
     "report": "weft.commands.report:run",
     "privacy": "weft.commands.privacy:run",
+    "verify": "weft.commands.verify:run",
+    "forget": "weft.commands.forget:run",
     "chat": "weft.commands.chat:run",
     "export": "weft.commands.export:run",
     "server": "weft.commands.server:run",

@@ -220,6 +220,7 @@ class Keys(TypedDict, total=False):
     choices: list[str] | None
     eval_tasks: list[str]
     leave_out: list[str]
+    forgotten: list[str]
     evaluated_run: str | None
     contamination: list[str]
     data_statistics: bool
@@ -235,6 +236,7 @@ class Keys(TypedDict, total=False):
     seed: int
     save_model_freq: int
     save_total_limit: int
+    keep_updates: bool
     checkpoint_seconds: float
     report_to: list[str]
     report: bool

@@ -24,6 +24,7 @@ from support.rows import colour_rows, write_rows
 from support.tcp_proxy import TcpProxy
 from weft.cli import main
 from weft.config import build
+from weft.runs.chain import read_chain
 from weft.sites.admin import admin_session
 from weft.sites.job import write_job
 from weft.sites.local_federation import LocalFederation
@@ -122,7 +123,15 @@ def test_results_are_those_of_one_process_bit_for_bit(run, parties: LocalFederat
     assert str(parties.work) not in said
     for kind, last in ends.items():
         assert last["state"] == "done", (kind, last)
-        same(there(parties, kind.replace(" ", "-")), here(run | KINDS[kind], parties, tmp_path / kind).path)
+        path = there(parties, kind.replace(" ", "-"))
+        mine = here(run | KINDS[kind], parties, tmp_path / kind).path
+        same(path, mine)
+        rounds, own = ([one for one in read_chain(run / "chain.jsonl")[0] if "state" in one] for run in (path, mine))
+        assert [one["state"] for one in rounds] == [one["state"] for one in own]
+        assert all(one["signatures"].keys() == set(one["clients"]) for one in rounds)
+        capsys.readouterr()
+        assert main(["verify", str(path)]) == 0  # by the certificate of the server's own kit
+        assert " updates are signed by their sites, 0 are not." in capsys.readouterr().out
     capsys.readouterr()
     assert main(["status", "--kit", str(parties.admin)]) == 0
     out = capsys.readouterr().out

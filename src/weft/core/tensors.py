@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -98,8 +98,13 @@ def pull_(params: Tensors, anchor: Tensors, share: float) -> None:
 def digest(streams: Mapping[str, Tensors]) -> str:
     """Return a digest of tensors, their names and number formats."""
     sponge = hashlib.blake2b(digest_size=16)
+    soak(sponge.update, streams)
+    return sponge.hexdigest()
+
+
+def soak(feed: Callable[[bytes | memoryview], None], streams: Mapping[str, Tensors]) -> None:
+    """Feed tensors, their names and number formats to a hash, by its `update`."""
     for name, values in sorted(streams.items()):
         for key, value in sorted(values.items()):
-            sponge.update(f"{name} {key} {value.dtype} {tuple(value.shape)}\n".encode())
-            sponge.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return sponge.hexdigest()
+            feed(f"{name} {key} {value.dtype} {tuple(value.shape)}\n".encode("utf-8", "surrogatepass"))
+            feed(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)

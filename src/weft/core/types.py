@@ -66,6 +66,8 @@ class Update:
     """Of the task."""
     members: tuple[str, ...] = ()
     """The clients of a sum that a protection unmasked at the server; empty for the update of one client."""
+    proof: bytes = b""
+    """The site's certificate, and its signature of the digest of this update; empty: it has none."""
 
     @property
     def senders(self) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ from weft.core.wire_format import (
     read_header,
     read_metrics,
     read_parts,
+    read_proof,
     refuse,
     signature_of,
 )
@@ -109,6 +110,7 @@ def pack(message: Message | Reply, run: str = "", body: Body | None = None) -> m
     elif isinstance(message, Update):
         fields |= {"base_version": message.base_version, "attempt": message.attempt, "weight": message.weight}
         fields |= {"metrics": message.metrics}
+        fields |= {"proof": message.proof.hex()} if message.proof else {}
     elif isinstance(message, ProtectionRequest):
         fields |= {"phase": message.phase, "attempt": message.attempt}
     elif isinstance(message, ProtectionReply):
@@ -158,7 +160,8 @@ def unpack(raw: Raw, *, run: str = "", max_bytes: int | None = None, max_tensors
     if kind == "Update":
         streams = {stream.removeprefix("stream."): values for stream, values in parts.items()}
         version, attempt = read_count(fields, "base_version"), read_count(fields, "attempt")
-        return Update(client, round, version, streams, read_float(fields.get("weight")), read_metrics(fields), attempt)
+        weight, proof = read_float(fields.get("weight")), read_proof(fields)
+        return Update(client, round, version, streams, weight, read_metrics(fields), attempt, proof=proof)
     if kind in ("ProtectionRequest", "ProtectionReply"):
         streams = {stream.removeprefix("stream."): values for stream, values in parts.items()}
         phase = str(fields.get("phase", ""))[:MAX_NAME]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from mmap import mmap
 from typing import NoReturn, TypeGuard
@@ -40,6 +41,8 @@ MAX_HEADER_PER_TENSOR = 1 << 10
 MAX_METRICS = 512
 MAX_NAME = 300
 """Longest name in characters."""
+MAX_PROOF = 1 << 15
+"""Longest proof in hexadecimal digits."""
 
 
 def split_file(raw: Raw) -> tuple[JsonObject, memoryview]:
@@ -166,6 +169,14 @@ def read_metrics(fields: JsonObject) -> Metrics:
     if any(len(name) > MAX_NAME for name in metrics):
         refuse("metrics with too long names")
     return {name: read_float(value) for name, value in metrics.items()}
+
+
+def read_proof(fields: JsonObject) -> bytes:
+    """Return the proof of a message, empty where it has none; raise BadUpdate for what is none."""
+    text = fields.get("proof", "")
+    if not isinstance(text, str) or len(text) > MAX_PROOF or not re.fullmatch(r"(?:[0-9a-f]{2})*", text):
+        refuse("a proof that cannot be read")
+    return bytes.fromhex(text)
 
 
 def read_float(value: object) -> float:

@@ -110,20 +110,21 @@ def decode(plan: Plan, reply: Reply, like: Streams, server: Party) -> Reply:
         raise BadUpdate(f"sent an update that cannot be decoded ({type(error).__name__})") from None
 
 
-def count_bytes(exchange: Exchange, record: RoundRecord) -> Exchange:
-    """Return an exchange that adds the bytes of all tensors, in both directions, to the record."""
+def watched(exchange: Exchange, record: RoundRecord, *, counted: bool) -> Exchange:
+    """Return an exchange that records what comes back; `counted`: and the bytes of all tensors, in both directions."""
 
-    def count(reply: Reply) -> Reply:
-        if isinstance(reply, Update | ProtectionReply):
+    def watch(reply: Reply) -> Reply:
+        record.witness(reply)
+        if counted and isinstance(reply, Update | ProtectionReply):
             record.bytes_up += num_bytes(reply.streams)
         return reply
 
     def carry(messages: Sequence[Message]) -> Iterable[Reply]:
-        for message in messages:
+        for message in messages if counted else ():
             if isinstance(message, Task):
                 record.bytes_down += num_bytes(message.params) + num_bytes(message.extra)
             elif isinstance(message, ProtectionRequest):
                 record.bytes_down += num_bytes(message.streams)
-        return map(count, exchange(messages))  # no generator: it would keep the last reply alive
+        return map(watch, exchange(messages))  # no generator: it would keep the last reply alive
 
     return carry

@@ -74,7 +74,8 @@ class Rounds:
 
     def population_weight(self, clients: int, *, by_rows: bool) -> float:
         """Return the sum of the weights of all clients that may take part, in rows or in clients; 0: unknown."""
-        members = [client for client in range(clients) if client not in self.selection.absent]
+        apart = {*self.selection.absent, *self.selection.removed}
+        members = [client for client in range(clients) if client not in apart]
         if not by_rows:
             return float(len(members))
         return 0.0 if self.rows is None else sum(self.rows_of(client) for client in members)
@@ -225,7 +226,7 @@ def _sampled_cohort(
             f"All clients that can be reached sent {rounds.max_bad_updates} bad updates: "
             "correct what they run, or write a larger --max_bad_updates."
         )
-    return indexes
+    return [client for client in indexes if client not in rounds.selection.removed]
 
 
 def set_aside(state: ServerState, limit: int) -> set[str]:

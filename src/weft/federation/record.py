@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from weft.core.declarations import training
 from weft.core.metrics import Totals
-from weft.core.types import Total, Update
+from weft.core.types import Reply, Total, Update
+from weft.core.witness import reply_digest
 
 
 @dataclass
@@ -39,6 +40,17 @@ class RoundRecord:
     """The aggregator combines no so few updates: the parameters are as before."""
     repeated: bool = False
     """Too few admitted updates: the parameters are as before, and the round is repeated."""
+
+    received: dict[str, list[str]] = field(default_factory=dict)
+    """By client the digests of its replies, as they came: still masked, encoded and unchecked."""
+    proofs: dict[str, str] = field(default_factory=dict)
+    """By client the proof that its certificate signed the update, in hexadecimal digits."""
+
+    def witness(self, reply: Reply) -> None:
+        """Record the digest of a reply, and the proof that it carries."""
+        self.received.setdefault(reply.client, []).append(reply_digest(reply))
+        if isinstance(reply, Update) and reply.proof:
+            self.proofs[reply.client] = reply.proof.hex()
 
     def add(self, update: Update) -> Update:
         """Count an admitted update's metrics; return the update."""

@@ -45,7 +45,7 @@ from weft.federation.admission import admit_all
 from weft.federation.budgeted import bounded, joins, paid
 from weft.federation.client_model import choose, export_model, load_probe_model
 from weft.federation.clients import ClientData
-from weft.federation.coding import count_bytes, decode_task, encode, encode_tasks, settle
+from weft.federation.coding import decode_task, encode, encode_tasks, settle, watched
 from weft.federation.cohort_watch import CohortWatch
 from weft.federation.outliers import limited
 from weft.federation.part_memory import OWN, RULE, part_of, with_prefix, with_prefixes
@@ -91,7 +91,7 @@ def run_round(
 
     tasks = {participant.client: task_for(plan, state, participant) for participant in cohort}
     encoded, down_memory = encode_tasks(plan, list(tasks.values()), server(CODEC_DOWN))
-    exchange = count_bytes(runtime.exchange, record) if plan.algorithm.shares else runtime.exchange
+    exchange = watched(runtime.exchange, record, counted=plan.algorithm.shares)
     like = expected_streams(plan, state.params, state.round)
     max_weights = {participant.client: participant.rows if plan.weighs_rows else 1.0 for participant in cohort}
     # Generators up to `combine`: an update joins the mean (or a file) before the next is read: memory holds one.

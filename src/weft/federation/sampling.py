@@ -106,6 +106,8 @@ class Selection:
     """Clients that take part in every round, beside the `count`."""
     absent: tuple[int, ...] = ()
     """Clients that never take part."""
+    removed: tuple[int, ...] = ()
+    """Clients that are drawn as the others are, and then taken out of the cohort, as if they had not answered."""
     poisson: bool = False
     """Every client takes part by a coin of its own, `count` of all on average."""
     secret: Callable[[], Secret] | None = None

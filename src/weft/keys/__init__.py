@@ -48,6 +48,7 @@ class RunConfig(
         "include_path",
         "leave_out",
         "clean",
+        "forgotten",
         "contamination",
         mode="before",
     )

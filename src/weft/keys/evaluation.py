@@ -20,6 +20,11 @@ class EvaluationKeys(BaseModel):
         description="clients that take no part in the training; the shared model is evaluated on their held-out rows, "
         "apart from the others",
     )
+    forgotten: list[str] = Field(
+        [],
+        description="clients whose rows are not used any more, as `weft forget` writes it: they keep their numbers, "
+        "and the run is that in which they never answered",
+    )
     evaluated_run: str | None = Field(
         None,
         description="of a run of sites with num_rounds 0: the name of a run at their server, whose shared model is "
@@ -56,7 +61,7 @@ class EvaluationKeys(BaseModel):
         0, ge=0, description="end the run when best_metric has not improved for so many rounds; 0: never"
     )
 
-    @field_validator("eval_tasks", "leave_out")
+    @field_validator("eval_tasks", "leave_out", "forgotten")
     @classmethod
     def _once(cls, names: list[str]) -> list[str]:
         """Keep a name that was given twice once."""
@@ -71,6 +76,12 @@ TASK_FILES = (
         "add --eval_tasks tfns",
     ),
 )
+SIMULATED = (
+    Condition(
+        lambda config: config.runtime != "nvflare",
+        "a run of sites forgets a site by another run, without its name in --sites",
+    ),
+)
 OF_SITES = (
     Condition(
         lambda config: config.runtime == "nvflare",
@@ -80,6 +91,7 @@ OF_SITES = (
 WORKS: dict[str, Effect] = {
     "eval_tasks": LOCAL_MODEL + NOT_SPREAD,
     "leave_out": WHOLE_SHARED,
+    "forgotten": SIMULATED,
     "evaluated_run": OF_SITES,
     "eval_limit": TASKS,
     "contamination": (),

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from weft.keys.effects import ALWAYS, NEVER, Condition, Effect, only
+from weft.keys.effects import ALWAYS, NEVER, NOT_SITES, Condition, Effect, only
 
 
 class RunKeys(BaseModel):
@@ -16,6 +16,9 @@ class RunKeys(BaseModel):
     seed: int = Field(2023, ge=0, description="seed of all random choices")
     save_model_freq: int = Field(50, ge=0, description="rounds between permanent checkpoints; 0: keep the newest only")
     save_total_limit: int = Field(10, ge=1, description="largest number of permanent checkpoints")
+    keep_updates: bool = Field(
+        False, description="keep every client's updates in the run's directory, for `weft forget --method update`"
+    )
     checkpoint_seconds: float = Field(
         5.0,
         ge=0,
@@ -78,6 +81,7 @@ WORKS: dict[str, Effect] = {
     "seed": ALWAYS,
     "save_model_freq": ALWAYS,
     "save_total_limit": CHECKPOINTS,
+    "keep_updates": NOT_SITES,
     "checkpoint_seconds": ALWAYS,
     "report_to": ALWAYS,
     "runtime": ALWAYS,

@@ -46,8 +46,8 @@ def still_there(
 ) -> tuple[list[np.ndarray], np.ndarray | None]:
     """Return the clients' examples, and the public ones, that have a row with the texts that cleaning wrote."""
     train = [table.within(part) for part in sets[:-1] if part is not None]
-    for name, part in zip(names, train, strict=True):
-        if not len(part):
+    for name, part, before in zip(names, train, sets, strict=False):
+        if before is not None and len(before) and not len(part):
             raise DataError(
                 f"The client '{name}' has no row with an answer within seq_length, once rows were cleaned or poisoned: "
                 "give it data."

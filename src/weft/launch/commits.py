@@ -12,17 +12,34 @@ from weft.core.types import ServerState
 from weft.federation.plan import Plan
 from weft.json_types import JsonObject
 from weft.runs import checkpoint
+from weft.runs.chain import ChainLog
 from weft.runs.layout import RunDir
 from weft.runs.metrics import MetricsLog
 
 
+class Logs(NamedTuple):
+    """What a run writes line by line."""
+
+    metrics: MetricsLog
+    timing: MetricsLog
+    chain: ChainLog
+
+    def truncate(self, metrics: int, timing: int, chain: int) -> None:
+        """Forget what was written after so many bytes of each; raises as they do."""
+        for log, offset in zip(self, (metrics, timing, chain), strict=True):
+            log.truncate(offset)
+
+
 class Position(NamedTuple):
-    """How far a run is: a state, and what belongs to it of the logs (their lengths in bytes) and sums."""
+    """How far a run is: a state, and what belongs to it of the logs (their lengths in bytes), sums and the record."""
 
     state: ServerState
     metrics: int
     timing: int
     tally: JsonObject
+    chain: int = 0
+    head: str = ""
+    """The hash of the record's newest line."""
 
 
 class Commits:
@@ -35,19 +52,18 @@ class Commits:
     committed: Position | None = None
     """Of the newest checkpoint, or the start."""
 
-    def __init__(self, config: RunConfig, run: RunDir, metrics: MetricsLog, timing: MetricsLog, plan: Plan) -> None:
+    def __init__(self, config: RunConfig, run: RunDir, logs: Logs, plan: Plan) -> None:
         """Begin without a write.
 
         Args:
             config: says when a checkpoint is due.
             run: where it is written.
-            metrics: whose lines are durable before a checkpoint counts them.
-            timing: likewise.
+            logs: whose lines are durable before a checkpoint counts them.
             plan: tells which rounds wait for their checkpoint. A site cannot see the server's checkpoints and keeps
                 its memory of the last rounds alone. Clients open one sum of a round, so a round whose sum is open must
                 not be begun again: its checkpoint is written at once.
         """
-        self.config, self.run, self.metrics, self.timing = config, run, metrics, timing
+        self.config, self.run, self.logs = config, run, logs
         self.seconds = 0.0 if plan.protection.sum_only else config.checkpoint_seconds
         self.waits = (plan.clients_remember and config.runtime == "nvflare") or not self.seconds
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -69,8 +85,8 @@ class Commits:
         if self.waits:
             self.commit(position)
         else:
-            self.metrics.flush()
-            self.timing.flush()
+            for log in self.logs:
+                log.flush()
             self._write = self._pool.submit(self._sync_and_save, position)
         self._begun = time.monotonic()
 
@@ -83,17 +99,17 @@ class Commits:
 
     def commit(self, position: Position) -> None:
         """Write a checkpoint; what is logged of the round after it, where that was interrupted, is forgotten."""
-        self.metrics.truncate(position.metrics)
-        self.timing.truncate(position.timing)
+        self.logs.truncate(position.metrics, position.timing, position.chain)
         self._save(position)
 
     def _sync_and_save(self, position: Position) -> None:
-        self.metrics.sync()
-        self.timing.sync()
+        for log in self.logs:
+            log.sync()
         self._save(position)
 
     def _save(self, position: Position) -> None:
         extra = {"metrics": position.metrics, "timing": position.timing, "tally": position.tally}
+        extra |= {"chain": position.chain, "head": position.head}
         freq, most = self.config.save_model_freq, self.config.save_total_limit
         best = position.tally.get("best") or {}
         # The best one before too: a run that goes on from an older checkpoint, after a damage, still has it.

@@ -206,12 +206,14 @@ def selection(config: RunConfig, population: Population, secret: Callable[[], Se
         secret: of the server, which chooses them where clients are protected; None: the run's seed does.
     """
     names = population.trained.names
+    gone = tuple(client for client in population.forgotten if client in population.absent and drawn_alike(config))
     return Selection(
         seed=config.seed,
         count=config.sample_clients,
         over_selection=config.over_selection,
         always=(names.index(PUBLIC),) if PUBLIC in names else (),
-        absent=population.absent,
+        absent=tuple(client for client in population.absent if client not in gone),
+        removed=gone,
         weights=population.trained.sizes() if config.client_sampling == "size" else None,
         poisson=config.client_sampling == "poisson",
         secret=secret if config.privacy_unit == CLIENT and config.client_sampling != "size" else None,
@@ -219,6 +221,14 @@ def selection(config: RunConfig, population: Population, secret: Callable[[], Se
         if config.availability
         else None,
     )
+
+
+def drawn_alike(config: RunConfig) -> bool:
+    """Say whether who is drawn into a cohort does not depend on who else is there, nor on anybody's rows.
+
+    Clients that are forgotten are then drawn with the others and taken out, so that all other cohorts stay.
+    """
+    return config.client_sampling != "size" and config.fed_alg != "fedbuff"
 
 
 def read_candidates(config: RunConfig) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ def separate_test_rows(
     remedy = "name other rows with --eval_dataset_name or --eval_dataset_split"
     if config.clients:
         remedy = "name other rows as eval of the clients, or with --eval_dataset_split"
-    if not all(len(rows) for rows in remaining):
+    if any(len(before) and not len(rows) for before, rows in zip(train_sets, remaining, strict=True)):
         raise DataError(
             f"{text}, and without them none would be left to {_client_without_rows(config, remaining)}: {remedy}."
         )

@@ -46,7 +46,8 @@ class PersonalModels:
         """Put the own model of one client after the other into the resident model, after its personal steps."""
         for client in self.population.trained:
             # The public rows are nobody's own, and a client that was left out learns nothing.
-            if client.name not in self.population.names or client.name in self.population.left_out:
+            apart = (*self.population.left_out, *self.population.forgotten_names())
+            if client.name not in self.population.names or client.name in apart:
                 continue
             self.put(client)
             yield client

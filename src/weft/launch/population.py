@@ -27,6 +27,7 @@ from weft.federation.clients import Clients, MemoryStore
 from weft.json_types import JsonObject
 from weft.launch.changes import changed, still_there
 from weft.launch.cleaning import Surprise
+from weft.launch.forgotten import forgotten_of
 from weft.launch.left_out import left_out_of
 from weft.launch.overlap import count_repeats, separate_test_rows
 from weft.launch.parts import split
@@ -58,10 +59,15 @@ class Population:
     """Of plain text: the bytes that a row's targets stand for."""
     absent: tuple[int, ...] = ()  # clients that take no part
     left_out: tuple[str, ...] = ()  # those of them that leave_out names
+    forgotten: tuple[int, ...] = ()  # those of them whose rows are not used any more
     live_rows: Sequence[int] | None = None
     """Training rows of each client, where they can change during the run; None: those of `trained`."""
     account: Account = field(default_factory=Account)
     """What was read, left out and not used."""
+
+    def forgotten_names(self) -> list[str]:
+        """Return the names of clients whose rows are not used any more."""
+        return [self.names[number] for number in self.forgotten]
 
     def tested(self) -> list[str]:
         """Return the names of clients that have held-out rows."""
@@ -142,9 +148,9 @@ def populate(
     split = _describe(config, sources, table, names, list(map(np.concatenate, zip(train, held_out, strict=True))))
     counts = {**table.counts, **sources.account.omissions.counts}
     sizes = table.text_bytes if isinstance(table, Documents) else None
-    trained = with_units(config, sources, table, trained)
+    trained, gone = with_units(config, sources, table, trained), forgotten_of(config, names)
     people = (names, trained, evaluated, questions, choices, counts, split | cleaning, sizes)
-    return Population(*people, () if pool else tuple(map(names.index, apart)), apart, account=sources.account)
+    return Population(*people, () if pool else (*map(names.index, apart), *gone), apart, gone, account=sources.account)
 
 
 def _closed_answers(
@@ -224,11 +230,16 @@ def _shares(
         names = [client.name for client in config.clients]
     else:
         names, deal = _deal(config, sources, table, parts[0])
+        deal = [part[:0] if name in config.forgotten else part for name, part in zip(names, deal, strict=True)]
         if tests_of_parts:
             return names, cut_units(config, sources, deal), np.array_split(tests_of_parts[0], len(deal))
         parts, tests_of_parts = deal, [parts[0][:0]] * len(deal)
     train, held_out = [], []
     for number, (part, test) in enumerate(zip(parts, tests_of_parts, strict=True)):
+        if names[number] in config.forgotten:
+            train.append(part[:0])
+            held_out.append(part[:0])
+            continue
         if len(part) == 0:
             raise DataError(f"The client '{names[number]}' has no row with an answer within seq_length: give it data.")
         if not len(test):

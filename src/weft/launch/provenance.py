@@ -99,6 +99,8 @@ def data_of(config: RunConfig) -> Fingerprints:
     sources = [(f"the data '{config.dataset_name}'", config.dataset_name, train)]
     sources += [(f"the held-out rows of '{config.dataset_name}'", config.dataset_name, held_out)]
     for client in config.clients or ():
+        if client.name in config.forgotten:  # its rows are not read
+            continue
         sources += [(f"the data of the client '{client.name}'", client.data, train)]
         sources += [(f"the held-out rows of the client '{client.name}'", client.eval, held_out)]
     sources += [(f"the held-out rows '{config.eval_dataset_name}'", config.eval_dataset_name, held_out)]

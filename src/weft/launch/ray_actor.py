@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from weft.federation.client_host import ClientHost, silent
 from weft.federation.clients import ClientData, InMemory
 from weft.json_types import JsonObject
 from weft.launch.client import ClientBuilder
+from weft.launch.kept_updates import keeping
 from weft.launch.population import Population
 from weft.runs.progress import Progress
 from weft.runtimes.actors import Actors, answer_at_actor
@@ -60,11 +62,12 @@ def runtime_of(
     announce: Callable[[Message, ClientData], None] | None = None,
 ) -> Iterator[Runtime]:
     """Begin the runtime of a run, and end it; raises as `actors`."""
+    folder = Path(config.output_dir) if config.keep_updates else None
     if config.runtime == "inprocess":
-        yield InProcess(client_host, announce or silent)
+        yield keeping(InProcess(client_host, announce or silent), folder)
         return
     with actors(config, client_host, population, progress) as runtime:
-        yield runtime
+        yield keeping(runtime, folder)
 
 
 @contextmanager

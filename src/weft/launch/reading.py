@@ -36,6 +36,10 @@ def read(config: RunConfig, sources: Sources) -> tuple[list[np.ndarray], list[np
     tests: list[np.ndarray] = []
     if config.clients:
         for client in config.clients:
+            if client.name in config.forgotten:  # its file need not be there any more
+                owners.append(np.zeros(0, dtype=np.int64))
+                tests.append(owners[-1])
+                continue
             owners.append(sources.add(client.data))
             test_source = client.eval or (client.data if config.eval_dataset_split else None)
             tests.append(owners[-1][:0] if test_source is None else sources.add(test_source, held_out=True))

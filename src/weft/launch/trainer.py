@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 
 from weft.config import RunConfig
 from weft.core.exchange import Runtime
-from weft.core.files import write_atomic
 from weft.core.metrics import ENDPOINT_COUNTS
 from weft.core.types import Metrics, ServerState, Tensors
 from weft.errors import BudgetSpent, ConfigError, RunError
@@ -28,24 +26,24 @@ from weft.json_types import JsonObject
 from weft.launch import compose, rank_group
 from weft.launch.best import BestRule
 from weft.launch.budgets import account_of
-from weft.launch.commits import Commits, Position
+from weft.launch.commits import Commits, Logs, Position
 from weft.launch.federated import scores_of
 from weft.launch.malicious import attacked, malicious_of
+from weft.launch.pages import write_pages
 from weft.launch.personal_models import PersonalModels
 from weft.launch.population import Population
 from weft.launch.post_alignment import write_aligned
 from weft.launch.ray_actor import runtime_of
+from weft.launch.recorder import Recorder, made_of
 from weft.launch.records import Tally, evaluation_record, peak_memory, round_record, summary_of, tasks_record
 from weft.launch.results import has_shared, shared_of, write_weights
 from weft.launch.round_notes import notes
 from weft.launch.run_tasks import RunTasks
 from weft.models.group import RankGroup
 from weft.runs import checkpoint
-from weft.runs.card import write_card_of_round, write_cards
 from weft.runs.layout import RunDir
 from weft.runs.metrics import MetricsLog, flat, plain
 from weft.runs.progress import Progress
-from weft.runs.report import write_report
 from weft.runs.trackers import Trackers
 
 
@@ -99,9 +97,11 @@ class Trainer:
             )
         self.plan.protection.check(shared)
         self.account = account_of(config, self.plan.privacy, run, population.trained)
-        self.metrics = MetricsLog(run.metrics_file)
+        self.recorder = Recorder(run, self.account)
+        self.metrics = MetricsLog(run.metrics_file, self.recorder.hear)
         self.timing = MetricsLog(run.timing_file)
-        self.commits = Commits(config, run, self.metrics, self.timing, self.plan)
+        self.logs = Logs(self.metrics, self.timing, self.recorder.log)
+        self.commits = Commits(config, run, self.logs, self.plan)
 
     def run_all(self, values: Tensors) -> ServerState:
         """Run the rounds that are left, then write the results; return the state after the last.
@@ -109,32 +109,32 @@ class Trainer:
         Args:
             values: all that is trained, as the model was loaded.
         """
-        with self.metrics, self.timing:
-            state = self._all_rounds(self._start(values))
-        if self.announcer:
-            self.announcer.end()
-        self._finish(state)
+        with self.recorder.log:
+            with self.metrics, self.timing:
+                state = self._all_rounds(self._start(values))
+            if self.announcer:
+                self.announcer.end()
+            self._finish(state)
         return state
 
     def _start(self, values: Tensors) -> ServerState:
         """Return the state to go on from: that of the newest checkpoint, or the model as it was loaded."""
         saved_state = checkpoint.latest(self.run, self.progress.note)
         if saved_state is None:
-            self.metrics.truncate(0)
-            self.timing.truncate(0)
+            self.logs.truncate(0, 0, 0)
             checkpoint.rewind(self.run, 0)
             return self.evaluated or begin(self.plan, values, self.model.fixed)
         state, extra = saved_state
-        self.metrics.truncate(extra["metrics"])
-        self.timing.truncate(extra["timing"])
+        # Without a record, one begins here: an older version wrote none, or it was deleted.
+        self.logs.truncate(extra["metrics"], extra["timing"], extra.get("chain", 0) if self.logs.chain.size() else 0)
         self.tally = Tally(**extra["tally"])
-        # What clients wrote in rounds after the checkpoint belongs to rounds that are run again.
-        checkpoint.rewind(self.run, state.round)
+        checkpoint.rewind(self.run, state.round)  # what clients wrote later belongs to rounds that are run again
         return state
 
     def _all_rounds(self, state: ServerState) -> ServerState:
         """Run and commit the rounds that are left; return the state after the last."""
         config, population, commits = self.config, self.population, self.commits
+        self.recorder.begin(state.round, made_of(self.run, self.model.device))
         if self.tasks.asked and state.round == 0 and not self.metrics.size():
             self._record_tasks(state)
         position = commits.committed = self._position(state)
@@ -146,6 +146,7 @@ class Trainer:
                     position = self._position(state)
                 for result in () if self._is_over() else self._rounds(state, runtime):
                     self._record(result)
+                    self.recorder.add(result)
                     position = self._position(result.state)
                     best = self.tally.best or {}
                     commits.offer(position, now=best.get("round") == position.state.round)
@@ -193,7 +194,8 @@ class Trainer:
     def _position(self, state: ServerState) -> Position:
         """Return how far the run is, with the state after the round that was recorded last."""
         # Copied, since the tally goes on counting while this position waits to be committed.
-        return Position(state, self.metrics.size(), self.timing.size(), copy.deepcopy(vars(self.tally)))
+        metrics, timing, chain = (log.size() for log in self.logs)
+        return Position(state, metrics, timing, copy.deepcopy(vars(self.tally)), chain, self.logs.chain.head)
 
     def _record(self, result: RoundDone) -> None:
         record = round_record(result, self.plan.objective.metrics, self.malicious)
@@ -258,14 +260,8 @@ class Trainer:
             summary["best"] = self._write_best(state)
         if self.config.post_alignment is not None:
             summary["aligned"] = write_aligned(self.config, self.plan, self.model, self.run, state)
-        write_atomic(self.run.summary_file, (json.dumps(plain(summary), indent=1) + "\n").encode())
-        if self.config.report:
-            write_report(self.run.path)
-        else:
-            self.run.report_file.unlink(missing_ok=True)  # of an earlier start of the run
-        write_cards(self.run, personal=self.plan.personal)
-        if "best" in summary and summary["best"]["folder"] is not None:
-            write_card_of_round(self.run, self.run.path / summary["best"]["folder"], summary["best"]["round"])
+        self.recorder.end(state.round)
+        write_pages(self.run, plain(summary), report=self.config.report, personal=self.plan.personal)
         self.progress.finish(summary)
 
     def _write_best(self, state: ServerState) -> JsonObject:

@@ -21,6 +21,7 @@ from weft.core.texts import printable
 from weft.data.dataset_card import front_matter
 from weft.data.load import kind_of
 from weft.json_types import JsonObject
+from weft.runs.chain import head_of
 from weft.runs.comparison import KINDS, ComparisonRow, Outcome, compared_metrics, verb_of
 from weft.runs.fingerprints import Fingerprints, read_fingerprints
 from weft.runs.layout import RunDir
@@ -108,7 +109,7 @@ def write_card(
     origin = _origin_of(config, front_matter(original / CARD) if original is not None else {}, base)
     body = [
         _title(config, origin, whole, of_client),
-        _training(config, summary, split, origin, read_fingerprints(run)),
+        _training(config, summary, split, origin, read_fingerprints(run), head_of(run.chain_file)),
         _scores(Outcome("", config, summary, personal)),
         scores_section(run, folder),
         _use(config, origin, whole, folder),
@@ -209,6 +210,7 @@ def _training(
     split: JsonObject,
     origin: Origin,
     fingerprints: Fingerprints,
+    head: str | None,
 ) -> str:
     """Return the table of how it was trained."""
     central = config["fed_alg"] == "central"
@@ -234,6 +236,7 @@ def _training(
         "data": f"`{origin.data}`" if origin.data else "not published",
         "split": split.get("strategy"),
         "seed": config["seed"],
+        "record of the run": None if head is None else f"`{head}`",
     }
     lines = [f"| {name} | {_cell(value)} |" for name, value in rows.items() if value is not None]
     return "\n".join(["## Training", "", "| | |", "|---|---|", *lines])

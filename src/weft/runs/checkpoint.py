@@ -104,6 +104,16 @@ def at(run: RunDir, round: int) -> ServerState:
     raise RunError(f"The checkpoint of round {round} in '{run.checkpoints}' cannot be read: name another by --round.")
 
 
+def extra_of(run: RunDir, round: int) -> JsonObject:
+    """Return the `extra` of the checkpoint after `round` rounds, unchecked; RunError if it cannot be read."""
+    try:
+        text = (run.checkpoints / f"round_{round:06d}" / "state.json").read_text(encoding="utf-8")
+        extra: JsonObject = json.loads(text)["extra"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"The checkpoint of round {round} in '{run.checkpoints}' cannot be read ({error}).") from None
+    return extra
+
+
 def rewind(run: RunDir, round: int) -> None:
     """Forget what clients and server wrote after `round` rounds: it was never committed, or is to be done again."""
     for path in _checkpoints(run):
@@ -163,6 +173,11 @@ def load_client_memory(run: RunDir, client: str, round: int) -> Streams:
         raise RunError(
             f"The memory of client '{client}' in '{path}' is damaged ({error}): begin again with --overwrite."
         ) from error
+
+
+def memory_file(directory: Path, round: int) -> Path | None:
+    """Return the file with what a client remembers after `round` rounds; None: it remembers nothing."""
+    return _newest(_memories(directory), round)
 
 
 class _DamagedFile(Exception):

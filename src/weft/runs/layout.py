@@ -122,6 +122,11 @@ class RunDir:
         return self.path / "timing.jsonl"
 
     @property
+    def chain_file(self) -> Path:
+        """The record of all rounds, a chain of hashes."""
+        return self.path / "chain.jsonl"
+
+    @property
     def summary_file(self) -> Path:
         """The numbers of the finished run, one JSON object."""
         return self.path / "summary.json"

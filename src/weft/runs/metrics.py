@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -45,13 +46,15 @@ def to_line(record: JsonObject) -> str:
 class MetricsLog:
     """A log that is only appended to; lines are sure to last once they are committed."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, hear: Callable[[JsonObject], None] = lambda _: None) -> None:
+        """Open the log; `hear` is called with every line that is added."""
+        self._path, self._hear = path, hear
         self._file = open(path, "ab")  # noqa: SIM115 - open for the life of the log
 
     def append(self, record: JsonObject) -> None:
         """Add one line."""
         self._file.write(to_line(record).encode() + b"\n")
+        self._hear(record)
 
     def size(self) -> int:
         """Return the length of the log in bytes, with what is not written yet."""

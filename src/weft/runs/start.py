@@ -27,6 +27,9 @@ CHECKPOINT = r"round_\d+(\.old)?"
 RUN_FILES = (
     "metrics.jsonl",
     "timing.jsonl",
+    "chain.jsonl",
+    "forgotten.json",
+    "updates",
     CHECKPOINTS,
     "clients",
     "split.json",

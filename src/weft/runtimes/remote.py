@@ -74,6 +74,8 @@ class RemoteSites(Runtime):
     """Returns the handshake message of a site; None: there is none."""
     why_not: Callable[[str, Packed], str] = lambda *_: ""
     """Returns why a site's answer to a repeated handshake keeps it from the message at hand; "": it does not."""
+    checked: Callable[[Reply], Reply] = lambda reply: reply
+    """Returns a reply, or a failure in place of one that another than its site sent."""
     session: str = field(default_factory=lambda: secrets.token_hex(4))
     exchanges: int = 0
     pending_undos: dict[str, list[Undo]] = field(default_factory=dict)
@@ -144,7 +146,8 @@ class RemoteSites(Runtime):
             self.pending_undos[client] = []
             return Failure(client, message.round, raw)
         max_bytes, max_tensors = self.largest()
-        return open_reply(raw, client, message.round, run=self.run, max_bytes=max_bytes, max_tensors=max_tensors)
+        limits = {"max_bytes": max_bytes, "max_tensors": max_tensors}
+        return self.checked(open_reply(raw, client, message.round, run=self.run, **limits))
 
     def _ask_until_done(self, message: Message, packer: Packer, number: str, closed: threading.Event) -> Packed | str:
         """Return a site's answer, or (as str) why there is none; a restarted site gets the handshake again."""

@@ -71,6 +71,7 @@ class SiteClient:
         self.agreed: JsonObject = {}
         self.budget: SiteBudget | None = None
         self.releases: Releases | None = None
+        self.identity: Identity | None = None
         self._steps = 0
 
     def progress(self) -> int:
@@ -158,7 +159,9 @@ class SiteClient:
         report, export = partial(reportable, self.policy), self._export
         # A round may be one step on one row.
         summed = host.plan.local.rows_in_metrics(counts["rows"], host.plan.objective.reuse)
-        identity = self._identity(named) if protection.sum_only and common is None else None
+        needed = protection.sum_only and common is None
+        self.identity = self._identity(named, needed=needed)
+        identity = self.identity if needed else None
         least = self.policy.accept.min_clients or 0
         trained = replace(
             host.train_clients, reportable=partial(report, rows=summed), export=export, identity=identity, least=least
@@ -200,13 +203,21 @@ class SiteClient:
             raise Refused("the base model here is not the server's: its weights have another hash")
         return builder, base
 
-    def _identity(self, run: str) -> Identity:
-        """Return the site's certificate, by which other sites know whose public keys a server passes on."""
+    def _identity(self, run: str, *, needed: bool) -> Identity | None:
+        """Return the site's certificate: it signs updates, and other sites know by it whose keys a server passes on."""
         if self.kit is None:
-            raise Refused("it runs without a start-up kit, so other sites cannot know its part of a masked sum")
+            if needed:
+                raise Refused("it runs without a start-up kit, so other sites cannot know its part of a masked sum")
+            return None
         from weft.sites.identity import identity_of
 
-        return identity_of(self.kit, run)
+        try:
+            return identity_of(self.kit, run)
+        except ConfigError as error:
+            if needed:
+                raise
+            log.warning("updates are not signed: %s", error)
+            return None
 
     def hear_cohort(self, request: JsonObject) -> JsonObject:
         """Take note of how many clients a round has, after all sites have answered the handshake.
@@ -257,13 +268,21 @@ class SiteClient:
                 reply: Reply = Failure(message.client, message.round, why)
             else:
                 with self.bounds.work(message):
-                    reply = self.client_host.reply(message)
+                    reply = self._signed(self.client_host.reply(message))
                 if isinstance(reply, Failure):
                     log.warning("round %d: this site %s", message.round + 1, reply.reason)
         except Exception as error:
             log.exception("round %d", message.round)
             reply = Failure(message.client, message.round, self._reason(error, "the site failed"))
         return pack(reply, self.run)
+
+    def _signed(self, reply: Reply) -> Reply:
+        """Return a reply, signed by the site's certificate if it has one and the reply is an update."""
+        if self.identity is None:
+            return reply
+        from weft.sites.signatures import signed
+
+        return signed(reply, self.identity)
 
     def _reason(self, error: Exception, what: str) -> str:
         """Return the reason to send for an error: no data and no path of the site."""

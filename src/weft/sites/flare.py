@@ -29,6 +29,7 @@ from weft.errors import ConfigError, RunError, RunInUse, WeftError
 from weft.json_types import JsonObject
 from weft.runtimes.mailbox import WAIT, Mailbox, Packed, PollResult, TransportBroken
 from weft.sites import endpoints
+from weft.sites.identity import AUTHORITY
 from weft.sites.job import STOP, check_name
 from weft.sites.model_process import ModelProcess
 from weft.sites.part_files import FOLDER
@@ -151,7 +152,7 @@ class ServerJob:
     ) -> None:
         """Run; wait a while for the lock of the run, which an earlier process of a killed server may still hold."""
         until, kit = time.monotonic() + PATIENCE, Path(os.environ[KIT])
-        files = {"parts": kit / FOLDER, "endpoints": kit / endpoints.FILE}
+        files = {"parts": kit / FOLDER, "endpoints": kit / endpoints.FILE, "authority": kit / AUTHORITY}
         while True:
             try:
                 serve(keys, transport, sites, version("weft"), resume=True, hear=self._update_status, **files)

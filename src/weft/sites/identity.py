@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPubl
 from weft.errors import ConfigError
 
 LENGTH_BYTES = 4
+AUTHORITY = Path("startup/rootCA.pem")
+"""The certificate of the federation's authority, in every kit."""
 MAX_CERTIFICATE = 1 << 13
 HASH = hashes.SHA256()
 PADDING = padding.PSS(padding.MGF1(HASH), padding.PSS.DIGEST_LENGTH)
@@ -46,44 +48,62 @@ class KitIdentity:
         certificate = x509.load_pem_x509_certificate((startup / "client.crt").read_bytes())
         self._certificate = certificate.public_bytes(serialization.Encoding.DER)
         self._root = x509.load_pem_x509_certificate((startup / "rootCA.pem").read_bytes())
-        self._run = run.encode()
-
-    def _said(self, text: bytes) -> bytes:
-        return b"weft site" + len(self._run).to_bytes(LENGTH_BYTES, "big") + self._run + text
+        self._run = run
 
     def sign(self, text: bytes) -> bytes:
         """Return the certificate and the signature of a text in this run."""
-        said = self._said(text)
+        content = said(self._run, text)
         if isinstance(self._key, RSAPrivateKey):
-            signature = self._key.sign(said, PADDING, HASH)
+            signature = self._key.sign(content, PADDING, HASH)
         else:
-            signature = self._key.sign(said, ECDSA(HASH))
+            signature = self._key.sign(content, ECDSA(HASH))
         return len(self._certificate).to_bytes(LENGTH_BYTES, "big") + self._certificate + signature
 
     def vouches(self, name: str, text: bytes, proof: bytes) -> bool:
         """Return whether a site of this name has signed a text in this run."""
-        size = int.from_bytes(proof[:LENGTH_BYTES], "big")
-        if not 0 < size <= min(MAX_CERTIFICATE, len(proof)):
+        return vouched(self._root, self._run, name, text, proof)
+
+
+def said(run: str, text: bytes) -> bytes:
+    """Return what is signed for a text in a run."""
+    name = run.encode()
+    return b"weft site" + len(name).to_bytes(LENGTH_BYTES, "big") + name + text
+
+
+def vouched(
+    root: x509.Certificate, run: str, name: str, text: bytes, proof: bytes, *, expired_too: bool = False
+) -> bool:
+    """Return whether a proof shows that a site has signed a text in a run.
+
+    Args:
+        root: the certificate of the federation's authority.
+        run: identifies the run.
+        name: of the site.
+        text: what was signed.
+        proof: the site's certificate and its signature.
+        expired_too: believe a certificate that has expired since, as of what was signed long ago.
+    """
+    size = int.from_bytes(proof[:LENGTH_BYTES], "big")
+    if not 0 < size <= min(MAX_CERTIFICATE, len(proof)):
+        return False
+    try:
+        certificate = x509.load_der_x509_certificate(proof[LENGTH_BYTES : LENGTH_BYTES + size])
+        certificate.verify_directly_issued_by(root)
+        names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+        now = datetime.now(UTC)
+        is_valid = expired_too or certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
+        if [one.value for one in names] != [name] or not is_valid:
             return False
-        try:
-            certificate = x509.load_der_x509_certificate(proof[LENGTH_BYTES : LENGTH_BYTES + size])
-            certificate.verify_directly_issued_by(self._root)
-            names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
-            now = datetime.now(UTC)
-            if [one.value for one in names] != [name] or not (
-                certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
-            ):
-                return False
-            key, signature = certificate.public_key(), proof[LENGTH_BYTES + size :]
-            if isinstance(key, RSAPublicKey):
-                key.verify(signature, self._said(text), PADDING, HASH)
-            elif isinstance(key, EllipticCurvePublicKey):
-                key.verify(signature, self._said(text), ECDSA(HASH))
-            else:
-                return False
-        except (ValueError, TypeError, InvalidSignature):
+        key, signature = certificate.public_key(), proof[LENGTH_BYTES + size :]
+        if isinstance(key, RSAPublicKey):
+            key.verify(signature, said(run, text), PADDING, HASH)
+        elif isinstance(key, EllipticCurvePublicKey):
+            key.verify(signature, said(run, text), ECDSA(HASH))
+        else:
             return False
-        return True
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def identity_of(kit: Path, run: str) -> KitIdentity:

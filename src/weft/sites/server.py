@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from weft import config as configuration
+from weft.config import RunConfig
 from weft.core.types import Failure, Probe, ServerState, Tensors
 from weft.errors import ConfigError
 from weft.federation.plan import Plan
@@ -20,6 +21,7 @@ from weft.launch.client import ClientBuilder
 from weft.launch.disk_full import explain_full_disk
 from weft.launch.extend import changeable, report_changes
 from weft.launch.federated import evaluated_state
+from weft.launch.population import Population
 from weft.launch.privacy_plan import warn_of_noise
 from weft.launch.run import Run
 from weft.launch.run_tasks import RunTasks
@@ -38,6 +40,7 @@ from weft.sites import endpoints as asked
 from weft.sites import part_files
 from weft.sites.handshake import Handshake, Terms, shake_hands
 from weft.sites.rejoin import Rejoin
+from weft.sites.signatures import checker
 
 
 def serve(
@@ -49,6 +52,7 @@ def serve(
     resume: bool = False,
     parts: Path | None = None,
     endpoints: Path | None = None,
+    authority: Path | None = None,
     hear: Callable[[JsonObject], None] = lambda _: None,
 ) -> Run:
     """Run a configuration with sites as its clients, and return the finished run.
@@ -60,6 +64,7 @@ def serve(
         version: Weft's version here.
         resume: resume the run in `output_dir`, if there is one, from its newest checkpoint.
         parts, endpoints: folder of the files, and list of the addresses, that runs may name; None: they name none.
+        authority: file of the certificate that the sites' signatures are checked by; None: they are not.
         hear: called with entries for the run's status: the sites, every round, every evaluation.
 
     Raises:
@@ -87,19 +92,26 @@ def serve(
         Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers,
     ):
         birth = _birth(builder, tasks, run, notes, progress.note)
-        limits = config.silence_timeout, lambda: (1, 1), config.turn_timeout
-        remote = RemoteSites(transport, run_id(keys), *limits, note=progress.note)
+        remote = _remote(config, transport, f"{run_id(keys)} {birth}", authority, progress.note)
         terms = Terms(keys, base, birth, version, _largest_cohort(builder), config.min_clients)
         agreement = shake_hands(remote, terms, rejoin.order(config.sites, sites), sites, progress.note)
         rejoin.keep(rows := agreement.rows_of_participants())
         hear({"sites": rows, "refused": agreement.refused, "statistics": agreement.statistics})
-        _settle(builder, remote, agreement)
-        builder.take(population := agreement.population(agreement.left_out(config)))
+        population = _settle(builder, remote, agreement)
         host, values = builder.host(conditions=compose.conditions(config))
         parties = (config, run, host, population, progress, trackers, None, tasks)
         training = Trainer(*parties, begin=lambda _: nullcontext(remote), listener=hear, evaluated=evaluated)
         hear({"undelivered": _send_result(training.run_all(values), builder.plan, remote, rows)})
         return Run(run.path)
+
+
+def _remote(
+    config: RunConfig, transport: Transport, signed_as: str, authority: Path | None, note: Callable[[str], None]
+) -> RemoteSites:
+    """Return the runtime; `signed_as`: the run's id and birth, which sites sign with what they send."""
+    limits = config.silence_timeout, lambda: (1, 1), config.turn_timeout
+    name, checked = signed_as.rpartition(" ")[0], checker(authority, signed_as)
+    return RemoteSites(transport, name, *limits, note=note, checked=checked)
 
 
 def _birth(
@@ -120,8 +132,8 @@ def _largest_cohort(builder: ClientBuilder) -> int:
     return (config.group_size or config.sample_clients) if builder.plan.algorithm.buffer is None else 1
 
 
-def _settle(builder: ClientBuilder, remote: RemoteSites, agreement: Handshake) -> None:
-    """Make plan and runtime respect what the sites agreed to."""
+def _settle(builder: ClientBuilder, remote: RemoteSites, agreement: Handshake) -> Population:
+    """Make plan and runtime respect what the sites agreed to, and return the sites as the run's population."""
     plan, model = builder.plan, builder.model
 
     def why_not(name: str, raw: Packed) -> str:
@@ -143,6 +155,8 @@ def _settle(builder: ClientBuilder, remote: RemoteSites, agreement: Handshake) -
     if plan.algorithm.shares and plan.algorithm.buffer is None:
         # A round without any update is repeated: where a site is a whole client, that is an outage.
         builder.plan = replace(plan, cohorts=agreement.cohorts, quorum=max(1, plan.quorum))
+    builder.take(population := agreement.population(agreement.left_out(builder.config)))
+    return population
 
 
 def warn_of_one(rows: Mapping[str, int], share: float, note: Callable[[str], None]) -> None:

@@ -1,0 +1,124 @@
+"""What is left of a client that a run forgets: exactly, by its updates, by ascent; and what the record of rounds costs.
+
+    python benchmarks/forgetting.py [--seeds 3]
+
+Four clients, 40 rows each of made-up questions with made-up numbers for answers, so that a client's rows can only be
+remembered; a quarter of each is held out. A random Llama of some 40 k parameters, LoRA of rank 8 or all weights, 12
+rounds of 20 steps. The client `c1` is forgotten. Each score is the mean over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from common import machine
+
+METHODS = ("before", "ascent", "update", "exact")
+
+
+def write_rows(path: Path, client: int, count: int, seed: int) -> str:
+    """Write rows that only this client has."""
+    lots = random.Random(f"{seed} {client}")
+    rows = [
+        {"instruction": f"Number of ward {client} case {n}?", "output": str(lots.randrange(1000))} for n in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def model(folder: Path) -> str:
+    """Write a random Llama with a tokenizer of bytes."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = ["<s>", "</s>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE({word: number for number, word in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(fast), max_position_embeddings=512, **shape)).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return str(folder)
+
+
+def forget(run: Path, *words: str) -> Path:
+    """Run `weft forget`."""
+    from weft.cli import main
+
+    out = run.with_name(f"{run.name}-{len(list(run.parent.iterdir()))}")
+    code = main(["forget", str(run), "--client", "c1", "--yes", "--quiet", "--output_dir", str(out), *words])
+    assert code == 0
+    return out
+
+
+def one(folder: Path, base: str, seed: int, **more: Any) -> dict[str, dict[str, float]]:
+    """Train, forget in three ways, and return the scores."""
+    import weft
+
+    clients = [{"name": f"c{n}", "data": write_rows(folder / f"c{n}.jsonl", n, 40, seed)} for n in range(4)]
+    keys = {"model_name_or_path": base, "clients": clients, "sample_clients": 4, "num_rounds": 12, "max_steps": 20}
+    keys |= {"batch_size": 8, "learning_rate": 1e-2, "template": "alpaca", "seq_length": 256, "eval_fraction": 0.25}
+    keys |= {"dtype": "float32", "eval_every": 0, "keep_updates": True, "lr_scheduler_type": "constant", "seed": seed}
+    keys |= {"output_dir": str(folder / "run"), "peft_lora_dropout": 0.0}
+    run = weft.train(keys | more).path
+    exact = forget(run)
+    found: dict[str, dict[str, float]] = {}
+    for method in ("update", "ascent"):
+        cheap = forget(run, "--method", method, "--exact", str(exact))
+        found |= json.loads((cheap / "forgotten.json").read_text())["scores"]
+    return found
+
+
+def record() -> None:
+    """Print what digests of an update, and of a state with a server optimizer's memory, cost for each 32 MB."""
+    import torch
+
+    from weft.core.types import ServerState, Update
+    from weft.core.witness import reply_digest, state_digest
+
+    params = {f"layer_{n}": torch.randn(1 << 18) for n in range(32)}
+    update = Update("c", 0, 0, {"delta": params}, 1.0)
+    state = ServerState(params, {"exp_avg": params, "exp_avg_sq": params})
+    for name, work in (("reply", lambda: reply_digest(update)), ("state with moments", lambda: state_digest(state))):
+        times = []
+        for _ in range(5):
+            begin = time.process_time()
+            work()
+            times.append(time.process_time() - begin)
+        print(f"digest of a {name}, 8 M parameters: {1000 * min(times):.0f} ms")
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    seeds = range(1, parser.parse_args().seeds + 1)
+    print(machine())
+    record()
+    for name, more in (("LoRA", {"use_peft": True, "peft_lora_r": 8}), ("full", {"use_peft": False})):
+        all_scores = []
+        for seed in seeds:
+            with tempfile.TemporaryDirectory() as folder:
+                base = model(Path(folder) / "base")
+                all_scores.append(one(Path(folder), base, seed, **more))
+        for method in METHODS:
+            some = [scores[method] for scores in all_scores]
+            loss, membership = (statistics.mean(score[key] for score in some) for key in ("loss", "membership"))
+            again = ", ".join(
+                "more than 20" if score["relearning"] is None else str(score["relearning"]) for score in some
+            )
+            print(f"{name:5} {method:8} loss {loss:.3f}  membership {membership:.3f}  relearning {again}")
+
+
+if __name__ == "__main__":
+    main()

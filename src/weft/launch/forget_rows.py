@@ -1,0 +1,120 @@
+"""Data files without some rows: what a run reads that never had them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from weft.config import RunConfig
+from weft.data.load import resolve_source
+from weft.errors import ConfigError
+from weft.json_types import JsonObject
+
+KINDS = (".jsonl", ".json", ".csv")
+
+
+class Reduced(NamedTuple):
+    """A run on data without some rows."""
+
+    keys: JsonObject
+    """Of the run, with the copies in place of the files that had the rows."""
+    rows: int
+    """Rows that were taken out."""
+    clients: tuple[str, ...]
+    """Those that had them; none of a run that deals one file."""
+    files: dict[Path, bytes]
+    """The copies."""
+
+
+def without_rows(config: RunConfig, keys: JsonObject, rows: Path, folder: Path) -> Reduced:
+    """Return a run on copies of its data files without some rows; nothing is written.
+
+    Args:
+        config: the run that has the rows.
+        keys: its keys as they were saved.
+        rows: a file with the rows, as they stand in the data.
+        folder: of the copies.
+
+    Raises:
+        ConfigError: the rows or the data cannot be read here, or nobody has such rows.
+    """
+    gone = {_mark(row) for row in _read(rows, "--rows")}
+    if not gone:
+        raise ConfigError(f"'{rows}' has no rows: write the rows to forget, as they stand in the data.")
+    files: dict[Path, bytes] = {}
+    keys, count, affected = dict(keys), 0, []
+
+    def copy(name: str) -> tuple[str, int]:
+        source = Path(resolve_source(name, config.local_data_dir)).expanduser()
+        if source.suffix not in KINDS or not source.is_file():
+            raise ConfigError(
+                f"Rows can be taken out of files in {', '.join(KINDS)}, and the data are '{name}': take them out "
+                "there, and begin another run."
+            )
+        kept, dropped = _without(source, gone)
+        if not dropped:
+            return name, 0
+        target = folder / f"{len(files)}-{source.name}"
+        files[target] = kept
+        return str(target.absolute()), dropped
+
+    if config.clients:
+        clients = []
+        for client in keys["clients"]:
+            changed = dict(client)
+            if client["name"] not in config.forgotten:
+                taken = 0
+                for key in ("data", "eval"):
+                    if client.get(key):
+                        changed[key], dropped = copy(client[key])
+                        taken += dropped
+                if taken:
+                    affected.append(client["name"])
+                    count += taken
+            clients.append(changed)
+        keys["clients"] = clients
+    else:
+        keys["dataset_name"], count = copy(str(config.dataset_name))
+    if not count:
+        raise ConfigError(f"No row of '{rows}' is among the rows of the run, as they stand there: check their columns.")
+    return Reduced(keys, count, tuple(affected), files)
+
+
+def _mark(row: Any) -> str:
+    return json.dumps(row, sort_keys=True)
+
+
+def _read(path: Path, key: str) -> list[Any]:
+    """Return the rows of a file of the kinds that are known."""
+    if path.suffix not in KINDS or not path.is_file():
+        raise ConfigError(f"{key} is '{path}': write the path of a file in {', '.join(KINDS)}.")
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".csv":
+            return list(csv.DictReader(io.StringIO(text, newline="")))
+        if path.suffix == ".json":
+            rows = json.loads(text)
+            return rows if isinstance(rows, list) else [rows]
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"'{path}' cannot be read ({error}): check its format.") from None
+
+
+def _without(path: Path, gone: set[str]) -> tuple[bytes, int]:
+    """Return a file's content without some rows, the others byte for byte where each is a line; and how many went."""
+    if path.suffix == ".jsonl":
+        lines = path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if not line.strip() or _mark(json.loads(line)) not in gone]
+        return b"".join(kept), len(lines) - len(kept)
+    rows = _read(path, "the data")
+    left = [row for row in rows if _mark(row) not in gone]
+    if path.suffix == ".json":
+        return json.dumps(left, ensure_ascii=False, indent=1).encode(), len(rows) - len(left)
+    out = io.StringIO(newline="")
+    writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else [])
+    writer.writeheader()
+    writer.writerows(left)
+    return out.getvalue().encode(), len(rows) - len(left)

@@ -1,0 +1,210 @@
+"""Whether the record of a run fits itself and what lies beside it; what was changed by hand is named."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from weft.config import VOLATILE
+from weft.core.chain import BrokenChain
+from weft.core.witness import state_digest
+from weft.errors import ConfigError, DataError, RunError
+from weft.json_types import JsonObject
+from weft.launch.recorder import file_digest, results_of
+from weft.privacy.ledger import Ledger
+from weft.runs import checkpoint
+from weft.runs.chain import END, REPEATED, ROUND, beginning, field_digests, read_chain
+from weft.runs.fingerprints import read_fingerprints
+from weft.runs.layout import RunDir
+from weft.runs.metrics import plain, read
+from weft.runs.start import LEDGER
+from weft.runs.task_scores import CARD
+
+
+class Finding(NamedTuple):
+    """Something that is not as the run wrote it."""
+
+    file: str
+    """Its path below the directory of the run."""
+    what: str
+    """A clause: what differs."""
+    round: int | None = None
+    field: str = ""
+
+    def sentence(self) -> str:
+        """Return it as a sentence."""
+        parts = [f"round {self.round}"] if self.round is not None else []
+        parts += [f"the field '{self.field}'"] if self.field else []
+        where = f" ({', '.join(parts)})" if parts else ""
+        return f"{self.file}{where}: {self.what}."
+
+
+class Verified(NamedTuple):
+    """The record of a run, and what does not fit it."""
+
+    entries: list[JsonObject]
+    head: str
+    findings: list[Finding]
+
+    @property
+    def rounds(self) -> list[JsonObject]:
+        """The lines of rounds that counted."""
+        return [entry for entry in self.entries if entry.get("event") == ROUND]
+
+
+def verify(run: RunDir, head: str | None = None) -> Verified:
+    """Compare the record of a run with itself and with what lies beside it.
+
+    Args:
+        run: its directory.
+        head: a hash that was kept elsewhere, such as that of a model card; None: there is none.
+
+    Raises:
+        ConfigError: there is no run, or it has no record.
+    """
+    config = run.read_config()
+    if not run.chain_file.exists():
+        raise ConfigError(
+            f"The run in '{run.path}' has no record (chain.jsonl), because an older version made it: resume it, and "
+            "it has one from there on."
+        )
+    try:
+        entries, chains = read_chain(run.chain_file)
+    except BrokenChain as broken:
+        return Verified([], "", [_broken(run, broken.line)])
+    if not chains:
+        raise ConfigError(f"The record of the run in '{run.path}' is empty: wait for its first round.")
+    findings = [*_order(entries), *_beginning(run, config, entries), *_metrics(run, entries)]
+    findings += [*_checkpoints(run, entries, chains), *_ledger(run, entries), *_results(run, entries, chains[-1])]
+    if head is not None and head not in chains:
+        findings.append(Finding(run.chain_file.name, f"no line has the hash {head}, so the record was written anew"))
+    return Verified(entries, chains[-1], findings)
+
+
+def _broken(run: RunDir, line: int) -> Finding:
+    """Return the finding of a line that does not fit, with what can be read of it."""
+    round = None
+    with contextlib.suppress(ValueError, KeyError, TypeError, IndexError):
+        round = int(json.loads(run.chain_file.read_bytes().split(b"\n")[line - 1])["round"])
+    return Finding(run.chain_file.name, f"line {line} was changed, or one before it was taken out or put in", round)
+
+
+def _order(entries: list[JsonObject]) -> list[Finding]:
+    """Return what is missing between the rounds of a record."""
+    rounds = [entry["round"] for entry in entries if entry.get("event") == ROUND]
+    first = int(entries[0].get("after", 0)) + 1
+    expected = list(range(first, first + len(rounds)))
+    return [Finding("chain.jsonl", "its rounds do not follow one another")] if rounds != expected else []
+
+
+def _beginning(run: RunDir, config: JsonObject, entries: list[JsonObject]) -> list[Finding]:
+    """Return the keys and fingerprints that are not those that the run was made with."""
+    began, now = beginning(entries), plain(config)
+    findings = [
+        Finding(run.config_file.name, "the key is not what the run was made with", field=name)
+        for name in _differing(began.get("config", {}), {k: v for k, v in now.items() if k not in VOLATILE})
+    ]
+    try:
+        made_from = read_fingerprints(run)
+    except ConfigError as error:
+        return [*findings, Finding(run.fingerprints_file.name, str(error).rstrip("."))]
+    return findings + [
+        Finding(run.fingerprints_file.name, "the fingerprint is not what the run was made from", field=name)
+        for name in _differing(began.get("made_from", {}), made_from)
+    ]
+
+
+def _differing(recorded: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    return [
+        name for name in {**recorded, **found} if recorded.get(name, ...) != found.get(name, ...) and name in recorded
+    ]
+
+
+def _metrics(run: RunDir, entries: list[JsonObject]) -> list[Finding]:
+    """Return the lines and fields of metrics.jsonl that are not those of the record."""
+    name = run.metrics_file.name
+    try:
+        lines = read(run.metrics_file)
+    except DataError as error:
+        return [Finding(name, str(error).rstrip("."))]
+    recorded = [(entry, digests) for entry in entries for digests in entry.get("metrics", [])]
+    if int(entries[0].get("after", 0)):  # the record began later: lines of before are not in it
+        lines = lines[len(lines) - len(recorded) :] if len(lines) >= len(recorded) else lines
+    findings = []
+    for number, (entry, digests) in enumerate(recorded):
+        round = entry.get("round", entry.get("rounds"))
+        if number >= len(lines):
+            findings.append(Finding(name, "lines at its end are missing", round))
+            break
+        found = field_digests(lines[number])
+        fields = [field for field in {**digests, **found} if digests.get(field) != found.get(field)]
+        findings += [Finding(name, f"line {number + 1} was changed", round, field) for field in fields]
+    if len(lines) > len(recorded):  # of a round whose record was not written before the process ended
+        findings += [Finding(name, "has lines that the record has not")] if _is_whole(entries) else []
+    return findings
+
+
+def _is_whole(entries: list[JsonObject]) -> bool:
+    return bool(entries) and entries[-1].get("event") == END
+
+
+def _checkpoints(run: RunDir, entries: list[JsonObject], chains: list[str]) -> list[Finding]:
+    """Return the checkpoints whose tensors are not those of the record."""
+    states = {entry["round"]: entry["state"] for entry in entries if entry.get("event") == ROUND}
+    findings = []
+    for round in run.rounds:
+        file = f"checkpoints/round_{round:06d}"
+        try:
+            state, extra = checkpoint.at(run, round), checkpoint.extra_of(run, round)
+        except RunError:
+            findings.append(Finding(file, "it is damaged, or its tensors are not those that were saved", round))
+            continue
+        if round in states and state_digest(state) != states[round]:
+            findings.append(Finding(file, "its tensors are not those that the round ended with", round))
+        # A record that was begun later has no lines of earlier rounds.
+        if round > int(entries[0].get("after", 0)) and extra.get("head") not in chains:
+            findings.append(
+                Finding("chain.jsonl", "it ends before the checkpoint of the round, or was written anew", round)
+            )
+    return findings
+
+
+def _ledger(run: RunDir, entries: list[JsonObject]) -> list[Finding]:
+    """Return what is wrong with the ledger of the budget, where the run has one."""
+    recorded = [entry for entry in entries if "ledger" in entry]
+    if not recorded:
+        return []
+    try:
+        ledger = Ledger(run.path / LEDGER)
+    except ConfigError as error:
+        return [Finding(LEDGER, str(error).rstrip("."))]
+    return [
+        Finding(LEDGER, "it does not hold what the round had spent", entry["round"], "ledger")
+        for entry in recorded
+        if entry["event"] in (ROUND, REPEATED) and entry["ledger"] not in ledger.chains
+    ][:1]
+
+
+def _results(run: RunDir, entries: list[JsonObject], head: str) -> list[Finding]:
+    """Return the files that are not those that the run left, and cards with another head."""
+    if not _is_whole(entries):
+        return []
+    recorded, round = entries[-1]["files"], entries[-1]["rounds"]
+    findings = []
+    for name, digest in recorded.items():
+        if not (run.path / name).is_file():
+            findings.append(Finding(name, "it is not there any more", round))
+        elif file_digest(run.path / name) != digest:
+            findings.append(Finding(name, "its content is not what the run wrote", round))
+    new = {str(file.relative_to(run.path)) for file in results_of(run)} - recorded.keys()
+    findings += [Finding(name, "the run did not write it", round) for name in sorted(new)]
+    for card in (run.path / "adapter" / CARD, run.path / "model" / CARD):
+        if card.exists() and head not in card.read_text(encoding="utf-8"):
+            findings.append(Finding(_below(card, run), "it does not name the head of the record", round))
+    return findings
+
+
+def _below(path: Path, run: RunDir) -> str:
+    return str(path.relative_to(run.path))
