@@ -25,6 +25,7 @@ HELP = {
     "describe": "show what each client's rows are like, without training",
     "demo": "train three simulated hospitals, offline, in under three minutes",
     "evaluate": "score a run or a model on tasks",
+    "audit": "ask a run what it remembers of its rows, and what it gives away",
     "tasks": "list the evaluation tasks, and where their data is",
     "compare": "print runs side by side",
     "privacy": "say what a run protects, and what it has spent",

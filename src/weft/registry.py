@@ -163,6 +163,12 @@ SCORERS = {
     "rated": "weft.tasks.conversations:Rated",
 }
 """How evaluation tasks are asked and scored."""
+AUDITS = {
+    "exposure": "weft.audits.exposure:Exposure",
+    "epsilon": "weft.audits.epsilon:Epsilon",
+    "extraction": "weft.audits.extraction:Extraction",
+}
+"""What `weft audit` asks a finished run."""
 NATURAL_SPLITS = ("by", "domain")
 """Splits that determine the number of clients from the data."""
 COMMANDS = {
@@ -176,6 +182,7 @@ COMMANDS = {
     "describe": "weft.commands.describe:run",
     "demo": "weft.commands.demo:run",
     "evaluate": "weft.commands.evaluate:run",
+    "audit": "weft.commands.audit:run",
     "tasks": "weft.commands.tasks:run",
     "compare": "weft.commands.compare:run",
     "privacy": "weft.commands.privacy:run",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,11 @@ from weft.errors import DataError
 from weft.evaluation.heldout import ClosedQuestion
 from weft.federation.clients import Clients, MemoryStore
 from weft.json_types import JsonObject
+from weft.launch.canaries import Canary, changed_rows, planted, rows_planted
 from weft.launch.left_out import left_out_of
-from weft.launch.malicious import poison
 from weft.launch.overlap import count_repeats, separate_test_rows
 from weft.launch.parts import split
-from weft.launch.questions import choices_of, make_questions
+from weft.launch.questions import make_questions, questions_of
 from weft.launch.template_date import today
 from weft.launch.units import cut_units, with_units
 
@@ -63,6 +64,8 @@ class Population:
     """Training rows of each client, where they can change during the run; None: those of `trained`."""
     account: Account = field(default_factory=Account)
     """What was read, left out and not used."""
+    canaries: tuple[Canary, ...] = ()
+    """Planted records, and those that coins kept out."""
 
     def tested(self) -> list[str]:
         """Return the names of clients that have held-out rows."""
@@ -120,7 +123,8 @@ def populate(
     complete(sources, table, template)
     names, train, held_out = _shares(config, sources, table, owners, tests, first)
     honest = list(sources.examples) if isinstance(sources, Conversations) else []
-    if not isinstance(sources, Texts) and poison(config, sources.examples, names, train):
+    changes = changed_rows(config, sources, names, train, memory.secret)
+    if changes is not None and not isinstance(sources, Texts):
         table = sources.table(tokenizer, template)
         train = [table.within(part) for part in train]
     if not isinstance(sources, Texts) and not any(len(test) for test in tests):
@@ -138,15 +142,14 @@ def populate(
         pooled = [part for name, part in zip(names, train, strict=True) if name not in apart]
         all_rows = table.rows_of(np.concatenate([*pooled, *public_sets]))
         trained = Clients(["central"], [all_rows], [held_rows[0][:0]], table, memory)  # held-out rows stay with clients
-    choices, questions = None, dict[int, ClosedQuestion]()
-    if isinstance(table, ConversationTable) and isinstance(sources, Conversations):
-        choices = choices_of(config, honest, train)
-        questions = make_questions(choices, honest, held_out, table, tokenizer, template, config)
-    split = _describe(config, sources, table, names, list(map(np.concatenate, zip(train, held_out, strict=True))))
-    counts = {**table.counts, **sources.account.omissions.counts}
-    sizes = table.text_bytes if isinstance(table, Documents) else None
+    canaries, dealt = planted(config, table, changes or [], train, len(sources.origins))
+    make = partial(make_questions, tokenizer=tokenizer, template=template, config=config)
+    choices, questions = questions_of(config, honest, table, dealt, held_out, make)
+    split = _describe(config, sources, table, names, dealt, held_out, len(sources.origins) - rows_planted(canaries))
+    counts, sizes = {**table.counts, **sources.account.omissions.counts}, getattr(table, "text_bytes", None)
     people = (names, with_units(config, sources, table, trained), evaluated, questions, choices, counts, split, sizes)
-    return Population(*people, () if pool else tuple(map(names.index, apart)), apart, account=sources.account)
+    absent = () if pool else tuple(map(names.index, apart))
+    return Population(*people, absent, apart, account=sources.account, canaries=tuple(canaries))
 
 
 def _pair_up(table: TokenTable, rows: str, parts: Sequence[np.ndarray]) -> None:
@@ -204,15 +207,22 @@ def _with_public(clients: Clients, rows: Sequence[int] | np.ndarray) -> Clients:
 
 
 def _describe(
-    config: RunConfig, sources: Sources, table: TokenTable, names: list[str], parts: list[np.ndarray]
+    config: RunConfig,
+    sources: Sources,
+    table: TokenTable,
+    names: list[str],
+    train: list[np.ndarray],
+    held_out: list[np.ndarray],
+    examples: int,
 ) -> JsonObject:
     """Say what each client has; labels are those that the split went by, or the answers where it went by clients."""
     natural = bool(config.clients) or config.split_strategy in registry.NATURAL_SPLITS
-    labels = (sources.answers if natural else sources.labels)(np.arange(len(sources.origins)))
+    labels = (sources.answers if natural else sources.labels)(np.arange(examples))
     header = {
         "strategy": "clients" if config.clients else plugins.public_name(config.split_strategy),
         "column": config.split_column,
     }
+    parts = list(map(np.concatenate, zip(train, held_out, strict=True)))
     return header | describe_split(names, parts, table.lengths, labels)
 
 

@@ -49,7 +49,7 @@ AT_SERVER = frozenset(
     split_alpha split_min_rows shards_per_client endpoint_timeout endpoint_retries endpoint_parallel vocab_size compile
     tokenizer_min_count tokenizer_min_clients tokenizer_noise generation_engine vllm_memory
     eval_tasks eval_limit task_data include_path num_fewshot apply_chat_template best_metric early_stopping_rounds
-    leave_out evaluated_run attack attack_args num_malicious
+    leave_out evaluated_run attack attack_args num_malicious canaries canary_repetitions canary_clients
     """.split()
 )
 """Keys that only the server uses: a site keeps the defaults."""
