@@ -167,6 +167,8 @@ AUDITS = {
     "exposure": "weft.audits.exposure:Exposure",
     "epsilon": "weft.audits.epsilon:Epsilon",
     "extraction": "weft.audits.extraction:Extraction",
+    "membership": "weft.audits.membership:Membership",
+    "span": "weft.audits.span:Span",
 }
 """What `weft audit` asks a finished run."""
 NATURAL_SPLITS = ("by", "domain")

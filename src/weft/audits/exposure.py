@@ -24,6 +24,8 @@ from weft.models.resident import Resident
 
 TOGETHER = 32
 """Candidates in one pass."""
+IMPOSSIBLE = 1e-5
+"""Probability below which the control is not taken for chance."""
 KEPT_OUT = 0
 """Stands for the number of copies of canaries that are not in the rows."""
 
@@ -121,9 +123,11 @@ def _check_control(kept_out: Sequence[Ranked]) -> None:
     if len(kept_out) < 2:
         return
     mean = mean_of([one.exposure for one in kept_out])
-    # The exposure of a random rank has a mean and a deviation of about log2 e.
+    # Exposures of random ranks, in nats, are exponential: P[their sum > x] = P[Poisson(x) < n].
+    total = mean.value * len(kept_out) * math.log(2)
+    logs = [count * math.log(total) - total - math.lgamma(count + 1) for count in range(len(kept_out))] if total else []
     chance = 1 / math.log(2)
-    if mean.value > chance + 4 * chance / math.sqrt(len(kept_out)):
+    if mean.value > chance and sum(map(math.exp, logs)) < IMPOSSIBLE:
         raise CannotAudit(
             f"Canaries that are not in the rows have an exposure of {mean} bits, and chance gives {chance:.2f}: what "
             "is measured is not memory, so that no exposure is printed; write another --seed to see whether it stays."

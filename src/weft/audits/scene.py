@@ -9,13 +9,14 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from weft.core.secret import FILE as SECRET_FILE
 from weft.core.seeds import generator
-from weft.core.types import ServerState
+from weft.core.types import ServerState, Tensors
 from weft.data.encode import encode_choices
 from weft.data.words import lead_of
 from weft.errors import ConfigError, DataError
@@ -160,28 +161,36 @@ class Scene:
     def rows(self, *, members: bool) -> list[Row]:
         """Return rows that were trained on, or rows of the same clients that were held out, as the model reads them.
 
-        Canaries are not among them. There are at most `settings.limit`, drawn at random.
+        There are at most `settings.limit`, drawn at random, each content once. Canaries are left out, and held-out rows
+        that have the content of one that was trained on.
         """
         people = self.population
-        views = [client.held_out for client in people.evaluated]
-        if members:
-            views = [client.train for client in people.trained if client.name != PUBLIC]
+        taught = [client.train for client in people.trained if client.name != PUBLIC]
+        seen = {canary.answer for canary in self.canaries}
+        known = set[bytes]() if members else {view[place][0].tobytes() for view in taught for place in range(len(view))}
+        views = taught if members else [client.held_out for client in people.evaluated]
         found = [(view, place) for view in views for place in range(len(view))]
-        texts = {canary.answer for canary in self.canaries if canary.planted} if self.config.canaries else set()
-        order = self.chance("rows", str(members)).permutation(len(found))
         rows: list[Row] = []
-        for number in order:
+        for number in self.chance("rows", str(members)).permutation(len(found)):
             view, place = found[number]
             row: Row = view[place]
-            if texts and self._answer(row) in texts:
+            content = row[0].tobytes()
+            if content in known or (seen and self.text(row[0][row[1]]) in seen):
                 continue
+            known.add(content)
             rows.append(self.placed(row))
             if len(rows) == self.settings.limit:
                 break
         return rows
 
-    def _answer(self, row: Row) -> str:
-        return self.text(row[0][row[1]])
+    def rest(self, rows: Sequence[Row], most: int) -> list[Row]:
+        """Return training rows, canaries too, that are none of these, drawn at random."""
+        without = {row[0].tobytes() for row in rows}
+        taught = [client.train for client in self.population.trained]
+        found = [(view, place) for view in taught for place in range(len(view))]
+        order = self.chance("rest").permutation(len(found))
+        others = (self.placed(found[number][0][found[number][1]]) for number in order)
+        return list(islice((row for row in others if row[0].tobytes() not in without), most))
 
     def text(self, ids: np.ndarray) -> str:
         """Return ids as text."""
@@ -259,8 +268,8 @@ class Scene:
     # Updates
 
     @cached_property
-    def begun(self) -> tuple[ClientHost, ServerState]:
-        """What answers for the run's clients, and the state after the round that is meant.
+    def begun(self) -> tuple[ClientHost, ServerState, Tensors]:
+        """What answers for the run's clients, the state after the round that is meant, and what all rounds began from.
 
         Raises:
             CannotAudit: the run has no checkpoint.
@@ -268,5 +277,5 @@ class Scene:
         if self.run.round is None:
             raise CannotAudit(f"The run in '{self.run.path}' has no checkpoint, so it has no round to ask for updates.")
         builder, _ = self._built
-        host, _values = builder.host(reference=self.run.directory.reference_file)
-        return host, checkpoint.at(self.run.directory, self.run.round)
+        host, values = builder.host(reference=self.run.directory.reference_file)
+        return host, checkpoint.at(self.run.directory, self.run.round), values
