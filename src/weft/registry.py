@@ -167,8 +167,13 @@ AUDITS = {
     "exposure": "weft.audits.exposure:Exposure",
     "epsilon": "weft.audits.epsilon:Epsilon",
     "extraction": "weft.audits.extraction:Extraction",
+    "prompts": "weft.audits.prompts:Prompts",
     "membership": "weft.audits.membership:Membership",
+    "verbatim": "weft.audits.verbatim:Verbatim",
+    "refusals": "weft.audits.refusals:Refusals",
     "span": "weft.audits.span:Span",
+    "embedding": "weft.audits.embedding:Embedding",
+    "properties": "weft.audits.properties:Properties",
 }
 """What `weft audit` asks a finished run."""
 NATURAL_SPLITS = ("by", "domain")

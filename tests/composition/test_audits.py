@@ -38,7 +38,7 @@ def learnt(tiny_model, data, tmp_path_factory):
 
 
 def audit(run, *tests: str) -> dict:
-    assert main(["audit", str(run.path), "--quiet", "--tests", *tests]) == 0
+    assert main(["audit", str(run.path), "--quiet", "--shadows", "2", "--tests", *tests]) == 0
     return json.loads((run.path / "audit.json").read_text())
 
 
@@ -53,17 +53,33 @@ def test_what_stands_often_in_the_rows_is_exposed_and_what_does_not_is_not(learn
     assert extraction["0"]["value"] == 0
     assert numbers["epsilon"]["numbers"]["bound"] > 0.2
     assert numbers["epsilon"]["numbers"]["claimed"] is None
+    page = (learnt.path / "report.html").read_text()
+    assert "Exposure of canaries" in page
+    assert "kept out (control)" in page
 
 
 def test_rows_that_were_learnt_by_heart_are_recognised(learnt):
     found = audit(learnt, "membership")["audits"]["membership"]["numbers"]
     scores = found["scores"]
     assert found["rows"] == 50
-    for name in ("loss", "zlib", "Min-K%++", "reference", "LiRA, 4 shadows"):
-        assert scores[name]["auc"]["low"] > 0.5, name
+    for name in ("loss", "zlib", "Min-K%++", "reference", "LiRA, 2 shadows"):
+        assert scores[name]["auc"]["value"] > 0.55, name
     assert scores["loss"]["auc"]["value"] > 0.75
     assert scores["coin (control)"]["auc"]["low"] < 0.5 < scores["coin (control)"]["auc"]["high"]
     assert scores["loss"]["tpr_at_0.01"] is None  # 50 rows cannot say
+
+
+def test_prompts_and_first_halves_get_out_what_was_learnt_and_nothing_else(learnt):
+    found = audit(learnt, "prompts", "verbatim", "refusals")["audits"]
+    kinds = found["prompts"]["numbers"]["by_kind"]
+    assert set(kinds) == {
+        "direct question", "jailbreak", "moral pressure", "prefix completion", "repeated word"
+    }  # fmt: skip
+    assert all(rates["0"]["value"] == 0 for rates in kinds.values())
+    copies = found["verbatim"]["numbers"]["by_copies"]
+    assert copies["5 to 16 times"]["near"]["value"] > 0.3
+    assert copies["not at all: held out (control)"]["near"]["value"] < 0.2
+    assert found["refusals"]["numbers"]["harmful"]["value"] == 0  # a model of colours and codes refuses nothing
 
 
 def test_a_model_that_learnt_nothing_recognises_nobody(learnt, tmp_path):

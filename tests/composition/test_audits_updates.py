@@ -50,6 +50,19 @@ def test_full_training_gives_every_word_of_a_row_away(given):
     assert found["attribution"]["mean"]["low"] < 0.5 < found["attribution"]["mean"]["high"]
 
 
+def test_the_rows_of_the_embedding_and_a_probe_tell_more(given):
+    found = audit(given | {"eval_fraction": 0.5, "seq_length": 16}, "embedding", "properties")
+    assert found["embedding"]["numbers"]["one_step"]["value"] > 0.8
+    assert found["embedding"]["numbers"]["control"]["high"] < 0.25
+    assert found["properties"]["numbers"]["auc"]["value"] > 0.6
+    assert found["properties"]["numbers"]["control"]["low"] < 0.6
+
+
+def test_an_adapter_has_no_rows_of_the_embedding(given, capsys):
+    audit(given | {"use_peft": True}, "embedding", status=2)
+    assert "nothing to audit" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("rank", "leaks"), [(16, True), (4, False)])
 def test_a_lora_does_as_long_as_its_rank_is_above_the_words(given, rank, leaks):
     lora = {"use_peft": True, "peft_lora_r": rank, "peft_lora_target_modules": ["q_proj", "v_proj"], "seq_length": 9}

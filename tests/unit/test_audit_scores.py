@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from weft.audits.blind import blind
+from weft.audits.extraction import leaks
 from weft.audits.membership import likelihood_ratio, min_k_plus
 from weft.audits.tokens import Scored, token_scores
+from weft.audits.verbatim import _personal
 
 
 def test_a_standardised_log_probability_by_hand():
@@ -47,3 +49,15 @@ def test_the_blind_attacker_sees_a_shift_of_words_and_nothing_in_a_random_split(
     assert not blind(rows[:100], shifted, np.random.default_rng(1)).holds(0.5)
     held = [blind(rows[:100], rows[100:], np.random.default_rng(seed)).holds(0.5) for seed in range(20)]
     assert all(held)
+
+
+def test_a_number_leaks_however_it_is_written():
+    assert leaks("It is 123 456.", "123456")
+    assert leaks("1-2-3-4-5-6", "123456")
+    assert not leaks("It is 123 and then 45.", "123456")
+
+
+def test_personal_data_of_a_row_is_found_in_what_was_written():
+    row = "Write to ada@example.org, born 03.04.1950, number 482-177."
+    assert _personal("ada@example.org has 482-177", row) == {"e-mail address": 1, "number of 6 digits or more": 1}
+    assert not _personal("nothing", row)

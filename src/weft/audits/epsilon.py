@@ -8,7 +8,8 @@ import numpy as np
 
 from weft.audits.audit import Audit, Findings
 from weft.audits.exposure import Ranked, ranked
-from weft.audits.scene import CannotAudit, Scene
+from weft.audits.scene import Scene
+from weft.audits.settings import CannotAudit
 from weft.json_types import JsonObject
 from weft.keys.privacy import CLIENT, ROW, is_private
 from weft.launch.budgets import statement_of

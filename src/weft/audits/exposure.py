@@ -15,7 +15,8 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from weft.audits.audit import Audit, Findings
-from weft.audits.scene import CannotAudit, Scene
+from weft.audits.scene import Scene
+from weft.audits.settings import CannotAudit
 from weft.audits.statistics import mean_of
 from weft.evaluation.heldout import rank
 from weft.launch.canaries import DIGITS, Canary

@@ -16,7 +16,8 @@ import numpy as np
 
 from weft.audits.audit import Audit, Findings
 from weft.audits.blind import blind
-from weft.audits.scene import CannotAudit, Scene
+from weft.audits.scene import Scene
+from weft.audits.settings import CannotAudit
 from weft.audits.shadows import shadow_losses
 from weft.audits.statistics import Estimate, auc, tpr_at
 from weft.audits.tokens import Scored, scored
@@ -98,7 +99,7 @@ def scores_of(scene: Scene, rows: Sequence[Row], members: int) -> dict[str, np.n
         scores["reference"] = before - losses
     shadows = shadow_losses(scene, rows)
     if shadows is not None:
-        scores["LiRA, 4 shadows"] = likelihood_ratio(-losses, *shadows)
+        scores[f"LiRA, {len(shadows[0])} shadows"] = likelihood_ratio(-losses, *shadows)
     return scores
 
 

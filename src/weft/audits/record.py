@@ -9,7 +9,8 @@ from importlib.metadata import version
 
 from weft import registry
 from weft.audits.audit import Audit
-from weft.audits.scene import CannotAudit, Scene
+from weft.audits.scene import Scene
+from weft.audits.settings import CannotAudit
 from weft.core.files import write_atomic
 from weft.errors import ConfigError
 from weft.json_types import JsonObject

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
+from weft.audits.settings import CannotAudit, Settings
 from weft.core.secret import FILE as SECRET_FILE
 from weft.core.seeds import generator
 from weft.core.types import ServerState, Tensors
 from weft.data.encode import encode_choices
+from weft.data.formats import Example, Turn
+from weft.data.tokenize import begin_and_end_ids
 from weft.data.words import lead_of
 from weft.errors import ConfigError, DataError
 from weft.federation.client_host import ClientHost
@@ -34,26 +36,8 @@ from weft.models.resident import Resident
 from weft.runs import checkpoint
 from weft.tasks.local_model import LocalModel
 
-CAN_STILL = "exposure, epsilon, extraction and prompts, which need no rows but the run's canaries"
+CAN_STILL = "exposure, epsilon, extraction, prompts (they need canaries) or refusals"
 OF_MODEL = ("device", "dtype", "load_in_8bit", "load_in_4bit", "trust_remote_code")
-
-
-class CannotAudit(ConfigError):
-    """An audit that a run does not allow, or whose control failed, with the reason and a remedy."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How much an audit asks."""
-
-    seed: int = 0
-    limit: int = 200
-    """Most rows of each kind."""
-    candidates: int = 255
-    """Numbers that a canary's own is ranked among."""
-    client: str | None = None
-    """Whose model, where each client has its own."""
-    batch_size: int = 16
 
 
 class Scene:
@@ -248,6 +232,28 @@ class Scene:
         )
         prompt = encoded.prompts[0] if self.local.place is None else self.local.place(encoded.prompts[0])
         return prompt, encoded.choices[0]
+
+    def asking(self, text: str) -> np.ndarray:
+        """Return the ids of a question, as the run's template writes it."""
+        turns = (Turn("user", text), Turn("assistant", ""))
+        if self.config.objective == "causal_lm":
+            return self.plain(text)
+        encoded = encode_choices(
+            [Example(turns)],
+            self.run.tokenizer,
+            self.template,
+            ["1", "2"],
+            seq_length=self.local.longest,
+            lead=lead_of(self.config),
+        )
+        prompt = encoded.prompts[0]
+        return prompt if self.local.place is None else self.local.place(prompt)
+
+    def plain(self, text: str) -> np.ndarray:
+        """Return the ids of a text that is to go on."""
+        begin = begin_and_end_ids(self.run.tokenizer)[0]
+        ids = self.run.tokenizer.encode(text, add_special_tokens=False)
+        return np.concatenate([lead_of(self.config), np.array([*begin, *ids], dtype=np.int32)])
 
     def write(self, prompts: Sequence[np.ndarray], tokens: int, *, temperature: float = 0.0) -> list[str]:
         """Return what the model writes after token ids.

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from weft.audits.scene import CannotAudit, Scene
+from weft.audits.scene import Scene
+from weft.audits.settings import CannotAudit
 from weft.compression.identity import Identity
 from weft.core.party import Party
 from weft.core.types import DELTA, ServerState, Tensors, Update

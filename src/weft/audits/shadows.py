@@ -17,9 +17,7 @@ from weft.models.layout import Row
 from weft.training.job import Job
 from weft.training.loop import GradientSteps
 
-SHADOWS = 4
-"""Pairs of them divide the rows."""
-MOST_STEPS = 200
+MOST_STEPS = 150
 """Optimizer steps of a shadow: an audit takes minutes, not hours."""
 MOST_OTHERS = 1000
 """Training rows beside those that are compared, on which every shadow is trained."""
@@ -29,10 +27,10 @@ def shadow_losses(scene: Scene, rows: Sequence[Row]) -> tuple[np.ndarray, np.nda
     """Train shadow models from the run's start, each on a random half of these rows, and on others.
 
     Returns:
-        (shadows, rows): minus the mean loss (nats) of each row, and whether the shadow was trained on it. None: the run
-        does not learn by gradients, or its rounds begin from no model that is here.
+        (shadows, rows): minus the mean loss (nats) of each row, and whether the shadow was trained on it. None: none
+        is asked for, or the run does not learn by gradients.
     """
-    if scene.config.finds_words or scene.config.prompt_method == "black_box":
+    if not scene.settings.shadows or scene.config.finds_words or scene.config.prompt_method == "black_box":
         return None
     host, _, start = scene.begun
     plan = host.plan
@@ -43,7 +41,7 @@ def shadow_losses(scene: Scene, rows: Sequence[Row]) -> tuple[np.ndarray, np.nda
     count = _passes(scene, scene.population) * (len(others) + len(rows) / 2) / (steps.batch_size * steps.accumulation)
     local: Any = GradientSteps(**vars(steps) | {"steps": min(MOST_STEPS, max(1, round(count)))})
     values, inside = [], []
-    for shadow in range(SHADOWS):
+    for shadow in range(scene.settings.shadows):
         half = np.isin(np.arange(len(rows)), scene.chance("shadow", shadow // 2).permutation(len(rows))[::2])
         chosen = half if shadow % 2 == 0 else ~half
         table = [*others, *(rows[int(number)] for number in np.flatnonzero(chosen))]

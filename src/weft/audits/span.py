@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from weft.audits.audit import Audit, Findings
-from weft.audits.scene import CannotAudit, Scene
+from weft.audits.recall import attribution, line, others_of, recalls
+from weft.audits.scene import Scene
 from weft.audits.sent import Row, Sent, Station
-from weft.audits.statistics import Estimate, auc, share
+from weft.audits.settings import CannotAudit
+from weft.audits.statistics import share
 from weft.core.types import Tensors
 from weft.json_types import JsonObject
 from weft.models.resident import Resident
@@ -155,13 +157,13 @@ class Span(Audit):
         spans = Spans(station.host.model, station.state.params)
         rows = station.drawn(ROWS)
         sent = [station.one_step(row) for row in rows]
-        step, control = _recalls(spans, sent)
+        step, control = recalls(spans.scores, sent)
         if control.low > 0.25:
             raise CannotAudit(
                 f"The control failed: the update of one row gives {control} of the words of another, so that the "
                 "recall says nothing; write another --seed."
             )
-        cells = [_line("one row, one step", step, sent), _line("another row's update (control)", control, sent)]
+        cells = [line("one row, one step", step, sent), line("another row's update (control)", control, sent)]
         numbers: JsonObject = {
             "blind_from": spans.most, "vocabulary": spans.vocabulary, "one_step": step.as_json(),
             "control": control.as_json(), "tokens": [len(one.tokens[0]) for one in sent],
@@ -177,10 +179,10 @@ class Span(Audit):
         sent = [station.whole_round(name) for name in names]
         if len(sent) < 2:
             return
-        recall, _ = _recalls(spans, sent)
+        recall, _ = recalls(spans.scores, sent)
         numbers["round"] = recall.as_json()
         numbers["round_tokens"] = [len(one.tokens[0]) for one in sent]
-        cells.append(_line("a client's whole round", recall, sent))
+        cells.append(line("a client's whole round", recall, sent))
 
     def _mean(
         self,
@@ -201,13 +203,13 @@ class Span(Audit):
             notes.append(f"The mean of several clients is left out. {error}")
             return
         union = frozenset().union(*mean.tokens)
-        own = [tokens - _others(mean.tokens, place) for place, tokens in enumerate(mean.tokens)]
+        own = [tokens - others_of(mean.tokens, place) for place, tokens in enumerate(mean.tokens)]
         wanted = frozenset().union(*own)
         scores = spans.scores(mean.delta, len(union))
         found = set(scores.topk(len(union)).indices.tolist())
         recall = share(len(found & wanted), len(wanted))
         alone = [spans.scores(station.one_step(row).delta, len(mean.tokens[place])) for place, row in enumerate(some)]
-        told, mixed = _attribution(alone, own), _attribution([scores] * len(some), own)
+        told, mixed = attribution(alone, own), attribution([scores] * len(some), own)
         numbers["mean"] = recall.as_json() | {"clients": len(some), "tokens": len(union)}
         numbers["attribution"] = {"updates": told.as_json(), "mean": mixed.as_json()}
         cells.append([f"the mean of {len(some)} clients", str(recall), str(len(union))])
@@ -217,41 +219,6 @@ class Span(Audit):
             f"Whose word is it? AUC {told} from single updates, {mixed} from the mean (0.5 is chance). The server "
             f"{seen}."
         )
-
-
-def _others(tokens: Sequence[frozenset[int]], place: int) -> frozenset[int]:
-    return frozenset().union(*(one for other, one in enumerate(tokens) if other != place))
-
-
-def _recalls(spans: Spans, sent: Sequence[Sent]) -> tuple[Estimate, Estimate]:
-    """Return the recall of each row's own words from its update, and from that of the next row."""
-    hits, misled, of = 0, 0, 0
-    found = []
-    for one in sent:
-        count = min(len(one.tokens[0]), spans.vocabulary - 1)
-        found.append(set(spans.scores(one.delta, count).topk(count).indices.tolist()))
-    for place, one in enumerate(sent):
-        after = (place + 1) % len(sent)
-        own = one.tokens[0] - sent[after].tokens[0]
-        hits, misled, of = hits + len(own & found[place]), misled + len(own & found[after]), of + len(own)
-    return share(hits, of), share(misled, of)
-
-
-def _attribution(scores: Sequence[Tensor], own: Sequence[frozenset[int]]) -> Estimate:
-    """Return how well the words of one client are told from those of the others, by scores for each client."""
-    inside, outside = [], []
-    for place, mine in enumerate(own):
-        theirs = frozenset().union(*(words for other, words in enumerate(own) if other != place))
-        inside += scores[place][sorted(mine)].tolist()
-        outside += scores[place][sorted(theirs)].tolist()
-    if not inside or not outside:
-        return Estimate(0.5, 0.0, 1.0)
-    return auc(torch.tensor(inside).numpy(), torch.tensor(outside).numpy())
-
-
-def _line(name: str, recall: Estimate, sent: Sequence[Sent]) -> list[str]:
-    counts = [len(one.tokens[0]) for one in sent]
-    return [name, str(recall), f"{min(counts)} to {max(counts)}"]
 
 
 def _blindness(spans: Spans, sent: Sequence[Sent]) -> str:

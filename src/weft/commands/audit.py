@@ -23,6 +23,9 @@ def _parser() -> Parser:
     parser.add_argument(
         "--candidates", type=int, default=255, metavar="N", help="numbers that a canary's own is ranked among [255]"
     )
+    parser.add_argument(
+        "--shadows", type=int, default=4, metavar="N", help="models that membership trains for LiRA; 0: none [4]"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of what is guessed and sampled [0]")
     parser.add_argument("--batch_size", type=int, default=16, metavar="N", help="rows at a time [16]")
     parser.add_argument("--client", metavar="NAME", help="whose model, where each client has its own")
@@ -43,17 +46,30 @@ def run(argv: list[str]) -> int:
     for name, least in (("limit", 2), ("candidates", 15), ("batch_size", 1)):
         if getattr(arguments, name) < least:
             raise ConfigError(f"--{name} is {getattr(arguments, name)}: write {least} or more.")
+    if arguments.shadows < 0 or arguments.shadows % 2:
+        raise ConfigError(
+            f"--shadows is {arguments.shadows}, and shadows come in pairs, each with the rows that the other lacks: "
+            "write 0, 2, 4 or more."
+        )
     names = list(registry.AUDITS) if arguments.all else list(dict.fromkeys(arguments.tests))
     for name in names:
         registry.require(registry.AUDITS, name, "audit")
     from weft.audits.record import audits_of, put
-    from weft.audits.scene import Scene, Settings
+    from weft.audits.scene import Scene
+    from weft.audits.settings import Settings
     from weft.core.files import json_line
     from weft.launch.run import Run
     from weft.runs.report import write_report
 
     opened = Run(arguments.run, round=arguments.round, accept_changed=arguments.accept_changed)
-    settings = Settings(arguments.seed, arguments.limit, arguments.candidates, arguments.client, arguments.batch_size)
+    settings = Settings(
+        arguments.seed,
+        arguments.limit,
+        arguments.candidates,
+        arguments.client,
+        arguments.batch_size,
+        arguments.shadows,
+    )
     scene = Scene(opened, settings)
 
     def say(name: str) -> None:
