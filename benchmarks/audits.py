@@ -101,7 +101,7 @@ def measure(arm: str, seed: int) -> dict[str, Any]:
         for run, audits in zip(runs, names, strict=True):
             scene = Scene(run, Settings(seed=seed, candidates=127, shadows=0))
             found |= put(scene, audits_of(audits), all_of_them=True)["audits"]
-        loss = runs[0].summary["train_loss"] if "train_loss" in runs[0].summary else None
+        loss = runs[0].summary.get("train_loss")
         numbers = {name: audit["numbers"] for name, audit in found.items()}
     return {"arm": arm, "seed": seed, "loss": loss, "cpu_seconds": time.process_time() - began, **numbers}
 

@@ -173,6 +173,7 @@ AUDITS = {
     "refusals": "weft.audits.refusals:Refusals",
     "span": "weft.audits.span:Span",
     "embedding": "weft.audits.embedding:Embedding",
+    "inversion": "weft.audits.inversion:Inversion",
     "properties": "weft.audits.properties:Properties",
 }
 """What `weft audit` asks a finished run."""

@@ -51,11 +51,13 @@ def test_full_training_gives_every_word_of_a_row_away(given):
 
 
 def test_the_rows_of_the_embedding_and_a_probe_tell_more(given):
-    found = audit(given | {"eval_fraction": 0.5, "seq_length": 16}, "embedding", "properties")
+    found = audit(given | {"eval_fraction": 0.5, "seq_length": 16}, "embedding", "properties", "inversion")
     assert found["embedding"]["numbers"]["one_step"]["value"] > 0.8
     assert found["embedding"]["numbers"]["control"]["high"] < 0.25
     assert found["properties"]["numbers"]["auc"]["value"] > 0.6
     assert found["properties"]["numbers"]["control"]["low"] < 0.6
+    assert found["inversion"]["numbers"]["one_step"]["value"] > found["inversion"]["numbers"]["control"]["high"] / 2
+    assert found["inversion"]["numbers"]["one_step"]["value"] > 2 * found["inversion"]["numbers"]["control"]["value"]
 
 
 def test_an_adapter_has_no_rows_of_the_embedding(given, capsys):

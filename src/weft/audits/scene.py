@@ -27,13 +27,14 @@ from weft.launch.canaries import Canary, canaries_of
 from weft.launch.client import ClientBuilder
 from weft.launch.client_memory import DiskMemory
 from weft.launch.population import PUBLIC, Population, load_template, template_name
+from weft.launch.provenance import data_of
 from weft.launch.run import Run
 from weft.launch.subject import of_model, of_run
 from weft.launch.tokenizer import with_tokenizer
 from weft.models.generate import Sampling, generate
 from weft.models.layout import Row
 from weft.models.resident import Resident
-from weft.runs import checkpoint
+from weft.runs import checkpoint, fingerprints
 from weft.tasks.local_model import LocalModel
 
 CAN_STILL = "exposure, epsilon, extraction, prompts (they need canaries) or refusals"
@@ -111,7 +112,10 @@ class Scene:
         values = self.config.model_dump(mode="json") | {"runtime": "inprocess", "parallel": "none"}
         config = type(self.config)(**{name: value for name, value in values.items() if value is not None})
         builder = ClientBuilder(with_tokenizer(config, folder.path / "tokenizer"))
-        return builder, builder.read(DiskMemory(folder))
+        people = builder.read(DiskMemory(folder))
+        # Rows that changed since would be taken for what the model was trained on.
+        fingerprints.check(folder, data_of(self.config), accept=self.run.accept_changed)
+        return builder, people
 
     @property
     def population(self) -> Population:
