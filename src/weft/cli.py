@@ -27,6 +27,7 @@ HELP = {
     "demo": "train three simulated hospitals, offline, in under three minutes",
     "evaluate": "score a run or a model on tasks",
     "attack": "change questions until a model answers wrongly, and count how many it takes",
+    "audit": "ask a run what it remembers of its rows, and what it gives away",
     "tasks": "list the evaluation tasks, and where their data is",
     "compare": "print runs side by side",
     "report": "write the page of a run again",

@@ -182,6 +182,20 @@ SCORERS = {
     "rated": "weft.tasks.conversations:Rated",
 }
 """How evaluation tasks are asked and scored."""
+AUDITS = {
+    "exposure": "weft.audits.exposure:Exposure",
+    "epsilon": "weft.audits.epsilon:Epsilon",
+    "extraction": "weft.audits.extraction:Extraction",
+    "prompts": "weft.audits.prompts:Prompts",
+    "membership": "weft.audits.membership:Membership",
+    "verbatim": "weft.audits.verbatim:Verbatim",
+    "refusals": "weft.audits.refusals:Refusals",
+    "span": "weft.audits.span:Span",
+    "embedding": "weft.audits.embedding:Embedding",
+    "inversion": "weft.audits.inversion:Inversion",
+    "properties": "weft.audits.properties:Properties",
+}
+"""What `weft audit` asks a finished run."""
 NATURAL_SPLITS = ("by", "domain")
 """Splits that determine the number of clients from the data."""
 COMMANDS = {
@@ -197,6 +211,7 @@ COMMANDS = {
     "demo": "weft.commands.demo:run",
     "evaluate": "weft.commands.evaluate:run",
     "attack": "weft.commands.attack:run",
+    "audit": "weft.commands.audit:run",
     "tasks": "weft.commands.tasks:run",
     "compare": "weft.commands.compare:run",
     "report": "weft.commands.report:run",

@@ -232,6 +232,9 @@ class Keys(TypedDict, total=False):
     apply_chat_template: bool
     best_metric: str | None
     early_stopping_rounds: int
+    canaries: int
+    canary_repetitions: list[int]
+    canary_clients: list[str]
     output_dir: str | PathLike[str]
     seed: int
     save_model_freq: int

@@ -7,8 +7,9 @@ from pydantic import ConfigDict, field_validator, model_validator
 from weft import kinds, registry
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
-from weft.keys import alignment, checks, data, evaluation, federation, model, privacy, prompt, run, training
+from weft.keys import alignment, audits, checks, data, evaluation, federation, model, privacy, prompt, run, training
 from weft.keys.alignment import AlignmentKeys
+from weft.keys.audits import AuditKeys
 from weft.keys.data import Client, DataKeys
 from weft.keys.effects import Effect
 from weft.keys.evaluation import EvaluationKeys
@@ -23,14 +24,23 @@ __all__ = ["EFFECTS", "Client", "RunConfig"]
 
 TABLES = {
     module.__name__: module.WORKS
-    for module in (model, data, training, evaluation, federation, privacy, prompt, alignment, run)
+    for module in (model, data, training, evaluation, federation, privacy, prompt, alignment, audits, run)
 }
 EFFECTS: dict[str, Effect] = {key: effect for table in TABLES.values() for key, effect in table.items()}
 """When each key has an effect."""
 
 
 class RunConfig(
-    RunKeys, EvaluationKeys, TrainingKeys, AlignmentKeys, PrivacyKeys, FederationKeys, DataKeys, PromptKeys, ModelKeys
+    RunKeys,
+    AuditKeys,
+    EvaluationKeys,
+    TrainingKeys,
+    AlignmentKeys,
+    PrivacyKeys,
+    FederationKeys,
+    DataKeys,
+    PromptKeys,
+    ModelKeys,
 ):
     """All keys of a run; help texts list them in the order of the base classes, the last one first."""
 
@@ -50,6 +60,7 @@ class RunConfig(
         "clean",
         "forgotten",
         "contamination",
+        "canary_clients",
         mode="before",
     )
     @classmethod

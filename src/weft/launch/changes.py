@@ -1,19 +1,34 @@
-"""Training rows that an attack or cleaners change before they are trained on."""
+"""Training rows that an attack, cleaners and canaries change before they are trained on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from weft.config import RunConfig
+from weft.core.secret import Secret
 from weft.data.source_kinds import Texts
 from weft.errors import DataError
 from weft.json_types import JsonObject
+from weft.launch.canaries import Canary, plant
 from weft.launch.cleaning import Surprise, clean_shares
 from weft.launch.malicious import malicious_of, poison
 from weft.launch.reading import AnySources, TokenTable
+
+
+class Changes(NamedTuple):
+    """What became of the training examples."""
+
+    shares: list[np.ndarray | None] | None
+    """What is left to each client, and of the public examples; None: nothing changed."""
+    cleaning: JsonObject
+    """The entry `cleaning` of the split."""
+    honest: list[Any]
+    """The examples for measuring, which no attack has changed."""
+    canaries: list[Canary]
+    """Planted records, and those that coins kept out."""
 
 
 def changed(
@@ -23,22 +38,30 @@ def changed(
     shares: Sequence[np.ndarray | None],
     held_out: Sequence[np.ndarray],
     surprise: Surprise | None,
-) -> tuple[list[np.ndarray | None] | None, JsonObject, list[Any]]:
-    """Poison and clean the training examples, as far as the run says.
+    secret_of: Callable[[str], Secret],
+) -> Changes:
+    """Poison and clean the training examples and plant canaries, as far as the run says.
 
-    An attack comes first: cleaning is what may find it. Malicious clients do not clean their own poison.
+    An attack comes first: cleaning is what may find it. Malicious clients do not clean their own poison. Canaries come
+    last: they are to be in the rows that are trained on.
 
-    Returns:
-        What is left to each client, and of the public examples, or None where nothing changed; the entry `cleaning` of
-        the split; the examples for measuring, which no attack has changed.
+    Args:
+        config: the run.
+        sources: have the examples.
+        names: of the clients.
+        shares: the numbers of the examples that each client trains on, and last the public ones, or None.
+        held_out: of each client.
+        surprise: as in `clean_shares`.
+        secret_of: returns the secret of a client.
     """
     untouched = list(getattr(sources, "examples", []))
     train = [part for part in shares[: len(names)] if part is not None]
     poisoned = not isinstance(sources, Texts) and poison(config, sources.examples, names, train)
     malicious = malicious_of(config, names)
     sets, cleaning = clean_shares(config, sources, names, shares, held_out, surprise, uncleaned=malicious)
+    canaries = plant(config, sources, names, sets, secret_of)
     honest = untouched if poisoned else getattr(sources, "examples", [])
-    return (sets if poisoned or cleaning else None), cleaning, honest
+    return Changes(sets if poisoned or cleaning or canaries else None, cleaning, honest, canaries)
 
 
 def still_there(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,6 @@ from weft import kinds, plugins, registry
 from weft.config import RunConfig
 from weft.core.libraries import Tokenizer
 from weft.data import splits
-from weft.data.documents import Documents
-from weft.data.encode import ConversationTable
 from weft.data.pairs import PairTable
 from weft.data.partition import hold_out
 from weft.data.rows import Account
@@ -25,13 +24,14 @@ from weft.errors import DataError
 from weft.evaluation.heldout import ClosedQuestion
 from weft.federation.clients import Clients, MemoryStore
 from weft.json_types import JsonObject
+from weft.launch.canaries import Canary, planted, rows_planted
 from weft.launch.changes import changed, still_there
 from weft.launch.cleaning import Surprise
 from weft.launch.forgotten import forgotten_of
 from weft.launch.left_out import left_out_of
 from weft.launch.overlap import count_repeats, separate_test_rows
 from weft.launch.parts import split
-from weft.launch.questions import choices_of, make_questions
+from weft.launch.questions import make_questions, questions_of
 from weft.launch.reading import TokenTable, read, sources_of, tokenized
 from weft.launch.template_date import today
 from weft.launch.units import cut_units, with_units
@@ -64,6 +64,8 @@ class Population:
     """Training rows of each client, where they can change during the run; None: those of `trained`."""
     account: Account = field(default_factory=Account)
     """What was read, left out and not used."""
+    canaries: tuple[Canary, ...] = ()
+    """Planted records, and those that coins kept out."""
 
     def forgotten_names(self) -> list[str]:
         """Return the names of clients whose rows are not used any more."""
@@ -127,10 +129,10 @@ def populate(
     complete(sources, table, template)
     names, train, held_out = _shares(config, sources, table, owners, tests, first)
     public_rows = None if public is None else table.within(public)
-    sets, cleaning, honest = changed(config, sources, names, [*train, public_rows], held_out, surprise)
-    if sets is not None:
+    changes = changed(config, sources, names, [*train, public_rows], held_out, surprise, memory.secret)
+    if changes.shares is not None:
         table = tokenized(sources, tokenizer, template)
-        train, public_rows = still_there(table, names, sets)
+        train, public_rows = still_there(table, names, changes.shares)
     if not isinstance(sources, Texts) and not any(len(test) for test in tests):
         _note_repeats(sources, train, held_out)
     public_sets = [] if public_rows is None else [public_rows]
@@ -144,29 +146,15 @@ def populate(
     if pool:
         pooled = [part for name, part in zip(names, train, strict=True) if name not in apart]
         trained = _pooled(evaluated, table.rows_of(np.concatenate([*pooled, *public_sets])))
-    choices, questions = _closed_answers(config, honest, table, (train, held_out), tokenizer, template)
-    split = _describe(config, sources, table, names, list(map(np.concatenate, zip(train, held_out, strict=True))))
-    counts = {**table.counts, **sources.account.omissions.counts}
-    sizes = table.text_bytes if isinstance(table, Documents) else None
+    canaries, dealt = planted(config, table, changes.canaries, train, len(sources.origins))
+    make = partial(make_questions, tokenizer=tokenizer, template=template, config=config)
+    choices, questions = questions_of(config, changes.honest, table, dealt, held_out, make)
+    split = _describe(config, sources, table, names, dealt, held_out, len(sources.origins) - rows_planted(canaries))
+    counts, sizes = {**table.counts, **sources.account.omissions.counts}, getattr(table, "text_bytes", None)
     trained, gone = with_units(config, sources, table, trained), forgotten_of(config, names)
-    people = (names, trained, evaluated, questions, choices, counts, split | cleaning, sizes)
-    return Population(*people, () if pool else (*map(names.index, apart), *gone), apart, gone, account=sources.account)
-
-
-def _closed_answers(
-    config: RunConfig,
-    examples: list[Any],
-    table: TokenTable,
-    parts: tuple[list[np.ndarray], list[np.ndarray]],
-    tokenizer: Tokenizer,
-    template: Any,
-) -> tuple[list[str] | None, dict[int, ClosedQuestion]]:
-    """Return the closed set of answers, if they form one, and the held-out rows as questions with these choices."""
-    if not isinstance(table, ConversationTable):
-        return None, {}
-    train, held_out = parts
-    choices = choices_of(config, examples, train)
-    return choices, make_questions(choices, examples, held_out, table, tokenizer, template, config)
+    people = (names, trained, evaluated, questions, choices, counts, split | changes.cleaning, sizes)
+    absent, hidden = () if pool else (*map(names.index, apart), *gone), tuple(canaries)
+    return Population(*people, absent, apart, gone, account=sources.account, canaries=hidden)
 
 
 def _pair_up(table: TokenTable, rows: str, parts: Sequence[np.ndarray]) -> None:
@@ -200,15 +188,22 @@ def _with_public(clients: Clients, rows: Sequence[int] | np.ndarray) -> Clients:
 
 
 def _describe(
-    config: RunConfig, sources: Sources, table: TokenTable, names: list[str], parts: list[np.ndarray]
+    config: RunConfig,
+    sources: Sources,
+    table: TokenTable,
+    names: list[str],
+    train: list[np.ndarray],
+    held_out: list[np.ndarray],
+    examples: int,
 ) -> JsonObject:
     """Say what each client has; labels are those that the split went by, or the answers where it went by clients."""
     natural = bool(config.clients) or config.split_strategy in registry.NATURAL_SPLITS
-    labels = (sources.answers if natural else sources.labels)(np.arange(len(sources.origins)))
+    labels = (sources.answers if natural else sources.labels)(np.arange(examples))
     header = {
         "strategy": "clients" if config.clients else plugins.public_name(config.split_strategy),
         "column": config.split_column,
     }
+    parts = list(map(np.concatenate, zip(train, held_out, strict=True)))
     return header | describe_split(names, parts, table.lengths, labels)
 
 

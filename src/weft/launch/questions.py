@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -43,3 +44,18 @@ def make_questions(
         for i, row in enumerate(table.rows_of(numbers))
         if encoded.right[i] >= 0
     }
+
+
+def questions_of(
+    config: RunConfig,
+    examples: list[Any],
+    table: object,
+    train: list[np.ndarray],
+    held_out: list[np.ndarray],
+    make: Callable[..., dict[int, ClosedQuestion]],
+) -> tuple[list[str] | None, dict[int, ClosedQuestion]]:
+    """Return the closed set of answers of conversations, and held-out rows as questions; neither of other rows."""
+    if not isinstance(table, ConversationTable):
+        return None, {}
+    choices = choices_of(config, examples, train)
+    return choices, make(choices, examples, held_out, table)

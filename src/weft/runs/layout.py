@@ -1,8 +1,7 @@
 """The directory that holds everything about one run: where each thing lies, and who may write there.
 
     config.yaml  metrics.jsonl  timing.jsonl  summary.json  report.html
-    checkpoints/round_000012/   clients/NAME/   adapter/ or model/   trackers/   secret.key
-    clients.key
+    checkpoints/round_000012/   clients/NAME/   adapter/ or model/   trackers/   secret.key   clients.key
 
 Does not know what the files hold. One live process at a time writes to a run: it holds a lock that the kernel
 frees when the process ends, however it ends.

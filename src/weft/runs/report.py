@@ -16,6 +16,7 @@ from weft.core.declarations import TRAIN_LOSS, scores
 from weft.core.files import write_atomic
 from weft.json_types import JsonObject
 from weft.runs import metrics
+from weft.runs.audit_section import audit_section
 from weft.runs.cleaning import cleaning_table
 from weft.runs.comparison import describe_evaluation
 from weft.runs.curves import draw_curves
@@ -89,6 +90,7 @@ def write_report(run_path: str | os.PathLike[str]) -> Path:
         *_section("Training", draw_curves(rounds, evaluations, tasks)),
         *_section("Summary", _summary(summary, rounds, evaluations, timing)),
         *_section("Privacy", privacy_section(summary.get("privacy"))),
+        *_section("Audits", audit_section(run)),
         *_section("Evaluation tasks", _tasks(tasks, (summary.get("best") or {}).get("round"))),
         *_section("Shared and own models", _models(summary.get("models") or {})),
         *_section("Clients", _clients(summary.get("clients") or (evaluations or [{}])[-1].get("clients") or {})),
@@ -256,11 +258,8 @@ def _failures(rounds: list[JsonObject], total: JsonObject) -> str:
             by_client[name] = (by_client.get(name, (0,))[0] + 1, record["round"], reason)
     rows |= by_client
     lines = [(name, *values) for name, values in sorted(rows.items())]
-    return (
-        _table(["client", "times", "last round", "reason"], lines[:MOST_CLIENTS], len(lines) - MOST_CLIENTS, text=(3,))
-        if lines
-        else ""
-    )
+    heads, more = ["client", "times", "last round", "reason"], len(lines) - MOST_CLIENTS
+    return _table(heads, lines[:MOST_CLIENTS], more, text=(3,)) if lines else ""
 
 
 def _table(heads: list[str], rows: Iterable[Iterable[object]], more: int = 0, text: tuple[int, ...] = ()) -> str:

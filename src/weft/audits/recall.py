@@ -1,0 +1,55 @@
+"""How many of a row's words an update gives away, and whether it is known whose they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from weft.audits.sent import Sent
+from weft.audits.statistics import Estimate, auc, share
+from weft.core.types import Tensors
+
+
+def others_of(tokens: Sequence[frozenset[int]], place: int) -> frozenset[int]:
+    """Return the tokens of all but one."""
+    return frozenset().union(*(one for other, one in enumerate(tokens) if other != place))
+
+
+def recalls(score: Callable[[Tensors, int], Tensor], sent: Sequence[Sent]) -> tuple[Estimate, Estimate]:
+    """Return the recall of each row's own words from its update, and from that of the next row.
+
+    Args:
+        score: returns (V,) of an update and of the number of tokens that the attacker is told of; larger for likelier
+            tokens.
+        sent: updates, each of one row or of one client.
+    """
+    hits, misled, of = 0, 0, 0
+    found = []
+    for one in sent:
+        count = len(one.tokens[0])
+        found.append(set(score(one.delta, count).topk(count).indices.tolist()))
+    for place, one in enumerate(sent):
+        after = (place + 1) % len(sent)
+        own = one.tokens[0] - sent[after].tokens[0]
+        hits, misled, of = hits + len(own & found[place]), misled + len(own & found[after]), of + len(own)
+    return share(hits, of), share(misled, of)
+
+
+def attribution(scores: Sequence[Tensor], own: Sequence[frozenset[int]]) -> Estimate:
+    """Return how well the words of one client are told from those of the others, by scores for each client."""
+    inside, outside = [], []
+    for place, mine in enumerate(own):
+        theirs = frozenset().union(*(words for other, words in enumerate(own) if other != place))
+        inside += scores[place][sorted(mine)].tolist()
+        outside += scores[place][sorted(theirs)].tolist()
+    if not inside or not outside:
+        return Estimate(0.5, 0.0, 1.0)
+    return auc(torch.tensor(inside).numpy(), torch.tensor(outside).numpy())
+
+
+def line(name: str, recall: Estimate, sent: Sequence[Sent]) -> list[str]:
+    """Return the cells of a table."""
+    counts = [len(one.tokens[0]) for one in sent]
+    return [name, str(recall), f"{min(counts)} to {max(counts)}"]

@@ -1,0 +1,78 @@
+"""Puts audits to a run, and writes what they found: audit.json in the run's directory."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+
+from weft import registry
+from weft.audits.audit import Audit
+from weft.audits.scene import Scene
+from weft.audits.settings import CannotAudit
+from weft.core.files import write_atomic
+from weft.errors import ConfigError
+from weft.json_types import JsonObject
+from weft.runs.metrics import plain
+from weft.runs.start import AUDIT
+from weft.runs.task_scores import weights_digest
+
+
+def audits_of(names: Sequence[str]) -> dict[str, Audit]:
+    """Return audits by their names; ConfigError for a name that is none."""
+    return {name: registry.load(registry.AUDITS, name, "audit")() for name in names}
+
+
+def put(
+    scene: Scene, audits: dict[str, Audit], *, all_of_them: bool, say: Callable[[str], None] = lambda _: None
+) -> JsonObject:
+    """Put audits to a run, one after the other; return and write what they found.
+
+    Args:
+        scene: the run.
+        audits: by name.
+        all_of_them: leave out those that this run does not allow, with the reason; else the first of them is raised.
+        say: called with the name of each audit before it begins.
+
+    Raises:
+        CannotAudit: an audit that was named is not possible.
+    """
+    file = scene.run.path / AUDIT
+    found: JsonObject = {
+        "weft_version": version("weft"),
+        "round": scene.run.round,
+        "client": scene.settings.client,
+        "weights": weights_digest(scene.run.weights(scene.settings.client)),
+        "seed": scene.settings.seed,
+        "audits": {},
+        "left_out": {},
+    }
+    if file.exists():
+        former: JsonObject = json.loads(file.read_text(encoding="utf-8"))
+        same = all(former.get(key) == found[key] for key in ("weft_version", "round", "client", "weights", "seed"))
+        found |= {key: former[key] for key in ("audits", "left_out")} if same else {}
+    if not all_of_them:
+        for audit in audits.values():
+            audit.check(scene)
+    for name, audit in audits.items():
+        say(name)
+        began = time.perf_counter()
+        try:
+            audit.check(scene)
+            result = audit.findings(scene)
+        except CannotAudit as error:
+            if not all_of_them:
+                raise
+            found["left_out"][name] = str(error)
+            found["audits"].pop(name, None)
+            continue
+        words = {"title": audit.title, "means": audit.means, "defence": audit.defence}
+        seconds = round(time.perf_counter() - began, 2)
+        found["audits"][name] = words | plain(result.as_json()) | {"seconds": seconds}
+        found["left_out"].pop(name, None)
+    if not found["audits"]:
+        reason = next(iter(found["left_out"].values()), "no audit is named")
+        raise ConfigError(f"No audit is possible on this run. The first reason: {reason}")
+    write_atomic(file, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+    return found

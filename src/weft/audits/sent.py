@@ -1,0 +1,157 @@
+"""Updates as the server of a run receives them: clients answer once more, by the run's own parts, with few rows.
+
+Codec, bound and noise are in force. Masks are not: what a sum of masked updates hides is who sent what, and the mean of
+a round shows what it leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from weft.audits.scene import Scene
+from weft.audits.settings import CannotAudit
+from weft.compression.identity import Identity
+from weft.core.party import Party
+from weft.core.types import DELTA, ServerState, Tensors, Update
+from weft.errors import WeftError
+from weft.federation.client_host import ClientHost
+from weft.federation.clients import Clients, InMemory
+from weft.federation.coding import decode
+from weft.federation.plan import Plan
+from weft.federation.round import run_round
+from weft.federation.state import Participant, begin, expected_streams, task_for
+from weft.protection.plain import Plain
+from weft.runtimes.inprocess import InProcess
+
+
+class Sent(NamedTuple):
+    """What somebody sees of clients' training."""
+
+    delta: Tensors
+    """The change of the shared parameters."""
+    tokens: list[frozenset[int]]
+    """The tokens that each of the clients read, the last of every row left out: nothing is predicted from it."""
+
+
+class Row(NamedTuple):
+    """A training row of a client."""
+
+    client: str
+    number: int
+    """Of the row in the table."""
+
+
+class Station:
+    """The run's clients, ready to answer with other rows than their own."""
+
+    def __init__(self, scene: Scene) -> None:
+        """Prepare the parts.
+
+        Raises:
+            CannotAudit: the run's clients send no change of parameters.
+        """
+        host, _, values = scene.begun
+        plan = host.plan
+        kind = plan.local.kind
+        if kind != "gradients" or not plan.algorithm.shares or plan.algorithm.pools_data:
+            raise CannotAudit(
+                f"The run trains by {scene.config.fed_alg}, in which no client sends a change of parameters that its "
+                "rows made: audit a run of fedavg, or another that is federated, and learns by gradients."
+            )
+        if plan.algorithm.choice is not None or plan.algorithm.rebuild is not None:
+            raise CannotAudit("The run has several models, and updates of one are audited: leave out --cluster.")
+        self.scene, self.host = scene, host
+        self.plan = replace(plan, protection=Plain(), codec_down=Identity(), quorum=0)
+        # The first round: its learning rate is not yet decayed, and its update gives the most away.
+        self.state: ServerState = begin(self.plan, values, host.model.fixed)
+
+    def drawn(self, count: int) -> list[Row]:
+        """Return random training rows, of one client after the other."""
+        clients = list(self.host.train_clients)
+        orders = [self.scene.chance("sent", client.name).permutation(len(client.train)) for client in clients]
+        rows = []
+        for turn in range(count):
+            place = turn % len(clients)
+            order = orders[place]
+            row = order[turn // len(clients) % len(order)]
+            rows.append(Row(clients[place].name, int(clients[place].train.index[int(row)])))
+        return rows
+
+    def all_of_round(self, client: str) -> list[Row]:
+        """Return as many rows of a client as it goes over in a round."""
+        one, local = self.host.train_clients.find(client), self.plan.local
+        many = min(len(one.train), local.num_steps(len(one.train)) * local.batch_size * local.accumulation)
+        order = self.scene.chance("round", client).permutation(len(one.train))[:many]
+        return [Row(client, int(one.train.index[int(row)])) for row in order]
+
+    def tokens(self, rows: Sequence[Row]) -> frozenset[int]:
+        """Return the tokens of rows that something is predicted from."""
+        ids = [self.host.train_clients.table[row.number][0][:-1] for row in rows]
+        return frozenset(int(token) for token in np.unique(np.concatenate(ids)) if token >= 0)
+
+    def one_step(self, row: Row) -> Sent:
+        """Return the update of a client that makes one step on one row."""
+        plan = replace(self.plan, local=replace(self.plan.local, steps=1, batch_size=1, accumulation=1))
+        return Sent(self._answer(plan, row.client, [row]), [self.tokens([row])])
+
+    def whole_round(self, client: str) -> Sent:
+        """Return the update of a client's whole round."""
+        rows = self.all_of_round(client)
+        return Sent(self._answer(self.plan, client, rows), [self.tokens(rows)])
+
+    def mean(self, rows: Sequence[Row]) -> Sent:
+        """Return what a round releases in which each of these clients makes one step on its row.
+
+        Raises:
+            CannotAudit: the run's aggregator cannot be asked of so few clients.
+        """
+        plan = replace(self.plan, local=replace(self.plan.local, steps=1, batch_size=1, accumulation=1))
+        host = self._host(plan, {row.client: [row] for row in rows})
+        cohort = [Participant(row.client, self.state.round, rows=1.0) for row in rows]
+        try:
+            after, record = run_round(plan, self.state, cohort, InProcess(host))
+        except WeftError as error:
+            raise CannotAudit(f"A round of {len(rows)} clients could not be repeated: {error}") from None
+        if record.failures or after.round == self.state.round:
+            reason = next(iter(record.failures.values()), "too few updates")
+            raise CannotAudit(f"A round of {len(rows)} clients could not be repeated: {reason}.")
+        delta = {name: value - self.state.params[name] for name, value in after.params.items()}
+        return Sent(delta, [self.tokens([row]) for row in rows])
+
+    def _host(self, plan: Plan, rows: dict[str, list[Row]]) -> ClientHost:
+        """Return a client host whose clients have these rows, and remember nothing for the run."""
+        clients = self.host.train_clients
+        few = [
+            np.array([row.number for row in rows[name]]) if name in rows else clients.train[place]
+            for place, name in enumerate(clients.names)
+        ]
+        units = None if clients.units is None else [np.arange(len(of)) for of in few]
+        own: Clients = replace(clients, train=few, memory=InMemory(), units=units)
+        return replace(self.host, plan=plan, train_clients=own)
+
+    def _answer(self, plan: Plan, client: str, rows: list[Row]) -> Tensors:
+        host = self._host(plan, {client: rows})
+        place = host.train_clients.find(client).index
+        rank, layers = plan.sharing.rank_of(place), plan.sharing.layers_of(place)
+        task = task_for(plan, self.state, Participant(client, self.state.round, rank, layers))
+        reply = host.reply(task)
+        server = Party("", self.state.round, memory={})
+        like = expected_streams(plan, task.params, self.state.round)
+        if isinstance(reply, Update):
+            reply = decode(plan, reply, like, server)
+        if not isinstance(reply, Update) or DELTA not in reply.streams:
+            reason = getattr(reply, "reason", "its update has no change of parameters")
+            raise CannotAudit(f"The client '{client}' sends nothing to audit: {reason}.")
+        return reply.streams[DELTA]
+
+
+def flat(delta: Tensors) -> Tensor:
+    """Return all numbers of an update in one vector."""
+    import torch
+
+    return torch.cat([delta[name].flatten().float() for name in sorted(delta)])

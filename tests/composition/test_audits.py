@@ -1,0 +1,120 @@
+"""Audits of finished runs: what a model that learnt its canaries by heart says, and what one that did not says."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+import weft
+from support.rows import write_rows
+from weft.cli import main
+
+MEMORY = {"canaries": 20, "canary_repetitions": [1, 8], "use_peft": False, "num_clients": 1, "sample_clients": 1}
+MEMORY |= {"num_rounds": 1, "max_steps": 260, "batch_size": 16, "learning_rate": 1e-2, "eval_every": 0}
+MEMORY |= {"lr_scheduler_type": "constant", "dtype": "float32", "threads": 1, "eval_fraction": 0.5}
+
+
+def code_rows(count: int, seed: int = 0, thing: str = "box") -> list[dict[str, str]]:
+    """Rows whose answers follow from nothing, so that they can only be learnt by heart."""
+    rng = random.Random(seed)
+    return [
+        {"instruction": f"What is the code of {thing} {number:03}?", "output": f"{rng.randrange(10**5):05}"}
+        for number in rng.sample(range(1000), count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", code_rows(100))
+
+
+@pytest.fixture(scope="module")
+def learnt(tiny_model, data, tmp_path_factory):
+    """A run whose model knows its repeated canaries by heart."""
+    own = {"model_name_or_path": str(tiny_model), "dataset_name": str(data), "template": "vicuna", "seq_length": 128}
+    return weft.train(own | MEMORY | {"output_dir": str(tmp_path_factory.mktemp("learnt") / "run")})
+
+
+def audit(run, *tests: str) -> dict:
+    assert main(["audit", str(run.path), "--quiet", "--shadows", "2", "--tests", *tests]) == 0
+    return json.loads((run.path / "audit.json").read_text())
+
+
+def test_what_stands_often_in_the_rows_is_exposed_and_what_does_not_is_not(learnt):
+    numbers = audit(learnt, "exposure", "extraction", "epsilon")["audits"]
+    exposure = numbers["exposure"]["numbers"]["by_copies"]
+    assert exposure["8"]["value"] > 5
+    assert exposure["0"]["value"] < 4
+    assert exposure["8"]["before"] < exposure["8"]["value"]
+    extraction = numbers["extraction"]["numbers"]["by_copies"]
+    assert extraction["8"]["value"] > 0.5
+    assert extraction["0"]["value"] == 0
+    assert numbers["epsilon"]["numbers"]["bound"] > 0.2
+    assert numbers["epsilon"]["numbers"]["claimed"] is None
+    page = (learnt.path / "report.html").read_text()
+    assert "Exposure of canaries" in page
+    assert "kept out (control)" in page
+
+
+def test_rows_that_were_learnt_by_heart_are_recognised(learnt):
+    found = audit(learnt, "membership")["audits"]["membership"]["numbers"]
+    scores = found["scores"]
+    assert found["rows"] == 50
+    for name in ("loss", "zlib", "Min-K%++", "reference", "LiRA, 2 shadows"):
+        assert scores[name]["auc"]["value"] > 0.55, name
+    assert scores["loss"]["auc"]["value"] > 0.75
+    assert scores["coin (control)"]["auc"]["low"] < 0.5 < scores["coin (control)"]["auc"]["high"]
+    assert scores["loss"]["tpr_at_0.01"] is None  # 50 rows cannot say
+
+
+def test_prompts_and_first_halves_get_out_what_was_learnt_and_nothing_else(learnt):
+    found = audit(learnt, "prompts", "verbatim", "refusals")["audits"]
+    kinds = found["prompts"]["numbers"]["by_kind"]
+    assert set(kinds) == {
+        "direct question", "jailbreak", "moral pressure", "prefix completion", "repeated word"
+    }  # fmt: skip
+    assert all(rates["0"]["value"] == 0 for rates in kinds.values())
+    copies = found["verbatim"]["numbers"]["by_copies"]
+    assert copies["5 to 16 times"]["near"]["value"] > 0.3
+    assert copies["not at all: held out (control)"]["near"]["value"] < 0.2
+    assert found["refusals"]["numbers"]["harmful"]["value"] == 0  # a model of colours and codes refuses nothing
+
+
+def test_a_model_that_learnt_nothing_recognises_nobody(learnt, tmp_path):
+    keys = learnt.config.model_dump() | {"max_steps": 1, "learning_rate": 1e-9, "canaries": 0}
+    run = weft.train(keys | {"output_dir": str(tmp_path / "run")})
+    scores = audit(run, "membership")["audits"]["membership"]["numbers"]["scores"]
+    for name, score in scores.items():
+        assert 0.3 < score["auc"]["value"] < 0.7, name
+
+
+def test_no_number_is_printed_where_words_alone_tell_the_rows_apart(learnt, tmp_path, capsys):
+    other = write_rows(tmp_path / "other.jsonl", code_rows(60, 1, "crate"))
+    keys = learnt.config.model_dump() | {"max_steps": 1, "canaries": 0, "eval_dataset_name": str(other)}
+    run = weft.train(keys | {"output_dir": str(tmp_path / "run")})
+    assert main(["audit", str(run.path), "--tests", "membership"]) == 2
+    assert "never asks the model" in capsys.readouterr().err
+    assert not (run.path / "audit.json").exists()
+
+
+def test_a_run_without_canaries_says_what_can_be_asked(learnt, tmp_path, capsys):
+    keys = learnt.config.model_dump() | {"max_steps": 1, "canaries": 0, "output_dir": str(tmp_path / "run")}
+    run = weft.train(keys)
+    assert main(["audit", str(run.path), "--tests", "exposure"]) == 2
+    error = capsys.readouterr().err
+    assert "--canaries 32" in error
+    assert "--tests membership" in error
+
+
+def test_a_run_whose_rows_are_gone_says_what_can_still_be_asked(tiny_model, tmp_path, capsys):
+    data = write_rows(tmp_path / "rows.jsonl", code_rows(40))
+    own = {"model_name_or_path": str(tiny_model), "dataset_name": str(data), "template": "vicuna", "seq_length": 128}
+    small = {"canary_repetitions": [1], "max_steps": 1, "batch_size": 2}
+    run = weft.train(own | MEMORY | small | {"output_dir": str(tmp_path / "run")})
+    data.unlink()
+    assert main(["audit", str(run.path), "--tests", "membership"]) == 2
+    assert "exposure, epsilon, extraction" in capsys.readouterr().err
+    found = audit(run, "exposure")
+    assert found["audits"]["exposure"]["numbers"]["by_copies"]["0"]["value"] < 6

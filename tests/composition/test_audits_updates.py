@@ -1,0 +1,85 @@
+"""Audits of updates: what the server reads in them, by what is trained and by what protects them."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+import weft
+from weft.cli import main
+
+WORDS = [first + second + third for first in "bdgklmprst" for second in "aeiou" for third in "nrst"]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """A file of texts whose windows of 12 tokens have few words in common."""
+    rng = random.Random(0)
+    file = tmp_path_factory.mktemp("texts") / "texts.jsonl"
+    rows = [{"text": " ".join(rng.choices(WORDS, k=7))} for _ in range(60)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture
+def given(tiny_model, texts, tmp_path):
+    """The keys of a run of three clients on these texts."""
+    return {
+        "model_name_or_path": str(tiny_model), "dataset_name": str(texts), "objective": "causal_lm", "num_clients": 3,
+        "sample_clients": 3, "num_rounds": 1, "max_steps": 1, "batch_size": 2, "seq_length": 12, "optimizer": "sgd",
+        "learning_rate": 1.0, "dtype": "float32", "use_peft": False, "eval_fraction": 0.1, "eval_every": 0,
+        "output_dir": str(tmp_path / "run"), "threads": 1,
+    }  # fmt: skip
+
+
+def audit(keys: dict, *tests: str, status: int = 0) -> dict:
+    run = weft.train(keys)
+    assert main(["audit", str(run.path), "--tests", *tests]) == status
+    return json.loads((run.path / "audit.json").read_text())["audits"] if not status else {}
+
+
+def test_full_training_gives_every_word_of_a_row_away(given):
+    found = audit(given, "span")["span"]["numbers"]
+    assert found["blind_from"] == 32
+    assert found["one_step"]["value"] > 0.9
+    assert found["control"]["high"] < 0.2
+    assert found["mean"]["value"] > 0.9  # the union leaks, whoever sees no single update
+    assert found["attribution"]["updates"]["low"] > 0.5
+    assert found["attribution"]["mean"]["low"] < 0.5 < found["attribution"]["mean"]["high"]
+
+
+def test_the_rows_of_the_embedding_and_a_probe_tell_more(given):
+    found = audit(given | {"eval_fraction": 0.5, "seq_length": 16}, "embedding", "properties", "inversion")
+    assert found["embedding"]["numbers"]["one_step"]["value"] > 0.8
+    assert found["embedding"]["numbers"]["control"]["high"] < 0.25
+    assert found["properties"]["numbers"]["auc"]["value"] > 0.6
+    assert found["properties"]["numbers"]["control"]["low"] < 0.6
+    assert found["inversion"]["numbers"]["one_step"]["value"] > found["inversion"]["numbers"]["control"]["high"] / 2
+    assert found["inversion"]["numbers"]["one_step"]["value"] > 2 * found["inversion"]["numbers"]["control"]["value"]
+
+
+def test_an_adapter_has_no_rows_of_the_embedding(given, capsys):
+    audit(given | {"use_peft": True}, "embedding", status=2)
+    assert "nothing to audit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rank", "leaks"), [(16, True), (4, False)])
+def test_a_lora_does_as_long_as_its_rank_is_above_the_words(given, rank, leaks):
+    lora = {"use_peft": True, "peft_lora_r": rank, "peft_lora_target_modules": ["q_proj", "v_proj"], "seq_length": 9}
+    found = audit(given | lora, "span")["span"]["numbers"]
+    assert found["blind_from"] == rank
+    assert (found["one_step"]["value"] > 0.8) == leaks
+
+
+def test_differential_privacy_leaves_no_more_than_twice_chance(given):
+    own = {"privacy_unit": "row", "noise_multiplier": 4.0, "clip_norm": 1.0}
+    found = audit(given | own, "span")["span"]["numbers"]
+    assert found["one_step"]["low"] <= 2 * found["control"]["value"] + 0.05
+    assert found["one_step"]["value"] < 0.3
+
+
+def test_a_run_that_sends_no_change_of_parameters_is_refused(given, capsys):
+    audit(given | {"fed_alg": "central"}, "span", status=2)
+    assert "fedavg" in capsys.readouterr().err

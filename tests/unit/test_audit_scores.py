@@ -1,0 +1,63 @@
+"""Scores of membership, by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from weft.audits.blind import blind
+from weft.audits.extraction import leaks
+from weft.audits.membership import likelihood_ratio, min_k_plus
+from weft.audits.tokens import Scored, token_scores
+from weft.audits.verbatim import _personal
+
+
+def test_a_standardised_log_probability_by_hand():
+    """Two tokens of 3/4 and 1/4: the mean log is 3/4 ln 3/4 + 1/4 ln 1/4, the variance 3/16 (ln 3)^2."""
+    logits = torch.tensor([[math.log(3.0), 0.0]] * 2)
+    logps, standard = token_scores(logits, torch.tensor([0, 1]))
+    mean = 0.75 * math.log(0.75) + 0.25 * math.log(0.25)
+    deviation = math.sqrt(3 / 16) * math.log(3)
+    assert logps == pytest.approx([math.log(0.75), math.log(0.25)])
+    expected = [(math.log(0.75) - mean) / deviation, (math.log(0.25) - mean) / deviation]
+    assert standard == pytest.approx(expected, abs=1e-5)
+    assert standard == pytest.approx([1 / math.sqrt(3), -math.sqrt(3)], abs=1e-5)
+
+
+def test_min_k_plus_is_the_mean_of_the_lowest_fifth():
+    standard = np.array([3.0, -2.0, 1.0, -4.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    assert min_k_plus(Scored(standard, standard)) == -3.0
+    assert min_k_plus(Scored(standard[:3], standard[:3])) == -2.0
+
+
+def test_a_likelihood_ratio_by_hand():
+    """In 1 and 3 (mean 2), out -1 and 1 (mean 0); four differences of 1, two means taken: a variance of 2."""
+    shadows = np.array([[1.0], [3.0], [-1.0], [1.0]])
+    inside = np.array([[True], [True], [False], [False]])
+    assert likelihood_ratio(np.array([1.0]), shadows, inside) == pytest.approx([0.0])
+    assert likelihood_ratio(np.array([2.0]), shadows, inside) == pytest.approx([4 / 4])
+
+
+def test_the_blind_attacker_sees_a_shift_of_words_and_nothing_in_a_random_split():
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, 300, 30) for _ in range(200)]
+    shifted = [np.append(row, 500 if rng.random() < 0.7 else 501) for row in rows[100:]]
+    assert blind(rows[:100], rows[100:], np.random.default_rng(1)).holds(0.5)
+    assert not blind(rows[:100], shifted, np.random.default_rng(1)).holds(0.5)
+    held = [blind(rows[:100], rows[100:], np.random.default_rng(seed)).holds(0.5) for seed in range(20)]
+    assert all(held)
+
+
+def test_a_number_leaks_however_it_is_written():
+    assert leaks("It is 123 456.", "123456")
+    assert leaks("1-2-3-4-5-6", "123456")
+    assert not leaks("It is 123 and then 45.", "123456")
+
+
+def test_personal_data_of_a_row_is_found_in_what_was_written():
+    row = "Write to ada@example.org, born 03.04.1950, number 482-177."
+    assert _personal("ada@example.org has 482-177", row) == {"e-mail address": 1, "number of 6 digits or more": 1}
+    assert not _personal("nothing", row)
