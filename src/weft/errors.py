@@ -7,7 +7,8 @@
     │   └── MissingExtra  ... an optional package is not installed
     ├── ClientFailed      one client could not finish a task: its update is dropped, the round goes on
     │   ├── BadUpdate     ... or its reply is invalid
-    │   └── LateUpdate    ... or its reply came too late, or twice
+    │   ├── LateUpdate    ... or its reply came too late, or twice
+    │   └── LeftRun       ... or it takes part no more
     └── RunError          a fault while running: nothing is lost, the run can be resumed, exit code 1
 
 A message says what was given, why it cannot be, and what to write instead. If the work goes on, `warn` is used: the
@@ -61,6 +62,10 @@ class BadUpdate(ClientFailed):
 
 class LateUpdate(ClientFailed):
     """A client's reply arrived after its request was closed."""
+
+
+class LeftRun(ClientFailed):
+    """A client leaves the run: the shared model failed a test of its own."""
 
 
 class RunError(WeftError):

@@ -131,6 +131,7 @@ class Keys(TypedDict, total=False):
     attack: str
     attack_args: JsonObject
     num_malicious: float
+    leave_when: JsonObject
     privacy: str
     privacy_args: JsonObject
     codec: str

@@ -32,6 +32,8 @@ WEIGHTS = "weights"
 """The memory of the weighting at the server."""
 BAD = "bad"
 """Number of bad updates by client, shape () each."""
+LEFT = "left"
+"""Of clients that left the run the round, counted from 1, in which they did; shape () each."""
 PRIVACY, CODEC, CODEC_DOWN, PROTECTION = "privacy.", "codec.", "codec_down.", "protection."
 AGGREGATOR = "aggregator."
 """Prefixes of the memory streams of these parts, at the server and at clients."""
@@ -136,6 +138,8 @@ class Failure:
     """The client did answer, with an invalid reply."""
     final: bool = False
     """The round must not be begun again: set by a protection at the server."""
+    left: bool = False
+    """The client has left the run: it is asked no more."""
 
 
 Message = Task | Probe | Undo | ProtectionRequest

@@ -116,7 +116,7 @@ def pack(message: Message | Reply, run: str = "", body: Body | None = None) -> m
     elif isinstance(message, Score):
         fields |= {"metrics": message.metrics}
     elif isinstance(message, Failure):
-        fields |= {"reason": message.reason}
+        fields |= {"reason": message.reason} | ({"left": True} if message.left else {})
     body = body or body_of(message)
     fields |= {"parts": body.parts, "names": body.names}
     metadata = json.dumps(fields | {"digest": signature_of(fields, body.header, body.digest)})
@@ -168,7 +168,7 @@ def unpack(raw: Raw, *, run: str = "", max_bytes: int | None = None, max_tensors
     if kind == "Score":
         return Score(client, round, read_metrics(fields))
     if kind == "Failure":
-        return Failure(client, round, str(fields.get("reason", ""))[:MAX_NAME])
+        return Failure(client, round, str(fields.get("reason", ""))[:MAX_NAME], left=fields.get("left") is True)
     if kind != "Undo":
         refuse("a message of unknown kind")
     return Undo(client, round)

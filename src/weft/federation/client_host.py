@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from weft.core.objective import Evaluator
 from weft.core.seeds import derive
 from weft.core.types import Failure, Message, Probe, Reply, Task
-from weft.errors import ClientFailed
+from weft.errors import ClientFailed, LeftRun
 from weft.federation.clients import ClientData, Clients, MemoryStore
 from weft.federation.conditions import Conditions
 from weft.federation.plan import Plan
@@ -76,7 +76,7 @@ class ClientHost:
             announce(message, client)
             return answer(message, self.plan, client, self.model, self.evaluator)
         except ClientFailed as failure:
-            return Failure(message.client, message.round, str(failure))
+            return Failure(message.client, message.round, str(failure), left=isinstance(failure, LeftRun))
 
     def _lateness(self, message: Message) -> tuple[float, int]:
         if not isinstance(message, Task):

@@ -26,6 +26,8 @@ class RoundRecord:
     """What the metrics of training are derived from."""
     bad: list[str] = field(default_factory=list)
     """Clients that sent invalid updates, once for each."""
+    left: list[str] = field(default_factory=list)
+    """Clients that left the run."""
     late: int = 0
     """Replies that were dropped: of an earlier round, or second ones."""
     bytes_up: int = 0

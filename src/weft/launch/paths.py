@@ -50,6 +50,9 @@ def absolute(values: JsonObject, *, absent_too: bool = True) -> JsonObject:
     for key in [key for key in result.get("clean_args") or {} if key.endswith(".against")]:
         files = [_whole(file) for file in str(result["clean_args"][key]).split("+")]
         result["clean_args"] = result["clean_args"] | {key: "+".join(files)}
+    for name in ("forbidden", "canaries"):
+        if (result.get("leave_when") or {}).get(name):
+            result["leave_when"] = result["leave_when"] | {name: _whole(str(result["leave_when"][name]))}
     data_folder = result.get("local_data_dir")
     for key in PATHS:
         if result.get(key):

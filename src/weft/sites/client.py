@@ -38,6 +38,7 @@ from weft.runs.layout import RunDir
 from weft.runtimes.mailbox import UNKNOWN_RUN, Packed
 from weft.sites.agreement import agreement, losses_sent, own_config, refusal, smaller_cohort, wrong_model
 from weft.sites.bounds import DAY, WORK, Bounds, Day, Spent
+from weft.sites.departure import Departure
 from weft.sites.policy import SitePolicy
 from weft.sites.reports import counts_of, reportable
 from weft.sites.requests import Refused, name_of, read_run
@@ -70,6 +71,7 @@ class SiteClient:
         self.agreed: JsonObject = {}
         self.budget: SiteBudget | None = None
         self.releases: Releases | None = None
+        self.departure = Departure(folder, "")
         self._steps = 0
 
     def progress(self) -> int:
@@ -123,6 +125,9 @@ class SiteClient:
             raise Refused(spent)
         self.budget = SiteBudget.of(self.policy.ledger, config, run.path.name, birth)
         if self.budget is not None and (why := self.budget.refusal()) is not None:
+            raise Refused(why)
+        self.departure = Departure(run.path, birth)
+        if (why := self.departure.reason()) is not None:
             raise Refused(why)
         run.path.mkdir(exist_ok=True)
         with bounds.work(None):
@@ -243,18 +248,20 @@ class SiteClient:
         if message.client != self.name:
             return pack(Failure(self.name, message.round, "was sent a message for another site"), self.run)
         try:
-            why = self.bounds.refusal(message)
+            why = self.departure.reason() or self.bounds.refusal(message)
             if why is None and isinstance(message, Task):  # before anything of the site's rows can leave it
                 why = self.budget.take() if self.budget is not None else None
                 why = why or (self.releases.take(message) if self.releases is not None else None)
             if why is not None:
                 log.warning("refused: %s", why)
-                reply: Reply = Failure(message.client, message.round, why)
+                reply: Reply = Failure(message.client, message.round, why, left=self.departure.reason() is not None)
             else:
                 with self.bounds.work(message):
                     reply = self.client_host.reply(message)
                 if isinstance(reply, Failure):
                     log.warning("round %d: this site %s", message.round + 1, reply.reason)
+                    if reply.left:
+                        self.departure.leave(message.round)
         except Exception as error:
             log.exception("round %d", message.round)
             reply = Failure(message.client, message.round, self._reason(error, "the site failed"))

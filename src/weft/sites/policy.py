@@ -18,6 +18,7 @@ from weft.config import read_yaml
 from weft.core.metrics import WORK
 from weft.errors import ConfigError
 from weft.keys import secrets
+from weft.keys.leaving import LeaveWhen
 from weft.plugins import PartFile
 from weft.registry import nearest
 from weft.sites.policy_names import check_name
@@ -150,6 +151,8 @@ class SitePolicy(BaseModel):
     judge_endpoint: str | None = None
     """Address of a judge that may read this site's rows and the answers to them; None: no judge reads them."""
     judge_key: str = "OPENAI_API_KEY"
+    leave_when: LeaveWhen | None = None
+    """What this site tests each shared model on, and when it leaves a run."""
     token_cache: str | None = None
     task_data: list[str] | None = None
     """Folders with this site's own data of evaluation tasks; it counts how many of their items are among its rows."""
@@ -178,6 +181,7 @@ def _in_words(where: str, error: ErrorDetails) -> str:
     if error["type"] == "extra_forbidden":
         *outer, name = error["loc"]
         parts: dict[str, type[BaseModel]] = {"accept": AcceptRules, "data": SiteData, "ledger": SiteLedger}
+        parts["leave_when"] = LeaveWhen
         part = parts.get(str(outer[0]), SitePolicy) if outer else SitePolicy
         guess = nearest(str(name), list(part.model_fields))
         return f"there is no key '{where}'" + (f": is '{guess}' meant?" if guess else ".")
@@ -185,6 +189,16 @@ def _in_words(where: str, error: ErrorDetails) -> str:
         return f"'{where}' is missing."
     why = error["msg"].removeprefix("Value error, ")
     return f"{where} cannot be ({why[:1].lower()}{why[1:]})."
+
+
+def _with_files(rules: LeaveWhen, policy: Path) -> LeaveWhen:
+    """Return the rules with their paths in full; ConfigError where a file is not there."""
+    files = {name: getattr(rules, name) for name in ("forbidden", "canaries") if getattr(rules, name)}
+    whole = {name: str(policy.parent / Path(value).expanduser()) for name, value in files.items()}
+    for name, value in whole.items():
+        if not Path(value).exists():
+            raise ConfigError(f"'{policy}': leave_when: there is no file of {name} at '{value}': check the path.")
+    return rules.model_copy(update=whole)
 
 
 def read_policy(path: str | Path) -> SitePolicy:
@@ -222,6 +236,8 @@ def read_policy(path: str | Path) -> SitePolicy:
     accept = policy.accept.model_copy(update={"parts": parts})
     update: dict[str, object] = {"data": policy.data.model_copy(update=resolved), "accept": accept}
     update["task_data"] = folders or None
+    if policy.leave_when is not None:
+        update["leave_when"] = _with_files(policy.leave_when, file)
     if policy.ledger is not None:
         ledger_file = file.parent / Path(policy.ledger.file).expanduser()
         update["ledger"] = policy.ledger.model_copy(update={"file": str(ledger_file)})

@@ -35,7 +35,7 @@ FROM_RUN = frozenset(
 FROM_SITE = frozenset(
     """
     dataset_name clients eval_dataset_name dataset_split eval_dataset_split instruction_column response_column
-    clean clean_args chosen_column rejected_column instruction_prefix prompt_template device
+    clean clean_args leave_when chosen_column rejected_column instruction_prefix prompt_template device
     threads token_cache local_data_dir token endpoint endpoint_key model_offload cpu_offload
     """.split()
 )
