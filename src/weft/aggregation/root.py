@@ -52,7 +52,11 @@ class FLTrust(Rooted):
     def combine(self, updates: Iterable[Update]) -> Total:
         """Combine, or return no client where the server's own update is missing: the round is repeated."""
         cohort = list(updates)
-        return super().combine(cohort if self.root(cohort) is not None else [])
+        if cohort and self.root(cohort) is None:
+            return Total(
+                {}, (), 0.0, reason="was not used: the update of the server's own rows, which counts, is missing"
+            )
+        return super().combine(cohort)
 
     def settle(self, cohort: list[Update], asked: int) -> Judgement:
         """Weigh the clients by their cosines with the server's own update."""
@@ -81,6 +85,15 @@ class LossGate(Rooted):
     def __post_init__(self) -> None:
         if self.power < 0:
             raise ConfigError(f"power is {self.power:g}, and it is 0 or above: write such as power=1.")
+
+    def combine(self, updates: Iterable[Update]) -> Total:
+        """Combine, or return no client where there is no loss to lower: the round is repeated."""
+        cohort, seen = list(updates), self._gathering
+        before = seen.loss({}) if cohort and seen is not None and seen.loss is not None else 0.0
+        if not math.isfinite(before):
+            why = "was not used: the loss on the server's own rows, which decides, cannot be computed"
+            return Total({}, (), 0.0, reason=why)
+        return super().combine(cohort)
 
     def settle(self, cohort: list[Update], asked: int) -> Judgement:
         """Try every update but the server's own."""

@@ -159,6 +159,8 @@ class Total:
     """Clients whose updates counted for less than half of what an equal share is, by the aggregator's judgement."""
     memory: Streams = field(default_factory=dict)
     """The aggregator's memory at the server after the round."""
+    reason: str = ""
+    """Why the aggregator uses no update, of none of which anything else is known to be wrong."""
 
     @property
     def weight_fraction(self) -> float:

@@ -45,7 +45,9 @@ class ClientHost:
             # The client of the server's own rows trains only, and is probed where updates are tried on them.
             tested = isinstance(message, Probe) and self.eval_clients.has(message.client)
             return (self.eval_clients if tested else self.train_clients).find(message.client)
-        if self.conditions.fails(message.round, message.attempt, message.client):
+        # The server's own rows are at the server, which does not drop out, where a rule compares with them.
+        trusted = self.plan.aggregator.wants_root and message.client == self.plan.trusted
+        if not trusted and self.conditions.fails(message.round, message.attempt, message.client):
             raise ClientFailed("dropped out (client_failure_rate)")
         client = self.train_clients.find(message.client)
         # For an asynchronous server a slow client arrives later, with all its steps; it does not cut them short.

@@ -61,4 +61,4 @@ class RoundRecord:
         if max_updates and len(total.clients) == max_updates:
             self.over_selected = tuple(missing)
         else:
-            self.failures |= dict.fromkeys(missing, "sent no reply")
+            self.failures |= dict.fromkeys(missing, total.reason or "sent no reply")

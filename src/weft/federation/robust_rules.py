@@ -73,6 +73,12 @@ def _cohorts(plan: Plan) -> list[Refusal]:
             ["add --public_data FILE (without --public_share)", AGGREGATOR],
         ),
         Refusal(
+            aggregator.wants_root and plan.over_selected,
+            f"{rule} compares with the update of the server's own rows, which may come too late where the first ones "
+            "are used",
+            ["leave out --over_selection", AGGREGATOR],
+        ),
+        Refusal(
             aggregator.wants_loss and (plan.algorithm.one_step or DELTA not in plan.algorithm.streams),
             f"{rule} adds updates to the parameters to try them, and with {name_of(plan.algorithm)} clients send "
             "something else",

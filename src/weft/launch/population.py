@@ -125,6 +125,11 @@ def populate(
     if sets is not None:
         table = tokenized(sources, tokenizer, template)
         train, public_rows = still_there(table, names, sets)
+    if public_rows is not None and not len(public_rows):
+        raise DataError(
+            f"public_data '{config.public_data}' has no row that can be used: all are longer than --seq_length "
+            f"({config.seq_length}), left out, or held out, so write other rows, or a larger --seq_length."
+        )
     if not isinstance(sources, Texts) and not any(len(test) for test in tests):
         _note_repeats(sources, train, held_out)
     public_sets = [] if public_rows is None else [public_rows]
