@@ -47,7 +47,7 @@ def absolute(values: JsonObject, *, absent_too: bool = True) -> JsonObject:
     for key in ("eval_tasks", "contamination"):
         if result.get(key):
             result[key] = [_whole(name) if is_task_file(name) else name for name in result[key]]
-    for key in [key for key in result.get("clean_args") or {} if key.endswith(".against")]:
+    for key in [key for key in result.get("clean_args") or {} if key.endswith((".against", ".key"))]:
         files = [_whole(file) for file in str(result["clean_args"][key]).split("+")]
         result["clean_args"] = result["clean_args"] | {key: "+".join(files)}
     for name in ("forbidden", "canaries"):

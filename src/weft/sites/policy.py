@@ -59,6 +59,17 @@ class SiteData(BaseModel):
                 raise ValueError(str(error).rstrip(".")) from None
         return value
 
+    @field_validator("clean_args")
+    @classmethod
+    def _alone(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Refuse a comparison with clients that a site cannot see."""
+        if any(name.endswith(".across") for name in value):
+            raise ValueError(
+                "near_duplicates.across compares clients of a simulation: exchange files that `weft clean --sketches` "
+                "writes, and name them by near_duplicates.against"
+            )
+        return value
+
 
 class AcceptRules(BaseModel):
     """The limits of a site; what is left out is not limited, except for the models."""
@@ -223,6 +234,10 @@ def read_policy(path: str | Path) -> SitePolicy:
     for value in filter(None, (paths | resolved).values()):
         if not Path(value).expanduser().exists():
             raise ConfigError(f"'{path}': there is no data at '{value}': check the path.")
+    cleaning = policy.data.clean_args
+    for name in [name for name in cleaning if name.endswith((".against", ".key"))]:
+        files = [str(file.parent / Path(part).expanduser()) for part in str(cleaning[name]).split("+") if part]
+        cleaning = cleaning | {name: "+".join(files)}
     folders = [str(file.parent / Path(folder).expanduser()) for folder in policy.task_data or ()]
     for folder in folders:
         if not Path(folder).is_dir():
@@ -234,7 +249,10 @@ def read_policy(path: str | Path) -> SitePolicy:
         except ConfigError as error:
             raise ConfigError(f"'{path}': accept.parts: {error}") from None
     accept = policy.accept.model_copy(update={"parts": parts})
-    update: dict[str, object] = {"data": policy.data.model_copy(update=resolved), "accept": accept}
+    update: dict[str, object] = {
+        "data": policy.data.model_copy(update=resolved | {"clean_args": cleaning}),
+        "accept": accept,
+    }
     update["task_data"] = folders or None
     if policy.leave_when is not None:
         update["leave_when"] = _with_files(policy.leave_when, file)
