@@ -210,6 +210,8 @@ class Keys(TypedDict, total=False):
     adversarial_training: bool
     adversarial_radius: float
     adversarial_steps: int
+    adversarial_prompts: str | None
+    adversarial_share: float
     personal_steps: int
     eval_fraction: float
     eval_rows: int | None

@@ -24,6 +24,7 @@ from weft.launch import compose
 from weft.launch.cleaning import losses
 from weft.launch.few_shot import choose_few_shot
 from weft.launch.leaving import inspection_of, inspector
+from weft.launch.own_rows import with_attack_prompts
 from weft.launch.population import Population, populate
 from weft.launch.reference import refer
 from weft.models.group import RankGroup
@@ -123,7 +124,8 @@ class ClientBuilder:
         """
         assert self.population is not None
         population, model = self.population, self.model
-        plan = self.plan = replace(self.plan, objective=self.plan.objective.for_model(model))
+        objective = with_attack_prompts(self.config, self.tokenizer, self.plan.objective)
+        plan = self.plan = replace(self.plan, objective=objective.for_model(model))
         plan.objective.start()
         if self._rows_are_bare and plan.objective.needs_reference:
             assert reference is not None

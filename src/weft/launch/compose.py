@@ -65,13 +65,17 @@ def algorithm(config: RunConfig) -> Algorithm:
 
 
 def _objective(config: RunConfig) -> Objective:
-    """Return the objective of a run, under perturbations where the run trains on these."""
-    inner: Objective = part("objective", config)
-    if not config.adversarial_training:
-        return inner
-    from weft.objectives.adversarial import Adversarial
+    """Return the objective of a run, under perturbations and with attack prompts where the run trains on these."""
+    found: Objective = part("objective", config)
+    if config.adversarial_training:
+        from weft.objectives.adversarial import Adversarial
 
-    return Adversarial(inner, config.adversarial_radius, config.adversarial_steps)
+        found = Adversarial(found, config.adversarial_radius, config.adversarial_steps)
+    if config.adversarial_prompts is not None:
+        from weft.objectives.refusing import Refusing
+
+        found = Refusing(found, config.adversarial_share)
+    return found
 
 
 def plan(config: RunConfig) -> Plan:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from weft.config import RunConfig
 from weft.core.libraries import Tokenizer
+from weft.core.objective import Objective
 from weft.data.encode import ConversationTable
 from weft.errors import ConfigError, DataError
 from weft.federation.clients import InMemory
 from weft.json_types import JsonObject
 from weft.launch.population import populate
+from weft.objectives.refusing import Refusing
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,19 @@ class OwnRows:
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         return self.table[int(self.numbers[row])]
+
+
+def with_attack_prompts(config: RunConfig, tokenizer: Tokenizer, objective: Objective) -> Objective:
+    """Return the objective with the rows of `adversarial_prompts`, where it learns from them.
+
+    Raises:
+        ConfigError: they cannot be read or used.
+    """
+    if config.adversarial_prompts is None:
+        return objective
+    assert isinstance(objective, Refusing)
+    rows = read_own_rows(config, tokenizer, config.adversarial_prompts, "adversarial_prompts")
+    return replace(objective, requests=rows)
 
 
 def read_own_rows(
@@ -59,6 +74,7 @@ def read_own_rows(
         "leave_out": [],
         "attack": "none",
         "attack_args": {},
+        "adversarial_prompts": None,
     }
     sources = ("dataset_split", "eval_dataset_name", "eval_dataset_split", "public_data", "dataset_sample")
     reads = config.model_copy(update=own | dict.fromkeys(sources) | (changes or {}))

@@ -12,7 +12,7 @@ from weft.data.load import kind_of as kind_of_file
 from weft.data.load import resolve_source
 from weft.json_types import JsonObject
 
-DATA = ("dataset_name", "eval_dataset_name", "public_data", "post_alignment")
+DATA = ("dataset_name", "eval_dataset_name", "public_data", "post_alignment", "adversarial_prompts")
 PATHS = (*DATA, "model_name_or_path", "tokenizer", "tokenizer_text")
 """Keys that name a file or a folder, or something of the hub."""
 FOLDERS = ("output_dir", "local_data_dir", "token_cache", "availability")

@@ -50,6 +50,7 @@ AT_SERVER = frozenset(
     tokenizer_min_count tokenizer_min_clients tokenizer_noise generation_engine vllm_memory
     eval_tasks eval_limit task_data include_path num_fewshot apply_chat_template best_metric early_stopping_rounds
     leave_out evaluated_run attack attack_args num_malicious post_alignment post_alignment_steps
+    adversarial_prompts adversarial_share
     """.split()
 )
 """Keys that only the server uses: a site keeps the defaults."""
