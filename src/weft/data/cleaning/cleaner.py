@@ -53,6 +53,8 @@ class Cleaner:
 
     compares_answers: ClassVar[bool] = False
     """Needs prompts with answers, which plain text does not have."""
+    compares_rows: ClassVar[bool] = False
+    """What it does to a row depends on other rows: a guarantee of privacy is then one of the rows that it leaves."""
     uses_model: ClassVar[bool] = False
     """Needs `Tools.surprise`."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import xxhash
 
@@ -53,6 +54,7 @@ class Contamination(Cleaner):
     Of the run's evaluation tasks one long n-gram suffices, as `weft.tasks.contamination` counts it.
     """
 
+    compares_rows: ClassVar[bool] = True
     size: int = 8
     """Words of an n-gram."""
     share: float = 0.3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import xxhash
@@ -31,6 +31,8 @@ def normalised(text: str) -> str:
 class ExactDuplicates(Cleaner):
     """Leaves out a row whose words, prompts and answers, are those of an earlier row."""
 
+    compares_rows: ClassVar[bool] = True
+
     def faults(self, samples: Sequence[Sample], tools: Tools) -> dict[int, str]:
         """Return the rows that repeat an earlier one."""
         known: set[bytes] = set()
@@ -50,6 +52,7 @@ class NearDuplicates(Cleaner):
     MinHash (Broder 1997) finds the candidates in buckets, and the shingles themselves decide.
     """
 
+    compares_rows: ClassVar[bool] = True
     threshold: float = 0.8
     """Jaccard similarity of the shingles of two rows from which on the later one is left out."""
     shingle: int = 3
