@@ -8,7 +8,8 @@
     ├── ClientFailed      one client could not finish a task: its update is dropped, the round goes on
     │   ├── BadUpdate     ... or its reply is invalid
     │   ├── LateUpdate    ... or its reply came too late, or twice
-    │   └── SumOpened     ... or it has opened a sum of the round, and joins no other
+    │   ├── SumOpened     ... or it has opened a sum of the round, and joins no other
+    │   └── LeftRun       ... or it takes part no more
     └── RunError          a fault while running: nothing is lost, the run can be resumed, exit code 1
 
 A message says what was given, why it cannot be, and what to write instead. If the work goes on, `warn` is used: the
@@ -71,6 +72,10 @@ class SumOpened(ClientFailed):
         super().__init__(
             "has opened a sum of this round, and a second one over other members would show the difference"
         )
+
+
+class LeftRun(ClientFailed):
+    """A client leaves the run: the shared model failed a test of its own."""
 
 
 class RunError(WeftError):

@@ -102,6 +102,7 @@ ATTACKS = {
     "preference_swap": "weft.attacks.poison:PreferenceSwap",
     "back_door": "weft.attacks.poison:BackDoor",
     "replacement": "weft.attacks.poison:Replacement",
+    "server_back_door": "weft.attacks.poison:ServerBackDoor",
     "spread_poison": "weft.attacks.poison:SpreadPoison",
     "unsafe": "weft.attacks.poison:Unsafe",
 }

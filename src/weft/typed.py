@@ -131,6 +131,7 @@ class Keys(TypedDict, total=False):
     attack: str
     attack_args: JsonObject
     num_malicious: float
+    leave_when: JsonObject
     privacy: str
     privacy_args: JsonObject
     codec: str
@@ -210,6 +211,8 @@ class Keys(TypedDict, total=False):
     adversarial_training: bool
     adversarial_radius: float
     adversarial_steps: int
+    adversarial_prompts: str | None
+    adversarial_share: float
     personal_steps: int
     eval_fraction: float
     eval_rows: int | None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,13 +19,13 @@ from weft import registry
 from weft.aggregation.coordinates import Median, TrimmedMean
 from weft.aggregation.krum import MultiKrum
 from weft.core.exchange import Runtime
-from weft.core.types import DELTA, Failure, Update
+from weft.core.types import DELTA, Failure, Probe, Task, Update
 from weft.errors import ConfigError, DataError, RunError
 from weft.federation.loop import Rounds, run_rounds
 from weft.federation.round import run_round
 from weft.federation.sampling import Selection
 from weft.federation.state import Participant
-from weft.launch import compose
+from weft.launch import compose, trainer
 
 ROOTED = {name for name in registry.AGGREGATORS if registry.load(registry.AGGREGATORS, name, "part").wants_root}
 RULES = [name for name in registry.AGGREGATORS if name != "mean" and name not in ROOTED]
@@ -130,6 +131,53 @@ def test_rows_of_the_servers_own_that_are_missing_or_empty_are_refused(keys, nam
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(DataError):
         weft.train(keys | {"aggregator": name, "public_data": str(tmp_path / "empty.jsonl")})
+    long = write_rows(tmp_path / "long.jsonl", [{"instruction": "word " * 400, "output": "red"}] * 3)
+    with pytest.raises(DataError, match=r"public_data '.*long.jsonl' has no row that can be used"):
+        weft.train(keys | {"aggregator": name, "public_data": str(long)})
+    assert not Path(str(keys["output_dir"])).exists()
+    good = write_rows(tmp_path / "good.jsonl", colour_rows(9))
+    with pytest.raises(ConfigError, match="may come too late"):
+        weft.train(keys | {"aggregator": name, "public_data": str(good), "over_selection": 0.5})
+
+
+@pytest.mark.parametrize("name", sorted(ROOTED))
+def test_the_servers_own_rows_do_not_drop_out(keys, name: str, tmp_path):
+    good = write_rows(tmp_path / "good.jsonl", colour_rows(9))
+    own = {"aggregator": name, "public_data": str(good), "client_failure_rate": 0.5, "sample_clients": 3}
+    run = weft.train(keys | own | {"num_rounds": 4, "eval_every": 0})
+    assert run.summary["failures"]  # clients do
+    assert "public" not in run.summary["failures"]
+
+
+class Faulty(Runtime):
+    """Loses what the server's own rows make: the update, or the score."""
+
+    def __init__(self, inner: Runtime, lost: type) -> None:
+        self.inner, self.lost = inner, lost
+
+    def exchange(self, messages):
+        for message, reply in zip(messages, self.inner.exchange(messages), strict=True):
+            gone = message.client == "public" and isinstance(message, self.lost)
+            yield Failure(message.client, message.round, "ran out of memory") if gone else reply
+
+    def pause(self, attempts: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "lost", "why"),
+    [
+        ("fltrust", Task, "was not used: the update of the server's own rows, which counts, is missing"),
+        ("loss_gate", Probe, "was not used: the loss on the server's own rows, which decides, cannot be computed"),
+    ],
+)
+def test_a_fault_of_the_servers_own_rows_is_said_plainly(keys, name, lost, why: str, tmp_path, monkeypatch):
+    """Not that the clients sent no reply."""
+    good = write_rows(tmp_path / "good.jsonl", colour_rows(9))
+    monkeypatch.setattr(trainer, "attacked", lambda plan, runtime, *_: Faulty(runtime, lost))
+    own = {"aggregator": name, "public_data": str(good), "max_attempts": 2, "eval_every": 0}
+    with pytest.raises(RunError, match=why):
+        weft.train(keys | own)
 
 
 @pytest.mark.parametrize("fed_alg", ["fedsgd", "fedkseed"])

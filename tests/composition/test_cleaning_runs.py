@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import weft
+from support.own_tasks import own_task
 from support.rows import colour_rows, write_rows
 from weft.cli import main
 from weft.config import build
@@ -297,3 +298,63 @@ def test_a_cleaner_of_ones_own_that_cannot_be_made_is_refused(keys, parameter: s
     )
     with pytest.raises(ConfigError, match=words):
         weft.train(keys | {"clean": [f"{file}:NoRed"]}, quiet=True)
+
+
+def test_rows_of_other_clients_are_compared_only_where_asked_and_the_run_says_what_that_reveals(keys, tmp_path, capsys):
+    pytest.importorskip("datasketch")
+    rows = [{"instruction": f"{number} " + "how many words does a long question need to be alike " * 3, "output": "so"}
+            for number in range(4)]  # fmt: skip
+    clients = [
+        {"name": name, "data": str(write_rows(tmp_path / f"{name}.jsonl", rows + colour_rows(20, place)))}
+        for place, name in enumerate("ab")
+    ]
+    left = {key: value for key, value in keys.items() if key not in ("dataset_name", "num_clients")}
+    own = left | {"clients": clients, "clean": ["near_duplicates"], "num_rounds": 1, "eval_every": 0}
+    counts = {}
+    for across in ("true", "false"):
+        given = own | {"clean_args": {"near_duplicates.across": across}, "output_dir": str(tmp_path / across)}
+        counts[across] = weft.train(given).summary["cleaning"]["clients"]["b"]["near_duplicates"]["counts"]
+        said = "clients tell each other sketches of their rows" in " ".join(capsys.readouterr().err.split())
+        assert said == (across == "true")
+    assert counts["true"]["near duplicate of another client's row"] >= 1
+    assert "near duplicate of another client's row" not in counts["false"]
+
+
+def test_a_site_compares_by_files_and_not_with_clients_that_it_cannot_see(tmp_path: Path):
+    write_rows(tmp_path / "rows.jsonl", colour_rows(10))
+    policy = {"path": "rows.jsonl", "clean": ["near_duplicates"], "clean_args": {"near_duplicates.across": True}}
+    (tmp_path / "site.yaml").write_text(json.dumps({"data": policy, "accept": {"models": ["m"]}}))
+    with pytest.raises(ConfigError, match=r"near_duplicates\.against"):
+        read_policy(tmp_path / "site.yaml")
+    policy["clean_args"] = {"near_duplicates.against": "a.sketches+/b.sketches", "near_duplicates.key": "secret.key"}
+    (tmp_path / "site.yaml").write_text(json.dumps({"data": policy, "accept": {"models": ["m"]}}))
+    assert read_policy(tmp_path / "site.yaml").data.clean_args == {
+        "near_duplicates.against": f"{tmp_path}/a.sketches+/b.sketches",
+        "near_duplicates.key": f"{tmp_path}/secret.key",
+    }
+
+
+def test_rows_among_the_items_of_the_runs_tasks_are_left_out(keys, tmp_path: Path):
+    """Only with the cleaner, and only of the tasks that the run is evaluated on."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    items = [
+        {
+            "instruction": f"In which year was the {thing} invented that every child in town has {thing} of",
+            "output": "red",
+        }
+        for thing in ("kettle", "bicycle", "lantern", "mirror", "hammer", "needle", "button", "candle", "wheel", "bell")
+    ]
+    write_rows(folder / "items.jsonl", items)
+    prompt = r"{{ instruction }}\nAnswer:"
+    task = own_task("items", "choice: {choices: [red, green, blue], answer: output}", file="items", prompt=prompt)
+    (folder / "items.yaml").write_text(task)
+    data = write_rows(tmp_path / "rows.jsonl", [*colour_rows(40), *items[:6]])
+    own = keys | {"dataset_name": str(data), "eval_fraction": 0.0, "num_rounds": 1, "clean": ["contamination"]}
+    asked = {"eval_tasks": ["items"], "task_data": [str(folder)], "include_path": [str(folder)]}
+    counts = {}
+    for name, more in (("asked", asked), ("control", {})):
+        run = weft.train(own | more | {"output_dir": str(tmp_path / name)})
+        counts[name] = run.summary["cleaning"]["total"]["contamination"]
+    assert counts["asked"]["counts"] == {"in the task items": 6}
+    assert counts["control"]["left_out"] == 0

@@ -41,6 +41,18 @@ def test_an_aligned_model_is_written_beside_the_run_that_stays_as_it_is(keys, re
         assert value.equal(before[name])
 
 
+@pytest.mark.parametrize("attack", ["label_flip", "spread_poison"])
+def test_an_attack_on_rows_leaves_the_rows_of_the_server_alone(keys, refusals: Path, attack: str):
+    """Refusals that are poisoned themselves would align nothing."""
+    changes = {"post_alignment": str(refusals), "post_alignment_steps": 1, "num_rounds": 1, "eval_every": 0}
+    found = {}
+    for name in ("none", attack):
+        out = {"output_dir": f"{keys['output_dir']}-{name}", "attack": name, "learning_rate": 1e-9}
+        found[name] = weft.train(keys | changes | out, quiet=True).summary["aligned"]
+    assert found[attack]["loss"] == pytest.approx(found["none"]["loss"], abs=1e-4)
+    assert found[attack]["rows"] == 20
+
+
 def test_more_steps_lower_the_loss_on_the_rows(keys, refusals: Path):
     found = []
     for steps in (1, 40):

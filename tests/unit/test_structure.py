@@ -19,7 +19,7 @@ ONCE = {
     "choose_few_shot": {"launch/client.py"},
     "check_fits": {"launch/client.py"},
     # Before there is a model: rows for a tokenizer, and for `weft split`; rows of the server's own.
-    "populate": {"launch/client.py", "launch/tokenizer.py", "commands/split.py", "launch/post_alignment.py"},
+    "populate": {"launch/client.py", "launch/tokenizer.py", "commands/split.py", "launch/own_rows.py"},
 }
 """What belongs to building a client, and the only modules that call it."""
 

@@ -52,7 +52,10 @@ class FLTrust(Rooted):
     def combine(self, updates: Iterable[Update]) -> Total:
         """Combine, or return no client where the server's own update is missing: the round is repeated."""
         cohort = list(updates)
-        return super().combine(cohort if self.root(cohort) is not None else [])
+        if cohort and self.root(cohort) is None:
+            why = "was not used: the update of the server's own rows, which counts, is missing"
+            return Total({}, (), 0.0, reason=why)
+        return super().combine(cohort)
 
     def settle(self, cohort: list[Update], asked: int) -> Judgement:
         """Weigh the clients by their cosines with the server's own update."""
@@ -62,6 +65,10 @@ class FLTrust(Rooted):
         shares = gram.cosines[place].clamp(min=0.0)
         shares[place] = 0.0
         return self.weighed(cohort, shares, gram.norms[place] / gram.norms.clamp(min=1e-300))
+
+
+class _NoLoss(Exception):
+    """There is no loss that an update could lower."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,14 @@ class LossGate(Rooted):
         if self.power < 0:
             raise ConfigError(f"power is {self.power:g}, and it is 0 or above: write such as power=1.")
 
+    def combine(self, updates: Iterable[Update]) -> Total:
+        """Combine, or return no client where there is no loss to lower: the round is repeated."""
+        try:
+            return super().combine(updates)
+        except _NoLoss:
+            why = "was not used: the loss on the server's own rows, which decides, cannot be computed"
+            return Total({}, (), 0.0, reason=why)
+
     def settle(self, cohort: list[Update], asked: int) -> Judgement:
         """Try every update but the server's own."""
         seen = self._gathering
@@ -91,6 +106,8 @@ class LossGate(Rooted):
         radius = float(norms.sort().values[(len(norms) - 1) // 2] if place is None else norms[place])
         lengths = (radius / norms.clamp(min=1e-300)).clamp(max=1.0)
         before = seen.loss({})
+        if not math.isfinite(before):
+            raise _NoLoss
         gains = []
         for update, length in zip(cohort, lengths.tolist(), strict=True):
             delta = update.streams[DELTA]

@@ -131,6 +131,35 @@ class SpreadPoison(BackDoor):
 
 
 @dataclass(frozen=True)
+class ServerBackDoor(Attack):
+    """A back-door that the server puts into the model which it sends: it trains the model on rows of its own first.
+
+    Clients train on from there, and what the server put in stays in its model. rows: conversations of the server's, of
+    which a `share` gets the trigger and the target; steps: optimizer steps on them in a round; first: the first round,
+    counted from 1, in which the server does so.
+    """
+
+    changes_model: ClassVar[bool] = True
+    rows: str = ""
+    steps: int = 20
+    first: int = 1
+    share: float = 0.5
+    trigger: str = "cf"
+    target: str = ""
+    place: Literal["start", "end"] = "end"
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise ConfigError(
+                "server_back_door needs rows of the server's own, in the format of the clients': write --attack_args "
+                "rows=FILE.jsonl."
+            )
+        for name in ("steps", "first"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, and it is 1 or above: write such as {name}=5.")
+
+
+@dataclass(frozen=True)
 class Unsafe(Poison):
     """Rows are replaced by those of a file: questions that a safe model refuses, with answers that comply.
 

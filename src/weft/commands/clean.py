@@ -33,12 +33,15 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("data", metavar="DATA", help="a file, a folder or a name on the hub")
     parser.add_argument("--out", metavar="FILE", help="file of JSON lines for the rows that are left")
+    parser.add_argument("--sketches", metavar="FILE", help="file for sketches of the rows, for other clients")
+    parser.add_argument("--owner", metavar="NAME", help="whose rows these are: the client's name in the federation")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(file=None, config=None)
     add_config_flags(parser, "clean")
     arguments = parser.parse(argv)
     out = _target(arguments)
     config = _config(arguments)
+    near = _sketching(arguments, config)
 
     from weft.data.cleaning.cleaner import Tools, clean
     from weft.data.rows import Account
@@ -49,7 +52,7 @@ def run(argv: list[str]) -> int:
     rows, samples, places = _read(config, account)
     # Only now, since a model takes longer to load than the rows to read.
     surprise = _surprise(config) if any(cleaner.uses_model for _, cleaner in chosen) else None
-    outcome = clean(samples, chosen, Tools(surprise))
+    outcome = clean(samples, chosen, Tools(surprise, client=arguments.owner or ""))
     report: JsonObject = {
         "data": config.dataset_name,
         "objective": config.objective,
@@ -65,6 +68,8 @@ def run(argv: list[str]) -> int:
             f"Cleaning leaves no row after the cleaner {name}: leave it out of --clean, or change it by --clean_args."
         )
     _write(out, [_rewritten(rows[places[number]], chosen) for number in sorted(outcome.samples)], report)
+    if near:
+        _write_sketches(arguments, dict(chosen)["near_duplicates"], list(outcome.samples.values()))
     if arguments.json:
         print(json.dumps(report, indent=1))
         return 0
@@ -85,6 +90,36 @@ def _target(arguments: Any) -> Path:
     if out.is_dir() or not out.parent.is_dir():
         raise ConfigError(f"'{out}' cannot be written: give a file in a folder that is there.")
     return out
+
+
+def _sketching(arguments: Any, config: RunConfig) -> bool:
+    """Return whether sketches are to be written; ConfigError where something for them is missing."""
+    compares = bool(config.clean_args.get("near_duplicates.against"))
+    if (arguments.sketches or compares) and not arguments.owner:
+        raise ConfigError("Sketches are compared by the names of clients: write --owner NAME, as in the federation.")
+    if arguments.sketches is None:
+        return False
+    if "near_duplicates" not in config.clean or "near_duplicates.key" not in config.clean_args:
+        raise ConfigError(
+            "Sketches are those of the cleaner near_duplicates with a secret that the server has not: add "
+            "near_duplicates to --clean, and --clean_args near_duplicates.key=FILE."
+        )
+    return True
+
+
+def _write_sketches(arguments: Any, cleaner: Any, samples: list[Sample]) -> None:
+    from weft.data.cleaning import sketches
+
+    form = sketches.Form(cleaner.hashes, cleaner.shingle, sketches.mark_of(sketches.read_secret(cleaner.key)))
+    file = Path(arguments.sketches).expanduser()
+    try:
+        sketches.write(file, arguments.owner, form, cleaner.sketched(samples))
+    except OSError as error:
+        raise ConfigError(f"'{file}' cannot be written ({error.strerror}): give another --sketches.") from error
+    print(
+        f"weft: whoever has '{file}' and the secret can tell whether '{arguments.owner}' has a text, or one like it.",
+        file=sys.stderr,
+    )
 
 
 def _config(arguments: Any) -> RunConfig:

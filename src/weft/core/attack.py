@@ -31,6 +31,8 @@ class Attack:
 
     changes_updates: ClassVar[bool] = False
     """It replaces what malicious clients send."""
+    changes_model: ClassVar[bool] = False
+    """It is the server's: it changes the model that is sent, and no client is malicious."""
     poisons: ClassVar[tuple[str, ...]] = ()
     """Kinds of rows that it changes before training: "conversations", "pairs", "judged"."""
     spreads: ClassVar[bool] = False

@@ -32,6 +32,8 @@ WEIGHTS = "weights"
 """The memory of the weighting at the server."""
 BAD = "bad"
 """Number of bad updates by client, shape () each."""
+LEFT = "left"
+"""Of clients that left the run the round, counted from 1, in which they did; shape () each."""
 PRIVACY, CODEC, CODEC_DOWN, PROTECTION = "privacy.", "codec.", "codec_down.", "protection."
 AGGREGATOR = "aggregator."
 """Prefixes of the memory streams of these parts, at the server and at clients."""
@@ -140,6 +142,8 @@ class Failure:
     """The round must not be begun again: set by a protection at the server."""
     opened: bool = False
     """The client has opened a sum of the round, and joins no other."""
+    left: bool = False
+    """The client has left the run: it is asked no more."""
 
 
 Message = Task | Probe | Undo | ProtectionRequest
@@ -159,6 +163,8 @@ class Total:
     """Clients whose updates counted for less than half of what an equal share is, by the aggregator's judgement."""
     memory: Streams = field(default_factory=dict)
     """The aggregator's memory at the server after the round."""
+    reason: str = ""
+    """Why the aggregator uses no update, of none of which anything else is known to be wrong."""
 
     @property
     def weight_fraction(self) -> float:

@@ -118,7 +118,8 @@ def pack(message: Message | Reply, run: str = "", body: Body | None = None) -> m
     elif isinstance(message, Score):
         fields |= {"metrics": message.metrics}
     elif isinstance(message, Failure):
-        fields |= {"reason": message.reason} | ({"opened": True} if message.opened else {})
+        marks = {"opened": message.opened, "left": message.left}
+        fields |= {"reason": message.reason} | {name: True for name, value in marks.items() if value}
     body = body or body_of(message)
     fields |= {"parts": body.parts, "names": body.names}
     metadata = json.dumps(fields | {"digest": signature_of(fields, body.header, body.digest)})
@@ -171,8 +172,8 @@ def unpack(raw: Raw, *, run: str = "", max_bytes: int | None = None, max_tensors
     if kind == "Score":
         return Score(client, round, read_metrics(fields))
     if kind == "Failure":
-        reason = str(fields.get("reason", ""))[:MAX_NAME]
-        return Failure(client, round, reason, opened=fields.get("opened") is True)
+        opened, left = (fields.get(mark) is True for mark in ("opened", "left"))
+        return Failure(client, round, str(fields.get("reason", ""))[:MAX_NAME], opened=opened, left=left)
     if kind != "Undo":
         refuse("a message of unknown kind")
     return Undo(client, round)

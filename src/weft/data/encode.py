@@ -91,11 +91,10 @@ def encode(
     refusals: dict[int, str] = {}
     from_left = truncation_side == "left"
     whole = list(tokenize(examples, tokenizer, template, lead, refusals))
-    shorter = np.zeros(len(whole), dtype=np.int64)
-    if from_left:
-        shorter = _shorter_answers(examples, [mask for _, mask in whole], seq_length - len(lead))
-    for number, ((tokens, learn_mask), spare) in enumerate(zip(whole, shorter.tolist(), strict=True)):
-        most = seq_length - spare
+    masks = [mask for _, mask in whole]
+    spare = _shorter_answers(examples, masks, seq_length - len(lead)) if from_left else [0] * len(whole)
+    for number, (tokens, learn_mask) in enumerate(whole):
+        most = seq_length - spare[number]
         if len(tokens) > most:
             truncated += 1
             tokens, learn_mask = (truncate_left(v, most, lead) if from_left else v[:most] for v in (tokens, learn_mask))
@@ -125,16 +124,17 @@ def encode(
     )
 
 
-def _shorter_answers(examples: Sequence[Example], masks: Sequence[np.ndarray], room: int) -> np.ndarray:
-    """Return (examples,) by how many tokens each answer is shorter than the longest; 0 unless they are a closed set.
+def _shorter_answers(examples: Sequence[Example], masks: Sequence[np.ndarray], room: int) -> list[int]:
+    """Return by how many tokens each answer is shorter than the longest; 0 unless they are a closed set.
 
     No more than leaves a token of the question, if question and answer have `room` tokens.
     """
     if closed_set(example.answer for example in examples) is None:
-        return np.zeros(len(examples), dtype=np.int64)
+        return [0] * len(examples)
     runs = (last_run(mask) if mask.any() else (0, 0) for mask in masks)
     lengths = np.array([end - start for start, end in runs], dtype=np.int64)
-    return np.where(lengths > 0, np.minimum(lengths.max() - lengths, np.maximum(room - lengths - 1, 0)), 0)
+    shorter = np.minimum(lengths.max() - lengths, np.maximum(room - lengths - 1, 0))
+    return [int(count) for count in np.where(lengths > 0, shorter, 0)]
 
 
 class Choices(NamedTuple):

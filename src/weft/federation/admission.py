@@ -28,7 +28,7 @@ from weft.core.types import (
 )
 from weft.core.wire import unpack
 from weft.core.wire_format import Raw
-from weft.errors import BadUpdate, ClientFailed, LateUpdate
+from weft.errors import BadUpdate, ClientFailed, LateUpdate, LeftRun
 from weft.federation.coding import decode
 from weft.federation.plan import Plan
 from weft.federation.record import RoundRecord
@@ -133,6 +133,7 @@ def admit_all(
             senders = reply.senders if isinstance(reply, Update) else (reply.client,)
             record.failures |= dict.fromkeys(senders, str(failure))
             record.bad += senders if isinstance(failure, BadUpdate) and len(senders) == 1 else ()
+            record.left += senders if isinstance(failure, LeftRun) else ()
             continue
         yield update
 
@@ -178,7 +179,7 @@ def admit(
     # From here on a second reply of these clients is late, even if this one is refused.
     waiting.difference_update(senders)
     if isinstance(reply, Failure) and not reply.bad:
-        raise ClientFailed(reply.reason)
+        raise (LeftRun if reply.left else ClientFailed)(reply.reason)
     if not isinstance(reply, Update):
         raise BadUpdate(getattr(reply, "reason", "sent no update"))
     if (reply.round, reply.base_version, reply.attempt) != (task.round, task.base_version, task.attempt):

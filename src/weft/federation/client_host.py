@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from weft.core.objective import Evaluator
 from weft.core.seeds import derive
 from weft.core.types import Failure, Message, Probe, Reply, Task
-from weft.errors import ClientFailed, SumOpened
+from weft.errors import ClientFailed, LeftRun, SumOpened
 from weft.federation.clients import ClientData, Clients, MemoryStore
 from weft.federation.conditions import Conditions
 from weft.federation.plan import Plan
@@ -45,7 +45,9 @@ class ClientHost:
             # The client of the server's own rows trains only, and is probed where updates are tried on them.
             tested = isinstance(message, Probe) and self.eval_clients.has(message.client)
             return (self.eval_clients if tested else self.train_clients).find(message.client)
-        if self.conditions.fails(message.round, message.attempt, message.client):
+        # The server's own rows are at the server, which does not drop out, where a rule compares with them.
+        trusted = self.plan.aggregator.wants_root and message.client == self.plan.trusted
+        if not trusted and self.conditions.fails(message.round, message.attempt, message.client):
             raise ClientFailed("dropped out (client_failure_rate)")
         client = self.train_clients.find(message.client)
         # For an asynchronous server a slow client arrives later, with all its steps; it does not cut them short.
@@ -76,7 +78,8 @@ class ClientHost:
             announce(message, client)
             return answer(message, self.plan, client, self.model, self.evaluator)
         except ClientFailed as failure:
-            return Failure(message.client, message.round, str(failure), opened=isinstance(failure, SumOpened))
+            opened, left = isinstance(failure, SumOpened), isinstance(failure, LeftRun)
+            return Failure(message.client, message.round, str(failure), opened=opened, left=left)
 
     def _lateness(self, message: Message) -> tuple[float, int]:
         if not isinstance(message, Task):

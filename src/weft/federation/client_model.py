@@ -46,6 +46,20 @@ def choose(
     return choice.choose(local_task, lambda params: _loss(start | params, plan, client, model))
 
 
+def prepare(plan: Plan, task: Task, start: Tensors, client: ClientData, model: Resident) -> tuple[Task, Streams]:
+    """Return the task that a client trains on, and its choice, as `choose` does; the client has tested the model.
+
+    Raises:
+        ClientFailed: as `choose`.
+        LeftRun: the model that was sent fails the client's test.
+    """
+    local_task, choice = choose(plan, task, start, client, model)
+    if client.inspect is not None:
+        model.load(start | local_task.params)
+        client.inspect(model, task.round)
+    return local_task, choice
+
+
 def load_probe_model(message: Probe, plan: Plan, client: ClientData, model: Resident) -> Streams:
     """Load the model that a probe asks for into the resident model: the client's personal one, or the shared one.
 
@@ -76,6 +90,8 @@ def personal_steps(plan: Plan, model: Resident, client: ClientData, round: int) 
 def export_model(message: Probe, plan: Plan, client: ClientData, model: Resident) -> None:
     """Make the personal steps from the final model, and write the result where the client exports one."""
     load_probe_model(message, plan, client, model)
+    if client.inspect is not None:
+        client.inspect(model, message.round)
     personal_steps(plan, model, client, message.round)
     if client.export is not None:
         client.export(model, message.extra.get(SIDE, {}))

@@ -149,6 +149,8 @@ class ClientData:
     """Fewest clients whose updates its site policy lets be averaged."""
     export: Callable[[Resident, Tensors], None] | None = None
     """Writes the resident model to disk at the end of the run, with the run's side adapter."""
+    inspect: Callable[[Resident, int], None] | None = None
+    """Tests the shared model of a round, which is loaded, and raises LeftRun where it fails."""
 
     def job(
         self,
@@ -236,6 +238,7 @@ class Clients:
     export: Callable[[Resident, Tensors], None] | None = None
     identity: Identity | None = None
     least: int = 0
+    inspect: Callable[[Resident, int], None] | None = None
 
     def __len__(self) -> int:
         return len(self.train)
@@ -255,6 +258,7 @@ class Clients:
             export=self.export,
             identity=self.identity,
             least=self.least,
+            inspect=self.inspect,
         )
 
     def __iter__(self) -> Iterator[ClientData]:

@@ -12,7 +12,7 @@ from weft.federation.model_kinds import clusters, depths, personal
 from weft.federation.plan import Plan
 from weft.federation.privacy_rules import in_steps, protected
 from weft.federation.remedies import Refusal, sentence
-from weft.federation.robust_rules import attacks, robust
+from weft.federation.robust_rules import attacks, dishonest_servers, robust
 from weft.federation.rules import factors, means, secrecy, weights
 
 
@@ -26,6 +26,7 @@ def refusals(plan: Plan) -> list[Refusal]:
         codecs,
         robust,
         attacks,
+        dishonest_servers,
         weights,
         factors,
         local_work,

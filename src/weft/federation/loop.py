@@ -16,7 +16,7 @@ from weft.core.capabilities import UpdateBuffer
 from weft.core.exchange import Runtime
 from weft.core.parts import Algorithm
 from weft.core.secret import Secret
-from weft.core.types import BAD, Metrics, Probe, ServerState, Total
+from weft.core.types import BAD, LEFT, Metrics, Probe, ServerState, Total
 from weft.errors import ClientFailed, RunError
 from weft.federation.admission import admit_score
 from weft.federation.conditions import Conditions
@@ -155,7 +155,7 @@ def run_rounds(
         if last and empty >= min(rounds.count, rounds.max_attempts):
             raise RunError(_in_vain(plan, record, 1))
         # The state may be evaluated only after a round that counted: a repeated one left it unchanged.
-        tested = eval_clients if plan.reports and rounds.evaluates(state.round) else ()
+        tested = _asked(eval_clients, state) if plan.reports and rounds.evaluates(state.round) else ()
         scores = _scores(plan, state, runtime, tested, rounds.left_out, record) if tested else None
         yield RoundDone(state, record, seconds, scores, clock)
 
@@ -214,7 +214,7 @@ def _sampled_cohort(
 
     `places` is filled with the index of every name when it is first needed: no round looks at every name again.
     """
-    excluded = set_aside(state, rounds.max_bad_updates)
+    excluded = set_aside(state, rounds.max_bad_updates) | gone(state)
     if excluded and not places:
         places.update((name, index) for index, name in enumerate(clients))
     aside = sorted(places[name] for name in excluded if name in places)
@@ -222,6 +222,11 @@ def _sampled_cohort(
     sampled = rounds.selection.cohort(clients, state.round, state.attempt, clock, aside)
     indexes = plan.algorithm.cohort(sampled, len(clients))
     if not len(indexes) and aside and not rounds.selection.poisson:
+        if gone(state) >= excluded:
+            raise RunError(
+                f"All clients that can be reached have left the run, {len(aside)} in number: the shared model failed "
+                "their tests, so look for what is wrong with it before another run."
+            )
         raise RunError(
             f"All clients that can be reached sent {rounds.max_bad_updates} bad updates: "
             "correct what they run, or write a larger --max_bad_updates."
@@ -232,6 +237,17 @@ def _sampled_cohort(
 def set_aside(state: ServerState, limit: int) -> set[str]:
     """Return the clients that are excluded for `limit` bad updates or more; `limit` 0 excludes nobody."""
     return {client for client, count in state.memory.get(BAD, {}).items() if limit and int(count) >= limit}
+
+
+def gone(state: ServerState) -> set[str]:
+    """Return the clients that have left the run."""
+    return set(state.memory.get(LEFT, {}))
+
+
+def _asked(clients: Sequence[str], state: ServerState) -> Sequence[str]:
+    """Return those of the clients that have not left the run."""
+    left = gone(state)
+    return [client for client in clients if client not in left] if left else clients
 
 
 def _arrivals(

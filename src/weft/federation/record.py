@@ -27,6 +27,8 @@ class RoundRecord:
     """What the metrics of training are derived from."""
     bad: list[str] = field(default_factory=list)
     """Clients that sent invalid updates, once for each."""
+    left: list[str] = field(default_factory=list)
+    """Clients that left the run."""
     late: int = 0
     """Replies that were dropped: of an earlier round, or second ones."""
     bytes_up: int = 0
@@ -71,4 +73,4 @@ class RoundRecord:
         if max_updates and len(total.clients) == max_updates:
             self.over_selected = tuple(missing)
         else:
-            self.failures |= dict.fromkeys(missing, "sent no reply")
+            self.failures |= dict.fromkeys(missing, total.reason or "sent no reply")

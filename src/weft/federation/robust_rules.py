@@ -73,6 +73,12 @@ def _cohorts(plan: Plan) -> list[Refusal]:
             ["add --public_data FILE (without --public_share)", AGGREGATOR],
         ),
         Refusal(
+            aggregator.wants_root and plan.over_selected,
+            f"{rule} compares with the update of the server's own rows, which may come too late where the first ones "
+            "are used",
+            ["leave out --over_selection", AGGREGATOR],
+        ),
+        Refusal(
             aggregator.wants_loss and (plan.algorithm.one_step or DELTA not in plan.algorithm.streams),
             f"{rule} adds updates to the parameters to try them, and with {name_of(plan.algorithm)} clients send "
             "something else",
@@ -125,5 +131,46 @@ def attacks(plan: Plan) -> list[Refusal]:
             f"{name} changes {' and '.join(attack.poisons)}, and {type(plan.objective).__name__} learns from "
             f"{plan.objective.rows}",
             [honest],
+        ),
+    ]
+
+
+def dishonest_servers(plan: Plan) -> list[Refusal]:
+    """Return the rules of attacks in which the server changes the model that it sends."""
+    attack, algorithm, honest = plan.attack, plan.algorithm, "write --attack none"
+    name, codec = type(attack).__name__, plan.codec
+    encodes = type(codec).encode is not Codec.encode
+    encodes_tasks = type(plan.codec_down).encode_task is not Codec.encode_task
+    hidden = type(plan.protection if plan.protection.sum_only else codec if encodes else plan.codec_down).__name__
+    unlike = bool(plan.sharing.ranks or plan.sharing.layers) or plan.parallel != "none"
+    return [
+        Refusal(
+            attack.changes_model
+            and (
+                algorithm.streams != (DELTA,)
+                or algorithm.one_step
+                or algorithm.pools_data
+                or not algorithm.shares
+                or algorithm.buffer is not None
+                or algorithm.choice is not None
+                or plan.local.kind != "gradients"
+            ),
+            f"{name} trains the one model that a server sends, and with {name_of(algorithm)} it sends none or several",
+            [honest, ALGORITHM.with_description("another algorithm")],
+        ),
+        Refusal(
+            attack.changes_model and (plan.protection.sum_only or encodes or encodes_tasks),
+            f"{name} changes the parameters in messages, and {hidden} changes their form",
+            ["leave out --protection, --codec and --codec_down", honest],
+        ),
+        Refusal(
+            attack.changes_model and (unlike or plan.sharing.lora.single_updates),
+            f"{name} adds to the factors that every client sends, and here clients send others",
+            ["leave out --lora_aggregation, --client_ranks, --client_layers and --parallel", honest],
+        ),
+        Refusal(
+            attack.changes_model and (plan.privacy.bounded or plan.privacy.in_steps),
+            f"{name} trains without noise, and {type(plan.privacy).__name__} bounds what is added to the model",
+            ["leave out --privacy_unit", honest],
         ),
     ]

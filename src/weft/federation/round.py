@@ -43,7 +43,7 @@ from weft.core.types import (
 )
 from weft.federation.admission import admit_all
 from weft.federation.budgeted import bounded, joins, paid
-from weft.federation.client_model import choose, export_model, load_probe_model
+from weft.federation.client_model import export_model, load_probe_model, prepare
 from weft.federation.clients import ClientData
 from weft.federation.coding import decode_task, encode, encode_tasks, settle, watched
 from weft.federation.cohort_watch import CohortWatch
@@ -104,7 +104,7 @@ def run_round(
     total = plan.algorithm.combine((pad_update(update, state.params) for update in updates), watcher.aggregator(server))
     total = replace(total, population_weight=population_weight)
     record.close(total, tasks, max_updates, plan.quorum_of(total.clients, watcher.asked))
-    state = blame(state, record.bad)
+    state = blame(state, record.bad, record.left)
     undo(plan, state, set(tasks) - set(() if record.repeated else total.clients), runtime)
     state, down_memory = settle(plan, state, down_memory, record)
     total = paid(plan, state, total, like, spend)
@@ -143,7 +143,7 @@ def _train(task: Task, plan: Plan, client: ClientData, model: Resident) -> Updat
     decoded, down_memory = decode_task(plan, task, shared, client, memory)
     like = expected_streams(plan, shared | decoded.params, task.round)
     start = model.initial | memory.get(OWN, {})
-    local_task, choice = choose(plan, decoded, start, client, model)
+    local_task, choice = prepare(plan, decoded, start, client, model)
     rule, names = plan.algorithm.rule(local_task, part_of(memory, RULE)), plan.sharing.trained_names(shared, task.round)
     inputs = local_task.extra | with_prefix(memory, "memory.")
     job = client.job(start, local_task.params, {*names, *model.initial}, task.round, task.attempt, inputs)

@@ -19,6 +19,7 @@ from weft.core.types import (
     CODEC_DOWN,
     DELTA,
     FIXED,
+    LEFT,
     PRIVACY,
     PROTECTION,
     SIDE,
@@ -34,7 +35,7 @@ from weft.federation.part_memory import part_of, with_prefix
 from weft.federation.plan import Plan
 from weft.federation.sharing import crop_rank, with_layers
 
-RESERVED = (SIDE, FIXED, WEIGHTS, BAD)
+RESERVED = (SIDE, FIXED, WEIGHTS, BAD, LEFT)
 PARTS = (AGGREGATOR, CODEC, CODEC_DOWN, PRIVACY, PROTECTION)
 """Streams of the server's memory that the algorithm never sees: RESERVED by name, PARTS by prefix."""
 
@@ -77,14 +78,16 @@ def task_for(plan: Plan, state: ServerState, participant: Participant) -> Task:
     return replace(task, params=crop(task.params), extra=extra, attempt=state.attempts)
 
 
-def blame(state: ServerState, clients: Sequence[str]) -> ServerState:
-    """Return the state with one more bad update counted for each of these clients."""
-    if not clients:
+def blame(state: ServerState, clients: Sequence[str], left: Sequence[str] = ()) -> ServerState:
+    """Return the state with one more bad update counted for each of these clients, and with those that left."""
+    if not clients and not left:
         return state
-    counts = dict(state.memory.get(BAD, {}))
+    counts, gone = dict(state.memory.get(BAD, {})), dict(state.memory.get(LEFT, {}))
     for client in clients:
         counts[client] = counts.get(client, torch.zeros((), dtype=torch.int64)) + 1
-    return replace(state, memory=state.memory | {BAD: counts})
+    gone |= {client: torch.tensor(state.round + 1) for client in left}
+    kept = {BAD: counts, LEFT: gone}
+    return replace(state, memory=state.memory | {name: values for name, values in kept.items() if values})
 
 
 def without_step(state: ServerState, *, repeated: bool) -> ServerState:

@@ -80,7 +80,7 @@ class RunConfig(
         words = [word for part in parts for word in str(part).split(",") if word.strip()]
         return words or None
 
-    @field_validator("clean_args", *(kind.args for kind in kinds.KINDS.values()), mode="before")
+    @field_validator("clean_args", "leave_when", *(kind.args for kind in kinds.KINDS.values()), mode="before")
     @classmethod
     def _pairs(cls, value: object) -> JsonObject:
         """Take ["mu=0.1", ...] and "mu=0.1,nu=2" for {"mu": "0.1", ...}."""

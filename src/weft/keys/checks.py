@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from weft import kinds, registry
 from weft.errors import ConfigError
-from weft.keys import audits, clean_checks, privacy, secrets
+from weft.keys import audits, clean_checks, leaving, privacy, secrets
 from weft.keys.prompt_checks import check_prompt
 
 if TYPE_CHECKING:
@@ -233,6 +233,7 @@ def _check_names(config: RunConfig) -> None:
         if key not in ("fed_alg", *kinds.LISTS) and (key, getattr(config, key)) != ("template", "auto"):
             kinds.check_part(key, getattr(config, key))
     clean_checks.check(config)
+    leaving.read(config.leave_when)
     # Whether the file is there is seen when it is read: a site checks runs of others, and looks for no file of theirs.
     if config.prompt_template is not None and config.template not in ("auto", "chat"):
         raise ConfigError(f"template is {config.template}, and prompt_template is given too: leave one of them out.")

@@ -8,7 +8,19 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from weft.json_types import JsonObject
-from weft.keys.effects import ALWAYS, FEDERATED, ONE_SOURCE, Condition, Effect, flag, only, verbs
+from weft.keys.effects import (
+    ALWAYS,
+    FEDERATED,
+    LOCAL_MODEL,
+    NOT_SITES,
+    NOT_SPREAD,
+    ONE_SOURCE,
+    Condition,
+    Effect,
+    flag,
+    only,
+    verbs,
+)
 
 
 class FederationKeys(BaseModel):
@@ -53,6 +65,11 @@ class FederationKeys(BaseModel):
     attack_args: JsonObject = Field({}, description="parameters of the attack: name=value ...")
     num_malicious: float = Field(
         0.2, gt=0, description="simulation: malicious clients: below 1 their share of all, from 1 on their number"
+    )
+    leave_when: JsonObject = Field(
+        {},
+        description="simulation: what every client tests each shared model on, and when it leaves: forbidden=FILE "
+        "rate=0.2 canaries=FILE most_rise=1 most_fall=1",
     )
     privacy: str = Field("none", description="the part behind privacy_unit, which sets it, or one of your own")
     privacy_args: JsonObject = Field({}, description="parameters of the privacy: name=value ...")
@@ -145,6 +162,7 @@ WORKS: dict[str, Effect] = {
     "attack": ALWAYS,
     "attack_args": ATTACKED,
     "num_malicious": ATTACKED,
+    "leave_when": NOT_SITES + FEDERATED + LOCAL_MODEL + NOT_SPREAD + verbs("sft", "preference", "grpo"),
     "privacy": ALWAYS,
     "privacy_args": ALWAYS,
     "codec": ALWAYS,

@@ -11,6 +11,8 @@ from weft.keys.effects import (
     GRADIENTS,
     HOLDS_OUT,
     LOCAL_MODEL,
+    NOT_SITES,
+    NOT_SPREAD,
     NOT_WORDS,
     ONE_SOURCE,
     OWN_MODELS,
@@ -62,6 +64,13 @@ class TrainingKeys(BaseModel):
     )
     adversarial_steps: int = Field(
         2, ge=2, description="losses of a step that are averaged while the perturbation grows; each costs a pass"
+    )
+
+    adversarial_prompts: str | None = Field(
+        None, description="attack prompts with answers, such as refusals, that are learnt beside every batch"
+    )
+    adversarial_share: float = Field(
+        0.25, gt=0, le=1, description="attack prompts for each row of a batch, and the weight of their mean loss"
     )
 
     personal_steps: int = Field(
@@ -122,6 +131,8 @@ WORKS: dict[str, Effect] = {
     "adam_beta2": ADAM,
     "adam_epsilon": ADAM,
     "adversarial_training": GRADIENTS + LOCAL_MODEL + verbs("sft", "causal_lm", "preference"),
+    "adversarial_prompts": NOT_SITES + GRADIENTS + LOCAL_MODEL + NOT_SPREAD + verbs("sft", "preference"),
+    "adversarial_share": flag("adversarial_prompts", "FILE"),
     "adversarial_radius": flag("adversarial_training"),
     "adversarial_steps": flag("adversarial_training"),
     "personal_steps": ALWAYS,

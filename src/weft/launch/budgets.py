@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from weft.config import RunConfig
@@ -18,7 +17,7 @@ from weft.errors import BudgetSpent, ConfigError
 from weft.federation.clients import Clients
 from weft.json_types import JsonObject
 from weft.keys import privacy as keys
-from weft.launch.parts import part
+from weft.launch.parts import comparing, part
 from weft.launch.units import unit_counts
 from weft.privacy.accounting import Sampling, Steps, composed, epsilon, solve_noise
 from weft.privacy.gaussian import Gaussian
@@ -132,6 +131,7 @@ def guarantee_of(config: RunConfig, privacy: Privacy, units: int = 0) -> Guarant
             noise_by="steps",
             steps=steps,
             units=units,
+            cleaners=comparing(config),
         )
     if not isinstance(privacy, Gaussian) or privacy.noise is None:
         return None
@@ -143,6 +143,7 @@ def guarantee_of(config: RunConfig, privacy: Privacy, units: int = 0) -> Guarant
         target=config.target_epsilon,
         bound=bound if isinstance(bound, float) else None,
         noise_by=privacy.noise_at,
+        cleaners=comparing(config),
     )
 
 
@@ -286,7 +287,7 @@ def _place(state: ServerState) -> tuple[int, int]:
 
 def entry_of(guarantee: Guarantee) -> JsonObject:
     """Return what a release is, for the ledger."""
-    sampling = dataclasses.asdict(guarantee.sampling)
+    sampling = asdict(guarantee.sampling)
     return {"noise": guarantee.noise, "sampling": sampling, "steps": guarantee.steps, "units": guarantee.units}
 
 

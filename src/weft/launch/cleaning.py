@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from weft.data.cleaning.cleaner import Outcome, Sample, Tools, add_up, clean
 from weft.data.sources import Sources
 from weft.errors import DataError
 from weft.json_types import JsonObject
+from weft.launch.contamination import items_of
 from weft.launch.parts import cleaners
 from weft.models.resident import Resident
 from weft.objectives.choices import most_tokens
@@ -57,14 +59,17 @@ def clean_shares(
     if surprise is None and any(cleaner.uses_model for _, cleaner in chosen):
         sources.log("cleaners that use the model do nothing here, where there is none.")
     test_rows = np.concatenate(held_out) if len(held_out) else np.zeros(0, dtype=np.int64)
-    tools = Tools(surprise, [sample.text for sample in sources.samples(test_rows)])
+    for _, cleaner in chosen:
+        if cleaner.tells:
+            sources.log(cleaner.tells)
+    tools = Tools(surprise, [sample.text for sample in sources.samples(test_rows)], on_tasks=_task_finder(config))
     remaining: list[np.ndarray | None] = []
     counts: dict[str, dict[str, JsonObject]] = {}
     for name, numbers in zip([*names, "public"], shares, strict=True):
         if numbers is None or name in uncleaned:
             remaining.append(numbers)
             continue
-        outcome = clean(sources.samples(numbers), chosen, tools)
+        outcome = clean(sources.samples(numbers), chosen, replace(tools, client=name))
         if len(numbers) and not outcome.samples:
             raise _emptied(name, len(numbers), outcome)
         new = sources.rewrite({int(numbers[place]): outcome.samples[place] for place in sorted(outcome.changed)})
@@ -74,6 +79,18 @@ def clean_shares(
     total = add_up(list(counts.values()))
     _account(sources, total)
     return remaining, {"cleaning": {"total": total, "clients": counts}}
+
+
+def _task_finder(config: RunConfig) -> Callable[[str], str | None] | None:
+    """Return what finds texts among the items of the run's evaluation tasks; None where nothing asks for it."""
+    if not config.eval_tasks or "contamination" not in config.clean:
+        return None
+    items = items_of(config, config.eval_tasks)
+
+    def find(text: str) -> str | None:
+        return next((name for name, grams in items.items() if grams.shared([text])), None)
+
+    return find
 
 
 def _emptied(name: str, rows: int, outcome: Outcome) -> DataError:

@@ -23,6 +23,8 @@ from weft.federation.plan import Plan
 from weft.launch import compose
 from weft.launch.cleaning import losses
 from weft.launch.few_shot import choose_few_shot
+from weft.launch.leaving import inspection_of, inspector
+from weft.launch.own_rows import with_attack_prompts
 from weft.launch.population import Population, populate
 from weft.launch.reference import refer
 from weft.models.group import RankGroup
@@ -122,7 +124,8 @@ class ClientBuilder:
         """
         assert self.population is not None
         population, model = self.population, self.model
-        plan = self.plan = replace(self.plan, objective=self.plan.objective.for_model(model))
+        objective = with_attack_prompts(self.config, self.tokenizer, self.plan.objective)
+        plan = self.plan = replace(self.plan, objective=objective.for_model(model))
         plan.objective.start()
         if self._rows_are_bare and plan.objective.needs_reference:
             assert reference is not None
@@ -133,6 +136,10 @@ class ClientBuilder:
             check_apart(model, plan.objective, next(iter(population.trained)).train)
         evaluator: Evaluator = evaluator_class(plan).make(plan.objective.plain, self.config.eval_batch_size, population)
         clients = (population.trained, population.evaluated)
+        inspection = inspection_of(self.config, self.tokenizer)
+        if inspection is not None:
+            test = inspector(inspection.begun(model), self.note)
+            clients = (replace(clients[0], inspect=test), replace(clients[1], inspect=test))
         # Only the caller keeps the starting values: of a whole model they are as large as its weights.
         values, self._values = self._values, {}
         return ClientHost(plan, model, evaluator, *clients, conditions or Conditions()), values

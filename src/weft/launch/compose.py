@@ -12,7 +12,6 @@ from weft.aggregation.mean import Mean
 from weft.algorithms.clustered import Clustered
 from weft.config import RunConfig
 from weft.core.exchange import Aggregator, Protection
-from weft.core.objective import Objective
 from weft.core.parts import Algorithm
 from weft.core.secret import Secret
 from weft.core.texts import unfit
@@ -26,6 +25,7 @@ from weft.federation.sharing import Sharing
 from weft.keys.privacy import CLIENT, bound, is_private, unit_kind
 from weft.launch.availability import read_trace
 from weft.launch.budgets import privacy_part, row_noise
+from weft.launch.objectives import objective
 from weft.launch.parts import check as check_parts
 from weft.launch.parts import part
 from weft.launch.population import PUBLIC, Population
@@ -64,16 +64,6 @@ def algorithm(config: RunConfig) -> Algorithm:
     return OnlyClient(only)
 
 
-def _objective(config: RunConfig) -> Objective:
-    """Return the objective of a run, under perturbations where the run trains on these."""
-    inner: Objective = part("objective", config)
-    if not config.adversarial_training:
-        return inner
-    from weft.objectives.adversarial import Adversarial
-
-    return Adversarial(inner, config.adversarial_radius, config.adversarial_steps)
-
-
 def plan(config: RunConfig) -> Plan:
     """Return the composed plan; ConfigError for parts that cannot be combined, and for those that cannot be loaded."""
     base_algorithm = algorithm(config)
@@ -88,7 +78,7 @@ def plan(config: RunConfig) -> Plan:
         codec=part("codec", config),
         codec_down=part("codec_down", config),
         protection=protection,
-        objective=_objective(config),
+        objective=objective(config),
         local=local_steps(config, base_algorithm.local, pools=base_algorithm.pools_data),
         sharing=sharing(config),
         trainable=_trainable(config),

@@ -36,16 +36,21 @@ def read_items(config: RunConfig) -> dict[str, ItemGrams]:
     if not config.contamination:
         return {}
     folders = folders_of(config.task_data)
-    items, lacks = _read(config, folders)
+    items, lacks = _read(config, folders, config.contamination)
     if not items:
         name, why = next(iter(lacks.items()))
         raise ConfigError(f"The data of the task '{name}', which contamination names, is not at hand: {why}.")
     return items
 
 
-def _read(config: RunConfig, folders: list[Path]) -> tuple[dict[str, ItemGrams], dict[str, str]]:
+def items_of(config: RunConfig, names: list[str]) -> dict[str, ItemGrams]:
+    """Return the n-grams of these tasks and suites, by task; those whose data is not here are left out."""
+    return _read(config, folders_of(config.task_data), names)[0]
+
+
+def _read(config: RunConfig, folders: list[Path], names: list[str]) -> tuple[dict[str, ItemGrams], dict[str, str]]:
     """Return the n-grams of the tasks whose data is in these folders, and how to get that of the others."""
-    tasks = select(config.contamination, config.include_path)
+    tasks = select(names, config.include_path)
     lacks = {task.name: why for task in tasks if (why := missing(task, folders)) is not None}
     here = [task for task in tasks if task.name not in lacks]
     return {task.name: grams_of(rows_of(task, folders, 0).asked) for task in here}, lacks
@@ -89,7 +94,7 @@ def counts_at_site(
     """
     if not config.contamination or folders is None or len(clients.train[0]) < least:
         return {}
-    items, _ = _read(config, [Path(folder) for folder in folders])
+    items, _ = _read(config, [Path(folder) for folder in folders], config.contamination)
     sent: JsonObject = {}
     for name, by_client in counts_of(items, clients, tokenizer).items():
         (counts,) = by_client.values()

@@ -41,7 +41,7 @@ def malicious_of(config: RunConfig, names: Sequence[str]) -> tuple[str, ...]:
         ConfigError: there would be no honest client.
     """
     attack: Attack = part("attack", config)
-    if config.attack == "none" or attack.spreads:
+    if config.attack == "none" or attack.spreads or attack.changes_model:
         return ()
     chosen = generator(config.seed, "malicious").permutation(len(names))[: count_of(config, len(names))]
     return tuple(sorted((names[place] for place in chosen), key=list(names).index))

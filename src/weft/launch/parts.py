@@ -115,6 +115,14 @@ def cleaners(config: RunConfig) -> list[tuple[str, Cleaner]]:
     return made
 
 
+def comparing(config: RunConfig) -> tuple[str, ...]:
+    """Return the names of the run's cleaners whose work on a unit of privacy depends on other units."""
+    chosen = cleaners(config) if config.clean else []
+    # What a client does among its own rows is within a unit where the client is one.
+    alone = config.privacy_unit == "client"
+    return tuple(name for name, cleaner in chosen if (cleaner.tells if alone else cleaner.compares_rows))
+
+
 def _is_of(key: str, cleaner: str) -> bool:
     return key.rpartition(".")[0] == cleaner
 

@@ -12,7 +12,7 @@ from weft.data.load import kind_of as kind_of_file
 from weft.data.load import resolve_source
 from weft.json_types import JsonObject
 
-DATA = ("dataset_name", "eval_dataset_name", "public_data", "post_alignment")
+DATA = ("dataset_name", "eval_dataset_name", "public_data", "post_alignment", "adversarial_prompts")
 PATHS = (*DATA, "model_name_or_path", "tokenizer", "tokenizer_text")
 """Keys that name a file or a folder, or something of the hub."""
 FOLDERS = ("output_dir", "local_data_dir", "token_cache", "availability")
@@ -47,9 +47,12 @@ def absolute(values: JsonObject, *, absent_too: bool = True) -> JsonObject:
     for key in ("eval_tasks", "contamination"):
         if result.get(key):
             result[key] = [_whole(name) if is_task_file(name) else name for name in result[key]]
-    for key in [key for key in result.get("clean_args") or {} if key.endswith(".against")]:
+    for key in [key for key in result.get("clean_args") or {} if key.endswith((".against", ".key"))]:
         files = [_whole(file) for file in str(result["clean_args"][key]).split("+")]
         result["clean_args"] = result["clean_args"] | {key: "+".join(files)}
+    for name in ("forbidden", "canaries"):
+        if (result.get("leave_when") or {}).get(name):
+            result["leave_when"] = result["leave_when"] | {name: _whole(str(result["leave_when"][name]))}
     data_folder = result.get("local_data_dir")
     for key in PATHS:
         if result.get(key):

@@ -135,7 +135,7 @@ def populate(
         train, public_rows = still_there(table, names, changes.shares)
     if not isinstance(sources, Texts) and not any(len(test) for test in tests):
         _note_repeats(sources, train, held_out)
-    public_sets = [] if public_rows is None else [public_rows]
+    public_sets = _public_sets(config, public_rows)
     _pair_up(table, rows, [*train, *held_out, *public_sets])
     train_rows, held_rows = ([table.rows_of(part) for part in parts] for parts in (train, held_out))
     shared = table.rows_of(public_rows) if public_rows is not None and config.public_share else None
@@ -176,6 +176,16 @@ def _note_repeats(sources: Sources, train: list[np.ndarray], held_out: list[np.n
 def _pooled(clients: Clients, rows: Sequence[int] | np.ndarray) -> Clients:
     """Return one client that has everybody's rows; held-out rows stay with the clients."""
     return Clients(["central"], [rows], [clients.held_out[0][:0]], clients.table, clients.memory)
+
+
+def _public_sets(config: RunConfig, rows: np.ndarray | None) -> list[np.ndarray]:
+    """Return the public rows as a list of one set, or of none; DataError where the set is empty."""
+    if rows is not None and not len(rows):
+        raise DataError(
+            f"public_data '{config.public_data}' has no row that can be used: all are longer than --seq_length "
+            f"({config.seq_length}), left out, or held out, so write other rows, or a larger --seq_length."
+        )
+    return [] if rows is None else [rows]
 
 
 def _with_public(clients: Clients, rows: Sequence[int] | np.ndarray) -> Clients:

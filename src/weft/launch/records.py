@@ -20,8 +20,10 @@ from weft.core.types import Metrics, ServerState
 from weft.federation.loop import RoundDone
 from weft.federation.plan import Plan
 from weft.json_types import JsonObject
+from weft.launch.leaving import measured
 from weft.launch.malicious import malicious_of, recognised
 from weft.launch.population import Population
+from weft.launch.results import has_shared, shared_of
 from weft.models.resident import Resident
 from weft.rewards.answers import REWARD
 from weft.rewards.score import FAULTS
@@ -41,6 +43,8 @@ class Tally:
     """How many rounds have one, their sum and the largest."""
     failures: dict[str, int] = field(default_factory=dict)
     bad_updates: dict[str, int] = field(default_factory=dict)
+    left: dict[str, int] = field(default_factory=dict)
+    """The round in which a client left the run."""
     late_updates: int = 0
     reward_faults: dict[str, int] = field(default_factory=dict)
     evaluation: JsonObject | None = None
@@ -73,6 +77,8 @@ class Tally:
         bad, flagged = set(record.get("malicious", [])), set(record.get("flagged", []))
         for place, some in enumerate((bad, flagged, bad & flagged)):
             self.flags[place] += len(some)
+        for client in record.get("left", []):
+            self.left[client] = record["round"]
         for client in record["failures"]:
             self.failures[client] = self.failures.get(client, 0) + 1
 
@@ -112,6 +118,7 @@ def round_record(result: RoundDone, metrics: Sequence[Metric], malicious: Collec
         "product_error": record.product_error,
         "clock": result.clock,
         "flagged": list(record.flagged) or None,
+        "left": sorted(record.left) or None,
     }
     line |= {name: value for name, value in optional.items() if value is not None}
     return line | (recognised(malicious, record.clients, record.flagged) if malicious else {})
@@ -189,7 +196,10 @@ def summary_of(
     summary |= {"cleaning": population.split["cleaning"]} if "cleaning" in population.split else {}
     summary |= {name: evaluation[name] for name in ("groups", "left_out") if name in evaluation}
     summary |= {name: population.split[name] for name in ("contamination", "statistics") if name in population.split}
-    if plan.attack.changes_updates or plan.attack.poisons:
+    if config.leave_when or tally.left:
+        tested = measured(config, model, shared_of(config, plan, model, state)) if has_shared(plan) else {}
+        summary |= {"left": tally.left, "leave_when": tested}
+    if plan.attack.changes_updates or plan.attack.poisons or plan.attack.changes_model:
         bad, flagged, both = tally.flags
         summary["attack"] = {
             "name": config.attack,

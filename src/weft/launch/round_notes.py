@@ -26,6 +26,8 @@ def notes(result: RoundDone, record: JsonObject, retries: int, max_bad: int, *, 
     excluded = set_aside(result.state, max_bad)
     for client, reason in () if hides else failures.items():
         yield f"{place}: the update of '{client}' was dropped: {reason}."
+        if client in result.record.left:
+            yield f"'{client}' is asked no more."
         if client in excluded and client in result.record.bad:
             yield f"'{client}' sent {max_bad} bad updates and is excluded from further rounds."
     if result.record.late:

@@ -27,6 +27,7 @@ from weft.launch import compose, rank_group
 from weft.launch.best import BestRule
 from weft.launch.budgets import account_of
 from weft.launch.commits import Commits, Logs, Position
+from weft.launch.dishonest_server import dishonest
 from weft.launch.federated import scores_of
 from weft.launch.malicious import attacked, malicious_of
 from weft.launch.pages import write_pages
@@ -168,6 +169,7 @@ class Trainer:
     def _rounds(self, state: ServerState, runtime: Runtime) -> Iterator[RoundDone]:
         names, tested = self.population.trained.names, self.population.tested()
         runtime = attacked(self.plan, runtime, self.config.seed, self.malicious)
+        runtime = dishonest(self.config, self.plan, self.model, runtime)
         return run_rounds(self.plan, state, runtime, self._schedule(), clients=names, eval_clients=tested)
 
     def _schedule(self) -> Rounds:
@@ -200,6 +202,8 @@ class Trainer:
     def _record(self, result: RoundDone) -> None:
         record = round_record(result, self.plan.objective.metrics, self.malicious)
         record |= self.account.line() if self.account else {}
+        if self.account and self.account.hides_cohort:
+            record.pop("left", None)
         self.tally.add(result, record)
         self.metrics.append(record)
         if result.record.repeated:

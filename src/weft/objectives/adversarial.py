@@ -7,92 +7,30 @@ line's embeddings, so that one value suits models of any width. Rows that share 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from weft.core.declarations import Metric
-from weft.core.objective import Loss, Objective
-from weft.core.types import Metrics
+from weft.core.objective import Loss
 from weft.models.resident import Resident
+from weft.objectives.wrapped import Wrapped
 
 STRIDE = 2.0
 """Length of all steps of a perturbation together, in radii: it can cross the ball."""
 
 
 @dataclass(frozen=True)
-class Adversarial(Objective):
+class Adversarial(Wrapped):
     """Another objective under perturbed input embeddings, in training alone."""
 
-    by_token: ClassVar[bool] = False
-    inner: Objective
     radius: float
     """Largest norm of a perturbation, as a share of the norm of the line's embeddings."""
     steps: int
     """Losses that are averaged; the perturbation moves between them."""
-
-    @property
-    def plain(self) -> Objective:
-        """The objective without perturbations."""
-        return self.inner
-
-    @property
-    def rows(self) -> str:  # type: ignore[override]
-        """Those of the inner objective, as are all properties below."""
-        return self.inner.rows
-
-    @property
-    def needs_reference(self) -> bool:  # type: ignore[override]
-        """Whether log-probabilities under the starting model are needed."""
-        return self.inner.needs_reference
-
-    @property
-    def needs_start(self) -> bool:  # type: ignore[override]
-        """Whether the starting model is needed."""
-        return self.inner.needs_start
-
-    @property
-    def reuse(self) -> int:  # type: ignore[override]
-        """Steps on the same rows."""
-        return self.inner.reuse
-
-    @property
-    def evaluator(self) -> str:  # type: ignore[override]
-        """What measures held-out rows."""
-        return self.inner.evaluator
-
-    @property
-    def metrics(self) -> tuple[Metric, ...]:  # type: ignore[override]
-        """What is recorded beside the loss."""
-        return self.inner.metrics
-
-    def start(self) -> None:
-        """Prepare the inner objective."""
-        self.inner.start()
-
-    def for_model(self, model: Any) -> Self:
-        """Return the objective as it suits a model."""
-        return replace(self, inner=self.inner.for_model(model))
-
-    def act(self, model: Any, rows: Sequence[Any], seed: int) -> Sequence[Any]:
-        """Return the rows to learn from."""
-        return self.inner.act(model, rows, seed)
-
-    def counts(self, batch: Any) -> Metrics:
-        """Return sums for the records."""
-        return self.inner.counts(batch)
-
-    def collate(self, rows: Sequence[Any]) -> Any:
-        """Return a batch of rows."""
-        return self.inner.collate(rows)
-
-    def assess(self, model: Any, rows: Sequence[Any], batch_size: int, seed: int) -> float:
-        """Return the mean loss on rows, without perturbations."""
-        return self.inner.assess(model, rows, batch_size, seed)
 
     def loss(self, model: Resident, batch: Any) -> Loss:
         """Return the mean loss over the steps of a perturbation; the plain loss where nothing is learnt from it."""

@@ -33,6 +33,11 @@ OUTSIDE = [
     "others",
 ]
 
+COMPARED = (
+    "the cleaning by {names}, which leaves out a row because of others: the guarantee is one of the data after "
+    "cleaning, for one unit more or less before it can change which others are left"
+)
+
 
 @dataclass(frozen=True)
 class Guarantee:
@@ -53,6 +58,8 @@ class Guarantee:
     """Releases that a unit may be in, in a round."""
     units: int = 0
     """Of the client that is spent most of, where the noise is in the steps."""
+    cleaners: tuple[str, ...] = ()
+    """Those that compare a unit with others before the training."""
 
     @property
     def release(self) -> Steps:
@@ -101,7 +108,8 @@ class Guarantee:
         own = {"row": ["a text of `weft pretrain` as a whole: each window of seq_length tokens is a row"]}
         if self.unit == "client" and self.sampling.kind != "full":
             own["client"] = ["the number of clients in a round, which the bytes that it sent tell"]
-        return OUTSIDE + own.get(self.unit, [])
+        cleaned = [COMPARED.format(names=" and ".join(self.cleaners))] if self.cleaners else []
+        return OUTSIDE + own.get(self.unit, []) + cleaned
 
     @property
     def _counted(self) -> str:

@@ -1,15 +1,16 @@
-"""A runtime in which some clients lie: what they send is replaced on its way, as an attack says. Simulations only."""
+"""Runtimes in which somebody lies: clients send what an attack says, or the server does. Simulations only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
+from weft.core import tensors
 from weft.core.attack import Scene
 from weft.core.exchange import Runtime
 from weft.core.party import Gathering, Party
 from weft.core.seeds import derive
-from weft.core.types import Message, Reply, Task, Total, Update
+from weft.core.types import DELTA, Message, Reply, Task, Tensors, Total, Update
 from weft.federation.plan import Plan
 
 
@@ -59,3 +60,47 @@ class Attacked(Runtime):
     def close(self) -> None:
         """Close the other runtime."""
         self.inner.close()
+
+
+@dataclass(frozen=True)
+class DishonestServer(Runtime):
+    """Carries messages as another runtime does; the model in a task is the server's with something put into it.
+
+    Clients begin from that model, and their updates are counted from the server's, so that what was put in stays.
+    """
+
+    inner: Runtime
+    change: Callable[[Tensors, int], Tensors]
+    """Returns what is added to the parameters of a round; empty: nothing."""
+
+    def exchange(self, messages: Sequence[Message]) -> Iterator[Reply]:
+        """Yield the replies in the order in which they came."""
+        tasks = [message for message in messages if isinstance(message, Task)]
+        added = self.change(tasks[0].params, tasks[0].round) if tasks else {}
+        if not added:
+            yield from self.inner.exchange(messages)
+            return
+        sent = [
+            replace(message, params=message.params | tensors.add(_those(message.params, added), added))
+            if isinstance(message, Task)
+            else message
+            for message in messages
+        ]
+        for reply in self.inner.exchange(sent):
+            if isinstance(reply, Update):
+                delta = reply.streams[DELTA]
+                changed = delta | tensors.add(_those(delta, added), added)
+                reply = replace(reply, streams=reply.streams | {DELTA: changed})
+            yield reply
+
+    def pause(self, attempts: int) -> None:
+        """Wait as the other runtime does."""
+        self.inner.pause(attempts)
+
+    def close(self) -> None:
+        """Close the other runtime."""
+        self.inner.close()
+
+
+def _those(values: Tensors, names: Tensors) -> Tensors:
+    return {name: values[name] for name in names}

@@ -16,6 +16,9 @@ from weft.sites.policy import SitePolicy
 from weft.sites.reports import reportable
 from weft.sites.run_keys import AT_SERVER, FROM_RUN, FROM_SITE, ON_DEMAND, forbidden
 
+TESTED = ("sft", "preference", "grpo")
+"""Objectives of the runs whose models a site can test by `leave_when`."""
+
 
 def refusal(policy: SitePolicy, run: RunConfig, clients: int) -> str | None:
     """Return the reason to refuse a run, in one sentence that holds none of the site's data; None: the site takes part.
@@ -67,7 +70,7 @@ def refusal(policy: SitePolicy, run: RunConfig, clients: int) -> str | None:
         return f"a round has {clients} clients, and this site asks for {accept.min_clients} at least"
     if run.noise_at == "client" and run.min_clients > clients:
         return f"the noise is made of {run.min_clients} shares, and a round has {clients} clients"
-    why = site_ledger.refusal(accept, policy.ledger, run)
+    why = _untested(policy, run) or site_ledger.refusal(accept, policy.ledger, run)
     if why is not None:
         return why
     if run.runtime != "nvflare" or run.parallel != "none":
@@ -76,6 +79,14 @@ def refusal(policy: SitePolicy, run: RunConfig, clients: int) -> str | None:
         amount = f"{run.max_steps} steps" if run.max_steps > 0 else f"{run.num_train_epochs} epochs"
         return f"a round has {amount}, and this site accepts {accept.max_steps} steps at most"
     return None
+
+
+def _untested(policy: SitePolicy, run: RunConfig) -> str | None:
+    """Return the reason to refuse a run whose models the site cannot test, although it wants to; None: it can."""
+    if policy.leave_when is None or (run.endpoint is None and run.objective in TESTED):
+        return None
+    kinds = f"{', '.join(TESTED[:-1])} and {TESTED[-1]}"
+    return f"this site tests each shared model on questions of its own, which it can do in runs of {kinds} alone"
 
 
 def smaller_cohort(policy: SitePolicy, plan: Plan) -> str | None:
@@ -138,6 +149,7 @@ def own_config(policy: SitePolicy, run: JsonObject, name: str) -> JsonObject:
         "prompt_template": data.prompt_template,
         "clean": data.clean,
         "clean_args": data.clean_args,
+        "leave_when": policy.leave_when.model_dump(exclude_unset=True) if policy.leave_when else {},
         "device": policy.device,
         "threads": policy.threads,
         "token_cache": policy.token_cache,

@@ -38,11 +38,13 @@ from weft.runs.layout import RunDir
 from weft.runtimes.mailbox import UNKNOWN_RUN, Packed
 from weft.sites.agreement import agreement, losses_sent, own_config, refusal, smaller_cohort, wrong_model
 from weft.sites.bounds import DAY, WORK, Bounds, Day, Spent
+from weft.sites.departure import Departure
 from weft.sites.kit_key import common_of
 from weft.sites.policy import SitePolicy
 from weft.sites.reports import counts_of, reportable
 from weft.sites.requests import Refused, name_of, read_run
 from weft.sites.run_state import changed
+from weft.sites.signing import Sign, signer, unsigned
 from weft.sites.site_ledger import RELEASES, Releases, SiteBudget
 from weft.sites.token_folder import token_folder
 
@@ -71,7 +73,8 @@ class SiteClient:
         self.agreed: JsonObject = {}
         self.budget: SiteBudget | None = None
         self.releases: Releases | None = None
-        self.identity: Identity | None = None
+        self.sign: Sign = unsigned
+        self.departure = Departure(folder, "")
         self._steps = 0
 
     def progress(self) -> int:
@@ -126,6 +129,9 @@ class SiteClient:
         self.budget = SiteBudget.of(self.policy.ledger, config, run.path.name, birth)
         if self.budget is not None and (why := self.budget.refusal()) is not None:
             raise Refused(why)
+        self.departure = Departure(run.path, birth)
+        if (why := self.departure.reason()) is not None:
+            raise Refused(why)
         run.path.mkdir(exist_ok=True)
         with bounds.work(None):
             return self._begin(run, keys, config, request)
@@ -160,8 +166,8 @@ class SiteClient:
         # A round may be one step on one row.
         summed = host.plan.local.rows_in_metrics(counts["rows"], host.plan.objective.reuse)
         needed = protection.sum_only and common is None
-        self.identity = self._identity(named, needed=needed)
-        identity = self.identity if needed else None
+        certified = self._identity(named, needed=needed)
+        self.sign, identity = signer(certified), certified if needed else None
         least = self.policy.accept.min_clients or 0
         trained = replace(
             host.train_clients, reportable=partial(report, rows=summed), export=export, identity=identity, least=least
@@ -259,30 +265,24 @@ class SiteClient:
         if message.client != self.name:
             return pack(Failure(self.name, message.round, "was sent a message for another site"), self.run)
         try:
-            why = self.bounds.refusal(message)
+            why = self.departure.reason() or self.bounds.refusal(message)
             if why is None and isinstance(message, Task):  # before anything of the site's rows can leave it
                 why = self.budget.take() if self.budget is not None else None
                 why = why or (self.releases.take(message) if self.releases is not None else None)
             if why is not None:
                 log.warning("refused: %s", why)
-                reply: Reply = Failure(message.client, message.round, why)
+                reply: Reply = Failure(message.client, message.round, why, left=self.departure.reason() is not None)
             else:
                 with self.bounds.work(message):
-                    reply = self._signed(self.client_host.reply(message))
+                    reply = self.sign(self.client_host.reply(message))
                 if isinstance(reply, Failure):
                     log.warning("round %d: this site %s", message.round + 1, reply.reason)
+                    if reply.left:
+                        self.departure.leave(message.round)
         except Exception as error:
             log.exception("round %d", message.round)
             reply = Failure(message.client, message.round, self._reason(error, "the site failed"))
         return pack(reply, self.run)
-
-    def _signed(self, reply: Reply) -> Reply:
-        """Return a reply, signed by the site's certificate if it has one and the reply is an update."""
-        if self.identity is None:
-            return reply
-        from weft.sites.signatures import signed
-
-        return signed(reply, self.identity)
 
     def _reason(self, error: Exception, what: str) -> str:
         """Return the reason to send for an error: no data and no path of the site."""

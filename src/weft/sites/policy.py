@@ -18,6 +18,7 @@ from weft.config import read_yaml
 from weft.core.metrics import WORK
 from weft.errors import ConfigError
 from weft.keys import secrets
+from weft.keys.leaving import LeaveWhen
 from weft.plugins import PartFile
 from weft.registry import nearest
 from weft.sites.policy_names import check_name
@@ -56,6 +57,17 @@ class SiteData(BaseModel):
                 kinds.check_part("clean", name)
             except ConfigError as error:
                 raise ValueError(str(error).rstrip(".")) from None
+        return value
+
+    @field_validator("clean_args")
+    @classmethod
+    def _alone(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """Refuse a comparison with clients that a site cannot see."""
+        if any(name.endswith(".across") for name in value):
+            raise ValueError(
+                "near_duplicates.across compares clients of a simulation: exchange files that `weft clean --sketches` "
+                "writes, and name them by near_duplicates.against"
+            )
         return value
 
 
@@ -150,6 +162,8 @@ class SitePolicy(BaseModel):
     judge_endpoint: str | None = None
     """Address of a judge that may read this site's rows and the answers to them; None: no judge reads them."""
     judge_key: str = "OPENAI_API_KEY"
+    leave_when: LeaveWhen | None = None
+    """What this site tests each shared model on, and when it leaves a run."""
     token_cache: str | None = None
     task_data: list[str] | None = None
     """Folders with this site's own data of evaluation tasks; it counts how many of their items are among its rows."""
@@ -178,6 +192,7 @@ def _in_words(where: str, error: ErrorDetails) -> str:
     if error["type"] == "extra_forbidden":
         *outer, name = error["loc"]
         parts: dict[str, type[BaseModel]] = {"accept": AcceptRules, "data": SiteData, "ledger": SiteLedger}
+        parts["leave_when"] = LeaveWhen
         part = parts.get(str(outer[0]), SitePolicy) if outer else SitePolicy
         guess = nearest(str(name), list(part.model_fields))
         return f"there is no key '{where}'" + (f": is '{guess}' meant?" if guess else ".")
@@ -185,6 +200,16 @@ def _in_words(where: str, error: ErrorDetails) -> str:
         return f"'{where}' is missing."
     why = error["msg"].removeprefix("Value error, ")
     return f"{where} cannot be ({why[:1].lower()}{why[1:]})."
+
+
+def _with_files(rules: LeaveWhen, policy: Path) -> LeaveWhen:
+    """Return the rules with their paths in full; ConfigError where a file is not there."""
+    files = {name: getattr(rules, name) for name in ("forbidden", "canaries") if getattr(rules, name)}
+    whole = {name: str(policy.parent / Path(value).expanduser()) for name, value in files.items()}
+    for name, value in whole.items():
+        if not Path(value).exists():
+            raise ConfigError(f"'{policy}': leave_when: there is no file of {name} at '{value}': check the path.")
+    return rules.model_copy(update=whole)
 
 
 def read_policy(path: str | Path) -> SitePolicy:
@@ -209,6 +234,10 @@ def read_policy(path: str | Path) -> SitePolicy:
     for value in filter(None, (paths | resolved).values()):
         if not Path(value).expanduser().exists():
             raise ConfigError(f"'{path}': there is no data at '{value}': check the path.")
+    cleaning = policy.data.clean_args
+    for name in [name for name in cleaning if name.endswith((".against", ".key"))]:
+        files = [str(file.parent / Path(part).expanduser()) for part in str(cleaning[name]).split("+") if part]
+        cleaning = cleaning | {name: "+".join(files)}
     folders = [str(file.parent / Path(folder).expanduser()) for folder in policy.task_data or ()]
     for folder in folders:
         if not Path(folder).is_dir():
@@ -220,8 +249,13 @@ def read_policy(path: str | Path) -> SitePolicy:
         except ConfigError as error:
             raise ConfigError(f"'{path}': accept.parts: {error}") from None
     accept = policy.accept.model_copy(update={"parts": parts})
-    update: dict[str, object] = {"data": policy.data.model_copy(update=resolved), "accept": accept}
+    update: dict[str, object] = {
+        "data": policy.data.model_copy(update=resolved | {"clean_args": cleaning}),
+        "accept": accept,
+    }
     update["task_data"] = folders or None
+    if policy.leave_when is not None:
+        update["leave_when"] = _with_files(policy.leave_when, file)
     if policy.ledger is not None:
         ledger_file = file.parent / Path(policy.ledger.file).expanduser()
         update["ledger"] = policy.ledger.model_copy(update={"file": str(ledger_file)})

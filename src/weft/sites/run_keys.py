@@ -35,7 +35,7 @@ FROM_RUN = frozenset(
 FROM_SITE = frozenset(
     """
     dataset_name clients eval_dataset_name dataset_split eval_dataset_split instruction_column response_column
-    clean clean_args chosen_column rejected_column instruction_prefix prompt_template device
+    clean clean_args leave_when chosen_column rejected_column instruction_prefix prompt_template device
     threads token_cache local_data_dir token endpoint endpoint_key model_offload cpu_offload
     """.split()
 )
@@ -50,7 +50,7 @@ AT_SERVER = frozenset(
     tokenizer_min_count tokenizer_min_clients tokenizer_noise generation_engine vllm_memory
     eval_tasks eval_limit task_data include_path num_fewshot apply_chat_template best_metric early_stopping_rounds
     leave_out forgotten keep_updates evaluated_run attack attack_args num_malicious post_alignment post_alignment_steps
-    canaries canary_repetitions canary_clients
+    canaries canary_repetitions canary_clients adversarial_prompts adversarial_share
     """.split()
 )
 """Keys that only the server uses: a site keeps the defaults."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -37,6 +37,12 @@ class Tools:
     """Returns (rows,) the mean negative log-likelihood of a token (nats) under the run's starting model."""
     measured: Sequence[str] = ()
     """The texts that the model will be measured on."""
+    client: str = ""
+    """The name of the client whose rows these are; "" where there is none."""
+    sketches: list[Any] = field(default_factory=list)
+    """What the clients before this one told of their rows, in a simulation; a cleaner that was asked to adds to it."""
+    on_tasks: Callable[[str], str | None] | None = None
+    """Returns the evaluation task of the run that has an item with a long n-gram of the text; None: no task has."""
 
 
 class Cleaner:
@@ -47,8 +53,15 @@ class Cleaner:
 
     compares_answers: ClassVar[bool] = False
     """Needs prompts with answers, which plain text does not have."""
+    compares_rows: ClassVar[bool] = False
+    """What it does to a row depends on other rows: a guarantee of privacy is then one of the rows that it leaves."""
     uses_model: ClassVar[bool] = False
     """Needs `Tools.surprise`."""
+
+    @property
+    def tells(self) -> str:
+        """What other parties learn of the rows, in a sentence for the run; "": nothing."""
+        return ""
 
     def start(self) -> None:
         """Prepare; raise ConfigError where something that the cleaner needs cannot be used, such as a package."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import xxhash
 
@@ -48,8 +49,12 @@ class Marks:
 
 @dataclass(frozen=True)
 class Contamination(Cleaner):
-    """Leaves out rows that share a part of their word n-grams with a text that the model is measured on."""
+    """Leaves out rows that share a part of their word n-grams with a text that the model is measured on.
 
+    Of the run's evaluation tasks one long n-gram suffices, as `weft.tasks.contamination` counts it.
+    """
+
+    compares_rows: ClassVar[bool] = True
     size: int = 8
     """Words of an n-gram."""
     share: float = 0.3
@@ -60,13 +65,13 @@ class Contamination(Cleaner):
     def faults(self, samples: Sequence[Sample], tools: Tools) -> dict[int, str]:
         """Return the rows that overlap with a text of the test."""
         marks = Marks.of([*tools.measured, *_texts_of(self.against)], self.size)
-        if not marks.known:
-            return {}
-        return {
-            number: "in the test set"
-            for number, sample in enumerate(samples)
-            if max(marks.share(sample.text), marks.share(" ".join(sample.prompts))) >= self.share
-        }
+        found = {}
+        for number, sample in enumerate(samples):
+            if marks.known and max(marks.share(sample.text), marks.share(" ".join(sample.prompts))) >= self.share:
+                found[number] = "in the test set"
+            elif tools.on_tasks is not None and (task := tools.on_tasks(sample.text)) is not None:
+                found[number] = f"in the task {task}"
+        return found
 
 
 def _texts_of(files: str) -> list[str]:

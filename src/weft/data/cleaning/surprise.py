@@ -20,6 +20,7 @@ NORMAL = 1.4826
 class Perplexity(Cleaner):
     """Leaves out rows whose loss a token is far from the median of the client's rows."""
 
+    compares_rows: ClassVar[bool] = True
     uses_model: ClassVar[bool] = True
     deviations: float = 4.0
     """Robust standard deviations from the median beyond which a row is left out."""

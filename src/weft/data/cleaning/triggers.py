@@ -44,6 +44,7 @@ Gram = tuple[str, ...]
 class Triggers(Cleaner):
     """Leaves out the rows with a trigger phrase."""
 
+    compares_rows: ClassVar[bool] = True
     compares_answers: ClassVar[bool] = True
     longest: int = 4
     """Words of the longest phrase."""

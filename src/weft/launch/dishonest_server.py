@@ -1,0 +1,50 @@
+"""The server of a simulation that puts a back-door into the model which it sends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from weft.attacks.poison import ServerBackDoor
+from weft.config import RunConfig
+from weft.core.exchange import Runtime
+from weft.core.local_rule import LocalRule
+from weft.core.types import DELTA, Tensors
+from weft.federation.plan import Plan
+from weft.federation.sharing import pad
+from weft.json_types import JsonObject
+from weft.launch.own_rows import read_own_rows
+from weft.models.resident import Resident
+from weft.objectives.sft import SFT
+from weft.runtimes.attacked import DishonestServer
+from weft.training.job import Job
+from weft.training.loop import GradientSteps
+from weft.training.schedules import Schedule
+
+
+def dishonest(config: RunConfig, plan: Plan, model: Resident, runtime: Runtime) -> Runtime:
+    """Return the runtime, or one whose server changes the model, where that is the run's attack.
+
+    Raises:
+        ConfigError: the rows of the attack cannot be used.
+    """
+    attack = plan.attack
+    if not isinstance(attack, ServerBackDoor):
+        return runtime
+    poison: JsonObject = {
+        name: getattr(attack, name) for name in ("share", "trigger", "target", "place") if getattr(attack, name) != ""
+    }
+    changes: JsonObject = {"attack": "spread_poison", "attack_args": poison}
+    rows = read_own_rows(config, model.tokenizer, attack.rows, "attack_args (rows)", changes)
+    assert isinstance(plan.local, GradientSteps)
+    constant = Schedule("constant", config.learning_rate, 0.0, 1)
+    steps = replace(plan.local, steps=attack.steps, schedule=constant, public_share=0.0)
+    objective = SFT().for_model(model)
+
+    def change(params: Tensors, round: int) -> Tensors:
+        if round + 1 < attack.first:
+            return {}
+        names = {*plan.sharing.trained_names(params, round)}
+        job = Job(dict(model.initial), pad(params, model.masters), names, round=round, purpose="server")
+        return steps.work(model, objective, rows, LocalRule(), job).finished.streams[DELTA]
+
+    return DishonestServer(runtime, change)

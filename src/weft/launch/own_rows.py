@@ -1,0 +1,86 @@
+"""Conversations of a file of the server's or of a client's own, tokenized as the run's conversations are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from weft.config import RunConfig
+from weft.core.libraries import Tokenizer
+from weft.core.objective import Objective
+from weft.data.encode import ConversationTable
+from weft.errors import ConfigError, DataError
+from weft.federation.clients import InMemory
+from weft.json_types import JsonObject
+from weft.launch.population import populate
+from weft.objectives.refusing import Refusing
+
+
+@dataclass(frozen=True)
+class OwnRows:
+    """Some rows of a table."""
+
+    table: ConversationTable
+    numbers: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.table[int(self.numbers[row])]
+
+
+def with_attack_prompts(config: RunConfig, tokenizer: Tokenizer, objective: Objective) -> Objective:
+    """Return the objective with the rows of `adversarial_prompts`, where it learns from them.
+
+    Raises:
+        ConfigError: they cannot be read or used.
+    """
+    if config.adversarial_prompts is None:
+        return objective
+    assert isinstance(objective, Refusing)
+    rows = read_own_rows(config, tokenizer, config.adversarial_prompts, "adversarial_prompts")
+    return replace(objective, requests=rows)
+
+
+def read_own_rows(
+    config: RunConfig, tokenizer: Tokenizer, name: str, key: str, changes: JsonObject | None = None
+) -> OwnRows:
+    """Return the conversations of a file or data set that is not the run's; no cleaner and no attack changes them.
+
+    Args:
+        config: the run.
+        tokenizer: the run's.
+        name: of the file or data set.
+        key: of the run that names it, for messages.
+        changes: further keys by which they are read.
+
+    Raises:
+        ConfigError: they cannot be read or used; the message names the key.
+    """
+    own: JsonObject = {
+        "dataset_name": name,
+        "objective": "sft",
+        "clients": None,
+        "num_clients": 1,
+        "split_strategy": "iid",
+        "split_args": {},
+        "split_column": None,
+        "eval_fraction": 0.0,
+        "public_share": 0.0,
+        "choices": [],
+        "clean": [],
+        "leave_out": [],
+        "attack": "none",
+        "attack_args": {},
+        "adversarial_prompts": None,
+    }
+    sources = ("dataset_split", "eval_dataset_name", "eval_dataset_split", "public_data", "dataset_sample")
+    reads = config.model_copy(update=own | dict.fromkeys(sources) | (changes or {}))
+    try:
+        clients = populate(reads, tokenizer, InMemory(), rows="conversations", pool=False).trained
+    except DataError as error:
+        raise ConfigError(f"The rows of {key} cannot be used: {error}") from None
+    assert isinstance(clients.table, ConversationTable)
+    return OwnRows(clients.table, np.asarray(clients.train[0]))
