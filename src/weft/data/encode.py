@@ -73,9 +73,6 @@ def encode(
     A token is learnt if its characters reach into a learnt piece. Rows longer than `seq_length` are cut on
     `truncation_side`; rows without a learnt token, and those that the template refuses, are left out. All are counted.
 
-    Where answers form a closed set, each row is cut on the left as if it had the longest of them, as `encode_choices`
-    does: else the length that is left to a question would tell its answer.
-
     Args:
         examples: conversations.
         tokenizer: of the model.
@@ -126,6 +123,9 @@ def encode(
 
 def _shorter_answers(examples: Sequence[Example], masks: Sequence[np.ndarray], room: int) -> list[int]:
     """Return by how many tokens each answer is shorter than the longest; 0 unless they are a closed set.
+
+    Rows are cut on the left as if each had the longest answer, as `encode_choices` does: else the length that is left
+    to a question would tell its answer.
 
     No more than leaves a token of the question, if question and answer have `room` tokens.
     """
