@@ -146,13 +146,13 @@ SECRET: list[tuple[dict[str, Any], str]] = [
     ({"protection": _SumOnly(), "aggregator": Aggregator()}, "write --aggregator mean, or --protection none."),
     (
         {"protection": _SumOnly(), "codec": _Sparse()},
-        "choose another codec (--codec none), or write --protection none.",
+        "choose another codec (--codec none, random_k or shared_low_rank), or write --protection none.",
     ),
     ({"privacy": _Bounded(), "aggregator": Aggregator()}, "write --aggregator mean, or leave out --privacy_unit."),
     ({"privacy": _Bounded(), "codec": Int8()}, "write --codec none, or leave out --privacy_unit."),
     (
         {"protection": _SumOnly(), "codec": SparseLoCo()},
-        "choose another codec (--codec none), or write --protection none.",
+        "choose another codec (--codec none, random_k or shared_low_rank), or write --protection none.",
     ),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,11 @@ def test_a_short_demo_measures_every_model_and_draws_its_picture(tmp_path: Path,
     assert [model["bytes"] > 0 for model in result["models"]] == [False, False, False, True, False]
     assert len(result["answers"]) == 3
     assert "federation" in out
+    last = out.strip().splitlines()[-1]
+    shares = [float(share) for share in re.findall(r"\((\d+)%\)", last)]
+    assert last.startswith("The federation sent")
+    assert shares[0] < 60 < shares[1] < 300
+    assert shares[2] < shares[1]
     assert (demo.folder / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((demo.folder / "demo.json").read_text()) == result
     assert main(["demo", "--output_dir", str(demo.folder)]) == 2

@@ -21,6 +21,7 @@ from weft.arguments import Parser
 from weft.demo.hospitals import SPECIALITIES, choices, make_hospitals, public_glossary, write
 from weft.demo.next_steps import next_steps
 from weft.demo.picture import FEDERATION, POOLED, AnswerResult, ModelResult, Result
+from weft.demo.traffic import traffic_line
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
 
@@ -222,3 +223,5 @@ def show(demo: Demo, result: Result) -> None:
     for purpose, command in next_steps(demo.folder, demo.seed):
         # Not by rich, which breaks lines: a command in two lines cannot be copied.
         print(f"  # {purpose}\n  {command}")
+    sent = next(model["bytes"] for model in result["models"] if model["name"] == FEDERATION)
+    print(f"\n{traffic_line(demo.folder, sent)}")

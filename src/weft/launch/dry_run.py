@@ -85,6 +85,17 @@ def describe(config: RunConfig, *, all_keys: bool = False) -> str:
     return f"# The plan: every check passed.\n{plan_text}\n\n{head}\n{settings}".rstrip("\n")
 
 
+def total_bytes(config: RunConfig) -> float:
+    """Return the bytes of all rounds, both ways, without drop-outs; raises as `describe` does."""
+    builder = ClientBuilder(from_adapter(config))
+    config = builder.config = with_template_date(builder.config, builder.tokenizer)
+    population = builder.read(InMemory())
+    members = range(min(config.sample_clients, len(population.trained)))
+    cohort = len(builder.plan.algorithm.cohort(members, len(population.trained)))
+    sizes = count(config, load_model_config(config), builder.plan, population)
+    return sizes.traffic * cohort * config.num_rounds
+
+
 def _link_tokens(cache: Path, folder: Path) -> None:
     """Show text that was tokenized before in a folder where more can be tokenized for a while."""
     folder.mkdir()
