@@ -200,7 +200,8 @@ def _names() -> str:
 
     names_by_key = {key: list(kind.table) for key, kind in kinds.KINDS.items() if len(kind.table) > 1}
     names_by_key["fed_alg"].append("localN (client N alone)")
-    del names_by_key["objective"], names_by_key["codec_down"]  # the verbs say it; those of codec
+    for key in ("objective", "privacy", "codec_down"):  # the verbs say it; so does the unit; as for codec
+        del names_by_key[key]
     names_by_key["attack"] = ["none", "sign_flip", "back_door", "...: docs/robustness.md"]
     tables: dict[str, Sequence[str]] = names_by_key | {
         "template": ["auto", *registry.TEMPLATES],
