@@ -346,6 +346,22 @@ def test_values_beyond_the_bound_are_cut_and_counted():
     assert found.metrics[CUT] == cut > 0
 
 
+def test_small_metrics_are_not_taken_for_nothing():
+    """A sum of learning rates is far from every count."""
+    cohort = Cohort(4)
+    update = cohort.update
+
+    def with_rate(name: str) -> Update:
+        one = update(name)
+        return replace(one, metrics=one.metrics | {"rate": 2e-5, "none": 0.0})
+
+    cohort.update = with_rate  # type: ignore[method-assign]
+    found, _ = cohort.collect()
+    assert found is not None
+    assert found.metrics["rate"] == pytest.approx(8e-5, abs=2e-7)
+    assert found.metrics["none"] == 0.0
+
+
 @given(st.integers(2, 12), st.data())
 @settings(max_examples=60, deadline=None)
 def test_any_threshold_of_shares_gives_the_secret(count: int, data):

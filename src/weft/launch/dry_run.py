@@ -122,6 +122,7 @@ def _plan(config: RunConfig) -> dict[str, str]:
         sizes = count(config, model_config, plan, population)
         for line in privacy_warnings(config, plan, sizes.trained, units):
             progress.note(line)
+    remark = plan.protection.remark
     private = privacy_line(config, plan, sizes.trained, units)
     traffic = sizes.traffic
     most = "at most " if _packs(plan) else ""
@@ -145,11 +146,7 @@ def _plan(config: RunConfig) -> dict[str, str]:
         else "nothing",
         "a round": f"{most}{human_bytes(traffic * clients)} up+down",
         "the run": f"{most}{human_bytes(traffic * clients * config.num_rounds)} up+down in {config.num_rounds} rounds",
-        **(
-            {"sealed": " ".join(filter(None, (sizes.sealing, plan.protection.remark)))}
-            if plan.protection.remark
-            else {}
-        ),
+        **({"sealed": f"{sizes.sealing} {remark[0].upper()}{remark[1:]}".strip()} if remark else {}),
         **memory,
     }
 

@@ -251,9 +251,12 @@ def _metrics(slots: np.ndarray, cut: float, names: Collection[str]) -> Metrics:
 
 
 def _whole(value: float) -> float:
-    """Return the nearest integer of a count, which its rounded value is off by less than this."""
+    """Return the nearest integer of a count, which its rounded value is off by less than this.
+
+    Nothing is exact as it is, and the sum of learning rates is no count of nothing.
+    """
     nearest = float(round(value))
-    return nearest if abs(value - nearest) < 1e-4 else float(value)
+    return nearest if nearest and abs(value - nearest) < 1e-4 else float(value)
 
 
 def as_tensors(masked: Masked, width: int) -> dict[str, Tensor]:

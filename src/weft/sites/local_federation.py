@@ -175,7 +175,7 @@ def _run(
             source, folder = plugins.read(file), parties.kits / "server" / part_files.FOLDER
             folder.mkdir(exist_ok=True)
             (folder / f"{plugins.digest_of(source)[:16]}.py").write_bytes(source)
-        if kinds.load_part("protection", run.protection).shares_key:
+        if getattr(kinds.load_part("protection", run.protection), "shares_key", False):
             make_key(parties.kits)
         if run.endpoint is not None:
             endpoints.write(parties.kits / "server" / endpoints.FILE, run.endpoint, run.endpoint_key)
