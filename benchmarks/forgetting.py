@@ -69,7 +69,7 @@ def one(folder: Path, base: str, seed: int, **more: Any) -> dict[str, dict[str, 
     keys = {"model_name_or_path": base, "clients": clients, "sample_clients": 3, "num_rounds": 10, "max_steps": 24}
     keys |= {"batch_size": 6, "learning_rate": 2e-2, "template": "vicuna", "seq_length": 256, "eval_fraction": 0.25}
     keys |= {"dtype": "float32", "eval_every": 0, "keep_updates": True, "lr_scheduler_type": "constant", "seed": seed}
-    keys |= {"output_dir": str(folder / "run"), "peft_lora_dropout": 0.0}
+    keys |= {"output_dir": str(folder / "run")}
     run = weft.train(keys | more).path
     exact = forget(run)
     found: dict[str, dict[str, float]] = {}
@@ -108,7 +108,7 @@ def main() -> None:
     print(machine())
     record()
     for name in arguments.arms:
-        more: dict[str, Any] = {"use_peft": True, "peft_lora_r": 8} if name == "LoRA" else {"use_peft": False}
+        more: dict[str, Any] = {"use_peft": True, "peft_lora_dropout": 0.0} if name == "LoRA" else {"use_peft": False}
         all_scores = []
         for seed in seeds:
             with tempfile.TemporaryDirectory() as folder:
