@@ -3,7 +3,7 @@
     python benchmarks/forgetting.py [--seeds 3] [--arms LoRA full]
 
 Three clients, 24 rows each of made-up questions with made-up numbers for answers, so that a client's rows can only be
-remembered; a quarter of each is held out. A random Llama of some 40 k parameters, LoRA of rank 8 or all weights, 10
+remembered; a quarter of each is held out. A random Llama of some 40 k parameters, LoRA or all weights, 10
 rounds of 24 steps. The client `c1` is forgotten. Each score is the mean over seeds.
 """
 
