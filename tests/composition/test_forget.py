@@ -121,6 +121,19 @@ def test_with_client_state_every_round_is_computed_once_more(people, tmp_path: P
     assert result(new) != result(old)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("fed_alg", ["central", "fedbuff"])
+def test_where_cohorts_or_rows_are_everybodys_all_rounds_are_computed_once_more(
+    fed_alg: str, people, tmp_path: Path, capsys
+):
+    old = weft.train(people | SEEN_LATE | {"fed_alg": fed_alg}).path
+    code, words = said(capsys, str(old), "--client", "ward_b", "--yes")
+    assert code == 0, words
+    assert "so 6 of 6 rounds are computed once more" in words
+    new = Path(f"{old}-forgotten")
+    assert state_of(new) == state_of(anew(new, tmp_path / "fresh")) != state_of(old)
+
+
 def test_rows_are_forgotten_as_if_they_had_not_been_in_the_file(people, tmp_path: Path, capsys):
     for one in people["clients"]:  # rows that nobody else has
         rows = [json.loads(line) for line in Path(one["data"]).read_text().splitlines()]

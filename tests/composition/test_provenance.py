@@ -150,14 +150,49 @@ def test_who_writes_the_whole_record_anew_is_found_by_the_checkpoints_or_the_car
     assert "adapter/README.md" in words
 
 
-@pytest.mark.parametrize("fed_alg", ["fedavg", "scaffold", "fedadam"])
-def test_rounds_that_are_repeated_give_the_same_bits(keys, fed_alg: str, capsys, tmp_path: Path):
-    run = weft.train(keys | ALL | {"fed_alg": fed_alg, "seed": 3}).path
+MASKED = {"protection": "masks", "sample_clients": 3}
+BY_ROWS = {"use_peft": False, "privacy_unit": "row", "noise_multiplier": 1.0, "clip_norm": 0.1}
+BY_CLIENTS = {"privacy_unit": "client", "noise_multiplier": 1.0, "clip_norm": 0.1}
+CODECS = {"codec": "sparse_loco", "codec_args": {"keep": 300}, "codec_down": "int4"}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"fed_alg": "scaffold"},
+        {"fed_alg": "fedadam"},
+        BY_CLIENTS,
+        *(
+            pytest.param(more, marks=pytest.mark.slow)
+            for more in (
+                {"fed_alg": "fedbuff"},
+                {"fed_alg": "central"},
+                {"fed_alg": "local"},
+                {"aggregator": "median", "sample_clients": 3},
+                {"client_failure_rate": 0.4, "min_clients": 2},
+                MASKED,
+                BY_ROWS,
+                CODECS,
+            )
+        ),
+    ],
+)
+def test_rounds_that_are_repeated_give_the_same_bits(keys, more: dict[str, object], capsys):
+    run = weft.train(keys | ALL | more).path
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     code, words = said(capsys, str(run), "--replay", "4")
     assert code == 0, words
     assert words.count("all bits are equal") >= 3
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+def test_a_budget_that_counts_on_hidden_cohorts_hides_them_in_the_record_too(keys):
+    run = weft.train(keys | ALL | BY_CLIENTS).path
+    entries = read_chain(run / "chain.jsonl")[0]
+    rounds = [entry for entry in entries if entry["event"] == "round"]
+    assert all(entry["epsilon"] > 0 and "ledger" in entry for entry in rounds)
+    assert not any(name in entry for entry in rounds for name in ("received", "clients", "refused"))
+    assert "client_" not in json.dumps(rounds)
 
 
 def test_a_round_with_a_forged_update_is_found_by_its_replay(keys, capsys, monkeypatch):

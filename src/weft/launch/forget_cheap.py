@@ -37,7 +37,10 @@ from weft.training.loop import GradientSteps
 
 METHODS = ("exact", "update", "ascent")
 MOST_ROUNDS = 20
-"""Local rounds of ascent at most, and of relearning."""
+"""Local rounds of relearning at most."""
+MOST_STEPS, SHARE = 200, 0.1
+"""Steps of ascent at most, and their learning rate as a share of the run's: whole local rounds overshoot by far, and
+what they leave is no model any more."""
 
 
 def cheap_state(bench: Bench, state: ServerState, method: str, clients: Sequence[str]) -> ServerState:
@@ -121,18 +124,29 @@ def _ascended(bench: Bench, params: Tensors, clients: Sequence[str]) -> Tensors:
     """Return parameters with which the clients' rows have no smaller loss than rows that nobody trained on."""
     own = [bench.population.trained.find(name) for name in clients]
     unseen = _mean_loss(bench, params, [client.held_out for client in bench.population.evaluated])
-    for number in range(MOST_ROUNDS):
+    for number in range(MOST_STEPS):
         client = own[number % len(own)]
         if _mean_loss(bench, params, [one.train for one in own]) >= unseen:
             break
-        params = _steps(bench, params, client, _Up(), number)
+        params = _steps(bench, params, client, _Up(), number, steps=1, share=SHARE)
     return params
 
 
-def _steps(bench: Bench, params: Tensors, client: ClientData, rule: LocalRule, number: int) -> Tensors:
-    """Return parameters after one local round of a client, at the learning rate of the run's first one."""
+def _steps(
+    bench: Bench,
+    params: Tensors,
+    client: ClientData,
+    rule: LocalRule,
+    number: int,
+    *,
+    steps: int | None = None,
+    share: float = 1.0,
+) -> Tensors:
+    """Return parameters after a local round of a client, or so many steps, at a share of the largest learning rate."""
     local = bench.plan.local
-    local = replace(local, schedule=replace(local.schedule, kind="constant", warmup_steps=0, warmup_ratio=0.0))
+    peak = share * local.schedule.peak
+    schedule = replace(local.schedule, kind="constant", peak=peak, warmup_steps=0, warmup_ratio=0.0)
+    local = replace(local, schedule=schedule, steps=local.steps if steps is None else steps)
     model = bench.host.model
     job = client.job(model.initial, params, {*params, *model.initial}, number)
     done = local.work(model, bench.plan.objective, client.train, rule, job)
