@@ -13,6 +13,9 @@ from weft.audits.extraction import leaks
 from weft.audits.membership import likelihood_ratio, min_k_plus
 from weft.audits.tokens import Scored, token_scores
 from weft.audits.verbatim import _personal
+from weft.cli import main
+from weft.config import gather, settle
+from weft.errors import ConfigError
 
 
 def test_a_standardised_log_probability_by_hand():
@@ -61,3 +64,25 @@ def test_personal_data_of_a_row_is_found_in_what_was_written():
     row = "Write to ada@example.org, born 03.04.1950, number 482-177."
     assert _personal("ada@example.org has 482-177", row) == {"e-mail address": 1, "number of 6 digits or more": 1}
     assert not _personal("nothing", row)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run"], "write --all, or --tests"),
+        (["run", "--all", "--tests", "exposure"], "write --all, or --tests"),
+        (["run", "--tests", "exposures"], "Did you mean 'exposure'?"),
+        (["run", "--all", "--shadows", "3"], "shadows come in pairs"),
+        (["run", "--all", "--limit", "1"], "write 2 or more"),
+        (["no-such-run", "--all"], "There is no run"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(words, said, capsys):
+    assert main(["audit", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_sites_plant_nothing_because_a_run_says_so(tmp_path):
+    given = {"runtime": "nvflare", "sites": ["a", "b"], "canaries": 16}
+    with pytest.raises(ConfigError, match="nobody but a site itself"):
+        settle(*gather(given, {}))

@@ -72,6 +72,8 @@ class Verbatim(Audit):
             + (", ".join(f"{count} x {kind}" for kind, count in sorted(personal.items())) or "none")
             + "."
         ]
+        if not groups[HELD_OUT]:
+            notes.append(f"No row with {SHORTEST} learnt tokens was held out, so that nothing shows what is guessed.")
         heads = ["rows that stand in the data", "rows", "exact", "near copies (95 %, Clopper-Pearson)"]
         return Findings({"by_copies": numbers, "personal": dict(personal)}, heads, cells, notes)
 
