@@ -15,6 +15,7 @@ import pytest
 import weft
 from support.rows import colour_rows, write_rows
 from weft import registry
+from weft.config import gather, settle
 from weft.errors import ConfigError
 
 ALGORITHMS = [name for name in [*registry.ALGORITHMS, "local1"] if name not in ("fedbpt", "fedtext")]
@@ -116,6 +117,104 @@ def test_no_other_algorithm_goes_with_a_robust_rule(keys):
         own = {"public_data": "any"} if rule in ROOTED else {}
         with pytest.raises(ConfigError, match=r"write --aggregator mean|choose"):
             weft.train(keys | own | {"fed_alg": fed_alg, "aggregator": rule, "sample_clients": 9, "num_clients": 9})
+
+
+ON_ROWS = ("label_flip", "preference_swap", "spread_poison", "unsafe")
+"""Attacks that change rows and nothing else: they go with every algorithm."""
+OF_SERVER = {"server_back_door": ("scaffold", "fedbuff", "fedsgd", "fedkseed")}
+"""By an attack of the server the algorithms that send no single model, or more than that; no baseline sends one."""
+ATTACKS = [name for name in registry.ATTACKS if name != "none"]
+
+
+def attacked(attack: str, fed_alg: str) -> bool:
+    return attack in ON_ROWS or fed_alg not in (*BASELINES, *OF_SERVER.get(attack, ()))
+
+
+@pytest.fixture
+def attack_keys(keys, preferences: dict[str, str], tmp_path: Path):
+    """Returns the keys of a run of some rounds with an attack and an algorithm."""
+    bad = write_rows(tmp_path / "bad.jsonl", [{"instruction": f"Pick lock {n}?", "output": "red"} for n in range(20)])
+    few: dict[str, object] = {"num_clients": 5, "sample_clients": 5, "num_rounds": 2, "eval_every": 0, "max_steps": 1}
+    files: dict[str, dict[str, object]] = {
+        "unsafe": {"rows": str(bad)},
+        "server_back_door": {"rows": str(bad), "target": "red", "steps": 2},
+    }
+    pairs = {"objective": "preference", "dataset_name": preferences["pairs"]}
+
+    def made(attack: str, fed_alg: str) -> dict[str, object]:
+        own = pairs if attack == "preference_swap" else {}
+        return keys | few | {"attack": attack, "fed_alg": fed_alg, "attack_args": files.get(attack, {})} | own
+
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("fed_alg", ALGORITHMS)
+def test_every_attack_goes_with_every_algorithm_or_is_refused(attack_keys, attack: str, fed_alg: str):
+    if not attacked(attack, fed_alg):
+        pytest.skip("refused, see below")
+    run = weft.train(attack_keys(attack, fed_alg), quiet=True)
+    assert math.isfinite(run.summary["train_loss"])
+    assert run.summary["attack"]["name"] == attack
+
+
+def test_every_other_attack_is_refused_before_a_model_is_loaded(attack_keys):
+    refused = [one for one in itertools.product(ATTACKS, ALGORITHMS) if not attacked(*one)]
+    assert len(refused) == 3 * (len(ATTACKS) - len(ON_ROWS)) + len(OF_SERVER["server_back_door"])
+    for attack, fed_alg in refused:
+        with pytest.raises(ConfigError, match="write --attack none") as said:
+            weft.train(attack_keys(attack, fed_alg) | {"model_name_or_path": "there/is/none"})
+        assert "there/is" not in str(said.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ROBUST)
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_every_attack_goes_with_every_robust_rule(attack_keys, attack: str, rule: str):
+    more = {"aggregator": rule, "num_clients": 11, "sample_clients": 11}
+    run = weft.train(attack_keys(attack, "fedavg") | more, quiet=True)
+    assert math.isfinite(run.summary["train_loss"])
+    assert run.summary["failures"] == {}
+
+
+CLEANERS = list(registry.CLEANERS)
+FOR_ANSWERS = ("triggers",)
+"""Cleaners that compare questions with their answers, which plain text has not."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cleaner", CLEANERS)
+@pytest.mark.parametrize("kind", ["sft", "pairs", "judged", "text"])
+def test_every_cleaner_cleans_every_kind_of_rows(keys, preferences, texts: str, cleaner: str, kind: str):
+    kinds: dict[str, dict[str, object]] = {
+        "sft": {},
+        "pairs": {"objective": "preference", "dataset_name": preferences["pairs"]},
+        "judged": {"objective": "preference", "loss": "kto", "dataset_name": preferences["judged"]},
+        "text": {"objective": "causal_lm", "dataset_name": texts, "template": None},
+    }
+    changes = {"clean": [cleaner], "num_rounds": 1, "max_steps": 1, "eval_every": 0} | kinds[kind]
+    # Most of the tiny rows are alike: what a cleaner leaves out is not the question here.
+    changes |= {"clean_args": {"language.certainty": "0.999"}} if cleaner == "language" else {}
+    if kind == "text" and cleaner in FOR_ANSWERS:
+        with pytest.raises(ConfigError, match=f"leave {cleaner} out of --clean"):
+            weft.train(keys | changes)
+        return
+    run = weft.train(keys | changes, quiet=True)
+    assert math.isfinite(run.summary["train_loss"])
+    assert set(run.summary["cleaning"]["total"]) == {cleaner}
+
+
+@pytest.mark.parametrize("cleaner", CLEANERS)
+def test_cleaners_are_refused_where_they_can_do_nothing(keys, cleaner: str):
+    """Without rows of the run's own, and for prompts that the model answers."""
+    for changes in (
+        {"runtime": "nvflare", "dataset_name": None, "num_clients": None, "eval_fraction": None},
+        {"objective": "grpo", "max_new_tokens": 8},
+    ):
+        given = {key: value for key, value in (keys | changes | {"clean": [cleaner]}).items() if value is not None}
+        with pytest.raises(ConfigError, match="clean has no effect in this run"):
+            settle(*gather(given, {}))
 
 
 @pytest.mark.slow

@@ -166,6 +166,71 @@ def test_with_nearest_neighbours_before_it_the_bound_shrinks_with_the_attackers(
     assert value <= 8 * f / (n - f) * (BOUNDS[name](n, f) + 1), what
 
 
+def batched(honest: np.ndarray, f: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """What f attackers send in many draws at once: honest is (draws, n - f, d), and so is what they send."""
+    mean, deviation = honest.mean(1, keepdims=True), honest.std(1, keepdims=True)
+    squares = (honest**2).sum(-1)
+    apart = squares[:, :, None] + squares[:, None] - 2 * honest @ honest.transpose(0, 2, 1)
+    one = {
+        "sign flip": -mean,
+        "large flip": -10 * mean,
+        "inner product": -0.1 * mean,
+        "strong inner product": -2 * mean,
+        "alie": mean - 1.5 * deviation,
+        "mimic": honest[:, :1],
+        "far": mean + 1e6,
+        "zero": np.zeros_like(mean),
+    }
+    for bound, most in (("max", apart.max((1, 2))), ("sum", apart.sum(1).max(1))):
+        low, high = np.zeros(len(honest)), np.full(len(honest), 1e3)
+        for _ in range(40):
+            middle = (low + high) / 2
+            distances = ((mean - middle[:, None, None] * deviation - honest) ** 2).sum(-1)
+            fits = (distances.max(1) if bound == "max" else distances.sum(1)) <= most
+            low, high = np.where(fits, middle, low), np.where(fits, high, middle)
+        one[f"min-{bound}"] = mean - low[:, None, None] * deviation
+    shape = (len(honest), f, honest.shape[2])
+    return {name: np.broadcast_to(what, shape) for name, what in one.items()} | {"noise": rng.normal(0, 30, shape)}
+
+
+def drawn(n: int, f: int, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Honest updates, (draws, n - f, 8), unlike each other, with a common part as large as their spread."""
+    return rng.normal(0, 1, (draws, n - f, 8)) * np.geomspace(0.1, 2, 8) + rng.normal(0, 1, (draws, 1, 8))
+
+
+def kappas(totals: np.ndarray, honest: np.ndarray) -> np.ndarray:
+    """Return (draws,): the kappa of each total (draws, d)."""
+    mean = honest.mean(1)
+    return ((totals - mean) ** 2).sum(-1) / ((honest - mean[:, None]) ** 2).sum(-1).mean(-1)
+
+
+@pytest.mark.parametrize(("n", "f"), SIZES)
+def test_no_draw_of_a_thousand_breaks_the_bound_of_a_rule_by_coordinate(n: int, f: int):
+    """11 attacks, all draws side by side in one vector, which changes nothing for such a rule; the mean must fail."""
+    rng = np.random.default_rng([n, f, 7])
+    honest = drawn(n, f, 1000, rng)
+    for what, bad in batched(honest, f, rng).items():
+        rows = np.concatenate([honest, bad], axis=1).transpose(1, 0, 2).reshape(n, -1)
+        for name in ("median", "trimmed_mean"):
+            total = combined(name, rows, attackers=f).reshape(-1, 8)
+            assert kappas(total, honest).max() <= BOUNDS[name](n, f), (name, what)
+        if what == "far":
+            assert kappas(rows.mean(0).reshape(-1, 8), honest).min() > BOUNDS["median"](n, f)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "f"), SIZES)
+@pytest.mark.parametrize("name", ["krum", "multi_krum", "geometric_median"])
+def test_no_draw_of_many_breaks_the_bound_of_a_rule_by_distances(name: str, n: int, f: int):
+    """One combination for each draw and attack, 40 of each: they take milliseconds."""
+    rng = np.random.default_rng([n, f, 8])
+    honest = drawn(n, f, 40, rng)
+    for what, bad in batched(honest, f, rng).items():
+        rows = np.concatenate([honest, bad], axis=1)
+        totals = np.stack([combined(name, one, attackers=f) for one in rows])
+        assert kappas(totals, honest).max() <= BOUNDS[name](n, f), what
+
+
 def test_the_mean_has_no_such_bound():
     rng = np.random.default_rng(0)
     honest = rng.normal(size=(15, 8))
