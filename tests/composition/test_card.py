@@ -51,7 +51,7 @@ def test_a_card_says_what_was_trained_and_how_without_a_path(keys, tmp_path: Pat
 
 
 def test_the_empty_card_of_peft_is_never_left_behind(keys, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("weft.launch.trainer.write_cards", lambda *given, **more: None)
+    monkeypatch.setattr("weft.launch.pages.write_cards", lambda *given, **more: None)
     assert not (weft.train(keys, num_rounds=1, quiet=True).path / "adapter" / CARD).exists()
 
 

@@ -41,6 +41,7 @@ ELSEWHERE = {
     "statistics_noise": "a site adds the noise that its policy names",
 }
 FACTORS = """
+    adversarial_radius
     int8_threshold peft_lora_alpha peft_lora_dropout lora_merge_every public_share prox_mu fedopt_tau fedopt_eta
     fedopt_beta1 fedopt_beta2 dpo_beta label_smoothing simpo_gamma reward_weights reward_length temperature top_p
     grpo_clip grpo_kl target_epsilon target_delta noise_multiplier clip_norm
@@ -53,10 +54,14 @@ FREE_ARGS = {
     "fed_args.strength", "fed_args.buffer_size", "fed_args.staleness_power", "fed_args.max_staleness",
     "objective_args.step", "privacy_args.initial", "privacy_args.quantile", "privacy_args.rate",
     "protection_args.bits", "protection_args.bound", "protection_args.neighbours",
-    *(f"codec{way}_args.{name}" for way in ("", "_down") for name in ("block", "keep", "chunk", "momentum")),
+    *(f"codec{way}_args.{name}" for way in ("", "_down") for name in ("block", "keep", "chunk", "momentum", "every")),
+    *(
+        f"aggregator_args.{name}"
+        for name in "attackers smoothing step power iterations radius bucket noise keep".split()
+    ),
 }  # fmt: skip
-"""The same among the parameters of parts; those of fedbuff are the server's, and each party's model sets `step`.
-The parts themselves limit blocks, chunks and bits."""
+"""The same among the parameters of parts. Those of fedbuff and of aggregators are the server's; each party's model sets
+`step` of objectives. The parts themselves limit blocks, chunks and bits."""
 
 
 def numeric(key: str) -> bool:
