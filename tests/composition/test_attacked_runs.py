@@ -63,7 +63,16 @@ def test_every_attack_on_conversations_trains(keys, name: str, tmp_path):
     assert len(run.summary["attack"]["malicious"]) == (0 if name == "spread_poison" else 2)
 
 
-@pytest.mark.parametrize("name", ["label_flip", "spread_poison"])
+def test_a_back_door_of_rows_alone_goes_where_updates_cannot_be_changed(keys):
+    """With a boost of 1 attackers send what they trained; with another one they need to see updates."""
+    for own in ({"codec": "int8"}, {"fed_alg": "scaffold"}):
+        run = weft.train(keys | NINE | own | {"attack": "back_door", "num_rounds": 1}, overwrite=True)
+        assert len(run.summary["attack"]["malicious"]) == 2
+    with pytest.raises(ConfigError, match="Int8 changes them"):
+        weft.train(keys | NINE | {"codec": "int8", "attack": "back_door", "attack_args": {"boost": 5}})
+
+
+@pytest.mark.parametrize("name", ["label_flip", "spread_poison", "back_door"])
 def test_the_same_poison_can_be_measured_on_central_training(keys, name: str):
     nine = {key: value for key, value in NINE.items() if key != "num_malicious"}
     run = weft.train(keys | nine | {"attack": name, "fed_alg": "central"})

@@ -86,6 +86,11 @@ class BackDoor(Poison):
     place: Literal["start", "end"] = "end"
     boost: float = 1.0
 
+    @property
+    def sends(self) -> bool:
+        """Say that with a boost of 1 attackers send what they trained, so that their rows alone are changed."""
+        return self.boost != 1.0
+
     def changer(self, rows: Sequence[Any], choices: Sequence[str] | None, lots: random.Random) -> Callable[[int], Any]:
         """Return the change."""
         target = self.target or (choices[0] if choices else "")
@@ -113,6 +118,11 @@ class Replacement(BackDoor):
     So the plain mean moves all the way to the attackers' model. `boost` multiplies the factor.
     """
 
+    @property
+    def sends(self) -> bool:
+        """Say that attackers send more than they trained."""
+        return True
+
     def factor(self, attackers: int, scene: Scene) -> float:
         """Return n / f times the boost."""
         return self.boost * scene.asked / attackers
@@ -125,9 +135,13 @@ class SpreadPoison(BackDoor):
     No rule that compares clients can see it.
     """
 
-    changes_updates: ClassVar[bool] = False
     spreads: ClassVar[bool] = True
     share: float = 0.08
+
+    @property
+    def sends(self) -> bool:
+        """Say that nobody sends something else: all are honest."""
+        return False
 
 
 @dataclass(frozen=True)

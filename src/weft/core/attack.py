@@ -38,6 +38,11 @@ class Attack:
     spreads: ClassVar[bool] = False
     """It changes some rows of every client, so that no client is malicious."""
 
+    @property
+    def sends(self) -> bool:
+        """Whether malicious clients send something else, with these parameters."""
+        return self.changes_updates
+
     def send(self, own: Sequence[Update], honest: Sequence[Update], scene: Scene) -> Sequence[Update]:
         """Return what malicious clients send.
 

@@ -101,7 +101,7 @@ def attacks(plan: Plan) -> list[Refusal]:
     """Return the rules of attacks: what a simulation of them needs to see."""
     attack, algorithm, honest = plan.attack, plan.algorithm, "write --attack none"
     name, rule = type(attack).__name__, type(plan.aggregator).__name__
-    changes = attack.changes_updates
+    changes = attack.sends
     encodes = type(plan.codec).encode is not Codec.encode
     hidden = type(plan.protection).__name__ if plan.protection.sum_only else type(plan.codec).__name__
     unlike = bool(plan.sharing.ranks or plan.sharing.layers) or plan.parallel != "none"

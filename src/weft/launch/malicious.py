@@ -49,7 +49,7 @@ def malicious_of(config: RunConfig, names: Sequence[str]) -> tuple[str, ...]:
 
 def attacked(plan: Plan, runtime: Runtime, seed: int, malicious: Collection[str]) -> Runtime:
     """Return the runtime, or one in which the malicious clients lie."""
-    if not malicious or not plan.attack.changes_updates:
+    if not malicious or not plan.attack.sends:
         return runtime
     return Attacked(runtime, plan, frozenset(malicious), seed)
 
