@@ -242,3 +242,12 @@ def test_one_client_owns_the_mean_and_not_a_robust_rule():
     assert record.flagged == ("c3",)
     assert sizes["Mean"] > 1e6
     assert sizes["MultiKrum"] < 5
+
+
+@pytest.mark.parametrize("name", ["foolsgold", *ROOTED])
+def test_rules_that_know_clients_are_refused_with_sums_of_groups(name: str):
+    """Groups are dealt anew in every round: a group would get the history, or the trust, of whoever comes first."""
+    own = {"public_data": "any"} if name in ROOTED else {}
+    with pytest.raises(ConfigError, match=r"whose update is whose.*write --aggregator mean"):
+        plan_of(aggregator=name, protection="masks", group_size=3, **own)
+    plan_of(aggregator="median", protection="masks", group_size=3)

@@ -9,6 +9,7 @@ import pytest
 
 import weft
 from support.rows import write_rows
+from weft.audits.taught import taught_by
 from weft.cli import main
 
 MEMORY = {"canaries": 20, "canary_repetitions": [1, 8], "use_peft": False, "num_clients": 1, "sample_clients": 1}
@@ -118,3 +119,12 @@ def test_a_run_whose_rows_are_gone_says_what_can_still_be_asked(tiny_model, tmp_
     assert "exposure, epsilon, extraction" in capsys.readouterr().err
     found = audit(run, "exposure")
     assert found["audits"]["exposure"]["numbers"]["by_copies"]["0"]["value"] < 6
+
+
+def test_rows_of_clients_that_took_no_part_are_not_counted_as_learnt(keys):
+    """They, and their canaries, would pull every number towards chance."""
+    run = weft.train(keys | {"num_rounds": 1, "max_steps": 1, "eval_every": 0, "leave_out": ["client_1"]})
+    taught = taught_by(run, None)
+    assert [taught(f"client_{number}") for number in range(3)] == [True, False, True]
+    central = weft.train(keys | {"num_rounds": 1, "max_steps": 1, "fed_alg": "central"}, overwrite=True)
+    assert taught_by(central, None)("client_1")

@@ -324,7 +324,7 @@ def test_distances_between_products_are_those_of_the_model_however_the_factors_a
     for rotate in (False, True):
         base, updates = lora_updates(rotate)
         seen = Gathering(Party("", 0), 7, base, 2.0)
-        rule = rule_of("multi_krum", attackers=2, distance="products").for_round(seen)
+        rule = rule_of("krum", attackers=2, distance="products").for_round(seen)
         assert rule.combine(updates).flagged == ("c5", "c6")
         whole = Rows(updates).gram(rule.base()).squared_distances
         products = [
@@ -334,8 +334,17 @@ def test_distances_between_products_are_those_of_the_model_however_the_factors_a
         ]
         expected = torch.tensor([[float((one - other).square().sum()) for other in products] for one in products])
         torch.testing.assert_close(whole[:-1, :-1], expected.double(), rtol=1e-5, atol=1e-9)
-    control = rule_of("multi_krum", attackers=2).for_round(seen)
+    control = rule_of("krum", attackers=2).for_round(seen)
     assert control.combine(updates).flagged != ("c5", "c6")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("multi_krum", {}), ("geometric_median", {}), ("bulyan", {}), ("krum", {"before": "nnm"})]
+)
+def test_products_are_not_compared_where_factors_are_averaged(name: str, values: dict[str, Any]):
+    """A client sends (c B, A / c): its product is like the others', and a mean of factors is destroyed by it."""
+    with pytest.raises(ConfigError, match="write distance=parameters, or --aggregator krum without before"):
+        rule_of(name, distance="products", **values)
 
 
 def test_a_round_of_fewer_updates_than_the_rule_needs_has_no_streams():

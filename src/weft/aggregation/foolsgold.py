@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ class FoolsGold(Whole):
     Honest clients whose rows are alike point the same way too, so it suits clients that differ. The server keeps the
     sum of every client's updates. Every client counts once; those that are alike are flagged.
     """
+
+    follows_clients: ClassVar[bool] = True
 
     def needs(self, cohort: int) -> int:
         """Return 2: a client alone is like nobody."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ class Krum(Robust):
     Stands f attackers of n > 2 f + 2 clients. Every client counts once. Of the clients, the f farthest from the others
     are flagged, although one update alone is used.
     """
+
+    chooses_one: ClassVar[bool] = True
 
     def least(self, attackers: int) -> int:
         """Return 2 f + 3."""
@@ -53,6 +56,7 @@ class MultiKrum(Krum):
     Stands f attackers of n > 2 f + 2 clients. Every client counts once; those that are not used are flagged.
     """
 
+    chooses_one: ClassVar[bool] = False
     keep: int = 0
 
     def weigh(self, gram: Gram, attackers: int) -> tuple[Tensor, Tensor | None]:
@@ -70,6 +74,8 @@ class Bulyan(Krum):
     Stands f attackers of n >= 4 f + 3 clients: an attacker that is near the others in all but one coordinate gets past
     a distance, and not past the second step. Every client counts once; those that are not chosen are flagged.
     """
+
+    chooses_one: ClassVar[bool] = False
 
     def least(self, attackers: int) -> int:
         """Return 4 f + 3."""

@@ -75,11 +75,14 @@ class Robust(Whole):
     `before` replaces the updates by means of some of them: of the n - f nearest to each (nnm; Allouah et al. 2023,
     arXiv 2302.01772), or of `bucket` at random (bucketing; Karimireddy et al. 2022, arXiv 2006.09365). Both help where
     the rows of clients differ. `distance` products compares LoRA adapters by their products B A, which stay the same
-    where a client rotates its factors; parameters compares the numbers that it sent.
+    where a client rotates its factors; parameters compares the numbers that it sent. Products are for rules whose
+    result is one update: in a mean of factors, a client whose product is like the others' can hide factors like none.
     """
 
     anchored: ClassVar[bool] = False
     """It measures from the anchor, not between updates."""
+    chooses_one: ClassVar[bool] = False
+    """Its result is one of the updates."""
     attackers: float = 0.2
     """Attackers that are to be stood: below 0.5 a share of the clients asked, rounded down but 1 at least, from 1 on
     their number, 0 none."""
@@ -94,6 +97,12 @@ class Robust(Whole):
             raise ConfigError(
                 f"attackers is {self.attackers:g}, and that is neither a share of the clients below 0.5 nor a whole "
                 "number of them: write such as attackers=0.2 or attackers=2."
+            )
+        if self.distance == "products" and not (self.chooses_one and self.before == "none"):
+            raise ConfigError(
+                "distance=products compares adapters by their products, and this rule averages factors, in which a "
+                "client can hide anything behind a product like the others': write distance=parameters, or "
+                "--aggregator krum without before."
             )
         if self.bucket < 1:
             raise ConfigError(f"bucket is {self.bucket}, and a bucket has an update at least: write such as bucket=2.")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from weft.audits.settings import CannotAudit, Settings
+from weft.audits.taught import taught_by
 from weft.core.secret import FILE as SECRET_FILE
 from weft.core.seeds import generator
 from weft.core.types import ServerState, Tensors
@@ -146,6 +147,11 @@ class Scene:
                 f"with {CAN_STILL}."
             ) from None
 
+    @cached_property
+    def taught(self) -> Callable[[str], bool]:
+        """Whether the rows of a client are in the model."""
+        return taught_by(self.run, self.settings.client)
+
     def rows(self, *, members: bool) -> list[Row]:
         """Return rows that were trained on, or rows of the same clients that were held out, as the model reads them.
 
@@ -153,10 +159,10 @@ class Scene:
         that have the content of one that was trained on.
         """
         people = self.population
-        taught = [client.train for client in people.trained if client.name != PUBLIC]
+        taught = [client.train for client in people.trained if client.name != PUBLIC and self.taught(client.name)]
         seen = {canary.answer for canary in self.canaries}
         known = set[bytes]() if members else {view[place][0].tobytes() for view in taught for place in range(len(view))}
-        views = taught if members else [client.held_out for client in people.evaluated]
+        views = taught if members else [client.held_out for client in people.evaluated if self.taught(client.name)]
         found = [(view, place) for view in views for place in range(len(view))]
         rows: list[Row] = []
         for number in self.chance("rows", str(members)).permutation(len(found)):
@@ -205,9 +211,9 @@ class Scene:
                 f"The run in '{self.run.path}' has no canaries, by which it could be asked what it remembers: train it "
                 "with --canaries 32, or write --tests membership."
             )
-        holders = self.config.canary_clients or self.names
+        holders = (self.config.canary_clients or self.names)[: self.config.canaries]
         gone = [name for name in holders if not (self.run.directory.client_dir(name) / SECRET_FILE).exists()]
-        if len(gone) == len(holders):
+        if gone:  # they would be drawn anew, and nothing was trained on these
             raise CannotAudit(
                 f"The secrets from which the canaries of the run in '{self.run.path}' were drawn are gone "
                 f"(clients/{gone[0]}/{SECRET_FILE}): copy them back."
@@ -215,8 +221,9 @@ class Scene:
 
     @cached_property
     def canaries(self) -> list[Canary]:
-        """All canaries, those that coins kept out too."""
-        return canaries_of(self.config, self.names, DiskMemory(self.run.directory).secret)
+        """All canaries of clients whose updates are in the model, those that coins kept out too."""
+        drawn = canaries_of(self.config, self.names, DiskMemory(self.run.directory).secret)
+        return [canary for canary in drawn if self.taught(canary.client)]
 
     @cached_property
     def template(self) -> Any:

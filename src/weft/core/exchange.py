@@ -40,6 +40,8 @@ class Aggregator:
     """It compares updates with rows of the server's own."""
     wants_loss: ClassVar[bool] = False
     """It tries updates on them."""
+    follows_clients: ClassVar[bool] = False
+    """It remembers single clients from round to round."""
 
     def needs(self, cohort: int) -> int:
         """Return the number of updates without which a round of `cohort` clients is not combined.

@@ -71,7 +71,7 @@ class Inspection:
         change = 0.0 if found.loss is None else found.loss - self.before
         if self.most_rise is not None and not change <= self.most_rise:
             return f"the loss of the canaries rose by {change:.3g} nats a token, and most_rise is {self.most_rise:g}"
-        if self.most_fall is not None and -change > self.most_fall:
+        if self.most_fall is not None and not -change <= self.most_fall:
             return f"the loss of the canaries fell by {-change:.3g} nats a token, and most_fall is {self.most_fall:g}"
         return None
 

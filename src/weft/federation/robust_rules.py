@@ -73,6 +73,12 @@ def _cohorts(plan: Plan) -> list[Refusal]:
             ["add --public_data FILE (without --public_share)", AGGREGATOR],
         ),
         Refusal(
+            plan.protection.grouped and (aggregator.wants_root or aggregator.follows_clients),
+            f"{rule} has to know whose update is whose, and {type(plan.protection).__name__} shows sums of groups that "
+            "are dealt anew in every round",
+            [AGGREGATOR, "write --protection none"],
+        ),
+        Refusal(
             aggregator.wants_root and plan.over_selected,
             f"{rule} compares with the update of the server's own rows, which may come too late where the first ones "
             "are used",
