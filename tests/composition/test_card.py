@@ -219,3 +219,12 @@ def test_only_names_without_a_local_folder_are_names_of_the_hub(tmp_path: Path, 
     assert [hub_name(name) for name in names] == ["org/model", "gpt2", *[None] * 7]
     (tmp_path / CARD).write_text("---\n: [broken\n---\n")
     assert front_matter(tmp_path / CARD) == {}
+
+
+def test_settings_of_an_adapter_are_the_same_bytes_whatever_the_order_of_sets(keys):
+    """peft writes sets, whose order is that of the process: the record of a run hashes the file."""
+    run = weft.train(keys, num_rounds=1, quiet=True)
+    text = (run.path / "adapter" / "adapter_config.json").read_text()
+    names = json.loads(text)["target_modules"]
+    assert names == sorted(names)
+    assert len(names) > 1

@@ -14,6 +14,7 @@ from support.preferences import preference_rows
 from support.rows import colour_rows, write_rows
 from weft.cli import main
 from weft.core.witness import state_digest
+from weft.errors import ConfigError
 from weft.launch.verify import verify
 from weft.runs import checkpoint
 from weft.runs.layout import RunDir
@@ -301,3 +302,9 @@ def test_cheap_methods_say_what_they_need(people, tmp_path: Path, capsys):
         assert code == 2, told
         assert reason in told
         assert not Path(f"{words[0]}-forgotten").exists()
+
+
+def test_nobody_is_left_where_all_clients_are_forgotten(keys, capsys):
+    with pytest.raises(ConfigError, match="forgotten leaves 0 of 3 clients"):
+        weft.train(keys | {"forgotten": ["client_0", "client_1", "client_2"]})
+    assert not Path(keys["output_dir"]).exists()

@@ -93,7 +93,8 @@ class Exposure(Audit):
 
     title: ClassVar[str] = "Exposure of canaries"
     means: ClassVar[str] = (
-        "Bits by which the model narrows a secret number down; a model that does not know it gives 1.4 bits, by chance."
+        "Bits by which the model narrows a secret number down; a model that does not know it gives 1.2 to 1.5 bits, by "
+        "chance."
     )
     defence: ClassVar[str] = (
         "Fewer copies (clean duplicates), fewer passes, and differential privacy of the unit that the copies are of."

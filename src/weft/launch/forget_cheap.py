@@ -21,7 +21,7 @@ from weft.core import tensors
 from weft.core.local_rule import LocalRule
 from weft.core.parts import Algorithm
 from weft.core.types import DELTA, ServerState, Tensors
-from weft.errors import ConfigError
+from weft.errors import ConfigError, warn
 from weft.federation.clients import ClientData
 from weft.federation.state import to_use
 from weft.json_types import JsonObject
@@ -127,6 +127,11 @@ def _ascended(bench: Bench, params: Tensors, clients: Sequence[str]) -> Tensors:
     for number in range(MOST_STEPS):
         client = own[number % len(own)]
         if _mean_loss(bench, params, [one.train for one in own]) >= unseen:
+            if not number:
+                warn(
+                    f"The loss of {' and '.join(clients)} is that of held-out rows already: ascent made no step, and the "
+                    "model is what it was."
+                )
             break
         params = _steps(bench, params, client, _Up(), number, steps=1, share=SHARE)
     return params

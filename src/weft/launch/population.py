@@ -128,7 +128,7 @@ def populate(
     table = tokenized(sources, tokenizer, template)
     complete(sources, table, template)
     names, train, held_out = _shares(config, sources, table, owners, tests, first)
-    public_rows = None if public is None else table.within(public)
+    gone, public_rows = forgotten_of(config, names), None if public is None else table.within(public)
     changes = changed(config, sources, names, [*train, public_rows], held_out, surprise, memory.secret)
     if changes.shares is not None:
         table = tokenized(sources, tokenizer, template)
@@ -151,7 +151,7 @@ def populate(
     choices, questions = questions_of(config, changes.honest, table, dealt, held_out, make)
     split = _describe(config, sources, table, names, dealt, held_out, len(sources.origins) - rows_planted(canaries))
     counts, sizes = {**table.counts, **sources.account.omissions.counts}, getattr(table, "text_bytes", None)
-    trained, gone = with_units(config, sources, table, trained), forgotten_of(config, names)
+    trained = with_units(config, sources, table, trained)
     people = (names, trained, evaluated, questions, choices, counts, split | changes.cleaning, sizes)
     absent, hidden = () if pool else (*map(names.index, apart), *gone), tuple(canaries)
     return Population(*people, absent, apart, gone, account=sources.account, canaries=hidden)

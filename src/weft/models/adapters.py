@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from pathlib import Path
 from typing import TypeGuard
@@ -121,6 +122,17 @@ def fixed_factors(model: nn.Module) -> Tensors:
     }
 
 
+def _order_lists(file: Path) -> None:
+    """Sort the lists of names in peft's settings: it writes sets, whose order differs from process to process."""
+    if not file.exists():
+        return
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    for key in ("target_modules", "exclude_modules", "modules_to_save"):
+        if isinstance(settings.get(key), list):
+            settings[key] = sorted(settings[key])
+    file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def save_model(model: CausalModel, tokenizer: Tokenizer, params: Tensors, folder: Path) -> None:
     """Write a folder that transformers or peft load directly, with `params` as the values of the trained parameters.
 
@@ -141,6 +153,7 @@ def save_model(model: CausalModel, tokenizer: Tokenizer, params: Tensors, folder
         model.save_pretrained(str(folder), state_dict=dict(params), save_embedding_layers=False)
     else:
         _save_folded(model.peft_config["default"], params, folder)
+    _order_lists(folder / "adapter_config.json")
     tokenizer.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty card, which names the base's path on this machine
     follow_umask(folder)
