@@ -129,8 +129,8 @@ def _ascended(bench: Bench, params: Tensors, clients: Sequence[str]) -> Tensors:
         if _mean_loss(bench, params, [one.train for one in own]) >= unseen:
             if not number:
                 warn(
-                    f"The loss of {' and '.join(clients)} is that of held-out rows already: ascent made no step, and the "
-                    "model is what it was."
+                    f"The loss of {' and '.join(clients)} is that of held-out rows already: ascent made no step, and "
+                    "the model is what it was."
                 )
             break
         params = _steps(bench, params, client, _Up(), number, steps=1, share=SHARE)
