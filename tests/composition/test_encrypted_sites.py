@@ -139,6 +139,25 @@ def test_a_run_that_another_of_its_name_replaced_does_not_come_back(tmp_path: Pa
         changed(run, birth="third", **states)
 
 
+def test_a_site_refuses_to_leave_tensors_open_unless_its_policy_allows_it(run, sealed: FakeSites):
+    """Which tensors are encrypted is the server's word, and the others it would see of every site."""
+    serve(run | CKKS | {"num_rounds": 1}, sealed, list(NAMES), "1")
+    said = json.loads(next(raw for name, raw in sealed.asked if name == NAMES[0] and raw and b'"birth"' in raw))
+
+    def answer(*patterns: str) -> dict[str, object]:
+        asked = said | {"run": said["run"] | {"encrypt": list(patterns)}}
+        return json.loads(sealed.site_clients[NAMES[0]].work(json.dumps(asked).encode()))
+
+    assert "does not accept partly_encrypted" in str(answer("*")["refused"])
+    assert "agreed" in answer()  # none: all tensors
+    policy = sealed.policies[NAMES[0]]
+    accept = policy.accept.model_copy(update={"partly_encrypted": True})
+    sealed.policies[NAMES[0]] = policy.model_copy(update={"accept": accept})
+    sealed.begin(NAMES[0])
+    assert "agreed" in answer("*")
+    assert "fits no shared tensor" in str(answer("nothing_like_it")["refused"])
+
+
 def test_a_site_refuses_the_handshake_of_an_earlier_run(run, sealed: FakeSites):
     """The same handshakes, which a server may send again in any order."""
     serve(run | CKKS | {"num_rounds": 1}, sealed, list(NAMES), "1")

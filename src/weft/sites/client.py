@@ -152,7 +152,7 @@ class SiteClient:
         # From other rows, or by other keys, a site's secret gives other numbers: two answers that differ in the
         # scale of their noise alone would tell what it hides.
         named, rows = f"{request['id']} {birth}", digest_of(current | {"keys": json.dumps(own, sort_keys=True)})
-        common = common_of(self.kit, protection, named)
+        common = common_of(self.kit, protection, named, builder.shared_names)
         memory = DiskMemory(run, at_site=True, rows=rows, kit_key=common)
         population = builder.read(memory, first=int(request["index"]))
         log.info(population.account.summary())
