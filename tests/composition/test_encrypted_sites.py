@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,11 +15,15 @@ pytest.importorskip("nvflare")
 pytest.importorskip("tenseal", reason="the extra he is not installed")
 from support.fake_sites import NAMES, FakeSites
 from support.results import metrics, weights
+from weft.core.promises import FILE as PROMISES
+from weft.core.promises import Promises
 from weft.core.types import Message, ProtectionRequest
 from weft.errors import ConfigError, RunError
 from weft.protection import ciphertexts
 from weft.protection.members import names_tensor
+from weft.runs.layout import RunDir
 from weft.sites.kit_key import FILE
+from weft.sites.run_state import BIRTHS, changed
 from weft.sites.server import serve
 
 CKKS = {"protection": "ckks"}
@@ -109,3 +114,56 @@ def test_a_server_that_lies_is_refused_in_words_and_opens_nothing(
     with caplog.at_level(logging.WARNING, "weft.site"), pytest.raises(RunError):
         serve(run | CKKS | {"max_attempts": 1, "num_rounds": 1}, sealed, list(NAMES), "1")
     assert words in caplog.text
+
+
+def test_a_run_that_another_of_its_name_replaced_does_not_come_back(tmp_path: Path):
+    """Its key and pads would be the old ones, and nothing of what was promised under them is left."""
+    run = RunDir(tmp_path)
+    states = {"current": {}, "base": "base", "accept_changed": False, "shared_key": True}
+    assert changed(run, birth="first", **states) is None
+    promises = run.client_dir("here") / PROMISES
+    assert Promises(promises).keep(0, "opened", "0")
+    assert changed(run, birth="first", **states) is None
+    assert Promises(promises).kept(0, "opened") == "0"  # a restart forgets nothing
+    assert changed(run, birth="second", **states) is None
+    assert not promises.exists()
+    for _ in range(2):
+        assert "a later run of its name has begun here" in str(changed(run, birth="first", **states))
+    assert changed(run, birth="second", **states) is None
+    assert "has no birth" in str(changed(run, birth="", **states))
+    # Masks have a new secret each time.
+    assert changed(run, birth="first", **states | {"shared_key": False}) is None
+    assert "a later run of its name has begun here" in str(changed(run, birth="first", **states))
+    (tmp_path / BIRTHS).write_text("{")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        changed(run, birth="third", **states)
+
+
+def test_a_site_refuses_to_leave_tensors_open_unless_its_policy_allows_it(run, sealed: FakeSites):
+    """Which tensors are encrypted is the server's word, and the others it would see of every site."""
+    serve(run | CKKS | {"num_rounds": 1}, sealed, list(NAMES), "1")
+    said = json.loads(next(raw for name, raw in sealed.asked if name == NAMES[0] and raw and b'"birth"' in raw))
+
+    def answer(*patterns: str) -> dict[str, object]:
+        asked = said | {"run": said["run"] | {"encrypt": list(patterns)}}
+        return json.loads(sealed.site_clients[NAMES[0]].work(json.dumps(asked).encode()))
+
+    assert "does not accept partly_encrypted" in str(answer("*")["refused"])
+    assert "agreed" in answer()  # none: all tensors
+    policy = sealed.policies[NAMES[0]]
+    accept = policy.accept.model_copy(update={"partly_encrypted": True})
+    sealed.policies[NAMES[0]] = policy.model_copy(update={"accept": accept})
+    sealed.begin(NAMES[0])
+    assert "agreed" in answer("*")
+    assert "fits no shared tensor" in str(answer("nothing_like_it")["refused"])
+
+
+def test_a_site_refuses_the_handshake_of_an_earlier_run(run, sealed: FakeSites):
+    """The same handshakes, which a server may send again in any order."""
+    serve(run | CKKS | {"num_rounds": 1}, sealed, list(NAMES), "1")
+    said = next(raw for name, raw in sealed.asked if name == NAMES[0] and raw and b'"birth"' in raw)
+    first = json.loads(said)
+    site = sealed.site_clients[NAMES[0]]
+    assert "agreed" in json.loads(site.work(said))
+    assert "agreed" in json.loads(site.work(json.dumps(first | {"birth": "another"}).encode()))
+    assert "a later run of its name" in json.loads(site.work(said))["refused"]

@@ -343,6 +343,24 @@ def test_a_single_update_is_not_opened():
     assert len(said) == 4
 
 
+def test_another_update_for_the_same_attempt_is_not_encrypted():
+    """The difference of two ciphertexts under one pad passes in any sum, and two opened sums would show the update."""
+    cohort = cohort_of(4)
+    victim = cohort.names[0]
+    task = Task(victim, ROUND, ROUND, {}, {"ckks": told(cohort)})
+    first = cohort.deltas[victim].clone()
+    assert isinstance(cohort.answer(task), Update)
+    assert isinstance(cohort.answer(task), Update)  # the same again, for a server that lost it
+    cohort.deltas[victim] = torch.zeros_like(first)  # as for a model whose gradient is 0
+    reply = cohort.answer(task)
+    assert isinstance(reply, Failure)
+    assert "asked twice for one attempt of a round, with other encrypted numbers" in reply.reason
+    cohort.deltas[victim], cohort.protection = first, Ckks(encrypt=["v"])
+    assert isinstance(cohort.answer(task), Failure)  # nor another choice of what is encrypted
+    cohort.protection = Ckks()
+    assert isinstance(cohort.answer(replace(task, attempt=1)), Update)  # which has a pad of its own
+
+
 @pytest.mark.parametrize("kind", ["zeros", "twice", "ones", "noise", "the key's own"])
 def test_crafted_ciphertexts_are_not_opened(kind: str):
     """With c0 = 0 and c1 = 1, what is opened would be the key itself."""

@@ -84,6 +84,10 @@ class ClientBuilder:
         model.initial = {name: value for name, value in self._values.items() if not self.plan.sharing.travels(name)}
         return model
 
+    def shared_names(self) -> list[str]:
+        """Return the names of the trained tensors that clients send."""
+        return [name for name in self.model.masters if self.plan.sharing.travels(name)]
+
     def read(self, memory: MemoryStore, *, first: int = 0, report: Report = lambda *_: None) -> Population:
         """Read, tokenize and deal out the rows that the configuration names.
 

@@ -61,6 +61,10 @@ class Client(Member):
         self.check_closed()
         grid = grid_of(bound, len(members), heaviest_in(values))
         total, names = to_integers(update, grid, None, bare=bare)
+        # One attempt has one pad of the tags: the difference of two updates under it, or of two choices of what is
+        # encrypted, would be a valid part of any sum, and two sums opened would show the update of one client.
+        about = (total.numbers.tobytes(), total.counts.tobytes(), np.packbits(sealed).tobytes())
+        self.promise("encrypted numbers", digest(*about))
         numbers = hidden_of(total, sealed)
         tags = tags_of(numbers, self._tag_secret, [self.party.name], self._about(values))
         streams = {

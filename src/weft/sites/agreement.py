@@ -70,7 +70,7 @@ def refusal(policy: SitePolicy, run: RunConfig, clients: int) -> str | None:
         return f"a round has {clients} clients, and this site asks for {accept.min_clients} at least"
     if run.noise_at == "client" and run.min_clients > clients:
         return f"the noise is made of {run.min_clients} shares, and a round has {clients} clients"
-    why = _untested(policy, run) or site_ledger.refusal(accept, policy.ledger, run)
+    why = _partly_open(policy, run) or _untested(policy, run) or site_ledger.refusal(accept, policy.ledger, run)
     if why is not None:
         return why
     if run.runtime != "nvflare" or run.parallel != "none":
@@ -79,6 +79,16 @@ def refusal(policy: SitePolicy, run: RunConfig, clients: int) -> str | None:
         amount = f"{run.max_steps} steps" if run.max_steps > 0 else f"{run.num_train_epochs} epochs"
         return f"a round has {amount}, and this site accepts {accept.max_steps} steps at most"
     return None
+
+
+def _partly_open(policy: SitePolicy, run: RunConfig) -> str | None:
+    """Return the reason to refuse a run that leaves tensors of its updates unencrypted; None: the site accepts it."""
+    if not run.encrypt or policy.accept.partly_encrypted:
+        return None
+    return (
+        f"the run encrypts {', '.join(run.encrypt)} alone, its server would see the other tensors of each site, "
+        "and this site does not accept partly_encrypted"
+    )
 
 
 def _untested(policy: SitePolicy, run: RunConfig) -> str | None:

@@ -125,8 +125,8 @@ def check_run(policy: SitePolicy, name: str, keys: JsonObject) -> Iterator[Findi
         with tempfile.TemporaryDirectory() as folder:
             base = _base(policy, name, keys, folder)
             site = SiteClient(policy, Path(folder), name, version("weft"))
-            request: JsonObject = {"run": keys, "id": "check", "index": 0, "clients": cohort, "base": base, "birth": ""}
-            answer = site.handshake(request)
+            request: JsonObject = {"run": keys, "id": "check", "index": 0, "clients": cohort, "base": base}
+            answer = site.handshake(request | {"birth": "check"})
     except Refused as error:
         yield Finding(FAIL, "run", f"this site would refuse it: {error}", remedy)
         return

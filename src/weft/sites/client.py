@@ -145,14 +145,14 @@ class SiteClient:
         builder, base = self._model(config, local, str(request["base"]))
         local = builder.config = with_template_date(local, builder.tokenizer, folder=run.path)
         current = provenance.data_of(local) | provenance.tokenizer_of(local, builder.tokenizer)
-        birth, accept_changed = str(request.get("birth", "")), self.policy.accept_changed
-        if (why := changed(run, current, base, birth, accept_changed=accept_changed)) is not None:
+        birth, protection = str(request.get("birth", "")), builder.plan.protection
+        terms = {"accept_changed": self.policy.accept_changed, "shared_key": protection.shares_key}
+        if (why := changed(run, current, base, birth, **terms)) is not None:
             raise Refused(why)
         # From other rows, or by other keys, a site's secret gives other numbers: two answers that differ in the
         # scale of their noise alone would tell what it hides.
-        protection, named = builder.plan.protection, f"{request['id']} {birth}"
-        rows = digest_of(current | {"keys": json.dumps(own, sort_keys=True)})
-        common = common_of(self.kit, protection, named)
+        named, rows = f"{request['id']} {birth}", digest_of(current | {"keys": json.dumps(own, sort_keys=True)})
+        common = common_of(self.kit, protection, named, builder.shared_names)
         memory = DiskMemory(run, at_site=True, rows=rows, kit_key=common)
         population = builder.read(memory, first=int(request["index"]))
         log.info(population.account.summary())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from weft.core.exchange import Protection
@@ -16,19 +17,26 @@ FILE = "ckks.key"
 """In the kit of a site, and beside the authority's root key."""
 
 
-def common_of(kit: Path | None, protection: Protection, run: str) -> Common | None:
+def common_of(
+    kit: Path | None, protection: Protection, run: str, shared: Callable[[], Collection[str]]
+) -> Common | None:
     """Return what a site has in common with the others in a run; None: the run's protection needs nothing.
 
     Args:
         kit: of the site.
         protection: of the run.
         run: names the run.
+        shared: returns the names of the tensors that sites send.
 
     Raises:
-        Refused: the site has no key, or one that is damaged.
+        Refused: the site has no key, or one that is damaged; or the run would encrypt no tensor.
     """
     if not protection.shares_key:
         return None
+    try:
+        protection.check(shared())
+    except ConfigError:
+        raise Refused("the run's encrypt fits no shared tensor, so that its server would see them all") from None
     file = None if kit is None else kit / FILE
     if file is None or not file.is_file():
         raise Refused(f"its kit has no {FILE}, without which it takes part in no encrypted sum")

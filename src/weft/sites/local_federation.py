@@ -205,6 +205,7 @@ def _write_policies(config: RunConfig, work: Path, count: int | None) -> dict[st
         limits = run_limits.beyond(config.model_dump())
         # All rows lie on this machine already, so that there is nobody to keep a report on few of them from.
         told = {"min_report_rows": 1, "statistics": config.data_statistics}
+        told["partly_encrypted"] = bool(config.encrypt)
         accept = {"models": models, "parts": parts, "limits": limits} | told
         endpoint = {"endpoint": config.endpoint, "endpoint_key": config.endpoint_key} if config.endpoint else {}
         folders = [str(Path(folder).expanduser().resolve()) for folder in config.task_data]

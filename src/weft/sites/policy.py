@@ -99,6 +99,8 @@ class AcceptRules(BaseModel):
     """Most hours of work in a day, for all runs together."""
     min_clients: int | None = Field(None, ge=1)
     protection: list[str] | None = None
+    partly_encrypted: bool = False
+    """Whether a run may have some tensors encrypted only (encrypt); the server sees all others of this site."""
     privacy: list[str] | None = None
     """Units of differential privacy that are accepted: client, row, columns; none: runs without."""
     max_epsilon: float | None = Field(None, gt=0)

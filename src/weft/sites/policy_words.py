@@ -100,6 +100,14 @@ SENTENCES: dict[str, tuple[Words | None, str]] = {
         "the site trains in rounds of any size, also alone",
     ),
     "protection": (_only("protections of updates"), "no protection of updates is required"),
+    "partly_encrypted": (
+        lambda value: (
+            "a run may have some tensors encrypted only, and its server sees the others"
+            if value
+            else "encrypted runs encrypt all tensors"
+        ),
+        "",
+    ),
     "privacy": (_only("units of differential privacy"), "no differential privacy is required"),
     "max_delta": (lambda value: f"where there is a limit of epsilon, delta may be {value:g} at most", ""),
     "max_epsilon": (

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
+from weft.core.files import write_atomic
 from weft.core.promises import FILE as PROMISES
 from weft.core.secret import FILE as SECRET
+from weft.errors import ConfigError
 from weft.runs import checkpoint, fingerprints
 from weft.runs.fingerprints import Fingerprints
 from weft.runs.layout import RunDir
 
 log = logging.getLogger("weft.site")
+BIRTHS = "births.json"
+"""Names the runs of one name that were here before the present one, in its folder at the site."""
 
 
-def changed(run: RunDir, current: Fingerprints, base: str, birth: str, *, accept_changed: bool) -> str | None:
-    """Return the reason not to go on with a run, on other rows than those that it began with; None: there is none.
+def changed(
+    run: RunDir, current: Fingerprints, base: str, birth: str, *, accept_changed: bool, shared_key: bool = False
+) -> str | None:
+    """Return the reason not to go on with a run: other rows than it began with, or a key used before; None: go on.
 
     The fingerprints stay at the site.
 
@@ -24,8 +31,19 @@ def changed(run: RunDir, current: Fingerprints, base: str, birth: str, *, accept
         base: hash of the base model.
         birth: identifies the run among runs of the same name.
         accept_changed: whether the site policy accepts other rows.
+        shared_key: whether all sites have one key, which follows the birth and stays when promises are deleted.
     """
-    other = fingerprints.birth_of(run) != birth
+    former, left = fingerprints.birth_of(run), _left(run)
+    if shared_key and not birth:
+        return "the run has no birth, and encrypted sums of two such runs would have one key"
+    if shared_key and birth in left:
+        return (
+            "a later run of its name has begun here, and what this site promised in the earlier one is deleted: "
+            "run it anew under another name"
+        )
+    other = former != birth
+    if other and former and former not in left:  # written down before its promises are deleted
+        write_atomic(run.path / BIRTHS, json.dumps([*left, former]).encode())
     if other:  # the state in this folder is of an earlier run of the same name
         checkpoint.rewind(run, 0)
         run.reference_file.unlink(missing_ok=True)
@@ -42,6 +60,23 @@ def changed(run: RunDir, current: Fingerprints, base: str, birth: str, *, accept
         run.reference_file.unlink(missing_ok=True)
     fingerprints.keep(run, current, 0, birth)
     return None
+
+
+def _left(run: RunDir) -> list[str]:
+    """Return the births of the runs of this name that another has replaced; ConfigError where they cannot be read."""
+    file = run.path / BIRTHS
+    if not file.exists():
+        return []
+    try:
+        births = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        births = None
+    if not isinstance(births, list):
+        raise ConfigError(
+            f"'{file}', which runs of this name were here, cannot be read: restore the file, or ask for a run with "
+            "another name."
+        )
+    return [str(birth) for birth in births]
 
 
 def _forget_secrets(run: RunDir) -> None:
