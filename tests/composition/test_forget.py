@@ -158,6 +158,38 @@ def test_rows_are_forgotten_as_if_they_had_not_been_in_the_file(people, tmp_path
     assert not any(row["output"] in text and row["instruction"] in text for row in gone for text in texts)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"clean": ["contamination"]},
+        {"clean": ["near_duplicates"], "clean_args": {"near_duplicates.across": True}},
+    ],
+)
+def test_where_a_cleaner_compares_rows_with_everybodys_all_rounds_are_computed_once_more(more, people, capsys):
+    old = weft.train(people | SEEN_LATE | more).path
+    code, words = said(capsys, str(old), "--client", last_seen(old), "--dry_run")
+    assert code == 0, words
+    assert "every round depends on it, since a cleaner compares rows with those of everybody" in words
+    assert "so 6 of 6 rounds are computed once more" in words
+
+
+def test_rounds_that_are_kept_come_with_the_secrets_that_they_were_drawn_from(people, capsys):
+    """Canaries, buckets of an aggregator and noise are drawn from secrets: others would not go with the old rounds."""
+    old = weft.train(people | SEEN_LATE | {"canaries": 12}).path
+    client = last_seen(old)
+    code, words = said(capsys, str(old), "--client", client, "--yes")
+    assert code == 0, words
+    new = Path(f"{old}-forgotten")
+    assert json.loads((new / "forgotten.json").read_text())["rounds_kept"]
+    was, now = ({str(file.relative_to(run)): file.read_bytes() for file in run.rglob("*.key")} for run in (old, new))
+    assert now.keys() >= {f"clients/ward_{name}/secret.key" for name in "abc"} - {f"clients/{client}/secret.key"}
+    assert all(key == was.get(name) for name, key in now.items() if client not in name)
+    assert (
+        not (new / "clients" / client / "secret.key").exists()
+        or now[f"clients/{client}/secret.key"] != was[f"clients/{client}/secret.key"]
+    )
+
+
 def test_of_one_source_that_is_dealt_the_others_keep_their_rows(keys, tmp_path: Path, capsys):
     old = weft.train(keys | SEEN_LATE).path
     client = last_seen(old)

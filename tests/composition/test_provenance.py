@@ -243,6 +243,29 @@ def test_on_another_version_it_is_said_that_rounds_are_equal_up_to_rounding(keys
     assert code == 1, words
 
 
+def test_a_repeated_round_that_nothing_can_be_compared_with_does_not_pass():
+    from weft.launch.replay import Replayed, Replays, _chosen
+
+    elsewhere = {"torch": ["0.1", "0.2"]}
+    assert not Replays([Replayed(2, False)], elsewhere).passed
+    assert Replays([Replayed(2, False, (), 1e-6)], elsewhere).passed
+    assert Replays([Replayed(2, True)], elsewhere).passed
+    # Where bits may differ, rounds whose state after is on disk are repeated first.
+    assert all(_chosen([1, 2, 3, 4], {2, 4}, 2) == [2, 4] for _ in range(20))
+    assert {2, 4} < set(_chosen([1, 2, 3, 4], {2, 4}, 3))
+    assert len({tuple(_chosen([1, 2, 3, 4], set(), 2)) for _ in range(200)}) == 6
+
+
+def test_a_run_that_is_overwritten_leaves_no_best_or_aligned_model(keys):
+    run = weft.train(keys | ALL | {"num_rounds": 1}).path
+    for name in ("best", "aligned"):
+        (run / name / "adapter").mkdir(parents=True)
+        (run / name / "adapter" / "adapter_model.safetensors").write_bytes(b"of the run before")
+    weft.train(keys | ALL | {"num_rounds": 1}, overwrite=True)
+    assert not (run / "best").exists()
+    assert not (run / "aligned").exists()
+
+
 def test_bad_input(run: Path, keys, capsys, tmp_path: Path):
     assert said(capsys, str(tmp_path / "nothing"))[0] == 2
     code, words = said(capsys, str(run), "--authority", "rootCA.pem")
