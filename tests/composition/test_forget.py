@@ -190,6 +190,16 @@ def test_rounds_that_are_kept_come_with_the_secrets_that_they_were_drawn_from(pe
     )
 
 
+def test_rows_that_are_in_public_data_too_are_not_forgotten(people, capsys, tmp_path: Path):
+    row = json.loads(Path(people["clients"][0]["data"]).read_text().splitlines()[0])
+    public = write_rows(tmp_path / "public.jsonl", [row])
+    old = weft.train(people | {"num_rounds": 1, "public_data": str(public), "public_share": 0.25}).path
+    code, words = said(capsys, str(old), "--rows", str(write_rows(tmp_path / "gone.jsonl", [row])), "--yes")
+    assert code == 2
+    assert f"1 of the rows are in '{public}' (public_data)" in words
+    assert not Path(f"{old}-forgotten").exists()
+
+
 def test_of_one_source_that_is_dealt_the_others_keep_their_rows(keys, tmp_path: Path, capsys):
     old = weft.train(keys | SEEN_LATE).path
     client = last_seen(old)

@@ -111,6 +111,13 @@ def forged_line(run: Path) -> None:
     edit_line(run, "chain.jsonl", 2, lambda line: line.update(clients=["somebody"]))
 
 
+def other_spelling(run: Path) -> None:
+    """Write a line of the record otherwise, with the same meaning."""
+    lines = (run / "chain.jsonl").read_text().splitlines()
+    lines[2] = lines[2].replace('{"', '{"clients": ["somebody"], "', 1)
+    (run / "chain.jsonl").write_text("\n".join(lines) + "\n")
+
+
 def shorter(run: Path) -> None:
     """Take the last two lines of the record away."""
     lines = (run / "chain.jsonl").read_text().splitlines()
@@ -135,6 +142,7 @@ def without_end(run: Path) -> None:
         (other_weights, "adapter/adapter_model.safetensors (round 4)"),
         (other_checkpoint, "checkpoints/round_000002 (round 2): its tensors are not those that the round ended with"),
         (forged_line, "chain.jsonl (round 2): line 3 was changed"),
+        (other_spelling, "chain.jsonl (round 2): line 3 was changed"),
         (shorter, "chain.jsonl (round 4): it ends before the checkpoint of the round"),
     ],
 )
