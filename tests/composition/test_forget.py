@@ -207,6 +207,7 @@ def test_of_one_source_that_is_dealt_the_others_keep_their_rows(keys, tmp_path: 
     assert code == 0, words
     fresh = anew(tmp_path / "new", tmp_path / "fresh")
     assert state_of(tmp_path / "new") == state_of(fresh)
+    assert "NaN" not in (tmp_path / "new" / "split.json").read_text()  # which is no JSON
     was, now = (json.loads((run / "split.json").read_text())["clients"] for run in (old, tmp_path / "new"))
     assert {name: one["rows"] for name, one in now.items()} == {
         name: 0 if name == client else one["rows"] for name, one in was.items()

@@ -118,6 +118,10 @@ def other_spelling(run: Path) -> None:
     (run / "chain.jsonl").write_text("\n".join(lines) + "\n")
 
 
+def other_split(run: Path) -> None:
+    (run / "split.json").write_text("{}")
+
+
 def shorter(run: Path) -> None:
     """Take the last two lines of the record away."""
     lines = (run / "chain.jsonl").read_text().splitlines()
@@ -143,6 +147,7 @@ def without_end(run: Path) -> None:
         (other_checkpoint, "checkpoints/round_000002 (round 2): its tensors are not those that the round ended with"),
         (forged_line, "chain.jsonl (round 2): line 3 was changed"),
         (other_spelling, "chain.jsonl (round 2): line 3 was changed"),
+        (other_split, "split.json (round 4): its content is not what the run wrote"),
         (shorter, "chain.jsonl (round 4): it ends before the checkpoint of the round"),
     ],
 )

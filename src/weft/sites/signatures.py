@@ -77,7 +77,8 @@ def check_record(entries: list[JsonObject], authority: Path) -> Signatures:
             f"'{authority}' holds no certificate of an authority ({error}): write --authority and the rootCA.pem of a "
             "start-up kit."
         ) from None
-    run, certificates = str(beginning(entries).get("signed", {}).get("run", "")), {}
+    run = str(beginning(entries).get("signed", {}).get("run", ""))
+    certificates: dict[str, str] = {}
     valid, without, findings = 0, 0, []
     for entry in entries:
         certificates |= entry.get("certificates", {})  # one that is renewed holds from its line on
