@@ -1,7 +1,8 @@
 """A run once more, without a client or without some rows: back to the last state before it saw them, and on from there.
 
-The result equals, bit for bit, the run that its config.yaml describes, begun anew: one that never had them. What
-depends on a forgotten client without its rows (its number, that it is drawn and does not answer) is in both.
+The result equals, bit for bit, the run that its config.yaml describes, begun anew: one that never had them and
+has the same secrets, from which canaries and the noise of some aggregators are drawn. What depends on a forgotten
+client without its rows (its number, that it is drawn and does not answer) is in both.
 """
 
 from __future__ import annotations
