@@ -159,6 +159,48 @@ def test_rows_are_forgotten_as_if_they_had_not_been_in_the_file(people, tmp_path
     assert not any(row["output"] in text and row["instruction"] in text for row in gone for text in texts)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"clean": ["contamination"]},
+        {"clean": ["near_duplicates"], "clean_args": {"near_duplicates.across": True}},
+    ],
+)
+def test_where_a_cleaner_compares_rows_with_everybodys_all_rounds_are_computed_once_more(more, people, capsys):
+    old = weft.train(people | SEEN_LATE | more).path
+    code, words = said(capsys, str(old), "--client", last_seen(old), "--dry_run")
+    assert code == 0, words
+    assert "every round depends on it, since a cleaner compares rows with those of everybody" in words
+    assert "so 6 of 6 rounds are computed once more" in words
+
+
+def test_rounds_that_are_kept_come_with_the_secrets_that_they_were_drawn_from(people, capsys):
+    """Canaries, buckets of an aggregator and noise are drawn from secrets: others would not go with the old rounds."""
+    old = weft.train(people | SEEN_LATE | {"canaries": 12}).path
+    client = last_seen(old)
+    code, words = said(capsys, str(old), "--client", client, "--yes")
+    assert code == 0, words
+    new = Path(f"{old}-forgotten")
+    assert json.loads((new / "forgotten.json").read_text())["rounds_kept"]
+    was, now = ({str(file.relative_to(run)): file.read_bytes() for file in run.rglob("*.key")} for run in (old, new))
+    assert now.keys() >= {f"clients/ward_{name}/secret.key" for name in "abc"} - {f"clients/{client}/secret.key"}
+    assert all(key == was.get(name) for name, key in now.items() if client not in name)
+    assert (
+        not (new / "clients" / client / "secret.key").exists()
+        or now[f"clients/{client}/secret.key"] != was[f"clients/{client}/secret.key"]
+    )
+
+
+def test_rows_that_are_in_public_data_too_are_not_forgotten(people, capsys, tmp_path: Path):
+    row = json.loads(Path(people["clients"][0]["data"]).read_text().splitlines()[0])
+    public = write_rows(tmp_path / "public.jsonl", [row])
+    old = weft.train(people | {"num_rounds": 1, "public_data": str(public), "public_share": 0.25}).path
+    code, words = said(capsys, str(old), "--rows", str(write_rows(tmp_path / "gone.jsonl", [row])), "--yes")
+    assert code == 2
+    assert f"1 of the rows are in '{public}' (public_data)" in words
+    assert not Path(f"{old}-forgotten").exists()
+
+
 def test_of_one_source_that_is_dealt_the_others_keep_their_rows(keys, tmp_path: Path, capsys):
     old = weft.train(keys | SEEN_LATE).path
     client = last_seen(old)
@@ -166,6 +208,7 @@ def test_of_one_source_that_is_dealt_the_others_keep_their_rows(keys, tmp_path: 
     assert code == 0, words
     fresh = anew(tmp_path / "new", tmp_path / "fresh")
     assert state_of(tmp_path / "new") == state_of(fresh)
+    assert "NaN" not in (tmp_path / "new" / "split.json").read_text()  # which is no JSON
     was, now = (json.loads((run / "split.json").read_text())["clients"] for run in (old, tmp_path / "new"))
     assert {name: one["rows"] for name, one in now.items()} == {
         name: 0 if name == client else one["rows"] for name, one in was.items()

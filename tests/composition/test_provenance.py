@@ -111,21 +111,43 @@ def forged_line(run: Path) -> None:
     edit_line(run, "chain.jsonl", 2, lambda line: line.update(clients=["somebody"]))
 
 
+def other_spelling(run: Path) -> None:
+    """Write a line of the record otherwise, with the same meaning."""
+    lines = (run / "chain.jsonl").read_text().splitlines()
+    lines[2] = lines[2].replace('{"', '{"clients": ["somebody"], "', 1)
+    (run / "chain.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def other_split(run: Path) -> None:
+    (run / "split.json").write_text("{}")
+
+
 def shorter(run: Path) -> None:
     """Take the last two lines of the record away."""
     lines = (run / "chain.jsonl").read_text().splitlines()
     (run / "chain.jsonl").write_text("\n".join(lines[:-2]) + "\n")
 
 
+def without_end(run: Path) -> None:
+    """Take the last line of the record away, and put other results in place."""
+    lines = (run / "chain.jsonl").read_text().splitlines()
+    (run / "chain.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    (run / "summary.json").unlink()
+    other_weights(run)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
+        (without_end, "chain.jsonl (round 4): it has no line of the end of the run, though there are results"),
         (flatter, "metrics.jsonl (round 2, the field 'loss'): line 3 was changed"),
         (other_key, "config.yaml (the field 'learning_rate')"),
         (other_data, "fingerprints.json (the field 'the tokenizer')"),
         (other_weights, "adapter/adapter_model.safetensors (round 4)"),
         (other_checkpoint, "checkpoints/round_000002 (round 2): its tensors are not those that the round ended with"),
         (forged_line, "chain.jsonl (round 2): line 3 was changed"),
+        (other_spelling, "chain.jsonl (round 2): line 3 was changed"),
+        (other_split, "split.json (round 4): its content is not what the run wrote"),
         (shorter, "chain.jsonl (round 4): it ends before the checkpoint of the round"),
     ],
 )
@@ -234,6 +256,29 @@ def test_on_another_version_it_is_said_that_rounds_are_equal_up_to_rounding(keys
     assert code == 1, words
 
 
+def test_a_repeated_round_that_nothing_can_be_compared_with_does_not_pass():
+    from weft.launch.replay import Replayed, Replays, _chosen
+
+    elsewhere = {"torch": ["0.1", "0.2"]}
+    assert not Replays([Replayed(2, False)], elsewhere).passed
+    assert Replays([Replayed(2, False, (), 1e-6)], elsewhere).passed
+    assert Replays([Replayed(2, True)], elsewhere).passed
+    # Where bits may differ, rounds whose state after is on disk are repeated first.
+    assert all(_chosen([1, 2, 3, 4], {2, 4}, 2) == [2, 4] for _ in range(20))
+    assert {2, 4} < set(_chosen([1, 2, 3, 4], {2, 4}, 3))
+    assert len({tuple(_chosen([1, 2, 3, 4], set(), 2)) for _ in range(200)}) == 6
+
+
+def test_a_run_that_is_overwritten_leaves_no_best_or_aligned_model(keys):
+    run = weft.train(keys | ALL | {"num_rounds": 1}).path
+    for name in ("best", "aligned"):
+        (run / name / "adapter").mkdir(parents=True)
+        (run / name / "adapter" / "adapter_model.safetensors").write_bytes(b"of the run before")
+    weft.train(keys | ALL | {"num_rounds": 1}, overwrite=True)
+    assert not (run / "best").exists()
+    assert not (run / "aligned").exists()
+
+
 def test_bad_input(run: Path, keys, capsys, tmp_path: Path):
     assert said(capsys, str(tmp_path / "nothing"))[0] == 2
     code, words = said(capsys, str(run), "--authority", "rootCA.pem")
@@ -247,8 +292,8 @@ def test_bad_input(run: Path, keys, capsys, tmp_path: Path):
     assert "an older version made it: resume it" in words
     weft.train(keys | ALL | {"num_rounds": 6}, resume=True)
     code, words = said(capsys, str(run))
-    assert code == 0, words
-    assert "The record of 2 rounds is intact" in words
+    assert code == 1
+    assert "rounds 1 to 4 are not in it" in words
 
 
 def test_a_broken_record_is_not_continued(run: Path, keys):

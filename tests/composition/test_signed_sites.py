@@ -85,6 +85,19 @@ def test_the_signature_of_another_authority_is_none(run, signing, kits, capsys, 
     assert said(capsys, str(path), "--authority", str(tmp_path / "none"))[0] == 2
 
 
+def test_a_certificate_that_is_renewed_holds_from_its_line_on(run, signing, kits, tmp_path: Path):
+    from weft.sites.signatures import check_record
+
+    authority = kits[NAMES[0]] / AUTHORITY
+    path = serve(run, signing, list(NAMES), "1", authority=authority).path
+    entries = read_chain(path / "chain.jsonl")[0]
+    count = check_record(entries, authority).signed
+    renewed = {"event": "changed", "after": 1, "certificates": dict.fromkeys(NAMES, "00")}
+    checked = check_record([*entries, renewed], authority)
+    assert (checked.signed, checked.findings) == (count, [])
+    assert check_record([*entries[:1], *entries[1:2], renewed, *entries[2:]], authority).findings
+
+
 class Changing:
     """A line on which somebody changes the weight of one site's updates, and the checksum with it."""
 

@@ -1,7 +1,8 @@
 """A run once more, without a client or without some rows: back to the last state before it saw them, and on from there.
 
-The result equals, bit for bit, the run that its config.yaml describes, begun anew: one that never had them. What
-depends on a forgotten client without its rows (its number, that it is drawn and does not answer) is in both.
+The result equals, bit for bit, the run that its config.yaml describes, begun anew: one that never had them and
+has the same secrets, from which canaries and the noise of some aggregators are drawn. What depends on a forgotten
+client without its rows (its number, that it is drawn and does not answer) is in both.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import yaml
 from weft import kinds
 from weft.config import RunConfig, build
 from weft.core.files import write_atomic
+from weft.core.secret import COMMON_FILE as COMMON
+from weft.core.secret import FILE as SECRET
 from weft.core.types import ServerState
 from weft.errors import ConfigError
 from weft.federation.plan import Plan
@@ -178,9 +181,16 @@ def _why_all(config: RunConfig, plan: Plan, by_rows: bool) -> str:
         "the best round is chosen by everybody's scores": config.best_metric is not None,
         "held-out rows are kept apart from everybody's": config.held_out_overlap == "leave_out",
         "the attack is drawn over all clients": config.attack != "none",
+        "a cleaner compares rows with those of everybody": _cleans_across(config),
         "the split deals what is left anew": by_rows and not config.clients,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _cleans_across(config: RunConfig) -> bool:
+    """Whether which rows a client trains on depends on rows of others: a cleaner from outside may look at these."""
+    across = "near_duplicates" in config.clean and bool(config.clean_args.get("near_duplicates.across"))
+    return across or any(name == "contamination" or kinds.is_outside("clean", name) for name in config.clean)
 
 
 def _rounds_with(run: Run, clients: Sequence[str]) -> list[int]:
@@ -236,11 +246,16 @@ def _keep(forgetting: Forgetting, old: RunDir, new: RunDir) -> None:
         content = "".join(to_line(line) + "\n" for line in kept).encode()
         write_atomic(new.path / log, content)
         sizes[log.partition(".")[0]] = len(content)
+    # With the secrets that the rounds before were drawn from: what they saw is drawn again, such as canaries.
+    for name in (SECRET, COMMON):
+        if (old.path / name).exists():
+            shutil.copy2(old.path / name, new.path / name)
+    left_out = {new.client_dir(name).name for name in gone}
     for folder in old.clients.glob("*"):
-        file = checkpoint.memory_file(folder, start)
-        if file is not None and folder.name not in {new.client_dir(name).name for name in gone}:
-            (new.clients / folder.name).mkdir(parents=True, exist_ok=True)
-            shutil.copy2(file, new.clients / folder.name / file.name)
+        for file in (checkpoint.memory_file(folder, start), folder / SECRET):
+            if file is not None and file.exists() and folder.name not in left_out:
+                (new.clients / folder.name).mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, new.clients / folder.name / file.name)
     extra = checkpoint.extra_of(old, start)
     tally = extra["tally"] | {"evaluation": None, "best": None}
     new_extra = {"chain": 0, "head": "", "tally": tally, **sizes}

@@ -14,6 +14,8 @@ from weft.errors import ConfigError
 from weft.json_types import JsonObject
 
 KINDS = (".jsonl", ".json", ".csv")
+OTHER_SOURCES = ("public_data", "eval_dataset_name", "post_alignment", "adversarial_prompts")
+"""Keys of data that are nobody's."""
 
 
 class Reduced(NamedTuple):
@@ -44,6 +46,7 @@ def without_rows(config: RunConfig, keys: JsonObject, rows: Path, folder: Path) 
     gone = {_mark(row) for row in _read(rows, "--rows")}
     if not gone:
         raise ConfigError(f"'{rows}' has no rows: write the rows to forget, as they stand in the data.")
+    _check_other_sources(config, gone)
     files: dict[Path, bytes] = {}
     keys, count, affected = dict(keys), 0, []
 
@@ -81,6 +84,24 @@ def without_rows(config: RunConfig, keys: JsonObject, rows: Path, folder: Path) 
     if not count:
         raise ConfigError(f"No row of '{rows}' is among the rows of the run, as they stand there: check their columns.")
     return Reduced(keys, count, tuple(affected), files)
+
+
+def _check_other_sources(config: RunConfig, gone: set[str]) -> None:
+    """Refuse where rows are also in a file that everybody learns from or is scored on: raise ConfigError."""
+    for key in OTHER_SOURCES:
+        name = getattr(config, key)
+        source = Path(resolve_source(name, config.local_data_dir)).expanduser() if name else None
+        if source is None or source.suffix not in KINDS or not source.is_file():
+            continue
+        try:
+            found = _without(source, gone)[1]
+        except ValueError:
+            continue  # the file holds no rows of JSON, so none of these
+        if found:
+            raise ConfigError(
+                f"{found} of the rows are in '{source}' ({key}), from which no client can be told: delete them there, "
+                "and begin another run."
+            )
 
 
 def _mark(row: Any) -> str:

@@ -38,6 +38,8 @@ LENGTH_BYTES = 4
 """Of the length of the certificate at the start of a proof."""
 RESULTS = ("adapter", "model", "prompt.txt")
 """What a run leaves: at the top, of the best round, and of each client."""
+OTHERS = ("split.json", "tokenizer", "template.jinja", "aligned")
+"""What else is bound by the end of a record, so that a file which is changed or missing is named."""
 
 
 def made_of(run: RunDir, device: torch.device) -> JsonObject:
@@ -128,10 +130,18 @@ class Recorder:
     def end(self, rounds: int) -> None:
         """Write down the digests of what the run leaves."""
         self._begin()
-        files = {str(file.relative_to(self.run.path)): file_digest(file) for file in results_of(self.run)}
+        left = [*results_of(self.run), *others_of(self.run)]
+        files = {str(file.relative_to(self.run.path)): file_digest(file) for file in left}
         self.log.append({"event": END, "rounds": rounds, "metrics": self._heard, "files": files})
         self._heard = []
         self.log.commit()
+
+
+def others_of(run: RunDir) -> list[Path]:
+    """Return the files beside the results that the end of a record binds, those of an aligned model too."""
+    places = [run.path / name for name in OTHERS]
+    files = [file for path in places for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    return [file for file in files if file.is_file() and file.name != CARD]
 
 
 def results_of(run: RunDir) -> list[Path]:

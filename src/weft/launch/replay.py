@@ -67,8 +67,9 @@ class Replays(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether all bits are equal, or where the machine differs, all but the last ones."""
-        near = [one.distance is None or one.distance <= ROUNDING for one in self.rounds if not one.equal]
+        """Whether all bits are equal, or where the machine differs, all but the last ones: what cannot be compared
+        does not pass."""
+        near = [one.distance is not None and one.distance <= ROUNDING for one in self.rounds if not one.equal]
         return all(near) if self.elsewhere else not near
 
 
@@ -112,7 +113,6 @@ def replay(opened: Run, entries: list[JsonObject], count: int, note: Callable[[s
             f"{len(possible)} of {sum(entry.get('event') == ROUND for entry in entries)} rounds can be repeated: the "
             "states before the others are not kept, which --save_model_freq 1 does."
         )
-    chosen = sorted(random.SystemRandom().sample(possible, min(count, len(possible))))
     with bench(opened) as federation:
         began, now = beginning(entries), environment(federation.device)
         elsewhere = {
@@ -121,7 +121,14 @@ def replay(opened: Run, entries: list[JsonObject], count: int, note: Callable[[s
             for name, value in values.items()
             if name in began.get(part, {}) and began[part][name] != value
         }
+        chosen = _chosen(possible, set(run.rounds) if elsewhere else set(), count)
         return Replays([_replayed(federation, run, entries, round) for round in chosen], elsewhere)
+
+
+def _chosen(possible: list[int], first: set[int], count: int) -> list[int]:
+    """Return random rounds in their order, at most `count`, those of `first` before others."""
+    drawn = random.SystemRandom().sample(possible, len(possible))
+    return sorted(sorted(drawn, key=lambda round: round not in first)[:count])
 
 
 class Bench:

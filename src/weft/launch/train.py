@@ -36,6 +36,7 @@ from weft.models.scratch import shape_of
 from weft.models.starting import from_adapter
 from weft.runs import fingerprints
 from weft.runs.layout import RunDir
+from weft.runs.metrics import plain
 from weft.runs.progress import Progress
 from weft.runs.trackers import Trackers, resolve
 from weft.tasks.contamination import ItemGrams
@@ -136,7 +137,7 @@ def _train(builder: ClientBuilder, options: StartOptions, tasks: RunTasks, items
             population.split["statistics"] = simulated(config, population, builder.tokenizer)
         if items:
             population.split["contamination"] = counts_of(items, population.trained, builder.tokenizer)
-        write_atomic(run.split_file, split_text(population.split).encode())
+        write_atomic(run.split_file, split_text(plain(population.split)).encode())
         host, values = builder.host(reference=run.reference_file, conditions=compose.conditions(config))
         # After all that can refuse the run: a start that is refused must not replace the record.
         fingerprints.keep(run, current, max(run.rounds, default=0))

@@ -15,7 +15,7 @@ from weft.json_types import JsonObject
 from weft.launch.recorder import file_digest, results_of
 from weft.privacy.ledger import Ledger
 from weft.runs import checkpoint
-from weft.runs.chain import END, REPEATED, ROUND, beginning, field_digests, read_chain
+from weft.runs.chain import CHANGED, END, REPEATED, ROUND, beginning, field_digests, read_chain
 from weft.runs.fingerprints import read_fingerprints
 from weft.runs.layout import RunDir
 from weft.runs.metrics import plain, read
@@ -94,9 +94,14 @@ def _broken(run: RunDir, line: int) -> Finding:
 def _order(entries: list[JsonObject]) -> list[Finding]:
     """Return what is missing between the rounds of a record."""
     rounds = [entry["round"] for entry in entries if entry.get("event") == ROUND]
-    first = int(entries[0].get("after", 0)) + 1
-    expected = list(range(first, first + len(rounds)))
-    return [Finding("chain.jsonl", "its rounds do not follow one another")] if rounds != expected else []
+    after = int(entries[0].get("after", 0))
+    expected = list(range(after + 1, after + 1 + len(rounds)))
+    findings = [Finding("chain.jsonl", "its rounds do not follow one another")] if rounds != expected else []
+    # A run that forgets something begins from rounds of another, and its first line says how many.
+    if after > int(entries[0].get("forgotten", {}).get("rounds_kept", 0)):
+        what = f"rounds 1 to {after} are not in it: an older version made them, or the record was deleted"
+        findings.append(Finding("chain.jsonl", what))
+    return findings
 
 
 def _beginning(run: RunDir, config: JsonObject, entries: list[JsonObject]) -> list[Finding]:
@@ -190,7 +195,7 @@ def _ledger(run: RunDir, entries: list[JsonObject]) -> list[Finding]:
 def _results(run: RunDir, entries: list[JsonObject], head: str) -> list[Finding]:
     """Return the files that are not those that the run left, and cards with another head."""
     if not _is_whole(entries):
-        return []
+        return _cut(run, entries)
     recorded, round = entries[-1]["files"], entries[-1]["rounds"]
     findings = []
     for name, digest in recorded.items():
@@ -204,6 +209,18 @@ def _results(run: RunDir, entries: list[JsonObject], head: str) -> list[Finding]
         if card.exists() and head not in card.read_text(encoding="utf-8"):
             findings.append(Finding(_below(card, run), "it does not name the head of the record", round))
     return findings
+
+
+def _cut(run: RunDir, entries: list[JsonObject]) -> list[Finding]:
+    """Return that results are there which the record does not end with; a run that goes on has those of before."""
+    goes_on = any(entry["event"] == CHANGED and "config" in entry for entry in entries)
+    last = max((int(entry["round"]) for entry in entries if entry["event"] == ROUND), default=0)
+    if goes_on and last < int(beginning(entries)["config"].get("num_rounds", 0)):
+        return []
+    if not run.summary_file.exists() and not results_of(run):
+        return []
+    what = "it has no line of the end of the run, though there are results: resume the run, or its end was cut off"
+    return [Finding(run.chain_file.name, what, last)]
 
 
 def _below(path: Path, run: RunDir) -> str:

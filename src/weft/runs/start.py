@@ -40,6 +40,8 @@ RUN_FILES = (
     "template.jinja",
     "adapter",
     "model",
+    "best",
+    "aligned",
     "prompt.txt",
     "trackers",
     FINGERPRINTS,

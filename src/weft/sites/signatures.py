@@ -77,10 +77,11 @@ def check_record(entries: list[JsonObject], authority: Path) -> Signatures:
             f"'{authority}' holds no certificate of an authority ({error}): write --authority and the rootCA.pem of a "
             "start-up kit."
         ) from None
-    began = beginning(entries)
-    run, certificates = str(began.get("signed", {}).get("run", "")), began.get("certificates", {})
+    run = str(beginning(entries).get("signed", {}).get("run", ""))
+    certificates: dict[str, str] = {}
     valid, without, findings = 0, 0, []
     for entry in entries:
+        certificates |= entry.get("certificates", {})  # one that is renewed holds from its line on
         signatures = entry.get("signatures", {})
         without += len(set(entry.get("clients", ())) - signatures.keys())
         for site, signature in signatures.items():
