@@ -27,7 +27,7 @@ from weft.federation.sampling import Selection
 from weft.federation.state import Participant
 from weft.launch import compose, trainer
 
-ROOTED = {name for name in registry.AGGREGATORS if registry.load(registry.AGGREGATORS, name, "part").wants_root}
+ROOTED = [name for name in registry.AGGREGATORS if registry.load(registry.AGGREGATORS, name, "part").wants_root]
 RULES = [name for name in registry.AGGREGATORS if name != "mean" and name not in ROOTED]
 
 

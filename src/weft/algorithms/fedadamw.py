@@ -108,7 +108,8 @@ class FedAdamW(Algorithm):
         numbers = total.streams[SCALARS]
         rates = float(numbers[RATES])
         memory = {
-            MEANS: total.streams[MEANS],
+            # Of honest clients none is below 0; of a root of one that is, every client's model would be lost.
+            MEANS: {name: mean.clamp(min=0) for name, mean in total.streams[MEANS].items()},
             DIRECTION: tensors.scale(total.streams[DELTA], -1 / rates if rates else 0.0),
             COUNT: {name: (count + numbers[COUNT]).round() for name, count in state.memory[COUNT].items()},
         }

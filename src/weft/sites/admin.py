@@ -29,6 +29,8 @@ CLOSING = 3.0
 """Seconds that FLARE gets to close a session by itself."""
 EMPTY_LIST = 0.3
 """Seconds after which an empty list of jobs is asked for again."""
+EMPTY_TRIES = 8
+"""How often it is."""
 STOP_NOTICE = 2.5
 """Seconds in which a watcher (`weft.sites.watcher`) reads from the status that the run is stopped."""
 ABANDONED = "FINISHED:ABANDONED"
@@ -89,7 +91,9 @@ class AdminSession:
         """Return the descriptions of all jobs, or of the newest `limit`; the newest is first."""
         with quiet_flare():
             jobs = self.session.list_jobs(detailed=True, limit=limit, reverse=True)
-            if not jobs:  # FLARE's list was seen to be empty for a moment while a job ended
+            for _ in range(EMPTY_TRIES):  # FLARE's list was seen to be empty for a moment while a job ended
+                if jobs:
+                    break
                 time.sleep(EMPTY_LIST)
                 jobs = self.session.list_jobs(detailed=True, limit=limit, reverse=True)
             server_start = self.server_start()
