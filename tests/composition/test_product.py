@@ -119,7 +119,7 @@ def test_no_other_algorithm_goes_with_a_robust_rule(keys):
             weft.train(keys | own | {"fed_alg": fed_alg, "aggregator": rule, "sample_clients": 9, "num_clients": 9})
 
 
-ON_ROWS = ("label_flip", "preference_swap", "spread_poison", "unsafe")
+ON_ROWS = ("label_flip", "preference_swap", "back_door", "spread_poison", "unsafe")
 """Attacks that change rows and nothing else: they go with every algorithm."""
 OF_SERVER = {"server_back_door": ("scaffold", "fedbuff", "fedsgd", "fedkseed")}
 """By an attack of the server the algorithms that send no single model, or more than that; no baseline sends one."""

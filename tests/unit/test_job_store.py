@@ -18,7 +18,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.server_engine_spec import ServerEngineSpec
 from nvflare.app_common.storages.filesystem_storage import FilesystemStorage
 
-from weft.sites.admin import AdminSession
+from weft.sites.admin import EMPTY_TRIES, AdminSession
 from weft.sites.job import REPORT, ROUNDS
 from weft.sites.job_store import JobStore
 
@@ -142,4 +142,4 @@ class MomentarilyEmpty:
 def test_a_list_that_is_empty_for_a_moment_is_asked_for_again():
     session = MomentarilyEmpty([], [{"job_id": "1", "status": "FINISHED:COMPLETED"}])
     assert [job["job_id"] for job in AdminSession(session).jobs()] == ["1"]
-    assert AdminSession(MomentarilyEmpty([], [])).jobs() == []
+    assert AdminSession(MomentarilyEmpty(*[[]] * (1 + EMPTY_TRIES))).jobs() == []
