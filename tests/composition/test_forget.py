@@ -201,6 +201,35 @@ def test_rows_that_are_in_public_data_too_are_not_forgotten(people, capsys, tmp_
     assert not Path(f"{old}-forgotten").exists()
 
 
+def test_rows_that_nobody_has_are_named_by_their_places(people, capsys, tmp_path: Path):
+    """And the cost is told where the new run's place is taken too."""
+    rows = [json.loads(line) for line in Path(people["clients"][0]["data"]).read_text().splitlines()]
+    write_rows(Path(people["clients"][0]["data"]), [rows[0] | {"instruction": "rare"}, *rows[1:]])
+    old = weft.train(people | {"num_rounds": 1}).path
+    strange = [row | {"output": "none has it"} for row in rows[:2]]
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "notes.txt").write_text("mine")
+    gone = write_rows(tmp_path / "gone.jsonl", [strange[0], rows[0] | {"instruction": "rare"}, strange[1]])
+    code, words = said(capsys, str(old), "--rows", str(gone), "--dry_run", "--output_dir", str(taken))
+    assert code == 0, words
+    assert f"2 rows of '{gone}' (1, 3) are not among the rows of the run" in words
+    assert "To forget 1 row and ward_a: " in words
+    assert f"'{taken}' is there already: to forget, give another" in words
+    assert "none has it" not in words
+    code, words = said(capsys, str(old), "--rows", str(gone), "--yes", "--output_dir", str(taken))
+    assert code == 2
+    assert [file.name for file in taken.iterdir()] == ["notes.txt"]
+
+
+def test_the_cost_of_a_cheap_method_is_no_round(people, capsys):
+    old = weft.train(people | EVERYBODY | {"num_rounds": 1}).path
+    code, words = said(capsys, str(old), "--client", "ward_b", "--method", "ascent", "--dry_run")
+    assert code == 0, words
+    assert "To forget ward_b by --method ascent no round is computed once more" in words
+    assert "so 1 of 1 rounds are computed" not in words
+
+
 def test_of_one_source_that_is_dealt_the_others_keep_their_rows(keys, tmp_path: Path, capsys):
     old = weft.train(keys | SEEN_LATE).path
     client = last_seen(old)

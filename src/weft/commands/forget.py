@@ -21,12 +21,14 @@ def run(argv: list[str]) -> int:
     opened = Run(arguments.run)
     out = Path(arguments.output_dir or f"{str(opened.path).rstrip('/')}-forgotten").absolute()
     if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"'{out}' is there already: give another --output_dir.")
+        if not arguments.dry_run:
+            raise ConfigError(f"'{out}' is there already: give another --output_dir.")
+        print(f"weft: '{out}' is there already: to forget, give another --output_dir.", file=sys.stderr)
     rows = Path(arguments.rows) if arguments.rows else None
     forgetting = plan_forgetting(opened, tuple(arguments.client), rows, out)
-    print(f"weft: {forgetting.cost()}", file=sys.stderr)
-    if arguments.method != "exact":
-        print(f"weft: --method {arguments.method} does without, and equals no run without them.", file=sys.stderr)
+    if rows is not None and forgetting.missing:
+        print(f"weft: {_not_found(rows, forgetting.missing)}", file=sys.stderr)
+    print(f"weft: {forgetting.cost(arguments.method)}", file=sys.stderr)
     if arguments.dry_run:
         return 0
     if not arguments.yes and arguments.method == "exact":
@@ -85,6 +87,13 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     if arguments.method == "exact" and arguments.exact:
         raise ConfigError("--exact is what a cheaper method is scored by: add --method update or ascent.")
     return arguments
+
+
+def _not_found(rows: Path, missing: tuple[int, ...]) -> str:
+    """Return a sentence that names rows by their places, and says nothing of what is in them."""
+    places = ", ".join(map(str, missing[:20])) + (", ..." if len(missing) > 20 else "")
+    are = f"Row {places} of '{rows}' is" if len(missing) == 1 else f"{len(missing)} rows of '{rows}' ({places}) are"
+    return f"{are} not among the rows of the run, as they stand there: check the columns and the spelling."
 
 
 def _print(scores: JsonObject) -> None:

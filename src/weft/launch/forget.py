@@ -34,6 +34,7 @@ from weft.runs.chain import head_of
 from weft.runs.fingerprints import read_fingerprints
 from weft.runs.layout import HEADER, RunDir
 from weft.runs.metrics import read, to_line
+from weft.runs.text import plural
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Forgetting:
 
     files: Mapping[Path, bytes] = field(default_factory=dict)
     """Data files without the rows, which the new run reads."""
+    missing: tuple[int, ...] = ()
+    """Places, counted from 1, of the rows to forget that are nowhere in the data."""
     method: str = "exact"
     state: ServerState | None = None
     """After all rounds, of a cheap method; None: as the run has it after `start` rounds."""
@@ -73,17 +76,23 @@ class Forgetting:
         timing = [line["seconds"] for line in read(self.run.directory.timing_file) if "seconds" in line]
         return float(sum(timing)) / max(1, len(timing)) * self.rounds
 
-    def cost(self) -> str:
-        """Return what forgetting costs, in a sentence."""
-        what = " and ".join([f"{self.rows} rows"] * bool(self.rows) + [", ".join(self.clients)] * bool(self.clients))
+    def cost(self, method: str = "exact") -> str:
+        """Return what forgetting costs by a method, in a sentence or two."""
+        rows = [plural(self.rows, "row")] * bool(self.rows)
+        what = " and ".join(rows + [", ".join(self.clients)] * bool(self.clients))
         seen = (
             f"every round depends on it, since {self.why_all}" if self.why_all else f"round {self.first} saw it first"
         )
         back = f"the state after round {self.start} is the last before" if self.start else "no state before is on disk"
         back = "the run begins anew" if self.why_all or self.first == 1 else back
+        rounds = f"{self.rounds} of {self.run.config.num_rounds} rounds"
+        if method != "exact":
+            return (
+                f"To forget {what} by --method {method} no round is computed once more: the finished model is changed, "
+                f"and equals no run without them. --method exact computes {rounds}, about {self.seconds:.0f} s."
+            )
         return (
-            f"To forget {what}: {seen}, and {back}, so {self.rounds} of {self.run.config.num_rounds} rounds are "
-            f"computed once more, about {self.seconds:.0f} s."
+            f"To forget {what}: {seen}, and {back}, so {rounds} are computed once more, about {self.seconds:.0f} s."
         )
 
     def write(self) -> None:
@@ -114,10 +123,11 @@ def plan_forgetting(run: Run, clients: Sequence[str], rows: Path | None, out: Pa
     _check(run, clients, rows)
     keys, count, affected = dict(run.directory.read_config()), 0, tuple(clients)
     files: Mapping[Path, bytes] = {}
+    missing: tuple[int, ...] = ()
     if clients:
         keys["forgotten"] = [*config.forgotten, *clients]
     if rows is not None:
-        keys, count, affected, files = without_rows(config, keys, rows, out.with_name(f"{out.name}-data"))
+        keys, count, affected, files, missing = without_rows(config, keys, rows, out.with_name(f"{out.name}-data"))
     keys["output_dir"] = str(out)
     new = build({name: value for name, value in keys.items() if value is not None})
     why = _why_all(new, compose.plan(new), rows is not None)
@@ -129,7 +139,7 @@ def plan_forgetting(run: Run, clients: Sequence[str], rows: Path | None, out: Pa
         )
     first = 1 if why else min(seen)
     start = max((round for round in {0, *run.rounds} if round < first), default=0)
-    return Forgetting(run, affected, keys, count, first, start, why, files)
+    return Forgetting(run, affected, keys, count, first, start, why, files, missing)
 
 
 def _names(run: Run) -> list[str]:

@@ -29,6 +29,8 @@ class Reduced(NamedTuple):
     """Those that had them; none of a run that deals one file."""
     files: dict[Path, bytes]
     """The copies."""
+    missing: tuple[int, ...]
+    """Places, counted from 1, of the rows that nobody has."""
 
 
 def without_rows(config: RunConfig, keys: JsonObject, rows: Path, folder: Path) -> Reduced:
@@ -43,7 +45,8 @@ def without_rows(config: RunConfig, keys: JsonObject, rows: Path, folder: Path) 
     Raises:
         ConfigError: the rows or the data cannot be read here, or nobody has such rows.
     """
-    gone = {_mark(row) for row in _read(rows, "--rows")}
+    marks = [_mark(row) for row in _read(rows, "--rows")]
+    gone, found = {*marks}, set[str]()
     if not gone:
         raise ConfigError(f"'{rows}' has no rows: write the rows to forget, as they stand in the data.")
     _check_other_sources(config, gone)
@@ -60,9 +63,10 @@ def without_rows(config: RunConfig, keys: JsonObject, rows: Path, folder: Path) 
         kept, dropped = _without(source, gone)
         if not dropped:
             return name, 0
+        found.update(dropped)
         target = folder / f"{len(files)}-{source.name}"
         files[target] = kept
-        return str(target.absolute()), dropped
+        return str(target.absolute()), len(dropped)
 
     if config.clients:
         clients = []
@@ -83,7 +87,8 @@ def without_rows(config: RunConfig, keys: JsonObject, rows: Path, folder: Path) 
         keys["dataset_name"], count = copy(str(config.dataset_name))
     if not count:
         raise ConfigError(f"No row of '{rows}' is among the rows of the run, as they stand there: check their columns.")
-    return Reduced(keys, count, tuple(affected), files)
+    missing = tuple(place for place, mark in enumerate(marks, 1) if mark not in found)
+    return Reduced(keys, count, tuple(affected), files, missing)
 
 
 def _check_other_sources(config: RunConfig, gone: set[str]) -> None:
@@ -94,7 +99,7 @@ def _check_other_sources(config: RunConfig, gone: set[str]) -> None:
         if source is None or source.suffix not in KINDS or not source.is_file():
             continue
         try:
-            found = _without(source, gone)[1]
+            found = len(_without(source, gone)[1])
         except ValueError:
             continue  # the file holds no rows of JSON, so none of these
         if found:
@@ -124,18 +129,28 @@ def _read(path: Path, key: str) -> list[Any]:
         raise ConfigError(f"'{path}' cannot be read ({error}): check its format.") from None
 
 
-def _without(path: Path, gone: set[str]) -> tuple[bytes, int]:
-    """Return a file's content without some rows, the others byte for byte where each is a line; and how many went."""
+def _without(path: Path, gone: set[str]) -> tuple[bytes, list[str]]:
+    """Return a file's content without some rows, the others byte for byte where each is a line; and the marks of those.
+
+    A mark comes as often as its row stood in the file.
+    """
+    dropped: list[str] = []
+
+    def stays(row: Any) -> bool:
+        if (mark := _mark(row)) in gone:
+            dropped.append(mark)
+            return False
+        return True
+
     if path.suffix == ".jsonl":
         lines = path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if not line.strip() or _mark(json.loads(line)) not in gone]
-        return b"".join(kept), len(lines) - len(kept)
+        return b"".join(line for line in lines if not line.strip() or stays(json.loads(line))), dropped
     rows = _read(path, "the data")
-    left = [row for row in rows if _mark(row) not in gone]
+    left = [row for row in rows if stays(row)]
     if path.suffix == ".json":
-        return json.dumps(left, ensure_ascii=False, indent=1).encode(), len(rows) - len(left)
+        return json.dumps(left, ensure_ascii=False, indent=1).encode(), dropped
     out = io.StringIO(newline="")
     writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else [])
     writer.writeheader()
     writer.writerows(left)
-    return out.getvalue().encode(), len(rows) - len(left)
+    return out.getvalue().encode(), dropped

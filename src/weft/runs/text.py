@@ -28,6 +28,11 @@ def human_duration(seconds: float) -> str:
     return f"{whole} s"
 
 
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun: "1 row", "2 rows"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def columns(rows: Sequence[Sequence[str]], flush_left: Collection[int]) -> list[str]:
     """Return the lines of a table, the columns aligned: those of `flush_left` on the left, the others on the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
