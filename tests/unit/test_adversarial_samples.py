@@ -35,6 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scorer = "choice:\n  choices: [red, green, blue]\n  answer: colour"
     (folder / "colours.yaml").write_text(own_task("colours", scorer, file="things"))
     generated = "generate:\n  compare: exact\n  answer: colour"
+    listed = own_task("listed", scorer, file="things", prompt="Is it {red/green/blue}? {{ thing }} is")
+    (folder / "listed.yaml").write_text(listed)
     (folder / "written.yaml").write_text(own_task("written", generated, file="things"))
     return folder
 
@@ -174,6 +176,7 @@ def test_synonyms_keep_capitals_and_are_other_words(local: LocalModel):
         (["--limit", "0"], "write 1 or more"),
         (["--column", "colour"], "write one of these (thing)"),
         (["--column", "nothing"], "write one of these (thing)"),
+        (["--on", "{folder}/listed.yaml", "--column", "colour"], "write one of these (thing)"),
         (["--round", "3"], "is no run's directory"),
         (["--on", "{folder}/written.yaml"], "is of the kind generate"),
         (["--on", "general"], "tasks: name one task with choices"),

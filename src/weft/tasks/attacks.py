@@ -12,15 +12,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from weft.errors import ConfigError
+from weft.errors import ConfigError, DataError
 from weft.json_types import JsonObject
 from weft.tasks.declaration import EvalTask
+from weft.tasks.expressions import render
 from weft.tasks.gradients import Swaps
 from weft.tasks.local_model import LocalModel
 from weft.tasks.perturbations import WORD, Edit, Synonyms, misspelt
 from weft.tasks.requests import ChoiceLogps, Choices, Item
 
 Say = Callable[[str, int, int], None]
+MARK = "\ue000"
+"""A letter that no text has: it shows where a column stands in a question."""
 EXAMPLES = 5
 """Successful attacks that are written down with their texts."""
 
@@ -214,13 +217,12 @@ def column_of(task: EvalTask, items: Sequence[Item], column: str | None) -> str:
     """Return the column whose text is changed: the one named, else the longest text that stands in the question.
 
     Raises:
-        ConfigError: there is no such column, or its text does not stand in the question as it is.
+        ConfigError: there is no such column, it has no words, or its text does not stand in the question as it is.
     """
-    row, question = items[0].row, items[0].prompt.question
     inside = {
         name: sum(len(str(item.row.get(name, ""))) for item in items)
-        for name, value in row.items()
-        if isinstance(value, str) and value.strip() and value in question
+        for name in items[0].row
+        if _stands_in(task, items[0], name) and any(WORD.search(str(item.row.get(name, ""))) for item in items)
     }
     if column is None and inside:
         return max(inside, key=lambda name: (inside[name], name))
@@ -228,6 +230,17 @@ def column_of(task: EvalTask, items: Sequence[Item], column: str | None) -> str:
         return column
     names = ", ".join(inside) or "none"
     raise ConfigError(
-        f"The task '{task.name}' has no column {column or 'of text'} that stands in its question: write one of these "
-        f"({names}) after --column, or name another task."
+        f"The task '{task.name}' has no column {column or 'of text'} with words that stand in its question: write one "
+        f"of these ({names}) after --column, or name another task."
     )
+
+
+def _stands_in(task: EvalTask, item: Item, column: str) -> bool:
+    """Say whether the question shows a column's text as it is: a label may be a word of every question by chance."""
+    value = item.row[column]
+    if not (isinstance(value, str) and value.strip() and value in item.prompt.question):
+        return False
+    try:
+        return MARK in render(task.prompt, item.row | {column: MARK})
+    except DataError:  # the template reads the column as something else than a text
+        return False
