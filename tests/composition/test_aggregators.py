@@ -91,6 +91,17 @@ def test_a_cohort_below_the_breakdown_point_is_refused(name: str, attackers: int
         plan_of(sample_clients=least - 1, **keys)
 
 
+@pytest.mark.parametrize(
+    ("more", "most"), [({}, 10), ({"attackers": 0}, 12), ({"before": "bucketing", "attackers": 1}, 5)], ids=str
+)
+def test_more_updates_than_those_without_the_attackers_are_not_kept(more: dict[str, object], most: int):
+    """n - f of twelve; of the means of six buckets of two, n - f of six."""
+    args = {"attackers": 2} | more
+    plan_of(aggregator="multi_krum", aggregator_args=args | {"keep": most})
+    with pytest.raises(ConfigError, match=f"is to keep {most + 1} updates.*write keep={most}, or leave keep out"):
+        plan_of(aggregator="multi_krum", aggregator_args=args | {"keep": most + 1})
+
+
 def test_a_population_that_is_too_small_is_refused_before_the_first_round(keys):
     """By the column's values there are three clients, which no key says."""
     changes = {"split_strategy": "by", "split_column": "output", "num_clients": 0, "sample_clients": 5}

@@ -34,6 +34,7 @@ FAILING: dict[str, dict[str, Any]] = {
     "leave out --fed_alg local and --cluster": {"fed_alg": "local"},
     "leave out --federated_tokenizer": {"federated_tokenizer": True},
     "leave out --parallel": {"parallel": "fsdp"},
+    "choose another --attack": {"attack": "spread_poison"},
     "choose another --prompt_method or --fed_alg": {"fed_alg": "fedkseed"},
     "leave out --parallel and --lora_aggregation": {"lora_aggregation": "svd"},
 }

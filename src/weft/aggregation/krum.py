@@ -11,6 +11,7 @@ from torch import Tensor
 from weft.aggregation.robust import Judgement, Robust
 from weft.core.gram import WIDE, Gram, Rows, ordered
 from weft.core.types import Update
+from weft.errors import ConfigError
 
 
 def scores(squared_distances: Tensor, neighbours: int) -> Tensor:
@@ -53,11 +54,22 @@ class Krum(Robust):
 class MultiKrum(Krum):
     """The mean of the n - f updates that Krum takes to be nearest to the others; `keep` of them where it is given.
 
+    In a round with drop-outs n - f may be smaller than `keep`; then n - f are used.
     Stands f attackers of n > 2 f + 2 clients. Every client counts once; those that are not used are flagged.
     """
 
     chooses_one: ClassVar[bool] = False
     keep: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep < 0:
+            raise ConfigError(f"keep is {self.keep}, and that is no number of updates: write such as keep=3.")
+
+    def most_kept(self, asked: int) -> int:
+        """Return the most updates, or buckets of them, that are used of a round in which so many clients answer."""
+        rows = -(-asked // self.bucket) if self.before == "bucketing" else asked
+        return rows - self.tolerated(asked)
 
     def weigh(self, gram: Gram, attackers: int) -> tuple[Tensor, Tensor | None]:
         """Choose the first ones of the order."""

@@ -12,6 +12,7 @@ from weft.attacks.vectors import deviation, mean, scaled, sent
 from weft.core.attack import Attack, Scene
 from weft.core.seeds import derive
 from weft.core.types import Streams, Update
+from weft.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,21 @@ class Gaussian(Attack):
 class Mimic(Attack):
     """Send what one honest client sends, so that it counts more than the others (arXiv 2006.09365).
 
-    client: its place among the honest ones of the round, by name.
+    client: its place among the honest ones of the round, by name, from 0; in a round that has fewer of them, the last.
     """
 
     changes_updates: ClassVar[bool] = True
     client: int = 0
 
+    def __post_init__(self) -> None:
+        if self.client < 0:
+            raise ConfigError(f"client is {self.client}, and places are counted from 0: write such as client=0.")
+
     def send(self, own: Sequence[Update], honest: Sequence[Update], scene: Scene) -> Sequence[Update]:
         """Copy."""
         if not honest:
             return own
-        chosen = sorted(honest, key=lambda update: update.client)[self.client % len(honest)]
+        chosen = sorted(honest, key=lambda update: update.client)[min(self.client, len(honest) - 1)]
         return [sent(one, chosen.streams) for one in own]
 
 

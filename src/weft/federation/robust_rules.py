@@ -60,12 +60,19 @@ def _cohorts(plan: Plan) -> list[Refusal]:
     needs = aggregator.needs(updates) if plan.cohort else 0
     once, own_rows = aggregator.counts_clients, int(plan.everywhere)
     fewer = "write a smaller number of attackers in --aggregator_args"
+    keep: int = getattr(aggregator, "keep", 0)
+    most: int = getattr(aggregator, "most_kept", int)(updates)
     return [
         Refusal(
             needs > updates and plan.algorithm.shares,
             f"{rule} needs {needs} updates in a round to stand the attackers that it is asked to, and a round has "
             f"{updates}",
             [f"write --sample_clients {needs * each - own_rows}", fewer, AGGREGATOR],
+        ),
+        Refusal(
+            bool(plan.cohort) and needs <= updates and keep > most,
+            f"{rule} is to keep {keep} updates, and those of a round without the attackers are {most}",
+            [f"write keep={most}, or leave keep out, in --aggregator_args", AGGREGATOR],
         ),
         Refusal(
             aggregator.wants_root and not plan.everywhere,

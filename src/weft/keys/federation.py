@@ -138,6 +138,14 @@ class FederationKeys(BaseModel):
 
 ADAPTIVE = only("fed_alg", "fedadam", "fedyogi", "fedadagrad")
 ATTACKED = (Condition(lambda config: config.attack != "none", "there is no attack", "add such as --attack sign_flip"),)
+BY_CLIENTS = (
+    *ATTACKED,
+    Condition(
+        lambda config: config.attack not in ("server_back_door", "spread_poison"),
+        "no client is malicious where the attack is {c.attack}",
+        "choose another --attack",
+    ),
+)
 ANY_ALGORITHM = (
     Condition(
         lambda config: re.fullmatch(r"local\d+", config.fed_alg) is None,
@@ -161,7 +169,7 @@ WORKS: dict[str, Effect] = {
     "aggregator_args": FEDERATED,
     "attack": ALWAYS,
     "attack_args": ATTACKED,
-    "num_malicious": ATTACKED,
+    "num_malicious": BY_CLIENTS,
     "leave_when": NOT_SITES + FEDERATED + LOCAL_MODEL + NOT_SPREAD + verbs("sft", "preference", "grpo"),
     "privacy": ALWAYS,
     "privacy_args": ALWAYS,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from weft.attacks.simple import Mimic
 from weft.config import RunConfig
 from weft.core.attack import Attack
 from weft.core.exchange import Runtime
@@ -38,12 +39,19 @@ def malicious_of(config: RunConfig, names: Sequence[str]) -> tuple[str, ...]:
     """Return the names of the malicious clients, drawn from the run's seed: it is a simulation.
 
     Raises:
-        ConfigError: there would be no honest client.
+        ConfigError: there would be no honest client, or not the one that the attack copies.
     """
     attack: Attack = part("attack", config)
     if config.attack == "none" or attack.spreads or attack.changes_model:
         return ()
-    chosen = generator(config.seed, "malicious").permutation(len(names))[: count_of(config, len(names))]
+    count = count_of(config, len(names))
+    most = min(len(names) - count, config.sample_clients)
+    if isinstance(attack, Mimic) and attack.client >= most:
+        raise ConfigError(
+            f"client is {attack.client} in --attack_args, and a round has {most} honest clients at most, counted from "
+            f"0: write client={most - 1} or less."
+        )
+    chosen = generator(config.seed, "malicious").permutation(len(names))[:count]
     return tuple(sorted((names[place] for place in chosen), key=list(names).index))
 
 
