@@ -15,6 +15,7 @@ from support.rows import THINGS, colour_rows, write_rows
 from weft import open_run
 from weft.core.types import Message, Task
 from weft.errors import ConfigError, RunError
+from weft.launch.dry_run import describe
 from weft.sites.policy import read_policy
 from weft.sites.server import serve
 
@@ -122,6 +123,38 @@ def test_a_test_that_cannot_be_is_refused_in_words(keys, given: dict[str, str], 
         weft.train(keys | {"leave_when": given})
     assert words in str(refused.value)
     assert not Path(str(keys["output_dir"])).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"attack": "server_back_door", "attack_args": {"rows": "none.jsonl", "target": "green"}},
+            "attack_args (rows)",
+        ),
+        ({"leave_when": {"forbidden": "none.jsonl"}}, "leave_when (forbidden)"),
+        ({"post_alignment": "none.jsonl"}, "post_alignment"),
+        ({"adversarial_prompts": "none.jsonl"}, "adversarial_prompts"),
+    ],
+    ids=str,
+)
+def test_a_dry_run_looks_for_the_files_that_later_steps_need(keys, changes: dict[str, object], words: str):
+    """And a run does before it loads the model."""
+    for check in (lambda run: describe(weft.config.build(run)), weft.train):
+        with pytest.raises(ConfigError) as refused:
+            check(keys | changes)
+        assert f"The rows of {words} cannot be used: There is no file" in str(refused.value)
+    assert not Path(str(keys["output_dir"])).exists()
+
+
+def test_the_questions_of_a_test_need_not_have_the_columns_of_the_run(keys, tmp_path: Path):
+    rows = [{"q": row["instruction"], "a": row["output"]} for row in colour_rows(30)]
+    named = {"dataset_name": str(write_rows(tmp_path / "named.jsonl", rows)), "instruction_column": "q"}
+    named |= {"response_column": "a", "num_rounds": 1}
+    own = write_rows(tmp_path / "own.jsonl", colour_rows(6, 3))
+    for number, file in enumerate((own, write_rows(tmp_path / "same.jsonl", rows[:6]))):
+        test = {"leave_when": {"forbidden": str(file), "rate": 1.0}, "output_dir": str(tmp_path / f"run_{number}")}
+        assert 0 <= weft.train(keys | named | test).summary["leave_when"]["rate"] <= 1
 
 
 @pytest.mark.parametrize(

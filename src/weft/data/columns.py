@@ -149,12 +149,21 @@ class Cells:
         """
         if spec is None:
             return None
-        names = self.names
-        columns = (spec,) if spec in names else tuple(part.strip() for part in spec.split(",") if part.strip())
+        columns = self._named(spec)
         for column in columns or (spec,):
-            if column not in names:
-                raise no_column(self.source, column, names, flag)
+            if column not in self.names:
+                raise no_column(self.source, column, self.names, flag)
         return columns
+
+    def has_columns(self, spec: str) -> bool:
+        """Say whether some row has each of the columns that a key names, separated by commas."""
+        columns = self._named(spec)
+        return bool(columns) and all(column in self.names for column in columns)
+
+    def _named(self, spec: str) -> tuple[str, ...]:
+        if spec in self.names:
+            return (spec,)
+        return tuple(part.strip() for part in spec.split(",") if part.strip())
 
     def unused_columns(self) -> list[str]:
         """Return the columns, and keys of messages, that were not read in any row."""

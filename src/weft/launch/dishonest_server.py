@@ -7,12 +7,13 @@ from dataclasses import replace
 from weft.attacks.poison import ServerBackDoor
 from weft.config import RunConfig
 from weft.core.exchange import Runtime
+from weft.core.libraries import Tokenizer
 from weft.core.local_rule import LocalRule
 from weft.core.types import DELTA, Tensors
 from weft.federation.plan import Plan
 from weft.federation.sharing import pad
 from weft.json_types import JsonObject
-from weft.launch.own_rows import read_own_rows
+from weft.launch.own_rows import OwnRows, read_own_rows
 from weft.models.resident import Resident
 from weft.objectives.sft import SFT
 from weft.runtimes.attacked import DishonestServer
@@ -21,20 +22,31 @@ from weft.training.loop import GradientSteps
 from weft.training.schedules import Schedule
 
 
+def rows_of(config: RunConfig, plan: Plan, tokenizer: Tokenizer) -> OwnRows | None:
+    """Return the rows that the server trains on, poisoned; None: it is honest.
+
+    Raises:
+        ConfigError: they cannot be read or used.
+    """
+    attack = plan.attack
+    if not isinstance(attack, ServerBackDoor):
+        return None
+    poison: JsonObject = {
+        name: getattr(attack, name) for name in ("share", "trigger", "target", "place") if getattr(attack, name) != ""
+    }
+    changes: JsonObject = {"attack": "spread_poison", "attack_args": poison}
+    return read_own_rows(config, tokenizer, attack.rows, "attack_args (rows)", changes)
+
+
 def dishonest(config: RunConfig, plan: Plan, model: Resident, runtime: Runtime) -> Runtime:
     """Return the runtime, or one whose server changes the model, where that is the run's attack.
 
     Raises:
         ConfigError: the rows of the attack cannot be used.
     """
-    attack = plan.attack
-    if not isinstance(attack, ServerBackDoor):
+    attack, rows = plan.attack, rows_of(config, plan, model.tokenizer)
+    if not isinstance(attack, ServerBackDoor) or rows is None:
         return runtime
-    poison: JsonObject = {
-        name: getattr(attack, name) for name in ("share", "trigger", "target", "place") if getattr(attack, name) != ""
-    }
-    changes: JsonObject = {"attack": "spread_poison", "attack_args": poison}
-    rows = read_own_rows(config, model.tokenizer, attack.rows, "attack_args (rows)", changes)
     assert isinstance(plan.local, GradientSteps)
     constant = Schedule("constant", config.learning_rate, 0.0, 1)
     steps = replace(plan.local, steps=attack.steps, schedule=constant, public_share=0.0)

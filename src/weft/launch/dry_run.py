@@ -24,6 +24,7 @@ from weft.launch.budgets import check_first_round, deciding_units, guarantee_of
 from weft.launch.client import ClientBuilder
 from weft.launch.data_warnings import warning_lines
 from weft.launch.memory_estimate import describe_memory
+from weft.launch.own_files import check_own_files
 from weft.launch.population import Population, template_name
 from weft.launch.privacy_plan import privacy_line, privacy_warnings
 from weft.launch.prompt_texts import with_prompt_texts
@@ -116,6 +117,7 @@ def _plan(config: RunConfig) -> dict[str, str]:
     plan.objective.start()
     with Progress(config.num_rounds, quiet=False, as_json=False) as progress:
         population = builder.read(InMemory(), report=progress.tokenizing)
+        check_own_files(config, plan, builder.tokenizer)
         check_first_round(guarantee_of(config, plan.privacy, units := deciding_units(config, population.trained)))
         for line in warning_lines(config, population):
             progress.note(line)

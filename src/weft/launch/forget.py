@@ -91,9 +91,7 @@ class Forgetting:
                 f"To forget {what} by --method {method} no round is computed once more: the finished model is changed, "
                 f"and equals no run without them. --method exact computes {rounds}, about {self.seconds:.0f} s."
             )
-        return (
-            f"To forget {what}: {seen}, and {back}, so {rounds} are computed once more, about {self.seconds:.0f} s."
-        )
+        return f"To forget {what}: {seen}, and {back}, so {rounds} are computed once more, about {self.seconds:.0f} s."
 
     def write(self) -> None:
         """Write the new run as far as the old one may be kept, and the data that it reads; raises as `prepare`."""

@@ -9,7 +9,9 @@ import numpy as np
 from weft.config import RunConfig
 from weft.core.libraries import Tokenizer
 from weft.core.objective import Objective
+from weft.data.columns import Cells
 from weft.data.encode import ConversationTable
+from weft.data.load import read_rows, resolve_source
 from weft.errors import ConfigError, DataError
 from weft.federation.clients import InMemory
 from weft.json_types import JsonObject
@@ -77,10 +79,22 @@ def read_own_rows(
         "adversarial_prompts": None,
     }
     sources = ("dataset_split", "eval_dataset_name", "eval_dataset_split", "public_data", "dataset_sample")
-    reads = config.model_copy(update=own | dict.fromkeys(sources) | (changes or {}))
     try:
+        own |= _unnamed_columns(config, name)
+        reads = config.model_copy(update=own | dict.fromkeys(sources) | (changes or {}))
         clients = populate(reads, tokenizer, InMemory(), rows="conversations", pool=False).trained
     except DataError as error:
         raise ConfigError(f"The rows of {key} cannot be used: {error}") from None
     assert isinstance(clients.table, ConversationTable)
     return OwnRows(clients.table, np.asarray(clients.train[0]))
+
+
+def _unnamed_columns(config: RunConfig, name: str) -> JsonObject:
+    """Return None for every key that names a column which a file lacks: its own columns are recognised by their names.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    keys = [key for key in ("instruction_column", "response_column") if getattr(config, key) is not None]
+    cells = Cells(read_rows(resolve_source(name, config.local_data_dir)), name) if keys else None
+    return {key: None for key in keys if cells is not None and not cells.has_columns(getattr(config, key))}

@@ -12,7 +12,7 @@ from weft.core.files import write_atomic
 from weft.data.skew import split_text
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
-from weft.launch import compose, post_alignment, provenance, rank_group
+from weft.launch import compose, provenance, rank_group
 from weft.launch.best import read_tasks
 from weft.launch.budgets import check_first_round, deciding_units, guarantee_of
 from weft.launch.client import ClientBuilder
@@ -23,6 +23,7 @@ from weft.launch.data_warnings import check_only_client, print_warnings
 from weft.launch.disk_full import explain_full_disk
 from weft.launch.extend import changeable, check_rounds, describe_extension, report_changes
 from weft.launch.libraries import import_libraries
+from weft.launch.own_files import check_own_files
 from weft.launch.paths import absolute, with_whole_paths
 from weft.launch.privacy_plan import warn_of_noise
 from weft.launch.prompt_texts import with_prompt_texts
@@ -129,8 +130,7 @@ def _train(builder: ClientBuilder, options: StartOptions, tasks: RunTasks, items
         report_changes(config, run, current, progress.note)
         population = builder.read(DiskMemory(run), report=progress.tokenizing)
         check_only_client(config, population)
-        if config.post_alignment is not None:
-            post_alignment.rows_of(config, builder.tokenizer)  # read again at the end: a mistake in it is found now
+        check_own_files(config, plan, builder.tokenizer)
         compose.check_cohort(plan, config, population)
         check_first_round(guarantee_of(config, plan.privacy, deciding_units(config, population.trained)))
         if config.data_statistics:
