@@ -136,6 +136,51 @@ def without_end(run: Path) -> None:
     other_weights(run)
 
 
+def several_fields(run: Path) -> None:
+    edit_line(run, "metrics.jsonl", 2, lambda line: line.update(loss=0.1, rows=1))
+
+
+def without_line(run: Path, name: str, number: int) -> None:
+    lines = (run / name).read_text().splitlines()
+    del lines[number]
+    (run / name).write_text("\n".join(lines) + "\n")
+
+
+def twice(run: Path) -> None:
+    """Put a line of the record in once more, at the end of the rounds."""
+    lines = (run / "chain.jsonl").read_text().splitlines()
+    (run / "chain.jsonl").write_text("\n".join([*lines[:-1], lines[2], lines[-1]]) + "\n")
+
+
+def later_round(run: Path) -> None:
+    edit_line(run, "chain.jsonl", 2, lambda line: line.update(round=3))
+
+
+CHANGES: list[tuple[Callable[[Path], object], str]] = [
+    (several_fields, "metrics.jsonl (round 2, the fields 'loss' and 'rows'): line 3 was changed."),
+    (lambda run: without_line(run, "metrics.jsonl", 2), "metrics.jsonl (round 2): 1 line before line 3 is missing."),
+    (lambda run: without_line(run, "metrics.jsonl", -1), "metrics.jsonl (round 4): 1 line at its end is missing."),
+    (
+        lambda run: (run / "metrics.jsonl").write_text('{"event": "round"}\n' + (run / "metrics.jsonl").read_text()),
+        "metrics.jsonl: from line 1 on it has 1 line that the record has not.",
+    ),
+    (lambda run: without_line(run, "chain.jsonl", 2), "chain.jsonl (round 2): the record of round 2 is missing"),
+    (lambda run: without_line(run, "chain.jsonl", 4), "chain.jsonl (round 4): the record of round 4 is missing"),
+    (lambda run: without_line(run, "chain.jsonl", 0), "chain.jsonl: its first line is missing"),
+    (twice, "chain.jsonl (round 2): line 6 was put in: the record has this round already."),
+    (later_round, "chain.jsonl (round 3): line 3 was changed"),
+]
+
+
+def test_one_change_by_hand_is_one_finding_that_says_what_it_was(run: Path, tmp_path: Path):
+    for number, (change, words) in enumerate(CHANGES):
+        copy = tmp_path / f"copy_{number}" / run.name
+        shutil.copytree(run, copy)
+        assert not verify(RunDir(copy)).findings
+        change(copy)
+        assert [finding.sentence()[: len(words)] for finding in verify(RunDir(copy)).findings] == [words]
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

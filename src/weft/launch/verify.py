@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from weft.runs.layout import RunDir
 from weft.runs.metrics import plain, read
 from weft.runs.start import LEDGER
 from weft.runs.task_scores import CARD
+from weft.runs.text import plural
 
 
 class Finding(NamedTuple):
@@ -32,11 +34,13 @@ class Finding(NamedTuple):
     """A clause: what differs."""
     round: int | None = None
     field: str = ""
+    """Names of fields, commas between."""
 
     def sentence(self) -> str:
         """Return it as a sentence."""
         parts = [f"round {self.round}"] if self.round is not None else []
-        parts += [f"the field '{self.field}'"] if self.field else []
+        fields = [f"'{name}'" for name in self.field.split(", ")] if self.field else []
+        parts += [f"the field{'s' * (len(fields) > 1)} {' and '.join(fields)}"] if fields else []
         where = f" ({', '.join(parts)})" if parts else ""
         return f"{self.file}{where}: {self.what}."
 
@@ -84,11 +88,41 @@ def verify(run: RunDir, head: str | None = None) -> Verified:
 
 
 def _broken(run: RunDir, line: int) -> Finding:
-    """Return the finding of a line that does not fit, with what can be read of it."""
-    round = None
-    with contextlib.suppress(ValueError, KeyError, TypeError, IndexError):
-        round = int(json.loads(run.chain_file.read_bytes().split(b"\n")[line - 1])["round"])
-    return Finding(run.chain_file.name, f"line {line} was changed, or one before it was taken out or put in", round)
+    """Return the finding of a line that does not fit those before it, with what its round tells of the reason."""
+    name = run.chain_file.name
+    entries = [_entry(text) for text in run.chain_file.read_bytes().split(b"\n")]
+    before, entry, after = entries[: line - 1], entries[line - 1], entries[line:]
+    if not before and entry.get("event") in (ROUND, REPEATED, END):
+        return Finding(name, "its first line is missing, which says what the run began from")
+    counted = [int(one["round"]) for one in before if one.get("event") == ROUND]
+    done = max(counted, default=int(before[0].get("after", 0)) if before else 0)
+    round = _round_of(entry)
+    if round is None:
+        what = f"line {line} was changed, or one before it, which is of no round, was taken out or put in"
+        return Finding(name, what, done or None)
+    known = entry.get("event") == ROUND and any(_round_of(one) == round for one in after if one.get("event") == ROUND)
+    if round > done + 1 and not known:
+        lost = f"round {done + 1} is" if round == done + 2 else f"rounds {done + 1} to {round - 1} are"
+        return Finding(name, f"the record of {lost} missing before line {line}", done + 1)
+    if round <= done:
+        return Finding(name, f"line {line} was put in: the record has this round already", round)
+    return Finding(name, f"line {line} was changed, or an attempt before it was taken out or put in", round)
+
+
+def _entry(line: bytes) -> JsonObject:
+    """Return a line of the record as far as it can be read."""
+    with contextlib.suppress(ValueError, RecursionError):
+        entry = json.loads(line)
+        if isinstance(entry, dict):
+            return entry
+    return {}
+
+
+def _round_of(entry: JsonObject) -> int | None:
+    """Return the round of a line; the end of a record counts as the round after the last."""
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        return int(entry["rounds"]) + 1 if entry.get("event") == END else int(entry["round"])
+    return None
 
 
 def _order(entries: list[JsonObject]) -> list[Finding]:
@@ -135,20 +169,48 @@ def _metrics(run: RunDir, entries: list[JsonObject]) -> list[Finding]:
     except DataError as error:
         return [Finding(name, str(error).rstrip("."))]
     recorded = [(entry, digests) for entry in entries for digests in entry.get("metrics", [])]
-    if int(entries[0].get("after", 0)):  # the record began later: lines of before are not in it
-        lines = lines[len(lines) - len(recorded) :] if len(lines) >= len(recorded) else lines
+    # Where the record began later, lines of before are not in it.
+    first = max(0, len(lines) - len(recorded)) if int(entries[0].get("after", 0)) else 0
+    lines = lines[first:]
+    known, found = ([_key(one) for one in many] for many in ([d for _, d in recorded], map(field_digests, lines)))
     findings = []
-    for number, (entry, digests) in enumerate(recorded):
-        round = entry.get("round", entry.get("rounds"))
-        if number >= len(lines):
-            findings.append(Finding(name, "lines at its end are missing", round))
-            break
-        found = field_digests(lines[number])
-        fields = [field for field in {**digests, **found} if digests.get(field) != found.get(field)]
-        findings += [Finding(name, f"line {number + 1} was changed", round, field) for field in fields]
-    if len(lines) > len(recorded):  # of a round whose record was not written before the process ended
-        findings += [Finding(name, "has lines that the record has not")] if _is_whole(entries) else []
+    for kind, one, to, other, until in SequenceMatcher(a=known, b=found, autojunk=False).get_opcodes():
+        paired = min(to - one, until - other) if kind == "replace" else 0
+        for place in range(paired):
+            entry, fields = recorded[one + place][0], _differ(known[one + place], found[other + place])
+            findings.append(
+                Finding(name, f"line {first + other + place + 1} was changed", _about(entry), ", ".join(fields))
+            )
+        if kind != "equal" and to - one > paired:
+            lost, entry = to - one - paired, recorded[one + paired][0]
+            where = "at its end" if until == len(found) else f"before line {first + until + 1}"
+            findings.append(Finding(name, f"{plural(lost, 'line')} {where} {_are(lost)} missing", _about(entry)))
+        if kind != "equal" and until - other > paired and (until < len(found) or _is_whole(entries)):
+            # Lines at the end may be of a round whose record was not written before the process ended.
+            more = until - other - paired
+            what = f"from line {first + other + paired + 1} on it has {plural(more, 'line')} that the record has not"
+            findings.append(Finding(name, what))
     return findings
+
+
+def _key(digests: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(digests.items()))
+
+
+def _differ(one: tuple[tuple[str, str], ...], other: tuple[tuple[str, str], ...]) -> list[str]:
+    """Return the fields in which two lines differ."""
+    left, right = dict(one), dict(other)
+    return [field for field in {**left, **right} if left.get(field) != right.get(field)]
+
+
+def _about(entry: JsonObject) -> int | None:
+    """Return the round of the record whose line this is."""
+    round = entry.get("round", entry.get("rounds"))
+    return None if round is None else int(round)
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def _is_whole(entries: list[JsonObject]) -> bool:
