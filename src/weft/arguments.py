@@ -30,6 +30,12 @@ VERB_KEYS = {
     "submit": "sites silence_timeout min_clients",
 }
 """Further keys in the short help of one verb."""
+ONLY_KEYS = {
+    "clean": "model_name_or_path trust_remote_code token dtype device load_in_8bit load_in_4bit template "
+    "prompt_template template_date seq_length dataset_split local_data_dir instruction_column response_column "
+    "instruction_prefix clean clean_args objective loss chosen_column rejected_column threads",
+}
+"""All keys of a verb that makes no run; it has no flag for the others."""
 
 
 CHOICES_ELSEWHERE = ("loss", "parallel", "grpo_loss", "recipe")
@@ -156,18 +162,22 @@ def _underscored(word: str) -> str:
 
 
 def add_config_flags(parser: Parser, verb: str) -> None:
-    """Add one flag for every key of a run, in groups; a key without a flag is absent from the result."""
+    """Add one flag for every key of a run that the verb takes, in groups; a key without a flag is absent."""
     from weft.config import ALIASES, RunConfig
 
-    parser.add_argument("--help_all", action=_HelpAll, nargs=0, help="show every key of a run, and exit")
-    short_help = COMMON | set(VERB_KEYS.get(verb, "").split())
-    parser.hidden_keys = set(RunConfig.model_fields) - short_help
+    only = ONLY_KEYS.get(verb, "").split()
     parser.formatter_class = _Lines
-    parser.epilog = _names()
+    if only:
+        parser.epilog = _cleaner_names()
+    else:
+        parser.add_argument("--help_all", action=_HelpAll, nargs=0, help="show every key of a run, and exit")
+        parser.hidden_keys = set(RunConfig.model_fields) - COMMON - set(VERB_KEYS.get(verb, "").split())
+        parser.epilog = _names()
     aliases = {key: [f"--{alias}" for alias, of in ALIASES.items() if of == key] for key in RunConfig.model_fields}
     # The bases of RunConfig are the groups of the help, the last base first.
     for keys in reversed(RunConfig.__mro__[1:-2]):
-        group_keys = [key for key in getattr(keys, "__annotations__", {}) if key in RunConfig.model_fields]
+        annotations = getattr(keys, "__annotations__", {})
+        group_keys = [key for key in annotations if key in RunConfig.model_fields and (not only or key in only)]
         if not group_keys:
             continue
         group = parser.add_argument_group((keys.__doc__ or "").strip().rstrip("."))
@@ -192,6 +202,11 @@ def _add_flag(parser: Parser, group: argparse._ArgumentGroup, key: str, names: S
     default = "" if field.default in (None, False, [], {}) else f" [{_default_text(field.default)}]"
     text = (text + default).replace("%", "%%")
     group.add_argument(f"--{key}", *names, dest=key, default=argparse.SUPPRESS, action=Once, help=text, **options)
+
+
+def _cleaner_names() -> str:
+    names = ", ".join([*registry.CLEANERS, "FILE.py:NAME"])
+    return textwrap.fill(f"cleaners: {names}", _width(), subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _names() -> str:

@@ -129,6 +129,11 @@ def test_the_help_is_short_and_names_the_parts(capsys):
     names = short[short.index("names:") :].replace(",", " ").split()
     assert all(name in names for table in tables for name in table)
     assert "--prompt_method" in printed("prompt", "--help")
+    cleaning = printed("clean", "--help")
+    assert all(f"--{key} " in cleaning for key in ("clean", "clean_args", "response_column", "seq_length"))
+    assert not any(f"--{key} " in cleaning for key in ("fed_alg", "num_rounds", "output_dir", "help_all"))
+    assert all(name in cleaning for name in registry.CLEANERS)
+    assert main(["clean", "x.jsonl", "--out", "y.jsonl", "--clean", "repair", "--fed_alg", "scaffold"]) == 2
     assert "--dry_run" not in printed("submit", "--help")
 
 
