@@ -22,8 +22,8 @@ from weft.algorithms.fednova import FedNova
 from weft.core.party import Party
 from weft.core.promises import Promises
 from weft.core.secret import Secret
-from weft.core.types import Failure, ProtectionReply, ProtectionRequest, Streams, Task, Update
-from weft.errors import ConfigError
+from weft.core.types import DELTA, SCALARS, Failure, ProtectionReply, ProtectionRequest, Streams, Task, Update
+from weft.errors import ClientFailed, ConfigError
 from weft.federation.clients import InMemory
 from weft.federation.outliers import limited
 from weft.federation.record import RoundRecord
@@ -34,7 +34,7 @@ from weft.protection.groups import deal
 from weft.protection.mask_client import Client
 from weft.protection.masks import Masks
 from weft.protection.members import Keys, Members, names_tensor, to_bytes, to_tensor
-from weft.protection.sums import CUT, Grid
+from weft.protection.sums import CUT, Grid, Masked, to_integers, to_update
 from weft.weighting.size import Size
 
 
@@ -360,6 +360,27 @@ def test_small_metrics_are_not_taken_for_nothing():
     assert found is not None
     assert found.metrics["rate"] == pytest.approx(8e-5, abs=2e-7)
     assert found.metrics["none"] == 0.0
+
+
+def test_learning_rates_arrive_as_they_are():
+    """As a metric and as the number by which an algorithm divides; counts beside them stay exact."""
+    rates = {"c0": 3e-5, "c1": 1.23456789e-4, "c2": 0.99995}
+    none = torch.zeros(())
+    like: Streams = {DELTA: {"w": torch.zeros(1)}, SCALARS: {"learning_rates": none, "steps": none.clone()}}
+    grid, parts = Grid(16.0, 3, 1.0), []
+    for name, rate in rates.items():
+        scalars = {"learning_rates": torch.tensor(rate, dtype=torch.float64), "steps": torch.tensor(7.0)}
+        streams: Streams = {DELTA: {"w": torch.tensor([0.5])}, SCALARS: scalars}
+        parts.append(to_integers(Update(name, 0, 0, streams, 1.0, {"learning_rate": rate, "rows": 3.0}), grid, None)[0])
+    total = Masked(*(np.sum([part[place] for part in parts], axis=0, dtype=parts[0][place].dtype) for place in (0, 1)))
+    found = to_update(total, like, {"learning_rate", "rows"}, grid)
+    assert found is not None
+    assert found.metrics["learning_rate"] == pytest.approx(sum(rates.values()), rel=0, abs=1e-13)
+    assert found.metrics["rows"] == 9
+    assert float(found.streams[SCALARS]["learning_rates"]) == pytest.approx(sum(rates.values()) / 3, rel=1e-7)
+    assert float(found.streams[SCALARS]["steps"]) == 7.0
+    with pytest.raises(ClientFailed, match="has a metric of size 5e"):
+        to_integers(Update("c0", 0, 0, {DELTA: {"w": torch.zeros(1)}}, 1.0, {"learning_rate": 5e3}), grid, None)
 
 
 @given(st.integers(2, 12), st.data())

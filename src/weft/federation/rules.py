@@ -45,7 +45,8 @@ def secrecy(plan: Plan) -> list[Refusal]:
             protection.sum_only and not plan.codec.addable,
             f"Updates encoded by {type(plan.codec).__name__} cannot be added up under {protector}",
             [
-                *([protection.fewer_bytes] if protection.fewer_bytes else [CODEC.with_description("another codec")]),
+                *([protection.fewer_bytes] if protection.fewer_bytes else []),
+                CODEC.with_description("a codec whose numbers can be added up"),
                 "write --protection none",
             ],
         ),

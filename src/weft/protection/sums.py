@@ -28,8 +28,10 @@ FRACTION = 2.0**24
 """Integers for 1.0 in the vector of counts: sums of up to 5e11 are exact to 6e-8."""
 WEIGHT_FRACTION = 2.0**44
 """The same for the weight, which is at most 1: the sum of clients' rows is exact up to 10^8 rows."""
-LARGEST = 2.0**31
-"""Largest count of one client, so that sums over 2^8 clients and more cannot wrap."""
+FINE = ("learning_rate", "learning_rates")
+"""A metric and a single number far below 1: they have as many integers as the weight, and are exact to 3e-14."""
+LARGEST = 2.0**31 * FRACTION
+"""Largest integer of one client in the vector of counts, so that sums over 2^8 clients and more cannot wrap."""
 WIDER = 12.0
 """Largest size of a tensor that is counted, as a multiple of its bound."""
 TIGHT, LOOSE = 1.5, 1024.0
@@ -183,10 +185,11 @@ def to_integers(
     counts = np.array([share, 0 if bare else cut, *scalars, *metrics, *sizes])
     if not np.isfinite(counts).all():
         raise ClientFailed(NOT_FINITE)
-    if np.abs(counts).max() > LARGEST:
-        raise ClientFailed(f"has a metric of size {np.abs(counts).max():.3g}, which is too large for a masked sum")
-    counts = np.rint(counts * _fractions(len(counts), len(sizes), grid)).astype(np.int64)
-    return Masked(np.concatenate(numbers), counts.view(np.uint64)), metric_names
+    whole = np.rint(counts * _fractions(update.streams, grid))
+    if np.abs(whole).max() > LARGEST:
+        too_large = np.abs(counts[np.abs(whole) > LARGEST]).max()
+        raise ClientFailed(f"has a metric of size {too_large:.3g}, which is too large for a masked sum")
+    return Masked(np.concatenate(numbers), whole.astype(np.int64).view(np.uint64)), metric_names
 
 
 def to_update(total: Masked, like: Streams, names: Collection[str], grid: Grid) -> Update | None:
@@ -199,7 +202,7 @@ def to_update(total: Masked, like: Streams, names: Collection[str], grid: Grid) 
         grid: as in `to_integers`.
     """
     tensors = vector_names(like)
-    counts = total.counts.view(np.int64).astype(np.float64) / _fractions(len(total.counts), len(tensors), grid)
+    counts = total.counts.view(np.int64).astype(np.float64) / _fractions(like, grid)
     weight = counts[0]
     if not 0 < weight <= grid.terms * (1 + 1e-6):  # each weighs 1 at most: somebody masked what no client has
         return None
@@ -223,12 +226,13 @@ def sizes_in(total: Masked, tensors: int, grid: Grid) -> np.ndarray:
     return sizes
 
 
-def _fractions(count: int, tensors: int, grid: Grid) -> np.ndarray:
-    """Return the integers for 1.0 of each place in the vector of counts."""
-    fractions = np.full(count, FRACTION)
-    fractions[0] = WEIGHT_FRACTION
-    fractions[count - tensors :] = grid.fraction
-    return fractions
+def _fractions(like: Streams, grid: Grid) -> np.ndarray:
+    """Return the integers for 1.0 of each place in the vector of counts of such streams."""
+    scalars, tensors = sorted(like.get(SCALARS, {})), len(vector_names(like))
+    metrics = np.full(SLOTS, FRACTION)
+    metrics[[place_of(name) for name in FINE]] = WEIGHT_FRACTION
+    single = [WEIGHT_FRACTION if name in FINE else FRACTION for name in scalars]
+    return np.array([WEIGHT_FRACTION, FRACTION, *single, *metrics, *[grid.fraction] * tensors])
 
 
 def lengths_of(like: Streams) -> tuple[int, int]:
@@ -246,15 +250,13 @@ def zeros(like: Streams, width: int) -> Masked:
 
 def _metrics(slots: np.ndarray, cut: float, names: Collection[str]) -> Metrics:
     places = [place_of(name) for name in names]
-    metrics = {name: _whole(slots[place_of(name)]) for name in sorted(names) if places.count(place_of(name)) == 1}
+    found = {name: float(slots[place_of(name)]) for name in sorted(names) if places.count(place_of(name)) == 1}
+    metrics = {name: value if name in FINE else _whole(value) for name, value in found.items()}
     return metrics | ({CUT: _whole(cut)} if cut > 0 else {})
 
 
 def _whole(value: float) -> float:
-    """Return the nearest integer of a count, which its rounded value is off by less than this.
-
-    Nothing is exact as it is, and the sum of learning rates is no count of nothing.
-    """
+    """Return the nearest integer of a count, which its rounded value is off by less than this."""
     nearest = float(round(value))
     return nearest if nearest and abs(value - nearest) < 1e-4 else float(value)
 
