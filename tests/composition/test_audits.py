@@ -128,3 +128,13 @@ def test_rows_of_clients_that_took_no_part_are_not_counted_as_learnt(keys):
     assert [taught(f"client_{number}") for number in range(3)] == [True, False, True]
     central = weft.train(keys | {"num_rounds": 1, "max_steps": 1, "fed_alg": "central"}, overwrite=True)
     assert taught_by(central, None)("client_1")
+
+
+def test_a_client_that_is_not_there_is_told_from_one_without_a_model_of_its_own(learnt, capsys):
+    names = learnt.client_names
+    for name, words in (
+        (f"{names[0]}x", f"Did you mean '{names[0]}'? Known: {', '.join(names)}."),
+        (names[0], ": leave out --client."),
+    ):
+        assert main(["audit", str(learnt.path), "--tests", "refusals", "--client", name]) == 2
+        assert words in capsys.readouterr().err

@@ -114,7 +114,7 @@ def plan_forgetting(run: Run, clients: Sequence[str], rows: Path | None, out: Pa
         ConfigError: nothing can be forgotten: the reason, and what to do instead.
     """
     config = run.config
-    names = _names(run)
+    names = run.client_names
     for name in clients:
         if name not in names:
             raise unknown(name, names)
@@ -138,14 +138,6 @@ def plan_forgetting(run: Run, clients: Sequence[str], rows: Path | None, out: Pa
     first = 1 if why else min(seen)
     start = max((round for round in {0, *run.rounds} if round < first), default=0)
     return Forgetting(run, affected, keys, count, first, start, why, files, missing)
-
-
-def _names(run: Run) -> list[str]:
-    """Return the names of all clients of a run."""
-    if run.config.clients:
-        return [client.name for client in run.config.clients]
-    split = json.loads(run.directory.split_file.read_text(encoding="utf-8"))
-    return [str(name) for name in split["clients"]]
 
 
 def _check(run: Run, clients: Sequence[str], rows: Path | None) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from weft import registry
 from weft.config import RunConfig
 from weft.errors import ConfigError
+from weft.launch.client_names import check_enough, unknown_client
 
 
 def forgotten_of(config: RunConfig, names: Sequence[str]) -> tuple[int, ...]:
@@ -22,20 +22,12 @@ def forgotten_of(config: RunConfig, names: Sequence[str]) -> tuple[int, ...]:
     for name in config.forgotten:
         if name not in names:
             raise unknown(name, names)
-    left, least = len(names) - len({*config.forgotten, *config.leave_out}), max(1, config.min_clients)
-    if config.fed_alg == "fedbuff":  # as many train at any time, so that a buffer is filled
-        least = max(least, config.sample_clients)
-    if config.forgotten and left < least:
-        raise ConfigError(
-            f"forgotten leaves {left} of {len(names)} clients to train, and a round needs {least}: begin another run "
-            "with fewer clients in a round."
-        )
+    if config.forgotten:
+        left = len(names) - len({*config.forgotten, *config.leave_out})
+        check_enough(config, "forgotten", left, len(names), "begin another run with fewer clients in a round")
     return tuple(sorted(list(names).index(name) for name in config.forgotten))
 
 
 def unknown(name: str, names: Sequence[str]) -> ConfigError:
     """Return the error of a client that does not exist."""
-    guess = registry.nearest(name, list(names))
-    hint = f" Did you mean '{guess}'?" if guess else ""
-    known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-    return ConfigError(f"There is no client '{name}' to forget.{hint} Known: {known}.")
+    return unknown_client(f"There is no client '{name}' to forget", name, names)

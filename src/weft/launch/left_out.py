@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from weft import kinds, registry
+from weft import kinds
 from weft.config import RunConfig
 from weft.errors import ConfigError
+from weft.launch.client_names import check_enough, unknown_client
 
 
 def left_out_of(config: RunConfig, names: Sequence[str], tested: Collection[str]) -> tuple[str, ...]:
@@ -22,24 +23,14 @@ def left_out_of(config: RunConfig, names: Sequence[str], tested: Collection[str]
     """
     for name in config.leave_out:
         if name not in names:
-            guess = registry.nearest(name, list(names))
-            hint = f" Did you mean '{guess}'?" if guess else ""
-            known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-            raise ConfigError(
-                f"leave_out names the client '{name}', and there is none of that name.{hint} Known: {known}."
-            )
+            raise unknown_client(f"leave_out names the client '{name}', and there is none of that name", name, names)
         if name not in tested:
             raise ConfigError(
                 f"leave_out names the client '{name}', which has no held-out rows to evaluate: write a larger "
                 "--eval_fraction, or name another."
             )
-    left, least = len(names) - len(config.leave_out), max(1, config.min_clients)
-    if config.fed_alg == "fedbuff":  # as many train at any time, so that a buffer is filled
-        least = max(least, config.sample_clients)
-    if config.leave_out and left < least:
-        raise ConfigError(
-            f"leave_out leaves {left} of {len(names)} clients to train, and a round needs {least}: name fewer."
-        )
+    if config.leave_out:
+        check_enough(config, "leave_out", len(names) - len(config.leave_out), len(names), "name fewer")
     only = kinds.check_algorithm(config.fed_alg)
     if only is not None and only < len(names) and names[only] in config.leave_out:
         raise ConfigError(

@@ -17,6 +17,7 @@ from weft.config import RunConfig, build
 from weft.core.libraries import Tokenizer
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
+from weft.launch.client_names import unknown_client
 from weft.launch.paths import absolute, kind_of
 from weft.runs.layout import RunDir
 from weft.runs.metrics import read, to_frame
@@ -90,6 +91,15 @@ class Run:
         """Whether the weights that are meant are those that the run wrote at its end."""
         return self.finished and self.round in (None, self.summary["rounds"])
 
+    @property
+    def client_names(self) -> list[str]:
+        """Names of all clients; empty before the data of the run was read."""
+        if self.config.clients:
+            return [client.name for client in self.config.clients]
+        file = self.directory.split_file
+        split = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        return [str(name) for name in split.get("clients") or {}]
+
     def weights(self, client: str | None = None) -> Path:
         """Return where the trained adapter or model is, or the prompt, of one client where each has its own.
 
@@ -100,6 +110,8 @@ class Run:
             ConfigError: there is none, or a client must be named.
         """
         kind = "prompt.txt" if self.config.finds_words else kind_of(self.config)
+        if client is not None and (names := self.client_names) and client not in names:
+            raise unknown_client(f"There is no client '{client}' in '{self.path}'", client, names)
         if not self.at_end:
             return self._checkpoint_weights(client) / kind
         base = self.directory.client_dir(client) if client else self.path
@@ -107,8 +119,10 @@ class Run:
             return base / kind
         if client is None and any(self.directory.clients.glob(f"*/{kind}")):
             raise ConfigError(f"Every client of '{self.path}' has its own {kind}: name one with --client NAME.")
+        if client is not None and (self.path / kind).exists():
+            raise ConfigError(f"The clients of '{self.path}' share one {kind}: leave out --client.")
         of = f" of the client '{client}'" if client else ""
-        raise ConfigError(f"There is no {kind}{of} in '{self.path}': the run has no such client, or it was deleted.")
+        raise ConfigError(f"There is no {kind}{of} in '{self.path}': it was deleted, or this client took no part.")
 
     def _checkpoint_weights(self, client: str | None) -> Path:
         """Return a folder with the weights of a checkpoint."""
