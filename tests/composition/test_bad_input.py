@@ -13,6 +13,7 @@ import yaml
 from support.flags import flags
 from support.rows import colour_rows, write_rows
 from weft import config as configuration
+from weft import open_run
 from weft.cli import main
 from weft.core import exchange, parts
 from weft.errors import ConfigError
@@ -148,6 +149,9 @@ def test_rows_that_are_cut_or_dropped_are_counted(keys, tmp_path: Path, capsys):
     assert "4 of 29 rows are longer than 128 tokens and were cut on the right" in said
     assert "4 rows were left out (no answer within seq length)" in said
     assert "1 row was left out (empty answer)" in said
+    rows = open_run(keys["output_dir"]).summary["rows"]
+    assert rows["no_answer_within_seq_length"] == 4
+    assert "no answer within seq length" not in rows  # which would be the same count once more
 
 
 class _SumOnly(exchange.Protection):
@@ -177,7 +181,7 @@ class _Sparse(exchange.Codec):
     [
         ({"protection": _SumOnly(), "algorithm": _Peeks()}, "--protection none"),
         ({"protection": _SumOnly(), "aggregator": exchange.Aggregator()}, "--aggregator mean"),
-        ({"protection": _SumOnly(), "codec": _Sparse()}, "another codec"),
+        ({"protection": _SumOnly(), "codec": _Sparse()}, "a codec whose numbers can be added up"),
         ({"protection": _SumOnly(), "sharing": Sharing(ranks=(2, 4))}, "leave out --client_ranks"),
         ({"protection": _SumOnly(), "over_selected": True}, "leave out --over_selection"),
         ({"privacy": _Bounded(), "aggregator": exchange.Aggregator()}, "--aggregator mean"),

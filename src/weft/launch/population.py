@@ -13,6 +13,7 @@ from weft import kinds, plugins, registry
 from weft.config import RunConfig
 from weft.core.libraries import Tokenizer
 from weft.data import splits
+from weft.data.encode import NO_ANSWER
 from weft.data.pairs import PairTable
 from weft.data.partition import hold_out
 from weft.data.rows import Account
@@ -32,7 +33,7 @@ from weft.launch.left_out import left_out_of
 from weft.launch.overlap import count_repeats, separate_test_rows
 from weft.launch.parts import split
 from weft.launch.questions import make_questions, questions_of
-from weft.launch.reading import TokenTable, read, sources_of, tokenized
+from weft.launch.reading import AnySources, TokenTable, read, sources_of, tokenized
 from weft.launch.template_date import today
 from weft.launch.units import cut_units, with_units
 
@@ -150,11 +151,17 @@ def populate(
     make = partial(make_questions, tokenizer=tokenizer, template=template, config=config)
     choices, questions = questions_of(config, changes.honest, table, dealt, held_out, make)
     split = _describe(config, sources, table, names, dealt, held_out, len(sources.origins) - rows_planted(canaries))
-    counts, sizes = {**table.counts, **sources.account.omissions.counts}, getattr(table, "text_bytes", None)
+    counts, sizes = _counts(table, sources), getattr(table, "text_bytes", None)
     trained = with_units(config, sources, table, trained)
     people = (names, trained, evaluated, questions, choices, counts, split | changes.cleaning, sizes)
     absent, hidden = () if pool else (*map(names.index, apart), *gone), tuple(canaries)
     return Population(*people, absent, apart, gone, account=sources.account, canaries=hidden)
+
+
+def _counts(table: TokenTable, sources: AnySources) -> dict[str, int]:
+    """Return the counts of rows, each once: the table has its own name for rows without an answer."""
+    omitted = sources.account.omissions.counts
+    return {**table.counts, **{reason: count for reason, count in omitted.items() if reason != NO_ANSWER}}
 
 
 def _pair_up(table: TokenTable, rows: str, parts: Sequence[np.ndarray]) -> None:
