@@ -20,10 +20,11 @@ from support.tls_listener import tls_listener
 from weft.cli import main
 from weft.sites.check_certificates import check_certificates
 from weft.sites.check_network import check_connection
+from weft.sites.check_site import check_key
 from weft.sites.findings import FAIL, OK, WARN, Finding, examine
 from weft.sites.kit_files import read_kit
 from weft.sites.local_federation import free_port
-from weft.sites.policy import AcceptRules
+from weft.sites.policy import AcceptRules, SiteData, SitePolicy
 from weft.sites.policy_words import SENTENCES, policy_in_words
 from weft.sites.provisioning import make_kits
 
@@ -257,6 +258,33 @@ def test_a_run_that_the_site_would_refuse_fails_with_the_reason(
     (failed,) = (check for check in json.loads(capsys.readouterr().out)["checks"] if check["outcome"] == FAIL)
     reason = "this site would refuse it: the run has 3 rounds, and this site accepts 1 at most"
     assert (failed["check"], failed["text"]) == ("run", reason)
+
+
+@pytest.mark.parametrize(
+    ("accepted", "outcome"), [(None, None), (["masks"], None), (["masks", "ckks"], WARN), (["ckks"], FAIL)], ids=str
+)
+def test_a_kit_without_the_key_of_the_sums_that_its_site_asks_for_is_told(
+    kits: Path, accepted: list[str] | None, outcome: str | None
+):
+    site_policy = SitePolicy(data=SiteData(path="rows.jsonl"), accept=AcceptRules(models={}, protection=accepted))
+    found = list(check_key(site_policy, kits / "hospital_a"))
+    assert [finding.outcome for finding in found] == ([] if outcome is None else [outcome])
+    if outcome is not None:
+        assert "has no ckks.key, so that every run" in found[0].text
+        (kits / "hospital_a" / "ckks.key").write_bytes(b"a key")
+        (kept,) = check_key(site_policy, kits / "hospital_a")
+        assert kept.outcome == OK
+
+
+def test_a_run_with_masks_is_checked_with_the_kit_that_signs_in_them(
+    kits: Path, policy, run_file: Path, tmp_path: Path, capsys
+):
+    keys = yaml.safe_load(run_file.read_text()) | {"protection": "masks", "sample_clients": 3}
+    run_file.write_text(yaml.safe_dump(keys))
+    words = ["client", "check", str(kits / "hospital_a"), "--site", site(policy, tmp_path), "--run", str(run_file)]
+    main(words)
+    said = capsys.readouterr().out
+    assert "ok    run: this site would take part, with 24 rows to train on" in said
 
 
 def test_a_site_whose_data_and_model_are_missing_fails(kits: Path, policy, tmp_path: Path, tiny_model: Path, capsys):

@@ -96,5 +96,6 @@ def _client_findings(path: Path, site: str, run: JsonObject | None) -> Iterator[
     yield from examine("data", partial(check_site.check_data, policy.data))
     yield from examine("model", partial(check_site.check_models, policy.accept.models))
     yield from examine("policy", partial(check_site.check_policy, policy))
+    yield from examine("key", partial(check_site.check_key, policy, path))
     if run is not None:
-        yield from examine("run", partial(check_site.check_run, policy, kit.name, run))
+        yield from examine("run", partial(check_site.check_run, policy, path, kit.name, run))

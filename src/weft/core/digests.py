@@ -8,6 +8,7 @@ set the time of modification back, but not the time of change (ctime), so an edi
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -28,6 +29,12 @@ def digest_of(parts: Iterable[bytes | str]) -> str:
     for part in parts:
         digest.update(part.encode() if isinstance(part, str) else part)
     return digest.hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's content, 64 hexadecimal digits: for what people or other programs compare."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_digest(path: Path, cache: Path | None = None) -> str:

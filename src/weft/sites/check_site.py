@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from weft.config import build
+from weft.core.digests import sha256_of
 from weft.data.load import read_rows
 from weft.data.parts import Selection
 from weft.errors import ConfigError
@@ -20,6 +21,7 @@ from weft.runs.text import human_bytes
 from weft.sites.agreement import own_config, refusal
 from weft.sites.client import SiteClient
 from weft.sites.findings import FAIL, OK, WARN, Finding
+from weft.sites.kit_key import FILE as KEY
 from weft.sites.policy import SiteData, SitePolicy
 from weft.sites.policy_words import policy_in_words
 from weft.sites.requests import Refused
@@ -78,8 +80,7 @@ def _model(name: str, place: str) -> Finding:
         )
     digest = hashlib.sha256()
     for file in checkpoint.files:
-        with open(file, "rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
+        digest.update(bytes.fromhex(sha256_of(file)))
     count = f"{len(checkpoint.files)} safetensors file" + ("s" if checkpoint.files[1:] else "")
     return Finding(OK, "model", f"'{name}' in '{folder}': {count}, {human_bytes(size)}, hash {digest.hexdigest()[:16]}")
 
@@ -106,11 +107,26 @@ def check_policy(policy: SitePolicy) -> Iterator[Finding]:
         yield Finding(OK if left > 0 else WARN, "ledger", text, "" if left > 0 else "every further run is refused")
 
 
-def check_run(policy: SitePolicy, name: str, keys: JsonObject) -> Iterator[Finding]:
+def check_key(policy: SitePolicy, kit: Path) -> Iterator[Finding]:
+    """Check that the kit has the key of encrypted sums, where the policy names the protection that needs it."""
+    accepted = policy.accept.protection or []
+    if "ckks" not in accepted:
+        return
+    if (kit / KEY).is_file():
+        yield Finding(OK, "key", f"the kit has {KEY}, with which updates are encrypted")
+        return
+    every = accepted == ["ckks"]
+    text = f"the kit has no {KEY}, so that {'every run' if every else 'every run with protection ckks'} is refused"
+    remedy = "ask whoever made the kits for it (`weft server ckks`)"
+    yield Finding(FAIL if every else WARN, "key", text, remedy)
+
+
+def check_run(policy: SitePolicy, kit: Path, name: str, keys: JsonObject) -> Iterator[Finding]:
     """Check whether a site would accept a run, as in a handshake; nothing is sent, and nothing is left on the disk.
 
     Args:
         policy: the site policy.
+        kit: the site's, whose certificate and key take part in sums.
         name: the site's name.
         keys: the run's keys as they would be submitted.
     """
@@ -124,7 +140,7 @@ def check_run(policy: SitePolicy, name: str, keys: JsonObject) -> Iterator[Findi
     try:
         with tempfile.TemporaryDirectory() as folder:
             base = _base(policy, name, keys, folder)
-            site = SiteClient(policy, Path(folder), name, version("weft"))
+            site = SiteClient(policy, Path(folder), name, version("weft"), kit)
             request: JsonObject = {"run": keys, "id": "check", "index": 0, "clients": cohort, "base": base}
             answer = site.handshake(request | {"birth": "check"})
     except Refused as error:
