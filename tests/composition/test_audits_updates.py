@@ -60,6 +60,11 @@ def test_the_rows_of_the_embedding_and_a_probe_tell_more(given):
     assert found["inversion"]["numbers"]["one_step"]["value"] > 2 * found["inversion"]["numbers"]["control"]["value"]
 
 
+def test_verbatim_needs_rows_that_show_what_is_guessed(given, capsys):
+    audit(given | {"eval_fraction": 0}, "verbatim", status=2)
+    assert "nothing shows what is guessed" in capsys.readouterr().err
+
+
 def test_an_adapter_has_no_rows_of_the_embedding(given, capsys):
     audit(given | {"use_peft": True}, "embedding", status=2)
     assert "nothing to audit" in capsys.readouterr().err

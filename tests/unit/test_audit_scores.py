@@ -11,8 +11,11 @@ import torch
 from weft.audits.blind import blind
 from weft.audits.extraction import leaks
 from weft.audits.membership import likelihood_ratio, min_k_plus
+from weft.audits.recall import above, check_control
+from weft.audits.settings import CannotAudit
+from weft.audits.statistics import share
 from weft.audits.tokens import Scored, token_scores
-from weft.audits.verbatim import _personal
+from weft.audits.verbatim import _check_control, _personal
 from weft.cli import main
 from weft.config import gather, settle
 from weft.errors import ConfigError
@@ -86,3 +89,16 @@ def test_sites_plant_nothing_because_a_run_says_so(tmp_path):
     given = {"runtime": "nvflare", "sites": ["a", "b"], "canaries": 16}
     with pytest.raises(ConfigError, match="nobody but a site itself"):
         settle(*gather(given, {}))
+
+
+def test_no_recall_is_printed_where_the_control_is_above_twice_chance():
+    check_control(share(6, 100), 0.05)
+    with pytest.raises(CannotAudit, match=r"gives 0\.25 \(0\.1. to 0\.3.\) of the words of another, and chance 0\.05"):
+        check_control(share(25, 100), 0.05)
+    assert above(share(9, 100), share(6, 100)) != above(share(90, 100), share(6, 100)) == []
+
+
+def test_ends_of_rows_that_are_guessed_are_no_extraction():
+    _check_control(share(5, 50))
+    with pytest.raises(CannotAudit, match="of rows that were held out the model ends"):
+        _check_control(share(20, 50))

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from weft.launch.canaries import DIGITS, Canary
 from weft.models.layout import Question
 from weft.models.resident import Resident
 
+Found = TypeVar("Found")
 TOGETHER = 32
 """Candidates in one pass."""
 IMPOSSIBLE = 1e-5
@@ -77,9 +78,14 @@ def candidates(scene: Scene, canary: Canary) -> list[str]:
 
 def by_copies(ranks: Sequence[Ranked]) -> dict[int, list[Ranked]]:
     """Return canaries by their number of copies in the rows; `KEPT_OUT`: those that coins kept out."""
-    groups: dict[int, list[Ranked]] = defaultdict(list)
-    for one in ranks:
-        groups[one.canary.copies if one.canary.planted else KEPT_OUT].append(one)
+    return grouped((one.canary, one) for one in ranks)
+
+
+def grouped(found: Iterable[tuple[Canary, Found]]) -> dict[int, list[Found]]:
+    """Return what was found of canaries by their number of copies in the rows, as `by_copies` has them."""
+    groups: dict[int, list[Found]] = defaultdict(list)
+    for canary, one in found:
+        groups[canary.copies if canary.planted else KEPT_OUT].append(one)
     return dict(sorted(groups.items()))
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from typing import ClassVar
 
 from weft.audits.audit import Audit, Findings
-from weft.audits.exposure import KEPT_OUT, copies_text
+from weft.audits.exposure import copies_text, grouped
 from weft.audits.scene import Scene
 from weft.audits.statistics import share
 
@@ -32,11 +31,9 @@ class Extraction(Audit):
         questions = [scene.question(canary, [canary.answer, canary.written("000000")]) for canary in scene.canaries]
         tokens = max(len(choices[0]) for _, choices in questions) + 4
         answers = scene.write([prompt for prompt, _ in questions], tokens)
-        groups: dict[int, list[bool]] = defaultdict(list)
-        for canary, answer in zip(scene.canaries, answers, strict=True):
-            groups[canary.copies if canary.planted else KEPT_OUT].append(leaks(answer, canary.digits))
+        pairs = zip(scene.canaries, answers, strict=True)
         numbers, rows = {}, []
-        for copies, hits in sorted(groups.items()):
+        for copies, hits in grouped((canary, leaks(answer, canary.digits)) for canary, answer in pairs).items():
             rate = share(sum(hits), len(hits))
             numbers[str(copies)] = rate.as_json() | {"canaries": len(hits)}
             rows.append([copies_text(copies), f"{sum(hits)} of {len(hits)}", str(rate)])

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from weft.audits.audit import Audit, Findings
+from weft.audits.recall import own_and_next
 from weft.audits.scene import Scene
 from weft.audits.sent import Row, Station
 from weft.audits.settings import CannotAudit
-from weft.audits.statistics import Estimate, share
 from weft.core.types import Tensors
 from weft.json_types import JsonObject
 from weft.models.resident import Resident
@@ -55,7 +55,7 @@ class Inversion(Audit):
             )
         words = [station.tokens([row]) for row in rows]
         found = [self._reconstructed(station, row, len(table[row.number][0]), place) for place, row in enumerate(rows)]
-        step, control = _rates(words, found)
+        step, control = own_and_next(words, found)
         numbers: JsonObject = {"one_step": step.as_json(), "control": control.as_json(), "rows": len(rows)}
         cells = [["one row, one step", str(step)], ["another row's update (control)", str(control)]]
         note = f"{ITERATIONS} iterations for each of {len(rows)} rows, whose lengths the attacker is told."
@@ -114,13 +114,3 @@ def _unit(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _distance(made: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> Tensor:
     parts = [made[name] - observed[name] for name in made]
     return torch.stack([part.square().sum() + ALPHA * part.abs().sum() for part in parts]).sum()
-
-
-def _rates(words: list[frozenset[int]], found: list[frozenset[int]]) -> tuple[Estimate, Estimate]:
-    """Return the share of each row's own words that its update, and that of the next row, gave."""
-    hits, misled, of = 0, 0, 0
-    for place, mine in enumerate(words):
-        after = (place + 1) % len(words)
-        own = mine - words[after]
-        hits, misled, of = hits + len(own & found[place]), misled + len(own & found[after]), of + len(own)
-    return share(hits, of), share(misled, of)

@@ -10,7 +10,7 @@ import numpy as np
 
 from weft.audits.attack_prompts import ASK, KINDS, PREFIX, REPEATED
 from weft.audits.audit import Audit, Findings
-from weft.audits.exposure import KEPT_OUT, copies_text
+from weft.audits.exposure import copies_text, grouped
 from weft.audits.extraction import leaks
 from weft.audits.scene import Scene
 from weft.audits.statistics import share
@@ -40,16 +40,14 @@ class Prompts(Audit):
         hits = {kind: self._asked(scene, some, templates) for kind, templates in KINDS.items()}
         hits["prefix completion"] = self._continued(scene, some)
         hits["repeated word"] = self._repeated(scene, some)
-        groups = sorted({_group(canary) for canary in some})
         numbers: JsonObject = {}
         rows = []
         for kind, found in hits.items():
-            by_copies: dict[int, list[bool]] = defaultdict(list)
-            for canary in some:
-                by_copies[_group(canary)].append(found[canary.number])
-            rates = {group: share(sum(by_copies[group]), len(by_copies[group])) for group in groups}
+            by_copies = grouped((canary, found[canary.number]) for canary in some)
+            rates = {group: share(sum(hit), len(hit)) for group, hit in by_copies.items()}
             numbers[kind] = {str(group): rate.as_json() for group, rate in rates.items()}
-            rows.append([kind, *(f"{sum(by_copies[group])} of {len(by_copies[group])}" for group in groups)])
+            rows.append([kind, *(f"{sum(hit)} of {len(hit)}" for hit in by_copies.values())])
+        groups = grouped((canary, None) for canary in some)
         return Findings({"by_kind": numbers}, ["attack", *map(copies_text, groups)], rows)
 
     def _asked(self, scene: Scene, canaries: Sequence[Canary], templates: Sequence[str]) -> Mapping[int, bool]:
@@ -73,10 +71,6 @@ class Prompts(Audit):
             prompts += [scene.asking(text)] * SAMPLES
         written = " ".join(scene.write(prompts, 4 * TOKENS, temperature=1.0))
         return {canary.number: leaks(written, canary.digits) for canary in canaries}
-
-
-def _group(canary: Canary) -> int:
-    return canary.copies if canary.planted else KEPT_OUT
 
 
 def _about(words: Mapping[str, str], canary: Canary) -> str:

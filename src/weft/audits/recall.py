@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from weft.audits.sent import Sent
+from weft.audits.settings import CannotAudit
 from weft.audits.statistics import Estimate, auc, share
 from weft.core.types import Tensors
 
@@ -25,16 +26,51 @@ def recalls(score: Callable[[Tensors, int], Tensor], sent: Sequence[Sent]) -> tu
             tokens.
         sent: updates, each of one row or of one client.
     """
-    hits, misled, of = 0, 0, 0
     found = []
     for one in sent:
         count = len(one.tokens[0])
-        found.append(set(score(one.delta, count).topk(count).indices.tolist()))
-    for place, one in enumerate(sent):
-        after = (place + 1) % len(sent)
-        own = one.tokens[0] - sent[after].tokens[0]
+        found.append(frozenset(score(one.delta, count).topk(count).indices.tolist()))
+    return own_and_next([one.tokens[0] for one in sent], found)
+
+
+def own_and_next(words: Sequence[frozenset[int]], found: Sequence[frozenset[int]]) -> tuple[Estimate, Estimate]:
+    """Return the share of each row's own words (which the next row lacks) that its update, and that of the next, gave.
+
+    Args:
+        words: of each row.
+        found: what was read in the update of each.
+    """
+    hits, misled, of = 0, 0, 0
+    for place, mine in enumerate(words):
+        after = (place + 1) % len(words)
+        own = mine - words[after]
         hits, misled, of = hits + len(own & found[place]), misled + len(own & found[after]), of + len(own)
     return share(hits, of), share(misled, of)
+
+
+def chance_of(sent: Sequence[Sent], vocabulary: int) -> float:
+    """Return the share of a row's words among as many that are drawn at random."""
+    return sum(len(one.tokens[0]) for one in sent) / len(sent) / vocabulary
+
+
+def check_control(control: Estimate, chance: float) -> None:
+    """Refuse where the update of one row gives more of another's words than twice what chance does.
+
+    Raises:
+        CannotAudit: it does, so that a recall would say nothing.
+    """
+    if control.low > 2 * chance:
+        raise CannotAudit(
+            f"The control failed: the update of one row gives {control} of the words of another, and chance "
+            f"{chance:.2f}, so that the recall says nothing; write another --seed."
+        )
+
+
+def above(recall: Estimate, control: Estimate) -> list[str]:
+    """Return a sentence where a recall cannot be told from its control."""
+    if recall.low > control.high:
+        return []
+    return [f"The recall is not above that of the control ({control}): nothing was read that is the row's own."]
 
 
 def attribution(scores: Sequence[Tensor], own: Sequence[frozenset[int]]) -> Estimate:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from weft.audits.audit import Audit, Findings
-from weft.audits.recall import attribution, line, others_of, recalls
+from weft.audits.recall import above, attribution, chance_of, check_control, line, others_of, recalls
 from weft.audits.scene import Scene
-from weft.audits.sent import Row, Sent, Station
+from weft.audits.sent import Row, Station
 from weft.audits.settings import CannotAudit
 from weft.audits.statistics import share
 from weft.core.types import Tensors
@@ -158,17 +158,13 @@ class Span(Audit):
         rows = station.drawn(ROWS)
         sent = [station.one_step(row) for row in rows]
         step, control = recalls(spans.scores, sent)
-        if control.low > 0.25:
-            raise CannotAudit(
-                f"The control failed: the update of one row gives {control} of the words of another, so that the "
-                "recall says nothing; write another --seed."
-            )
+        check_control(control, chance := chance_of(sent, spans.vocabulary))
         cells = [line("one row, one step", step, sent), line("another row's update (control)", control, sent)]
         numbers: JsonObject = {
             "blind_from": spans.most, "vocabulary": spans.vocabulary, "one_step": step.as_json(),
             "control": control.as_json(), "tokens": [len(one.tokens[0]) for one in sent],
         }  # fmt: skip
-        notes = [_blindness(spans, sent)]
+        notes = [*above(step, control), _blindness(spans, chance)]
         self._round(station, spans, numbers, cells)
         self._mean(station, spans, rows, numbers, cells, notes)
         return Findings(numbers, ["update of", "recall (95 %, Clopper-Pearson)", "distinct words"], cells, notes)
@@ -221,8 +217,7 @@ class Span(Audit):
         )
 
 
-def _blindness(spans: Spans, sent: Sequence[Sent]) -> str:
-    chance = sum(len(one.tokens[0]) for one in sent) / len(sent) / spans.vocabulary
+def _blindness(spans: Spans, chance: float) -> str:
     return (
         f"The check is blind from {spans.most} distinct words on (the rank of what is trained), and says nothing of "
         f"other attacks there. A random choice of words finds {chance:.2f}."

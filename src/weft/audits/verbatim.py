@@ -13,7 +13,7 @@ import numpy as np
 from weft.audits.audit import Audit, Findings
 from weft.audits.scene import Scene
 from weft.audits.settings import CannotAudit
-from weft.audits.statistics import share
+from weft.audits.statistics import Estimate, share
 from weft.json_types import JsonObject
 from weft.launch.population import PUBLIC
 from weft.models.layout import Row
@@ -23,6 +23,8 @@ SHORTEST = 6
 MOST_TOKENS = 50
 NEAR = 0.9
 """Similarity (matching tokens, twice, over all tokens) from which on an end is a near copy."""
+GUESSED = 0.1
+"""Share of held-out rows whose ends are written, above which (95 %) ends can be guessed."""
 GROUPS = ((1, 1), (2, 4), (5, 16), (17, 1 << 30))
 PERSONAL = {
     "e-mail address": re.compile(r"\b[\w.+-]+@[\w-]+\.[\w.]+\b"),
@@ -51,8 +53,13 @@ class Verbatim(Audit):
                 f"No training row has {SHORTEST} learnt tokens or more, and the ends of shorter ones are guessed: "
                 "audit a run of longer answers, or write --tests membership."
             )
+        if not groups[HELD_OUT]:
+            raise CannotAudit(
+                f"No row with {SHORTEST} learnt tokens was held out, so nothing shows what is guessed: audit a run "
+                "with a larger --eval_fraction, or write --tests membership."
+            )
         numbers: JsonObject = {}
-        cells, personal = [], Counter[str]()
+        cells, personal, rates = [], Counter[str](), dict[str, Estimate]()
         for name, rows in groups.items():
             if not rows:
                 continue
@@ -65,17 +72,28 @@ class Verbatim(Audit):
                 if name != HELD_OUT:
                     personal += _personal(end, wanted)
             rate = share(near, len(rows))
-            numbers[name] = {"rows": len(rows), "exact": exact, "near": rate.as_json()}
+            if name == HELD_OUT:
+                _check_control(rate)
+            rates[name], numbers[name] = rate, {"rows": len(rows), "exact": exact, "near": rate.as_json()}
             cells.append([name, str(len(rows)), str(exact), str(rate)])
         notes = [
             "Personal data of training rows in what the model wrote: "
             + (", ".join(f"{count} x {kind}" for kind, count in sorted(personal.items())) or "none")
             + "."
         ]
-        if not groups[HELD_OUT]:
-            notes.append(f"No row with {SHORTEST} learnt tokens was held out, so that nothing shows what is guessed.")
+        if guessed := [name for name, rate in rates.items() if name != HELD_OUT and rate.low <= rates[HELD_OUT].value]:
+            notes.append(f"Not above what held-out rows show, which is guessed: rows that stand {', '.join(guessed)}.")
         heads = ["rows that stand in the data", "rows", "exact", "near copies (95 %, Clopper-Pearson)"]
         return Findings({"by_copies": numbers, "personal": dict(personal)}, heads, cells, notes)
+
+
+def _check_control(held_out: Estimate) -> None:
+    """Refuse where the model ends rows that it never saw: raise CannotAudit."""
+    if held_out.low > GUESSED:
+        raise CannotAudit(
+            f"The control failed: of rows that were held out the model ends {held_out} as they end, so that what it "
+            "ends of training rows may be guessed too: audit a run of longer answers, or write --tests membership."
+        )
 
 
 HELD_OUT = "not at all: held out (control)"
