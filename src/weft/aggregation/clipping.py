@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from weft.aggregation.robust import Robust
-from weft.core.gram import WIDE, Gram
+from weft.core.gram import WIDE, Gram, cut_factors, lower_median
 from weft.core.types import Streams
 from weft.errors import ConfigError
 
@@ -33,7 +33,7 @@ class NormClipping(Robust):
     def weigh(self, gram: Gram, attackers: int) -> tuple[Tensor, Tensor | None]:
         """Scale every row, and leave the rest of the weight to the anchor, which is zero."""
         norms = gram.norms
-        kept = _factors(norms, self.radius or _middle(norms))
+        kept = cut_factors(norms, self.radius or lower_median(norms))
         return torch.cat([kept, (len(kept) - kept.sum())[None]]) / len(kept), kept
 
 
@@ -73,19 +73,9 @@ class CenteredClipping(Robust):
         kept = torch.ones(n, dtype=WIDE)
         for _ in range(self.iterations):
             apart = gram.distances_from(weights)[:n]
-            kept = _factors(apart, self.radius or _middle(apart))
+            kept = cut_factors(apart, self.radius or lower_median(apart))
             weights = weights * (1 - kept.mean()) + torch.cat([kept / n, torch.zeros(1, dtype=WIDE)])
         return weights, kept
-
-
-def _middle(values: Tensor) -> float:
-    """Return the lower median, which with fewer attackers than others is no larger than an honest client's value."""
-    return float(values.sort().values[(len(values) - 1) // 2])
-
-
-def _factors(norms: Tensor, radius: float) -> Tensor:
-    """Return the factors that cut vectors of these norms down to a radius; 1 for those within it."""
-    return torch.where(norms > radius, radius / norms.clamp(min=1e-300), torch.ones_like(norms))
 
 
 def _check_radius(radius: float) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from weft.aggregation.robust import Judgement, Robust
-from weft.core.gram import WIDE, Rows
+from weft.core.gram import WIDE, Rows, cut_factors, lower_median
 from weft.core.types import Streams, Update
 from weft.errors import ConfigError
 
@@ -39,8 +39,8 @@ class Flame(Robust):
         inside = torch.zeros(n, dtype=WIDE)
         inside[largest_group(1.0 - gram.cosines, n // 2 + 1)] = 1.0
         norms = gram.norms
-        middle = float(norms.sort().values[(n - 1) // 2])
-        kept = inside * (middle / norms.clamp(min=1e-300)).clamp(max=1.0) / inside.sum()
+        middle = lower_median(norms)
+        kept = inside * cut_factors(norms, middle) / inside.sum()
         streams = rows.mix(torch.cat([kept, torch.zeros(1, dtype=WIDE)]))
         return Judgement(self._noised(streams, self.noise * middle) if self.noise else streams, inside)
 

@@ -14,7 +14,7 @@ import torch
 
 from weft.aggregation.robust import Judgement, Whole
 from weft.core import tensors
-from weft.core.gram import WIDE, Rows
+from weft.core.gram import WIDE, Rows, cut_factors, lower_median
 from weft.core.types import DELTA, Total, Update
 from weft.errors import ConfigError
 
@@ -103,8 +103,7 @@ class LossGate(Rooted):
         assert seen is not None
         assert seen.loss is not None
         norms, place = Rows(cohort).gram(anchored=True).norms, self.root(cohort)
-        radius = float(norms.sort().values[(len(norms) - 1) // 2] if place is None else norms[place])
-        lengths = (radius / norms.clamp(min=1e-300)).clamp(max=1.0)
+        lengths = cut_factors(norms, lower_median(norms) if place is None else float(norms[place]))
         before = seen.loss({})
         if not math.isfinite(before):
             raise _NoLoss

@@ -212,3 +212,13 @@ class Gram:
         whole = torch.zeros(rows + 1, columns + 1, dtype=WIDE)
         whole[:rows, :columns], whole[rows, columns] = mixture, 1.0
         return Gram(whole @ self.inner @ whole.T)
+
+
+def lower_median(values: Tensor) -> float:
+    """Return the lower median, which with fewer attackers than others is no larger than an honest client's value."""
+    return float(values.sort().values[(len(values) - 1) // 2])
+
+
+def cut_factors(norms: Tensor, radius: float) -> Tensor:
+    """Return the factors that cut vectors of these norms down to a radius; 1 for those within it."""
+    return torch.where(norms > radius, radius / norms.clamp(min=1e-300), torch.ones_like(norms))

@@ -13,6 +13,9 @@ from weft.core.tensors import soak
 from weft.core.types import Failure, ProtectionReply, Reply, Score, ServerState, Update
 from weft.json_types import JsonObject
 
+LENGTH_BYTES = 4
+"""Of the length of the certificate at the start of a proof."""
+
 
 def reply_digest(reply: Reply) -> str:
     """Return the digest of a reply as it was received, without the proof that its client adds; 64 digits."""
@@ -43,3 +46,16 @@ def state_digest(state: ServerState) -> str:
     sponge.update(b"memory\n")
     soak(sponge.update, state.memory)
     return sponge.hexdigest()
+
+
+def join_proof(certificate: bytes, signature: bytes) -> bytes:
+    """Return a proof: the length of a certificate, the certificate (DER), and a signature by its key."""
+    return len(certificate).to_bytes(LENGTH_BYTES, "big") + certificate + signature
+
+
+def split_proof(proof: bytes) -> tuple[bytes, bytes]:
+    """Return the certificate and the signature of a proof; ValueError where it has no whole certificate."""
+    size = int.from_bytes(proof[:LENGTH_BYTES], "big")
+    if not 0 < size <= len(proof) - LENGTH_BYTES:
+        raise ValueError("a proof without a certificate")
+    return proof[LENGTH_BYTES : LENGTH_BYTES + size], proof[LENGTH_BYTES + size :]

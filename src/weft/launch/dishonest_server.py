@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from weft.attacks.poison import ServerBackDoor
 from weft.config import RunConfig
 from weft.core.exchange import Runtime
 from weft.core.libraries import Tokenizer
-from weft.core.local_rule import LocalRule
 from weft.core.types import DELTA, Tensors
 from weft.federation.plan import Plan
 from weft.federation.sharing import pad
 from weft.json_types import JsonObject
-from weft.launch.own_rows import OwnRows, read_own_rows
+from weft.launch.own_rows import OwnRows, read_own_rows, tuner
 from weft.models.resident import Resident
-from weft.objectives.sft import SFT
 from weft.runtimes.attacked import DishonestServer
 from weft.training.job import Job
-from weft.training.loop import GradientSteps
-from weft.training.schedules import Schedule
 
 
 def rows_of(config: RunConfig, plan: Plan, tokenizer: Tokenizer) -> OwnRows | None:
@@ -47,16 +41,13 @@ def dishonest(config: RunConfig, plan: Plan, model: Resident, runtime: Runtime) 
     attack, rows = plan.attack, rows_of(config, plan, model.tokenizer)
     if not isinstance(attack, ServerBackDoor) or rows is None:
         return runtime
-    assert isinstance(plan.local, GradientSteps)
-    constant = Schedule("constant", config.learning_rate, 0.0, 1)
-    steps = replace(plan.local, steps=attack.steps, schedule=constant, public_share=0.0)
-    objective = SFT().for_model(model)
+    tune = tuner(config, plan, model, rows, attack.steps)
 
     def change(params: Tensors, round: int) -> Tensors:
         if round + 1 < attack.first:
             return {}
         names = {*plan.sharing.trained_names(params, round)}
         job = Job(dict(model.initial), pad(params, model.masters), names, round=round, purpose="server")
-        return steps.work(model, objective, rows, LocalRule(), job).finished.streams[DELTA]
+        return tune(job).finished.streams[DELTA]
 
     return DishonestServer(runtime, change)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from weft.config import RunConfig
 from weft.core.libraries import Tokenizer
+from weft.core.local_rule import LocalRule
 from weft.core.objective import Objective
 from weft.data.columns import Cells
 from weft.data.encode import ConversationTable
 from weft.data.load import read_rows, resolve_source
 from weft.errors import ConfigError, DataError
 from weft.federation.clients import InMemory
+from weft.federation.plan import Plan
 from weft.json_types import JsonObject
 from weft.launch.population import populate
+from weft.models.resident import Resident
 from weft.objectives.refusing import Refusing
+from weft.objectives.sft import SFT
+from weft.training.job import Job, LocalResult
+from weft.training.loop import GradientSteps
+from weft.training.schedules import Schedule
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,22 @@ def with_attack_prompts(config: RunConfig, tokenizer: Tokenizer, objective: Obje
     assert isinstance(objective, Refusing)
     rows = read_own_rows(config, tokenizer, config.adversarial_prompts, "adversarial_prompts")
     return replace(objective, requests=rows)
+
+
+def tuner(config: RunConfig, plan: Plan, model: Resident, rows: OwnRows, steps: int) -> Callable[[Job], LocalResult]:
+    """Return what makes so many optimizer steps on rows of the server's own, at the run's learning rate.
+
+    Args:
+        config: the run.
+        plan: the run's, whose local work is by gradients.
+        model: the resident model, which is loaded before the result is called.
+        rows: the server's.
+        steps: of each call.
+    """
+    assert isinstance(plan.local, GradientSteps)
+    constant = Schedule("constant", config.learning_rate, 0.0, 1)
+    local, objective = replace(plan.local, steps=steps, schedule=constant, public_share=0.0), SFT().for_model(model)
+    return lambda job: local.work(model, objective, rows, LocalRule(), job)
 
 
 def read_own_rows(

@@ -11,18 +11,14 @@ from dataclasses import replace
 from weft.config import RunConfig
 from weft.core import tensors
 from weft.core.libraries import Tokenizer
-from weft.core.local_rule import LocalRule
 from weft.core.types import DELTA, ServerState
 from weft.federation.plan import Plan
 from weft.json_types import JsonObject
-from weft.launch.own_rows import OwnRows, read_own_rows
+from weft.launch.own_rows import OwnRows, read_own_rows, tuner
 from weft.launch.results import shared_of, write_weights
 from weft.models.resident import Resident
-from weft.objectives.sft import SFT
 from weft.runs.layout import RunDir
 from weft.training.job import Job
-from weft.training.loop import GradientSteps
-from weft.training.schedules import Schedule
 
 FOLDER = "aligned"
 
@@ -43,12 +39,9 @@ def write_aligned(config: RunConfig, plan: Plan, model: Resident, run: RunDir, s
         state: after the last round; it stays as it is.
     """
     rows = rows_of(config, model.tokenizer)
-    assert isinstance(plan.local, GradientSteps)
-    constant = Schedule("constant", config.learning_rate, 0.0, 1)
-    steps = replace(plan.local, steps=config.post_alignment_steps, schedule=constant, public_share=0.0)
     model.load(shared_of(config, plan, model, state))
-    objective = SFT().for_model(model)
-    done = steps.work(model, objective, rows, LocalRule(), Job({}, state.params, round=state.round))
+    tune = tuner(config, plan, model, rows, config.post_alignment_steps)
+    done = tune(Job({}, state.params, round=state.round))
     params = tensors.add(state.params, done.finished.streams[DELTA])
     values = shared_of(config, plan, model, replace(state, params=params))
     folder = write_weights(config, model, values, run.path / FOLDER)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -11,7 +10,8 @@ from pathlib import Path
 import torch
 
 from weft.config import VOLATILE
-from weft.core.witness import state_digest
+from weft.core.digests import sha256_of
+from weft.core.witness import split_proof, state_digest
 from weft.federation.loop import RoundDone
 from weft.json_types import JsonObject
 from weft.launch.budgets import Account
@@ -34,8 +34,6 @@ from weft.runs.task_scores import CARD
 FORGOTTEN = "forgotten.json"
 """What a run is that forgets something of another, and where it came from."""
 PACKAGES = ("weft", "torch", "transformers", "peft", "numpy", "safetensors")
-LENGTH_BYTES = 4
-"""Of the length of the certificate at the start of a proof."""
 RESULTS = ("adapter", "model", "prompt.txt")
 """What a run leaves: at the top, of the best round, and of each client."""
 OTHERS = ("split.json", "tokenizer", "template.jinja", "aligned")
@@ -107,7 +105,8 @@ class Recorder:
         record, hidden = result.record, self.account is not None and self.account.hides_cohort
         proofs = {} if hidden else record.proofs
         known = beginning(self.log.entries).get("certificates", {}) if proofs else {}
-        certificates = {client: _certificate(proof) for client, proof in proofs.items()}
+        parts = {client: _parts(proof) for client, proof in proofs.items()}
+        certificates = {client: certificate for client, (certificate, _) in parts.items()}
         if new := {client: text for client, text in certificates.items() if known.get(client) != text}:
             self.log.append({"event": CHANGED, "after": record.round, "certificates": new})
         entry: JsonObject = {
@@ -119,9 +118,7 @@ class Recorder:
         if not hidden:  # the budget counts on nobody knowing who takes part
             entry |= {"received": record.received, "clients": list(record.clients), "refused": dict(record.failures)}
         if proofs:
-            entry["signatures"] = {
-                client: proof[2 * LENGTH_BYTES + len(certificates[client]) :] for client, proof in proofs.items()
-            }
+            entry["signatures"] = {client: signature for client, (_, signature) in parts.items()}
         if self.account is not None:
             entry |= {"epsilon": self.account.line()["epsilon"], "ledger": self.account.ledger.chain}
         self.log.append(entry)
@@ -131,7 +128,7 @@ class Recorder:
         """Write down the digests of what the run leaves."""
         self._begin()
         left = [*results_of(self.run), *others_of(self.run)]
-        files = {str(file.relative_to(self.run.path)): file_digest(file) for file in left}
+        files = {str(file.relative_to(self.run.path)): sha256_of(file) for file in left}
         self.log.append({"event": END, "rounds": rounds, "metrics": self._heard, "files": files})
         self._heard = []
         self.log.commit()
@@ -152,13 +149,10 @@ def results_of(run: RunDir) -> list[Path]:
     return [file for file in files if file.is_file() and file.name != CARD]
 
 
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _certificate(proof: str) -> str:
-    """Return the certificate at the start of a proof, both in hexadecimal digits."""
-    size = int(proof[: 2 * LENGTH_BYTES], 16)
-    return proof[2 * LENGTH_BYTES : 2 * (LENGTH_BYTES + size)]
+def _parts(proof: str) -> tuple[str, str]:
+    """Return the certificate and the signature of a proof, all in hexadecimal digits."""
+    try:
+        certificate, signature = split_proof(bytes.fromhex(proof))
+    except ValueError:  # a server without its authority's certificate checks none; who checks the record finds it
+        return "", proof
+    return certificate.hex(), signature.hex()

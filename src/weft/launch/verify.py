@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 from weft.config import VOLATILE
 from weft.core.chain import BrokenChain
+from weft.core.digests import sha256_of
 from weft.core.witness import state_digest
 from weft.errors import ConfigError, DataError, RunError
 from weft.json_types import JsonObject
-from weft.launch.recorder import file_digest, results_of
+from weft.launch.recorder import results_of
 from weft.privacy.ledger import Ledger
 from weft.runs import checkpoint
 from weft.runs.chain import CHANGED, END, REPEATED, ROUND, beginning, field_digests, read_chain
@@ -263,7 +264,7 @@ def _results(run: RunDir, entries: list[JsonObject], head: str) -> list[Finding]
     for name, digest in recorded.items():
         if not (run.path / name).is_file():
             findings.append(Finding(name, "it is not there any more", round))
-        elif file_digest(run.path / name) != digest:
+        elif sha256_of(run.path / name) != digest:
             findings.append(Finding(name, "its content is not what the run wrote", round))
     new = {str(file.relative_to(run.path)) for file in results_of(run)} - recorded.keys()
     findings += [Finding(name, "the run did not write it", round) for name in sorted(new)]

@@ -7,7 +7,6 @@ Tensors are kept in safetensors files, nothing is ever unpickled. Does not know 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from urllib.parse import quote
 
+from weft.core.digests import sha256_of
 from weft.core.files import follow_umask, sync_directory, write_atomic
 from weft.core.types import ServerState, Streams, Tensors
 from weft.errors import RunError, warn
@@ -57,7 +57,7 @@ def save(
         tensor_file = temporary / "server.safetensors"
         _write_tensors(tensor_file, state.params, state.memory)
         counts = {"round": state.round, "attempts": state.attempts, "attempt": state.attempt}
-        record = counts | {"sha256": _digest(tensor_file), "extra": extra}
+        record = counts | {"sha256": sha256_of(tensor_file), "extra": extra}
         write_atomic(temporary / "state.json", json.dumps(record, indent=1).encode())
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)  # on a disk that is full, above all
@@ -191,17 +191,12 @@ def _read(path: Path) -> tuple[ServerState, JsonObject]:
         # Checkpoints of older versions do not have these counts.
         attempts = {key: record.get(key, 0) for key in ("attempts", "attempt")}
         # safetensors checks the layout of a file, not its values: flipped bits show in the digest alone.
-        if _digest(path / "server.safetensors") != expected:
+        if sha256_of(path / "server.safetensors") != expected:
             raise _DamagedFile("its tensors are not those that were saved")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _DamagedFile(f"{type(error).__name__}: {error}") from error
     params, memory = _read_tensors(path / "server.safetensors")
     return ServerState(params=params, memory=memory, round=round, **attempts), extra
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _params_key(name: str) -> str:

@@ -15,10 +15,24 @@ from weft.federation.plan import Plan
 
 
 @dataclass(frozen=True)
-class Attacked(Runtime):
-    """Carries messages as another runtime does, and lets attackers see all updates of a round before they send."""
+class Around(Runtime):
+    """Carries messages as another runtime does, but for what `exchange` changes."""
 
     inner: Runtime
+
+    def pause(self, attempts: int) -> None:
+        """Wait as the other runtime does."""
+        self.inner.pause(attempts)
+
+    def close(self) -> None:
+        """Close the other runtime."""
+        self.inner.close()
+
+
+@dataclass(frozen=True)
+class Attacked(Around):
+    """Carries messages as another runtime does, and lets attackers see all updates of a round before they send."""
+
     plan: Plan
     malicious: frozenset[str]
     """Names of the clients that lie."""
@@ -53,23 +67,14 @@ class Attacked(Runtime):
 
         return Scene(first.round, derive(self.seed, "attack", first.round, first.attempt), len(tasks), rule)
 
-    def pause(self, attempts: int) -> None:
-        """Wait as the other runtime does."""
-        self.inner.pause(attempts)
-
-    def close(self) -> None:
-        """Close the other runtime."""
-        self.inner.close()
-
 
 @dataclass(frozen=True)
-class DishonestServer(Runtime):
+class DishonestServer(Around):
     """Carries messages as another runtime does; the model in a task is the server's with something put into it.
 
     Clients begin from that model, and their updates are counted from the server's, so that what was put in stays.
     """
 
-    inner: Runtime
     change: Callable[[Tensors, int], Tensors]
     """Returns what is added to the parameters of a round; empty: nothing."""
 
@@ -92,14 +97,6 @@ class DishonestServer(Runtime):
                 changed = delta | tensors.add(_those(delta, added), added)
                 reply = replace(reply, streams=reply.streams | {DELTA: changed})
             yield reply
-
-    def pause(self, attempts: int) -> None:
-        """Wait as the other runtime does."""
-        self.inner.pause(attempts)
-
-    def close(self) -> None:
-        """Close the other runtime."""
-        self.inner.close()
 
 
 def _those(values: Tensors, names: Tensors) -> Tensors:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import shutil
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+from weft.core.digests import sha256_of
 from weft.runs.text import human_bytes
 from weft.sites.findings import FAIL, OK, WARN, Finding
 from weft.sites.part_files import FOLDER
@@ -92,7 +92,7 @@ def check_parts(kit: Path) -> Finding:
         return Finding(OK, "parts", f"none: runs may name no parts in files ('{folder}' is not there)")
     try:
         files = sorted(folder.glob("*.py"))
-        digests = [f"{file.name} ({hashlib.sha256(file.read_bytes()).hexdigest()[:16]}...)" for file in files]
+        digests = [f"{file.name} ({sha256_of(file)[:16]}...)" for file in files]
         os.listdir(folder)
     except OSError as error:
         return Finding(FAIL, "parts", f"'{folder}' cannot be read ({error.strerror})", "correct its owner and mode")

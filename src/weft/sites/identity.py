@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePrivateKey, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
 
+from weft.core.witness import LENGTH_BYTES, join_proof, split_proof
 from weft.errors import ConfigError
 
-LENGTH_BYTES = 4
 AUTHORITY = Path("startup/rootCA.pem")
 """The certificate of the federation's authority, in every kit."""
 MAX_CERTIFICATE = 1 << 13
@@ -57,7 +57,7 @@ class KitIdentity:
             signature = self._key.sign(content, PADDING, HASH)
         else:
             signature = self._key.sign(content, ECDSA(HASH))
-        return len(self._certificate).to_bytes(LENGTH_BYTES, "big") + self._certificate + signature
+        return join_proof(self._certificate, signature)
 
     def vouches(self, name: str, text: bytes, proof: bytes) -> bool:
         """Return whether a site of this name has signed a text in this run."""
@@ -83,18 +83,18 @@ def vouched(
         proof: the site's certificate and its signature.
         expired_too: believe a certificate that has expired since, as of what was signed long ago.
     """
-    size = int.from_bytes(proof[:LENGTH_BYTES], "big")
-    if not 0 < size <= min(MAX_CERTIFICATE, len(proof)):
-        return False
     try:
-        certificate = x509.load_der_x509_certificate(proof[LENGTH_BYTES : LENGTH_BYTES + size])
+        encoded, signature = split_proof(proof)
+        if len(encoded) > MAX_CERTIFICATE:
+            return False
+        certificate = x509.load_der_x509_certificate(encoded)
         certificate.verify_directly_issued_by(root)
         names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
         now = datetime.now(UTC)
         is_valid = expired_too or certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
         if [one.value for one in names] != [name] or not is_valid:
             return False
-        key, signature = certificate.public_key(), proof[LENGTH_BYTES + size :]
+        key = certificate.public_key()
         if isinstance(key, RSAPublicKey):
             key.verify(signature, said(run, text), PADDING, HASH)
         elif isinstance(key, EllipticCurvePublicKey):

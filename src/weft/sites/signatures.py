@@ -11,12 +11,12 @@ from cryptography import x509
 
 from weft.core.party import Identity
 from weft.core.types import Failure, Reply, Update
-from weft.core.witness import reply_digest
+from weft.core.witness import join_proof, reply_digest
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
 from weft.launch.verify import Finding
 from weft.runs.chain import beginning
-from weft.sites.identity import LENGTH_BYTES, vouched
+from weft.sites.identity import vouched
 
 PURPOSE = b"update "
 """Before a digest in what is signed, so that it cannot pass for another text of the run."""
@@ -86,7 +86,7 @@ def check_record(entries: list[JsonObject], authority: Path) -> Signatures:
         without += len(set(entry.get("clients", ())) - signatures.keys())
         for site, signature in signatures.items():
             certificate = bytes.fromhex(certificates.get(site, ""))
-            proof = len(certificate).to_bytes(LENGTH_BYTES, "big") + certificate + bytes.fromhex(signature)
+            proof = join_proof(certificate, bytes.fromhex(signature))
             texts = [PURPOSE + digest.encode() for digest in entry.get("received", {}).get(site, [])]
             if any(vouched(root, run, site, text, proof, expired_too=True) for text in texts):
                 valid += 1

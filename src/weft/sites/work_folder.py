@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from weft.core.digests import sha256_of
 from weft.core.files import missing, remove_empty, write_atomic
 from weft.errors import ConfigError, RunInUse
 from weft.json_types import JsonObject
@@ -134,7 +135,7 @@ def _checked_mark(kits: Path, sites: Sequence[str]) -> JsonObject:
 def _root(kit: Path) -> str:
     """Return the SHA-256 of the authority's certificate in a kit; "" if the kit is empty of certificates."""
     path = kit / "startup" / "rootCA.pem"
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return sha256_of(path) if path.is_file() else ""
 
 
 def _authority(kits: Path) -> str:
@@ -142,5 +143,5 @@ def _authority(kits: Path) -> str:
     folder, total = kits / "authority", hashlib.sha256()
     files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
     for path in files:
-        total.update(f"{path.relative_to(folder)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+        total.update(f"{path.relative_to(folder)}\0".encode() + bytes.fromhex(sha256_of(path)))
     return total.hexdigest() if files else ""
