@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 import weft
-from support.flare import MARKS
-from support.rows import colour_rows, write_rows
+from support.flare import MARKS, begun
 from weft.cli import main
 from weft.config import build
 from weft.sites.kit_key import FILE
@@ -29,19 +27,13 @@ SITES = ("hospital_a", "hospital_b", "hospital_c")
 @pytest.fixture
 def parties(tmp_path: Path, tiny_model: Path) -> Iterator[LocalFederation]:
     """A server and three sites, which take part in encrypted sums of three alone."""
-    policies = {}
-    for number, name in enumerate(SITES):
-        write_rows(tmp_path / f"{name}.jsonl", colour_rows(24 + 3 * number, number))
-        accept = {"models": [str(tiny_model)], "protection": ["ckks"], "min_clients": 3, "min_report_rows": 1}
-        policies[name] = tmp_path / f"{name}.yaml"
-        policies[name].write_text(yaml.safe_dump({"data": f"{name}.jsonl", "threads": 1, "accept": accept}))
-    made = LocalFederation(tmp_path, policies)
-    try:
+    accept = {"models": [str(tiny_model)], "protection": ["ckks"], "min_clients": 3, "min_report_rows": 1}
+
+    def with_key(made: LocalFederation) -> None:
         assert main(["server", "ckks", str(made.kits)]) == 0
-        made.begin()
+
+    with begun(tmp_path, {name: {"accept": accept} for name in SITES}, with_key) as made:
         yield made
-    finally:
-        made.close()
 
 
 def test_an_encrypted_run_is_the_plain_one_and_the_server_has_no_key(keys, parties: LocalFederation, tmp_path: Path):

@@ -12,12 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 import weft
-from support.flare import MARKS
-from support.rows import colour_rows, write_rows
+from support.flare import MARKS, begun
 from weft.config import build
 from weft.core.secret import FILE as SECRET
 from weft.sites.local_federation import LocalFederation
@@ -31,18 +29,9 @@ SITES = ("hospital_a", "hospital_b", "hospital_c", "hospital_d")
 @pytest.fixture
 def parties(tmp_path: Path, tiny_model: Path) -> Iterator[LocalFederation]:
     """A server and four sites, which take part in masked sums of three or more alone."""
-    policies = {}
-    for number, name in enumerate(SITES):
-        write_rows(tmp_path / f"{name}.jsonl", colour_rows(24 + 3 * number, number))
-        accept = {"models": [str(tiny_model)], "protection": ["masks"], "min_clients": 3, "min_report_rows": 1}
-        policies[name] = tmp_path / f"{name}.yaml"
-        policies[name].write_text(yaml.safe_dump({"data": f"{name}.jsonl", "threads": 1, "accept": accept}))
-    made = LocalFederation(tmp_path, policies)
-    try:
-        made.begin()
+    accept = {"models": [str(tiny_model)], "protection": ["masks"], "min_clients": 3, "min_report_rows": 1}
+    with begun(tmp_path, {name: {"accept": accept} for name in SITES}) as made:
         yield made
-    finally:
-        made.close()
 
 
 def kill_in_task(kit: Path, run: str, word: str) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-import yaml
 
-from support.flare import MARKS
-from support.rows import colour_rows, write_rows
+from support.flare import MARKS, begun
 from weft.config import build
 from weft.privacy.ledger import Ledger
 from weft.sites.local_federation import LocalFederation
@@ -26,21 +25,11 @@ SITES = ("hospital_a", "hospital_b")
 @pytest.fixture
 def parties(tmp_path: Path, tiny_model: Path) -> Iterator[LocalFederation]:
     """A server and two sites; one asks for an epsilon of 8 at most, and keeps a ledger for 12."""
-    policies = {}
-    for number, name in enumerate(SITES):
-        write_rows(tmp_path / f"{name}.jsonl", colour_rows(24 + 3 * number, number))
-        policy = {"data": f"{name}.jsonl", "threads": 1, "accept": {"models": [str(tiny_model)]}}
-        if name == "hospital_b":
-            policy["accept"] |= {"privacy": ["client", "patient"], "max_epsilon": 8.0}
-            policy["ledger"] = {"file": "spent.jsonl", "max_epsilon": 12.0}
-        policies[name] = tmp_path / f"{name}.yaml"
-        policies[name].write_text(yaml.safe_dump(policy))
-    made = LocalFederation(tmp_path, policies)
-    try:
-        made.begin()
+    policies: dict[str, dict[str, Any]] = {name: {"accept": {"models": [str(tiny_model)]}} for name in SITES}
+    policies["hospital_b"]["accept"] |= {"privacy": ["client", "patient"], "max_epsilon": 8.0}
+    policies["hospital_b"]["ledger"] = {"file": "spent.jsonl", "max_epsilon": 12.0}
+    with begun(tmp_path, policies) as made:
         yield made
-    finally:
-        made.close()
 
 
 def test_a_real_site_enforces_its_epsilon_and_its_ledger(keys, parties: LocalFederation, tmp_path: Path):

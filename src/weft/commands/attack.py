@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weft.arguments import Parser
+from weft.commands.subject_flags import add_subject_flags, check_subject, subject_of
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from weft.tasks.attacks import Report
 
 FILE = "attack.json"
-MODEL_KEYS = ("device", "dtype", "load_in_8bit", "load_in_4bit")
 
 
 def _parser() -> Parser:
@@ -40,13 +40,7 @@ def _parser() -> Parser:
     parser.add_argument("--output_dir", metavar="DIR", help=f"where {FILE} goes to [as `weft evaluate`]")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument("--quiet", action="store_true", help="print no progress")
-    parser.add_argument("--client", metavar="NAME", help="of a run: whose model, where each client has its own")
-    parser.add_argument("--round", type=int, metavar="N", help="of a run: after which round [the newest]")
-    parser.add_argument("--accept_changed", action="store_true", help="of a run: use it although its base changed")
-    parser.add_argument("--device", default=None, help="of a model: cpu, cuda, ... [auto]")
-    parser.add_argument("--dtype", default=None, help="of a model: float32, bfloat16, float16 [auto]")
-    parser.add_argument("--load_in_8bit", action="store_true", help="of a model: hold its weights in 8 bits")
-    parser.add_argument("--load_in_4bit", action="store_true", help="of a model: hold its weights in 4 bits")
+    add_subject_flags(parser)
     return parser
 
 
@@ -73,7 +67,7 @@ def run(argv: list[str]) -> int:
     # At random, since rows of a task may be in the order of their answers.
     order = generator(arguments.seed, "attack").permutation(len(items))[: arguments.limit]
     chosen = [items[int(number)] for number in sorted(order) if str(items[int(number)].row[column]).strip()]
-    subject = _subject(arguments)
+    subject = subject_of(arguments)
     assert isinstance(subject.model, LocalModel)
     attacker = Attacker(task, subject.model, column=column, budget=arguments.budget, seed=arguments.seed)
     say = (lambda *_: None) if arguments.quiet or arguments.json else _say
@@ -102,32 +96,8 @@ def _check(arguments: argparse.Namespace) -> list[str]:
     for name in names:
         if name not in ATTACKS:
             raise unknown_name(name, "attack", list(ATTACKS))
-    from weft.launch.subject import is_run
-
-    keys, what = (
-        (MODEL_KEYS, "A run is loaded as it was trained")
-        if is_run(arguments.model)
-        else (
-            ("client", "round", "accept_changed"),
-            f"'{arguments.model}' is no run's directory",
-        )
-    )
-    if extra := [name for name in keys if getattr(arguments, name)]:
-        raise ConfigError(f"{what}: leave --{extra[0]} out.")
+    check_subject(arguments)
     return names
-
-
-def _subject(arguments: argparse.Namespace) -> Subject:
-    from weft.launch.subject import is_run, of_model, of_run
-
-    chat, size = arguments.apply_chat_template, arguments.batch_size
-    if is_run(arguments.model):
-        from weft.launch.run import Run
-
-        opened = Run(arguments.model, round=arguments.round, accept_changed=arguments.accept_changed)
-        return of_run(opened, arguments.client, chat=chat, batch_size=size)
-    settings = {name: getattr(arguments, name) for name in MODEL_KEYS if getattr(arguments, name)}
-    return of_model(arguments.model, settings, chat=chat, batch_size=size)
 
 
 def _say(name: str, done: int, total: int) -> None:
@@ -165,22 +135,20 @@ def _write(folder: Path, result: JsonObject) -> None:
 
 
 def _print(result: JsonObject) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from weft.commands.tables import print_table
 
-    table = Table(
-        title=f"{result['task']}: {result['items']} rows, {result['budget']:.0%} of the words of '{result['column']}'"
-    )
-    for head in ("attack", "accuracy", "after it", "fooled", "words changed", "questions"):
-        table.add_column(head, justify="left" if head == "attack" else "right")
-    for name, report in result["attacks"].items():
-        table.add_row(
+    title = f"{result['task']}: {result['items']} rows, {result['budget']:.0%} of the words of '{result['column']}'"
+    heads = ["attack", "accuracy", "after it", "fooled", "words changed", "questions"]
+    before = f"{result['accuracy']:.1%}"
+    rows = [
+        [
             name,
-            f"{result['accuracy']:.1%}",
+            before,
             f"{report['robust_accuracy']:.1%}",
             f"{report['success_rate']:.1%}",
             f"{report['changed_words']:.1f}",
             f"{report['queries_per_item']:.0f}",
-        )
-    table.add_row("any of them", f"{result['accuracy']:.1%}", f"{result['robust_accuracy']:.1%}", "", "", "")
-    Console().print(table)
+        ]
+        for name, report in result["attacks"].items()
+    ]
+    print_table(title, heads, [*rows, ["any of them", before, f"{result['robust_accuracy']:.1%}", "", "", ""]])

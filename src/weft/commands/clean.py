@@ -230,16 +230,12 @@ def _write(out: Path, rows: list[Any], report: JsonObject) -> None:
 
 
 def _print(outcome: Outcome, report: JsonObject) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
+    from weft.commands.tables import print_table
     from weft.runs.cleaning import counts_text
 
-    table = Table()
-    for head, justify in (("cleaner", "left"), ("left out", "right"), ("rewritten", "right"), ("counts", "left")):
-        table.add_column(head, justify=justify)  # type: ignore[arg-type]
-    for name, step in outcome.steps.items():
-        table.add_row(Text(name), str(step["left_out"]), str(step["changed"]), Text(counts_text(step)))
-    Console().print(table)
-    print(f"{report['rows']} rows, {report['used']} that can be used, {report['left']} left")
+    heads = ["cleaner", "left out", "rewritten", "counts"]
+    rows = [
+        [name, str(step["left_out"]), str(step["changed"]), counts_text(step)] for name, step in outcome.steps.items()
+    ]
+    title = f"{report['rows']} rows, {report['used']} that can be used, {report['left']} left"
+    print_table(title, heads, rows, left=(0, 3))

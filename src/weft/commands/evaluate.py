@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from weft.arguments import Parser
 from weft.commands import evaluation_endpoint, evaluation_federated, evaluation_harness
 from weft.commands.evaluation_helpers import Helpers, add_flags, progress, runnable
+from weft.commands.subject_flags import MODEL_KEYS, OF_RUNS, add_subject_flags, check_subject, subject_of
 from weft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
     from weft.tasks.requests import Item
     from weft.tasks.runner import Result
     from weft.tasks.store import Store
-
-
-MODEL_KEYS = ("device", "dtype", "load_in_8bit", "load_in_4bit", "trust_remote_code")
-"""Keys of a run by which a model is loaded; a run has its own."""
-OF_RUNS = ("client", "round", "accept_changed")
 
 
 def _parser() -> Parser:
@@ -59,14 +55,7 @@ def _parser() -> Parser:
     parser.add_argument("--overwrite", action="store_true", help="delete the results of another evaluation there first")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument("--quiet", action="store_true", help="print no progress")
-    parser.add_argument("--client", metavar="NAME", help="of a run: whose model, where each client has its own")
-    parser.add_argument("--round", type=int, metavar="N", help="of a run: after which round [the newest]")
-    parser.add_argument("--accept_changed", action="store_true", help="of a run: use it although its base changed")
-    parser.add_argument("--device", default=None, help="of a model: cpu, cuda, ... [auto]")
-    parser.add_argument("--dtype", default=None, help="of a model: float32, bfloat16, float16 [auto]")
-    parser.add_argument("--load_in_8bit", action="store_true", help="of a model: hold its weights in 8 bits")
-    parser.add_argument("--load_in_4bit", action="store_true", help="of a model: hold its weights in 4 bits")
-    parser.add_argument("--trust_remote_code", action="store_true", help="of a model: run code that comes with it")
+    add_subject_flags(parser)
     return parser
 
 
@@ -97,7 +86,7 @@ def run(argv: list[str]) -> int:
         kinds = {task.name: type(task.scorer.request(rows[task.name].items[0])) for task in tasks}
         subject, tasks = evaluation_endpoint.reachable(arguments, tasks, kinds)
     else:
-        subject = _subject(arguments)
+        subject = subject_of(arguments)
     settings = _settings(arguments, subject)
     if arguments.reference is not None:
         subject, settings = _with_reference(arguments, subject, settings)
@@ -133,7 +122,7 @@ def _with_reference(
     from weft.tasks.requests import WithReference
 
     arguments = argparse.Namespace(**vars(arguments) | {"model": arguments.reference, "round": None, "client": None})
-    other = _subject(arguments)
+    other = subject_of(arguments)
     return replace(subject, reference=WithReference(subject.model, other.model)), settings | {
         "reference": other.identity
     }
@@ -148,7 +137,7 @@ def _run_harness(arguments: argparse.Namespace) -> int:
     arguments.tasks = evaluation_harness.names(arguments.tasks)
     tasks = evaluation_harness.manager(arguments)
     templated, arguments.apply_chat_template = arguments.apply_chat_template, False
-    subject = _subject(arguments)  # whose prompts are texts: lm-eval applies the template
+    subject = subject_of(arguments)  # whose prompts are texts: lm-eval applies the template
     arguments.apply_chat_template = templated
     template = subject.template() if templated else ""
     subject = replace(subject, identity=subject.identity | {"chat_template": template})
@@ -194,16 +183,7 @@ def _check(arguments: argparse.Namespace) -> None:
         if extra:
             raise ConfigError(f"The model is behind {arguments.endpoint}: leave --{extra[0]} out.")
         return
-    from weft.launch.subject import is_run
-
-    if is_run(arguments.model):
-        extra = [name for name in MODEL_KEYS if getattr(arguments, name)]
-        if extra:
-            raise ConfigError(f"A run is loaded as it was trained: leave --{extra[0]} out.")
-        return
-    extra = [name for name in OF_RUNS if getattr(arguments, name)]
-    if extra:
-        raise ConfigError(f"'{arguments.model}' is no run's directory: leave --{extra[0]} out, or name a run.")
+    check_subject(arguments)
 
 
 def _at_hand(tasks: list[EvalTask], folders: list[Path], *, alone: bool) -> list[EvalTask]:
@@ -242,19 +222,6 @@ def _rows(task: EvalTask, folders: list[Path], arguments: argparse.Namespace) ->
     rows = rows_of(task, folders, shots)
     items = items_of(task, rows, shots, arguments.limit, arguments.system_instruction)
     return Asked(items, len(rows.asked), shots)
-
-
-def _subject(arguments: argparse.Namespace) -> Subject:
-    from weft.launch.subject import is_run, of_model, of_run
-
-    chat, size = arguments.apply_chat_template, arguments.batch_size or 16
-    if is_run(arguments.model):
-        from weft.launch.run import Run
-
-        opened = Run(arguments.model, round=arguments.round, accept_changed=arguments.accept_changed)
-        return of_run(opened, arguments.client, chat=chat, batch_size=size)
-    given = {name: getattr(arguments, name) for name in MODEL_KEYS if getattr(arguments, name)}
-    return of_model(arguments.model, given, chat=chat, batch_size=size)
 
 
 def _settings(arguments: argparse.Namespace, subject: Subject) -> dict[str, object]:
