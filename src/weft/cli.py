@@ -34,6 +34,7 @@ HELP = {
     "privacy": "say what a run protects, and what it has spent",
     "verify": "check that nothing in a run was changed by hand",
     "forget": "make a run anew without a client or without some rows",
+    "contribution": "measure what each client added to a run",
     "chat": "talk with a trained model",
     "export": "write a run's adapter or merged model",
     "server": "set up and run the server of a federation of sites",
@@ -56,7 +57,7 @@ def version() -> str:
 
 def overview() -> str:
     """Return what `weft --help` prints."""
-    verbs = "\n".join(f"  {verb:<10} {HELP[verb]}" for verb in registry.COMMANDS)
+    verbs = "\n".join(f"  {verb:<12} {HELP[verb]}" for verb in registry.COMMANDS)
     return (
         "weft: federated training of large language models on data that may not leave its owners\n\n"
         f"usage: weft VERB [flags]\n\n{verbs}\n\n"

@@ -219,6 +219,7 @@ COMMANDS = {
     "privacy": "weft.commands.privacy:run",
     "verify": "weft.commands.verify:run",
     "forget": "weft.commands.forget:run",
+    "contribution": "weft.commands.contribution:run",
     "chat": "weft.commands.chat:run",
     "export": "weft.commands.export:run",
     "server": "weft.commands.server:run",

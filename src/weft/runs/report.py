@@ -15,7 +15,7 @@ from weft import plugins
 from weft.core.declarations import TRAIN_LOSS, scores
 from weft.core.files import write_atomic
 from weft.json_types import JsonObject
-from weft.runs import metrics
+from weft.runs import contribution, metrics
 from weft.runs.audit_section import audit_section
 from weft.runs.cleaning import cleaning_table
 from weft.runs.comparison import describe_evaluation
@@ -91,6 +91,7 @@ def write_report(run_path: str | os.PathLike[str]) -> Path:
         *_section("Summary", _summary(summary, rounds, evaluations, timing)),
         *_section("Privacy", privacy_section(summary.get("privacy"))),
         *_section("Audits", audit_section(run)),
+        *_section("Contribution", contribution.section(run)),
         *_section("Evaluation tasks", _tasks(tasks, (summary.get("best") or {}).get("round"))),
         *_section("Shared and own models", _models(summary.get("models") or {})),
         *_section("Clients", _clients(summary.get("clients") or (evaluations or [{}])[-1].get("clients") or {})),

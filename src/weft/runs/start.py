@@ -21,6 +21,7 @@ from weft.json_types import JsonObject
 LOCK, CONFIG, CHECKPOINTS, FINGERPRINTS = ".lock", "config.yaml", "checkpoints", "fingerprints.json"
 SITES = "sites.json"
 AUDIT = "audit.json"
+CONTRIBUTION = "contribution.json"
 LEDGER = "privacy.jsonl"
 """What a run spent of its budget of differential privacy; the newest hash is in LEDGER.head."""
 CHECKPOINT = r"round_\d+(\.old)?"
@@ -54,6 +55,7 @@ RUN_FILES = (
     "report.html",
     "report.png",
     AUDIT,
+    CONTRIBUTION,
 )
 """All that a run writes beside config.yaml and the lock; what is not named here is never deleted."""
 
