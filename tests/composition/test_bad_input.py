@@ -181,7 +181,7 @@ class _Sparse(exchange.Codec):
     [
         ({"protection": _SumOnly(), "algorithm": _Peeks()}, "--protection none"),
         ({"protection": _SumOnly(), "aggregator": exchange.Aggregator()}, "--aggregator mean"),
-        ({"protection": _SumOnly(), "codec": _Sparse()}, "a codec whose numbers can be added up"),
+        ({"protection": _SumOnly(), "codec": _Sparse()}, "another codec"),
         ({"protection": _SumOnly(), "sharing": Sharing(ranks=(2, 4))}, "leave out --client_ranks"),
         ({"protection": _SumOnly(), "over_selected": True}, "leave out --over_selection"),
         ({"privacy": _Bounded(), "aggregator": exchange.Aggregator()}, "--aggregator mean"),

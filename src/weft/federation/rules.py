@@ -46,7 +46,7 @@ def secrecy(plan: Plan) -> list[Refusal]:
             f"Updates encoded by {type(plan.codec).__name__} cannot be added up under {protector}",
             [
                 *([protection.fewer_bytes] if protection.fewer_bytes else []),
-                CODEC.with_description("a codec whose numbers can be added up"),
+                CODEC.with_description("another codec"),
                 "write --protection none",
             ],
         ),
