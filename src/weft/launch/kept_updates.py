@@ -9,19 +9,19 @@ from pathlib import Path
 from weft.core.exchange import Runtime
 from weft.core.types import Message, Reply, Tensors, Update
 from weft.runs.layout import path_component
+from weft.runtimes.attacked import Around
 
 FOLDER = "updates"
 WEIGHT = "weight"
 
 
 @dataclass(frozen=True)
-class KeptUpdates(Runtime):
+class KeptUpdates(Around):
     """Carries messages as another runtime does, and writes every update to a file.
 
     A round that is begun again, after a kill too, overwrites its files; which of them were used, metrics.jsonl says.
     """
 
-    inner: Runtime
     folder: Path
     """The directory of the run."""
 
@@ -45,14 +45,6 @@ class KeptUpdates(Runtime):
         temporary = file.with_name(f".{file.name}.tmp")
         save_file(tensors, temporary, metadata={WEIGHT: repr(float(update.weight))})
         temporary.replace(file)
-
-    def pause(self, attempts: int) -> None:
-        """Wait as the other runtime does."""
-        self.inner.pause(attempts)
-
-    def close(self) -> None:
-        """Close the other runtime."""
-        self.inner.close()
 
 
 def keeping(runtime: Runtime, folder: Path | None) -> Runtime:
