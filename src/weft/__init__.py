@@ -10,18 +10,21 @@ Importing this imports nothing heavy.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing import Unpack
 
+    import pandas
+
     from weft.config import RunConfig
     from weft.launch.run import Run
     from weft.typed import Keys
 
-__all__ = ["open_run", "train"]
+__all__ = ["open_run", "sweep", "train"]
 
 
 def train(
@@ -90,3 +93,49 @@ def open_run(path: str | os.PathLike[str], *, round: int | None = None, accept_c
     from weft.launch.run import Run
 
     return Run(Path(path), round=round, accept_changed=accept_changed)
+
+
+def sweep(
+    study: str | os.PathLike[str] | Mapping[str, object],
+    *,
+    output_dir: str | os.PathLike[str] | None = None,
+    keys: Mapping[str, object] | None = None,
+    arms: Sequence[str] | None = None,
+    metrics: Sequence[str] | None = None,
+    processes: int = 1,
+    retry: bool = False,
+    quiet: bool = False,
+) -> pandas.DataFrame:
+    """Make the runs of a study that are not done, write its table, picture and page, and return the table.
+
+    Args:
+        study: a study file, or what would stand there as a dict (docs/studies.md).
+        output_dir: directory of the study, instead of the file's.
+        keys: keys of all runs, instead of the base's and the grid's.
+        arms: the only ones that are wanted.
+        metrics: instead of the file's.
+        processes: how many runs are made at a time.
+        retry: try runs again that failed.
+        quiet: print no progress.
+
+    Returns:
+        A row for each arm, point of the grid and metric: `mean` and `deviation` over seeds, `difference` from the
+        baseline paired by seed with the 95 % interval `low` to `high`, `bytes` and `seconds` of a seed.
+
+    Raises:
+        weft.errors.ConfigError: a mistake in the study, or it was begun with other keys.
+        weft.errors.RunError: the disk is full; what is done is kept.
+    """
+    import pandas
+
+    from weft.studies.study import read_study
+    from weft.studies.sweep import check
+    from weft.studies.sweep import sweep as make
+
+    def note(sentence: str) -> None:
+        if not quiet:
+            print(f"weft: {sentence}", file=sys.stderr, flush=True)
+
+    read = read_study(study, keys=keys, arms=arms, metrics=metrics, output_dir=output_dir)
+    command = f"weft.sweep({study if isinstance(study, Mapping) else os.fspath(study)!r}, ...)"
+    return pandas.DataFrame(make(check(read), processes=processes, retry=retry, note=note, command=command).records)

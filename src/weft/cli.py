@@ -29,6 +29,7 @@ HELP = {
     "attack": "change questions until a model answers wrongly, and count how many it takes",
     "audit": "ask a run what it remembers of its rows, and what it gives away",
     "tasks": "list the evaluation tasks, and where their data is",
+    "sweep": "make the runs of a study, and a table, a picture and a page of them",
     "compare": "print runs side by side",
     "report": "write the page of a run again",
     "privacy": "say what a run protects, and what it has spent",

@@ -214,6 +214,7 @@ COMMANDS = {
     "attack": "weft.commands.attack:run",
     "audit": "weft.commands.audit:run",
     "tasks": "weft.commands.tasks:run",
+    "sweep": "weft.commands.sweep:run",
     "compare": "weft.commands.compare:run",
     "report": "weft.commands.report:run",
     "privacy": "weft.commands.privacy:run",

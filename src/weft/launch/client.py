@@ -59,6 +59,8 @@ class ClientBuilder:
         self.config, self.note = config, note
         self.group: RankGroup | None = None
         """The processes that the model is spread over."""
+        self.shared: Path | None = None
+        """A folder in which several runs of a study keep what they have in common."""
         self.plan: Plan = compose.plan(config)
         self.population: Population | None = None
         self._rows_are_bare = False
@@ -133,7 +135,7 @@ class ClientBuilder:
         plan.objective.start()
         if self._rows_are_bare and plan.objective.needs_reference:
             assert reference is not None
-            refer(population, model, reference, self.config.eval_batch_size, self.note)
+            refer(population, model, reference, self.config.eval_batch_size, self.note, self.shared)
         if self._rows_are_bare and self.config.few_shot:
             choose_few_shot(self.config, population, plan.objective, model, self.note)
         if plan.privacy.in_steps and self.config.endpoint is None and self.config.runtime != "nvflare":

@@ -70,7 +70,7 @@ def describe(config: RunConfig, *, all_keys: bool = False) -> str:
         ConfigError: whatever would stop the run before its first round.
     """
     with tempfile.TemporaryDirectory() as folder:
-        _link_tokens(token_cache(config), Path(folder) / "tokens")
+        link_tokens(token_cache(config), Path(folder) / "tokens")
         overrides = {"token_cache": str(Path(folder) / "tokens")}
         config = with_prompt_texts(config)
         lines = _plan(with_tokenizer(config.model_copy(update=overrides), Path(folder) / "tokenizer"))
@@ -97,7 +97,7 @@ def total_bytes(config: RunConfig) -> float:
     return sizes.traffic * cohort * config.num_rounds
 
 
-def _link_tokens(cache: Path, folder: Path) -> None:
+def link_tokens(cache: Path, folder: Path) -> None:
     """Show text that was tokenized before in a folder where more can be tokenized for a while."""
     folder.mkdir()
     for manifest in cache.glob("*/manifest.json"):

@@ -52,6 +52,7 @@ def train(
     as_json: bool = False,
     notes: Sequence[str] = (),
     imported: Callable[[], None] = lambda: None,
+    shared: Path | None = None,
 ) -> Run:
     """Run a configuration to its end and return the finished run.
 
@@ -63,6 +64,7 @@ def train(
         as_json: show it as JSON lines.
         notes: sentences about the configuration, printed before the first round.
         imported: called once the libraries are imported, before rows and weights are loaded.
+        shared: a folder in which the runs of a study keep what they have in common; None: the run stands alone.
 
     Raises:
         ConfigError: a mistake in the configuration or the data; nothing was changed.
@@ -78,6 +80,7 @@ def train(
     if config.from_scratch:
         shape_of(config)
     builder = ClientBuilder(config)
+    builder.shared = shared
     tasks, items = read_tasks(config, builder.plan), read_items(config)
     import_libraries(config)
     imported()

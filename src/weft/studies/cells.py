@@ -1,0 +1,168 @@
+"""The runs of a study: each arm at each point of the grid with each seed, as whole configurations."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from weft import registry
+from weft.config import RunConfig, settle
+from weft.errors import ConfigError
+from weft.json_types import JsonObject
+from weft.runs.layout import path_component
+from weft.studies.study import DEFAULTS, Arm, Study, label_of
+
+UNMEASURED: JsonObject = {
+    "eval_tasks": None,
+    "eval_limit": None,
+    "num_fewshot": None,
+    "apply_chat_template": None,
+    "task_data": None,
+    "include_path": None,
+    "eval_dataset_name": None,
+    "eval_dataset_split": None,
+    "best_metric": None,
+    "early_stopping_rounds": None,
+}
+"""What runs for a choice are without: they see no row that the result is measured on."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study."""
+
+    arm: str
+    point: tuple[str, ...]
+    """Labels of its values of the grid."""
+    seed: int
+    config: RunConfig
+    member: str = ""
+    """Which of the runs that a value of its arm is the mean of."""
+    setting: str | None = None
+    """Of a run for the choice: the label of what it tries."""
+    number: int = 0
+    """Of a run for the choice: the place of the setting."""
+
+    @property
+    def name(self) -> str:
+        """What messages and records call it."""
+        words = (self.arm, *self.point, *([self.member] if self.member else []))
+        tried = [] if self.setting is None else [f"tried: {self.setting}"]
+        return ", ".join((*words, *tried, f"seed {self.seed}"))
+
+    @property
+    def folder(self) -> Path:
+        """The directory of the run."""
+        return Path(self.config.output_dir)
+
+
+def points_of(study: Study) -> list[tuple[tuple[str, ...], JsonObject]]:
+    """Return the labels and the keys of every point of the grid, seeds apart."""
+    axes = [[(label, {key: value}) for label, value in values.items()] for key, values in study.axes.items()]
+    found = []
+    for chosen in itertools.product(*axes):
+        keys: JsonObject = {}
+        for _, one in chosen:
+            keys |= one
+        found.append((tuple(label for label, _ in chosen), keys))
+    return found
+
+
+def cells_to_choose(study: Study) -> list[Cell]:
+    """Return the runs by which the settings of arms are chosen, none without a rule of choice.
+
+    Raises:
+        ConfigError: a run that cannot be.
+    """
+    if study.choice is None:
+        return []
+    found = []
+    for arm, (labels, keys) in itertools.product(study.arms, points_of(study)):
+        for number, setting in enumerate(arm.settings):
+            for member, own in arm.members:
+                base = _without_tests(study.base | keys) | UNMEASURED | study.choice.keys
+                values = base | arm.keys | own | setting | {"seed": study.choice.seed}
+                folder = _folder(study, "choice", arm.name, *labels, f"setting_{number}", member)
+                config = _config(study, values, [*arm.keys, *own, *setting], folder, study.choice.seed, arm.name)
+                label = label_of(setting) or "as it is"
+                found.append(Cell(arm.name, labels, study.choice.seed, config, member, label, number))
+    return found
+
+
+def _without_tests(keys: JsonObject) -> JsonObject:
+    """Return keys without the clients' own test rows, so that rows of theirs are held out."""
+    clients = keys.get("clients")
+    if not isinstance(clients, list):
+        return keys
+    return keys | {
+        "clients": [
+            {key: value for key, value in one.items() if key != "eval"} if isinstance(one, Mapping) else one
+            for one in clients
+        ]
+    }
+
+
+def cells_of(study: Study, settings: Mapping[tuple[str, tuple[str, ...]], JsonObject]) -> list[Cell]:
+    """Return the runs that the table is made of: all arms of a seed before the next seed, so that pairs come early.
+
+    Args:
+        study: the study.
+        settings: the chosen ones, by arm and point; an arm with settings of which none was chosen is left out.
+
+    Raises:
+        ConfigError: a run that cannot be, or a key without effect.
+    """
+    found = []
+    for seed, (labels, keys), arm in itertools.product(study.seeds, points_of(study), study.arms):
+        if arm.settings and (arm.name, labels) not in settings:
+            continue
+        setting = settings.get((arm.name, labels), {})
+        for member, own in arm.members:
+            values = study.base | keys | arm.keys | own | setting | {"seed": seed}
+            folder = _folder(study, "runs", arm.name, *labels, member)
+            config = _config(study, values, [*arm.keys, *own, *setting], folder, seed, arm.name)
+            found.append(Cell(arm.name, labels, seed, config, member))
+    return found
+
+
+def first_settings(study: Study) -> dict[tuple[str, tuple[str, ...]], JsonObject]:
+    """Return the first setting of each arm at each point: what stands for the chosen one before there is one."""
+    return {(arm.name, labels): arm.settings[0] for arm in study.arms if arm.settings for labels, _ in points_of(study)}
+
+
+def _folder(study: Study, kind: str, *names: str) -> Path:
+    return study.output_dir.joinpath(kind, *(path_component(name) for name in names if name))
+
+
+def _config(study: Study, values: JsonObject, own: Iterable[str], folder: Path, seed: int, arm: str) -> RunConfig:
+    """Return a configuration; the keys of the arm itself must have an effect."""
+    place = DEFAULTS[study.verb]
+    explicit = [key for key in dict.fromkeys(own) if values[key] is not None]
+    try:
+        return settle(
+            values | {"output_dir": str(folder / f"seed_{seed}")},
+            explicit,
+            registry.import_object(place) if place else lambda keys: {},
+        )[0]
+    except ConfigError as error:
+        raise ConfigError(f"The arm '{arm}' cannot be run. {error}") from None
+
+
+def check_effects(study: Study, arms: Sequence[Arm]) -> None:
+    """Refuse a key of the grid that has no effect in any arm; ConfigError."""
+    place = DEFAULTS[study.verb]
+    defaults = registry.import_object(place) if place else lambda keys: {}
+    for key, values in study.axes.items():
+        refusals = []
+        for arm in arms:
+            setting = arm.settings[0] if arm.settings else {}
+            every = study.base | arm.keys | arm.members[0][1] | setting
+            every |= {key: next((value for value in values.values() if value is not None), None)}
+            try:
+                settle(every, [key], defaults)
+            except ConfigError as error:
+                refusals.append(error)
+        if len(refusals) == len(arms):
+            raise ConfigError(f"The key {key} of the grid has no effect in any arm. {refusals[0]}")

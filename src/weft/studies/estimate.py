@@ -1,0 +1,80 @@
+"""`weft sweep --dry_run`: how many runs a study has, how long they take and how many bytes they send."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from weft.errors import ConfigError
+from weft.launch.cost_estimate import Cost, cost_of
+from weft.runs.text import human_bytes, human_duration
+from weft.studies.cells import Cell
+from weft.studies.ledger import is_done
+
+
+class Part(NamedTuple):
+    """Runs that differ in their seed alone, of which one was estimated."""
+
+    label: str
+    runs: int
+    left: int
+    """Those that are not done."""
+    cost: Cost
+    """Of one of them."""
+    measured: bool
+    """Its seconds are those of runs of it that are done."""
+
+
+def parts_of(
+    cells: Sequence[Cell], times: dict[str, float], note: Callable[[str], None] = lambda _: None
+) -> list[Part]:
+    """Return the estimates of a study's runs; of each kind one is estimated, with all checks of a dry run.
+
+    Args:
+        cells: the runs.
+        times: seconds of those that were done, by name.
+        note: receives what is estimated next.
+
+    Raises:
+        ConfigError: whatever would stop a run before its first round.
+    """
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.name.rpartition(", seed ")[0], []).append(cell)
+    parts = []
+    for label, group in groups.items():
+        note(f"estimating {label}")
+        try:
+            cost = cost_of(group[0].config)
+        except ConfigError as error:
+            raise ConfigError(f"The arm '{group[0].arm}' cannot be run. {error}") from None
+        known = [times[cell.name] for cell in group if cell.name in times]
+        if known:
+            cost = cost._replace(seconds=sum(known) / len(known))
+        parts.append(Part(label, len(group), sum(not is_done(cell) for cell in group), cost, bool(known)))
+    return parts
+
+
+def cells_of_part(part: Part) -> list[str]:
+    """Return the cells of an estimate in a table."""
+    about = "" if part.measured else "about "
+    return [
+        part.label,
+        str(part.runs),
+        str(part.runs - part.left),
+        f"{about}{human_duration(part.cost.seconds)}",
+        human_bytes(part.cost.bytes),
+    ]
+
+
+def sum_of(parts: Sequence[Part], processes: int) -> str:
+    """Return the sums in words."""
+    runs, left = sum(part.runs for part in parts), sum(part.left for part in parts)
+    seconds = sum(part.left * part.cost.seconds for part in parts) / processes
+    size = sum(part.runs * part.cost.bytes for part in parts)
+    beside = f", {processes} at a time" if processes > 1 else ""
+    return (
+        f"{runs} runs, {left} of them left{beside}: about {human_duration(seconds)}, and {human_bytes(size)} sent in "
+        "all runs. Seconds of arms that have a run done are measured; the others are estimated from this machine's "
+        "matrix rate, and may be off by a factor of two or three."
+    )

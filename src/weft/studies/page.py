@@ -1,0 +1,94 @@
+"""The page of a study: one HTML file that needs nothing from anywhere, and no script.
+
+Names of arms and reasons of failures were written by others: all text is escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import yaml
+
+from weft.json_types import JsonObject
+from weft.studies.measures import Measure
+from weft.studies.table import Row
+from weft.studies.words import COST_HEADS, HEADS, cells_of_row, costs_of_row, title_of
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1d2329; --soft: #5b6670; --line: #dde2e7; --page: #fff; --panel: #f6f8fa; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #dfe5ea; --soft: #98a5b1; --line: #323a42; --page: #14181c; --panel: #1c2126; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
+  max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+figure { margin: 0; } svg { width: 100%; height: auto; } p { color: var(--soft); }
+.table { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem 1rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
+th { color: var(--soft); font-weight: 500; font-size: .85rem; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; min-width: 8rem; }
+pre { background: var(--panel); padding: 1rem; border-radius: 6px; overflow-x: auto; font-size: .85rem; }
+"""
+
+
+def page_of(
+    title: str,
+    rows: Sequence[Row],
+    measures: Sequence[Measure],
+    pictures: Mapping[str, str],
+    failures: Mapping[str, str],
+    choice: Sequence[JsonObject],
+    base: JsonObject,
+    command: str,
+) -> str:
+    """Return the page.
+
+    Args:
+        title: of the study.
+        rows: of its table.
+        measures: its metrics.
+        pictures: SVG elements by metric.
+        failures: why runs failed, by name.
+        choice: what was chosen, as plain data.
+        base: the keys that all runs have in common.
+        command: that repeats the study.
+    """
+    parts = []
+    for measure in measures:
+        parts.append(f"<h2>{escape(title_of(measure))}</h2>")
+        parts.append(_table(HEADS, [cells_of_row(row, measure) for row in rows]))
+        if picture := pictures.get(measure.name):
+            parts.append(f'<figure role="img" aria-label="{escape(measure.name)} against cost">{picture}</figure>')
+    parts.append("<h2>Mean rank over the metrics, and what it took</h2>")
+    parts.append(_table(COST_HEADS, [costs_of_row(row) for row in rows]))
+    if choice:
+        cells = [
+            [
+                ", ".join((one["arm"], *one["point"])),
+                one["chosen"],
+                "; ".join(f"{label}: {value:.4f}" for label, value in one["values"].items()),
+            ]
+            for one in choice
+        ]
+        parts += ["<h2>Settings</h2>", _table(["arm", "chosen", "on held-out rows of the tuning seed"], cells)]
+    if failures:
+        cells = [[name, why] for name, why in failures.items()]
+        parts += ["<h2>Runs that failed</h2>", _table(["run", "why"], cells)]
+    settings = yaml.safe_dump(base, sort_keys=False, allow_unicode=True)
+    parts.append(f"<h2>Settings of all runs</h2><pre>{escape(settings)}</pre>")
+    parts.append(f"<h2>Again</h2><pre>{escape(command)}</pre>")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>\n<h1>{escape(title)}</h1>\n"
+        "<p>a ± b is the mean and the standard deviation (n - 1) over seeds. Differences are paired by seed; their "
+        "95 % intervals are Student's. Of 20 intervals of equal arms, one leaves out 0 by chance.</p>\n"
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
+    body = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows)
+    return f'<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
