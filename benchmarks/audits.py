@@ -22,11 +22,14 @@ from audit import read
 from common import machine
 
 SEEDS = 3
+DP: dict[str, Any] = {"privacy_unit": "row", "target_epsilon": 8.0, "target_delta": 1e-3, "clip_norm": 1.0}
 ARMS: dict[str, dict[str, Any]] = {
     "nothing": {},
     "int4": {"codec": "int4"},
     "masks": {"protection": "masks", "min_clients": 3},
-    "DP, epsilon 8": {"privacy_unit": "row", "target_epsilon": 8.0, "target_delta": 1e-3, "clip_norm": 1.0},
+    "DP, epsilon 8": DP,
+    "DP and masks": DP | {"protection": "masks", "min_clients": 3},
+    "central": {"fed_alg": "central"},
 }
 COMMON: dict[str, Any] = {
     "dtype": "float32", "use_peft": False, "num_clients": 3, "sample_clients": 3, "lr_scheduler_type": "constant",
@@ -40,6 +43,7 @@ STEPS: dict[str, Any] = {
     "objective": "causal_lm", "seq_length": 12, "num_rounds": 1, "max_steps": 1, "batch_size": 2, "optimizer": "sgd",
     "learning_rate": 1.0, "eval_fraction": 0.1,
 }  # fmt: skip
+OF_CONVERSATIONS = ("template", "canaries", "canary_repetitions")
 
 
 def make_model(folder: Path, seed: int) -> Path:
@@ -76,8 +80,15 @@ def write(file: Path, rows: list[dict[str, str]]) -> str:
     return str(file)
 
 
-def measure(arm: str, seed: int) -> dict[str, Any]:
-    """Run twice, and audit; return the numbers."""
+def measure(arm: str, seed: int, base: Path | None = None, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Run twice, and audit; return the numbers.
+
+    Args:
+        arm: a name of ARMS.
+        seed: of model, rows and run.
+        base: a model to begin from; None: the tiny one.
+        changes: keys of both runs; the second keeps its single step.
+    """
     import weft
     from weft.audits.record import audits_of, put
     from weft.audits.scene import Scene
@@ -86,19 +97,22 @@ def measure(arm: str, seed: int) -> dict[str, Any]:
     began, lots = time.process_time(), random.Random(seed)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        model = str(make_model(folder / "model", seed))
+        model = str(base or make_model(folder / "model", seed))
         codes = [
             {"instruction": f"Code of {number:03}?", "output": f"{lots.randrange(10**6):06}"}
             for number in lots.sample(range(1000), 240)
         ]
         texts = [{"text": "".join(chr(lots.randrange(33, 127)) for _ in range(24))} for _ in range(60)]
-        given = COMMON | ARMS[arm] | {"model_name_or_path": model, "seed": seed}
+        given = COMMON | LEARNS | (changes or {}) | ARMS[arm] | {"model_name_or_path": model, "seed": seed}
         learns = {"dataset_name": write(folder / "codes.jsonl", codes), "output_dir": str(folder / "learns")}
         steps = {"dataset_name": write(folder / "texts.jsonl", texts), "output_dir": str(folder / "steps")}
-        runs = [weft.train(given | LEARNS | learns, quiet=True), weft.train(given | STEPS | steps, quiet=True)]
+        runs = [weft.train(given | learns, quiet=True)]
         names = [["exposure", "extraction", "epsilon", "membership", "verbatim"], ["span"]]
+        if arm != "central":  # nothing is sent there
+            alone = {key: value for key, value in given.items() if key not in OF_CONVERSATIONS}
+            runs.append(weft.train(alone | STEPS | steps, quiet=True))
         found: dict[str, Any] = {}
-        for run, audits in zip(runs, names, strict=True):
+        for run, audits in zip(runs, names, strict=False):
             scene = Scene(run, Settings(seed=seed, candidates=127, shadows=0))
             found |= put(scene, audits_of(audits), all_of_them=True)["audits"]
         loss = runs[0].summary.get("train_loss")

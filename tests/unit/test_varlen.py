@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from weft.models import varlen
 from weft.models.layout import Row, lay_out
+from weft.models.lines import lay_out_lines
 from weft.models.probes import packing_is_exact
 from weft.models.resident import Resident
 from weft.objectives.causal_lm import CausalLM
@@ -179,3 +181,14 @@ def test_the_kernel_of_a_gpu_computes_what_rows_alone_have(heads: int):
     for window in (0, 7):
         ours = kernel(query, key, value, offsets, 30, None, window).float()
         assert torch.allclose(ours, varlen.by_row(query, key, value, offsets, 30, None, window).float(), atol=2e-2)
+
+
+@pytest.mark.gpu
+def test_batches_whose_tensors_are_expanded_travel_to_a_gpu():
+    """Positions that all lines share, and masks that all heads share, are one piece of memory on the CPU."""
+    row = (np.arange(5, dtype=np.int32), np.ones(5, dtype=bool))
+    mask = torch.ones(5, 5, dtype=torch.bool).tril().expand(2, 1, 5, 5)
+    batch = replace(lay_out_lines([row, row]), mask=mask)
+    moved = batch.to(torch.device("cuda"))
+    assert moved.mask is not None and torch.equal(moved.mask.cpu(), mask)
+    assert moved.position_ids is not None and moved.position_ids.tolist() == [list(range(5))] * 2

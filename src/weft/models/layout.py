@@ -49,7 +49,8 @@ class Batch:
 
     def pinned(self) -> Batch:
         """Return the batch in memory that a GPU copies from by itself; one that is there already stays."""
-        return self._map(Tensor.pin_memory)
+        # Tensors that are expanded along an axis cannot be pinned as they are.
+        return self._map(lambda value: value.contiguous().pin_memory())
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return replace(
