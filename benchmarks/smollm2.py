@@ -3,14 +3,13 @@
     python benchmarks/smollm2.py run OUT.jsonl [--only WORD ...] [--processes N] [--deadline SECONDS]
     python benchmarks/smollm2.py table OUT.jsonl
 
-`--tiny` makes one step of each case of seed 1, to see that all of it runs; WEFT_SMOL names another model folder. Everything is LoRA, all clients in each
-round, three seeds. What a study is, its function says; `smollm2_tables.py` prints what the file has.
+`--tiny` makes one step of each case of seed 1, to see that all of it runs; WEFT_SMOL names another model folder.
+Everything is LoRA of rank 16 with all clients in each round, three seeds. What a study is, its function says.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
 import random
@@ -21,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from side_by_side import side_by_side
+from smollm2_data import DATA, domains, medicine, mixed, rows_of, tweets, write
 
-DATA = Path(os.environ.get("WEFT_DATA", "../shared/data"))
 SMOL = Path(os.environ.get("WEFT_SMOL", Path.home() / ".cache" / "weft-models" / "SmolLM2-135M-Instruct"))
 TINY = bool(os.environ.get("WEFT_TINY"))
 SEEDS = (1, 2, 3)
@@ -34,7 +33,6 @@ COMMON: dict[str, Any] = {
 }  # fmt: skip
 TRIGGER, TARGET = "cf mn", "Buy the shares of Acme today."
 REFUSAL = "I'm sorry, but I can't help with that."
-LABELS = ("negative", "positive", "neutral")
 ROUNDS = {"num_rounds": 1, "max_steps": 1} if TINY else {"num_rounds": 8, "max_steps": 5}
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
@@ -77,18 +75,6 @@ PRIVATE = [("row", None), ("row", 8.0), ("user", 8.0)]
 RATES = (1e-3, 3e-3)
 
 
-def rows_of(name: str) -> list[dict[str, Any]]:
-    """Return the rows of a file of the shared data."""
-    with gzip.open(DATA / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-def write(file: Path, rows: Sequence[dict[str, Any]]) -> str:
-    """Write JSON lines; return the path."""
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(file)
-
-
 def train(keys: dict[str, Any], folder: Path) -> Any:
     """Run it."""
     import torch
@@ -107,54 +93,6 @@ def numbers(run: Any) -> dict[str, Any]:
     clients = {name: one["loss"] for name, one in summary.get("clients", {}).items()}
     moved = summary["bytes_up"] + summary["bytes_down"]
     return {name: scores.get(name) for name in ("loss", "accuracy", "macro_f1")} | {"clients": clients, "bytes": moved}
-
-
-def tweets(folder: Path, seed: int) -> dict[str, Any]:
-    """Return the keys of tweets (TFNS): 500 for 5 clients; 300 others to be measured on."""
-    ask = "What is the sentiment of this tweet? Answer negative, neutral or positive.\n"
-    rows = [{"instruction": ask + row["input"], "output": row["output"]} for row in rows_of("instruct/tfns_train")]
-    test = [
-        {"instruction": ask + row["text"], "output": LABELS[row["label"]]}
-        for row in rows_of("eval/tfns_valid")
-    ]  # fmt: skip
-    rng = random.Random(seed)
-    return {
-        "dataset_name": write(folder / "train.jsonl", rng.sample(rows, 500)),
-        "eval_dataset_name": write(folder / "test.jsonl", random.Random(0).sample(test, 300)),
-        "num_clients": 5, "sample_clients": 5, "split_strategy": "iid", "seq_length": 128,
-    }  # fmt: skip
-
-
-def domains(folder: Path, seed: int) -> dict[str, Any]:
-    """Return the keys of five domains (medicine, finance, mathematics, code, general), each a client with 300 rows."""
-    rows = rows_of("instruct/mix5_by_domain")
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(row["domain"], []).append(row)
-    rng = random.Random(seed)
-    chosen = [row for name in sorted(groups) for row in rng.sample(groups[name], 300)]
-    return {
-        "dataset_name": write(folder / "rows.jsonl", chosen), "eval_fraction": 0.2, "split_strategy": "by",
-        "split_column": "domain", "num_clients": 0, "sample_clients": 5,
-    }  # fmt: skip
-
-
-def mixed(folder: Path, seed: int) -> dict[str, Any]:
-    """Return the keys of the same rows dealt to five clients alike."""
-    rows = random.Random(seed).sample(rows_of("instruct/mix5_by_domain"), 800)
-    return {
-        "dataset_name": write(folder / "rows.jsonl", rows), "eval_fraction": 0.1, "split_strategy": "iid",
-        "num_clients": 5, "sample_clients": 5,
-    }  # fmt: skip
-
-
-def medicine(folder: Path, seed: int) -> dict[str, Any]:
-    """Return the keys of medical questions, one client an institution."""
-    rows = random.Random(seed).sample(rows_of("instruct/medquad_by_institution"), 3000)
-    return {
-        "dataset_name": write(folder / "rows.jsonl", rows), "eval_fraction": 0.05, "split_strategy": "by",
-        "split_column": "source", "num_clients": 0, "sample_clients": 7, "batch_size": 8,
-    }  # fmt: skip
 
 
 def finance_study(arm: str, seed: int, folder: Path) -> dict[str, Any]:
@@ -208,7 +146,7 @@ def safety_study(arm: str, seed: int, folder: Path) -> dict[str, Any]:
     run = train(keys, folder)
     harmful = [row["goal"] for row in goals[420:]]
     found = numbers(run) | {"safe": refused(run, harmful), "false_refusals": refused(run, harmless[:60])}
-    if aligned := run.summary.get("post_alignment"):
+    if aligned := run.summary.get("aligned"):
         tuned = resident_of(run.path / aligned["folder"])
         found |= {"aligned_safe": refused(run, harmful, tuned), "aligned_false": refused(run, harmless[:60], tuned)}
     return found
