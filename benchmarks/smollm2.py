@@ -3,6 +3,8 @@
     python benchmarks/smollm2.py run OUT.jsonl [--only WORD ...] [--processes N] [--deadline SECONDS]
     python benchmarks/smollm2.py table OUT.jsonl
 
+Processes that share a GPU slow each other: two or three at a time (docs/log.md).
+
 `--tiny` makes one step of each case of seed 1, to see that all of it runs; WEFT_SMOL names another model folder.
 Everything is LoRA of rank 16 with all clients in each round, three seeds. What a study is, its function says.
 """

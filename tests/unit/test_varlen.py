@@ -190,5 +190,7 @@ def test_batches_whose_tensors_are_expanded_travel_to_a_gpu():
     mask = torch.ones(5, 5, dtype=torch.bool).tril().expand(2, 1, 5, 5)
     batch = replace(lay_out_lines([row, row]), mask=mask)
     moved = batch.to(torch.device("cuda"))
-    assert moved.mask is not None and torch.equal(moved.mask.cpu(), mask)
-    assert moved.position_ids is not None and moved.position_ids.tolist() == [list(range(5))] * 2
+    assert moved.mask is not None
+    assert torch.equal(moved.mask.cpu(), mask)
+    assert moved.position_ids is not None
+    assert moved.position_ids.tolist() == [list(range(5))] * 2
