@@ -114,7 +114,7 @@ def domain(**more: Any) -> dict[str, Any]:
 
 
 def outer(clients: int) -> dict[str, Any]:
-    from weft.commands.pretrain import outer_lr
+    from weft.algorithms.outer import outer_lr
 
     return {"fed_alg": "diloco", "fed_args": {"outer_lr": outer_lr(clients), "momentum": 0.9}}
 

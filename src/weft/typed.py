@@ -195,7 +195,8 @@ class Keys(TypedDict, total=False):
     num_train_epochs: int
     batch_size: int
     gradient_accumulation_steps: int
-    optimizer: Literal["adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"]
+    optimizer: Literal["adamw", "sgd", "muon", "adamw_8bit", "paged_adamw_8bit"]
+    keep_moments: bool
     learning_rate: float
     lr_scheduler_type: Literal["cosine_by_round", "constant", "cosine", "linear", "wsd"]
     decay_ratio: float
@@ -208,6 +209,7 @@ class Keys(TypedDict, total=False):
     adam_beta1: float
     adam_beta2: float
     adam_epsilon: float
+    muon_momentum: float
     adversarial_training: bool
     adversarial_radius: float
     adversarial_steps: int

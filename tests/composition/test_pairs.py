@@ -36,6 +36,7 @@ PATHS: dict[str, dict[str, object]] = {
     "recomputed": {"gradient_checkpointing": True, "kernels": "none"},
     "float16": {"dtype": "float16"},
     "8 bits": {"load_in_8bit": True, "int8_threshold": 0.0},
+    "muon": {"optimizer": "muon"},
     "chunks": {},
     "offsets": {},
 }
@@ -60,6 +61,8 @@ def goes_together(row: Row) -> bool:
         return False  # refused in words: nothing is sent, or what was not sent is of another basis
     if (path == "8 bits" and kind not in ("lora", "rslora")) or (path == "recomputed" and fed_alg in SEEDS):
         return False  # both are refused in words: nothing to train in 8 bits, and no gradients to recompute for
+    if path == "muon" and (fed_alg in {"fedadamw", "fedsgd"} | SEEDS or kind in PROMPTS):
+        return False  # refused in words: AdamW's moments, or no matrix inside the model
     if kind in PROMPTS:  # of the tasks, prompts are for questions
         return lora == "average" and task == "sft"
     return allowed(fed_alg, lora, kind)

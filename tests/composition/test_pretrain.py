@@ -14,7 +14,9 @@ import weft
 from support.flags import flags
 from support.rows import THINGS, write_rows
 from weft.cli import main
-from weft.commands.pretrain import defaults, outer_lr
+from weft.commands.pretrain import defaults
+from weft.config import build
+from weft.launch import compose
 from weft.models.scratch import SHAPES
 from weft.training.schedules import Schedule
 
@@ -63,7 +65,7 @@ def test_a_model_from_nothing_learns_and_is_an_ordinary_model(scratch, capsys):
     assert bits[-1] < 0.7 * bits[0]
     assert set(run.summary["clients"]) == {"fruit", "plants", "sky"}
     assert run.summary["eval"]["bits_per_byte"] == bits[-1]
-    assert run.config.fed_args == {"outer_lr": 0.6, "momentum": 0.9}
+    assert compose.algorithm(run.config).rates == (0.6, 0.9)
     size = sum(value.nbytes for value in load_file(run.path / "model" / "model.safetensors").values())
     # 3 clients, 4 rounds: 12 times up; data parallelism moves both ways in each of 5 steps.
     assert run.summary["bytes_up"] == 12 * size
@@ -120,7 +122,6 @@ def test_pre_training_goes_on_from_a_model(scratch, tiny_model: Path):
 def test_sizes_have_as_many_parameters_as_their_names_say():
     from transformers import LlamaForCausalLM
 
-    from weft.config import build
     from weft.models.scratch import llama_config
 
     for size in SHAPES:
@@ -140,21 +141,26 @@ def test_the_wsd_schedule_warms_up_stays_and_falls():
 
 def test_norms_do_not_decay_where_matrices_alone_do(scratch):
     """Without gradients (a learning rate that moves nothing) only the decay would move weights."""
-    from weft.config import build
-    from weft.launch.compose import local_steps
-
-    steps = local_steps(build(scratch | {"weight_decay": 0.5, "decay_matrices_only": True}))
+    steps = compose.local_steps(build(scratch | {"weight_decay": 0.5, "decay_matrices_only": True}))
     params = dict(torch.nn.Linear(3, 3).named_parameters())
     optimizer = steps.optimizer.make(params, {}, torch.device("cpu"))
     found = {group["weight_decay"]: [tuple(p.shape) for p in group["params"]] for group in optimizer.param_groups}
     assert found == {0.5: [(3, 3)], 0.0: [(3,)]}
 
 
-def test_the_outer_learning_rate_follows_the_clients():
-    assert [outer_lr(clients) for clients in (1, 2, 4, 8)] == [0.4, 0.6, 0.6, 0.8]
-    assert defaults({"sample_clients": 8})["fed_args"] == {"outer_lr": 0.8, "momentum": 0.9}
-    assert "fed_args" not in defaults({"fed_alg": "fedavg"})
-    assert "fed_args" not in defaults({"fed_args": {"outer_lr": 1}})
+def test_the_outer_step_follows_the_clients_and_what_is_given_stays(scratch):
+    def rates(**changes: object) -> tuple[float, float]:
+        given = {key: value for key, value in (scratch | changes).items() if value is not None}
+        return compose.algorithm(build(defaults(given) | given)).rates
+
+    split = {"split_strategy": "iid"}
+    found = [rates(num_clients=count, sample_clients=8, **split)[0] for count in (2, 4, 5, 8)]
+    assert found == [0.6, 0.6, 0.8, 0.8]
+    assert rates(num_clients=1, sample_clients=8, **split) == (1.0, 0.0)
+    assert rates(num_clients=1, sample_clients=8, fed_args={"momentum": 0.9}, **split) == (0.4, 0.9)
+    assert rates(num_clients=4, fed_args=["fragments=2"], **split) == (0.6, 0.9)
+    assert rates(num_clients=4, fed_args={"outer_lr": 0.3}, **split) == (0.3, 0.9)
+    assert rates(num_clients=4, fed_args={"momentum": 0}, **split) == (1.0, 0.0)
 
 
 def test_the_recipe_photon_keeps_nothing_at_clients(scratch):

@@ -46,11 +46,12 @@ FACTORS = """
     fedopt_beta1 fedopt_beta2 dpo_beta label_smoothing simpo_gamma reward_weights reward_length temperature top_p
     grpo_clip grpo_kl target_epsilon target_delta noise_multiplier clip_norm
     learning_rate decay_ratio warmup_steps warmup_ratio min_learning_rate weight_decay max_grad_norm adam_beta1
-    adam_beta2 adam_epsilon eval_fraction eval_every seed
+    adam_beta2 adam_epsilon muon_momentum eval_fraction eval_every seed
 """.split()
 """Numbers that work is computed with, and that make none."""
 FREE_ARGS = {
     "fed_args.server_lr", "fed_args.alpha", "fed_args.epsilon", "fed_args.outer_lr", "fed_args.momentum",
+    "fed_args.outer_warmup", "fed_args.outer_decay",
     "fed_args.strength", "fed_args.buffer_size", "fed_args.staleness_power", "fed_args.max_staleness",
     "objective_args.step", "privacy_args.initial", "privacy_args.quantile", "privacy_args.rate",
     "protection_args.bits", "protection_args.bound", "protection_args.neighbours",
@@ -62,6 +63,9 @@ FREE_ARGS = {
 }  # fmt: skip
 """The same among the parameters of parts. Those of fedbuff and of aggregators are the server's; each party's model sets
 `step` of objectives. The parts themselves limit blocks, chunks and bits."""
+
+
+NUMBERS = ("int", "float", "int | None", "float | None")
 
 
 def numeric(key: str) -> bool:
@@ -87,7 +91,7 @@ def test_every_number_of_a_part_is_limited_or_needs_no_limit():
     for key, kind in kinds.KINDS.items():
         for name in kind.table if key in FROM_RUN else ():
             fields = dataclasses.fields(kinds.load_part(key, name))
-            numbers = [field.name for field in fields if field.type in ("int", "float") and "key" not in field.metadata]
+            numbers = [field.name for field in fields if field.type in NUMBERS and "key" not in field.metadata]
             found |= {f"{kind.args}.{number}" for number in numbers}
     assert found == {key for key in MOST if "." in key} | FREE_ARGS
 

@@ -16,6 +16,7 @@ from weft.algorithms.feddyn import FedDyn
 from weft.algorithms.fedexp import FedExP
 from weft.algorithms.fednova import FedNova
 from weft.algorithms.fedopt import FedAdagrad, FedAdam, FedYogi
+from weft.algorithms.outer import OuterSchedule
 from weft.algorithms.scaffold import Scaffold
 from weft.core.parts import Algorithm
 from weft.core.types import DELTA, SCALARS, LocalWork, ServerState, Streams, Task, Total, Update
@@ -94,6 +95,41 @@ def test_diloco_is_torchs_sgd_with_nesterov():
         outer.step()
         expected.append(weight.tolist())
     close(after(DiLoCo(0.7, 0.9), *TWO), expected)
+
+
+def test_a_corrected_outer_momentum_has_its_full_weight_from_the_first_round():
+    # momentum 0.5: m1 = D1, of weight 1, is doubled; w += 0.5 (D1 + 0.5 * 2 D1) = D1
+    # m2 = 0.5 D1 + D2, of weight 1.5, times 2 / 1.5; w += 0.5 (D2 + 0.5 * 4/3 (0.5 D1 + D2))
+    first = [1 + TWO[0][0], 2 + TWO[0][1]]
+    second = [
+        at + 0.5 * (later + 0.5 * 4 / 3 * (0.5 * early + later)) for at, early, later in zip(first, *TWO, strict=True)
+    ]
+    close(after(DiLoCo(0.5, 0.5, bias_correction=True), *TWO), [first, second])
+
+
+def test_the_outer_step_falls_to_the_plain_mean_in_the_last_round():
+    """Four rounds: learning rate and momentum rise in the first, fall over the last two; a longer run stays there."""
+    schedule = OuterSchedule(4, warmup=0.25, decay=0.5)
+    assert [tuple(schedule.at(round, 3.0, 0.8)) for round in range(6)] == [
+        (3.0, 0.8), (3.0, 0.8), (2.0, 0.4), (1.0, 0.0), (1.0, 0.0), (1.0, 0.0)]  # fmt: skip
+    assert [schedule.at(round, 3.0, 0.8).lr for round in range(2)] == [3.0, 3.0]
+    assert [OuterSchedule(8, warmup=0.5).at(round, 2.0, 0.9).lr for round in range(5)] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    algorithm = DiLoCo(0.5, 0.5, outer_decay=1.0, rounds=2)
+    # of 2 rounds both fall: the first has half of the way, lr 0.75 and momentum 0.25: w += 0.75 * 1.25 D1
+    first = [1 + 0.75 * 1.25 * TWO[0][0], 2 + 0.75 * 1.25 * TWO[0][1]]
+    close(after(algorithm, *TWO), [first, [first[0] + TWO[1][0], first[1] + TWO[1][1]]])
+
+
+def test_one_client_without_momentum_is_lookahead():
+    """Zhang et al. 2019, algorithm 1: slow weights go a share of the way to where the fast ones came."""
+    slow, expected = torch.tensor([1.0, 2.0]), []
+    for delta in TWO:
+        fast = slow + torch.tensor(delta)
+        slow = slow + 0.5 * (fast - slow)
+        expected.append(slow.tolist())
+    close(after(DiLoCo(0.5, 0.0, clients=1), *TWO), expected)
+    identity = after(DiLoCo(clients=1), *TWO)
+    close(identity, [[1 + TWO[0][0], 2 + TWO[0][1]], [1 + TWO[0][0] + TWO[1][0], 2 + TWO[0][1] + TWO[1][1]]])
 
 
 def work(end: tuple[float, float], steps: int, lr: float = 1.0) -> LocalWork:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import gzip
 import importlib
 import importlib.util
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -72,6 +75,90 @@ def test_the_benchmark_of_a_gpu_ends_at_its_deadline(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 7
     assert all(line.endswith("not measured, the deadline has come") for line in lines)
+
+
+def frontier_data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A prepared folder of two domains of some words."""
+    source = folder / "source"
+    source.mkdir()
+    for name, words in (("fruit", "apple pear plum fig"), ("sky_valid_test", "sun moon star cloud")):
+        lines = [json.dumps({"text": f"{words} {number} " * 60}) + "\n" for number in range(40)]
+        (source / f"{name}.jsonl.gz").write_bytes(gzip.compress("".join(lines).encode()))
+    prepared = folder / "prepared"
+    module("frontier_data", monkeypatch).prepare(prepared, source=source, largest=30_000, held=3_000, vocabulary=300)
+    return prepared
+
+
+def test_the_frontier_runs_what_its_file_lacks_and_goes_on_after_a_kill(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    data, frontier = frontier_data(tmp_path, monkeypatch), module("frontier", monkeypatch)
+    parse = module("frontier_arms", monkeypatch).parse
+    assert sorted(file.name for file in (data / "train").iterdir()) == ["fruit.jsonl.gz", "sky.jsonl.gz"]
+    out, arms = tmp_path / "out.jsonl", tmp_path / "arms"
+    monkeypatch.setenv("WEFT_CACHE", str(tmp_path / "cache"))
+    lines = [
+        "algorithm=central clients=1 inner=0 lr=0.004",
+        "algorithm=central clients=1 inner=0 lr=0.001 optimizer=muon",
+    ]
+    arms.write_text("\n".join([*lines, "inner=5 codec=int4 outer=light"]))
+    words = ["run", str(out), "--data", str(data), "--setting", "tiny", "--device", "cpu", "--workers", "1"]
+    frontier.main([*words, "--arms", str(arms), "--deadline", "-1"])
+    assert not frontier.read(out)
+    frontier.main([*words, "--arms", str(arms)])
+    rows = frontier.read(out)
+    assert [row["arm"] for row in rows] == [parse(line).name for line in arms.read_text().splitlines()]
+    assert rows[2]["lr"] == 0.004  # of central training: no arm of several clients was run
+    # 4 clients, 10 steps, both ways; 2 exchanges of 4 bits.
+    assert 20 < rows[2]["data_parallel_bytes"] / rows[2]["bytes"] < 80
+    out.write_text(out.read_text().rpartition('{"arm"')[0] + '{"arm": "cut o')
+    frontier.main([*words, "--arms", str(arms)])
+    again = frontier.read(out)
+    assert len(again) == 3
+    assert again[2]["loss"] == rows[2]["loss"]
+    assert "against central" in capsys.readouterr().out
+    frontier.main(["picture", str(out), str(tmp_path / "frontier.png")])
+    assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_arm_of_the_frontier_is_a_run_that_is_not_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Its keys work, and its parts go together."""
+    from weft.launch import compose
+
+    data, arms = frontier_data(tmp_path, monkeypatch), module("frontier_arms", monkeypatch)
+    found = arms.default_arms()
+    assert len({arm.name for arm in found}) == len(found)
+    for arm in found:
+        assert arms.parse(arm.name) == arm
+        config, warning = settle(
+            *gather(arms.keys_of(replace(arm, lr="0.001", outer="light"), arms.FULL, data, "cpu"), {})
+        )
+        assert warning is None
+        compose.plan(config)
+        steps = config.num_rounds * config.max_steps
+        assert steps == (arm.steps or arms.FULL.steps)
+        assert 60 <= config.batch_size * arm.clients <= 64
+
+
+def test_the_frontier_takes_what_was_best_for_its_kind(monkeypatch: pytest.MonkeyPatch):
+    frontier, parse = module("frontier", monkeypatch), module("frontier_arms", monkeypatch).parse
+
+    def row(line: str, loss: float | None) -> dict[str, object]:
+        return frontier.facts(parse(line), line) | {"loss": loss}
+
+    rows = [
+        row("optimizer=muon lr=0.001 outer=mean", 5.0),
+        row("optimizer=muon lr=0.004 outer=mean", 4.0),
+        row("optimizer=muon lr=0.008 outer=mean", None),
+        row("optimizer=muon lr=0.002 outer=decay", 4.5),
+    ]
+    assert frontier.chosen(rows, parse("optimizer=muon clients=8")) == parse(
+        "optimizer=muon clients=8 lr=0.004 outer=mean"
+    )
+    assert frontier.chosen(rows, parse("optimizer=muon lr=0.01 outer=law")).lr == "0.01"
+    # Of one client no arm was run: the rate of several stands for it. Of AdamW none at all.
+    assert frontier.chosen(rows, parse("optimizer=muon clients=1 outer=law")).lr == "0.004"
+    assert frontier.chosen(rows, parse("clients=8")) == parse("clients=8 lr=0.004 outer=light")
 
 
 def test_every_benchmark_of_make_bench_adds_to_its_table(monkeypatch: pytest.MonkeyPatch):

@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
 
+from weft.algorithms.moments import KeepMoments, merged
+from weft.algorithms.outer import OuterSchedule, nesterov, outer_defaults
 from weft.core import tensors
 from weft.core.capabilities import TurnTaking
 from weft.core.parts import Algorithm, LocalRule
 from weft.core.types import DELTA, SCALARS, LocalWork, RuleResult, ServerState, Streams, Task, Tensors, Total
 from weft.errors import ConfigError
 
-MOMENTUM, FIRST, SECOND, COUNT = "momentum", "exp_avg", "exp_avg_sq", "step"
+MOMENTUM, WEIGHT, FIRST, SECOND, COUNT = "momentum", "momentum_weight", "exp_avg", "exp_avg_sq", "step"
 LOCAL, ANCHOR, LAST_USED = "local", "anchor", "seen"
 """Memory of a client with fragments: LOCAL are its own values, ANCHOR the server's values as it last received them. The
 server's memory LAST_USED: the round in which each client's update was last used."""
 
 
-class _Inner(LocalRule):
+class _Inner(KeepMoments):
     """Continue AdamW's moments, of the client or of the cohort."""
 
-    wants_moments = True
-
     def __init__(self, former: Streams, send: bool, params: Tensors) -> None:
-        self.former, self.send, self.params = former, send, params
-
-    def moments(self) -> Streams:
-        return self.former
+        super().__init__(former)
+        self.send, self.params = send, params
 
     def finish(self, work: LocalWork) -> RuleResult:
-        delta = tensors.subtract(work.end, work.start)
         if not self.send:
-            return RuleResult({DELTA: delta}, _together(self.former, work.moments))
+            return super().finish(work)
         zeros = tensors.zeros(self.params)
         moments = {key: zeros | work.moments.get(key, {}) for key in (FIRST, SECOND)}
         counts = [count for name, count in work.moments.get(COUNT, {}).items() if name in self.params]
         count = counts[0] if counts else torch.tensor(float(work.steps))
+        delta = tensors.subtract(work.end, work.start)
         return RuleResult({DELTA: delta, SCALARS: {COUNT: count.clone()}, **moments})
 
 
@@ -56,7 +54,7 @@ class _Streaming(_Inner):
 
     def finish(self, work: LocalWork) -> RuleResult:
         part = self.turns.part(work.end, self.round)
-        memory = {LOCAL: work.end, ANCHOR: self.anchor} | _together(self.former, work.moments)
+        memory = {LOCAL: work.end, ANCHOR: self.anchor} | merged(self.former, work.moments)
         return RuleResult({DELTA: tensors.subtract(part, self.anchor)}, memory)
 
 
@@ -71,24 +69,53 @@ class _Fragments(TurnTaking):
 class DiLoCo(Algorithm):
     """g = -D, m <- momentum m + g, w <- w - outer_lr (g + momentum m), as torch's SGD with nesterov.
 
-    inner_state: AdamW's moments (SGD has none) between rounds: keep (they stay at the client, the paper's), reset (to
-    zero), average (they travel and are averaged, at three times the bytes; those of parameters that do not travel are
-    reset). Parameters that are not trained in a round (RoLoRA) keep their moments and their step count.
+    outer_lr, momentum: by the number of clients where they are not given (`weft.algorithms.outer.outer_defaults`). With
+    one client and momentum 0 this is Lookahead (Zhang et al. 2019, arXiv 1907.08610) with alpha = outer_lr and kept
+    moments; at outer_lr 1, the default for one client, it is the identity: the inner training, uninterrupted.
+    bias_correction: m is scaled to the weight that it has after many rounds, from the first round on.
+    outer_warmup, outer_decay: shares of the rounds (`weft.algorithms.outer.OuterSchedule`).
+    inner_state: the inner optimizer's moments (SGD has none) between rounds: keep (they stay at the client, the
+    paper's), reset (to zero), average (AdamW's travel and are averaged, at three times the bytes; those of parameters
+    that do not travel are reset). Parameters that are not trained in a round (RoLoRA) keep their moments and their step
+    count.
     """
 
     adds_mean: ClassVar[bool] = False
     remembers_coordinates: ClassVar[bool] = True
-    outer_lr: float = 0.7
-    momentum: float = 0.9
+    outer_lr: float | None = None
+    momentum: float | None = None
     inner_state: Literal["keep", "reset", "average"] = "keep"
     fragments: int = 1
+    bias_correction: bool = False
+    outer_warmup: float = 0.0
+    outer_decay: float = 0.0
+    clients: int = field(default=2, metadata={"key": "sample_clients", "value": "cohort_size"})
+    rounds: int = field(default=1, metadata={"key": "num_rounds"})
 
     def __post_init__(self) -> None:
+        lr, momentum = self.rates
+        if lr < 0 or not 0 <= momentum < 1:
+            raise ConfigError(
+                f"outer_lr={lr:g} and momentum={momentum:g} cannot be: a learning rate is 0 or more, and a momentum "
+                "from 0 to below 1; write such as outer_lr=0.6 momentum=0.9."
+            )
+        if self.bias_correction and not momentum:
+            raise ConfigError(
+                "bias_correction corrects an outer momentum, and there is none here: leave it out, or write "
+                "momentum=0.9."
+            )
+        # Refuses shares that are none before anything is trained.
+        OuterSchedule(self.rounds, self.outer_warmup, self.outer_decay)
         if self.fragments < 1 or (self.fragments > 1 and self.inner_state == "average"):
             raise ConfigError(
                 f"fragments={self.fragments} with inner_state={self.inner_state} cannot be: fragments are 1 or more; "
                 "beyond 1 the inner state is kept or reset."
             )
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Outer learning rate and momentum, before the schedule."""
+        return outer_defaults(self.clients, self.outer_lr, self.momentum)
 
     @property
     def turns(self) -> TurnTaking | None:
@@ -149,10 +176,15 @@ class DiLoCo(Algorithm):
     def step(self, state: ServerState, total: Total) -> ServerState:
         """Take the outer step."""
         delta = total.streams[DELTA]
-        previous = state.memory.get(MOMENTUM)
-        momentum = delta if previous is None else tensors.add(tensors.scale(previous, self.momentum), delta)
-        params = tensors.add(state.params, tensors.add(delta, momentum, self.momentum), self.outer_lr)
-        memory = {MOMENTUM: momentum}
+        lr, momentum = OuterSchedule(self.rounds, self.outer_warmup, self.outer_decay).at(state.round, *self.rates)
+        # Parameters that are trained together have the same weight.
+        former = max((float(value) for value in state.memory.get(WEIGHT, {}).values()), default=0.0)
+        weight = momentum * former + 1 if self.bias_correction else None
+        direction, sum_of_updates = nesterov(delta, state.memory.get(MOMENTUM), momentum, weight)
+        params = tensors.add(state.params, direction, lr)
+        memory = {MOMENTUM: sum_of_updates}
+        if weight is not None:
+            memory[WEIGHT] = {name: torch.tensor(weight, dtype=torch.float64) for name in delta}
         if self.inner_state == "average":
             memory |= {FIRST: total.streams[FIRST], SECOND: total.streams[SECOND]}
             # The mean of counts need not be whole where clients made different numbers of steps.
@@ -163,11 +195,6 @@ class DiLoCo(Algorithm):
 
 
 _NEVER_USED = torch.tensor(-2)
-
-
-def _together(previous: Streams, now: Streams) -> Streams:
-    """Return the new moments, and the previous ones of parameters that were not trained."""
-    return previous | {key: previous.get(key, {}) | values for key, values in now.items()}
 
 
 def _blocks(params: Tensors) -> dict[str, list[str]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from weft.algorithms.moments import KeepMoments, merged
 from weft.core.capabilities import PersonalModels
 from weft.core.parts import Algorithm, LocalRule
 from weft.core.types import LocalWork, RuleResult, ServerState, Streams, Task, Tensors, Total
@@ -13,17 +14,18 @@ from weft.core.types import LocalWork, RuleResult, ServerState, Streams, Task, T
 OWN = "own"
 
 
-@dataclass(frozen=True)
-class _KeepOwn(LocalRule):
+class _KeepOwn(KeepMoments):
     """Continue from the client's own parameters, and send nothing."""
 
-    memory: Streams
+    def __init__(self, memory: Streams, keep_moments: bool) -> None:
+        super().__init__({key: values for key, values in memory.items() if key != OWN} if keep_moments else {})
+        self.own, self.wants_moments = memory.get(OWN), keep_moments
 
     def begin(self, params: Tensors) -> Tensors:
-        return self.memory.get(OWN, params)
+        return params if self.own is None else self.own
 
     def finish(self, work: LocalWork) -> RuleResult:
-        return RuleResult({}, {OWN: work.end})
+        return RuleResult({}, {OWN: work.end} | merged(self.former, work.moments))
 
 
 class _Instead(PersonalModels):
@@ -35,12 +37,16 @@ class _Instead(PersonalModels):
 
 @dataclass(frozen=True)
 class Local(Algorithm):
-    """Every client trains a model of its own in every round; no parameters travel."""
+    """Every client trains a model of its own in every round; no parameters travel.
+
+    keep_moments: its optimizer's moments go on from round to round.
+    """
 
     stateful_clients: ClassVar[bool] = True
     shares: ClassVar[bool] = False
     streams: ClassVar[tuple[str, ...]] = ()
     remembers_coordinates: ClassVar[bool] = True
+    keep_moments: bool = field(default=False, metadata={"key": "keep_moments"})
 
     def cohort(self, sampled: Sequence[int], population: int) -> Sequence[int]:
         """Return all clients."""
@@ -48,7 +54,7 @@ class Local(Algorithm):
 
     def rule(self, task: Task, memory: Streams) -> LocalRule:
         """Train the client's own model."""
-        return _KeepOwn(memory)
+        return _KeepOwn(memory, self.keep_moments)
 
     @property
     def personal(self) -> PersonalModels:
@@ -62,10 +68,28 @@ class Local(Algorithm):
 
 @dataclass(frozen=True)
 class OnlyClient(Algorithm):
-    """One client trains alone, and its model is the result (OpenFedLLM's `local0`, `local1`, ...)."""
+    """One client trains alone, and its model is the result (OpenFedLLM's `local0`, `local1`, ...).
+
+    keep_moments: its optimizer's moments go on from round to round.
+    """
 
     shares: ClassVar[bool] = False
     client: int = 0
+    keep_moments: bool = False
+
+    @property
+    def stateful_clients(self) -> bool:  # type: ignore[override]
+        """The client remembers its moments where it keeps them."""
+        return self.keep_moments
+
+    @property
+    def remembers_coordinates(self) -> bool:  # type: ignore[override]
+        """Moments are values for each coordinate."""
+        return self.keep_moments
+
+    def rule(self, task: Task, memory: Streams) -> LocalRule:
+        """Continue the moments where they are kept."""
+        return KeepMoments(memory) if self.keep_moments else LocalRule()
 
     def cohort(self, sampled: Sequence[int], population: int) -> Sequence[int]:
         """The one client, in every round."""

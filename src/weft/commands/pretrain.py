@@ -21,26 +21,19 @@ RECIPE: JsonObject = {
 """DiLoCo's (Douillard et al. 2023, section 3), with a learning rate for small models."""
 
 
-def outer_lr(clients: int) -> float:
-    """Return DiLoCo's outer learning rate for `clients` clients in a round (Charles et al. 2025, arXiv 2503.09799)."""
-    return {1: 0.4, 2: 0.6, 3: 0.6, 4: 0.6}.get(clients, 0.8)
-
-
 PHOTON: JsonObject = RECIPE | {"learning_rate": 2e-3, "batch_size": 8}
 """Photon's (Sani et al. 2024, arXiv 2411.02908): stateless clients, small batches, a high learning rate."""
 
 
 def defaults(keys: JsonObject) -> JsonObject:
-    """Return the recipe; DiLoCo's outer learning rate follows the number of clients."""
+    """Return the recipe; DiLoCo's own defaults follow the number of clients (`weft.algorithms.outer`)."""
     photon = keys.get("recipe") == "photon"
     values = dict(PHOTON if photon else RECIPE)
     # Merging gives clients fresh adapters, which the outer momentum of DiLoCo does not fit.
     if keys.get("lora_aggregation") == "merge":
         values["fed_alg"] = "fedavg"
-    if keys.get("fed_alg", values["fed_alg"]) == "diloco" and "fed_args" not in keys:
-        values["fed_args"] = {"outer_lr": outer_lr(int(keys.get("sample_clients", 2))), "momentum": 0.9}
-        if photon:
-            values["fed_args"] = {"outer_lr": 0.7, "momentum": 0.7, "inner_state": "reset"}
+    if photon and keys.get("fed_alg", values["fed_alg"]) == "diloco" and "fed_args" not in keys:
+        values["fed_args"] = {"outer_lr": 0.7, "momentum": 0.7, "inner_state": "reset"}
     return values
 
 

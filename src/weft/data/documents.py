@@ -46,7 +46,8 @@ class Documents:
     def __init__(self, stores: Sequence[Store], seq_length: int, begin: int) -> None:
         """Concatenate the stores; the first `begin` tokens of every document are not learnt."""
         self.seq_length, self.begin = seq_length, max(1, begin)
-        self._shards = [shard for store in stores for shard in store.tokens]
+        # As plain arrays: a slice of a memory map makes a map anew, which takes as long as all else of a row.
+        self._shards = [np.asarray(shard) for store in stores for shard in store.tokens]
         first_documents = np.cumsum([0, *(len(store.documents) for store in stores)])
         self._shard_of = np.concatenate(
             [store.shard_of + first for store, first in zip(stores, first_documents, strict=False)]

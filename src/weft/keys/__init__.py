@@ -138,6 +138,12 @@ class RunConfig(
         return self
 
     @property
+    def cohort_size(self) -> int:
+        """The clients of a round as far as the keys say; of a split by the data, there may be fewer."""
+        known = len(self.clients or ()) or (self.num_clients if self.runtime != "nvflare" else 0)
+        return min(self.sample_clients, known or self.sample_clients)
+
+    @property
     def from_scratch(self) -> bool:
         """Whether the model is trained from scratch."""
         return any(value is not None for value in (self.size, self.hidden_size, self.num_layers, self.num_heads))

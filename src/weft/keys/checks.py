@@ -91,6 +91,11 @@ def _check_pairs(config: RunConfig) -> None:
             "another one."
         )
     _check_placement(config)
+    if config.optimizer == "muon" and config.prompt_method is not None:
+        raise ConfigError(
+            f"optimizer is muon, which steps the matrices inside a model, and prompt_method {config.prompt_method} "
+            "trains none of them: write --optimizer adamw."
+        )
     if config.push_to_hub:
         raise ConfigError(
             "Weft sends nothing to the hub during a run: leave out --push_to_hub, then use `weft export`."
@@ -168,7 +173,7 @@ def _check_placement(config: RunConfig) -> None:
             "A model is spread over the processes of torchrun, with --runtime inprocess only: leave out --parallel or "
             "--runtime."
         )
-    if config.parallel != "none" and (config.dtype == "float16" or "8bit" in config.optimizer):
+    if config.parallel != "none" and (config.dtype == "float16" or config.optimizer not in ("adamw", "sgd")):
         raise ConfigError(
             "A model spread over processes needs --dtype float32 or bfloat16, and --optimizer adamw or sgd: write "
             "these."

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from weft import kinds
 from weft.keys.effects import (
     ALWAYS,
     GRADIENTS,
@@ -34,10 +35,13 @@ class TrainingKeys(BaseModel):
     num_train_epochs: int = Field(3, ge=1, description="passes over a client's rows in a round, if max_steps is -1")
     batch_size: int = Field(16, ge=1, description="rows per micro-batch")
     gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches per optimizer step")
-    optimizer: Literal["adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"] = Field(
+    optimizer: Literal["adamw", "sgd", "muon", "adamw_8bit", "paged_adamw_8bit"] = Field(
         "adamw",
-        description="optimizer of the local steps; 8bit: quantised moments, paged: moved to the CPU when "
-        "needed (bitsandbytes)",
+        description="optimizer of the local steps; muon: Muon for the matrices inside the model and AdamW for the "
+        "rest, 8bit: quantised moments, paged: moved to the CPU when needed (bitsandbytes)",
+    )
+    keep_moments: bool = Field(
+        False, description="baselines: the optimizer's moments go on from round to round; else each round begins anew"
     )
     learning_rate: float = Field(2e-5, ge=0, description="peak learning rate")
     lr_scheduler_type: Literal["cosine_by_round", "constant", "cosine", "linear", "wsd"] = Field(
@@ -55,6 +59,7 @@ class TrainingKeys(BaseModel):
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="beta1 of AdamW")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="beta2 of AdamW")
     adam_epsilon: float = Field(1e-8, gt=0, description="epsilon of AdamW")
+    muon_momentum: float = Field(0.95, ge=0, lt=1, description="momentum of Muon")
 
     adversarial_training: bool = Field(
         False, description="train on perturbed input embeddings (FreeLB), for answers that small changes do not turn"
@@ -96,7 +101,14 @@ class TrainingKeys(BaseModel):
     )
 
 
-ADAM = GRADIENTS + only("optimizer", "adamw", "adamw_8bit", "paged_adamw_8bit")
+ADAM = GRADIENTS + only("optimizer", "adamw", "muon", "adamw_8bit", "paged_adamw_8bit")
+BASELINE = (
+    Condition(
+        lambda config: config.fed_alg == "central" or kinds.is_local(config.fed_alg),
+        "it is about baselines, and fed_alg is {c.fed_alg}",
+        "write --fed_alg central or --fed_alg local",
+    ),
+)
 EPOCHS = (
     Condition(
         lambda config: config.max_steps < 1,
@@ -118,6 +130,7 @@ WORKS: dict[str, Effect] = {
     "batch_size": ALWAYS,
     "gradient_accumulation_steps": ALWAYS,
     "optimizer": GRADIENTS,
+    "keep_moments": GRADIENTS + BASELINE,
     "learning_rate": NOT_WORDS,
     "lr_scheduler_type": SCHEDULE,
     "decay_ratio": SCHEDULE + only("lr_scheduler_type", "wsd"),
@@ -130,6 +143,7 @@ WORKS: dict[str, Effect] = {
     "adam_beta1": ADAM,
     "adam_beta2": ADAM,
     "adam_epsilon": ADAM,
+    "muon_momentum": GRADIENTS + only("optimizer", "muon"),
     "adversarial_training": GRADIENTS + LOCAL_MODEL + verbs("sft", "causal_lm", "preference"),
     "adversarial_prompts": NOT_SITES + GRADIENTS + LOCAL_MODEL + NOT_SPREAD + verbs("sft", "preference"),
     "adversarial_share": flag("adversarial_prompts", "FILE"),

@@ -31,6 +31,7 @@ from weft.launch.parts import part
 from weft.launch.population import PUBLIC, Population
 from weft.training.evolution import Evolution
 from weft.training.loop import GradientSteps
+from weft.training.muon import check_torch
 from weft.training.optimizers import Optimizer
 from weft.training.private import PrivateSteps
 from weft.training.private_scores import PrivateEvolution, PrivateWords
@@ -61,7 +62,7 @@ def algorithm(config: RunConfig) -> Algorithm:
         raise ConfigError(
             f"fed_alg is local{only}, but there are {clients} clients, counted from 0: local{clients - 1} is the last."
         )
-    return OnlyClient(only)
+    return OnlyClient(only, config.keep_moments)
 
 
 def plan(config: RunConfig) -> Plan:
@@ -83,7 +84,7 @@ def plan(config: RunConfig) -> Plan:
         sharing=sharing(config),
         trainable=_trainable(config),
         quorum=config.min_clients,
-        cohort=_cohort(config) + everywhere,
+        cohort=config.cohort_size + everywhere,
         weighting=part("client_weight", config),
         max_update_norm=_norm_limit(config, base_algorithm, protection),
         max_client_share=config.max_client_share,
@@ -118,12 +119,6 @@ def _aggregator(config: RunConfig, algorithm: Algorithm) -> Aggregator:
     """Return the aggregator; that of a baseline, in which there is nothing to combine, is the mean."""
     found: Aggregator = part("aggregator", config)
     return Mean() if algorithm.pools_data or kinds.is_local(config.fed_alg) else found
-
-
-def _cohort(config: RunConfig) -> int:
-    """Return the clients of a round as far as the keys say; of a split by the data, there may be fewer."""
-    known = len(config.clients or ()) or (config.num_clients if config.runtime != "nvflare" else 0)
-    return min(config.sample_clients, known or config.sample_clients)
 
 
 def check_cohort(plan: Plan, config: RunConfig, population: Population) -> None:
@@ -243,6 +238,8 @@ def local_steps(config: RunConfig, kind: str = "gradients", *, pools: bool = Fal
         kind: "directions", or what the configuration says.
         pools: all rows, and all that clients know, are at one place.
     """
+    if config.optimizer == "muon":
+        check_torch()
     options: dict[str, Any] = {}
     steps_class: type[GradientSteps] = SeedSteps if kind == "directions" else GradientSteps
     if config.prompt_method == "black_box":
@@ -286,5 +283,6 @@ def local_steps(config: RunConfig, kind: str = "gradients", *, pools: bool = Fal
             decay_matrices_only=config.decay_matrices_only,
             betas=(config.adam_beta1, config.adam_beta2),
             epsilon=config.adam_epsilon,
+            muon_momentum=config.muon_momentum,
         ),
     )

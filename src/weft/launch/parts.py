@@ -36,7 +36,8 @@ def part(key: str, config: RunConfig) -> Any:
     run_keys = {field.name: field.metadata["key"] for field in all_fields if "key" in field.metadata}
     settable = [field.name for field in all_fields if field.init and field.name not in run_keys]
     own_fields = {name: hints.get(name, Any) for name in settable}
-    values = {field: getattr(config, of) for field, of in run_keys.items()}
+    of_run = {field.name: field.metadata.get("value", field.metadata.get("key")) for field in all_fields}
+    values = {name: getattr(config, of_run[name]) for name in run_keys}
     values |= _own_values(key, config, own_fields, run_keys)
     for field in all_fields:
         if field.init and field.name not in values and field.default is MISSING and field.default_factory is MISSING:

@@ -40,9 +40,11 @@ def memory(config: RunConfig, needs: MemoryNeeds, processes: int = 1) -> float:
     """
     frozen_width = 0.55 if config.load_in_4bit else 1.05 if config.load_in_8bit else needs.width
     frozen = needs.parameters - needs.trained
-    moments = {"adamw": 8, "sgd": 0}.get(config.optimizer, 2)
+    moments = {"adamw": 8, "sgd": 0, "muon": 4}.get(config.optimizer, 2)
     # Masters in float32, their rounded copies where there are any, gradients, moments.
     training = needs.trained * (4 + (needs.width if needs.width < 4 else 0) + 4 + moments)
+    if config.optimizer == "muon" and not config.use_peft:  # the table of tokens has AdamW's two moments
+        training += 4 * min(needs.trained, needs.vocabulary * needs.hidden)
     offloaded = config.model_offload != "none"
     layers = max(needs.layers, 1)
     weights = frozen * frozen_width * (2 / layers if offloaded else 1.0)

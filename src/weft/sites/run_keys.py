@@ -26,7 +26,7 @@ FROM_RUN = frozenset(
     reward_seconds num_generations max_new_tokens temperature top_p grpo_loss grpo_clip grpo_kl grpo_iterations
     max_steps num_train_epochs batch_size gradient_accumulation_steps optimizer learning_rate lr_scheduler_type
     decay_ratio warmup_steps warmup_ratio min_learning_rate weight_decay decay_matrices_only max_grad_norm adam_beta1
-    adam_beta2 adam_epsilon personal_steps adversarial_training adversarial_radius adversarial_steps
+    adam_beta2 adam_epsilon muon_momentum personal_steps adversarial_training adversarial_radius adversarial_steps
     eval_fraction eval_rows eval_every eval_batch_size eval_everybody choices seed min_clients max_attempts
     contamination data_statistics statistics_noise
     """.split()
@@ -50,7 +50,7 @@ AT_SERVER = frozenset(
     tokenizer_min_count tokenizer_min_clients tokenizer_noise generation_engine vllm_memory
     eval_tasks eval_limit task_data include_path num_fewshot apply_chat_template best_metric early_stopping_rounds
     leave_out forgotten keep_updates evaluated_run attack attack_args num_malicious post_alignment post_alignment_steps
-    canaries canary_repetitions canary_clients adversarial_prompts adversarial_share
+    canaries canary_repetitions canary_clients keep_moments adversarial_prompts adversarial_share
     """.split()
 )
 """Keys that only the server uses: a site keeps the defaults."""

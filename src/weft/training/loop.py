@@ -27,6 +27,7 @@ from weft.models.layout import Batch, Row
 from weft.models.resident import Resident
 from weft.training.ahead import prepared
 from weft.training.job import Job, LocalResult, RowTable, Session
+from weft.training.muon import matrices_of
 from weft.training.optimizers import Optimizer, moments_of
 from weft.training.order import rows_of_round
 from weft.training.retry import within_memory
@@ -125,7 +126,9 @@ class GradientSteps:
         steps = at_most(full_steps, job.step_fraction)
         if steps < 1:
             raise ClientFailed(f"was too slow for one of {full_steps} steps")
-        optimizer = self.optimizer.make(model.trainable(), model.scatter(rule.moments()), model.device)
+        matrices = matrices_of(model) if self.optimizer.kind == "muon" else ()
+        moments = model.scatter(rule.moments())
+        optimizer = self.optimizer.make(model.trainable(), moments, model.device, matrices)
         return Session(shared, masters, full_steps, steps, optimizer)
 
     def _end(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +11,20 @@ from torch import Tensor
 
 from weft.core.types import Streams, Tensors
 from weft.errors import MissingExtra
+from weft.training.muon import MuonAndAdamW
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW (Loshchilov and Hutter 2019), also with moments in 8 bits (Dettmers et al. 2022), or SGD."""
+    """AdamW (Loshchilov and Hutter 2019), also with moments in 8 bits (Dettmers et al. 2022), SGD, or Muon."""
 
     kind: str = "adamw"
-    """adamw, sgd, adamw_8bit, or paged_adamw_8bit, whose state moves to the CPU where the GPU is full."""
+    """adamw, sgd, muon, adamw_8bit, or paged_adamw_8bit, whose state moves to the CPU where the GPU is full."""
     weight_decay: float = 0.0
     decay_matrices_only: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
+    muon_momentum: float = 0.95
 
     @property
     def plain(self) -> bool:
@@ -33,6 +36,7 @@ class Optimizer:
         trained: Tensors,
         moments: Streams,
         device: torch.device,
+        matrices: Collection[str] = (),
     ) -> torch.optim.Optimizer:
         """Return an optimizer of these parameters on `device`.
 
@@ -40,11 +44,14 @@ class Optimizer:
             trained: parameters by name.
             moments: state to continue from, by kind and parameter; used without copying. Empty: a fresh state.
             device: of the parameters.
+            matrices: names of those that Muon steps; AdamW steps the others.
 
         Raises:
             MissingExtra: bitsandbytes is needed and not installed.
         """
-        optimizer = self._fresh(self._groups(trained), device)
+        optimizer = (
+            self._muon(trained, matrices, device) if self.kind == "muon" else self._fresh(self._groups(trained), device)
+        )
         for name, parameter in trained.items():
             state = {key: values[name] for key, values in moments.items() if name in values}
             if state:
@@ -64,9 +71,9 @@ class Optimizer:
     def _fresh(self, groups: list[dict[str, Any]], device: torch.device) -> torch.optim.Optimizer:
         if self.kind == "sgd":
             return torch.optim.SGD(groups, lr=0.0, weight_decay=self.weight_decay)
-        settings: dict[str, Any] = {"betas": self.betas, "eps": self.epsilon, "weight_decay": self.weight_decay}
         if self.plain:
-            return torch.optim.AdamW(groups, lr=0.0, fused=_fused(device), **settings)
+            return self._adamw(groups, device)
+        settings: dict[str, Any] = {"betas": self.betas, "eps": self.epsilon, "weight_decay": self.weight_decay}
         try:
             import bitsandbytes
         except ImportError:
@@ -75,8 +82,21 @@ class Optimizer:
         optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, lr=0.0, is_paged=paged, **settings)
         return optimizer
 
+    def _muon(self, trained: Tensors, matrices: Collection[str], device: torch.device) -> torch.optim.Optimizer:
+        inside, others = (
+            self._groups({name: value for name, value in trained.items() if (name in matrices) == is_inside})
+            for is_inside in (True, False)
+        )
+        # Muon has a decay of its own by default.
+        inside = [{"weight_decay": self.weight_decay} | group for group in inside]
+        return MuonAndAdamW(inside, others, self.muon_momentum, lambda groups: self._adamw(groups, device))
+
+    def _adamw(self, groups: list[dict[str, Any]], device: torch.device) -> torch.optim.Optimizer:
+        settings: dict[str, Any] = {"betas": self.betas, "eps": self.epsilon, "weight_decay": self.weight_decay}
+        return torch.optim.AdamW(groups, lr=0.0, fused=_fused(device), **settings)
+
     def _back(self, key: str, value: Tensor, device: torch.device) -> Any:
-        if key == "step" and not self.plain:
+        if key == "step" and self.kind.endswith("8bit"):
             return int(value)
         # torch.optim counts steps on the CPU, except where its kernels are fused.
         return value.to("cpu") if key == "step" and not _fused(device) else value

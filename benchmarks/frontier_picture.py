@@ -1,0 +1,61 @@
+"""The picture of `frontier.py`: loss above central training against bytes, one line for each codec and optimizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from frontier import best_central
+
+AIMS = ((100, 0.03), (20, 0.015))
+"""Times fewer bytes than data parallel, and the loss that this may cost, with four clients."""
+
+
+def points(rows: list[dict[str, Any]], size: str, clients: int, seed: int = 1) -> dict[str, list[tuple[float, float]]]:
+    """Return (times fewer bytes than data parallel, loss above the best central one) of DiLoCo's arms.
+
+    By codec and optimizer; of arms that differ in the outer step or the learning rate alone, the best.
+    """
+    central = best_central(rows)
+    best: dict[tuple[str, str, int], tuple[float, float]] = {}
+    for row in rows:
+        base = central.get((row["size"], row["steps"], row["seed"]))
+        wanted = (row["size"], row["clients"], row["seed"], row["split"]) == (size, clients, seed, "iid")
+        if not wanted or base is None or not row["bytes"] or row["algorithm"] not in ("diloco", "fedavg"):
+            continue
+        key = row["codec"], row["optimizer"], row["inner"]
+        point = row["data_parallel_bytes"] / row["bytes"], row["loss"] / base - 1
+        best[key] = min(best.get(key, point), point, key=lambda point: point[1])
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for (codec, optimizer, _), point in sorted(best.items()):
+        lines.setdefault(f"{codec}, {optimizer}", []).append(point)
+    return {name: sorted(found) for name, found in lines.items()}
+
+
+def draw(rows: list[dict[str, Any]], path: Path, size: str = "4m") -> None:
+    """Write the picture, one panel for each number of clients."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in rows if row["loss"] is not None]
+    panels = {clients: points(rows, size, clients) for clients in (1, 2, 4, 8)}
+    panels = {clients: lines for clients, lines in panels.items() if lines} or {4: {}}
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), sharey=True, squeeze=False)
+    for axis, (clients, lines) in zip(axes[0], panels.items(), strict=True):
+        for name, found in lines.items():
+            axis.plot([x for x, _ in found], [100 * y for _, y in found], marker="o", label=name)
+        if clients == 4:
+            for fewer, more in AIMS:
+                axis.plot([fewer], [100 * more], marker="*", markersize=12, color="black", linestyle="none")
+        axis.axhline(0, color="grey", linewidth=0.8)
+        axis.set_xscale("log")
+        axis.set_title(f"{clients} client{'s' if clients > 1 else ''}")
+        axis.set_xlabel("times fewer bytes than data parallel")
+        if lines:
+            axis.legend(fontsize=7)
+    axes[0][0].set_ylabel("held-out loss above central, %")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
