@@ -29,6 +29,7 @@ from weft.launch.changes import changed, still_there
 from weft.launch.cleaning import Surprise
 from weft.launch.forgotten import forgotten_of
 from weft.launch.left_out import left_out_of
+from weft.launch.mixtures import mixed
 from weft.launch.overlap import count_repeats, separate_test_rows
 from weft.launch.parts import split
 from weft.launch.questions import make_questions, questions_of
@@ -66,6 +67,7 @@ class Population:
     """What was read, left out and not used."""
     canaries: tuple[Canary, ...] = ()
     """Planted records, and those that coins kept out."""
+    domains: tuple[str, ...] = ()  # of the mixture, by number
 
     def forgotten_names(self) -> list[str]:
         """Return the names of clients whose rows are not used any more."""
@@ -139,22 +141,27 @@ def populate(
     _pair_up(table, rows, [*train, *held_out, *public_sets])
     train_rows, held_rows = ([table.rows_of(part) for part in parts] for parts in (train, held_out))
     shared = table.rows_of(public_rows) if public_rows is not None and config.public_share else None
+    dealt_documents = train
     evaluated = trained = Clients(names, train_rows, held_rows, table, memory, shared, first=first)
-    if public_rows is not None and not config.public_share:
+    if public_rows is not None and not config.public_in_batches:
         trained = _with_public(evaluated, table.rows_of(public_rows))
     apart = left_out_of(config, names, [name for name, rows in zip(names, held_rows, strict=True) if len(rows)])
     if pool:
         pooled = [part for name, part in zip(names, train, strict=True) if name not in apart]
-        trained = _pooled(evaluated, table.rows_of(np.concatenate([*pooled, *public_sets])))
+        public_sets = [] if config.mixture else public_sets
+        dealt_documents = [np.concatenate([*pooled, *public_sets])]
+        trained = _pooled(evaluated, table.rows_of(dealt_documents[0]))
     canaries, dealt = planted(config, table, changes.canaries, train, len(sources.origins))
     make = partial(make_questions, tokenizer=tokenizer, template=template, config=config)
     choices, questions = questions_of(config, changes.honest, table, dealt, held_out, make)
     split = _describe(config, sources, table, names, dealt, held_out, len(sources.origins) - rows_planted(canaries))
     counts, sizes = {**table.counts, **sources.account.omissions.counts}, getattr(table, "text_bytes", None)
-    trained = with_units(config, sources, table, trained)
+    trained, domains = mixed(
+        config, sources, table, with_units(config, sources, table, trained), dealt_documents, public_rows
+    )
     people = (names, trained, evaluated, questions, choices, counts, split | changes.cleaning, sizes)
     absent, hidden = () if pool else (*map(names.index, apart), *gone), tuple(canaries)
-    return Population(*people, absent, apart, gone, account=sources.account, canaries=hidden)
+    return Population(*people, absent, apart, gone, account=sources.account, canaries=hidden, domains=domains)
 
 
 def _pair_up(table: TokenTable, rows: str, parts: Sequence[np.ndarray]) -> None:
