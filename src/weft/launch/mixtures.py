@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,9 @@ def mixture_of(config: RunConfig) -> Mixture | None:
     if config.mixture is None:
         return None
     if (shares := mixture_shares(config.mixture)) is not None:
-        return Mixture(tuple(shares.values()))
+        return Mixture(tuple(shares.values()), list(shares).index(PUBLIC) if PUBLIC in shares else -1)
     reference = tuple(reference_losses(config).values()) if config.mixture_reference is not None else ()
-    return Mixture((), config.mixture_temperature, reference, config.mixture_strength)
+    return Mixture((), -1, config.mixture_temperature, reference, config.mixture_strength)
 
 
 def reference_losses(config: RunConfig) -> dict[str, float]:
@@ -68,6 +68,7 @@ def mixed(
     clients: Clients,
     documents: Sequence[np.ndarray],
     public: np.ndarray | None,
+    left_out: Collection[str] = (),
 ) -> tuple[Clients, tuple[str, ...]]:
     """Return the clients, each with its rows by domain, and the names of the domains.
 
@@ -78,13 +79,15 @@ def mixed(
         clients: who trains.
         documents: the training documents of each.
         public: the public documents, a domain that all clients have.
+        left_out: clients that are not trained on.
 
     Raises:
         DataError: a domain that is not there, one domain alone, or a client without any that has a share.
     """
     if config.mixture is None or not isinstance(sources, Texts) or not isinstance(table, Documents):
         return clients, ()
-    found = [_grouped(sources.domains_of(numbers), numbers) for numbers in documents]
+    trained = zip(clients.names, documents, strict=True)
+    found = [_grouped(sources.domains_of(part), part) if name not in left_out else {} for name, part in trained]
     if any(PUBLIC in groups for groups in found) and public is not None:
         raise DataError(f"A domain is called '{PUBLIC}', which is the name of public_data: give it another name.")
     shared = {} if public is None else {PUBLIC: public}
@@ -96,10 +99,12 @@ def mixed(
     domains = []
     for client, groups in zip(clients.names, found, strict=True):
         own = {n: table.rows_of(groups[name]) for n, name in enumerate(names) if name in groups and shares[name] > 0}
-        if not own and any(len(numbers) for numbers in groups.values()):
+        mixes = any(name in groups and shares[name] > 0 and name not in shared for name in names)
+        if not mixes and groups.keys() - shared.keys():
+            has = ", ".join(sorted(groups.keys() - shared.keys()))
             raise DataError(
-                f"The client '{client}' has no row of a domain with a share in mixture, but of "
-                f"{', '.join(sorted(groups))}: give one of these a share, or leave the client out."
+                f"The client '{client}' has no row of a domain with a share in mixture, but of {has}: give one "
+                "of these a share, or write --leave_out with the client's name."
             )
         domains.append(own)
     left = [name for name in present if name not in names or not shares[name]]

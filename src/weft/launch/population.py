@@ -156,9 +156,8 @@ def populate(
     choices, questions = questions_of(config, changes.honest, table, dealt, held_out, make)
     split = _describe(config, sources, table, names, dealt, held_out, len(sources.origins) - rows_planted(canaries))
     counts, sizes = {**table.counts, **sources.account.omissions.counts}, getattr(table, "text_bytes", None)
-    trained, domains = mixed(
-        config, sources, table, with_units(config, sources, table, trained), dealt_documents, public_rows
-    )
+    trained = with_units(config, sources, table, trained)
+    trained, domains = mixed(config, sources, table, trained, dealt_documents, public_rows, apart)
     people = (names, trained, evaluated, questions, choices, counts, split | changes.cleaning, sizes)
     absent, hidden = () if pool else (*map(names.index, apart), *gone), tuple(canaries)
     return Population(*people, absent, apart, gone, account=sources.account, canaries=hidden, domains=domains)

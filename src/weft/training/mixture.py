@@ -78,6 +78,9 @@ class Mixture:
 
     shares: tuple[float, ...] = ()
     """By number of the domain."""
+    public: int = -1
+    """The number of the public text among these domains, which every client has: its share stays, and the others' are
+    divided anew where a client lacks some of them; -1: there is none."""
     temperature: float = 1.0
     reference: tuple[float, ...] = ()
     """Losses (nats a token), by number of the domain."""
@@ -88,6 +91,9 @@ class Mixture:
         numbers = sorted(domains)
         if self.shares:
             given = np.array([self.shares[number] for number in numbers])
+            own = np.array([number != self.public for number in numbers])
+            if own.any():
+                given[own] *= (1 - given[~own].sum()) / given[own].sum()
             return np.asarray(given / given.sum())
         sizes = np.array([len(domains[number]) for number in numbers], dtype=np.float64)
         prior = sizes ** (1 / self.temperature)
@@ -97,7 +103,7 @@ class Mixture:
         excess = np.array([max(loss(domains[number]) - self.reference[number], 0.0) for number in numbers])
         # The largest exponent is taken off, so that none overflows.
         weighed = prior * np.exp(self.strength * (excess - excess.max()))
-        return (1 - SMOOTHING) * weighed / weighed.sum() + SMOOTHING / len(numbers)
+        return np.asarray((1 - SMOOTHING) * weighed / weighed.sum() + SMOOTHING / len(numbers))
 
     def draw(
         self, domains: Mapping[int, Table], shares: np.ndarray, count: int, seed: int, client: int, round: int
