@@ -216,6 +216,7 @@ BAD: dict[str, tuple[dict[str, object], str]] = {
     "excess of nothing": ({"mixture": "excess"}, "belong together"),
     "no such run": ({"mixture": "excess", "mixture_reference": "runs/none"}, "is no finished run"),
     "single rows": ({"mixture": "sky=1", "privacy_unit": "row", "target_epsilon": 8}, "leave out --mixture"),
+    "canaries": ({"mixture": "sky=1", "canaries": 10}, "leave out --mixture or --canaries"),
     "two columns": (
         {"mixture": "sky=1", "mixture_column": "kind", "split_strategy": "by", "split_column": "text"},
         "write --mixture_column text",

@@ -82,10 +82,23 @@ BY_EXCESS: Effect = (
         "write --mixture excess",
     ),
 )
+STEPS: Effect = (
+    *verbs("causal_lm"),
+    Condition(
+        lambda config: config.objective == "causal_lm",
+        "it concerns Weft's own causal_lm, and the objective is {c.objective}",
+        "write --objective causal_lm",
+    ),
+    Condition(
+        lambda config: config.prompt_method not in ("black_box", "text"),
+        "a prompt is searched by the losses of plain rows, and prompt_method is {c.prompt_method}",
+        "choose another --prompt_method",
+    ),
+)
 WORKS: dict[str, Effect] = {
-    "pretraining_task": verbs("causal_lm"),
+    "pretraining_task": STEPS,
     "fim_spm_share": FILLS_MIDDLE,
-    "mixture": verbs("causal_lm"),
+    "mixture": STEPS,
     "mixture_column": flag("mixture", "temperature"),
     "mixture_temperature": RULED,
     "mixture_reference": BY_EXCESS,
@@ -180,6 +193,10 @@ def _check_mixture(config: RunConfig, mixture: str) -> None:
         raise ConfigError(
             "Under differential privacy of rows every row takes part by the same coin, and mixture would change its "
             "odds: leave out --mixture, or write --privacy_unit client."
+        )
+    if config.canaries:
+        raise ConfigError(
+            "Canaries are documents of no domain, and mixture draws by domain: leave out --mixture or --canaries."
         )
     if mixture == TEMPERATURE and config.runtime == "nvflare":
         raise ConfigError(

@@ -94,7 +94,7 @@ def mixed(
     found = [groups | shared for groups in found]
     present = sorted({name for groups in found for name in groups})
     names = named_domains(config) or tuple(present)
-    _check_names(config, names, present)
+    _check_names(config, sources, names, present)
     shares = mixture_shares(config.mixture) or dict.fromkeys(names, 1.0)
     domains = []
     for client, groups in zip(clients.names, found, strict=True):
@@ -121,9 +121,12 @@ def _grouped(domains: Sequence[str], numbers: np.ndarray) -> dict[str, np.ndarra
     return {name: np.array(group, dtype=np.int64) for name, group in groups.items()}
 
 
-def _check_names(config: RunConfig, names: Sequence[str], present: Sequence[str]) -> None:
+def _check_names(config: RunConfig, sources: Sources, names: Sequence[str], present: Sequence[str]) -> None:
     """Refuse domains that are not there; a site may lack some, which others have."""
-    if config.runtime == "nvflare":
+    if config.clients and len(config.clients) == 1 and any(name in present for name in names):
+        # A site, which has its own domains alone and cannot know those of others.
+        if missing := [name for name in names if name not in present]:
+            sources.log(f"There are no rows of {', '.join(missing)}: their shares in mixture fall to other domains.")
         return
     own = [name for name in present if name != PUBLIC]
     unnamed = len(own) == 1 and config.mixture_column is None and not {PUBLIC, *own}.issuperset(names)

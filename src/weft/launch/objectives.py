@@ -13,11 +13,7 @@ from weft.objectives.pretraining import PretrainingTasks
 def objective(config: RunConfig) -> Objective:
     """Return the objective of a run, under perturbations and with attack prompts where the run trains on these."""
     found: Objective = part("objective", config)
-    if (
-        isinstance(found, CausalLM)
-        and found.rows == "text"
-        and list(shares := tasks_of(config.pretraining_task)) != ["causal"]
-    ):
+    if type(found) is CausalLM and list(shares := tasks_of(config.pretraining_task)) != ["causal"]:
         found = PretrainingTasks(found.pack, found.offsets, found.step, shares, config.fim_spm_share)
     if config.adversarial_training:
         from weft.objectives.adversarial import Adversarial

@@ -135,29 +135,25 @@ def populate(
     if changes.shares is not None:
         table = tokenized(sources, tokenizer, template)
         train, public_rows = still_there(table, names, changes.shares)
-    if not isinstance(sources, Texts) and not any(len(test) for test in tests):
-        _note_repeats(sources, train, held_out)
+    _note_repeats(sources, tests, train, held_out)
     public_sets = _public_sets(config, public_rows)
     _pair_up(table, rows, [*train, *held_out, *public_sets])
     train_rows, held_rows = ([table.rows_of(part) for part in parts] for parts in (train, held_out))
     shared = table.rows_of(public_rows) if public_rows is not None and config.public_share else None
-    dealt_documents = train
     evaluated = trained = Clients(names, train_rows, held_rows, table, memory, shared, first=first)
     if public_rows is not None and not config.public_in_batches:
         trained = _with_public(evaluated, table.rows_of(public_rows))
     apart = left_out_of(config, names, [name for name, rows in zip(names, held_rows, strict=True) if len(rows)])
-    if pool:
-        pooled = [part for name, part in zip(names, train, strict=True) if name not in apart]
-        public_sets = [] if config.mixture else public_sets
-        dealt_documents = [np.concatenate([*pooled, *public_sets])]
-        trained = _pooled(evaluated, table.rows_of(dealt_documents[0]))
+    kept = [part for name, part in zip(names, train, strict=True) if name not in apart]
+    documents = [np.concatenate([*kept, *([] if config.mixture else public_sets)])] if pool else train
+    trained = _pooled(evaluated, table.rows_of(documents[0])) if pool else trained
     canaries, dealt = planted(config, table, changes.canaries, train, len(sources.origins))
     make = partial(make_questions, tokenizer=tokenizer, template=template, config=config)
     choices, questions = questions_of(config, changes.honest, table, dealt, held_out, make)
     split = _describe(config, sources, table, names, dealt, held_out, len(sources.origins) - rows_planted(canaries))
     counts, sizes = {**table.counts, **sources.account.omissions.counts}, getattr(table, "text_bytes", None)
+    trained, domains = mixed(config, sources, table, trained, documents, public_rows, apart)
     trained = with_units(config, sources, table, trained)
-    trained, domains = mixed(config, sources, table, trained, dealt_documents, public_rows, apart)
     people = (names, trained, evaluated, questions, choices, counts, split | changes.cleaning, sizes)
     absent, hidden = () if pool else (*map(names.index, apart), *gone), tuple(canaries)
     return Population(*people, absent, apart, gone, account=sources.account, canaries=hidden, domains=domains)
@@ -170,7 +166,12 @@ def _pair_up(table: TokenTable, rows: str, parts: Sequence[np.ndarray]) -> None:
             table.pair_up(table.rows_of(part))
 
 
-def _note_repeats(sources: Sources, train: list[np.ndarray], held_out: list[np.ndarray]) -> None:
+def _note_repeats(
+    sources: Sources, tests: list[np.ndarray], train: list[np.ndarray], held_out: list[np.ndarray]
+) -> None:
+    """Note held-out rows that are trained on too, where they were held out of the same source."""
+    if isinstance(sources, Texts) or any(len(test) for test in tests):
+        return
     of = sum(len(rows) for rows in held_out)
     if of and (count := count_repeats(sources, train, held_out)):
         sources.log(
