@@ -136,6 +136,7 @@ OBJECTIVES = {
 }
 EVALUATORS = {
     "held_out": "weft.evaluation.heldout:HeldOut",
+    "pretraining": "weft.evaluation.pretraining_tasks:PretrainingHeldOut",
     "preferences": "weft.evaluation.preferred:Preferred",
     "rewards": "weft.evaluation.rewarded:Rewarded",
 }

@@ -115,6 +115,13 @@ class Keys(TypedDict, total=False):
     split_alpha: float
     split_min_rows: int
     shards_per_client: int
+    pretraining_task: str
+    fim_spm_share: float
+    mixture: str | None
+    mixture_column: str | None
+    mixture_temperature: float
+    mixture_reference: str | None
+    mixture_strength: float
     objective: str
     objective_args: JsonObject
     fed_alg: str

@@ -45,6 +45,7 @@ FACTORS = """
     int8_threshold peft_lora_alpha peft_lora_dropout lora_merge_every public_share prox_mu fedopt_tau fedopt_eta
     fedopt_beta1 fedopt_beta2 dpo_beta label_smoothing simpo_gamma reward_weights reward_length temperature top_p
     grpo_clip grpo_kl target_epsilon target_delta noise_multiplier clip_norm
+    fim_spm_share mixture_temperature mixture_strength
     learning_rate decay_ratio warmup_steps warmup_ratio min_learning_rate weight_decay max_grad_norm adam_beta1
     adam_beta2 adam_epsilon muon_momentum eval_fraction eval_every seed
 """.split()

@@ -205,3 +205,46 @@ def test_the_benchmark_of_the_population_runs(monkeypatch: pytest.MonkeyPatch, c
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("4 clients: ")
     assert sum("200 clients / 4, the same 400 rows" in line for line in lines) == 3
+
+
+@pytest.fixture
+def continued(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """The benchmark of continued pre-training, with little text of its own in the place of the shared data."""
+    study = module("continued", monkeypatch)
+    source = tmp_path / "pretrain"
+    source.mkdir()
+    for name in (*study.PRIVATE, study.PUBLIC, study.TINY_PUBLIC):
+        lines = [json.dumps({"text": f"{name} had {number} red apples.\n" * 40}) for number in range(30)]
+        (source / f"{name}.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    monkeypatch.setattr(study, "SOURCE", source)
+    study.prepare(tmp_path / "data", largest=9000, held=3000)
+    return study
+
+
+def test_the_arms_of_continued_pre_training_set_keys_that_work(continued: ModuleType, tmp_path: Path):
+    bench = continued.Bench(tmp_path / "data", tmp_path / "out.jsonl", model="any", device="cpu", seed=0, tiny=False)
+    for way, public in continued.ARMS.values():
+        keys = bench.keys(way, bool(public), continued.PRIVATE)
+        assert settle(*gather(keys, {}))
+    held, trained = ({path.name for path in (tmp_path / "data" / part).iterdir()} for part in ("held", "train"))
+    assert (
+        held
+        == trained
+        == {f"{name}.jsonl.gz" for name in (*continued.PRIVATE, "wikitext2_valid_test", "stories_synthetic")}
+    )
+
+
+def test_continued_pre_training_ends_at_its_deadline_and_goes_on(
+    continued: ModuleType, tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["run", str(tmp_path / "data"), str(tmp_path / "out.jsonl"), "--model", str(tiny_model), "--tiny", "--arms"]
+    continued.main([*words, "federated, public", "--deadline", "-1"])
+    assert "federated, public: not measured" in capsys.readouterr().out
+    continued.main([*words, "federated, public"])
+    continued.main([*words, "federated, public", "start"])
+    rows = continued.read(tmp_path / "out.jsonl")
+    assert [row["arm"] for row in rows] == ["federated, public", "start"]
+    assert set(rows[0]["private"]) == set(continued.PRIVATE)
+    assert rows[0]["public"] != rows[1]["public"]
+    continued.main(["table", str(tmp_path / "out.jsonl")])
+    assert "| federated, public | 1 |" in capsys.readouterr().out

@@ -141,6 +141,14 @@ TEXTS_REFUSED = Metric(
     shown="report",
 )
 """How many of the scored texts are no instruction, where wording is trained."""
+MIXED_ROWS = Metric(
+    "mixed_rows",
+    "rows of the mixture",
+    "mixture/*",
+    derive=lambda counts: sum(counts.values()),
+    shown="report",
+)
+"""How many rows a mixture drew, counted by the number of their domain."""
 
 Tables = tuple[tuple[str, str], ...]
 """The lines of a table of parts, by which what was found in it is kept."""
@@ -212,12 +220,18 @@ def _scores(evaluators: Tables) -> tuple[Metric, ...]:
 
 @lru_cache(maxsize=8)
 def _training(objectives: Tables) -> tuple[Metric, ...]:
-    return _once((TRAIN_LOSS, TEXTS_REFUSED, *_listed(objectives, "objective")))
+    return _once((TRAIN_LOSS, TEXTS_REFUSED, MIXED_ROWS, *_listed(objectives, "objective")))
 
 
 @lru_cache(maxsize=8)
 def _declared(evaluators: Tables, objectives: Tables) -> tuple[Metric, ...]:
-    every = (*_listed(evaluators, "evaluator"), TRAIN_LOSS, TEXTS_REFUSED, *_listed(objectives, "objective"))
+    every = (
+        *_listed(evaluators, "evaluator"),
+        TRAIN_LOSS,
+        TEXTS_REFUSED,
+        MIXED_ROWS,
+        *_listed(objectives, "objective"),
+    )
     return tuple(dict.fromkeys(every))
 
 

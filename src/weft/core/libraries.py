@@ -47,6 +47,10 @@ class Tokenizer(Protocol):
         """Return the ids of a text."""
         ...
 
+    def add_tokens(self, new_tokens: list[str], *, special_tokens: bool = False) -> int:
+        """Add tokens behind the others; return how many were new."""
+        ...
+
     def decode(self, token_ids: object, *, skip_special_tokens: bool = False, **more: bool) -> str:
         """Return the text of ids."""
         ...

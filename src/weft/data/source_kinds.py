@@ -32,6 +32,7 @@ from weft.data.tokens import TextTokenizer
 from weft.data.turns import Turn
 from weft.data.words import lead_of
 from weft.errors import DataError
+from weft.keys.pretraining import FIM_TOKENS
 from weft.registry import REWARDS_WITH_ANSWER
 
 
@@ -179,13 +180,16 @@ class Texts(Sources):
     tokenizer: TextTokenizer = field(kw_only=True)
     report: Report = field(default=lambda *_: None)
     stores: list[Store] = field(default_factory=list)
+    column_values: list[str] = field(default_factory=list)
+    """Of every document, the value of the column that is stored with it."""
     replaced: list[int] = field(default_factory=list)
     """Documents in whose place others stand, with repaired or masked text."""
 
     def _add(self, source: str, selection: Selection, sample: int | None, public: bool) -> np.ndarray:
         config = self.config
-        column = config.split_column if self._has_split_column and not public else None
-        sources = text_sources(source, selection, token=config.token or None, column=column)
+        column = (config.split_column if self._has_split_column else config.mixture_column) if not public else None
+        purpose = " to split by" if self._has_split_column else " for mixture_column"
+        sources = text_sources(source, selection, token=config.token or None, column=column, purpose=purpose)
         numbers = np.concatenate([self._open(text) for text in sources])
         # A slice of a hub data set is taken when it is loaded; one of a file counts documents, known only now.
         if (piece := selection.request.piece) is not None and sources[0].path.is_file():
@@ -202,9 +206,16 @@ class Texts(Sources):
         store.report_to(text, self.account)
         self.stores.append(store)
         self.origins += [origin_of(text.name)] * count
-        if self._has_split_column:
-            self.values += [store.values[code] for code in store.documents[:, 2]] if text.column else [""] * count
+        if self._has_split_column or self.config.mixture_column is not None:
+            found = [store.values[code] for code in store.documents[:, 2]] if text.column else [""] * count
+            self.column_values += found
+            self.values += found if self._has_split_column else []
         return np.arange(first, first + count)
+
+    def domains_of(self, numbers: np.ndarray) -> list[str]:
+        """Return the domain of each document for a mixture: its value of mixture_column, else the name of its file."""
+        names = self.origins if self.config.mixture_column is None else self.column_values
+        return [names[number] if number < len(names) else "" for number in numbers.tolist()]
 
     def like(self, numbers: np.ndarray, others: np.ndarray) -> np.ndarray:
         """Return the documents that are as long as one of the others; only these need to be read and compared."""
@@ -230,13 +241,14 @@ class Texts(Sources):
         self.stores.append(store)
         self.replaced += changes
         self.origins += [self.origins[number] for number in changes]
-        if self.values:
-            self.values += [self.values[number] for number in changes]
+        for values in (self.values, self.column_values):
+            values += [values[number] for number in changes] if values else []
         return {number: first + place for place, number in enumerate(changes)}
 
     def table(self) -> Documents:
         """Return the rows of all documents."""
-        table = Documents(self.stores, self.config.seq_length, len(self.tokenizer.begin))
+        length = self.config.seq_length - (FIM_TOKENS if self.config.fills_middle else 0)
+        table = Documents(self.stores, length, len(self.tokenizer.begin))
         table.counts["rows"] -= len(self.replaced)
         table.counts["tokens"] -= int(table.lengths[self.replaced].sum())
         return table

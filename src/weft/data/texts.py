@@ -29,6 +29,7 @@ LONGEST = 1 << 20
 AHEAD = 100
 """How many first rows are searched for the columns that are needed."""
 REPLACED = "\ufffd"
+TO_SPLIT = " to split by"
 
 T = TypeVar("T")
 
@@ -59,6 +60,8 @@ class TextSource:
     token: bool | None = None
     column: str | None = None
     """The column whose value is stored with every document."""
+    purpose: str = field(default=TO_SPLIT, compare=False)
+    """What the column is for, in words."""
     columns: dict[str, list[str]] = field(default_factory=dict, compare=False)
     """The columns that are `read`, and those that are `unused`, once the first rows are read."""
 
@@ -144,7 +147,7 @@ class TextSource:
                 f"'{self.name}' has {columns_of(names)}, but plain text is read from a column 'text': rename one."
             )
         if rows and self.column is not None and self.column not in names:
-            raise no_column(self.name, self.column, names, " to split by")
+            raise no_column(self.name, self.column, names, self.purpose)
         if rows:
             texts = list(dict.fromkeys(name for row in rows if (name := _text_column(row)) is not None))
             self.columns["read"] = texts
@@ -171,7 +174,12 @@ def _text_column(row: Row) -> str | None:
 
 
 def text_sources(
-    name: str, selection: Selection = DEFAULT_SELECTION, *, token: bool | None = None, column: str | None = None
+    name: str,
+    selection: Selection = DEFAULT_SELECTION,
+    *,
+    token: bool | None = None,
+    column: str | None = None,
+    purpose: str = TO_SPLIT,
 ) -> list[TextSource]:
     """Return the sources of a name: a file, the files of a folder's part, or a data set of the hub.
 
@@ -182,13 +190,14 @@ def text_sources(
     """
     path = Path(name).expanduser()
     if path.is_dir() and not sets.saved_set(path):
-        return [TextSource(str(file), DEFAULT_SELECTION, token, column) for file in load.data_files(path, selection)]
+        files = load.data_files(path, selection)
+        return [TextSource(str(file), DEFAULT_SELECTION, token, column, purpose) for file in files]
     if path.is_file():
         parts.require_no_parts(selection, name)
-        return [TextSource(name, DEFAULT_SELECTION, token, column)]
+        return [TextSource(name, DEFAULT_SELECTION, token, column, purpose)]
     if not path.exists() and (name.startswith((".", "/", "~")) or load.kind_of(path) is not None):
         raise DataError(f"There is no file or folder '{name}': check the path.")
-    return [TextSource(name, selection, token, column)]
+    return [TextSource(name, selection, token, column, purpose)]
 
 
 def _passages(path: Path) -> Iterator[Document]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from typing import Any, NamedTuple, Protocol
@@ -139,6 +139,8 @@ class ClientData:
     """Share of its steps that a simulated slow client makes in a round."""
     public: View | None = None
     """Public rows, for a share of every batch."""
+    domains: Mapping[int, View] | None = None
+    """Its training rows by number of their domain, where a mixture draws from them."""
     reportable: Callable[[Metrics], Metrics] = everything
     """Returns the metrics that the site policy lets the client send."""
     units: np.ndarray | None = None
@@ -178,9 +180,8 @@ class ClientData:
             return Secret(of_run.bytes(BYTES, "inputs", tensors.digest(everything)))
 
         share, public = self.step_fraction, self.public
-        return Job(
-            personal, shared, trained, self.index, round, share, public, attempt, secret=secret, units=self.units
-        )
+        job = Job(personal, shared, trained, self.index, round, share, public, attempt, secret)
+        return job._replace(domains=self.domains, units=self.units)
 
     def party(
         self,
@@ -234,6 +235,8 @@ class Clients:
     """Of each client (rows,): the number of the unit of privacy of each training row; None: each row is one."""
     num_units: Sequence[int] | None = None
     """The number of units of each client, where its rows are elsewhere; None: `units` says it."""
+    domains: Sequence[Mapping[int, Sequence[int]]] | None = None
+    """Of each client its training rows by number of their domain; None: no mixture draws from them."""
     reportable: Callable[[Metrics], Metrics] = everything
     export: Callable[[Resident, Tensors], None] | None = None
     identity: Identity | None = None
@@ -254,12 +257,18 @@ class Clients:
             self.memory,
             public=None if self.public is None else View(self.table, self.public),
             units=None if self.units is None else self.units[index],
+            domains=self._domains(index),
             reportable=self.reportable,
             export=self.export,
             identity=self.identity,
             least=self.least,
             inspect=self.inspect,
         )
+
+    def _domains(self, index: int) -> Mapping[int, View] | None:
+        if self.domains is None:
+            return None
+        return {number: View(self.table, rows) for number, rows in self.domains[index].items()}
 
     def __iter__(self) -> Iterator[ClientData]:
         return (self[index] for index in range(len(self)))

@@ -7,7 +7,20 @@ from pydantic import ConfigDict, field_validator, model_validator
 from weft import kinds, registry
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
-from weft.keys import alignment, audits, checks, data, evaluation, federation, model, privacy, prompt, run, training
+from weft.keys import (
+    alignment,
+    audits,
+    checks,
+    data,
+    evaluation,
+    federation,
+    model,
+    pretraining,
+    privacy,
+    prompt,
+    run,
+    training,
+)
 from weft.keys.alignment import AlignmentKeys
 from weft.keys.audits import AuditKeys
 from weft.keys.data import Client, DataKeys
@@ -15,6 +28,7 @@ from weft.keys.effects import Effect
 from weft.keys.evaluation import EvaluationKeys
 from weft.keys.federation import FederationKeys
 from weft.keys.model import ModelKeys
+from weft.keys.pretraining import PretrainingKeys
 from weft.keys.privacy import PrivacyKeys
 from weft.keys.prompt import PromptKeys
 from weft.keys.run import RunKeys
@@ -24,7 +38,7 @@ __all__ = ["EFFECTS", "Client", "RunConfig"]
 
 TABLES = {
     module.__name__: module.WORKS
-    for module in (model, data, training, evaluation, federation, privacy, prompt, alignment, audits, run)
+    for module in (model, data, pretraining, training, evaluation, federation, privacy, prompt, alignment, audits, run)
 }
 EFFECTS: dict[str, Effect] = {key: effect for table in TABLES.values() for key, effect in table.items()}
 """When each key has an effect."""
@@ -38,6 +52,7 @@ class RunConfig(
     AlignmentKeys,
     PrivacyKeys,
     FederationKeys,
+    PretrainingKeys,
     DataKeys,
     PromptKeys,
     ModelKeys,
@@ -152,6 +167,16 @@ class RunConfig(
     def adapts(self) -> bool:
         """Whether the base is frozen, and an adapter or a prompt is trained."""
         return self.use_peft or self.prompt_method is not None
+
+    @property
+    def fills_middle(self) -> bool:
+        """Whether rows of fill-in-the-middle are trained on."""
+        return self.objective == "causal_lm" and "fim" in pretraining.tasks_of(self.pretraining_task)
+
+    @property
+    def public_in_batches(self) -> bool:
+        """Whether public rows are mixed into clients' batches, and are no client of their own."""
+        return self.public_share > 0 or self.mixture is not None
 
     @property
     def finds_words(self) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from weft import kinds, registry
 from weft.errors import ConfigError
-from weft.keys import audits, clean_checks, leaving, privacy, secrets
+from weft.keys import audits, clean_checks, leaving, pretraining, privacy, secrets
 from weft.keys.prompt_checks import check_prompt
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def check(config: RunConfig) -> None:
     _check_rewards(config)
     check_prompt(config)
     privacy.check(config)
+    pretraining.check(config)
     audits.check(config)
 
 

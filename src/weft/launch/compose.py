@@ -25,6 +25,7 @@ from weft.federation.sharing import Sharing
 from weft.keys.privacy import CLIENT, bound, is_private, unit_kind
 from weft.launch.availability import read_trace
 from weft.launch.budgets import privacy_part, row_noise
+from weft.launch.mixtures import mixture_of
 from weft.launch.objectives import objective
 from weft.launch.parts import check as check_parts
 from weft.launch.parts import part
@@ -70,7 +71,7 @@ def plan(config: RunConfig) -> Plan:
     base_algorithm = algorithm(config)
     check_parts(config)
     protection: Protection = part("protection", config)
-    everywhere = config.public_data is not None and not config.public_share
+    everywhere = config.public_data is not None and not config.public_in_batches
     result = Plan(
         algorithm=Clustered(base_algorithm, config.cluster, config.seed) if config.cluster > 1 else base_algorithm,
         aggregator=_aggregator(config, base_algorithm),
@@ -274,6 +275,7 @@ def local_steps(config: RunConfig, kind: str = "gradients", *, pools: bool = Fal
         steps=max(0, config.max_steps),
         epochs=config.num_train_epochs,
         public_share=config.public_share,
+        mixture=mixture_of(config),
         batch_size=config.batch_size,
         accumulation=config.gradient_accumulation_steps,
         max_grad_norm=config.max_grad_norm,

@@ -53,6 +53,8 @@ def absolute(values: JsonObject, *, absent_too: bool = True) -> JsonObject:
     for name in ("forbidden", "canaries"):
         if (result.get("leave_when") or {}).get(name):
             result["leave_when"] = result["leave_when"] | {name: _whole(str(result["leave_when"][name]))}
+    if result.get("mixture_reference") and "=" not in result["mixture_reference"]:
+        result["mixture_reference"] = _whole(result["mixture_reference"])
     data_folder = result.get("local_data_dir")
     for key in PATHS:
         if result.get(key):

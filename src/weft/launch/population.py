@@ -30,6 +30,7 @@ from weft.launch.changes import changed, still_there
 from weft.launch.cleaning import Surprise
 from weft.launch.forgotten import forgotten_of
 from weft.launch.left_out import left_out_of
+from weft.launch.mixtures import mixed
 from weft.launch.overlap import count_repeats, separate_test_rows
 from weft.launch.parts import split
 from weft.launch.questions import make_questions, questions_of
@@ -67,6 +68,7 @@ class Population:
     """What was read, left out and not used."""
     canaries: tuple[Canary, ...] = ()
     """Planted records, and those that coins kept out."""
+    domains: tuple[str, ...] = ()  # of the mixture, by number
 
     def forgotten_names(self) -> list[str]:
         """Return the names of clients whose rows are not used any more."""
@@ -134,28 +136,28 @@ def populate(
     if changes.shares is not None:
         table = tokenized(sources, tokenizer, template)
         train, public_rows = still_there(table, names, changes.shares)
-    if not isinstance(sources, Texts) and not any(len(test) for test in tests):
-        _note_repeats(sources, train, held_out)
+    _note_repeats(sources, tests, train, held_out)
     public_sets = _public_sets(config, public_rows)
     _pair_up(table, rows, [*train, *held_out, *public_sets])
     train_rows, held_rows = ([table.rows_of(part) for part in parts] for parts in (train, held_out))
     shared = table.rows_of(public_rows) if public_rows is not None and config.public_share else None
     evaluated = trained = Clients(names, train_rows, held_rows, table, memory, shared, first=first)
-    if public_rows is not None and not config.public_share:
+    if public_rows is not None and not config.public_in_batches:
         trained = _with_public(evaluated, table.rows_of(public_rows))
     apart = left_out_of(config, names, [name for name, rows in zip(names, held_rows, strict=True) if len(rows)])
-    if pool:
-        pooled = [part for name, part in zip(names, train, strict=True) if name not in apart]
-        trained = _pooled(evaluated, table.rows_of(np.concatenate([*pooled, *public_sets])))
+    kept = [part for name, part in zip(names, train, strict=True) if name not in apart]
+    documents = [np.concatenate([*kept, *([] if config.mixture else public_sets)])] if pool else train
+    trained = _pooled(evaluated, table.rows_of(documents[0])) if pool else trained
     canaries, dealt = planted(config, table, changes.canaries, train, len(sources.origins))
     make = partial(make_questions, tokenizer=tokenizer, template=template, config=config)
     choices, questions = questions_of(config, changes.honest, table, dealt, held_out, make)
     split = _describe(config, sources, table, names, dealt, held_out, len(sources.origins) - rows_planted(canaries))
     counts, sizes = _counts(table, sources), getattr(table, "text_bytes", None)
+    trained, domains = mixed(config, sources, table, trained, documents, public_rows, apart)
     trained = with_units(config, sources, table, trained)
     people = (names, trained, evaluated, questions, choices, counts, split | changes.cleaning, sizes)
     absent, hidden = () if pool else (*map(names.index, apart), *gone), tuple(canaries)
-    return Population(*people, absent, apart, gone, account=sources.account, canaries=hidden)
+    return Population(*people, absent, apart, gone, account=sources.account, canaries=hidden, domains=domains)
 
 
 def _counts(table: TokenTable, sources: AnySources) -> dict[str, int]:
@@ -171,7 +173,12 @@ def _pair_up(table: TokenTable, rows: str, parts: Sequence[np.ndarray]) -> None:
             table.pair_up(table.rows_of(part))
 
 
-def _note_repeats(sources: Sources, train: list[np.ndarray], held_out: list[np.ndarray]) -> None:
+def _note_repeats(
+    sources: Sources, tests: list[np.ndarray], train: list[np.ndarray], held_out: list[np.ndarray]
+) -> None:
+    """Note held-out rows that are trained on too, where they were held out of the same source."""
+    if isinstance(sources, Texts) or any(len(test) for test in tests):
+        return
     of = sum(len(rows) for rows in held_out)
     if of and (count := count_repeats(sources, train, held_out)):
         sources.log(

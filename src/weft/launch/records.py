@@ -22,6 +22,7 @@ from weft.federation.plan import Plan
 from weft.json_types import JsonObject
 from weft.launch.leaving import measured
 from weft.launch.malicious import malicious_of, recognised
+from weft.launch.mixtures import sampled
 from weft.launch.population import Population
 from weft.launch.results import has_shared, shared_of
 from weft.models.resident import Resident
@@ -83,13 +84,16 @@ class Tally:
             self.failures[client] = self.failures.get(client, 0) + 1
 
 
-def round_record(result: RoundDone, metrics: Sequence[Metric], malicious: Collection[str] = ()) -> JsonObject:
+def round_record(
+    result: RoundDone, metrics: Sequence[Metric], malicious: Collection[str] = (), domains: Sequence[str] = ()
+) -> JsonObject:
     """Return the line of metrics.jsonl for a round, counted from 1.
 
     Args:
         result: the round.
         metrics: what the run's objective declares beside the loss.
         malicious: clients that a simulated attack has lie.
+        domains: of the run's mixture, by number.
     """
     record, sums, totals = result.record, result.record.sums, result.record.totals
     clients = max(1, len(record.clients))
@@ -110,6 +114,8 @@ def round_record(result: RoundDone, metrics: Sequence[Metric], malicious: Collec
         line["reward_faults"] = {fault: int(count) for fault in FAULTS if (count := sums.get(f"reward_{fault}", 0.0))}
     if sums.get("texts_scored") and (refused := totals.value(TEXTS_REFUSED)) is not None:
         line["texts_scored"], line["texts_refused"] = int(sums["texts_scored"]), int(refused)
+    if shares := sampled(domains, sums):
+        line["mixture"] = shares
     if record.bad:
         line["bad"] = sorted(record.bad)
     optional = {

@@ -200,7 +200,7 @@ class Trainer:
         return Position(state, metrics, timing, copy.deepcopy(vars(self.tally)), chain, self.logs.chain.head)
 
     def _record(self, result: RoundDone) -> None:
-        record = round_record(result, self.plan.objective.metrics, self.malicious)
+        record = round_record(result, self.plan.objective.metrics, self.malicious, self.population.domains)
         record |= self.account.line() if self.account else {}
         if self.account and self.account.hides_cohort:
             record.pop("left", None)

@@ -21,6 +21,7 @@ from weft.models.checkpoint import find_checkpoint, load_weights
 from weft.models.compat import recompute_activations
 from weft.models.compiled import compile_layers
 from weft.models.emulator import emulator_of, train_ends
+from weft.models.fim_tokens import make_room
 from weft.models.group import RankGroup
 from weft.models.instruction import Instruction
 from weft.models.kernels import use_kernels
@@ -136,6 +137,8 @@ def base_model(config: RunConfig, *, full_precision: bool = False, note: Note = 
     if is_quantised and full_precision:
         model = model.dequantize().to(torch.float32)
     model = model if extra else model.to(device)
+    if config.fills_middle:
+        make_room(config, load_tokenizer(config), model)
     if not full_precision and config.parallel == "none" and use_kernels(model, config.kernels, device):
         note("Liger's kernels compute norms, rotary embeddings and gates (--kernels none: they do not).")
     return model
@@ -258,6 +261,7 @@ def _load_spread(
             model = AutoModelForCausalLM.from_config(
                 model_config, dtype=dtype, trust_remote_code=config.trust_remote_code
             )
+            make_room(config, tokenizer, model)
             return _trainable(model, config, dtype, lora)
 
     silence_libraries()

@@ -9,6 +9,7 @@ from weft.core.libraries import Tokenizer
 from weft.core.model_types import ModelConfig
 from weft.errors import ConfigError
 from weft.models.checkpoint import find_checkpoint
+from weft.models.fim_tokens import add_marks, embeddings_needed
 from weft.models.noise import silence_libraries
 from weft.models.source import model_source, readable_errors
 from weft.models.starting import adapter_of
@@ -43,6 +44,7 @@ def load_tokenizer(config: RunConfig) -> Tokenizer:
         raise ConfigError(f"The tokenizer of '{source}' has no end token (eos_token): set one in its folder.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    add_marks(config, tokenizer)
     return tokenizer
 
 
@@ -68,7 +70,9 @@ def check_fits(config: RunConfig, tokenizer: Tokenizer, model_config: ModelConfi
             checkpoint.check()
     text = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
     places = getattr(text, "vocab_size", None)
-    if places is not None and max(tokenizer.get_vocab().values()) >= places:
+    if places is not None and max(tokenizer.get_vocab().values()) >= max(
+        places, embeddings_needed(config, tokenizer, model_config)
+    ):
         raise ConfigError(
             f"The tokenizer of '{config.model_name_or_path}' has the id {max(tokenizer.get_vocab().values())}, but the "
             f"model has {places} embeddings: give a folder whose tokenizer and model belong together."

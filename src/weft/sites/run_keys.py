@@ -16,6 +16,7 @@ FROM_RUN = frozenset(
     prompt_method num_virtual_tokens private_tokens prompt_init_text prompt_candidates few_shot prompt_pool
     prompt_proposals prompt_length black_box_dim population prompt_hidden_size endpoint_model
     template template_date seq_length truncation_side dataset_sample public_share
+    pretraining_task fim_spm_share mixture mixture_column mixture_temperature mixture_reference mixture_strength
     objective objective_args fed_alg fed_args num_rounds num_clients sample_clients client_sampling client_weight
     client_weight_args aggregator aggregator_args privacy privacy_args
     privacy_unit target_epsilon target_delta noise_multiplier clip_norm noise_at max_rows_per_unit

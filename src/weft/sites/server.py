@@ -21,6 +21,7 @@ from weft.launch.client import ClientBuilder
 from weft.launch.disk_full import explain_full_disk
 from weft.launch.extend import changeable, report_changes
 from weft.launch.federated import evaluated_state
+from weft.launch.mixtures import named_domains
 from weft.launch.population import Population
 from weft.launch.privacy_plan import warn_of_noise
 from weft.launch.run import Run
@@ -155,7 +156,8 @@ def _settle(builder: ClientBuilder, remote: RemoteSites, agreement: Handshake) -
     if plan.algorithm.shares and plan.algorithm.buffer is None:
         # A round without any update is repeated: where a site is a whole client, that is an outage.
         builder.plan = replace(plan, cohorts=agreement.cohorts, quorum=max(1, plan.quorum))
-    builder.take(population := agreement.population(agreement.left_out(builder.config)))
+    population = agreement.population(agreement.left_out(builder.config))
+    builder.take(population := replace(population, domains=named_domains(builder.config)))
     return population
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -41,6 +41,8 @@ class Job(NamedTuple):
     """Returns the client's secret."""
     purpose: str = "train"
     """What is trained: random numbers of one purpose are never used for another."""
+    domains: Mapping[int, RowTable] | None = None
+    """The client's rows by number of their domain, where a mixture draws from them."""
     units: np.ndarray | None = None
     """(rows,) int64: the number of the unit that each of the client's rows belongs to; None: each row is one."""
 

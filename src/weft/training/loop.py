@@ -13,6 +13,7 @@ from functools import partial
 from itertools import islice
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from weft.core import tensors
@@ -27,6 +28,7 @@ from weft.models.layout import Batch, Row
 from weft.models.resident import Resident
 from weft.training.ahead import prepared
 from weft.training.job import Job, LocalResult, RowTable, Session
+from weft.training.mixture import Draw, Mixture, Table, probed
 from weft.training.muon import matrices_of
 from weft.training.optimizers import Optimizer, moments_of
 from weft.training.order import rows_of_round
@@ -52,6 +54,8 @@ class GradientSteps:
     epochs: int = 1
     public_share: float = 0.0
     """Share of public rows in every micro-batch, where there are public rows."""
+    mixture: Mixture | None = None
+    """How rows are drawn from a client's domains; None: from all of its rows alike."""
     batch_size: int = 16
     accumulation: int = 1
     max_grad_norm: float = 1.0
@@ -81,6 +85,7 @@ class GradientSteps:
                 time allowed is too short for one step.
         """
         session = self._begin(model, rule, job, len(rows))
+        draw = self._draw(model, objective, session.full_steps, job)
         torch.manual_seed(derive(self.seed, "train", job.client, job.round))
         full_steps, steps = session.full_steps, session.steps
         # A round has few steps: a scale that starts high would lose the first of them to overflow, every round.
@@ -92,7 +97,7 @@ class GradientSteps:
         def act(batch_rows: Sequence[Row], seed: int) -> Sequence[Row]:
             return objective.act(model, model.local_rows(batch_rows), seed)
 
-        windows = prepared(model, objective, islice(self._windows(objective, rows, full_steps, job, act), steps))
+        windows = prepared(model, objective, islice(self._windows(objective, rows, full_steps, job, act, draw), steps))
         for step, window in enumerate(windows):
             lr = self.schedule.at(job.round, step, full_steps)
             loss_sum += within_memory(model, partial(self._backward, model, objective, rule, scaler, window))
@@ -111,6 +116,8 @@ class GradientSteps:
             raise ClientFailed(f"the training loss is not a finite number after {steps} steps{_narrow(model)}")
         if not step_count:
             raise ClientFailed(f"the gradients of each of {steps} steps overflowed{_narrow(model)}")
+        if draw is not None:
+            objective_counts |= draw.counts(steps * self.accumulation * self.batch_size)
         metrics: Metrics = {"loss_sum": loss, "steps": float(step_count), "learning_rate": lr_sum / step_count}
         return self._end(model, rule, job, session, step_count, lr_sum, metrics | counts | objective_counts)
 
@@ -151,6 +158,17 @@ class GradientSteps:
             raise ClientFailed(f"the update after {session.steps} steps is not finite{_narrow(model)}")
         return LocalResult(finished, metrics, {name: end[name] for name in job.personal if name not in shared})
 
+    def _draw(self, model: Resident, objective: Objective, steps: int, job: Job) -> Draw | None:
+        """Return the rows of a round that a mixture draws; None: without one, or where the client has no domains."""
+        if self.mixture is None or not job.domains:
+            return None
+
+        def loss(table: Table) -> float:
+            return objective.assess(model, probed(table), self.batch_size, self.seed)
+
+        shares, count = self.mixture.shares_of(job.domains, loss), steps * self.accumulation * self.batch_size
+        return self.mixture.draw(job.domains, shares, count, self.seed, job.client, job.round)
+
     def _windows(
         self,
         objective: Objective,
@@ -158,11 +176,12 @@ class GradientSteps:
         steps: int,
         job: Job,
         act: Callable[[Sequence[Row], int], Sequence[Row]] = lambda rows, seed: rows,
+        draw: Draw | None = None,
     ) -> Iterator[list[Batch]]:
         """Yield the micro-batches of each optimizer step; `act` turns rows into training rows when a step is due."""
         size, many = self.batch_size, self.accumulation
         shared = round_half(self.public_share * size) if job.public is not None else 0
-        tables = [(rows, "order", size - shared)]
+        tables: list[tuple[RowTable, str, int]] = [(rows, "order", size - shared)]
         if job.public is not None and shared:
             tables.append((job.public, "public order", shared))
         orders = [
@@ -171,6 +190,8 @@ class GradientSteps:
             ).reshape(steps, many, count)
             for table, purpose, count in tables
         ]
+        if draw is not None:
+            tables, orders = [(draw, "", size)], [np.arange(len(draw)).reshape(steps, many, size)]
         window: list[Batch] = []
         for step in range(steps):
             if step % objective.reuse == 0:

@@ -18,7 +18,11 @@ def rows_of_round(
     Round r takes places r * count to (r + 1) * count, so a client that takes part in every round trains on every row
     once per pass, and no client needs to store its position.
     """
-    first = round * count
+    return rows_from(num_rows, round * count, count, seed=seed, client=client, purpose=purpose)
+
+
+def rows_from(num_rows: int, first: int, count: int, *, seed: int, client: int, purpose: str) -> np.ndarray:
+    """Return the row numbers in the `count` places from `first` on of that endless sequence."""
     parts: list[np.ndarray] = []
     while count > 0:
         epoch, offset = divmod(first, num_rows)

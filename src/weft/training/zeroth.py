@@ -46,7 +46,10 @@ class SeedSteps(GradientSteps):
         sums = torch.zeros(count)
         lr_sum, loss_sum = 0.0, 0.0
         counts = {"loss_tokens": 0.0, "tokens": 0.0, "rows": 0.0}
-        windows = self._windows(objective, rows, full_steps, job, lambda some, key: objective.act(model, some, key))
+        draw = self._draw(model, objective, full_steps, job)
+        windows = self._windows(
+            objective, rows, full_steps, job, lambda some, key: objective.act(model, some, key), draw
+        )
         with model.evaluating():
             for step, window in zip(range(steps), windows, strict=False):
                 lr = self.schedule.at(job.round, step, full_steps)
@@ -70,6 +73,8 @@ class SeedSteps(GradientSteps):
                 counts["tokens"] += sum(batch.tokens for batch in window)
                 counts["rows"] += sum(batch.rows for batch in window)
         metrics = {"loss_sum": loss_sum, "steps": float(steps), "learning_rate": lr_sum / steps, **counts}
+        if draw is not None:
+            metrics |= draw.counts(steps * self.accumulation * self.batch_size)
         work_done = LocalWork(shared, shared, steps, lr_sum, {SEARCH: {"sums": sums}})
         return LocalResult(rule.finish(work_done), metrics, {})
 
