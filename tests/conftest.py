@@ -30,8 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no GPU"))
 
 
-def pytest_configure() -> None:
-    """Look for no garbage while the tests' modules are imported."""
+def pytest_collectstart() -> None:
+    """Look for no garbage while modules are imported; the process that shares tests out never begins this."""
     gc.disable()
 
 
