@@ -171,18 +171,20 @@ def test_clients_hold_what_the_server_thinks(name: str, failures: float):
 
 
 @cache
-def arrived() -> torch.Tensor:
-    return Federation(cohort=10).run(FedAvg(), 40).params["w"]
+def arrived(clients: int) -> torch.Tensor:
+    return Federation(clients, cohort=clients).run(FedAvg(), 40).params["w"]
 
 
 @pytest.mark.parametrize("name", LOSSY)
 def test_parameters_sent_as_differences_arrive_where_whole_ones_do(name: str):
     """One of three numbers a round is enough, since what was not sent is in the next difference."""
-    federation, plain = Federation(cohort=10), arrived()
-    rounds = 200 if name == "random_k" else 40  # a number may wait for many rounds, however large it has become
+    biased = name in ("sign", "topk", "sparse_loco")  # what these lose of single clients is less in a mean of more
+    clients = 6 if biased else 4
+    federation, plain = Federation(clients, cohort=clients), arrived(clients)
+    rounds = 100 if name == "random_k" else 40  # a number may wait for many rounds, however large it has become
     assert torch.dist(federation.run(FedAvg(), rounds, codec_down=codec_of(name)).params["w"], plain) < 1e-6
     both = federation.run(FedAvg(), rounds, codec=codec_of(name), codec_down=codec_of(name)).params["w"]
-    assert torch.dist(both, plain) < (1.0 if name in ("sign", "topk", "sparse_loco") else 0.03)
+    assert torch.dist(both, plain) < (1.0 if biased else 0.03)
 
 
 def test_a_client_that_lost_its_memory_is_sent_the_whole_and_goes_on():

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 Row = tuple[str, ...]
 Pair = tuple[tuple[int, str], tuple[int, str]]
 
 
-def pairs_of(row: Row) -> set[Pair]:
-    """Return the pairs of values that a combination has."""
-    return set(itertools.combinations(enumerate(row), 2))
+def pairs_in(rows: Collection[Row]) -> set[Pair]:
+    """Return the pairs of values that some combinations have."""
+    width = len(next(iter(rows)))
+    return {
+        ((first, one), (second, other))
+        for first, second in itertools.combinations(range(width), 2)
+        for one, other in {(row[first], row[second]) for row in rows}
+    }
 
 
 def covering(axes: Mapping[str, Sequence[str]], allowed: Callable[[Row], bool]) -> list[Row]:
@@ -22,16 +29,35 @@ def covering(axes: Mapping[str, Sequence[str]], allowed: Callable[[Row], bool]) 
     an old count that is still the highest after it was taken anew is the highest of all.
     """
     rows = [row for row in itertools.product(*axes.values()) if allowed(row)]
-    left = set().union(*map(pairs_of, rows))
-    heap = [(-len(pairs_of(row)), place) for place, row in enumerate(rows)]
+    masks = _masks(rows, axes)
+    left = functools.reduce(operator.or_, masks)
+    heap = [(-mask.bit_count(), place) for place, mask in enumerate(masks)]
     heapq.heapify(heap)
     chosen = []
     while left:
         _, place = heapq.heappop(heap)
-        gain = len(pairs_of(rows[place]) & left)
+        gain = (masks[place] & left).bit_count()
         if heap and -gain > heap[0][0]:
             heapq.heappush(heap, (-gain, place))
             continue
         chosen.append(rows[place])
-        left -= pairs_of(rows[place])
+        left &= ~masks[place]
     return chosen
+
+
+def _masks(rows: list[Row], axes: Mapping[str, Sequence[str]]) -> list[int]:
+    """Return the pairs of each combination as bits of an integer: every process counts those of 100,000 of them."""
+    bits: dict[Pair, int] = {}
+    for (first, some), (second, others) in itertools.combinations(enumerate(axes.values()), 2):
+        for one, other in itertools.product(some, others):
+            bits[(first, one), (second, other)] = 1 << len(bits)
+
+    def added(row: Row) -> int:
+        last = (len(row) - 1, row[-1])
+        return sum(bits[value, last] for value in enumerate(row[:-1]))
+
+    @functools.cache
+    def mask(start: Row) -> int:
+        return mask(start[:-1]) | added(start) if start else 0
+
+    return [mask(row[:-1]) | added(row) for row in rows]

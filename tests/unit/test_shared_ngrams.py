@@ -24,7 +24,8 @@ def by_definition(items: list[dict[str, Any]], texts: list[str]) -> set[int]:
         return re.findall(r"[^\W_]+", text.lower())
 
     def grams(text: str, n: int) -> set[tuple[str, ...]]:
-        return {tuple(words(text)[i : i + n]) for i in range(len(words(text)) - n + 1)}
+        some = words(text)
+        return {tuple(some[i : i + n]) for i in range(len(some) - n + 1)}
 
     own: list[set[tuple[str, ...]]] = []
     for item in items:

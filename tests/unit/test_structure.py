@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ import pytest
 import weft
 
 ROOT = Path(weft.__file__).parent
-MODULES = {str(path.relative_to(ROOT)): ast.parse(path.read_text(encoding="utf-8")) for path in ROOT.rglob("*.py")}
 ONCE = {
     "ClientHost": {"launch/client.py"},
     "load_resident": {"launch/client.py"},
@@ -24,6 +24,12 @@ ONCE = {
 """What belongs to building a client, and the only modules that call it."""
 
 
+@cache
+def modules() -> dict[str, ast.Module]:
+    """Return the trees of all modules: some seconds, which collecting the tests need not take."""
+    return {str(path.relative_to(ROOT)): ast.parse(path.read_text(encoding="utf-8")) for path in ROOT.rglob("*.py")}
+
+
 def calls(tree: ast.Module) -> set[str]:
     nodes = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
     return {node.id for node in nodes if isinstance(node, ast.Name)}
@@ -31,12 +37,12 @@ def calls(tree: ast.Module) -> set[str]:
 
 @pytest.mark.parametrize("name", ONCE)
 def test_a_client_is_built_in_one_place(name: str):
-    assert {module for module, tree in MODULES.items() if name in calls(tree)} <= ONCE[name]
+    assert {module for module, tree in modules().items() if name in calls(tree)} <= ONCE[name]
 
 
 def test_modules_and_functions_are_short():
-    long = {module for module in MODULES if len((ROOT / module).read_text(encoding="utf-8").splitlines()) > 300}
-    for module, tree in MODULES.items():
+    long = {module for module in modules() if len((ROOT / module).read_text(encoding="utf-8").splitlines()) > 300}
+    for module, tree in modules().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno + 1 > 60:
                 long.add(f"{module}: {node.name}")
@@ -49,7 +55,7 @@ def test_the_round_is_one_file_of_less_than_170_lines():
 
 def test_simulations_know_nothing_of_sites():
     """The layers contract says so for modules; this says it for what is imported within functions by a name."""
-    for module, tree in MODULES.items():
+    for module, tree in modules().items():
         if module.split("/")[0] in ("sites", "commands"):
             continue
         imported = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}

@@ -54,3 +54,10 @@ def test_a_device_is_waited_for_once_whatever_the_number_of_tensors(monkeypatch:
     assert len(reads) == 1
     values[3][1] = math.nan
     assert math.isnan(tensors._largest(values, torch.device(kind)))
+
+
+def test_seeding_used_devices_draws_what_seeding_all_draws():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    tensors.seed_used_devices(5)
+    assert torch.equal(torch.rand(3), expected)

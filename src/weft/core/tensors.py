@@ -37,6 +37,19 @@ def lerp_(mean: Tensors, value: Tensors, share: float) -> None:
         torch._foreach_lerp_(list(mean.values()), [value[name] for name in mean], share)
 
 
+def seed_used_devices(seed: int) -> None:
+    """Seed torch's generators of the CPU and of every GPU in use; for a model that is on its device already.
+
+    `torch.manual_seed` does so too, and for each kind of device that is not in use it stores a call for later with a
+    formatted traceback: some milliseconds in every client's turn, half of the time of a small one.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
+
+
 def num_bytes(values: Tensors | Streams) -> int:
     """Return the bytes that the tensors hold, without any header."""
     return sum(

@@ -150,12 +150,13 @@ def save_model(model: CausalModel, tokenizer: Tokenizer, params: Tensors, folder
     elif model.peft_config["default"].is_prompt_learning:
         save_prompt(model, params, folder)
     elif not _is_folded(params):
+        # Its card is made from a template that is compiled anew each time, and names the base's path on this machine.
+        vars(model)["create_or_update_model_card"] = lambda folder: None
         model.save_pretrained(str(folder), state_dict=dict(params), save_embedding_layers=False)
     else:
         _save_folded(model.peft_config["default"], params, folder)
     _order_lists(folder / "adapter_config.json")
     tokenizer.save_pretrained(str(folder))
-    (folder / "README.md").unlink(missing_ok=True)  # peft's empty card, which names the base's path on this machine
     follow_umask(folder)
 
 

@@ -18,11 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
 
-import yaml
-
 from weft.core.files import missing, remove_empty, write_atomic
 from weft.core.secret import FILE as SECRET_FILE
 from weft.core.secret import Secret
+from weft.core.yaml_text import text_of, value_of
 from weft.errors import ConfigError, RunInUse
 from weft.json_types import JsonObject
 from weft.runs.start import (
@@ -88,10 +87,10 @@ class RunDir:
             run._lock_directory()
             # What was checked without the lock may have been changed by the process that held it.
             run._check(resume=resume, overwrite=overwrite)
-            text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+            text = text_of(config)
             if run.holds_run and resume:
                 former = resolve({**(defaults or {}), **run.read_config()})
-                check_same_config(run.path, yaml.safe_load(text), volatile, former)
+                check_same_config(run.path, value_of(text), volatile, former)
             elif run.holds_run and run._start is not None:
                 run._start.overwrite()
             write_atomic(run.config_file, (HEADER + text).encode())
@@ -215,7 +214,7 @@ class RunDir:
         """
         if not self.holds_run:
             raise ConfigError(f"There is no run in '{self.path}': give the --output_dir of a run.")
-        config: JsonObject = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        config: JsonObject = value_of(self.config_file.read_text(encoding="utf-8"))
         return config
 
     def close(self) -> None:

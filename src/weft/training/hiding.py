@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
-import torch
 
+from weft.core.tensors import seed_used_devices
 from weft.training.job import Job
 from weft.training.loop import GradientSteps
 
@@ -54,7 +54,7 @@ class Hiding(GradientSteps):
         Dropout must not tell who takes part either: its numbers are the secret's too.
         """
         secret = job.secret()
-        torch.manual_seed(int.from_bytes(secret.bytes(8, *words, "dropout"), "little") >> 1)
+        seed_used_devices(int.from_bytes(secret.bytes(8, *words, "dropout"), "little") >> 1)
         coins = secret.uniform(len(units), *words, "sample")
         return [units[int(number)] for number in np.flatnonzero(coins < self.probability(len(units)))]
 

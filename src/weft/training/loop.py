@@ -86,7 +86,7 @@ class GradientSteps:
         """
         session = self._begin(model, rule, job, len(rows))
         draw = self._draw(model, objective, session.full_steps, job)
-        torch.manual_seed(derive(self.seed, "train", job.client, job.round))
+        tensors.seed_used_devices(derive(self.seed, "train", job.client, job.round))
         full_steps, steps = session.full_steps, session.steps
         # A round has few steps: a scale that starts high would lose the first of them to overflow, every round.
         scaler = torch.amp.GradScaler(model.device.type, init_scale=1024.0, enabled=model.dtype == torch.float16)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from weft.core.objective import Objective
+from weft.core.tensors import seed_used_devices
 from weft.errors import ConfigError
 from weft.models.resident import Resident
 from weft.training.job import RowTable
@@ -58,7 +59,7 @@ def _first_loss(model: Resident, objective: Objective, rows: list[Any]) -> tuple
     def keep(_module: nn.Module, _args: Any, output: Tensor) -> None:
         embedded.append(output if output.requires_grad else output.requires_grad_())
 
-    torch.manual_seed(0)  # both calls have the same dropout
+    seed_used_devices(0)  # both calls have the same dropout
     handle = model.base.get_input_embeddings().register_forward_hook(keep)
     try:
         with torch.enable_grad():
