@@ -29,7 +29,7 @@ HELP = {
     "attack": "change questions until a model answers wrongly, and count how many it takes",
     "audit": "ask a run what it remembers of its rows, and what it gives away",
     "tasks": "list the evaluation tasks, and where their data is",
-    "compare": "print runs side by side",
+    "compare": "set runs side by side, in tables or on one page",
     "report": "write the page of a run again",
     "privacy": "say what a run protects, and what it has spent",
     "verify": "check that nothing in a run was changed by hand",

@@ -66,7 +66,7 @@ def seed_differences(
     seeds = tuple(sorted(one.keys() & two.keys()))
     if len(seeds) < 2:
         return [], ""
-    why = next((why for seed in seeds if (why := _other_rows(one[seed], two[seed], digests))), "")
+    why = next((why for seed in seeds if (why := other_rows(one[seed], two[seed], digests))), "")
     if why:
         return [], why
     found: list[SeedDifference] = []
@@ -84,7 +84,7 @@ def _values(runs: Mapping[int, Outcome], seeds: Sequence[int], kind: str, metric
     return {seed: float(value) for seed, value in values.items() if value is not None}
 
 
-def _other_rows(first: Outcome, second: Outcome, digests: Mapping[str, Mapping[str, str]]) -> str:
+def other_rows(first: Outcome, second: Outcome, digests: Mapping[str, Mapping[str, str]]) -> str:
     """Return why two runs were not measured on the same rows; "": nothing says so."""
     own = first.config.get("eval_dataset_name") is None or second.config.get("eval_dataset_name") is None
     keys = sorted(DATA_KEYS if own else TEXT_KEYS)
