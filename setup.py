@@ -10,20 +10,21 @@ ROOT = Path(__file__).resolve().parent
 
 
 def page(text: str, repository: str) -> str:
-    """Return a README whose links to files lead into the repository; without one they are the names of files.
+    """Return a README whose links to files and pictures lead into the repository; without one they are names of files.
 
     The files come with the package: `docs` and `examples` lie in share/doc/weft of the environment.
     """
 
     def link(found: re.Match[str]) -> str:
-        words, target = found[1], found[2]
+        is_picture, words, target = bool(found[1]), found[2], found[3]
         if re.match(r"[a-z]+:|#", target):
             return found[0]
         if repository:
-            return f"[{words}]({repository.rstrip('/')}/blob/main/{target})"
+            view = "raw" if is_picture else "blob"
+            return f"{found[1]}[{words}]({repository.rstrip('/')}/{view}/main/{target})"
         return words if words == f"`{target}`" else f"{words} (`{target}`)"
 
-    return re.sub(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)", link, text)
+    return re.sub(r"(!?)\[([^\]]+)\]\(([^)\s]+)\)", link, text)
 
 
 if __name__ == "__main__":

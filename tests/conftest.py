@@ -139,7 +139,7 @@ def keys(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> dict[str, object]
         "learning_rate": 1e-3,
         "eval_fraction": 0.1,
         "eval_every": 2,
-        "report": False,  # its pictures take longer than such a run; tests of the page ask for it
+        "report": False,  # most tests look at no page; those that do ask for it
         "output_dir": str(tmp_path / "run"),
     }
 

@@ -3,6 +3,8 @@
     import weft
     run = weft.train(model_name_or_path=..., dataset_name=..., use_peft=True, output_dir="out")
     run.summary, run.metrics, run.model, run.tokenizer
+    run.plot(), run.report()                             # in a notebook they are shown below the cell
+    weft.evaluate(run, tasks=["pubmedqa"]), weft.compare(run, "other")   # pandas data frames
 
 Importing this imports nothing heavy.
 """
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from weft.launch.run import Run
     from weft.typed import Keys
 
-__all__ = ["open_run", "sweep", "train"]
+__all__ = ["compare", "evaluate", "open_run", "sweep", "train"]
 
 
 def train(
@@ -51,11 +53,12 @@ def train(
 
     Raises:
         weft.errors.ConfigError: a mistake in the configuration or the data.
+        weft.errors.Interrupted: Ctrl-C, or a notebook's stop; the finished rounds are kept. It is a KeyboardInterrupt.
     """
     from weft.config import RunConfig, canonical, gather, read_file, settle
     from weft.errors import ConfigError
+    from weft.launch.interrupted import interruptible as run
     from weft.launch.objects import ObjectInputs
-    from weft.launch.train import train as run
     from weft.verbs import check_adapter, saved_keys
 
     overrides = canonical(keys)
@@ -139,3 +142,66 @@ def sweep(
     read = read_study(study, keys=keys, arms=arms, metrics=metrics, output_dir=output_dir)
     command = f"weft.sweep({study if isinstance(study, Mapping) else os.fspath(study)!r}, ...)"
     return pandas.DataFrame(make(check(read), processes=processes, retry=retry, note=note, command=command).records)
+
+
+def evaluate(
+    model: str | os.PathLike[str] | Run,
+    tasks: str | Sequence[str],
+    *,
+    quiet: bool = True,
+    **flags: object,
+) -> pandas.DataFrame:
+    """Score a run or a model on tasks, as `weft evaluate` does, and return a row for each task and metric.
+
+    Args:
+        model: a run, its directory, a hub name, or the folder of a model or an adapter.
+        tasks: names of tasks or suites, or files.
+        quiet: print no progress.
+        **flags: flags of `weft evaluate` by their names, such as task_data, limit, num_fewshot, output_dir.
+
+    Returns:
+        task, metric, score, low and high (the 95 % interval, missing where there is none), n (items), main (whether
+        the metric stands for the task).
+
+    Raises:
+        weft.errors.ConfigError: there is no such task, model or flag.
+    """
+    from weft.commands.evaluation_frame import frame
+
+    return frame(_path(model), [tasks] if isinstance(tasks, str) else list(tasks), quiet=quiet, flags=flags)
+
+
+def compare(
+    *runs: str | os.PathLike[str] | Run,
+    metric: str | None = None,
+    html: str | os.PathLike[str] | None = None,
+) -> pandas.DataFrame:
+    """Return finished runs side by side: a row for runs that differ in their seed alone, and each kind of score.
+
+    Args:
+        *runs: runs, or their directories.
+        metric: what the page begins with; without `html`: a metric that a run must have.
+        html: where to write the page of `weft compare --html`; None: nowhere.
+
+    Returns:
+        The columns of `weft compare --csv`, those without any value left out.
+
+    Raises:
+        weft.errors.ConfigError: a directory holds no finished run, or no run has the metric.
+    """
+    from weft.errors import ConfigError
+    from weft.launch.compared import Opened, to_frame
+
+    if not runs:
+        raise ConfigError("weft.compare was given no run: name one or more, such as weft.compare('a', 'b').")
+    opened = Opened.of([_path(run) for run in runs])
+    if html is not None:
+        opened.write_page(Path(html), metric)
+    elif metric is not None:
+        opened.check_metric(metric)
+    return to_frame(opened.rows())
+
+
+def _path(run: str | os.PathLike[str] | Run) -> str:
+    """Return the directory of a run, or a name as it is."""
+    return os.fspath(run) if isinstance(run, str | os.PathLike) else str(run.path)

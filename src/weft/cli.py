@@ -30,7 +30,7 @@ HELP = {
     "audit": "ask a run what it remembers of its rows, and what it gives away",
     "tasks": "list the evaluation tasks, and where their data is",
     "sweep": "make the runs of a study, and a table, a picture and a page of them",
-    "compare": "print runs side by side",
+    "compare": "set runs side by side, in tables or on one page",
     "report": "write the page of a run again",
     "privacy": "say what a run protects, and what it has spent",
     "verify": "check that nothing in a run was changed by hand",

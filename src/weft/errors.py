@@ -88,3 +88,11 @@ class BudgetSpent(RunError):
 
 class ServerAway(RunError):
     """The server of a federation of sites does not answer."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was stopped from the keyboard or a notebook; its committed rounds are kept."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what a notebook shows in place of a traceback."""
+        return [f"weft: {self}"]

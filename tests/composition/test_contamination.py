@@ -19,7 +19,7 @@ from weft.cli import main
 from weft.config import build
 from weft.errors import ConfigError
 from weft.launch.contamination import asked_counts
-from weft.runs.report import write_report
+from weft.pages.report import write_report
 from weft.sites.policy import read_policy
 from weft.sites.server import serve
 

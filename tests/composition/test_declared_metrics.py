@@ -23,9 +23,9 @@ from weft.core.metrics import Totals, complete, fault, summarise
 from weft.core.types import Metrics
 from weft.evaluation.heldout import HeldOut
 from weft.objectives.sft import SFT
+from weft.pages.report import write_report
 from weft.rewards.answers import ANSWER_TOKENS, CUT, REWARD
 from weft.runs.comparison import SeedSpread
-from weft.runs.report import write_report
 from weft.runs.trackers import Trackers
 from weft.sites.policy import SitePolicy
 from weft.sites.reports import reportable
@@ -97,9 +97,9 @@ def test_a_new_metric_is_recorded_shown_and_compared(keys, capsys, monkeypatch):
     assert f"evaluation  tokens a row {last['row_length']:.2f}  loss" in progress
     assert tracked["eval/row_length"] == last["row_length"]
     page = write_report(run.path).read_text(encoding="utf-8")
-    assert f"<td >evaluation tokens a row</td><td >{last['row_length']:.2f}</td>" in page
-    assert "<th >client</th><th >tokens a row</th>" in page
-    assert "length</text>" in page
+    assert f'<td class="w">evaluation tokens a row</td><td>{last["row_length"]:.2f}</td>' in page
+    assert '<th scope="col" class="w">client</th><th scope="col">tokens a row</th>' in page
+    assert "<figcaption>length</figcaption>" in page
     (card,) = (run.path / "adapter").glob("README.md")
     assert "| n | row_length |" in card.read_text(encoding="utf-8")
     assert main(["compare", str(run.path)]) == 0

@@ -14,7 +14,7 @@ from weft.core.fairness import fairness, jain, over_clients
 from weft.errors import ConfigError
 from weft.evaluation.heldout import ACCURACY, LOSS, PERPLEXITY
 from weft.federation.sampling import Selection, arrivals
-from weft.runs.report import write_report
+from weft.pages.report import write_report
 
 
 def test_numbers_that_were_worked_out_by_hand():

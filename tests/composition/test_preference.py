@@ -15,7 +15,7 @@ from support.preferences import LOSSES
 from support.rows import write_rows
 from weft.cli import main
 from weft.errors import ConfigError
-from weft.runs.report import write_report
+from weft.pages.report import write_report
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -17,11 +17,11 @@ from weft.cli import main
 from weft.core.secret import FILE, Secret
 from weft.errors import ConfigError
 from weft.federation.sampling import Selection
+from weft.pages.report import write_report
 from weft.privacy.accounting import Sampling, epsilon
 from weft.privacy.ledger import Ledger
 from weft.runs import checkpoint
 from weft.runs.layout import RunDir
-from weft.runs.report import write_report
 from weft.runs.start import LEDGER
 
 pytest.importorskip("dp_accounting")

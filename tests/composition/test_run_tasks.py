@@ -21,7 +21,7 @@ from weft.errors import ConfigError, RunError
 from weft.federation import loop
 from weft.launch.best import BestRule
 from weft.models.resident import Resident
-from weft.runs.report import write_report
+from weft.pages.report import write_report
 
 PROMPT = r"{{ instruction }}\nAnswer:"
 TASK = own_task("colours", "choice: {choices: [red, green, blue], answer: output}", file="colours", prompt=PROMPT)
@@ -56,6 +56,13 @@ def test_tasks_are_scored_at_the_start_between_rounds_and_at_the_end(asked):
     page = write_report(run.path).read_text()
     assert "Evaluation tasks" in page
     assert "colours/accuracy" in page
+    kept = run.summary["answers"]
+    assert kept["round"] == 6
+    (items,) = kept["tasks"].values()
+    questions = [f"{row['instruction']}\nAnswer:" for row in colour_rows(12)[:3]]
+    assert [item["prompt"] for item in items] == questions
+    assert {item[when] for item in items for when in ("before", "after")} <= {"red", "green", "blue"}
+    assert "Answers to the server&#x27;s prompts" in page or "Answers to the server's prompts" in page
 
 
 def test_scores_are_those_of_weft_evaluate(asked, tmp_path: Path, capsys):

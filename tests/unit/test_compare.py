@@ -113,8 +113,8 @@ def test_seeds_are_folded_where_runs_differ_only_in_keys_without_effect():
 
 
 def test_the_report_says_of_what_its_scores_are(runs: list[str]):
-    from weft.runs.report import write_report
+    from weft.pages.report import write_report
 
     for path, kind in ((runs[0], SHARED), (runs[1], OWN)):
         page = write_report(path).read_text(encoding="utf-8").replace("&#x27;", "'")
-        assert f"<td >evaluation of</td><td >{kind} (n = 12)</td>" in page
+        assert f'<td class="w">evaluation of</td><td>{kind} (n = 12)</td>' in page

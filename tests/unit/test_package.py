@@ -36,6 +36,8 @@ def test_links_of_the_readme_work_where_no_file_lies_beside_it():
     shown = LINK.findall(page(README, "https://example.org/weft/"))
     assert "https://example.org/weft/blob/main/docs/server.md" in shown
     assert [target for target in shown if not target.startswith("https://")] == []
+    assert page("![A](docs/a.png)", "https://example.org/weft") == "![A](https://example.org/weft/raw/main/docs/a.png)"
+    assert page("![A](docs/a.png)", "") == "A (`docs/a.png`)"
     assert page("[Server](docs/server.md), [here](#now)", "") == "Server (`docs/server.md`), [here](#now)"
 
 

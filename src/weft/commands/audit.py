@@ -59,7 +59,7 @@ def run(argv: list[str]) -> int:
     from weft.audits.settings import Settings
     from weft.core.files import json_line
     from weft.launch.run import Run
-    from weft.runs.report import write_report
+    from weft.pages.report import write_report
 
     opened = Run(arguments.run, round=arguments.round, accept_changed=arguments.accept_changed)
     settings = Settings(

@@ -9,13 +9,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from weft.arguments import Parser
-from weft.commands import compare_differences as differences
+from weft.commands.compare_differences import print_seeds, print_tasks
 from weft.commands.tables import print_table
-from weft.config import VOLATILE
 from weft.core.declarations import Metric
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
-from weft.launch.run import Run
+from weft.launch import compared
+from weft.launch.compared import Opened
+from weft.pages import differences
+from weft.pages.comparison_tables import cells_of, keys_text, value_text
 from weft.runs.comparison import (
     COSTS,
     KINDS,
@@ -24,7 +26,6 @@ from weft.runs.comparison import (
     SeedSpread,
     compared_metrics,
     scores_of,
-    tables,
     verb_of,
 )
 from weft.runs.text import human_bytes, human_duration, human_number
@@ -42,7 +43,7 @@ HEADS = {"bytes_up": "up", "bytes_down": "down", "seconds": "time", "peak_memory
 
 
 def run(argv: list[str]) -> int:
-    """Print the tables."""
+    """Print the tables, or write the page."""
     parser = Parser(
         prog="weft compare",
         description="Print runs and evaluations side by side. Runs that differ in their seed alone are one line: mean "
@@ -50,21 +51,30 @@ def run(argv: list[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders of `weft evaluate`")
+    parser.add_argument(
+        "--html", metavar="PAGE", help="write all of it as one HTML file, with curves, and print its path"
+    )
+    parser.add_argument("--metric", metavar="NAME", help="with --html: what the page begins with")
     parser.add_argument("--json", action="store_true", help="print JSON: every run by itself, then the differences")
     parser.add_argument("--csv", action="store_true", help="print CSV: a line for every kind of score of runs")
     arguments = parser.parse(argv)
-    runs, folders = _opened(arguments.runs)
-    if arguments.csv and not runs:
+    if arguments.metric is not None and arguments.html is None:
+        raise ConfigError("--metric says what a page begins with: add --html PAGE, or leave --metric out.")
+    opened = Opened.of(arguments.runs)
+    if arguments.csv and not opened.runs:
         raise ConfigError("--csv lists the scores of runs, and only evaluations are named: write --json.")
-    outcomes = [_outcome(run) for run in runs]
-    rows_by_verb = tables(outcomes, VOLATILE)
+    if arguments.html is not None:
+        opened.write_page(Path(arguments.html), arguments.metric)
+        print(arguments.html)
+        return 0
+    rows_by_verb = opened.rows()
     if arguments.csv:
         _write_csv(rows_by_verb)
         return 0
-    evaluations = differences.evaluations_of([run.path for run in runs], folders)
+    evaluations = differences.evaluations_of([run.path for run in opened.runs], opened.folders)
     pairs = differences.pairs_of(evaluations, [row for rows in rows_by_verb.values() for row in rows])
     if arguments.json:
-        data: JsonObject = {outcome.path: _json_entry(outcome) for outcome in outcomes}
+        data: JsonObject = {outcome.path: _json_entry(outcome) for outcome in opened.outcomes}
         of_seeds = (
             differences.json_of_seeds(rows[0], differences.differences_of_seeds(rows)) for rows in rows_by_verb.values()
         )
@@ -74,32 +84,10 @@ def run(argv: list[str]) -> int:
     for verb, lines in rows_by_verb.items():
         _print(verb, lines)
     if evaluations:
-        differences.print_tasks(evaluations, pairs)
-    if folders and len(evaluations) > 1 and not any(found for _, _, found, _ in pairs):
+        print_tasks(evaluations, pairs)
+    if opened.folders and len(evaluations) > 1 and not any(found for _, _, found, _ in pairs):
         raise ConfigError("No task of these evaluations can be compared, as said above: name evaluations of one task.")
     return 0
-
-
-def _opened(names: Sequence[str]) -> tuple[list[Run], list[str]]:
-    """Return the runs and the folders of evaluations that are named, each once."""
-    from weft.tasks.paired import is_evaluation
-
-    by_path = {Path(name).resolve(): name for name in reversed(names)}
-    ordered = [(path, by_path[path]) for path in dict.fromkeys(Path(name).resolve() for name in names)]
-    folders = [name for path, name in ordered if is_evaluation(path)]
-    return [Run(name) for path, name in ordered if not is_evaluation(path)], folders
-
-
-def _outcome(run: Run) -> Outcome:
-    """Return what is compared of a run: its configuration and summary, and whether its models are personal."""
-    config, summary = run.config, run.summary
-    personal = False
-    # Personal models stay at their sites, so that the server's summary does not list them.
-    if config.runtime == "nvflare" and not summary.get("models"):
-        from weft.launch.compose import plan
-
-        personal = plan(config).personal
-    return Outcome(str(run.path), config.model_dump(mode="json"), summary, personal)
 
 
 def _json_entry(outcome: Outcome) -> JsonObject:
@@ -110,23 +98,12 @@ def _json_entry(outcome: Outcome) -> JsonObject:
 
 def _write_csv(rows_by_verb: dict[str, list[ComparisonRow]]) -> None:
     """Write one CSV line for each row of a table and each kind of its scores."""
-    keys = list(dict.fromkeys(key for lines in rows_by_verb.values() for line in lines for key in line.keys))
-    heads = ["verb", "runs", "seeds", *keys, "note", "measured", "n"]
-    numbers = (*(metric.name for metric in compared_metrics()), *COSTS)
-    heads += [word for name in numbers for word in (name, f"{name}_deviation")]
+    found = compared.lines(rows_by_verb)
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(heads)
-    for verb, lines in rows_by_verb.items():
-        for line in lines:
-            differing = [_text(line.keys.get(key)) for key in keys]
-            for kind in KINDS:
-                if scores := line.scores(kind):
-                    values = scores | line.costs()
-                    cells = [cell for name in numbers for cell in values.get(name, ("", ""))]
-                    seeds = " ".join(map(str, line.seeds))
-                    writer.writerow(
-                        [verb, ";".join(line.paths), seeds, *differing, line.mark, kind, line.rows(), *cells]
-                    )
+    writer.writerow(found[0] if found else [])
+    for line in found:
+        texts = line | {"runs": ";".join(line["runs"]), "seeds": " ".join(map(str, line["seeds"]))}
+        writer.writerow([value_text(value) for value in texts.values()])
 
 
 def _print(verb: str, lines: list[ComparisonRow]) -> None:
@@ -136,14 +113,14 @@ def _print(verb: str, lines: list[ComparisonRow]) -> None:
     print_table(
         f"{verb}: runs",
         ["run", "keys that differ"],
-        [[name, _keys(line)] for name, line in named_rows],
+        [[name, keys_text(line)] for name, line in named_rows],
         note,
         left=(0, 1),
     )
     for kind in KINDS:
         _print_scores(verb, kind, named_rows)
     for line, found, why in differences.differences_of_seeds(lines):
-        differences.print_seeds(verb, _run_label(line), _run_label(lines[0]), found, why)
+        print_seeds(verb, _run_label(line), _run_label(lines[0]), found, why)
     heads = [name for name in COSTS if any(name in line.costs() for line in lines)]
     costs = [[name, *(_mean(head, line.costs().get(head)) for head in heads)] for name, line in named_rows]
     print_table(f"{verb}: what it took", ["run", *(HEADS.get(head, head) for head in heads)], costs)
@@ -178,20 +155,6 @@ def _run_label(line: ComparisonRow) -> str:
     return f"{name} ({line.mark})" if line.mark else name
 
 
-def _keys(line: ComparisonRow) -> str:
-    words = [f"{key}={_text(value)}" for key, value in line.keys.items()]
-    if len(line.seeds) > 1:
-        same = line.outcomes[0].config.get("split_seed") is not None
-        words.append(
-            f"seeds {', '.join(map(str, line.seeds))}{' on one split' if same else ', each with its own split'}"
-        )
-    return "  ".join(words) or "-"
-
-
-def _text(value: object) -> str:
-    return "" if value is None else json.dumps(value) if isinstance(value, list | dict) else str(value)
-
-
 def _best(metric: Metric, column: Sequence[SeedSpread | None]) -> list[int]:
     """Return the row numbers of the best means of a column; none if all are equal or no direction is better."""
     means = [value.mean for value in column if value is not None]
@@ -202,9 +165,7 @@ def _best(metric: Metric, column: Sequence[SeedSpread | None]) -> list[int]:
 
 
 def _cell(show: Callable[[float], str], value: SeedSpread | None) -> str:
-    if value is None:
-        return "-"
-    return show(value.mean) if value.deviation is None else f"{show(value.mean)} ± {show(value.deviation)}"
+    return cells_of(value, show) or "-"
 
 
 def _mean(name: str, value: SeedSpread | None) -> str:

@@ -30,7 +30,7 @@ def run(argv: list[str]) -> int:
     from weft.core.files import write_atomic
     from weft.launch.contribution import contributions
     from weft.launch.run import Run
-    from weft.runs.report import write_report
+    from weft.pages.report import write_report
     from weft.runs.start import CONTRIBUTION
 
     def say(done: int, of: int) -> None:

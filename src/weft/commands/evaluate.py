@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from weft.arguments import Parser
 from weft.commands import evaluation_endpoint, evaluation_federated, evaluation_harness
-from weft.commands.evaluation_helpers import Helpers, add_flags, progress, runnable
+from weft.commands.evaluation_helpers import Helpers, add_flags, at_hand, progress, runnable
 from weft.commands.subject_flags import MODEL_KEYS, OF_RUNS, add_subject_flags, check_subject, subject_of
 from weft.errors import ConfigError
+from weft.json_types import JsonObject
 
 if TYPE_CHECKING:
     from weft.launch.subject import Subject
@@ -59,25 +60,50 @@ def _parser() -> Parser:
     return parser
 
 
+def parsed(argv: list[str]) -> argparse.Namespace:
+    """Return the flags of an evaluation, checked; ConfigError."""
+    arguments = _parser().parse(argv)
+    _check(arguments)
+    return arguments
+
+
 def run(argv: list[str]) -> int:
     """Put tasks to a model, print their scores, and write them beside the run."""
     if evaluation_federated.FLAG in argv:
         return evaluation_federated.run(argv)
-    arguments = _parser().parse(argv)
-    _check(arguments)
+    arguments = parsed(argv)
     if arguments.harness is not None:
         return _run_harness(arguments)
-    arguments.num_fewshot = arguments.num_fewshot or 0
     from weft.core.files import json_line
+    from weft.tasks.results import table
+
+    results, data, file = scored(arguments)
+    if arguments.json:
+        print(json_line(data))
+        return 0
+    print("\n".join(table(results)))
+    cut = [f"{result.task.name} ({result.cut})" for result in results if result.cut]
+    if cut:
+        print(f"Items that were longer than the model's context lost their beginning: {', '.join(cut)}.")
+    refused = [f"{result.task.name} ({result.refused})" for result in results if result.refused]
+    if refused:
+        print(f"Items that the endpoint refused to answer count as empty answers: {', '.join(refused)}.")
+    print(file)
+    return 0
+
+
+def scored(arguments: argparse.Namespace) -> tuple[list[Result], JsonObject, Path]:
+    """Put tasks to a model; return the results, what results.json has of them, and that file."""
     from weft.runs.layout import RunDir
     from weft.runs.task_scores import write_scores
     from weft.tasks.catalogue import select
-    from weft.tasks.results import results_json, table, write_results
+    from weft.tasks.results import results_json, write_results
     from weft.tasks.rows import folders_of
 
+    arguments.num_fewshot = arguments.num_fewshot or 0
     tasks = select(arguments.tasks, arguments.include_path)
     folders = folders_of(arguments.task_data)
-    tasks = _at_hand(tasks, folders, alone=len(tasks) == 1)
+    tasks = at_hand(tasks, folders, alone=len(tasks) == 1)
     tasks, helpers = runnable(tasks, arguments)
     if arguments.reference is not None and not any(task.kind == "preference" for task in tasks):
         raise ConfigError("--reference is of preference tasks, such as hh_helpful, and none is named: leave it out.")
@@ -101,18 +127,7 @@ def run(argv: list[str]) -> int:
             file = write_results(store.folder, data)
     if subject.weights is not None:
         write_scores(RunDir(arguments.model), subject.weights)
-    if arguments.json:
-        print(json_line(data))
-        return 0
-    print("\n".join(table(results)))
-    cut = [f"{result.task.name} ({result.cut})" for result in results if result.cut]
-    if cut:
-        print(f"Items that were longer than the model's context lost their beginning: {', '.join(cut)}.")
-    refused = [f"{result.task.name} ({result.refused})" for result in results if result.refused]
-    if refused:
-        print(f"Items that the endpoint refused to answer count as empty answers: {', '.join(refused)}.")
-    print(file)
-    return 0
+    return results, data, file
 
 
 def _with_reference(
@@ -184,24 +199,6 @@ def _check(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"The model is behind {arguments.endpoint}: leave --{extra[0]} out.")
         return
     check_subject(arguments)
-
-
-def _at_hand(tasks: list[EvalTask], folders: list[Path], *, alone: bool) -> list[EvalTask]:
-    """Return the tasks whose data is at hand, and say what the others need.
-
-    Raises:
-        ConfigError: none is.
-    """
-    from weft.tasks.rows import missing
-
-    lacks = {task.name: why for task in tasks if (why := missing(task, folders)) is not None}
-    if len(lacks) == len(tasks):
-        name, why = next(iter(lacks.items()))
-        rest = "" if alone else f" The others of the {len(tasks)} lack theirs too: `weft tasks` lists them."
-        raise ConfigError(f"The data of the task '{name}' is not at hand: {why}.{rest}")
-    for name, why in lacks.items():
-        print(f"weft: the task '{name}' is left out, because its data is not at hand: {why}.", file=sys.stderr)
-    return [task for task in tasks if task.name not in lacks]
 
 
 class Asked(NamedTuple):

@@ -62,6 +62,24 @@ class Helpers:
         return None
 
 
+def at_hand(tasks: list[EvalTask], folders: list[Path], *, alone: bool) -> list[EvalTask]:
+    """Return the tasks whose data is at hand, and say what the others need.
+
+    Raises:
+        ConfigError: none is.
+    """
+    from weft.tasks.rows import missing
+
+    lacks = {task.name: why for task in tasks if (why := missing(task, folders)) is not None}
+    if len(lacks) == len(tasks):
+        name, why = next(iter(lacks.items()))
+        rest = "" if alone else f" The others of the {len(tasks)} lack theirs too: `weft tasks` lists them."
+        raise ConfigError(f"The data of the task '{name}' is not at hand: {why}.{rest}")
+    for name, why in lacks.items():
+        print(f"weft: the task '{name}' is left out, because its data is not at hand: {why}.", file=sys.stderr)
+    return [task for task in tasks if task.name not in lacks]
+
+
 def runnable(tasks: list[EvalTask], arguments: argparse.Namespace) -> tuple[list[EvalTask], Helpers]:
     """Return the tasks that can be scored here, and what they take; the others are named, and why.
 

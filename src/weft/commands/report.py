@@ -12,10 +12,18 @@ def run(argv: list[str]) -> int:
         description="Write report.html from the files of a run, also of one that is under way, and print its path.",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories; each gets its report")
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="runs that the result is compared with, such as every client alone and the pooled data",
+    )
+    parser.add_argument("--metric", metavar="NAME", help="what the page begins with, such as accuracy or TASK/METRIC")
     arguments = parser.parse(argv)
-    from weft.runs.report import write_report
+    from weft.pages.report import write_report
 
     for folder in arguments.runs:
-        print(write_report(folder))
+        print(write_report(folder, against=arguments.against, metric=arguments.metric))
     return 0

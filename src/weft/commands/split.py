@@ -85,7 +85,7 @@ def _write(target: RunDir, split: JsonObject) -> None:
     from weft.data.skew import split_text
     from weft.runs.split_picture import draw_split
 
-    picture, new_folders = draw_split(split).alone.encode(), missing(target.path)
+    picture, new_folders = draw_split(split).encode(), missing(target.path)
     try:
         target.path.mkdir(parents=True, exist_ok=True)
         write_atomic(target.split_file, split_text(split).encode())

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def to_bytes(texts: Sequence[str], slots: int, length: int) -> Tensor:
     """Return the texts in UTF-8, padded with zeros: uint8, shape (slots, length); ValueError if a text is too long."""
+    import torch
+
     values = torch.zeros(slots, length, dtype=torch.uint8)
     for slot, text in enumerate(texts):
         raw = text.encode()
@@ -22,6 +25,8 @@ def to_bytes(texts: Sequence[str], slots: int, length: int) -> Tensor:
 
 def to_texts(values: Tensor) -> list[str]:
     """Return the text of every slot, "" for an empty one; ValueError for invalid UTF-8 or unprintable characters."""
+    import torch
+
     texts = []
     for row in values.to(torch.uint8):
         raw = bytes(row.tolist()).rstrip(b"\0")

@@ -6,9 +6,9 @@ import json
 
 from weft.core.files import write_atomic
 from weft.json_types import JsonObject
+from weft.pages.report import write_report
 from weft.runs.card import write_card_of_round, write_cards
 from weft.runs.layout import RunDir
-from weft.runs.report import write_report
 
 
 def write_pages(run: RunDir, summary: JsonObject, *, report: bool, personal: bool) -> None:

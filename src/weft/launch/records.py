@@ -25,6 +25,7 @@ from weft.launch.malicious import malicious_of, recognised
 from weft.launch.mixtures import sampled
 from weft.launch.population import Population
 from weft.launch.results import has_shared, shared_of
+from weft.launch.sample_answers import before_and_after
 from weft.models.resident import Resident
 from weft.rewards.answers import REWARD
 from weft.rewards.score import FAULTS
@@ -53,6 +54,9 @@ class Tally:
     """The newest scores of evaluation tasks."""
     first_tasks: JsonObject | None = None
     """Those before the first round."""
+    answers: JsonObject | None = None
+    """Some answers to evaluation tasks, those of the newest scores."""
+    first_answers: JsonObject | None = None
     flags: list[int] = field(default_factory=lambda: [0, 0, 0])
     """Over all rounds: clients that were malicious, clients that were flagged, and those that were both."""
     best: JsonObject | None = None
@@ -82,6 +86,12 @@ class Tally:
             self.left[client] = record["round"]
         for client in record["failures"]:
             self.failures[client] = self.failures.get(client, 0) + 1
+
+    def add_tasks(self, record: JsonObject, answers: JsonObject) -> None:
+        """Take the scores of evaluation tasks, and some answers to them."""
+        self.tasks, self.answers = record, answers
+        if record["round"] == 0:
+            self.first_tasks, self.first_answers = record, answers
 
 
 def round_record(
@@ -215,6 +225,8 @@ def summary_of(
         }
     if tally.tasks is not None:
         summary["tasks"] = {"first": tally.first_tasks, "last": tally.tasks}
+        if tally.answers:
+            summary["answers"] = before_and_after(tally.first_answers, tally.answers, tally.tasks["round"])
     return summary
 
 

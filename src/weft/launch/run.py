@@ -25,6 +25,8 @@ from weft.runs.metrics import read, to_frame
 if TYPE_CHECKING:
     import pandas
 
+    from weft.pages.view import View
+
 
 class Run:
     """A run directory, opened to read."""
@@ -85,6 +87,27 @@ class Run:
     def metrics(self) -> pandas.DataFrame:
         """What was measured, a row for each round, those of evaluations included."""
         return to_frame(read(self.directory.metrics_file))
+
+    def plot(self, *titles: str) -> View:
+        """Return the curves of the run, which a notebook shows; `titles` chooses, such as "loss"; ConfigError."""
+        from weft.pages.plot import plot
+        from weft.pages.record import RunRecord
+
+        return plot(RunRecord.read(self.path), titles)
+
+    def report(self, *against: str | Path | Run, metric: str | None = None) -> View:
+        """Return the page of `weft report`, which a notebook shows; ConfigError where no run has the metric.
+
+        Args:
+            against: runs that the result is compared with, such as every client alone and the pooled data.
+            metric: what the page begins with.
+        """
+        from weft.pages.record import RunRecord
+        from weft.pages.report import report
+        from weft.pages.view import View
+
+        others = [RunRecord.read(one.path if isinstance(one, Run) else one) for one in against]
+        return View(f"report of {self.path}", report(RunRecord.read(self.path), others, metric))
 
     @property
     def at_end(self) -> bool:

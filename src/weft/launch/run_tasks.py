@@ -18,6 +18,7 @@ from weft.errors import ConfigError
 from weft.federation.plan import Plan
 from weft.json_types import JsonObject
 from weft.launch.results import has_shared
+from weft.launch.sample_answers import samples_of
 from weft.models.resident import Resident
 from weft.runs.fingerprints import Fingerprints
 from weft.runs.metrics import to_line
@@ -116,9 +117,10 @@ class RunTasks:
         records = records_of(one.task, items, [one.task.scorer.perfect(item) for item in items])
         return [f"{task}/{name}" for name in result_of(one.task, records, one.rows, one.shots).measures]
 
-    def scores(self, state: ServerState, model: Resident) -> JsonObject:
-        """Return the scores of the server's model, and their standard errors, by TASK/METRIC and TASK/METRIC_stderr.
+    def scores(self, state: ServerState, model: Resident) -> tuple[JsonObject, JsonObject]:
+        """Return the scores of the server's model with their standard errors, and by task some of its answers.
 
+        Scores are by TASK/METRIC and TASK/METRIC_stderr, answers as `weft.launch.sample_answers` has them.
         The resident model, its mode and all random generators are afterwards as they were.
 
         Args:
@@ -126,10 +128,13 @@ class RunTasks:
             model: holds the server's parameters meanwhile.
         """
         found: JsonObject = {}
+        answers: JsonObject = {}
         with model.holding(model.initial | state.params, state.memory.get(SIDE, {})):
             evaluated = self._evaluated(model)
             for one in self.asked:
-                replies = replies_to(one.task, one.items, evaluated, self.config.seed)
+                replies = list(replies_to(one.task, one.items, evaluated, self.config.seed))
+                if replies and (samples := samples_of(one.task, *replies[0])):
+                    answers[one.task.name] = samples
                 records = [record for items, own in replies for record in records_of(one.task, items, own)]
                 result = result_of(one.task, records, one.rows, one.shots)
                 # The main metric stands first, so that a record shows which one it is.
@@ -137,7 +142,7 @@ class RunTasks:
                     found[f"{one.task.name}/{name}"] = measure.value
                     if measure.error is not None:
                         found[f"{one.task.name}/{name}_stderr"] = measure.error
-        return found
+        return found, answers
 
     def main_metrics(self) -> dict[str, str]:
         """Return the key of each task's main score in a record, by task."""

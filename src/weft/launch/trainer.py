@@ -238,10 +238,9 @@ class Trainer:
 
     def _record_tasks(self, state: ServerState) -> None:
         """Put the evaluation tasks to the server's model."""
-        record = tasks_record(state.round, plain(self.tasks.scores(state, self.model)))
-        self.tally.tasks = record
-        if state.round == 0:
-            self.tally.first_tasks = record
+        scores, answers = self.tasks.scores(state, self.model)
+        record = tasks_record(state.round, plain(scores))
+        self.tally.add_tasks(record, answers)
         self.metrics.append(record)
         self.progress.tasks(record, self.tasks.words(record))
         self.listener({"tasks": record})

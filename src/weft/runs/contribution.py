@@ -1,4 +1,4 @@
-"""What clients added to a run, as a section of the report and as a table."""
+"""What clients added to a run, as a section of the page and as a table."""
 
 from __future__ import annotations
 

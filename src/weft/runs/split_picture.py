@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,38 +20,23 @@ if TYPE_CHECKING:
 
 MOST = 60
 """Clients drawn at most; of more, evenly chosen ones from the largest to the smallest."""
-INK = "#010203"
-"""No one's colour; it becomes that of the text around, light or dark."""
-DARK = "#1d2329"
+INK = "#1d2329"
 
 
-class SplitPicture(NamedTuple):
-    """A picture of a split as SVG."""
-
-    alone: str
-    """Dark on white."""
-    inline: str
-    """For a page, in the colour of its text."""
-
-
-def draw_split(split: JsonObject) -> SplitPicture:
-    """Return the picture of a split.
+def draw_split(split: JsonObject) -> str:
+    """Return the picture of a split as SVG, dark on white.
 
     Args:
         split: what `weft.data.skew.describe_split` returned.
     """
     svg = _drawn(split)
-    start = svg.index("<svg")
-    inside = svg.index(">", start) + 1
+    inside = svg.index(">", svg.index("<svg")) + 1
     white = '\n <rect width="100%" height="100%" fill="white"/>'
-    return SplitPicture(
-        alone=(svg[:inside] + white + svg[inside:]).replace(INK, DARK),
-        inline=svg[start:].replace(INK, "currentColor"),
-    )
+    return svg[:inside] + white + svg[inside:]
 
 
 def _drawn(split: JsonObject) -> str:
-    """Return the picture on nothing, in `INK`."""
+    """Return the picture on nothing."""
     from matplotlib import colormaps, rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
