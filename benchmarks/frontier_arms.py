@@ -11,7 +11,7 @@ BEST = "best"
 place of an outer step: the best of those that have been run with four clients and 25 steps."""
 GRID = (4e-3, 2e-3, 8e-3, 1e-3)
 """Learning rates that every kind of training is tuned over, at 4 M parameters; the likely ones first."""
-FALLBACK, FALLBACK_OUTER = 4e-3, "light"
+FALLBACK, FALLBACK_OUTER = 4e-3, "mean"
 """Where no such arm has been run."""
 OUTER: dict[str, dict[str, Any]] = {
     "law": {},  # the defaults of `weft.algorithms.outer`
