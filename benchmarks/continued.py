@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from common import machine
+from pretraining import passages
 
 SOURCE = Path(os.environ.get("WEFT_DATA", "../shared/data")) / "pretrain"
 PRIVATE = ("economics", "natural_science", "politics", "shakespeare_by_speaker", "tech_spec_peps")
@@ -58,16 +59,6 @@ def prepare(folder: Path, largest: int = LARGEST, held: int = HELD) -> None:
             ends.append(at)
         write(folder / "held" / f"{name}.jsonl.gz", texts[: ends[0]])
         write(folder / "train" / f"{name}.jsonl.gz", texts[ends[0] : ends[1]])
-
-
-def passages(text: str, size: int = 4000) -> list[str]:
-    """Return a text in parts of about `size` characters that end with a line: a document may be a whole book."""
-    parts, left = [], text
-    while len(left) > size:
-        at = left.find("\n", size) + 1 or len(left)
-        parts.append(left[:at])
-        left = left[at:]
-    return [part for part in [*parts, left] if part.strip()]
 
 
 def write(path: Path, texts: list[str]) -> None:
@@ -105,6 +96,7 @@ class Bench:
         }
         keys = RECIPE | self.settings | shared | {"seed": self.seed, "eval_rows": None}
         keys |= {"eval_every": 0, "save_model_freq": 0, "checkpoint_seconds": 60, "report": False}
+        keys |= {"held_out_overlap": "leave_out"}  # a passage that stands in a book twice
         keys |= {"token_cache": str(self.work / "tokens")}
         keys |= {"dtype": "bfloat16" if self.device == "cuda" else "float32"}
         if public:

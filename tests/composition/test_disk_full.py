@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import re
-import resource
 import stat
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +16,7 @@ import yaml
 
 import weft
 from support.fake_sites import NAMES, FakeSites
+from support.full_disk import no_file_over
 from weft.cli import main
 from weft.config import build
 from weft.core import files
@@ -29,17 +29,6 @@ from weft.runtimes.mailbox import Mailbox
 from weft.sites.agreement import own_config
 from weft.sites.model_process import ModelProcess
 from weft.sites.server import serve
-
-
-@contextlib.contextmanager
-def no_file_over(size: int):
-    """Let the system refuse to write more than that into one file, as it refuses what a disk has no room for."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def results(run: Path) -> dict[str, bytes]:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import weft
+from support.optimizers import step_along
 from support.rows import write_rows
 from support.tolerances import EPSILON, STEADY, after_plain_steps, after_steps
 from weft.config import build
@@ -102,20 +103,12 @@ def test_an_optimizer_goes_on_from_its_state(kind: str):
     begun = {"w": torch.randn(64, 80), "b": torch.randn(4)}
     gradients = [{name: torch.randn_like(value) for name, value in begun.items()} for _ in range(4)]
 
-    def steps(params, optimizer, which) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-2
-        for each in which:
-            for name, param in params.items():
-                param.grad = each[name]
-            optimizer.step()
-
     whole = {name: value.clone().requires_grad_() for name, value in begun.items()}
-    steps(whole, how.make(whole, {}, device), gradients)
+    step_along(whole, how.make(whole, {}, device), gradients)
     halves = {name: value.clone().requires_grad_() for name, value in begun.items()}
     first = how.make(halves, {}, device)
-    steps(halves, first, gradients[:2])
-    steps(halves, how.make(halves, moments_of(first, halves), device), gradients[2:])
+    step_along(halves, first, gradients[:2])
+    step_along(halves, how.make(halves, moments_of(first, halves), device), gradients[2:])
     assert all(torch.equal(whole[name], halves[name]) for name in whole)
     assert not torch.equal(whole["w"], begun["w"])
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import weft
+from support.optimizers import step_along
 from support.rows import write_rows
 from weft.config import build
 from weft.errors import ConfigError
@@ -77,25 +78,17 @@ def test_muon_goes_on_from_its_state():
     begun = {"w": torch.randn(8, 6), "table": torch.randn(9, 4), "b": torch.randn(4)}
     gradients = [{name: torch.randn_like(value) for name, value in begun.items()} for _ in range(4)]
 
-    def steps(params, optimizer, which) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-2
-        for each in which:
-            for name, param in params.items():
-                param.grad = each[name]
-            optimizer.step()
-
     whole = {name: value.clone().requires_grad_() for name, value in begun.items()}
-    steps(whole, how.make(whole, {}, device, {"w"}), gradients)
+    step_along(whole, how.make(whole, {}, device, {"w"}), gradients)
     halves = {name: value.clone().requires_grad_() for name, value in begun.items()}
     first = how.make(halves, {}, device, {"w"})
-    steps(halves, first, gradients[:2])
+    step_along(halves, first, gradients[:2])
     state = moments_of(first, halves)
     assert {key: set(values) for key, values in state.items()} == {
         "momentum_buffer": {"w"},
         **{key: {"table", "b"} for key in ("step", "exp_avg", "exp_avg_sq")},
     }
-    steps(halves, how.make(halves, state, device, {"w"}), gradients[2:])
+    step_along(halves, how.make(halves, state, device, {"w"}), gradients[2:])
     assert all(torch.equal(whole[name], halves[name]) for name in whole)
 
 

@@ -7,7 +7,6 @@ import copy
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import pytest
 import yaml
 
 import weft
+from support.full_disk import no_file_over
 from support.preferences import preference_rows
 from support.rows import write_rows
 from weft.cli import main
@@ -173,24 +173,13 @@ def test_a_study_that_changed_since_it_was_begun_is_refused_by_its_cells(study, 
     assert "'fedavg, seed 2'" in told
 
 
-@contextlib.contextmanager
-def room_for(size: int):
-    """Let the system refuse to write more than that into one file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_disk_that_is_full_in_the_middle_stops_the_study_and_loses_nothing(study):
     checked = check(read_study(study))
     with contextlib.ExitStack() as stack:
 
         def note(sentence: str) -> None:
             if sentence.startswith("[1/4]"):
-                stack.enter_context(room_for(2500))
+                stack.enter_context(no_file_over(2500))
 
         with pytest.raises(RunError, match=r"1 of 4 runs are done and kept; go on by `weft sweep`"):
             sweep(checked, note=note, command="weft sweep")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from weft.algorithms.moments import KeepMoments, merged
+from weft.algorithms.moments import ContinuesMoments, KeepMoments, merged
 from weft.core.capabilities import PersonalModels
 from weft.core.parts import Algorithm, LocalRule
 from weft.core.types import LocalWork, RuleResult, ServerState, Streams, Task, Tensors, Total
@@ -67,7 +67,7 @@ class Local(Algorithm):
 
 
 @dataclass(frozen=True)
-class OnlyClient(Algorithm):
+class OnlyClient(ContinuesMoments):
     """One client trains alone, and its model is the result (OpenFedLLM's `local0`, `local1`, ...).
 
     keep_moments: its optimizer's moments go on from round to round.
@@ -76,20 +76,6 @@ class OnlyClient(Algorithm):
     shares: ClassVar[bool] = False
     client: int = 0
     keep_moments: bool = False
-
-    @property
-    def stateful_clients(self) -> bool:  # type: ignore[override]
-        """The client remembers its moments where it keeps them."""
-        return self.keep_moments
-
-    @property
-    def remembers_coordinates(self) -> bool:  # type: ignore[override]
-        """Moments are values for each coordinate."""
-        return self.keep_moments
-
-    def rule(self, task: Task, memory: Streams) -> LocalRule:
-        """Continue the moments where they are kept."""
-        return KeepMoments(memory) if self.keep_moments else LocalRule()
 
     def cohort(self, sampled: Sequence[int], population: int) -> Sequence[int]:
         """The one client, in every round."""
