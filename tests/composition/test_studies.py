@@ -22,7 +22,7 @@ from support.full_disk import no_file_over
 from support.preferences import preference_rows
 from support.rows import write_rows
 from weft.cli import main
-from weft.errors import RunError
+from weft.errors import ConfigError, RunError
 from weft.runs.comparison import spread
 from weft.studies.study import read_study
 from weft.studies.sweep import check, sweep
@@ -249,3 +249,21 @@ def test_a_study_that_was_killed_goes_on(study, tmp_path, words: list[str]):
     for run in Path(study["output_dir"]).joinpath("runs").glob("*/seed_*"):
         other = folder / "runs" / run.parent.name / run.name
         assert (other / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+
+
+def test_keys_of_the_grid_that_need_each_other_are_checked_together(study):
+    study["grid"] |= {"split_strategy": ["dirichlet", "iid"], "split_alpha": {"skewed": 0.1}}
+    assert len(check(read_study(study)).measures) == 2
+    study["grid"]["split_strategy"] = ["iid"]
+    with pytest.raises(ConfigError, match="The key split_alpha of the grid has no effect in any arm"):
+        check(read_study(study))
+
+
+def test_a_metric_of_a_client_that_is_not_there_is_told(study, tmp_path, capsys):
+    study |= {"metrics": ["loss", "loss@nobody"], "grid": {"seed": [1]}}
+    assert main(["sweep", written(study, tmp_path)]) == 1
+    assert "no run has a value of loss@nobody: is there a client of that name?" in capsys.readouterr().err
+    # Arms that are left out this time are no runs that the study lost, and the page says what an arm is.
+    assert main(["sweep", written(study | {"metrics": ["loss"]}, tmp_path), "--arms", "fedavg"]) == 0
+    assert "does not have now" not in capsys.readouterr().err
+    assert "fed_alg: fedavg" in (Path(study["output_dir"]) / "study.html").read_text()

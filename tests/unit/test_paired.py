@@ -14,9 +14,12 @@ from support.finished_runs import lay
 from support.paths import DATA
 from support.task_rows import INVENTED
 from weft.cli import main
+from weft.pages.measured import over_clients, shows
+from weft.runs.comparison import ComparisonRow, Outcome
 from weft.tasks.catalogue import catalogue
 from weft.tasks.declaration import EvalTask, read_task
 from weft.tasks.paired import compare, read_evaluation
+from weft.tasks.paired_seeds import in_common, other_rows
 from weft.tasks.requests import Record
 from weft.tasks.results import results_json, write_results
 from weft.tasks.rows import items_of, missing, rows_of
@@ -294,3 +297,19 @@ def test_runs_on_other_rows_have_no_difference(
     new = [lay(tmp_path, f"new{seed}", summary, seed=seed, **more) for seed in (1, 2)]
     assert main(["compare", *old, *new]) == 0
     assert f"they were not measured on the same rows ({why})" in capsys.readouterr().out
+
+
+def test_runs_whose_rows_were_dealt_by_other_seeds_are_not_compared_client_by_client():
+    first = Outcome("first", {"seed": 1}, {})
+    other, alike = (Outcome(name, {"seed": 2} | more, {}) for name, more in (("b", {}), ("c", {"split_seed": 1})))
+    assert other_rows(first, other, {}) == "the rows were dealt by seed 1 and by seed 2"
+    assert other_rows(first, alike, {}) == ""
+    assert in_common(ComparisonRow((first,), {}), ComparisonRow((other, alike), {})) == (first, alike)
+    # Which clients are evaluated says nothing of the rows of one.
+    assert other_rows(first, first._replace(config={"seed": 1, "eval_everybody": True}), {}) == ""
+
+
+def test_clients_that_are_all_alike_give_no_interval():
+    alike, apart = over_clients([0.5, 0.5]), over_clients([0.4, 0.6])
+    assert (alike.value, alike.interval, shows(alike, "higher")) == (0.5, None, "no difference shown")
+    assert apart.interval is not None

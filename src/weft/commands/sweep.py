@@ -66,7 +66,9 @@ def run(argv: list[str]) -> int:
         print(f"weft: interrupted; what is done is kept. Go on with: {command}", file=sys.stderr)
         return 130
     _print(found)
-    return 1 if found.failures else 0
+    if found.failures:
+        _note(f"a run that failed is tried again, or goes on, by `{command} --retry`.")
+    return 1 if found.failures or found.unmeasured else 0
 
 
 def parse_keys(words: Sequence[str]) -> JsonObject:
@@ -100,8 +102,8 @@ def _estimate(checked: Checked, processes: int) -> None:
     from weft.studies.sweep import planned_cells
 
     folder = StudyDir(checked.study.output_dir)
-    parts = parts_of(planned_cells(checked), folder.times())
-    heads = ["runs of", "runs", "done", "time of one", "sent by one"]
+    parts = parts_of(planned_cells(checked), folder.times(), folder.failures())
+    heads = ["runs of", "runs", "done", "failed", "time of one", "sent by one"]
     print_table("the study", heads, [cells_of_part(part) for part in parts], sum_of(parts, processes))
 
 

@@ -133,6 +133,11 @@ def tasks_of(text: str) -> dict[str, float]:
     shares = {text: 1.0} if text in TASKS else numbers_of("pretraining_task", text) if "=" in text else {text: 0.0}
     for name in shares:
         if name not in TASKS:
+            if set(name.split(",")) <= set(TASKS):
+                raise ConfigError(
+                    f"pretraining_task '{text}' names several tasks: give each its share of the rows, such as "
+                    f"{','.join(f'{task}=0.3' for task in name.split(','))}."
+                )
             guess = registry.nearest(name, list(TASKS))
             hint = f"did you mean '{guess}'?" if guess else f"write {', '.join(TASKS)}, or such as fim=0.5."
             raise ConfigError(f"There is no pretraining_task '{name}': {hint}")

@@ -17,7 +17,7 @@ from weft.pages.training import LABELS, header
 from weft.runs.comparison import COSTS, ComparisonRow, compared_metrics, spread
 from weft.runs.text import human_bytes, human_duration
 from weft.tasks.paired import Evaluation
-from weft.tasks.paired_seeds import SeedDifference, other_rows
+from weft.tasks.paired_seeds import SeedDifference, in_common, other_rows
 
 MOST_CURVES = 12
 """Rows of runs that are drawn into one picture."""
@@ -113,13 +113,15 @@ def _result(given: Compared, rows: list[ComparisonRow], labels: list[str], key: 
         value = spread([one.value for one in own])
         line: list[object] = [label, cells_of(value, lambda number: str(quantity(key, number)))]
         difference: list[object] = [None, None, None]
-        first = next((metrics[path] for path in rows[0].paths if path in metrics), None)
-        if row is not rows[0] and first is not None:
-            why = other_rows(rows[0].outcomes[0], row.outcomes[0], digests)
+        begun, other = in_common(rows[0], row)
+        first = metrics.get(begun.path)
+        if row is not rows[0] and first is not None and other.path in metrics:
+            why = other_rows(begun, other, digests)
             if why:
                 notes.append(f"{label} and {labels[0]} were not measured on the same rows ({why}): not compared.")
             else:
-                difference = _difference(first, own[0], by_seed.get(id(row), []), alone=len(row.paths) == 1)
+                alone = len(row.paths) == 1
+                difference = _difference(first, metrics[other.path], by_seed.get(id(row), []), alone=alone)
         cells.append([*line, *difference, own[0].of])
     name = next(iter(metrics.values()))
     direction = f" ({name.better} is better)" if name.better else ""

@@ -58,9 +58,12 @@ class Measured(NamedTuple):
 
 
 def over_clients(values: Sequence[float]) -> Difference:
-    """Return the mean over clients, with the interval that Student's distribution gives for another such client."""
+    """Return the mean over clients, with the interval that Student's distribution gives for another such client.
+
+    Clients that are all alike say nothing of others, so there is no interval.
+    """
     measure = mean(values)
-    return Difference(measure.value, measure.error, measure.count, measure.clusters)
+    return Difference(measure.value, measure.error or None, measure.count, measure.clusters)
 
 
 def metric_names(record: RunRecord) -> list[str]:

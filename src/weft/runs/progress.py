@@ -111,7 +111,8 @@ class Progress:
             evaluation = _metric_texts(summary.get("eval") or {}, scores(), TRAIN_LOSS)
             parts = _metric_texts(summary, [TRAIN_LOSS]) + evaluation
             traffic = (summary.get("bytes_up") or 0) + (summary.get("bytes_down") or 0)
-            head = f"{summary.get('rounds', self._rounds)} rounds in {human_duration(summary.get('seconds') or 0)}"
+            rounds = summary.get("rounds", self._rounds)
+            head = f"{rounds} round{'s' * (rounds != 1)} in {human_duration(summary.get('seconds') or 0)}"
             self._print(_join(head, [*parts, f"{human_bytes(traffic)} sent"]))
 
     @property

@@ -151,18 +151,20 @@ def _config(study: Study, values: JsonObject, own: Iterable[str], folder: Path, 
 
 
 def check_effects(study: Study, arms: Sequence[Arm]) -> None:
-    """Refuse a key of the grid that has no effect in any arm; ConfigError."""
+    """Refuse a key of the grid that has no effect in any arm, at any point of the grid; ConfigError."""
     place = DEFAULTS[study.verb]
     defaults = registry.import_object(place) if place else lambda keys: {}
-    for key, values in study.axes.items():
-        refusals = []
-        for arm in arms:
-            setting = arm.settings[0] if arm.settings else {}
-            every = study.base | arm.keys | arm.members[0][1] | setting
-            every |= {key: next((value for value in values.values() if value is not None), None)}
-            try:
-                settle(every, [key], defaults)
-            except ConfigError as error:
-                refusals.append(error)
-        if len(refusals) == len(arms):
+
+    def refusal(key: str, arm: Arm, point: JsonObject) -> ConfigError | None:
+        setting = arm.settings[0] if arm.settings else {}
+        try:
+            settle(study.base | arm.keys | arm.members[0][1] | setting | point, [key], defaults)
+        except ConfigError as error:
+            return error
+        return None
+
+    for key in study.axes:
+        points = [point for _, point in points_of(study) if point.get(key) is not None]
+        refusals = [refusal(key, arm, point) for arm in arms for point in points]
+        if refusals and all(refusals):
             raise ConfigError(f"The key {key} of the grid has no effect in any arm. {refusals[0]}")

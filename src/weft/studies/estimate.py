@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from weft.errors import ConfigError
@@ -19,6 +19,8 @@ class Part(NamedTuple):
     runs: int
     left: int
     """Those that are not done."""
+    failed: int
+    """Those of them that failed before."""
     cost: Cost
     """Of one of them."""
     measured: bool
@@ -26,13 +28,17 @@ class Part(NamedTuple):
 
 
 def parts_of(
-    cells: Sequence[Cell], times: dict[str, float], note: Callable[[str], None] = lambda _: None
+    cells: Sequence[Cell],
+    times: dict[str, float],
+    failures: Collection[str] = (),
+    note: Callable[[str], None] = lambda _: None,
 ) -> list[Part]:
     """Return the estimates of a study's runs; of each kind one is estimated, with all checks of a dry run.
 
     Args:
         cells: the runs.
         times: seconds of those that were done, by name.
+        failures: the names of those that failed before.
         note: receives what is estimated next.
 
     Raises:
@@ -51,7 +57,9 @@ def parts_of(
         known = [times[cell.name] for cell in group if cell.name in times]
         if known:
             cost = cost._replace(seconds=sum(known) / len(known))
-        parts.append(Part(label, len(group), sum(not is_done(cell) for cell in group), cost, bool(known)))
+        left = [cell for cell in group if not is_done(cell)]
+        failed = sum(cell.name in failures for cell in left)
+        parts.append(Part(label, len(group), len(left), failed, cost, bool(known)))
     return parts
 
 
@@ -62,6 +70,7 @@ def cells_of_part(part: Part) -> list[str]:
         part.label,
         str(part.runs),
         str(part.runs - part.left),
+        str(part.failed),
         f"{about}{human_duration(part.cost.seconds)}",
         human_bytes(part.cost.bytes),
     ]
@@ -73,6 +82,9 @@ def sum_of(parts: Sequence[Part], processes: int) -> str:
     seconds = sum(part.left * part.cost.seconds for part in parts) / processes
     size = sum(part.runs * part.cost.bytes for part in parts)
     beside = f", {processes} at a time" if processes > 1 else ""
+    failed = sum(part.failed for part in parts)
+    if failed:
+        beside += f" ({failed} failed before, and only --retry tries them again)"
     return (
         f"{runs} runs, {left} of them left{beside}: about {human_duration(seconds)}, and {human_bytes(size)} sent in "
         "all runs. Seconds of arms that have a run done are measured; the others are estimated from this machine's "

@@ -12,6 +12,7 @@ import yaml
 
 from weft.json_types import JsonObject
 from weft.studies.measures import Measure
+from weft.studies.study import Study
 from weft.studies.table import Row
 from weft.studies.words import COST_HEADS, HEADS, cells_of_row, costs_of_row, title_of
 
@@ -22,11 +23,12 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
   max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-figure { margin: 0; } svg { width: 100%; height: auto; } p { color: var(--soft); }
+figure { margin: 0; overflow-x: auto; } svg { width: 100%; min-width: 44rem; height: auto; } p { color: var(--soft); }
 .table { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem 1rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
+th, td { padding: .3rem 1rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
+  white-space: nowrap; }
 th { color: var(--soft); font-weight: 500; font-size: .85rem; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; min-width: 8rem; }
+th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; min-width: 8rem; white-space: normal; }
 pre { background: var(--panel); padding: 1rem; border-radius: 6px; overflow-x: auto; font-size: .85rem; }
 """
 
@@ -38,7 +40,7 @@ def page_of(
     pictures: Mapping[str, str],
     failures: Mapping[str, str],
     choice: Sequence[JsonObject],
-    base: JsonObject,
+    settings: JsonObject,
     command: str,
 ) -> str:
     """Return the page.
@@ -50,7 +52,7 @@ def page_of(
         pictures: SVG elements by metric.
         failures: why runs failed, by name.
         choice: what was chosen, as plain data.
-        base: the keys that all runs have in common.
+        settings: what the study says of its runs.
         command: that repeats the study.
     """
     parts = []
@@ -74,8 +76,8 @@ def page_of(
     if failures:
         cells = [[name, why] for name, why in failures.items()]
         parts += ["<h2>Runs that failed</h2>", _table(["run", "why"], cells)]
-    settings = yaml.safe_dump(base, sort_keys=False, allow_unicode=True)
-    parts.append(f"<h2>Settings of all runs</h2><pre>{escape(settings)}</pre>")
+    shown = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    parts.append(f"<h2>The study</h2><pre>{escape(shown)}</pre>")
     parts.append(f"<h2>Again</h2><pre>{escape(command)}</pre>")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -86,6 +88,20 @@ def page_of(
         + "\n".join(parts)
         + "\n</body></html>\n"
     )
+
+
+def as_written(study: Study) -> JsonObject:
+    """Return what a study says of its runs, as plain data: what all have in common, its arms, and its grid."""
+    arms: JsonObject = {}
+    for arm in study.arms:
+        said = dict(arm.keys)
+        if len(arm.members) > 1:
+            said["mean_over"] = [label for label, _ in arm.members]
+        if arm.settings:
+            said["try"] = [dict(setting) for setting in arm.settings]
+        arms[arm.name] = said
+    grid: JsonObject = {key: dict(values) for key, values in study.axes.items()} | {"seed": list(study.seeds)}
+    return {"verb": study.verb, "base": study.base, "arms": arms, "grid": grid}
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

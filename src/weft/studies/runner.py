@@ -89,15 +89,29 @@ class _Worker:
             [sys.executable, "-m", "weft.studies.work"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             encoding="utf-8",
+            errors="replace",
             env=env,
         )
+        self.name = ""
+        """Of the run that is made."""
+        self.teller = threading.Thread(target=self._tell, daemon=True)
+        self.teller.start()
+
+    def _tell(self) -> None:
+        """Pass on what it says, each line with the name of its run: others speak at the same time."""
+        assert self.process.stderr is not None
+        with self.process.stderr as lines:
+            for line in lines:
+                print(f"{self.name}: {line}", end="", file=sys.stderr, flush=True)
 
     def make(self, cell: Cell, study: StudyDir) -> Result:
         """Let it make a run; what ends the process is that run's failure."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
+        self.name = cell.name
         job = {"config": cell.config.model_dump(mode="json"), "shared": str(study.path / SHARED)}
         with suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(job) + "\n")
@@ -118,6 +132,7 @@ class _Worker:
         with suppress(OSError):
             self.process.stdin.close()
         self.process.wait()
+        self.teller.join()
 
     def close(self) -> None:
         """Close the pipe of one that has left, when nobody reads from it any more."""

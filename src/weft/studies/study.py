@@ -66,6 +66,8 @@ class Study:
     metrics: Sequence[str]
     choice: Choice | None
     output_dir: Path
+    others: Sequence[str] = ()
+    """The names of the file's arms that are not wanted this time."""
 
 
 def read_study(
@@ -125,6 +127,7 @@ def read_study(
         [given] if isinstance(given, str) else [str(metric) for metric in given],
         choice if any(arm.settings for arm in chosen) else None,
         Path(output_dir or str(fields.get("output_dir", "study"))),
+        [arm.name for arm in every_arm if arm not in chosen],
     )
 
 

@@ -17,7 +17,7 @@ from weft.studies.choice import Chosen, Place, as_json, choice_measure, choose, 
 from weft.studies.ledger import StudyDir
 from weft.studies.measures import Measure, asked_measures, measures_of
 from weft.studies.outcomes import outcomes_of
-from weft.studies.page import page_of
+from weft.studies.page import as_written, page_of
 from weft.studies.picture import draw
 from weft.studies.runner import Note, make_runs
 from weft.studies.study import Study
@@ -43,6 +43,8 @@ class Found:
     rows: Sequence[Row]
     measures: Sequence[Measure]
     failures: Mapping[str, str]
+    unmeasured: Sequence[str]
+    """Metrics that no run has a value of."""
     records: Sequence[JsonObject]
     choice: Sequence[JsonObject]
     page: Path
@@ -98,10 +100,14 @@ def sweep(
             folder.record([*checked.to_choose, *([] if checked.to_choose else cells_of(study, {}))])
             failures, chosen = _choose(checked, make, note)
             cells = cells_of(study, settings_of(study, chosen))
-            for name in folder.record([*checked.to_choose, *cells]):
+            unknown = folder.record([*checked.to_choose, *cells])
+            for name in [name for name in unknown if not name.startswith(tuple(f"{arm}, " for arm in study.others))]:
                 note(f"{name}: a run of this directory that the study does not have now; it is left out.")
             failures |= make(cells)
-            return _write(checked, cells, chosen, failures, command)
+            found = _write(checked, cells, chosen, failures, command)
+            for name in found.unmeasured:
+                note(f"no run has a value of {name}: is there a client of that name?")
+            return found
         except OSError as error:
             if not caused_by_full_disk(error):
                 raise
@@ -136,13 +142,15 @@ def _write(
     rows = rows_of(study, cells, outcomes, measures, chosen, failures)
     records, choice = records_of(rows, measures, list(study.axes)), as_json(chosen)
     pictures = {measures[0].name: draw(rows, measures[0])}
-    page = page_of(study.output_dir.name, rows, measures, pictures, failures, choice, study.base, command)
+    page = page_of(study.output_dir.name, rows, measures, pictures, failures, choice, as_written(study), command)
     content = {TABLE: _csv(records), PICTURE: pictures[measures[0].name], PAGE: page}
     if choice:
         content[CHOICE] = json.dumps(choice, indent=1) + "\n"
     for name, text in content.items():
         write_atomic(study.output_dir / name, text.encode())
-    return Found(rows, measures, failures, records, choice, study.output_dir / PAGE)
+    unmeasured = [one.name for one in measures if any(row.costs for row in rows)]
+    unmeasured = [name for name in unmeasured if not any(row.values.get(name) for row in rows)]
+    return Found(rows, measures, failures, unmeasured, records, choice, study.output_dir / PAGE)
 
 
 def _csv(records: Sequence[JsonObject]) -> str:

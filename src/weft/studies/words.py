@@ -38,7 +38,7 @@ def costs_of_row(row: Row) -> list[str]:
         "tokens": human_number,
         "peak_memory_bytes": human_bytes,
     }
-    rank = "-" if row.mean_rank is None else f"{row.mean_rank:.1f}"
+    rank = "-" if row.mean_rank is None else f"{row.mean_rank:.2f}"
     return [row.label, rank, *("-" if (cost := row.cost(name)) is None else show(cost) for name, show in shown.items())]
 
 

@@ -28,7 +28,7 @@ TEXT_KEYS = frozenset(
     }
 )
 """Keys that decide what a held-out row is, wherever it comes from."""
-DATA_KEYS = (TEXT_KEYS | DataKeys.model_fields.keys() | {"eval_fraction", "eval_everybody", "num_clients"}) - {
+DATA_KEYS = (TEXT_KEYS | DataKeys.model_fields.keys() | {"eval_fraction", "num_clients"}) - {
     "token_cache",
     "split_seed",
     "public_share",
@@ -84,13 +84,28 @@ def _values(runs: Mapping[int, Outcome], seeds: Sequence[int], kind: str, metric
     return {seed: float(value) for seed, value in values.items() if value is not None}
 
 
+def split_seed_of(run: Outcome) -> int:
+    """Return the seed that dealt a run's rows to its clients, and chose those that are held out."""
+    given = run.config.get("split_seed")
+    return int(run.config["seed"] if given is None else given)
+
+
+def in_common(first: ComparisonRow, second: ComparisonRow) -> tuple[Outcome, Outcome]:
+    """Return a run of each whose rows were dealt alike; the first ones where no two were."""
+    pairs = [(one, two) for one in first.outcomes for two in second.outcomes]
+    return next((pair for pair in pairs if split_seed_of(pair[0]) == split_seed_of(pair[1])), pairs[0])
+
+
 def other_rows(first: Outcome, second: Outcome, digests: Mapping[str, Mapping[str, str]]) -> str:
-    """Return why two runs were not measured on the same rows; "": nothing says so."""
+    """Return why two runs were not measured on the same rows, client by client; "": nothing says so."""
     own = first.config.get("eval_dataset_name") is None or second.config.get("eval_dataset_name") is None
     keys = sorted(DATA_KEYS if own else TEXT_KEYS)
     differing = [key for key in keys if first.config.get(key) != second.config.get(key)]
     if differing:
         return f"{', '.join(differing)} differ{'s' * (len(differing) == 1)}"
+    one_seed, two_seed = (split_seed_of(run) for run in (first, second))
+    if one_seed != two_seed:
+        return f"the rows were dealt by seed {one_seed} and by seed {two_seed}"
     one, two = digests.get(first.path, {}), digests.get(second.path, {})
     changed = [name for name in one if name in two and one[name] != two[name]]
     if changed:
