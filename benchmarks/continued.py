@@ -77,7 +77,8 @@ class Bench:
 
     def keys(self, way: str, public: bool, private: tuple[str, ...]) -> dict[str, Any]:
         """Return the keys of a run with these clients; the public text is a client that is only measured."""
-        from weft.commands.pretrain import RECIPE, outer_lr
+        from weft.algorithms.outer import outer_lr
+        from weft.commands.pretrain import RECIPE
 
         names = (*private, self.public)
         clients = [

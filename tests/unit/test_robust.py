@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -73,12 +73,23 @@ def distinct(rows: np.ndarray) -> np.ndarray:
     return rows + np.random.default_rng(1).normal(0, 1, rows.shape)
 
 
+def tied(rows: np.ndarray, attackers: int) -> bool:
+    """Whether after nnm two unlike rows have krum's least score, as two points do that stand for as many rows each."""
+    near = np.argsort(np.linalg.norm(rows[:, None] - rows, axis=2), axis=1)[:, : len(rows) - attackers]
+    rows = rows[near].mean(axis=1)
+    gaps = np.linalg.norm(rows[:, None] - rows, axis=2) ** 2
+    scores = np.sort(gaps, axis=1)[:, 1 : len(rows) - attackers].sum(axis=1)
+    unlike = np.abs(rows - rows[scores.argmin()]).max(axis=1) > 1e-6
+    return bool((scores[unlike] < scores.min() * (1 + 1e-6) + 1e-9).any())
+
+
 @pytest.mark.parametrize("before", ["none", "nnm"])
 @pytest.mark.parametrize("name", RULES)
 @COMMON
 @given(rows=ROWS, order=st.permutations(range(11)))
 def test_the_order_of_clients_does_not_matter(name: str, before: str, rows: np.ndarray, order: list[int]):
     rows = distinct(rows)
+    assume(name != "krum" or before == "none" or not tied(rows, 2))
     plain = combined(name, rows, attackers=2, before=before)
     np.testing.assert_allclose(combined(name, rows[order], attackers=2, before=before), plain, atol=1e-6)
 
