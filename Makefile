@@ -30,7 +30,7 @@ check: .venv/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# What a change needs, in some 17 minutes on two cores (aim: 8).
+# What a change needs, in 20 to 40 minutes on two cores (aim: 8).
 test: check
 	$(call TESTS,$(BIN)) -m "not slow"
 
