@@ -30,6 +30,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no GPU"))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Keep the tests of a group in one process."""
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from support.schedule import ByGroup
+
+    return ByGroup(config, log)
+
+
 def pytest_collectstart() -> None:
     """Look for no garbage while modules are imported; the process that shares tests out never begins this."""
     gc.disable()
