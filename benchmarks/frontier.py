@@ -32,19 +32,9 @@ from typing import Any
 
 from common import machine
 from frontier_arms import BEST, FALLBACK, FALLBACK_OUTER, SETTINGS, Arm, Setting, keys_of, read_arms
+from side_by_side import read
 
 Row = dict[str, Any]
-
-
-def read(path: Path) -> list[Row]:
-    """Return the finished arms; a line that a kill cut off is no arm."""
-    rows: list[Row] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
 
 
 def chosen(rows: list[Row], arm: Arm) -> Arm:
