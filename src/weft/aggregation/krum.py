@@ -105,9 +105,10 @@ class Bulyan(Krum):
         def columns(stream: str, block: Tensor) -> Tensor:
             values = ordered((block[:-1] if mixture is None else mixture @ block[:-1])[chosen])
             median = (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
-            # In order, the nearest to the median lie beside one another: in the window whose farther end is nearest.
-            ends = torch.maximum(median - values[: 2 * f + 1], values[middle - 1 :] - median)
-            window = ends.argmin(dim=0) + torch.arange(middle)[:, None]
+            # In order, the nearest to the median lie beside one another, in the window whose distances add up to least.
+            # Its farther end does not tell it where values repeat: a, a, a, m has two windows of three with the end a.
+            apart = (values - median).abs().unfold(0, middle, 1).sum(dim=-1)
+            window = apart.argmin(dim=0) + torch.arange(middle)[:, None]
             return values.gather(0, window).mean(0)
 
         counted = torch.zeros(len(distances), dtype=WIDE).index_fill_(0, chosen, 1.0)
