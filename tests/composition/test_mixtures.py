@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -110,6 +111,18 @@ def test_new_marks_begin_at_the_mean_of_the_embeddings(pretraining, tiny_model: 
     assert torch.equal(after[: len(before)], before)
     assert torch.allclose(after[len(before) :], before.mean(dim=0).expand(3, -1))
     assert model.get_output_embeddings().weight.shape == after.shape
+
+
+def test_a_dry_run_tells_the_marks_and_counts_their_embeddings(pretraining):
+    from weft.config import build
+    from weft.launch.dry_run import describe
+
+    given = pretraining | {"num_rounds": 1, "eval_every": 0, "pretraining_task": "fim"}
+    text = describe(build(given))
+    assert "<|fim_prefix|>, <|fim_suffix|>, <|fim_middle|>, for which the model gets 3 embeddings" in text
+    assert "middles" not in describe(build(pretraining))
+    sent = sum(value.numel() for value in weights(weft.train(given)).values())
+    assert re.search(rf"^trained +{sent} parameters", text, re.MULTILINE)
 
 
 def test_a_span_is_filled_in_exactly_where_generate_writes_it(pretraining):

@@ -153,6 +153,7 @@ def test_shares_of_tasks_and_mixtures_are_read_or_refused_in_a_sentence():
         ("fim=much", "no name=number"),
         ("fim=0.1,fim=0.2", "twice"),
         ("fim=-0.1", "number from 0"),
+        ("fim=0", "leave 'fim' out"),
     ):
         with pytest.raises(ConfigError, match=said):
             tasks_of(text)

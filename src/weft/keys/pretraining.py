@@ -141,6 +141,10 @@ def tasks_of(text: str) -> dict[str, float]:
             guess = registry.nearest(name, list(TASKS))
             hint = f"did you mean '{guess}'?" if guess else f"write {', '.join(TASKS)}, or such as fim=0.5."
             raise ConfigError(f"There is no pretraining_task '{name}': {hint}")
+        if "=" in text and shares[name] <= ROUNDING:
+            raise ConfigError(
+                f"pretraining_task '{text}' gives {name} no rows: leave '{name}' out, or give it a share."
+            )
     total = sum(shares.values())
     if total > 1 + ROUNDING or ("causal" in shares and total < 1 - ROUNDING):
         raise ConfigError(

@@ -6,24 +6,20 @@ the share of this machine's matrix rate that usual runs come to, and a fixed tim
 
 from __future__ import annotations
 
-import tempfile
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 from weft.config import RunConfig
-from weft.data.source_kinds import token_cache
 from weft.federation.clients import InMemory
 from weft.launch.best import read_tasks
 from weft.launch.client import ClientBuilder
-from weft.launch.dry_run import count, link_tokens
+from weft.launch.dry_run import count, rehearsal
 from weft.launch.personal_models import FEW
 from weft.launch.population import Population
 from weft.launch.prompt_texts import with_prompt_texts
 from weft.launch.records import matrix_rate
 from weft.launch.run_tasks import RunTasks
 from weft.launch.template_date import with_template_date
-from weft.launch.tokenizer import with_tokenizer
 from weft.models.load import arithmetic, load_model_config
 from weft.models.precision import choose_device
 from weft.models.starting import from_adapter
@@ -51,11 +47,8 @@ def cost_of(config: RunConfig) -> Cost:
     Raises:
         ConfigError: whatever would stop the run before its first round.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        link_tokens(token_cache(config), Path(folder) / "tokens")
-        overrides = {"token_cache": str(Path(folder) / "tokens")}
-        config = with_prompt_texts(config)
-        return _cost(with_tokenizer(config.model_copy(update=overrides), Path(folder) / "tokenizer"))
+    with rehearsal(with_prompt_texts(config)) as rehearsed:
+        return _cost(rehearsed)
 
 
 def _cost(config: RunConfig) -> Cost:
@@ -64,7 +57,7 @@ def _cost(config: RunConfig) -> Cost:
     config = builder.config = with_template_date(builder.config, builder.tokenizer)
     model_config = None if config.endpoint is not None else load_model_config(config)
     population = builder.read(InMemory())
-    sizes = count(config, model_config, builder.plan, population)
+    sizes = count(builder, model_config, population)
     clients = len(population.trained)
     cohort = len(builder.plan.algorithm.cohort(range(min(config.sample_clients, clients)), clients))
     work = (4 if config.adapts else 6) * _trained_tokens(config, population, cohort)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ from weft.launch.tokenizer import with_tokenizer
 from weft.launch.traffic import mean_bytes, sizes_of
 from weft.models.adapters import add_lora
 from weft.models.emulator import emulator_of, train_ends
+from weft.models.fim_tokens import embeddings_needed, marks_text
 from weft.models.instruction import Instruction
 from weft.models.load import arithmetic, load_model_config
 from weft.models.memory import needs_of
@@ -69,11 +71,9 @@ def describe(config: RunConfig, *, all_keys: bool = False) -> str:
     Raises:
         ConfigError: whatever would stop the run before its first round.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        link_tokens(token_cache(config), Path(folder) / "tokens")
-        overrides = {"token_cache": str(Path(folder) / "tokens")}
-        config = with_prompt_texts(config)
-        lines = _plan(with_tokenizer(config.model_copy(update=overrides), Path(folder) / "tokenizer"))
+    config = with_prompt_texts(config)
+    with rehearsal(config) as rehearsed:
+        lines = _plan(rehearsed)
     width = max(len(name) for name in lines)
     plan_text = "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
     keys = from_adapter(config).model_dump(mode="json")
@@ -93,11 +93,20 @@ def total_bytes(config: RunConfig) -> float:
     population = builder.read(InMemory())
     members = range(min(config.sample_clients, len(population.trained)))
     cohort = len(builder.plan.algorithm.cohort(members, len(population.trained)))
-    sizes = count(config, load_model_config(config), builder.plan, population)
+    sizes = count(builder, load_model_config(config), population)
     return sizes.traffic * cohort * config.num_rounds
 
 
-def link_tokens(cache: Path, folder: Path) -> None:
+@contextlib.contextmanager
+def rehearsal(config: RunConfig) -> Iterator[RunConfig]:
+    """Give the run to a look at its rows that leaves nothing behind: what it tokenizes lies in a temporary folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        _link_tokens(token_cache(config), Path(folder) / "tokens")
+        config = config.model_copy(update={"token_cache": str(Path(folder) / "tokens")})
+        yield with_tokenizer(config, Path(folder) / "tokenizer")
+
+
+def _link_tokens(cache: Path, folder: Path) -> None:
     """Show text that was tokenized before in a folder where more can be tokenized for a while."""
     folder.mkdir()
     for manifest in cache.glob("*/manifest.json"):
@@ -114,6 +123,7 @@ def _plan(config: RunConfig) -> dict[str, str]:
     config = builder.config = with_template_date(builder.config, builder.tokenizer)
     tasks.check_template(builder.tokenizer)
     model_config = None if config.endpoint is not None else load_model_config(config)
+    marks = None if model_config is None else marks_text(config, builder.tokenizer, model_config)
     plan.objective.start()
     with Progress(config.num_rounds, quiet=False, as_json=False) as progress:
         population = builder.read(InMemory(), report=progress.tokenizing)
@@ -121,7 +131,7 @@ def _plan(config: RunConfig) -> dict[str, str]:
         check_first_round(guarantee_of(config, plan.privacy, units := deciding_units(config, population.trained)))
         for line in warning_lines(config, population):
             progress.note(line)
-        sizes = count(config, model_config, plan, population)
+        sizes = count(builder, model_config, population)
         for line in privacy_warnings(config, plan, sizes.trained, units):
             progress.note(line)
     remark = plan.protection.remark
@@ -139,6 +149,7 @@ def _plan(config: RunConfig) -> dict[str, str]:
         "clients": _clients(population, clients),
         **({} if private is None else {"privacy": private}),
         "rows": population.account.summary(),
+        **({} if marks is None else {"middles": marks}),
         "template": template_name(config, builder.tokenizer, plan.objective.rows),
         "answers": _answers(config, population, plan.objective.rows),
         "local work": f"{_steps(config)}, {config.gradient_accumulation_steps} x {config.batch_size} rows per step",
@@ -164,16 +175,24 @@ def _model(config: RunConfig, model_config: Any, sizes: Sizes) -> tuple[dict[str
     return {"model": text}, {"memory": describe_memory(config, needs, device)}
 
 
-def _parameters(config: RunConfig, model_config: Any, plan: Plan) -> tuple[int, Tensors]:
-    """Return how many parameters there are, and those that are trained, on a model without weights."""
+def _parameters(builder: ClientBuilder, model_config: Any) -> tuple[int, Tensors]:
+    """Return how many parameters there are, and those that are trained, on a model without weights.
+
+    The model's configuration gets the size of a vocabulary that marks are added to.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
+    config, plan = builder.config, builder.plan
     if model_config is None:
         words = config.prompt_method == "text"
         return 0, {"learnt": torch.zeros(config.prompt_length if words else config.black_box_dim)}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
+        if (needed := embeddings_needed(config, builder.tokenizer, model_config)) > len(
+            model.get_input_embeddings().weight
+        ):
+            model.resize_token_embeddings(needed, mean_resizing=False)
         every = sum(p.numel() for p in model.parameters())
         if config.prompt_method == "text":
             model.requires_grad_(False)
@@ -194,13 +213,14 @@ def _packs(plan: Plan) -> bool:
     return any(getattr(codec, "zstd", False) for codec in (plan.codec, plan.codec_down))
 
 
-def count(config: RunConfig, model_config: Any, plan: Plan, population: Population) -> Sizes:
+def count(builder: ClientBuilder, model_config: Any, population: Population) -> Sizes:
     """Count the parameters, those that are trained, and the bytes of tensors that travel, headers not included.
 
     What a side adapter adds to the bytes depends on the run and is left out. Without a model's configuration the model
     is elsewhere.
     """
-    every, trained = _parameters(config, model_config, plan)
+    config, plan = builder.config, builder.plan
+    every, trained = _parameters(builder, model_config)
     down, up, work = 0.0, 0.0, ""
     if plan.algorithm.shares:
         state = begin(plan, trained, {})

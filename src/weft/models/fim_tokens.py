@@ -73,6 +73,17 @@ def embeddings_needed(config: RunConfig, tokenizer: Tokenizer, model_config: Mod
     return places if marks is None or not places else max(places, max(marks) + 1)
 
 
+def marks_text(config: RunConfig, tokenizer: Tokenizer, model_config: ModelConfig) -> str | None:
+    """Return a sentence part on the marks of a run and the embeddings that they add; None: it fills in no middles."""
+    marks = marks_of(tokenizer) if config.fills_middle else None
+    if marks is None:
+        return None
+    text = model_config.get_text_config() if hasattr(model_config, "get_text_config") else model_config
+    more = embeddings_needed(config, tokenizer, model_config) - text.vocab_size
+    added = f", for which the model gets {more} embeddings" if more else ", which have an embedding"
+    return ", ".join(tokenizer.decode([mark]) for mark in marks) + added
+
+
 @torch.no_grad()
 def make_room(config: RunConfig, tokenizer: Tokenizer, model: CausalModel) -> None:
     """Give the model an embedding for each mark that has none: the mean of all others, input and output alike.
