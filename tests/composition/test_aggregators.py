@@ -67,6 +67,19 @@ def test_what_needs_a_mean_is_refused_with_a_remedy(name: str, changes: str):
     assert any(remedy in str(caught.value) for remedy in ("write", "leave out", "choose"))
 
 
+@pytest.mark.parametrize(
+    ("name", "parameter"), [("norm_clipping", "radius"), ("centered_clipping", "radius"), ("flame", "noise")]
+)
+def test_a_length_of_updates_is_refused_where_several_streams_are_scaled(name: str, parameter: str):
+    """A radius of 1 once cut what was scaled to a spread of 1, whatever the norm of the updates was."""
+    given = {"aggregator": name, "aggregator_args": {parameter: 1.0}}
+    for several in ({"fed_alg": "fednova"}, {"fed_alg": "diloco", "fed_args": {"inner_state": "average"}}):
+        with pytest.raises(ConfigError, match=rf"sends several streams.*write {parameter}=0 in --aggregator_args"):
+            plan_of(**given, **several)
+        plan_of(aggregator=name, **several)
+    assert getattr(plan_of(**given).aggregator, parameter) == 1.0
+
+
 @pytest.mark.parametrize("name", [*RULES, *ROOTED])
 def test_a_protection_that_shows_sums_alone_refuses_it(name: str):
     from weft.core.exchange import Protection

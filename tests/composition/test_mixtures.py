@@ -17,6 +17,7 @@ import weft
 from support.fake_sites import NAMES, FakeSites
 from support.rows import THINGS, write_rows
 from weft.errors import ConfigError, DataError, WeftError
+from weft.sites.policy import SitePolicy
 from weft.sites.server import serve
 
 DOMAINS = ("fruit", "plants", "sky")
@@ -257,11 +258,18 @@ def test_one_domain_alone_is_no_mixture(pretraining, folder: Path):
             weft.train(pretraining | {"mixture": mixture})
 
 
+def ruled(policy: SitePolicy, **rules: object) -> SitePolicy:
+    accept = type(policy.accept).model_validate(policy.accept.model_dump() | rules)
+    return policy.model_copy(update={"accept": accept})
+
+
 def test_sites_mix_their_own_rows_and_count_them(
     run, sites: FakeSites, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setenv("WEFT_CACHE", str(tmp_path / "home"))
-    for place, policy in enumerate(sites.policies.values()):
+    for place, (site, policy) in enumerate(list(sites.policies.items())):
+        sites.policies[site] = ruled(policy, domains=list(DOMAINS))
+        sites.begin(site)
         rows = [
             {"text": f"{kind} has {n} apples", "kind": kind} for n in range(30) for kind in DOMAINS[: 2 + place % 2]
         ]
@@ -274,3 +282,29 @@ def test_sites_mix_their_own_rows_and_count_them(
     assert line["mixture"]["fruit"] + line["mixture"]["plants"] == pytest.approx(1)
     with pytest.raises(ConfigError, match="write the shares by name"):
         serve(keys | {"mixture": "temperature"}, sites, list(NAMES), "2")
+
+
+def test_a_site_lets_no_run_choose_the_rows_of_one_person(
+    run, sites: FakeSites, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """A server that names a column and a value would have the update of the rows with this value alone."""
+    monkeypatch.setenv("WEFT_CACHE", str(tmp_path / "home"))
+    for policy in sites.policies.values():
+        rows = [{"text": f"note {n} of the ward", "ward": "north", "patient": f"p{n % 10}"} for n in range(60)]
+        rows += [{"text": f"note {n} of Jane Doe", "ward": "hall", "patient": "Jane Doe"} for n in range(4)]
+        write_rows(Path(policy.data.path), rows)
+    left = {key: value for key, value in run.items() if key not in ("choices", "template")}
+    keys = left | {"objective": "causal_lm", "seq_length": 32, "num_rounds": 1, "eval_fraction": 0}
+    person = {"mixture_column": "patient", "mixture": "Jane Doe=0.999,p1=0.001"}
+    with pytest.raises(
+        ConfigError, match="rows of the domain 'Jane Doe', which is not among the domains that this site"
+    ):
+        serve(keys | person, sites, list(NAMES), "1")
+
+    for site, policy in list(sites.policies.items()):
+        sites.policies[site] = ruled(policy, domains=["north", "hall"], min_report_rows=10)
+        sites.begin(site)
+    small = {"mixture_column": "ward", "mixture": "hall=0.999,north=0.001"}
+    with pytest.raises(ConfigError, match="its mixture names a domain of which this site has fewer than 10 rows"):
+        serve(keys | small, sites, list(NAMES), "1")
+    serve(keys | {"mixture_column": "ward", "mixture": "hall=0,north=1"}, sites, list(NAMES), "1")

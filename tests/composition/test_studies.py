@@ -150,6 +150,16 @@ MISTAKES = {
         "a test that the study",
     ),
     "no arms": ({"arms": {}}, "names no arms"),
+    # Two points without names would be one folder, and one would show the values of the other.
+    "no name": ({"grid": {"max_steps": {"": 1, "two": 2}}}, "A value of max_steps in the grid has no name"),
+    "escape": ({"arms": {"red\x1b[31m": {}}}, "An arm of the study is called 'red\\x1b[31m', with unprintable"),
+    "one seed twice": ({"grid": {"seed": {"a": 1, "b": 1}}}, "The grid has a seed twice"),
+    "seed of an arm": ({"arms": {"a": {"seed": 5}}}, "The arm 'a' sets seed, which is the study's"),
+    "mean over seeds": ({"arms": {"a": {"mean_over": {"seed": [1, 2]}}}}, "The arm 'a' sets seed"),
+    "output_dir of an arm": ({"arms": {"a": {"output_dir": "b"}}}, "The arm 'a' sets output_dir"),
+    "no output_dir": ({"output_dir": None}, "is None: write the path of a directory"),
+    "metrics": ({"metrics": 5}, "metrics is no list"),
+    "settings": ({"choice": {"seed": 9, "settings": 5}}, "settings to choose from is no list"),
 }
 
 

@@ -41,6 +41,14 @@ def test_a_parameter_that_a_part_does_not_have_is_refused(key: str):
         compose.plan(config)
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e400"])
+def test_a_number_of_a_part_that_is_not_finite_is_refused(value: str):
+    """NaN is neither above nor below anything: a radius of NaN would cut no update, in silence."""
+    config = build({"dataset_name": "d", "aggregator": "norm_clipping", "aggregator_args": {"radius": value}})
+    with pytest.raises(ConfigError, match=f"The value '{value}' of 'radius' in aggregator_args is not finite"):
+        compose.plan(config)
+
+
 def test_the_keys_reach_the_plan(monkeypatch: pytest.MonkeyPatch):
     """One part of each kind that has only one name so far, made with a parameter in its type."""
     from weft.core.exchange import Codec, Privacy, Protection

@@ -16,6 +16,7 @@ from hypothesis.extra.numpy import arrays
 from support.paths import ROOT
 from weft import registry
 from weft.aggregation.flame import largest_group
+from weft.aggregation.foolsgold import FoolsGold
 from weft.core.exchange import Aggregator
 from weft.core.gram import Rows
 from weft.core.party import Gathering, Party
@@ -394,6 +395,7 @@ def test_attackers_are_a_share_or_a_number(attackers: float):
         ("median", {"bucket": 0}),
         ("flame", {"noise": -1.0}),
         ("loss_gate", {"power": -1.0}),
+        ("median", {"attackers": float("inf")}),
     ],
 )
 def test_a_parameter_that_cannot_be_is_refused(name: str, parameters: dict[str, Any]):
@@ -470,6 +472,76 @@ def test_foolsgold_counts_sybils_less_from_round_to_round_and_remembers_them():
     assert not np.abs(vector(same)).any()
 
 
+def shares_by_its_authors(cosines: np.ndarray) -> np.ndarray:
+    """FoolsGold's weights as the code of its authors computes them (github.com/DistributedML/FoolsGold)."""
+    n = len(cosines)
+    cs = cosines - np.eye(n)
+    most = cs.max(axis=1)
+    for i in range(n):
+        for j in range(n):
+            if i != j and most[i] < most[j]:
+                cs[i][j] = cs[i][j] * most[i] / most[j]
+    shares = np.clip(1 - cs.max(axis=1), 0, 1)
+    shares = shares / shares.max()
+    shares[shares == 1] = 0.99
+    with np.errstate(divide="ignore"):
+        shares = np.log(shares / (1 - shares)) + 0.5
+    return np.clip(shares, 0, 1)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_foolsgold_weighs_as_the_code_of_its_authors_does(seed: int):
+    """Also those who are unlike everybody: their largest cosine is negative, and they count in full."""
+    rows = np.random.default_rng(seed).normal(0, 1, (2 + seed % 5, 2 + seed % 7))
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    cosines = np.clip(unit @ unit.T, -1, 1)
+    np.fill_diagonal(cosines, 1)
+    found = FoolsGold.shares(torch.tensor(cosines))
+    np.testing.assert_allclose(found, shares_by_its_authors(cosines.copy()), atol=1e-9)
+
+
+def test_foolsgold_counts_a_client_that_is_unlike_all_others_in_full():
+    """Its negative cosines, divided by a small positive one of others, once made it the most alike of all."""
+    cosines = torch.tensor([[1, -0.3, -0.3], [-0.3, 1, 0.01], [-0.3, 0.01, 1]], dtype=torch.float64)
+    assert FoolsGold.shares(cosines).tolist() == [1, 1, 1]
+
+
+SAME = (
+    ("krum", {"attackers": 2}),
+    ("krum", {"attackers": 2, "before": "nnm"}),
+    ("multi_krum", {"attackers": 2}),
+    ("bulyan", {"attackers": 2}),
+    ("bulyan", {"attackers": 2, "before": "nnm"}),
+    ("geometric_median", {"attackers": 2, "before": "nnm"}),
+    ("norm_clipping", {"attackers": 2, "before": "nnm"}),
+    ("centered_clipping", {"attackers": 2, "before": "nnm"}),
+    ("flame", {"attackers": 2}),
+)
+
+
+@pytest.mark.parametrize(("name", "parameters"), SAME)
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_nobody_is_an_attacker_for_sending_what_all_others_send(name: str, parameters: dict[str, Any], value: float):
+    """As in a first round from a learning rate of 0: the order in which clients answer says nothing of them."""
+    rows = np.full((11, 6), value)
+    rule = rule_of(name, **parameters)
+    total = rule.combine(updates_of(rows))
+    assert total.flagged == ()
+    np.testing.assert_allclose(vector(total), value)
+    rows[3] = -50.0
+    total = rule.combine(updates_of(rows))
+    np.testing.assert_allclose(vector(total), value, atol=10 if "clipping" in name else 1e-3)
+    # Zeros have no direction that another one could be far from; beside them it is cut to nothing.
+    assert total.flagged == (() if name == "flame" and value == 0 else ("c3",))
+
+
+def test_flame_takes_all_that_are_as_near_into_its_group():
+    rows = np.repeat([[1.0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, -1], [-1, 1, -1, 1, -1, 1]], [3, 5, 3], axis=0)
+    cosines = np.array([[one @ other / 6 for other in rows] for one in rows])
+    assert largest_group(torch.tensor(1 - cosines), 6) == list(range(8))
+    np.testing.assert_allclose(vector(rule_of("flame").combine(updates_of(rows))), [1, 1, 1, 1, 1, -0.25])
+
+
 def rooted(name: str, rows: np.ndarray, loss: Any = None, **parameters: Any) -> Total:
     params = {"w": torch.zeros(3, dtype=torch.float64), "layers.0.b": torch.zeros(1, 3, dtype=torch.float64)}
     seen = Gathering(Party("", 0), len(rows), params, trusted="c0", loss=loss)
@@ -513,6 +585,12 @@ def test_the_loss_gate_counts_what_an_update_does_on_the_servers_rows():
     assert total.flagged == tuple(f"c{i}" for i in range(5, 9))
     assert len(asked) == 9  # once before, and every update but the server's own
     np.testing.assert_allclose(vector(total), 0.5 * goal.numpy(), atol=0.2)
+    # A high power leaves the best alone; that of a gain as such would be infinite, or 0.
+    best = rooted("loss_gate", rows, lambda changed: 1e3 * loss(changed), power=5000.0)
+    worst = rooted("loss_gate", rows, lambda changed: 1e-3 * loss(changed), power=5000.0)
+    assert np.isfinite(vector(best)).all()
+    np.testing.assert_allclose(vector(best), vector(worst))
+    assert np.abs(vector(best)).sum() > 1
     nothing = rooted("loss_gate", rows, lambda changed: float("inf"))
     assert (nothing.clients, nothing.streams) == ((), {})
     assert "the loss on the server's own rows" in nothing.reason

@@ -9,11 +9,13 @@ import pytest
 
 from weft.errors import ConfigError
 from weft.runs.comparison import Outcome
+from weft.runs.text import spreadsheet_text
 from weft.studies.cells import Cell, cells_of, cells_to_choose
+from weft.studies.labels import label_of
 from weft.studies.measures import Measure, asked_measures, value_of
 from weft.studies.page import page_of
 from weft.studies.picture import draw
-from weft.studies.study import Study, label_of, read_study
+from weft.studies.study import Study, read_study
 from weft.studies.table import Row, records_of, rows_of
 from weft.studies.words import cells_of_row
 
@@ -143,6 +145,20 @@ def test_a_page_shows_names_of_others_as_text():
     assert "<script" not in page
     assert "&lt;b&gt;$x" in picture
     assert picture == draw(rows, LOSS)
+
+
+def test_a_page_writes_out_what_is_not_printed_and_runs_no_script():
+    rows = found(study(grid={"seed": [1]}, arms={"a": {}}), {"a": [1.0]})
+    page = page_of("a", rows, [LOSS], {}, {"run": "red\x1b[31m \u202egnp"}, [], {}, "weft sweep")
+    assert "red\\x1b[31m \\u202egnp" in page
+    assert "default-src 'none'; style-src 'unsafe-inline'" in page
+
+
+def test_no_cell_of_a_csv_file_is_a_formula():
+    """A spreadsheet computes what begins so, whoever wrote it."""
+    texts = ['=HYPERLINK("http://x")', "+1", "-1", "@SUM(1)", "\tx"]
+    assert [spreadsheet_text(text) for text in texts] == [f"'{text}" for text in texts]
+    assert [spreadsheet_text(value) for value in ("a=1", "", -1.5, None)] == ["a=1", "", -1.5, None]
 
 
 def test_a_folder_is_inside_the_study_whatever_an_arm_is_called():

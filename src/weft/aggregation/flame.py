@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,15 +13,19 @@ from weft.core.gram import WIDE, Rows, cut_factors, lower_median
 from weft.core.types import Streams, Update
 from weft.errors import ConfigError
 
+ROUNDING = 1e-12
+"""Cosine distances that differ by no more are the same one."""
+
 
 @dataclass(frozen=True)
 class Flame(Robust):
     """Keep the densest group of more than half of the clients by cosine distance, clip to the median norm, average.
 
     The group is the one that HDBSCAN finds whose clusters have more than n / 2 members: single linkage, cut where the
-    group first has that many. `noise` is the paper's lambda: normal noise of lambda x the median norm on every
-    coordinate, from the server's secret. It is 0 by default, since at a million coordinates 0.001 is already as large
-    as the update. Stands f < n / 2 attackers. Every client counts once; those outside the group are flagged.
+    group first has that many; all that are as near belong to it. `noise` is the paper's lambda: normal noise of lambda
+    x the median norm on every coordinate, from the server's secret. It is 0 by default, since at a million coordinates
+    0.001 is already as large as the update. Stands f < n / 2 attackers. Every client counts once; those outside the
+    group are flagged.
     """
 
     noise: float = 0.0
@@ -62,19 +67,24 @@ class Flame(Robust):
 
 
 def largest_group(distances: Tensor, size: int) -> list[int]:
-    """Return the rows of the first group of `size` or more that single linkage makes, in order of their numbers."""
+    """Return the rows of the first group of `size` or more that single linkage makes, in order of their numbers.
+
+    Pairs at the same distance, up to rounding, are joined together: no order of the rows decides who is outside.
+    """
     n = len(distances)
     group_of = {row: {row} for row in range(n)}
-    if size <= 1:
-        return [0]
     left, right = torch.triu_indices(n, n, 1)
-    order = distances[left, right].argsort(stable=True)
-    for one, other in zip(left[order].tolist(), right[order].tolist(), strict=True):
+    apart = distances[left, right]
+    order = apart.argsort(stable=True)
+    found, reach = list(range(n)), math.inf
+    for one, other, distance in zip(left[order].tolist(), right[order].tolist(), apart[order].tolist(), strict=True):
+        if distance > reach + ROUNDING:
+            break
         if group_of[one] is group_of[other]:
             continue
         joint = group_of[one] | group_of[other]
         for row in joint:
             group_of[row] = joint
         if len(joint) >= size:
-            return sorted(joint)
-    return list(range(n))
+            found, reach = sorted(joint), min(reach, distance)
+    return found

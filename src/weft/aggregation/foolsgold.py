@@ -45,11 +45,13 @@ class FoolsGold(Whole):
     @staticmethod
     def shares(cosines: Tensor) -> Tensor:
         """Return how much each client counts, (n,) from 0 to 1, by the cosines between histories (n, n)."""
-        alike = cosines.clone().fill_diagonal_(-1.0)
+        # The authors' code has 0 on the diagonal: who is unlike everybody has a likeness of 0, and no negative one,
+        # whose ratio to that of others would turn a negative cosine into a large positive one.
+        alike = cosines.clone().fill_diagonal_(0.0)
         most = alike.max(dim=1).values
         # Pardon: a client that is less like any other than its partner is has come by the likeness honestly.
-        ratio = most[:, None] / most[None, :].where(most[None, :] != 0, 1.0)
-        pardoned = torch.where(most[None, :] > most[:, None], alike * ratio, alike).fill_diagonal_(-1.0)
+        ratio = most[:, None] / most[None, :].where(most[None, :] > 0, 1.0)
+        pardoned = torch.where(most[None, :] > most[:, None], alike * ratio, alike)
         shares = (1.0 - pardoned.max(dim=1).values).clamp(0.0, 1.0)
         largest = float(shares.max())
         if largest == 0.0:

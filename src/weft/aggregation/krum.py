@@ -20,12 +20,22 @@ def scores(squared_distances: Tensor, neighbours: int) -> Tensor:
     return others.sort(dim=1).values[:, :neighbours].mean(dim=1)
 
 
+def with_twins(chosen: Tensor, squared_distances: Tensor) -> Tensor:
+    """Return 1 for the chosen rows and for those that equal one of them, 0 for others, (n,): who is no outlier.
+
+    Args:
+        chosen: numbers of rows.
+        squared_distances: of the rows and the anchor, (n + 1, n + 1).
+    """
+    return (squared_distances[:-1, chosen] == 0).any(dim=1).to(WIDE)
+
+
 @dataclass(frozen=True)
 class Krum(Robust):
     """The update whose n - f - 1 nearest others are nearest to it.
 
     Stands f attackers of n > 2 f + 2 clients. Every client counts once. Of the clients, the f farthest from the others
-    are flagged, although one update alone is used.
+    are flagged, although one update alone is used; one whose update equals that of a nearer one is not.
     """
 
     chooses_one: ClassVar[bool] = True
@@ -37,7 +47,7 @@ class Krum(Robust):
     def weigh(self, gram: Gram, attackers: int) -> tuple[Tensor, Tensor | None]:
         """Choose the first of the order."""
         order = self.order(gram, attackers)
-        return self._equal(len(order), order[:1]), self._equal(len(order), order[: len(order) - attackers])[:-1]
+        return self._equal(len(order), order[:1]), with_twins(order[: len(order) - attackers], gram.squared_distances)
 
     def order(self, gram: Gram, attackers: int) -> Tensor:
         """Return the numbers of the rows, those nearest to the others first."""
@@ -55,7 +65,8 @@ class MultiKrum(Krum):
     """The mean of the n - f updates that Krum takes to be nearest to the others; `keep` of them where it is given.
 
     In a round with drop-outs n - f may be smaller than `keep`; then n - f are used.
-    Stands f attackers of n > 2 f + 2 clients. Every client counts once; those that are not used are flagged.
+    Stands f attackers of n > 2 f + 2 clients. Every client counts once; those that are not used are flagged, unless
+    they sent the same as one that is.
     """
 
     chooses_one: ClassVar[bool] = False
@@ -75,8 +86,8 @@ class MultiKrum(Krum):
         """Choose the first ones of the order."""
         order = self.order(gram, attackers)
         most = len(order) - attackers
-        weights = self._equal(len(order), order[: min(self.keep, most) or most])
-        return weights, weights[:-1]
+        chosen = order[: min(self.keep, most) or most]
+        return self._equal(len(order), chosen), with_twins(chosen, gram.squared_distances)
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,8 @@ class Bulyan(Krum):
     """Choose n - 2 f updates by Krum, one after the other; of every coordinate, average the n - 4 f nearest the median.
 
     Stands f attackers of n >= 4 f + 3 clients: an attacker that is near the others in all but one coordinate gets past
-    a distance, and not past the second step. Every client counts once; those that are not chosen are flagged.
+    a distance, and not past the second step. Every client counts once; those that are not chosen are flagged, unless
+    they sent the same as one that is.
     """
 
     chooses_one: ClassVar[bool] = False
@@ -98,8 +110,8 @@ class Bulyan(Krum):
         f, rows = self.tolerated(asked), Rows(cohort)
         gram = rows.gram(self.base())
         mixture = self.mixture(gram, f)
-        distances = (gram if mixture is None else gram.mixed(mixture)).squared_distances[:-1, :-1]
-        chosen = self._choose(distances, f)
+        distances = (gram if mixture is None else gram.mixed(mixture)).squared_distances
+        chosen = self._choose(distances[:-1, :-1], f)
         middle = len(chosen) - 2 * f
 
         def columns(stream: str, block: Tensor) -> Tensor:
@@ -111,7 +123,7 @@ class Bulyan(Krum):
             window = apart.argmin(dim=0) + torch.arange(middle)[:, None]
             return values.gather(0, window).mean(0)
 
-        counted = torch.zeros(len(distances), dtype=WIDE).index_fill_(0, chosen, 1.0)
+        counted = with_twins(chosen, distances)
         return Judgement(rows.map(columns), counted if mixture is None else counted @ mixture)
 
     def _choose(self, distances: Tensor, attackers: int) -> Tensor:

@@ -92,7 +92,7 @@ class Robust(Whole):
     distance: Literal["parameters", "products"] = "parameters"
 
     def __post_init__(self) -> None:
-        share, count = 0 <= self.attackers < 0.5, self.attackers >= 1 and self.attackers == int(self.attackers)
+        share, count = 0 <= self.attackers < 0.5, self.attackers >= 1 and float(self.attackers).is_integer()
         if not (share or count):
             raise ConfigError(
                 f"attackers is {self.attackers:g}, and that is neither a share of the clients below 0.5 nor a whole "
@@ -195,10 +195,15 @@ class ByCoordinate(Robust):
 
 
 def nearest_means(gram: Gram, count: int) -> Tensor:
-    """Return the weights (n, n) of the mean of the `count` rows nearest to each row, itself among them."""
+    """Return the weights (n, n) of the mean of the `count` rows nearest to each row, itself among them.
+
+    Rows that are equally far share the places that are left: no order of the rows decides which of them counts.
+    """
     distances = gram.squared_distances[:-1, :-1]
-    nearest = distances.argsort(dim=1, stable=True)[:, :count]
-    return torch.zeros_like(distances).scatter_(1, nearest, 1.0 / count)
+    farthest = distances.sort(dim=1).values[:, count - 1 : count]
+    nearer, level = (distances < farthest).to(WIDE), (distances == farthest).to(WIDE)
+    places = (count - nearer.sum(dim=1, keepdim=True)) / level.sum(dim=1, keepdim=True)
+    return (nearer + level * places) / count
 
 
 def buckets(order: np.ndarray, size: int) -> Tensor:

@@ -117,5 +117,6 @@ class LossGate(Rooted):
             gain = before - seen.loss(params)
             gains.append(gain if 0 < gain < math.inf else 0.0)
         shares = torch.tensor(gains, dtype=WIDE)
-        shares = torch.where(shares > 0, shares**self.power, shares)
+        # Relative to the largest gain: of a high power of the gains themselves, float64 has no number.
+        shares = torch.where(shares > 0, (shares / shares.max().clamp(min=1e-300)) ** self.power, shares)
         return self.weighed(cohort, shares, lengths)

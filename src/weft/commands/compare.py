@@ -28,7 +28,7 @@ from weft.runs.comparison import (
     scores_of,
     verb_of,
 )
-from weft.runs.text import human_bytes, human_duration, human_number
+from weft.runs.text import human_bytes, human_duration, human_number, spreadsheet_text
 
 COST_FORMATS: dict[str, Callable[[float], str]] = {
     "rounds": human_number,
@@ -103,7 +103,7 @@ def _write_csv(rows_by_verb: dict[str, list[ComparisonRow]]) -> None:
     writer.writerow(found[0] if found else [])
     for line in found:
         texts = line | {"runs": ";".join(line["runs"]), "seeds": " ".join(map(str, line["seeds"]))}
-        writer.writerow([value_text(value) for value in texts.values()])
+        writer.writerow([value_text(spreadsheet_text(value)) for value in texts.values()])
 
 
 def _print(verb: str, lines: list[ComparisonRow]) -> None:

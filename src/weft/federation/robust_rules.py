@@ -50,6 +50,23 @@ def _algorithms(plan: Plan) -> list[Refusal]:
             f"Clients of smaller ranks send zeros where they have no component, and {rule} would count them as votes",
             ["leave out --client_ranks", AGGREGATOR],
         ),
+        *_lengths(plan),
+    ]
+
+
+def _lengths(plan: Plan) -> list[Refusal]:
+    """Return the rules of a length that is given: with several streams, each scaled to its spread, norms are no norms
+    of updates."""
+    aggregator, several = plan.aggregator, plan.algorithm.shares and len(plan.algorithm.like({})) > 1
+    given = {"radius": getattr(aggregator, "radius", 0), "noise": getattr(aggregator, "noise", 0)}
+    return [
+        Refusal(
+            several and bool(value),
+            f"{type(aggregator).__name__} takes {parameter} for that of an update, and {name_of(plan.algorithm)} sends "
+            "several streams, which are scaled to be compared",
+            [f"write {parameter}=0 in --aggregator_args", AGGREGATOR, ALGORITHM.with_description("another algorithm")],
+        )
+        for parameter, value in given.items()
     ]
 
 

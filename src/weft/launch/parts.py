@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import partial
@@ -182,4 +183,7 @@ def _typed(
         except ValidationError as error:
             reason = error.errors()[0]["msg"].lower()
             raise ConfigError(f"The value '{value}' of '{parameter}' in {args} cannot be: {reason}.") from None
+        if isinstance(values[parameter], float) and not math.isfinite(values[parameter]):
+            # No comparison with it holds, so that a part's own checks, and its limits, would let everything pass.
+            raise ConfigError(f"The value '{value}' of '{parameter}' in {args} is not finite: write a number.")
     return values

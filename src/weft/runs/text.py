@@ -33,6 +33,12 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def spreadsheet_text(value: object) -> object:
+    """Return the value of a cell of a CSV file; a text that a spreadsheet would compute as a formula begins with '."""
+    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if formula else value
+
+
 def columns(rows: Sequence[Sequence[str]], flush_left: Collection[int]) -> list[str]:
     """Return the lines of a table, the columns aligned: those of `flush_left` on the left, the others on the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

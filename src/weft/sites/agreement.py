@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence, Sized
 
 from weft import plugins
 from weft.config import VOLATILE, RunConfig
@@ -11,6 +12,7 @@ from weft.core.types import SEARCH
 from weft.federation.plan import Plan
 from weft.json_types import JsonObject
 from weft.kinds import is_outside
+from weft.launch.mixtures import named_domains
 from weft.sites import part_files, run_limits, site_ledger
 from weft.sites.policy import SitePolicy
 from weft.sites.reports import reportable
@@ -78,6 +80,9 @@ def refusal(policy: SitePolicy, run: RunConfig, clients: int) -> str | None:
     if accept.max_steps is not None and not 0 < run.max_steps <= accept.max_steps:
         amount = f"{run.max_steps} steps" if run.max_steps > 0 else f"{run.num_train_epochs} epochs"
         return f"a round has {amount}, and this site accepts {accept.max_steps} steps at most"
+    other = next((name for name in named_domains(run) if name not in accept.domains), None)
+    if other is not None:
+        return f"the run chooses rows of the domain '{other}', which is not among the domains that this site accepts"
     return None
 
 
@@ -136,6 +141,21 @@ def losses_sent(policy: SitePolicy, plan: Plan, rows: int) -> str | None:
     if scored < least:
         return f"its updates are losses of fewer than {least} rows, and this site reports none of so few"
     return "its updates are losses, and this site does not report the loss"
+
+
+def singled_out(policy: SitePolicy, domains: Sequence[Mapping[int, Sized]]) -> str | None:
+    """Return the reason to refuse a mixture that chooses too few rows of the site; None: there is none.
+
+    The run names the domains and their shares: of one with a few rows, the update would be that of these alone.
+
+    Args:
+        policy: the site policy.
+        domains: of each client here the rows of the domains that it would train on, by number.
+    """
+    least = policy.accept.min_report_rows
+    if all(len(rows) >= least for own in domains for rows in own.values()):
+        return None
+    return f"its mixture names a domain of which this site has fewer than {least} rows"
 
 
 def own_config(policy: SitePolicy, run: JsonObject, name: str) -> JsonObject:

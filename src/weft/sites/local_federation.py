@@ -20,6 +20,7 @@ from weft.data.parts import Selection
 from weft.data.sources import selection_of, split_seed
 from weft.errors import ConfigError, DataError, RunError
 from weft.json_types import JsonObject
+from weft.launch.mixtures import named_domains
 from weft.plugins import PartFile
 from weft.sites import endpoints, part_files, run_limits
 from weft.sites.admin import admin_session
@@ -206,7 +207,8 @@ def _write_policies(config: RunConfig, work: Path, count: int | None) -> dict[st
         # All rows lie on this machine already, so that there is nobody to keep a report on few of them from.
         told = {"min_report_rows": 1, "statistics": config.data_statistics}
         told["partly_encrypted"] = bool(config.encrypt)
-        accept = {"models": models, "parts": parts, "limits": limits} | told
+        domains = {"domains": list(names)} if (names := named_domains(config)) else {}
+        accept = {"models": models, "parts": parts, "limits": limits} | told | domains
         endpoint = {"endpoint": config.endpoint, "endpoint_key": config.endpoint_key} if config.endpoint else {}
         folders = [str(Path(folder).expanduser().resolve()) for folder in config.task_data]
         tested = {"task_data": folders} if config.contamination and folders else {}

@@ -84,6 +84,8 @@ class AcceptRules(BaseModel):
     """Whether models may be trained from scratch."""
     tokenizers: list[str] = []
     """Names of accepted tokenizers, besides the models' own."""
+    domains: list[str] = []
+    """Names of domains by which a run may choose this site's rows (mixture): a column, or files, may name people."""
     evaluations: bool = True
     """Whether a run may have the site's held-out rows scored without training (num_rounds 0)."""
     statistics: bool = False

@@ -55,6 +55,14 @@ SENTENCES: dict[str, tuple[Words | None, str]] = {
         ),
         "",
     ),
+    "domains": (
+        lambda value: (
+            f"a run may choose rows of these domains, by column or file: {', '.join(value)}"
+            if value
+            else "no run chooses rows by a column or by their files"
+        ),
+        "",
+    ),
     "evaluations": (
         lambda value: "a run may evaluate a model without training" if value else "runs that only evaluate are refused",
         "",

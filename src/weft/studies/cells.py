@@ -9,10 +9,12 @@ from pathlib import Path
 
 from weft import registry
 from weft.config import RunConfig, settle
+from weft.core.texts import printable, unfit
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
 from weft.runs.layout import path_component
-from weft.studies.study import DEFAULTS, Arm, Study, label_of
+from weft.studies.labels import label_of
+from weft.studies.study import DEFAULTS, Arm, Study
 
 UNMEASURED: JsonObject = {
     "eval_tasks": None,
@@ -56,6 +58,44 @@ class Cell:
     def folder(self) -> Path:
         """The directory of the run."""
         return Path(self.config.output_dir)
+
+
+OF_STUDY = {"seed": "in the grid", "output_dir": "beside the base, or as --output_dir"}
+"""Keys of a run that a study sets itself, and where it says their values."""
+
+
+def check_words(study: Study) -> None:
+    """Refuse names that no folder, table or picture can tell apart or show, and keys that the study sets itself.
+
+    Raises:
+        ConfigError: which, and what to write.
+    """
+    names = [(f"A value of {key} in the grid", label) for key, values in study.axes.items() for label in values]
+    for arm in study.arms:
+        names.append(("An arm of the study", arm.name))
+        names += [(f"A run of the arm '{printable(arm.name)}'", label) for label, own in arm.members if own]
+    for what, name in names:
+        if not name.strip():
+            raise ConfigError(f"{what} has no name, so that its runs have no folder of their own: write one.")
+        if unfit(name):
+            raise ConfigError(f"{what} is called '{printable(name)}', with unprintable characters: leave these out.")
+    if len(set(study.seeds)) < len(study.seeds):
+        raise ConfigError("The grid has a seed twice: leave one of them out, since their runs would be one.")
+    for arm in study.arms:
+        keys = [
+            *arm.keys,
+            *(key for _, own in arm.members for key in own),
+            *(key for one in arm.settings for key in one),
+        ]
+        _check_own(keys, f"The arm '{arm.name}' sets")
+    _check_own([*study.axes], "The grid sets")
+    _check_own([*study.choice.keys] if study.choice else [], "The choice sets")
+
+
+def _check_own(keys: Sequence[str], who: str) -> None:
+    for key in keys:
+        if key in OF_STUDY:
+            raise ConfigError(f"{who} {key}, which is the study's: write it {OF_STUDY[key]}.")
 
 
 def points_of(study: Study) -> list[tuple[tuple[str, ...], JsonObject]]:

@@ -1,6 +1,7 @@
 """The page of a study: one HTML file that needs nothing from anywhere, and no script.
 
-Names of arms and reasons of failures were written by others: all text is escaped.
+Names of arms and reasons of failures were written by others: all text is escaped, unprintable characters are written
+out, and a policy in the page runs no script.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from html import escape
 
 import yaml
 
+from weft.core.texts import printable
 from weft.json_types import JsonObject
 from weft.studies.measures import Measure
 from weft.studies.study import Study
 from weft.studies.table import Row
 from weft.studies.words import COST_HEADS, HEADS, cells_of_row, costs_of_row, title_of
 
+LONGEST = 2000
+"""Letters of a cell: a reason may be long."""
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --soft: #5b6670; --line: #dde2e7; --page: #fff; --panel: #f6f8fa; }
 @media (prefers-color-scheme: dark) {
@@ -82,6 +86,8 @@ def page_of(
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
+        "base-uri 'none'\">"
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>\n<h1>{escape(title)}</h1>\n"
         "<p>a ± b is the mean and the standard deviation (n - 1) over seeds. Differences are paired by seed; their "
         "95 % intervals are Student's. Of 20 intervals of equal arms, one leaves out 0 by chance.</p>\n"
@@ -106,5 +112,7 @@ def as_written(study: Study) -> JsonObject:
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
-    body = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(printable(text, LONGEST))}</td>" for text in row) + "</tr>" for row in rows
+    )
     return f'<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

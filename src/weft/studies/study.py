@@ -14,6 +14,7 @@ from weft import registry
 from weft.config import ALIASES, RunConfig, canonical, read_file, read_yaml
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
+from weft.studies.labels import label_of_value
 
 FIELDS = ("base", "verb", "arms", "grid", "baseline", "metrics", "choice", "output_dir")
 CHOICE = ("seed", "metric", "keys", "settings")
@@ -95,6 +96,8 @@ def read_study(
     axes = {key: _axis(key, values) for key, values in _mapping(fields.get("grid"), f"The grid of {name}").items()}
     wanted = canonical(keys or {})
     check_keys([*base, *axes, *wanted], name)
+    if "output_dir" in wanted:
+        raise ConfigError(f"output_dir is set anew, and {name} has one of its own: write --output_dir DIR.")
     for key, value in wanted.items():
         if key in axes:
             axes[key] = _axis(key, value if isinstance(value, list | Mapping) else [value])
@@ -124,9 +127,9 @@ def read_study(
         axes,
         seeds,
         baseline,
-        [given] if isinstance(given, str) else [str(metric) for metric in given],
+        [given] if isinstance(given, str) else [str(metric) for metric in _list(given, f"What {name} says of metrics")],
         choice if any(arm.settings for arm in chosen) else None,
-        Path(output_dir or str(fields.get("output_dir", "study"))),
+        Path(output_dir or _output_dir(fields, name)),
         [arm.name for arm in every_arm if arm not in chosen],
     )
 
@@ -161,6 +164,13 @@ def _base(said: object, folder: Path, name: str) -> JsonObject:
     return base
 
 
+def _output_dir(fields: JsonObject, name: str) -> str:
+    said = fields.get("output_dir", "study")
+    if not isinstance(said, str) or not said:
+        raise ConfigError(f"The output_dir of {name} is {said!r}: write the path of a directory.")
+    return said
+
+
 def _mapping(said: object, subject: str) -> JsonObject:
     if said is None:
         return {}
@@ -169,12 +179,18 @@ def _mapping(said: object, subject: str) -> JsonObject:
     return {str(key): value for key, value in said.items()}
 
 
+def _list(said: object, subject: str) -> Sequence[object]:
+    if not isinstance(said, list | tuple):
+        raise ConfigError(f"{subject} is no list: write one `- value` a line.")
+    return said
+
+
 def _axis(key: str, said: object) -> dict[str, object]:
     """Return the values of a key of the grid by their labels."""
     if isinstance(said, Mapping):
-        values = {str(label): value for label, value in said.items()}
+        values = _mapping(said, f"The grid's {key}")
     elif isinstance(said, list):
-        values = {f"{key} {_label(value)}": value for value in said}
+        values = {f"{key} {label_of_value(value)}": value for value in said}
         if len(values) < len(said):
             raise ConfigError(f"The grid has a value of {key} twice: leave one of them out.")
     else:
@@ -182,18 +198,6 @@ def _axis(key: str, said: object) -> dict[str, object]:
     if not values:
         raise ConfigError(f"The grid has no value for {key}: write one, or leave the key out.")
     return values
-
-
-def _label(value: object) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_label(one)}" for key, one in value.items())
-    return ", ".join(map(_label, value)) if isinstance(value, list) else str(value)
-
-
-def label_of(keys: Mapping[str, object]) -> str:
-    """Return keys and values as people read them: "prox_mu 0.1, learning_rate 0.001"."""
-    words = (_label(value) if isinstance(value, Mapping) else f"{key} {_label(value)}" for key, value in keys.items())
-    return ", ".join(filter(None, words))
 
 
 def _arms(said: object, name: str) -> JsonObject:
@@ -233,7 +237,8 @@ def _choice(said: object, name: str) -> tuple[Choice | None, list[JsonObject]]:
             raise _unknown("field of choice", field, list(CHOICE), name)
     if type(fields.get("seed")) is not int:
         raise ConfigError(f"The choice of {name} has no seed: write a seed that the grid does not have.")
-    settings = [canonical(_mapping(one, "A setting")) for one in fields.get("settings") or []]
+    said_settings = _list(fields.get("settings") or [], f"What {name} says of settings to choose from")
+    settings = [canonical(_mapping(one, "A setting")) for one in said_settings]
     keys = canonical(_mapping(fields.get("keys"), "What choice says of keys"))
     check_keys([*keys, *(key for one in settings for key in one)], f"the choice of {name}")
     return Choice(fields["seed"], str(fields.get("metric", "loss")), keys), settings

@@ -12,7 +12,8 @@ from pathlib import Path
 from weft.core.files import caused_by_full_disk, full_disk, write_atomic
 from weft.errors import ConfigError, RunError
 from weft.json_types import JsonObject
-from weft.studies.cells import Cell, cells_of, cells_to_choose, check_effects, first_settings
+from weft.runs.text import spreadsheet_text
+from weft.studies.cells import Cell, cells_of, cells_to_choose, check_effects, check_words, first_settings
 from weft.studies.choice import Chosen, Place, as_json, choice_measure, choose, settings_of
 from weft.studies.ledger import StudyDir
 from weft.studies.measures import Measure, asked_measures, measures_of
@@ -56,6 +57,7 @@ def check(study: Study) -> Checked:
     Raises:
         ConfigError: a run that cannot be, a key of the grid without effect, or a metric that no run has.
     """
+    check_words(study)
     to_choose, cells = cells_to_choose(study), cells_of(study, first_settings(study))
     check_effects(study, study.arms)
     known: dict[str, Measure] = {}
@@ -157,5 +159,5 @@ def _csv(records: Sequence[JsonObject]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(records[0]) if records else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(records)
+    writer.writerows({name: spreadsheet_text(value) for name, value in record.items()} for record in records)
     return text.getvalue()
