@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -55,9 +56,9 @@ def assert_near(one, other, tolerance: float = 1e-5) -> None:
         torch.testing.assert_close(value, theirs[name], rtol=0, atol=tolerance)
 
 
-def scored(found) -> list[dict[str, dict[str, float]]]:
-    """What each client scored, evaluation by evaluation."""
-    return [line["clients"] for line in metrics(found) if isinstance(line.get("clients"), dict)]
+def scored(found) -> list[dict[str, float]]:
+    """What all clients scored together, evaluation by evaluation."""
+    return [line for line in metrics(found) if line["event"] == "eval"]
 
 
 def test_masked_sums_are_those_of_the_plain_run(run, masked: FakeSites, tmp_path: Path):
@@ -66,10 +67,10 @@ def test_masked_sums_are_those_of_the_plain_run(run, masked: FakeSites, tmp_path
     assert_near(there, plain)
     # Scores are of models that differ by the step of their numbers.
     for ours, theirs in zip(scored(there), scored(plain), strict=True):
-        assert list(ours) == list(theirs)
-        for name, values in ours.items():
-            measured = {metric: value for metric, value in theirs[name].items() if value is not None}
-            assert {metric: values[metric] for metric in measured} == pytest.approx(measured, rel=1e-4)
+        measured = {metric: value for metric, value in theirs.items() if isinstance(value, float)}
+        assert {metric: ours[metric] for metric in measured} == pytest.approx(measured, rel=1e-4)
+        assert (ours["rows"], ours["members"]) == (theirs["rows"], list(NAMES))
+        assert not ours["clients"]
     secret = masked.folder / NAMES[0] / "run" / "clients" / NAMES[0] / "secret.key"
     assert secret.stat().st_mode & 0o077 == 0
 
@@ -88,7 +89,7 @@ def test_a_run_that_begins_anew_has_other_keys(run, masked: FakeSites, tmp_path:
         for reply in (unpack(raw, run="run") for raw in masked.answered if raw[:1] != b"{")
         if isinstance(reply, ProtectionReply) and reply.phase == "keys"
     ]
-    assert len(keys) == len(set(keys)) == 6
+    assert len(keys) == len(set(keys)) == 12  # of each run: three of the round, and three of its evaluation
 
 
 class Losing(FakeSites):
@@ -270,13 +271,14 @@ def test_no_server_gets_both_secrets_of_a_site(run, masked: FakeSites, caplog: p
     for message in asked:
         for victim in NAMES:
             others = names_tensor([name for name in NAMES if name != victim])
-            for attempt in (0, 1):
-                again = replace(with_values(message, survivors=others), attempt=attempt)
+            for attempt, scored_too in product((0, 1), (False, True)):
+                again = with_values(message, survivors=others)
+                again = replace(again, attempt=attempt, evaluation=scored_too)
                 with caplog.at_level(logging.WARNING, "weft.site"):
                     raw = masked.site_clients[message.client].work(bytes(pack(again, "run")))
                 reply = unpack(raw, run="run")
                 revealed[type(reply).__name__] += 1
-    assert revealed == {"Failure": 18}
+    assert revealed == {"Failure": 2 * 3 * 3 * 4}  # asked in the round and in its evaluation
     for words in ("clients that did not take part in it", "3 are the fewest", "its own public key was replaced"):
         assert words in caplog.text
 

@@ -34,9 +34,10 @@ MODEL = ROWS | frozenset(
     template prompt_template template_date seq_length truncation_side choices few_shot seed
     allow_missing dtype load_in_8bit load_in_4bit int8_threshold kernels model_offload trust_remote_code token
     report_to contamination task_data include_path
+    protection protection_args min_contributors group_size encrypt
     """.split()
 )
-"""Keys of an evaluation of a model: how rows are rendered and measured, and how the model is loaded, too."""
+"""Keys of an evaluation of a model: how rows are rendered, measured and sealed, and how the model is loaded, too."""
 
 
 def parser() -> Parser:
@@ -189,7 +190,7 @@ def _table(title: str, part: JsonObject, metrics: tuple[Metric, ...]) -> None:
         )
         jain = "" if one.get("jain") is None else f"{one['jain']:.4f}"
         rows.append([metric.label, total, mean, worst, one.get("worst_client", ""), spread, jain])
-    clients = len(part["clients"])
+    clients = len(part["clients"] or part.get("members", ()))
     left = (0, 4)
     if "groups" not in part:  # of one client nothing is unequal
         heads, rows, left = heads[:2], [row[:2] for row in rows], (0, 0)

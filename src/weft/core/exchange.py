@@ -18,6 +18,7 @@ from weft.core.types import (
     Metrics,
     ProtectionRequest,
     Reply,
+    Request,
     Streams,
     Task,
     Tensors,
@@ -235,8 +236,8 @@ class Protection:
         """Return what tells whether two clients have one key, and nothing else of it; ConfigError for no key."""
         raise TypeError(f"{type(self).__name__} must define fingerprint")
 
-    def seal(self, update: Update, task: Task, party: Party) -> Update:
-        """Mask or encrypt an update at the client; public values of its peers are in `task.extra`."""
+    def seal(self, update: Update, task: Request, party: Party) -> Update:
+        """Mask or encrypt an update, or scores, at the client; public values of its peers are in `task.extra`."""
         return update
 
     def answer(self, request: ProtectionRequest, party: Party) -> Reply:
@@ -262,12 +263,13 @@ class Protection:
         """Return what sealing costs a client in a round, in words; "": nothing worth a word."""
         return ""
 
-    def collect(self, exchange: Exchange, tasks: Sequence[Task], like: Streams, party: Party) -> Iterable[Reply]:
+    def collect(self, exchange: Exchange, tasks: Sequence[Request], like: Streams, party: Party) -> Iterable[Reply]:
         """Exchange the tasks, in as many phases as the protection needs, and yield the unmasked replies.
 
         Args:
             exchange: carries tasks, and `ProtectionRequest`s, which clients answer by `answer`.
-            tasks: of the cohort; the protection may send more in `extra`, under names of its own.
+            tasks: of the cohort, or the probes of an evaluation, whose replies are updates of the stream SCALARS; the
+                protection may send more in `extra`, under names of its own.
             like: the streams of an update of all shared parameters, before it is sealed.
             party: the server.
         """

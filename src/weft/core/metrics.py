@@ -5,7 +5,8 @@ What belongs together, and what is never below 0, follows from the declarations 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from weft.core.declarations import Metric, declared, names, scores
@@ -44,17 +45,37 @@ class Totals:
             for name, value in metric.pick(part).items():
                 sums[name] = sums.get(name, 0.0) + value
 
+    def add_sum(self, sums: Mapping[str, Metrics]) -> None:
+        """Add the counts and sums of some clients together, by the name of the metric that they are for."""
+        for metric in self._metrics:
+            if metric.name in sums:
+                self._sums[metric.name] = plus(self._sums[metric.name], sums[metric.name])
+
     def value(self, metric: Metric) -> float | None:
         """Return one of the metrics; None: nothing was counted."""
         return metric.value(self._sums[metric.name])
 
 
-def summarise(measured: Sequence[Metric], parts: Iterable[Metrics]) -> dict[str, float | int | None]:
+@dataclass(frozen=True)
+class ScoreSum:
+    """What several clients counted, of which only the sum is known."""
+
+    members: tuple[str, ...]
+    """The clients, sorted."""
+    rows: float
+    sums: Mapping[str, Metrics]
+    """Counts and sums by the name of the metric that they are for, over the clients that sent all that it needs."""
+
+
+def summarise(
+    measured: Sequence[Metric], parts: Iterable[Metrics], together: Iterable[ScoreSum] = ()
+) -> dict[str, float | int | None]:
     """Return the record of an evaluation, from the counts and sums of clients: metrics by name, and `rows`.
 
     Args:
         measured: what the run's evaluator declares.
         parts: what each client counted; one client's, or that of all.
+        together: what others counted, of whom only sums are known.
 
     Returns:
         What was measured, and None for what stands in every record.
@@ -63,6 +84,9 @@ def summarise(measured: Sequence[Metric], parts: Iterable[Metrics]) -> dict[str,
     for part in parts:
         totals.add(part)
         rows += part.get("rows", 0.0)
+    for one in together:
+        totals.add_sum(one.sums)
+        rows += one.rows
     own = {metric.name: totals.value(metric) for metric in measured}
     shown = (metric for metric in scores() if metric.always or own.get(metric.name) is not None)
     return {metric.name: own.get(metric.name) for metric in shown} | {"rows": int(rows)}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
-from weft.core.promises import Promises
-from weft.core.secret import Common, Secret
+from weft.core.promises import EvaluationPromises, Promises
+from weft.core.secret import BYTES, Common, Secret
 from weft.core.types import (
     Message,
     Reply,
@@ -15,6 +15,8 @@ from weft.core.types import (
     Tensors,
 )
 
+EVALUATION = "evaluation"
+"""Before what a client draws, promises and signs for the sum of an evaluation."""
 Exchange = Callable[[Sequence[Message]], Iterable[Reply]]
 """Carries messages to the clients and yields their replies, in any order, failures included."""
 
@@ -63,6 +65,40 @@ class Party:
     def secret(self) -> Secret:
         """The party's secret, drawn at its first use."""
         return self.open_secret()
+
+    def evaluating(self) -> Party:
+        """Return the client in the sum of an evaluation, which has nothing in common with that of a round.
+
+        Its keys, its promises and what it signs are others: no answer in the one sum counts in the other.
+        """
+        common, identity = self.common, self.identity
+        return replace(
+            self,
+            open_secret=lambda: Secret(self.secret.bytes(BYTES, EVALUATION)),
+            promises=EvaluationPromises(self.promises),
+            identity=None if identity is None else EvaluationIdentity(identity),
+            common=None if common is None else lambda make: _evaluating(common(make)),
+        )
+
+
+@dataclass(frozen=True)
+class EvaluationIdentity:
+    """A client's certificate in evaluations: what it has said of a round's updates proves nothing there."""
+
+    identity: Identity
+
+    def sign(self, text: bytes) -> bytes:
+        """Return a proof, as `Identity.sign`."""
+        return self.identity.sign(EVALUATION.encode() + text)
+
+    def vouches(self, name: str, text: bytes, proof: bytes) -> bool:
+        """Return whether a proof is one, as `Identity.vouches`."""
+        return self.identity.vouches(name, EVALUATION.encode() + text, proof)
+
+
+def _evaluating(common: Common) -> Common:
+    """Return what clients have in common, under another name of the run."""
+    return common._replace(run=f"{common.run} {EVALUATION}")
 
 
 class Coding(NamedTuple):

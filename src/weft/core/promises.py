@@ -60,3 +60,22 @@ class Promises:
     def kept(self, round: int, purpose: str) -> str | None:
         """Return the word that was promised, or None."""
         return self._words.get(round, {}).get(purpose)
+
+
+class EvaluationPromises(Promises):
+    """What a client has bound itself to in evaluations, kept with its other promises and apart from them.
+
+    An evaluation after some rounds belongs to the last of these: it makes none of them too old to be repeated.
+    """
+
+    def __init__(self, promises: Promises) -> None:
+        """Take all promises of the client."""
+        self._promises = promises
+
+    def keep(self, round: int, purpose: str, word: str) -> bool:
+        """Promise a word for a purpose in the evaluation after so many rounds, as `Promises.keep`."""
+        return self._promises.keep(max(0, round - 1), f"evaluation {round} {purpose}", word)
+
+    def kept(self, round: int, purpose: str) -> str | None:
+        """Return the word that was promised, or None."""
+        return self._promises.kept(max(0, round - 1), f"evaluation {round} {purpose}")

@@ -89,6 +89,13 @@ class Probe:
     """Evaluate the client's personal model, where it has one, instead of the shared one."""
     export: bool = False
     """The run is over: the client saves that model, instead of evaluating it."""
+    attempt: int = 0
+    """Number of repeated rounds of the run so far (`ServerState.attempts`)."""
+
+    @property
+    def base_version(self) -> int:
+        """The version of the parameters: after so many rounds."""
+        return self.round
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,8 @@ class ProtectionRequest:
     phase: str
     streams: Streams = field(default_factory=dict)
     attempt: int = 0
+    evaluation: bool = False
+    """The sum is of scores after so many rounds, and not of the updates of the round."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +155,9 @@ class Failure:
     """The client has left the run: it is asked no more."""
 
 
-Message = Task | Probe | Undo | ProtectionRequest
+Request = Task | Probe
+"""What asks a client for numbers, which a protection seals."""
+Message = Request | Undo | ProtectionRequest
 Reply = Update | Score | Failure | ProtectionReply
 
 

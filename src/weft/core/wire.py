@@ -106,13 +106,14 @@ def pack(message: Message | Reply, run: str = "", body: Body | None = None) -> m
     if isinstance(message, Task):
         fields |= {"base_version": message.base_version, "attempt": message.attempt}
     elif isinstance(message, Probe):
-        fields |= {"own": message.personal, "keep": message.export}
+        fields |= {"own": message.personal, "keep": message.export, "attempt": message.attempt}
     elif isinstance(message, Update):
         fields |= {"base_version": message.base_version, "attempt": message.attempt, "weight": message.weight}
         fields |= {"metrics": message.metrics}
         fields |= {"proof": message.proof.hex()} if message.proof else {}
     elif isinstance(message, ProtectionRequest):
         fields |= {"phase": message.phase, "attempt": message.attempt}
+        fields |= {"evaluation": True} if message.evaluation else {}
     elif isinstance(message, ProtectionReply):
         fields |= {"phase": message.phase}
     elif isinstance(message, Score):
@@ -156,7 +157,8 @@ def unpack(raw: Raw, *, run: str = "", max_bytes: int | None = None, max_tensors
         params = parts.pop("params", {})
         extra = {stream.removeprefix("extra."): values for stream, values in parts.items()}
         if kind == "Probe":
-            return Probe(client, round, params, extra, bool(fields.get("own", True)), bool(fields.get("keep", False)))
+            own, keep, attempt = fields.get("own", True), fields.get("keep", False), read_count(fields, "attempt")
+            return Probe(client, round, params, extra, bool(own), bool(keep), attempt)
         return Task(client, round, read_count(fields, "base_version"), params, extra, read_count(fields, "attempt"))
     if kind == "Update":
         streams = {stream.removeprefix("stream."): values for stream, values in parts.items()}
@@ -168,7 +170,8 @@ def unpack(raw: Raw, *, run: str = "", max_bytes: int | None = None, max_tensors
         phase = str(fields.get("phase", ""))[:MAX_NAME]
         if kind == "ProtectionReply":
             return ProtectionReply(client, round, phase, streams)
-        return ProtectionRequest(client, round, phase, streams, read_count(fields, "attempt"))
+        scored = fields.get("evaluation") is True
+        return ProtectionRequest(client, round, phase, streams, read_count(fields, "attempt"), scored)
     if kind == "Score":
         return Score(client, round, read_metrics(fields))
     if kind == "Failure":

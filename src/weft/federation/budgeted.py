@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from weft.core.party import Party
 from weft.core.tensors import zeros
-from weft.core.types import PRIVACY, PROTECTION, ProtectionRequest, ServerState, Streams, Task, Total, Update
+from weft.core.types import PRIVACY, PROTECTION, Probe, ProtectionRequest, Request, ServerState, Streams, Total, Update
 from weft.federation.clients import ClientData
 from weft.federation.part_memory import part_of
 from weft.federation.plan import Plan
@@ -32,6 +32,8 @@ def paid(plan: Plan, state: ServerState, total: Total, like: Streams, spend: Spe
     return total
 
 
-def joins(plan: Plan, client: ClientData, message: Task | ProtectionRequest) -> Party:
+def joins(plan: Plan, client: ClientData, message: Request | ProtectionRequest) -> Party:
     """Return the client as it takes part in a protected sum: in none of fewer than the noise has shares."""
-    return client.party(PROTECTION, {}, message.round, message.attempt, least=plan.shares_of_noise)
+    party = client.party(PROTECTION, {}, message.round, message.attempt, least=plan.shares_of_noise)
+    scored = message.evaluation if isinstance(message, ProtectionRequest) else isinstance(message, Probe)
+    return party.evaluating() if scored else party

@@ -14,18 +14,17 @@ import torch
 
 from weft.core.capabilities import UpdateBuffer
 from weft.core.exchange import Runtime
-from weft.core.parts import Algorithm
 from weft.core.secret import Secret
-from weft.core.types import BAD, LEFT, Metrics, Probe, ServerState, Total
-from weft.errors import ClientFailed, RunError
-from weft.federation.admission import admit_score
+from weft.core.types import BAD, LEFT, ServerState, Total
+from weft.errors import RunError
 from weft.federation.conditions import Conditions
 from weft.federation.plan import Plan
 from weft.federation.products import CPU
 from weft.federation.record import RoundRecord
 from weft.federation.round import run_round
 from weft.federation.sampling import Selection, arrivals
-from weft.federation.state import Participant, to_use
+from weft.federation.scores import Scores, evaluate
+from weft.federation.state import Participant
 
 MAX_REASONS = 3
 """Failures of clients that an error tells."""
@@ -93,7 +92,7 @@ class RoundDone:
     state: ServerState
     record: RoundRecord
     seconds: float
-    scores: dict[str, Metrics] | None
+    scores: Scores | None
     clock: float | None = None
     """Simulated time of an asynchronous round: 1 is what a client of speed 1 needs for its steps."""
 
@@ -167,9 +166,9 @@ def _scores(
     tested: Sequence[str],
     left_out: Collection[str],
     record: RoundRecord,
-) -> dict[str, Metrics]:
+) -> Scores:
     """Evaluate the state after a round; whoever does not answer is recorded."""
-    return evaluate(plan.algorithm, state, runtime, tested, left_out=left_out, failures=record.failures)
+    return evaluate(plan, state, runtime, tested, left_out=left_out, failures=record.failures)
 
 
 def _participant(plan: Plan, rounds: Rounds, clients: Sequence[str], client: int, version: int) -> Participant:
@@ -256,36 +255,3 @@ def _arrivals(
     """Yield the buffers of an asynchronous run from round `first` on, as `arrivals` does."""
     size = buffer.size or rounds.selection.count
     return islice(arrivals(rounds.selection, rounds.conditions, clients, size), first, None)
-
-
-def evaluate(
-    algorithm: Algorithm,
-    state: ServerState,
-    runtime: Runtime,
-    clients: Sequence[str],
-    *,
-    personal: bool = True,
-    left_out: Collection[str] = (),
-    failures: dict[str, str] | None = None,
-) -> dict[str, Metrics]:
-    """Return the counts and sums of every client that answers, of its personal model or of the shared one.
-
-    Args:
-        algorithm: of the run; it says how parameters travel.
-        state: the model to evaluate.
-        runtime: carries the messages.
-        clients: names of the clients to evaluate at.
-        personal: evaluate personal models where there are any.
-        left_out: clients that have none in any case.
-        failures: reasons by client; a client without scores is added, unless it failed in the round already.
-    """
-    use = to_use(algorithm, state)
-    probes = [Probe(client, state.round, *use, personal and client not in left_out) for client in clients]
-    scores: dict[str, Metrics] = {}
-    for reply in runtime.exchange(probes):
-        try:
-            scores[reply.client] = admit_score(reply).metrics
-        except ClientFailed as failure:
-            if failures is not None:
-                failures.setdefault(reply.client, f"was not evaluated: {failure}")
-    return scores

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from weft.core.attack import Attack
+from weft.core.declarations import Metric
 from weft.core.exchange import Aggregator, Codec, Privacy, Protection, Weighting
 from weft.core.objective import Objective
 from weft.core.parts import Algorithm
@@ -60,6 +61,10 @@ class Plan:
     """Encodes tasks; `codec` encodes updates."""
     reports: bool = True
     """Clients send the scores of their held-out rows."""
+    measured: tuple[Metric, ...] = ()
+    """What scores are of."""
+    score_places: tuple[str, ...] = ()
+    """What a sealed sum of scores has places for (`weft.core.score_places`)."""
     error_device: torch.device | None = None
     """Computes the product error of a round; None: it is not computed."""
 

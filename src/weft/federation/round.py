@@ -51,6 +51,7 @@ from weft.federation.outliers import limited
 from weft.federation.part_memory import OWN, RULE, part_of, with_prefix, with_prefixes
 from weft.federation.plan import Plan
 from weft.federation.record import RoundRecord
+from weft.federation.scores import scored
 from weft.federation.sharing import crop_like, pad_update, with_layers
 from weft.federation.state import Participant, advance, blame, collector, expected_streams, task_for, without_step
 from weft.federation.unused import undo
@@ -131,8 +132,7 @@ def answer(message: Message, plan: Plan, client: ClientData, model: Resident, ev
             return _train(message, plan, client, model)
         choice = load_probe_model(message, plan, client, model)
         metrics = evaluator.evaluate(model, client.held_out) if plan.reports else {}
-        metrics |= {f"{stream}/{int(value)}": 1.0 for stream, values in choice.items() for value in values.values()}
-        return Score(client.name, message.round, client.reportable(metrics))
+        return scored(plan, client, message, metrics, choice)
 
 
 def _train(task: Task, plan: Plan, client: ClientData, model: Resident) -> Update:

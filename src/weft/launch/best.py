@@ -12,10 +12,10 @@ from weft.core.objective import Evaluator
 from weft.errors import ConfigError
 from weft.federation.plan import Plan
 from weft.json_types import JsonObject
-from weft.launch.client import evaluator_class
 from weft.launch.population import Population
 from weft.launch.records import Tally
 from weft.launch.run_tasks import RunTasks
+from weft.launch.scoring import evaluator_class
 
 
 @dataclass(frozen=True)

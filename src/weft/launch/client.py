@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from weft import registry
 from weft.config import RunConfig
 from weft.core.libraries import Tokenizer
 from weft.core.objective import Evaluator
@@ -27,6 +26,7 @@ from weft.launch.leaving import inspection_of, inspector
 from weft.launch.own_rows import with_attack_prompts
 from weft.launch.population import Population, populate
 from weft.launch.reference import refer
+from weft.launch.scoring import evaluator_class
 from weft.models.group import RankGroup
 from weft.models.load import base_model, load_model_config, load_resident
 from weft.models.notes import Note, ignore_note
@@ -149,12 +149,6 @@ class ClientBuilder:
         # Only the caller keeps the starting values: of a whole model they are as large as its weights.
         values, self._values = self._values, {}
         return ClientHost(plan, model, evaluator, *clients, conditions or Conditions()), values
-
-
-def evaluator_class(plan: Plan) -> type[Evaluator]:
-    """Return the class of the evaluator that a plan's objective names."""
-    kind: type[Evaluator] = registry.load(registry.EVALUATORS, plan.objective.evaluator, "evaluator")
-    return kind
 
 
 def resident(

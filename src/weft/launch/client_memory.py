@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from weft.core.promises import FILE as PROMISES
 from weft.core.promises import Promises
 from weft.core.secret import BYTES, COMMON_FILE, FILE, Common, Secret, read_or_create
 from weft.core.types import Streams
 from weft.errors import ClientFailed
+from weft.federation.clients import InMemory
 from weft.runs import checkpoint
 from weft.runs.layout import RunDir
 
@@ -56,3 +57,22 @@ class DiskMemory:
         if self.kit_key is None:
             raise ClientFailed("has no key in its kit that all sites have in common")
         return self.kit_key
+
+
+@dataclass(frozen=True)
+class MemoryAside(DiskMemory):
+    """What clients of a run remember, with secrets and promises of its own: what is asked of them leaves no trace."""
+
+    aside: InMemory = field(default_factory=InMemory)
+
+    def secret(self, client: str) -> Secret:
+        """Return a secret of the client that is not kept."""
+        return self.aside.secret(client)
+
+    def promises(self, client: str) -> Promises:
+        """Return promises of the client that are not kept."""
+        return self.aside.promises(client)
+
+    def common(self, make: Callable[[], bytes]) -> Common:
+        """Return what all clients have in common, which is not kept."""
+        return self.aside.common(make)

@@ -22,7 +22,7 @@ from weft.federation.plan import Plan
 from weft.federation.rules import compares_norms
 from weft.federation.sampling import Selection
 from weft.federation.sharing import Sharing
-from weft.keys.privacy import CLIENT, bound, is_private, unit_kind
+from weft.keys.privacy import CLIENT, bound, unit_kind
 from weft.launch.availability import read_trace
 from weft.launch.budgets import privacy_part, row_noise
 from weft.launch.mixtures import mixture_of
@@ -30,6 +30,7 @@ from weft.launch.objectives import objective
 from weft.launch.parts import check as check_parts
 from weft.launch.parts import part
 from weft.launch.population import PUBLIC, Population
+from weft.launch.scoring import with_scores
 from weft.training.evolution import Evolution
 from weft.training.loop import GradientSteps
 from weft.training.muon import check_torch
@@ -98,22 +99,12 @@ def plan(config: RunConfig) -> Plan:
         personal_steps=config.personal_steps,
     )
     check(result)
-    if config.sample_clients < protection.smallest_sum:
+    if config.num_rounds and config.sample_clients < protection.smallest_sum:
         raise ConfigError(
             f"protection {config.protection} opens sums of {protection.smallest_sum} clients or more, and a round has "
             f"sample_clients {config.sample_clients}: write --sample_clients {protection.smallest_sum} or more."
         )
-    return replace(result, reports=_reports(config, result))
-
-
-def _reports(config: RunConfig, composed: Plan) -> bool:
-    """Return whether clients send the scores of held-out rows.
-
-    Under a budget they do so only of rows that are nobody's, and of the shared model alone: a client's own model was
-    trained beyond what the budget pays for, and its few-shot examples are private rows.
-    """
-    public = config.eval_dataset_name is not None and config.runtime != "nvflare"
-    return not is_private(config) or (public and not composed.own_models and not config.few_shot)
+    return with_scores(config, result)
 
 
 def _aggregator(config: RunConfig, algorithm: Algorithm) -> Aggregator:

@@ -9,19 +9,22 @@ from pathlib import Path
 
 from weft.config import RunConfig, build
 from weft.core.exchange import Runtime
-from weft.core.types import Metrics, ServerState
+from weft.core.score_places import placed, sum_of
+from weft.core.types import ServerState
 from weft.errors import ConfigError, RunError
-from weft.federation.loop import MAX_REASONS, evaluate
+from weft.federation.loop import MAX_REASONS
 from weft.federation.plan import Plan
+from weft.federation.scores import Scores, evaluate
 from weft.json_types import JsonObject
 from weft.launch.client import ClientBuilder
-from weft.launch.client_memory import DiskMemory
+from weft.launch.client_memory import MemoryAside
 from weft.launch.personal_models import PersonalModels
 from weft.launch.population import Population
 from weft.launch.provenance import base_of, data_of
 from weft.launch.records import evaluation_record
 from weft.launch.results import has_shared
 from weft.launch.run import Run
+from weft.launch.scoring import scored_clients
 from weft.launch.tokenizer import with_tokenizer
 from weft.runs import checkpoint, fingerprints
 from weft.runs.layout import RunDir, path_component
@@ -52,7 +55,7 @@ def scores_of(
     note: Callable[[str], None],
     *,
     personal: bool = True,
-) -> dict[str, Metrics]:
+) -> Scores:
     """Return the counts and sums of all clients that have held-out rows; a client that does not answer is noted.
 
     Args:
@@ -74,8 +77,8 @@ def scores_of(
             "There is nothing to evaluate on, because no client has held-out rows: write an --eval_fraction above 0, "
             "or name held-out rows by --eval_dataset_name or as eval of the clients."
         )
-    scores = evaluate(plan.algorithm, state, runtime, tested, personal=personal, left_out=apart, failures=failures)
-    if not scores:
+    scores = evaluate(plan, state, runtime, tested, personal=personal, left_out=apart, failures=failures)
+    if not scores.anybody:
         some = "; ".join(f"{client}: {reason}" for client, reason in list(failures.items())[:MAX_REASONS])
         raise RunError(f"No client could be evaluated ({some}): mend what the clients say, and evaluate again.")
     for client, reason in failures.items():
@@ -105,22 +108,32 @@ def scores_of_run(run: Run, changes: JsonObject, note: Callable[[str], None]) ->
     for name in changed:
         note(f"{name} changed since the run was made.")
     builder = ClientBuilder(with_tokenizer(config, folder.path / "tokenizer"), note=note)
-    population, state = builder.read(DiskMemory(folder)), checkpoint.at(folder, run.round)
+    population, state = builder.read(MemoryAside(folder)), checkpoint.at(folder, run.round)
     with tempfile.TemporaryDirectory() as other:
         # The run's own log-probabilities of its starting model are of its own rows.
         host, _ = builder.host(reference=Path(other) / "reference.npy" if changes else folder.reference_file)
     plan, metrics = host.plan, host.evaluator.metrics
+    scored_clients(config, plan, population, note, needed="Only scores are asked for")
     record: JsonObject = {}
     if has_shared(plan):
         scores = scores_of(plan, state, InProcess(host), population, note, personal=False)
         record["shared"] = evaluation_record(state.round, scores, metrics, population.left_out)
     if plan.own_models:
-        personal, own = PersonalModels(plan, state, host.model, population, host.evaluator), {}
+        personal, own = PersonalModels(plan, state, host.model, population, host.evaluator), Scores()
         for client in personal.each():
             if len(held_out := population.evaluated.find(client.name).held_out):
-                own[client.name] = host.evaluator.evaluate(host.model, held_out)
-        record["own"] = evaluation_record(state.round, own, metrics)
+                own.clients[client.name] = host.evaluator.evaluate(host.model, held_out)
+        record["own"] = evaluation_record(state.round, _as_known(plan, own), metrics)
     return record
+
+
+def _as_known(plan: Plan, scores: Scores) -> Scores:
+    """Return scores as a server would know them: with a protection, their sum."""
+    if not plan.protection.sum_only:
+        return scores
+    rows = [placed(plan.measured, part, plan.score_places) for part in scores.clients.values()]
+    values = {place: sum(row[place] for row in rows) for place in plan.score_places}
+    return Scores(sums=[sum_of(plan.measured, values, scores.clients)])
 
 
 def _changed(run: Run, changes: JsonObject) -> RunConfig:

@@ -19,6 +19,7 @@ from weft.core.tensors import num_bytes
 from weft.core.types import Metrics, ServerState
 from weft.federation.loop import RoundDone
 from weft.federation.plan import Plan
+from weft.federation.scores import Scores
 from weft.json_types import JsonObject
 from weft.launch.leaving import measured
 from weft.launch.malicious import malicious_of, recognised
@@ -141,27 +142,28 @@ def round_record(
 
 
 def evaluation_record(
-    round: int, scores: dict[str, Metrics], metrics: Sequence[Metric], left_out: Collection[str] = ()
+    round: int, scores: Scores, metrics: Sequence[Metric], left_out: Collection[str] = ()
 ) -> JsonObject:
     """Return the line of metrics.jsonl for an evaluation: over all rows, for each client, and how unlike clients are.
 
     Args:
         round: after which it was, counted from 1.
-        scores: the counts and sums of each client.
+        scores: the counts and sums of each client, or, where they came sealed, of all together: `clients` is empty
+            then, and `members` names who is in the sum.
         metrics: what the run's evaluator declares.
         left_out: clients that take no part in the training; their scores stand apart, under `left_out`.
     """
-    apart = {client: part for client, part in scores.items() if client in left_out}
-    record = {"event": "eval", "round": round} | _scores(
-        {client: part for client, part in scores.items() if client not in apart}, metrics
-    )
-    return record | ({"left_out": _scores(apart, metrics)} if apart else {})
+    apart = scores.within(left_out)
+    record = {"event": "eval", "round": round} | _scores(scores.without(left_out), metrics)
+    return record | ({"left_out": _scores(apart, metrics)} if apart.anybody else {})
 
 
-def _scores(scores: dict[str, Metrics], metrics: Sequence[Metric]) -> JsonObject:
-    clients = {client: summarise(metrics, [part]) | _cluster(part) for client, part in scores.items()}
-    groups = fairness(metrics, clients)
-    return summarise(metrics, scores.values()) | ({"groups": groups} if groups else {}) | {"clients": clients}
+def _scores(scores: Scores, metrics: Sequence[Metric]) -> JsonObject:
+    clients = {client: summarise(metrics, [part]) | _cluster(part) for client, part in scores.clients.items()}
+    record: JsonObject = {**summarise(metrics, scores.clients.values(), scores.sums)}
+    groups, members = fairness(metrics, clients), sorted(name for one in scores.sums for name in one.members)
+    record |= {"groups": groups} if groups else {}
+    return record | {"clients": clients} | ({"members": members} if members else {})
 
 
 def tasks_record(round: int, scores: JsonObject) -> JsonObject:
@@ -211,6 +213,8 @@ def summary_of(
     }
     summary |= {"cleaning": population.split["cleaning"]} if "cleaning" in population.split else {}
     summary |= {name: evaluation[name] for name in ("groups", "left_out") if name in evaluation}
+    if "members" in evaluation:
+        summary |= {"members": evaluation["members"], "held_out_rows": evaluation["rows"]}
     summary |= {name: population.split[name] for name in ("contamination", "statistics") if name in population.split}
     if config.leave_when or tally.left:
         tested = measured(config, model, shared_of(config, plan, model, state)) if has_shared(plan) else {}

@@ -33,6 +33,16 @@ def shared_of(config: RunConfig, plan: Plan, model: Resident, state: ServerState
     return shared
 
 
+def shared_names(plan: Plan, model: Resident) -> list[str]:
+    """Return the trained tensors that travel; ConfigError where none does."""
+    if names := [name for name in model.masters if plan.sharing.travels(name)]:
+        return names
+    raise ConfigError(
+        f"share ({', '.join(plan.sharing.patterns)}) fits no trained tensor, such as {next(iter(model.masters))}: "
+        "write a part of a name, or a glob."
+    )
+
+
 def write_weights(config: RunConfig, model: Resident, values: Tensors, folder: Path) -> Path:
     """Write an adapter or model, or the prompt that the values say, into a folder of the run or of a client.
 

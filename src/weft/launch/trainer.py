@@ -16,11 +16,12 @@ from functools import partial
 from weft.config import RunConfig
 from weft.core.exchange import Runtime
 from weft.core.metrics import ENDPOINT_COUNTS
-from weft.core.types import Metrics, ServerState, Tensors
-from weft.errors import BudgetSpent, ConfigError, RunError
+from weft.core.types import ServerState, Tensors
+from weft.errors import BudgetSpent, RunError
 from weft.federation.client_host import ClientHost
 from weft.federation.clients import ClientData
 from weft.federation.loop import RoundDone, Rounds, is_evaluated, run_rounds
+from weft.federation.scores import Scores
 from weft.federation.state import begin
 from weft.json_types import JsonObject
 from weft.launch import compose, rank_group
@@ -37,9 +38,10 @@ from weft.launch.post_alignment import write_aligned
 from weft.launch.ray_actor import runtime_of
 from weft.launch.recorder import Recorder, made_of
 from weft.launch.records import Tally, evaluation_record, peak_memory, round_record, summary_of, tasks_record
-from weft.launch.results import has_shared, shared_of, write_weights
+from weft.launch.results import has_shared, shared_names, shared_of, write_weights
 from weft.launch.round_notes import notes
 from weft.launch.run_tasks import RunTasks
+from weft.launch.scoring import scored_clients
 from weft.models.group import RankGroup
 from weft.runs import checkpoint
 from weft.runs.layout import RunDir
@@ -90,13 +92,8 @@ class Trainer:
         self.best = BestRule.of(config, type(self.evaluator), self.tasks)
         if self.best is not None:
             self.best.check(self.evaluator, population, reported=self.plan.reports)
-        shared = [name for name in self.model.masters if self.plan.sharing.travels(name)]
-        if not shared:
-            raise ConfigError(
-                f"share ({', '.join(self.plan.sharing.patterns)}) fits no trained tensor, such as "
-                f"{next(iter(self.model.masters))}: write a part of a name, or a glob."
-            )
-        self.plan.protection.check(shared)
+        self.plan.protection.check(shared_names(self.plan, self.model))
+        self.tested = scored_clients(config, self.plan, population, progress.note)
         self.account = account_of(config, self.plan.privacy, run, population.trained)
         self.recorder = Recorder(run, self.account)
         self.metrics = MetricsLog(run.metrics_file, self.recorder.hear)
@@ -167,7 +164,7 @@ class Trainer:
         return position.state
 
     def _rounds(self, state: ServerState, runtime: Runtime) -> Iterator[RoundDone]:
-        names, tested = self.population.trained.names, self.population.tested()
+        names, tested = self.population.trained.names, self.tested
         runtime = attacked(self.plan, runtime, self.config.seed, self.malicious)
         runtime = dishonest(self.config, self.plan, self.model, runtime)
         return run_rounds(self.plan, state, runtime, self._schedule(), clients=names, eval_clients=tested)
@@ -246,8 +243,8 @@ class Trainer:
         self.listener({"tasks": record})
         self.trackers.log({f"eval/{k}": v for k, v in record.items() if k not in ("event", "round")}, state.round)
 
-    def _record_evaluation(self, round: int, sums: dict[str, Metrics]) -> None:
-        evaluation = evaluation_record(round, sums, self.evaluator.metrics, self.population.left_out)
+    def _record_evaluation(self, round: int, scores: Scores) -> None:
+        evaluation = evaluation_record(round, scores, self.evaluator.metrics, self.population.left_out)
         self.tally.evaluation = plain(evaluation)
         self.metrics.append(evaluation)
         self.progress.evaluation(evaluation)

@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from weft.core.party import Party
-from weft.core.types import ProtectionReply, ProtectionRequest, Reply, Streams, Task, Update
+from weft.core.types import ProtectionReply, ProtectionRequest, Reply, Request, Streams, Update
 from weft.errors import ClientFailed, ConfigError
 from weft.protection.ciphertexts import BYTES_EACH, CLIENTS, SLOTS, Cipher, check_library, new_key
 from weft.protection.ckks_client import TOKEN_BYTES, Client
@@ -24,7 +24,7 @@ from weft.protection.ckks_server import AGREE, OPEN, CkksOpening
 from weft.protection.fixed_point import packed_size
 from weft.protection.groups import groups_of
 from weft.protection.hidden import WIDTH, blocks_of, chosen, matches
-from weft.protection.members import METRICS, names_tensor
+from weft.protection.members import METRICS, model_of, names_tensor
 from weft.protection.sealed import SealedSums
 from weft.protection.tags import COUNT
 
@@ -71,8 +71,8 @@ class Ckks(SealedSums):
         )
         return (
             "all clients hold one key and the server has none: one client and the server together could read every "
-            f"update (masks do not risk this).{plain} The server sees sums of updates and of training metrics; who "
-            "takes part, when, the number of rows and the scores of held-out rows are not hidden (docs/wire.md)."
+            f"update (masks do not risk this).{plain} The server sees sums of updates, of training metrics and of "
+            "scores; who takes part, when, and the number of rows are not hidden (docs/wire.md)."
         )
 
     def check(self, names: Collection[str]) -> None:
@@ -127,13 +127,14 @@ class Ckks(SealedSums):
             raise ClientFailed(f"knows no message '{request.phase}' of encrypted sums")
         return ProtectionReply(request.client, request.round, request.phase, {request.phase: sent})
 
-    def seal(self, update: Update, task: Task, party: Party) -> Update:
+    def seal(self, update: Update, task: Request, party: Party) -> Update:
         """Encrypt an update at the client."""
-        values, sealed = task.extra.get(CkksOpening.stream, {}), chosen(update.streams, self.encrypt or ())
+        stream, sealed = CkksOpening.stream, chosen(update.streams, self.encrypt or ())
+        values = task.extra.get(stream, {}) | model_of(task, stream)
         client = self._client(party, task.attempt)
         return client.seal(update, values, self.bound, sealed, bare=self.unit == "client")
 
-    def opening(self, tasks: Mapping[str, Task], like: Streams, server: Party) -> CkksOpening:
+    def opening(self, tasks: Mapping[str, Request], like: Streams, server: Party) -> CkksOpening:
         """Return an encrypted sum, at the server."""
         return CkksOpening(tasks, like, server, self.bound, self.min_contributors, self.encrypt or ())
 

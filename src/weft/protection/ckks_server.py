@@ -64,7 +64,7 @@ class CkksOpening(Opening):
         sent = {
             "members": names_tensor(list(self.tasks)),
             "heaviest": torch.tensor(self.heaviest, dtype=torch.float64),
-        }
+        } | self.model
         yield from self.gather([self.tasks[name] for name in sorted(self.tasks)], sent)
         if (why := self.too_few(self.added)) is not None:
             yield from self.closed(self.added, why)

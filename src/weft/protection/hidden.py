@@ -33,7 +33,7 @@ def chosen(like: Streams, patterns: Sequence[str]) -> np.ndarray:
     names = vector_names(like)
     sizes = [like[stream][name].numel() for stream, name in names]
     kept = [matches(name, patterns) for _, name in names]
-    return np.repeat(np.array(kept, dtype=bool), sizes)
+    return np.repeat(np.array(kept, dtype=bool), np.array(sizes, dtype=np.intp))
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:

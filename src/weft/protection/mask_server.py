@@ -61,7 +61,7 @@ class MaskOpening(Opening):
             "members": members,
             "cohort": names_tensor(list(self.shares)),
             "heaviest": torch.tensor(self.heaviest, dtype=torch.float64),
-        }
+        } | self.model
         names = ["/".join(one) for one in vector_names(self.like)]
         for stream in (BOUNDS, NEAR):
             known = self.party.memory.get(stream, {})

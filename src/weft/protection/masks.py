@@ -16,14 +16,14 @@ from typing import ClassVar
 import torch
 
 from weft.core.party import Party
-from weft.core.types import ProtectionReply, ProtectionRequest, Reply, Streams, Task, Update
+from weft.core.types import ProtectionReply, ProtectionRequest, Reply, Request, Streams, Update
 from weft.errors import ClientFailed, ConfigError
 from weft.protection.fixed_point import WHOLE, packed_size
 from weft.protection.groups import groups_of
 from weft.protection.mask_client import SEALED_BYTES, Client
 from weft.protection.mask_server import KEYS, SHARES, UNMASK, MaskOpening
 from weft.protection.masking import KEY_BYTES, check_library
-from weft.protection.members import METRICS, Keys, Members, names_tensor, to_bytes, to_tensor
+from weft.protection.members import METRICS, Keys, Members, model_of, names_tensor, to_bytes, to_tensor
 from weft.protection.opening import Opening
 from weft.protection.sealed import SealedSums
 from weft.protection.shamir import SHARE_BYTES
@@ -67,9 +67,8 @@ class Masks(SealedSums):
     def remark(self) -> str:
         """What is hidden and what is not."""
         return (
-            "the server sees sums of updates and of training metrics only. Who takes part, when, the number of rows "
-            "and the scores of held-out rows are not hidden (docs/wire.md); the protocol has had no review from "
-            "outside."
+            "the server sees sums of updates, of training metrics and of scores only. Who takes part, when, and the "
+            "number of rows are not hidden (docs/wire.md); the protocol has had no review from outside."
         )
 
     def largest(self, update_bounds: tuple[int, int]) -> tuple[int, int]:
@@ -107,12 +106,14 @@ class Masks(SealedSums):
             raise ClientFailed(f"knows no message '{request.phase}' of masked sums")
         return ProtectionReply(request.client, request.round, request.phase, {request.phase: sent})
 
-    def seal(self, update: Update, task: Task, party: Party) -> Update:
+    def seal(self, update: Update, task: Request, party: Party) -> Update:
         """Mask an update at the client."""
         client = Client(party, task.attempt, max(self.min_contributors, party.quorum))
-        return client.mask(update, task.extra.get("masks", {}), self.bound, self.bits, bare=self.unit == "client")
+        stream = MaskOpening.stream
+        values = task.extra.get(stream, {}) | model_of(task, stream)
+        return client.mask(update, values, self.bound, self.bits, bare=self.unit == "client")
 
-    def opening(self, tasks: Mapping[str, Task], like: Streams, server: Party) -> MaskOpening:
+    def opening(self, tasks: Mapping[str, Request], like: Streams, server: Party) -> MaskOpening:
         """Return a masked sum, at the server."""
         graph = self.neighbours or (20 if len(tasks) > 40 else 0)
         return MaskOpening(tasks, like, server, self.bound, self.min_contributors, graph, self.bits)

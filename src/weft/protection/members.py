@@ -14,11 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weft.core import tensors
 from weft.core.party import Party
+from weft.core.types import Probe, Request, Tensors
 from weft.errors import ClientFailed, SumOpened
 from weft.protection.masking import KEY_BYTES, neighbours, words
 
 MAX_MEMBERS = 1 << 14
+MODEL = "model"
+"""What is said of the model in an evaluation."""
 METRICS = 60
 """Bytes of the names of a client's metrics of training, about."""
 
@@ -172,13 +176,30 @@ class Member:
         return survivors
 
 
+def model_of(request: Request, stream: str) -> Tensors:
+    """Return what is said of the model in an evaluation, MODEL with its digest (32,) uint8; nothing in a training.
+
+    A server that sent all others a model whose scores it knows beforehand would see the score of one.
+
+    Args:
+        request: to one client.
+        stream: with what is said of the sum, which is not of the model.
+    """
+    if not isinstance(request, Probe):
+        return {}
+    extra = {name: values for name, values in request.extra.items() if name != stream}
+    sponge = hashlib.sha256()
+    tensors.soak(sponge.update, {"params": request.params, **extra})
+    return {MODEL: to_tensor(sponge.digest())}
+
+
 def transcript(values: Mapping[str, Tensor]) -> str:
     """Return a digest of what the server says to everybody in a sum.
 
     Masks and tags follow from it, so that they fit between those alone who have heard the same. A server that announced
     to all others a weight or bounds that turn their updates to zero would see the update of one.
     """
-    names = ("members", "cohort", "heaviest", "bounds", "near")
+    names = ("members", "cohort", "heaviest", "bounds", "near", MODEL)
     return digest(
         *(
             value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()

@@ -8,10 +8,21 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from weft.core.party import Party
-from weft.core.types import Failure, Message, ProtectionReply, ProtectionRequest, Reply, Streams, Task, Tensors, Update
+from weft.core.types import (
+    Failure,
+    Message,
+    Probe,
+    ProtectionReply,
+    ProtectionRequest,
+    Reply,
+    Request,
+    Streams,
+    Tensors,
+    Update,
+)
 from weft.errors import ClientFailed
 from weft.protection.groups import Phases, Step
-from weft.protection.members import names_of
+from weft.protection.members import model_of, names_of
 from weft.protection.sums import Grid, Masked, to_update
 
 WRONG_WEIGHTS = "its weights add up to what no clients have"
@@ -25,7 +36,8 @@ MOST_METRICS = 1 << 16
 class Opening:
     """One attempt of a round, to the sum."""
 
-    tasks: Mapping[str, Task]
+    tasks: Mapping[str, Request]
+    """By client; those of one evaluation all ask for the scores of one model."""
     like: Streams
     party: Party
     bound: float
@@ -46,6 +58,11 @@ class Opening:
 
     def __post_init__(self) -> None:
         self.heaviest = self.party.heaviest if math.isfinite(self.party.heaviest) else HEAVIEST
+
+    @property
+    def model(self) -> Tensors:
+        """What is said of the model in an evaluation."""
+        return model_of(next(iter(self.tasks.values())), self.stream)
 
     def run(self) -> Phases:
         """Yield the phases, the failures of clients, and the sum of the others' updates if it can be opened."""
@@ -80,7 +97,11 @@ class Opening:
             quiet: clients that fail stay in the sum. It is so where it is opened.
         """
         first = next(iter(self.tasks.values()))
-        asked = [ProtectionRequest(name, first.round, phase, streams(name), first.attempt) for name in sorted(clients)]
+        scored = isinstance(first, Probe)
+        asked = [
+            ProtectionRequest(name, first.round, phase, streams(name), first.attempt, scored)
+            for name in sorted(clients)
+        ]
         waiting = {message.client for message in asked}
 
         def hear(reply: Reply) -> Failure | None:
@@ -104,8 +125,8 @@ class Opening:
         for name in sorted(waiting):
             yield Failure(name, first.round, f"did not answer the request '{phase}'")
 
-    def gather(self, tasks: Sequence[Task], sent: Tensors) -> Phases:
-        """Let the cohort train, and add up the sealed updates as they come: memory holds one.
+    def gather(self, tasks: Sequence[Request], sent: Tensors) -> Phases:
+        """Let the cohort train, or evaluate, and add up the sealed updates as they come: memory holds one.
 
         Args:
             tasks: of the cohort.
@@ -122,7 +143,7 @@ class Opening:
         for name, task in waiting.items():
             yield Failure(name, task.round, f"did not send its {self.sealed} update")
 
-    def _add(self, reply: Reply, task: Task) -> Failure | None:
+    def _add(self, reply: Reply, task: Request) -> Failure | None:
         """Add a sealed update to the sum, or return why not."""
         if isinstance(reply, Failure):
             if not reply.opened:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from weft.core.exchange import Exchange, Protection
 from weft.core.party import Party
-from weft.core.types import Reply, Streams, Task
+from weft.core.types import Reply, Request, Streams
 from weft.errors import ConfigError
 from weft.protection.groups import deal, together
 from weft.protection.opening import Opening
@@ -59,14 +59,14 @@ class SealedSums(Protection):
         """Whether the server sees a sum of each group."""
         return self.group_size > 0
 
-    def opening(self, tasks: Mapping[str, Task], like: Streams, server: Party) -> Opening:
+    def opening(self, tasks: Mapping[str, Request], like: Streams, server: Party) -> Opening:
         """Return the sum over the clients of these tasks, at the server."""
         raise TypeError(f"{type(self).__name__} must define opening")
 
     def keep(self, sums: Sequence[Opening], party: Party) -> None:
         """Put what the server learnt of the sums of a round for the next one into `party.kept`."""
 
-    def collect(self, exchange: Exchange, tasks: Sequence[Task], like: Streams, party: Party) -> Iterable[Reply]:
+    def collect(self, exchange: Exchange, tasks: Sequence[Request], like: Streams, party: Party) -> Iterable[Reply]:
         """Run the phases of all sums side by side, and yield failures and the sums."""
         by_name = {task.client: task for task in tasks}
         groups = deal(list(by_name), self.group_size, tasks[0].round) if tasks else []

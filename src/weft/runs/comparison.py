@@ -115,7 +115,7 @@ def evaluation_kind(outcome: Outcome) -> str | None:
 def describe_evaluation(config: JsonObject, summary: JsonObject) -> str | None:
     """Return in words what a run's own scores are of, and of how many rows."""
     outcome = Outcome("", config, summary)
-    kind = evaluation_kind(outcome) if summary.get("clients") else None
+    kind = evaluation_kind(outcome) if summary.get("clients") or summary.get("members") else None
     return None if kind is None else f"{kind} (n = {ComparisonRow((outcome,), {}).rows()})"
 
 
@@ -197,4 +197,6 @@ def spread(values: Sequence[float]) -> SeedSpread:
 
 def _rows(outcome: Outcome) -> int:
     clients = outcome.summary.get("clients") or {}
+    if not clients and "held_out_rows" in outcome.summary:  # their scores came sealed
+        return int(outcome.summary["held_out_rows"] or 0)
     return sum(int(one.get("rows") or 0) for one in clients.values())

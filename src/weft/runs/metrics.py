@@ -127,7 +127,8 @@ def flat(evaluation: JsonObject, separator: str) -> JsonObject:
 
     What is of clients that were left out begins with "left_out"; what says how unlike clients are ends with its name.
     """
-    numbers = {key: value for key, value in evaluation.items() if key not in ("event", "round", "clients", *PARTS)}
+    others = ("event", "round", "clients", "members", *PARTS)
+    numbers = {key: value for key, value in evaluation.items() if key not in others}
     for metric, spread in (evaluation.get("groups") or {}).items():
         numbers |= {f"{metric}{separator}{name}": value for name, value in spread.items() if name != "worst_client"}
     if apart := evaluation.get("left_out"):

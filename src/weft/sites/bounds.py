@@ -30,7 +30,7 @@ REPEATS = 10
 """Times, on average, that a round may be repeated: a server that was killed resumes from its last checkpoint."""
 MOST_REPEATS = 100
 """The same where the run asks for more attempts."""
-EACH = {"Task": 1, "Undo": 2, "Probe": 4, "ProtectionRequest": 8}
+EACH = {"Task": 1, "Undo": 2, "Probe": 4, "ProtectionRequest": 16}
 """Messages of each kind that one attempt at a round can need, those that are sent again included."""
 RESERVE = 5.0
 """Seconds of work between two writes of the count, which are counted in advance: a kill takes nothing back."""
@@ -128,14 +128,15 @@ class Bounds:
     def refusal(self, message: Message) -> str | None:
         """Return the reason to refuse a message, which holds no data; None: the message is answered."""
         # A probe names the version that it evaluates: after the last round that is the number of rounds.
-        last = self.rounds if isinstance(message, Probe) else self.rounds - 1
+        scored = isinstance(message, Probe) or (isinstance(message, ProtectionRequest) and message.evaluation)
+        last = self.rounds if scored else self.rounds - 1
         if not 0 <= message.round <= last:
             return f"the message is of round {message.round + 1}, and the site agreed to {self.rounds} rounds"
         if not self.rounds and _delivers_result(message):
             return "the run that the site agreed to trains nothing, so that it has no result to deliver"
         if isinstance(message, Task) and not 0 <= message.base_version <= message.round:
             return f"the task begins at version {message.base_version}, which round {message.round + 1} cannot have"
-        if isinstance(message, (Task, ProtectionRequest)) and not 0 <= message.attempt <= self.tasks:
+        if isinstance(message, (Task, Probe, ProtectionRequest)) and not 0 <= message.attempt <= self.tasks:
             return f"the message is of attempt {message.attempt + 1}, which the run the site agreed to cannot need"
         if isinstance(message, ProtectionRequest) and not self.protected:
             return "the message is one of secure aggregation, and the run has none"

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from weft import config as configuration
 from weft.config import RunConfig
+from weft.core.tensors import num_bytes
 from weft.core.types import Failure, Probe, ServerState, Tensors
 from weft.errors import ConfigError
 from weft.federation.plan import Plan
+from weft.federation.scores import expected_scores
 from weft.federation.state import expected_streams, to_use
 from weft.json_types import JsonObject
 from weft.keys.privacy import CLIENT
@@ -203,6 +205,11 @@ def largest(plan: Plan, model: Resident) -> tuple[int, int]:
     sizes, counts = [], []
     for round in range(2 * plan.period):
         size, count = plan.protection.largest(plan.codec.largest(expected_streams(plan, values, round)))
+        sizes.append(size)
+        counts.append(count)
+    if plan.score_places:
+        scores = expected_scores(plan)
+        size, count = plan.protection.largest((num_bytes(scores), len(plan.score_places)))
         sizes.append(size)
         counts.append(count)
     return max(sizes) + (1 << 20) + 512 * max(counts), max(counts)  # room for metrics, and for the header of a tensor

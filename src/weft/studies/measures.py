@@ -20,7 +20,7 @@ from weft.errors import ConfigError
 from weft.json_types import JsonObject
 from weft.launch import compose
 from weft.launch.best import read_tasks
-from weft.launch.client import evaluator_class
+from weft.launch.scoring import evaluator_class
 from weft.runs.comparison import ABROAD, CLUSTERS, SHARED, Outcome, scores_of
 
 HOME, WORST, MEAN = "home", "worst", "mean:"

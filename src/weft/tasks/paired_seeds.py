@@ -113,4 +113,9 @@ def other_rows(first: Outcome, second: Outcome, digests: Mapping[str, Mapping[st
     rows = [
         {name: one.get("rows") for name, one in (run.summary.get("clients") or {}).items()} for run in (first, second)
     ]
+    sealed = [(run.summary.get("members"), run.summary.get("held_out_rows")) for run in (first, second)]
+    if sealed[0] != sealed[1] and not (rows[0] and rows[1]):
+        if None in sealed[0] + sealed[1]:
+            return "the scores of one came as a sum, so that its clients' numbers of held-out rows are not known"
+        return "their clients have other numbers of held-out rows"
     return "" if rows[0] == rows[1] else "their clients have other numbers of held-out rows"
