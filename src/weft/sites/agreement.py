@@ -80,10 +80,15 @@ def refusal(policy: SitePolicy, run: RunConfig, clients: int) -> str | None:
     if accept.max_steps is not None and not 0 < run.max_steps <= accept.max_steps:
         amount = f"{run.max_steps} steps" if run.max_steps > 0 else f"{run.num_train_epochs} epochs"
         return f"a round has {amount}, and this site accepts {accept.max_steps} steps at most"
-    other = next((name for name in named_domains(run) if name not in accept.domains), None)
-    if other is not None:
-        return f"the run chooses rows of the domain '{other}', which is not among the domains that this site accepts"
-    return None
+    return _other_domain(policy, run)
+
+
+def _other_domain(policy: SitePolicy, run: RunConfig) -> str | None:
+    """Return the reason to refuse a mixture of domains that the site does not list; None: it lists them all."""
+    other = next((name for name in named_domains(run) if name not in policy.accept.domains), None)
+    if other is None:
+        return None
+    return f"the run chooses rows of the domain '{other}', which is not among the domains that this site accepts"
 
 
 def _partly_open(policy: SitePolicy, run: RunConfig) -> str | None:

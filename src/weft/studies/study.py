@@ -99,10 +99,8 @@ def read_study(
     if "output_dir" in wanted:
         raise ConfigError(f"output_dir is set anew, and {name} has one of its own: write --output_dir DIR.")
     for key, value in wanted.items():
-        if key in axes:
+        if key in axes or key == "seed":
             axes[key] = _axis(key, value if isinstance(value, list | Mapping) else [value])
-        elif key == "seed":
-            axes[key] = _axis(key, value if isinstance(value, list) else [value])
         else:
             base[key] = value
     choice, settings = _choice(fields.get("choice"), name)
