@@ -32,8 +32,8 @@ from weft.core.types import (
 from weft.errors import BadUpdate
 from weft.evaluation.heldout import HeldOut
 from weft.federation.coding import coding_of
-from weft.federation.loop import evaluate
 from weft.federation.round import run_round
+from weft.federation.scores import evaluate
 from weft.federation.state import Participant
 from weft.launch.records import evaluation_record
 from weft.runtimes.mailbox import PollResult
@@ -137,9 +137,9 @@ def one_round(line: Line, names: list[str]) -> None:
 def one_evaluation(line: Line, names: list[str]) -> None:
     """Evaluate; villains whose scores can be counted are in the record, as far as a record can hold them."""
     failures: dict[str, str] = {}
-    scores = evaluate(PLAN.algorithm, STATE, sites(line), names, failures=failures)
-    assert set(GOOD) <= scores.keys() <= set(names)
-    assert scores.keys() | failures.keys() == set(names)
+    scores = evaluate(PLAN, STATE, sites(line), names, failures=failures)
+    assert set(GOOD) <= scores.clients.keys() <= set(names)
+    assert scores.clients.keys() | failures.keys() == set(names)
     assert all(map(harmless, failures.values()))
     line_of_log = json.dumps(evaluation_record(4, scores, HeldOut.metrics), allow_nan=True)
     assert line_of_log.isprintable()
