@@ -240,3 +240,41 @@ def test_a_run_of_sites_is_evaluated_where_its_rows_are(run, sites: FakeSites, c
     rows = sites.policies[NAMES[0]].data.path
     found = evaluated(capsys, done.path, "--clients", f"{NAMES[0]}={rows}")
     assert found["shared"]["clients"][NAMES[0]] == records(done)[-1]["clients"][NAMES[0]]
+
+
+@pytest.mark.parametrize("own", [{"fed_alg": "ditto"}, {"share": ["lora_A"]}], ids=["ditto", "share"])
+def test_sites_score_the_own_models_that_they_keep_of_an_earlier_run(
+    run, sites: FakeSites, tmp_path: Path, own, capsys
+):
+    first = serve(run | own | {"output_dir": str(tmp_path / "runs" / "first")}, sites, list(NAMES), "1")
+    given = run | {"num_rounds": 0, "evaluated_run": "first"}
+    again = serve(given | own | {"output_dir": str(tmp_path / "runs" / "own")}, sites, list(NAMES), "1")
+    assert records(again)[-1] == records(first)[-1] | {"round": 0}
+    (sites.folder / NAMES[0] / "first").rename(tmp_path / "lost")
+    part = serve(given | own | {"output_dir": str(tmp_path / "runs" / "part")}, sites, list(NAMES), "1")
+    assert records(part)[-1]["clients"] == {
+        name: scores for name, scores in records(first)[-1]["clients"].items() if name != NAMES[0]
+    }
+    noted = said(capsys)
+    assert f"the client '{NAMES[0]}' was not evaluated: " in noted
+    assert "has no model of its own of the run 'first'" in noted
+    if "share" in own:
+        return
+    shared = serve(given | {"output_dir": str(tmp_path / "runs" / "shared")}, sites, list(NAMES), "1")
+    assert records(shared)[-1]["loss"] != records(again)[-1]["loss"]  # the control
+    assert "of the run 'first' the shared model is scored, and not the clients' own" in said(capsys)
+
+
+def test_own_models_of_a_run_that_has_none_are_not_asked_for(run, sites: FakeSites, tmp_path: Path):
+    serve(run | {"num_rounds": 1, "output_dir": str(tmp_path / "runs" / "first")}, sites, list(NAMES), "1")
+    given = run | {"num_rounds": 0, "evaluated_run": "first", "fed_alg": "ditto"}
+    with pytest.raises(
+        ConfigError, match=r"left its clients no models of their own to score: leave out --fed_alg ditto"
+    ):
+        serve(given | {"output_dir": str(tmp_path / "runs" / "no")}, sites, list(NAMES), "1")
+    assert not (tmp_path / "runs" / "no").exists()
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    shown = capsys.readouterr()
+    return shown.out + shown.err

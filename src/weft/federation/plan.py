@@ -115,6 +115,11 @@ class Plan:
         return algorithm.personal is not None or algorithm.choice is not None or self.sharing.keeps
 
     @property
+    def keeps_own(self) -> bool:
+        """Whether clients keep what makes their models their own, beside what the server sends."""
+        return self.algorithm.personal is not None or self.sharing.keeps
+
+    @property
     def own_models(self) -> bool:
         """Whether clients have models of their own at the end of the run."""
         return self.personal or self.personal_steps > 0

@@ -14,6 +14,9 @@ from weft.federation.clients import InMemory
 from weft.runs import checkpoint
 from weft.runs.layout import RunDir
 
+NEWEST = 1 << 62
+"""A round after all others."""
+
 
 @dataclass(frozen=True)
 class DiskMemory:
@@ -28,10 +31,20 @@ class DiskMemory:
 
     kit_key: Common | None = None
     """At a site: what its kit and those of the other sites have in common; None: nothing."""
+    former: RunDir | None = None
+    """The run whose models of clients' own are evaluated; None: the run itself has what clients remember."""
 
     def load(self, client: str, round: int) -> Streams:
-        """Return what the client remembers after `round` rounds."""
-        return checkpoint.load_client_memory(self.run, client, round)
+        """Return what the client remembers after `round` rounds, of a former run after its last.
+
+        Raises:
+            ClientFailed: there is nothing of the former run.
+        """
+        if self.former is None:
+            return checkpoint.load_client_memory(self.run, client, round)
+        if not (kept := checkpoint.load_client_memory(self.former, client, NEWEST)):
+            raise ClientFailed(f"has no model of its own of the run '{self.former.path.name}'")
+        return kept
 
     def save(self, client: str, round: int, streams: Streams) -> None:
         """Keep what the client remembers after `round` rounds."""

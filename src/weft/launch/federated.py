@@ -16,6 +16,7 @@ from weft.federation.loop import MAX_REASONS
 from weft.federation.plan import Plan
 from weft.federation.scores import Scores, evaluate
 from weft.json_types import JsonObject
+from weft.launch import compose
 from weft.launch.client import ClientBuilder
 from weft.launch.client_memory import MemoryAside
 from weft.launch.personal_models import PersonalModels
@@ -149,6 +150,19 @@ def _changed(run: Run, changes: JsonObject) -> RunConfig:
     return build({name: value for name, value in (keys | changes | HERE).items() if value is not None})
 
 
+def _check_own(builder: ClientBuilder, name: str, kept: bool) -> None:
+    """Refuse to score own models that a run did not leave; note that those which it left are not scored."""
+    config, wanted = builder.config, builder.plan.keeps_own
+    if wanted and not kept:
+        given = "--share" if config.share else f"--fed_alg {config.fed_alg}"
+        raise ConfigError(f"The run '{name}' left its clients no models of their own to score: leave out {given}.")
+    if kept and not wanted:
+        builder.note(
+            f"of the run '{name}' the shared model is scored, and not the clients' own: for these write fed_alg and "
+            "share as it had them."
+        )
+
+
 def evaluated_state(builder: ClientBuilder) -> ServerState | None:
     """Return the shared model of the run that `evaluated_run` names, beside the folder of this run; None: none is.
 
@@ -170,6 +184,7 @@ def evaluated_state(builder: ClientBuilder) -> ServerState | None:
     if saved is None:
         raise ConfigError(f"The run '{name}' has not finished a round, so it has no model to evaluate: wait for one.")
     fingerprints.check(run, base_of(builder.config), accept=False)
+    _check_own(builder, name, compose.plan(build(run.read_config())).keeps_own)
     state, model = saved[0], builder.model
     wanted = {name: tuple(value.shape) for name, value in model.masters.items() if builder.plan.sharing.travels(name)}
     if wanted != {name: tuple(value.shape) for name, value in state.params.items()}:

@@ -43,7 +43,7 @@ from weft.sites.kit_key import common_of
 from weft.sites.policy import SitePolicy
 from weft.sites.reports import counts_of, reportable
 from weft.sites.requests import Refused, name_of, read_run
-from weft.sites.run_state import changed
+from weft.sites.run_state import changed, former_run
 from weft.sites.signing import Sign, signer, unsigned
 from weft.sites.site_ledger import RELEASES, Releases, SiteBudget
 from weft.sites.token_folder import token_folder
@@ -153,7 +153,8 @@ class SiteClient:
         # scale of their noise alone would tell what it hides.
         named, rows = f"{request['id']} {birth}", digest_of(current | {"keys": json.dumps(own, sort_keys=True)})
         common = common_of(self.kit, protection, named, builder.shared_names)
-        memory = DiskMemory(run, at_site=True, rows=rows, kit_key=common)
+        former = former_run(self.folder, config, builder.plan)
+        memory = DiskMemory(run, at_site=True, rows=rows, kit_key=common, former=former)
         population = builder.read(memory, first=int(request["index"]))
         log.info(population.account.summary())
         for line in warning_lines(local, population):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 
+from weft.config import RunConfig
 from weft.core.files import write_atomic
 from weft.core.promises import FILE as PROMISES
 from weft.core.secret import FILE as SECRET
 from weft.errors import ConfigError
+from weft.federation.plan import Plan
 from weft.runs import checkpoint, fingerprints
 from weft.runs.fingerprints import Fingerprints
 from weft.runs.layout import RunDir
+from weft.sites.requests import name_of
 
 log = logging.getLogger("weft.site")
 BIRTHS = "births.json"
@@ -60,6 +64,22 @@ def changed(
         run.reference_file.unlink(missing_ok=True)
     fingerprints.keep(run, current, 0, birth)
     return None
+
+
+def former_run(folder: Path, config: RunConfig, plan: Plan) -> RunDir | None:
+    """Return the folder of the run whose own models of clients a run without rounds evaluates; None: of none.
+
+    Args:
+        folder: holds the folders of the site's runs.
+        config: of the run without rounds.
+        plan: its parts.
+
+    Raises:
+        Refused: a name that no run can have.
+    """
+    if not (config.evaluated_run and plan.keeps_own):
+        return None
+    return RunDir(folder / name_of({"id": config.evaluated_run}))
 
 
 def _left(run: RunDir) -> list[str]:
