@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -144,30 +145,70 @@ def test_mistakes_leave_nothing_behind(flags, said, words, tiny_model, tmp_path:
     assert not out.exists()
 
 
-def test_choices_of_a_random_qwen3_equal_lm_evals(tiny_model: Path, tmp_path: Path):
-    """Norms of queries and keys, heads of their own width, and prompts that begin alike."""
+@pytest.fixture
+def qwen3(tiny_model: Path, tmp_path: Path) -> Any:
+    """lm-eval's model and Weft's, of one random Qwen3: norms of queries and keys, heads of their own width."""
     import torch
-    from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
     from weft.launch.subject import of_model
-    from weft.tasks.prompts import Prompt
-    from weft.tasks.requests import Choices
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     torch.manual_seed(0)
     shape = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "head_dim": 32}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
-    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), initializer_range=0.2, **shape, **heads)).eval()
+    # eos is the tokenizer's: Qwen3Config's own number is outside this vocabulary.
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = Qwen3Config(vocab_size=len(tokenizer), initializer_range=0.2, **shape, **heads, **ends)
+    model = Qwen3ForCausalLM(config).eval()
     model.save_pretrained(tmp_path / "qwen3")
     tokenizer.save_pretrained(tmp_path / "qwen3")
-    prompts, labels = [f"Which colour has thing {n}? Answer:" for n in range(9)], ("red", "green", "dark blue")
     ours = of_model(str(tmp_path / "qwen3"), {"device": "cpu", "dtype": "float32"}, chat=False, batch_size=4).model
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4), ours
+
+
+def test_choices_of_a_random_qwen3_equal_lm_evals(qwen3):
+    """Prompts that begin alike share their beginning."""
+    from lm_eval.api.instance import Instance
+
+    from weft.tasks.prompts import Prompt
+    from weft.tasks.requests import Choices
+
+    theirs, ours = qwen3
+    prompts, labels = [f"Which colour has thing {n}? Answer:" for n in range(9)], ("red", "green", "dark blue")
     replies = ours.score_choices([Choices(Prompt(text), labels) for text in prompts])
     pairs = [(text, f" {label}") for text in prompts for label in labels]
-    theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4).loglikelihood(
-        [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)], disable_tqdm=True
-    )
+    asked = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)]
     found = [logp for reply in replies for logp in reply.logps]
-    assert found == pytest.approx([float(logp) for logp, _ in theirs], abs=1e-4)
+    assert found == pytest.approx([float(logp) for logp, _ in theirs.loglikelihood(asked, disable_tqdm=True)], abs=1e-4)
+
+
+def test_greedy_texts_of_a_random_qwen3_equal_lm_evals(qwen3):
+    """Of prompts of many lengths in one batch, up to one that is longer than the context and loses its beginning."""
+    from lm_eval.api.instance import Instance
+
+    from weft.tasks.prompts import Prompt
+    from weft.tasks.requests import Writing
+
+    theirs, ours = qwen3
+    prompts = [f"Which colour has thing {n}? " * (1 + n) + "Answer:" for n in range(12)] + ["long and longer " * 120]
+    free = written_by(theirs, prompts, [], Instance)
+    replies = ours.reply([Writing(Prompt(text), (), 24, 0.0) for text in prompts], 0)
+    assert [reply.first for reply in replies] == free
+    assert replies[-1].cut
+    assert not any(reply.cut for reply in replies[:8])
+    assert len(set(free)) > 6  # prompts have texts of their own
+    # A text that is in the middle of some of them ends these there, and leaves the others as they are.
+    stop = next(text[len(text) // 2 :][:3] for text in free if len(text) > 6)
+    ended = written_by(theirs, prompts, [stop], Instance)
+    assert ended != free
+    stopped = ours.reply([Writing(Prompt(text), (stop,), 24, 0.0) for text in prompts], 0)
+    assert [reply.first for reply in stopped] == ended
+
+
+def written_by(model: Any, prompts: list[str], until: list[str], instance: Any) -> list[str]:
+    """What lm-eval's model writes."""
+    how = {"until": until, "max_gen_toks": 24, "do_sample": False}
+    asked = [instance("generate_until", {}, (text, dict(how)), number) for number, text in enumerate(prompts)]
+    return list(model.generate_until(asked, disable_tqdm=True))
