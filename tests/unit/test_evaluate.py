@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -233,6 +234,74 @@ def test_verdicts_that_cannot_be_read_are_counted(tiny_model, questions: Path, t
         assert judged(tiny_model, questions, *flags) == 0
     scores = json.loads(capsys.readouterr().out)["results"]["mt_bench"]
     assert (scores["rating,none"], scores["unrated,none"]) == (9.0, 0.75)
+
+
+def paired(first: str, second: str) -> Callable[[str], str]:
+    """A judge that rates 5 and prefers one text to another, wherever they stand; of others it prefers what is first."""
+
+    def verdict(text: str) -> str:
+        if "assistant A" not in text:
+            return "[[5]]"
+        a, b = (text.find(f"Assistant A:\n{first}"), text.find(f"Assistant B:\n{first}"))
+        if first == second or (a < 0 and b < 0):
+            return "[[A]]"
+        return "[[A]]" if a >= 0 else "[[B]]"
+
+    return verdict
+
+
+def answers(out: Path) -> list[list[str]]:
+    lines = (out / "items" / "mt_bench.jsonl").read_text().splitlines()[1:]
+    return [json.loads(line)["reply"]["samples"][0] for line in lines]
+
+
+def test_a_judge_compares_two_models_in_both_orders(tiny_model, questions: Path, tmp_path: Path, capsys):
+    """Answers that win in both places win; a judge that always takes the first place decides nothing."""
+    with judging(lambda text: "[[5]]") as judge:
+        assert judged(tiny_model, questions, *by(judge, tmp_path / "b"), "--seed", "1") == 0
+    theirs = tmp_path / "b" / "items" / "mt_bench.jsonl"
+    lines = [json.loads(line) for line in theirs.read_text().splitlines()]
+    for line in lines[1:]:  # so that the two models differ, of which one writes nothing but this
+        line["reply"]["samples"] = [["so it is"] * len(line["reply"]["samples"][0])]
+    theirs.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def compared(name: str, verdict: Callable[[str], str]) -> tuple[dict[str, float], int]:
+        with judging(verdict) as server:
+            flags = [*by(server, tmp_path / name), "--against", str(tmp_path / "b"), "--json"]
+            capsys.readouterr()
+            assert judged(tiny_model, questions, *flags) == 0
+            return json.loads(capsys.readouterr().out)["results"]["mt_bench"], len(server.asked)
+
+    lost, asked = compared("lost", paired("so it is", ""))
+    assert asked == 4 + 2 * 4  # a rating of two turns of two conversations, and each pair in both orders
+    assert (lost["win_rate,none"], lost["split_verdicts,none"], lost["undecided,none"]) == (0.0, 0.0, 0.0)
+    assert lost["rating,none"] == 5.0
+    even, _ = compared("even", paired("", ""))
+    assert (even["win_rate,none"], even["split_verdicts,none"]) == (0.5, 1.0)
+    assert (even["win_rate_turn_1,none"], even["win_rate_turn_2,none"]) == (0.5, 0.5)
+    mute, _ = compared("mute", lambda text: "[[5]]" if "assistant A" not in text else "well")
+    assert mute["undecided,none"] == 1.0
+    assert "win_rate,none" not in mute
+
+
+def test_what_a_judge_cannot_compare_is_refused_before_a_model_is_asked(tiny_model, questions: Path, tmp_path, capsys):
+    with judging(lambda text: "[[5]]") as judge:
+        assert judged(tiny_model, questions, *by(judge, tmp_path / "b"), "--limit", "1") == 0
+        asked = len(judge.asked)
+
+        def says(*flags: str) -> str:
+            capsys.readouterr()
+            assert judged(tiny_model, questions, *by(judge, tmp_path / "a"), *flags) == 2
+            assert not (tmp_path / "a").exists()
+            return capsys.readouterr().err
+
+        assert "is no folder of an evaluation" in says("--against", str(tmp_path / "none"))
+        assert "has answers to 1 items of mt_bench and not to item" in says("--against", str(tmp_path / "b"))
+        file = tmp_path / "b" / "items" / "mt_bench.jsonl"
+        head, line = file.read_text().splitlines()
+        file.write_text(f"{head}\n{json.dumps(json.loads(line) | {'row': 'other'})}\n")
+        assert "is another one in" in says("--against", str(tmp_path / "b"), "--limit", "1")
+        assert len(judge.asked) == asked
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from weft.arguments import Parser
 from weft.commands import evaluation_endpoint, evaluation_federated, evaluation_harness
-from weft.commands.evaluation_helpers import Helpers, add_flags, at_hand, progress, runnable
+from weft.commands.evaluation_helpers import Helpers, add_flags, at_hand, progress, runnable, with_opponent
 from weft.commands.subject_flags import MODEL_KEYS, OF_RUNS, add_subject_flags, check_subject, subject_of
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
@@ -108,12 +108,13 @@ def scored(arguments: argparse.Namespace) -> tuple[list[Result], JsonObject, Pat
     if arguments.reference is not None and not any(task.kind == "preference" for task in tasks):
         raise ConfigError("--reference is of preference tasks, such as hh_helpful, and none is named: leave it out.")
     rows = {task.name: _rows(task, folders, arguments) for task in tasks}
+    helpers, against = with_opponent(helpers, arguments, [(task, rows[task.name].items) for task in tasks])
     if arguments.endpoint is not None:
         kinds = {task.name: type(task.scorer.request(rows[task.name].items[0])) for task in tasks}
         subject, tasks = evaluation_endpoint.reachable(arguments, tasks, kinds)
     else:
         subject = subject_of(arguments)
-    settings = _settings(arguments, subject)
+    settings = _settings(arguments, subject) | against
     if arguments.reference is not None:
         subject, settings = _with_reference(arguments, subject, settings)
     store = _store(arguments, subject, settings)

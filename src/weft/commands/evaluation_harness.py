@@ -18,7 +18,7 @@ FOLDER = "harness"
 """Of an evaluation: lm-eval's samples, a file for each task."""
 NOT_WITH = (
     *("task_data", "reference", "endpoint"),
-    *("code_sandbox", "allow_code_execution", "judge_endpoint", "judge_model"),
+    *("code_sandbox", "allow_code_execution", "judge_endpoint", "judge_model", "against"),
 )
 """Flags of Weft's own tasks."""
 BOOTSTRAPS = 1000

@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weft.commands.evaluation_endpoint import known_before
 from weft.errors import ConfigError
+from weft.json_types import JsonObject
 
 if TYPE_CHECKING:
     from weft.tasks.declaration import EvalTask
     from weft.tasks.judge import Judge
+    from weft.tasks.opponent import Answers
     from weft.tasks.requests import Item, Record, Reply
     from weft.tasks.runner import Say
     from weft.tasks.sandbox import Isolation
@@ -39,6 +41,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--judge_key", default="OPENAI_API_KEY", metavar="VARIABLE", help="variable with its key [OPENAI_API_KEY]"
     )
+    parser.add_argument(
+        "--against", metavar="FOLDER", help="have the judge compare with the answers of this evaluation, in both orders"
+    )
     parser.add_argument("--judge_templates", metavar="FILE", help="FastChat's judge prompts instead of Weft's")
     parser.add_argument(
         "--judge_price", nargs=2, type=float, metavar=("IN", "OUT"), help="of a million tokens, to add up the cost"
@@ -51,6 +56,8 @@ class Helpers:
 
     arguments: argparse.Namespace
     isolation: Isolation | None = None
+    opponent: Answers | None = None
+    """Another model's answers, with which a judge compares."""
 
     def finish(self, task: EvalTask, folder: Path) -> Finish | None:
         """Return what makes records of a task's replies; None: its scorer does so alone."""
@@ -58,7 +65,8 @@ class Helpers:
             assert self.isolation is not None
             return _program_records(self.isolation)
         if task.scorer.needs == "judge":
-            return _rated_records(_judge(self.arguments, folder / JUDGEMENTS))
+            others = None if self.opponent is None else self.opponent[task.name]
+            return _rated_records(_judge(self.arguments, folder / JUDGEMENTS), others)
         return None
 
 
@@ -111,6 +119,25 @@ def runnable(tasks: list[EvalTask], arguments: argparse.Namespace) -> tuple[list
     return [task for task in tasks if task not in out], Helpers(arguments, isolation)
 
 
+def with_opponent(
+    helpers: Helpers, arguments: argparse.Namespace, asked: Sequence[tuple[EvalTask, Sequence[Item]]]
+) -> tuple[Helpers, JsonObject]:
+    """Return the helpers with the answers that --against names, and the setting that says so.
+
+    Raises:
+        ConfigError: no task is judged, or that evaluation has no answers to the same items.
+    """
+    if arguments.against is None:
+        return helpers, {}
+    judged = [(task, items) for task, items in asked if task.scorer.needs == "judge"]
+    if not judged:
+        raise ConfigError("--against is of tasks that a judge rates, such as mt_bench, and none is put: leave it out.")
+    from weft.tasks.opponent import read_answers
+
+    answers, identity = read_answers(Path(arguments.against), judged)
+    return replace(helpers, opponent=answers), {"against": identity}
+
+
 def _judge(arguments: argparse.Namespace, file: Path) -> Judge:
     """Return the judge that the flags name; nothing is sent."""
     from weft.models.endpoint import Endpoint
@@ -148,8 +175,8 @@ def _program_records(isolation: Isolation) -> Finish:
     return finish
 
 
-def _rated_records(judge: Judge) -> Finish:
-    """Return what has replies rated, and says what that cost."""
+def _rated_records(judge: Judge, others: Mapping[int, tuple[str, ...]] | None) -> Finish:
+    """Return what has replies rated, and compared with another model's where there are `others`; says what it cost."""
     from weft.tasks.conversations import Rated
     from weft.tasks.runner import record_of
 
@@ -157,6 +184,9 @@ def _rated_records(judge: Judge) -> Finish:
         scorer = task.scorer
         assert isinstance(scorer, Rated)
         scores = scorer.judged(items, replies, judge)
+        if others is not None:
+            won = scorer.compared(items, replies, others, judge)
+            scores = [one | more for one, more in zip(scores, won, strict=True)]
         cost = judge.cost()
         spent = f", {cost.price:.2f} in the currency of --judge_price" if cost.price is not None else ""
         print(

@@ -66,8 +66,13 @@ class Comparisons(NamedTuple):
     None: unparsed, or not judged, in one order at least."""
     unparsed: int
     unjudged: int
-    disagreed: int
-    """Ties because the two orders gave different verdicts, as of a judge that favours a position."""
+    split: list[bool]
+    """Whether a result is a tie because the two orders gave different verdicts, as of a judge that favours a place."""
+
+    @property
+    def disagreed(self) -> int:
+        """How many are such ties."""
+        return sum(self.split)
 
     def win_rate(self) -> float | None:
         """Return wins and half of the ties as a share of the known results; None: there are none."""
@@ -160,7 +165,8 @@ class Judge:
             asked += [(one.name, self._messages("pairwise", one, turn)) for one in (item, swapped)]
         replies = self._ask(asked)
         results: list[Result | None] = []
-        unparsed = unjudged = disagreed = 0
+        unparsed = unjudged = 0
+        split = [False] * len(items)
         for first, second in zip(replies[::2], replies[1::2], strict=True):
             if first is None or second is None:
                 unjudged += 1
@@ -172,8 +178,8 @@ class Judge:
                 results.append(None)
                 continue
             results.append("win" if verdicts == ("A", "B") else "loss" if verdicts == ("B", "A") else "tie")
-            disagreed += results[-1] == "tie" and verdicts != ("C", "C")
-        return Comparisons(results, unparsed, unjudged, disagreed)
+            split[len(results) - 1] = results[-1] == "tie" and verdicts != ("C", "C")
+        return Comparisons(results, unparsed, unjudged, split)
 
     def cost(self) -> Cost:
         """Return what has been spent since this object was made."""

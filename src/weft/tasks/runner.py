@@ -120,8 +120,12 @@ def records_of(task: EvalTask, items: Sequence[Item], replies: Sequence[Reply]) 
 def record_of(task: EvalTask, item: Item, reply: Reply, scores: dict[str, float], **notes: object) -> Record:
     """Return the record of one item."""
     notes = task.scorer.notes(item) | notes
-    row = digest_of([json.dumps(item.row, sort_keys=True, default=str)])[:DIGITS]
-    return Record(item.number, item.group, item.cluster, scores, reply_json(reply), notes, row)
+    return Record(item.number, item.group, item.cluster, scores, reply_json(reply), notes, row_digest(item))
+
+
+def row_digest(item: Item) -> str:
+    """Return the digest of an item's row, as records have it."""
+    return digest_of([json.dumps(item.row, sort_keys=True, default=str)])[:DIGITS]
 
 
 def reply_json(reply: Reply) -> JsonObject:

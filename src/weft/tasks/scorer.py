@@ -17,9 +17,20 @@ from weft.tasks.requests import Item, Record, Reply, Request
 from weft.tasks.statistics import Measure
 
 Measures = dict[str, Measure]
-FLAWS = ("unparsable", "unended", "unrated", "empty_rate", "stopped")
+FLAWS = ("unparsable", "unended", "unrated", "undecided", "split_verdicts", "empty_rate", "stopped")
 """Beginnings of the metrics that count what could not be scored as it should."""
-SHARES = ("accuracy", "rate", "exact_match", "majority", "unparsable", "unended", "pass")
+SHARES = (
+    "accuracy",
+    "rate",
+    "win_rate",
+    "undecided",
+    "split_",
+    "exact_match",
+    "majority",
+    "unparsable",
+    "unended",
+    "pass",
+)
 """What the names of metrics that are shares begin with, or end with."""
 Expression = str
 """Text of a task file that is evaluated over a row."""
