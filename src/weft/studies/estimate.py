@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from weft.errors import ConfigError
 from weft.launch.cost_estimate import Cost, cost_of
-from weft.runs.text import human_bytes, human_duration
+from weft.runs.text import human_bytes, human_duration, plural
 from weft.studies.cells import Cell
 from weft.studies.ledger import is_done
 
@@ -86,7 +86,7 @@ def sum_of(parts: Sequence[Part], processes: int) -> str:
     if failed:
         beside += f" ({failed} failed before, and only --retry tries them again)"
     return (
-        f"{runs} runs, {left} of them left{beside}: about {human_duration(seconds)}, and {human_bytes(size)} sent in "
-        "all runs. Seconds of arms that have a run done are measured; the others are estimated from this machine's "
-        "matrix rate, and may be off by a factor of two or three."
+        f"{plural(runs, 'run')}, {left} of them left{beside}: about {human_duration(seconds)}, and {human_bytes(size)} "
+        "sent in all runs. Seconds of arms that have a run done are measured; the others are estimated from this "
+        "machine's matrix rate, and may be off by a factor of two or three."
     )
