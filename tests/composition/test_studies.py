@@ -265,5 +265,5 @@ def test_a_metric_of_a_client_that_is_not_there_is_told(study, tmp_path, capsys)
     assert "no run has a value of loss@nobody: is there a client of that name?" in capsys.readouterr().err
     # Arms that are left out this time are no runs that the study lost, and the page says what an arm is.
     assert main(["sweep", written(study | {"metrics": ["loss"]}, tmp_path), "--arms", "fedavg"]) == 0
-    assert "does not have now" not in capsys.readouterr().err
+    assert "does not have them now" not in capsys.readouterr().err
     assert "fed_alg: fedavg" in (Path(study["output_dir"]) / "study.html").read_text()

@@ -117,11 +117,10 @@ def _estimate(checked: Checked, processes: int) -> None:
 def _print(found: Found) -> None:
     """Print the tables, then the folder's page."""
     from weft.commands.tables import print_table
-    from weft.studies.words import COST_HEADS, HEADS, cells_of_row, costs_of_row, title_of
+    from weft.studies.words import COST_HEADS, costs_of_row, heads_and_cells, title_of
 
     for measure in found.measures:
-        cells = [cells_of_row(row, measure) for row in found.rows]
-        print_table(title_of(measure), HEADS, cells, left=(0, 4, 5))
+        print_table(title_of(measure), *heads_and_cells(found.rows, measure), left=(0, 4, 5))
     print_table("mean rank over the metrics, and what it took", COST_HEADS, [costs_of_row(row) for row in found.rows])
     for name, why in found.failures.items():
         print(f"failed: {name}: {why}")
