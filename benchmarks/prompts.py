@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from algorithms import COMMON, LORA, SEEDS, TASKS, base, warm
+from algorithms import LORA, SEEDS, TASKS
+from bases import COMMON, base, warm
 from common import machine
 
 LEAD = 10

@@ -6,7 +6,7 @@
     python benchmarks/robustness.py cost                       seconds of every rule at 10 x 8 M and 100 x 1 M
 
 made: questions of made-up words, of which one, of nine, decides which of three answers is right; a random Llama of
-some 40 k parameters. tfns: sentiment of financial tweets, with the Llama of 0.4 M parameters that `algorithms.py`
+some 40 k parameters. tfns: sentiment of financial tweets, with the Llama of 0.4 M parameters that `bases.py`
 pre-trains. Both: 10 clients, all of them in each round, all parameters are trained. Kept is the gain in macro-F1 over
 the model before training, relative to that of the plain mean without an attack: most tweets are neutral, and a model
 that calls all of them so has two thirds right. Success of a back-door is the share of rows of other answers that the
@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from algorithms import CACHE, COMMON, DATA, warm
+from bases import CACHE, COMMON, DATA, warm
 from common import SYLLABLES, machine, make_model, report
 
 from weft.errors import ConfigError

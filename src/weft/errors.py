@@ -81,6 +81,12 @@ class LeftRun(ClientFailed):
 class RunError(WeftError):
     """A run stopped without a mistake of the user; its committed rounds are kept."""
 
+    def __init__(self, fault: str, remedy: str = "") -> None:
+        """Say what happened; with `remedy`, what to do with the run itself stands behind a colon."""
+        super().__init__(f"{fault}: {remedy}." if remedy else fault)
+        self.fault = f"{fault}." if remedy else fault
+        """The message without the remedy, for whoever has another one: a study goes on by its own command."""
+
 
 class BudgetSpent(RunError):
     """A budget of differential privacy allows no further round."""

@@ -97,7 +97,7 @@ def test_a_run_that_fails_is_kept_and_named_and_the_others_go_on(study, tmp_path
     assert "failed: broken, seed 1: " in told.out
     assert "absent.jsonl" in told.out
     assert main(["sweep", file]) == 1
-    assert "1 failed before and are not tried again without --retry; 0 are left" in capsys.readouterr().err
+    assert "1 failed before and is not tried again without --retry; 0 are left" in capsys.readouterr().err
     (tmp_path / "absent.jsonl").write_bytes(Path(study["base"]["dataset_name"]).read_bytes())
     before = ends(study)
     assert main(["sweep", file, "--retry"]) == 0
@@ -191,7 +191,7 @@ def test_a_disk_that_is_full_in_the_middle_stops_the_study_and_loses_nothing(stu
             if sentence.startswith("[1/4]"):
                 stack.enter_context(no_file_over(2500))
 
-        with pytest.raises(RunError, match=r"1 of 4 runs are done and kept; go on by `weft sweep`"):
+        with pytest.raises(RunError, match=r"1 of 4 runs is done and kept; go on by `weft sweep`"):
             sweep(checked, note=note, command="weft sweep")
     before = ends(study)
     assert len(before) == 1
@@ -275,5 +275,5 @@ def test_a_metric_of_a_client_that_is_not_there_is_told(study, tmp_path, capsys)
     assert "no run has a value of loss@nobody: is there a client of that name?" in capsys.readouterr().err
     # Arms that are left out this time are no runs that the study lost, and the page says what an arm is.
     assert main(["sweep", written(study | {"metrics": ["loss"]}, tmp_path), "--arms", "fedavg"]) == 0
-    assert "does not have now" not in capsys.readouterr().err
+    assert "does not have them now" not in capsys.readouterr().err
     assert "fed_alg: fedavg" in (Path(study["output_dir"]) / "study.html").read_text()

@@ -8,6 +8,7 @@ import pytest
 
 from support.paths import DATA, ROOT
 from weft.cli import main
+from weft.commands.sweep import parse_keys
 from weft.studies.cells import cells_of, check_effects, first_settings
 from weft.studies.study import read_study
 
@@ -48,6 +49,20 @@ def test_every_run_of_a_study_can_be(name: str):
         assert config.load_in_8bit
         assert config.learning_rate == (5e-4 if name == "preferences" else 5e-5)
         assert (config.peft_lora_r, config.peft_lora_alpha) == ((8, 16) if name == "preferences" else (32, 64))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_run_of_a_study_can_be_with_its_keys_for_one_core(name: str):
+    """The command is the one in the file's first lines, and no key of the file is one that no run has."""
+    file = f"studies/small/{name}.yaml"
+    head = (ROOT / file).read_text().partition("\n#")[0]
+    assert head.startswith(f"# weft sweep studies/{name}.yaml --set {file} ")
+    study = read_study(ROOT / "studies" / f"{name}.yaml", keys=parse_keys([str(ROOT / file)]))
+    check_effects(study, study.arms)
+    assert len(cells_of(study, first_settings(study))) == RUNS[name]
+    for cell in cells_of(study, first_settings(study)):
+        assert cell.config.model_name_or_path.startswith("runs/small/")
+        assert not cell.config.load_in_8bit
 
 
 @pytest.mark.slow

@@ -16,6 +16,8 @@ import pytest
 
 from support.paths import ROOT
 from weft.config import gather, settle
+from weft.studies.cells import cells_of, cells_to_choose, check_effects, first_settings
+from weft.studies.study import read_study
 
 FILES = sorted((ROOT / "benchmarks").glob("*.py"))
 
@@ -44,11 +46,15 @@ def test_what_a_benchmark_imports_of_weft_is_there(file: Path):
                     importlib.import_module(f"{node.module}.{alias.name}")
 
 
-def test_the_arms_of_the_algorithm_study_set_keys_that_work(monkeypatch: pytest.MonkeyPatch):
-    study = module("algorithms", monkeypatch)
-    for arm, (fixed, _) in study.ARMS.items():
-        for setting in study.grid("tfns", arm):
-            settle(*gather({"dataset_name": "any", "num_clients": 5} | fixed | setting, {}))
+@pytest.mark.parametrize(("task", "metric"), [("tfns", "macro_f1"), ("medquad", "loss")])
+def test_the_algorithms_are_a_study_of_which_every_run_can_be(task: str, metric: str, monkeypatch: pytest.MonkeyPatch):
+    study = read_study(module("algorithms", monkeypatch).study(task, ROOT / "tests"))
+    check_effects(study, study.arms)
+    assert len(study.arms) == 31
+    assert len(cells_to_choose(study)) == 3 * 31
+    assert len(cells_of(study, first_settings(study))) == 3 * 31
+    assert study.choice is not None
+    assert (study.choice.seed, study.choice.metric) == (0, metric)
 
 
 @pytest.mark.parametrize(("name", "keys"), [("arithmetic", "GRPO"), ("preference", "KEYS"), ("codecs", "RUN")])

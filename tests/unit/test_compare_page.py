@@ -11,7 +11,7 @@ from support.run_files import lay_run
 from weft.cli import main
 from weft.errors import ConfigError
 from weft.pages.charts import Chart, Series
-from weft.pages.record import short_names
+from weft.pages.record import folder_of_seeds, short_names
 
 NAMES = ["a", "b", "c"]
 
@@ -85,6 +85,23 @@ def test_runs_are_called_by_what_tells_their_paths_apart():
     assert short_names(["/x/a/1", "/x/a/2", "/x/b/1"]) == {"/x/a/1": "a/1", "/x/a/2": "a/2", "/x/b/1": "b/1"}
     assert short_names(["/x/a", "/x/b"]) == {"/x/a": "a", "/x/b": "b"}
     assert short_names([]) == {}
+
+
+def test_runs_of_a_study_are_called_by_the_folder_of_their_seeds():
+    assert folder_of_seeds(["runs/fedavg/seed_1", "runs/fedavg/seed_2"]) == "runs/fedavg"
+    assert folder_of_seeds(["runs/fedavg/seed_1"]) is None
+    assert folder_of_seeds(["runs/a/seed_1", "runs/b/seed_2"]) is None
+    assert folder_of_seeds(["runs/seed_1", "runs/seed_2_again"]) is None
+
+
+def test_a_page_says_how_many_seeds_a_folder_has(tmp_path: Path):
+    paths = [
+        str(lay(tmp_path, f"{arm}/seed_{seed}", fed_alg=arm, seed=seed))
+        for arm in ("fedavg", "fedprox")
+        for seed in (1, 2)
+    ]
+    text = written(*paths, str(tmp_path / "page.html"))
+    assert "<h1>fedavg, 2 seeds, fedprox, 2 seeds</h1>" in text
 
 
 def test_a_frame_has_a_row_for_each_row_of_runs(runs: list[str], tmp_path: Path):

@@ -122,3 +122,12 @@ def test_a_lock_that_was_removed_while_it_was_taken_is_taken_anew(tmp_path, monk
     with create(tmp_path / "run") as run:
         assert removed
         assert (run.path / ".lock").exists()
+
+
+def test_what_a_kill_left_of_config_yaml_goes_with_the_next_start(tmp_path):
+    run = tmp_path / "run"
+    create(run).close()
+    left = run / ".config.yaml.123.tmp"
+    left.write_text("half a")
+    create(run, resume=True).close()
+    assert not left.exists()

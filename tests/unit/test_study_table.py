@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from weft.errors import ConfigError
+from weft.errors import ConfigError, RunError
 from weft.runs.comparison import Outcome
 from weft.runs.text import spreadsheet_text
 from weft.studies.cells import Cell, cells_of, cells_to_choose
@@ -48,6 +48,7 @@ def outcome(summary: dict[str, Any], seed: int = 1) -> Outcome:
         ("loss", 3.0, 5.0),
         ("loss@home", 3.0, 1.5),
         ("loss@worst", 4.0, 2.0),
+        ("loss@everybody", None, 5.0),
         ("loss@a", 2.0, 1.0),
         ("loss@x", None, None),
     ],
@@ -130,6 +131,13 @@ def test_runs_for_the_choice_see_no_row_that_is_reported():
     assert [client.eval for cell in cells_of(some, {("a", ()): {}}) for client in cell.config.clients or ()] == [
         "test.jsonl"
     ]
+
+
+def test_a_study_names_the_fault_of_a_run_without_the_way_on_of_the_run_itself():
+    error = RunError("Round 3 was begun 5 times and fewer than 2 clients answered", "go on with --resume")
+    assert str(error) == "Round 3 was begun 5 times and fewer than 2 clients answered: go on with --resume."
+    assert error.fault == "Round 3 was begun 5 times and fewer than 2 clients answered."
+    assert RunError("The disk is full.").fault == str(RunError("The disk is full.")) == "The disk is full."
 
 
 def test_labels_are_read_by_people():

@@ -18,6 +18,7 @@ from weft.launch import compared
 from weft.launch.compared import Opened
 from weft.pages import differences
 from weft.pages.comparison_tables import cells_of, keys_text, value_text
+from weft.pages.record import folder_of_seeds
 from weft.runs.comparison import (
     COSTS,
     KINDS,
@@ -28,7 +29,7 @@ from weft.runs.comparison import (
     scores_of,
     verb_of,
 )
-from weft.runs.text import human_bytes, human_duration, human_number, spreadsheet_text
+from weft.runs.text import human_bytes, human_duration, human_number, plural, spreadsheet_text
 
 COST_FORMATS: dict[str, Callable[[float], str]] = {
     "rounds": human_number,
@@ -147,11 +148,12 @@ def _print_scores(verb: str, kind: str, named_rows: list[tuple[str, ComparisonRo
 
 
 def _run_label(line: ComparisonRow) -> str:
-    """Return the names of the runs of a row: on a terminal the first, elsewhere all."""
-    more = len(line.paths) - 1
+    """Return the names of the runs of a row: the folder of their seeds; else on a terminal the first, elsewhere all."""
     name = ", ".join(line.paths)
-    if sys.stdout.isatty() and more:
-        name = f"{line.paths[0]} + {more} seed{'s' * (more > 1)}"
+    if folder := folder_of_seeds(line.paths):
+        name = f"{folder}, {len(line.paths)} seeds"
+    elif sys.stdout.isatty() and len(line.paths) > 1:
+        name = f"{line.paths[0]} + {plural(len(line.paths) - 1, 'seed')}"
     return f"{name} ({line.mark})" if line.mark else name
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from weft.arguments import Parser
+from weft.config import canonical, read_file
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
 
@@ -32,7 +33,7 @@ def run(argv: list[str]) -> int:
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="keys of all runs, instead of the base's and the grid's",
+        help="keys of all runs, instead of the base's and the grid's; also the path of a YAML file of keys",
     )
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="these arms only")
     parser.add_argument("--metrics", nargs="+", metavar="METRIC", help="metrics, instead of the file's")
@@ -72,23 +73,29 @@ def run(argv: list[str]) -> int:
 
 
 def parse_keys(words: Sequence[str]) -> JsonObject:
-    """Return the keys of KEY=VALUE words, each value as YAML reads it.
+    """Return the keys of KEY=VALUE words, each value as YAML reads it, over those of files of keys.
 
     Raises:
-        ConfigError: a word is none, or a key is there twice.
+        ConfigError: a word is none and no such file, or a key is there twice.
     """
     keys: JsonObject = {}
+    files: JsonObject = {}
     for word in words:
         key, equals, text = word.partition("=")
+        if not equals and word.endswith((".yaml", ".yml")):
+            files |= canonical(read_file(word))
+            continue
         if not equals or not key:
-            raise ConfigError(f"--set has '{word}': write KEY=VALUE, such as --set num_rounds=20.")
+            raise ConfigError(
+                f"--set has '{word}': write KEY=VALUE, such as --set num_rounds=20, or a YAML file of keys."
+            )
         if key in keys:
             raise ConfigError(f"--set has {key} twice: leave one of them out.")
         try:
             keys[key] = yaml.safe_load(text)
         except yaml.YAMLError:
             raise ConfigError(f"--set has '{word}', whose value is not valid YAML: put quotes around it.") from None
-    return keys
+    return files | canonical(keys)
 
 
 def _note(sentence: str) -> None:
@@ -110,11 +117,10 @@ def _estimate(checked: Checked, processes: int) -> None:
 def _print(found: Found) -> None:
     """Print the tables, then the folder's page."""
     from weft.commands.tables import print_table
-    from weft.studies.words import COST_HEADS, HEADS, cells_of_row, costs_of_row, title_of
+    from weft.studies.words import COST_HEADS, costs_of_row, heads_and_cells, title_of
 
     for measure in found.measures:
-        cells = [cells_of_row(row, measure) for row in found.rows]
-        print_table(title_of(measure), HEADS, cells, left=(0, 4, 5))
+        print_table(title_of(measure), *heads_and_cells(found.rows, measure), left=(0, 4, 5))
     print_table("mean rank over the metrics, and what it took", COST_HEADS, [costs_of_row(row) for row in found.rows])
     for name, why in found.failures.items():
         print(f"failed: {name}: {why}")

@@ -23,6 +23,7 @@ from weft.data.partition import sample_rows
 from weft.data.parts import Selection, span
 from weft.data.preferences import PreferencePair, to_preferences
 from weft.data.prompts import PromptTable, encode_prompts
+from weft.data.remembered import remembered
 from weft.data.rows import PlacedRows
 from weft.data.sources import BEYOND_SAMPLE, Sources, digest, origin_of, split_seed
 from weft.data.store import Report, Store, open_store, store_in_memory
@@ -65,13 +66,10 @@ class Conversations(Sources):
     def table(self, tokenizer: Tokenizer, template: Template) -> ConversationTable:
         """Return the rows of all examples."""
         config = self.config
-        return encode(
-            self.examples,
-            tokenizer,
-            template,
-            seq_length=config.seq_length,
-            truncation_side=config.truncation_side,
-            lead=lead_of(config),
+        length, side, lead = config.seq_length, config.truncation_side, lead_of(config)
+        return remembered(
+            lambda: encode(self.examples, tokenizer, template, seq_length=length, truncation_side=side, lead=lead),
+            *(tokenizer, template, self.examples, length, side, lead.tolist()),
         )
 
     def samples(self, numbers: np.ndarray) -> list[Sample]:

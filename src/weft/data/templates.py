@@ -136,15 +136,14 @@ class ChatTemplate(Template):
         for at, turn in enumerate(turns):
             if turn.role != "assistant":
                 continue
-            start, through_answer = (
-                self._render(turns[:at], tokenizer, True),
-                self._render(turns[: at + 1], tokenizer, False),
-            )
+            start = self._render(turns[:at], tokenizer, True)
+            at_end = at == len(turns) - 1
+            through_answer = whole if at_end else self._render(turns[: at + 1], tokenizer, False)
             # An answer is a span of the rendered whole only if both renderings are prefixes of it; templates may
             # drop earlier thoughts, for example.
             if whole.startswith(start) and whole.startswith(through_answer):
                 spans.append((len(start), len(through_answer)))
-            elif at == len(turns) - 1:
+            elif at_end:
                 whole = start + self._behind_thought(start, whole, add_marks(turn.text, tokenizer))
                 spans.append((len(start), len(whole)))
             else:

@@ -146,13 +146,13 @@ def run_rounds(
             in_vain += 1
             yield RoundDone(state, record, seconds, None, clock)
             if in_vain >= rounds.max_attempts:
-                raise RunError(_in_vain(plan, record, in_vain))
+                raise _in_vain(plan, record, in_vain)
             runtime.pause(in_vain)
             continue
         in_vain, empty = 0, empty + 1 if cohort and not record.clients else 0
         # Only where rounds cannot be repeated: the last buffer of an asynchronous run may be lost by chance.
         if last and empty >= min(rounds.count, rounds.max_attempts):
-            raise RunError(_in_vain(plan, record, 1))
+            raise _in_vain(plan, record, 1)
         # The state may be evaluated only after a round that counted: a repeated one left it unchanged.
         tested = _asked(eval_clients, state) if plan.reports and rounds.evaluates(state.round) else ()
         scores = _scores(plan, state, runtime, tested, rounds.left_out, record) if tested else None
@@ -188,22 +188,25 @@ def _with_last_quorum(plan: Plan) -> Plan:
     return replace(plan, quorum=max(1, plan.quorum)) if waits else plan
 
 
-def _in_vain(plan: Plan, record: RoundRecord, attempts: int) -> str:
+def _in_vain(plan: Plan, record: RoundRecord, attempts: int) -> RunError:
     """Return the error of a round that was begun in vain, with the reasons of some clients."""
     begun = f"Round {record.round + 1} was begun {attempts} time{'s' * (attempts > 1)}"
     some = "; ".join(f"{client}: {reason}" for client, reason in list(record.failures.items())[:MAX_REASONS])
     why = f" ({some})" if some else ""
     if record.quorum > max(1, plan.quorum) and not plan.aggregator.additive:
-        return (
+        return RunError(
             f"{begun} and fewer than {record.quorum} clients answered{why}, which {type(plan.aggregator).__name__} "
-            "needs to stand its attackers: go on with --resume when they can be reached."
+            "needs to stand its attackers",
+            "go on with --resume when they can be reached",
         )
     if record.quorum > 1:
-        return (
-            f"{begun} and fewer than {record.quorum} clients answered{why}: go on with --resume when they can be "
-            "reached, or with a smaller --min_clients."
+        return RunError(
+            f"{begun} and fewer than {record.quorum} clients answered{why}",
+            "go on with --resume when they can be reached, or with a smaller --min_clients",
         )
-    return f"{begun} and no client's update could be used{why}: mend what the clients say, and go on with --resume."
+    return RunError(
+        f"{begun} and no client's update could be used{why}", "mend what the clients say, and go on with --resume"
+    )
 
 
 def _sampled_cohort(

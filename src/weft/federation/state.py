@@ -158,8 +158,8 @@ def advance(algorithm: Algorithm, state: ServerState, total: Total, parts: Strea
     # Every update was checked, but what a server computes from them can still leave the range of its numbers.
     if not tensors.all_finite(state_after.params):
         raise RunError(
-            f"After round {state.round + 1} the model would hold numbers that are not finite, so the round is not "
-            "kept: go on with --resume and a smaller --max_update_norm, or begin again with a smaller --learning_rate."
+            f"After round {state.round + 1} the model would hold numbers that are not finite, so the round is not kept",
+            "go on with --resume and a smaller --max_update_norm, or begin again with a smaller --learning_rate",
         )
     return ServerState(
         state.params | state_after.params, memory_after | other_memory, state_after.round, state.attempts

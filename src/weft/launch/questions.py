@@ -11,6 +11,7 @@ from weft.config import RunConfig
 from weft.core.libraries import Tokenizer
 from weft.data.encode import ConversationTable, closed_set, encode_choices
 from weft.data.formats import Example
+from weft.data.remembered import remembered
 from weft.data.words import lead_of
 from weft.evaluation.heldout import ClosedQuestion
 from weft.models.layout import Question
@@ -38,7 +39,10 @@ def make_questions(
     numbers = np.concatenate(held_out)
     test_examples = [examples[number] for number in numbers]
     length, lead = config.seq_length, lead_of(config)
-    encoded = encode_choices(test_examples, tokenizer, template, choices, seq_length=length, lead=lead)
+    encoded = remembered(
+        lambda: encode_choices(test_examples, tokenizer, template, choices, seq_length=length, lead=lead),
+        *(tokenizer, template, test_examples, choices, length, lead.tolist()),
+    )
     return {
         int(row): ClosedQuestion(Question(encoded.prompts[i], encoded.choices[i]), int(encoded.right[i]))
         for i, row in enumerate(table.rows_of(numbers))

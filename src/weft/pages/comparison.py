@@ -12,10 +12,10 @@ from weft.pages.curves import points_of
 from weft.pages.differences import CAUTION, Pair, data_digests, difference_cells, differences_of_seeds
 from weft.pages.html import facts, folded, page, paragraph, quantity, section, table, text
 from weft.pages.measured import Measured, difference_text, leading, measured, paired, shows
-from weft.pages.record import RunRecord, short_names
+from weft.pages.record import RunRecord, folder_of_seeds, short_names
 from weft.pages.training import LABELS, header
 from weft.runs.comparison import COSTS, ComparisonRow, compared_metrics, spread
-from weft.runs.text import human_bytes, human_duration
+from weft.runs.text import human_bytes, human_duration, plural
 from weft.tasks.paired import Evaluation
 from weft.tasks.paired_seeds import SeedDifference, in_common, other_rows
 
@@ -45,6 +45,8 @@ def comparison(given: Compared) -> bytes:
         ConfigError: no run has the metric.
     """
     names = short_names([*given.records, *given.evaluations])
+    rows = [row for some in given.rows_by_verb.values() for row in some]
+    names |= short_names([folder for row in rows if (folder := folder_of_seeds(row.paths))])
     key = leading(list(given.records.values()), given.metric) if given.records else None
     body = [f"<h1>{text(_title(given, names))}</h1>"]
     for verb, rows in given.rows_by_verb.items():
@@ -60,8 +62,9 @@ def comparison(given: Compared) -> bytes:
 
 def label_of(row: ComparisonRow, names: Mapping[str, str]) -> str:
     """Return how a row of runs is called."""
-    more = len(row.paths) - 1
-    name = names[row.paths[0]] + (f" + {more} seed{'s' * (more > 1)}" if more else "")
+    folder = folder_of_seeds(row.paths)
+    more = "" if len(row.paths) == 1 else f" + {plural(len(row.paths) - 1, 'seed')}"
+    name = f"{names[folder]}, {len(row.paths)} seeds" if folder else names[row.paths[0]] + more
     return f"{name} ({row.mark})" if row.mark else name
 
 

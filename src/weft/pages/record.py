@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -122,6 +123,13 @@ class RunRecord:
 def _json(path: Path) -> JsonObject:
     found: JsonObject = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return found
+
+
+def folder_of_seeds(paths: Sequence[str]) -> str | None:
+    """Return the folder of runs that are its `seed_1`, `seed_2`, ..., as in a study; None: they are no such runs."""
+    folders = {Path(path).parent for path in paths}
+    of_seeds = all(re.fullmatch(r"seed_\d+", Path(path).name) for path in paths)
+    return str(folders.pop()) if len(paths) > 1 and len(folders) == 1 and of_seeds else None
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:

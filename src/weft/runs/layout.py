@@ -246,7 +246,7 @@ class RunDir:
             if not (resume or overwrite):
                 raise ConfigError(
                     f"{where} holds a run already: add --resume to continue it, --overwrite to delete it, "
-                    "or give another --output_dir."
+                    "or give another --output_dir (in Python resume=True, overwrite=True, output_dir=...)."
                 )
         elif self.path.is_dir() and (others := sorted(name for name in os.listdir(self.path) if not is_ours(name))):
             raise ConfigError(

@@ -83,6 +83,8 @@ class Start:
             self._restore()  # a start that was to overwrite a run was killed while it put the run aside
         elif self._checkpoints():
             self.settle()
+        for left in path.glob(f".{CONFIG}.*.tmp"):  # of a start that was killed: the lock is held, so nobody writes it
+            left.unlink(missing_ok=True)
         self._former_names = {name for name in os.listdir(path) if name != LOCK or lock_existed}
         files = [path / name for name in (CONFIG, FINGERPRINTS) if (path / name).exists()]
         self._former_files = {file: file.read_bytes() for file in files}

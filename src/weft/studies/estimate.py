@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
+from weft.data.remembered import rows_are_shared
 from weft.errors import ConfigError
 from weft.launch.cost_estimate import Cost, cost_of
-from weft.runs.text import human_bytes, human_duration
+from weft.runs.text import human_bytes, human_duration, plural
 from weft.studies.cells import Cell
 from weft.studies.ledger import is_done
 
@@ -48,18 +49,19 @@ def parts_of(
     for cell in cells:
         groups.setdefault(cell.name.rpartition(", seed ")[0], []).append(cell)
     parts = []
-    for label, group in groups.items():
-        note(f"estimating {label}")
-        try:
-            cost = cost_of(group[0].config)
-        except ConfigError as error:
-            raise ConfigError(f"The arm '{group[0].arm}' cannot be run. {error}") from None
-        known = [times[cell.name] for cell in group if cell.name in times]
-        if known:
-            cost = cost._replace(seconds=sum(known) / len(known))
-        left = [cell for cell in group if not is_done(cell)]
-        failed = sum(cell.name in failures for cell in left)
-        parts.append(Part(label, len(group), len(left), failed, cost, bool(known)))
+    with rows_are_shared():
+        for label, group in groups.items():
+            note(f"estimating {label}")
+            try:
+                cost = cost_of(group[0].config)
+            except ConfigError as error:
+                raise ConfigError(f"The arm '{group[0].arm}' cannot be run. {error}") from None
+            known = [times[cell.name] for cell in group if cell.name in times]
+            if known:
+                cost = cost._replace(seconds=sum(known) / len(known))
+            left = [cell for cell in group if not is_done(cell)]
+            failed = sum(cell.name in failures for cell in left)
+            parts.append(Part(label, len(group), len(left), failed, cost, bool(known)))
     return parts
 
 
@@ -86,7 +88,7 @@ def sum_of(parts: Sequence[Part], processes: int) -> str:
     if failed:
         beside += f" ({failed} failed before, and only --retry tries them again)"
     return (
-        f"{runs} runs, {left} of them left{beside}: about {human_duration(seconds)}, and {human_bytes(size)} sent in "
-        "all runs. Seconds of arms that have a run done are measured; the others are estimated from this machine's "
-        "matrix rate, and may be off by a factor of two or three."
+        f"{plural(runs, 'run')}, {left} of them left{beside}: about {human_duration(seconds)}, and {human_bytes(size)} "
+        "sent in all runs. Seconds of arms that have a run done are measured; the others are estimated from this "
+        "machine's matrix rate, and may be off by a factor of two or three."
     )

@@ -4,6 +4,7 @@ loss            a metric of held-out rows: of the shared model on everybody's ro
 loss@home       the mean over clients, each on its own rows by the model that it uses
 loss@worst      the worst client's, likewise
 loss@NAME       one client's, likewise
+loss@everybody  the mean over the clients' own models, each on everybody's rows
 tfns/accuracy   an evaluation task's; */accuracy is that of every task
 """
 
@@ -23,7 +24,7 @@ from weft.launch.best import read_tasks
 from weft.launch.scoring import evaluator_class
 from weft.runs.comparison import ABROAD, CLUSTERS, SHARED, Outcome, scores_of
 
-HOME, WORST, MEAN = "home", "worst", "mean:"
+HOME, WORST, EVERYBODY, MEAN = "home", "worst", "everybody", "mean:"
 
 
 class Measure(NamedTuple):
@@ -93,7 +94,7 @@ def asked_measures(names: Sequence[str], known: dict[str, Measure]) -> list[Meas
             reason = "a task is put to the server's model, at no client" if fitting else "no run of this study has it"
             raise ConfigError(
                 f"The metric '{name}' cannot be: {reason}.{hint} Known: {', '.join(known)}, and of held-out rows also "
-                f"METRIC@{HOME}, METRIC@{WORST} and METRIC@CLIENT."
+                f"METRIC@{HOME}, METRIC@{WORST}, METRIC@{EVERYBODY} and METRIC@CLIENT."
             )
         for one in fitting:
             full = one.name + at + place
@@ -123,7 +124,13 @@ def _everywhere(outcome: Outcome, metric: str) -> float | None:
 
 
 def _at(outcome: Outcome, metric: str, place: str, lower: bool | None) -> float | None:
-    """Return a client's score on its own rows by the model that it uses, the mean of all clients, or the worst."""
+    """Return a client's score on its own rows by the model that it uses, the mean of all clients, or the worst.
+
+    At everybody: the mean over the clients' own models, each on everybody's rows.
+    """
+    if place == EVERYBODY:
+        abroad: float | None = scores_of(outcome).get(ABROAD, {}).get(metric)
+        return abroad
     by_client = _of_clients(outcome.summary, metric)
     if place not in (HOME, WORST):
         return by_client.get(place)

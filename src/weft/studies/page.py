@@ -16,7 +16,7 @@ from weft.json_types import JsonObject
 from weft.studies.measures import Measure
 from weft.studies.study import Study
 from weft.studies.table import Row
-from weft.studies.words import COST_HEADS, HEADS, cells_of_row, costs_of_row, title_of
+from weft.studies.words import COST_HEADS, costs_of_row, heads_and_cells, title_of
 
 LONGEST = 2000
 """Letters of a cell: a reason may be long."""
@@ -27,13 +27,15 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
   max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-figure { margin: 0; overflow-x: auto; } svg { width: 100%; min-width: 44rem; height: auto; } p { color: var(--soft); }
+figure { margin: 1.5rem 0 0; overflow-x: auto; } svg { width: 100%; min-width: 44rem; height: auto; }
+p { color: var(--soft); }
 .table { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem 1rem .3rem 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
   white-space: nowrap; }
 th { color: var(--soft); font-weight: 500; font-size: .85rem; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; min-width: 8rem; white-space: normal; }
-pre { background: var(--panel); padding: 1rem; border-radius: 6px; overflow-x: auto; font-size: .85rem; }
+pre { background: var(--panel); padding: 1rem; border-radius: 6px; font-size: .85rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
 """
 
 
@@ -62,7 +64,7 @@ def page_of(
     parts = []
     for measure in measures:
         parts.append(f"<h2>{escape(title_of(measure))}</h2>")
-        parts.append(_table(HEADS, [cells_of_row(row, measure) for row in rows]))
+        parts.append(_table(*heads_and_cells(rows, measure)))
         if picture := pictures.get(measure.name):
             parts.append(f'<figure role="img" aria-label="{escape(measure.name)} against cost">{picture}</figure>')
     parts.append("<h2>Mean rank over the metrics, and what it took</h2>")

@@ -12,8 +12,9 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 
+from weft.data.remembered import rows_are_shared
 from weft.errors import ConfigError, RunError
-from weft.runs.text import human_duration
+from weft.runs.text import human_duration, plural
 from weft.studies.cells import Cell
 from weft.studies.ledger import StudyDir, is_done
 from weft.studies.work import Result, make_run
@@ -45,10 +46,11 @@ def make_runs(
     done = {cell.name for cell in cells if is_done(cell)}
     failures = {cell.name: former[cell.name] for cell in cells if cell.name in former and cell.name not in done}
     left = [cell for cell in cells if cell.name not in done and (retry or cell.name not in failures)]
+    of = f"of {plural(len(cells), 'run')}"
     if done or len(left) < len(cells):
         kept = len(cells) - len(done) - len(left)
-        failed = f", {kept} failed before and are not tried again without --retry" if kept else ""
-        note(f"{len(done)} of {len(cells)} runs are done{failed}; {len(left)} are left.")
+        failed = f", {_are(kept, 'failed before and')} not tried again without --retry" if kept else ""
+        note(f"{_are(len(done), of)} done{failed}; {_are(len(left))} left.")
     (study.path / SHARED).mkdir(exist_ok=True)
     made, spent = 0, 0.0
     work = _in_turn(left, study) if processes == 1 else _side_by_side(left, study, min(processes, max(1, len(left))))
@@ -56,11 +58,9 @@ def make_runs(
         for cell, result in work:
             made, spent = made + 1, spent + result.seconds
             if result.stops:
-                ready = len(done) + made - 1
+                ready = _are(len(done) + made - 1, of)
                 kind = ConfigError if "in use by another" in result.why else RunError
-                raise kind(
-                    f"{result.why} Of the study, {ready} of {len(cells)} runs are done and kept; go on by `{command}`."
-                )
+                raise kind(f"{result.why} Of the study, {ready} done and kept; go on by `{command}`.")
             if result.why:
                 failures[cell.name] = result.why
                 study.add_failure(cell, result.why, result.trace)
@@ -74,9 +74,15 @@ def make_runs(
     return failures
 
 
+def _are(count: int, words: str = "") -> str:
+    """Return a number of runs and its verb: "1 is", "4 of 6 runs are"."""
+    return " ".join(filter(None, [str(count), words, "is" if count == 1 else "are"]))
+
+
 def _in_turn(cells: Sequence[Cell], study: StudyDir) -> Generator[tuple[Cell, Result], None, None]:
-    for cell in cells:
-        yield cell, make_run(cell.config, study.path / SHARED)
+    with rows_are_shared():
+        for cell in cells:
+            yield cell, make_run(cell.config, study.path / SHARED)
 
 
 class _Worker:

@@ -25,6 +25,8 @@ from weft.studies.study import Study
 from weft.studies.table import Row, records_of, rows_of
 
 TABLE, PICTURE, PAGE, CHOICE = "table.csv", "picture.svg", "study.html", "choice.json"
+MOST_NAMED = 3
+"""Runs that a message names."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,12 @@ def sweep(
             failures, chosen = _choose(checked, make, note)
             cells = cells_of(study, settings_of(study, chosen))
             unknown = folder.record([*checked.to_choose, *cells])
-            for name in [name for name in unknown if not name.startswith(tuple(f"{arm}, " for arm in study.others))]:
-                note(f"{name}: a run of this directory that the study does not have now; it is left out.")
+            if others := [name for name in unknown if not name.startswith(tuple(f"{arm}, " for arm in study.others))]:
+                more = f" and {len(others) - MOST_NAMED} more" if len(others) > MOST_NAMED else ""
+                named = "; ".join(others[:MOST_NAMED]) + more
+                note(
+                    f"of the directory's runs {len(others)} are left out, as the study does not have them now: {named}."
+                )
             failures |= make(cells)
             found = _write(checked, cells, chosen, failures, command)
             for name in found.unmeasured:

@@ -179,7 +179,9 @@ def _digests(run: Outcome, measure: Measure) -> dict[str, str]:
 def shows(row: Row, measure: Measure) -> str:
     """Return what the difference of a row shows in words."""
     found = row.differences.get(measure.name)
-    return "" if found is None else verdict(found, measure.lower)
+    if found is None:
+        return ""
+    return "one seed: no interval" if found.interval is None else verdict(found, measure.lower)
 
 
 def records_of(rows: Sequence[Row], measures: Sequence[Measure], axes: Sequence[str]) -> list[JsonObject]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from weft.runs.text import human_bytes, human_duration, human_number
 from weft.studies.measures import Measure
 from weft.studies.table import Row, shows
@@ -28,6 +30,14 @@ def cells_of_row(row: Row, measure: Measure) -> list[str]:
             apart += f" ({' to '.join(_number(end, '+') for end in found.interval)})"
     seeds = str(len(row.values.get(measure.name, {}))) + (f" ({len(row.failed)} failed)" if row.failed else "")
     return [row.label, seeds, text, apart, shows(row, measure) or row.whys.get(measure.name, ""), row.setting]
+
+
+def heads_and_cells(rows: Sequence[Row], measure: Measure) -> tuple[list[str], list[list[str]]]:
+    """Return the table of a metric, without the column of settings where nothing was chosen."""
+    cells = [cells_of_row(row, measure) for row in rows]
+    if any(row.setting for row in rows):
+        return HEADS, cells
+    return HEADS[:-1], [line[:-1] for line in cells]
 
 
 def costs_of_row(row: Row) -> list[str]:

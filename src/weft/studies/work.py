@@ -19,7 +19,8 @@ from typing import IO, NamedTuple
 
 from weft.config import RunConfig, build
 from weft.core.files import caused_by_full_disk, json_line
-from weft.errors import RunInUse, WeftError
+from weft.data.remembered import rows_are_shared
+from weft.errors import RunError, RunInUse, WeftError
 from weft.runs.layout import RunDir
 
 
@@ -51,7 +52,7 @@ def make_run(config: RunConfig, shared: Path) -> Result:
         train(config, resume=RunDir(config.output_dir).holds_run, shared=shared)
     except Exception as error:
         stops = caused_by_full_disk(error) or isinstance(error, RunInUse)
-        words = str(error).strip()
+        words = (error.fault if isinstance(error, RunError) else str(error)).strip()
         why = words if isinstance(error, WeftError) else f"{type(error).__name__}: {words}".removesuffix(": ")
         return Result(time.perf_counter() - began, why, traceback.format_exc(), stops)
     return Result(time.perf_counter() - began)
@@ -72,11 +73,12 @@ def main() -> None:
     lines: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_lines, args=(sys.stdin, lines), daemon=True).start()
     try:
-        while True:
-            job = json.loads(lines.get())
-            result = make_run(build(job["config"]), Path(job["shared"]))
-            answers.write(json_line(result._asdict()) + "\n")
-            answers.flush()
+        with rows_are_shared():
+            while True:
+                job = json.loads(lines.get())
+                result = make_run(build(job["config"]), Path(job["shared"]))
+                answers.write(json_line(result._asdict()) + "\n")
+                answers.flush()
     except KeyboardInterrupt:
         os._exit(130)
 
