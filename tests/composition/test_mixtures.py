@@ -178,6 +178,24 @@ def test_a_mixture_and_tasks_go_with_an_algorithm(pretraining, fed_alg: str):
     assert [set(line["mixture"]) for line in lines(run, "round")] == [set(DOMAINS)] * 2
 
 
+def test_a_mixture_goes_with_masked_sums(pretraining, tmp_path: Path):
+    """The server sees sums alone; what was drawn of each domain is counted all the same."""
+    one = pretraining | SHARES | {"eval_every": 0, "num_clients": 3, "sample_clients": 3}
+    masked = weft.train(one | {"protection": "masks"}, quiet=True)
+    plain = weft.train(one | {"output_dir": str(tmp_path / "plain")}, quiet=True)
+    assert masked.summary["failures"] == {}
+    assert [line["mixture"] for line in lines(masked, "round")] == [line["mixture"] for line in lines(plain, "round")]
+    for name, value in weights(masked).items():
+        torch.testing.assert_close(value, weights(plain)[name], rtol=0, atol=1e-4)
+
+
+def test_a_mixture_goes_with_a_delay(pretraining):
+    delayed = {"fed_alg": "diloco", "fed_args": {"delay": 1}, "num_rounds": 3, "eval_every": 0}
+    run = weft.train(pretraining | SHARES | delayed, quiet=True)
+    assert run.summary["failures"] == {}
+    assert [set(line["mixture"]) for line in lines(run, "round")] == [set(DOMAINS)] * 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "fed_alg", ["fedprox", "fedavgm", "fedyogi", "fednova", "feddyn", "fedexp", "fedcm", "fedbuff"]

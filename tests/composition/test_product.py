@@ -77,6 +77,18 @@ def test_every_allowed_combination_trains_two_rounds(keys, fed_alg: str, lora: s
     assert (run.summary["product_error"] is not None) == known
 
 
+DELAYED = [(lora, kind) for lora, kind in itertools.product(ALLOWED, KINDS) if allowed("diloco", lora, kind)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("lora", "kind"), [one for one in DELAYED if one[0] != "rolora"])
+def test_every_aggregation_of_diloco_goes_with_a_delay(keys, lora: str, kind: str):
+    changes = {"fed_alg": "diloco", "lora_aggregation": lora, "num_rounds": 3, "eval_every": 0, "max_steps": 1}
+    run = weft.train(keys | changes | KINDS[kind] | {"fed_args": {"delay": 1}, "sample_clients": 3}, quiet=True)
+    assert math.isfinite(run.summary["eval"]["loss"])
+    assert run.summary["failures"] == {}
+
+
 def test_every_other_combination_is_refused_before_a_model_is_loaded(keys):
     for fed_alg, lora, kind in REFUSED:
         changes = {"fed_alg": fed_alg, "lora_aggregation": lora, "model_name_or_path": "there/is/none"} | KINDS[kind]

@@ -56,6 +56,7 @@ KINDS = {
     "flora by dpo": PAIRS,
     "masked": {"protection": "masks", "num_actors": 1},
     "encrypted": {"protection": "ckks"},
+    "delayed": {"fed_alg": "diloco", "fed_args": {"delay": 1}, "sample_clients": 2, "num_clients": 2, "num_rounds": 4},
     "few bytes": {"codec": "int4", "codec_down": "topk", "client_failure_rate": 0.3, "num_rounds": 4},
 }
 

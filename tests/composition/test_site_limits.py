@@ -52,7 +52,7 @@ FACTORS = """
 """Numbers that work is computed with, and that make none."""
 FREE_ARGS = {
     "fed_args.server_lr", "fed_args.alpha", "fed_args.epsilon", "fed_args.outer_lr", "fed_args.momentum",
-    "fed_args.outer_warmup", "fed_args.outer_decay",
+    "fed_args.outer_warmup", "fed_args.outer_decay", "fed_args.delay",
     "fed_args.strength", "fed_args.buffer_size", "fed_args.staleness_power", "fed_args.max_staleness",
     "objective_args.step", "privacy_args.initial", "privacy_args.quantile", "privacy_args.rate",
     "protection_args.bits", "protection_args.bound", "protection_args.neighbours",

@@ -37,6 +37,8 @@ class FakeSites:
         """Start-up kits by site; a site with one has to begin anew."""
         self.change: Callable[[Message], Message] | None = None
         """What a hostile server makes of a message before a site reads it."""
+        self.goes_on = False
+        """Sites begin the next round when they have answered, as their processes do."""
         self.lock, self.one = threading.Lock(), threading.Lock()
         for name in policies:
             self.begin(name)
@@ -49,7 +51,10 @@ class FakeSites:
         def work(raw: bytes) -> bytes:
             time.sleep(self.slow.get(name, 0.0) if raw[:1] != b"{" else 0.0)
             with self.one:  # a process has one model and one stream of random numbers
-                return made.work(raw)
+                answer = made.work(raw)
+                if self.goes_on:
+                    made.go_on()
+                return answer
 
         self.mailboxes[name] = Mailbox(work, made.progress)
 

@@ -12,7 +12,7 @@ from weft import registry
 from weft.algorithms.clustered import CHOICE, INDEX, Clustered
 from weft.algorithms.diloco import DiLoCo
 from weft.algorithms.fedtext import PROPOSALS, FedText
-from weft.core.capabilities import FromSeeds, ModelChoice, PersonalModels, TurnTaking, UpdateBuffer
+from weft.core.capabilities import EarlyStart, FromSeeds, ModelChoice, PersonalModels, TurnTaking, UpdateBuffer
 from weft.core.parts import Algorithm
 from weft.core.texts import to_bytes
 from weft.core.types import SEARCH, Update
@@ -22,6 +22,7 @@ CAPABILITIES = {
     "personal": PersonalModels,
     "rebuild": FromSeeds,
     "turns": TurnTaking,
+    "early": EarlyStart,
     "buffer": UpdateBuffer,
     "choice": ModelChoice,
 }
@@ -63,6 +64,8 @@ def test_a_capability_follows_from_hyper_parameters():
     assert turns is not None
     assert turns.period == 3
     assert DiLoCo().turns is None
+    assert isinstance(DiLoCo(delay=1).early, EarlyStart)
+    assert DiLoCo().early is None
 
 
 @pytest.mark.parametrize("name", DECLARED)

@@ -1,4 +1,7 @@
-"""DiLoCo: AdamW inside, Nesterov momentum outside (Douillard et al. 2023, arXiv 2311.08105)."""
+"""DiLoCo: AdamW inside, Nesterov momentum outside (Douillard et al. 2023, arXiv 2311.08105).
+
+Fragments and a delay are those of Streaming DiLoCo (Douillard et al. 2025, arXiv 2501.18512).
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,18 @@ import torch
 from weft.algorithms.moments import KeepMoments, merged
 from weft.algorithms.outer import OuterSchedule, nesterov, outer_defaults
 from weft.core import tensors
-from weft.core.capabilities import TurnTaking
+from weft.core.capabilities import EarlyStart, TurnTaking
 from weft.core.parts import Algorithm, LocalRule
 from weft.core.types import DELTA, SCALARS, LocalWork, RuleResult, ServerState, Streams, Task, Tensors, Total
 from weft.errors import ConfigError
 
 MOMENTUM, WEIGHT, FIRST, SECOND, COUNT = "momentum", "momentum_weight", "exp_avg", "exp_avg_sq", "step"
-LOCAL, ANCHOR, LAST_USED = "local", "anchor", "seen"
-"""Memory of a client with fragments: LOCAL are its own values, ANCHOR the server's values as it last received them. The
-server's memory LAST_USED: the round in which each client's update was last used."""
+LOCAL, ANCHOR, TRAINED, LAST_USED = "local", "anchor", "trained", "seen"
+"""Memory of a client with fragments or a delay: LOCAL are its own values, ANCHOR the server's as it last received them,
+TRAINED the round that it trained last. The server's memory LAST_USED: the round in which each client's update was last
+used."""
+MIX = 0.5
+"""Share of a client's own values where the server's arrive late (arXiv 2501.18512, section 2.2)."""
 
 
 class _Inner(KeepMoments):
@@ -43,7 +49,7 @@ class _Streaming(_Inner):
     """Continue from the client's own values, except for the fragment in the task; send the delta of one fragment."""
 
     def __init__(self, memory: Streams, keeps_moments: bool, turns: TurnTaking, round: int) -> None:
-        moments = {key: values for key, values in memory.items() if key not in (LOCAL, ANCHOR)}
+        moments = {key: values for key, values in memory.items() if key not in (LOCAL, ANCHOR, TRAINED)}
         super().__init__(moments if keeps_moments else {}, False, {})
         self.memory, self.turns, self.round, self.wants_moments = memory, turns, round, keeps_moments
         self.anchor: Tensors = {}
@@ -58,11 +64,58 @@ class _Streaming(_Inner):
         return RuleResult({DELTA: tensors.subtract(part, self.anchor)}, memory)
 
 
+class _Delayed(_Streaming):
+    """Train from the client's own values alone; mix what the task brings into them after the last step.
+
+    The task of round t has the server's values after round t - 1, whose update the client sent before it went on. A
+    client that missed a round, or whose update was not used, begins at the task's values as it would without a delay.
+    """
+
+    def __init__(self, memory: Streams, keeps_moments: bool, turns: TurnTaking, round: int, alpha: float) -> None:
+        super().__init__(memory, keeps_moments, turns, round)
+        self.alpha = alpha
+        self.goes_on = int(memory.get(TRAINED, {}).get(TRAINED, _NEVER)) == round - 1
+        self.arrived: Tensors = {}
+
+    def begin(self, params: Tensors) -> Tensors:
+        start, self.arrived = super().begin(params), params
+        return self.memory[LOCAL] if self.goes_on else start
+
+    def finish(self, work: LocalWork) -> RuleResult:
+        done = super().finish(work)
+        memory = done.memory | {TRAINED: {TRAINED: torch.tensor(self.round)}}
+        if self.goes_on:
+            own = {name: work.end[name] for name in self.arrived}
+            mixed = tensors.add(tensors.scale(own, self.alpha), self.arrived, 1 - self.alpha)
+            memory[LOCAL] = work.end | mixed
+        if self.turns.period == 1:  # everything comes with every task
+            del memory[ANCHOR]
+        return RuleResult(done.streams, memory)
+
+
+class _Ahead(_Delayed):
+    """The same before the task has come, by which alone it can be finished."""
+
+    def finish(self, work: LocalWork) -> RuleResult:
+        return RuleResult({})
+
+
 class _Fragments(TurnTaking):
     """With n fragments, each travels in every n-th round."""
 
     def part(self, params: Tensors, round: int) -> Tensors:
         return _part(params, self.period, round)
+
+
+@dataclass(frozen=True)
+class _Delay(EarlyStart):
+    """The delay of an algorithm: clients that take part in every round go on from their own values."""
+
+    algorithm: DiLoCo
+
+    def rule(self, memory: Streams, round: int) -> LocalRule | None:
+        rule = _Ahead(*self.algorithm.delayed(memory, round))
+        return rule if rule.goes_on and round < self.algorithm.rounds else None
 
 
 @dataclass(frozen=True)
@@ -78,6 +131,10 @@ class DiLoCo(Algorithm):
     paper's), reset (to zero), average (AdamW's travel and are averaged, at three times the bytes; those of parameters
     that do not travel are reset). Parameters that are not trained in a round (RoLoRA) keep their moments and their step
     count.
+    fragments: parts in which the parameters travel, one in a round.
+    delay: 1 lets an update travel while its client makes the steps of the next round. What the server makes of round t
+    reaches the clients after the steps of round t + 1, and what they then have is alpha of their own values and
+    1 - alpha of the server's (arXiv 2501.18512, section 2.2 with tau = one round).
     """
 
     adds_mean: ClassVar[bool] = False
@@ -86,6 +143,8 @@ class DiLoCo(Algorithm):
     momentum: float | None = None
     inner_state: Literal["keep", "reset", "average"] = "keep"
     fragments: int = 1
+    delay: int = 0
+    alpha: float = MIX
     bias_correction: bool = False
     outer_warmup: float = 0.0
     outer_decay: float = 0.0
@@ -112,6 +171,17 @@ class DiLoCo(Algorithm):
                 "beyond 1 the inner state is kept or reset."
             )
 
+        if self.delay not in (0, 1) or (self.delay and self.inner_state == "average"):
+            raise ConfigError(
+                f"delay={self.delay} with inner_state={self.inner_state} cannot be: an update travels during one "
+                "round, so the delay is 0 or 1; with 1 the inner state is kept or reset."
+            )
+        if not 0 <= self.alpha < 1 or (self.alpha != MIX and not self.delay):
+            raise ConfigError(
+                f"alpha={self.alpha:g} cannot be: it is a client's share in what it mixes with the server's late "
+                "values, from 0 to below 1; write such as delay=1 alpha=0.5."
+            )
+
     @property
     def rates(self) -> tuple[float, float]:
         """Outer learning rate and momentum, before the schedule."""
@@ -121,6 +191,11 @@ class DiLoCo(Algorithm):
     def turns(self) -> TurnTaking | None:
         """Fragments, where there is more than one."""
         return _Fragments(self.fragments) if self.fragments > 1 else None
+
+    @property
+    def early(self) -> EarlyStart | None:
+        """The next round's steps, where there is a delay."""
+        return _Delay(self) if self.delay else None
 
     def init(self, params: Tensors) -> ServerState:
         """Refuse more fragments than the model has blocks."""
@@ -133,7 +208,7 @@ class DiLoCo(Algorithm):
     @property
     def stateful_clients(self) -> bool:  # type: ignore[override]
         """Clients remember their moments where they keep them."""
-        return self.inner_state == "keep" or self.fragments > 1
+        return self.inner_state == "keep" or self.fragments > 1 or self.delay > 0
 
     @property
     def uses_moments(self) -> bool:  # type: ignore[override]
@@ -152,7 +227,7 @@ class DiLoCo(Algorithm):
         extra = {key: state.memory[key] for key in (FIRST, SECOND, COUNT) if key in state.memory}
         params = state.params
         # A client of the last round has everything but the fragment that changed in it; others may lack more.
-        if self.turns is not None and int(state.memory.get(LAST_USED, {}).get(client, _NEVER_USED)) == state.round - 1:
+        if self.turns is not None and int(state.memory.get(LAST_USED, {}).get(client, _NEVER)) == state.round - 1:
             params = self.turns.part(params, state.round - 1)
         return Task(client, state.round, version, params, extra)
 
@@ -164,6 +239,8 @@ class DiLoCo(Algorithm):
 
     def rule(self, task: Task, memory: Streams) -> LocalRule:
         """Continue the moments."""
+        if self.delay:
+            return _Delayed(*self.delayed(memory, task.round))
         if self.turns is not None:
             return _Streaming(memory, self.inner_state == "keep", self.turns, task.round)
         if self.inner_state == "reset":
@@ -172,6 +249,10 @@ class DiLoCo(Algorithm):
             return _Inner(memory, False, task.params)
         moments = {key: task.extra[key] for key in (FIRST, SECOND, COUNT) if key in task.extra}
         return _Inner(moments, True, task.params)
+
+    def delayed(self, memory: Streams, round: int) -> tuple[Streams, bool, TurnTaking, int, float]:
+        """Return what the rule of a client with a delay is made of."""
+        return memory, self.inner_state == "keep", _Fragments(self.fragments), round, self.alpha
 
     def step(self, state: ServerState, total: Total) -> ServerState:
         """Take the outer step."""
@@ -194,7 +275,7 @@ class DiLoCo(Algorithm):
         return ServerState(params, memory, state.round + 1)
 
 
-_NEVER_USED = torch.tensor(-2)
+_NEVER = torch.tensor(-2)
 
 
 def _blocks(params: Tensors) -> dict[str, list[str]]:

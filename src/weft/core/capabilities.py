@@ -59,6 +59,21 @@ class TurnTaking(ABC):
         """Return those of the trained parameters that a client sends back in a round."""
 
 
+class EarlyStart(ABC):
+    """A round's training follows from what its client remembers: it may begin before the task is there (a delay)."""
+
+    @abstractmethod
+    def rule(self, memory: Streams, round: int) -> LocalRule | None:
+        """Return the rule of a round whose task has not come, or None for a training that begins from its task.
+
+        It does what the rule of the task will do, but for `finish`, which is left to the latter.
+
+        Args:
+            memory: of the rules at the client, after the round before.
+            round: the round to begin.
+        """
+
+
 @dataclass(frozen=True)
 class UpdateBuffer:
     """An asynchronous server: it steps whenever its buffer is full, with updates that may begin at earlier versions."""

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 
 from weft.core import tensors
-from weft.core.capabilities import FromSeeds, ModelChoice, PersonalModels, TurnTaking, UpdateBuffer
+from weft.core.capabilities import EarlyStart, FromSeeds, ModelChoice, PersonalModels, TurnTaking, UpdateBuffer
 from weft.core.exchange import Aggregator
 from weft.core.local_rule import LocalRule as LocalRule
 from weft.core.lowrank import Product
@@ -80,6 +80,11 @@ class Algorithm:
     @property
     def turns(self) -> TurnTaking | None:
         """Parts of the parameters that travel in turn."""
+        return None
+
+    @property
+    def early(self) -> EarlyStart | None:
+        """Training that may begin before its task has come."""
         return None
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 from weft.core.objective import Evaluator
@@ -11,6 +12,7 @@ from weft.core.types import Failure, Message, Probe, Reply, Task
 from weft.errors import ClientFailed, LeftRun, SumOpened
 from weft.federation.clients import ClientData, Clients, MemoryStore
 from weft.federation.conditions import Conditions
+from weft.federation.head_start import HeadStart
 from weft.federation.plan import Plan
 from weft.federation.round import answer
 from weft.models.resident import Resident
@@ -30,6 +32,7 @@ class ClientHost:
     train_clients: Clients
     eval_clients: Clients
     conditions: Conditions = field(default_factory=Conditions)
+    head_start: HeadStart = field(default_factory=HeadStart)
 
     def by_speed(self, messages: Sequence[Message]) -> list[Message]:
         """Return the messages in the order in which their replies arrive: those to faster clients first.
@@ -70,16 +73,39 @@ class ClientHost:
             step_fraction: share of the steps that the client makes, where the caller simulates its speed.
         """
         try:
+            if isinstance(message, Task | Probe):  # other messages need no model, and do not wait for it
+                self.head_start.wait()
             client = self.client_of(message)
             if memory is not None:
                 client = replace(client, memory=memory)
             if step_fraction is not None:
                 client = replace(client, step_fraction=step_fraction)
+            if isinstance(message, Task):
+                client = replace(client, begun=self.head_start.take(client))
             announce(message, client)
             return answer(message, self.plan, client, self.model, self.evaluator)
         except ClientFailed as failure:
             opened, left = isinstance(failure, SumOpened), isinstance(failure, LeftRun)
             return Failure(message.client, message.round, str(failure), opened=opened, left=left)
+
+    def go_on(
+        self,
+        task: Task,
+        memory: MemoryStore | None = None,
+        step_fraction: float = 1.0,
+        within: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """Begin the round after a task whose update is on its way, where the algorithm has a delay.
+
+        Args:
+            task: the last one that was answered.
+            memory: the client's memory after it, where it is not in the client's own store.
+            step_fraction: share of the steps that the client makes.
+            within: returns the context of the work.
+        """
+        client = replace(self.train_clients.find(task.client), step_fraction=step_fraction)
+        client = client if memory is None else replace(client, memory=memory)
+        self.head_start.begin(self.plan, self.model, client, task, within)
 
     def _lateness(self, message: Message) -> tuple[float, int]:
         if not isinstance(message, Task):

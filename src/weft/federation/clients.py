@@ -10,14 +10,15 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from weft.core import tensors
+from weft.core.local_rule import LocalRule
 from weft.core.party import Identity, Party
 from weft.core.promises import Promises
 from weft.core.secret import BYTES, Common, Secret
-from weft.core.types import Metrics, Streams, Tensors
+from weft.core.types import Metrics, Streams, Task, Tensors
 from weft.data.words import Words
 from weft.federation.part_memory import part_of
 from weft.models.resident import Resident
-from weft.training.job import Job
+from weft.training.job import Job, LocalResult
 
 
 class RowTable(Protocol):
@@ -153,6 +154,8 @@ class ClientData:
     """Writes the resident model to disk at the end of the run, with the run's side adapter."""
     inspect: Callable[[Resident, int], None] | None = None
     """Tests the shared model of a round, which is loaded, and raises LeftRun where it fails."""
+    begun: Callable[[LocalRule, Task], LocalResult | None] = lambda rule, task: None
+    """Returns the result of a task's training that was begun before the task came; None: it was not."""
 
     def job(
         self,

@@ -78,6 +78,11 @@ def conditions(plan: Plan) -> list[Refusal]:
             ],
         ),
         Refusal(
+            algorithm.early is not None and (plan.sampled or plan.over_selected),
+            f"{name} with a delay goes on at every client while its update travels, and here some clients miss rounds",
+            ["write a --sample_clients of all clients, without over_selection", "leave out delay in --fed_args"],
+        ),
+        Refusal(
             plan.over_selected and not (waits and algorithm.shares),
             f"{name} does not wait for a cohort, so none of its clients are spare",
             ["leave out --over_selection"],
@@ -109,6 +114,11 @@ def placement(plan: Plan) -> list[Refusal]:
             spread and not algorithm.plain_steps,
             f"{name} changes every local step by values that are not spread over processes",
             [unsplit, ALGORITHM.with_description("an algorithm with plain local steps")],
+        ),
+        Refusal(
+            spread and algorithm.early is not None,
+            f"{name} with a delay trains before a task has come, and several processes begin one together",
+            [unsplit, "leave out delay in --fed_args"],
         ),
         Refusal(
             spread and (plan.own_models or bool(sharing.ranks)),

@@ -45,6 +45,8 @@ class Plan:
     """Some clients do not make all their steps in time."""
     over_selected: bool = False
     """More clients are sampled than updates are used."""
+    sampled: bool = False
+    """Not every client takes part in every round."""
     everywhere: bool = False
     """The client of the public rows takes part in every round."""
     trusted: str = ""

@@ -34,6 +34,11 @@ def in_steps(plan: Plan) -> list[Refusal]:
             ["leave out --parallel and --model_offload", "write --privacy_unit client"],
         ),
         Refusal(
+            inside and algorithm.early is not None,
+            f"{name} with a delay trains before a task has come, and {private} draws its noise for one task",
+            ["leave out delay in --fed_args", OPEN],
+        ),
+        Refusal(
             inside and algorithm.choice is not None,
             f"A client chooses one of several models by the loss of its rows, which {private} does not hide",
             ["leave out --cluster", OPEN],
@@ -67,7 +72,7 @@ def protected(plan: Plan) -> list[Refusal]:
             ["leave out --cluster", OPEN],
         ),
         Refusal(
-            bounded and (algorithm.buffer is not None or algorithm.turns is not None),
+            bounded and any(one is not None for one in (algorithm.buffer, algorithm.turns, algorithm.early)),
             f"{name} mixes updates of several rounds, and {private} accounts for one bounded sum in each",
             [OPEN, other],
         ),

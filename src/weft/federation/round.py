@@ -147,7 +147,7 @@ def _train(task: Task, plan: Plan, client: ClientData, model: Resident) -> Updat
     rule, names = plan.algorithm.rule(local_task, part_of(memory, RULE)), plan.sharing.trained_names(shared, task.round)
     inputs = local_task.extra | with_prefix(memory, "memory.")
     job = client.job(start, local_task.params, {*names, *model.initial}, task.round, task.attempt, inputs)
-    done = plan.local.work(model, plan.objective, client.train, rule, job)
+    done = client.begun(rule, local_task) or plan.local.work(model, plan.objective, client.train, rule, job)
     new_memory = with_prefix(done.finished.memory, RULE)
     personal = plan.algorithm.personal
     if personal is not None and (second_rule := personal.rule(local_task, part_of(memory, RULE))) is not None:

@@ -194,4 +194,10 @@ def factors(plan: Plan) -> list[Refusal]:
             "that some would be trained in rounds only in which they do not travel",
             [LORA, "leave out fragments in --fed_args"],
         ),
+        Refusal(
+            lora.alternates and algorithm.early is not None,
+            f"{aggregation} trains other factors in every round, and with a delay {name} would mix them with those of "
+            "another round",
+            [LORA, "leave out delay in --fed_args"],
+        ),
     ]

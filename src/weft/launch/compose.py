@@ -92,6 +92,7 @@ def plan(config: RunConfig) -> Plan:
         max_client_share=config.max_client_share,
         slow_clients=any(speed < 1 for speed in config.client_speed or ()),
         over_selected=config.over_selection > 0,
+        sampled=config.client_sampling == "poisson",
         everywhere=everywhere,
         trusted=PUBLIC if everywhere else "",
         parallel=config.parallel,
@@ -116,7 +117,8 @@ def _aggregator(config: RunConfig, algorithm: Algorithm) -> Aggregator:
 def check_cohort(plan: Plan, config: RunConfig, population: Population) -> None:
     """Refuse a population that is too small for the run's aggregator; raises as `check` does."""
     members = len(population.trained) - len(population.absent)
-    check(replace(plan, cohort=min(config.sample_clients + plan.everywhere, members)))
+    sampled = plan.sampled or config.sample_clients + plan.everywhere < members
+    check(replace(plan, cohort=min(config.sample_clients + plan.everywhere, members), sampled=sampled))
 
 
 def _norm_limit(config: RunConfig, algorithm: Algorithm, protection: Protection) -> float:

@@ -48,9 +48,10 @@ class RayActor:
         step_fraction: float,
         secret: Secret | None,
         common: Common | None,
+        goes_on: bool = False,
     ) -> tuple[Any, tuple[int, Streams] | None]:
         """Answer a message."""
-        return answer_at_actor(self.client_host, raw, params, memory, step_fraction, secret, common)
+        return answer_at_actor(self.client_host, raw, params, memory, step_fraction, secret, common, goes_on)
 
 
 @contextmanager

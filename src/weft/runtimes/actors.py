@@ -98,8 +98,12 @@ class Actors(Runtime):
     """Starts an actor."""
     count: int
     note: Callable[[str], None]
+    goes_on: bool = False
+    """Actors begin the next round when they have answered."""
     running: dict[Hashable, _InFlight] = field(default_factory=dict)
     free: list[Actor] = field(default_factory=list)
+    trained_by: dict[str, Actor] = field(default_factory=dict)
+    """The actor that trained a client last: with a delay it has begun the client's next round."""
 
     def exchange(self, messages: Sequence[Message]) -> Iterator[Reply]:
         """Answer the messages, in the order of the in-process runtime, so that sums are the same to the last bit."""
@@ -110,6 +114,9 @@ class Actors(Runtime):
         parameter_refs: dict[int, object] = {}
         replies: dict[int, Reply] = {}
         deaths: dict[int, int] = {}
+        # An actor of several clients would begin the next round of one while it is asked for another.
+        clients = sum(isinstance(message, Task) for message in messages)
+        self.goes_on = self.client_host.plan.algorithm.early is not None and clients <= self.count
         waiting = list(range(len(messages_in_order)))
         for place in range(len(messages_in_order)):
             while place not in replies:
@@ -144,12 +151,21 @@ class Actors(Runtime):
         memory = client.memory.load(client.name, message.round) if uses_memory else {}
         # Packed without parameters, which travel by reference.
         bare = _array(pack(replace(message, params=Tensors())))
-        actor = self.free.pop()
+        actor = self._actor_for(client.name)
         plan = self.client_host.plan
         secret = client.memory.secret(client.name) if plan.draws_secrets else None
         common = client.memory.common(plan.protection.new_key) if plan.protection.shares_key else None
-        ref = actor.answer.remote(bare, parameter_refs[id(params)], memory, client.step_fraction, secret, common)
+        if isinstance(message, Task):
+            self.trained_by[client.name] = actor
+        own = (secret, common, self.goes_on)
+        ref = actor.answer.remote(bare, parameter_refs[id(params)], memory, client.step_fraction, *own)
         self.running[ref] = _InFlight(place, message, client, actor)
+
+    def _actor_for(self, client: str) -> Actor:
+        """Take a free actor: the one that trained the client last, else one that trained nobody else."""
+        own, trainers = self.trained_by.get(client), {id(actor) for actor in self.trained_by.values()}
+        best = max(range(len(self.free)), key=lambda at: (self.free[at] is own, id(self.free[at]) not in trainers, at))
+        return self.free.pop(best)
 
     def _take_in(self, replies: dict[int, Reply], deaths: dict[int, int], waiting: list[int]) -> None:
         """Wait for an answer; an actor that died is replaced, and its message is queued again."""
@@ -163,6 +179,7 @@ class Actors(Runtime):
         except ray.exceptions.RayActorError:
             deaths[flight.place] = deaths.get(flight.place, 0) + 1
             self.note(f"an actor died while it answered for '{client.name}'; a new one is started.")
+            self.trained_by = {name: actor for name, actor in self.trained_by.items() if actor is not flight.actor}
             self.free.append(self.start())
             if deaths[flight.place] < TRIES:
                 waiting.insert(0, flight.place)
@@ -199,6 +216,7 @@ def answer_at_actor(
     step_fraction: float,
     secret: Secret | None,
     common: Common | None = None,
+    goes_on: bool = False,
 ) -> tuple[NDArray[np.uint8], tuple[int, Streams] | None]:
     """Answer a message in an actor's process.
 
@@ -214,6 +232,8 @@ def answer_at_actor(
     reply = client_host.reply(
         replace(message, params=params_task.params), memory=client_memory, step_fraction=step_fraction
     )
+    if goes_on and isinstance(message, Task) and client_memory.saved_state is not None:
+        client_host.go_on(message, MessageMemory(client_memory.saved_state[1], secret, common), step_fraction)
     return _array(pack(reply)), client_memory.saved_state
 
 

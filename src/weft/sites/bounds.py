@@ -108,6 +108,11 @@ class Bounds:
         """Work so far, that of the current message not included."""
         self._begun: float | None = None
         """When the current work began, by `time.monotonic`; None: there is none."""
+        self._works = 0
+        """Works at this moment: a message may be answered while a training goes on."""
+        self._entrance = threading.Lock()
+        self._done = threading.Event()
+        self._counter = threading.Thread()
         self._written, self._reserved = 0.0, 0.0
         """When the count was last written, and the seconds that it holds in advance."""
         if file.exists():
@@ -158,18 +163,23 @@ class Bounds:
         """
         if message is not None:
             self.messages[type(message).__name__] += 1
-        self._begun = time.monotonic()
-        self._write(self.reserve)
-        done = threading.Event()
-        counter = threading.Thread(target=self._count, args=(done,), daemon=True, name="hours")
-        counter.start()
+        with self._entrance:
+            self._works += 1
+            if self._works == 1:
+                self._begun, self._done = time.monotonic(), threading.Event()
+                self._counter = threading.Thread(target=self._count, args=(self._done,), daemon=True, name="hours")
+                self._counter.start()
+            self._write(self.reserve)
         try:
             yield
         finally:
-            done.set()
-            counter.join()
-            self._write()
-            self.seconds, self._begun = self.seconds + self._elapsed(), None
+            with self._entrance:
+                self._works -= 1
+                if not self._works:
+                    self._done.set()
+                    self._counter.join()
+                    self._write()
+                    self.seconds, self._begun = self.seconds + self._elapsed(), None
 
     def step(self) -> None:
         """Look at the hours; called while the model works.

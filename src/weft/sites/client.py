@@ -15,8 +15,7 @@ from pathlib import Path
 
 from weft.config import RunConfig, build
 from weft.core.files import caused_by_full_disk, full_disk
-from weft.core.party import Identity
-from weft.core.types import Failure, Probe, ProtectionRequest, Reply, Task, Tensors, Undo
+from weft.core.types import Failure, Probe, ProtectionRequest, Reply, Task, Tensors, Undo, Update
 from weft.core.wire import pack, unpack
 from weft.core.wire_format import Raw
 from weft.errors import BadUpdate, ConfigError, WeftError
@@ -44,7 +43,7 @@ from weft.sites.policy import SitePolicy
 from weft.sites.reports import counts_of, reportable
 from weft.sites.requests import Refused, name_of, read_run
 from weft.sites.run_state import changed, former_run
-from weft.sites.signing import Sign, signer, unsigned
+from weft.sites.signing import Sign, certificate, signer, unsigned
 from weft.sites.site_ledger import RELEASES, Releases, SiteBudget
 from weft.sites.token_folder import token_folder
 
@@ -76,6 +75,7 @@ class SiteClient:
         self.sign: Sign = unsigned
         self.departure = Departure(folder, "")
         self._steps = 0
+        self._answered: Task | None = None
 
     def progress(self) -> int:
         """Return the number of forward passes so far: it grows while the model works."""
@@ -119,7 +119,9 @@ class SiteClient:
             raise Refused(why)
         run, birth = RunDir(self.folder / name_of(request)), str(request.get("birth", ""))
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.client_host = None
+        if self.client_host is not None:
+            self.client_host.head_start.drop()
+        self.client_host = self._answered = None
         rules, day = self.policy.accept, Day(self.folder / DAY, self.policy.accept.max_hours_per_day)
         day.count(0.0)
         self.bounds = bounds = Bounds(run.path / WORK, config, rules.max_hours, birth=birth, day=day)
@@ -168,7 +170,7 @@ class SiteClient:
         # A round may be one step on one row.
         summed = host.plan.local.rows_in_metrics(counts["rows"], host.plan.objective.reuse)
         needed = protection.sum_only and common is None
-        certified = self._identity(named, needed=needed)
+        certified = certificate(self.kit, named, needed=needed)
         self.sign, identity = signer(certified), certified if needed else None
         least = self.policy.accept.min_clients or 0
         trained = replace(
@@ -211,22 +213,6 @@ class SiteClient:
             raise Refused("the base model here is not the server's: its weights have another hash")
         return builder, base
 
-    def _identity(self, run: str, *, needed: bool) -> Identity | None:
-        """Return the site's certificate: it signs updates, and other sites know by it whose keys a server passes on."""
-        if self.kit is None:
-            if needed:
-                raise Refused("it runs without a start-up kit, so other sites cannot know its part of a masked sum")
-            return None
-        from weft.sites.identity import identity_of
-
-        try:
-            return identity_of(self.kit, run)
-        except ConfigError as error:
-            if needed:
-                raise
-            log.warning("updates are not signed: %s", error)
-            return None
-
     def hear_cohort(self, request: JsonObject) -> JsonObject:
         """Take note of how many clients a round has, after all sites have answered the handshake.
 
@@ -246,6 +232,13 @@ class SiteClient:
             raise Refused(f"a round has {count} clients, and this site asks for {least} at least")
         log.info("%d clients take part in a round of the run '%s'", count, self.run)
         return self.agreed
+
+    def go_on(self) -> None:
+        """Begin the next round, where the run has a delay; called when the answer to a task is on its way."""
+        task, self._answered = self._answered, None
+        if task is None or self.client_host is None or self.bounds is None or self.bounds.spent() is not None:
+            return
+        self.client_host.go_on(task, within=partial(self.bounds.work, None))
 
     def _step(self, *_: object) -> None:
         """Note that the model works; raise Spent where the policy's hours end in the middle of a message."""
@@ -277,6 +270,7 @@ class SiteClient:
             else:
                 with self.bounds.work(message):
                     reply = self.sign(self.client_host.reply(message))
+                self._answered = message if isinstance(message, Task) and isinstance(reply, Update) else None
                 if isinstance(reply, Failure):
                     log.warning("round %d: this site %s", message.round + 1, reply.reason)
                     if reply.left:

@@ -130,6 +130,7 @@ def main(argv: list[str]) -> int:
         answer = site_client.work(raw)
         with sending:
             send(transport, answer)
+        site_client.go_on()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from weft.config import RunConfig
 from weft.core.tensors import num_bytes
 from weft.core.types import Failure, Probe, ServerState, Tensors
 from weft.errors import ConfigError
+from weft.federation.compatibility import check
 from weft.federation.plan import Plan
 from weft.federation.scores import expected_scores
 from weft.federation.state import expected_streams, to_use
@@ -149,6 +150,7 @@ def _settle(builder: ClientBuilder, remote: RemoteSites, agreement: Handshake) -
     remote.handshake, remote.why_not = agreement.requests.get, why_not
     remote.largest = lambda: largest(plan, model)
     rows = agreement.rows_of_participants()
+    check(replace(plan, sampled=plan.sampled or builder.config.sample_clients < len(rows)))
     warn_of_one(rows, plan.max_client_share, remote.note)
     for sentence in contamination_lines(agreement.contamination):
         remote.note(sentence)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from weft.core.secret import Secret
-from weft.core.types import Metrics, RuleResult, Tensors
+from weft.core.types import LocalWork, Metrics, RuleResult, Tensors
 from weft.models.layout import Row
 
 
@@ -69,3 +69,5 @@ class LocalResult(NamedTuple):
     """Sums for the run's records."""
     personal: Tensors
     """Parameters that stay with the client, after the last step."""
+    work: LocalWork | None = None
+    """What the rule made the update of; None where no optimizer stepped."""

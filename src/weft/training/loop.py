@@ -153,10 +153,11 @@ class GradientSteps:
         moments = model.gather(moments_of(optimizer, model.trainable())) if rule.wants_moments else {}
         optimizer.zero_grad(set_to_none=True)
         end = model.values()
-        finished = rule.finish(LocalWork(shared, {name: end[name] for name in shared}, steps, lr_sum, moments))
+        work = LocalWork(shared, {name: end[name] for name in shared}, steps, lr_sum, moments)
+        finished = rule.finish(work)
         if not all(map(tensors.all_finite, finished.streams.values())):
             raise ClientFailed(f"the update after {session.steps} steps is not finite{_narrow(model)}")
-        return LocalResult(finished, metrics, {name: end[name] for name in job.personal if name not in shared})
+        return LocalResult(finished, metrics, {name: end[name] for name in job.personal if name not in shared}, work)
 
     def _draw(self, model: Resident, objective: Objective, steps: int, job: Job) -> Draw | None:
         """Return the rows of a round that a mixture draws; None: without one, or where the client has no domains."""
