@@ -17,6 +17,7 @@ from support.results import metrics
 from support.rows import colour_rows, write_rows
 from weft.cli import main
 from weft.config import build
+from weft.core.exchange import Protection
 from weft.core.metrics import Totals, summarise
 from weft.core.score_places import placed, places_of, sum_of
 from weft.core.types import (
@@ -348,3 +349,36 @@ def test_sums_that_no_clients_can_have_counted_are_refused(masked: Bench):
     found, failures = masked.scores()
     assert not found.anybody
     assert "a count below 0" in failures[NAMES[1]]
+
+
+def test_a_protection_of_ones_own_that_seals_no_scores_leaves_them_as_they_are(plain: Bench):
+    class Sums(Protection):
+        sum_only = True
+
+    wanted, _ = plain.scores()
+    plain.plan = replace(plain.plan, protection=Sums())
+    plain.line = Line(replace(plain.line.client_host, plan=plain.plan))
+    found, failures = plain.scores()
+    assert (found, failures) == (wanted, {})
+    assert set(found.clients) == set(NAMES)
+
+
+def test_a_model_is_scored_under_masks_by_command(people, tiny_model: Path, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    clients = [f"{one['name']}={one['data']}" for one in people["clients"]]
+    words = ["evaluate", str(tiny_model), "--federated", "--clients", *clients, "--eval_fraction", "0.4", "--json"]
+    words += ["--choices", "red", "green", "blue", "--dtype", "float32", "--template", "vicuna"]
+    words += ["--seq_length", "128"]
+    found = []
+    for more in (["--protection", "masks"], []):
+        capsys.readouterr()
+        assert main([*words, *more, "--output_dir", str(tmp_path / f"out{len(more)}")]) == 0
+        found.append(json.loads(capsys.readouterr().out)["shared"])
+    sealed, plain = found
+    assert (sealed["clients"], len(sealed["members"])) == ({}, 3)
+    assert len(plain["clients"]) == 3
+    assert [sealed[name] for name in ("rows", "accuracy", "macro_f1")] == [
+        plain[name] for name in ("rows", "accuracy", "macro_f1")
+    ]
+    assert main([*words, "--protection", "masks", "--min_contributors", "4", "--output_dir", str(tmp_path / "no")]) == 2
+    assert "num_rounds is 0, but 3 of the clients have held-out rows" in capsys.readouterr().err

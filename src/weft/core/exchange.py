@@ -198,6 +198,10 @@ class Protection:
     """The server sees sums of updates only. `collect` then yields a sum as one update: the weighted mean of its
     `members`, the sum of their weights and the sums of their metrics."""
 
+    seals_scores: ClassVar[bool] = False
+    """Scores of held-out rows travel in sums too: `collect` takes probes, and marks its requests as of an evaluation.
+    Otherwise the server sees each client's."""
+
     draws_secrets: ClassVar[bool] = False
     """Clients draw from their secrets."""
 

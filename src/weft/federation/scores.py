@@ -65,7 +65,7 @@ def scored(plan: Plan, client: ClientData, probe: Probe, metrics: Metrics, choic
     """
     metrics |= {f"{stream}/{int(value)}": 1.0 for stream, values in choice.items() for value in values.values()}
     reported = client.reportable(metrics)
-    if not plan.protection.sum_only:
+    if not plan.protection.seals_scores:
         return Score(client.name, probe.round, reported)
     values = placed(plan.measured, reported, plan.score_places)
     streams = {SCALARS: {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}}
@@ -116,7 +116,7 @@ def _replies(
     plan: Plan, state: ServerState, runtime: Runtime, probes: Sequence[Probe], left_out: Collection[str]
 ) -> Iterable[Reply]:
     """Yield scores, or sums of them: one of the clients that were left out, and one of the others."""
-    if not plan.protection.sum_only:
+    if not plan.protection.seals_scores:
         yield from runtime.exchange(probes)
         return
     for apart in (False, True):

@@ -130,7 +130,7 @@ def scores_of_run(run: Run, changes: JsonObject, note: Callable[[str], None]) ->
 
 def _as_known(plan: Plan, scores: Scores) -> Scores:
     """Return scores as a server would know them: with a protection, their sum."""
-    if not plan.protection.sum_only:
+    if not plan.protection.seals_scores:
         return scores
     rows = [placed(plan.measured, part, plan.score_places) for part in scores.clients.values()]
     values = {place: sum(row[place] for row in rows) for place in plan.score_places}

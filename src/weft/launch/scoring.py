@@ -25,7 +25,7 @@ def with_scores(config: RunConfig, plan: Plan) -> Plan:
     """Return a plan that knows how it scores held-out rows; ConfigError for more answers than a sealed sum holds."""
     metrics, named = evaluator_class(plan).metrics, len(config.choices or ())
     plan = replace(plan, reports=_reports(config, plan), measured=metrics)
-    if not plan.protection.sum_only:
+    if not plan.protection.seals_scores:
         return plan
     if named > MOST_CLASSES:
         raise ConfigError(
@@ -61,7 +61,7 @@ def scored_clients(
         ConfigError: a sealed sum of what must be scored would have too few clients.
     """
     tested, apart = population.tested(), population.left_out
-    if not (plan.protection.sum_only and plan.reports):
+    if not (plan.protection.seals_scores and plan.reports):
         return tested
     name, least = type(plan.protection).__name__, plan.protection.smallest_sum
     alone = [client for client in tested if client in apart]

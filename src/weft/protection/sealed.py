@@ -28,6 +28,7 @@ class SealedSums(Protection):
     """What differential privacy protects: of updates of clients under a budget, nothing but the sum is told."""
 
     sum_only: ClassVar[bool] = True
+    seals_scores: ClassVar[bool] = True
     draws_secrets: ClassVar[bool] = True
     can_group: ClassVar[bool] = True
     word: ClassVar[str]
