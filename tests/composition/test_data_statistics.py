@@ -16,7 +16,7 @@ from support.rows import colour_rows, write_rows
 from weft.cli import main
 from weft.core.secret import Secret
 from weft.data.languages import LANGUAGES, OTHER, language_of
-from weft.launch.data_statistics import asked_statistics, divergences, protected
+from weft.launch.data_statistics import asked_statistics, differences, divergences, protected
 from weft.sites.policy import read_policy
 from weft.sites.server import serve
 
@@ -230,3 +230,14 @@ def test_what_a_site_tells_is_believed_as_far_as_it_can_be():
     for name, kind in (("label", "labels"), ("language", "languages"), ("lengths", "lengths"), ("many", "lengths")):
         assert kind not in found[name]
     assert found["noise"]["noise"] == 0.0
+
+
+def test_a_site_whose_counts_are_all_zero_makes_no_number_of_the_others_nan():
+    """What a hostile site sends, or noise makes of few rows."""
+    told = {"rows": 10, "held": 0, "least": 1}
+    answers = {name: told | {"labels": {"x": n, "y": m}} for name, n, m in (("a", 9, 1), ("b", 1, 9), ("c", 0, 0))}
+    lines = differences(asked_statistics(["x", "y"], answers))
+    assert "nan" not in " ".join(lines)
+    assert any(line.startswith("labels: ") for line in lines)
+    del answers["b"]
+    assert len(differences(asked_statistics(["x", "y"], answers))) == 1

@@ -49,6 +49,23 @@ def test_a_number_of_a_part_that_is_not_finite_is_refused(value: str):
         compose.plan(config)
 
 
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        ({"client_speed": [1.0, float("nan")]}, "nan"),
+        ({"client_speed": [float("inf")]}, "inf"),
+        ({"fed_alg": "fedadam", "fedopt_tau": float("nan")}, "nan"),
+        ({"over_selection": float("inf")}, "inf"),
+        ({"data_statistics": True, "statistics_noise": float("inf")}, "inf"),
+        ({"mixture": "excess", "mixture_reference": "a=1,b=1", "mixture_strength": float("inf")}, "inf"),
+    ],
+)
+def test_a_key_with_which_nothing_can_be_computed_is_refused(keys: dict[str, object], value: str):
+    """Bounds of pydantic hold for a number alone: in a list, or beside a word, NaN passed."""
+    with pytest.raises(ConfigError, match=f"holds {value}, with which nothing can be computed"):
+        build({"dataset_name": "d", **keys})
+
+
 def test_the_keys_reach_the_plan(monkeypatch: pytest.MonkeyPatch):
     """One part of each kind that has only one name so far, made with a parameter in its type."""
     from weft.core.exchange import Codec, Privacy, Protection

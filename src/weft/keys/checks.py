@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import date
 from typing import TYPE_CHECKING
@@ -30,6 +31,20 @@ def check(config: RunConfig) -> None:
     privacy.check(config)
     pretraining.check(config)
     audits.check(config)
+    _check_finite(config)
+
+
+NO_INFINITY = ("statistics_noise", "over_selection", "mixture_strength", "client_speed", "reward_weights")
+"""Keys with which nothing can be computed where they are infinite; of others it may mean that there is no bound."""
+
+
+def _check_finite(config: RunConfig) -> None:
+    """Refuse what is not a number, which no bound of a key refuses in a list or beside a word."""
+    for key in type(config).model_fields:
+        value = getattr(config, key)
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and (math.isnan(number) or (key in NO_INFINITY and math.isinf(number))):
+                raise ConfigError(f"{key} holds {number}, with which nothing can be computed: write a finite number.")
 
 
 def _check_secrets(config: RunConfig) -> None:

@@ -170,7 +170,8 @@ def differences(found: Mapping[str, JsonObject]) -> list[str]:
         return []
     lines = [f"{sizes.sum()} rows to train on; the largest client has {sizes.max() / max(1, sizes.sum()):.0%} of them."]
     for kind in ("languages", "labels"):
-        tables = {name: one[kind] for name, one in found.items() if one.get(kind)}
+        # A site whose counts are all 0, as noise may make them, has no shares.
+        tables = {name: one[kind] for name, one in found.items() if any(one.get(kind, {}).values())}
         if len(tables) > 1:
             far = divergences(tables)
             worst = max(far, key=lambda name: far[name])
