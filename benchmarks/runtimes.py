@@ -25,6 +25,8 @@ from common import machine
 HERE = Path(__file__).parent
 SIZES = {"tiny": {"hidden_size": 32, "num_layers": 2}, "large": {"hidden_size": 576, "num_layers": 6}}
 """Of models that are trained in the whole: 0.3 MB and about 100 MB of parameters."""
+BETWEEN = {"delay": {"hidden_size": 96, "num_layers": 6}}
+"""One of about 3 MB, for delay.py."""
 ROUNDS = {"tiny": 12, "large": 10}
 REPEAT = {"tiny": 20, "large": 10}
 
@@ -83,7 +85,7 @@ def keys_of(folder: Path, size: str, clients: list[str]) -> dict[str, Any]:
         "model_name_or_path": str(model_of(folder, size)),
         "clients": data,
         "sample_clients": len(clients),
-        "num_rounds": ROUNDS[size],
+        "num_rounds": ROUNDS.get(size, 1),
         "max_steps": 1,
         "batch_size": 2,
         "seq_length": 32,
@@ -109,14 +111,16 @@ def model_of(folder: Path, size: str) -> Path:
     out = folder / f"model-{size}"
     if out.exists():
         return out
-    tokenizer = AutoTokenizer.from_pretrained(HERE.parent.parent / "shared" / "models" / "stories260K")
-    width = SIZES[size]["hidden_size"]
+    shared = Path(os.environ.get("WEFT_DATA", HERE.parent.parent / "shared" / "data")).parent
+    tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "stories260K")
+    shape = (SIZES | BETWEEN)[size]
+    width = shape["hidden_size"]
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=width * 8 // 3 // 16 * 16,
-        num_hidden_layers=SIZES[size]["num_layers"],
+        num_hidden_layers=shape["num_layers"],
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=128,

@@ -62,7 +62,7 @@ def by_the_paper(
     momentum: float,
     missed: list[set[int]] | None = None,
 ) -> torch.Tensor:
-    """Algorithm 2 of the paper with one fragment, in float64, tau = H; return the global values after all rounds.
+    """The paper's algorithm with one fragment, in float64, tau = H; return the global values after all rounds.
 
     `missed`: of each round the clients that were away. They begin anew from the global values.
     """

@@ -273,7 +273,7 @@ def test_own_models_are_summed_up_too(keys, tmp_path: Path, capsys, monkeypatch)
 
 
 TOO_FEW: list[tuple[dict[str, Any], str]] = [
-    ({"leave_out": ["client_0"]}, "leave_out names 1 clients with held-out rows"),
+    ({"leave_out": ["client_0"]}, "leave_out names 1 client with held-out rows"),
     ({"choices": [f"word {number}" for number in range(101)]}, "have places for 100 at most"),
 ]
 

@@ -24,7 +24,7 @@ LOCAL, ANCHOR, TRAINED, LAST_USED = "local", "anchor", "trained", "seen"
 TRAINED the round that it trained last. The server's memory LAST_USED: the round in which each client's update was last
 used."""
 MIX = 0.5
-"""Share of a client's own values where the server's arrive late (arXiv 2501.18512, section 2.2)."""
+"""Share of a client's own values where the server's arrive late (arXiv 2501.18512)."""
 
 
 class _Inner(KeepMoments):
@@ -134,7 +134,7 @@ class DiLoCo(Algorithm):
     fragments: parts in which the parameters travel, one in a round.
     delay: 1 lets an update travel while its client makes the steps of the next round. What the server makes of round t
     reaches the clients after the steps of round t + 1, and what they then have is alpha of their own values and
-    1 - alpha of the server's (arXiv 2501.18512, section 2.2 with tau = one round).
+    1 - alpha of the server's (arXiv 2501.18512, with tau = one round).
     """
 
     adds_mean: ClassVar[bool] = False

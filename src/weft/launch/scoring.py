@@ -67,8 +67,8 @@ def scored_clients(
     alone = [client for client in tested if client in apart]
     if 0 < len(alone) < least:
         raise ConfigError(
-            f"leave_out names {len(alone)} clients with held-out rows, and {name} opens sums of scores over {least} "
-            f"clients or more: name {least} or more, or none."
+            f"leave_out names {len(alone)} client{'s' * (len(alone) > 1)} with held-out rows, and "
+            f"{name} opens sums of scores over {least} clients or more: name {least} or more, or none."
         )
     others = len(tested) - len(alone)
     if not 0 < others < least:
