@@ -4,7 +4,7 @@
     python benchmarks/prompts.py table OUT.jsonl   print the tables
 
 TFNS (10 clients by Dirichlet 0.3 and at random, macro-F1) and MedQuAD (7 institutions, loss), data and bases as in
-algorithms.py: a Llama of 0.4 M parameters, for TFNS after 150 batches of public labels. Ten vectors a prompt; 15 rounds
+bases.py: a Llama of 0.4 M parameters, for TFNS after 150 batches of public labels. Ten vectors a prompt; 15 rounds
 of 5 steps (MedQuAD 10). Each method alone at every client (its own model on everybody's held-out rows, the mean over
 clients), federated by FedAvg, and on the pooled rows.
 """

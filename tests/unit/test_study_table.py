@@ -75,13 +75,14 @@ def study(**fields: Any) -> Study:
     return read_study({"base": base, "output_dir": "out"} | fields)
 
 
-def found(some: Study, losses: dict[str, list[float]]) -> list[Row]:
-    """The rows of runs with such losses, by arm and seed."""
+def found(some: Study, losses: dict[str, list[float | None]]) -> list[Row]:
+    """The rows of runs with such losses, by arm and seed; None: the run is not done."""
     cells = cells_of(some, {})
     outcomes = {}
     for arm, values in losses.items():
         for cell, value in zip([cell for cell in cells if cell.arm == arm], values, strict=True):
-            outcomes[cell.name] = outcome(SUMMARY | {"eval": {"loss": value}}, cell.seed)
+            if value is not None:
+                outcomes[cell.name] = outcome(SUMMARY | {"eval": {"loss": value}}, cell.seed)
     return rows_of(some, cells, outcomes, [LOSS], {}, {})
 
 
@@ -96,6 +97,15 @@ def test_ranks_and_differences_are_those_of_a_point():
     assert cells_of_row(rows[1], LOSS)[2:5] == ["1.5000 ± 1.0536", "-0.5000 (-0.7484 to -0.2516)", "better"]
     (record, *_) = records_of(rows, [LOSS], [])
     assert (record["mean"], record["bytes"], record["seeds"]) == (2.0, 7, "1 2 3")
+
+
+def test_places_are_those_over_the_seeds_that_all_arms_have():
+    """By its own seeds the second arm would be the better one: the hard seed is not among them."""
+    some = study(grid={"seed": [1, 2, 3]}, arms={"a": {}, "b": {"fed_alg": "central"}})
+    rows = found(some, {"a": [1.0, 2.0, 9.0], "b": [1.1, 2.1, None]})
+    assert [row.mean_rank for row in rows] == [1.0, 2.0]
+    apart = found(some, {"a": [1.0, None, None], "b": [None, 2.0, None]})
+    assert [row.mean_rank for row in apart] == [None, None]
 
 
 def test_an_arm_may_be_the_mean_of_runs_which_all_must_be_there():

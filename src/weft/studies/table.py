@@ -105,14 +105,23 @@ def rows_of(
 
 
 def _ranks(row: Row, rows: Sequence[Row], measures: Sequence[Measure]) -> dict[str, float]:
-    """Return the place of a row by each metric of which some values are better than others."""
+    """Return the place of a row by each metric of which some values are better than others.
+
+    Seeds differ, so places are those over the seeds that all arms with values have; without one there are none.
+    """
     ranks = {}
     for one in measures:
-        own = row.spread(one.name)
-        means = [mean.mean for other in rows if other.point == row.point and (mean := other.spread(one.name))]
-        if own is not None and one.lower is not None:
-            better = sum(mean < own.mean if one.lower else mean > own.mean for mean in means)
-            ranks[one.name] = better + (sum(mean == own.mean for mean in means) + 1) / 2
+        values = {
+            other.arm: some for other in rows if other.point == row.point and (some := other.values.get(one.name))
+        }
+        if row.arm not in values or one.lower is None:
+            continue
+        seeds = sorted(set.intersection(*(set(some) for some in values.values())))
+        means = {arm: math.fsum(some[seed] for seed in seeds) for arm, some in values.items()}
+        if seeds:
+            own = means[row.arm]
+            better = sum(mean < own if one.lower else mean > own for mean in means.values())
+            ranks[one.name] = better + (sum(mean == own for mean in means.values()) + 1) / 2
     return ranks
 
 
