@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from weft.cli import main
 from weft.commands.tables import print_table
 from weft.errors import ConfigError
 from weft.runs.comparison import Outcome
@@ -178,3 +179,8 @@ def test_a_table_on_a_terminal_writes_out_what_is_not_printed(capsys: pytest.Cap
     assert "  \\x1b[31mred\n" in told
     assert "  a\\u202eb\\nweft: all is well\n" in told
     assert "  ä [bold]x\n" in told
+
+
+def test_an_error_writes_out_what_is_not_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["sweep", str(tmp_path / "red\x1b[31m.yaml")]) == 2
+    assert "red\\x1b[31m.yaml" in capsys.readouterr().err
