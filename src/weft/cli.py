@@ -12,6 +12,7 @@ import sys
 import warnings
 
 from weft import registry
+from weft.core.texts import printable
 from weft.errors import ConfigError, WeftError, WeftWarning
 
 HELP = {
@@ -92,6 +93,11 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
+def _shown(error: Exception) -> str:
+    """Return the words of an error: a name in them may be somebody else's, who must not write to the terminal."""
+    return "\n".join(printable(line, len(line)) for line in str(error).split("\n"))
+
+
 def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
@@ -104,12 +110,12 @@ def _run(words: list[str]) -> int:
         code: int = getattr(importlib.import_module(module), function)(words[1:])
         return code
     except ConfigError as error:
-        print(f"weft: {error}", file=sys.stderr)
+        print(f"weft: {_shown(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         raise
     except (WeftError, OSError) as error:
-        print(f"weft: {error}", file=sys.stderr)
+        print(f"weft: {_shown(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("weft: interrupted.", file=sys.stderr)

@@ -88,3 +88,16 @@ def test_differential_privacy_leaves_no_more_than_twice_chance(given):
 def test_a_run_that_sends_no_change_of_parameters_is_refused(given, capsys):
     audit(given | {"fed_alg": "central"}, "span", status=2)
     assert "fedavg" in capsys.readouterr().err
+
+
+def test_every_row_is_asked_once_and_one_row_alone_has_no_control(given, tmp_path, capsys):
+    """A row that was counted several times made intervals too narrow, and a control that was the row's own update."""
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(json.dumps({"text": " ".join(WORDS[7 * n : 7 * n + 3])}) + "\n" for n in range(3)))
+    alone = given | {"dataset_name": str(few), "eval_fraction": 0}
+    assert len(audit(alone, "span")["span"]["numbers"]["tokens"]) == 3
+    one = tmp_path / "one.jsonl"
+    one.write_text(few.read_text().split("\n")[0] + "\n")
+    audit(alone | {"dataset_name": str(one), "num_clients": 1, "sample_clients": 1, "output_dir": f"{few}-run"},
+          "span", status=2)  # fmt: skip
+    assert "fewer than two training rows" in capsys.readouterr().err

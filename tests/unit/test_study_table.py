@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from weft.cli import main
+from weft.commands.tables import print_table
 from weft.errors import ConfigError, RunError
 from weft.runs.comparison import Outcome
 from weft.runs.text import spreadsheet_text
@@ -187,3 +189,16 @@ def test_a_folder_is_inside_the_study_whatever_an_arm_is_called():
         assert len(cell.folder.parts) == 4
         assert Path("..") not in cell.folder.parents
         assert ".." not in cell.folder.parts
+
+
+def test_a_table_on_a_terminal_writes_out_what_is_not_printed(capsys: pytest.CaptureFixture[str]):
+    print_table("t", ["client"], [["\x1b[31mred"], ["a\u202eb\nweft: all is well"], ["ä [bold]x"]])
+    told = capsys.readouterr().out
+    assert "  \\x1b[31mred\n" in told
+    assert "  a\\u202eb\\nweft: all is well\n" in told
+    assert "  ä [bold]x\n" in told
+
+
+def test_an_error_writes_out_what_is_not_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["sweep", str(tmp_path / "red\x1b[31m.yaml")]) == 2
+    assert "red\\x1b[31m.yaml" in capsys.readouterr().err

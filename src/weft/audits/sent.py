@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -71,16 +72,26 @@ class Station:
         self.state: ServerState = begin(self.plan, values, host.model.fixed)
 
     def drawn(self, count: int) -> list[Row]:
-        """Return random training rows, of one client after the other."""
+        """Return random training rows, of one client after the other, each once; fewer where there are no more.
+
+        Raises:
+            CannotAudit: there are fewer than two, so that no update is another row's.
+        """
         clients = list(self.host.train_clients)
         orders = [self.scene.chance("sent", client.name).permutation(len(client.train)) for client in clients]
-        rows = []
-        for turn in range(count):
-            place = turn % len(clients)
-            order = orders[place]
-            row = order[turn // len(clients) % len(order)]
-            rows.append(Row(clients[place].name, int(clients[place].train.index[int(row)])))
-        return rows
+        rows = (
+            Row(client.name, int(client.train.index[int(order[turn])]))
+            for turn in range(max(map(len, orders), default=0))
+            for client, order in zip(clients, orders, strict=True)
+            if turn < len(order)
+        )
+        found = list(islice(rows, count))
+        if len(found) < 2:
+            raise CannotAudit(
+                "The run has fewer than two training rows, and the control is the update of another row: audit a run "
+                "of more rows."
+            )
+        return found
 
     def all_of_round(self, client: str) -> list[Row]:
         """Return as many rows of a client as it goes over in a round."""

@@ -102,21 +102,23 @@ def _write(target: RunDir, split: JsonObject) -> None:
 
 
 def _print(split: JsonObject) -> None:
+    """Print a table of the clients, at most 50."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    """Print a table of the clients, at most 50."""
+    from weft.core.texts import printable
+
     clients = split["clients"]
     labels = split.get("labels") or []
     table = Table()
     table.add_column("client")
     for head in ("rows", "tokens (median)", *labels):
-        table.add_column(Text(head if len(head) <= 16 else head[:15] + "…"), justify="right")
+        table.add_column(Text(printable(head, 15) + "…" if len(head) > 16 else printable(head)), justify="right")
     entries = list(clients.items())
     for name, entry in entries[:50]:
         counts = [str(count) for count in entry.get("labels") or []]
-        table.add_row(Text(name), str(entry["rows"]), f"{entry['tokens'][1]:.0f}", *counts)
+        table.add_row(Text(printable(name)), str(entry["rows"]), f"{entry['tokens'][1]:.0f}", *counts)
     console = Console()
     console.print(table)
     if len(entries) > 50:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence, Set
 
+from weft.core.texts import printable
 from weft.runs.text import columns
 
 Cells = list[list[str]]
@@ -30,6 +31,8 @@ def print_table(
         left: columns whose texts begin at the left; on a narrow terminal they are folded.
     """
     flush_left = set(left)
+    # Names of clients, labels and reasons were written by others, who must not write to the terminal.
+    heads, *rows = ([printable(cell, len(cell)) for cell in row] for row in (heads, *rows))
     if not (sys.stdout.isatty() and _draw(title, heads, rows, flush_left, best)):
         print(title)
         for cells in columns([heads, *rows], flush_left):
@@ -50,12 +53,12 @@ def _draw(title: str, heads: list[str], rows: Cells, flush_left: set[int], best:
     least = [min(width, 20) if column in flush_left else width for column, width in enumerate(widths)]
     if sum(least) + 3 * len(heads) > console.width:  # 3: the border and padding of a column
         return False
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     for number, head in enumerate(heads):
         if number in flush_left:
-            table.add_column(head, overflow="fold")
+            table.add_column(Text(head), overflow="fold")
         else:
-            table.add_column(head, justify="right", no_wrap=True)
+            table.add_column(Text(head), justify="right", no_wrap=True)
     for number, row in enumerate(rows):
         styles = ["bold" if (number, place) in best else "" for place in range(len(row))]
         table.add_row(*(Text(cell, style) for cell, style in zip(row, styles, strict=True)))
