@@ -18,7 +18,7 @@ from weft.sites.local_federation import LocalFederation
 from weft.sites.watcher import watch
 
 pytest.importorskip("nvflare")
-pytestmark = MARKS
+pytestmark = [*MARKS, pytest.mark.slow]
 SITES = ("hospital_a", "hospital_b", "hospital_c")
 
 

@@ -16,7 +16,7 @@ from weft.studies.cells import Cell, cells_of, cells_to_choose
 from weft.studies.labels import label_of
 from weft.studies.measures import Measure, asked_measures, value_of
 from weft.studies.page import page_of
-from weft.studies.picture import draw
+from weft.studies.picture import draw, looks
 from weft.studies.study import Study, read_study
 from weft.studies.table import Row, records_of, rows_of
 from weft.studies.words import cells_of_row
@@ -165,6 +165,13 @@ def test_a_page_shows_names_of_others_as_text():
     assert "<script" not in page
     assert "&lt;b&gt;$x" in picture
     assert picture == draw(rows, LOSS)
+
+
+def test_rows_of_a_picture_look_different_although_there_are_more_arms_than_colours():
+    names = [f"arm {number}" for number in range(17)]
+    some = study(grid={"seed": [1], "learning_rate": {"low": 0.1, "high": 1.0}}, arms={name: {} for name in names})
+    rows = found(some, {name: [1.0, 1.0] for name in names})
+    assert len(rows) == len(set(looks(rows))) == 34
 
 
 def test_a_page_writes_out_what_is_not_printed_and_runs_no_script():

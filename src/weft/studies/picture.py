@@ -61,9 +61,7 @@ def draw(rows: Sequence[Row], measure: Measure) -> str:
 def _points(axes: Any, rows: Sequence[Row], measure: Measure, cost: str, scale: float) -> list[Any]:
     """Draw a point with the standard deviation over seeds for each row; return what the legend shows."""
     drawn = []
-    places = list(dict.fromkeys(row.point for row in rows))
-    arms = list(dict.fromkeys(row.arm for row in rows))
-    for row in rows:
+    for row, (marker, color) in zip(rows, looks(rows), strict=True):
         mean = row.spread(measure.name)
         assert mean is not None
         drawn.append(
@@ -71,10 +69,22 @@ def _points(axes: Any, rows: Sequence[Row], measure: Measure, cost: str, scale: 
                 (row.cost(cost) or 0.0) / scale,
                 mean.mean,
                 yerr=mean.deviation,
-                fmt=MARKERS[places.index(row.point) % len(MARKERS)],
-                color=COLORS[arms.index(row.arm) % len(COLORS)],
+                fmt=marker,
+                color=color,
                 markersize=6,
                 capsize=3,
             )
         )
     return drawn
+
+
+def looks(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Return the marker and the colour of each row: by point and arm, and arms of one colour have other markers."""
+    places = list(dict.fromkeys(row.point for row in rows))
+    arms = list(dict.fromkeys(row.arm for row in rows))
+    laps = -(-len(arms) // len(COLORS))
+    found = []
+    for row in rows:
+        lap, color = divmod(arms.index(row.arm), len(COLORS))
+        found.append((MARKERS[(places.index(row.point) * laps + lap) % len(MARKERS)], COLORS[color]))
+    return found
