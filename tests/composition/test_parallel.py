@@ -170,6 +170,10 @@ BAD = {
     "aggregations that need the base": ({"model_offload": "disk", "lora_aggregation": "fedsb"}, "moves them out"),
     "bent steps": ({"parallel": "fsdp", "fed_alg": "scaffold"}, "changes every local step"),
     "own models": ({"parallel": "fsdp", "personal_steps": 1}, "not spread over processes"),
+    "sealed updates": (
+        {"parallel": "fsdp", "protection": "masks", "sample_clients": 3},
+        "seals an update in one process",
+    ),
     "adapters in a pipeline": ({"parallel": "pipeline"}, "leave out --use_peft"),
     "other aggregations": ({"parallel": "fsdp", "lora_aggregation": "stack"}, "write --lora_aggregation average"),
     "half precision": ({"parallel": "fsdp", "dtype": "float16"}, "--dtype float32 or bfloat16"),

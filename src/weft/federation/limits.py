@@ -121,6 +121,11 @@ def placement(plan: Plan) -> list[Refusal]:
             [unsplit, "leave out delay in --fed_args"],
         ),
         Refusal(
+            spread and plan.protection.sum_only,
+            f"{type(plan.protection).__name__} seals an update in one process, and several have parts of the messages",
+            [unsplit, "write --protection none"],
+        ),
+        Refusal(
             spread and (plan.own_models or bool(sharing.ranks)),
             "Clients' own models, parts and ranks are not spread over processes",
             [unsplit, "leave them out"],
