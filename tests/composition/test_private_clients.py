@@ -218,6 +218,7 @@ def test_the_plan_says_what_signal_is_left_and_what_would_help(private, capsys):
     assert "so nothing will be learnt" in told
     assert "--lora_aggregation ffa" in told
     assert "more clients in a round" in told
+    assert "next to nothing" not in told
     weft.train(hospitals | {"num_rounds": 1}, quiet=False)
     told = capsys.readouterr()
     assert "so nothing will be learnt" in told.out + told.err
@@ -228,6 +229,7 @@ def test_a_delta_above_one_in_the_units_is_warned_of(private, capsys):
     told = "".join(capsys.readouterr())
     assert "more than 1 / 6 units" in told
     assert "write --target_delta 0.1 or less" in told
+    assert "promises next to nothing: the odds of a guess about one client may change by a factor of e^" in told
     assert "nothing will be learnt" not in told
     assert "which freezes A" not in told
 

@@ -14,6 +14,8 @@ from weft.privacy.guarantee import Guarantee
 
 TOO_MUCH = 10.0
 """Noise of so many times the largest signal, above which nothing is learnt."""
+NEXT_TO_NOTHING = 20.0
+"""The epsilon above which a promise is none: odds of a guess that change by a factor of e^20 are certainty."""
 
 
 def noise_over_signal(noise: float, parameters: int, contributions: float) -> float:
@@ -42,7 +44,7 @@ def privacy_line(config: RunConfig, plan: Plan, parameters: int, units: int) -> 
     ratio = _ratio(config, guarantee, parameters)
     spent = guarantee.epsilon(config.num_rounds)
     epsilon = f"epsilon {spent:.4g} at delta {guarantee.delta:g}" if math.isfinite(spent) else "no epsilon"
-    unit = guarantee.unit if guarantee.unit in ("client", "row") else f"value of {guarantee.unit}"
+    unit = _unit(guarantee)
     signal = f"the noise has {ratio:.3g} times the norm of the largest signal (z sqrt(d) / n)"
     return (
         f"{epsilon} for each {unit} after {config.num_rounds} rounds, noise_multiplier {guarantee.noise:.4g}; {signal}"
@@ -83,6 +85,11 @@ def privacy_warnings(config: RunConfig, plan: Plan, parameters: int, units: int)
             f"the noise has {ratio:.3g} times the norm of the largest signal, so nothing will be learnt: what helps is "
             f"{'; '.join(help_)}; or a larger --target_epsilon."
         )
+    if NEXT_TO_NOTHING < (spent := guarantee.epsilon(config.num_rounds)) < math.inf:
+        lines.append(
+            f"an epsilon of {spent:.3g} promises next to nothing: the odds of a guess about one {_unit(guarantee)} may "
+            f"change by a factor of e^{spent:.3g}; write --target_epsilon 8 or less."
+        )
     if plan.privacy.in_steps:
         lines.append(
             "the gradient of every row is computed by itself, so rows are not packed, and activations are not "
@@ -101,6 +108,10 @@ def privacy_warnings(config: RunConfig, plan: Plan, parameters: int, units: int)
             f"whole would satisfy it; write --target_delta {10 ** math.floor(-math.log10(units * 1.0001)):g} or less."
         )
     return lines
+
+
+def _unit(guarantee: Guarantee) -> str:
+    return guarantee.unit if guarantee.unit in ("client", "row") else f"value of {guarantee.unit}"
 
 
 def _ratio(config: RunConfig, guarantee: Guarantee, parameters: int) -> float:
