@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import os
 import random
 import shutil
 import statistics
@@ -26,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from common import machine
-from pretraining import passages
+from domains import DATA as SOURCE
+from domains import passages
 
-SOURCE = Path(os.environ.get("WEFT_DATA", "../shared/data")) / "pretrain"
 PRIVATE = ("economics", "natural_science", "politics", "shakespeare_by_speaker", "tech_spec_peps")
 PUBLIC = "wikitext2_valid_test"
 TINY_PUBLIC = "stories_synthetic"

@@ -195,7 +195,6 @@ def loss() -> None:
     from weft.commands.pretrain import RECIPE
 
     keys = RECIPE | pretraining.federated(4) | {"tokenizer": str(pretraining.tokenizer()), "fed_alg": "diloco"}
-    keys |= {"dataset_name": str(pretraining.CACHE / "domains" / "sample.jsonl")}
     keys |= {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "dtype": "float32", "threads": 1, "eval_every": 0}
     keys |= {"seq_length": 64, "batch_size": 4, "learning_rate": 4e-3, "eval_rows": None, "dataset_sample": None}
     ways: dict[str, dict[str, Any]] = {"no delay": {}, "delay": {"delay": 1}}

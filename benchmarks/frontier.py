@@ -235,7 +235,7 @@ def main(words: list[str] | None = None) -> None:
 
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.verb == "prepare":
-        from frontier_data import prepare
+        from domains import prepare
 
         prepare(options.folder)
     elif options.verb == "run":

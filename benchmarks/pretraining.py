@@ -12,10 +12,8 @@ steps. Central training is a single round, since AdamW is made anew in every rou
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
-import random
 import statistics
 import sys
 import tempfile
@@ -24,90 +22,36 @@ from pathlib import Path
 from typing import Any
 
 from common import machine
+from domains import DATA, domain_of, prepare
 
-DATA = Path(os.environ.get("WEFT_DATA", "../shared/data")) / "pretrain"
-CACHE = Path(os.environ.get("WEFT_CACHE", Path(tempfile.gettempdir()) / "weft-benchmarks")) / "pretraining"
+CACHE = Path(os.environ.get("WEFT_CACHE", Path(tempfile.gettempdir()) / "weft-benchmarks")) / "pretraining-domains"
 LARGEST, HELD, STEPS, ROWS, LENGTH, INNER = 1_200_000, 40_000, 600, 16, 128, 50
 RATE = 2e-3
 SEEDS = (1, 2)
 
 
-def domains() -> Path:
-    """Return a folder with `train/` and `held/`, a file in each for every domain, and all held-out text; made once."""
-    folder = CACHE / "domains"
-    if not folder.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=CACHE))
-        for part in ("train", "held"):
-            (made / part).mkdir()
-        sample, everything = [], []
-        for path in sorted(DATA.glob("*.jsonl.gz")):
-            with gzip.open(path, "rt", encoding="utf-8") as file:
-                # A document may be a whole book: passages, so that what is held out is a sample.
-                texts = [part for line in file for part in passages(json.loads(line)["text"])]
-            random.Random(0).shuffle(texts)
-            held, texts = cut(texts, HELD)
-            kept, _ = cut(texts, LARGEST)
-            name = f"{path.name.partition('.')[0]}.jsonl"
-            write(made / "train" / name, kept)
-            write(made / "held" / name, held)
-            sample += kept[::7]
-            everything += held
-        write(made / "held.jsonl", everything)
-        write(made / "sample.jsonl", sample)
-        made.rename(folder)
-    return folder
-
-
-def passages(text: str, size: int = 4000) -> list[str]:
-    """Return a text in parts of about `size` characters that end with a line."""
-    parts, left = [], text
-    while len(left) > size:
-        at = left.find("\n", size) + 1 or len(left)
-        parts.append(left[:at])
-        left = left[at:]
-    return [part for part in [*parts, left] if part.strip()]
-
-
-def cut(texts: list[str], most: int) -> tuple[list[str], list[str]]:
-    """Return texts of `most` bytes, and the rest."""
-    size = 0
-    for number, text in enumerate(texts):
-        size += len(text.encode())
-        if size > most:
-            return texts[:number], texts[number:]
-    return texts, []
-
-
-def write(path: Path, texts: list[str]) -> None:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-
-
 def tokenizer() -> Path:
-    """Return the folder of the tokenizer; made once."""
-    folder = CACHE / "tokenizer"
-    if not (folder / "tokenizer.json").exists():
-        from weft.data.vocabulary import train_tokenizer
-
-        rows = (domains() / "sample.jsonl").read_text(encoding="utf-8").splitlines()
-        train_tokenizer((json.loads(row)["text"] for row in rows), 4096).save_pretrained(folder)
-    return folder
+    """Return the folder of the tokenizer; made once, with the text."""
+    prepare(CACHE, largest=LARGEST, held=HELD)
+    return CACHE / "tokenizer"
 
 
 def federated(clients: int, **more: Any) -> dict[str, Any]:
     """Return the keys of a run of so many clients, which share the batch."""
     keys = {"num_clients": clients, "sample_clients": clients, "batch_size": ROWS // clients, "max_steps": INNER}
-    data = {"dataset_name": str(CACHE / "domains/train"), "eval_dataset_name": str(CACHE / "domains/held.jsonl")}
+    data = {"dataset_name": str(CACHE / "train"), "eval_dataset_name": str(CACHE / "held.jsonl.gz")}
     return keys | data | {"num_rounds": STEPS // INNER, "split_strategy": "iid"} | more
 
 
 def domain(**more: Any) -> dict[str, Any]:
     """Return the keys of a run with a client for each of the nine domains, with 2 rows a step."""
-    folder = CACHE / "domains"
-    names = sorted(path.name.partition(".")[0] for path in DATA.glob("*.jsonl.gz"))
     clients = [
-        {"name": name, "data": str(folder / "train" / f"{name}.jsonl"), "eval": str(folder / "held" / f"{name}.jsonl")}
-        for name in names
+        {
+            "name": name,
+            "data": str(CACHE / "train" / f"{name}.jsonl.gz"),
+            "eval": str(CACHE / "held" / f"{name}.jsonl.gz"),
+        }
+        for name in sorted(map(domain_of, DATA.glob("*.jsonl.gz")))
     ]
     keys = {"clients": clients, "sample_clients": 9, "client_weight": "uniform", "batch_size": 2, "max_steps": INNER}
     return keys | {"num_rounds": round(STEPS * ROWS / (9 * 2) / INNER)} | more

@@ -83,7 +83,7 @@ def test_the_benchmark_of_a_gpu_ends_at_its_deadline(
     assert all(line.endswith("not measured, the deadline has come") for line in lines)
 
 
-def frontier_data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def domains(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A prepared folder of two domains of some words."""
     source = folder / "source"
     source.mkdir()
@@ -91,14 +91,14 @@ def frontier_data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         lines = [json.dumps({"text": f"{words} {number} " * 60}) + "\n" for number in range(40)]
         (source / f"{name}.jsonl.gz").write_bytes(gzip.compress("".join(lines).encode()))
     prepared = folder / "prepared"
-    module("frontier_data", monkeypatch).prepare(prepared, source=source, largest=30_000, held=3_000, vocabulary=300)
+    module("domains", monkeypatch).prepare(prepared, source=source, largest=30_000, held=3_000, vocabulary=300)
     return prepared
 
 
 def test_the_frontier_runs_what_its_file_lacks_and_goes_on_after_a_kill(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    data, frontier = frontier_data(tmp_path, monkeypatch), module("frontier", monkeypatch)
+    data, frontier = domains(tmp_path, monkeypatch), module("frontier", monkeypatch)
     parse = module("frontier_arms", monkeypatch).parse
     assert sorted(file.name for file in (data / "train").iterdir()) == ["fruit.jsonl.gz", "sky.jsonl.gz"]
     out, arms = tmp_path / "out.jsonl", tmp_path / "arms"
@@ -131,7 +131,7 @@ def test_every_arm_of_the_frontier_is_a_run_that_is_not_refused(monkeypatch: pyt
     """Its keys work, and its parts go together."""
     from weft.launch import compose
 
-    data, arms = frontier_data(tmp_path, monkeypatch), module("frontier_arms", monkeypatch)
+    data, arms = domains(tmp_path, monkeypatch), module("frontier_arms", monkeypatch)
     found = arms.default_arms()
     assert len({arm.name for arm in found}) == len(found)
     for arm in found:

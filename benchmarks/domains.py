@@ -1,15 +1,15 @@
-"""The text and the tokenizer of `frontier.py`, in one folder of less than 20 MB that is carried to another machine."""
+"""The text and the tokenizer of benchmarks of pre-training, in one folder of less than 20 MB that can be carried."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 import tempfile
 from pathlib import Path
 
-from pretraining import DATA, cut, passages
-
+DATA = Path(os.environ.get("WEFT_DATA", "../shared/data")) / "pretrain"
 LARGEST, HELD = 2_600_000, 40_000
 """Bytes of each domain that are trained on, at most, and that are held out."""
 
@@ -42,8 +42,7 @@ def prepare(
         random.Random(0).shuffle(texts)
         held_texts, texts = cut(list(dict.fromkeys(texts)), held)
         kept, _ = cut(texts, largest)
-        # Without the words by which Weft knows parts of a data set, such as `valid`.
-        name = f"{path.name.partition('.')[0].partition('_valid')[0]}.jsonl.gz"
+        name = f"{domain_of(path)}.jsonl.gz"
         write(made / "train" / name, kept)
         write(made / "held" / name, held_texts)
         sample += kept[::7]
@@ -53,6 +52,31 @@ def prepare(
     for part in ("train", "held", "held.jsonl.gz", "tokenizer"):
         (made / part).rename(folder / part)
     made.rmdir()
+
+
+def passages(text: str, size: int = 4000) -> list[str]:
+    """Return a text in parts of about `size` characters that end with a line."""
+    parts, left = [], text
+    while len(left) > size:
+        at = left.find("\n", size) + 1 or len(left)
+        parts.append(left[:at])
+        left = left[at:]
+    return [part for part in [*parts, left] if part.strip()]
+
+
+def cut(texts: list[str], most: int) -> tuple[list[str], list[str]]:
+    """Return texts of `most` bytes, and the rest."""
+    size = 0
+    for number, text in enumerate(texts):
+        size += len(text.encode())
+        if size > most:
+            return texts[:number], texts[number:]
+    return texts, []
+
+
+def domain_of(path: Path) -> str:
+    """Return the name of a file's domain, without the words by which Weft knows parts of data, such as `valid`."""
+    return path.name.partition(".")[0].partition("_valid")[0]
 
 
 def write(path: Path, texts: list[str]) -> None:
