@@ -170,7 +170,9 @@ SHARED_OUT: list[dict[str, object]] = [
 ]
 
 
-@pytest.mark.parametrize("how", SHARED_OUT, ids=str)
+@pytest.mark.parametrize(
+    "how", [pytest.param(how, marks=[pytest.mark.slow] * (how != SHARED_OUT[1]), id=str(how)) for how in SHARED_OUT]
+)
 def test_noise_and_secret_cohorts_are_those_of_one_process(spread, tmp_path: Path, how: dict[str, object]):
     """Given the same secrets, which never leave the process that runs the rounds but in messages to its own actors."""
     pytest.importorskip("dp_accounting")

@@ -164,6 +164,7 @@ def pids(word: str, of: Path) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_killed_processes_lose_no_committed_round(run, parties: LocalFederation, tmp_path: Path):
     """kill -9 of a site's model in a round, then of the server: the numbers are those of a run without.
 

@@ -18,7 +18,7 @@ from weft.sites.watcher import watch
 
 pytest.importorskip("nvflare")
 pytest.importorskip("dp_accounting")
-pytestmark = MARKS
+pytestmark = [*MARKS, pytest.mark.slow]
 SITES = ("hospital_a", "hospital_b")
 
 
