@@ -37,10 +37,14 @@ class Cohort:
         """By client: the phase whose answer does not arrive."""
         self.change: Callable[[object], object] = lambda message: message
         self.seen: list[Reply] = []
+        self.alike = False
+        """Whether all are sent the same model, and know it."""
 
     def party(self, name: str) -> Party:
         promises, common = self.promises[name], lambda make: self.common
-        return Party(name, ROUND, 0, {}, partial(self.secrets.get, name), promises=promises, common=common)
+        return Party(
+            name, ROUND, 0, {}, partial(self.secrets.get, name), promises=promises, common=common, alike=self.alike
+        )
 
     def update(self, name: str) -> Update:
         metrics = {"rows": self.weights[name], "loss": 0.5}
@@ -75,7 +79,9 @@ class Cohort:
             "delta": {"w": torch.zeros(len(self.deltas[self.names[0]]))},
             "scalars": {"tau": torch.zeros(())},
         }
-        server = Party("", ROUND, attempt, memory or {}, quorum=quorum, heaviest=max(self.weights.values()))
+        server = Party(
+            "", ROUND, attempt, memory or {}, quorum=quorum, heaviest=max(self.weights.values()), alike=self.alike
+        )
         self.kept = server.kept
         replies = list(self.protection.collect(self.exchange, tasks, like, server))
         sums = [reply for reply in replies if isinstance(reply, Update)]

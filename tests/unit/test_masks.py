@@ -235,6 +235,26 @@ def test_a_server_that_makes_the_others_weigh_nothing_sees_nobody():
     assert found is not None or failures
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_server_that_sends_one_client_another_model_opens_nothing(alike: bool):
+    """Masks follow from the model; without that (a control) the sum is opened."""
+    cohort = Cohort(5)
+    cohort.alike = alike
+
+    def change(message):
+        if isinstance(message, Task) and message.client == cohort.names[0]:
+            return replace(message, params={"w": torch.ones(3)})
+        return message
+
+    cohort.change = change
+    found, failures = cohort.collect()
+    if not alike:
+        assert_mean(cohort, found, cohort.names)
+        return
+    assert found is None
+    assert set(failures) == set(cohort.names)
+
+
 def forged(message, change: Callable[[dict[str, Keys]], None]):
     """Return a message whose list of members was changed."""
     values = message.extra.get("masks") if isinstance(message, Task) else message.streams.get(message.phase)

@@ -58,6 +58,8 @@ class Party:
     policy lets be averaged, or whose shares make up the noise."""
     heaviest: float = 1.0
     """At the server: the largest weight that a client of the round may have."""
+    alike: bool = False
+    """All clients of a sum are sent the same model, from which their masks and tags follow."""
     kept: Streams = field(default_factory=dict)
     """At the server: what a protection puts here is added to its memory when the round is committed."""
 

@@ -35,5 +35,6 @@ def paid(plan: Plan, state: ServerState, total: Total, like: Streams, spend: Spe
 def joins(plan: Plan, client: ClientData, message: Request | ProtectionRequest) -> Party:
     """Return the client as it takes part in a protected sum: in none of fewer than the noise has shares."""
     party = client.party(PROTECTION, {}, message.round, message.attempt, least=plan.shares_of_noise)
+    party = replace(party, alike=plan.sends_alike)
     scored = message.evaluation if isinstance(message, ProtectionRequest) else isinstance(message, Probe)
     return party.evaluating() if scored else party

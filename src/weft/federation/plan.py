@@ -100,6 +100,11 @@ class Plan:
         return self.privacy.draws_secrets or self.protection.draws_secrets
 
     @property
+    def sends_alike(self) -> bool:
+        """Whether all clients of a round are sent the same bytes of a model, whatever they had before."""
+        return not self.codec_down.lossy and self.algorithm.turns is None
+
+    @property
     def remembers(self) -> bool:
         """Whether clients keep anything between rounds that follows from their training."""
         coded = self.codec.remembers or self.codec_down.remembers

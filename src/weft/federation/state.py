@@ -168,6 +168,5 @@ def advance(algorithm: Algorithm, state: ServerState, total: Total, parts: Strea
 
 def collector(plan: Plan, max_weights: Mapping[str, float], server: Party) -> Party:
     """Return the server as a protection sees it: with the round's quorum and the largest weight of its clients."""
-    return replace(
-        server, quorum=plan.quorum_of(max_weights, len(max_weights)), heaviest=max(max_weights.values(), default=1.0)
-    )
+    quorum, heaviest = plan.quorum_of(max_weights, len(max_weights)), max(max_weights.values(), default=1.0)
+    return replace(server, quorum=quorum, heaviest=heaviest, alike=plan.sends_alike)

@@ -130,7 +130,7 @@ class Ckks(SealedSums):
     def seal(self, update: Update, task: Request, party: Party) -> Update:
         """Encrypt an update at the client."""
         stream, sealed = CkksOpening.stream, chosen(update.streams, self.encrypt or ())
-        values = task.extra.get(stream, {}) | model_of(task, stream)
+        values = task.extra.get(stream, {}) | model_of(task, stream, party)
         client = self._client(party, task.attempt)
         return client.seal(update, values, self.bound, sealed, bare=self.unit == "client")
 

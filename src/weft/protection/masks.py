@@ -110,7 +110,7 @@ class Masks(SealedSums):
         """Mask an update at the client."""
         client = Client(party, task.attempt, max(self.min_contributors, party.quorum))
         stream = MaskOpening.stream
-        values = task.extra.get(stream, {}) | model_of(task, stream)
+        values = task.extra.get(stream, {}) | model_of(task, stream, party)
         return client.mask(update, values, self.bound, self.bits, bare=self.unit == "client")
 
     def opening(self, tasks: Mapping[str, Request], like: Streams, server: Party) -> MaskOpening:

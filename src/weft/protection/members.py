@@ -22,7 +22,7 @@ from weft.protection.masking import KEY_BYTES, neighbours, words
 
 MAX_MEMBERS = 1 << 14
 MODEL = "model"
-"""What is said of the model in an evaluation."""
+"""What is said of the model, where all clients are sent the same one."""
 METRICS = 60
 """Bytes of the names of a client's metrics of training, about."""
 
@@ -176,16 +176,18 @@ class Member:
         return survivors
 
 
-def model_of(request: Request, stream: str) -> Tensors:
-    """Return what is said of the model in an evaluation, MODEL with its digest (32,) uint8; nothing in a training.
+def model_of(request: Request, stream: str, party: Party) -> Tensors:
+    """Return what is said of the model, MODEL with its digest (32,) uint8; nothing where clients are sent unlike ones.
 
-    A server that sent all others a model whose scores it knows beforehand would see the score of one.
+    A server that sent all others a model whose scores it knows beforehand, or on which their updates are nothing, would
+    see the score or the update of one (Pasquini et al. 2022, arXiv 2111.07380).
 
     Args:
-        request: to one client.
+        request: to one client: a task, or the probe of an evaluation, in which all models are alike.
         stream: with what is said of the sum, which is not of the model.
+        party: who asks, which knows whether tasks are alike.
     """
-    if not isinstance(request, Probe):
+    if not isinstance(request, Probe) and not party.alike:
         return {}
     extra = {name: values for name, values in request.extra.items() if name != stream}
     sponge = hashlib.sha256()

@@ -61,8 +61,8 @@ class Opening:
 
     @property
     def model(self) -> Tensors:
-        """What is said of the model in an evaluation."""
-        return model_of(next(iter(self.tasks.values())), self.stream)
+        """What is said of the model, where all clients are sent the same one."""
+        return model_of(next(iter(self.tasks.values())), self.stream, self.party)
 
     def run(self) -> Phases:
         """Yield the phases, the failures of clients, and the sum of the others' updates if it can be opened."""
