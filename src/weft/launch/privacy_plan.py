@@ -44,10 +44,10 @@ def privacy_line(config: RunConfig, plan: Plan, parameters: int, units: int) -> 
     ratio = _ratio(config, guarantee, parameters)
     spent = guarantee.epsilon(config.num_rounds)
     epsilon = f"epsilon {spent:.4g} at delta {guarantee.delta:g}" if math.isfinite(spent) else "no epsilon"
-    unit = _unit(guarantee)
     signal = f"the noise has {ratio:.3g} times the norm of the largest signal (z sqrt(d) / n)"
     return (
-        f"{epsilon} for each {unit} after {config.num_rounds} rounds, noise_multiplier {guarantee.noise:.4g}; {signal}"
+        f"{epsilon} for each {guarantee.unit_text} after {config.num_rounds} rounds, noise_multiplier "
+        f"{guarantee.noise:.4g}; {signal}"
     )
 
 
@@ -87,8 +87,8 @@ def privacy_warnings(config: RunConfig, plan: Plan, parameters: int, units: int)
         )
     if NEXT_TO_NOTHING < (spent := guarantee.epsilon(config.num_rounds)) < math.inf:
         lines.append(
-            f"an epsilon of {spent:.3g} promises next to nothing: the odds of a guess about one {_unit(guarantee)} may "
-            f"change by a factor of e^{spent:.3g}; write --target_epsilon 8 or less."
+            f"an epsilon of {spent:.3g} promises next to nothing: the odds of a guess about one "
+            f"{guarantee.unit_text} may change by a factor of e^{spent:.3g}; write --target_epsilon 8 or less."
         )
     if plan.privacy.in_steps:
         lines.append(
@@ -108,10 +108,6 @@ def privacy_warnings(config: RunConfig, plan: Plan, parameters: int, units: int)
             f"whole would satisfy it; write --target_delta {10 ** math.floor(-math.log10(units * 1.0001)):g} or less."
         )
     return lines
-
-
-def _unit(guarantee: Guarantee) -> str:
-    return guarantee.unit if guarantee.unit in ("client", "row") else f"value of {guarantee.unit}"
 
 
 def _ratio(config: RunConfig, guarantee: Guarantee, parameters: int) -> float:

@@ -13,6 +13,7 @@ from weft.errors import ConfigError
 from weft.federation.plan import Plan
 from weft.keys.privacy import is_private
 from weft.launch.population import Population
+from weft.runs.text import plural
 
 
 def evaluator_class(plan: Plan) -> type[Evaluator]:
@@ -67,7 +68,7 @@ def scored_clients(
     alone = [client for client in tested if client in apart]
     if 0 < len(alone) < least:
         raise ConfigError(
-            f"leave_out names {len(alone)} client{'s' * (len(alone) > 1)} with held-out rows, and "
+            f"leave_out names {plural(len(alone), 'client')} with held-out rows, and "
             f"{name} opens sums of scores over {least} clients or more: name {least} or more, or none."
         )
     others = len(tested) - len(alone)

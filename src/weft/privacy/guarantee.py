@@ -62,6 +62,11 @@ class Guarantee:
     """Those that compare a unit with others before the training."""
 
     @property
+    def unit_text(self) -> str:
+        """One unit, in words."""
+        return self.unit if self.unit in ("client", "row") else f"value of {self.unit}"
+
+    @property
     def release(self) -> Steps:
         """What one round releases."""
         return Steps(self.sampling, self.noise, self.steps)
@@ -76,8 +81,7 @@ class Guarantee:
 
     def statement(self, rounds: int, spent: float) -> JsonObject:
         """Return the whole guarantee after so many rounds, which spent so much, in words and numbers that JSON has."""
-        of = self.unit if self.unit in ("client", "row") else f"value of {self.unit}"
-        words = {"unit": of, "rate": self.sampling.rate}
+        words = {"unit": self.unit_text, "rate": self.sampling.rate}
         words |= {"size": self.sampling.size, "population": self.sampling.population}
         neighbours = {
             "client": "all that one client has",
