@@ -14,8 +14,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 
 from support.fork_server import ForkServer
-from support.paths import DATA
+from support.paths import DATA, quick_folder
 from support.rows import colour_rows, write_rows
+
+# A tiny run waits for the disk fifty times, 6 ms each: as long as it computes. `--basetemp` and pytest's own variable
+# go before.
+if "PYTEST_DEBUG_TEMPROOT" not in os.environ and (folder := quick_folder()):
+    os.environ["PYTEST_DEBUG_TEMPROOT"] = str(folder)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,6 +17,7 @@ from support.kills import in_a_child
 from weft.cli import main
 from weft.core.chain import to_line
 from weft.errors import ConfigError
+from weft.launch.recorder import PACKAGES
 from weft.launch.verify import verify
 from weft.runs.chain import START, read_chain
 from weft.runs.layout import RunDir
@@ -281,7 +282,7 @@ def test_a_round_with_a_forged_update_is_found_by_its_replay(keys, capsys, monke
 
 def test_on_another_version_it_is_said_that_rounds_are_equal_up_to_rounding(keys, capsys, monkeypatch, tmp_path: Path):
     with monkeypatch.context() as patch:
-        patch.setattr("weft.launch.recorder.version", lambda name: "0.1")
+        patch.setattr("weft.launch.recorder.versions", lambda: dict.fromkeys(("python", *PACKAGES), "0.1"))
         run = weft.train(keys | ALL | {"num_rounds": 2, "seed": 5}).path
     code, words = said(capsys, str(run), "--replay", "2")
     assert code == 0, words

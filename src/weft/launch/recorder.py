@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -55,16 +56,22 @@ def made_of(run: RunDir, device: torch.device) -> JsonObject:
 
 def environment(device: torch.device) -> JsonObject:
     """Return the versions and the machine, on which the last bits of results depend."""
+    is_gpu = device.type == "cuda"
+    kind = torch.cuda.get_device_name(device) if is_gpu else torch.backends.cpu.get_cpu_capability()
+    machine = {"processor": platform.machine(), "device": device.type, "kind": kind, "threads": torch.get_num_threads()}
+    return {"versions": dict(versions()), "machine": machine}
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions of what computes; read once a process."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:  # run from a checkout
             versions[name] = "unknown"
-    is_gpu = device.type == "cuda"
-    kind = torch.cuda.get_device_name(device) if is_gpu else torch.backends.cpu.get_cpu_capability()
-    machine = {"processor": platform.machine(), "device": device.type, "kind": kind, "threads": torch.get_num_threads()}
-    return {"versions": versions, "machine": machine}
+    return versions
 
 
 class Recorder:
