@@ -35,7 +35,7 @@ from weft.models.resident import Resident
 from weft.runs.fingerprints import digest_of
 from weft.runs.layout import RunDir
 from weft.runtimes.mailbox import UNKNOWN_RUN, Packed
-from weft.sites.agreement import agreement, losses_sent, own_config, refusal, singled_out, smaller_cohort, wrong_model
+from weft.sites.agreement import agreement, few_rows, own_config, refusal, smaller_cohort, wrong_model
 from weft.sites.bounds import DAY, WORK, Bounds, Day, Spent
 from weft.sites.departure import Departure
 from weft.sites.kit_key import common_of
@@ -161,8 +161,9 @@ class SiteClient:
         log.info(population.account.summary())
         for line in warning_lines(local, population):
             log.warning(line)
-        why = losses_sent(self.policy, builder.plan, len(population.trained.train[0]))
-        if why := why or singled_out(self.policy, population.trained.domains or ()):
+        trained = population.trained
+        why = few_rows(self.policy, builder.plan, len(trained.train[0]), trained.domains or (), config.num_rounds)
+        if why is not None:
             raise Refused(why)
         host, _ = builder.host(reference=run.reference_file)
         counts = counts_of(local, host)
