@@ -104,7 +104,8 @@ class SiteClient:
 
         Args:
             request: `run` (the run's keys), `id`, `index` (the site's number), `clients` (size of a cohort), `base`
-                (hash of the server's base model), `birth` (identifies the run among runs of the same `id`).
+                (hash of the server's base model), `birth` (identifies the run among runs of the same `id`), and
+                `evaluated` (`birth` and `rounds` of the run that is evaluated, if one is).
 
         Returns:
             The counts of `counts_of`; `agreed`, the hash of what server and site must agree on; `least`, the
@@ -155,7 +156,7 @@ class SiteClient:
         # scale of their noise alone would tell what it hides.
         named, rows = f"{request['id']} {birth}", digest_of(current | {"keys": json.dumps(own, sort_keys=True)})
         common = common_of(self.kit, protection, named, builder.shared_names)
-        former = former_run(self.folder, config, builder.plan)
+        former = former_run(self.folder, config, builder.plan, request.get("evaluated"))
         memory = DiskMemory(run, at_site=True, rows=rows, kit_key=common, former=former)
         population = builder.read(memory, first=int(request["index"]))
         log.info(population.account.summary())
