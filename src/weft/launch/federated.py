@@ -175,7 +175,7 @@ class Evaluated(NamedTuple):
     """Rounds after which it is evaluated."""
 
     @property
-    def words(self) -> dict[str, str | int]:
+    def words(self) -> JsonObject:
         """What sites are told of it."""
         return {"birth": self.birth, "rounds": self.rounds}
 

@@ -97,7 +97,7 @@ def serve(
     ):
         birth = _birth(builder, tasks, run, notes, progress.note, evaluated)
         remote = _remote(config, transport, f"{run_id(keys)} {birth}", authority, progress.note)
-        told = {} if evaluated is None else evaluated.words
+        told = None if evaluated is None else evaluated.words
         terms = Terms(keys, base, birth, version, _largest_cohort(builder), config.min_clients, told)
         agreement = shake_hands(remote, terms, rejoin.order(config.sites, sites), sites, progress.note)
         rejoin.keep(rows := agreement.rows_of_participants())
