@@ -48,6 +48,7 @@ from weft.sites.site_ledger import RELEASES, Releases, SiteBudget
 from weft.sites.token_folder import token_folder
 
 log = logging.getLogger("weft.site")
+UNLIKE = "sites are sent unlike messages in this run, so its sealed sums do not show a server that lies to one site"
 HANDSHAKE_BYTES = 16 << 20
 """Longest handshake that is read."""
 
@@ -172,6 +173,8 @@ class SiteClient:
         # A round may be one step on one row.
         summed = host.plan.local.rows_in_metrics(counts["rows"], host.plan.objective.reuse)
         needed = protection.sum_only and common is None
+        if protection.sum_only and not builder.plan.sends_alike:
+            log.warning(UNLIKE)
         certified = certificate(self.kit, named, needed=needed)
         self.sign, identity = signer(certified), certified if needed else None
         least = self.policy.accept.min_clients or 0
