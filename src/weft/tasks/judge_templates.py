@@ -41,7 +41,8 @@ class Template(NamedTuple):
         Marks end with a seal that follows from all texts, so that none of them can hold it and end its own material.
         """
         seal = hashlib.sha256(json.dumps(sorted(values.items())).encode()).hexdigest()[:12]
-        text = re.sub(r"\{(\w+)\}", lambda name: (values | {"seal": seal}).get(name[1], name[0]), self.prompt)
+        words = {**values, "seal": seal}
+        text = re.sub(r"\{(\w+)\}", lambda name: words.get(name[1], name[0]), self.prompt)
         return [{"role": "system", "content": self.system}, {"role": "user", "content": text}]
 
 
