@@ -11,6 +11,7 @@ import pytest
 
 from support.run_files import lay_run
 from weft.cli import main
+from weft.runs.chain import ChainLog
 
 MARK = "<script>alert(1)</script>"
 Damage = Callable[[Path], None]
@@ -123,3 +124,18 @@ def test_a_page_says_which_rounds_its_log_has_lost(tmp_path: Path):
     assert "metrics.jsonl has no line of round 3, 7 to 8: the log was changed." in (run / "report.html").read_text(
         encoding="utf-8"
     )
+
+
+def test_names_in_a_record_do_not_write_to_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """`weft verify` is what one runs on a run that one does not trust: it printed names of fields as they were."""
+    run, evil = lay_run(tmp_path / "run", names=["a", "b"]), "\x1b]0;owned\x07\x1b[2J"
+    lines("metrics.jsonl", **{f"loss{evil}": 1.0})(run)
+    (run / "chain.jsonl").unlink()
+    with ChainLog(run / "chain.jsonl") as chain:
+        chain.append({"event": "begin"})
+        chain.append({"event": "end", "rounds": 20, "files": {f"gone{evil}": "0"}})
+    assert main(["verify", str(run)]) == 1
+    said = capsys.readouterr()
+    assert "gone" in said.out
+    assert "\x1b" not in said.out + said.err
+    assert "\x07" not in said.out + said.err
