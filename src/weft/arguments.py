@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import shutil
 import textwrap
 from collections.abc import Sequence
@@ -96,6 +97,10 @@ class Parser(argparse.ArgumentParser):
             nearest = f" Did you mean '{guess}'?" if guess else f" `{self.prog} --help` lists what can be written."
             foreign_name = foreign(word[2:], flags=True) if self.hidden_keys and word.startswith("--") else None
             raise ConfigError(f"There is no flag or argument '{unknown_words[0]}'.{foreign_name or nearest}")
+        for name, value in vars(namespace).items():
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise ConfigError(f"--{name} is {number}, which is no number to work with: write a finite one.")
         return namespace
 
     def _normalised(self, word: str) -> str:

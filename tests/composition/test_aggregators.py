@@ -17,15 +17,17 @@ from support.updates import PLAN, STATE, update
 from weft import config as configuration
 from weft import registry
 from weft.aggregation.coordinates import Median, TrimmedMean
+from weft.aggregation.foolsgold import FoolsGold
 from weft.aggregation.krum import MultiKrum
 from weft.core.exchange import Runtime
 from weft.core.types import DELTA, Failure, Probe, Task, Update
 from weft.errors import ConfigError, DataError, RunError
-from weft.federation.loop import Rounds, run_rounds
+from weft.federation.loop import RoundDone, Rounds, run_rounds
 from weft.federation.round import run_round
 from weft.federation.sampling import Selection
 from weft.federation.state import Participant
 from weft.launch import compose, trainer
+from weft.launch.round_notes import notes
 
 ROOTED = [name for name in registry.AGGREGATORS if registry.load(registry.AGGREGATORS, name, "part").wants_root]
 RULES = [name for name in registry.AGGREGATORS if name != "mean" and name not in ROOTED]
@@ -266,6 +268,20 @@ def test_one_client_owns_the_mean_and_not_a_robust_rule():
     assert record.flagged == ("c3",)
     assert sizes["Mean"] > 1e6
     assert sizes["MultiKrum"] < 5
+
+
+def test_a_rule_that_flags_every_client_says_that_no_update_counts():
+    """Clients with like rows are all sybils to FoolsGold: the model once stood still in silence."""
+    names = [f"c{i}" for i in range(4)]
+    cohort = [Participant(name, 4, rows=10.0) for name in names]
+    plan = replace(PLAN, aggregator=FoolsGold())
+    for seeds, stands in (([0, 0, 0, 0], True), ([0, 0, 1, 2], False)):
+        sent = {name: update(name, seed=seed) for name, seed in zip(names, seeds, strict=True)}
+        state, record = run_round(plan, STATE, cohort, Sends(sent))
+        assert all(torch.equal(state.params[name], value) for name, value in STATE.params.items()) is stands
+        line = {"round": 5, "clients": names, "failures": {}}
+        said = list(notes(RoundDone(state, record, 1.0, None), line, 0, 3, hides=False))
+        assert ["the aggregator flags every client, so that no update counts" in one for one in said] == [True] * stands
 
 
 @pytest.mark.parametrize("name", ["foolsgold", *ROOTED])

@@ -117,13 +117,13 @@ def test_sites_count_against_their_own_copies_and_send_counts_alone(run, sites: 
 
 
 def test_a_site_does_not_tell_small_counts(run, sites: FakeSites, task_data: Path):
-    with_tasks(sites, task_data, min_report_rows=5)
+    with_tasks(sites, task_data, min_report_rows=5, min_train_rows=1)
     given = run | {"contamination": ["tfns"], "num_rounds": 1, "seq_length": 200, "eval_every": 0}
     done = serve(given | {"output_dir": str(run["output_dir"]) + "1"}, sites, list(NAMES), "1")
     found = {name: one["found"] for name, one in done.summary["contamination"]["tfns"].items()}
     assert found == {NAMES[0]: None, NAMES[1]: 0}
     assert f"{NAMES[0]} a few, {NAMES[1]} 0" in write_report(done.path).read_text()
-    with_tasks(sites, task_data, min_report_rows=50)
+    with_tasks(sites, task_data, min_report_rows=50, min_train_rows=1)
     done = serve(given | {"output_dir": str(run["output_dir"]) + "2"}, sites, list(NAMES), "1")
     assert "contamination" not in done.summary
 

@@ -113,7 +113,11 @@ def test_a_site_with_a_full_disk_says_so_and_no_path(run, sites: FakeSites, tmp_
     """One site's process may write no file as large as what it has to remember; the others go on."""
     (tmp_path / "site.yaml").write_text(
         yaml.safe_dump(
-            {"data": sites.policies["hospital_a"].data.path, "accept": {"models": [str(tiny_model)]}, "threads": 1}
+            {
+                "data": sites.policies["hospital_a"].data.path,
+                "accept": {"models": [str(tiny_model)], "min_report_rows": 1},
+                "threads": 1,
+            }
         )
     )
     folder = tmp_path / "full"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,11 @@ from weft.cli import main
 from weft.config import build
 from weft.core.types import Probe, ProtectionRequest, Task, Undo
 from weft.errors import ConfigError, RunError
+from weft.launch import compose
 from weft.sites.agreement import refusal
 from weft.sites.bounds import Bounds
+from weft.sites.requests import Refused
+from weft.sites.run_state import former_run
 from weft.sites.server import serve
 
 
@@ -278,3 +282,33 @@ def test_own_models_of_a_run_that_has_none_are_not_asked_for(run, sites: FakeSit
 def said(capsys: pytest.CaptureFixture[str]) -> str:
     shown = capsys.readouterr()
     return shown.out + shown.err
+
+
+def test_own_models_are_scored_of_the_very_run_and_not_of_another_of_its_name(
+    run, sites: FakeSites, tmp_path: Path, capsys
+):
+    """A run that was begun anew has the same name: its shared model with own models of the old one is nobody's."""
+    ditto = run | {"fed_alg": "ditto", "num_rounds": 1, "output_dir": str(tmp_path / "runs" / "first")}
+    serve(ditto, sites, list(NAMES), "1")
+    kept = sites.folder / NAMES[0] / "first"
+    shutil.copytree(kept, tmp_path / "old")
+    shutil.rmtree(tmp_path / "runs" / "first")
+    serve(ditto | {"seed": 5}, sites, list(NAMES), "1")
+    shutil.rmtree(kept)
+    shutil.move(tmp_path / "old", kept)  # a site that was away when it was begun anew
+    given = run | {"num_rounds": 0, "evaluated_run": "first", "fed_alg": "ditto"}
+    done = serve(given | {"output_dir": str(tmp_path / "runs" / "own")}, sites, list(NAMES), "1")
+    assert set(records(done)[-1]["clients"]) == set(NAMES[1:])
+    assert "what it has kept under the name 'first' is of another run than the server's" in said(capsys)
+    # Nor does a resumed evaluation go on with another run of the name.
+    shutil.rmtree(tmp_path / "runs" / "first")
+    serve(ditto | {"seed": 6}, sites, list(NAMES), "1")
+    with pytest.raises(ConfigError, match=r"the run 'first' changed since"):
+        serve(given | {"output_dir": str(tmp_path / "runs" / "own")}, sites, list(NAMES), "1", resume=True)
+
+
+@pytest.mark.parametrize("told", [None, 7, {}, {"birth": 3, "rounds": 1}, {"birth": "x", "rounds": "1"}])
+def test_a_handshake_that_does_not_say_which_run_is_evaluated_is_refused(run, tmp_path: Path, told: object):
+    config = build(run | {"num_rounds": 0, "evaluated_run": "first", "fed_alg": "ditto"})
+    with pytest.raises(Refused, match="does not say which run of the name 'first'"):
+        former_run(tmp_path, config, compose.plan(config), told)

@@ -8,10 +8,13 @@ import pytest
 
 from support.fake_sites import NAMES, FakeSites
 from support.results import metrics
+from weft.config import build
 from weft.core import wire
 from weft.core.types import Score, Update
 from weft.errors import ConfigError
 from weft.evaluation.heldout import macro_f1
+from weft.launch import compose
+from weft.sites.agreement import few_rows
 from weft.sites.policy import SitePolicy
 from weft.sites.reports import reportable
 from weft.sites.server import serve
@@ -25,7 +28,7 @@ def least(sites: FakeSites, name: str, rows: int | None) -> None:
     """Let a site report from so many rows on; None: what a site.yaml without a word of it says."""
     policy = sites.policies[name]
     plain = POLICY.accept.min_report_rows if rows is None else rows
-    accept = policy.accept.model_copy(update={"min_report_rows": plain})
+    accept = policy.accept.model_copy(update={"min_report_rows": plain, "min_train_rows": 1})
     sites.policies[name] = policy.model_copy(update={"accept": accept})
     sites.begin(name)
 
@@ -110,6 +113,43 @@ def test_a_round_of_few_rows_reports_nothing_of_them(run, sites: FakeSites):
     serve(run | {"num_rounds": 1, "batch_size": 1, "max_steps": 1}, sites, list(NAMES), "1")
     assert len(updates := updates_of(sites)) == 3
     assert all(set(update.metrics) <= {"rows", "tokens", "steps", "learning_rate"} for update in updates.values())
+
+
+@pytest.mark.parametrize(
+    ("asked", "own", "refused"),
+    [
+        ({"batch_size": 1, "max_steps": 1}, {"min_report_rows": 10}, True),
+        ({"batch_size": 3, "max_steps": 3}, {"min_report_rows": 10}, True),
+        ({"batch_size": 5, "max_steps": 2}, {"min_report_rows": 10}, False),
+        ({"batch_size": 1, "max_steps": 1}, {"min_report_rows": 10, "min_train_rows": 1}, False),
+        ({"batch_size": 8, "max_steps": 1}, {"min_train_rows": 9}, True),
+        ({"batch_size": 1, "max_steps": 1, "protection": "masks"}, {"min_report_rows": 10}, True),
+        ({"batch_size": 1, "max_steps": 1, "num_rounds": 0}, {"min_report_rows": 10}, False),
+        # All rows but three are held out: a round of many steps reads these three alone.
+        ({"batch_size": 5, "max_steps": 9, "eval_fraction": 0.9}, {"min_report_rows": 10}, True),
+        ({"batch_size": 1, "max_steps": 1, "privacy_unit": "row", "noise_multiplier": 1.0}, {"min_report_rows": 10}, 0),
+    ],
+    ids=str,
+)
+def test_a_site_trains_on_no_few_rows_for_a_server_that_wants_their_update(
+    run, asked: dict[str, object], own: dict[str, int], refused: bool
+):
+    """The update of one row shows it, whatever is kept back of its loss."""
+    policy = POLICY.model_copy(update={"accept": POLICY.accept.model_copy(update=own)})
+    config = build(run | {"num_rounds": 1, "dtype": "float32"} | asked)
+    why = few_rows(policy, compose.plan(config), 3 if "eval_fraction" in asked else 30, (), config.num_rounds)
+    assert ("a round trains on fewer than" in str(why)) is bool(refused), why
+
+
+def test_a_run_of_one_row_a_round_finds_no_site_that_says_nothing_of_it(run, sites: FakeSites):
+    for name in NAMES:
+        policy = sites.policies[name]
+        plain = {"min_report_rows": POLICY.accept.min_report_rows}
+        sites.policies[name] = policy.model_copy(update={"accept": policy.accept.model_copy(update=plain)})
+        sites.begin(name)
+    with pytest.raises(ConfigError, match=r"a round trains on fewer than 10 rows of this site \(max_steps times"):
+        serve(run | {"num_rounds": 1, "batch_size": 1, "max_steps": 1}, sites, list(NAMES), "1")
+    assert not updates_of(sites)
 
 
 TEXT = {"prompt_method": "text", "fed_alg": "fedtext", "prompt_length": 40, "learning_rate": None}

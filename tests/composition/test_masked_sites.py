@@ -25,6 +25,7 @@ from weft.errors import ConfigError, RunError
 from weft.protection import masking
 from weft.protection.members import Keys, Members, names_tensor, to_bytes, to_tensor
 from weft.runtimes.mailbox import PollResult, TransportBroken
+from weft.sites.client import UNLIKE
 from weft.sites.policy import SitePolicy, read_policy
 from weft.sites.server import serve
 
@@ -73,6 +74,20 @@ def test_masked_sums_are_those_of_the_plain_run(run, masked: FakeSites, tmp_path
         assert not ours["clients"]
     secret = masked.folder / NAMES[0] / "run" / "clients" / NAMES[0] / "secret.key"
     assert secret.stat().st_mode & 0o077 == 0
+
+
+def test_a_site_is_warned_of_a_run_in_which_its_masks_do_not_follow_from_the_model(run, masked: FakeSites, caplog):
+    """A server could write --codec_down to send one site another model: the site's log says so."""
+    for keys, warned in ((MASKS, False), (MASKS | {"codec_down": "int8"}, True)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="weft.site"):
+            serve(
+                run | keys | {"num_rounds": 1, "output_dir": f"{run['output_dir']}_{int(warned)}"},
+                masked,
+                list(NAMES),
+                "1",
+            )
+        assert (UNLIKE in caplog.messages) is warned
 
 
 def test_a_site_without_a_kit_joins_no_masked_sum(run, sites: FakeSites):

@@ -320,7 +320,7 @@ def test_a_site_lets_no_run_choose_the_rows_of_one_person(
         serve(keys | person, sites, list(NAMES), "1")
 
     for site, policy in list(sites.policies.items()):
-        sites.policies[site] = ruled(policy, domains=["north", "hall"], min_report_rows=10)
+        sites.policies[site] = ruled(policy, domains=["north", "hall"], min_report_rows=10, min_train_rows=1)
         sites.begin(site)
     small = {"mixture_column": "ward", "mixture": "hall=0.999,north=0.001"}
     with pytest.raises(ConfigError, match="its mixture names a domain of which this site has fewer than 10 rows"):

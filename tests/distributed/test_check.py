@@ -61,7 +61,7 @@ def policy(tiny_model: Path, tmp_path: Path) -> dict[str, object]:
     write_rows(tmp_path / "rows.jsonl", colour_rows(24))
     held = [{"instruction": f"What is the hue of thing {number}?", "output": "red"} for number in range(5)]
     write_rows(tmp_path / "held.jsonl", held)
-    accept = {"models": [str(tiny_model)], "max_rounds": 5}
+    accept = {"models": [str(tiny_model)], "max_rounds": 5, "min_train_rows": 8}
     return {"data": {"path": "rows.jsonl", "eval": "held.jsonl"}, "accept": accept, "threads": 1}
 
 
@@ -242,7 +242,7 @@ def test_a_site_that_can_start_passes_and_would_accept_a_run(
     digest = re.search(r"sha256:[0-9a-f]{64}", said)
     assert digest
     for value, code in ((digest[0], 0), ("sha256:" + "0" * 64, 1)):  # the hash is the one that site.yaml asks for
-        policy["accept"] = {"models": {str(tiny_model): value}}
+        policy["accept"] = {"models": {str(tiny_model): value}, "min_train_rows": 8}
         site(policy, tmp_path)
         with tls_listener(kits / "server", port):
             assert main(words) == code, capsys.readouterr()

@@ -49,7 +49,7 @@ def federation(tmp_path: Path, tiny_model: Path) -> Iterator[LocalFederation]:
     for number, name in enumerate(SITES):
         write_rows(tmp_path / f"{name}.jsonl", colour_rows(24, number))
         policies[name] = tmp_path / f"{name}.yaml"
-        policy = {"data": f"{name}.jsonl", "threads": 1, "accept": {"models": [str(tiny_model)]}}
+        policy = {"data": f"{name}.jsonl", "threads": 1, "accept": {"models": [str(tiny_model)], "min_train_rows": 1}}
         policies[name].write_text(yaml.safe_dump(policy))
     made = LocalFederation(tmp_path, policies)
     try:

@@ -43,7 +43,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> It
     for number, name in enumerate((*SITES, "hospital_c")):
         write_rows(work / f"{name}.jsonl", colour_rows(24 + 3 * number, number))
         policies[name] = work / f"{name}.yaml"
-        policy = {"data": f"{name}.jsonl", "threads": 1, "accept": {"models": [str(tiny_model)]}}
+        policy = {"data": f"{name}.jsonl", "threads": 1, "accept": {"models": [str(tiny_model)], "min_train_rows": 1}}
         policies[name].write_text(yaml.safe_dump(policy))
     made = LocalFederation(work, {name: policies[name] for name in SITES})
     made.policies = policies

@@ -25,7 +25,9 @@ SITES = ("hospital_a", "hospital_b")
 @pytest.fixture
 def parties(tmp_path: Path, tiny_model: Path) -> Iterator[LocalFederation]:
     """A server and two sites; one asks for an epsilon of 8 at most, and keeps a ledger for 12."""
-    policies: dict[str, dict[str, Any]] = {name: {"accept": {"models": [str(tiny_model)]}} for name in SITES}
+    policies: dict[str, dict[str, Any]] = {
+        name: {"accept": {"models": [str(tiny_model)], "min_train_rows": 1}} for name in SITES
+    }
     policies["hospital_b"]["accept"] |= {"privacy": ["client", "patient"], "max_epsilon": 8.0}
     policies["hospital_b"]["ledger"] = {"file": "spent.jsonl", "max_epsilon": 12.0}
     with begun(tmp_path, policies) as made:

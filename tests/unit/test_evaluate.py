@@ -282,6 +282,10 @@ def test_a_judge_compares_two_models_in_both_orders(tiny_model, questions: Path,
     mute, _ = compared("mute", lambda text: "[[5]]" if "assistant A" not in text else "well")
     assert mute["undecided,none"] == 1.0
     assert "win_rate,none" not in mute
+    with judging(lambda text: "[[5]]") as server:
+        assert judged(tiny_model, questions, *by(server, tmp_path / "own"), "--against", str(tmp_path / "lost")) == 0
+        assert len(server.asked) == 4  # the ratings
+    assert "2 of 2 answers equal those that they are compared with, and tie" in capsys.readouterr().err
 
 
 def test_what_a_judge_cannot_compare_is_refused_before_a_model_is_asked(tiny_model, questions: Path, tmp_path, capsys):
@@ -295,6 +299,7 @@ def test_what_a_judge_cannot_compare_is_refused_before_a_model_is_asked(tiny_mod
             assert not (tmp_path / "a").exists()
             return capsys.readouterr().err
 
+        assert "--judge_price is -1: write what a million tokens cost" in says("--judge_price", "-1", "1")
         assert "is no folder of an evaluation" in says("--against", str(tmp_path / "none"))
         assert "has answers to 1 items of mt_bench and not to item" in says("--against", str(tmp_path / "b"))
         file = tmp_path / "b" / "items" / "mt_bench.jsonl"

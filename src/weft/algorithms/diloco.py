@@ -201,7 +201,8 @@ class DiLoCo(Algorithm):
         """Refuse more fragments than the model has blocks."""
         if self.fragments > len(blocks := _blocks(params)):
             raise ConfigError(
-                f"fragments is {self.fragments}, but the model has only {len(blocks)} blocks to send apart."
+                f"fragments is {self.fragments}, but the model has only {len(blocks)} blocks to send apart: write "
+                f"fragments={len(blocks)} in --fed_args, or less."
             )
         return super().init(params)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from weft.arguments import Parser
 from weft.commands.compare_differences import print_seeds, print_tasks
+from weft.commands.damage import as_written
 from weft.commands.tables import print_table
 from weft.core.declarations import Metric
 from weft.errors import ConfigError
@@ -61,6 +63,11 @@ def run(argv: list[str]) -> int:
     arguments = parser.parse(argv)
     if arguments.metric is not None and arguments.html is None:
         raise ConfigError("--metric says what a page begins with: add --html PAGE, or leave --metric out.")
+    with as_written(arguments.runs):
+        return _shown(arguments)
+
+
+def _shown(arguments: argparse.Namespace) -> int:
     opened = Opened.of(arguments.runs)
     if arguments.csv and not opened.runs:
         raise ConfigError("--csv lists the scores of runs, and only evaluations are named: write --json.")

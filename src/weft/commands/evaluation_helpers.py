@@ -97,6 +97,10 @@ def runnable(tasks: list[EvalTask], arguments: argparse.Namespace) -> tuple[list
     if (arguments.judge_endpoint is None) != (arguments.judge_model is None):
         lacking = "--judge_model NAME" if arguments.judge_model is None else "--judge_endpoint URL"
         raise ConfigError(f"A judge has an endpoint and a name there: add {lacking}.")
+    if arguments.judge_price is not None and min(arguments.judge_price) < 0:
+        raise ConfigError(
+            f"--judge_price is {min(arguments.judge_price):g}: write what a million tokens cost, 0 or more."
+        )
     whys: dict[str, str] = {}
     isolation = None
     if any(task.scorer.needs == "code" for task in tasks):
@@ -186,6 +190,14 @@ def _rated_records(judge: Judge, others: Mapping[int, tuple[str, ...]] | None) -
         scores = scorer.judged(items, replies, judge)
         if others is not None:
             won = scorer.compared(items, replies, others, judge)
+            same = sum(
+                scorer.conversation(*one).answers == others[one[0].number] for one in zip(items, replies, strict=True)
+            )
+            if same:
+                print(
+                    f"weft: {same} of {len(items)} answers equal those that they are compared with, and tie.",
+                    file=sys.stderr,
+                )
             scores = [one | more for one, more in zip(scores, won, strict=True)]
         cost = judge.cost()
         spent = f", {cost.price:.2f} in the currency of --judge_price" if cost.price is not None else ""

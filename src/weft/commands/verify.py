@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weft.arguments import Parser
+from weft.core.texts import printable
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
 
@@ -37,12 +38,14 @@ def run(argv: list[str]) -> int:
         raise ConfigError(f"--replay is {arguments.replay}: write the number of rounds to repeat, such as 2.")
     if arguments.head is not None and not re.fullmatch("[0-9a-f]{64}", arguments.head):
         raise ConfigError(f"--head is '{arguments.head}', which is no hash: write the 64 digits of the model card.")
+    from weft.commands.damage import as_written
     from weft.launch.run import Run
     from weft.launch.verify import verify
 
-    opened = Run(arguments.run)
-    checked = verify(opened.directory, arguments.head)
-    signatures = _signatures(opened.path, checked.entries, arguments.authority)
+    with as_written([arguments.run]):
+        opened = Run(arguments.run)
+        checked = verify(opened.directory, arguments.head)
+        signatures = _signatures(opened.path, checked.entries, arguments.authority)
     findings = [*checked.findings, *(signatures.findings if signatures else ())]
     replays = None
     if arguments.replay and not checked.findings:
@@ -59,14 +62,14 @@ def run(argv: list[str]) -> int:
             told |= {"replayed": [one._asdict() for one in replays.rounds], "elsewhere": replays.elsewhere}
         print(json.dumps(told))
         return 0 if intact else 1
-    for finding in findings:
-        print(finding.sentence())
+    for finding in findings:  # names of files and fields are as somebody wrote them
+        print(printable(sentence := finding.sentence(), len(sentence)))
     if signatures is not None:
         print(f"{signatures.signed} updates are signed by their sites, {signatures.unsigned} are not.")
     if arguments.replay and checked.findings:
         print("No round was repeated, because the record is not intact.")
     for sentence in _replayed(replays) if replays is not None else ():
-        print(sentence)
+        print(printable(sentence, len(sentence)))
     words = f"The record of {len(checked.rounds)} rounds is intact; its head is {checked.head}."
     print(words if intact else "The run is not as it was written.")
     return 0 if intact else 1

@@ -34,17 +34,19 @@ def check(config: RunConfig) -> None:
     _check_finite(config)
 
 
-NO_INFINITY = ("statistics_noise", "over_selection", "mixture_strength", "client_speed", "reward_weights")
-"""Keys with which nothing can be computed where they are infinite; of others it may mean that there is no bound."""
+UNBOUNDED = ("max_grad_norm", "max_update_norm", "clip_norm", "mixture_temperature", "checkpoint_seconds")
+"""Keys that may be infinite: no bound, equal shares, no checkpoint but the last. With no other can be computed."""
 
 
 def _check_finite(config: RunConfig) -> None:
-    """Refuse what is not a number, which no bound of a key refuses in a list or beside a word."""
+    """Refuse what is not a number, and infinities, which no bound of a key refuses in a list or beside a word."""
     for key in type(config).model_fields:
         value = getattr(config, key)
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, float) and (math.isnan(number) or (key in NO_INFINITY and math.isinf(number))):
-                raise ConfigError(f"{key} holds {number}, with which nothing can be computed: write a finite number.")
+        values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        for number in values:
+            if not isinstance(number, float) or math.isfinite(number) or (key in UNBOUNDED and number > 0):
+                continue
+            raise ConfigError(f"{key} holds {number}, with which nothing can be computed: write a finite number.")
 
 
 def _check_secrets(config: RunConfig) -> None:
@@ -236,7 +238,7 @@ def _check_numbers(config: RunConfig) -> None:
             f"attack is {config.attack}, but attacks are simulated, and sites are never asked to lie: leave out "
             "--attack, or write --runtime inprocess."
         )
-    if config.num_malicious >= 1 and config.num_malicious != int(config.num_malicious):
+    if config.num_malicious >= 1 and not float(config.num_malicious).is_integer():
         raise ConfigError(
             f"num_malicious is {config.num_malicious:g}, and that is neither a share of the clients below 1 nor a "
             "whole number of them: write such as --num_malicious 0.2 or 2."

@@ -14,9 +14,6 @@ from weft.federation.clients import InMemory
 from weft.runs import checkpoint
 from weft.runs.layout import RunDir
 
-NEWEST = 1 << 62
-"""A round after all others."""
-
 
 @dataclass(frozen=True)
 class DiskMemory:
@@ -31,19 +28,21 @@ class DiskMemory:
 
     kit_key: Common | None = None
     """At a site: what its kit and those of the other sites have in common; None: nothing."""
-    former: RunDir | None = None
-    """The run whose models of clients' own are evaluated; None: the run itself has what clients remember."""
+    former: tuple[RunDir, int] | None = None
+    """The run whose models of clients' own are evaluated, and after how many rounds; None: the run itself has what
+    clients remember."""
 
     def load(self, client: str, round: int) -> Streams:
-        """Return what the client remembers after `round` rounds, of a former run after its last.
+        """Return what the client remembers after `round` rounds, of a former run after those that are evaluated.
 
         Raises:
             ClientFailed: there is nothing of the former run.
         """
         if self.former is None:
             return checkpoint.load_client_memory(self.run, client, round)
-        if not (kept := checkpoint.load_client_memory(self.former, client, NEWEST)):
-            raise ClientFailed(f"has no model of its own of the run '{self.former.path.name}'")
+        run, rounds = self.former
+        if not (kept := checkpoint.load_client_memory(run, client, rounds)):
+            raise ClientFailed(f"has no model of its own of the run '{run.path.name}'")
         return kept
 
     def save(self, client: str, round: int, streams: Streams) -> None:

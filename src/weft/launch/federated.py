@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from weft.config import RunConfig, build
 from weft.core.exchange import Runtime
@@ -163,8 +164,28 @@ def _check_own(builder: ClientBuilder, name: str, kept: bool) -> None:
         )
 
 
-def evaluated_state(builder: ClientBuilder) -> ServerState | None:
-    """Return the shared model of the run that `evaluated_run` names, beside the folder of this run; None: none is.
+class Evaluated(NamedTuple):
+    """A run that another one evaluates."""
+
+    state: ServerState
+    """Its shared model, as a run begins from it."""
+    birth: str
+    """Distinguishes it from other runs of its name: sites score their own models of this one alone."""
+    rounds: int
+    """Rounds after which it is evaluated."""
+
+    @property
+    def words(self) -> JsonObject:
+        """What sites are told of it."""
+        return {"birth": self.birth, "rounds": self.rounds}
+
+    def made_from(self, config: RunConfig) -> fingerprints.Fingerprints:
+        """Return its fingerprint, so that a run which is resumed scores no other one of the same name."""
+        return {f"the run '{config.evaluated_run}'": f"{self.birth} after {self.rounds} rounds"}
+
+
+def evaluated_run(builder: ClientBuilder) -> Evaluated | None:
+    """Return the run that `evaluated_run` names, beside the folder of this run; None: none is.
 
     Args:
         builder: of the run that evaluates it.
@@ -192,4 +213,4 @@ def evaluated_state(builder: ClientBuilder) -> ServerState | None:
             f"The model of the run '{name}' has another shape than this run's: write what is trained, such as "
             "peft_lora_r, as that run has it."
         )
-    return replace(state, round=0, attempts=0, attempt=0)
+    return Evaluated(replace(state, round=0, attempts=0, attempt=0), fingerprints.birth_of(run), state.round)

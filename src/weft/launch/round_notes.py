@@ -8,7 +8,9 @@ from weft.federation.loop import RoundDone, set_aside
 from weft.json_types import JsonObject
 
 
-def notes(result: RoundDone, record: JsonObject, retries: int, max_bad: int, *, hides: bool) -> Iterator[str]:
+def notes(
+    result: RoundDone, record: JsonObject, retries: int, max_bad: int, *, hides: bool, trusted: str = ""
+) -> Iterator[str]:
     """Yield sentences on a round that was not repeated.
 
     Args:
@@ -17,6 +19,7 @@ def notes(result: RoundDone, record: JsonObject, retries: int, max_bad: int, *, 
         retries: requests to an endpoint that were sent again.
         max_bad: bad updates after which a client is excluded.
         hides: whether a secret chose the cohort, so that nothing may say who was in it.
+        trusted: the client that has the server's own rows; "": none has.
     """
     place, failures = f"round {record['round']}", result.record.failures
     if retries:
@@ -35,5 +38,11 @@ def notes(result: RoundDone, record: JsonObject, retries: int, max_bad: int, *, 
     if faults := record.get("reward_faults"):
         words = ", ".join(f"{count} {fault.replace('_', ' ')}" for fault, count in faults.items())
         yield f"{place}: rewards that failed count as 0 ({words})."
+    others = [client for client in record["clients"] if client != trusted]
+    if others and set(others) <= set(result.record.flagged):
+        yield (
+            f"{place}: the aggregator flags every client, so that no update counts: write another --aggregator where "
+            "the updates of honest clients are like each other, or unlike the server's own."
+        )
     if not record["clients"] and record["failures"]:
         yield f"{place}: no update could be used; the model is unchanged."

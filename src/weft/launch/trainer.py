@@ -219,7 +219,7 @@ class Trainer:
         self.timing.append(timing | requests)
         retries, most = requests.get("endpoint_retries", 0), self.config.max_bad_updates
         hides = self.account is not None and self.account.hides_cohort
-        for sentence in notes(result, record, retries, most, hides=hides):
+        for sentence in notes(result, record, retries, most, hides=hides, trusted=self.plan.trusted):
             self.progress.note(sentence)
         self.progress.round(record | timing)
         self.listener({"round": record | timing})

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 from weft import plugins
@@ -63,6 +64,12 @@ class RunRecord:
     def tasks(self) -> list[JsonObject]:
         """The scores of evaluation tasks."""
         return self.events("tasks")
+
+    @property
+    def lost(self) -> list[tuple[int, int]]:
+        """First and last of the rounds in each gap of metrics.jsonl: somebody took their lines out."""
+        known = sorted({line["round"] for line in self.rounds})
+        return [(one + 1, other - 1) for one, other in pairwise(known) if other > one + 1]
 
     @property
     def name(self) -> str:

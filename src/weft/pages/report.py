@@ -56,6 +56,7 @@ def report(record: RunRecord, against: Sequence[RunRecord] = (), metric: str | N
     contamination = summary.get("contamination") or split.get("contamination") or {}
     body = [
         f"<h1>{text(record.name)}</h1>",
+        _lost(record.lost),
         result_part(record, against, metric),
         section("What was trained", header(record)),
         section("Curves", f'<div class="charts">{curves}</div>' if curves else ""),
@@ -77,3 +78,12 @@ def report(record: RunRecord, against: Sequence[RunRecord] = (), metric: str | N
         paragraph("Written by `weft report` from the files in the run's directory."),
     ]
     return page(f"{record.name} - Weft report", body)
+
+
+def _lost(gaps: Sequence[tuple[int, int]]) -> str:
+    """Return a sentence about rounds that the log has lost, "" where it has them all."""
+    if not gaps:
+        return ""
+    few = ", ".join(str(one) if one == other else f"{one} to {other}" for one, other in gaps[:5])
+    more = " and others" if len(gaps) > 5 else ""
+    return paragraph(f"metrics.jsonl has no line of round {few}{more}: the log was changed. `weft verify` says more.")

@@ -125,6 +125,22 @@ def smaller_cohort(policy: SitePolicy, plan: Plan) -> str | None:
     return f"{why}, and this site asks that at least {policy.accept.min_clients} clients share every mean"
 
 
+def few_rows(
+    policy: SitePolicy, plan: Plan, rows: int, domains: Sequence[Mapping[int, Sized]], rounds: int
+) -> str | None:
+    """Return the reason to refuse a plan by which too few of the site's rows could be told; None: there is none.
+
+    Args:
+        policy: the site policy.
+        plan: the run's.
+        rows: that the site trains on.
+        domains: of a mixture, as for `singled_out`.
+        rounds: of the run; one without any trains on nothing.
+    """
+    why = losses_sent(policy, plan, rows) or singled_out(policy, domains)
+    return why or (too_few_rows(policy, plan, rows) if rounds else None)
+
+
 def losses_sent(policy: SitePolicy, plan: Plan, rows: int) -> str | None:
     """Return the reason to refuse a plan whose updates are losses that the site may not report; None: there is none.
 
@@ -161,6 +177,25 @@ def singled_out(policy: SitePolicy, domains: Sequence[Mapping[int, Sized]]) -> s
     if all(len(rows) >= least for own in domains for rows in own.values()):
         return None
     return f"its mixture names a domain of which this site has fewer than {least} rows"
+
+
+def too_few_rows(policy: SitePolicy, plan: Plan, rows: int) -> str | None:
+    """Return the reason to refuse a plan whose rounds train on too few rows of the site; None: they train on enough.
+
+    The run sets steps and batch: of one step on one row, the update shows the row, whatever it does to metrics.
+
+    Args:
+        policy: the site policy.
+        plan: the run's.
+        rows: that the site trains on.
+    """
+    least, read = policy.accept.least_trained, plan.local.rows_in_metrics(rows, plan.objective.reuse)
+    if read >= least or plan.local.hides_units:  # noise of the site's own hides each row in every step
+        return None
+    return (
+        f"a round trains on fewer than {least} rows of this site (max_steps times batch_size), and an update of so few "
+        "would show them"
+    )
 
 
 def own_config(policy: SitePolicy, run: JsonObject, name: str) -> JsonObject:

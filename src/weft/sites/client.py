@@ -35,7 +35,7 @@ from weft.models.resident import Resident
 from weft.runs.fingerprints import digest_of
 from weft.runs.layout import RunDir
 from weft.runtimes.mailbox import UNKNOWN_RUN, Packed
-from weft.sites.agreement import agreement, losses_sent, own_config, refusal, singled_out, smaller_cohort, wrong_model
+from weft.sites.agreement import agreement, few_rows, own_config, refusal, smaller_cohort, wrong_model
 from weft.sites.bounds import DAY, WORK, Bounds, Day, Spent
 from weft.sites.departure import Departure
 from weft.sites.kit_key import common_of
@@ -48,6 +48,7 @@ from weft.sites.site_ledger import RELEASES, Releases, SiteBudget
 from weft.sites.token_folder import token_folder
 
 log = logging.getLogger("weft.site")
+UNLIKE = "sites are sent unlike messages in this run, so its sealed sums do not show a server that lies to one site"
 HANDSHAKE_BYTES = 16 << 20
 """Longest handshake that is read."""
 
@@ -104,7 +105,8 @@ class SiteClient:
 
         Args:
             request: `run` (the run's keys), `id`, `index` (the site's number), `clients` (size of a cohort), `base`
-                (hash of the server's base model), `birth` (identifies the run among runs of the same `id`).
+                (hash of the server's base model), `birth` (identifies the run among runs of the same `id`), and
+                `evaluated` (`birth` and `rounds` of the run that is evaluated, if one is).
 
         Returns:
             The counts of `counts_of`; `agreed`, the hash of what server and site must agree on; `least`, the
@@ -155,14 +157,15 @@ class SiteClient:
         # scale of their noise alone would tell what it hides.
         named, rows = f"{request['id']} {birth}", digest_of(current | {"keys": json.dumps(own, sort_keys=True)})
         common = common_of(self.kit, protection, named, builder.shared_names)
-        former = former_run(self.folder, config, builder.plan)
+        former = former_run(self.folder, config, builder.plan, request.get("evaluated"))
         memory = DiskMemory(run, at_site=True, rows=rows, kit_key=common, former=former)
         population = builder.read(memory, first=int(request["index"]))
         log.info(population.account.summary())
         for line in warning_lines(local, population):
             log.warning(line)
-        why = losses_sent(self.policy, builder.plan, len(population.trained.train[0]))
-        if why := why or singled_out(self.policy, population.trained.domains or ()):
+        trained = population.trained
+        why = few_rows(self.policy, builder.plan, len(trained.train[0]), trained.domains or (), config.num_rounds)
+        if why is not None:
             raise Refused(why)
         host, _ = builder.host(reference=run.reference_file)
         counts = counts_of(local, host)
@@ -170,6 +173,8 @@ class SiteClient:
         # A round may be one step on one row.
         summed = host.plan.local.rows_in_metrics(counts["rows"], host.plan.objective.reuse)
         needed = protection.sum_only and common is None
+        if protection.sum_only and not builder.plan.sends_alike:
+            log.warning(UNLIKE)
         certified = certificate(self.kit, named, needed=needed)
         self.sign, identity = signer(certified), certified if needed else None
         least = self.policy.accept.min_clients or 0

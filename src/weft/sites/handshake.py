@@ -137,6 +137,8 @@ class Terms(NamedTuple):
     """Most clients of a round."""
     min_clients: int
     """Sites that must take part, at least."""
+    evaluated: JsonObject | None = None
+    """What tells the run that is evaluated from others of its name; None: none is."""
 
 
 def shake_hands(
@@ -157,6 +159,7 @@ def shake_hands(
     """
     expected = agreement(terms.run, terms.base, terms.version)
     request = {"run": terms.run, "id": remote.run, "base": terms.base, "birth": terms.birth}
+    request |= {"evaluated": terms.evaluated} if terms.evaluated is not None else {}
 
     def requests_for(count: int) -> dict[str, Packed]:
         return {name: json.dumps(request | {"clients": count, "index": i}).encode() for i, name in enumerate(order)}

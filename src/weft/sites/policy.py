@@ -90,7 +90,7 @@ class AcceptRules(BaseModel):
     """Whether a run may have the site's held-out rows scored without training (num_rounds 0)."""
     statistics: bool = False
     """Whether a run may be told lengths, languages and labels of the site's rows (data_statistics)."""
-    statistics_noise: float = Field(0.0, ge=0)
+    statistics_noise: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Scale of the noise that the site adds to each of these counts at least."""
     max_rounds: int | None = Field(None, ge=1)
     max_steps: int | None = Field(None, ge=1)
@@ -115,9 +115,26 @@ class AcceptRules(BaseModel):
     """Paths of the site's files whose parts runs may name, and the SHA-256 of each; a run itself brings no code."""
     min_report_rows: int = Field(10, ge=1)
     """Rows below which nothing that depends on their content is reported: the loss of one row is one person's."""
+    min_train_rows: int | None = Field(None, ge=1)
+    """Fewest rows that the training of one round may read, unless the site's own noise hides each of them: an update of
+    one row shows that row. None: as many as `min_report_rows`."""
     report: list[str] | None = None
     """What may be sent besides `COUNTS`: the name of a metric (perplexity, macro_f1) allows all that the metric is
     derived from, and any word allows the numbers whose names begin with it (loss, confusion, reward, ...)."""
+
+    @field_validator("limits")
+    @classmethod
+    def _amounts(cls, value: dict[str, float]) -> dict[str, float]:
+        """Refuse a limit that no number keeps to: the site would refuse every run, and nobody would know why."""
+        for name, most in value.items():
+            if not most >= 0:
+                raise ValueError(f"the limit of {name} is {most:g}: write a number from 0, or .inf for none")
+        return value
+
+    @property
+    def least_trained(self) -> int:
+        """Fewest rows behind an update."""
+        return self.min_report_rows if self.min_train_rows is None else self.min_train_rows
 
     @field_validator("models", mode="before")
     @classmethod

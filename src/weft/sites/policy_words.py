@@ -133,5 +133,9 @@ SENTENCES: dict[str, tuple[Words | None, str]] = {
         lambda value: f"nothing is reported that was measured on fewer than {value} rows",
         "metrics of any number of rows are reported",
     ),
+    "min_train_rows": (
+        lambda value: f"the training of a round must read {value} rows at least, unless noise of this site hides each",
+        "the training of a round must read as many rows as a report, unless noise of this site hides each",
+    ),
 }
 """For each key of `accept` its value in words, and what holds if it is not set."""

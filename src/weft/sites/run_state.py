@@ -15,7 +15,7 @@ from weft.federation.plan import Plan
 from weft.runs import checkpoint, fingerprints
 from weft.runs.fingerprints import Fingerprints
 from weft.runs.layout import RunDir
-from weft.sites.requests import name_of
+from weft.sites.requests import Refused, name_of
 
 log = logging.getLogger("weft.site")
 BIRTHS = "births.json"
@@ -66,20 +66,32 @@ def changed(
     return None
 
 
-def former_run(folder: Path, config: RunConfig, plan: Plan) -> RunDir | None:
-    """Return the folder of the run whose own models of clients a run without rounds evaluates; None: of none.
+def former_run(folder: Path, config: RunConfig, plan: Plan, told: object) -> tuple[RunDir, int] | None:
+    """Return the run whose own models of clients a run without rounds evaluates, and after how many rounds.
+
+    None: of none.
 
     Args:
         folder: holds the folders of the site's runs.
         config: of the run without rounds.
         plan: its parts.
+        told: what the server says of the run that is evaluated: `birth` and `rounds`.
 
     Raises:
-        Refused: a name that no run can have.
+        Refused: a name that no run can have, or what was here under it is of another run.
     """
     if not (config.evaluated_run and plan.keeps_own):
         return None
-    return RunDir(folder / name_of({"id": config.evaluated_run}))
+    run = RunDir(folder / name_of({"id": config.evaluated_run}))
+    birth, rounds = (told.get("birth"), told.get("rounds")) if isinstance(told, dict) else (None, None)
+    if not isinstance(birth, str) or not isinstance(rounds, int):
+        raise Refused(f"the handshake does not say which run of the name '{config.evaluated_run}' is evaluated")
+    if run.path.exists() and fingerprints.birth_of(run) != birth:
+        raise Refused(
+            f"what it has kept under the name '{config.evaluated_run}' is of another run than the server's: one of "
+            "them was begun anew"
+        )
+    return run, rounds
 
 
 def _left(run: RunDir) -> list[str]:

@@ -23,7 +23,7 @@ from weft.launch.best import read_tasks
 from weft.launch.client import ClientBuilder
 from weft.launch.disk_full import explain_full_disk
 from weft.launch.extend import changeable, report_changes
-from weft.launch.federated import evaluated_state
+from weft.launch.federated import Evaluated, evaluated_run
 from weft.launch.mixtures import named_domains
 from weft.launch.population import Population
 from weft.launch.privacy_plan import warn_of_noise
@@ -81,7 +81,7 @@ def serve(
     config, rejoin = builder.config, Rejoin(Path(builder.config.output_dir) / SITES, resume=resume)
     tasks = read_tasks(config, builder.plan)
     rejoin.check(config.sites, sites, config.rejoin_timeout)  # before the model is loaded: it may be often
-    base, evaluated = fingerprint(builder.model), evaluated_state(builder)
+    base, evaluated = fingerprint(builder.model), evaluated_run(builder)
     with (
         explain_full_disk(config, "weft submit"),
         RunDir.create(
@@ -95,16 +95,19 @@ def serve(
         Progress(config.num_rounds, quiet=False, as_json=True) as progress,
         Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers,
     ):
-        birth = _birth(builder, tasks, run, notes, progress.note)
+        birth = _birth(builder, tasks, run, notes, progress.note, evaluated)
         remote = _remote(config, transport, f"{run_id(keys)} {birth}", authority, progress.note)
-        terms = Terms(keys, base, birth, version, _largest_cohort(builder), config.min_clients)
+        told = None if evaluated is None else evaluated.words
+        terms = Terms(keys, base, birth, version, _largest_cohort(builder), config.min_clients, told)
         agreement = shake_hands(remote, terms, rejoin.order(config.sites, sites), sites, progress.note)
         rejoin.keep(rows := agreement.rows_of_participants())
         hear({"sites": rows, "refused": agreement.refused, "statistics": agreement.statistics})
         population = _settle(builder, remote, agreement)
         host, values = builder.host(conditions=compose.conditions(config))
         parties = (config, run, host, population, progress, trackers, None, tasks)
-        training = Trainer(*parties, begin=lambda _: nullcontext(remote), listener=hear, evaluated=evaluated)
+        training = Trainer(
+            *parties, begin=lambda _: nullcontext(remote), listener=hear, evaluated=evaluated and evaluated.state
+        )
         hear({"undelivered": _send_result(training.run_all(values), builder.plan, remote, rows)})
         return Run(run.path)
 
@@ -119,13 +122,19 @@ def _remote(
 
 
 def _birth(
-    builder: ClientBuilder, tasks: RunTasks, run: RunDir, notes: Iterable[str], note: Callable[[str], None]
+    builder: ClientBuilder,
+    tasks: RunTasks,
+    run: RunDir,
+    notes: Iterable[str],
+    note: Callable[[str], None],
+    evaluated: Evaluated | None,
 ) -> str:
     """Note what there is, and what the run is made of and was not when it began; return the id of its begin."""
     for sentence in notes:
         note(sentence)
     tasks.check_template(builder.tokenizer)
     current = provenance.at_server(builder.config, builder.tokenizer) | tasks.fingerprints()
+    current |= {} if evaluated is None else evaluated.made_from(builder.config)
     report_changes(builder.config, run, current, note)
     return fingerprints.keep(run, current, max(run.rounds, default=0))
 

@@ -158,16 +158,25 @@ class Judge:
         return Ratings(scores, scores.count(None) - unjudged, unjudged)
 
     def compare(self, items: Sequence[Item], turn: int = 1) -> Comparisons:
-        """Return preferences between `answers` and `others`, each asked for in both orders; raises as `rate`."""
+        """Return preferences between `answers` and `others`, each asked for in both orders; raises as `rate`.
+
+        Answers that are equal to the letter tie, and the judge is not asked: it could only favour a place.
+        """
         asked = []
         for item in items:
+            if item.answers[:turn] == item.others[:turn]:
+                continue
             swapped = item._replace(answers=item.others, others=item.answers)
             asked += [(one.name, self._messages("pairwise", one, turn)) for one in (item, swapped)]
-        replies = self._ask(asked)
+        replies = iter(self._ask(asked))
         results: list[Result | None] = []
         unparsed = unjudged = 0
         split = [False] * len(items)
-        for first, second in zip(replies[::2], replies[1::2], strict=True):
+        for item in items:
+            if item.answers[:turn] == item.others[:turn]:
+                results.append("tie")
+                continue
+            first, second = next(replies), next(replies)
             if first is None or second is None:
                 unjudged += 1
                 results.append(None)
