@@ -189,6 +189,7 @@ AUDITS = {
     "epsilon": "weft.audits.epsilon:Epsilon",
     "extraction": "weft.audits.extraction:Extraction",
     "prompts": "weft.audits.prompts:Prompts",
+    "new_tokens": "weft.audits.new_tokens:NewTokens",
     "membership": "weft.audits.membership:Membership",
     "verbatim": "weft.audits.verbatim:Verbatim",
     "refusals": "weft.audits.refusals:Refusals",

@@ -160,7 +160,7 @@ class Scene:
         """
         people = self.population
         taught = [client.train for client in people.trained if client.name != PUBLIC and self.taught(client.name)]
-        seen = {canary.answer for canary in self.canaries}
+        seen = {canary.answer for canary in people.canaries}
         known = set[bytes]() if members else {view[place][0].tobytes() for view in taught for place in range(len(view))}
         views = taught if members else [client.held_out for client in people.evaluated if self.taught(client.name)]
         found = [(view, place) for view in views for place in range(len(view))]
