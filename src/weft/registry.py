@@ -190,6 +190,8 @@ AUDITS = {
     "extraction": "weft.audits.extraction:Extraction",
     "prompts": "weft.audits.prompts:Prompts",
     "new_tokens": "weft.audits.new_tokens:NewTokens",
+    "system_prompt": "weft.audits.system_prompt:SystemPrompt",
+    "soft_prompt": "weft.audits.soft_prompt:SoftPrompt",
     "membership": "weft.audits.membership:Membership",
     "verbatim": "weft.audits.verbatim:Verbatim",
     "refusals": "weft.audits.refusals:Refusals",
