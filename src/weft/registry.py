@@ -198,6 +198,7 @@ AUDITS = {
     "span": "weft.audits.span:Span",
     "embedding": "weft.audits.embedding:Embedding",
     "inversion": "weft.audits.inversion:Inversion",
+    "sequence": "weft.audits.sequence:Texts",
     "properties": "weft.audits.properties:Properties",
 }
 """What `weft audit` asks a finished run."""
