@@ -189,12 +189,16 @@ AUDITS = {
     "epsilon": "weft.audits.epsilon:Epsilon",
     "extraction": "weft.audits.extraction:Extraction",
     "prompts": "weft.audits.prompts:Prompts",
+    "new_tokens": "weft.audits.new_tokens:NewTokens",
+    "system_prompt": "weft.audits.system_prompt:SystemPrompt",
+    "soft_prompt": "weft.audits.soft_prompt:SoftPrompt",
     "membership": "weft.audits.membership:Membership",
     "verbatim": "weft.audits.verbatim:Verbatim",
     "refusals": "weft.audits.refusals:Refusals",
     "span": "weft.audits.span:Span",
     "embedding": "weft.audits.embedding:Embedding",
     "inversion": "weft.audits.inversion:Inversion",
+    "sequence": "weft.audits.sequence:Texts",
     "properties": "weft.audits.properties:Properties",
 }
 """What `weft audit` asks a finished run."""

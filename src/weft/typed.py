@@ -247,6 +247,7 @@ class Keys(TypedDict, total=False):
     canaries: int
     canary_repetitions: list[int]
     canary_clients: list[str]
+    canary_tokens: int
     output_dir: str | PathLike[str]
     seed: int
     save_model_freq: int

@@ -1,34 +1,67 @@
-"""Reconstruction of a row by optimisation: vectors and soft labels whose gradient is that of the update.
-
-Deng et al. 2021, TAG (arXiv 2103.06819): the distance of two gradients is the sum of squares and alpha times that of
-absolute values. Here both are scaled to a norm of 1, since the attacker does not know the learning rate. A vector found
-is read as the token whose embedding points most nearly its way. LAMP's language prior (2202.08827) is left out.
-"""
+"""Reconstruction of a row by optimisation: vectors and soft labels whose gradient is that of the update (TAG, arXiv
+2103.06819). `sequence` goes on from here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
-import torch
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+import numpy as np
 
 from weft.audits.audit import Audit, Findings
+from weft.audits.matching import Guess, Matching
 from weft.audits.recall import own_and_next
 from weft.audits.scene import Scene
-from weft.audits.sent import Row, Station
+from weft.audits.sent import Station
 from weft.audits.settings import CannotAudit
-from weft.core.types import Tensors
 from weft.json_types import JsonObject
-from weft.models.resident import Resident
 
 ROWS = 3
 ITERATIONS = 200
 LONGEST = 48
 """Tokens of a row that is tried: the search grows with it, and finds less."""
-ALPHA = 0.01
-RATE = 0.05
+
+
+class Searched(NamedTuple):
+    """A row, and what a search for its gradient found."""
+
+    ids: np.ndarray
+    """(T,) of the row."""
+    own: frozenset[int]
+    """Its tokens that something is predicted from."""
+    matching: Matching
+    guess: Guess
+
+
+def searched(scene: Scene) -> list[Searched]:
+    """Search for a few rows by their updates; a second call computes nothing.
+
+    Raises:
+        CannotAudit: no update of single rows can be had, or all rows are long.
+    """
+    found: list[Searched] = scene.once("searched", lambda: _searched(scene))
+    found[0].matching.load()  # all began from the same values
+    return found
+
+
+def _searched(scene: Scene) -> list[Searched]:
+    station = Station(scene)
+    model, table = station.host.model, station.host.train_clients.table
+    if not model.one_process or model.front is not None:
+        raise CannotAudit("The search needs a whole model without a learnt prompt: audit a run of weights.")
+    rows = [row for row in station.drawn(16) if len(table[row.number][0]) <= LONGEST]
+    rows = rows[: min(ROWS, scene.settings.limit)]
+    if len(rows) < 2:
+        raise CannotAudit(
+            f"Fewer than two rows have at most {LONGEST} tokens, and longer ones take hours: `span` reads them."
+        )
+    found = []
+    for place, row in enumerate(rows):
+        ids, learn = table[row.number]
+        values = {name: value for name, value in station.state.params.items() if name in model.masters}
+        matching = Matching(model, values, station.one_step(row).delta, learn)
+        guess = matching.improved(matching.start(scene.settings.seed + place), ITERATIONS)
+        found.append(Searched(ids, station.tokens([row]), matching, guess))
+    return found
 
 
 class Inversion(Audit):
@@ -44,73 +77,16 @@ class Inversion(Audit):
 
     def findings(self, scene: Scene) -> Findings:
         """Reconstruct a few rows, and compare with the words of others."""
-        station = Station(scene)
-        model, table = station.host.model, station.host.train_clients.table
-        if not model.one_process or model.front is not None:
-            raise CannotAudit("The search needs a whole model without a learnt prompt: audit a run of weights.")
-        rows = [row for row in station.drawn(16) if len(table[row.number][0]) <= LONGEST][:ROWS]
-        if len(rows) < 2:
-            raise CannotAudit(
-                f"Fewer than two rows have at most {LONGEST} tokens, and longer ones take hours: `span` reads them."
-            )
-        words = [station.tokens([row]) for row in rows]
-        found = [self._reconstructed(station, row, len(table[row.number][0]), place) for place, row in enumerate(rows)]
-        step, control = own_and_next(words, found)
+        rows = searched(scene)
+        found = [
+            frozenset(one.matching.read(one.guess)[:, 0].tolist()) | frozenset(one.guess.labels[1:].argmax(1).tolist())
+            for one in rows
+        ]
+        step, control = own_and_next([one.own for one in rows], found)
         numbers: JsonObject = {"one_step": step.as_json(), "control": control.as_json(), "rows": len(rows)}
         cells = [["one row, one step", str(step)], ["another row's update (control)", str(control)]]
-        note = f"{ITERATIONS} iterations for each of {len(rows)} rows, whose lengths the attacker is told."
+        note = (
+            f"{ITERATIONS} iterations for each of {len(rows)} rows; the attacker is told their lengths, and where the "
+            "answers are."
+        )
         return Findings(numbers, ["update of", "words found (95 %, Clopper-Pearson)"], cells, [note])
-
-    def _reconstructed(self, station: Station, row: Row, length: int, place: int) -> frozenset[int]:
-        delta = station.one_step(row).delta
-        model = station.host.model
-        model.load({name: value for name, value in station.state.params.items() if name in model.masters})
-        return search(model, delta, length, seed=station.scene.settings.seed + place)
-
-
-def search(model: Resident, delta: Tensors, length: int, *, seed: int) -> frozenset[int]:
-    """Return the tokens of the row whose gradient comes nearest to an update.
-
-    Args:
-        model: with the values that the update began from.
-        delta: of one step.
-        length: tokens of the row.
-        seed: of the start.
-    """
-    table = model.base.get_input_embeddings().weight.detach().float()
-    shared = {id(model.base.get_input_embeddings().weight)}
-    wanted = {name: p for name, p in model.params.items() if name in delta and id(p) not in shared}
-    observed = _unit({name: -delta[name].float().to(model.device) for name in wanted})
-    chance = torch.Generator().manual_seed(seed)
-    vectors = (torch.randn(length, table.shape[1], generator=chance) * table.std().cpu()).to(model.device)
-    labels = torch.randn(length, len(table), generator=chance).to(model.device) * 0.1
-    vectors.requires_grad_()
-    labels.requires_grad_()
-    optimizer = torch.optim.Adam([vectors, labels], lr=RATE)
-    model.model.eval()
-    model.train_only(None)
-    # The fused kernels of attention have no second derivative.
-    with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
-        for _ in range(ITERATIONS):
-            optimizer.zero_grad(set_to_none=True)
-            lines = vectors.to(next(iter(wanted.values())).dtype)[None]
-            logits = model.base(inputs_embeds=lines, use_cache=False).logits[0, :-1].float()
-            loss = -(labels[1:].softmax(-1) * logits.log_softmax(-1)).sum(-1).mean()
-            gradients = torch.autograd.grad(loss, list(wanted.values()), create_graph=True, allow_unused=True)
-            made = {name: grad.float() for name, grad in zip(wanted, gradients, strict=True) if grad is not None}
-            distance = _distance(_unit(made), observed)
-            distance.backward(inputs=[vectors, labels])  # type: ignore[no-untyped-call]
-            optimizer.step()
-    directions = torch.nn.functional.normalize(vectors.detach(), dim=1)
-    nearest = (directions @ torch.nn.functional.normalize(table, dim=1).T).argmax(1)
-    return frozenset(nearest.tolist()) | frozenset(labels.detach()[1:].argmax(1).tolist())
-
-
-def _unit(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    norm = torch.stack([value.square().sum() for value in values.values()]).sum().sqrt().clamp(min=1e-20)
-    return {name: value / norm for name, value in values.items()}
-
-
-def _distance(made: Mapping[str, Tensor], observed: Mapping[str, Tensor]) -> Tensor:
-    parts = [made[name] - observed[name] for name in made]
-    return torch.stack([part.square().sum() + ALPHA * part.abs().sum() for part in parts]).sum()

@@ -38,7 +38,7 @@ from weft.models.resident import Resident
 from weft.runs import checkpoint, fingerprints
 from weft.tasks.local_model import LocalModel
 
-CAN_STILL = "exposure, epsilon, extraction, prompts (they need canaries) or refusals"
+CAN_STILL = "exposure, epsilon, extraction, prompts (they need canaries), refusals or system_prompt"
 OF_MODEL = ("device", "dtype", "load_in_8bit", "load_in_4bit", "trust_remote_code")
 
 
@@ -160,7 +160,7 @@ class Scene:
         """
         people = self.population
         taught = [client.train for client in people.trained if client.name != PUBLIC and self.taught(client.name)]
-        seen = {canary.answer for canary in self.canaries}
+        seen = {canary.answer for canary in people.canaries}
         known = set[bytes]() if members else {view[place][0].tobytes() for view in taught for place in range(len(view))}
         views = taught if members else [client.held_out for client in people.evaluated if self.taught(client.name)]
         found = [(view, place) for view in views for place in range(len(view))]
@@ -244,11 +244,11 @@ class Scene:
         prompt = encoded.prompts[0] if self.local.place is None else self.local.place(encoded.prompts[0])
         return prompt, encoded.choices[0]
 
-    def asking(self, text: str) -> np.ndarray:
-        """Return the ids of a question, as the run's template writes it."""
-        turns = (Turn("user", text), Turn("assistant", ""))
+    def asking(self, text: str, system: str = "", *, own: bool = True) -> np.ndarray:
+        """Return the ids of a question behind a system prompt; `own`: and behind the instruction that the run found."""
+        turns = (*[Turn("system", system)] * bool(system), Turn("user", text), Turn("assistant", ""))
         if self.config.objective == "causal_lm":
-            return self.plain(text)
+            return self.plain(f"{system}\n{text}".lstrip())
         encoded = encode_choices(
             [Example(turns)],
             self.run.tokenizer,
@@ -258,7 +258,7 @@ class Scene:
             lead=lead_of(self.config),
         )
         prompt = encoded.prompts[0]
-        return prompt if self.local.place is None else self.local.place(prompt)
+        return self.local.place(prompt) if own and self.local.place is not None else prompt
 
     def plain(self, text: str) -> np.ndarray:
         """Return the ids of a text that is to go on."""

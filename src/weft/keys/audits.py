@@ -29,6 +29,12 @@ class AuditKeys(BaseModel):
         [1, 4, 16, 64], description="how often a canary that is in the rows stands there, in turn"
     )
     canary_clients: list[str] = Field([], description="clients that get canaries [all]")
+    canary_tokens: int = Field(
+        0,
+        ge=0,
+        description="simulation: records beside the canaries whose answer is a token that occurs in no other row; 0: "
+        "none",
+    )
 
     @field_validator("canary_repetitions", mode="before")
     @classmethod
@@ -51,6 +57,11 @@ def check(config: RunConfig) -> None:
             f"canaries is {config.canaries}, and coins keep about half of them out of the rows: write --canaries "
             f"{FEWEST} or more, such as 32."
         )
+    if 0 < config.canary_tokens < FEWEST:
+        raise ConfigError(
+            f"canary_tokens is {config.canary_tokens}, and coins keep about half of them out of the rows: write "
+            f"--canary_tokens {FEWEST} or more, such as 32."
+        )
     counts = config.canary_repetitions
     if not counts or min(counts) < 1 or max(counts) > 10_000:
         raise ConfigError(
@@ -70,5 +81,6 @@ WORKS: dict[str, Effect] = {
     "canaries": SIMULATION + NOT_SPREAD + verbs("sft"),
     "canary_repetitions": PLANTED,
     "canary_clients": PLANTED,
+    "canary_tokens": PLANTED,
 }
 """When each key has an effect."""

@@ -71,13 +71,16 @@ class Canary:
         return Example((Turn("user", self.question), Turn("assistant", self.answer)))
 
 
-def canaries_of(config: RunConfig, names: Sequence[str], secret_of: Callable[[str], Secret]) -> list[Canary]:
+def canaries_of(
+    config: RunConfig, names: Sequence[str], secret_of: Callable[[str], Secret], numbers: range | None = None
+) -> list[Canary]:
     """Return the canaries of a run, those that coins kept out too.
 
     Args:
         config: says how many, how often, and whose.
         names: of the clients.
         secret_of: returns the secret of a client.
+        numbers: of the canaries; None: those of `config.canaries`.
 
     Raises:
         ConfigError: `canary_clients` names a client that the run does not have.
@@ -91,7 +94,7 @@ def canaries_of(config: RunConfig, names: Sequence[str], secret_of: Callable[[st
     holders, counts = config.canary_clients or list(names), config.canary_repetitions
     secrets = {name: secret_of(name) for name in holders[: config.canaries]}
     made = []
-    for number in range(config.canaries):
+    for number in range(config.canaries) if numbers is None else numbers:
         client = holders[number // len(counts) % len(holders)]
         made.append(_drawn(number, client, counts[number % len(counts)], secrets.get(client) or secret_of(client)))
     return made
@@ -112,18 +115,17 @@ def plant(
     sources: Sources,
     names: Sequence[str],
     train: list[np.ndarray | None],
-    secret_of: Callable[[str], Secret],
+    made: list[Canary],
 ) -> list[Canary]:
-    """Add the canaries of a run to its examples and to the numbers of its clients' training rows; return them.
+    """Add canaries to the examples of a run and to the numbers of its clients' training rows; return them.
 
     Args:
         config: the run.
         sources: of conversations; canaries are added after all others.
         names: of the clients.
         train: the numbers of each client's training examples, and perhaps others behind them; replaced in place.
-        secret_of: returns the secret of a client.
+        made: the canaries, those that coins kept out too.
     """
-    made = canaries_of(config, names, secret_of)
     if not made:
         return []
     assert isinstance(sources, Conversations)

@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from weft.config import RunConfig
+from weft.core.libraries import Tokenizer
 from weft.core.secret import Secret
 from weft.data.source_kinds import Texts
+from weft.data.templates import Template
 from weft.errors import DataError
 from weft.json_types import JsonObject
 from weft.launch.canaries import Canary, plant
+from weft.launch.canary_tokens import Written, all_canaries
 from weft.launch.cleaning import Surprise, clean_shares
 from weft.launch.malicious import malicious_of, poison
 from weft.launch.reading import AnySources, TokenTable
@@ -39,6 +42,8 @@ def changed(
     held_out: Sequence[np.ndarray],
     surprise: Surprise | None,
     secret_of: Callable[[str], Secret],
+    tokenizer: Tokenizer,
+    template: Template,
 ) -> Changes:
     """Poison and clean the training examples and plant canaries, as far as the run says.
 
@@ -53,13 +58,16 @@ def changed(
         held_out: of each client.
         surprise: as in `clean_shares`.
         secret_of: returns the secret of a client.
+        tokenizer: turns text into ids.
+        template: how a conversation becomes text.
     """
     untouched = list(getattr(sources, "examples", []))
     train = [part for part in shares[: len(names)] if part is not None]
     poisoned = not isinstance(sources, Texts) and poison(config, sources.examples, names, train)
     malicious = malicious_of(config, names)
     sets, cleaning = clean_shares(config, sources, names, shares, held_out, surprise, uncleaned=malicious)
-    canaries = plant(config, sources, names, sets, secret_of)
+    made = all_canaries(config, sources, names, secret_of, Written(tokenizer, template))
+    canaries = plant(config, sources, names, sets, made)
     honest = untouched if poisoned else getattr(sources, "examples", [])
     return Changes(sets if poisoned or cleaning or canaries else None, cleaning, honest, canaries)
 

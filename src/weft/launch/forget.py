@@ -183,6 +183,7 @@ def _why_all(config: RunConfig, plan: Plan, by_rows: bool) -> str:
         "the attack is drawn over all clients": config.attack != "none",
         "a cleaner compares rows with those of everybody": _cleans_across(config),
         "the split deals what is left anew": by_rows and not config.clients,
+        "tokens of canaries are those that nobody's rows have": config.canary_tokens > 0,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 

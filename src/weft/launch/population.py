@@ -132,10 +132,10 @@ def populate(
     complete(sources, table, template)
     names, train, held_out = _shares(config, sources, table, owners, tests, first)
     gone, public_rows = forgotten_of(config, names), None if public is None else table.within(public)
-    changes = changed(config, sources, names, [*train, public_rows], held_out, surprise, memory.secret)
-    if changes.shares is not None:
+    new = changed(config, sources, names, [*train, public_rows], held_out, surprise, memory.secret, tokenizer, template)
+    if new.shares is not None:
         table = tokenized(sources, tokenizer, template)
-        train, public_rows = still_there(table, names, changes.shares)
+        train, public_rows = still_there(table, names, new.shares)
     _note_repeats(sources, tests, train, held_out)
     public_sets = _public_sets(config, public_rows)
     _pair_up(table, rows, [*train, *held_out, *public_sets])
@@ -148,14 +148,14 @@ def populate(
     kept = [part for name, part in zip(names, train, strict=True) if name not in apart]
     documents = [np.concatenate([*kept, *([] if config.mixture else public_sets)])] if pool else train
     trained = _pooled(evaluated, table.rows_of(documents[0])) if pool else trained
-    canaries, dealt = planted(config, table, changes.canaries, train, len(sources.origins))
+    canaries, dealt = planted(config, table, new.canaries, train, len(sources.origins))
     make = partial(make_questions, tokenizer=tokenizer, template=template, config=config)
-    choices, questions = questions_of(config, changes.honest, table, dealt, held_out, make)
+    choices, questions = questions_of(config, new.honest, table, dealt, held_out, make)
     split = _describe(config, sources, table, names, dealt, held_out, len(sources.origins) - rows_planted(canaries))
     counts, sizes = _counts(table, sources), getattr(table, "text_bytes", None)
     trained, domains = mixed(config, sources, table, trained, documents, public_rows, apart)
     trained = with_units(config, sources, table, trained)
-    people = (names, trained, evaluated, questions, choices, counts, split | changes.cleaning, sizes)
+    people = (names, trained, evaluated, questions, choices, counts, split | new.cleaning, sizes)
     absent, hidden = () if pool else (*map(names.index, apart), *gone), tuple(canaries)
     return Population(*people, absent, apart, gone, account=sources.account, canaries=hidden, domains=domains)
 

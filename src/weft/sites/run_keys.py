@@ -51,7 +51,7 @@ AT_SERVER = frozenset(
     tokenizer_min_count tokenizer_min_clients tokenizer_noise generation_engine vllm_memory
     eval_tasks eval_limit task_data include_path num_fewshot apply_chat_template best_metric early_stopping_rounds
     leave_out forgotten keep_updates evaluated_run attack attack_args num_malicious post_alignment post_alignment_steps
-    canaries canary_repetitions canary_clients keep_moments adversarial_prompts adversarial_share
+    canaries canary_repetitions canary_clients canary_tokens keep_moments adversarial_prompts adversarial_share
     """.split()
 )
 """Keys that only the server uses: a site keeps the defaults."""
