@@ -65,6 +65,21 @@ def test_every_run_of_a_study_can_be_with_its_keys_for_one_core(name: str):
         assert not cell.config.load_in_8bit
 
 
+def test_every_run_of_finance_on_smollm2_can_be():
+    """The rows are what the file says: 48 of a client to train on and 15 held out, a pass over the first by each."""
+    file = "studies/small/finance_smollm2.yaml"
+    assert (ROOT / file).read_text().startswith(f"# weft sweep {file} ")
+    study = read_study(ROOT / file)
+    cells = cells_of(study, first_settings(study))
+    assert [cell.arm for cell in cells] == ["local", "fedavg", "scaffold", "fedadamw", "central"] * 3
+    for cell in cells:
+        config = cell.config
+        assert config.model_name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"
+        assert (config.peft_lora_r, config.dataset_sample, config.num_clients) == (16, 4 * (48 + 15), 4)
+        assert config.num_rounds * config.max_steps * config.batch_size == 48
+        assert round(config.eval_fraction * 63) == 15
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_a_study_passes_its_dry_run_on_a_local_model(name: str, stories: Path, tmp_path: Path, capsys):
