@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from support.paths import DATA, ROOT
 from weft.cli import main
 from weft.commands.sweep import parse_keys
+from weft.data.partition import hold_out
 from weft.studies.cells import cells_of, check_effects, first_settings
 from weft.studies.study import read_study
 
@@ -63,6 +65,17 @@ def test_every_run_of_a_study_can_be_with_its_keys_for_one_core(name: str):
     for cell in cells_of(study, first_settings(study)):
         assert cell.config.model_name_or_path.startswith("runs/small/")
         assert not cell.config.load_in_8bit
+
+
+def test_groups_of_the_study_of_preferences_train_on_the_rows_that_its_points_name():
+    study = read_study(
+        ROOT / "studies/preferences.yaml", keys=parse_keys([str(ROOT / "studies/small/preferences.yaml")])
+    )
+    for cell in cells_of(study, first_settings(study)):
+        config = cell.config
+        train, held_out = hold_out(np.arange(200), config.eval_fraction, seed=1, client=0, most=config.eval_rows)
+        assert cell.point == (f"{len(train)} rows",)
+        assert len(held_out) == 200 - len(train)
 
 
 def test_every_run_of_finance_on_smollm2_can_be():
