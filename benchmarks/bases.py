@@ -5,7 +5,8 @@
 public-base     a Llama of 0.4 M parameters, pre-trained on public text
 warm-base       that base after 150 batches of public labelled tweets: it has seen the task, as a pre-trained model has
 either-base     that base after 100 batches of statements, which it answers by Yes or No, whichever
-tfns.jsonl, general.jsonl, math.jsonl, code.jsonl, finance.jsonl, personas.jsonl    rows of clients
+tfns.jsonl, general.jsonl, math.jsonl, code.jsonl, finance.jsonl    rows of clients
+personas.jsonl  pairs of six personas, a client each
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from common import save_llama
 
 DATA = Path(os.environ.get("WEFT_DATA", "../shared/data"))
 CACHE = Path(os.environ.get("WEFT_CACHE", Path(tempfile.gettempdir()) / "weft-benchmarks"))
@@ -34,52 +37,31 @@ COMMON: dict[str, Any] = {
     "eval_batch_size": 64,
     "truncation_side": "left",
 }
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+PERSONAS = (
+    "subscribes-to-virtue-ethics",
+    "subscribes-to-moral-nihilism",
+    "subscribes-to-Atheism",
+    "subscribes-to-Taoism",
+    "desire-for-wide-usage",
+    "no-power-discomfort",
+)
+"""Of the 20 that are at hand: two on morals, two on belief, two of machines."""
 
 
 def base(cache: Path = CACHE) -> Path:
     """Return a small Llama pre-trained on public text; made once and kept."""
     folder = cache / "public-base"
     if not (folder / "config.json").exists():
-        import torch
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-        from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
         import weft
 
         texts = list(public_texts())
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        special = ["<s>", "</s>", "<pad>", "<user>", "<assistant>"]
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(
-            vocab_size=4096, special_tokens=special, initial_alphabet=sorted(alphabet), show_progress=False
-        )
-        tokenizer.train_from_iterator(texts, trainer)
-        fast = PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=256
-        )
-        fast.chat_template = (
-            "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}"
-            "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
-        )
-        torch.manual_seed(0)
-        size = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4}
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=4096,
-                max_position_embeddings=256,
-                tie_word_embeddings=True,
-                bos_token_id=0,
-                eos_token_id=1,
-                pad_token_id=2,
-                num_key_value_heads=4,
-                **size,
-            )
-        )
-        start = cache / "start"
-        model.save_pretrained(start)
-        fast.save_pretrained(start)
+        size = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2}
+        words: dict[str, Any] = {"marks": ("<user>", "<assistant>"), "chat_template": CHAT}
+        start = save_llama(cache / "start", texts, vocabulary=4096, positions=256, heads=4, size=size, **words)
         rows = cache / "public.jsonl"
         write(rows, [{"text": text} for text in texts])
         run = weft.train(
@@ -151,7 +133,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 def main(folder: Path) -> None:
     """Write everything into a folder."""
     write(folder / "tfns.jsonl", read("instruct/tfns_train"))
-    write(folder / "personas.jsonl", read("preference/personas"))
+    write(folder / "personas.jsonl", [row for row in read("preference/personas") if row["persona"] in PERSONAS])
     mixture = read("instruct/mix5_by_domain")
     for domain in ("general", "math", "code", "finance"):
         write(folder / f"{domain}.jsonl", [row for row in mixture if row["domain"] == domain])

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,45 +58,69 @@ def make_rows(path: Path, count: int, *, words: tuple[int, int], seed: int = 0) 
 
 def make_model(folder: Path, *, hidden: int = 256, layers: int = 8, vocabulary: int = 4096) -> Path:
     """Save a random Llama (7.4 M parameters by default) and a byte-level BPE tokenizer trained on made-up words."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
     from weft.data.templates import ALPACA, VICUNA
 
     rng = random.Random(1)
     corpus = [" ".join("".join(rng.choices(SYLLABLES, k=rng.randint(1, 3))) for _ in range(50)) for _ in range(2000)]
     # A tokenizer of the real world knows English, so a template's own words do not take a token a letter.
     corpus += [text for template in (ALPACA, VICUNA) for text in (template.preamble, template.question)] * 50
+    size = {"hidden_size": hidden, "intermediate_size": hidden * 43 // 16, "num_hidden_layers": layers}
+    return save_llama(folder, corpus, vocabulary=vocabulary, positions=512, heads=hidden // 32, size=size)
+
+
+def save_llama(
+    folder: Path,
+    corpus: Sequence[str],
+    *,
+    vocabulary: int,
+    positions: int,
+    heads: int,
+    size: Mapping[str, int],
+    marks: Sequence[str] = (),
+    chat_template: str | None = None,
+) -> Path:
+    """Save a random Llama, always the same, and a byte-level BPE tokenizer trained on a corpus.
+
+    Args:
+        folder: where.
+        corpus: texts.
+        vocabulary: tokens, of which 3 are begin, end and padding.
+        positions: tokens of the longest row.
+        heads: attention heads, each with keys and values of its own.
+        size: hidden_size, intermediate_size and num_hidden_layers.
+        marks: further texts that are one token each.
+        chat_template: of the tokenizer.
+    """
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        corpus,
-        trainers.BpeTrainer(
-            vocab_size=vocabulary,
-            special_tokens=["<s>", "</s>", "<pad>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<s>", "</s>", "<pad>", *marks],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
+    tokenizer.train_from_iterator(corpus, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=512
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=positions
     )
+    fast.chat_template = chat_template
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary,
-            hidden_size=hidden,
-            intermediate_size=hidden * 43 // 16,
-            num_hidden_layers=layers,
-            num_attention_heads=hidden // 32,
-            num_key_value_heads=hidden // 32,
-            max_position_embeddings=512,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            max_position_embeddings=positions,
             tie_word_embeddings=True,
             bos_token_id=0,
             eos_token_id=1,
             pad_token_id=2,
+            **size,
         )
     )
     fast.save_pretrained(folder)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from support.paths import DATA, ROOT
 from weft.cli import main
 from weft.commands.sweep import parse_keys
+from weft.data.partition import hold_out
 from weft.studies.cells import cells_of, check_effects, first_settings
 from weft.studies.study import read_study
 
@@ -63,6 +65,32 @@ def test_every_run_of_a_study_can_be_with_its_keys_for_one_core(name: str):
     for cell in cells_of(study, first_settings(study)):
         assert cell.config.model_name_or_path.startswith("runs/small/")
         assert not cell.config.load_in_8bit
+
+
+def test_groups_of_the_study_of_preferences_train_on_the_rows_that_its_points_name():
+    study = read_study(
+        ROOT / "studies/preferences.yaml", keys=parse_keys([str(ROOT / "studies/small/preferences.yaml")])
+    )
+    for cell in cells_of(study, first_settings(study)):
+        config = cell.config
+        train, held_out = hold_out(np.arange(200), config.eval_fraction, seed=1, client=0, most=config.eval_rows)
+        assert cell.point == (f"{len(train)} rows",)
+        assert len(held_out) == 200 - len(train)
+
+
+def test_every_run_of_finance_on_smollm2_can_be():
+    """The rows are what the file says: 48 of a client to train on and 15 held out, a pass over the first by each."""
+    file = "studies/small/finance_smollm2.yaml"
+    assert (ROOT / file).read_text().startswith(f"# weft sweep {file} ")
+    study = read_study(ROOT / file)
+    cells = cells_of(study, first_settings(study))
+    assert [cell.arm for cell in cells] == ["local", "fedavg", "scaffold", "fedadamw", "central"] * 3
+    for cell in cells:
+        config = cell.config
+        assert config.model_name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"
+        assert (config.peft_lora_r, config.dataset_sample, config.num_clients) == (16, 4 * (48 + 15), 4)
+        assert config.num_rounds * config.max_steps * config.batch_size == 48
+        assert round(config.eval_fraction * 63) == 15
 
 
 @pytest.mark.slow

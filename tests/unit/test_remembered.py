@@ -5,8 +5,14 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import numpy as np
+
+from weft.config import build
+from weft.data.preferences import PreferencePair
 from weft.data.remembered import MOST, remembered, rows_are_shared
+from weft.data.source_kinds import Judgements
 from weft.data.templates import ALPACA, CHAT, VICUNA
+from weft.data.turns import Turn
 
 
 class Made:
@@ -61,3 +67,21 @@ def test_what_a_template_noted_is_noted_for_every_run(tiny_tokenizer):
         remembered(make, tiny_tokenizer, second, ["row"])
     assert make.times == 0
     assert list(second.notes) == ["a system turn was moved"]
+
+
+def test_pairs_are_tokenized_once_and_each_run_writes_into_references_of_its_own(tiny_tokenizer):
+    pairs = [PreferencePair((Turn("user", f"Is {one} odd?"),), "Yes", "No") for one in range(3)]
+    config = build({"model_name_or_path": "m", "dataset_name": "d", "objective": "preference"})
+    with rows_are_shared():
+        first, second = (
+            Judgements(config, unpaired=False, examples=list(pairs)).table(tiny_tokenizer, ALPACA) for _ in range(2)
+        )
+        assert second.prompts is first.prompts
+        first.reference[:] = -1.0
+        first.partner[:] = 0
+        third = Judgements(config, unpaired=False, examples=list(pairs)).table(tiny_tokenizer, ALPACA)
+        judged = Judgements(config, unpaired=True, examples=list(pairs)).table(tiny_tokenizer, ALPACA)
+    for table in (second, third):
+        assert np.isnan(table.reference).all()
+        assert table.partner.tolist() == [0, 1, 2]
+    assert len(judged) == 6

@@ -161,10 +161,15 @@ class Judgements(Sources):
 
     def table(self, tokenizer: Tokenizer, template: Template) -> PairTable:
         """Return the rows of all examples."""
-        length, lead = self.config.seq_length, lead_of(self.config)
-        return encode_preferences(
-            self.examples, tokenizer, template, seq_length=length, unpaired=self.unpaired, lead=lead
+        length, unpaired, lead = self.config.seq_length, self.unpaired, lead_of(self.config)
+        table = remembered(
+            lambda: encode_preferences(
+                self.examples, tokenizer, template, seq_length=length, unpaired=unpaired, lead=lead
+            ),
+            *(tokenizer, template, self.examples, length, unpaired, lead.tolist()),
         )
+        # A run writes references and partners into its table, and those of the next run may differ.
+        return replace(table, partner=table.partner.copy(), reference=table.reference.copy())
 
     def texts(self, numbers: np.ndarray) -> list[str]:
         """Return the prompts of these examples."""
