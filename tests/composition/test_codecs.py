@@ -323,6 +323,8 @@ PREDICTED: dict[str, dict[str, Any]] = {
     "ranks": {"codec": "low_rank", "codec_down": "int8", "client_ranks": [2, 4, 8]},
     "all of them": {"codec": "int8", "codec_down": "int4", "sample_clients": 5},
     "all parameters": {"codec": "sparse_loco", "codec_down": "sparse_loco", "use_peft": False},
+    "fragments": {"fed_alg": "diloco", "fed_args": {"fragments": 2}},  # who was not there before is sent all of them
+    "a delay": {"fed_alg": "diloco", "fed_args": {"fragments": 2, "delay": 1}, "codec": "int4", "sample_clients": 5},
 }
 
 

@@ -32,6 +32,8 @@ class Sizes(NamedTuple):
     """Of what travels beside them in every task."""
     up: float
     """Of its update."""
+    parts: tuple[float, ...] = ()
+    """Of the parameters that travel in each of the rounds in turn; empty: all do in every round."""
 
 
 def sizes_of(plan: Plan, task: Task, names: Sequence[str] = (), num_rounds: int = 1) -> Sizes:
@@ -47,9 +49,8 @@ def sizes_of(plan: Plan, task: Task, names: Sequence[str] = (), num_rounds: int 
     rounds = range(2 * plan.period)  # what is trained may alternate from round to round
     sent = [expected_streams(plan, task.params, round) for round in rounds]
     sealed, up = _sealed(plan, sent, names, num_rounds)
-    if plan.period > 1:  # a client that was there before is sent what others sent
-        mean = sum(map(num_bytes, sent)) / len(rounds)
-        return Sizes(mean, mean, sealed, up)
+    if plan.algorithm.turns is not None:
+        return Sizes(whole, whole, beside + sealed, up, tuple(map(num_bytes, sent[: plan.period])))
     coded = plan.codec_down.lossy
     difference = plan.codec_down.largest({DELTA: task.params})[0] if coded else whole
     return Sizes(whole, difference, beside + sealed, up)
@@ -86,17 +87,24 @@ def mean_bytes(config: RunConfig, plan: Plan, population: Population, sizes: Seq
         population: its clients.
         sizes: those of the clients by index, repeated cyclically.
     """
-    if not plan.codec_down.lossy and len(sizes) == 1:
+    if not (plan.codec_down.lossy or sizes[0].parts) and len(sizes) == 1:
         return sizes[0].whole + sizes[0].beside, sizes[0].up
     holders: dict[int, _Holders] = {}
     down = up = count = 0.0
+    last: frozenset[int] = frozenset()
     for round, cohort in enumerate(_cohorts(config, plan, population)):
         for client in cohort:
             size = sizes[client % len(sizes)]
-            held = holders.setdefault(client % len(sizes), _Holders(size))
-            down += size.beside + (held.sent(client, round) if plan.codec_down.lossy else size.whole)
+            if plan.codec_down.lossy:
+                sent = holders.setdefault(client % len(sizes), _Holders(size)).sent(client, round)
+            elif size.parts and client in last:  # it has all but the part that changed in the round before
+                sent = size.parts[(round - 1) % len(size.parts)]
+            else:
+                sent = size.whole
+            down += size.beside + sent
             up += size.up
             count += 1
+        last = frozenset(cohort)
     return down / max(1, count), up / max(1, count)
 
 

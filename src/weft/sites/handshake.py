@@ -15,6 +15,7 @@ from weft.federation.clients import Clients, InMemory
 from weft.json_types import JsonObject
 from weft.launch.contamination import asked_counts
 from weft.launch.data_statistics import asked_statistics
+from weft.launch.federated import Evaluated
 from weft.launch.left_out import left_out_of
 from weft.launch.population import Population
 from weft.runtimes.mailbox import Packed
@@ -137,8 +138,8 @@ class Terms(NamedTuple):
     """Most clients of a round."""
     min_clients: int
     """Sites that must take part, at least."""
-    evaluated: JsonObject | None = None
-    """What tells the run that is evaluated from others of its name; None: none is."""
+    evaluated: Evaluated | None = None
+    """The run that is evaluated; None: none is."""
 
 
 def shake_hands(
@@ -159,7 +160,7 @@ def shake_hands(
     """
     expected = agreement(terms.run, terms.base, terms.version)
     request = {"run": terms.run, "id": remote.run, "base": terms.base, "birth": terms.birth}
-    request |= {"evaluated": terms.evaluated} if terms.evaluated is not None else {}
+    request |= {"evaluated": terms.evaluated.words} if terms.evaluated is not None else {}
 
     def requests_for(count: int) -> dict[str, Packed]:
         return {name: json.dumps(request | {"clients": count, "index": i}).encode() for i, name in enumerate(order)}

@@ -81,7 +81,7 @@ def serve(
     config, rejoin = builder.config, Rejoin(Path(builder.config.output_dir) / SITES, resume=resume)
     tasks = read_tasks(config, builder.plan)
     rejoin.check(config.sites, sites, config.rejoin_timeout)  # before the model is loaded: it may be often
-    base, evaluated = fingerprint(builder.model), evaluated_run(builder)
+    base, past = fingerprint(builder.model), evaluated_run(builder)
     with (
         explain_full_disk(config, "weft submit"),
         RunDir.create(
@@ -95,19 +95,16 @@ def serve(
         Progress(config.num_rounds, quiet=False, as_json=True) as progress,
         Trackers(config.report_to, run.path, config.model_dump(mode="json"), progress.note) as trackers,
     ):
-        birth = _birth(builder, tasks, run, notes, progress.note, evaluated)
+        birth = _birth(builder, tasks, run, notes, progress.note, past)
         remote = _remote(config, transport, f"{run_id(keys)} {birth}", authority, progress.note)
-        told = None if evaluated is None else evaluated.words
-        terms = Terms(keys, base, birth, version, _largest_cohort(builder), config.min_clients, told)
+        terms = Terms(keys, base, birth, version, _largest_cohort(builder), config.min_clients, past)
         agreement = shake_hands(remote, terms, rejoin.order(config.sites, sites), sites, progress.note)
         rejoin.keep(rows := agreement.rows_of_participants())
         hear({"sites": rows, "refused": agreement.refused, "statistics": agreement.statistics})
         population = _settle(builder, remote, agreement)
         host, values = builder.host(conditions=compose.conditions(config))
         parties = (config, run, host, population, progress, trackers, None, tasks)
-        training = Trainer(
-            *parties, begin=lambda _: nullcontext(remote), listener=hear, evaluated=evaluated and evaluated.state
-        )
+        training = Trainer(*parties, begin=lambda _: nullcontext(remote), listener=hear, evaluated=past and past.state)
         hear({"undelivered": _send_result(training.run_all(values), builder.plan, remote, rows)})
         return Run(run.path)
 
