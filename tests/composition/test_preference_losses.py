@@ -162,3 +162,39 @@ def test_the_divergence_from_the_reference_equals_that_worked_by_hand(preference
     assert tokens == 21
     assert total == pytest.approx(expected, rel=1e-3)
     assert all(torch.equal(resident.masters[n], p) for n, p in second.named_parameters() if n in resident.masters)
+
+
+def test_no_pass_of_an_evaluation_has_more_rows_than_its_batch(tiny_model, tiny_tokenizer):
+    """Nor the one for the divergence, whose sums do not depend on the size of the batch."""
+    from transformers import AutoModelForCausalLM
+
+    from weft.evaluation.preferred import Preferred
+    from weft.models.resident import Resident
+
+    class Counted(Resident):
+        passes: tuple[int, ...] = ()
+
+        def logits(self, batch):
+            self.passes += (batch.rows,)
+            return super().logits(batch)
+
+    model = Counted(
+        AutoModelForCausalLM.from_pretrained(tiny_model), tiny_tokenizer, torch.device("cpu"), torch.float32
+    )
+    model.store_reference()
+    model.load({name: value + 0.01 for name, value in model.values().items()})
+    rng = np.random.default_rng(0)
+    rows = [
+        Pair(
+            rng.integers(3, 200, 4 + n).astype(np.int32), (np.array([5, 1]), np.array([6, 1])), np.zeros(2, np.float32)
+        )
+        for n in range(5)
+    ]
+    sums = {}
+    for size in (2, 8):
+        model.passes = ()
+        sums[size] = Preferred(Preference(), size).evaluate(model, rows)
+        assert max(model.passes) == min(size, 5)
+    assert sums[2] == pytest.approx(sums[8], rel=1e-4)
+    assert sums[2]["kl_sum"] > 0
+    assert sums[2]["kl_tokens"] == 20

@@ -77,7 +77,6 @@ class Preferred(Evaluator):
         """
         import torch
 
-        from weft.models.layout import Question
         from weft.objectives.choices import choice_logps
 
         names = [name for metric in MEANS for name in metric.sums]
@@ -101,10 +100,18 @@ class Preferred(Evaluator):
         count = float(len(rows))
         sums |= {"loss_tokens": count, "rows": count, "judged": count}
         if self.objective.needs_reference:
-            pairs = [rows[row] for row in range(len(rows))]
-            # The second answer of a judged row belongs to another row: the divergence is over its own alone.
-            count_of_answers = 1 if self.objective.rows == "judged" else 2
-            questions = [Question(pair.prompt, pair.answers[:count_of_answers]) for pair in pairs]
-            sums["kl_sum"], tokens = divergence(model, questions)
-            sums["kl_tokens"] = float(tokens)
+            sums |= self._divergence(model, rows)
         return sums
+
+    def _divergence(self, model: Resident, rows: View) -> Metrics:
+        """Return the KL divergence from the reference (nats), summed over tokens of answers, and how many they are."""
+        from weft.models.layout import Question
+
+        # The second answer of a judged row belongs to another row: the divergence is over its own alone.
+        answers = 1 if self.objective.rows == "judged" else 2
+        total, count = 0.0, 0
+        for at in range(0, len(rows), self.batch_size):
+            pairs = [rows[row] for row in range(at, min(at + self.batch_size, len(rows)))]
+            added, tokens = divergence(model, [Question(pair.prompt, pair.answers[:answers]) for pair in pairs])
+            total, count = total + added, count + tokens
+        return {"kl_sum": total, "kl_tokens": float(count)}

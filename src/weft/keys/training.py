@@ -83,7 +83,9 @@ class TrainingKeys(BaseModel):
     )
 
     eval_fraction: float = Field(0.05, ge=0, lt=1, description="share of each client's rows that is held out")
-    eval_rows: int | None = Field(None, ge=1, description="largest number of held-out rows of a client")
+    eval_rows: int | None = Field(
+        None, ge=1, description="largest number of held-out rows of a client; the others are trained on"
+    )
     eval_dataset_name: str | None = Field(
         None, description="held-out rows from a source of their own, instead of eval_fraction"
     )
