@@ -53,4 +53,4 @@ def test_a_client_that_teaches_nothing_gives_nothing_away(given):
 def test_one_client_has_no_other_to_ask_for(given, capsys):
     run = weft.train(given | {"clients": given["clients"][:1], "sample_clients": 1, "max_steps": 1, "num_rounds": 1})
     assert main(["audit", str(run.path), "--tests", "participant"]) == 2
-    assert "The run has one client" in capsys.readouterr().err
+    assert "One client took part in the run" in capsys.readouterr().err

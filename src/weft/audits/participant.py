@@ -9,7 +9,7 @@ sampled, as the generator's owner would to make others reveal more.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -62,11 +62,13 @@ class Hostile(Audit):
     def findings(self, scene: Scene) -> Findings:
         """Repeat the first rounds twice, and sample after each."""
         station = Station(scene)
-        names = station.host.train_clients.names[:TOGETHER]
-        if len(names) < 2 or len(names) > len(scene.names):
-            raise CannotAudit("The run has one client, so that no participant can ask for the rows of another.")
+        names = [name for name in scene.names if scene.taught(name)][:TOGETHER]
+        if len(names) < 2:
+            raise CannotAudit(
+                "One client took part in the run, and a participant asks for the rows of another: audit a run of more."
+            )
         victim, others = names[-1], names[:-1]
-        rows = _asked(scene, [*station.host.train_clients.find(victim).train])
+        rows = _asked(scene, _all(station.host.train_clients.find(victim).train))
         unseen = _asked(scene, _held_out(station, victim))
         if len(rows) < 2:
             raise CannotAudit(
@@ -80,18 +82,23 @@ class Hostile(Audit):
         numbers: JsonObject = {"victim": victim, "rows": len(rows), "rounds": {}}
         cells = []
         for number, (with_it, without) in enumerate(zip(inside, outside, strict=True), 1):
-            found = [_scores(station, params, rows) for params in (with_it, without)]
-            cells.append(_line(f"round {number}", before, *found, numbers["rounds"]))
+            told, guessed = _scores(station, with_it, rows), _scores(station, without, rows)
+            cells.append(_line(f"round {number}", before, told, guessed, numbers["rounds"]))
         _check_control(numbers["rounds"][f"round {count}"]["near_control"], victim)
         if len(unseen) > 1:
-            first, *found = [_scores(station, at, unseen) for at in (station.state.params, inside[-1], outside[-1])]
-            cells.append(_line("its held-out rows", first, *found, numbers["rounds"]))
+            ends = (station.state.params, inside[-1], outside[-1])
+            first, told, guessed = (_scores(station, params, unseen) for params in ends)
+            cells.append(_line("its held-out rows", first, told, guessed, numbers["rounds"]))
         heads = ["after", "gain with the victim", "without it (control)", "difference (95 %)", "near copies"]
         return Findings(numbers, heads, cells, _notes(numbers, count))
 
 
 def _held_out(station: Station, victim: str) -> list[Row]:
-    return [row for client in station.host.eval_clients if client.name == victim for row in client.held_out]
+    return [row for client in station.host.eval_clients if client.name == victim for row in _all(client.held_out)]
+
+
+def _all(view: Any) -> list[Row]:
+    return [view[place] for place in range(len(view))]
 
 
 def _asked(scene: Scene, rows: Sequence[Row]) -> list[Asked]:
