@@ -1,7 +1,7 @@
 """What audits find, by what protects a run: a tiny model that learns its rows by heart, with nothing, int4, masks, DP.
 
-    python benchmarks/audits.py OUT.jsonl [SEEDS]       run what the file lacks, and print the table
-    python benchmarks/audits.py table OUT.jsonl ...     print the table alone
+    python benchmarks/audits.py OUT.jsonl [SEEDS [ARM ...]]     run what the file lacks, and print the table
+    python benchmarks/audits.py table OUT.jsonl ...             print the table alone
 
 Two runs for each arm. In the first, 3 clients learn answers that follow from nothing, and 32 canaries of 1, 4 and 16
 copies, until a run without protection knows them. In the second they make single steps on short texts, whose words the
@@ -161,12 +161,14 @@ def table(results: list[dict[str, Any]]) -> None:
         print("| " + " | ".join(cells) + " |")
 
 
-def main(out: Path, seeds: int) -> None:
-    """Run what the file lacks, then print the table."""
+def main(out: Path, seeds: int, arms: list[str]) -> None:
+    """Run what the file lacks of these arms, then print the table."""
+    if unknown := [arm for arm in arms if arm not in ARMS]:
+        sys.exit(f"There is no arm '{unknown[0]}': write some of {', '.join(map(repr, ARMS))}.")
     print(f"# {machine()}")
     known = {(found["arm"], found["seed"]) for found in read(out)}
     for seed in range(seeds):
-        for arm in ARMS:
+        for arm in arms or ARMS:
             if (arm, seed) not in known:
                 found = measure(arm, seed)
                 with open(out, "a", encoding="utf-8") as file:
@@ -180,4 +182,4 @@ if __name__ == "__main__":
     if verb == "table":
         table([found for path in rest for found in read(Path(path))])
     else:
-        main(Path(verb), int(rest[0]) if rest else SEEDS)
+        main(Path(verb), int(rest[0]) if rest else SEEDS, rest[1:])

@@ -200,6 +200,7 @@ AUDITS = {
     "inversion": "weft.audits.inversion:Inversion",
     "sequence": "weft.audits.sequence:Texts",
     "properties": "weft.audits.properties:Properties",
+    "participant": "weft.audits.participant:Hostile",
 }
 """What `weft audit` asks a finished run."""
 NATURAL_SPLITS = ("by", "domain")

@@ -6,7 +6,7 @@ a round shows what it leaves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
@@ -133,6 +133,36 @@ class Station:
             raise CannotAudit(f"A round of {len(rows)} clients could not be repeated: {reason}.")
         delta = {name: value - self.state.params[name] for name, value in after.params.items()}
         return Sent(delta, [self.tokens([row]) for row in rows])
+
+    def rounds(self, names: Sequence[str], count: int, most_steps: int) -> Iterator[Tensors]:
+        """Yield the shared parameters after each of the first rounds in which these clients train on all their rows.
+
+        Args:
+            names: of the clients; all of them take part in every round.
+            count: of rounds.
+            most_steps: of a client in a round.
+
+        Raises:
+            CannotAudit: such a round cannot be repeated.
+        """
+        clients = self.host.train_clients
+        sizes = {client.name: len(client.train) for client in clients}
+        steps = max(self.plan.local.num_steps(sizes[name]) for name in names)
+        plan = (
+            self.plan if steps <= most_steps else replace(self.plan, local=replace(self.plan.local, steps=most_steps))
+        )
+        host = replace(self.host, plan=plan, train_clients=replace(clients, memory=InMemory()))
+        state = self.state
+        for _ in range(count):
+            cohort = [Participant(name, state.round, rows=float(sizes[name])) for name in names]
+            try:
+                after, _ = run_round(plan, state, cohort, InProcess(host))
+            except WeftError as error:
+                raise CannotAudit(f"A round of {len(names)} clients could not be repeated: {error}") from None
+            if after.round == state.round:
+                raise CannotAudit(f"A round of {len(names)} clients could not be repeated: too few updates.")
+            state = after
+            yield state.params
 
     def _host(self, plan: Plan, rows: dict[str, list[Row]]) -> ClientHost:
         """Return a client host whose clients have these rows, and remember nothing for the run."""
