@@ -199,6 +199,7 @@ AUDITS = {
     "embedding": "weft.audits.embedding:Embedding",
     "inversion": "weft.audits.inversion:Inversion",
     "sequence": "weft.audits.sequence:Texts",
+    "prefixes": "weft.audits.prefixes:Prefixes",
     "properties": "weft.audits.properties:Properties",
     "participant": "weft.audits.participant:Hostile",
 }
