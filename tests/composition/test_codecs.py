@@ -47,6 +47,10 @@ SMALL: dict[str, dict[str, Any]] = {
 """Parameters with which a codec loses much of a model of three numbers."""
 
 
+ONE: dict[str, Any] = {"steps": 1, "lr": 0.4}
+"""What codecs do has to do with no step but the last, and steps are what takes time."""
+
+
 def codec_of(name: str, **args: Any) -> Coded:
     codec: Coded = registry.load(registry.CODECS, name, "codec")(**SMALL.get(name, {}) | args)
     return codec
@@ -107,7 +111,7 @@ EVENTS: dict[str, tuple[Algorithm, Federation, dict[str, Any]]] = {
 def test_what_was_used_and_what_clients_keep_are_all_deltas(name: str, event: str):
     algorithm, federation, more = EVENTS[event]
     watch, memory, records = Watched(codec_of(name)), InMemory(), []
-    federation.run(algorithm, 50, codec=watch, memory=memory, records=records, **more)
+    federation.run(algorithm, 50, codec=watch, memory=memory, records=records, **ONE, **more)
     assert any(record.repeated for record in records) == (event == "repeated rounds")
     assert len(used(records)) > 150
     check_conserved(watch, memory, records, loses=name != "shared_low_rank")  # a vector is sent as it is
@@ -130,7 +134,8 @@ def test_the_sums_differ_where_an_unused_update_is_not_undone(monkeypatch: pytes
     """The control: without the undo, what such an update held is missing."""
     monkeypatch.setattr(InMemory, "drop", lambda self, client, round: None)
     watch, memory, records = Watched(codec_of("topk")), InMemory(), []
-    Federation(failure_rate=0.3).run(FedAvg(), 50, codec=watch, memory=memory, records=records, quorum=4)
+    federation = Federation(failure_rate=0.3)
+    federation.run(FedAvg(), 50, codec=watch, memory=memory, records=records, quorum=4, **ONE)
     with pytest.raises(AssertionError):
         check_conserved(watch, memory, records)
 
@@ -139,7 +144,7 @@ def test_the_sums_differ_where_an_unused_update_is_not_undone(monkeypatch: pytes
 def test_a_run_that_was_killed_in_a_round_and_resumed_is_one_that_was_not(name: str):
     """The killed round's memory is there, and is not seen."""
     federation = Federation(failure_rate=0.2)
-    codecs = {"codec": codec_of(name), "codec_down": codec_of(name)}
+    codecs = ONE | {"codec": codec_of(name), "codec_down": codec_of(name)}
     whole, parts = InMemory(), InMemory()
     state = federation.run(FedAvg(), 40, memory=whole, **codecs)
     half = federation.run(FedAvg(), 20, memory=parts, **codecs)
@@ -158,7 +163,7 @@ def test_clients_hold_what_the_server_thinks(name: str, failures: float):
     """Five of ten in a round, so that most have missed some; the codec of three numbers loses much of each."""
     federation = Federation(failure_rate=failures)
     down, memory, records = Watched(codec_of(name)), InMemory(), []
-    state = federation.run(FedAvg(), 40, codec_down=down, memory=memory, records=records, quorum=3)
+    state = federation.run(FedAvg(), 40, codec_down=down, memory=memory, records=records, quorum=3, **ONE)
     rounds = {record.round for record in records}
     taken = {key: down.held[key] for key in used(records)}  # another attempt draws other differences
     for round in rounds:
@@ -172,7 +177,7 @@ def test_clients_hold_what_the_server_thinks(name: str, failures: float):
 
 @cache
 def arrived(clients: int) -> torch.Tensor:
-    return Federation(clients, cohort=clients).run(FedAvg(), 40).params["w"]
+    return Federation(clients, cohort=clients).run(FedAvg(), 40, **ONE).params["w"]
 
 
 @pytest.mark.parametrize("name", LOSSY)
@@ -182,8 +187,8 @@ def test_parameters_sent_as_differences_arrive_where_whole_ones_do(name: str):
     clients = 6 if biased else 4
     federation, plain = Federation(clients, cohort=clients), arrived(clients)
     rounds = 100 if name == "random_k" else 40  # a number may wait for many rounds, however large it has become
-    assert torch.dist(federation.run(FedAvg(), rounds, codec_down=codec_of(name)).params["w"], plain) < 1e-6
-    both = federation.run(FedAvg(), rounds, codec=codec_of(name), codec_down=codec_of(name)).params["w"]
+    assert torch.dist(federation.run(FedAvg(), rounds, codec_down=codec_of(name), **ONE).params["w"], plain) < 1e-6
+    both = federation.run(FedAvg(), rounds, codec=codec_of(name), codec_down=codec_of(name), **ONE).params["w"]
     assert torch.dist(both, plain) < (1.0 if biased else 0.03)
 
 
