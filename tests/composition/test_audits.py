@@ -43,6 +43,7 @@ def audit(run, *tests: str) -> dict:
     return json.loads((run.path / "audit.json").read_text())
 
 
+@pytest.mark.slow
 def test_what_stands_often_in_the_rows_is_exposed_and_what_does_not_is_not(learnt):
     numbers = audit(learnt, "exposure", "extraction", "epsilon")["audits"]
     exposure = numbers["exposure"]["numbers"]["by_copies"]
@@ -59,6 +60,7 @@ def test_what_stands_often_in_the_rows_is_exposed_and_what_does_not_is_not(learn
     assert "kept out (control)" in page
 
 
+@pytest.mark.slow
 def test_rows_that_were_learnt_by_heart_are_recognised(learnt):
     found = audit(learnt, "membership")["audits"]["membership"]["numbers"]
     scores = found["scores"]

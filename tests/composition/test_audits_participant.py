@@ -35,6 +35,7 @@ def audit(keys: dict) -> dict:
     return json.loads((run.path / "audit.json").read_text())["audits"]["participant"]["numbers"]
 
 
+@pytest.mark.slow
 def test_what_a_client_brings_is_read_by_another(given):
     found = audit(given)
     assert found["victim"] == "south"

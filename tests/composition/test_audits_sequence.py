@@ -38,6 +38,7 @@ def audit(keys: dict) -> dict:
     return json.loads((run.path / "audit.json").read_text())["audits"]["sequence"]["numbers"]
 
 
+@pytest.mark.slow
 def test_a_text_is_reconstructed_with_its_order_and_its_gradient_is_the_clients(given):
     scene = Scene(weft.train(given), Settings(limit=2))
     found = Texts().findings(scene).numbers
@@ -57,6 +58,7 @@ def test_a_text_is_reconstructed_with_its_order_and_its_gradient_is_the_clients(
     assert again.matching.distance(again.ids.tolist())[0] < 1e-2
 
 
+@pytest.mark.slow
 def test_differential_privacy_leaves_chance(given):
     found = audit(given | {"privacy_unit": "row", "noise_multiplier": 4.0, "clip_norm": 1.0})
     assert found["rouge_l"]["value"] <= found["chance"]["high"]

@@ -50,6 +50,7 @@ def test_full_training_gives_every_word_of_a_row_away(given):
     assert found["attribution"]["mean"]["low"] < 0.5 < found["attribution"]["mean"]["high"]
 
 
+@pytest.mark.slow
 def test_the_rows_of_the_embedding_and_a_probe_tell_more(given):
     found = audit(given | {"eval_fraction": 0.5, "seq_length": 16}, "embedding", "properties", "inversion")
     assert found["embedding"]["numbers"]["one_step"]["value"] > 0.8

@@ -342,6 +342,7 @@ def test_updates_that_are_taken_back_after_one_round_leave_the_exact_run(people,
     assert distances[0] < 1e-7 < distances[1]
 
 
+@pytest.mark.slow
 def test_ascent_makes_the_rows_of_a_client_as_strange_as_unseen_ones(people, tmp_path: Path, capsys):
     for one in people["clients"]:  # rows that nobody else has, so that they can be told apart
         rows = [json.loads(line) for line in Path(one["data"]).read_text().splitlines()]

@@ -363,6 +363,7 @@ def test_a_round_without_anybody_has_noise_and_is_paid_for(private, monkeypatch)
     assert sum(moved) / len(moved) == pytest.approx(0.1 / 3, rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_rounds_that_the_noise_was_solved_for_cannot_be_changed(private):
     """Else the same sum would get the same numbers in another size: from two such releases follows the sum."""
     one = {key: value for key, value in private.items() if key != "noise_multiplier"} | {"target_epsilon": 8}
