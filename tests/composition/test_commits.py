@@ -78,7 +78,7 @@ def test_rounds_go_on_while_a_checkpoint_is_written_and_the_last_one_is_the_resu
     slow = Slow(monkeypatch)
     run = weft.train(keys)
     assert slow.during >= 2  # rounds that ended while a checkpoint was being written
-    assert threading.main_thread() in slow.threads  # the last one, for which everything waits
+    assert not slow.saving  # for the last one everything waits, whichever thread writes it
     assert any(thread is not threading.main_thread() for thread in slow.threads)
     assert len(slow.rounds) < 6
     assert slow.rounds[-1] == 6
