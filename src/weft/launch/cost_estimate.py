@@ -6,7 +6,6 @@ the share of this machine's matrix rate that usual runs come to, and a fixed tim
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 from weft.config import RunConfig
@@ -63,17 +62,10 @@ def _cost(config: RunConfig) -> Cost:
     work = (4 if config.adapts else 6) * _trained_tokens(config, population, cohort)
     work += 2 * _evaluated_tokens(config, population, tasks, personal=builder.plan.personal)
     device = choose_device(config.device)
-    rate = _rate(str(device), str(arithmetic(config, device)).removeprefix("torch."))
+    rate = matrix_rate(device, arithmetic(config, device))
     steps = _steps(config, population, cohort)
     seconds = SECONDS_OF_RUN + SECONDS_OF_STEP * steps + work * sizes.all / (SHARE_OF_RATE * rate)
     return Cost(sizes.traffic * cohort * config.num_rounds, seconds)
-
-
-@lru_cache(maxsize=8)
-def _rate(device: str, dtype: str) -> float:
-    import torch
-
-    return matrix_rate(torch.device(device), getattr(torch, dtype))
 
 
 def _steps(config: RunConfig, population: Population, cohort: int) -> float:
