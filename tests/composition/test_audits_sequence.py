@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import json
-import random
 
 import numpy as np
 import pytest
 import torch
 
 import weft
-from support.rows import write_rows
+from support.short_texts import one_step_keys
 from weft.audits.inversion import searched
 from weft.audits.scene import Scene
 from weft.audits.sequence import Texts, moved
 from weft.audits.settings import Settings
 from weft.cli import main
 
-WORDS = [first + second + third for first in "bdgklmprst" for second in "aeiou" for third in "nrst"]
-
 
 @pytest.fixture
 def given(tiny_model, tmp_path):
-    rng = random.Random(0)
-    texts = write_rows(tmp_path / "texts.jsonl", [{"text": " ".join(rng.choices(WORDS, k=7))} for _ in range(30)])
-    return {
-        "model_name_or_path": str(tiny_model), "dataset_name": str(texts), "objective": "causal_lm", "num_clients": 3,
-        "sample_clients": 3, "num_rounds": 1, "max_steps": 1, "batch_size": 2, "seq_length": 8, "optimizer": "sgd",
-        "learning_rate": 1.0, "dtype": "float32", "use_peft": False, "eval_fraction": 0.1, "eval_every": 0,
-        "output_dir": str(tmp_path / "run"), "threads": 1,
-    }  # fmt: skip
+    return one_step_keys(tiny_model, tmp_path, seq_length=8)
 
 
 def audit(keys: dict) -> dict:
