@@ -8,6 +8,7 @@ import random
 import pytest
 
 import weft
+from support.coins import same_coins
 from support.rows import write_rows
 from weft.audits.taught import taught_by
 from weft.cli import main
@@ -35,7 +36,8 @@ def data(tmp_path_factory):
 def learnt(tiny_model, data, tmp_path_factory):
     """A run whose model knows its repeated canaries by heart."""
     own = {"model_name_or_path": str(tiny_model), "dataset_name": str(data), "template": "vicuna", "seq_length": 128}
-    return weft.train(own | MEMORY | {"output_dir": str(tmp_path_factory.mktemp("learnt") / "run")})
+    with same_coins():
+        return weft.train(own | MEMORY | {"output_dir": str(tmp_path_factory.mktemp("learnt") / "run")})
 
 
 def audit(run, *tests: str) -> dict:

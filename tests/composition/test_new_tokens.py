@@ -7,6 +7,7 @@ import json
 import pytest
 
 import weft
+from support.coins import same_coins
 from weft.cli import main
 from weft.config import build
 from weft.errors import ConfigError, DataError
@@ -17,6 +18,12 @@ from weft.launch.client import ClientBuilder
 PLANTED = {"canaries": 8, "canary_tokens": 24, "canary_repetitions": [4], "num_clients": 1, "sample_clients": 1}
 FULL = {"use_peft": False, "dtype": "float32", "eval_every": 0, "num_rounds": 1, "max_steps": 80, "batch_size": 16}
 FULL |= {"learning_rate": 1e-2, "lr_scheduler_type": "constant", "threads": 1}
+
+
+@pytest.fixture(autouse=True)
+def coins():
+    with same_coins():
+        yield
 
 
 def test_a_canary_is_a_token_that_stands_in_no_other_row(keys):
