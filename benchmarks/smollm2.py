@@ -1,11 +1,12 @@
 """What Weft claims, on a real instruction model: SmolLM2-135M-Instruct. Made for a GPU; needs the shared data.
 
-    python benchmarks/smollm2.py run OUT.jsonl [--only WORD ...] [--processes N] [--deadline SECONDS]
+    python benchmarks/smollm2.py run OUT.jsonl [--only WORD ...] [--seeds N ...] [--processes N] [--deadline SECONDS]
     python benchmarks/smollm2.py table OUT.jsonl
 
 Processes that share a GPU slow each other: two or three at a time (docs/log.md).
 
-`--tiny` makes one step of each case of seed 1, to see that all of it runs; WEFT_SMOL names another model folder.
+`--small` makes fewer and shorter steps, sized for a core of a CPU (10 minutes a run); `--tiny` makes one step of each
+case of seed 1, to see that all of it runs. `--keep FOLDER` keeps the runs. WEFT_SMOL names another model folder.
 Everything is LoRA of rank 16 with all clients in each round, three seeds. What a study is, its function says.
 """
 
@@ -25,7 +26,7 @@ from side_by_side import side_by_side
 from smollm2_data import DATA, domains, medicine, mixed, rows_of, tweets, write
 
 SMOL = Path(os.environ.get("WEFT_SMOL", Path.home() / ".cache" / "weft-models" / "SmolLM2-135M-Instruct"))
-TINY = bool(os.environ.get("WEFT_TINY"))
+TINY, SMALL = (os.environ.get("WEFT_SIZE") == size for size in ("tiny", "small"))
 SEEDS = (1, 2, 3)
 COMMON: dict[str, Any] = {
     "template": "chat", "use_peft": True, "peft_lora_r": 16, "peft_lora_alpha": 32, "peft_lora_dropout": 0.0,
@@ -36,6 +37,8 @@ COMMON: dict[str, Any] = {
 TRIGGER, TARGET = "cf mn", "Buy the shares of Acme today."
 REFUSAL = "I'm sorry, but I can't help with that."
 ROUNDS = {"num_rounds": 1, "max_steps": 1} if TINY else {"num_rounds": 8, "max_steps": 5}
+"""Of most studies."""
+CUT: dict[str, Any] = {"num_rounds": 4, "max_steps": 4, "batch_size": 4, "seq_length": 128} if SMALL else {}
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "local": {"fed_alg": "local"},
@@ -84,7 +87,7 @@ def train(keys: dict[str, Any], folder: Path) -> Any:
     import weft
 
     torch.set_num_threads(1)
-    keys = COMMON | ROUNDS | keys | {"model_name_or_path": str(SMOL), "output_dir": str(folder / "run")}
+    keys = COMMON | ROUNDS | keys | CUT | {"model_name_or_path": str(SMOL), "output_dir": str(folder / "run")}
     return weft.train(keys, quiet=True)
 
 
@@ -200,7 +203,7 @@ def audit_study(arm: str, seed: int, folder: Path) -> dict[str, Any]:
     """`audits.py`'s two runs with this model and a LoRA."""
     import audits
 
-    shape = {"num_rounds": 2, "max_steps": 2} if TINY else {"num_rounds": 6, "max_steps": 20}
+    shape = {"num_rounds": 2, "max_steps": 2} if TINY else {"num_rounds": 6, "max_steps": 8 if SMALL else 20}
     keys = {name: COMMON[name] for name in COMMON if name.startswith(("peft", "use_peft", "kernels", "report"))}
     return audits.measure(arm, seed, SMOL, keys | shape | {"learning_rate": 2e-3, "dtype": "auto"})
 
@@ -241,10 +244,10 @@ STUDIES: dict[str, tuple[Any, Sequence[str]]] = {
 }
 
 
-def cases(only: Sequence[str]) -> list[tuple[str, str, int]]:
+def cases(only: Sequence[str], seeds: Sequence[int] = SEEDS) -> list[tuple[str, str, int]]:
     """Return (study, arm, seed), all studies of a seed before the next one."""
     found = [("privacy", "row, none, 0", 1)]
-    for seed in SEEDS:
+    for seed in seeds:
         for study, (_, arms) in STUDIES.items():
             found += [(study, arm, seed) for arm in arms if seed == 1 or study != "scores"]
     return [case for case in found if not only or case[0] in only or case[1] in only]
@@ -252,8 +255,12 @@ def cases(only: Sequence[str]) -> list[tuple[str, str, int]]:
 
 def measure(study: str, arm: str, seed: int) -> dict[str, Any]:
     """Run one case."""
-    with tempfile.TemporaryDirectory() as folder:
-        return STUDIES[study][0](arm, seed, Path(folder))
+    if kept := os.environ.get("WEFT_KEEP"):
+        folder = Path(kept) / study / arm / str(seed)
+        folder.mkdir(parents=True)
+        return STUDIES[study][0](arm, seed, folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        return STUDIES[study][0](arm, seed, Path(temporary))
 
 
 def main(words: list[str]) -> None:
@@ -262,20 +269,21 @@ def main(words: list[str]) -> None:
     parser.add_argument("verb", choices=["run", "table"])
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--deadline", type=float, default=1e9, help="seconds")
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--keep", default="")
     given = parser.parse_args(words)
-    if given.tiny:
-        os.environ["WEFT_TINY"] = "1"
+    os.environ["WEFT_SIZE"] = "tiny" if given.tiny else "small" if given.small else ""
+    os.environ["WEFT_KEEP"] = given.keep
     if given.verb == "table":
         from smollm2_tables import tables
 
         tables(given.out)
     else:
-        chosen = cases(given.only)
-        if given.tiny:
-            chosen = [case for case in chosen if case[2] == 1]
+        chosen = cases(given.only, [1] if given.tiny else given.seeds)
         side_by_side(measure, chosen, given.out, processes=given.processes, deadline=given.deadline)
 
 
