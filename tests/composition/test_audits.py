@@ -91,6 +91,7 @@ def test_a_model_that_learnt_nothing_recognises_nobody(learnt, tmp_path):
     keys = learnt.config.model_dump() | {"max_steps": 1, "learning_rate": 1e-9, "canaries": 0}
     run = weft.train(keys | {"output_dir": str(tmp_path / "run")})
     scores = audit(run, "membership")["audits"]["membership"]["numbers"]["scores"]
+    assert {"loss", "zlib", "reference"} <= scores.keys()
     for name, score in scores.items():
         assert 0.3 < score["auc"]["value"] < 0.7, name
 

@@ -58,6 +58,7 @@ def test_planted_rows_stand_with_their_clients_and_others_stay(keys):
 def test_the_row_of_a_canary_is_learnt_to_its_last_digit(keys):
     builder = ClientBuilder(build(keys | {"canaries": 8, "canary_repetitions": [1]}))
     people = builder.read(InMemory())
+    assert len(people.canaries) == 8
     for canary in people.canaries:
         train = people.trained.find(canary.client).train
         texts = [builder.tokenizer.decode(train[at][0][train[at][1]]) for at in range(len(train))]

@@ -52,7 +52,9 @@ def test_a_card_says_what_was_trained_and_how_without_a_path(keys, tmp_path: Pat
 
 def test_the_empty_card_of_peft_is_never_left_behind(keys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("weft.launch.pages.write_cards", lambda *given, **more: None)
-    assert not (weft.train(keys, num_rounds=1, quiet=True).path / "adapter" / CARD).exists()
+    adapter = weft.train(keys, num_rounds=1, quiet=True).path / "adapter"
+    assert (adapter / "adapter_config.json").exists()
+    assert not (adapter / CARD).exists()
 
 
 def test_exports_have_cards_of_their_own(keys, tmp_path: Path):

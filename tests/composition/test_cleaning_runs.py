@@ -117,12 +117,10 @@ def test_preferences_are_cleaned_in_all_their_parts(keys, tmp_path: Path, tiny_t
     data = write_rows(tmp_path / "pairs.jsonl", rows)
     changes = {"dataset_name": str(data), "objective": "preference", "clean": ["personal_data"]}
     people = population(keys | changes, tiny_tokenizer, "pairs")
-    table = people.trained.table
-    for part in people.trained.train:
-        for row in part:
-            pair = table[int(row)]
-            for ids in (pair.prompt, *pair.answers):
-                assert MAIL not in tiny_tokenizer.decode(ids)
+    pairs = [people.trained.table[int(row)] for part in people.trained.train for row in part]
+    parts = [tiny_tokenizer.decode(ids) for pair in pairs for ids in (pair.prompt, *pair.answers)]
+    assert len(parts) > 30
+    assert all("[EMAIL]" in text and MAIL not in text for text in parts)
 
 
 def test_documents_are_cleaned_and_those_to_measure_on_are_not(keys, tmp_path: Path, tiny_tokenizer):

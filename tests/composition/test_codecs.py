@@ -291,6 +291,7 @@ def test_ranks_conserve_what_they_send(keys, monkeypatch: pytest.MonkeyPatch):
     run = weft.train(keys | RANKS | {"codec": "topk", "num_rounds": 8, "eval_every": 0, "dtype": "float32"}, quiet=True)
     from weft.launch.client_memory import DiskMemory
 
+    assert sorted(sums) == sorted(run.summary["clients"])
     for client, rest in sums.items():
         kept = DiskMemory(run.directory).load(client, 8)["codec.error"]
         assert all(kept[name].shape == value.shape for name, value in rest.items())

@@ -155,6 +155,7 @@ def test_a_disk_without_room_for_a_log_ends_no_work_of_a_site(tmp_path: Path):
     process = ModelProcess(tmp_path / "site.yaml", tmp_path / "file" / "weft", "hospital_a")
     process.start()
     assert process._process is not None
+    assert process._process.poll() is None
     process.close()
 
 

@@ -198,6 +198,7 @@ def test_rolora_trains_b_and_a_in_turn(keys):
 def test_fedsa_shares_a_and_keeps_b(keys):
     run = weft.train(keys | {"lora_aggregation": "fedsa", "sample_clients": 3, "learning_rate": 1e-2})
     own = [load_file(run.weights(f"client_{i}") / "adapter_model.safetensors") for i in range(3)]
+    assert {kind for name in own[0] for kind in ("lora_A", "lora_B") if f".{kind}." in name} == {"lora_A", "lora_B"}
     for name in own[0]:
         assert torch.equal(own[0][name], own[1][name]) == (".lora_A." in name), name
 

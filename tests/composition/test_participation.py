@@ -36,6 +36,7 @@ def test_a_quorum_that_is_never_met_stops_the_run_to_be_resumed(keys):
 def test_more_are_asked_than_needed_and_the_fastest_count(keys):
     changes = {"num_clients": 8, "sample_clients": 2, "over_selection": 1.0, "client_speed": [1, 0.5]}
     run = weft.train(keys | changes)
+    assert len(events(run)) == run.config.num_rounds
     for line in events(run):
         assert len(line["clients"]) == 2
         assert len(line["over_selected"]) == 2
@@ -46,6 +47,7 @@ def test_more_are_asked_than_needed_and_the_fastest_count(keys):
 
 def test_slow_clients_make_fewer_steps(keys):
     run = weft.train(keys | {"sample_clients": 3, "max_steps": 4, "client_speed": [1, 0.5, 0.1], "eval_every": 0})
+    assert len(events(run)) == run.config.num_rounds
     for line in events(run):
         assert line["examples"] == (4 + 2) * 4
         assert line["failures"] == {"client_2": "was too slow for one of 4 steps"}

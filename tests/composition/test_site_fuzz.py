@@ -235,7 +235,7 @@ def test_ten_thousand_broken_answers_of_every_kind_raise_nothing():
             read += 1
         except ClientFailed as error:
             str(error).encode()
-    assert read < 2_000
+    assert 0 < read < 2_000
 
 
 @pytest.mark.parametrize("limit", [None, 0.0])

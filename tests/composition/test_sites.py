@@ -63,6 +63,7 @@ def test_results_are_those_of_one_process_bit_for_bit(
 def test_rows_and_paths_never_leave(run, sites: FakeSites):
     serve(run, sites, list(NAMES), "1")
     crossed = b"".join(sites.answered) + b"".join(raw for _, raw in sites.asked if raw)
+    assert b'"rows": ' in crossed  # the handshake: what is looked for below would be found
     for policy in sites.policies.values():
         assert policy.data.path.encode() not in crossed
     for row in colour_rows(24):

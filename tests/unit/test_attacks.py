@@ -119,7 +119,8 @@ def test_without_honest_clients_in_a_round_attackers_take_their_own_updates():
     for name, path in registry.ATTACKS.items():
         if not path.startswith("weft.attacks.poison"):
             sent = attack_of(name).send(updates_of(np.ones((2, 3))), [], scene)
-            assert len(sent) == 2, name
+            assert [one.client for one in sent] == ["c0", "c1"], name
+            assert all(bool(one.streams[DELTA]["w"].isfinite().all()) for one in sent), name
 
 
 def asked(question: str, answer: str) -> Example:

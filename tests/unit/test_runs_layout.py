@@ -100,6 +100,7 @@ def test_a_run_killed_before_its_config_was_written_can_be_begun_again(tmp_path)
     (tmp_path / ".lock").touch()
     (tmp_path / ".config.yaml.123.tmp").touch()
     create(tmp_path).close()
+    assert {path.name for path in tmp_path.glob("*config.yaml*")} == {"config.yaml"}
 
 
 def test_reading_the_config_of_no_run_is_refused(tmp_path):

@@ -190,6 +190,7 @@ def test_no_cell_of_a_csv_file_is_a_formula():
 
 def test_a_folder_is_inside_the_study_whatever_an_arm_is_called():
     some = study(arms={"../../x": {}, "A/b": {}})
+    assert {cell.arm for cell in cells_of(some, {})} == {"../../x", "A/b"}
     for cell in cells_of(some, {}):
         assert isinstance(cell, Cell)
         assert cell.folder.parts[:2] == ("out", "runs")
