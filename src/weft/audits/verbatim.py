@@ -22,7 +22,7 @@ SHORTEST = 6
 """Learnt tokens of a row that is worth asking for: the end of a shorter one is guessed."""
 MOST_TOKENS = 50
 NEAR = 0.9
-"""Similarity (matching tokens, twice, over all tokens) from which on an end is a near copy."""
+"""Similarity (matching characters, twice, over all characters) from which on an end is a near copy."""
 GUESSED = 0.1
 """Share of held-out rows whose ends are written, above which (95 %) ends can be guessed."""
 GROUPS = ((1, 1), (2, 4), (5, 16), (17, 1 << 30))
