@@ -132,8 +132,8 @@ def _scores(station: Station, params: Tensors, rows: Sequence[Asked]) -> np.ndar
 
 def _line(name: str, before: np.ndarray, inside: np.ndarray, outside: np.ndarray, numbers: JsonObject) -> list[str]:
     """Add what was found of rows to the numbers; return cells."""
-    gains = [mean_of((values - before).tolist()) for values in (inside, outside)]
-    difference = mean_of((inside - outside).tolist())
+    gains = [mean_of((values - before).tolist(), -1, 1) for values in (inside, outside)]
+    difference = mean_of((inside - outside).tolist(), -1, 1)
     near = [share(int((values >= NEAR).sum()), len(values)) for values in (inside, outside)]
     numbers[name] = {
         "gain": gains[0].as_json(), "control": gains[1].as_json(), "difference": difference.as_json(),

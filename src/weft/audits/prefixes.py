@@ -61,7 +61,7 @@ class Prefixes(Audit):
         wanted = [table[row.number][0][:-1].tolist() for row in rows]  # of the last token nothing is predicted
         pairs = zip(wanted, found, [*found[1:], found[0]], strict=True)
         scores = [(rouge_l(own, text), rouge_l(own, other)) for own, text, other in pairs]
-        step, control = (mean_of([pair[place] for pair in scores]) for place in range(2))
+        step, control = (mean_of([pair[place] for pair in scores], 0, 1) for place in range(2))
         exact = sum(own == text for own, text in zip(wanted, found, strict=True))
         numbers: JsonObject = {
             "rouge_l": step.as_json(), "control": control.as_json(), "exact": exact, "rows": len(rows),

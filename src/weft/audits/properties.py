@@ -60,7 +60,7 @@ class Properties(Audit):
         known_ones = np.concatenate(features[0])
         # A single random probe is right or wrong by luck, where the updates differ: the mean of many must not be.
         shuffled = [np.array_split(chance.permutation(known_ones), 2) for _ in range(SHUFFLES)]
-        control = mean_of([_told(pair, features[1]).value for pair in shuffled])
+        control = mean_of([_told(pair, features[1]).value for pair in shuffled], 0, 1)
         if not control.holds(0.5) and abs(control.value - 0.5) > 0.1:
             raise CannotAudit(
                 f"The control failed: a probe of shuffled labels has an AUC of {control}, so that the number says "

@@ -75,7 +75,7 @@ def _notes(scene: Scene, numbers: JsonObject) -> list[str]:
 
 
 def _mean(wanted: Sequence[Sequence[int]], found: Sequence[Sequence[int]]) -> Estimate:
-    return mean_of([rouge_l(one, other) for one, other in zip(wanted, found, strict=True)])
+    return mean_of([rouge_l(one, other) for one, other in zip(wanted, found, strict=True)], 0, 1)
 
 
 def _random(scene: Scene, place: int, rows: Sequence[Sequence[int]]) -> list[int]:
