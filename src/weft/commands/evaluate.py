@@ -37,6 +37,9 @@ def _parser() -> Parser:
     parser.add_argument("--task_data", nargs="+", default=[], metavar="DIR", help="folders with the tasks' data")
     parser.add_argument("--include_path", nargs="+", default=[], metavar="DIR", help="folders with tasks of your own")
     parser.add_argument("--limit", type=int, metavar="N", help="ask at most N rows of a task")
+    parser.add_argument(
+        "--limit_seed", type=int, metavar="SEED", help="draw the rows of --limit at random [the first rows]"
+    )
     parser.add_argument("--num_fewshot", type=int, metavar="N", help="worked examples before a question [0]")
     parser.add_argument("--apply_chat_template", action="store_true", help="ask in turns of the model's chat template")
     parser.add_argument("--system_instruction", default="", metavar="TEXT", help="a text before everything")
@@ -193,6 +196,8 @@ def _check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name} is {value}: write {least} or more.")
+    if arguments.limit_seed is not None and arguments.limit is None:
+        raise ConfigError("--limit_seed draws the rows of --limit, which is not given: write --limit 100, or leave it.")
     evaluation_endpoint.check(arguments)
     if arguments.endpoint is not None:
         extra = [name for name in (*MODEL_KEYS, "batch_size", *OF_RUNS) if getattr(arguments, name)]
@@ -218,7 +223,7 @@ def _rows(task: EvalTask, folders: list[Path], arguments: argparse.Namespace) ->
     if arguments.num_fewshot and task.shots is None:
         print(f"weft: the task '{task.name}' has no worked examples; it is asked without.", file=sys.stderr)
     rows = rows_of(task, folders, shots)
-    items = items_of(task, rows, shots, arguments.limit, arguments.system_instruction)
+    items = items_of(task, rows, shots, arguments.limit, arguments.system_instruction, arguments.limit_seed)
     return Asked(items, len(rows.asked), shots)
 
 
