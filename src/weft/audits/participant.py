@@ -119,7 +119,7 @@ def _asked(scene: Scene, rows: Sequence[Row]) -> list[Asked]:
 def _scores(station: Station, params: Tensors, rows: Sequence[Asked]) -> np.ndarray:
     """Return (rows,): ROUGE-L of what the model writes after each beginning, and the end."""
     model, size = station.host.model, station.scene.settings.batch_size
-    model.load({name: value for name, value in params.items() if name in model.masters})
+    model.load(model.initial | {name: value for name, value in params.items() if name in model.masters})
     scores: list[float] = []
     for at in range(0, len(rows), size):
         some = rows[at : at + size]
