@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 
 import pytest
+import safetensors.torch
 
 import weft
 from support.coins import same_coins
@@ -94,9 +96,12 @@ def test_prompts_and_first_halves_get_out_what_was_learnt_and_nothing_else(learn
 def test_a_model_that_learnt_nothing_recognises_nobody(learnt, tmp_path):
     keys = learnt.config.model_dump() | {"max_steps": 1, "learning_rate": 1e-9, "canaries": 0}
     run = weft.train(keys | {"output_dir": str(tmp_path / "run")})
-    scores = audit(run, "membership")["audits"]["membership"]["numbers"]["scores"]
-    for name, score in scores.items():
+    found = audit(run, "membership")["audits"]["membership"]
+    for name, score in found["numbers"]["scores"].items():
         assert 0.3 < score["auc"]["value"] < 0.7, name
+    assert found["numbers"]["passes"] == pytest.approx(16 / 50)  # one step of 16 rows
+    assert any("32% of its training rows" in note for note in found["notes"])
+    assert any(note.startswith("Not above chance: ") for note in found["notes"])
 
 
 def test_no_number_is_printed_where_words_alone_tell_the_rows_apart(learnt, tmp_path, capsys):
@@ -127,6 +132,12 @@ def test_a_run_whose_rows_are_gone_says_what_can_still_be_asked(tiny_model, tmp_
     assert "exposure, epsilon, extraction" in capsys.readouterr().err
     found = audit(run, "exposure")
     assert found["audits"]["exposure"]["numbers"]["by_copies"]["0"]["value"] < 6
+    write_rows(data, code_rows(39))
+    (run.path / "audit.json").unlink()
+    assert main(["audit", str(run.path), "--quiet", "--all", "--limit", "2"]) == 0
+    told = json.loads((run.path / "audit.json").read_text())
+    assert "refusals" in told["audits"]
+    assert "--accept_changed" in told["left_out"]["membership"]
 
 
 def test_canaries_whose_secrets_are_gone_are_not_drawn_anew_by_audits_of_rows(keys, capsys):
@@ -139,6 +150,35 @@ def test_canaries_whose_secrets_are_gone_are_not_drawn_anew_by_audits_of_rows(ke
     assert main(["verify", str(run.path), "--replay", "1"]) == 2
     assert "copy them back" in capsys.readouterr().err
     assert not [*run.path.glob("clients/*/secret.key")]
+
+
+def test_what_was_found_is_kept_when_a_later_audit_is_refused(keys, capsys):
+    run = weft.train(keys | {"num_rounds": 1, "max_steps": 1, "eval_every": 0, "eval_fraction": 0.0})
+    file = run.path / "audit.json"
+    assert main(["audit", str(run.path), "--quiet", "--tests", "refusals", "membership"]) == 2
+    assert set(json.loads(file.read_text())["audits"]) == {"refusals"}
+    # A number of before does not outlive the control.
+    found = json.loads(file.read_text())
+    file.write_text(json.dumps(found | {"audits": {"refusals": {}, "membership": {}}}))
+    assert main(["audit", str(run.path), "--quiet", "--tests", "membership"]) == 2
+    assert set(json.loads(file.read_text())["audits"]) == {"refusals"}
+    for damage in ("", "7", json.dumps(found | {"audits": 3})):
+        file.write_text(damage)
+        capsys.readouterr()
+        assert main(["audit", str(run.path), "--quiet", "--tests", "refusals"]) == 2
+        assert "delete it, and audit again" in capsys.readouterr().err
+    file.unlink()
+    assert main(["audit", str(run.path), "--tests", "exposure", "--candidates", "1000000"]) == 2
+    assert "write 100000 or fewer" in capsys.readouterr().err
+
+
+def test_a_model_of_numbers_that_are_not_finite_is_no_model_of_chance(keys, capsys):
+    run = weft.train(keys | {"num_rounds": 1, "max_steps": 1, "eval_every": 0})
+    file = run.path / "adapter" / "adapter_model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    safetensors.torch.save_file({name: value * math.nan for name, value in tensors.items()}, file)
+    assert main(["audit", str(run.path), "--tests", "refusals"]) == 2
+    assert "not finite" in capsys.readouterr().err
 
 
 def test_rows_of_clients_that_took_no_part_are_not_counted_as_learnt(keys):

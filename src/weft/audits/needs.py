@@ -5,7 +5,7 @@ from __future__ import annotations
 from weft.audits.scene import Scene
 from weft.audits.settings import CannotAudit
 from weft.core.secret import FILE as SECRET_FILE
-from weft.errors import DataError
+from weft.errors import ConfigError, DataError
 from weft.launch.canaries import without_secret
 
 CAN_STILL = "exposure, epsilon, extraction, prompts (they need canaries), refusals or system_prompt"
@@ -15,7 +15,7 @@ def require_rows(scene: Scene) -> None:
     """Refuse a run whose rows are not here, and name what can still be asked.
 
     Raises:
-        CannotAudit: they are at sites, or cannot be read, or the canaries among them cannot be drawn again.
+        CannotAudit: they are at sites, cannot be read, changed since, or the canaries among them cannot be drawn again.
     """
     where = scene.run.path
     if scene.config.runtime == "nvflare":
@@ -36,6 +36,8 @@ def require_rows(scene: Scene) -> None:
             f"The rows of the run in '{where}' are not here ({error}) Bring them back, or write --tests with "
             f"{CAN_STILL}."
         ) from None
+    except ConfigError as error:  # they changed since, or a secret is damaged: other audits need none
+        raise CannotAudit(str(error)) from None
 
 
 def require_canaries(scene: Scene) -> None:

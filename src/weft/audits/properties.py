@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from weft.audits.audit import Audit, Findings
+from weft.audits.recall import under_masks
 from weft.audits.scene import Scene
 from weft.audits.sent import Row, Station, flat
 from weft.audits.settings import CannotAudit
@@ -72,7 +73,9 @@ class Properties(Audit):
             ["updates of one row, one step", str(found)],
             [f"mean of {SHUFFLES} shuffles of the labels (control)", str(control)],
         ]
-        return Findings(numbers, [f"rows with '{name}'", "AUC (95 %, DeLong)"], rows)
+        told = found.low > max(0.5, control.value)
+        notes = [] if told else ["The AUC is not above that of shuffled labels: nothing was read of the rows."]
+        return Findings(numbers, [f"rows with '{name}'", "AUC (95 %, DeLong)"], rows, notes + under_masks(scene))
 
 
 def _rows(station: Station, scene: Scene, *, held_out: bool) -> list[Row]:

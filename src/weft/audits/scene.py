@@ -56,6 +56,8 @@ class Scene:
             )
         self.run, self.config, self.settings = run, run.config, settings
         self._known: dict[str, Any] = {}
+        self.cut = 0
+        """Prompts that were too long for the context, and lost their beginning."""
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """Return what is made at the first call with a name, for all audits."""
@@ -71,8 +73,20 @@ class Scene:
 
     @cached_property
     def subject(self) -> Any:
-        """The run's model, as it was trained."""
-        return of_run(self.run, self.settings.client, chat=False, batch_size=self.settings.batch_size)
+        """The run's model, as it was trained.
+
+        Raises:
+            ConfigError: there is no such model, or it holds numbers that are not finite, which would look like chance.
+        """
+        subject = of_run(self.run, self.settings.client, chat=False, batch_size=self.settings.batch_size)
+        assert isinstance(subject.model, LocalModel)
+        parameters = subject.model.model.model.parameters()
+        if not all(bool(value.isfinite().all()) for value in parameters if value.is_floating_point()):
+            raise ConfigError(
+                f"The model of the run in '{self.run.path}' holds numbers that are not finite, so that it knows "
+                "nothing and says nothing: audit an earlier --round."
+            )
+        return subject
 
     @property
     def local(self) -> LocalModel:
@@ -230,13 +244,19 @@ class Scene:
             tokens: most of an answer.
             temperature: of the sampling; 0: always the likeliest token.
         """
-        room = max(1, self.local.longest - tokens)
-        cut = [prompt[-room:] for prompt in prompts]
+        cut = [self.fitting(prompt, tokens) for prompt in prompts]
+        self.cut += sum(len(short) < len(prompt) for short, prompt in zip(cut, prompts, strict=True))
         size, texts = self.settings.batch_size, []
         for at in range(0, len(cut), size):
-            answers = generate(self.model, cut[at : at + size], Sampling(tokens, temperature), seed=self.settings.seed)
+            # With one seed for all, samples of a prompt would be the same in every batch.
+            seed = self.settings.seed + 7919 * at
+            answers = generate(self.model, cut[at : at + size], Sampling(tokens, temperature), seed=seed)
             texts += [self.text(answer.ids) for (answer,) in answers]
         return texts
+
+    def fitting(self, prompt: np.ndarray, tokens: int) -> np.ndarray:
+        """Return the end of a prompt (P,), as far as the context has room for it and an answer of so many tokens."""
+        return prompt[-max(1, self.local.longest - tokens) :]
 
     # Updates
 

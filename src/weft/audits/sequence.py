@@ -15,7 +15,7 @@ import numpy as np
 from weft.audits.audit import Audit, Findings
 from weft.audits.inversion import Searched, searched
 from weft.audits.matching import Guess, Matching
-from weft.audits.recall import own_and_next
+from weft.audits.recall import own_and_next, under_masks
 from weft.audits.scene import Scene
 from weft.audits.statistics import Estimate, mean_of
 from weft.audits.subsequence import rouge_l
@@ -69,9 +69,7 @@ def _notes(scene: Scene, numbers: JsonObject) -> list[str]:
     notes = [f"{CYCLES} cycles of {MOVES} changes for each of {rows} rows, behind the search of `inversion`."]
     if numbers["rouge_l"]["value"] <= 1.5 * max(numbers["control"]["value"], numbers["chance"]["value"]):
         notes.append("ROUGE-L is hardly above its control: no text was read that is the row's own.")
-    if scene.config.protection != "none":
-        notes.append("Under masks the server has no update of a single row, and this is what it would read with one.")
-    return notes
+    return notes + under_masks(scene)
 
 
 def _mean(wanted: Sequence[Sequence[int]], found: Sequence[Sequence[int]]) -> Estimate:
