@@ -118,6 +118,7 @@ def scored(arguments: argparse.Namespace) -> tuple[list[Result], JsonObject, Pat
     else:
         subject = subject_of(arguments)
     settings = _settings(arguments, subject) | against
+    limited: dict[str, object] = {"limit": arguments.limit, "limit_seed": arguments.limit_seed}
     if arguments.reference is not None:
         subject, settings = _with_reference(arguments, subject, settings)
     store = _store(arguments, subject, settings)
@@ -127,7 +128,7 @@ def scored(arguments: argparse.Namespace) -> tuple[list[Result], JsonObject, Pat
             results.append(_evaluated(task, rows[task.name], subject, store, arguments, helpers))
             # After every task: what is done stands, whatever comes.
             dates = {result.task.name: store.date(result.task) for result in results}
-            data = results_json(results, subject.name, settings, version("weft"), dates)
+            data = results_json(results, subject.name, settings | limited, version("weft"), dates)
             file = write_results(store.folder, data)
     if subject.weights is not None:
         write_scores(RunDir(arguments.model), subject.weights)
