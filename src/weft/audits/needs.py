@@ -48,9 +48,12 @@ def require_canaries(scene: Scene) -> None:
     """
     where = scene.run.path
     if not scene.config.canaries:
+        kind, remedy = scene.config.objective, "train it with --canaries 32, or write --tests membership"
+        if kind != "sft":
+            other = "membership" if kind == "causal_lm" else "refusals or system_prompt"
+            remedy = f"`weft sft` alone plants them, so write --tests {other}"
         raise CannotAudit(
-            f"The run in '{where}' has no canaries, by which it could be asked what it remembers: train it with "
-            "--canaries 32, or write --tests membership."
+            f"The run in '{where}' has no canaries, by which it could be asked what it remembers: {remedy}."
         )
     _require_secrets(scene)
     if not scene.canaries:
