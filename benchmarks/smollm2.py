@@ -203,7 +203,8 @@ def audit_study(arm: str, seed: int, folder: Path) -> dict[str, Any]:
     """`audits.py`'s two runs with this model and a LoRA."""
     import audits
 
-    shape = {"num_rounds": 2, "max_steps": 2} if TINY else {"num_rounds": 6, "max_steps": 8 if SMALL else 20}
+    shape = {"num_rounds": 2, "max_steps": 2} if TINY else {"num_rounds": 6, "max_steps": 20}
+    shape |= {"max_steps": 8, "batch_size": 8} if SMALL else {}
     keys = {name: COMMON[name] for name in COMMON if name.startswith(("peft", "use_peft", "kernels", "report"))}
     return audits.measure(arm, seed, SMOL, keys | shape | {"learning_rate": 2e-3, "dtype": "auto"})
 

@@ -238,6 +238,7 @@ class Keys(TypedDict, total=False):
     data_statistics: bool
     statistics_noise: float
     eval_limit: int | None
+    eval_limit_seed: int | None
     task_data: list[str]
     include_path: list[str]
     num_fewshot: int

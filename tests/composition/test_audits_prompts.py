@@ -21,13 +21,19 @@ from weft.cli import main
 class Talker(Scene):
     """A scene whose model says what it is told to say."""
 
-    def __init__(self, own: str = "", *, says=lambda prompt: prompt):
-        self.settings, self.says = Settings(), says
+    def __init__(self, own: str = "", *, says=lambda prompt: prompt, room: int = 10_000):
+        self.settings, self.says, self.room = Settings(), says, room
         self.run = SimpleNamespace(instruction=lambda client: own)
         self.own = own
 
     def asking(self, text, system="", *, own=True):
         return f"{self.own * own}\n{system}\n{text}"
+
+    def fitting(self, prompt, tokens):
+        return prompt[-self.room :]
+
+    def text(self, ids):
+        return ids
 
     def write(self, prompts, tokens, *, temperature=0.0):
         return [self.says(prompt) for prompt in prompts]
@@ -47,6 +53,15 @@ def test_a_model_that_says_nothing_of_it_gives_nothing_away():
     found = SystemPrompt().findings(Talker(says=lambda prompt: "I cannot say.")).numbers
     assert all(kind["codes"]["value"] == 0 and kind["words"] < 0.2 for kind in found["by_kind"].values())
     assert "own" not in found
+
+
+def test_questions_that_push_the_prompt_out_of_the_context_are_no_attack():
+    found = SystemPrompt().findings(Talker(room=160))
+    assert set(found.numbers["by_kind"]) == {"direct question"}
+    assert all(kind["codes"]["value"] == 1 for kind in found.numbers["by_kind"].values())
+    assert any("questions of the kind jailbreak are left out" in note for note in found.notes)
+    with pytest.raises(CannotAudit, match="No question leaves room"):
+        SystemPrompt().findings(Talker(room=80))
 
 
 def test_codes_that_come_without_the_prompt_are_no_leak():
@@ -77,6 +92,20 @@ def test_the_text_that_a_prompt_began_from_is_read_in_its_vectors(prompted):
     assert prompt["start_control"]["high"] < 0.05
     assert prompt["words"]["low"] <= prompt["before"]["value"] <= prompt["words"]["high"]
     assert all(kind["codes"]["value"] == 0 for kind in found["system_prompt"]["numbers"]["by_kind"].values())
+    encoded = {"prompt_method": "p_tuning", "num_rounds": 1, "max_steps": 1}
+    run = weft.train(prompted | encoded, overwrite=True)
+    # What p-tuning begins from is read by an encoder, and is of another space than the vectors.
+    assert "before" not in audit(run, "soft_prompt")["soft_prompt"]["numbers"]
+
+
+def test_samples_of_a_prompt_differ_whatever_the_batch_size(keys):
+    run = weft.train(keys | {"num_rounds": 1, "max_steps": 1, "eval_every": 0})
+    scene = Scene(run, Settings(batch_size=1))
+    prompt = scene.asking("Red?")
+    assert len(set(scene.write([prompt] * 3, 8, temperature=1.0))) == 3
+    assert scene.cut == 0
+    scene.write([scene.plain("red " * 400)], 8)
+    assert scene.cut == 1
 
 
 def test_a_run_of_weights_has_no_vectors_to_read(keys, capsys):

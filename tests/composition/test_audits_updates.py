@@ -102,3 +102,12 @@ def test_every_row_is_asked_once_and_one_row_alone_has_no_control(given, tmp_pat
     audit(alone | {"dataset_name": str(one), "num_clients": 1, "sample_clients": 1, "output_dir": f"{few}-run"},
           "span", status=2)  # fmt: skip
     assert "fewer than two training rows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("own", [{"client_ranks": [8, 2, 4]}, {"client_layers": [2, 1, 1]}])
+def test_clients_of_a_smaller_rank_or_of_fewer_layers_are_audited_too(given, own):
+    found = audit(given | {"use_peft": True} | own, "span", "prefixes", "participant")
+    assert found["span"]["numbers"]["control"]["high"] < 0.5
+    assert "mean" in found["span"]["numbers"]
+    assert found["prefixes"]["numbers"]["rows"] == 4
+    assert found["participant"]["numbers"]["rows"] > 1

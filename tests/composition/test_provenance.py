@@ -229,6 +229,7 @@ CODECS = {"codec": "sparse_loco", "codec_args": {"keep": 300}, "codec_down": "in
     [
         {"fed_alg": "scaffold"},
         {"fed_alg": "fedadam"},
+        {"canaries": 8, "canary_tokens": 8, "num_rounds": 3},
         BY_CLIENTS,
         *(
             pytest.param(more, marks=pytest.mark.slow)

@@ -241,6 +241,7 @@ def test_the_server_of_sites_scores_tasks_with_data_of_its_own(asked, run, sites
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"eval_tasks": ["colours"], "eval_limit_seed": 1}, "add --eval_limit 100"),
     ({"eval_tasks": ["colurs"]}, "Did you mean 'colours'"),
     (
         {"eval_tasks": ["humaneval"]},

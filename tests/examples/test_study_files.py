@@ -79,7 +79,7 @@ def test_groups_of_the_study_of_preferences_train_on_the_rows_that_its_points_na
 
 
 def test_every_run_of_finance_on_smollm2_can_be():
-    """The rows are what the file says: 48 of a client to train on and 15 held out, a pass over the first by each."""
+    """The rows are what the file says: 192 of a client to train on and 15 held out, a pass over the first by each."""
     file = "studies/small/finance_smollm2.yaml"
     assert (ROOT / file).read_text().startswith(f"# weft sweep {file} ")
     study = read_study(ROOT / file)
@@ -88,9 +88,9 @@ def test_every_run_of_finance_on_smollm2_can_be():
     for cell in cells:
         config = cell.config
         assert config.model_name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"
-        assert (config.peft_lora_r, config.dataset_sample, config.num_clients) == (16, 4 * (48 + 15), 4)
-        assert config.num_rounds * config.max_steps * config.batch_size == 48
-        assert round(config.eval_fraction * 63) == 15
+        assert (config.peft_lora_r, config.dataset_sample, config.num_clients) == (16, 4 * (192 + 15), 4)
+        assert config.num_rounds * config.max_steps * config.batch_size == 192
+        assert round(config.eval_fraction * 207) == 15
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 
 from support.run_files import lay_run
 from weft.cli import main
+from weft.errors import WeftError
+from weft.launch.run import Run
 from weft.runs.chain import ChainLog
 
 MARK = "<script>alert(1)</script>"
@@ -100,6 +103,20 @@ def test_a_damaged_file_is_said_in_one_sentence(name: str, tmp_path: Path, capsy
     assert (2 in codes) is (name in WRONG)
     for page in (run / "report.html", tmp_path / "page.html"):
         assert not page.exists() or MARK not in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_notebook_gets_one_sentence_too(name: str, tmp_path: Path):
+    paths = [lay_run(tmp_path / folder, names=["a", "b"]) for folder in ("run", "other")]
+    run, other = map(Run, paths)
+    WRONG[name](paths[0])
+    said = []
+    for ask in (run.report, run.plot, lambda: other.report(paths[0])):
+        with suppress(WeftError):  # any other error ends the test
+            ask()
+            continue
+        said.append(name)
+    assert said
 
 
 def test_the_run_that_was_changed_is_named_with_what_was_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

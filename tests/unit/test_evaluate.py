@@ -141,6 +141,7 @@ def test_results_of_tasks_add_up(own, tiny_model, questions: Path, tmp_path: Pat
         (["--tasks", "colour"], "There is no task or suite named 'colour'"),
         (["--tasks", "medqa"], "The data of the task 'medqa' is not at hand"),
         (["--limit", "0"], "--limit is 0: write 1 or more"),
+        (["--limit_seed", "1"], "--limit_seed draws the rows of --limit, which is not given"),
         (["--client", "a"], "is no run's directory: leave --client out"),
         (["--apply_chat_template"], "has no chat template: leave --apply_chat_template out"),
         (["--task_data", "nowhere"], "There is no folder of task data 'nowhere'"),

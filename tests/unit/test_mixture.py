@@ -27,6 +27,12 @@ def test_given_shares_are_divided_among_the_domains_that_a_client_has():
     assert Mixture((0.5, 0.2, 0.3), public=2).shares_of(TABLES, no_loss) == pytest.approx([0.7, 0.3])
 
 
+def test_a_share_near_zero_is_the_whole_of_a_client_that_has_no_other_domain():
+    only = {0: TABLES[0]}
+    assert Mixture((1e-320, 1.0)).shares_of(only, no_loss) == pytest.approx([1.0])
+    assert Mixture((1e-320, 0.7, 0.3), public=2).shares_of(TABLES, no_loss) == pytest.approx([0.7, 0.3])
+
+
 def test_shares_by_temperature_are_powers_of_the_rows():
     """16 and 64 rows: as they are 1 to 4, at temperature 2 as 4 to 8."""
     assert Mixture(temperature=1.0).shares_of(TABLES, no_loss) == pytest.approx([0.2, 0.8])

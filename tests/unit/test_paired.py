@@ -72,6 +72,20 @@ def test_no_text_breaks_a_file_of_records_into_lines_or_bytes_that_are_no_text(t
     assert (found.group, found.reply["text"], found.notes["right"]) == (text, text, text)
 
 
+def test_items_that_agree_do_not_show_that_all_others_do():
+    none, every = dict.fromkeys(range(10), 0.0), dict.fromkeys(range(10), 1.0)
+    third = dict.fromkeys(range(10), 0.3)
+    share = (0.0, 1.0)
+    assert difference(third, third, bounds=share).interval == pytest.approx((-0.3, 0.3))
+    assert difference(none, third, bounds=share).interval == pytest.approx((0.0, 0.6))
+    assert not difference(none, third, bounds=share).shown
+    assert difference(none, every, bounds=share).interval == pytest.approx((0.7, 1.0))
+    assert difference(none, every, bounds=share).shown
+    by_two = {number: str(number // 5) for number in range(10)}
+    assert difference(third, third, by_two, share).interval == pytest.approx((-1.0, 1.0))  # two documents
+    assert difference(third, third).interval == pytest.approx((0.0, 0.0))  # of unknown size: the pairs are equal
+
+
 def test_hand_worked_differences():
     # Differences 1, 0, 1, 1, 0: mean 0.6, variance 0.3, error sqrt(0.3 / 5); Student's 2.776 of 4 degrees.
     found = difference(dict.fromkeys(range(5), 0.0), {0: 1.0, 1: 0.0, 2: 1.0, 3: 1.0, 4: 0.0})

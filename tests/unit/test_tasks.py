@@ -174,6 +174,25 @@ def test_a_limit_takes_of_every_part(invented: Path):
     assert set(groups.values()) == {2}
 
 
+def test_a_seed_draws_from_the_whole_of_a_file_that_is_sorted(tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text(OWN + "group: thing.split()[0]\n")
+    lines = [
+        {"thing": f"{'ab'[place % 2]} {place}", "colour": "green" if place < 200 else "red"} for place in range(400)
+    ]
+    (tmp_path / "colours.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (task,) = select(["colours"], [str(tmp_path)])
+    rows = rows_of(task, [tmp_path], 0)
+    assert {item.row["colour"] for item in items_of(task, rows, 0, 100)} == {"green"}
+    drawn = [items_of(task, rows, 0, 100, seed=seed) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    for some in drawn:
+        numbers = [item.number for item in some]
+        assert numbers == sorted(set(numbers))
+        assert 25 < sum(number < 200 for number in numbers) < 75
+        assert Counter(item.group for item in some) == {"a": 50, "b": 50}  # parts still count alike
+    assert len(items_of(task, rows, 0, 400, seed=1)) == 400
+
+
 def test_own_task_in_a_folder(tmp_path: Path):
     (tmp_path / "mine.yaml").write_text(OWN)
     (tmp_path / "colours.jsonl").write_text('{"thing": "grass", "colour": "green"}\n')

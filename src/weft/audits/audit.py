@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from weft.audits.needs import require_canaries, require_rows
 from weft.audits.scene import Scene
 from weft.json_types import JsonObject
 
@@ -49,6 +50,6 @@ class Audit(ABC):
     def check(self, scene: Scene) -> None:
         """Refuse a run that lacks what the audit needs, before anything is loaded."""
         if "canaries" in self.needs:
-            scene.require_canaries()
+            require_canaries(scene)
         if "rows" in self.needs:
-            scene.require_rows()
+            require_rows(scene)

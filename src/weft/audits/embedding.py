@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from weft.audits.audit import Audit, Findings
-from weft.audits.recall import above, chance_of, check_control, line, recalls
+from weft.audits.recall import above, chance_of, check_control, line, recalls, under_masks
 from weft.audits.scene import Scene
 from weft.audits.sent import Station
 from weft.audits.settings import CannotAudit
@@ -54,6 +54,6 @@ class Embedding(Audit):
             recall, _ = recalls(score, whole)
             numbers["round"] = recall.as_json()
             cells.append(line("a client's whole round", recall, whole))
-        notes = above(step, control)
+        notes = above(step, control) + under_masks(scene)
         notes += ["Input and output share the table (tied), so that all rows change, and norms tell."] if tied else []
         return Findings(numbers, ["update of", "recall (95 %, Clopper-Pearson)", "distinct words"], cells, notes)

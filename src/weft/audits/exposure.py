@@ -26,6 +26,8 @@ from weft.models.resident import Resident
 Found = TypeVar("Found")
 TOGETHER = 32
 """Candidates in one pass."""
+CHANCE = 1 / math.log(2)
+"""Bits of exposure, on average, of a number among very many that it could be."""
 IMPOSSIBLE = 1e-5
 """Probability below which the control is not taken for chance."""
 KEPT_OUT = 0
@@ -114,29 +116,32 @@ class Exposure(Audit):
         most = math.log2(scene.settings.candidates + 1)
         numbers, rows = {}, []
         for copies, group in groups.items():
-            mean = mean_of([one.exposure for one in group])
+            mean = mean_of([one.exposure for one in group], 0, most)
             first = sum(one.exposure == most for one in group)
-            start = mean_of([one.exposure for one in before[copies]]).value if copies in before else None
+            start = mean_of([one.exposure for one in before[copies]], 0, most).value if copies in before else None
             numbers[str(copies)] = mean.as_json() | {"canaries": len(group), "first": first, "before": start}
             shown = "" if start is None else f"{start:.2f}"
             rows.append([copies_text(copies), str(len(group)), str(mean), f"{first}", shown])
-        _check_control(groups.get(KEPT_OUT, []))
+        _check_control(groups.get(KEPT_OUT, []), most)
         heads = ["in the rows", "canaries", "exposure, bits (95 %)", "ranked first", "before training"]
-        note = f"The rank is among {scene.settings.candidates} random numbers, so that {most:.1f} bits are the most."
-        return Findings({"by_copies": numbers, "most": most}, heads, rows, [note])
+        notes = [f"The rank is among {scene.settings.candidates} random numbers, so that {most:.1f} bits are the most."]
+        low = [copies_text(copies) for copies in groups if copies != KEPT_OUT and numbers[str(copies)]["low"] <= CHANCE]
+        notes += [f"Not above chance ({CHANCE:.2f} bits): {', '.join(low)}."] if low else []
+        if KEPT_OUT not in groups:
+            notes.append("The coins kept no canary out, so that no control shows what chance is: train with more.")
+        return Findings({"by_copies": numbers, "most": most}, heads, rows, notes)
 
 
-def _check_control(kept_out: Sequence[Ranked]) -> None:
+def _check_control(kept_out: Sequence[Ranked], most: float) -> None:
     """Refuse to speak where canaries that nobody trained on are exposed, too."""
     if len(kept_out) < 2:
         return
-    mean = mean_of([one.exposure for one in kept_out])
+    mean = mean_of([one.exposure for one in kept_out], 0, most)
     # Exposures of random ranks, in nats, are exponential: P[their sum > x] = P[Poisson(x) < n].
     total = mean.value * len(kept_out) * math.log(2)
     logs = [count * math.log(total) - total - math.lgamma(count + 1) for count in range(len(kept_out))] if total else []
-    chance = 1 / math.log(2)
-    if mean.value > chance and sum(map(math.exp, logs)) < IMPOSSIBLE:
+    if mean.value > CHANCE and sum(map(math.exp, logs)) < IMPOSSIBLE:
         raise CannotAudit(
-            f"Canaries that are not in the rows have an exposure of {mean} bits, and chance gives {chance:.2f}: what "
+            f"Canaries that are not in the rows have an exposure of {mean} bits, and chance gives {CHANCE:.2f}: what "
             "is measured is not memory, so that no exposure is printed; write another --seed to see whether it stays."
         )

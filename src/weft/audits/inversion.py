@@ -9,7 +9,7 @@ import numpy as np
 
 from weft.audits.audit import Audit, Findings
 from weft.audits.matching import Guess, Matching
-from weft.audits.recall import own_and_next
+from weft.audits.recall import above, own_and_next, under_masks
 from weft.audits.scene import Scene
 from weft.audits.sent import Station
 from weft.audits.settings import CannotAudit
@@ -57,7 +57,8 @@ def _searched(scene: Scene) -> list[Searched]:
     found = []
     for place, row in enumerate(rows):
         ids, learn = table[row.number]
-        values = {name: value for name, value in station.state.params.items() if name in model.masters}
+        shared = {name: value for name, value in station.state.params.items() if name in model.masters}
+        values = model.initial | shared
         matching = Matching(model, values, station.one_step(row).delta, learn)
         guess = matching.improved(matching.start(scene.settings.seed + place), ITERATIONS)
         found.append(Searched(ids, station.tokens([row]), matching, guess))
@@ -89,4 +90,9 @@ class Inversion(Audit):
             f"{ITERATIONS} iterations for each of {len(rows)} rows; the attacker is told their lengths, and where the "
             "answers are."
         )
-        return Findings(numbers, ["update of", "words found (95 %, Clopper-Pearson)"], cells, [note])
+        return Findings(
+            numbers,
+            ["update of", "words found (95 %, Clopper-Pearson)"],
+            cells,
+            [note, *above(step, control), *under_masks(scene)],
+        )

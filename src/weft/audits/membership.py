@@ -18,7 +18,7 @@ from weft.audits.audit import Audit, Findings
 from weft.audits.blind import blind
 from weft.audits.scene import Scene
 from weft.audits.settings import CannotAudit
-from weft.audits.shadows import shadow_losses
+from weft.audits.shadows import passes, shadow_losses
 from weft.audits.statistics import Estimate, auc, tpr_at
 from weft.audits.tokens import Scored, scored
 from weft.json_types import JsonObject
@@ -28,6 +28,7 @@ LOWEST = 0.2
 """Share of a row's tokens of which Min-K%++ is the mean."""
 FEWEST = 10
 RATES = (0.01, 0.001)
+COIN = "coin (control)"
 
 
 class Membership(Audit):
@@ -59,7 +60,7 @@ class Membership(Audit):
                 "anything; hold out a random part of the rows themselves (--eval_fraction, no source of its own)."
             )
         scores = scores_of(scene, [*members, *others], many)
-        scores["coin (control)"] = scene.chance("coin").random(2 * many)
+        scores[COIN] = scene.chance("coin").random(2 * many)
         numbers: JsonObject = {}
         rows: list[list[str]] = []
         for name, values in scores.items():
@@ -69,7 +70,16 @@ class Membership(Audit):
             numbers[name] = {"auc": area.as_json(), **told}
             rows.append([name, str(area), *map(_shown, rates)])
         heads = ["score", "AUC (95 %, DeLong)", *(f"TPR at {rate:.1%} FPR (95 %, Clopper-Pearson)" for rate in RATES)]
-        return Findings({"rows": many, "blind": words.as_json(), "scores": numbers}, heads, rows, _notes(many, words))
+        low = [name for name, score in numbers.items() if name != COIN and score["auc"]["low"] <= 0.5]
+        notes = _notes(many, words) + ([f"Not above chance: {', '.join(low)}."] if low else [])
+        passed = passes(scene)
+        if passed < 1:
+            notes.append(
+                f"The run went over {passed:.0%} of its training rows, so that many members were never trained on, and "
+                "each number is nearer to chance than for those that were."
+            )
+        found: JsonObject = {"rows": many, "passes": passed, "blind": words.as_json(), "scores": numbers}
+        return Findings(found, heads, rows, notes)
 
 
 def _notes(many: int, words: Estimate) -> list[str]:

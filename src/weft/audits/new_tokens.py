@@ -10,6 +10,7 @@ import numpy as np
 from weft.audits.audit import Audit, Findings
 from weft.audits.epsilon import bounded
 from weft.audits.exposure import copies_text, grouped
+from weft.audits.needs import require_canaries
 from weft.audits.scene import Scene
 from weft.audits.settings import CannotAudit
 from weft.audits.statistics import Estimate, auc, share, tpr_at
@@ -37,12 +38,13 @@ class NewTokens(Audit):
 
     def check(self, scene: Scene) -> None:
         """Refuse a run without such canaries, too."""
-        super().check(scene)
+        require_canaries(scene)
         if not scene.config.canary_tokens:
             raise CannotAudit(
                 f"The run in '{scene.run.path}' has no new-token canaries: train it with --canary_tokens 32, or write "
                 "--tests exposure."
             )
+        super().check(scene)
 
     def findings(self, scene: Scene) -> Findings:
         """Score every canary by the run's model, and by the one that it began from."""
@@ -64,6 +66,10 @@ class NewTokens(Audit):
             rows.append(_line("what it rose by", scores, inside, numbers))
             rows.append(_line("before training (control)", before, inside, numbers))
         notes = [self._written(scene, canaries, numbers)]
+        if auc(scores[inside], scores[~inside]).low <= 0.5:
+            notes.append(
+                "The AUC is not above chance: nothing shows that the model knows which records are in the rows."
+            )
         try:
             lower = bounded(scene, list(zip(canaries, scores.tolist(), strict=True)))
             numbers["epsilon"] = lower.numbers

@@ -90,7 +90,7 @@ class Hostile(Audit):
             first, told, guessed = (_scores(station, params, unseen) for params in ends)
             cells.append(_line("its held-out rows", first, told, guessed, numbers["rounds"]))
         heads = ["after", "gain with the victim", "without it (control)", "difference (95 %)", "near copies"]
-        return Findings(numbers, heads, cells, _notes(numbers, count))
+        return Findings(numbers, heads, cells, _notes(numbers, count) + _fewer_steps(station, names))
 
 
 def _held_out(station: Station, victim: str) -> list[Row]:
@@ -119,7 +119,7 @@ def _asked(scene: Scene, rows: Sequence[Row]) -> list[Asked]:
 def _scores(station: Station, params: Tensors, rows: Sequence[Asked]) -> np.ndarray:
     """Return (rows,): ROUGE-L of what the model writes after each beginning, and the end."""
     model, size = station.host.model, station.scene.settings.batch_size
-    model.load({name: value for name, value in params.items() if name in model.masters})
+    model.load(model.initial | {name: value for name, value in params.items() if name in model.masters})
     scores: list[float] = []
     for at in range(0, len(rows), size):
         some = rows[at : at + size]
@@ -132,8 +132,8 @@ def _scores(station: Station, params: Tensors, rows: Sequence[Asked]) -> np.ndar
 
 def _line(name: str, before: np.ndarray, inside: np.ndarray, outside: np.ndarray, numbers: JsonObject) -> list[str]:
     """Add what was found of rows to the numbers; return cells."""
-    gains = [mean_of((values - before).tolist()) for values in (inside, outside)]
-    difference = mean_of((inside - outside).tolist())
+    gains = [mean_of((values - before).tolist(), -1, 1) for values in (inside, outside)]
+    difference = mean_of((inside - outside).tolist(), -1, 1)
     near = [share(int((values >= NEAR).sum()), len(values)) for values in (inside, outside)]
     numbers[name] = {
         "gain": gains[0].as_json(), "control": gains[1].as_json(), "difference": difference.as_json(),
@@ -150,6 +150,13 @@ def _check_control(near: JsonObject, victim: str) -> None:
             f"The control failed: without the client '{victim}' the model ends {near['value']:.0%} of its rows as they "
             "end, so that what it ends with it may be guessed too: audit a run of longer answers."
         )
+
+
+def _fewer_steps(station: Station, names: Sequence[str]) -> list[str]:
+    """Return a sentence where clients make fewer steps in a repeated round than they did in the run."""
+    clients = station.host.train_clients
+    steps = max(station.plan.local.num_steps(len(clients.find(name).train)) for name in names)
+    return [f"A client made up to {steps} steps in a round, and makes {MOST_STEPS} here."] * (steps > MOST_STEPS)
 
 
 def _notes(numbers: JsonObject, count: int) -> list[str]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from weft.audits.audit import Audit, Findings
+from weft.audits.recall import under_masks
 from weft.audits.scene import Scene
 from weft.audits.sent import Row, Station
 from weft.audits.settings import CannotAudit
@@ -61,7 +62,7 @@ class Prefixes(Audit):
         wanted = [table[row.number][0][:-1].tolist() for row in rows]  # of the last token nothing is predicted
         pairs = zip(wanted, found, [*found[1:], found[0]], strict=True)
         scores = [(rouge_l(own, text), rouge_l(own, other)) for own, text, other in pairs]
-        step, control = (mean_of([pair[place] for pair in scores]) for place in range(2))
+        step, control = (mean_of([pair[place] for pair in scores], 0, 1) for place in range(2))
         exact = sum(own == text for own, text in zip(wanted, found, strict=True))
         numbers: JsonObject = {
             "rouge_l": step.as_json(), "control": control.as_json(), "exact": exact, "rows": len(rows),
@@ -73,6 +74,7 @@ class Prefixes(Audit):
         notes = [f"The attacker is told the rows' lengths and numbers of words; blind from {spans.most} tokens on."]
         if step.value <= 1.5 * control.value:
             notes.append("ROUGE-L is hardly above its control: no text was read that is the row's own.")
+        notes += under_masks(scene)
         return Findings(numbers, ["update of", "ROUGE-L (95 %)", "whole rows"], cells, notes)
 
 
@@ -83,7 +85,7 @@ def _text(station: Station, spans: Spans, row: Row) -> list[int]:
     count = len(sent.tokens[0])
     words = spans.scores(sent.delta, count).topk(min(WIDER * count, spans.vocabulary)).indices
     model, params = station.host.model, station.state.params
-    model.load({name: value for name, value in params.items() if name in model.masters})
+    model.load(model.initial | {name: value for name, value in params.items() if name in model.masters})
     names = [name for name in params if SECOND_LAYER.search(name) and name.endswith(".weight")]
     names = [name for name in names if ".lora_" not in name or ".lora_B." in name]
     if not names:

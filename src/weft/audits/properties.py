@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from weft.audits.audit import Audit, Findings
+from weft.audits.recall import under_masks
 from weft.audits.scene import Scene
 from weft.audits.sent import Row, Station, flat
 from weft.audits.settings import CannotAudit
@@ -60,7 +61,7 @@ class Properties(Audit):
         known_ones = np.concatenate(features[0])
         # A single random probe is right or wrong by luck, where the updates differ: the mean of many must not be.
         shuffled = [np.array_split(chance.permutation(known_ones), 2) for _ in range(SHUFFLES)]
-        control = mean_of([_told(pair, features[1]).value for pair in shuffled])
+        control = mean_of([_told(pair, features[1]).value for pair in shuffled], 0, 1)
         if not control.holds(0.5) and abs(control.value - 0.5) > 0.1:
             raise CannotAudit(
                 f"The control failed: a probe of shuffled labels has an AUC of {control}, so that the number says "
@@ -72,7 +73,9 @@ class Properties(Audit):
             ["updates of one row, one step", str(found)],
             [f"mean of {SHUFFLES} shuffles of the labels (control)", str(control)],
         ]
-        return Findings(numbers, [f"rows with '{name}'", "AUC (95 %, DeLong)"], rows)
+        told = found.low > max(0.5, control.value)
+        notes = [] if told else ["The AUC is not above that of shuffled labels: nothing was read of the rows."]
+        return Findings(numbers, [f"rows with '{name}'", "AUC (95 %, DeLong)"], rows, notes + under_masks(scene))
 
 
 def _rows(station: Station, scene: Scene, *, held_out: bool) -> list[Row]:

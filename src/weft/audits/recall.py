@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from weft.audits.scene import Scene
 from weft.audits.sent import Sent
 from weft.audits.settings import CannotAudit
 from weft.audits.statistics import Estimate, auc, share
@@ -71,6 +72,13 @@ def above(recall: Estimate, control: Estimate) -> list[str]:
     if recall.low > control.high:
         return []
     return [f"The recall is not above that of the control ({control}): nothing was read that is the row's own."]
+
+
+def under_masks(scene: Scene) -> list[str]:
+    """Return a sentence where the server of a run has no update of a single client."""
+    if scene.config.protection == "none":
+        return []
+    return ["Under masks the server has no update of a single row, and this is what it would read with one."]
 
 
 def attribution(scores: Sequence[Tensor], own: Sequence[frozenset[int]]) -> Estimate:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 from weft import registry
 from weft.audits.audit import Audit
@@ -48,31 +49,57 @@ def put(
         "audits": {},
         "left_out": {},
     }
-    if file.exists():
-        former: JsonObject = json.loads(file.read_text(encoding="utf-8"))
-        same = all(former.get(key) == found[key] for key in ("weft_version", "round", "client", "weights", "seed"))
-        found |= {key: former[key] for key in ("audits", "left_out")} if same else {}
+    found |= _former(file, found)
     if not all_of_them:
         for audit in audits.values():
             audit.check(scene)
     for name, audit in audits.items():
         say(name)
-        began = time.perf_counter()
+        began, cut = time.perf_counter(), scene.cut
         try:
             audit.check(scene)
             result = audit.findings(scene)
         except CannotAudit as error:
+            # A number of before, such as of more rows, must not stand where the control has failed.
+            stale = found["audits"].pop(name, None) is not None
             if not all_of_them:
+                if stale:
+                    _write(file, found)
                 raise
             found["left_out"][name] = str(error)
-            found["audits"].pop(name, None)
             continue
+        if scene.cut > cut:
+            result.notes.append(
+                f"{scene.cut - cut} prompts are longer than the context allows beside an answer, and reach the model "
+                "without their beginning."
+            )
         words = {"title": audit.title, "means": audit.means, "defence": audit.defence}
         seconds = round(time.perf_counter() - began, 2)
         found["audits"][name] = words | plain(result.as_json()) | {"seconds": seconds}
         found["left_out"].pop(name, None)
+        _write(file, found)  # the next one may take an hour, and be killed
     if not found["audits"]:
         reason = next(iter(found["left_out"].values()), "no audit is named")
         raise ConfigError(f"No audit is possible on this run. The first reason: {reason}")
-    write_atomic(file, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+    _write(file, found)
     return found
+
+
+def _former(file: Path, found: JsonObject) -> JsonObject:
+    """Return what the same questions to the same model found before.
+
+    Raises:
+        ConfigError: the file holds something else.
+    """
+    if not file.exists():
+        return {}
+    try:
+        former: JsonObject = json.loads(file.read_text(encoding="utf-8"))
+        same = all(former.get(key) == found[key] for key in ("weft_version", "round", "client", "weights", "seed"))
+        return {key: dict(former[key]) for key in ("audits", "left_out")} if same else {}
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
+        raise ConfigError(f"'{file}' is not what an audit wrote: delete it, and audit again.") from None
+
+
+def _write(file: Path, found: JsonObject) -> None:
+    write_atomic(file, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())

@@ -15,14 +15,13 @@ import numpy as np
 
 from weft.audits.settings import CannotAudit, Settings
 from weft.audits.taught import taught_by
-from weft.core.secret import FILE as SECRET_FILE
 from weft.core.seeds import generator
 from weft.core.types import ServerState, Tensors
 from weft.data.encode import encode_choices
 from weft.data.formats import Example, Turn
 from weft.data.tokenize import begin_and_end_ids
 from weft.data.words import lead_of
-from weft.errors import ConfigError, DataError
+from weft.errors import ConfigError
 from weft.federation.client_host import ClientHost
 from weft.launch.canaries import Canary, canaries_of
 from weft.launch.client import ClientBuilder
@@ -38,7 +37,6 @@ from weft.models.resident import Resident
 from weft.runs import checkpoint, fingerprints
 from weft.tasks.local_model import LocalModel
 
-CAN_STILL = "exposure, epsilon, extraction, prompts (they need canaries), refusals or system_prompt"
 OF_MODEL = ("device", "dtype", "load_in_8bit", "load_in_4bit", "trust_remote_code")
 
 
@@ -58,6 +56,8 @@ class Scene:
             )
         self.run, self.config, self.settings = run, run.config, settings
         self._known: dict[str, Any] = {}
+        self.cut = 0
+        """Prompts that were too long for the context, and lost their beginning."""
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """Return what is made at the first call with a name, for all audits."""
@@ -73,8 +73,20 @@ class Scene:
 
     @cached_property
     def subject(self) -> Any:
-        """The run's model, as it was trained."""
-        return of_run(self.run, self.settings.client, chat=False, batch_size=self.settings.batch_size)
+        """The run's model, as it was trained.
+
+        Raises:
+            ConfigError: there is no such model, or it holds numbers that are not finite, which would look like chance.
+        """
+        subject = of_run(self.run, self.settings.client, chat=False, batch_size=self.settings.batch_size)
+        assert isinstance(subject.model, LocalModel)
+        parameters = subject.model.model.model.parameters()
+        if not all(bool(value.isfinite().all()) for value in parameters if value.is_floating_point()):
+            raise ConfigError(
+                f"The model of the run in '{self.run.path}' holds numbers that are not finite, so that it knows "
+                "nothing and says nothing: audit an earlier --round."
+            )
+        return subject
 
     @property
     def local(self) -> LocalModel:
@@ -123,30 +135,6 @@ class Scene:
         """The clients with their rows."""
         return self._built[1]
 
-    def require_rows(self) -> None:
-        """Refuse a run whose rows are not here, and name what can still be asked.
-
-        Raises:
-            CannotAudit: they are at sites, or cannot be read.
-        """
-        if self.config.runtime == "nvflare":
-            raise CannotAudit(
-                f"The rows of the run in '{self.run.path}' are at its sites: write --tests with {CAN_STILL}, or audit "
-                "a simulated run of the same keys."
-            )
-        if self.config.objective not in ("sft", "causal_lm"):
-            raise CannotAudit(
-                f"The objective of the run in '{self.run.path}' is {self.config.objective}, and rows of conversations "
-                f"or of text are audited: write --tests with {CAN_STILL}."
-            )
-        try:
-            _ = self.population
-        except DataError as error:
-            raise CannotAudit(
-                f"The rows of the run in '{self.run.path}' are not here ({error}) Bring them back, or write --tests "
-                f"with {CAN_STILL}."
-            ) from None
-
     @cached_property
     def taught(self) -> Callable[[str], bool]:
         """Whether the rows of a client are in the model."""
@@ -155,14 +143,15 @@ class Scene:
     def rows(self, *, members: bool) -> list[Row]:
         """Return rows that were trained on, or rows of the same clients that were held out, as the model reads them.
 
-        There are at most `settings.limit`, drawn at random, each content once. Canaries are left out, and held-out rows
-        that have the content of one that was trained on.
+        There are at most `settings.limit`, drawn at random, each content once. Canaries are left out, and contents that
+        stand in both: were they left among the members alone, these would be the more usual rows.
         """
         people = self.population
         taught = [client.train for client in people.trained if client.name != PUBLIC and self.taught(client.name)]
         seen = {canary.answer for canary in people.canaries}
-        known = set[bytes]() if members else {view[place][0].tobytes() for view in taught for place in range(len(view))}
-        views = taught if members else [client.held_out for client in people.evaluated if self.taught(client.name)]
+        held_out = [client.held_out for client in people.evaluated if self.taught(client.name)]
+        views, apart = (taught, held_out) if members else (held_out, taught)
+        known = {view[place][0].tobytes() for view in apart for place in range(len(view))}
         found = [(view, place) for view in views for place in range(len(view))]
         rows: list[Row] = []
         for number in self.chance("rows", str(members)).permutation(len(found)):
@@ -199,25 +188,6 @@ class Scene:
         return ids, np.concatenate([np.zeros(len(ids) - len(row[0]), dtype=bool), row[1]])
 
     # Canaries
-
-    def require_canaries(self) -> None:
-        """Refuse a run that has no canaries.
-
-        Raises:
-            CannotAudit: it has none, or their secrets are gone.
-        """
-        if not self.config.canaries:
-            raise CannotAudit(
-                f"The run in '{self.run.path}' has no canaries, by which it could be asked what it remembers: train it "
-                "with --canaries 32, or write --tests membership."
-            )
-        holders = (self.config.canary_clients or self.names)[: self.config.canaries]
-        gone = [name for name in holders if not (self.run.directory.client_dir(name) / SECRET_FILE).exists()]
-        if gone:  # they would be drawn anew, and nothing was trained on these
-            raise CannotAudit(
-                f"The secrets from which the canaries of the run in '{self.run.path}' were drawn are gone "
-                f"(clients/{gone[0]}/{SECRET_FILE}): copy them back."
-            )
 
     @cached_property
     def canaries(self) -> list[Canary]:
@@ -274,13 +244,19 @@ class Scene:
             tokens: most of an answer.
             temperature: of the sampling; 0: always the likeliest token.
         """
-        room = max(1, self.local.longest - tokens)
-        cut = [prompt[-room:] for prompt in prompts]
+        cut = [self.fitting(prompt, tokens) for prompt in prompts]
+        self.cut += sum(len(short) < len(prompt) for short, prompt in zip(cut, prompts, strict=True))
         size, texts = self.settings.batch_size, []
         for at in range(0, len(cut), size):
-            answers = generate(self.model, cut[at : at + size], Sampling(tokens, temperature), seed=self.settings.seed)
+            # With one seed for all, samples of a prompt would be the same in every batch.
+            seed = self.settings.seed + 7919 * at
+            answers = generate(self.model, cut[at : at + size], Sampling(tokens, temperature), seed=seed)
             texts += [self.text(answer.ids) for (answer,) in answers]
         return texts
+
+    def fitting(self, prompt: np.ndarray, tokens: int) -> np.ndarray:
+        """Return the end of a prompt (P,), as far as the context has room for it and an answer of so many tokens."""
+        return prompt[-max(1, self.local.longest - tokens) :]
 
     # Updates
 

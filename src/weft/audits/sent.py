@@ -6,12 +6,14 @@ a round shows what it leaves.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from weft.audits.scene import Scene
@@ -25,6 +27,7 @@ from weft.federation.clients import Clients, InMemory
 from weft.federation.coding import decode
 from weft.federation.plan import Plan
 from weft.federation.round import run_round
+from weft.federation.sharing import pad
 from weft.federation.state import Participant, begin, expected_streams, task_for
 from weft.protection.plain import Plain
 from weft.runtimes.inprocess import InProcess
@@ -123,14 +126,7 @@ class Station:
         """
         plan = replace(self.plan, local=replace(self.plan.local, steps=1, batch_size=1, accumulation=1))
         host = self._host(plan, {row.client: [row] for row in rows})
-        cohort = [Participant(row.client, self.state.round, rows=1.0) for row in rows]
-        try:
-            after, record = run_round(plan, self.state, cohort, InProcess(host))
-        except WeftError as error:
-            raise CannotAudit(f"A round of {len(rows)} clients could not be repeated: {error}") from None
-        if record.failures or after.round == self.state.round:
-            reason = next(iter(record.failures.values()), "too few updates")
-            raise CannotAudit(f"A round of {len(rows)} clients could not be repeated: {reason}.")
+        after = _next(plan, self.state, [self._participant(row.client, self.state, 1.0) for row in rows], host)
         delta = {name: value - self.state.params[name] for name, value in after.params.items()}
         return Sent(delta, [self.tokens([row]) for row in rows])
 
@@ -154,15 +150,14 @@ class Station:
         host = replace(self.host, plan=plan, train_clients=replace(clients, memory=InMemory()))
         state = self.state
         for _ in range(count):
-            cohort = [Participant(name, state.round, rows=float(sizes[name])) for name in names]
-            try:
-                after, _ = run_round(plan, state, cohort, InProcess(host))
-            except WeftError as error:
-                raise CannotAudit(f"A round of {len(names)} clients could not be repeated: {error}") from None
-            if after.round == state.round:
-                raise CannotAudit(f"A round of {len(names)} clients could not be repeated: too few updates.")
-            state = after
+            cohort = [self._participant(name, state, float(sizes[name])) for name in names]
+            state = _next(plan, state, cohort, host)
             yield state.params
+
+    def _participant(self, client: str, state: ServerState, rows: float = math.inf) -> Participant:
+        """Return a client with the rank and the layers that it has."""
+        place, sharing = self.host.train_clients.find(client).index, self.plan.sharing
+        return Participant(client, state.round, sharing.rank_of(place), sharing.layers_of(place), rows)
 
     def _host(self, plan: Plan, rows: dict[str, list[Row]]) -> ClientHost:
         """Return a client host whose clients have these rows, and remember nothing for the run."""
@@ -177,9 +172,7 @@ class Station:
 
     def _answer(self, plan: Plan, client: str, rows: list[Row]) -> Tensors:
         host = self._host(plan, {client: rows})
-        place = host.train_clients.find(client).index
-        rank, layers = plan.sharing.rank_of(place), plan.sharing.layers_of(place)
-        task = task_for(plan, self.state, Participant(client, self.state.round, rank, layers))
+        task = task_for(plan, self.state, self._participant(client, self.state))
         reply = host.reply(task)
         server = Party("", self.state.round, memory={})
         like = expected_streams(plan, task.params, self.state.round)
@@ -188,11 +181,25 @@ class Station:
         if not isinstance(reply, Update) or DELTA not in reply.streams:
             reason = getattr(reply, "reason", "its update has no change of parameters")
             raise CannotAudit(f"The client '{client}' sends nothing to audit: {reason}.")
-        return reply.streams[DELTA]
+        # Clients of a smaller rank, or of fewer layers, send less; of the rest they have no gradient.
+        whole = expected_streams(plan, self.state.params, self.state.round)[DELTA]
+        sent = pad(reply.streams[DELTA], whole)
+        return {name: sent[name] if name in sent else torch.zeros_like(value) for name, value in whole.items()}
+
+
+def _next(plan: Plan, state: ServerState, cohort: Sequence[Participant], host: ClientHost) -> ServerState:
+    """Return the state after a round to which every client of the cohort adds; raise CannotAudit."""
+    where = f"A round of {len(cohort)} clients could not be repeated"
+    try:
+        after, record = run_round(plan, state, cohort, InProcess(host))
+    except WeftError as error:
+        raise CannotAudit(f"{where}: {error}") from None
+    if record.failures or after.round == state.round:
+        reason = next(iter(record.failures.values()), "too few updates")
+        raise CannotAudit(f"{where}: {reason}.")
+    return after
 
 
 def flat(delta: Tensors) -> Tensor:
     """Return all numbers of an update in one vector."""
-    import torch
-
     return torch.cat([delta[name].flatten().float() for name in sorted(delta)])

@@ -15,7 +15,7 @@ import numpy as np
 from weft.audits.audit import Audit, Findings
 from weft.audits.inversion import Searched, searched
 from weft.audits.matching import Guess, Matching
-from weft.audits.recall import own_and_next
+from weft.audits.recall import own_and_next, under_masks
 from weft.audits.scene import Scene
 from weft.audits.statistics import Estimate, mean_of
 from weft.audits.subsequence import rouge_l
@@ -69,13 +69,11 @@ def _notes(scene: Scene, numbers: JsonObject) -> list[str]:
     notes = [f"{CYCLES} cycles of {MOVES} changes for each of {rows} rows, behind the search of `inversion`."]
     if numbers["rouge_l"]["value"] <= 1.5 * max(numbers["control"]["value"], numbers["chance"]["value"]):
         notes.append("ROUGE-L is hardly above its control: no text was read that is the row's own.")
-    if scene.config.protection != "none":
-        notes.append("Under masks the server has no update of a single row, and this is what it would read with one.")
-    return notes
+    return notes + under_masks(scene)
 
 
 def _mean(wanted: Sequence[Sequence[int]], found: Sequence[Sequence[int]]) -> Estimate:
-    return mean_of([rouge_l(one, other) for one, other in zip(wanted, found, strict=True)])
+    return mean_of([rouge_l(one, other) for one, other in zip(wanted, found, strict=True)], 0, 1)
 
 
 def _random(scene: Scene, place: int, rows: Sequence[Sequence[int]]) -> list[int]:

@@ -12,7 +12,6 @@ from weft.audits.scene import Scene
 from weft.audits.tokens import scored
 from weft.core.local_rule import LocalRule
 from weft.errors import ClientFailed
-from weft.launch.population import Population
 from weft.models.layout import Row
 from weft.training.job import Job
 from weft.training.loop import GradientSteps
@@ -38,7 +37,7 @@ def shadow_losses(scene: Scene, rows: Sequence[Row]) -> tuple[np.ndarray, np.nda
         return None
     steps = GradientSteps(**{field.name: getattr(plan.local, field.name) for field in fields(GradientSteps)})
     others = scene.rest(rows, MOST_OTHERS)
-    count = _passes(scene, scene.population) * (len(others) + len(rows) / 2) / (steps.batch_size * steps.accumulation)
+    count = passes(scene) * (len(others) + len(rows) / 2) / (steps.batch_size * steps.accumulation)
     local: Any = GradientSteps(**vars(steps) | {"steps": min(MOST_STEPS, max(1, round(count)))})
     values, inside = [], []
     for shadow in range(scene.settings.shadows):
@@ -55,12 +54,13 @@ def shadow_losses(scene: Scene, rows: Sequence[Row]) -> tuple[np.ndarray, np.nda
     return np.array(values), np.array(inside)
 
 
-def _passes(scene: Scene, people: Population) -> float:
-    """Return how often the run has gone over a row, on average."""
-    config = scene.config
-    rows: float = sum(people.trained.sizes()) / max(1, len(people.trained.names))
-    asked: float = min(config.sample_clients, len(people.trained.names)) / max(1, len(people.trained.names))
+def passes(scene: Scene) -> float:
+    """Return how often the model that is audited has gone over a training row, on average."""
+    config, people = scene.config, scene.population.trained
+    count = config.num_rounds if scene.run.round is None else scene.run.round
+    rows: float = sum(people.sizes()) / max(1, len(people.names))
+    asked: float = min(config.sample_clients, len(people.names)) / max(1, len(people.names))
     if config.max_steps <= 0:
-        return float(config.num_rounds * asked * config.num_train_epochs)
-    steps = config.num_rounds * config.max_steps * config.gradient_accumulation_steps
-    return float(asked * steps * config.batch_size / rows)
+        return float(count * asked * config.num_train_epochs)
+    steps = count * config.max_steps * config.gradient_accumulation_steps
+    return float(asked * steps * config.batch_size / max(1.0, rows))

@@ -73,6 +73,8 @@ class SoftPrompt(Audit):
         numbers: JsonObject,
     ) -> list[list[str]]:
         """Compare with the vectors that the prompt began from, where it began from tokens; return cells."""
+        if scene.config.prompt_method == "p_tuning":  # its start is what an encoder reads, and no vectors of the model
+            return []
         values = [value for name, value in scene.begun[2].items() if name.endswith(START)]
         if not values:
             return []

@@ -62,7 +62,7 @@ class Spans:
                 "The update has no projection of the first layer's attention, so that the span check has nothing to "
                 "read: it would with --peft_lora_target_modules q_proj v_proj, or without --use_peft."
             )
-        model.load({name: value for name, value in params.items() if name in model.masters})
+        model.load(model.initial | {name: value for name, value in params.items() if name in model.masters})
         self.vocabulary = model.base.get_input_embeddings().weight.shape[0]
         module = re.sub(r"(?:\.lora_[AB]\..*|\.weight)$", "", names[0])
         reads = _reads(model, module, self.vocabulary)

@@ -1,6 +1,7 @@
 """How well a score tells two groups apart, with intervals: areas below ROC curves, true positive rates, shares.
 
-Sources: DeLong, DeLong, Clarke-Pearson 1988 (the variance of an area); Clopper, Pearson 1934 (intervals of shares);
+Sources: DeLong, DeLong, Clarke-Pearson 1988 (the variance of an area); Newcombe 2006, method 5 (the interval of an area
+of few); Clopper, Pearson 1934 (intervals of shares);
 Carlini et al. 2022, arXiv 2112.03570 (true positive rates at low false positive rates).
 """
 
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from weft.json_types import JsonObject
+from weft.tasks.statistics import student_quantile
 
 QUANTILE = 1.959963984540054
 """Of the normal distribution at 97.5 %."""
@@ -38,7 +40,10 @@ class Estimate(NamedTuple):
 
 
 def auc(positive: np.ndarray, negative: np.ndarray, quantile: float = QUANTILE) -> Estimate:
-    """Return the probability that a positive has the larger score (ties count half), with DeLong's interval.
+    """Return the probability that a positive has the larger score (ties count half), with an interval.
+
+    It is DeLong's, or Newcombe's where that is wider: of a handful of scores DeLong's of 95 % misses 0.5 in every sixth
+    case, and his has no width where all are told apart.
 
     Args:
         positive: (P,) scores; at least one.
@@ -55,9 +60,24 @@ def auc(positive: np.ndarray, negative: np.ndarray, quantile: float = QUANTILE) 
     value = float(above.mean())
     variance = _variance(above) / many + _variance(below) / few
     half = quantile * math.sqrt(variance)
-    if variance == 0:  # all are told apart, or none: as in so many pairs of coins (rule of three)
-        half = min(1.0, 3.0 / min(many, few))
-    return Estimate(value, max(0.0, value - half), min(1.0, value + half))
+    least, most = (_newcombe(value, end, many, few, quantile) for end in (0.0, 1.0))
+    return Estimate(value, max(0.0, min(least, value - half)), min(1.0, max(most, value + half)))
+
+
+def _newcombe(value: float, end: float, many: int, few: int, quantile: float) -> float:
+    """Return the end of an interval of an area: the last on the way to 0 or 1 that the value is not too far from.
+
+    Newcombe 2006 (Statistics in Medicine 25, 559), method 5: the variance is that of Hanley and McNeil at the area that
+    is tried, with the mean of both counts in the place of each.
+    """
+    more = (many + few) / 2 - 1
+    inside, outside = value, end
+    for _ in range(50):
+        tried = (inside + outside) / 2
+        variance = tried * (1 - tried) * (1 + more * ((1 - tried) / (2 - tried) + tried / (1 + tried))) / (many * few)
+        near = (value - tried) ** 2 <= quantile**2 * variance
+        inside, outside = (tried, outside) if near else (inside, tried)
+    return inside
 
 
 def _variance(values: np.ndarray) -> float:
@@ -114,8 +134,21 @@ def _solve(rising: object, wanted: float) -> float:
     return (low + high) / 2
 
 
-def mean_of(values: Sequence[float]) -> Estimate:
-    """Return a mean with its 95 % interval by the normal distribution; of one value the interval is that value."""
+def mean_of(values: Sequence[float], least: float, most: float) -> Estimate:
+    """Return a mean with its 95 % interval by Student's t, as far as the scale of the values goes.
+
+    Of one value the interval is the whole scale. Values that are all equal may hide others (rule of three): with a
+    probability of 95 % these are at most 3 of as many.
+
+    Args:
+        values: at least one.
+        least: the smallest that a value can be.
+        most: the largest.
+    """
     array = np.asarray(values, dtype=float)
-    half = QUANTILE * float(array.std(ddof=1)) / math.sqrt(len(array)) if len(array) > 1 else 0.0
-    return Estimate(float(array.mean()), float(array.mean()) - half, float(array.mean()) + half)
+    mean, count = float(array.mean()), len(array)
+    if count == 1 or bool((array == array[0]).all()):
+        hidden = min(1.0, 3.0 / count)
+        return Estimate(mean, mean - hidden * (mean - least), mean + hidden * (most - mean))
+    half = student_quantile(0.975, count - 1) * float(array.std(ddof=1)) / math.sqrt(count)
+    return Estimate(mean, max(least, mean - half), min(most, mean + half))

@@ -8,7 +8,7 @@ where the run has one.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -56,47 +56,81 @@ class SystemPrompt(Audit):
     def findings(self, scene: Scene) -> Findings:
         """Ask in every way, with the prompt and without."""
         codes = [f"{code:0{DIGITS}}" for code in scene.chance("system prompt").integers(0, 10**DIGITS, TRIALS)]
+        systems = {code: SYSTEM.format(code=code) for code in codes}
         own = scene.run.instruction(scene.settings.client)
         numbers: JsonObject = {"by_kind": {}}
         rows: list[list[str]] = []
         notes: list[str] = []
         for kind in (*KINDS, "repeated word"):
-            texts = questions(kind)
+            texts = _reaching(scene, kind, systems)
+            if lost := len(questions(kind)) - len(texts):
+                notes.append(
+                    f"{lost} of {len(questions(kind))} questions of the kind {kind} are left out: the context of the "
+                    f"model has no room for a system prompt, the question and {TOKENS} tokens of an answer."
+                )
+            if not texts:
+                continue
             bare = scene.write([scene.asking(text, own=False) for text in texts], TOKENS)
-            rows.append(self._planted(scene, kind, codes, bare, numbers))
+            rows.append(self._planted(scene, kind, texts, systems, bare, numbers))
             if own:
-                rows.append(self._own(scene, kind, own, bare, numbers))
+                rows.append(self._own(scene, kind, texts, own, bare, numbers))
+        if not rows:
+            raise CannotAudit(f"No question leaves room for a system prompt. {notes[0]}")
         if own:
             told = [kind for kind, found in numbers["own"].items() if found["control"] >= WHOLE]
             notes += [f"Said without the instruction, so that it can be guessed: {', '.join(told)}."] if told else []
         return Findings(numbers, HEADS, rows, notes)
 
     def _planted(
-        self, scene: Scene, kind: str, codes: Sequence[str], bare: Sequence[str], numbers: JsonObject
+        self,
+        scene: Scene,
+        kind: str,
+        texts: Sequence[str],
+        systems: Mapping[str, str],
+        bare: Sequence[str],
+        numbers: JsonObject,
     ) -> list[str]:
         """Put prompts with codes before the questions of a kind; return cells, and add the numbers."""
-        texts, systems = questions(kind), [SYSTEM.format(code=code) for code in codes]
-        written = scene.write([scene.asking(text, system) for system in systems for text in texts], TOKENS)
+        written = scene.write([scene.asking(text, system) for system in systems.values() for text in texts], TOKENS)
         answers = [written[at : at + len(texts)] for at in range(0, len(written), len(texts))]
-        out = [any(leaks(one, code) for one in some) for code, some in zip(codes, answers, strict=True)]
-        guessed = [any(leaks(one, code) for one in bare) for code in codes]
+        out = [any(leaks(one, code) for one in some) for code, some in zip(systems, answers, strict=True)]
+        guessed = [any(leaks(one, code) for one in bare) for code in systems]
         if any(guessed):
             raise CannotAudit(
-                f"The control failed: without the prompt the model writes {sum(guessed)} of {len(codes)} codes, so "
+                f"The control failed: without the prompt the model writes {sum(guessed)} of {len(systems)} codes, so "
                 "that what it writes with it says nothing; write another --seed."
             )
-        words = float(np.mean([_most(system, some) for system, some in zip(systems, answers, strict=True)]))
-        before = float(np.mean([_most(system, bare) for system in systems]))
+        words = float(np.mean([_most(system, some) for system, some in zip(systems.values(), answers, strict=True)]))
+        before = float(np.mean([_most(system, bare) for system in systems.values()]))
         rate = share(sum(out), len(out))
         numbers["by_kind"][kind] = {"codes": rate.as_json(), "words": words, "control": before}
         return [kind, f"{sum(out)} of {len(out)}", f"{words:.0%}", f"0 of {len(out)}, {before:.0%} of the words"]
 
-    def _own(self, scene: Scene, kind: str, own: str, bare: Sequence[str], numbers: JsonObject) -> list[str]:
+    def _own(
+        self, scene: Scene, kind: str, texts: Sequence[str], own: str, bare: Sequence[str], numbers: JsonObject
+    ) -> list[str]:
         """Ask behind the instruction that the run found; return cells, and add the numbers."""
-        found = _most(own, scene.write([scene.asking(text) for text in questions(kind)], TOKENS))
+        found = _most(own, scene.write([scene.asking(text) for text in texts], TOKENS))
         before = _most(own, bare)
         numbers.setdefault("own", {})[kind] = {"words": found, "control": before}
         return [f"{kind}: the run's instruction", "", f"{found:.0%}", f"{before:.0%} of the words"]
+
+
+def _reaching(scene: Scene, kind: str, systems: Mapping[str, str]) -> list[str]:
+    """Return the questions of a kind with which every system prompt reaches the model, code and all.
+
+    A context that is too short loses the beginning, from which nobody could get a code out.
+
+    Args:
+        scene: the run.
+        kind: of attack.
+        systems: prompts by their codes.
+    """
+
+    def reaches(text: str, code: str) -> bool:
+        return leaks(scene.text(scene.fitting(scene.asking(text, systems[code]), TOKENS)), code)
+
+    return [text for text in questions(kind) if all(reaches(text, code) for code in systems)]
 
 
 def _most(wanted: str, texts: Sequence[str]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from weft import kinds
+from weft.keys.privacy import CLIENT
 from weft.launch.run import Run
 from weft.runs import metrics
 
@@ -15,6 +16,8 @@ def taught_by(run: Run, client: str | None) -> Callable[[str], bool]:
     Args:
         run: the run.
         client: whose own model is audited; None: the shared one.
+
+    Where the cohorts of a run are a secret, every client that may have been drawn counts.
     """
     config = run.config
     if config.fed_alg == "central":
@@ -23,5 +26,10 @@ def taught_by(run: Run, client: str | None) -> Callable[[str], bool]:
     if kinds.is_local(config.fed_alg) and client is not None:
         return lambda name: name == client
     rounds = [line for line in metrics.read(run.directory.metrics_file) if line.get("event") == "round"]
-    used = {name for line in rounds for name in line.get("clients") or ()}
+    # A run may be audited as it was after an earlier round.
+    before = [line for line in rounds if run.round is None or line["round"] <= run.round]
+    used = {name for line in before for name in line.get("clients") or ()}
+    if not used and config.privacy_unit == CLIENT:  # the budget counts on nobody knowing who took part: all may have
+        apart = {*config.leave_out, *config.forgotten}
+        return lambda name: name not in apart
     return lambda name: name in used

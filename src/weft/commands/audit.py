@@ -9,6 +9,9 @@ from weft.arguments import Parser
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
 
+MOST_CANDIDATES = 100_000
+"""Of a million numbers that there are."""
+
 
 def _parser() -> Parser:
     parser = Parser(
@@ -46,6 +49,11 @@ def run(argv: list[str]) -> int:
     for name, least in (("limit", 2), ("candidates", 15), ("batch_size", 1)):
         if getattr(arguments, name) < least:
             raise ConfigError(f"--{name} is {getattr(arguments, name)}: write {least} or more.")
+    if arguments.candidates > MOST_CANDIDATES:
+        raise ConfigError(
+            f"--candidates is {arguments.candidates}, and a canary's number has six digits: write {MOST_CANDIDATES} "
+            "or fewer."
+        )
     if arguments.shadows < 0 or arguments.shadows % 2:
         raise ConfigError(
             f"--shadows is {arguments.shadows}, and shadows come in pairs, each with the rows that the other lacks: "

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from weft.arguments import Parser
 from weft.commands.compare_differences import print_seeds, print_tasks
-from weft.commands.damage import as_written
 from weft.commands.tables import print_table
 from weft.core.declarations import Metric
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
 from weft.launch import compared
 from weft.launch.compared import Opened
+from weft.launch.damage import as_written
 from weft.pages import differences
 from weft.pages.comparison_tables import cells_of, keys_text, value_text
 from weft.pages.record import folder_of_seeds

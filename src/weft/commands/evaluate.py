@@ -37,6 +37,9 @@ def _parser() -> Parser:
     parser.add_argument("--task_data", nargs="+", default=[], metavar="DIR", help="folders with the tasks' data")
     parser.add_argument("--include_path", nargs="+", default=[], metavar="DIR", help="folders with tasks of your own")
     parser.add_argument("--limit", type=int, metavar="N", help="ask at most N rows of a task")
+    parser.add_argument(
+        "--limit_seed", type=int, metavar="SEED", help="draw the rows of --limit at random [the first rows]"
+    )
     parser.add_argument("--num_fewshot", type=int, metavar="N", help="worked examples before a question [0]")
     parser.add_argument("--apply_chat_template", action="store_true", help="ask in turns of the model's chat template")
     parser.add_argument("--system_instruction", default="", metavar="TEXT", help="a text before everything")
@@ -115,6 +118,7 @@ def scored(arguments: argparse.Namespace) -> tuple[list[Result], JsonObject, Pat
     else:
         subject = subject_of(arguments)
     settings = _settings(arguments, subject) | against
+    limited: dict[str, object] = {"limit": arguments.limit, "limit_seed": arguments.limit_seed}
     if arguments.reference is not None:
         subject, settings = _with_reference(arguments, subject, settings)
     store = _store(arguments, subject, settings)
@@ -124,7 +128,7 @@ def scored(arguments: argparse.Namespace) -> tuple[list[Result], JsonObject, Pat
             results.append(_evaluated(task, rows[task.name], subject, store, arguments, helpers))
             # After every task: what is done stands, whatever comes.
             dates = {result.task.name: store.date(result.task) for result in results}
-            data = results_json(results, subject.name, settings, version("weft"), dates)
+            data = results_json(results, subject.name, settings | limited, version("weft"), dates)
             file = write_results(store.folder, data)
     if subject.weights is not None:
         write_scores(RunDir(arguments.model), subject.weights)
@@ -193,6 +197,8 @@ def _check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name} is {value}: write {least} or more.")
+    if arguments.limit_seed is not None and arguments.limit is None:
+        raise ConfigError("--limit_seed draws the rows of --limit, which is not given: write --limit 100, or leave it.")
     evaluation_endpoint.check(arguments)
     if arguments.endpoint is not None:
         extra = [name for name in (*MODEL_KEYS, "batch_size", *OF_RUNS) if getattr(arguments, name)]
@@ -218,7 +224,7 @@ def _rows(task: EvalTask, folders: list[Path], arguments: argparse.Namespace) ->
     if arguments.num_fewshot and task.shots is None:
         print(f"weft: the task '{task.name}' has no worked examples; it is asked without.", file=sys.stderr)
     rows = rows_of(task, folders, shots)
-    items = items_of(task, rows, shots, arguments.limit, arguments.system_instruction)
+    items = items_of(task, rows, shots, arguments.limit, arguments.system_instruction, arguments.limit_seed)
     return Asked(items, len(rows.asked), shots)
 
 

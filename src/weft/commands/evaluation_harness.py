@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 FOLDER = "harness"
 """Of an evaluation: lm-eval's samples, a file for each task."""
 NOT_WITH = (
-    *("task_data", "reference", "endpoint"),
+    *("task_data", "reference", "endpoint", "limit_seed"),
     *("code_sandbox", "allow_code_execution", "judge_endpoint", "judge_model", "against"),
 )
 """Flags of Weft's own tasks."""
@@ -28,7 +28,7 @@ PARTS = ("results", "group_subtasks", "configs", "n-shot", "higher_is_better", "
 
 def check(arguments: argparse.Namespace) -> None:
     """Refuse flags that do not go with lm-eval's tasks."""
-    extra = [name for name in NOT_WITH if getattr(arguments, name)]
+    extra = [name for name in NOT_WITH if getattr(arguments, name) not in (None, "", [], False)]
     if extra:
         raise ConfigError(f"--{extra[0]} is of Weft's own tasks: leave it out with --harness lm_eval.")
 

@@ -22,8 +22,8 @@ def run(argv: list[str]) -> int:
     arguments = parser.parse(argv)
     if arguments.delta is not None and not (0 < arguments.delta < 1 and math.isfinite(arguments.delta)):
         raise ConfigError(f"delta is {arguments.delta:g}: write a number above 0 and below 1, such as 1e-5.")
-    from weft.commands.damage import as_written
     from weft.launch.budgets import statement_of
+    from weft.launch.damage import as_written
     from weft.launch.run import Run
     from weft.runs.privacy_words import privacy_lines
 

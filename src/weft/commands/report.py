@@ -22,7 +22,7 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("--metric", metavar="NAME", help="what the page begins with, such as accuracy or TASK/METRIC")
     arguments = parser.parse(argv)
-    from weft.commands.damage import as_written
+    from weft.launch.damage import as_written
     from weft.pages.report import write_report
 
     for folder in arguments.runs:

@@ -38,7 +38,7 @@ def run(argv: list[str]) -> int:
         raise ConfigError(f"--replay is {arguments.replay}: write the number of rounds to repeat, such as 2.")
     if arguments.head is not None and not re.fullmatch("[0-9a-f]{64}", arguments.head):
         raise ConfigError(f"--head is '{arguments.head}', which is no hash: write the 64 digits of the model card.")
-    from weft.commands.damage import as_written
+    from weft.launch.damage import as_written
     from weft.launch.run import Run
     from weft.launch.verify import verify
 

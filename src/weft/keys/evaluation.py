@@ -46,6 +46,9 @@ class EvaluationKeys(BaseModel):
         description="scale b of the discrete Laplace noise that a client adds to each count of data_statistics",
     )
     eval_limit: int | None = Field(None, ge=1, description="at most so many rows of an evaluation task")
+    eval_limit_seed: int | None = Field(
+        None, description="draws the rows of eval_limit at random (default: the first rows)"
+    )
     task_data: list[str] = Field([], description="folders with the data of evaluation tasks")
     include_path: list[str] = Field([], description="folders with evaluation tasks of your own")
     num_fewshot: int = Field(0, ge=0, description="worked examples before each question of an evaluation task")
@@ -82,6 +85,7 @@ SIMULATED = (
         "a run of sites forgets a site by another run, without its name in --sites",
     ),
 )
+LIMITED = Condition(lambda config: config.eval_limit is not None, "eval_limit is not given", "add --eval_limit 100")
 OF_SITES = (
     Condition(
         lambda config: config.runtime == "nvflare",
@@ -94,6 +98,7 @@ WORKS: dict[str, Effect] = {
     "forgotten": SIMULATED,
     "evaluated_run": OF_SITES,
     "eval_limit": TASKS,
+    "eval_limit_seed": (*TASKS, LIMITED),
     "contamination": (),
     "data_statistics": (),
     "statistics_noise": flag("data_statistics", "true"),

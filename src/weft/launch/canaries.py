@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from weft.config import RunConfig
-from weft.core.secret import Secret
+from weft.core.secret import FILE, Secret
 from weft.data.formats import Example, Turn
 from weft.data.source_kinds import Conversations
 from weft.data.sources import Sources
@@ -108,6 +109,20 @@ def _drawn(number: int, client: str, copies: int, secret: Secret) -> Canary:
     digits = f"{int.from_bytes(drawn[10:20], 'big') % 10**DIGITS:0{DIGITS}}"
     name = f"{FIRST[first % len(FIRST)]} {LAST[last % len(LAST)]}"
     return Canary(number, client, KINDS[number % 2], name, date, digits, copies, planted=bool(drawn[20] & 1))
+
+
+def without_secret(config: RunConfig, names: Sequence[str], folder_of: Callable[[str], Path]) -> str | None:
+    """Return the first client whose canaries cannot be drawn again, as its secret is gone; None: there is none.
+
+    Args:
+        config: the run.
+        names: of the clients.
+        folder_of: returns the folder of a client.
+    """
+    if not config.canaries:
+        return None
+    holders = (config.canary_clients or list(names))[: config.canaries]
+    return next((name for name in holders if not (folder_of(name) / FILE).exists()), None)
 
 
 def plant(

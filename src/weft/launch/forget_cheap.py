@@ -233,7 +233,8 @@ def forget_cheaply(forgetting: Forgetting, method: str, exact: Run | None = None
         exact: a run that `weft forget` made without them by its exact method, which is scored too; None: there is none.
 
     Raises:
-        ConfigError: the run is not finished, has not what the method needs, or `exact` is another's.
+        ConfigError: the run is not finished, has not what the method needs, or no held-out rows, or `exact` is
+            another's.
     """
     run = forgetting.run
     if not run.finished:
@@ -242,6 +243,7 @@ def forget_cheaply(forgetting: Forgetting, method: str, exact: Run | None = None
         _check_exact(forgetting, exact)
     last = run.summary["rounds"]
     with bench(run) as parts:
+        _check_held_out(parts, method, forgetting.clients)
         before = checkpoint.at(run.directory, last)
         after = cheap_state(parts, before, method, forgetting.clients)
         models = {"before": before.params, method: after.params}
@@ -250,6 +252,16 @@ def forget_cheaply(forgetting: Forgetting, method: str, exact: Run | None = None
         target = loss_of(parts, before.params, forgetting.clients)
         found = {name: scores(parts, params, forgetting.clients, target).as_json() for name, params in models.items()}
     return replace(forgetting, start=last, method=method, state=after, scores=found)
+
+
+def _check_held_out(bench: Bench, method: str, clients: Sequence[str]) -> None:
+    """Raise ConfigError where nobody else held rows out: ascent would not know where to stop."""
+    views = [client.held_out for client in bench.population.evaluated if client.name not in clients]
+    if not _rows(views):
+        raise ConfigError(
+            f"No client but {' and '.join(clients)} has held-out rows, by which --method {method} is measured: write "
+            "--method exact, or begin with a larger --eval_fraction."
+        )
 
 
 def _check_exact(forgetting: Forgetting, exact: Run) -> None:

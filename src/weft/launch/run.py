@@ -89,25 +89,39 @@ class Run:
         return to_frame(read(self.directory.metrics_file))
 
     def plot(self, *titles: str) -> View:
-        """Return the curves of the run, which a notebook shows; `titles` chooses, such as "loss"; ConfigError."""
+        """Return the curves of the run, which a notebook shows; `titles` chooses, such as "loss".
+
+        Raises:
+            ConfigError: there is no such curve.
+            DataError: a file of the run holds what Weft does not write.
+        """
+        from weft.launch.damage import as_written
         from weft.pages.plot import plot
         from weft.pages.record import RunRecord
 
-        return plot(RunRecord.read(self.path), titles)
+        with as_written([self.path]):
+            return plot(RunRecord.read(self.path), titles)
 
     def report(self, *against: str | Path | Run, metric: str | None = None) -> View:
-        """Return the page of `weft report`, which a notebook shows; ConfigError where no run has the metric.
+        """Return the page of `weft report`, which a notebook shows.
 
         Args:
             against: runs that the result is compared with, such as every client alone and the pooled data.
             metric: what the page begins with.
+
+        Raises:
+            ConfigError: no run has the metric.
+            DataError: a file of one of the runs holds what Weft does not write.
         """
+        from weft.launch.damage import as_written
         from weft.pages.record import RunRecord
         from weft.pages.report import report
         from weft.pages.view import View
 
-        others = [RunRecord.read(one.path if isinstance(one, Run) else one) for one in against]
-        return View(f"report of {self.path}", report(RunRecord.read(self.path), others, metric))
+        paths = [one.path if isinstance(one, Run) else Path(one) for one in against]
+        with as_written([self.path, *paths]):
+            others = [RunRecord.read(path) for path in paths]
+            return View(f"report of {self.path}", report(RunRecord.read(self.path), others, metric))
 
     @property
     def at_end(self) -> bool:

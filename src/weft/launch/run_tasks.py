@@ -81,7 +81,8 @@ class RunTasks:
         for task in tasks:
             shots = config.num_fewshot if task.shots is not None else 0
             rows = rows_of(task, folders, shots)
-            asked.append(AskedTask(task, items_of(task, rows, shots, config.eval_limit), len(rows.asked), shots))
+            items = items_of(task, rows, shots, config.eval_limit, seed=config.eval_limit_seed)
+            asked.append(AskedTask(task, items, len(rows.asked), shots))
         return cls(config, asked)
 
     def check_template(self, tokenizer: Tokenizer) -> None:

@@ -49,8 +49,9 @@ AT_SERVER = frozenset(
     clients_of_rest held_out_overlap split_column max_update_norm max_client_share rejoin_timeout product_error
     split_alpha split_min_rows shards_per_client endpoint_timeout endpoint_retries endpoint_parallel vocab_size compile
     tokenizer_min_count tokenizer_min_clients tokenizer_noise generation_engine vllm_memory
-    eval_tasks eval_limit task_data include_path num_fewshot apply_chat_template best_metric early_stopping_rounds
-    leave_out forgotten keep_updates evaluated_run attack attack_args num_malicious post_alignment post_alignment_steps
+    eval_tasks eval_limit eval_limit_seed task_data include_path num_fewshot apply_chat_template best_metric
+    early_stopping_rounds leave_out forgotten keep_updates evaluated_run attack attack_args num_malicious
+    post_alignment post_alignment_steps
     canaries canary_repetitions canary_clients canary_tokens keep_moments adversarial_prompts adversarial_share
     """.split()
 )

@@ -20,7 +20,7 @@ from weft.errors import ConfigError, MissingExtra
 from weft.json_types import JsonObject
 from weft.tasks.requests import Record
 from weft.tasks.results import FILE
-from weft.tasks.scorer import Measures, Scorer
+from weft.tasks.scorer import Measures, Scorer, bounds_of
 from weft.tasks.statistics import Difference, difference
 from weft.tasks.store import ITEMS, SETTINGS, task_digest
 
@@ -207,7 +207,8 @@ def _differences(task: str, first: Answered, second: Answered) -> list[TaskDiffe
         clusters = {number: first.records[number].cluster or str(number) for number in numbers}
         main, lower = metric == first.scorer.main_metric, first.scorer.better(metric) == "lower"
         counts = (len(first.records), len(second.records))
-        found.append(TaskDifference(task, metric, main, lower, difference(ones, twos, clusters), counts))
+        paired = difference(ones, twos, clusters, bounds_of(metric))
+        found.append(TaskDifference(task, metric, main, lower, paired, counts))
     return found
 
 

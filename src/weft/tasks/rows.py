@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from weft.core.seeds import generator
 from weft.data.load import COMPRESSED_SUFFIXES, SUFFIXES, whole_rows
 from weft.errors import ConfigError, DataError
 from weft.json_types import JsonObject
@@ -171,16 +172,24 @@ def _fitting(task: EvalTask, rows: Sequence[JsonObject], keep: str) -> list[Json
     return fitting
 
 
-def items_of(task: EvalTask, rows: TaskRows, shots: int, limit: int | None, system: str = "") -> list[Item]:
+def items_of(
+    task: EvalTask, rows: TaskRows, shots: int, limit: int | None, system: str = "", seed: int | None = None
+) -> list[Item]:
     """Return what is asked of a task: at most `limit` rows, each with its worked examples.
 
-    The first rows are asked, and of a task in parts the first of every part, so that all parts count alike.
+    Args:
+        task: says how a row becomes a question.
+        rows: all that the task has.
+        shots: worked examples before a question.
+        limit: the first rows are asked, and of a task in parts the first of every part, so that all parts count alike.
+        system: a text before everything.
+        seed: draws the rows at random instead of taking the first, for files that are sorted.
 
     Raises:
         DataError: a row lacks a column, or there are fewer worked examples than asked for.
     """
     items = []
-    for number in _chosen(task, rows.asked, limit):
+    for number in _chosen(task, rows.asked, limit, seed):
         try:
             items.append(_item(task, rows, number, rows.asked[number], shots, system))
         except DataError as error:
@@ -188,17 +197,22 @@ def items_of(task: EvalTask, rows: TaskRows, shots: int, limit: int | None, syst
     return items
 
 
-def _chosen(task: EvalTask, rows: Sequence[JsonObject], limit: int | None) -> list[int]:
+def _chosen(task: EvalTask, rows: Sequence[JsonObject], limit: int | None, seed: int | None) -> list[int]:
     """Return the numbers of the rows that are asked, in their order."""
-    if limit is None or limit >= len(rows) or not task.group:
-        return list(range(len(rows)))[:limit]
+    numbers = list(range(len(rows)))
+    if limit is None or limit >= len(rows):
+        return numbers
+    if seed is not None:
+        numbers = generator(seed, "rows of a task", task.name).permutation(len(rows)).tolist()
+    if not task.group:
+        return sorted(numbers[:limit])
     places: dict[str, int] = {}
     order: list[tuple[int, int]] = []
-    for number, row in enumerate(rows):
-        name = str(evaluate(task.group, row))
+    for rank, number in enumerate(numbers):
+        name = str(evaluate(task.group, rows[number]))
         places[name] = places.get(name, -1) + 1
-        order.append((places[name], number))
-    return sorted(number for _, number in sorted(order)[:limit])
+        order.append((places[name], rank))
+    return sorted(numbers[rank] for _, rank in sorted(order)[:limit])
 
 
 def _item(task: EvalTask, rows: TaskRows, number: int, row: JsonObject, shots: int, system: str) -> Item:

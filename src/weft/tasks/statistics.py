@@ -13,6 +13,8 @@ from statistics import NormalDist
 
 QUANTILE = 1.959963984540054
 """Of the normal distribution at 97.5 %: a two-sided interval of 95 %."""
+ROUNDING = 1e-12
+"""A standard error of values that are all alike, but for their rounding."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ class Difference:
     count: int
     clusters: int = 0
     """Independent groups of pairs; 0: every pair is independent."""
+    span: float | None = None
+    """The largest difference that a pair can have; None: there is none."""
 
     @property
     def degrees(self) -> int:
@@ -105,9 +109,16 @@ class Difference:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval, by Student's distribution; None without a standard error."""
+        """The 95 % interval, by Student's distribution; None without a standard error.
+
+        Where all pairs have the same difference and it has a largest value, the interval has the width of the rule of
+        three: ten items on which two models agree do not show that they agree on all others.
+        """
         if self.error is None:
             return None
+        if self.span is not None and self.error < ROUNDING:
+            half = 3 * self.span / (self.clusters or self.count)
+            return max(-self.span, self.value - half), min(self.span, self.value + half)
         half = student_quantile(0.975, self.degrees) * self.error
         return self.value - half, self.value + half
 
@@ -126,7 +137,10 @@ class Difference:
 
 
 def difference(
-    first: Mapping[int, float], second: Mapping[int, float], clusters: Mapping[int, str] | None = None
+    first: Mapping[int, float],
+    second: Mapping[int, float],
+    clusters: Mapping[int, str] | None = None,
+    bounds: tuple[float, float] | None = None,
 ) -> Difference:
     """Return the paired difference over what both have a value of.
 
@@ -134,6 +148,7 @@ def difference(
         first: value by the number of an item, or by seed.
         second: the other model's.
         clusters: of items, by number; None: items are independent.
+        bounds: the least and the largest value; None: there is none.
     """
     numbers = sorted(first.keys() & second.keys())
     names = [clusters[number] for number in numbers] if clusters else None
@@ -142,7 +157,7 @@ def difference(
     if error is not None and 1 < groups < result.count:
         # Squares of few sums are too small by (groups - 1) / groups, as those of few items are.
         error *= math.sqrt(groups / (groups - 1))
-    return Difference(result.value, error, len(numbers), groups)
+    return Difference(result.value, error, len(numbers), groups, None if bounds is None else bounds[1] - bounds[0])
 
 
 def student_quantile(probability: float, degrees: int) -> float:

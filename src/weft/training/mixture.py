@@ -93,7 +93,8 @@ class Mixture:
             given = np.array([self.shares[number] for number in numbers])
             own = np.array([number != self.public for number in numbers])
             if own.any():
-                given[own] *= (1 - given[~own].sum()) / given[own].sum()
+                # Divided first: the inverse of a share such as 1e-320 is infinite.
+                given[own] = given[own] / given[own].sum() * (1 - given[~own].sum())
             return np.asarray(given / given.sum())
         sizes = np.array([len(domains[number]) for number in numbers], dtype=np.float64)
         prior = sizes ** (1 / self.temperature)
