@@ -162,32 +162,28 @@ class Judge:
 
         Answers that are equal to the letter tie, and the judge is not asked: it could only favour a place.
         """
+        unlike = {place: item for place, item in enumerate(items) if item.answers[:turn] != item.others[:turn]}
         asked = []
-        for item in items:
-            if item.answers[:turn] == item.others[:turn]:
-                continue
+        for item in unlike.values():
             swapped = item._replace(answers=item.others, others=item.answers)
             asked += [(one.name, self._messages("pairwise", one, turn)) for one in (item, swapped)]
         replies = iter(self._ask(asked))
-        results: list[Result | None] = []
-        unparsed = unjudged = 0
+        results: list[Result | None] = ["tie"] * len(items)
         split = [False] * len(items)
-        for item in items:
-            if item.answers[:turn] == item.others[:turn]:
-                results.append("tie")
-                continue
+        unparsed = unjudged = 0
+        for place in unlike:
             first, second = next(replies), next(replies)
             if first is None or second is None:
+                results[place] = None
                 unjudged += 1
-                results.append(None)
                 continue
             verdicts = (preference(first.text), preference(second.text))
             if None in verdicts:
+                results[place] = None
                 unparsed += 1
-                results.append(None)
                 continue
-            results.append("win" if verdicts == ("A", "B") else "loss" if verdicts == ("B", "A") else "tie")
-            split[len(results) - 1] = results[-1] == "tie" and verdicts != ("C", "C")
+            results[place] = "win" if verdicts == ("A", "B") else "loss" if verdicts == ("B", "A") else "tie"
+            split[place] = results[place] == "tie" and verdicts != ("C", "C")
         return Comparisons(results, unparsed, unjudged, split)
 
     def cost(self) -> Cost:
