@@ -12,14 +12,12 @@ import numpy as np
 from weft import kinds, plugins, registry
 from weft.config import RunConfig
 from weft.core.libraries import Tokenizer
-from weft.data import splits
 from weft.data.encode import NO_ANSWER
 from weft.data.pairs import PairTable
-from weft.data.partition import hold_out
 from weft.data.rows import Account
 from weft.data.skew import describe_split
 from weft.data.source_kinds import Texts
-from weft.data.sources import Sources, complete, split_seed
+from weft.data.sources import Sources, complete
 from weft.data.store import Report
 from weft.errors import DataError
 from weft.evaluation.heldout import ClosedQuestion
@@ -32,11 +30,11 @@ from weft.launch.forgotten import forgotten_of
 from weft.launch.left_out import left_out_of
 from weft.launch.mixtures import mixed
 from weft.launch.overlap import count_repeats, separate_test_rows
-from weft.launch.parts import split
 from weft.launch.questions import make_questions, questions_of
 from weft.launch.reading import AnySources, TokenTable, read, sources_of, tokenized
+from weft.launch.shares import shares_of
 from weft.launch.template_date import today
-from weft.launch.units import cut_units, with_units
+from weft.launch.units import with_units
 
 PUBLIC = "public"
 """The name of the client that has the public rows and takes part in every round."""
@@ -130,7 +128,7 @@ def populate(
     template = load_template(template_name(config, tokenizer, rows), config.template_date)
     table = tokenized(sources, tokenizer, template)
     complete(sources, table, template)
-    names, train, held_out = _shares(config, sources, table, owners, tests, first)
+    names, train, held_out = shares_of(config, sources, table, owners, tests, first)
     gone, public_rows = forgotten_of(config, names), None if public is None else table.within(public)
     new = changed(config, sources, names, [*train, public_rows], held_out, surprise, memory.secret, tokenizer, template)
     if new.shares is not None:
@@ -229,71 +227,3 @@ def _describe(
     }
     parts = list(map(np.concatenate, zip(train, held_out, strict=True)))
     return header | describe_split(names, parts, table.lengths, labels)
-
-
-def _shares(
-    config: RunConfig,
-    sources: Sources,
-    table: TokenTable,
-    owners: list[np.ndarray],
-    tests: list[np.ndarray],
-    first: int,
-) -> tuple[list[str], list[np.ndarray], list[np.ndarray]]:
-    """Return the names, and which examples each client trains on and holds out.
-
-    What is dealt and held out is examples: the rows of a long text stay together.
-    """
-    parts = [table.within(part) for part in owners]
-    tests_of_parts = [table.within(test) for test in tests]
-    if config.clients:
-        names = [client.name for client in config.clients]
-    else:
-        names, deal = _deal(config, sources, table, parts[0])
-        deal = [part[:0] if name in config.forgotten else part for name, part in zip(names, deal, strict=True)]
-        if tests_of_parts:
-            return names, cut_units(config, sources, deal), np.array_split(tests_of_parts[0], len(deal))
-        parts, tests_of_parts = deal, [parts[0][:0]] * len(deal)
-    train, held_out = [], []
-    for number, (part, test) in enumerate(zip(parts, tests_of_parts, strict=True)):
-        if names[number] in config.forgotten:
-            train.append(part[:0])
-            held_out.append(part[:0])
-            continue
-        if len(part) == 0:
-            raise DataError(f"The client '{names[number]}' has no row with an answer within seq_length: give it data.")
-        if not len(test):
-            most = config.eval_rows
-            part, test = hold_out(part, config.eval_fraction, seed=split_seed(config), client=first + number, most=most)
-        train.append(part)
-        held_out.append(test)
-    return names, cut_units(config, sources, train), held_out
-
-
-def _deal(
-    config: RunConfig, sources: Sources, table: TokenTable, numbers: np.ndarray
-) -> tuple[list[str], list[np.ndarray]]:
-    """Deal the examples of one source to clients; return their names and the numbers of their examples."""
-    split_rows = splits.SplitRows(
-        lengths=table.lengths[numbers],
-        labels=lambda: sources.labels(numbers),
-        texts=lambda: sources.texts(numbers),
-        origins=[sources.origins[number] for number in numbers],
-        column=sources.labels(numbers) if sources.values else None,
-    )
-    settings = splits.SplitSettings(
-        clients=config.num_clients,
-        seed=split_seed(config),
-        alpha=config.split_alpha,
-        min_rows=config.split_min_rows,
-        shards=config.shards_per_client,
-        rest=config.clients_of_rest,
-    )
-    shares = split(config)(split_rows, settings)
-    if shares.unassigned:
-        rows, values = sum(shares.unassigned.values()), len(shares.unassigned)
-        sources.log(
-            f"{rows} rows of {values} values beyond num_clients are left out: write --num_clients "
-            f"{values + len(shares.rows)} for a client of each, or --clients_of_rest 1 for one of them all."
-        )
-    names = shares.names or [f"client_{number}" for number in range(len(shares.rows))]
-    return names, [numbers[share] for share in shares.rows]
