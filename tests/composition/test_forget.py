@@ -342,7 +342,6 @@ def test_updates_that_are_taken_back_after_one_round_leave_the_exact_run(people,
     assert distances[0] < 1e-7 < distances[1]
 
 
-@pytest.mark.slow
 def test_a_cheap_way_without_held_out_rows_is_refused_before_it_changes_anything(people, tmp_path: Path, capsys):
     """Ascent went on for all its steps, and the forgotten were said to be told from nobody."""
     run = weft.train(people | {"num_rounds": 1, "max_steps": 1, "eval_fraction": 0.0, "sample_clients": 3}).path
@@ -353,6 +352,7 @@ def test_a_cheap_way_without_held_out_rows_is_refused_before_it_changes_anything
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_ascent_makes_the_rows_of_a_client_as_strange_as_unseen_ones(people, tmp_path: Path, capsys):
     for one in people["clients"]:  # rows that nobody else has, so that they can be told apart
         rows = [json.loads(line) for line in Path(one["data"]).read_text().splitlines()]
