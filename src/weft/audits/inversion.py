@@ -11,7 +11,7 @@ from weft.audits.audit import Audit, Findings
 from weft.audits.matching import Guess, Matching
 from weft.audits.recall import above, own_and_next, under_masks
 from weft.audits.scene import Scene
-from weft.audits.sent import Station
+from weft.audits.sent import Station, values_of
 from weft.audits.settings import CannotAudit
 from weft.json_types import JsonObject
 
@@ -57,9 +57,7 @@ def _searched(scene: Scene) -> list[Searched]:
     found = []
     for place, row in enumerate(rows):
         ids, learn = table[row.number]
-        shared = {name: value for name, value in station.state.params.items() if name in model.masters}
-        values = model.initial | shared
-        matching = Matching(model, values, station.one_step(row).delta, learn)
+        matching = Matching(model, values_of(model, station.state.params), station.one_step(row).delta, learn)
         guess = matching.improved(matching.start(scene.settings.seed + place), ITERATIONS)
         found.append(Searched(ids, station.tokens([row]), matching, guess))
     return found

@@ -10,7 +10,6 @@ import numpy as np
 from weft.audits.audit import Audit, Findings
 from weft.audits.epsilon import bounded
 from weft.audits.exposure import copies_text, grouped
-from weft.audits.needs import require_canaries
 from weft.audits.scene import Scene
 from weft.audits.settings import CannotAudit
 from weft.audits.statistics import Estimate, auc, share, tpr_at
@@ -38,8 +37,7 @@ class NewTokens(Audit):
 
     def check(self, scene: Scene) -> None:
         """Refuse a run without such canaries, too."""
-        require_canaries(scene)
-        if not scene.config.canary_tokens:
+        if scene.config.canaries and not scene.config.canary_tokens:
             raise CannotAudit(
                 f"The run in '{scene.run.path}' has no new-token canaries: train it with --canary_tokens 32, or write "
                 "--tests exposure."

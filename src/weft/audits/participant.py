@@ -15,7 +15,7 @@ import numpy as np
 
 from weft.audits.audit import Audit, Findings
 from weft.audits.scene import Scene
-from weft.audits.sent import Station
+from weft.audits.sent import Station, values_of
 from weft.audits.settings import CannotAudit
 from weft.audits.statistics import mean_of, share
 from weft.audits.subsequence import rouge_l
@@ -119,7 +119,7 @@ def _asked(scene: Scene, rows: Sequence[Row]) -> list[Asked]:
 def _scores(station: Station, params: Tensors, rows: Sequence[Asked]) -> np.ndarray:
     """Return (rows,): ROUGE-L of what the model writes after each beginning, and the end."""
     model, size = station.host.model, station.scene.settings.batch_size
-    model.load(model.initial | {name: value for name, value in params.items() if name in model.masters})
+    model.load(values_of(model, params))
     scores: list[float] = []
     for at in range(0, len(rows), size):
         some = rows[at : at + size]

@@ -17,7 +17,7 @@ from torch import Tensor
 from weft.audits.audit import Audit, Findings
 from weft.audits.recall import under_masks
 from weft.audits.scene import Scene
-from weft.audits.sent import Row, Station
+from weft.audits.sent import Row, Station, values_of
 from weft.audits.settings import CannotAudit
 from weft.audits.span import ROUNDING, Spans
 from weft.audits.statistics import mean_of
@@ -85,7 +85,7 @@ def _text(station: Station, spans: Spans, row: Row) -> list[int]:
     count = len(sent.tokens[0])
     words = spans.scores(sent.delta, count).topk(min(WIDER * count, spans.vocabulary)).indices
     model, params = station.host.model, station.state.params
-    model.load(model.initial | {name: value for name, value in params.items() if name in model.masters})
+    model.load(values_of(model, params))
     names = [name for name in params if SECOND_LAYER.search(name) and name.endswith(".weight")]
     names = [name for name in names if ".lora_" not in name or ".lora_B." in name]
     if not names:

@@ -29,6 +29,7 @@ from weft.federation.plan import Plan
 from weft.federation.round import run_round
 from weft.federation.sharing import pad
 from weft.federation.state import Participant, begin, expected_streams, task_for
+from weft.models.resident import Resident
 from weft.protection.plain import Plain
 from weft.runtimes.inprocess import InProcess
 
@@ -198,6 +199,11 @@ def _next(plan: Plan, state: ServerState, cohort: Sequence[Participant], host: C
         reason = next(iter(record.failures.values()), "too few updates")
         raise CannotAudit(f"{where}: {reason}.")
     return after
+
+
+def values_of(model: Resident, params: Tensors) -> Tensors:
+    """Return a value of each trained parameter: the shared one, or what a client begins with where none is shared."""
+    return model.initial | {name: value for name, value in params.items() if name in model.masters}
 
 
 def flat(delta: Tensors) -> Tensor:

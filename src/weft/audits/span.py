@@ -17,7 +17,7 @@ from torch import Tensor
 from weft.audits.audit import Audit, Findings
 from weft.audits.recall import above, attribution, chance_of, check_control, line, others_of, recalls
 from weft.audits.scene import Scene
-from weft.audits.sent import Row, Station
+from weft.audits.sent import Row, Station, values_of
 from weft.audits.settings import CannotAudit
 from weft.audits.statistics import share
 from weft.core.types import Tensors
@@ -62,7 +62,7 @@ class Spans:
                 "The update has no projection of the first layer's attention, so that the span check has nothing to "
                 "read: it would with --peft_lora_target_modules q_proj v_proj, or without --use_peft."
             )
-        model.load(model.initial | {name: value for name, value in params.items() if name in model.masters})
+        model.load(values_of(model, params))
         self.vocabulary = model.base.get_input_embeddings().weight.shape[0]
         module = re.sub(r"(?:\.lora_[AB]\..*|\.weight)$", "", names[0])
         reads = _reads(model, module, self.vocabulary)

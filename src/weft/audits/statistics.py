@@ -14,10 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from weft.json_types import JsonObject
-from weft.tasks.statistics import student_quantile
-
-QUANTILE = 1.959963984540054
-"""Of the normal distribution at 97.5 %."""
+from weft.tasks.statistics import QUANTILE, student_quantile
 
 
 class Estimate(NamedTuple):
