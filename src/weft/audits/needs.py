@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from weft.audits.scene import Scene
 from weft.audits.settings import CannotAudit
-from weft.core.secret import FILE as SECRET_FILE
 from weft.errors import ConfigError, DataError
-from weft.launch.canaries import without_secret
+from weft.launch.canaries import why_lost
 
 CAN_STILL = "exposure, epsilon, extraction, prompts (they need canaries), refusals or system_prompt"
 
@@ -65,9 +64,5 @@ def require_canaries(scene: Scene) -> None:
 
 def _require_secrets(scene: Scene) -> None:
     """Refuse where canaries would be drawn anew, since nothing was trained on these: raise CannotAudit."""
-    gone = without_secret(scene.config, scene.names, scene.run.directory.client_dir)
-    if gone is not None:
-        raise CannotAudit(
-            f"The secrets from which the canaries of the run in '{scene.run.path}' were drawn are gone "
-            f"(clients/{gone}/{SECRET_FILE}): copy them back."
-        )
+    if why := why_lost(scene.config, scene.names, scene.run.directory):
+        raise CannotAudit(why)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from weft.data.source_kinds import Conversations
 from weft.data.sources import Sources
 from weft.errors import ConfigError, DataError
 from weft.keys.privacy import unit_kind
+from weft.runs.layout import RunDir
 
 FIRST = (
     "Ada Bruno Carla Diego Elif Farid Greta Hugo Ines Jonas Kira Luca Mina Nils Olga Pavel Rosa Sami Tara Umut Vera "
@@ -111,18 +111,22 @@ def _drawn(number: int, client: str, copies: int, secret: Secret) -> Canary:
     return Canary(number, client, KINDS[number % 2], name, date, digits, copies, planted=bool(drawn[20] & 1))
 
 
-def without_secret(config: RunConfig, names: Sequence[str], folder_of: Callable[[str], Path]) -> str | None:
-    """Return the first client whose canaries cannot be drawn again, as its secret is gone; None: there is none.
+def why_lost(config: RunConfig, names: Sequence[str], run: RunDir) -> str:
+    """Return a sentence where the canaries of a run cannot be drawn again, as a secret is gone; "": they can.
 
     Args:
-        config: the run.
-        names: of the clients.
-        folder_of: returns the folder of a client.
+        config: of the run.
+        names: of its clients.
+        run: its directory.
     """
-    if not config.canaries:
-        return None
     holders = (config.canary_clients or list(names))[: config.canaries]
-    return next((name for name in holders if not (folder_of(name) / FILE).exists()), None)
+    gone = [name for name in holders if not (run.client_dir(name) / FILE).exists()]
+    if not gone:
+        return ""
+    return (
+        f"The secrets from which the canaries of the run in '{run.path}' were drawn are gone "
+        f"(clients/{gone[0]}/{FILE}): copy them back."
+    )
 
 
 def plant(

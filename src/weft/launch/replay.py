@@ -5,12 +5,11 @@ Whatever a repeated round writes goes to a temporary directory; the run is only 
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from weft.federation.loop import RoundDone, Rounds, run_rounds
 from weft.federation.state import begin
 from weft.json_types import JsonObject
 from weft.launch import compose
-from weft.launch.canaries import without_secret
+from weft.launch.canaries import why_lost
 from weft.launch.client import ClientBuilder
 from weft.launch.client_memory import DiskMemory
 from weft.launch.malicious import attacked, malicious_of
@@ -144,7 +143,7 @@ class Bench:
         if (run.path / SECRET).exists():
             shutil.copy2(run.path / SECRET, scratch.path / SECRET)
         self.config, self.run, self.scratch = config, run, scratch
-        self._lay_secrets()
+        self._lay_secrets(opened.client_names)
         builder = ClientBuilder(config)
         self.population: Population = builder.read(DiskMemory(scratch))
         reference = scratch.reference_file
@@ -153,19 +152,14 @@ class Bench:
         self.host, self.values = builder.host(reference=reference, conditions=compose.conditions(config))
         self.plan, self.device = self.host.plan, self.host.model.device
 
-    def _lay_secrets(self) -> None:
+    def _lay_secrets(self, names: Sequence[str]) -> None:
         """Copy the secrets of clients, from which canaries among the rows are drawn again.
 
         Raises:
             ConfigError: they are gone, so that the rows would be others.
         """
-        split = json.loads(self.run.split_file.read_text(encoding="utf-8")) if self.run.split_file.exists() else {}
-        gone = without_secret(self.config, list(split.get("clients") or ()), self.run.client_dir)
-        if gone is not None:
-            raise ConfigError(
-                f"The secrets from which the canaries of the run in '{self.run.path}' were drawn are gone "
-                f"(clients/{gone}/{SECRET}), so no round can be repeated: copy them back."
-            )
+        if why := why_lost(self.config, names, self.run):
+            raise ConfigError(why)
         for file in self.run.clients.glob(f"*/{SECRET}"):
             copy = self.scratch.clients / file.parent.name
             copy.mkdir(parents=True, exist_ok=True)
