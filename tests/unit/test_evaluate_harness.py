@@ -131,6 +131,7 @@ def test_nothing_is_said_of_git_outside_a_repository(words, stories: Path, tmp_p
     [
         (["--tasks", "their_hue"], "Did you mean 'their_hues'?"),
         (["--tasks", "their_hues", "--task_data", "."], "--task_data is of Weft's own tasks"),
+        (["--tasks", "their_hues", "--limit", "3", "--limit_seed", "0"], "--limit_seed is of Weft's own tasks"),
         (["--tasks", "their_hues", "--apply_chat_template"], "has no chat template"),
         (["--tasks", "broken"], "lm-eval cannot load the task 'broken'"),
     ],

@@ -28,7 +28,7 @@ PARTS = ("results", "group_subtasks", "configs", "n-shot", "higher_is_better", "
 
 def check(arguments: argparse.Namespace) -> None:
     """Refuse flags that do not go with lm-eval's tasks."""
-    extra = [name for name in NOT_WITH if getattr(arguments, name) not in (None, "", [], False)]
+    extra = [name for name in NOT_WITH if getattr(arguments, name) not in (None, "", [])]
     if extra:
         raise ConfigError(f"--{extra[0]} is of Weft's own tasks: leave it out with --harness lm_eval.")
 
