@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -33,7 +34,7 @@ MOST_METRICS = 1 << 16
 
 
 @dataclass
-class Opening:
+class Opening(ABC):
     """One attempt of a round, to the sum."""
 
     tasks: Mapping[str, Request]
@@ -64,13 +65,13 @@ class Opening:
         """What is said of the model, where all clients are sent the same one."""
         return model_of(next(iter(self.tasks.values())), self.stream, self.party)
 
+    @abstractmethod
     def run(self) -> Phases:
         """Yield the phases, the failures of clients, and the sum of the others' updates if it can be opened."""
-        raise NotImplementedError
 
+    @abstractmethod
     def take(self, values: Tensors) -> None:
         """Add what a client has sealed; ClientFailed where it is nothing of the kind."""
-        raise NotImplementedError
 
     def close(self, why: str) -> Iterator[Failure]:
         """Yield the failures of a sum that stays closed although it could be opened."""
