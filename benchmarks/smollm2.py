@@ -19,6 +19,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -256,12 +257,10 @@ def cases(only: Sequence[str], seeds: Sequence[int] = SEEDS) -> list[tuple[str, 
 
 def measure(study: str, arm: str, seed: int) -> dict[str, Any]:
     """Run one case."""
-    if kept := os.environ.get("WEFT_KEEP"):
-        folder = Path(kept) / study / arm / str(seed)
-        folder.mkdir(parents=True)
-        return STUDIES[study][0](arm, seed, folder)
-    with tempfile.TemporaryDirectory() as temporary:
-        return STUDIES[study][0](arm, seed, Path(temporary))
+    kept = os.environ.get("WEFT_KEEP")
+    with nullcontext(f"{kept}/{study}/{arm}/{seed}") if kept else tempfile.TemporaryDirectory() as folder:
+        Path(folder).mkdir(parents=True, exist_ok=not kept)
+        return STUDIES[study][0](arm, seed, Path(folder))
 
 
 def main(words: list[str]) -> None:
