@@ -61,7 +61,7 @@ def by_hand(keys: dict, make) -> dict[str, torch.Tensor]:
     return model.values()
 
 
-def close(run, expected: dict[str, torch.Tensor], **tolerance: float) -> None:
+def assert_trained_to(run, expected: dict[str, torch.Tensor], **tolerance: float) -> None:
     for name, value in weights(run).items():
         torch.testing.assert_close(value, expected[name], **tolerance)
 
@@ -70,16 +70,16 @@ def test_fedsgd_is_data_parallel_adamw(texts):
     keys = texts | STEADY | {"fed_alg": "fedsgd", "learning_rate": 1e-2, "weight_decay": 0.1, "adam_beta2": 0.95}
     how = {"weight_decay": 0.1, "betas": (0.9, 0.95), "eps": EPSILON, "fused": False}
     expected = by_hand(keys, lambda params: torch.optim.AdamW(params, lr=0.0, **how))
-    close(weft.train(keys), expected, **after_steps(4, 1e-2))
+    assert_trained_to(weft.train(keys), expected, **after_steps(4, 1e-2))
 
 
 def test_diloco_with_one_sgd_step_is_data_parallel_sgd(texts, tmp_path: Path):
     keys = texts | {"optimizer": "sgd", "max_grad_norm": 0.0}
     expected = by_hand(keys, lambda params: torch.optim.SGD(params, lr=0.0))
     diloco = keys | {"fed_alg": "diloco", "fed_args": {"outer_lr": 1.0, "momentum": 0.0}}
-    close(weft.train(diloco), expected, **after_plain_steps(4, 0.05))
+    assert_trained_to(weft.train(diloco), expected, **after_plain_steps(4, 0.05))
     fedsgd = keys | {"fed_alg": "fedsgd", "output_dir": str(tmp_path / "g")}
-    close(weft.train(fedsgd), expected, **after_plain_steps(4, 0.05))
+    assert_trained_to(weft.train(fedsgd), expected, **after_plain_steps(4, 0.05))
 
 
 def test_fedsgd_with_more_than_one_step_is_refused(texts):
@@ -119,4 +119,4 @@ def test_diloco_with_one_client_and_kept_moments_is_uninterrupted_adamw(texts, t
     rounds = {"fed_alg": "diloco", "fed_args": {"outer_lr": 1.0, "momentum": 0.0}, "num_rounds": 3, "max_steps": 4}
     whole = {"fed_alg": "central", "num_rounds": 1, "max_steps": 12, "output_dir": str(tmp_path / "whole")}
     one_training = weights(weft.train(texts | own | whole))
-    close(weft.train(texts | own | rounds), one_training, **after_steps(12, 1e-2))
+    assert_trained_to(weft.train(texts | own | rounds), one_training, **after_steps(12, 1e-2))

@@ -24,7 +24,7 @@ def last_task(sites: FakeSites) -> Task:
     return next(message for message in reversed(messages) if isinstance(message, Task))
 
 
-def refused(sites: FakeSites, words: str, params: Tensors, extra: dict[str, Tensors] | None = None) -> None:
+def assert_refused(sites: FakeSites, words: str, params: Tensors, extra: dict[str, Tensors] | None = None) -> None:
     """Check that a task and a probe with these tensors are refused with these words, and leave nothing behind."""
     honest = last_task(sites)
     kept = sites.site_clients[SITE].client_host.train_clients.memory.load(SITE, 10)
@@ -48,7 +48,7 @@ def test_parameters_that_stay_at_a_site_cannot_be_set_or_asked_for(run, sites: F
     model = sites.site_clients[SITE].client_host.model
     own = next(name for name in model.initial)
     assert "lora_B" in own
-    refused(
+    assert_refused(
         sites,
         f"was sent '{own}' among the parameters",
         honest.params | {own: torch.zeros_like(model.initial[own])},
@@ -59,7 +59,7 @@ def test_a_private_prompt_cannot_be_asked_for(run, sites: FakeSites):
     prompt = {"use_peft": False, "prompt_method": "soft", "num_virtual_tokens": 4, "private_tokens": 2}
     serve(run | prompt | {"num_rounds": 1, "eval_every": 0}, sites, list(NAMES), "1")
     ((name, value),) = sites.site_clients[SITE].client_host.model.initial.items()
-    refused(sites, f"was sent '{name}'", last_task(sites).params | {name: value})
+    assert_refused(sites, f"was sent '{name}'", last_task(sites).params | {name: value})
 
 
 def test_tensors_that_the_run_has_not_are_refused(run, sites: FakeSites):
@@ -68,14 +68,14 @@ def test_tensors_that_the_run_has_not_are_refused(run, sites: FakeSites):
     params = last_task(sites).params
     name, value = next(iter(params.items()))
     module = name.partition(".lora_")[0]
-    refused(sites, "was sent '\\x1b[2Jweight' among", params | {"\x1b[2Jweight": value})
-    refused(sites, f"was sent '{name}' among the parameters in the shape", params | {name: torch.zeros(3, 3)})
+    assert_refused(sites, "was sent '\\x1b[2Jweight' among", params | {"\x1b[2Jweight": value})
+    assert_refused(sites, f"was sent '{name}' among the parameters in the shape", params | {name: torch.zeros(3, 3)})
     for format in (torch.float64, torch.bfloat16, torch.int64, torch.bool):
-        refused(sites, f"was sent '{name}' among the parameters as {format}", params | {name: value.to(format)})
-    refused(sites, f"was sent no value of '{name}'", {key: v for key, v in params.items() if key != name})
-    refused(sites, "was sent the stream 'control'", params, {"control": params})
+        assert_refused(sites, f"was sent '{name}' among the parameters as {format}", params | {name: value.to(format)})
+    assert_refused(sites, f"was sent no value of '{name}'", {key: v for key, v in params.items() if key != name})
+    assert_refused(sites, "was sent the stream 'control'", params, {"control": params})
     side = {module + SIDE_A: torch.ones(1, 32), module + SIDE_B: torch.ones(32, 1)}
-    refused(sites, "was sent the stream 'adapter.side'", params, {SIDE: side})
+    assert_refused(sites, "was sent the stream 'adapter.side'", params, {SIDE: side})
 
 
 def test_a_side_adapter_is_that_of_the_runs_modules(run, sites: FakeSites):
@@ -90,7 +90,7 @@ def test_a_side_adapter_is_that_of_the_runs_modules(run, sites: FakeSites):
         (f"was sent '{a}' in the side adapter in the shape", {a: torch.zeros(999, down.shape[1]), b: up}),
         (f"was sent '{a}' in the side", {a: torch.zeros(99, down.shape[1]), b: torch.zeros(up.shape[0], 99)}),
     ):
-        refused(sites, words, honest.params, {SIDE: side})
+        assert_refused(sites, words, honest.params, {SIDE: side})
 
 
 STREAMS = {
@@ -111,4 +111,4 @@ def test_streams_of_an_algorithm_have_the_shapes_that_it_sends(run, sites: FakeS
         (f"was sent '{key}' among the {stream} in the shape", {key: torch.zeros(1_000, *value.shape)}),
         (f"was sent 'more' among the {stream}", {"more": value}),
     ):
-        refused(sites, words, honest.params, honest.extra | {stream: honest.extra[stream] | values})
+        assert_refused(sites, words, honest.params, honest.extra | {stream: honest.extra[stream] | values})

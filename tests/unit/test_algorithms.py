@@ -39,7 +39,7 @@ def after(algorithm: Algorithm, *deltas: tuple[float, float]) -> list[list[float
     return seen
 
 
-def close(found: list[list[float]], expected: list[list[float]]) -> None:
+def assert_steps(found: list[list[float]], expected: list[list[float]]) -> None:
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-6, atol=1e-7)
 
 
@@ -48,9 +48,9 @@ TWO = ((0.1, -0.2), (0.3, 0.2))
 
 def test_fedavgm_makes_the_steps_worked_by_hand():
     # m1 = D1; m2 = 0.9 m1 + 0.1 D2 = (0.12, -0.16)
-    close(after(FedAvgM(0.9), *TWO), [[1.1, 1.8], [1.22, 1.64]])
+    assert_steps(after(FedAvgM(0.9), *TWO), [[1.1, 1.8], [1.22, 1.64]])
     # classic: m2 = 0.9 m1 + D2 = (0.39, 0.02)
-    close(after(FedAvgM(0.9, form="classic"), *TWO), [[1.1, 1.8], [1.49, 1.82]])
+    assert_steps(after(FedAvgM(0.9, form="classic"), *TWO), [[1.1, 1.8], [1.49, 1.82]])
 
 
 def test_fedadagrad_makes_the_steps_worked_by_hand():
@@ -81,7 +81,7 @@ def test_fedyogi_makes_the_steps_worked_by_hand():
 def test_automatic_tau_is_the_median_change_and_the_first_step_does_not_depend_on_its_size():
     found = after(FedAdagrad(tau="auto"), (0.1, -0.2))
     # torch's median of two is the smaller: tau 0.1, eta 0.2, v1 = (0.02, 0.05)
-    close(found, [[1 + 0.02 / (math.sqrt(0.02) + 0.1), 2 - 0.04 / (math.sqrt(0.05) + 0.1)]])
+    assert_steps(found, [[1 + 0.02 / (math.sqrt(0.02) + 0.1), 2 - 0.04 / (math.sqrt(0.05) + 0.1)]])
     small = after(FedAdagrad(tau="auto"), (0.1e-4, -0.2e-4))
     assert (small[0][0] - 1) * 1e4 == pytest.approx(found[0][0] - 1, rel=2e-2)
 
@@ -94,7 +94,7 @@ def test_diloco_is_torchs_sgd_with_nesterov():
         weight.grad = -torch.tensor(delta)
         outer.step()
         expected.append(weight.tolist())
-    close(after(DiLoCo(0.7, 0.9), *TWO), expected)
+    assert_steps(after(DiLoCo(0.7, 0.9), *TWO), expected)
 
 
 def test_a_corrected_outer_momentum_has_its_full_weight_from_the_first_round():
@@ -104,7 +104,7 @@ def test_a_corrected_outer_momentum_has_its_full_weight_from_the_first_round():
     second = [
         at + 0.5 * (later + 0.5 * 4 / 3 * (0.5 * early + later)) for at, early, later in zip(first, *TWO, strict=True)
     ]
-    close(after(DiLoCo(0.5, 0.5, bias_correction=True), *TWO), [first, second])
+    assert_steps(after(DiLoCo(0.5, 0.5, bias_correction=True), *TWO), [first, second])
 
 
 def test_the_outer_step_falls_to_the_plain_mean_in_the_last_round():
@@ -117,7 +117,7 @@ def test_the_outer_step_falls_to_the_plain_mean_in_the_last_round():
     algorithm = DiLoCo(0.5, 0.5, outer_decay=1.0, rounds=2)
     # of 2 rounds both fall: the first has half of the way, lr 0.75 and momentum 0.25: w += 0.75 * 1.25 D1
     first = [1 + 0.75 * 1.25 * TWO[0][0], 2 + 0.75 * 1.25 * TWO[0][1]]
-    close(after(algorithm, *TWO), [first, [first[0] + TWO[1][0], first[1] + TWO[1][1]]])
+    assert_steps(after(algorithm, *TWO), [first, [first[0] + TWO[1][0], first[1] + TWO[1][1]]])
 
 
 def test_one_client_without_momentum_is_lookahead():
@@ -127,9 +127,9 @@ def test_one_client_without_momentum_is_lookahead():
         fast = slow + torch.tensor(delta)
         slow = slow + 0.5 * (fast - slow)
         expected.append(slow.tolist())
-    close(after(DiLoCo(0.5, 0.0, clients=1), *TWO), expected)
+    assert_steps(after(DiLoCo(0.5, 0.0, clients=1), *TWO), expected)
     identity = after(DiLoCo(clients=1), *TWO)
-    close(identity, [[1 + TWO[0][0], 2 + TWO[0][1]], [1 + TWO[0][0] + TWO[1][0], 2 + TWO[0][1] + TWO[1][1]]])
+    assert_steps(identity, [[1 + TWO[0][0], 2 + TWO[0][1]], [1 + TWO[0][0] + TWO[1][0], 2 + TWO[0][1] + TWO[1][1]]])
 
 
 def work(end: tuple[float, float], steps: int, lr: float = 1.0) -> LocalWork:

@@ -59,7 +59,7 @@ def lead(trained: str) -> int:
     return 3 if trained in ("soft", "p_tuning") else 0
 
 
-def compare(model: Resident, objective, rows, unit_of_row: list[int], bound: float = 0.7) -> None:
+def assert_equal_to_a_loop(model: Resident, objective, rows, unit_of_row: list[int], bound: float = 0.7) -> None:
     """Compare with a loop over the units, each alone in a batch."""
     units = max(unit_of_row) + 1
     batch = objective.separate(rows, 1)
@@ -94,24 +94,24 @@ OBJECTIVES = {"sft": SFT(), "dpo": Preference(), "kto": Preference("kto")}
 def test_gradients_of_examples_are_those_of_a_loop(kind: str, trained: str, loss: str):
     model = resident(kind, trained)
     rows = rows_of(LENGTHS, lead=lead(trained)) if loss == "sft" else pairs_of(PAIRS, lead=lead(trained))
-    compare(model, OBJECTIVES[loss], rows, list(range(len(rows))))
+    assert_equal_to_a_loop(model, OBJECTIVES[loss], rows, list(range(len(rows))))
 
 
 @pytest.mark.parametrize("loss", ["ipo", "simpo", "orpo", "robust_dpo"])
 def test_other_losses_of_pairs_are_separable(loss: str):
-    compare(resident("llama", "lora"), Preference(loss), pairs_of(PAIRS), [0, 1, 2])
+    assert_equal_to_a_loop(resident("llama", "lora"), Preference(loss), pairs_of(PAIRS), [0, 1, 2])
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 def test_tied_embeddings_count_once(kind: str):
     """A table that is looked up and multiplied with: the norm is that of the sum of both gradients."""
-    compare(resident(kind, "full", tied=True), SFT(), rows_of(LENGTHS), [0, 1, 2, 3])
-    compare(resident(kind, "full", tied=True), Preference(), pairs_of(PAIRS), [0, 1, 2])
+    assert_equal_to_a_loop(resident(kind, "full", tied=True), SFT(), rows_of(LENGTHS), [0, 1, 2, 3])
+    assert_equal_to_a_loop(resident(kind, "full", tied=True), Preference(), pairs_of(PAIRS), [0, 1, 2])
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_dora_has_gradients_of_its_magnitudes(kind: str):
-    compare(resident(kind, "lora", dora=True), SFT(), rows_of(LENGTHS), [0, 1, 2, 3])
+    assert_equal_to_a_loop(resident(kind, "lora", dora=True), SFT(), rows_of(LENGTHS), [0, 1, 2, 3])
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -127,19 +127,21 @@ def test_a_gated_second_adapter_has_gradients_of_its_gate(kind: str):
             value.data.fill_(0.3)
     model = Resident(adapted, None, CPU, torch.float32)
     assert sum("lora_gate" in name for name in model.params) > 1
-    compare(model, SFT(), rows_of(LENGTHS), [0, 1, 1, 2])
+    assert_equal_to_a_loop(model, SFT(), rows_of(LENGTHS), [0, 1, 1, 2])
 
 
 def test_a_prompt_that_a_network_makes():
-    compare(resident("llama", "p_tuning"), SFT(), rows_of(LENGTHS, lead=3), [0, 1, 2, 3])
+    assert_equal_to_a_loop(resident("llama", "p_tuning"), SFT(), rows_of(LENGTHS, lead=3), [0, 1, 2, 3])
 
 
 @pytest.mark.parametrize("trained", ["lora", "full", "soft"])
 def test_rows_of_a_unit_are_added_up_before_clipping(trained: str):
     """Units of one, two and three rows; for pairs, each row has two lines."""
     rows = rows_of([9, 14, 5, 14, 7, 11], lead=lead(trained))
-    compare(resident("llama", trained), SFT(), rows, [0, 1, 1, 2, 2, 2])
-    compare(resident("llama", trained, tied=True), Preference(), pairs_of(PAIRS, lead=lead(trained)), [0, 1, 1])
+    assert_equal_to_a_loop(resident("llama", trained), SFT(), rows, [0, 1, 1, 2, 2, 2])
+    assert_equal_to_a_loop(
+        resident("llama", trained, tied=True), Preference(), pairs_of(PAIRS, lead=lead(trained)), [0, 1, 1]
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook:UserWarning")
