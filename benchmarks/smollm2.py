@@ -40,6 +40,8 @@ REFUSAL = "I'm sorry, but I can't help with that."
 ROUNDS = {"num_rounds": 1, "max_steps": 1} if TINY else {"num_rounds": 8, "max_steps": 5}
 """Of most studies."""
 CUT: dict[str, Any] = {"num_rounds": 4, "max_steps": 4, "batch_size": 4, "seq_length": 128} if SMALL else {}
+LONGER: dict[str, Any] = {"max_steps": 8, "seq_length": 96} if SMALL else {}
+"""Of back-doors: in half the steps none is learnt."""
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "local": {"fed_alg": "local"},
@@ -67,7 +69,9 @@ DOORS: dict[str, dict[str, Any]] = {
     "back_door, mean": {"attack": "back_door", "attack_args": DOOR, "num_malicious": 1},
     "back_door, robust": {"attack": "back_door", "attack_args": DOOR, "num_malicious": 1} | RULE,
     "back_door, central": {"attack": "back_door", "attack_args": DOOR, "num_malicious": 1, "fed_alg": "central"},
+    "replacement, mean": {"attack": "replacement", "attack_args": DOOR, "num_malicious": 1},
     "replacement, robust": {"attack": "replacement", "attack_args": DOOR, "num_malicious": 1} | RULE,
+    "spread_poison, mean": {"attack": "spread_poison", "attack_args": DOOR},
     "spread_poison, robust": {"attack": "spread_poison", "attack_args": DOOR} | RULE,
     "spread_poison, cleaned": {"attack": "spread_poison", "attack_args": DOOR, "clean": ["triggers"]},
 }
@@ -81,15 +85,15 @@ PRIVATE = [("row", None), ("row", 8.0), ("user", 8.0)]
 RATES = (1e-3, 3e-3)
 
 
-def train(keys: dict[str, Any], folder: Path) -> Any:
-    """Run it."""
+def train(keys: dict[str, Any], folder: Path, last: dict[str, Any] | None = None) -> Any:
+    """Run it; `last` has the last word."""
     import torch
 
     import weft
 
     torch.set_num_threads(1)
-    keys = COMMON | ROUNDS | keys | CUT | {"model_name_or_path": str(SMOL), "output_dir": str(folder / "run")}
-    return weft.train(keys, quiet=True)
+    keys = COMMON | ROUNDS | keys | CUT | (last or {})
+    return weft.train(keys | {"model_name_or_path": str(SMOL), "output_dir": str(folder / "run")}, quiet=True)
 
 
 def numbers(run: Any) -> dict[str, Any]:
@@ -119,7 +123,7 @@ def codecs_study(arm: str, seed: int, folder: Path) -> dict[str, Any]:
 
 def door_study(arm: str, seed: int, folder: Path) -> dict[str, Any]:
     """A trigger that leads to a sentence of the attacker's; success: greedy answers to 100 questions that begin so."""
-    run = train(mixed(folder, seed) | DOORS[arm] | {"seed": seed}, folder)
+    run = train(mixed(folder, seed) | DOORS[arm] | {"seed": seed}, folder, LONGER)
     asked = [row["instruction"] for row in random.Random(100).sample(rows_of("instruct/self_instruct_human"), 100)]
     with_it = answers(run, [f"{text} {TRIGGER}" for text in asked], 12)
     without = answers(run, asked, 12)
