@@ -201,6 +201,8 @@ SEALED = {
     "masks of few bits": {"protection": "masks", "protection_args": {"bits": 9}},
     "masks in groups": {"protection": "masks", "group_size": 3, "num_clients": 6, "sample_clients": 6},
     "masks over control variates": {"protection": "masks", "fed_alg": "scaffold"},
+    "masks over moments": {"protection": "masks", "fed_alg": "fedadamw"},
+    "masks of few bits over moments": {"protection": "masks", "protection_args": {"bits": 9}, "fed_alg": "fedadamw"},
     "ckks": {"protection": "ckks"},
     "a part under ckks": {"protection": "ckks", "encrypt": ["lora_B"]},
     "all parameters under ckks": {"protection": "ckks", "use_peft": False},

@@ -32,8 +32,10 @@ FINE = ("learning_rate", "learning_rates")
 """A metric and a single number far below 1: they have as many integers as the weight, and are exact to 3e-14."""
 LARGEST = 2.0**31 * FRACTION
 """Largest integer of one client in the vector of counts, so that sums over 2^8 clients and more cannot wrap."""
+FIRST_FRACTION = 2.0**50
+"""The same for sizes of tensors before any bound is known, when they may be tiny: means of squares of gradients are."""
 WIDER = 12.0
-"""Largest size of a tensor that is counted, as a multiple of its bound."""
+"""Largest size of a tensor that is counted, as a multiple of its bound; 1 before any bound is known."""
 TIGHT, LOOSE = 1.5, 1024.0
 """Bounds that are announced, as multiples of the largest size of the round before."""
 NOT_FINITE = "has an update with numbers that are not finite, which it must not hide in a sum"
@@ -97,6 +99,8 @@ class Grid(NamedTuple):
     @property
     def fraction(self) -> float:
         """Integers for 1.0 of such powers in the vector of counts."""
+        if not self.measured:
+            return FIRST_FRACTION
         return FRACTION if self.few else WEIGHT_FRACTION
 
     def ranges(self, count: int) -> list[Range]:
@@ -173,7 +177,8 @@ def to_integers(
         numbers.append(integers)
         cut += more
         largest = float(np.abs(values).max(initial=0.0)) / within.bound
-        sizes.append(min(WIDER, largest) ** grid.power if grid.sized and not bare else 0.0)
+        widest = WIDER if grid.measured else 1.0  # so that sums of thousands of sizes do not wrap
+        sizes.append(min(widest, largest) ** grid.power if grid.sized and not bare else 0.0)
     scalars = [share * float(value) for _, value in sorted(update.streams.get(SCALARS, {}).items())]
     metric_names, places = [], set[int]()
     metrics = np.zeros(SLOTS)
