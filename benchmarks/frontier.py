@@ -21,8 +21,6 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 import traceback
@@ -31,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from common import machine
-from frontier_arms import BEST, FALLBACK, FALLBACK_OUTER, SETTINGS, Arm, Setting, keys_of, read_arms
-from side_by_side import read
+from frontier_arms import BEST, FALLBACK, FALLBACK_OUTER, SETTINGS, Arm, Setting, keys_of, parse, read_arms
+from side_by_side import read, side_by_side
 
 Row = dict[str, Any]
 
@@ -56,8 +54,8 @@ def _least(rows: list[Row]) -> Row:
     return min(rows, key=lambda row: float(row["loss"]))
 
 
-WORK = "WEFT_FRONTIER_WORK"
-"""The environment variable that names the folder of the runs; without it they are made in the temporary folder."""
+WORK, COMMON = "WEFT_FRONTIER_WORK", "WEFT_FRONTIER"
+"""Environment variables for the processes: the folder of the runs, and as JSON what all arms have in common."""
 
 
 def in_memory() -> str | None:
@@ -95,86 +93,51 @@ def one(arm: Arm, name: str, setting: Setting, data: Path, device: str) -> Row:
     }
 
 
-class Claims:
-    """Which arm is whose: a file for each arm, which only one process can make."""
-
-    def __init__(self, path: Path) -> None:
-        self.folder = path.with_suffix(".claims")
-
-    def clear(self) -> None:
-        """Forget what processes claimed that run no more."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-
-    def take(self, number: int) -> bool:
-        """Say whether the arm was free, and is now this process's."""
-        try:
-            os.close(os.open(self.folder / str(number), os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            return False
-        return True
+_pace = 0.0
+"""Seconds that a step of a client took this process in its newest arm; the next one may be shorter."""
 
 
-def work(path: Path, arms: list[Arm], setting: Setting, data: Path, device: str, end: float) -> None:
-    """Run arms until none is free, or none fits into the time that is left (`end`: on the clock of `time.time`)."""
+def measure(name: str) -> Row | None:
+    """Run an arm, unless it would not end in time; what all arms have in common is in the environment."""
+    global _pace
     import torch
 
     torch.set_num_threads(1)
-    claims, pace = Claims(path), 0.0
-    for number, arm in enumerate(arms):
-        rows = read(path)
-        client_steps = arm.clients * (arm.steps or setting.steps)
-        # An arm of this process's pace; the next one may be shorter.
-        if time.time() + client_steps * pace > end or any(row["arm"] == arm.name for row in rows):
-            continue
-        if not claims.take(number):
-            continue
-        name, arm = arm.name, chosen(rows, arm)
-        try:
-            row = one(arm, name, setting, data, device)
-        except Exception as error:
-            traceback.print_exc()
-            row = facts(arm, name) | {"loss": None, "error": f"{type(error).__name__}: {error}"[:300]}
-        else:
-            pace = 0.8 * row["whole"] / client_steps
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        loss = (
-            "failed" if row["loss"] is None else f"{row['loss']:.4f} {row['bytes'] / 1e6:.1f} MB {row['whole']:.0f} s"
-        )
-        print(f"[{time.strftime('%H:%M:%S')}] {name} (lr {arm.lr}, outer {arm.outer}): {loss}", flush=True)
+    common = json.loads(os.environ[COMMON])
+    arm, setting = parse(name), SETTINGS[common["setting"]]
+    client_steps = arm.clients * (arm.steps or setting.steps)
+    if time.time() + client_steps * _pace > common["end"]:
+        return None
+    arm = chosen(read(Path(common["out"])), arm)
+    try:
+        row = one(arm, name, setting, Path(common["data"]), common["device"])
+    except Exception as error:
+        traceback.print_exc()
+        return facts(arm, name) | {"loss": None, "error": f"{type(error).__name__}: {error}"[:300]}
+    _pace = 0.8 * row["whole"] / client_steps
+    return row
 
 
 def run(options: argparse.Namespace) -> None:
-    """Start the workers, wait for them until the deadline, and print the table."""
-    end = time.time() + options.deadline
-    setting, arms = SETTINGS[options.setting], read_arms(options.arms)
+    """Run the arms that the file lacks until the deadline, and print the table."""
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    Claims(options.out).clear()
     # Arms that failed are tried again, and a line that a kill cut off has no end.
-    kept = [row for row in read(options.out) if row["loss"] is not None]
+    kept = [row | {"case": [row["arm"]]} for row in read(options.out) if row["loss"] is not None]
     options.out.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    if options.workers == 1:
-        work(options.out, arms, setting, options.data, options.device, end)
-        table(options.out)
-        return
-    command = [sys.executable, __file__, "work", str(options.out), "--data", str(options.data), "--end", str(end)]
-    command += ["--device", options.device, "--setting", options.setting]
-    command += ["--arms", str(options.arms)] if options.arms else []
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    environment.setdefault("WEFT_CACHE", str(Path(tempfile.gettempdir()) / "weft-frontier"))
-    environment[WORK] = tempfile.mkdtemp(dir=in_memory(), prefix="frontier-")
-    processes = [subprocess.Popen(command, env=environment) for _ in range(options.workers)]
+    common = {name: str(getattr(options, name)) for name in ("out", "setting", "data", "device")}
+    os.environ[COMMON] = json.dumps(common | {"end": time.time() + options.deadline})
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    os.environ.setdefault("WEFT_CACHE", str(Path(tempfile.gettempdir()) / "weft-frontier"))
+    os.environ[WORK] = tempfile.mkdtemp(dir=in_memory(), prefix="frontier-")
+    times = {
+        "processes": options.workers if options.workers > 1 else 0,
+        "deadline": options.deadline,
+        "grace": options.grace,
+    }
     try:
-        for process in processes:
-            process.wait(max(0.0, end + options.grace - time.time()))
-    except subprocess.TimeoutExpired:
-        print("the deadline has come: arms that run are stopped", flush=True)
+        side_by_side(measure, [(arm.name,) for arm in read_arms(options.arms)], options.out, **times)
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-        shutil.rmtree(environment[WORK], ignore_errors=True)  # of the arms that were stopped
+        shutil.rmtree(os.environ.pop(WORK), ignore_errors=True)  # of the arms that were stopped
     table(options.out)
 
 
@@ -218,19 +181,17 @@ def main(words: list[str] | None = None) -> None:
     picture = verbs.add_parser("picture")
     picture.add_argument("out", type=Path)
     picture.add_argument("file", type=Path)
-    for verb in ("run", "work"):
-        runs = verbs.add_parser(verb)
-        runs.add_argument("out", type=Path)
-        runs.add_argument("--data", type=Path, required=True, help="the folder that `prepare` made")
-        runs.add_argument("--device", default="auto", help="cuda or cpu")
-        runs.add_argument("--setting", choices=SETTINGS, default="full")
-        runs.add_argument("--arms", type=Path, help="a file of arms, one a line")
-        runs.add_argument("--workers", type=int, default=12, help="processes side by side")
-        runs.add_argument("--deadline", type=float, default=280.0, help="seconds after which no arm goes on")
-        runs.add_argument("--grace", type=float, default=0.0, help="seconds more for arms that run then")
-        runs.add_argument("--end", type=float, help=argparse.SUPPRESS)
+    runs = verbs.add_parser("run")
+    runs.add_argument("out", type=Path)
+    runs.add_argument("--data", type=Path, required=True, help="the folder that `prepare` made")
+    runs.add_argument("--device", default="auto", help="cuda or cpu")
+    runs.add_argument("--setting", choices=SETTINGS, default="full")
+    runs.add_argument("--arms", type=Path, help="a file of arms, one a line")
+    runs.add_argument("--workers", type=int, default=12, help="processes side by side")
+    runs.add_argument("--deadline", type=float, default=280.0, help="seconds after which no arm goes on")
+    runs.add_argument("--grace", type=float, default=0.0, help="seconds more for arms that run then")
     options = parser.parse_args(words)
-    if options.verb in ("run", "work") and options.device == "auto":
+    if options.verb == "run" and options.device == "auto":
         import torch
 
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -240,9 +201,6 @@ def main(words: list[str] | None = None) -> None:
         prepare(options.folder)
     elif options.verb == "run":
         run(options)
-    elif options.verb == "work":
-        arms = read_arms(options.arms)
-        work(options.out, arms, SETTINGS[options.setting], options.data, options.device, options.end)
     elif options.verb == "table":
         table(options.out)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,31 @@ def test_a_folder_of_runs_stands_for_its_finished_runs(runs: list[str], tmp_path
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="There is no run"):
         weft.compare(tmp_path / "empty")
+
+
+def test_a_study_stands_for_its_runs_in_its_order(runs: list[str], tmp_path: Path, capsys):
+    """Arms are lines, the first one the one that others are compared with; runs for the choice are not among them."""
+    study = tmp_path / "moved" / "study"
+    planned = []
+    for seed in (1, 2):
+        for arm, level in (("scaffold", 1.0), ("fedavg", 0.5)):
+            for point, size in (("small", 2), ("large", 8)):
+                own = f"runs/{arm}/{point}/seed_{seed}"
+                lay(study, own, fed_alg=arm, batch_size=size, seed=seed, level=level)
+                planned.append(own)
+    lay(study, "choice/fedavg/small/setting_0/seed_7", seed=7)
+    plan = {str(number): {"output_dir": f"/former/place/study/{own}"} for number, own in enumerate(planned)}
+    (study / "study.json").write_text(json.dumps(plan), encoding="utf-8")
+    frame = weft.compare(study)
+    assert list(dict.fromkeys(frame.fed_alg)) == ["scaffold", "fedavg"]
+    assert frame.seeds.tolist() == [[1, 2]] * len(frame)
+    text = written(str(study), *runs[:1], str(tmp_path / "page.html"))
+    places = [text.index(f">{label}, 2 seeds</td>") for label in ("scaffold/small", "scaffold/large", "fedavg/small")]
+    assert places == sorted(places)
+    assert "setting_0" not in text
+    (study / "study.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"study\.json' is damaged"):
+        weft.compare(study)
 
 
 def test_a_picture_of_many_long_curves_stays_small():

@@ -11,6 +11,13 @@ from support.chromium import Browser, found
 from support.run_files import lay_run
 from weft.cli import main
 from weft.pages.report import write_report
+from weft.runs.comparison import Outcome
+from weft.studies.cells import cells_of
+from weft.studies.measures import Measure
+from weft.studies.page import as_written, page_of
+from weft.studies.picture import draw
+from weft.studies.study import read_study
+from weft.studies.table import rows_of
 
 pytestmark = pytest.mark.skipif(found() is None, reason="no Chromium here: install it, or name one in $CHROMIUM")
 
@@ -76,3 +83,43 @@ def test_all_is_there_without_scripts(browser: Browser, pages: dict[str, Path]):
     root = browser.send("DOM.getDocument", depth=-1)["root"]["nodeId"]
     for selector, least in (("svg.plot path", 5), ("details table td", 100), ("svg.strip path", 3), (".bar i", 9)):
         assert len(browser.send("DOM.querySelectorAll", nodeId=root, selector=selector)["nodeIds"]) >= least
+
+
+@pytest.fixture(scope="module")
+def study_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a study with more arms than colours, a failure, and a choice with long words."""
+    page = tmp_path_factory.mktemp("study") / "study.html"
+    base = {"model_name_or_path": "m" * 200, "dataset_name": "d"}
+    arms: dict[str, dict[str, object]] = {f"arm {number}": {} for number in range(17)}
+    study = read_study({"base": base, "grid": {"seed": [1, 2]}, "arms": arms, "output_dir": "out"})
+    cells = cells_of(study, {})
+    costs = {"bytes_up": 10**6, "bytes_down": 10**6, "seconds": 2.0}
+    outcomes = {
+        cell.name: Outcome("r", {"seed": cell.seed, "fed_alg": "x"}, costs | {"eval": {"loss": 1 + 0.1 * place}})
+        for place, cell in enumerate(cells)
+    }
+    measure, failures = Measure("loss", "lower"), {"arm 1, seed 3": "why " * 300 + "x" * 300}
+    rows = rows_of(study, cells, outcomes, [measure], {}, failures)
+    choice = [{"arm": "arm 0", "point": [], "chosen": "rate 0.1", "values": {f"rate {one}": 0.5 for one in range(30)}}]
+    pictures = {"loss": draw(rows, measure)}
+    text = page_of("s" * 200, rows, [measure], pictures, failures, choice, as_written(study), "weft sweep " + "x" * 300)
+    page.write_text(text, encoding="utf-8")
+    return page
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1400])
+def test_the_page_of_a_study_renders(browser: Browser, study_page: Path, width: int, dark: bool):
+    browser.open(study_page, width=width, dark=dark)
+    assert browser.faults() == []
+    assert browser.value("document.documentElement.scrollWidth") <= width
+    assert browser.value("getComputedStyle(document.body).backgroundColor") == (
+        "rgb(20, 24, 28)" if dark else "rgb(255, 255, 255)"
+    )
+    # What is wider than the page is in a box that scrolls, by keys too.
+    wide = """[...document.querySelectorAll('table, figure svg')].filter(one =>
+      one.getBoundingClientRect().width > one.parentElement.clientWidth + 1).map(one => {
+        const box = one.closest('.table, figure'); return [getComputedStyle(box).overflowX, box.tabIndex] })"""
+    assert {tuple(one) for one in browser.value(wide)} <= {("auto", 0)}
+    assert browser.value("document.querySelectorAll('tbody tr').length") == 17 + 17 + 1 + 1
+    assert study_page.stat().st_size < 1_500_000

@@ -93,6 +93,26 @@ def test_the_report_is_whole_escaped_and_needs_nothing_from_outside(tmp_path):
     assert "before training" in page.words
 
 
+def test_each_part_of_a_page_says_what_it_is_there_for(tmp_path):
+    """All numbers are those that `lay_run` writes down."""
+    text = write_report(lay_run(tmp_path / "run", names=["a", "b", "c"])).read_text(encoding="utf-8")
+    found = re.findall(r"<section><h2>(.*?)</h2>(.*?)</section>", text, re.S)
+    parts = {name: Page(content).words for name, content in found}
+    wanted = {
+        "What was trained": ["LoRA, rank 8", "fedavg", "20 of 20"],
+        "Curves": ["loss", "product error", "epsilon", "tokens/s", "(shaded: range of clients)", "values"],
+        "Numbers": ["3 min 25 s", "246,900", "20.0 MB", "1.2 GB", "1.2k"],
+        "Who took part": ["A strip runs from round 1 to round 20."],
+        "Discarded updates": ["the loss is <NaN>"],
+        "Answers to the server's prompts": ["before training", "<img src=x>", "after round 20", "blue"],
+        "Data": ["split dirichlet; 3 clients, 30 to 50 rows each; sizes Gini 0.210; labels JS 0.050 (max 0.200)"],
+        "Settings": ["weft sft ", "torch", "2.13.0", "learning_rate: 0.0001"],
+    }
+    for name, said in wanted.items():
+        for one in said:
+            assert one in parts[name], (name, one)
+
+
 def test_the_result_stands_first_with_an_interval_that_is_worked_out_by_hand(tmp_path):
     """Accuracies of three clients after round 20: 1 - (1, 1.1, 1.2) / (1 + 20/3); t(0.975, 2) = 4.302653."""
     page = whole(write_report(lay_run(tmp_path / "run")))

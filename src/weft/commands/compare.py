@@ -53,7 +53,9 @@ def run(argv: list[str]) -> int:
         "and standard deviation. Differences from the first are paired, by seed or by item, with 95 % intervals.",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directories, or folders of `weft evaluate`")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="directories of runs or studies, or folders of `weft evaluate`"
+    )
     parser.add_argument(
         "--html", metavar="PAGE", help="write all of it as one HTML file, with curves, and print its path"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from weft.json_types import JsonObject
 from weft.launch.run import Run
 from weft.runs.comparison import COSTS, KINDS, ComparisonRow, Outcome, compared_metrics, tables
 from weft.runs.layout import RunDir
-from weft.runs.start import CONFIG
+from weft.runs.start import CONFIG, STUDY, STUDY_RUNS
 from weft.runs.task_scores import SETTINGS
 
 if TYPE_CHECKING:
@@ -111,17 +112,37 @@ def to_frame(rows_by_verb: dict[str, list[ComparisonRow]]) -> pandas.DataFrame:
 
 
 def _runs_in(name: str) -> list[str]:
-    """Return the finished runs in a folder and in its folders; the name itself where it is no folder of runs."""
+    """Return the finished runs of a study, or in a folder and in its folders; the name itself where there are none.
+
+    The runs by which a study chose its settings are not among them.
+    """
     folder = Path(name)
     if (folder / CONFIG).exists() or (folder / SETTINGS).exists():
         return [name]
-    files = sorted([*folder.glob(f"*/{CONFIG}"), *folder.glob(f"*/*/{CONFIG}")])
+    if (folder / STUDY).exists():
+        files = _in_order(folder)
+    else:
+        files = sorted([*folder.glob(f"*/{CONFIG}"), *folder.glob(f"*/*/{CONFIG}")])
     found = [RunDir(file.parent) for file in files]
     runs = [run for run in found if run.holds_run]
     for run in runs:
         if not run.summary_file.exists():
             print(f"weft: the run in '{run.path}' is not finished; it is left out.", file=sys.stderr)
     return [str(run.path) for run in runs if run.summary_file.exists()] or [name]
+
+
+def _in_order(study: Path) -> list[Path]:
+    """Return the configurations of a study's runs as the study has them, so that its first arm is the first line."""
+    try:
+        planned = [Path(keys["output_dir"]).parts for keys in json.loads((study / STUDY).read_text("utf-8")).values()]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ConfigError(f"'{study / STUDY}' is damaged: bring it back, or name runs of the study.") from None
+
+    def place(file: Path) -> tuple[int, Path]:
+        own = file.parent.relative_to(study).parts  # the study may have been moved since
+        return next((at for at, parts in enumerate(planned) if parts[-len(own) :] == own), len(planned)), file
+
+    return sorted((study / STUDY_RUNS).rglob(CONFIG), key=place)
 
 
 def _outcome(run: Run) -> Outcome:

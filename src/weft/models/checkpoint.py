@@ -166,7 +166,7 @@ def load_weights(
         )
     # Mismatches are ignored here only to be reported, and refused, in `_compare`.
     settings |= {"weights_only": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
-    torch.manual_seed(derive(seed, "missing weights"))
+    torch.manual_seed(missing_seed(seed))
     remote: HubArguments = {"trust_remote_code": trust_remote_code, "token": token or None}
     with readable_errors(source):
         _check_formats(checkpoint, remote)
@@ -176,6 +176,11 @@ def load_weights(
             model, report = AutoModelForCausalLM.from_pretrained(source, **remote, **settings)
     _compare(checkpoint, model, report, allow_missing, note)
     return model
+
+
+def missing_seed(seed: int) -> int:
+    """Return the seed of torch's generator while a checkpoint is read, from which missing weights are drawn."""
+    return derive(seed, "missing weights")
 
 
 def _renamed(

@@ -17,7 +17,7 @@ from weft.core.parts import LoraAggregation
 from weft.core.seeds import derive
 from weft.errors import ConfigError
 from weft.models.adapters import add_lora, fixed_factors
-from weft.models.checkpoint import find_checkpoint, load_weights
+from weft.models.checkpoint import find_checkpoint
 from weft.models.compat import recompute_activations
 from weft.models.compiled import compile_layers
 from weft.models.emulator import emulator_of, train_ends
@@ -35,6 +35,7 @@ from weft.models.prompts import Front, add_prompt
 from weft.models.quantised import advice, check_quantised, keep_unpacked, quantisation, quantised_bits, without_probing
 from weft.models.recomputation import check_room, fits, recomputation_of
 from weft.models.resident import Resident
+from weft.models.shared_base import shared_base
 from weft.models.source import model_source, readable_errors
 from weft.models.starting import adapter_of, fill
 from weft.models.tokenizer import load_tokenizer
@@ -120,7 +121,7 @@ def base_model(config: RunConfig, *, full_precision: bool = False, note: Note = 
         extra = offload_arguments(config, shell, device)
     # Full fine-tuning trains float32 masters, so the weights must not be rounded while they are loaded.
     load_dtype = dtype if config.adapts else torch.float32
-    model = load_weights(
+    model = shared_base(
         model_source(config.model_name_or_path),
         seed=config.seed,
         allow_missing=config.allow_missing,

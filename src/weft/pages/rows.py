@@ -19,7 +19,7 @@ def rows_part(split: JsonObject, tested: JsonObject) -> str:
         split: what `weft.data.skew.describe_split` returned; empty where it is not known.
         tested: items of evaluation tasks that share a long n-gram with training rows, by task and client.
     """
-    lines = [*([split_line(split)] if split else []), *contamination_lines(tested)]
+    lines = [*([split_line(split).replace("  ", "; ")] if split else []), *contamination_lines(tested)]
     return "".join(map(paragraph, lines)) + (_table(split) if split.get("clients") else "")
 
 

@@ -20,6 +20,9 @@ from weft.json_types import JsonObject
 
 LOCK, CONFIG, CHECKPOINTS, FINGERPRINTS = ".lock", "config.yaml", "checkpoints", "fingerprints.json"
 SITES = "sites.json"
+STUDY = "study.json"
+"""In the directory of a study, with the planned keys of its runs, which lie in STUDY_RUNS."""
+STUDY_RUNS = "runs"
 AUDIT = "audit.json"
 CONTRIBUTION = "contribution.json"
 LEDGER = "privacy.jsonl"

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from weft.core.digests import sha256_of
+from weft.core.host_memory import free_memory
 from weft.runs.text import human_bytes
 from weft.sites.findings import FAIL, OK, WARN, Finding
 from weft.sites.part_files import FOLDER
@@ -61,10 +62,8 @@ def check_disk(folder: Path, what: str = "disk") -> Finding:
 
 def check_memory() -> Finding:
     """Check the memory that is free now."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024
-    except (OSError, StopIteration, ValueError):
+    free = free_memory()
+    if free is None:
         return Finding(OK, "memory", "this system does not say how much is free")
     if free < SOME_MEMORY:
         return Finding(WARN, "memory", f"{human_bytes(free)} are free", "end other programs before a run")

@@ -13,6 +13,7 @@ from weft.core.texts import printable, unfit
 from weft.errors import ConfigError
 from weft.json_types import JsonObject
 from weft.runs.layout import path_component
+from weft.runs.start import STUDY_RUNS
 from weft.studies.labels import label_of
 from weft.studies.study import DEFAULTS, Arm, Study
 
@@ -161,7 +162,7 @@ def cells_of(study: Study, settings: Mapping[tuple[str, tuple[str, ...]], JsonOb
         setting = settings.get((arm.name, labels), {})
         for member, own in arm.members:
             values = study.base | keys | arm.keys | own | setting | {"seed": seed}
-            folder = _folder(study, "runs", arm.name, *labels, member)
+            folder = _folder(study, STUDY_RUNS, arm.name, *labels, member)
             config = _config(study, values, [*arm.keys, *own, *setting], folder, seed, arm.name)
             found.append(Cell(arm.name, labels, seed, config, member))
     return found

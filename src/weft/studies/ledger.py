@@ -23,9 +23,10 @@ from weft.json_types import JsonObject
 from weft.launch.paths import absolute
 from weft.launch.run import Run
 from weft.runs.layout import RunDir
+from weft.runs.start import STUDY
 from weft.studies.cells import Cell
 
-RECORD, FAILURES, TIMES, LOCK = "study.json", "failures.jsonl", "times.jsonl", ".study.lock"
+FAILURES, TIMES, LOCK = "failures.jsonl", "times.jsonl", ".study.lock"
 MOST_CELLS = 5
 """Differing cells that a message names."""
 
@@ -45,7 +46,7 @@ class StudyDir:
         """
         try:
             others = sorted(os.listdir(self.path)) if self.path.exists() else []
-            if others and not {RECORD, LOCK} & set(others):
+            if others and not {STUDY, LOCK} & set(others):
                 raise ConfigError(
                     f"The directory '{self.path}' holds files that belong to no study ('{others[0]}'): give an empty "
                     "or a new --output_dir."
@@ -96,17 +97,17 @@ class StudyDir:
             )
         merged = former | keys
         if merged != former:
-            write_atomic(self.path / RECORD, (json.dumps(merged, indent=1) + "\n").encode())
+            write_atomic(self.path / STUDY, (json.dumps(merged, indent=1) + "\n").encode())
         return [name for name in former if name not in keys]
 
     def _former(self) -> dict[str, JsonObject]:
         try:
-            former: dict[str, JsonObject] = json.loads((self.path / RECORD).read_text(encoding="utf-8"))
+            former: dict[str, JsonObject] = json.loads((self.path / STUDY).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
         except ValueError:
             raise ConfigError(
-                f"'{self.path / RECORD}' is damaged: bring it back, or give another --output_dir."
+                f"'{self.path / STUDY}' is damaged: bring it back, or give another --output_dir."
             ) from None
         return former
 

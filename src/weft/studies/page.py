@@ -66,7 +66,9 @@ def page_of(
         parts.append(f"<h2>{escape(title_of(measure))}</h2>")
         parts.append(_table(*heads_and_cells(rows, measure)))
         if picture := pictures.get(measure.name):
-            parts.append(f'<figure role="img" aria-label="{escape(measure.name)} against cost">{picture}</figure>')
+            parts.append(
+                f'<figure role="img" tabindex="0" aria-label="{escape(measure.name)} against cost">{picture}</figure>'
+            )
     parts.append("<h2>Mean rank over the metrics, and what it took</h2>")
     parts.append(_table(COST_HEADS, [costs_of_row(row) for row in rows]))
     if choice:

@@ -12,12 +12,11 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 
-from weft.data.remembered import rows_are_shared
 from weft.errors import ConfigError, RunError
 from weft.runs.text import human_duration, plural
 from weft.studies.cells import Cell
 from weft.studies.ledger import StudyDir, is_done
-from weft.studies.work import Result, make_run
+from weft.studies.work import Result, make_run, runs_share
 
 Note = Callable[[str], None]
 SHARED = "shared"
@@ -80,7 +79,9 @@ def _are(count: int, words: str = "") -> str:
 
 
 def _in_turn(cells: Sequence[Cell], study: StudyDir) -> Generator[tuple[Cell, Result], None, None]:
-    with rows_are_shared():
+    if not cells:  # nothing heavy is imported then
+        return
+    with runs_share():
         for cell in cells:
             yield cell, make_run(cell.config, study.path / SHARED)
 

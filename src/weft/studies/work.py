@@ -14,6 +14,8 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -33,6 +35,15 @@ class Result(NamedTuple):
     trace: str = ""
     stops: bool = False
     """The study cannot go on either: a full disk, or a run that another process holds."""
+
+
+@contextmanager
+def runs_share() -> Iterator[None]:
+    """Let the runs that are made in the block share their tokenized rows and their base."""
+    from weft.models.shared_base import base_is_shared
+
+    with rows_are_shared(), base_is_shared():
+        yield
 
 
 def make_run(config: RunConfig, shared: Path) -> Result:
@@ -73,7 +84,7 @@ def main() -> None:
     lines: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_lines, args=(sys.stdin, lines), daemon=True).start()
     try:
-        with rows_are_shared():
+        with runs_share():
             while True:
                 job = json.loads(lines.get())
                 result = make_run(build(job["config"]), Path(job["shared"]))
