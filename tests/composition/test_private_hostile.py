@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from collections.abc import Iterator
@@ -34,7 +35,8 @@ class Hostile:
         self.handshakes = [json.loads(raw) for raw in said if raw[:1] == b"{"]
         self.run = str(self.handshakes[0]["id"])
         messages = [unpack(raw, run=self.run) for raw in said if raw[:1] != b"{"]
-        self.tasks = [message for message in messages if isinstance(message, Task)]
+        # A message whose answer is late is sent once more.
+        self.tasks = list({message.round: message for message in messages if isinstance(message, Task)}.values())
 
     @property
     def site(self) -> SiteClient:
@@ -74,6 +76,21 @@ def test_the_same_question_has_the_same_answer_and_costs_nothing(served: Hostile
     served.greets()
     assert [values(served.asks(task)) for task in served.tasks] == first
     assert len(Ledger(served.sites.folder / A / "run" / RELEASES).entries) == 2
+
+
+def test_no_secret_of_a_site_crossed_the_line_and_its_name_tells_nothing_of_it(served: Hostile):
+    """Neither the 32 bytes, nor those of the rows that follow from them; the name stands in the site's ledger alone."""
+    crossed = b"".join(served.sites.answered) + b"".join(raw for _, raw in served.sites.asked if raw)
+    for name in NAMES:
+        memory = served.sites.site_clients[name].client_host.train_clients.memory
+        (file,) = (served.sites.folder / name / "run" / "clients").glob("*/secret.key")
+        assert file.stat().st_mode & 0o777 == 0o600
+        known, key = memory.secret_name(name), file.read_bytes()
+        assert known in (served.sites.folder / name / "run" / RELEASES).read_text()
+        for secret in (key, memory.secret(name)._key, bytes.fromhex(known)):
+            for written in (secret, secret.hex().encode(), base64.b64encode(secret)):
+                assert written not in crossed
+        assert key.hex() not in known
 
 
 def test_a_run_that_begins_anew_in_between_gives_no_fresh_noise(served: Hostile):
