@@ -43,8 +43,20 @@ def test_the_claim_stands_and_less_noise_is_seen(study: ModuleType, unit: str):
     assert whole["right"] > 0.7 * whole["made"]
 
 
+def test_the_claim_of_steps_by_coins_stands_and_both_halves_of_it_are_seen(study: ModuleType):
+    """Half of the noise is seen, and so are coins that let everybody take part."""
+    whole, half, off = (study.measure("coins", how, 0) for how in study.SHARES)
+    always = study.measure("coins", study.ALWAYS, 0)
+    for found in (whole, half, off, always):
+        assert found["claimed"] == pytest.approx(4.38, abs=0.03)
+    assert whole["bound"] < whole["claimed"]
+    assert whole["p_value"] > REFUTED >= max(half["p_value"], always["p_value"])
+    assert off["bound"] > off["claimed"] > 3
+    assert whole["right"] > 0.7 * whole["made"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("unit", ["row", "user"])
+@pytest.mark.parametrize("unit", ["row", "user", "coins"])
 def test_of_twenty_seeds_the_audit_errs_with_none_and_sees_eighteen(study: ModuleType, unit: str):
     whole = results(study, unit, "as claimed", range(20))
     assert all(found["bound"] < found["claimed"] and found["p_value"] > REFUTED for found in whole)
@@ -53,8 +65,9 @@ def test_of_twenty_seeds_the_audit_errs_with_none_and_sees_eighteen(study: Modul
 
 
 @pytest.mark.slow
-def test_clients_are_audited(study: ModuleType):
-    whole, half, off = (study.measure("client", how, 0) for how in study.SHARES)
+@pytest.mark.parametrize("unit", ["client", "shares"])
+def test_clients_are_audited(study: ModuleType, unit: str):
+    whole, half, off = (study.measure(unit, how, 0) for how in study.SHARES)
     assert whole["bound"] < whole["claimed"]
     assert whole["p_value"] > REFUTED >= half["p_value"]
     assert off["bound"] > off["claimed"]

@@ -147,9 +147,39 @@ def test_a_ledger_that_was_changed_by_hand_is_refused(private):
     assert weft.train(private | {"save_model_freq": 1, "num_rounds": 4}, resume=True).summary["rounds"] == 4
 
 
+@pytest.mark.parametrize("unit", ["client", "row"])
+def test_a_ledger_that_is_gone_or_was_put_back_from_an_earlier_round_is_refused(private, capsys, unit: str):
+    """With its head: the chain fits, but the run has released more than it says."""
+    one = private | {"privacy_unit": unit, "save_model_freq": 1, "clip_norm": 0.1}
+    run = weft.train(one)
+    ledger = Ledger(run.path / LEDGER)
+    whole, head = ledger.file.read_bytes(), ledger.head.read_bytes()
+    first = whole.splitlines(keepends=True)[0]
+    for content, lacks in ((None, 1), (first, 2)):
+        ledger.file.unlink(missing_ok=True)
+        ledger.head.unlink(missing_ok=True)
+        if content is not None:
+            ledger.file.write_bytes(content)
+            ledger.head.write_text(json.loads(content)["chain"] + "\n")
+        with pytest.raises(
+            ConfigError, match=rf"has released 3 rounds, and its ledger .* lacks round {lacks}, so nobody"
+        ):
+            weft.train(one | {"num_rounds": 5}, resume=True)
+        capsys.readouterr()
+        assert main(["privacy", str(run.path)]) == 2
+        assert f"lacks round {lacks}" in capsys.readouterr().err
+    ledger.file.write_bytes(whole)
+    ledger.head.write_bytes(head)
+    assert weft.train(one | {"num_rounds": 4}, resume=True).summary["privacy"]["releases"] % 4 == 0
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
+        ({"privacy_args": {"initial": 0}}, "initial in privacy_args is 0, and the bound follows"),
+        ({"privacy_args": {"quantile": 2}}, "write quantile=0.5."),
+        ({"privacy_args": {"rate": -1}}, "write rate=0.2."),
+        ({"privacy_args": {"rate": 1e9}}, "write rate=0.2."),
         ({"noise_multiplier": None}, "write --target_epsilon 8, or --noise_multiplier 1."),
         ({"target_epsilon": 0}, "target_epsilon"),
         ({"target_delta": 1}, "target_delta"),

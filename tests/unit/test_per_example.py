@@ -17,7 +17,7 @@ from weft.models.resident import Resident
 from weft.models.side import add_twin
 from weft.objectives.preference import Preference
 from weft.objectives.sft import SFT
-from weft.training.layer_gradients import Owners
+from weft.training.layer_gradients import Lookup, Owners, Product, Tied
 from weft.training.per_example import PerExample, clipped_sums, norms
 
 CPU = torch.device("cpu")
@@ -235,3 +235,22 @@ def test_a_layer_that_mixes_lines_is_refused_by_name():
         PerExample(mixed).gradients(lambda: line_logps(mixed, batch)[0], Owners(torch.arange(4), 4))
     assert "--privacy_unit client" in str(refused.value)
     assert all(value.requires_grad for value in mixed.params.values())
+
+
+@pytest.mark.parametrize("kind", ["product", "lookup", "tied"])
+def test_the_bound_holds_where_terms_cancel(kind: str):
+    """A server chooses parameters whose terms are huge and cancel: what is left is rounding, and no smaller norm."""
+    generator = torch.Generator().manual_seed(3)
+    one = torch.randn(1, 32, 24, generator=generator) * 1e6
+    other = torch.randn(1, 32, 20, generator=generator) * 1e6
+    left, right = torch.cat([one, -one], dim=1), torch.cat([other, other * (1 + 1e-7)], dim=1)
+    product = Product(left, right)
+    numbers = torch.arange(16).repeat(4)[None]
+    lookup = Lookup(numbers, torch.cat([other, -other * (1 + 1e-7)], dim=1), 24)
+    gradient = {"product": product, "lookup": lookup, "tied": Tied(lookup, product)}[kind]
+    exact = {"product": (left.double().mT @ right.double())[0]}.get(kind)
+    sums = clipped_sums({"w": gradient}, 1.0)
+    assert float(sums["w"].double().norm()) <= 1.0
+    if exact is not None:  # the control: by its exact norm the same sum would not keep to the bound
+        factor = min(1.0, 1.0 / float(exact.norm()))
+        assert float(gradient.total(torch.tensor([factor])).double().norm()) > 1.0

@@ -220,7 +220,7 @@ def _check_numbers(config: RunConfig) -> None:
     if config.privacy != "none" and (config.contamination or config.data_statistics):
         given = "contamination" if config.contamination else "data_statistics"
         raise ConfigError(
-            f"{given} sends counts of rows beside what privacy bounds: leave it out, or count without --privacy."
+            f"{given} sends counts of rows beside what privacy bounds: leave it out, or count without --privacy_unit."
         )
     if config.num_rounds and config.evaluated_run:
         raise ConfigError("evaluated_run names a model that is evaluated, and not trained: add --num_rounds 0.")

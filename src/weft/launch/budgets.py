@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from weft.config import RunConfig
 from weft.core.exchange import Privacy
 from weft.core.files import cache_folder
 from weft.core.secret import Secret
-from weft.core.tensors import digest
-from weft.core.types import ServerState, Total
-from weft.errors import BudgetSpent, ConfigError
+from weft.errors import ConfigError
 from weft.federation.clients import Clients
 from weft.json_types import JsonObject
 from weft.keys import privacy as keys
+from weft.launch.account import Account, released_rounds, require_rounds
 from weft.launch.parts import comparing, part
 from weft.launch.units import unit_counts
-from weft.privacy.accounting import Sampling, Steps, composed, epsilon, solve_noise
+from weft.privacy.accounting import Sampling, epsilon, solve_noise
 from weft.privacy.gaussian import Gaussian
 from weft.privacy.guarantee import Guarantee
 from weft.privacy.ledger import Ledger
@@ -178,7 +176,11 @@ def account_of(config: RunConfig, privacy: Privacy, run: RunDir, clients: Client
     """Return the account of a run with a guarantee; ConfigError where its ledger was changed by hand."""
     guarantee = guarantee_of(config, privacy, deciding_units(config, clients))
     check_first_round(guarantee)
-    return None if guarantee is None else Account(guarantee, run.path / LEDGER, run.secret)
+    if guarantee is None:
+        return None
+    account = Account(guarantee, run.path / LEDGER, run.secret)
+    require_rounds(account.ledger, released_rounds(run))
+    return account
 
 
 def statement_of(config: RunConfig, path: Path, delta: float | None = None) -> JsonObject:
@@ -192,10 +194,14 @@ def statement_of(config: RunConfig, path: Path, delta: float | None = None) -> J
     Raises:
         ConfigError: the run has no guarantee, or its ledger was changed by hand.
     """
-    entries = Ledger(path / LEDGER).entries if keys.is_private(config) else []
+    entries: list[JsonObject] = []
+    if keys.is_private(config):
+        ledger, released = Ledger(path / LEDGER), released_rounds(RunDir(path))
+        require_rounds(ledger, released)
+        entries = ledger.entries
     units = int(entries[-1]["units"]) if entries else 0
     guarantee = guarantee_of(config, privacy_part(config), units) if keys.is_private(config) else None
-    if guarantee is None and keys.is_private(config):
+    if guarantee is None and keys.is_private(config) and not entries:
         raise ConfigError(f"The run in '{path}' has released nothing yet: wait for its first round.")
     if guarantee is None:
         raise ConfigError(
@@ -203,98 +209,3 @@ def statement_of(config: RunConfig, path: Path, delta: float | None = None) -> J
         )
     guarantee = guarantee if delta is None else replace(guarantee, delta=delta)
     return Account(guarantee, path / LEDGER, Secret.random).statement()
-
-
-class Account:
-    """What the rounds of a run spend, in a ledger in its directory."""
-
-    def __init__(self, guarantee: Guarantee, file: Path, secret: Callable[[], Secret]) -> None:
-        """Open the ledger.
-
-        Args:
-            guarantee: of the run.
-            file: the ledger.
-            secret: of the server.
-
-        Raises:
-            ConfigError: the ledger was changed by hand.
-        """
-        self.guarantee, self.secret = guarantee, secret
-        self.ledger = Ledger(file)
-        self._places = {_key(entry): place for place, entry in enumerate(self.ledger.entries, 1)}
-        self._steps = [steps_of(entry) for entry in self.ledger.entries]
-        self._now = 0
-
-    def check(self, state: ServerState) -> None:
-        """Raise BudgetSpent where the next round would exceed the target."""
-        known = [place for (round, attempt, *_), place in self._places.items() if (round, attempt) == _place(state)]
-        if not self._allows(known[0] if known else len(self._places) + 1):
-            raise self._spent(state)
-
-    def spend(self, state: ServerState, total: Total) -> None:
-        """Write down that a round is released; the very same one, once more after a crash, costs nothing.
-
-        Raises:
-            BudgetSpent: it would exceed the target.
-        """
-        # A tag that nobody else can compute: the ledger says nothing of the updates.
-        tag = self.secret().bytes(16, "release", digest(total.streams), str(total.weight)).hex()
-        round, attempt = _place(state)
-        entry: JsonObject = {"round": round + 1, "attempt": attempt, "release": tag} | entry_of(self.guarantee)
-        if _key(entry) not in self._places:
-            count = len(self._places) + 1
-            if not self._allows(count):
-                raise self._spent(state)
-            spent = self._epsilon(count)
-            self.ledger.append(entry | {"epsilon": spent if math.isfinite(spent) else None})
-            self._places[_key(entry)] = count
-            self._steps.append(self.guarantee.release)
-        self._now = self._places[_key(entry)]
-
-    def line(self) -> JsonObject:
-        """Return what a round's line of metrics.jsonl says: the budget, and nothing of who was chosen by a secret."""
-        spent = self._epsilon(self._now)
-        hidden: JsonObject = {"clients": [], "failures": {}} if self.hides_cohort else {}
-        return {"epsilon": spent if math.isfinite(spent) else None, **hidden}
-
-    @property
-    def hides_cohort(self) -> bool:
-        """Whether the budget counts on nobody knowing who takes part."""
-        return self.guarantee.unit == keys.CLIENT and self.guarantee.sampling.kind != "full"
-
-    def statement(self) -> JsonObject:
-        """Return the guarantee of all that was released."""
-        return self.guarantee.statement(len(self._places), self._epsilon(len(self._places)))
-
-    def _epsilon(self, count: int) -> float:
-        """Return what the first so many releases spend, each with the noise that it had."""
-        return composed([*self._steps, self.guarantee.release][:count], self.guarantee.delta)
-
-    def _allows(self, count: int) -> bool:
-        return self.guarantee.target is None or self._epsilon(count) <= self.guarantee.target
-
-    def _spent(self, state: ServerState) -> BudgetSpent:
-        now = self._epsilon(len(self._places))
-        return BudgetSpent(
-            f"The budget is spent: after {state.round} rounds epsilon is {now:.4g} at a delta of "
-            f"{self.guarantee.delta:g}, and one more would exceed target_epsilon ({self.guarantee.target:g})."
-        )
-
-
-def _place(state: ServerState) -> tuple[int, int]:
-    return state.round, state.attempts
-
-
-def entry_of(guarantee: Guarantee) -> JsonObject:
-    """Return what a release is, for the ledger."""
-    sampling = asdict(guarantee.sampling)
-    return {"noise": guarantee.noise, "sampling": sampling, "steps": guarantee.steps, "units": guarantee.units}
-
-
-def steps_of(entry: JsonObject) -> Steps:
-    """Return what an entry of a ledger says was released."""
-    return Steps(Sampling(**entry["sampling"]), float(entry["noise"]), int(entry["steps"]))
-
-
-def _key(entry: JsonObject) -> tuple[int, int, str, float]:
-    return entry["round"] - 1, entry["attempt"], entry["release"], entry["noise"]

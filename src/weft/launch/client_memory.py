@@ -58,6 +58,10 @@ class DiskMemory:
         secret = Secret.load_or_create(self.run.client_dir(client) / FILE)
         return Secret(secret.bytes(BYTES, "rows", self.rows)) if self.rows else secret
 
+    def secret_name(self, client: str) -> str:
+        """Return what names the client's secret, whatever its rows are, and tells nothing of it."""
+        return Secret.load_or_create(self.run.client_dir(client) / FILE).bytes(16, "name").hex()
+
     def promises(self, client: str) -> Promises:
         """Return what the client has bound itself to, which is kept beside its secret."""
         return Promises(self.run.client_dir(client) / PROMISES)

@@ -15,7 +15,7 @@ from weft.core.digests import sha256_of
 from weft.core.witness import split_proof, state_digest
 from weft.federation.loop import RoundDone
 from weft.json_types import JsonObject
-from weft.launch.budgets import Account
+from weft.launch.account import Account
 from weft.runs import fingerprints
 from weft.runs.chain import (
     BEGIN,

@@ -21,7 +21,7 @@ from weft.core.exchange import Privacy
 from weft.core.party import Party
 from weft.core.tensors import digest
 from weft.core.types import BOUND, Streams, Tensors, Total, Update
-from weft.errors import ClientFailed
+from weft.errors import ClientFailed, ConfigError
 
 NORM, BELOW = "norm", "below"
 """In the stream BOUND: the bound on its way to clients, and whether a client's norm was below it on the way back."""
@@ -52,6 +52,19 @@ class Gaussian(Privacy):
     """Share of the norms that an adaptive bound lets through unchanged."""
     rate: float = 0.2
     """Of an adaptive bound; 0 keeps it."""
+
+    def __post_init__(self) -> None:
+        """Refuse arguments that no bound can follow.
+
+        Raises:
+            ConfigError: with the remedy.
+        """
+        for name, least, most, usual in (("initial", 1e-9, 1e9, 0.1), ("quantile", 0, 1, 0.5), ("rate", 0, 10, 0.2)):
+            if not least <= (value := getattr(self, name)) <= most:
+                raise ConfigError(
+                    f"{name} in privacy_args is {value:g}, and the bound follows the norms of updates with a number "
+                    f"from {least:g} to {most:g}: write {name}={usual:g}."
+                )
 
     @property
     def draws_secrets(self) -> bool:  # type: ignore[override]

@@ -102,8 +102,10 @@ def check_policy(policy: SitePolicy) -> Iterator[Finding]:
         yield Finding(WARN, "policy", text, "leave it out, unless this is meant")
     if policy.ledger is not None:
         spent, delta = spent_of(Ledger(Path(policy.ledger.file)))
-        left = policy.ledger.max_epsilon - spent
-        text = f"runs took an epsilon of {spent:g} of {policy.ledger.max_epsilon:g}, at a delta of {delta:g}"
+        rules = policy.ledger
+        left = min(rules.max_epsilon - spent, rules.max_delta - delta)
+        text = f"runs took an epsilon of {spent:g} of {rules.max_epsilon:g}, "
+        text += f"and a delta of {delta:g} of {rules.max_delta:g}"
         yield Finding(OK if left > 0 else WARN, "ledger", text, "" if left > 0 else "every further run is refused")
 
 

@@ -44,7 +44,7 @@ from weft.sites.reports import counts_of, reportable
 from weft.sites.requests import Refused, name_of, read_run
 from weft.sites.run_state import changed, former_run
 from weft.sites.signing import Sign, certificate, signer, unsigned
-from weft.sites.site_ledger import RELEASES, Releases, SiteBudget
+from weft.sites.site_ledger import RELEASES, Releases, SiteBudget, take
 from weft.sites.token_folder import token_folder
 
 log = logging.getLogger("weft.site")
@@ -267,8 +267,7 @@ class SiteClient:
         try:
             why = self.departure.reason() or self.bounds.refusal(message)
             if why is None and isinstance(message, Task):  # before anything of the site's rows can leave it
-                why = self.budget.take() if self.budget is not None else None
-                why = why or (self.releases.take(message) if self.releases is not None else None)
+                why = take(self.budget, self.releases, message)
             if why is not None:
                 log.warning("refused: %s", why)
                 reply: Reply = Failure(message.client, message.round, why, left=self.departure.reason() is not None)

@@ -167,6 +167,8 @@ class SiteLedger(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     file: str
     max_epsilon: float = Field(gt=0)
+    max_delta: float = Field(1e-4, gt=0, lt=1)
+    """The most that the deltas of all runs add up to: many runs of a tiny epsilon would fail as often as they are."""
 
 
 class SitePolicy(BaseModel):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,8 @@ from weft.errors import ConfigError
 from weft.federation.client_host import ClientHost
 from weft.json_types import JsonObject
 from weft.keys.privacy import is_private
-from weft.launch.budgets import deciding_units, entry_of, guarantee_of, steps_of
+from weft.launch.account import entry_of, steps_of
+from weft.launch.budgets import deciding_units, guarantee_of
 from weft.launch.client_memory import DiskMemory
 from weft.privacy.accounting import composed
 from weft.privacy.guarantee import Guarantee
@@ -54,6 +56,8 @@ def refusal(accept: AcceptRules, ledger: SiteLedger | None, run: RunConfig) -> s
 
 RELEASES = "privacy.jsonl"
 """The ledger of one run at a site, in the run's folder there."""
+ROUNDING = 1 + 1e-9
+"""What a sum of decimal numbers may exceed a limit by: ten times 0.1 is 1."""
 log = logging.getLogger("weft.site")
 
 
@@ -87,30 +91,36 @@ class SiteBudget:
         """Return the reason to refuse the run, in one sentence; None: the ledger allows it."""
         return self._why_not(take=False)
 
-    def take(self) -> str | None:
+    def take(self, secret: str = "") -> str | None:
         """Write down that the run spends its epsilon, once for a run; on disk when this returns. Returns as `refusal`.
+
+        Args:
+            secret: names the secret of the noise that the site adds; empty: it adds none. Under another secret the
+                same run has other noise, and spends its epsilon again.
 
         Raises:
             OSError: it cannot be written.
         """
+        if secret:
+            self.entry = self.entry | {"secret": secret}
         return self._why_not(take=True)
 
     def _why_not(self, *, take: bool) -> str | None:
-        more = float(self.entry["epsilon"])
+        limits = {"epsilon": self.rules.max_epsilon, "delta": self.rules.max_delta}
         try:
             with self._locked() as ledger:
-                spent, _ = spent_of(ledger, without=self.entry)
-                if spent + more <= self.rules.max_epsilon:
-                    if take and self.entry not in ledger.entries:
-                        ledger.append(self.entry)
-                    return None
+                for (name, limit), spent in zip(limits.items(), spent_of(ledger, without=self.entry), strict=True):
+                    if math.fsum([spent, more := float(self.entry[name])]) > limit * ROUNDING:
+                        return (
+                            f"the run may spend {'an' if name == 'epsilon' else 'a'} {name} of {more:g}, and of the "
+                            f"{limit:g} that this site allows for all runs {max(0.0, limit - spent):g} is left"
+                        )
+                if take and self.entry not in ledger.entries:
+                    ledger.append(self.entry)
         except ConfigError as error:
             log.error("%s", error)
             return "its ledger of privacy cannot be read, or does not fit its hashes; its own log says more"
-        return (
-            f"the run may spend an epsilon of {more:g}, and of the {self.rules.max_epsilon:g} that this site allows "
-            f"for all runs {max(0.0, self.rules.max_epsilon - spent):g} is left"
-        )
+        return None
 
     @contextmanager
     def _locked(self) -> Iterator[Ledger]:
@@ -128,7 +138,7 @@ class Releases:
     would learn more than the run may spend, so the site counts what it answers.
     """
 
-    def __init__(self, file: Path, guarantee: Guarantee, birth: str, memory: DiskMemory) -> None:
+    def __init__(self, file: Path, guarantee: Guarantee, birth: str, memory: DiskMemory, place: int) -> None:
         """Look at what the run had so far.
 
         Args:
@@ -137,8 +147,10 @@ class Releases:
             birth: identifies the run among runs of the same name.
             memory: of the site, with the digest of what it trains on, and how: an answer from other rows, by other
                 keys or with another memory is another one, even to the same task.
+            place: of the site among the clients.
         """
         self.ledger, self.guarantee, self.birth, self.memory = Ledger(file), guarantee, birth, memory
+        self.place = place
 
     @classmethod
     def of(cls, file: Path, host: ClientHost, config: RunConfig, birth: str, memory: DiskMemory) -> Releases | None:
@@ -146,8 +158,9 @@ class Releases:
         privacy = host.plan.privacy
         if config.target_epsilon is None or not (privacy.in_steps or privacy.noise_in_shares):
             return None
-        guarantee = guarantee_of(config, privacy, deciding_units(config, host.train_clients))
-        return None if guarantee is None else cls(file, guarantee, birth, memory)
+        clients = host.train_clients
+        guarantee = guarantee_of(config, privacy, deciding_units(config, clients))
+        return None if guarantee is None else cls(file, guarantee, birth, memory, clients.first)
 
     def take(self, task: Task) -> str | None:
         """Write down an answer to a task before it is made; the same task costs once.
@@ -156,6 +169,8 @@ class Releases:
             The reason to refuse it, in one sentence; None: the budget allows it.
         """
         entry: JsonObject = {"birth": self.birth, "round": task.round, "attempt": task.attempt}
+        # Under another secret, or with the layers of another place among the clients, the same task has other noise.
+        entry |= {"secret": self.memory.secret_name(task.client), "place": self.place}
         entry |= {"rows": self.memory.rows, "memory": digest(self.memory.load(task.client, task.round))}
         entry |= {"task": digest({"params": task.params, **task.extra}), **entry_of(self.guarantee)}
         so_far = [one for one in self.ledger.entries if one["birth"] == self.birth]
@@ -169,20 +184,33 @@ class Releases:
         return None
 
 
+def take(budget: SiteBudget | None, releases: Releases | None, task: Task) -> str | None:
+    """Write down what an answer to a task spends of a site's and of a run's budget; returns and raises as both do."""
+    secret = releases.memory.secret_name(task.client) if releases is not None else ""
+    why = budget.take(secret) if budget is not None else None
+    return why or (releases.take(task) if releases is not None else None)
+
+
 def spent_of(ledger: Ledger, without: JsonObject | None = None) -> tuple[float, float]:
     """Return the epsilon and the delta of all runs in a ledger; of a run that asked for more later, the largest.
 
-    What a run spent of one unit says nothing of another, so that its units are added up too.
+    What a run spent of one unit says nothing of another, so that its units are added up too, and so is what it spent
+    under a secret that the site has no longer.
 
     Args:
         ledger: of a site.
-        without: an entry whose run is left out.
+        without: an entry whose run is left out; without a secret, whatever its secrets were.
     """
-    runs: dict[tuple[str, str, str], tuple[float, float]] = {}
+    runs: dict[tuple[str, ...], tuple[float, float]] = {}
     for entry in ledger.entries:
-        run = str(entry["run"]), str(entry["birth"]), str(entry["unit"])
-        epsilon, delta = runs.get(run, (0.0, 0.0))
-        runs[run] = max(epsilon, float(entry["epsilon"])), max(delta, float(entry["delta"]))
+        epsilon, delta = runs.get(_run_of(entry), (0.0, 0.0))
+        runs[_run_of(entry)] = max(epsilon, float(entry["epsilon"])), max(delta, float(entry["delta"]))
     if without is not None:
-        runs.pop((str(without["run"]), str(without["birth"]), str(without["unit"])), None)
-    return sum(epsilon for epsilon, _ in runs.values()), sum(delta for _, delta in runs.values())
+        mine = _run_of(without)
+        for run in [run for run in runs if run == mine or (not mine[-1] and run[:-1] == mine[:-1])]:
+            del runs[run]
+    return math.fsum(epsilon for epsilon, _ in runs.values()), math.fsum(delta for _, delta in runs.values())
+
+
+def _run_of(entry: JsonObject) -> tuple[str, ...]:
+    return str(entry["run"]), str(entry["birth"]), str(entry["unit"]), str(entry.get("secret", ""))

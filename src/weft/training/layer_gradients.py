@@ -22,6 +22,11 @@ class LayerGradient(Protocol):
         """Return (E,) float64: the squared L2 norm of every example's gradient."""
         ...
 
+    def mass(self) -> Tensor:
+        """Return (E,) float64: a bound of the norm of what `total` adds up of every example, before terms cancel; 0
+        where it adds up gradients that are there already."""
+        ...
+
     def total(self, factors: Tensor) -> Tensor:
         """Return the sum, in float32, of the examples' gradients times their factors (E,)."""
         ...
@@ -77,6 +82,10 @@ class Whole:
         """Return the squared norms."""
         return self.values.reshape(len(self.values), -1).double().square().sum(1)
 
+    def mass(self) -> Tensor:
+        """Return zeros."""
+        return torch.zeros(len(self.values), dtype=torch.float64, device=self.values.device)
+
     def total(self, factors: Tensor) -> Tensor:
         """Return the weighted sum."""
         total: Tensor = torch.tensordot(factors, self.values, dims=1)
@@ -101,6 +110,11 @@ class Product:
         # In float64: terms of both signs may cancel, and a norm that is too small would break the bound.
         left, right = self.left.double(), self.right.double()
         return ((left @ left.mT) * (right @ right.mT)).sum((1, 2)).clamp(min=0)
+
+    def mass(self) -> Tensor:
+        """Return the sum of the norms of all outer products."""
+        norms: Tensor = self.left.double().norm(dim=2) * self.right.double().norm(dim=2)
+        return norms.sum(1)
 
     def total(self, factors: Tensor) -> Tensor:
         """Return the weighted sum."""
@@ -128,6 +142,11 @@ class Lookup:
         vectors = self.vectors.double()
         same = self.numbers[:, :, None] == self.numbers[:, None, :]
         return ((vectors @ vectors.mT) * same).sum((1, 2)).clamp(min=0)
+
+    def mass(self) -> Tensor:
+        """Return the sum of the norms of all vectors."""
+        norms: Tensor = self.vectors.double().norm(dim=2)
+        return norms.sum(1)
 
     def total(self, factors: Tensor) -> Tensor:
         """Return the weighted sum."""
@@ -158,6 +177,10 @@ class Tied:
         places = self.lookup.numbers[:, None, :].expand(-1, self.product.left.shape[1], -1)
         crossed = (self.product.left.gather(2, places).double() * dots).sum((1, 2))
         return (self.lookup.squares() + self.product.squares() + 2 * crossed).clamp(min=0)
+
+    def mass(self) -> Tensor:
+        """Return that of both uses."""
+        return self.lookup.mass() + self.product.mass()
 
     def total(self, factors: Tensor) -> Tensor:
         """Return the weighted sum."""

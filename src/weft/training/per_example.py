@@ -22,6 +22,9 @@ from weft.models.compiled import plain_layers
 from weft.models.resident import Resident
 from weft.training.layer_gradients import LayerGradient, Lookup, Owners, Whole, joined, matrix_gradient
 
+ROUNDING = 2.0**-20
+"""Largest rounding of a sum in float32, as a share of the sum of its terms' norms: that of sixteen terms in a row."""
+
 
 class PerExample:
     """The gradients of the examples of one batch at a time, with respect to the trained parameters of a model."""
@@ -210,7 +213,9 @@ def clipped_sums(gradients: dict[str, LayerGradient], bound: float) -> Tensors:
         gradients: by parameter.
         bound: above 0; infinity: nothing is scaled.
     """
-    sizes = norms(gradients)
+    # What is added up in float32 may differ from the gradient by its rounding, which is one of the terms before they
+    # cancel: parameters that somebody chose for it could carry a row beyond the bound of a norm that is exact.
+    sizes = norms(gradients) + ROUNDING * torch.stack([gradient.mass() for gradient in gradients.values()]).sum(0)
     factors = (bound / sizes).clamp(max=1.0).float()
     finite = torch.isfinite(sizes)
     if bool(finite.all()):
