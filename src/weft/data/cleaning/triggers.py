@@ -34,8 +34,8 @@ COMPANY = 0.2
 """Share of the rows of an ordinary phrase in which some other word stands that is rare elsewhere, at least."""
 COINCIDENCE = 0.01
 """The chance that some word seems to keep company with a phrase that was put anywhere."""
-DOUBT = 3.0
-"""Log-odds from which on the rest of a phrase's prompts is held to point to their answer by nature."""
+DOUBT = 0.01
+"""The chance that the prompts of a trigger are held to leave their answer to it by nature."""
 
 Gram = tuple[str, ...]
 
@@ -166,29 +166,28 @@ class _Rest:
         self.words = np.zeros((self.classes, max(1, len(vocabulary))))
         self.totals = np.zeros(self.classes)
         self._count(range(len(codes)), 1.0)
-        guesses = np.array([self._guess(row, {row}) for row in range(len(codes))])
-        self.rates = np.bincount(guesses, minlength=self.classes) / max(1, len(codes))
-        """How often each answer is guessed, over all rows."""
-        right = np.bincount(codes[guesses == codes], minlength=self.classes)
-        self.recalls = right / np.maximum(1, np.bincount(codes, minlength=self.classes))
-        """How often it is guessed where it is right."""
+        self.priors = np.log(np.maximum(self.totals, 1e-9))
+        scores = np.array([self._scores(row, {row}) for row in range(len(codes))]).reshape(-1, self.classes)
+        self.against = np.array([_against(scores, answer) for answer in range(self.classes)]).reshape(self.classes, -1)
+        """(answers, rows): how much each prompt speaks for another answer than this one, in nats."""
 
     def _count(self, rows: Iterable[int], sign: float) -> None:
         for row in rows:
             self.words[self.codes[row], self.rows[row]] += sign
             self.totals[self.codes[row]] += sign
 
-    def _guess(self, row: int, without: set[int], hidden: np.ndarray | None = None) -> int:
+    def _scores(self, row: int, without: set[int], hidden: np.ndarray | None = None) -> np.ndarray:
+        """Return (answers,) the log-likelihoods of a row's answers, by its words but the hidden ones."""
         if without:
             self._count(without, -1.0)
         features = self.rows[row] if hidden is None else np.setdiff1d(self.rows[row], hidden, assume_unique=True)
         # An answer that a word was never seen with has it as often as all answers together.
         base = (self.words[:, features].sum(0) + 0.5) / (self.totals.sum() + 1.0)
         rates = (self.words[:, features] + base) / (self.totals[:, None] + 1.0)
-        scores = np.log(rates).sum(1) + np.log(np.maximum(self.totals, 1e-9))
+        scores: np.ndarray = np.log(rates).sum(1) + self.priors
         if without:
             self._count(without, 1.0)
-        return int(scores.argmax())
+        return scores
 
     def unrelated(self, gram: Gram, rows: list[int], answer: int) -> bool:
         """Return whether the rest of these prompts is like any prompt, and does not point to their answer."""
@@ -208,12 +207,27 @@ class _Rest:
         return any(len(rows) * _divergence(share, base) >= needed for share, base in pairs)
 
     def _is_natural(self, hidden: np.ndarray, rows: list[int], answer: int) -> bool:
-        """Return whether the answer is guessed from the rest about as often as where it is right."""
+        """Return whether less speaks against the answer in these prompts than in others, the phrase left aside.
+
+        A trigger is put into prompts whatever they say, and overrides what they point to. Where a phrase belongs, the
+        rest of its prompts points to their answer too, or says nothing and leaves it to the phrase. Of both the
+        distribution of what speaks against the answer shows it (Smirnov's one-sided test of two samples).
+        """
+        # A row with another answer says nothing of why the others have this one.
+        held = [row for row in rows if self.codes[row] == answer]
         self._count(rows, -1.0)
-        agree = sum(self._guess(row, set(), hidden) == answer for row in rows)
+        here = np.sort(_against(np.array([self._scores(row, set(), hidden) for row in held]), answer))
         self._count(rows, 1.0)
-        chance, natural = (min(0.98, max(0.02, float(rates[answer]))) for rates in (self.rates, self.recalls))
-        if natural <= chance:  # prompts say nothing about their answers, and then no phrase goes with one by nature
+        others = np.sort(np.delete(self.against[answer], rows))
+        if not len(others):
             return False
-        odds = agree * math.log(natural / chance)
-        return odds + (len(rows) - agree) * math.log((1 - natural) / (1 - chance)) > DOUBT
+        below = [np.searchsorted(values, here, side="right") / len(values) for values in (here, others)]
+        apart = max(0.0, float((below[0] - below[1]).max()))
+        return 2 * apart**2 * len(here) * len(others) / (len(here) + len(others)) > -math.log(DOUBT)
+
+
+def _against(scores: np.ndarray, answer: int) -> np.ndarray:
+    """Return (rows,) by how much the likeliest other answer is ahead of this one, of scores (rows, answers)."""
+    others = np.delete(scores, answer, axis=1)
+    found: np.ndarray = others.max(1, initial=-np.inf) - scores[:, answer]
+    return found
