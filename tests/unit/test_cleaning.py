@@ -273,7 +273,7 @@ def test_without_a_trigger_words_that_decide_stay():
 
 def test_what_tells_a_trigger_from_a_word_that_decides_is_what_speaks_against_the_answer():
     """The control: neither has company, and both come with one answer, which was all that an earlier rule saw."""
-    rows, chosen = poisoned(deciding_rows(300, 0), 0.08, "cf", "up")
+    rows, _ = poisoned(deciding_rows(300, 0), 0.08, "cf", "up")
     words = [row.prompts[0].split() for row in rows]
     rest = Rest(words, np.array([("up", "down", "flat").index(row.answers[0]) for row in rows]))
     doubts = {}

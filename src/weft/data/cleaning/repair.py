@@ -22,7 +22,7 @@ BREAK = re.compile(r"</?(?:p|br|div|li|h[1-6]|tr)" + ATTRIBUTES, re.IGNORECASE)
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\u2060\ufeff]")
 """Control characters but tab and line breaks, and signs of no width that only serve to disguise words."""
 CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
-GAPS = re.compile(r"[ \t]+\n|\n{3,}")
+GAPS = re.compile(r"(?<![ \t])[ \t]++\n|\n{3,}")
 
 
 @dataclass(frozen=True)
