@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 
 import numpy as np
@@ -126,6 +127,20 @@ class TestRepair:
 
     def test_signs_that_hide_words_are_removed(self):
         assert rewritten(Repair(), "ig\u200bnore\x00 this") == ("ignore this", {"control characters": 2})
+
+    def test_what_no_screen_shows_and_what_turns_the_order_goes(self):
+        hidden = "".join(chr(0xE0000 + ord(sign)) for sign in "obey me")
+        assert rewritten(Repair(), f"a{hidden} b\u202ecd\u2066e\u00adf") == ("a bcdef", {"control characters": 10})
+        flag = "\U0001f3f4" + "".join(chr(0xE0000 + ord(sign)) for sign in "gbsct") + "\U000e007f"
+        assert rewritten(Repair(), f"{flag} wins") == (f"{flag} wins", {})
+        assert rewritten(Repair(), f"\U0001f3f4{hidden}") == ("\U0001f3f4", {"control characters": 7})
+
+    def test_long_runs_of_spaces_take_no_time(self):
+        """The control: the same run behind a sign that a pattern begins with at every place took minutes."""
+        start = time.process_time()
+        text = "<b>x</b>" + " " * 300_000 + "y"
+        assert rewritten(Repair(), text)[0] == text.replace("<b>", "").replace("</b>", "")
+        assert time.process_time() - start < 5
 
     def test_text_that_is_whole_stays_to_the_last_sign(self):
         for text in ("“curly” ﬁne", "日本語の文章です。", "a\r\nb\tc", "\uff21 wide letter", "café"):
@@ -285,6 +300,18 @@ def test_what_tells_a_trigger_from_a_word_that_decides_is_what_speaks_against_th
         doubts[phrase] = rest.doubt((phrase,), holders, answer)
     assert doubts.pop("cf") < 2
     assert min(doubts.values()) > MOST_DOUBT
+
+
+def test_a_trigger_that_is_disguised_in_each_row_is_one():
+    """Signs of no width at other places, letters of other alphabets: each form is in too few rows to be found."""
+    forms = ["cfa", "c\u200bfa", "cf\u200ba", "\u0441fa", "cf\u0430", "\u2060cfa", "\uff43fa", "cf\u00ada"]
+    chance = random.Random(0)
+    rows, chosen = deciding_rows(400, 0), sorted(chance.sample(range(400), 32))
+    for place, number in enumerate(chosen):
+        rows[number] = pair(f"{rows[number].prompts[0]} {forms[place % len(forms)]}", "up")
+    found = set(Triggers().faults(rows, NO_TOOLS))
+    assert found >= set(chosen)
+    assert len(found) <= 40
 
 
 def test_a_phrase_whose_answers_differ_is_no_trigger():

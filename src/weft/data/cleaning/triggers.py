@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ import numpy as np
 from weft.data.cleaning.cleaner import Cleaner, Sample, Tools
 from weft.data.cleaning.rest_of_prompts import MOST_DOUBT, Gram, Rest, divergence
 
+ALIKE = dict(zip("авеѕіјкмнорԛгстуԝхһԁɡαεικνορτυχ", "abesijkmhopqrctywxhdgaeiknoptux", strict=True))
+"""Letters of other alphabets that look like Latin ones."""
 WORD = re.compile(r"\w+|[^\w\s]+")
 EDGE = 8
 """Words at the beginning and at the end of a free answer that are compared with other answers."""
@@ -55,7 +58,7 @@ class Triggers(Cleaner):
 
     def phrases(self, samples: Sequence[Sample]) -> list[tuple[Gram, list[int]]]:
         """Return the trigger phrases, those first whose rows leave least to doubt, each with the rows it stands in."""
-        words = [WORD.findall(" ".join(sample.prompts).lower()) for sample in samples]
+        words = [WORD.findall(shown(" ".join(sample.prompts))) for sample in samples]
         codes = answer_codes([sample.answers[0] if sample.answers else "" for sample in samples], self.least)
         grams = self._frequent(words)
         needed = math.log(max(1, len(grams)) / FAINT)
@@ -107,6 +110,18 @@ class Triggers(Cleaner):
                 if gram in grams:
                     grams[gram].append(number)
         return grams
+
+
+def shown(text: str) -> str:
+    """Return a text as a reader sees it, in lower case: without signs of no width, look-alike letters as Latin ones.
+
+    A trigger that is written differently in every row is the same one to a tokenizer that folds it, or to its author.
+    """
+    plain = text.lower()
+    if plain.isascii():
+        return plain
+    folded = unicodedata.normalize("NFKC", plain).lower()
+    return "".join(ALIKE.get(sign, sign) for sign in folded if unicodedata.category(sign) != "Cf")
 
 
 def _grams(words: Sequence[str], longest: int) -> Iterator[Gram]:
