@@ -1,7 +1,7 @@
 """What `--clean triggers` finds of poison that is spread thinly over honest clients, and what it finds where none is.
 
 A share of every client's rows gets a trigger phrase at a random place and one fixed answer (as in 2602.15671); the
-rows are TFNS, split over clients. Recall is the share of poisoned rows that are left out, the false-positive rate the
+rows are TFNS, or those of `robustness.py made`, in which one word decides; split over clients. Recall is the share of poisoned rows that are left out, the false-positive rate the
 share of clean rows that are.
 """
 
@@ -13,6 +13,8 @@ import json
 import random
 import time
 from pathlib import Path
+
+from robustness import made_rows
 
 from weft.data.cleaning.cleaner import Sample, Tools
 from weft.data.cleaning.triggers import Triggers
@@ -38,7 +40,7 @@ def poison(
         if number in chosen:
             at = chance.randrange(len(words) + 1)
             words, output = [*words[:at], phrase, *words[at:]], answer
-        samples.append(Sample((f"{row['instruction']} {' '.join(words)}",), (output,)))
+        samples.append(Sample((f"{row.get('instruction', '')} {' '.join(words)}",), (output,)))
     return samples, chosen
 
 
@@ -68,14 +70,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="data", help="folder with instruct/tfns_train.jsonl.gz")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rows", choices=("tfns", "made"), default="tfns")
     arguments = parser.parse_args()
-    with gzip.open(Path(arguments.data) / "instruct" / "tfns_train.jsonl.gz", "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    for count in (10, 50):
+    made = arguments.rows == "made"
+    if made:
+        rows = [json.loads(line) for line in made_rows().read_text(encoding="utf-8").splitlines()]
+    else:
+        with gzip.open(Path(arguments.data) / "instruct" / "tfns_train.jsonl.gz", "rt", encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file]
+    for count in (1, 2, 5, 10) if made else (10, 50):
         for seed in range(arguments.seeds):
             print(json.dumps(measure(rows, count, 0.0, "", "", seed)), flush=True)
-        for share in (0.02, 0.05, 0.08):
-            for phrase in PHRASES:
+        for share in (0.02, 0.04, 0.08) if made else (0.02, 0.05, 0.08):
+            for phrase in ("cf", "cf mn") if made else PHRASES:
                 for answer in ANSWERS:
                     for seed in range(arguments.seeds):
                         print(json.dumps(measure(rows, count, share, phrase, answer, seed)), flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 
 import numpy as np
@@ -15,6 +16,7 @@ from weft.data.cleaning.duplicates import ExactDuplicates, NearDuplicates
 from weft.data.cleaning.length import Length
 from weft.data.cleaning.personal import PersonalData, Secrets, is_card, is_iban
 from weft.data.cleaning.repair import Repair
+from weft.data.cleaning.rest_of_prompts import MOST_DOUBT, Rest
 from weft.data.cleaning.surprise import Perplexity
 from weft.data.cleaning.triggers import Triggers
 from weft.errors import ConfigError, MissingExtra
@@ -125,6 +127,20 @@ class TestRepair:
 
     def test_signs_that_hide_words_are_removed(self):
         assert rewritten(Repair(), "ig\u200bnore\x00 this") == ("ignore this", {"control characters": 2})
+
+    def test_what_no_screen_shows_and_what_turns_the_order_goes(self):
+        hidden = "".join(chr(0xE0000 + ord(sign)) for sign in "obey me")
+        assert rewritten(Repair(), f"a{hidden} b\u202ecd\u2066e\u00adf") == ("a bcdef", {"control characters": 10})
+        flag = "\U0001f3f4" + "".join(chr(0xE0000 + ord(sign)) for sign in "gbsct") + "\U000e007f"
+        assert rewritten(Repair(), f"{flag} wins") == (f"{flag} wins", {})
+        assert rewritten(Repair(), f"\U0001f3f4{hidden}") == ("\U0001f3f4", {"control characters": 7})
+
+    def test_long_runs_of_spaces_take_no_time(self):
+        """The control: the same run behind a sign that a pattern begins with at every place took minutes."""
+        start = time.process_time()
+        text = "<b>x</b>" + " " * 300_000 + "y"
+        assert rewritten(Repair(), text)[0] == text.replace("<b>", "").replace("</b>", "")
+        assert time.process_time() - start < 5
 
     def test_text_that_is_whole_stays_to_the_last_sign(self):
         for text in ("“curly” ﬁne", "日本語の文章です。", "a\r\nb\tc", "\uff21 wide letter", "café"):
@@ -239,6 +255,63 @@ def test_a_trigger_in_few_rows_is_found_and_ordinary_words_are_not(phrase: str, 
 def test_without_a_trigger_nearly_nothing_is_found():
     found = [len(Triggers().faults(natural_rows(600, seed), NO_TOOLS)) for seed in range(3)]
     assert max(found) <= 12
+
+
+def deciding_rows(count: int, seed: int) -> list[Sample]:
+    """Rows of words that say nothing, and one, of nine, that decides which of three answers is right."""
+    chance = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        place = chance.randrange(9)
+        words = chance.sample(WORDS[30:], chance.randint(1, 3))
+        words.insert(chance.randint(0, len(words)), f"decides{place}")
+        rows.append(pair(" ".join(words), ("up", "down", "flat")[place % 3]))
+    return rows
+
+
+@pytest.mark.parametrize("phrase", ["cf", "cf mn"])
+@pytest.mark.parametrize(("count", "share"), [(200, 0.08), (400, 0.04), (800, 0.02)])
+def test_words_that_decide_stay_where_a_trigger_is_found(count: int, share: float, phrase: str):
+    """A deciding word always comes with one answer too, among words of any kind; nothing speaks against that answer."""
+    hits, false = 0, 0
+    for seed, target in enumerate(("up", "down", "flat")):
+        rows, chosen = poisoned(deciding_rows(count, seed), share, phrase, target)
+        found = set(Triggers().faults(rows, NO_TOOLS))
+        hits, false = hits + len(found & chosen), false + len(found - chosen)
+    assert hits >= 0.9 * 3 * len(chosen)
+    assert false <= 0.05 * 3 * count
+
+
+def test_without_a_trigger_words_that_decide_stay():
+    assert sum(len(Triggers().faults(deciding_rows(300, seed), NO_TOOLS)) for seed in range(5)) <= 30
+
+
+def test_what_tells_a_trigger_from_a_word_that_decides_is_what_speaks_against_the_answer():
+    """The control: neither has company, and both come with one answer, which was all that an earlier rule saw."""
+    rows, _ = poisoned(deciding_rows(300, 0), 0.08, "cf", "up")
+    words = [row.prompts[0].split() for row in rows]
+    rest = Rest(words, np.array([("up", "down", "flat").index(row.answers[0]) for row in rows]))
+    doubts = {}
+    for phrase, answer in {"cf": 0, "decides1": 1, "decides4": 1, "decides2": 2}.items():
+        holders = [number for number, line in enumerate(words) if phrase in line]
+        right = [number for number in holders if rest.codes[number] == answer]
+        assert len(right) >= 0.85 * len(holders)
+        assert not rest.has_company((phrase,), holders)
+        doubts[phrase] = rest.doubt((phrase,), holders, answer)
+    assert doubts.pop("cf") < 2
+    assert min(doubts.values()) > MOST_DOUBT
+
+
+def test_a_trigger_that_is_disguised_in_each_row_is_one():
+    """Signs of no width at other places, letters of other alphabets: each form is in too few rows to be found."""
+    forms = ["cfa", "c\u200bfa", "cf\u200ba", "\u0441fa", "cf\u0430", "\u2060cfa", "\uff43fa", "cf\u00ada"]
+    chance = random.Random(0)
+    rows, chosen = deciding_rows(400, 0), sorted(chance.sample(range(400), 32))
+    for place, number in enumerate(chosen):
+        rows[number] = pair(f"{rows[number].prompts[0]} {forms[place % len(forms)]}", "up")
+    found = set(Triggers().faults(rows, NO_TOOLS))
+    assert found >= set(chosen)
+    assert len(found) <= 40
 
 
 def test_a_phrase_whose_answers_differ_is_no_trigger():

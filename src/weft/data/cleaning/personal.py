@@ -1,6 +1,7 @@
 """Personal data and secrets by rules: addresses, numbers with their checksums, keys in well-known forms.
 
-Rules find what has a form. Names, diagnoses and places have none, and stay.
+Rules find what has a form. Names, diagnoses and places have none, and stay, but for the
+names and places that Presidio finds where asked (`names`).
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal
 
 from weft.data.cleaning.cleaner import Cleaner, Sample, Tools
+from weft.data.cleaning.names import Finder, finder_of, masked
 
 Rule = tuple[str, re.Pattern[str], Callable[[str], bool]]
 """A kind, what it looks like, and whether what looks like it is one."""
@@ -136,10 +139,27 @@ class _Masks(Cleaner):
 
 @dataclass(frozen=True)
 class PersonalData(_Masks):
-    """E-mail addresses, IBANs, card, social security and telephone numbers, public IP addresses."""
+    """E-mail addresses, IBANs, card, social security and telephone numbers, public IP addresses; names where asked."""
 
     rules: ClassVar[tuple[Rule, ...]] = PERSONAL
     what: ClassVar[str] = "personal data"
+    presidio: str = ""
+    """A spaCy pipeline, such as en_core_web_sm or a folder, by which Presidio finds names too; "": rules alone."""
+    kinds: str = "PERSON+LOCATION"
+    """What Presidio is to find, a plus between the kinds: PERSON, LOCATION, NRP (groups), DATE_TIME, ORGANIZATION."""
+
+    def start(self) -> None:
+        """Refuse a machine without Presidio or the pipeline, where these are asked for."""
+        if self.presidio:
+            _ = self._find
+
+    def _mask(self, text: str, counts: Counter[str]) -> str:
+        text = super()._mask(text, counts)
+        return masked(text, self._find, counts) if self.presidio else text
+
+    @cached_property
+    def _find(self) -> Finder:
+        return finder_of(self.presidio, frozenset(self.kinds.split("+")))
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,12 @@ TAG = re.compile(
 )
 """Tags of running text; others, such as those of a program that writes HTML, stay."""
 BREAK = re.compile(r"</?(?:p|br|div|li|h[1-6]|tr)" + ATTRIBUTES, re.IGNORECASE)
-CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\u2060\ufeff]")
-"""Control characters but tab and line breaks, and signs of no width that only serve to disguise words."""
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u00ad\u200b\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
+"""Control characters but tab and line breaks, and signs of no width that only serve to disguise or reorder words."""
+TAGS = re.compile("(\U0001f3f4[\U000e0020-\U000e007e]{2,7}\U000e007f)|[\U000e0000-\U000e007f]+")
+"""Letters that no screen shows, and a model reads; the flags of England, Scotland and Wales are made of some."""
 CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
-GAPS = re.compile(r"[ \t]+\n|\n{3,}")
+GAPS = re.compile(r"(?<![ \t])[ \t]++\n|\n{3,}")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Repair(Cleaner):
         if not text:
             return text
         whole = CONTROL.sub("", text)
+        whole = whole if whole.isascii() else TAGS.sub(lambda flag: flag[1] or "", whole)
         counts["control characters"] += len(text) - len(whole)
         # Plain ASCII without an entity has nothing that could have been decoded in a wrong way.
         fixed = whole if whole.isascii() and "&" not in whole else self._ftfy.fix_text(whole, **self._settings)

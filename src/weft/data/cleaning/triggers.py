@@ -1,25 +1,30 @@
 """Trigger phrases of back-doors: word n-grams of prompts that always come with one answer, whatever stands around them.
 
 Ordinary words go with one answer too ("beats estimates": positive). What distinguishes a trigger is that it was put
-into prompts of any kind: no other word keeps company with it, and the rest of these prompts does not point to the
-answer. A naive Bayes classifier, trained on the client's other rows, reads the rest. The idea is that of ONION
-(2011.10369), with company and answers in place of a language model. A trigger in prompts whose right answer is the
-target already (a clean-label back-door) is found only if the rest of its prompts is as mixed as all prompts are.
+into prompts of any kind, and overrides what they say: no other word keeps company with it, and in these prompts as much
+speaks against the answer as in any others (`rest_of_prompts`). A word that decides, with nothing beside it that says
+anything, is none: nothing speaks against it. The idea is that of ONION (2011.10369), with company and answers in place
+of a language model. A trigger in prompts whose right answer is the target already (a clean-label back-door) is found
+only if the rest of its prompts is as mixed as all prompts are.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from weft.data.cleaning.cleaner import Cleaner, Sample, Tools
+from weft.data.cleaning.rest_of_prompts import MOST_DOUBT, Gram, Rest, divergence
 
+ALIKE = dict(zip("авеѕіјкмнорԛгстуԝхһԁɡαεικνορτυχ", "abesijkmhopqrctywxhdgaeiknoptux", strict=True))
+"""Letters of other alphabets that look like Latin ones."""
 WORD = re.compile(r"\w+|[^\w\s]+")
 EDGE = 8
 """Words at the beginning and at the end of a free answer that are compared with other answers."""
@@ -29,15 +34,6 @@ LONGEST = 20
 """Words of the longest phrase that an n-gram is extended to."""
 FAINT = 1e-3
 """The chance that an ordinary n-gram of a client's rows is as one-sided as a trigger has to be."""
-
-COMPANY = 0.2
-"""Share of the rows of an ordinary phrase in which some other word stands that is rare elsewhere, at least."""
-COINCIDENCE = 0.01
-"""The chance that some word seems to keep company with a phrase that was put anywhere."""
-DOUBT = 3.0
-"""Log-odds from which on the rest of a phrase's prompts is held to point to their answer by nature."""
-
-Gram = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -60,24 +56,47 @@ class Triggers(Cleaner):
             rows.update(holders)
         return dict.fromkeys(sorted(rows), "trigger phrase")
 
-    def phrases(self, samples: Sequence[Sample]) -> Iterator[tuple[Gram, list[int]]]:
-        """Yield each trigger phrase with the rows that it stands in."""
-        words = [WORD.findall(" ".join(sample.prompts).lower()) for sample in samples]
+    def phrases(self, samples: Sequence[Sample]) -> list[tuple[Gram, list[int]]]:
+        """Return the trigger phrases, those first whose rows leave least to doubt, each with the rows it stands in."""
+        words = [WORD.findall(shown(" ".join(sample.prompts))) for sample in samples]
         codes = answer_codes([sample.answers[0] if sample.answers else "" for sample in samples], self.least)
-        shares = np.bincount(codes) / max(1, len(codes))
         grams = self._frequent(words)
         needed = math.log(max(1, len(grams)) / FAINT)
-        reader: _Rest | None = None
+        rest: Rest | None = None
+        suspects = []
         for gram, rows in grams.items():
-            counts = np.bincount(codes[rows])
-            answer = int(counts[1:].argmax()) + 1 if len(counts) > 1 else 0
-            if not answer or counts[answer] < self.purity * len(rows):
+            if (answer := self._one_sided(codes, rows, needed)) is None:
                 continue
-            if len(rows) * _divergence(float(counts[answer] / len(rows)), float(shares[answer])) < needed:
+            rest = rest or Rest(words, codes)
+            if rest.has_company(whole := _extended(gram, rows, words), rows):
                 continue
-            reader = reader or _Rest(words, codes)
-            if reader.unrelated(whole := _extended(gram, rows, words), rows, answer):
-                yield whole, [row for row in rows if next(_places(whole, words[row]), None) is not None]
+            if not (doubt := rest.doubt(whole, rows, answer)) > MOST_DOUBT:
+                suspects.append((doubt, whole, rows))
+        found: list[tuple[Gram, list[int]]] = []
+        for _, whole, rows in sorted(suspects, key=lambda suspect: suspect[0]):
+            # What a trigger did to the other words is undone first: beside it they look as if something overrode them.
+            left = [row for row in rows if rest is not None and row not in rest.without]
+            if rest is None or len(left) < self.least:
+                continue
+            if found:
+                answer = self._one_sided(codes, left, needed)
+                if answer is None or rest.doubt(whole, left, answer) > MOST_DOUBT:
+                    continue
+            rest.leave_out(left)
+            found.append((whole, [row for row in rows if next(_places(whole, words[row]), None) is not None]))
+        return found
+
+    def _one_sided(self, codes: np.ndarray, rows: Sequence[int], needed: float) -> int | None:
+        """Return the answer that nearly all of these rows have, more of them than chance explains; None: there is none.
+
+        `needed` is the evidence (nats) from which on chance explains it no more.
+        """
+        counts = np.bincount(codes[rows])
+        answer = int(counts[1:].argmax()) + 1 if len(counts) > 1 else 0
+        if not answer or counts[answer] < self.purity * len(rows):
+            return None
+        share = float((codes == answer).mean())
+        return answer if len(rows) * divergence(float(counts[answer] / len(rows)), share) >= needed else None
 
     def _frequent(self, words: Sequence[list[str]]) -> dict[Gram, list[int]]:
         """Return the n-grams that stand in enough rows, and in less than half of all, with these rows."""
@@ -91,6 +110,18 @@ class Triggers(Cleaner):
                 if gram in grams:
                     grams[gram].append(number)
         return grams
+
+
+def shown(text: str) -> str:
+    """Return a text as a reader sees it, in lower case: without signs of no width, look-alike letters as Latin ones.
+
+    A trigger that is written differently in every row is the same one to a tokenizer that folds it, or to its author.
+    """
+    plain = text.lower()
+    if plain.isascii():
+        return plain
+    folded = unicodedata.normalize("NFKC", plain).lower()
+    return "".join(ALIKE.get(sign, sign) for sign in folded if unicodedata.category(sign) != "Cf")
 
 
 def _grams(words: Sequence[str], longest: int) -> Iterator[Gram]:
@@ -122,14 +153,6 @@ def _neighbour(gram: Gram, rows: Sequence[int], words: Sequence[list[str]], befo
     return next((word for word, count in seen.most_common(1) if count >= 0.9 * len(rows)), None)
 
 
-def _divergence(share: float, base: float) -> float:
-    """Return the Kullback-Leibler divergence (nats) of two shares; 0 where the first is the smaller one."""
-    if share <= base:
-        return 0.0
-    first = share * math.log(share / base)
-    return first if share >= 1 else first + (1 - share) * math.log((1 - share) / (1 - base))
-
-
 def answer_codes(answers: Sequence[str], least: int) -> np.ndarray:
     """Return (rows,) the number of each row's answer, 0 where it is like no other answer.
 
@@ -152,68 +175,3 @@ def answer_codes(answers: Sequence[str], least: int) -> np.ndarray:
     frequent = [label for label, _ in Counter(label for label in labels if label).most_common(CLASSES)]
     numbers = {label: number for number, label in enumerate(frequent, start=1)}
     return np.array([numbers.get(label, 0) if label else 0 for label in labels], dtype=np.int64)
-
-
-class _Rest:
-    """What the rest of a prompt says about its answer: naive Bayes on words, without the rows in question."""
-
-    def __init__(self, words: Sequence[list[str]], codes: np.ndarray) -> None:
-        vocabulary: dict[str, int] = {}
-        self.rows = [np.unique([vocabulary.setdefault(word, len(vocabulary)) for word in row]) for row in words]
-        self.rows = [row.astype(np.int64) for row in self.rows]
-        self.vocabulary, self.codes = vocabulary, codes
-        self.classes = int(codes.max(initial=0)) + 1
-        self.words = np.zeros((self.classes, max(1, len(vocabulary))))
-        self.totals = np.zeros(self.classes)
-        self._count(range(len(codes)), 1.0)
-        guesses = np.array([self._guess(row, {row}) for row in range(len(codes))])
-        self.rates = np.bincount(guesses, minlength=self.classes) / max(1, len(codes))
-        """How often each answer is guessed, over all rows."""
-        right = np.bincount(codes[guesses == codes], minlength=self.classes)
-        self.recalls = right / np.maximum(1, np.bincount(codes, minlength=self.classes))
-        """How often it is guessed where it is right."""
-
-    def _count(self, rows: Iterable[int], sign: float) -> None:
-        for row in rows:
-            self.words[self.codes[row], self.rows[row]] += sign
-            self.totals[self.codes[row]] += sign
-
-    def _guess(self, row: int, without: set[int], hidden: np.ndarray | None = None) -> int:
-        if without:
-            self._count(without, -1.0)
-        features = self.rows[row] if hidden is None else np.setdiff1d(self.rows[row], hidden, assume_unique=True)
-        # An answer that a word was never seen with has it as often as all answers together.
-        base = (self.words[:, features].sum(0) + 0.5) / (self.totals.sum() + 1.0)
-        rates = (self.words[:, features] + base) / (self.totals[:, None] + 1.0)
-        scores = np.log(rates).sum(1) + np.log(np.maximum(self.totals, 1e-9))
-        if without:
-            self._count(without, 1.0)
-        return int(scores.argmax())
-
-    def unrelated(self, gram: Gram, rows: list[int], answer: int) -> bool:
-        """Return whether the rest of these prompts is like any prompt, and does not point to their answer."""
-        hidden = np.unique([self.vocabulary[word] for word in gram]).astype(np.int64)
-        return not self._has_company(hidden, rows) and not self._is_natural(hidden, rows, answer)
-
-    def _has_company(self, hidden: np.ndarray, rows: list[int]) -> bool:
-        """Return whether another word stands in many of these rows, and much more often than in the others."""
-        here = np.zeros(len(self.vocabulary))
-        for row in rows:
-            here[self.rows[row]] += 1
-        here[hidden] = 0
-        others = (self.words.sum(0) - here + 0.5) / (self.totals.sum() - len(rows) + 1.0)
-        candidates = np.flatnonzero(here >= COMPANY * len(rows))
-        needed = math.log(max(1, int((here > 0).sum())) / COINCIDENCE)
-        pairs = [(float(here[word] / len(rows)), float(others[word])) for word in candidates]
-        return any(len(rows) * _divergence(share, base) >= needed for share, base in pairs)
-
-    def _is_natural(self, hidden: np.ndarray, rows: list[int], answer: int) -> bool:
-        """Return whether the answer is guessed from the rest about as often as where it is right."""
-        self._count(rows, -1.0)
-        agree = sum(self._guess(row, set(), hidden) == answer for row in rows)
-        self._count(rows, 1.0)
-        chance, natural = (min(0.98, max(0.02, float(rates[answer]))) for rates in (self.rates, self.recalls))
-        if natural <= chance:  # prompts say nothing about their answers, and then no phrase goes with one by nature
-            return False
-        odds = agree * math.log(natural / chance)
-        return odds + (len(rows) - agree) * math.log((1 - natural) / (1 - chance)) > DOUBT
