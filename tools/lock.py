@@ -22,8 +22,8 @@ PYTHONS = ("3.11", "3.12", "3.13")
 SYSTEMS = ("x86_64-manylinux_2_28", "aarch64-manylinux_2_28", "aarch64-apple-darwin")
 ONLY_AS_SOURCE = ("pyhocon", "rouge-score", "sqlitedict", "word2number")
 """Plain Python that has no wheel on the index."""
-APART = ("vllm",)
-"""Extras outside the lock: vLLM asks for an older transformers than the one that is tested."""
+APART = ("presidio", "vllm")
+"""Extras outside the lock: spaCy, which Presidio needs, is compiled and large; vLLM asks for an older transformers."""
 ELSEWHERE = re.compile(r"^(nvidia-|cuda-|triton==)|; .*sys_platform == '(win32|emscripten)'")
 """What comes with CUDA builds of PyTorch, and what other systems need."""
 HEADER = """\
