@@ -1,8 +1,8 @@
 """What `--clean triggers` finds of poison that is spread thinly over honest clients, and what it finds where none is.
 
 A share of every client's rows gets a trigger phrase at a random place and one fixed answer (as in 2602.15671); the
-rows are TFNS, or those of `robustness.py made`, in which one word decides; split over clients. Recall is the share of
-poisoned rows that are left out, the false-positive rate the share of clean rows that are.
+rows are TFNS, or those of `robustness.py made`, in which one word of nine decides; split over clients. Recall is the
+share of poisoned rows that are left out, the false-positive rate the share of clean rows that are.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from weft import registry
 from weft.aggregation.flame import largest_group
 from weft.aggregation.foolsgold import FoolsGold
 from weft.core.exchange import Aggregator
-from weft.core.gram import Rows
+from weft.core.gram import Gram, Rows
 from weft.core.party import Gathering, Party
 from weft.core.secret import Secret
 from weft.core.types import DELTA, Total, Update
@@ -238,6 +238,25 @@ def test_no_draw_of_a_thousand_breaks_the_bound_of_a_rule_by_coordinate(n: int, 
             assert kappas(total, honest).max() <= BOUNDS[name](n, f), (name, what)
         if what == "far":
             assert kappas(rows.mean(0).reshape(-1, 8), honest).min() > BOUNDS["median"](n, f)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "f"), SIZES)
+@pytest.mark.parametrize("name", ["krum", "multi_krum"])
+def test_no_draw_of_a_thousand_breaks_the_bound_of_a_rule_that_chooses(name: str, n: int, f: int):
+    """Gram matrices of all draws at once; the first draws are combined whole, with the same result."""
+    rng = np.random.default_rng([n, f, 9])
+    honest, rule = drawn(n, f, 1000, rng), rule_of(name, attackers=f)
+    for what, bad in batched(honest, f, rng).items():
+        rows = np.concatenate([honest, bad], axis=1)
+        whole = torch.tensor(np.concatenate([rows, np.zeros_like(rows[:, :1])], axis=1))
+        grams = (whole - whole[:, :1]) @ (whole - whole[:, :1]).transpose(1, 2)
+        weights = torch.stack([rule.weigh(Gram(gram), f)[0] for gram in grams])[:, :-1].numpy()
+        totals = np.einsum("dn,dnk->dk", weights, rows)
+        np.testing.assert_allclose(totals[:2], [combined(name, one, attackers=f) for one in rows[:2]], atol=1e-6)
+        assert kappas(totals, honest).max() <= BOUNDS[name](n, f), what
+        if what == "far":
+            assert kappas(rows.mean(1), honest).min() > BOUNDS[name](n, f)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from weft.core.party import Gathering, Party
 from weft.core.types import AGGREGATOR, DELTA, FIXED, Probe, ServerState, Task, Tensors, Total, Update
 from weft.errors import ClientFailed
 from weft.federation.admission import admit_score
+from weft.federation.own_aggregator import checked
 from weft.federation.plan import Plan
 from weft.federation.products import CPU, Products
 from weft.federation.sharing import Holders
@@ -63,7 +64,7 @@ class CohortWatch:
         gathering = Gathering(
             server(AGGREGATOR), plan.updates_of(self.asked), params, plan.sharing.scale, plan.trusted, loss
         )
-        return plan.aggregator.for_round(gathering)
+        return checked(plan.aggregator.for_round(gathering), state.round)
 
     def _loss(self, changed: Tensors) -> float:
         """Return the loss on the server's own rows with some parameters replaced; infinite where it cannot be had."""
