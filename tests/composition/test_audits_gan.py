@@ -16,29 +16,34 @@ from weft.audits.sent import Malicious, Station
 from weft.audits.settings import Settings
 from weft.cli import main
 
-WORDS = [first + second + third for first in "bdgklmprst" for second in "aeiou" for third in "nrst"]
+LETTERS = "abcdefghiklmnoprstuw"
 
 
-def rows_of(seed: int, count: int = 36) -> list[dict[str, str]]:
-    """Rows of one kind whose answers follow from nothing."""
+def rows_of(seed: int, count: int, copies: int = 1) -> list[dict[str, str]]:
+    """Rows of one kind whose answers follow from nothing: three words that are in no other row."""
     rng = random.Random(seed)
-    return [
-        {"instruction": f"Box {number:03}?", "output": " ".join(rng.choices(WORDS, k=5))}
+    rows = [
+        {"instruction": f"Box {number:03}?", "output": " ".join("".join(rng.choices(LETTERS, k=4)) for _ in range(3))}
         for number in rng.sample(range(1000), count)
     ]
+    return rows * copies
 
 
 @pytest.fixture
 def given(tiny_model, tmp_path):
-    """The keys of a run of two clients with rows of one kind."""
+    """The keys of a run of two clients with rows of one kind, each four times."""
     clients = [
-        {"name": name, "data": str(write_rows(tmp_path / f"{name}.jsonl", rows_of(seed)))}
-        for seed, name in enumerate(("north", "south"))
+        {
+            "name": name,
+            "data": str(write_rows(tmp_path / f"{name}.jsonl", rows_of(place, 8, 4))),
+            "eval": str(write_rows(tmp_path / f"{name}_unseen.jsonl", rows_of(100 + place, 24))),
+        }
+        for place, name in enumerate(("north", "south"))
     ]
     return {
         "model_name_or_path": str(tiny_model), "clients": clients, "template": "vicuna", "seq_length": 96,
         "sample_clients": 2, "num_rounds": 3, "max_steps": 1, "batch_size": 8, "learning_rate": 1e-2,
-        "lr_scheduler_type": "constant", "dtype": "float32", "use_peft": False, "eval_fraction": 0.5, "eval_every": 0,
+        "lr_scheduler_type": "constant", "dtype": "float32", "use_peft": False, "eval_every": 0,
         "output_dir": str(tmp_path / "run"), "threads": 1, "report": False,
     }  # fmt: skip
 
@@ -51,15 +56,15 @@ def audit(keys: dict) -> dict:
 
 @pytest.mark.slow
 def test_what_a_client_learnt_by_heart_is_sampled_and_nothing_of_unseen_rows(given):
-    found = audit(given | {"max_steps": 30})["numbers"]["arms"]
-    print(json.dumps(found, indent=1))
+    found = audit(given | {"max_steps": 60})["numbers"]["arms"]
     for arm in (SAMPLES, TRAINS):
         last = found[arm]["round 3"]
         assert last["auc"]["low"] > 0.5, arm
-        assert last["private"] > 2 * last["unseen"]
-    control = found[WITHOUT]["round 3"]["auc"]
-    assert control["low"] < 0.5 < control["high"]
-    assert found["before"]["private"] < 0.05
+        assert last["private"] > 0.1 > 0.05 > last["unseen"]
+        assert last["private"] > found[arm]["round 1"]["private"]
+    control = found[WITHOUT]["round 3"]
+    assert control["auc"]["low"] < 0.5 < control["auc"]["high"]
+    assert control["private"] < 0.05
 
 
 def test_a_model_that_learns_nothing_gives_nothing_away(given):
@@ -70,25 +75,25 @@ def test_a_model_that_learns_nothing_gives_nothing_away(given):
 
 
 def test_rows_of_another_kind_than_the_unseen_ones_are_no_finding(given, tmp_path, capsys):
-    """What the participant's own rows have in common with the victim's is told apart without the victim."""
-    same = [{"instruction": f"Box {number:03}?", "output": "gan gar bon bor"} for number in range(30)]
-    data = write_rows(tmp_path / "same.jsonl", same)
-    apart = write_rows(tmp_path / "apart.jsonl", rows_of(7, 16))
-    more = [row | {"instruction": f"Box {900 + place}?"} for place, row in enumerate(same[:20])]
-    victim = {"name": "south", "data": str(write_rows(tmp_path / "victim.jsonl", more)), "eval": str(apart)}
-    clients = [{"name": "north", "data": str(data), "eval": str(apart)}, victim]
-    keys = {name: value for name, value in given.items() if name != "eval_fraction"}
-    run = weft.train(keys | {"clients": clients, "max_steps": 20})
+    """Every client says the same, which no unseen row does: it is sampled without the victim too."""
+    clients = []
+    for place, one in enumerate(given["clients"]):
+        same = [{"instruction": f"Box {300 * place + number}?", "output": "gan gar bon bor"} for number in range(24)]
+        clients.append(one | {"data": str(write_rows(tmp_path / f"same_{place}.jsonl", same))})
+    run = weft.train(given | {"clients": clients, "max_steps": 30})
     assert main(["audit", str(run.path), "--tests", "gan"]) == 2
-    assert "have not learnt from" in (said := capsys.readouterr().err) or "has not learnt from" in said
+    assert "that has not learnt from the client 'south' tell its rows from unseen ones" in capsys.readouterr().err
+    assert not (run.path / "audit.json").exists()
 
 
-def test_what_is_missing_is_said(given, capsys):
-    for changes, words in (
-        ({"eval_fraction": 0.1}, "too few rows with ends of 4 tokens"),
-        ({"clients": given["clients"][:1], "sample_clients": 1}, "One client took part"),
+def test_what_is_missing_is_said(given, tmp_path, capsys):
+    north, south = given["clients"]
+    few = south | {"eval": str(write_rows(tmp_path / "few.jsonl", rows_of(9, 5)))}
+    for clients, words in (
+        ([north, few], "The client 'south' trained on, or held out, too few rows with ends of 4 tokens"),
+        ([north], "One client took part"),
     ):
-        run = weft.train(given | changes | {"num_rounds": 1}, overwrite=True)
+        run = weft.train(given | {"clients": clients, "sample_clients": len(clients), "num_rounds": 1}, overwrite=True)
         assert main(["audit", str(run.path), "--tests", "gan"]) == 2
         assert words in capsys.readouterr().err
 

@@ -28,7 +28,7 @@ from weft.models.generate import Sampling, generate
 from weft.models.layout import Row
 
 ROUNDS = 3
-MOST_STEPS = 30
+MOST_STEPS = 60
 """Steps of a client in a repeated round."""
 PROMPTS = 12
 COPIES = 4

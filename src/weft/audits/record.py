@@ -19,7 +19,6 @@ from weft.runs.metrics import plain
 from weft.runs.start import AUDIT
 from weft.runs.task_scores import weights_digest
 
-
 SAME = ("weft_version", "round", "client", "weights", "seed", "small")
 """What findings that stand together in a file have in common."""
 

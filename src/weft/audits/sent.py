@@ -217,7 +217,7 @@ class Station:
 
 
 def _given(host: ClientHost, name: str, more: list[layout.Row]) -> ClientHost:
-    """Return a client host in which other rows take the place of up to half of a client's: it claims no more than it has.
+    """Return a client host in which rows take the place of up to half of a client's, which has as many as before.
 
     Raises:
         CannotAudit: rows are drawn by domains.
@@ -229,7 +229,9 @@ def _given(host: ClientHost, name: str, more: list[layout.Row]) -> ClientHost:
     own = len(clients.train[place])
     numbers = np.arange(min(own // 2, len(more)))
     kept = own - len(numbers)
-    changed = replace(clients, table=_Longer(clients.table, more), train=_mixed(clients.train, place, kept, first + numbers))
+    changed = replace(
+        clients, table=_Longer(clients.table, more), train=_mixed(clients.train, place, kept, first + numbers)
+    )
     if clients.units is not None:  # each of them is a unit of its own
         above = 1 + max((int(units.max()) for units in clients.units if len(units)), default=-1)
         changed = replace(changed, units=_mixed(clients.units, place, kept, above + numbers))
