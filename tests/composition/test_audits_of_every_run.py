@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import weft
 from support.kills import in_a_child
@@ -48,6 +49,10 @@ RUNS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "kto": ({"data": "judged", "objective": "preference", "loss": "kto"}, ASKS),
     "grpo": (GRPO | {"batch_size": 2}, ASKS),
     "soft prompt": (SOFT, READS | ROUNDS | {"soft_prompt"}),
+    "soft prompt, canaries": (
+        SOFT | CANARIES | {"canary_tokens": 8},
+        READS | ROUNDS | PLANTED | {"soft_prompt", "new_tokens"},
+    ),
     "black box": (SEARCHED, READS | {"soft_prompt"}),
     "text prompt": (WORDED, READS),
     "clusters": ({"cluster": 2, "client": "client_0"}, READS),
@@ -68,12 +73,13 @@ RUNS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "ckks": ({"protection": "ckks"}, READS | ROUNDS | {"span"}),
     "int4": ({"codec": "int4", "codec_down": "int4"}, READS | ROUNDS | {"span"}),
     "sparse": ({"codec": "sparse_loco", "codec_args": {"keep": 300}}, READS | ROUNDS | {"span"}),
-    "median": ({"aggregator": "median"}, READS | ROUNDS | {"span"}),
+    "median": ({"aggregator": "median"}, READS | {"span", "properties"}),
     "private rows": (BOUND | {"use_peft": False, "privacy_unit": "row"}, READS | ROUNDS | {"span", "embedding"}),
-    "private clients": (BOUND | CANARIES | {"privacy_unit": "client"}, READS | PLANTED),
+    "private clients": (BOUND | CANARIES | {"privacy_unit": "client"}, READS | ROUNDS | PLANTED | {"span"}),
     "sampled": ({"num_clients": 6, "sample_clients": 2}, READS | ROUNDS - {"gan"} | {"span"}),
 }
-"""Keys of runs, and the audits that each allows; `gan` needs more rows of a client than six of them have here."""
+"""Keys of runs, and the audits that each allows: `gan` needs more rows of a client than six of them have here, and the
+rule of `median` more clients than are left without one."""
 QUICK = ("dpo", "text")
 
 
@@ -156,9 +162,12 @@ def test_a_run_that_went_on_is_audited(given, capsys):
 
 
 @pytest.mark.slow
-def test_an_emulator_and_a_model_from_nothing_are_audited(given, sources, tiny_model, tmp_path: Path, capsys):
-    folder = tmp_path / "emulator"
-    assert main(["emulate", str(tiny_model), "--out", str(folder), "--keep_layers", "2"]) == 0
+def test_an_emulator_and_a_model_from_nothing_are_audited(given, sources, tiny_tokenizer, tmp_path: Path, capsys):
+    folder, deep = tmp_path / "emulator", tmp_path / "deep"
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tiny_tokenizer), **sizes)).save_pretrained(deep)
+    tiny_tokenizer.save_pretrained(deep)
+    assert main(["emulate", str(deep), "--out", str(folder), "--keep_layers", "4", "--ends", "1"]) == 0
     run = weft.train(given | {"model_name_or_path": str(folder), "use_peft": False})
     check(run.path, READS | ROUNDS | {"span"}, capsys)
     shape = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "vocab_size": 300, "tokenizer_text": sources["text"]}
