@@ -129,7 +129,8 @@ def table(results: list[dict[str, Any]]) -> None:
     def mean(values: list[float]) -> str:
         return f"{sum(values) / len(values):.2f}" if values else "-"
 
-    heads = ["arm", "exposure, bits: kept out / 1 / 4 / 16 / 64 copies", "extracted: 1 / 4 / 16 / 64", "epsilon at least",
+    heads = ["arm", "exposure, bits: kept out / 1 / 4 / 16 / 64 copies", "extracted: 1 / 4 / 16 / 64",
+             "epsilon at least",
              "membership AUC (loss)", "TPR at 1 %", "near copies once / held out", "span: one row", "control",
              "mean of 3", "seeds"]  # fmt: skip
     print("| " + " | ".join(heads) + " |\n|" + "--|" * len(heads))
