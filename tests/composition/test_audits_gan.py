@@ -44,7 +44,7 @@ def given(tiny_model, tmp_path):
         "model_name_or_path": str(tiny_model), "clients": clients, "template": "vicuna", "seq_length": 96,
         "sample_clients": 2, "num_rounds": 3, "max_steps": 1, "batch_size": 8, "learning_rate": 1e-2,
         "lr_scheduler_type": "constant", "dtype": "float32", "use_peft": False, "eval_every": 0,
-        "output_dir": str(tmp_path / "run"), "threads": 1, "report": False,
+        "output_dir": str(tmp_path / "run"), "threads": 1, "report": False, "seed": 0,
     }  # fmt: skip
 
 
