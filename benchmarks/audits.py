@@ -5,7 +5,8 @@
 
 Two runs for each arm. In the first, 3 clients learn answers that follow from nothing, and 32 canaries of 1, 4 and 16
 copies, until a run without protection knows them. In the second they make single steps on short texts, whose words the
-server reads. Differential privacy is of a row, at epsilon 8 and delta 1e-3.
+server reads. Differential privacy is of a row, at epsilon 8 and delta 1e-3. The last two arms are unprotected: canaries
+of up to 64 copies, and a LoRA of rank 16.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "DP, epsilon 8": DP,
     "DP and masks": DP | {"protection": "masks", "min_clients": 3},
     "central": {"fed_alg": "central"},
+    "64 copies": {"canary_repetitions": [1, 4, 16, 64]},
+    "LoRA": {"use_peft": True, "peft_lora_r": 16, "peft_lora_target_modules": ["all-linear"]},
 }
 COMMON: dict[str, Any] = {
     "dtype": "float32", "use_peft": False, "num_clients": 3, "sample_clients": 3, "lr_scheduler_type": "constant",
@@ -126,7 +129,8 @@ def table(results: list[dict[str, Any]]) -> None:
     def mean(values: list[float]) -> str:
         return f"{sum(values) / len(values):.2f}" if values else "-"
 
-    heads = ["arm", "exposure, bits: kept out / 1 / 4 / 16 copies", "extracted: 1 / 4 / 16", "epsilon at least",
+    heads = ["arm", "exposure, bits: kept out / 1 / 4 / 16 / 64 copies", "extracted: 1 / 4 / 16 / 64",
+             "epsilon at least",
              "membership AUC (loss)", "TPR at 1 %", "near copies once / held out", "span: one row", "control",
              "mean of 3", "seeds"]  # fmt: skip
     print("| " + " | ".join(heads) + " |\n|" + "--|" * len(heads))
@@ -146,8 +150,8 @@ def table(results: list[dict[str, Any]]) -> None:
 
         cells = [
             arm,
-            " / ".join(at("exposure", "by_copies", copies, "value") for copies in ("0", "1", "4", "16")),
-            " / ".join(at("extraction", "by_copies", copies, "value") for copies in ("1", "4", "16")),
+            " / ".join(at("exposure", "by_copies", copies, "value") for copies in ("0", "1", "4", "16", "64")),
+            " / ".join(at("extraction", "by_copies", copies, "value") for copies in ("1", "4", "16", "64")),
             at("epsilon", "bound"),
             at("membership", "scores", "loss", "auc", "value"),
             at("membership", "scores", "loss", "tpr_at_0.01", "value"),

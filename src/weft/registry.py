@@ -202,6 +202,7 @@ AUDITS = {
     "prefixes": "weft.audits.prefixes:Prefixes",
     "properties": "weft.audits.properties:Properties",
     "participant": "weft.audits.participant:Hostile",
+    "gan": "weft.audits.gan:GAN",
 }
 """What `weft audit` asks a finished run."""
 NATURAL_SPLITS = ("by", "domain")

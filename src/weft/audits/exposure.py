@@ -18,6 +18,7 @@ from weft.audits.audit import Audit, Findings
 from weft.audits.scene import Scene
 from weft.audits.settings import CannotAudit
 from weft.audits.statistics import mean_of
+from weft.audits.tokens import readable
 from weft.evaluation.heldout import rank
 from weft.launch.canaries import DIGITS, Canary
 from weft.models.layout import Question
@@ -56,7 +57,8 @@ def _ranked(scene: Scene, model: Resident) -> list[Ranked]:
         for canary in scene.canaries:
             prompt, choices = scene.once(f"question {canary.number}", partial(_question, scene, canary))
             # Choices of a question share a line, whose attention grows with the square.
-            parts = [Question(prompt, choices[at : at + TOGETHER]) for at in range(0, len(choices), TOGETHER)]
+            known = readable(model, prompt)
+            parts = [Question(known, choices[at : at + TOGETHER]) for at in range(0, len(choices), TOGETHER)]
             logps = [logp for _, some in rank(model, parts, 2) for logp in some]
             own, others = logps[0], np.array(logps[1:])
             place = 1 + int((others > own).sum()) + int((others == own).sum()) / 2

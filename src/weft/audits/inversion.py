@@ -49,7 +49,7 @@ def _searched(scene: Scene) -> list[Searched]:
     if not model.one_process or model.front is not None:
         raise CannotAudit("The search needs a whole model without a learnt prompt: audit a run of weights.")
     rows = [row for row in station.drawn(16) if len(table[row.number][0]) <= LONGEST]
-    rows = rows[: min(ROWS, scene.settings.limit)]
+    rows = rows[: min(scene.settings.few(ROWS), scene.settings.limit)]
     if len(rows) < 2:
         raise CannotAudit(
             f"Fewer than two rows have at most {LONGEST} tokens, and longer ones take hours: `span` reads them."
@@ -58,7 +58,7 @@ def _searched(scene: Scene) -> list[Searched]:
     for place, row in enumerate(rows):
         ids, learn = table[row.number]
         matching = Matching(model, values_of(model, station.state.params), station.one_step(row).delta, learn)
-        guess = matching.improved(matching.start(scene.settings.seed + place), ITERATIONS)
+        guess = matching.improved(matching.start(scene.settings.seed + place), scene.settings.few(ITERATIONS))
         found.append(Searched(ids, station.tokens([row]), matching, guess))
     return found
 
@@ -85,8 +85,8 @@ class Inversion(Audit):
         numbers: JsonObject = {"one_step": step.as_json(), "control": control.as_json(), "rows": len(rows)}
         cells = [["one row, one step", str(step)], ["another row's update (control)", str(control)]]
         note = (
-            f"{ITERATIONS} iterations for each of {len(rows)} rows; the attacker is told their lengths, and where the "
-            "answers are."
+            f"{scene.settings.few(ITERATIONS)} iterations for each of {len(rows)} rows; the attacker is told their "
+            "lengths, and where the answers are."
         )
         return Findings(
             numbers,

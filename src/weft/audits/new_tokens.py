@@ -13,6 +13,7 @@ from weft.audits.exposure import copies_text, grouped
 from weft.audits.scene import Scene
 from weft.audits.settings import CannotAudit
 from weft.audits.statistics import Estimate, auc, share, tpr_at
+from weft.audits.tokens import readable
 from weft.evaluation.heldout import rank
 from weft.json_types import JsonObject
 from weft.launch.canaries import Canary
@@ -96,7 +97,7 @@ def _questions(scene: Scene, canaries: Sequence[Canary]) -> list[tuple[np.ndarra
 
 def _logps(scene: Scene, model: Resident, canaries: Sequence[Canary]) -> np.ndarray:
     """Return (canaries,): the log-probability (nats) of each answer."""
-    questions = [Question(prompt, choices) for prompt, choices in _questions(scene, canaries)]
+    questions = [Question(readable(model, prompt), choices) for prompt, choices in _questions(scene, canaries)]
     with model.evaluating():
         return np.array([logps[0] for _, logps in rank(model, questions, scene.settings.batch_size)])
 

@@ -2,8 +2,8 @@
 
 After Hitaj et al. 2017, Deep Models Under the GAN (arXiv 1702.07464), whose participant trains a generator against the
 shared model. A language model is its own generator: the participant puts the beginnings of another client's rows, and
-reads what comes. The control is the same federation without that client. The participant does not train on what it
-sampled, as the generator's owner would to make others reveal more.
+reads what comes. The control is the same federation without that client. This participant trains as it should; the one
+of `gan` trains on what it sampled.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class Hostile(Audit):
                 "One client took part in the run, and a participant asks for the rows of another: audit a run of more."
             )
         victim, others = names[-1], names[:-1]
-        rows = _asked(scene, _all(station.host.train_clients.find(victim).train))
-        unseen = _asked(scene, _held_out(station, victim))
+        rows = asked(scene, all_rows(station.host.train_clients.find(victim).train))
+        unseen = asked(scene, held_out(station, victim))
         if len(rows) < 2:
             raise CannotAudit(
                 f"The client '{victim}' has fewer than two rows with ends of {SHORTEST} tokens or more, and shorter "
@@ -77,8 +77,9 @@ class Hostile(Audit):
             )
         count = min(ROUNDS, scene.config.num_rounds)
         before = _scores(station, station.state.params, rows)
-        inside = list(station.rounds(names, count, MOST_STEPS))
-        outside = list(station.rounds(others, count, MOST_STEPS))
+        most = scene.settings.few(MOST_STEPS)
+        inside = list(station.rounds(names, count, most))
+        outside = list(station.rounds(others, count, most))
         numbers: JsonObject = {"victim": victim, "rows": len(rows), "rounds": {}}
         cells = []
         for number, (with_it, without) in enumerate(zip(inside, outside, strict=True), 1):
@@ -90,26 +91,34 @@ class Hostile(Audit):
             first, told, guessed = (_scores(station, params, unseen) for params in ends)
             cells.append(_line("its held-out rows", first, told, guessed, numbers["rounds"]))
         heads = ["after", "gain with the victim", "without it (control)", "difference (95 %)", "near copies"]
-        return Findings(numbers, heads, cells, _notes(numbers, count) + _fewer_steps(station, names))
+        return Findings(numbers, heads, cells, _notes(numbers, count) + fewer_steps(station, names, most))
 
 
-def _held_out(station: Station, victim: str) -> list[Row]:
-    return [row for client in station.host.eval_clients if client.name == victim for row in _all(client.held_out)]
+def held_out(station: Station, victim: str) -> list[Row]:
+    """Return the rows that a client held out."""
+    return [row for client in station.host.eval_clients if client.name == victim for row in all_rows(client.held_out)]
 
 
-def _all(view: Any) -> list[Row]:
+def all_rows(view: Any) -> list[Row]:
+    """Return the rows of a view."""
     return [view[place] for place in range(len(view))]
 
 
-def _asked(scene: Scene, rows: Sequence[Row]) -> list[Asked]:
-    """Return some rows, each content once: behind the question, or behind the first half of a text."""
+def asked(scene: Scene, rows: Sequence[Row], shortest: int = SHORTEST) -> list[Asked]:
+    """Return some rows, each content once: behind the question, or behind the first half of a text.
+
+    Args:
+        scene: the run.
+        rows: to draw from.
+        shortest: tokens of an end; rows of shorter ones are left out.
+    """
     found: dict[bytes, Asked] = {}
     for place in scene.chance("participant", len(rows)).permutation(len(rows)):
         ids, learn = rows[place]
         learnt = np.flatnonzero(learn)
         cut = int(learnt[0]) if learnt[0] > len(ids) // 4 else int(learnt[len(learnt) // 2])
         end = ids[cut : cut + MOST_TOKENS].tolist()
-        if len(end) >= SHORTEST:
+        if len(end) >= shortest:
             found.setdefault(ids.tobytes(), Asked(ids[:cut], end))
         if len(found) == min(ROWS, scene.settings.limit):
             break
@@ -152,11 +161,11 @@ def _check_control(near: JsonObject, victim: str) -> None:
         )
 
 
-def _fewer_steps(station: Station, names: Sequence[str]) -> list[str]:
+def fewer_steps(station: Station, names: Sequence[str], most: int) -> list[str]:
     """Return a sentence where clients make fewer steps in a repeated round than they did in the run."""
     clients = station.host.train_clients
     steps = max(station.plan.local.num_steps(len(clients.find(name).train)) for name in names)
-    return [f"A client made up to {steps} steps in a round, and makes {MOST_STEPS} here."] * (steps > MOST_STEPS)
+    return [f"A client made up to {steps} steps in a round, and makes {most} here."] * (steps > most)
 
 
 def _notes(numbers: JsonObject, count: int) -> list[str]:

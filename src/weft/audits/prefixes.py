@@ -54,7 +54,7 @@ class Prefixes(Audit):
         station = Station(scene)
         table = station.host.train_clients.table
         rows = [row for row in station.drawn(16) if len(table[row.number][0]) <= LONGEST]
-        rows = rows[: min(ROWS, scene.settings.limit)]
+        rows = rows[: min(scene.settings.few(ROWS), scene.settings.limit)]
         if len(rows) < 2:
             raise CannotAudit(f"Fewer than two rows have at most {LONGEST} tokens, and longer ones take hours.")
         spans = Spans(station.host.model, station.state.params)

@@ -19,6 +19,9 @@ from weft.runs.metrics import plain
 from weft.runs.start import AUDIT
 from weft.runs.task_scores import weights_digest
 
+SAME = ("weft_version", "round", "client", "weights", "seed", "small")
+"""What findings that stand together in a file have in common."""
+
 
 def audits_of(names: Sequence[str]) -> dict[str, Audit]:
     """Return audits by their names; ConfigError for a name that is none."""
@@ -46,6 +49,7 @@ def put(
         "client": scene.settings.client,
         "weights": weights_digest(scene.run.weights(scene.settings.client)),
         "seed": scene.settings.seed,
+        "small": scene.settings.small,
         "audits": {},
         "left_out": {},
     }
@@ -95,7 +99,7 @@ def _former(file: Path, found: JsonObject) -> JsonObject:
         return {}
     try:
         former: JsonObject = json.loads(file.read_text(encoding="utf-8"))
-        same = all(former.get(key) == found[key] for key in ("weft_version", "round", "client", "weights", "seed"))
+        same = all(({"small": False} | former).get(key) == found[key] for key in SAME)
         return {key: dict(former[key]) for key in ("audits", "left_out")} if same else {}
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
         raise ConfigError(f"'{file}' is not what an audit wrote: delete it, and audit again.") from None

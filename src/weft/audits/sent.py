@@ -7,10 +7,10 @@ a round shows what it leaves.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,12 +23,13 @@ from weft.core.party import Party
 from weft.core.types import DELTA, ServerState, Tensors, Update
 from weft.errors import WeftError
 from weft.federation.client_host import ClientHost
-from weft.federation.clients import Clients, InMemory
+from weft.federation.clients import Clients, InMemory, RowTable
 from weft.federation.coding import decode
 from weft.federation.plan import Plan
 from weft.federation.round import run_round
 from weft.federation.sharing import pad
 from weft.federation.state import Participant, begin, expected_streams, task_for
+from weft.models import layout
 from weft.models.resident import Resident
 from weft.protection.plain import Plain
 from weft.runtimes.inprocess import InProcess
@@ -49,6 +50,28 @@ class Row(NamedTuple):
     client: str
     number: int
     """Of the row in the table."""
+
+
+class Malicious(NamedTuple):
+    """A client that trains on rows of its making in the place of some of its own."""
+
+    client: str
+    made: Callable[[Tensors], list[layout.Row]]
+    """Returns them, of the shared parameters that a round begins with."""
+
+
+@dataclass(frozen=True)
+class _Longer:
+    """A table with rows after its last."""
+
+    table: RowTable
+    more: list[layout.Row]
+
+    def __len__(self) -> int:
+        return len(self.table) + len(self.more)
+
+    def __getitem__(self, row: int) -> Any:
+        return self.table[row] if row < len(self.table) else self.more[row - len(self.table)]
 
 
 class Station:
@@ -131,13 +154,16 @@ class Station:
         delta = {name: value - self.state.params[name] for name, value in after.params.items()}
         return Sent(delta, [self.tokens([row]) for row in rows])
 
-    def rounds(self, names: Sequence[str], count: int, most_steps: int) -> Iterator[Tensors]:
+    def rounds(
+        self, names: Sequence[str], count: int, most_steps: int, malicious: Malicious | None = None
+    ) -> Iterator[Tensors]:
         """Yield the shared parameters after each of the first rounds in which these clients train on all their rows.
 
         Args:
             names: of the clients; all of them take part in every round.
             count: of rounds.
             most_steps: of a client in a round.
+            malicious: one of the clients, which trains on rows of its making too.
 
         Raises:
             CannotAudit: such a round cannot be repeated.
@@ -152,7 +178,9 @@ class Station:
         state = self.state
         for _ in range(count):
             cohort = [self._participant(name, state, float(sizes[name])) for name in names]
-            state = _next(plan, state, cohort, host)
+            more = [] if malicious is None else malicious.made(state.params)
+            with_more = host if malicious is None or not more else _given(host, malicious.client, more)
+            state = _next(plan, state, cohort, with_more)
             yield state.params
 
     def _participant(self, client: str, state: ServerState, rows: float = math.inf) -> Participant:
@@ -186,6 +214,32 @@ class Station:
         whole = expected_streams(plan, self.state.params, self.state.round)[DELTA]
         sent = pad(reply.streams[DELTA], whole)
         return {name: sent[name] if name in sent else torch.zeros_like(value) for name, value in whole.items()}
+
+
+def _given(host: ClientHost, name: str, more: list[layout.Row]) -> ClientHost:
+    """Return a client host in which rows take the place of up to half of a client's, which has as many as before.
+
+    Raises:
+        CannotAudit: rows are drawn by domains.
+    """
+    clients = host.train_clients
+    if clients.domains is not None:
+        raise CannotAudit("The run draws rows by domains, and samples of a participant have none: leave out --mixture.")
+    place, first = clients.names.index(name), len(clients.table)
+    own = len(clients.train[place])
+    numbers = np.arange(min(own // 2, len(more)))
+    kept = own - len(numbers)
+    changed = replace(
+        clients, table=_Longer(clients.table, more), train=_mixed(clients.train, place, kept, first + numbers)
+    )
+    if clients.units is not None:  # each of them is a unit of its own
+        above = 1 + max((int(units.max()) for units in clients.units if len(units)), default=-1)
+        changed = replace(changed, units=_mixed(clients.units, place, kept, above + numbers))
+    return replace(host, train_clients=changed)
+
+
+def _mixed(arrays: Sequence[Any], place: int, kept: int, numbers: np.ndarray) -> list[Any]:
+    return [np.concatenate([one[:kept], numbers]) if at == place else one for at, one in enumerate(arrays)]
 
 
 def _next(plan: Plan, state: ServerState, cohort: Sequence[Participant], host: ClientHost) -> ServerState:

@@ -46,7 +46,7 @@ class Texts(Audit):
     def findings(self, scene: Scene) -> Findings:
         """Reconstruct a few rows from their updates."""
         rows = searched(scene)
-        texts = [_reconstructed(one, scene.chance("sequence", place)) for place, one in enumerate(rows)]
+        texts = [_reconstructed(one, scene, scene.chance("sequence", place)) for place, one in enumerate(rows)]
         wanted = [one.ids.tolist() for one in rows]
         after = [*texts[1:], texts[0]]
         step, control = (_mean(wanted, some) for some in (texts, after))
@@ -66,7 +66,8 @@ class Texts(Audit):
 
 def _notes(scene: Scene, numbers: JsonObject) -> list[str]:
     rows = numbers["rows"]
-    notes = [f"{CYCLES} cycles of {MOVES} changes for each of {rows} rows, behind the search of `inversion`."]
+    moves = scene.settings.few(MOVES)
+    notes = [f"{CYCLES} cycles of {moves} changes for each of {rows} rows, behind the search of `inversion`."]
     if numbers["rouge_l"]["value"] <= 1.5 * max(numbers["control"]["value"], numbers["chance"]["value"]):
         notes.append("ROUGE-L is hardly above its control: no text was read that is the row's own.")
     return notes + under_masks(scene)
@@ -83,19 +84,19 @@ def _random(scene: Scene, place: int, rows: Sequence[Sequence[int]]) -> list[int
     return drawn
 
 
-def _reconstructed(row: Searched, chance: np.random.Generator) -> list[int]:
+def _reconstructed(row: Searched, scene: Scene, chance: np.random.Generator) -> list[int]:
     """Return the tokens (T,) that fit the update best, of all that were tried."""
     matching, guess = row.matching, row.guess
     best, least = _better_reading(matching, guess)
     for cycle in range(CYCLES):
         pool = _pool(matching, guess)
-        for _ in range(MOVES):
+        for _ in range(scene.settings.few(MOVES)):
             tried = moved(best, pool, chance)
             score = _score(matching, tried)
             if score < least:
                 best, least = tried, score
         if cycle + 1 < CYCLES:
-            guess = matching.improved(matching.of(best), ITERATIONS)
+            guess = matching.improved(matching.of(best), scene.settings.few(ITERATIONS))
             read, score = _better_reading(matching, guess)
             if score < least:
                 best, least = read, score

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from weft.errors import ConfigError
 
+SMALLER = 20
+"""By how much a first look is smaller."""
+
 
 class CannotAudit(ConfigError):
     """An audit that a run does not allow, or whose control failed, with the reason and a remedy."""
@@ -25,3 +28,9 @@ class Settings:
     batch_size: int = 16
     shadows: int = 4
     """Models that are trained for LiRA, an even number; 0: none."""
+    small: bool = False
+    """A first look: searches and repeated rounds are cut to a twentieth, and find less."""
+
+    def few(self, count: int, least: int = 2) -> int:
+        """Return how many of so many iterations, steps or samples are made."""
+        return max(least, count // SMALLER) if self.small else count

@@ -55,7 +55,8 @@ class SystemPrompt(Audit):
 
     def findings(self, scene: Scene) -> Findings:
         """Ask in every way, with the prompt and without."""
-        codes = [f"{code:0{DIGITS}}" for code in scene.chance("system prompt").integers(0, 10**DIGITS, TRIALS)]
+        trials = scene.settings.few(TRIALS)
+        codes = [f"{code:0{DIGITS}}" for code in scene.chance("system prompt").integers(0, 10**DIGITS, trials)]
         systems = {code: SYSTEM.format(code=code) for code in codes}
         own = scene.run.instruction(scene.settings.client)
         numbers: JsonObject = {"by_kind": {}}

@@ -22,8 +22,15 @@ class Scored(NamedTuple):
     """(logp - mean) / deviation, over the tokens that the model could have written, each by its probability."""
 
 
+def readable(model: Resident, ids: np.ndarray) -> np.ndarray:
+    """Return the ids (T,) of a row that a model can read: one without a learnt prompt has no vectors for its places."""
+    kept: np.ndarray = ids if model.front is not None else ids[ids >= 0]
+    return kept
+
+
 def scored(model: Resident, rows: Sequence[Row], batch_size: int) -> list[Scored]:
     """Return the scores of every row's learnt tokens, without dropout."""
+    rows = [(readable(model, ids), learn[len(learn) - len(readable(model, ids)) :]) for ids, learn in rows]
     results: list[Scored] = [Scored(np.zeros(0), np.zeros(0))] * len(rows)
     order = sorted(range(len(rows)), key=lambda number: -len(rows[number][0]))
     with model.evaluating():

@@ -29,6 +29,9 @@ def _parser() -> Parser:
     parser.add_argument(
         "--shadows", type=int, default=4, metavar="N", help="models that membership trains for LiRA; 0: none [4]"
     )
+    parser.add_argument(
+        "--small", action="store_true", help="a first look: a twentieth of the iterations and steps, which find less"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of what is guessed and sampled [0]")
     parser.add_argument("--batch_size", type=int, default=16, metavar="N", help="rows at a time [16]")
     parser.add_argument("--client", metavar="NAME", help="whose model, where each client has its own")
@@ -77,6 +80,7 @@ def run(argv: list[str]) -> int:
         arguments.client,
         arguments.batch_size,
         arguments.shadows,
+        arguments.small,
     )
     scene = Scene(opened, settings)
 
