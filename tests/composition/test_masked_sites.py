@@ -224,7 +224,15 @@ def two_lists(message: Message) -> Message:
     if not isinstance(message, ProtectionRequest) or message.phase != "unmask" or message.client != NAMES[0]:
         return message
     members = Members.read(to_bytes(values_of(message)["members"]))
-    return with_values(message, members=to_tensor(Members(members.keys, 4).raw))
+    return with_values(message, members=to_tensor(Members(members.keys, 20).raw))
+
+
+def few_neighbours(message: Message) -> Message:
+    """Leave every site two peers, both of whom may be the server's friends."""
+    if isinstance(message, ProtectionRequest) and "members" in values_of(message):
+        members = Members.read(to_bytes(values_of(message)["members"]))
+        return with_values(message, members=to_tensor(Members(members.keys, 2).raw))
+    return message
 
 
 def alone(message: Message) -> Message:
@@ -252,6 +260,7 @@ LIES = {
     "a replaced key": (own_key, "its certificate does not vouch for"),
     "invented members": (invented, "its certificate does not vouch for"),
     "two lists": (two_lists, "with other members"),
+    "a graph of few neighbours": (few_neighbours, "asked to share masks with 2 others, which the run does not say"),
     "a cohort of one": (alone, "asked to join a sum of 1, and 3 are the fewest"),
     "fewer than the threshold": (few, "too few to open the sum later"),
     "one survivor": (few_survivors, "asked to open a sum of 1 clients, and 3 are the fewest"),

@@ -492,7 +492,7 @@ def test_no_key_follows_from_the_seed_and_every_attempt_has_its_own():
     keys = set()
     for secret, attempt in itertools.product((Secret(bytes(32)), Secret(bytes([1]) * 32)), (0, 1)):
         party = Party("a", ROUND, attempt, {}, lambda secret=secret: secret)
-        keys.add(Client(party, attempt, 3).keys())
+        keys.add(Client(party, attempt, 3, (0,)).keys())
     assert len(keys) == 4
 
 

@@ -41,6 +41,9 @@ SEALED_BYTES = 2 * shamir.SHARE_BYTES + 16
 class Client(Member):
     """A client in one attempt of a round of masked sums."""
 
+    graphs: tuple[int, ...]
+    """Neighbours that the server may announce: with fewer than the run has, fewer dishonest sites read an update."""
+
     def _secret(self, purpose: str) -> bytes:
         return self.party.secret.bytes(32, "masks", purpose, self.party.round, self.attempt)
 
@@ -144,6 +147,8 @@ class Client(Member):
         name, own = self.party.name, self.keys()
         if name not in members.keys or members.keys[name][:3] != own[:3]:
             raise ClientFailed("was sent a list in which its own public key was replaced")
+        if members.graph not in self.graphs:
+            raise ClientFailed(f"was asked to share masks with {members.graph} others, which the run does not say")
         if len(members.names) < self.least:
             raise ClientFailed(f"was asked to join a sum of {len(members.names)}, and {self.least} are the fewest")
         identity = self.party.identity

@@ -31,6 +31,8 @@ from weft.protection.sums import SLOTS, Grid, lengths_of, vector_names
 
 LIST_BYTES = 1 << 13
 """Bytes of one member in a list, with its certificate."""
+MANY = 20
+"""Neighbours of a client among more than twice as many clients."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Masks(SealedSums):
     def traffic(self, like: Streams, encoded: int, names: Sequence[str], round: int) -> tuple[float, float]:
         """Return the mean bytes of keys, lists and shares to a client, and of all that it sends; see the base class."""
         count = max(1, len(names) // groups_of(len(names), self.group_size))
-        graph = self.neighbours or (20 if count > 40 else 0)
+        graph = self._graph(count)
         peers = min(graph or count, count - 1)
         keys = Keys(*(bytes(KEY_BYTES),) * 3)
         listed, some = len(Members(dict.fromkeys(names[:count], keys), graph).raw), len(names_tensor(names[:count]))
@@ -94,7 +96,7 @@ class Masks(SealedSums):
 
     def answer(self, request: ProtectionRequest, party: Party) -> Reply:
         """Publish keys, share secrets, or reveal shares at the client."""
-        client = Client(party, request.attempt, max(self.min_contributors, party.quorum))
+        client = self._client(party, request.attempt)
         values = request.streams.get(request.phase, {})
         if request.phase == KEYS:
             sent = {name: to_tensor(part) for name, part in zip(Keys._fields, client.keys(), strict=True)}
@@ -108,14 +110,23 @@ class Masks(SealedSums):
 
     def seal(self, update: Update, task: Request, party: Party) -> Update:
         """Mask an update at the client."""
-        client = Client(party, task.attempt, max(self.min_contributors, party.quorum))
+        client = self._client(party, task.attempt)
         stream = MaskOpening.stream
         values = task.extra.get(stream, {}) | model_of(task, stream, party)
         return client.mask(update, values, self.bound, self.bits, bare=self.unit == "client")
 
+    def _graph(self, clients: int) -> int:
+        """Return with how many others each of so many clients shares masks; 0: all."""
+        return self.neighbours or (MANY if clients > 2 * MANY else 0)
+
+    def _client(self, party: Party, attempt: int) -> Client:
+        # How many clients the server asked, a client cannot know: it takes either.
+        graphs = (self.neighbours,) if self.neighbours else (0, MANY)
+        return Client(party, attempt, max(self.min_contributors, party.quorum), graphs)
+
     def opening(self, tasks: Mapping[str, Request], like: Streams, server: Party) -> MaskOpening:
         """Return a masked sum, at the server."""
-        graph = self.neighbours or (20 if len(tasks) > 40 else 0)
+        graph = self._graph(len(tasks))
         return MaskOpening(tasks, like, server, self.bound, self.min_contributors, graph, self.bits)
 
     def keep(self, sums: Sequence[Opening], party: Party) -> None:
