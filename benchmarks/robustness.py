@@ -258,7 +258,8 @@ def draw(picture: Path, names: list[str], values: list[list[float]], columns: li
     for y, line in enumerate(values):
         for x, value in enumerate(line):
             if value == value:
-                axes.text(x, y, f"{value:.0%}", ha="center", va="center", fontsize=7)
+                color = "black" if 0.2 < value < 0.85 else "white"  # the ends of the scale are dark
+                axes.text(x, y, f"{value:.0%}", ha="center", va="center", fontsize=7, color=color)
     figure.colorbar(image, label="gain kept")
     figure.savefig(picture)
 
