@@ -147,7 +147,7 @@ def test_weights_are_read_to_the_gpu(
     config = build({"dataset_name": "d", "model_name_or_path": str(folder), "allow_missing": allow_missing})
     here = load.base_model(config.model_copy(update={"device": "cpu"}))
     maps: list[object] = []
-    read = load.load_weights
+    read = load.shared_base
 
     def noted(*values: object, **settings: object) -> torch.nn.Module:
         maps.append(settings.pop("device_map", None))
@@ -155,7 +155,7 @@ def test_weights_are_read_to_the_gpu(
         monkeypatch.setattr(type(model), "to", lambda model, device: maps.append(device) or model)
         return model
 
-    monkeypatch.setattr(load, "load_weights", noted)
+    monkeypatch.setattr(load, "shared_base", noted)
     monkeypatch.setattr(load, "choose_device", lambda _: GPU)
     monkeypatch.setattr(load, "use_kernels", lambda *_: False)
     monkeypatch.setattr(load, "arithmetic", lambda *_: torch.float32)
