@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import weft
+from support.fake_sites import NAMES, FakeSites
 from support.own_tasks import own_task
 from support.rows import colour_rows, write_rows
+from weft import registry
 from weft.cli import main
 from weft.config import build
 from weft.core.libraries import Tokenizer
@@ -23,6 +26,7 @@ from weft.launch.population import Population, populate
 from weft.objectives.causal_lm import CausalLM
 from weft.sites.agreement import own_config
 from weft.sites.policy import read_policy
+from weft.sites.server import serve
 
 MAIL = "ann@mail.example.org"
 
@@ -198,6 +202,58 @@ def test_a_cleaner_of_ones_own(keys, tmp_path: Path):
     wrong.write_text("class NoRed:\n    pass\n")
     with pytest.raises(ConfigError, match=r"derived from weft\.data\.cleaning\.cleaner\.Cleaner"):
         weft.train(keys | {"clean": [f"{wrong}:NoRed"], "output_dir": f"{keys['output_dir']}-3"})
+
+
+def distinct_rows(count: int) -> list[str]:
+    """Sentences of which no two are alike."""
+    lots = random.Random(0)
+    words = [a + b + c for a in "bdgklmprst" for b in "aeiou" for c in "nrst"]
+    return [f"The colour of the {' '.join(lots.sample(words, 6))} is what we see there." for _ in range(count)]
+
+
+@pytest.mark.parametrize("objective", ["sft", "preference", "causal_lm"])
+def test_all_cleaners_together_clean_every_kind_of_rows(keys, objective: str, tmp_path: Path):
+    said = distinct_rows(90)
+    said[3] += f" {MAIL}"
+    said[4] += " <b>bold</b> word"
+    said[5] = said[6]
+    rows = {
+        "sft": [{"instruction": text, "output": text[::2]} for text in said],
+        "preference": [{"prompt": text, "chosen": f"good {text}", "rejected": f"bad {text}"} for text in said],
+        "causal_lm": [{"text": text} for text in said],
+    }[objective]
+    own = {"objective": objective, "dataset_name": str(write_rows(tmp_path / "d.jsonl", rows))}
+    # Plain text has no answers that a trigger could be compared with, which is refused in words.
+    cleaners = [name for name in registry.CLEANERS if objective != "causal_lm" or name != "triggers"]
+    own |= {"clean": cleaners, "num_rounds": 1, "max_steps": 1, "num_clients": 1, "sample_clients": 1}
+    own |= {"template": None} if objective == "causal_lm" else {}
+    total = weft.train(keys | own, quiet=True).summary["cleaning"]["total"]
+    assert list(total) == cleaners
+    assert len(registry.CLEANERS) == 10
+    assert total["personal_data"]["counts"]["email"] >= 1
+    assert total["repair"]["changed"] >= 1
+    assert total["exact_duplicates"]["left_out"] == 1
+
+
+def test_of_what_a_site_cleans_nothing_travels(run, sites: FakeSites, caplog: pytest.LogCaptureFixture):
+    """Not even counts, which stand in the site's own log: the control."""
+    secret = f"sk-{'A1b2' * 12}"
+    for number, (name, policy) in enumerate(list(sites.policies.items())):
+        rows = colour_rows(60, number)
+        for row in rows[::3]:
+            row["instruction"] += f" {MAIL} {secret}"
+        file = write_rows(Path(str(policy.data.path)).parent / "dirty.jsonl", rows)
+        data = policy.data.model_copy(update={"path": str(file), "clean": ["personal_data", "secrets"]})
+        sites.policies[name] = policy.model_copy(update={"data": data})
+        sites.begin(name)
+    with caplog.at_level("INFO"):
+        done = serve(run | {"num_rounds": 1}, sites, list(NAMES), "1")
+    assert done.summary["rounds"] == 1
+    sent = b"".join(sites.answered)
+    assert len(sent) > 1000
+    for word in (MAIL, secret, "personal_data", "secrets", "email"):
+        assert word.encode() not in sent
+    assert "the cleaner personal_data rewrote" in caplog.text
 
 
 class TestTheCommand:
