@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 20
-"""Values that are converted at a time: what is computed in float64 takes eight bytes each."""
+CHUNK = 1 << 17
+"""Values that are converted at a time: what is computed in float64 takes eight bytes each, and fits into a cache."""
 PACKED = 1 << 15
 """Numbers that are packed at a time, a multiple of eight; so many fill whole bytes at any width."""
 WHOLE, WIDE = 32, 64
