@@ -17,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 
 from weft.audits.audit import Audit, Findings
-from weft.audits.participant import TOGETHER, Asked, all_rows, asked, fewer_steps, held_out
+from weft.audits.participant import Asked, all_rows, asked, fewer_steps, held_out, together
 from weft.audits.scene import Scene
 from weft.audits.sent import Malicious, Station, values_of
 from weft.audits.settings import CannotAudit
@@ -60,11 +60,7 @@ class GAN(Audit):
     def findings(self, scene: Scene) -> Findings:
         """Repeat the first rounds three times: with a participant that samples, that trains too, without the victim."""
         station = Station(scene)
-        names = [name for name in scene.names if scene.taught(name)][:TOGETHER]
-        if len(names) < 2:
-            raise CannotAudit(
-                "One client took part in the run, and a malicious participant attacks another: audit a run of more."
-            )
+        names = together(scene, "a malicious participant attacks another")
         count = min(ROUNDS, scene.config.num_rounds)
         found = {
             SAMPLES: _attack(station, names, names, count, trains=False),

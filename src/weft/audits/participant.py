@@ -62,11 +62,7 @@ class Hostile(Audit):
     def findings(self, scene: Scene) -> Findings:
         """Repeat the first rounds twice, and sample after each."""
         station = Station(scene)
-        names = [name for name in scene.names if scene.taught(name)][:TOGETHER]
-        if len(names) < 2:
-            raise CannotAudit(
-                "One client took part in the run, and a participant asks for the rows of another: audit a run of more."
-            )
+        names = together(scene, "a participant asks for the rows of another")
         victim, others = names[-1], names[:-1]
         rows = asked(scene, all_rows(station.host.train_clients.find(victim).train))
         unseen = asked(scene, held_out(station, victim))
@@ -92,6 +88,22 @@ class Hostile(Audit):
             cells.append(_line("its held-out rows", first, told, guessed, numbers["rounds"]))
         heads = ["after", "gain with the victim", "without it (control)", "difference (95 %)", "near copies"]
         return Findings(numbers, heads, cells, _notes(numbers, count) + fewer_steps(station, names, most))
+
+
+def together(scene: Scene, what: str) -> list[str]:
+    """Return the clients of repeated rounds, the victim last.
+
+    Args:
+        scene: the run.
+        what: says what takes more than one of them.
+
+    Raises:
+        CannotAudit: one client took part.
+    """
+    names = [name for name in scene.names if scene.taught(name)][:TOGETHER]
+    if len(names) < 2:
+        raise CannotAudit(f"One client took part in the run, and {what}: audit a run of more.")
+    return names
 
 
 def held_out(station: Station, victim: str) -> list[Row]:

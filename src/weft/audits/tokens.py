@@ -30,7 +30,7 @@ def readable(model: Resident, ids: np.ndarray) -> np.ndarray:
 
 def scored(model: Resident, rows: Sequence[Row], batch_size: int) -> list[Scored]:
     """Return the scores of every row's learnt tokens, without dropout."""
-    rows = [(readable(model, ids), learn[len(learn) - len(readable(model, ids)) :]) for ids, learn in rows]
+    rows = [(known, learn[len(learn) - len(known) :]) for ids, learn in rows for known in [readable(model, ids)]]
     results: list[Scored] = [Scored(np.zeros(0), np.zeros(0))] * len(rows)
     order = sorted(range(len(rows)), key=lambda number: -len(rows[number][0]))
     with model.evaluating():

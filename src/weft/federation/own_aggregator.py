@@ -70,8 +70,6 @@ def _noted(updates: Iterable[Update], seen: list[Streams]) -> Iterator[Update]:
             if not seen:
                 seen.append(update.streams)
             yield update
-    except GeneratorExit:
-        raise
     except Exception as error:
         raise _Elsewhere(error) from error
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from weft.core.files import whole_lines
 from weft.core.secret import Secret
 from weft.core.tensors import digest
 from weft.core.types import ServerState, Total
@@ -129,11 +131,8 @@ def require_rounds(ledger: Ledger, rounds: int) -> None:
 def released_rounds(run: RunDir) -> int:
     """Return how many rounds of a run were released, by its checkpoints and its metrics; its ledger has them all."""
     rounds = [0, *run.rounds]
-    if run.metrics_file.exists():
-        for line in run.metrics_file.read_text(encoding="utf-8").splitlines():
-            try:
-                event = json.loads(line)
-                rounds += [int(event["round"])] if event["event"] == "round" else []
-            except (ValueError, KeyError, TypeError):  # the process ended within the line
-                continue
+    for line in whole_lines(run.metrics_file):
+        with suppress(ValueError, KeyError, TypeError):  # a damaged line is no reason to lose the others
+            event = json.loads(line)
+            rounds += [int(event["round"])] if event["event"] == "round" else []
     return max(rounds)
