@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from support.fake_sites import NAMES, FakeSites
+from support.kits import kits_of
 from support.results import events
 from weft.core.secret import FILE
 from weft.core.types import Task
@@ -22,6 +23,12 @@ from weft.sites.site_ledger import RELEASES, spent_of
 
 pytest.importorskip("dp_accounting")
 PRIVATE = {"privacy_unit": "client", "target_epsilon": 8, "sample_clients": 3, "clip_norm": 0.1}
+
+
+@pytest.fixture(scope="module")
+def kits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    pytest.importorskip("nvflare")
+    return kits_of(tmp_path_factory.mktemp("authority"), list(NAMES))
 
 
 def change(sites: FakeSites, name: str, folder: Path, **changes: object) -> Path:
@@ -48,6 +55,8 @@ def change(sites: FakeSites, name: str, folder: Path, **changes: object) -> Path
             {},
             "the privacy 'client' is not among what this site accepts (row, patient)",
         ),
+        ({"noise_at": "client"}, {}, "its server adds the noise, and this site asks for noise_at client"),
+        ({"noise_at": "client"}, {"noise_at": "client"}, "with a share of the noise alone"),
     ],
 )
 def test_a_site_refuses_a_run_that_would_spend_more_in_words_that_reach_the_server(
@@ -75,6 +84,25 @@ def test_sites_train_within_the_epsilon_that_they_ask_for(run, sites: FakeSites,
     crossed = b"".join(sites.answered) + b"".join(raw for _, raw in sites.asked if raw)
     for written in (key, key.hex().encode()):
         assert written not in crossed
+
+
+@pytest.mark.parametrize(
+    "private",
+    [
+        PRIVATE | {"noise_at": "client", "protection": "masks"},
+        PRIVATE | {"privacy_unit": "row", "clip_norm": 1.0},
+        {"privacy_unit": "none"},
+    ],
+    ids=["shares in a masked sum", "rows", "none"],
+)
+def test_a_site_that_takes_no_noise_of_the_server_takes_what_needs_none(
+    run, sites: FakeSites, kits, tmp_path: Path, private
+):
+    sites.kits = kits
+    for name in NAMES:
+        change(sites, name, tmp_path, accept={"noise_at": "client"})
+    done = serve(run | private | {"min_clients": 3, "num_rounds": 1}, sites, list(NAMES), "1")
+    assert len(events(done)) == 1
 
 
 def test_one_ledger_counts_all_runs_and_refuses_the_one_too_many(run, sites: FakeSites, tmp_path: Path):

@@ -11,6 +11,7 @@ from weft.config import VOLATILE, RunConfig
 from weft.core.types import SEARCH
 from weft.federation.plan import Plan
 from weft.json_types import JsonObject
+from weft.keys.privacy import CLIENT
 from weft.kinds import is_outside
 from weft.launch.mixtures import named_domains
 from weft.sites import part_files, run_limits, site_ledger
@@ -70,9 +71,8 @@ def refusal(policy: SitePolicy, run: RunConfig, clients: int) -> str | None:
     clients = min(clients, run.sample_clients, run.group_size or clients)
     if accept.min_clients is not None and clients < accept.min_clients:
         return f"a round has {clients} clients, and this site asks for {accept.min_clients} at least"
-    if run.noise_at == "client" and run.min_clients > clients:
-        return f"the noise is made of {run.min_clients} shares, and a round has {clients} clients"
-    why = _partly_open(policy, run) or _untested(policy, run) or site_ledger.refusal(accept, policy.ledger, run)
+    why = _partly_open(policy, run) or _untested(policy, run) or _without_noise(policy, run, clients)
+    why = why or site_ledger.refusal(accept, policy.ledger, run)
     if why is not None:
         return why
     if run.runtime != "nvflare" or run.parallel != "none":
@@ -89,6 +89,22 @@ def _other_domain(policy: SitePolicy, run: RunConfig) -> str | None:
     if other is None:
         return None
     return f"the run chooses rows of the domain '{other}', which is not among the domains that this site accepts"
+
+
+def _without_noise(policy: SitePolicy, run: RunConfig, clients: int) -> str | None:
+    """Return the reason to refuse a run whose updates are seen before the noise is in them; None: there is none."""
+    if run.noise_at == "client" and run.min_clients > clients:
+        return f"the noise is made of {run.min_clients} shares, and a round has {clients} clients"
+    if policy.accept.noise_at is None or run.privacy_unit != CLIENT:
+        return None
+    if run.noise_at == "server":
+        return "its server adds the noise, and this site asks for noise_at client"
+    if run.protection == "none":
+        return (
+            "its server would see this site's update with a share of the noise alone, and this site asks for noise_at "
+            "client: the run needs protection masks"
+        )
+    return None
 
 
 def _partly_open(policy: SitePolicy, run: RunConfig) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -105,6 +105,8 @@ class AcceptRules(BaseModel):
     """Whether a run may have some tensors encrypted only (encrypt); the server sees all others of this site."""
     privacy: list[str] | None = None
     """Units of differential privacy that are accepted: client, row, columns; none: runs without."""
+    noise_at: Literal["client"] | None = None
+    """client: refuses runs whose server adds the noise, or sees an update before the others' shares are in it."""
     max_epsilon: float | None = Field(None, gt=0)
     """Largest target_epsilon of a run; refuses runs that have none."""
     max_delta: float = Field(1e-5, gt=0, lt=1)

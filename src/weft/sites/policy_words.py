@@ -117,6 +117,10 @@ SENTENCES: dict[str, tuple[Words | None, str]] = {
         "",
     ),
     "privacy": (_only("units of differential privacy"), "no differential privacy is required"),
+    "noise_at": (
+        lambda _: "the server may not add the noise of the unit client: the sites add it under a protection",
+        "the server may add the noise of the unit client",
+    ),
     "max_delta": (lambda value: f"where there is a limit of epsilon, delta may be {value:g} at most", ""),
     "max_epsilon": (
         lambda value: f"the target_epsilon of a run may be {value:g} at most, and a run without one is refused",
