@@ -21,6 +21,8 @@ OUTER: dict[str, dict[str, Any]] = {
     "light": {"outer_lr": 0.9, "momentum": 0.5, "outer_decay": 0.25},
     "mean": {"outer_lr": 1.0, "momentum": 0.0},
     "lookahead": {"outer_lr": 0.5, "momentum": 0.0},
+    "delay": {"delay": 1},  # of `law`: what sending while training costs
+    "delay_fragments": {"delay": 1, "fragments": 4},
 }
 """Outer steps of DiLoCo by name, as `fed_args`."""
 
