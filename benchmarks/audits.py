@@ -30,7 +30,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "masks": {"protection": "masks", "min_clients": 3},
     "DP, epsilon 8": DP,
     "DP and masks": DP | {"protection": "masks", "min_clients": 3},
-    "central": {"fed_alg": "central"},
+    "central": {"fed_alg": "central", "gradient_accumulation_steps": 3},  # each row as often as in the others
     "64 copies": {"canary_repetitions": [1, 4, 16, 64]},
     "LoRA": {"use_peft": True, "peft_lora_r": 16, "peft_lora_target_modules": ["all-linear"]},
 }
