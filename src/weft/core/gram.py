@@ -58,7 +58,7 @@ class Rows:
         """
         flat = [update.streams[stream][name].detach().reshape(-1) for update in self.updates]
         anchor = self.anchor.get(stream, {}).get(name)
-        last = torch.zeros_like(flat[0]) if anchor is None else anchor.detach().reshape(-1)
+        last = flat[0].new_zeros(()).expand_as(flat[0]) if anchor is None else anchor.detach().reshape(-1)
         dtype = WIDE if wide else torch.promote_types(last.dtype, torch.float32)
         for start in range(0, flat[0].numel(), BLOCK):
             part = slice(start, start + BLOCK)
@@ -69,9 +69,11 @@ class Rows:
         found: Streams = {stream: {} for stream in self.updates[0].streams}
         for stream, name in self.places:
             like = self.updates[0].streams[stream][name]
-            parts = [columns(stream, block) for _, block in self.blocks(stream, name, wide=wide)]
-            flat = torch.cat(parts) if parts else torch.zeros(0)
-            found[stream][name] = flat.to(like.device, like.dtype).reshape(like.shape)
+            # Written in place: a list of blocks, and then their sum, take four times the memory of the result.
+            flat = torch.empty(like.numel(), dtype=like.dtype)
+            for part, block in self.blocks(stream, name, wide=wide):
+                flat[part] = columns(stream, block)
+            found[stream][name] = flat.to(like.device).reshape(like.shape)
         return found
 
     def mix(self, weights: Tensor) -> Streams:
