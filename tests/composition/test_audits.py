@@ -19,6 +19,8 @@ from weft.cli import main
 from weft.launch.run import Run
 from weft.runs import metrics
 
+pytestmark = pytest.mark.xdist_group("audits")  # what all of it needs is made once
+
 MEMORY = {"canaries": 20, "canary_repetitions": [1, 8], "use_peft": False, "num_clients": 1, "sample_clients": 1}
 MEMORY |= {"num_rounds": 1, "max_steps": 260, "batch_size": 16, "learning_rate": 1e-2, "eval_every": 0}
 MEMORY |= {"lr_scheduler_type": "constant", "dtype": "float32", "threads": 1, "eval_fraction": 0.5}

@@ -12,6 +12,8 @@ import weft
 from support.rows import write_rows
 from weft.errors import ConfigError
 
+pytestmark = pytest.mark.xdist_group("given_models")  # what all of it needs is made once
+
 TRAINED = {
     "compiled": "begin with _orig_mod., which a wrapper left",
     "wrapped_by_peft": "begin with base_model.model., which a wrapper left",

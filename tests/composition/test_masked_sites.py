@@ -29,6 +29,8 @@ from weft.sites.client import UNLIKE
 from weft.sites.policy import SitePolicy, read_policy
 from weft.sites.server import serve
 
+pytestmark = pytest.mark.xdist_group("masked_sites")  # what all of it needs is made once
+
 MASKS = {"protection": "masks"}
 
 

@@ -61,7 +61,8 @@ def test_shares_by_excess_loss_are_the_best_answer_under_a_divergence():
 def test_what_is_drawn_has_the_shares_within_three_deviations_at_every_client():
     mixture = Mixture((0.625, 0.0, 0.375))
     for client in range(4):
-        rows = [drawn(mixture, TABLES, 50, client, round)[place] for round in range(40) for place in range(50)]
+        draws = [drawn(mixture, TABLES, 50, client, round) for round in range(40)]
+        rows = [draw[place] for draw in draws for place in range(50)]
         code = sum(row.startswith("code") for row in rows)
         assert abs(code - 0.625 * len(rows)) < 3 * (len(rows) * 0.625 * 0.375) ** 0.5
 
