@@ -111,3 +111,18 @@ def test_clients_of_a_smaller_rank_or_of_fewer_layers_are_audited_too(given, own
     assert "mean" in found["span"]["numbers"]
     assert found["prefixes"]["numbers"]["rows"] == 4
     assert found["participant"]["numbers"]["rows"] > 1
+
+
+def test_rows_without_a_word_of_their_own_give_no_number(given, tmp_path, capsys):
+    """Twice the same row was its own control, and a recall of no words was 0, as if nothing had been read."""
+    same = tmp_path / "same.jsonl"
+    first, second = (json.dumps({"text": " ".join(WORDS[at : at + 7])}) + "\n" for at in (0, 7))
+    same.write_text(first * 12)
+    alone = given | {"dataset_name": str(same), "eval_fraction": 0, "seq_length": 64}
+    run = weft.train(alone)
+    for test in ("span", "embedding"):
+        assert main(["audit", str(run.path), "--tests", test]) == 2
+        assert "fewer than two training rows that differ" in capsys.readouterr().err
+    same.write_text(first * 12 + second * 12)
+    found = audit(alone | {"output_dir": str(tmp_path / "two")}, "span")["span"]["numbers"]
+    assert len(found["tokens"]) == 2

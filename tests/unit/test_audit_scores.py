@@ -11,7 +11,7 @@ import torch
 from weft.audits.blind import blind
 from weft.audits.extraction import leaks
 from weft.audits.membership import likelihood_ratio, min_k_plus
-from weft.audits.recall import above, check_control
+from weft.audits.recall import above, check_control, own_and_next
 from weft.audits.settings import CannotAudit
 from weft.audits.statistics import share
 from weft.audits.tokens import Scored, token_scores
@@ -102,3 +102,11 @@ def test_ends_of_rows_that_are_guessed_are_no_extraction():
     _check_control(share(5, 50))
     with pytest.raises(CannotAudit, match="of rows that were held out the model ends"):
         _check_control(share(20, 50))
+
+
+def test_words_that_every_row_has_are_no_finding():
+    """A recall of no words was 0, with a sentence that nothing had been read."""
+    with pytest.raises(CannotAudit, match="No row has a word that the next one lacks"):
+        own_and_next([frozenset({1, 2}), frozenset({2, 1})], [frozenset({1, 2}), frozenset({1, 2})])
+    step, control = own_and_next([frozenset({1, 2}), frozenset({2, 3})], [frozenset({1, 2}), frozenset({2, 3})])
+    assert (step.value, control.value) == (1.0, 0.0)
