@@ -9,6 +9,7 @@ import pytest
 
 import weft
 from weft.cli import main
+from weft.errors import WeftError
 
 WORDS = [first + second + third for first in "bdgklmprst" for second in "aeiou" for third in "nrst"]
 
@@ -126,3 +127,14 @@ def test_rows_without_a_word_of_their_own_give_no_number(given, tmp_path, capsys
     same.write_text(first * 12 + second * 12)
     found = audit(alone | {"output_dir": str(tmp_path / "two")}, "span")["span"]["numbers"]
     assert len(found["tokens"]) == 2
+
+
+def test_a_run_without_a_round_remembers_no_row_and_says_so(given, capsys):
+    """It was said that too few rows were held out, and other audits spoke of the base as if it were the run's model."""
+    broken = given | {"learning_rate": 1e30, "max_steps": 3, "max_attempts": 1}
+    with pytest.raises(WeftError):
+        weft.train(broken)
+    assert main(["audit", broken["output_dir"], "--tests", "membership"]) == 2
+    words = capsys.readouterr().err
+    assert "this is the model after round 0 of 1" in words
+    assert "No client's update is in the model" in words

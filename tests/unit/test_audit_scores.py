@@ -73,7 +73,7 @@ def test_personal_data_of_a_row_is_found_in_what_was_written():
     ("words", "said"),
     [
         (["run"], "write --all, or --tests"),
-        (["run", "--all", "--tests", "exposure"], "write --all, or --tests"),
+        (["run", "--all", "--tests", "exposure"], "leave out one of them"),
         (["run", "--tests", "exposures"], "Did you mean 'exposure'?"),
         (["run", "--all", "--shadows", "3"], "shadows come in pairs"),
         (["run", "--all", "--limit", "1"], "write 2 or more"),
