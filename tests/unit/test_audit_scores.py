@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from weft.audits.blind import blind
 from weft.audits.extraction import leaks
 from weft.audits.membership import likelihood_ratio, min_k_plus
+from weft.audits.participant import held_out
 from weft.audits.recall import above, check_control, own_and_next
 from weft.audits.settings import CannotAudit
 from weft.audits.statistics import share
@@ -110,3 +112,12 @@ def test_words_that_every_row_has_are_no_finding():
         own_and_next([frozenset({1, 2}), frozenset({2, 1})], [frozenset({1, 2}), frozenset({1, 2})])
     step, control = own_and_next([frozenset({1, 2}), frozenset({2, 3})], [frozenset({1, 2}), frozenset({2, 3})])
     assert (step.value, control.value) == (1.0, 0.0)
+
+
+def test_rows_that_somebody_trained_on_are_no_unseen_rows():
+    """A held-out row with the content of a training row showed the same gain, as if the model had learnt the kind."""
+    rows = [(np.array([number]), np.array([True])) for number in (1, 2, 3, 2, 1, 4)]
+    clients = [SimpleNamespace(name="a", train=rows[:1]), SimpleNamespace(name="b", train=rows[1:3])]
+    kept = [SimpleNamespace(name="a", held_out=rows[2:3]), SimpleNamespace(name="b", held_out=rows[3:])]
+    station = SimpleNamespace(host=SimpleNamespace(train_clients=clients, eval_clients=kept))
+    assert [int(row[0][0]) for row in held_out(station, "b")] == [4]
