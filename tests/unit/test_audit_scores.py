@@ -15,7 +15,7 @@ from weft.audits.membership import likelihood_ratio, min_k_plus
 from weft.audits.participant import held_out
 from weft.audits.recall import above, check_control, own_and_next
 from weft.audits.settings import CannotAudit
-from weft.audits.statistics import share
+from weft.audits.statistics import auc, share
 from weft.audits.tokens import Scored, token_scores
 from weft.audits.verbatim import _check_control, _personal
 from weft.cli import main
@@ -112,6 +112,13 @@ def test_words_that_every_row_has_are_no_finding():
         own_and_next([frozenset({1, 2}), frozenset({2, 1})], [frozenset({1, 2}), frozenset({1, 2})])
     step, control = own_and_next([frozenset({1, 2}), frozenset({2, 3})], [frozenset({1, 2}), frozenset({2, 3})])
     assert (step.value, control.value) == (1.0, 0.0)
+
+
+def test_scores_that_are_no_numbers_are_not_taken_for_chance():
+    """They were ties: an area of 0.5, and the sentence "Not above chance"."""
+    with pytest.raises(CannotAudit, match="2 of 4 scores are not numbers"):
+        auc(np.array([np.nan, 1.0]), np.array([np.nan, 0.5]))
+    assert auc(np.array([-np.inf, 1.0]), np.array([-np.inf, 0.5])).value == 0.625
 
 
 def test_rows_that_somebody_trained_on_are_no_unseen_rows():
