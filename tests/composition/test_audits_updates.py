@@ -9,6 +9,7 @@ import pytest
 
 import weft
 from weft.cli import main
+from weft.errors import WeftError
 
 WORDS = [first + second + third for first in "bdgklmprst" for second in "aeiou" for third in "nrst"]
 
@@ -111,3 +112,29 @@ def test_clients_of_a_smaller_rank_or_of_fewer_layers_are_audited_too(given, own
     assert "mean" in found["span"]["numbers"]
     assert found["prefixes"]["numbers"]["rows"] == 4
     assert found["participant"]["numbers"]["rows"] > 1
+
+
+def test_rows_without_a_word_of_their_own_give_no_number(given, tmp_path, capsys):
+    """Twice the same row was its own control, and a recall of no words was 0, as if nothing had been read."""
+    same = tmp_path / "same.jsonl"
+    first, second = (json.dumps({"text": " ".join(WORDS[at : at + 7])}) + "\n" for at in (0, 7))
+    same.write_text(first * 12)
+    alone = given | {"dataset_name": str(same), "eval_fraction": 0, "seq_length": 64}
+    run = weft.train(alone)
+    for test in ("span", "embedding"):
+        assert main(["audit", str(run.path), "--tests", test]) == 2
+        assert "fewer than two training rows that differ" in capsys.readouterr().err
+    same.write_text(first * 12 + second * 12)
+    found = audit(alone | {"output_dir": str(tmp_path / "two")}, "span")["span"]["numbers"]
+    assert len(found["tokens"]) == 2
+
+
+def test_a_run_without_a_round_remembers_no_row_and_says_so(given, capsys):
+    """It was said that too few rows were held out, and other audits spoke of the base as if it were the run's model."""
+    broken = given | {"learning_rate": 1e30, "max_steps": 3, "max_attempts": 1}
+    with pytest.raises(WeftError):
+        weft.train(broken)
+    assert main(["audit", broken["output_dir"], "--tests", "membership"]) == 2
+    words = capsys.readouterr().err
+    assert "this is the model after round 0 of 1" in words
+    assert "No client's update is in the model" in words

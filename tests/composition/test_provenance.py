@@ -377,3 +377,11 @@ def test_a_kill_at_any_flush_or_rename_leaves_a_run_that_ends_with_the_same_reco
         assert (path / "chain.jsonl").read_bytes() == (whole / "chain.jsonl").read_bytes()
         assert not verify(RunDir(path)).findings
     assert kills >= 5
+
+
+def test_more_rounds_than_a_run_has_are_all_that_it_has(run: Path, capsys):
+    """It was said that states of other rounds are not kept, where there are no other rounds."""
+    code, words = said(capsys, str(run), "--replay", "9")
+    assert code == 0, words
+    assert words.count("all bits are equal") == 4
+    assert "not kept" not in words

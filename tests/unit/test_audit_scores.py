@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ import torch
 from weft.audits.blind import blind
 from weft.audits.extraction import leaks
 from weft.audits.membership import likelihood_ratio, min_k_plus
-from weft.audits.recall import above, check_control
+from weft.audits.participant import held_out
+from weft.audits.recall import above, check_control, own_and_next
 from weft.audits.settings import CannotAudit
-from weft.audits.statistics import share
+from weft.audits.statistics import auc, share
 from weft.audits.tokens import Scored, token_scores
 from weft.audits.verbatim import _check_control, _personal
 from weft.cli import main
@@ -73,7 +75,7 @@ def test_personal_data_of_a_row_is_found_in_what_was_written():
     ("words", "said"),
     [
         (["run"], "write --all, or --tests"),
-        (["run", "--all", "--tests", "exposure"], "write --all, or --tests"),
+        (["run", "--all", "--tests", "exposure"], "leave out one of them"),
         (["run", "--tests", "exposures"], "Did you mean 'exposure'?"),
         (["run", "--all", "--shadows", "3"], "shadows come in pairs"),
         (["run", "--all", "--limit", "1"], "write 2 or more"),
@@ -102,3 +104,27 @@ def test_ends_of_rows_that_are_guessed_are_no_extraction():
     _check_control(share(5, 50))
     with pytest.raises(CannotAudit, match="of rows that were held out the model ends"):
         _check_control(share(20, 50))
+
+
+def test_words_that_every_row_has_are_no_finding():
+    """A recall of no words was 0, with a sentence that nothing had been read."""
+    with pytest.raises(CannotAudit, match="No row has a word that the next one lacks"):
+        own_and_next([frozenset({1, 2}), frozenset({2, 1})], [frozenset({1, 2}), frozenset({1, 2})])
+    step, control = own_and_next([frozenset({1, 2}), frozenset({2, 3})], [frozenset({1, 2}), frozenset({2, 3})])
+    assert (step.value, control.value) == (1.0, 0.0)
+
+
+def test_scores_that_are_no_numbers_are_not_taken_for_chance():
+    """They were ties: an area of 0.5, and the sentence "Not above chance"."""
+    with pytest.raises(CannotAudit, match="2 of 4 scores are not numbers"):
+        auc(np.array([np.nan, 1.0]), np.array([np.nan, 0.5]))
+    assert auc(np.array([-np.inf, 1.0]), np.array([-np.inf, 0.5])).value == 0.625
+
+
+def test_rows_that_somebody_trained_on_are_no_unseen_rows():
+    """A held-out row with the content of a training row showed the same gain, as if the model had learnt the kind."""
+    rows = [(np.array([number]), np.array([True])) for number in (1, 2, 3, 2, 1, 4)]
+    clients = [SimpleNamespace(name="a", train=rows[:1]), SimpleNamespace(name="b", train=rows[1:3])]
+    kept = [SimpleNamespace(name="a", held_out=rows[2:3]), SimpleNamespace(name="b", held_out=rows[3:])]
+    station = SimpleNamespace(host=SimpleNamespace(train_clients=clients, eval_clients=kept))
+    assert [int(row[0][0]) for row in held_out(station, "b")] == [4]

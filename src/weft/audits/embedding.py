@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from weft.audits.audit import Audit, Findings
-from weft.audits.recall import above, chance_of, check_control, line, recalls, under_masks
+from weft.audits.recall import ALIKE, above, chance_of, check_control, line, recalls, under_masks
 from weft.audits.scene import Scene
 from weft.audits.sent import Station
 from weft.audits.settings import CannotAudit
@@ -49,11 +49,13 @@ class Embedding(Audit):
         check_control(control, chance_of(sent, station.host.model.base.get_input_embeddings().weight.shape[0]))
         numbers: JsonObject = {"one_step": step.as_json(), "control": control.as_json(), "tied": tied}
         cells = [line("one row, one step", step, sent), line("another row's update (control)", control, sent)]
+        notes = above(step, control) + under_masks(scene)
         whole = [station.whole_round(name) for name in station.host.train_clients.names[:2]]
-        if len(whole) == 2:
+        if len(whole) == 2 and whole[0].tokens == whole[1].tokens:
+            notes.append(ALIKE)
+        elif len(whole) == 2:
             recall, _ = recalls(score, whole)
             numbers["round"] = recall.as_json()
             cells.append(line("a client's whole round", recall, whole))
-        notes = above(step, control) + under_masks(scene)
         notes += ["Input and output share the table (tied), so that all rows change, and norms tell."] if tied else []
         return Findings(numbers, ["update of", "recall (95 %, Clopper-Pearson)", "distinct words"], cells, notes)

@@ -90,8 +90,7 @@ class _Participant:
         """
         scene, clients = station.scene, station.host.train_clients
         private = all_rows(clients.find(victim).train)
-        trained = {row[0].tobytes() for row in private}
-        unseen = [row for row in held_out(station, victim) if row[0].tobytes() not in trained]
+        unseen = held_out(station, victim)
         half = len(unseen) // 2
         self.prompts = [one.prompt for one in asked(scene, unseen[:half], RUN)[:PROMPTS]]
         self.rows = [asked(scene, rows, RUN) for rows in (private, unseen[half:])]

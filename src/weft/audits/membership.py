@@ -72,6 +72,8 @@ class Membership(Audit):
         heads = ["score", "AUC (95 %, DeLong)", *(f"TPR at {rate:.1%} FPR (95 %, Clopper-Pearson)" for rate in RATES)]
         low = [name for name, score in numbers.items() if name != COIN and score["auc"]["low"] <= 0.5]
         notes = _notes(many, words) + ([f"Not above chance: {', '.join(low)}."] if low else [])
+        if scene.settings.shadows and not any(name.startswith("LiRA") for name in scores):
+            notes.append("LiRA is left out: the run does not learn by gradients, or its shadow models diverged.")
         passed = passes(scene)
         if passed < 1:
             notes.append(

@@ -107,8 +107,10 @@ def together(scene: Scene, what: str) -> list[str]:
 
 
 def held_out(station: Station, victim: str) -> list[Row]:
-    """Return the rows that a client held out."""
-    return [row for client in station.host.eval_clients if client.name == victim for row in all_rows(client.held_out)]
+    """Return the rows that a client held out, without those whose content some client trained on."""
+    trained = {row[0].tobytes() for client in station.host.train_clients for row in all_rows(client.train)}
+    rows = (row for client in station.host.eval_clients if client.name == victim for row in all_rows(client.held_out))
+    return [row for row in rows if row[0].tobytes() not in trained]
 
 
 def all_rows(view: Any) -> list[Row]:

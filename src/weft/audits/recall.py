@@ -13,6 +13,8 @@ from weft.audits.settings import CannotAudit
 from weft.audits.statistics import Estimate, auc, share
 from weft.core.types import Tensors
 
+ALIKE = "A client's whole round is left out, because both clients read the same words."
+
 
 def others_of(tokens: Sequence[frozenset[int]], place: int) -> frozenset[int]:
     """Return the tokens of all but one."""
@@ -26,6 +28,9 @@ def recalls(score: Callable[[Tensors, int], Tensor], sent: Sequence[Sent]) -> tu
         score: returns (V,) of an update and of the number of tokens that the attacker is told of; larger for likelier
             tokens.
         sent: updates, each of one row or of one client.
+
+    Raises:
+        CannotAudit: as `own_and_next`.
     """
     found = []
     for one in sent:
@@ -40,12 +45,20 @@ def own_and_next(words: Sequence[frozenset[int]], found: Sequence[frozenset[int]
     Args:
         words: of each row.
         found: what was read in the update of each.
+
+    Raises:
+        CannotAudit: no row has a word of its own, so that nothing can be read, whatever the updates hold.
     """
     hits, misled, of = 0, 0, 0
     for place, mine in enumerate(words):
         after = (place + 1) % len(words)
         own = mine - words[after]
         hits, misled, of = hits + len(own & found[place]), misled + len(own & found[after]), of + len(own)
+    if not of:
+        raise CannotAudit(
+            "No row has a word that the next one lacks, so that no word which is read says whose it is: audit a run "
+            "whose rows differ."
+        )
     return share(hits, of), share(misled, of)
 
 

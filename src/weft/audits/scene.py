@@ -145,9 +145,17 @@ class Scene:
 
         There are at most `settings.limit`, drawn at random, each content once. Canaries are left out, and contents that
         stand in both: were they left among the members alone, these would be the more usual rows.
+
+        Raises:
+            CannotAudit: the model was trained on no rows.
         """
         people = self.population
         taught = [client.train for client in people.trained if client.name != PUBLIC and self.taught(client.name)]
+        if members and not taught:
+            raise CannotAudit(
+                f"No client's update is in the model of the run in '{self.run.path}' by then, so that it remembers no "
+                "row: audit a later --round, or go on with --resume."
+            )
         seen = {canary.answer for canary in people.canaries}
         held_out = [client.held_out for client in people.evaluated if self.taught(client.name)]
         views, apart = (taught, held_out) if members else (held_out, taught)

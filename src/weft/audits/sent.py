@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,7 +98,7 @@ class Station:
         self.state: ServerState = begin(self.plan, values, host.model.fixed)
 
     def drawn(self, count: int) -> list[Row]:
-        """Return random training rows, of one client after the other, each once; fewer where there are no more.
+        """Return random training rows, of one client after the other, each content once; fewer where there are no more.
 
         Raises:
             CannotAudit: there are fewer than two, so that no update is another row's.
@@ -112,13 +111,17 @@ class Station:
             for client, order in zip(clients, orders, strict=True)
             if turn < len(order)
         )
-        found = list(islice(rows, count))
+        found: dict[bytes, Row] = {}
+        for row in rows:  # of two with one content, the control of the one would be the update of the other
+            found.setdefault(self.host.train_clients.table[row.number][0].tobytes(), row)
+            if len(found) == count:
+                break
         if len(found) < 2:
             raise CannotAudit(
-                "The run has fewer than two training rows, and the control is the update of another row: audit a run "
-                "of more rows."
+                "The run has fewer than two training rows that differ, and the control is the update of another row: "
+                "audit a run of more rows."
             )
-        return found
+        return list(found.values())
 
     def all_of_round(self, client: str) -> list[Row]:
         """Return as many rows of a client as it goes over in a round."""

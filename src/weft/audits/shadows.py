@@ -49,6 +49,8 @@ def shadow_losses(scene: Scene, rows: Sequence[Row]) -> tuple[np.ndarray, np.nda
         except ClientFailed:
             return None
         found = scored(host.model, rows, scene.settings.batch_size)
+        if not all(np.isfinite(one.logps).all() for one in found):  # it diverged: what it says would look like chance
+            return None
         values.append([one.logps.mean() for one in found])
         inside.append(chosen)
     return np.array(values), np.array(inside)

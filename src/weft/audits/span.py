@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from weft.audits.audit import Audit, Findings
-from weft.audits.recall import above, attribution, chance_of, check_control, line, others_of, recalls
+from weft.audits.recall import ALIKE, above, attribution, chance_of, check_control, line, others_of, recalls
 from weft.audits.scene import Scene
 from weft.audits.sent import Row, Station, values_of
 from weft.audits.settings import CannotAudit
@@ -165,15 +165,20 @@ class Span(Audit):
             "control": control.as_json(), "tokens": [len(one.tokens[0]) for one in sent],
         }  # fmt: skip
         notes = [*above(step, control), _blindness(spans, chance)]
-        self._round(station, spans, numbers, cells)
+        self._round(station, spans, numbers, cells, notes)
         self._mean(station, spans, rows, numbers, cells, notes)
         return Findings(numbers, ["update of", "recall (95 %, Clopper-Pearson)", "distinct words"], cells, notes)
 
-    def _round(self, station: Station, spans: Spans, numbers: JsonObject, cells: list[list[str]]) -> None:
+    def _round(
+        self, station: Station, spans: Spans, numbers: JsonObject, cells: list[list[str]], notes: list[str]
+    ) -> None:
         """Add a whole round of each of two clients."""
         names = station.host.train_clients.names[:2]
         sent = [station.whole_round(name) for name in names]
         if len(sent) < 2:
+            return
+        if sent[0].tokens == sent[1].tokens:
+            notes.append(ALIKE)
             return
         recall, _ = recalls(spans.scores, sent)
         numbers["round"] = recall.as_json()
@@ -201,6 +206,9 @@ class Span(Audit):
         union = frozenset().union(*mean.tokens)
         own = [tokens - others_of(mean.tokens, place) for place, tokens in enumerate(mean.tokens)]
         wanted = frozenset().union(*own)
+        if not wanted:
+            notes.append("The mean of several clients is left out, because no row has a word that the others lack.")
+            return
         scores = spans.scores(mean.delta, len(union))
         found = set(scores.topk(len(union)).indices.tolist())
         recall = share(len(found & wanted), len(wanted))

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from weft.audits.settings import CannotAudit
 from weft.json_types import JsonObject
 from weft.tasks.statistics import QUANTILE, student_quantile
 
@@ -46,8 +47,16 @@ def auc(positive: np.ndarray, negative: np.ndarray, quantile: float = QUANTILE) 
         positive: (P,) scores; at least one.
         negative: (N,) scores; at least one.
         quantile: of the normal distribution, for another interval than 95 %.
+
+    Raises:
+        CannotAudit: a score is not a number. They would be ties, and an area of 0.5 would look like chance.
     """
     both = np.concatenate([positive, negative])
+    if np.isnan(both).any():
+        raise CannotAudit(
+            f"{int(np.isnan(both).sum())} of {len(both)} scores are not numbers, because a model computes none for "
+            "these rows: audit an earlier --round, or a run with a smaller --learning_rate."
+        )
     ranks = _ranks(both)
     own, other = _ranks(positive), _ranks(negative)
     many, few = len(positive), len(negative)

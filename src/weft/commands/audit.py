@@ -45,7 +45,9 @@ def _parser() -> Parser:
 def run(argv: list[str]) -> int:
     """Put audits to a run, print what they found, and write it into the run."""
     arguments = _parser().parse(argv)
-    if bool(arguments.tests) == arguments.all:
+    if arguments.tests and arguments.all:
+        raise ConfigError("--all and --tests are both given, and --all means every audit: leave out one of them.")
+    if not arguments.tests and not arguments.all:
         raise ConfigError(
             f"Which audits are meant is not said: write --all, or --tests and some of {', '.join(registry.AUDITS)}."
         )
@@ -69,10 +71,10 @@ def run(argv: list[str]) -> int:
     from weft.audits.scene import Scene
     from weft.audits.settings import Settings
     from weft.core.files import json_line
-    from weft.launch.run import Run
+    from weft.launch.run import open_to_use
     from weft.pages.report import write_report
 
-    opened = Run(arguments.run, round=arguments.round, accept_changed=arguments.accept_changed)
+    opened = open_to_use(arguments)
     settings = Settings(
         arguments.seed,
         arguments.limit,

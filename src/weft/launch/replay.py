@@ -109,10 +109,10 @@ def replay(opened: Run, entries: list[JsonObject], count: int, note: Callable[[s
             f"No round of the run in '{run.path}' can be repeated, because no state before one is on disk: runs keep "
             "the checkpoints that --save_model_freq names."
         )
-    if len(possible) < count:
+    if len(possible) < min(count, done := sum(entry.get("event") == ROUND for entry in entries)):
         note(
-            f"{len(possible)} of {sum(entry.get('event') == ROUND for entry in entries)} rounds can be repeated: the "
-            "states before the others are not kept, which --save_model_freq 1 does."
+            f"{len(possible)} of {done} rounds can be repeated: the states before the others are not kept, which "
+            "--save_model_freq 1 does."
         )
     with bench(opened) as federation:
         began, now = beginning(entries), environment(federation.device)
