@@ -7,6 +7,7 @@ import gzip
 import importlib
 import importlib.util
 import json
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -188,6 +189,54 @@ def test_the_table_says_which_bounds_hold_and_what_cannot_be_measured_here(
     results = run.table(tmp_path / "results.jsonl")
     assert [result.line() for result in results[:4]] == printed
     assert results[4:] == run.ELSEWHERE
+
+
+def test_a_benchmark_that_fails_or_hangs_leaves_the_table_and_nothing_that_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The programs are fakes; the second one has begun a process of its own, which does not outlive it."""
+    run = module("run", monkeypatch)
+    say = (
+        "import json, os, signal, subprocess, sys, time\n"
+        "from pathlib import Path\n"
+        "def say(name):\n"
+        "    line = dict(name=name, value=1.0, bound=2.0, most=True)\n"
+        "    Path(os.environ['WEFT_BENCH_RESULTS']).open('a').write(json.dumps(line) + '\\n')\n"
+    )
+    child = "[sys.executable, '-c', 'import time; time.sleep(60)']"
+    programs = {
+        "fails": "say('before the error')\nraise SystemExit(3)",
+        "hangs": f"say('before it hung')\nchild = subprocess.Popen({child})\n"
+        f"Path({str(tmp_path / 'pid')!r}).write_text(str(child.pid))\ntime.sleep(60)",
+        "works": "say(f'{sys.argv[1]}, the last one')",
+        "ends": "say('before the interrupt')\nos.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)",
+    }
+    for name, text in programs.items():
+        (tmp_path / f"{name}.py").write_text(f"{say}{text}\n", encoding="utf-8")
+    monkeypatch.setattr(run, "__file__", str(tmp_path / "run.py"))
+    assert run.main(["--limit", "3", "fails", "hangs", "works too"]) == 2
+    printed = capsys.readouterr().out
+    for name in ("before the error", "before it hung", "too, the last one"):
+        assert any(line.startswith(name) and line.endswith("held") for line in printed.splitlines())
+    assert "FAILED: it ended with exit code 3" in printed
+    assert "FAILED: it took longer than 3 s" in printed
+    assert not is_running(int((tmp_path / "pid").read_text()))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest's own processes ignore it
+    try:
+        assert run.main(["ends", "works too"]) == 2
+    finally:
+        signal.signal(signal.SIGINT, before)
+    printed = capsys.readouterr().out
+    assert "before the interrupt" in printed
+    assert "FAILED: interrupted before its turn" in printed
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process runs; one that was killed may wait for being reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_figure_of_bf16_is_not_taken_where_it_is_emulated(monkeypatch: pytest.MonkeyPatch):
