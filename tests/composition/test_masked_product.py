@@ -212,7 +212,7 @@ SEALED = {
 @pytest.mark.parametrize("changes", [pytest.param(one, marks=HE, id=name) for name, one in SEALED.items()])
 def test_the_bytes_of_a_sealed_run_are_known_before_it_runs(keys, changes: dict[str, object]):
     """To two per cent; a round has two steps, so that all tensors move in the first."""
-    given = keys | {"num_clients": 4, "sample_clients": 4, "num_rounds": 5, "max_steps": 2, "eval_every": 0} | changes
+    given = keys | {"num_clients": 4, "sample_clients": 4, "num_rounds": 3, "max_steps": 2, "eval_every": 0} | changes
     run = weft.train(given, quiet=True)
     text = describe(build(given))
     (found,) = re.findall(r"^the run +([\d.]+) (\w+) up\+down", text, re.MULTILINE)

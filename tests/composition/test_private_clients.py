@@ -274,7 +274,7 @@ def test_a_delta_above_one_in_the_units_is_warned_of(private, capsys):
         {"fed_alg": "diloco"},
         {"fed_alg": "ditto"},
         {"fed_alg": "fedsgd", "batch_size": 2},
-        {"fed_alg": "fedkseed", "use_peft": False},
+        {"fed_alg": "fedkseed", "use_peft": False, "fed_args": {"seeds": 64}},
         {"lora_aggregation": "ffa"},
         {"lora_aggregation": "fedsa"},
         {"lora_aggregation": "rolora"},

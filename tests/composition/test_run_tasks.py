@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -205,15 +204,6 @@ def test_how_rounds_are_compared():
     higher = BestRule("accuracy", lower=False)
     assert higher.after(higher.after(None, 1, 0.5), 2, 0.4)["round"] == 1
     assert not higher.stops({"round": 1, "value": 0.5, "checked": 99})
-
-
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="no Ray")
-def test_ray_gives_the_same_bytes(asked, tmp_path: Path):
-    keys = asked | {"best_metric": "colours", "num_rounds": 2, "eval_every": 1}
-    there = weft.train(keys | {"runtime": "ray", "num_actors": 1, "threads": 1})
-    here = weft.train(keys | {"output_dir": str(tmp_path / "here"), "threads": 1})
-    assert (there.path / "metrics.jsonl").read_bytes() == (here.path / "metrics.jsonl").read_bytes()
-    assert there.summary["best"] == here.summary["best"]
 
 
 def test_the_server_of_sites_scores_tasks_with_data_of_its_own(asked, run, sites, monkeypatch: pytest.MonkeyPatch):

@@ -96,8 +96,7 @@ def same(ours: Path, theirs: Path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-KINDS = {
-    "fedavg": {},
+KINDS: dict[str, dict[str, object]] = {
     "few bytes": {"codec": "int4", "codec_down": "int4"},
     "flora by dpo": {
         "lora_aggregation": "stack",

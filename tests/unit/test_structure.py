@@ -10,6 +10,7 @@ import pytest
 
 import weft
 
+pytestmark = pytest.mark.xdist_group("structure")  # all modules are parsed once
 ROOT = Path(weft.__file__).parent
 ONCE = {
     "ClientHost": {"launch/client.py"},
