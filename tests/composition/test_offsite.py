@@ -44,6 +44,10 @@ def test_the_ends_and_evenly_spread_layers_are_kept():
     assert choose_layers(6, 4, 1) == [0, 1, 4, 5]
     assert choose_layers(12, 7, 2) == [0, 1, 2, 6, 9, 10, 11]
     assert choose_layers(6, 4, 2) == [0, 1, 4, 5]
+    with pytest.raises(ConfigError, match="a model of 2, which has fewer than 4: write --ends 1, or fewer"):
+        choose_layers(2, 2, 2)  # it said: write --keep_layers 4 to 2
+    with pytest.raises(ConfigError, match="take a model of two layers or more"):
+        choose_layers(1, 1, 1)
     for keep in (1, 7):
         with pytest.raises(ConfigError, match="--keep_layers 2 to 6"):
             choose_layers(6, keep, 1)

@@ -10,9 +10,11 @@ import pytest
 from weft.cli import main
 from weft.commands.tables import print_table
 from weft.errors import ConfigError, RunError
+from weft.launch.cost_estimate import Cost
 from weft.runs.comparison import Outcome
 from weft.runs.text import spreadsheet_text
 from weft.studies.cells import Cell, cells_of, cells_to_choose
+from weft.studies.estimate import Part, sum_of
 from weft.studies.labels import label_of
 from weft.studies.measures import Measure, asked_measures, value_of
 from weft.studies.page import page_of
@@ -210,3 +212,10 @@ def test_a_table_on_a_terminal_writes_out_what_is_not_printed(capsys: pytest.Cap
 def test_an_error_writes_out_what_is_not_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["sweep", str(tmp_path / "red\x1b[31m.yaml")]) == 2
     assert "red\\x1b[31m.yaml" in capsys.readouterr().err
+
+
+def test_a_study_that_is_done_has_no_time_left_to_estimate():
+    """It said: 0 of them left: about 0.0 s, and how far an estimate may be off."""
+    done = Part("a", 2, 0, 0, Cost(500.0, 9.0), True)
+    assert sum_of([done], 1) == "2 runs, none of them left: 1.0 kB were sent in all runs."
+    assert "2 of them left: about" in sum_of([done, done._replace(left=2)], 1)

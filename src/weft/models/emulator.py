@@ -64,8 +64,15 @@ def choose_layers(layers: int, keep: int, ends: int) -> list[int]:
     """Return the numbers of the `keep` layers of an emulator: the ends, and evenly spaced ones between them.
 
     Raises:
-        ConfigError: `keep` exceeds the model's layers, or is too small for both ends.
+        ConfigError: `keep` exceeds the model's layers, or is too small for both ends, or the model is.
     """
+    if 2 * ends > layers:
+        most = layers // 2
+        remedy = f"write --ends {most}, or fewer" if most else "take a model of two layers or more"
+        raise ConfigError(
+            f"An emulator with {ends} layers trained at either end cannot be made of a model of {layers}, which has "
+            f"fewer than {2 * ends}: {remedy}."
+        )
     if not 2 * ends <= keep <= layers:
         raise ConfigError(
             f"An emulator of {keep} layers with {ends} trained at either end cannot be made of {layers}: write "

@@ -83,6 +83,8 @@ def sum_of(parts: Sequence[Part], processes: int) -> str:
     runs, left = sum(part.runs for part in parts), sum(part.left for part in parts)
     seconds = sum(part.left * part.cost.seconds for part in parts) / processes
     size = sum(part.runs * part.cost.bytes for part in parts)
+    if not left:
+        return f"{plural(runs, 'run')}, none of them left: {human_bytes(size)} were sent in all runs."
     beside = f", {processes} at a time" if processes > 1 else ""
     failed = sum(part.failed for part in parts)
     if failed:
