@@ -14,7 +14,7 @@ from pathlib import Path
 
 from common import Command, Moment, machine, make_model, make_rows, median, report
 
-ROWS, FEW, MANY, TURNS, TIMES = 200_000, 100, 100_000, 30, 2
+ROWS, FEW, MANY, TURNS, TIMES = 200_000, 100, 100_000, 12, 2
 TURN = 20
 """Rounds of a command before it is the other's turn."""
 

@@ -15,7 +15,7 @@ import weft
 from support import fake_vllm
 from support.flags import flags
 from weft.cli import main
-from weft.config import build
+from weft.config import build, gather, settle
 from weft.errors import ConfigError, MissingExtra
 from weft.models.generate import Sampling, generate
 from weft.models.load import load_resident
@@ -169,6 +169,13 @@ def test_what_vllm_cannot_be_given_is_refused(
     with pytest.raises(ConfigError, match=words):
         weft.train(keys | {"output_dir": str(tmp_path / "run")}, quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_sites_are_refused_whose_answers_it_would_not_sample(asked):
+    keys = {name: asked[name] for name in ("objective", "reward", "reward_length", "model_name_or_path")}
+    settle(*gather(keys | {"runtime": "nvflare"}, {}))  # the control
+    with pytest.raises(ConfigError, match=r"generation_engine .*of one process \(runtime nvflare"):
+        settle(*gather(keys | {"runtime": "nvflare", "generation_engine": "vllm"}, {}))
 
 
 def test_without_vllm_its_extra_is_named(asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

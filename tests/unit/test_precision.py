@@ -10,8 +10,10 @@ import torch
 
 import weft
 from weft.config import build
+from weft.models import load
 from weft.models.precision import choose_dtype, use_tensor_cores
 from weft.models.quantised import advice, quantisation
+from weft.models.tokenizer import load_tokenizer
 
 FORMATS = [
     {"dtype": "bfloat16"},
@@ -75,6 +77,16 @@ def test_float32_is_multiplied_in_tf32_from_ampere_on(
         assert torch.backends.cuda.matmul.allow_tf32 is used
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_run_says_that_its_products_are_in_tf32(keys, used: bool, monkeypatch: pytest.MonkeyPatch):
+    config, notes = build(keys), []
+    monkeypatch.setattr(load, "use_tensor_cores", lambda device, dtype: used)
+    load.load_resident(config, load_tokenizer(config), note=notes.append)
+    assert [note for note in notes if "TF32" in note] == [
+        "The GPU multiplies float32 matrices in TF32, whose factors have 10 bits of mantissa."
+    ] * used
 
 
 def test_eight_bits_are_advised_against_where_others_are_faster():

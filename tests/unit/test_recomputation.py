@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from weft.config import build
 from weft.core.local_rule import LocalRule
-from weft.models import load
+from weft.models import load, recomputation
 from weft.models.recomputation import Recomputation, check_room, fits, recomputation_of
 from weft.models.resident import Resident
 from weft.objectives.sft import SFT
@@ -99,6 +99,21 @@ def test_the_estimate_decides_on_a_gpu_alone():
     assert not fits(config, model.base, 100, torch.float32, 10**5)
     check_room(config, model.recomputation, 100, torch.float32, torch.device("cpu"))
     assert not model.recomputation.is_on
+
+
+@pytest.mark.parametrize(("space", "is_on"), [(10**5, True), (10**12, False)])
+def test_a_gpu_that_is_too_small_is_told_before_the_first_step(
+    space: int, is_on: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """The GPU is a fake that has so many bytes left."""
+    notes: list[str] = []
+    model = resident(True, notes)
+    monkeypatch.setattr(recomputation, "room", lambda device: space)
+    check_room(build(KEYS), model.recomputation, 100, torch.float32, torch.device("cuda"))
+    assert model.recomputation.is_on is is_on
+    assert [note.partition(":")[0] for note in notes] == [
+        "A step is estimated to need more memory than the GPU has"
+    ] * is_on
 
 
 def layers_whose_input_lives(bits: int, *, reentrant: bool | None = None) -> int:

@@ -115,7 +115,7 @@ WORKS: dict[str, Effect] = {
     "max_new_tokens": ANSWERS,
     "temperature": ANSWERS,
     "top_p": ANSWERS,
-    "generation_engine": ANSWERS + LOCAL_MODEL + NOT_SITES + ONE_PROCESS,
+    "generation_engine": ANSWERS + LOCAL_MODEL + ONE_PROCESS + NOT_SITES,
     "vllm_memory": ANSWERS + only("generation_engine", "vllm"),
     "grpo_loss": ANSWERS,
     "grpo_clip": ANSWERS,
