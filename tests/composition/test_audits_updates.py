@@ -129,6 +129,18 @@ def test_rows_without_a_word_of_their_own_give_no_number(given, tmp_path, capsys
     assert len(found["tokens"]) == 2
 
 
+def test_an_audit_that_fails_takes_nothing_from_the_others_that_were_named(given, tmp_path, capsys):
+    """The first failure ended the command, and the audits named after it never began."""
+    twice = tmp_path / "twice.jsonl"
+    twice.write_text("".join(json.dumps({"text": " ".join(WORDS[at : at + 7])}) + "\n" for at in (0, 7)) * 12)
+    run = weft.train(given | {"dataset_name": str(twice), "eval_fraction": 0.5, "seq_length": 64})
+    assert main(["audit", str(run.path), "--tests", "membership", "span", "--small"]) == 2
+    said = capsys.readouterr()
+    assert "membership was left out. 0 rows of the run were held out" in said.out
+    assert "one row, one step" in said.out
+    assert "No number is there for membership: left_out in '" in said.err
+
+
 def test_a_run_without_a_round_remembers_no_row_and_says_so(given, capsys):
     """It was said that too few rows were held out, and other audits spoke of the base as if it were the run's model."""
     broken = given | {"learning_rate": 1e30, "max_steps": 3, "max_attempts": 1}

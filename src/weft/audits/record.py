@@ -36,11 +36,12 @@ def put(
     Args:
         scene: the run.
         audits: by name.
-        all_of_them: leave out those that this run does not allow, with the reason; else the first of them is raised.
+        all_of_them: leave out those that this run does not allow, with the reason; else they are refused before any
+            begins.
         say: called with the name of each audit before it begins.
 
     Raises:
-        CannotAudit: an audit that was named is not possible.
+        CannotAudit: an audit that was named is not possible, or each of them failed in its control.
     """
     file = scene.run.path / AUDIT
     found: JsonObject = {
@@ -54,39 +55,45 @@ def put(
         "left_out": {},
     }
     found |= _former(file, found)
+    failed: CannotAudit | None = None
     if not all_of_them:
         for audit in audits.values():
             audit.check(scene)
     for name, audit in audits.items():
         say(name)
-        began, cut = time.perf_counter(), scene.cut
         try:
-            audit.check(scene)
-            result = audit.findings(scene)
+            found["audits"][name] = _entry(scene, audit)
         except CannotAudit as error:
             # A number of before, such as of more rows, must not stand where the control has failed.
-            stale = found["audits"].pop(name, None) is not None
-            if not all_of_them:
-                if stale:
-                    _write(file, found)
-                raise
+            if found["audits"].pop(name, None) is not None:
+                _write(file, found)
             found["left_out"][name] = str(error)
+            failed = failed or error
             continue
-        if scene.cut > cut:
-            result.notes.append(
-                f"{scene.cut - cut} prompts are longer than the context allows beside an answer, and reach the model "
-                "without their beginning."
-            )
-        words = {"title": audit.title, "means": audit.means, "defence": audit.defence}
-        seconds = round(time.perf_counter() - began, 2)
-        found["audits"][name] = words | plain(result.as_json()) | {"seconds": seconds}
         found["left_out"].pop(name, None)
         _write(file, found)  # the next one may take an hour, and be killed
+    if failed is not None and not all_of_them and not found["audits"].keys() & audits.keys():
+        raise failed
     if not found["audits"]:
         reason = next(iter(found["left_out"].values()), "no audit is named")
         raise ConfigError(f"No audit is possible on this run. The first reason: {reason}")
     _write(file, found)
     return found
+
+
+def _entry(scene: Scene, audit: Audit) -> JsonObject:
+    """Return what an audit found, with what it means and the seconds that it took."""
+    began, cut = time.perf_counter(), scene.cut
+    audit.check(scene)
+    result = audit.findings(scene)
+    if scene.cut > cut:
+        result.notes.append(
+            f"{scene.cut - cut} prompts are longer than the context allows beside an answer, and reach the model "
+            "without their beginning."
+        )
+    words = {"title": audit.title, "means": audit.means, "defence": audit.defence}
+    entry: JsonObject = words | plain(result.as_json()) | {"seconds": round(time.perf_counter() - began, 2)}
+    return entry
 
 
 def _former(file: Path, found: JsonObject) -> JsonObject:

@@ -73,6 +73,7 @@ def run(argv: list[str]) -> int:
     from weft.core.files import json_line
     from weft.launch.run import open_to_use
     from weft.pages.report import write_report
+    from weft.runs.start import AUDIT
 
     opened = open_to_use(arguments)
     settings = Settings(
@@ -94,8 +95,10 @@ def run(argv: list[str]) -> int:
     write_report(opened.path)
     if arguments.json:
         print(json_line(found))
-        return 0
-    _print(found, names)
+    else:
+        _print(found, names)
+    if not arguments.all and (left := [name for name in names if name in found["left_out"]]):
+        raise ConfigError(f"No number is there for {', '.join(left)}: left_out in '{opened.path / AUDIT}' says why.")
     return 0
 
 
