@@ -32,7 +32,7 @@ class ForkServer:
         with self._news:
             self._server.stdin.write(json.dumps([str(log), env or {}, *words]) + "\n")
             self._server.stdin.flush()
-            self._news.wait_for(lambda: self._begun, timeout=60)
+            self._news.wait_for(lambda: self._begun, timeout=300)
             return self._begun.pop()
 
     def code(self, pid: int, *, wait: bool) -> int | None:
