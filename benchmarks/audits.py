@@ -5,8 +5,8 @@
 
 Two runs for each arm. In the first, 3 clients learn answers that follow from nothing, and 32 canaries of 1, 4 and 16
 copies, until a run without protection knows them. In the second they make single steps on short texts, whose words the
-server reads. Differential privacy is of a row, at epsilon 8 and delta 1e-3. The last two arms are unprotected: canaries
-of up to 64 copies, and a LoRA of rank 16.
+server reads. Differential privacy is of a row, at epsilon 8 and delta 1e-3. Beside them: canaries of up to 64 copies,
+and the same with a LoRA of rank 16.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "64 copies": {"canary_repetitions": [1, 4, 16, 64]},
     "LoRA": {"use_peft": True, "peft_lora_r": 16, "peft_lora_target_modules": ["all-linear"]},
 }
+ARMS |= {f"LoRA, {name}": ARMS[name] | ARMS["LoRA"] for name in ("int4", "masks", "DP, epsilon 8", "DP and masks")}
 COMMON: dict[str, Any] = {
     "dtype": "float32", "use_peft": False, "num_clients": 3, "sample_clients": 3, "lr_scheduler_type": "constant",
     "eval_every": 0, "threads": 1, "save_model_freq": 0, "checkpoint_seconds": 1e6,
