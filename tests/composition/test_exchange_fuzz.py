@@ -161,9 +161,11 @@ def batch(seed: int, villains: int) -> int:
     return sum(line.sent for line in lines.values())
 
 
-def test_two_thousand_broken_messages_of_all_steps_end_nothing():
+@pytest.mark.parametrize("least", [2_000, pytest.param(6 * 10_000, marks=pytest.mark.slow)])
+def test_broken_messages_of_all_steps_end_nothing(least: int):
+    """A third of a thousand of every step, or ten thousand."""
     before, sent, seed = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0, 0
-    while sent < 2_000:
+    while sent < least:
         sent, seed = sent + batch(seed, 120), seed + 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
     assert threading.active_count() < 50
@@ -208,13 +210,6 @@ def test_the_same_updates_count_where_nothing_is_broken():
     """The control: an update is not refused for being encoded."""
     for name, zstd in CODECS:
         assert encoded_round(registry.load(registry.CODECS, name, "codec")(zstd=zstd), 0, 0) == 0
-
-
-@pytest.mark.slow
-def test_ten_thousand_broken_messages_of_each_step_end_nothing():
-    sent, seed = 0, 1_000
-    while sent < 6 * 10_000:
-        sent, seed = sent + batch(seed, 120), seed + 1
 
 
 def test_broken_messages_allocate_nothing_beyond_their_own_size():
