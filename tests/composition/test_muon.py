@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,8 +22,9 @@ from weft.launch import compose
 from weft.launch.population import populate
 from weft.models.load import load_resident
 from weft.models.memory import MemoryNeeds, memory
+from weft.models.precision import cpu_has_bfloat16
 from weft.models.tokenizer import load_tokenizer
-from weft.training.muon import matrices_of
+from weft.training.muon import ITERATIONS, QUINTIC, Muon, matrices_of, orthogonal
 from weft.training.optimizers import Optimizer, moments_of
 from weft.training.order import rows_of_round
 
@@ -42,6 +46,32 @@ def weights(run) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
+def polynomial(matrix: torch.Tensor) -> torch.Tensor:
+    """What Newton-Schulz computes, by torch's SVD: the iterated polynomial of the singular values."""
+    left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    values = values / values.norm()
+    first, third, fifth = QUINTIC
+    for _ in range(ITERATIONS):
+        values = first * values + third * values**3 + fifth * values**5
+    return left * values @ right
+
+
+class BySingularValues(torch.optim.Optimizer):
+    """Muon written out, in the place of torch's where bfloat16 is emulated."""
+
+    def __init__(self, params, **defaults: float):
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        (group,) = self.param_groups
+        for matrix in group["params"]:
+            state = self.state[matrix]
+            mean = state["mean"] = 0.95 * state.get("mean", 0.0) + 0.05 * matrix.grad
+            step = polynomial(0.05 * matrix.grad + 0.95 * mean).float()
+            matrix -= group["lr"] * (group["weight_decay"] * matrix + 0.2 * max(matrix.shape) ** 0.5 * step)
+
+
 def test_a_round_makes_the_steps_of_torchs_muon_and_adamw(texts):
     """Written out: Muon for the matrices of the layers, AdamW for the table of tokens, the head and the norms."""
     config = build({key: value for key, value in (texts | MUON).items() if value is not None} | {"num_rounds": 1})
@@ -53,7 +83,10 @@ def test_a_round_makes_the_steps_of_torchs_muon_and_adamw(texts):
     assert {"model.embed_tokens.weight", "model.norm.weight"} <= model.masters.keys() - inside
     named = [{name: v for name, v in model.masters.items() if (name in inside) == wanted} for wanted in (True, False)]
     how = {"lr": 0.0, "weight_decay": 0.1}
-    muon = torch.optim.Muon(list(named[0].values()), momentum=0.95, adjust_lr_fn="match_rms_adamw", **how)
+    if cpu_has_bfloat16():
+        muon = torch.optim.Muon(list(named[0].values()), momentum=0.95, adjust_lr_fn="match_rms_adamw", **how)
+    else:
+        muon = BySingularValues(named[0].values(), **how)
     adamw = torch.optim.AdamW(list(named[1].values()), betas=(0.9, 0.999), eps=1e-8, fused=True, **how)
     steps, objective = compose.local_steps(config), compose.plan(config).objective
     model.model.train()
@@ -69,7 +102,31 @@ def test_a_round_makes_the_steps_of_torchs_muon_and_adamw(texts):
             optimizer.zero_grad()
     run = weft.train(texts | MUON | {"num_rounds": 1})
     for name, value in weights(run).items():
-        torch.testing.assert_close(value, model.masters[name].detach(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(value, model.masters[name].detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(8, 6), (6, 8), (5, 5), (1, 7)])
+def test_muon_is_torchs_to_the_last_bit_in_bfloat16(shape: tuple[int, int]):
+    torch.manual_seed(0)
+    begun = torch.randn(shape)
+    mine, theirs = begun.clone().requires_grad_(), begun.clone().requires_grad_()
+    ours = Muon([{"params": [mine], "weight_decay": 0.1}], 0.9, torch.bfloat16)
+    how = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
+    other = torch.optim.Muon([theirs], **how)
+    ours.param_groups[0]["lr"] = 0.02
+    for _ in range(5):
+        mine.grad = torch.randn(shape)
+        theirs.grad = mine.grad.clone()
+        ours.step()
+        other.step()
+        assert torch.equal(mine, theirs)
+    assert torch.equal(ours.state[mine]["momentum_buffer"], other.state[theirs]["momentum_buffer"])
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40), (30, 30), (1, 9)])
+def test_the_products_of_muon_move_singular_values_alone(shape: tuple[int, int]):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    torch.testing.assert_close(orthogonal(matrix, torch.float32).double(), polynomial(matrix), rtol=1e-4, atol=1e-5)
 
 
 def test_muon_goes_on_from_its_state():
@@ -90,6 +147,20 @@ def test_muon_goes_on_from_its_state():
     }
     step_along(halves, how.make(halves, state, device, {"w"}), gradients[2:])
     assert all(torch.equal(whole[name], halves[name]) for name in whole)
+
+
+@pytest.mark.parametrize(("limit", "dtype"), [("avx2", torch.float32), ("", None)])
+def test_muon_multiplies_in_bfloat16_only_where_the_cpu_does(limit: str, dtype: torch.dtype | None):
+    """On a CPU with AVX2 a step in bfloat16 takes 20 times as long as in float32."""
+    code = (
+        "import torch; from weft.training.muon import Muon; from weft.models.precision import cpu_has_bfloat16; "
+        "print(Muon([{'params': [torch.ones(2, 2)], 'weight_decay': 0.0}], 0.9).dtype, cpu_has_bfloat16())"
+    )
+    environment = {"ATEN_CPU_CAPABILITY": limit} if limit else {}
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, text=True, check=True, capture_output=True
+    ).stdout.split()
+    assert said[0] == str(dtype or (torch.bfloat16 if said[1] == "True" else torch.float32))
 
 
 def test_without_weight_decay_muon_has_none_of_its_own():

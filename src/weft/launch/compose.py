@@ -33,7 +33,6 @@ from weft.launch.population import PUBLIC, Population
 from weft.launch.scoring import with_scores
 from weft.training.evolution import Evolution
 from weft.training.loop import GradientSteps
-from weft.training.muon import check_torch
 from weft.training.optimizers import Optimizer
 from weft.training.private import PrivateSteps
 from weft.training.private_scores import PrivateEvolution, PrivateWords
@@ -232,8 +231,6 @@ def local_steps(config: RunConfig, kind: str = "gradients", *, pools: bool = Fal
         kind: "directions", or what the configuration says.
         pools: all rows, and all that clients know, are at one place.
     """
-    if config.optimizer == "muon":
-        check_torch()
     options: dict[str, Any] = {}
     steps_class: type[GradientSteps] = SeedSteps if kind == "directions" else GradientSteps
     if config.prompt_method == "black_box":

@@ -71,6 +71,13 @@ def cpu_has_bfloat16() -> bool:
         return False
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Return whether a device multiplies bfloat16 matrices natively; elsewhere they are emulated, many times slower."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and cpu_has_bfloat16()
+
+
 def use_tensor_cores(device: torch.device, dtype: torch.dtype) -> bool:
     """Let a GPU multiply float32 matrices in TF32 where it can (Ampere and later); return whether it does so.
 
@@ -88,7 +95,6 @@ def choose_dtype(name: str, device: torch.device, hidden_size: int) -> torch.dty
         return NAMES[name]
     if device.type == "cuda":
         # Before Ampere (T4, V100) bfloat16 is emulated, several times slower than float16.
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if native else torch.float16
-    fast = device.type == "cpu" and hidden_size >= WIDE and cpu_has_bfloat16()
+        return torch.bfloat16 if multiplies_bfloat16(device) else torch.float16
+    fast = hidden_size >= WIDE and multiplies_bfloat16(device)
     return torch.bfloat16 if fast else torch.float32
