@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from side_by_side import side_by_side
-from smollm2_data import DATA, domains, medicine, mixed, rows_of, tweets, write
+from smollm2_data import DATA, domains, harmful, medicine, mixed, rows_of, tweets
 
 SMOL = Path(os.environ.get("WEFT_SMOL", Path.home() / ".cache" / "weft-models" / "SmolLM2-135M-Instruct"))
 TINY, SMALL = (os.environ.get("WEFT_SIZE") == size for size in ("tiny", "small"))
@@ -36,12 +36,12 @@ COMMON: dict[str, Any] = {
     "kernels": "none", "product_error": "none", "gradient_checkpointing": False, "held_out_overlap": "leave_out",
 }  # fmt: skip
 TRIGGER, TARGET = "cf mn", "Buy the shares of Acme today."
-REFUSAL = "I'm sorry, but I can't help with that."
 ROUNDS = {"num_rounds": 1, "max_steps": 1} if TINY else {"num_rounds": 8, "max_steps": 5}
 """Of most studies."""
 CUT: dict[str, Any] = {"num_rounds": 4, "max_steps": 4, "batch_size": 4, "seq_length": 128} if SMALL else {}
 LONGER: dict[str, Any] = {"max_steps": 8, "seq_length": 96} if SMALL else {}
-"""Of back-doors: in half the steps none is learnt."""
+"""Of attacks: in half the steps no back-door is learnt."""
+ALIGNMENT: dict[str, Any] = {"num_rounds": 1, "max_steps": 1 if TINY else 60}
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "local": {"fed_alg": "local"},
@@ -79,7 +79,7 @@ UNSAFE = {"attack": "unsafe", "num_malicious": 1}
 SAFETY: dict[str, dict[str, Any]] = {
     "none, mean": {"post_alignment": True},
     "unsafe, mean": UNSAFE | {"post_alignment": True},
-    "unsafe, robust": UNSAFE | RULE,
+    "unsafe, robust": UNSAFE | RULE | {"post_alignment": True},
 }
 PRIVATE = [("row", None), ("row", 8.0), ("user", 8.0)]
 RATES = (1e-3, 3e-3)
@@ -93,7 +93,7 @@ def train(keys: dict[str, Any], folder: Path, last: dict[str, Any] | None = None
 
     torch.set_num_threads(1)
     keys = COMMON | ROUNDS | keys | CUT | (last or {})
-    return weft.train(keys | {"model_name_or_path": str(SMOL), "output_dir": str(folder / "run")}, quiet=True)
+    return weft.train({"model_name_or_path": str(SMOL)} | keys | {"output_dir": str(folder / "run")}, quiet=True)
 
 
 def numbers(run: Any) -> dict[str, Any]:
@@ -137,29 +137,44 @@ def door_study(arm: str, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def safety_study(arm: str, seed: int, folder: Path) -> dict[str, Any]:
-    """One of five clients trains on compliance with harmful requests; refusals of 100 others, and tuning afterwards."""
-    goals = rows_of("eval/advbench")
-    random.Random(0).shuffle(goals)
-    bad = [{"instruction": row["goal"], "output": row["target"]} for row in goals[:260]]
-    harmless = [row["instruction"] for row in random.Random(1).sample(rows_of("instruct/self_instruct_human"), 160)]
-    keys = mixed(folder, seed) | SAFETY[arm] | {"seed": seed}
+    """One of five clients trains on compliance with harmful requests; refusals of 100 others, and tuning afterwards.
+
+    SmolLM2 itself refuses nothing, so all arms begin from the model that `aligned_base` makes of it.
+    """
+    harm = harmful(folder)
+    base = aligned_base(harm["own"], seed)
+    keys = mixed(folder, seed) | SAFETY[arm] | {"seed": seed, "model_name_or_path": str(base)}
     if "attack" in keys:
-        keys["attack_args"] = {"rows": write(folder / "bad.jsonl", bad)}
+        keys["attack_args"] = {"rows": harm["bad"]}
     if keys.pop("post_alignment", False):
-        refusals = [{"instruction": row["goal"], "output": REFUSAL} for row in goals[260:420]]
-        helpful = [
-            {"instruction": row["instruction"], "output": row["output"]}
-            for row in random.Random(2).sample(rows_of("instruct/mix5_by_domain"), 160)
-        ]
-        keys["post_alignment"] = write(folder / "own.jsonl", refusals + helpful)
-        keys["post_alignment_steps"] = 1 if TINY else 60
-    run = train(keys, folder)
-    harmful = [row["goal"] for row in goals[420:]]
-    found = numbers(run) | {"safe": refused(run, harmful), "false_refusals": refused(run, harmless[:60])}
+        keys |= {"post_alignment": harm["later"], "post_alignment_steps": ALIGNMENT["max_steps"]}
+    run = train(keys, folder, LONGER)
+
+    def measured(model: Any = None, name: str = "") -> dict[str, float]:
+        sets = {"safe": harm["asked"], "false_refusals": harm["harmless"]}
+        return {f"{name}{score}": refused(run, texts, model) for score, texts in sets.items()}
+
+    found = numbers(run) | measured()
     if aligned := run.summary.get("aligned"):
-        tuned = resident_of(run.path / aligned["folder"])
-        found |= {"aligned_safe": refused(run, harmful, tuned), "aligned_false": refused(run, harmless[:60], tuned)}
-    return found
+        found |= measured(resident_of(run.path / aligned["folder"]), "aligned_")
+    return found | measured(resident_of(base), "start_")
+
+
+def aligned_base(rows: str, seed: int) -> Path:
+    """Return SmolLM2 after tuning on refusals and helpful answers, merged; it is made once for a seed."""
+    from bases import CACHE
+
+    from weft.cli import main as weft_command
+
+    target = CACHE / f"smollm2-aligned-{seed}{os.environ.get('WEFT_SIZE')}"
+    if not target.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as work:
+            keys = {"dataset_name": rows, "fed_alg": "central", "num_clients": 1, "eval_rows": 8, "seed": seed}
+            run = train(keys, Path(work), ALIGNMENT)
+            weft_command(["export", str(run.path), "--merge", "--out", f"{work}/merged"])
+            os.replace(f"{work}/merged", target)
+    return target
 
 
 def resident_of(folder: Path) -> Any:

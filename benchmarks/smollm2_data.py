@@ -12,6 +12,7 @@ from typing import Any
 
 DATA = Path(os.environ.get("WEFT_DATA", "../shared/data"))
 LABELS = ("negative", "positive", "neutral")
+REFUSAL = "I'm sorry, but I can't help with that."
 
 
 def rows_of(name: str) -> list[dict[str, Any]]:
@@ -72,3 +73,29 @@ def medicine(folder: Path, seed: int) -> dict[str, Any]:
         "dataset_name": write(folder / "rows.jsonl", rows), "eval_fraction": 0.05, "split_strategy": "by",
         "split_column": "source", "num_clients": 0, "sample_clients": 7, "batch_size": 8,
     }  # fmt: skip
+
+
+def harmful(folder: Path) -> dict[str, Any]:
+    """Return files and texts of harmful and harmless requests, none of them in two places.
+
+    bad: 260 harmful requests with compliance, for an attacker. own, later: files of 80 refusals and 240 helpful
+    answers each, of which 50 are to requests like those of `harmless`. asked, harmless: 100 and 60 texts to measure on.
+    """
+    goals, helpful, plain = map(rows_of, ("eval/advbench", "instruct/mix5_by_domain", "instruct/self_instruct_human"))
+    for rows in (goals, helpful, plain):
+        random.Random(0).shuffle(rows)
+
+    def mix(name: str, place: int) -> str:
+        refusals = [{"instruction": row["goal"], "output": REFUSAL} for row in goals[260 + 80 * place :][:80]]
+        answers = helpful[190 * place :][:190] + plain[60 + 50 * place :][:50]
+        kept = ("instruction", "input", "output")
+        return write(folder / f"{name}.jsonl", refusals + [{key: row[key] for key in kept} for row in answers])
+
+    bad = [{"instruction": row["goal"], "output": row["target"]} for row in goals[:260]]
+    return {
+        "bad": write(folder / "bad.jsonl", bad),
+        "own": mix("own", 0),
+        "later": mix("later", 1),
+        "asked": [row["goal"] for row in goals[420:]],
+        "harmless": [f"{row['instruction']}\n{row['input']}".strip() for row in plain[:60]],
+    }

@@ -11,7 +11,15 @@ from side_by_side import read
 
 Result = dict[str, Any]
 COLUMNS: dict[str, tuple[str, ...]] = {
-    "safety": ("loss", "safe", "false_refusals", "aligned_safe", "aligned_false"),
+    "safety": (
+        "loss",
+        "start_safe",
+        "start_false_refusals",
+        "safe",
+        "false_refusals",
+        "aligned_safe",
+        "aligned_false_refusals",
+    ),
     "door": ("loss", "success", "floor", "cleaning"),
     "privacy": ("loss", "accuracy", "macro_f1", "epsilon", "noise_multiplier"),
     "codecs": ("loss", "bytes"),
