@@ -39,8 +39,8 @@ def chosen(rows: list[Row], arm: Arm) -> Arm:
     """Return the arm with its learning rate and outer step, which may be the best of the arms that have been run."""
     if arm.outer == BEST:
         like = {"size": "4m", "algorithm": "diloco", "clients": 4, "inner": 25, "codec": "none", "seed": 1}
-        like |= {"optimizer": arm.optimizer, "split": "iid"}
-        found = [row for row in rows if row["loss"] is not None and like.items() <= row.items()]
+        like |= {"optimizer": arm.optimizer, "split": "iid", "rows": 0}
+        found = [row for row in rows if row["loss"] is not None and like.items() <= ({"rows": 0} | row).items()]
         arm = replace(arm, outer=_least(found)["outer"] if found else FALLBACK_OUTER)
     if arm.lr == BEST:
         tuned = [row for row in rows if row["tuned"] and row["loss"] is not None and row["optimizer"] == arm.optimizer]
@@ -148,7 +148,7 @@ def table(path: Path) -> None:
     print("\n| arm | lr | outer | loss | against central | bits per byte | MB | times fewer | seconds |")
     print("|--|--|--|--|--|--|--|--|--|")
     for row in sorted(rows, key=lambda row: (row["size"], row["split"], row["steps"], row["seed"], row["loss"])):
-        base = central.get((row["size"], row["steps"], row["seed"]))
+        base = central.get((row["size"], row["steps"], row.get("rows", 0), row["seed"]))
         more = f"{row['loss'] / base - 1:+.2%}" if base and row["split"] == "iid" else ""
         fewer = (
             f"{row['data_parallel_bytes'] / row['bytes']:.0f}" if row["bytes"] and row["data_parallel_bytes"] else ""
@@ -162,11 +162,11 @@ def table(path: Path) -> None:
             print(f"failed: {row['arm']}: {row['error']}")
 
 
-def best_central(rows: list[Row]) -> dict[tuple[str, int, int], float]:
-    """Return the least loss of central training by size, steps and seed: of any optimizer and learning rate."""
-    found: dict[tuple[str, int, int], float] = {}
+def best_central(rows: list[Row]) -> dict[tuple[str, int, int, int], float]:
+    """Return the least loss of central training by size, steps, rows and seed: of any optimizer and learning rate."""
+    found: dict[tuple[str, int, int, int], float] = {}
     for row in rows:
-        key = row["size"], row["steps"], row["seed"]
+        key = row["size"], row["steps"], row.get("rows", 0), row["seed"]
         if row["algorithm"] == "central" and row["loss"] < found.get(key, float("inf")):
             found[key] = row["loss"]
     return found

@@ -81,6 +81,8 @@ class Arm:
     """iid, or domain: a client for each of the nine domains."""
     steps: int = 0
     """0: those of the setting."""
+    rows: int = 0
+    """Of a global batch; 0: those of the setting."""
     seed: int = 1
 
     @property
@@ -178,7 +180,7 @@ def keys_of(arm: Arm, setting: Setting, data: Path, device: str) -> dict[str, An
         "num_clients": arm.clients,
         "sample_clients": arm.clients,
         "client_weight": "uniform",
-        "batch_size": max(1, setting.rows // arm.clients),
+        "batch_size": max(1, (arm.rows or setting.rows) // arm.clients),
         "num_rounds": max(1, steps // inner),
         "max_steps": inner,
         "eval_rows": None,

@@ -19,8 +19,9 @@ def points(rows: list[dict[str, Any]], size: str, clients: int, seed: int = 1) -
     central = best_central(rows)
     best: dict[tuple[str, str, int], tuple[float, float]] = {}
     for row in rows:
-        base = central.get((row["size"], row["steps"], row["seed"]))
-        wanted = (row["size"], row["clients"], row["seed"], row["split"]) == (size, clients, seed, "iid")
+        base = central.get((row["size"], row["steps"], 0, row["seed"]))
+        found = tuple(row.get(name, 0) for name in ("size", "clients", "seed", "split", "rows"))
+        wanted = found == (size, clients, seed, "iid", 0)
         if not wanted or base is None or not row["bytes"] or row["algorithm"] not in ("diloco", "fedavg"):
             continue
         key = row["codec"], row["optimizer"], row["inner"]
