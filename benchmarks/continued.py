@@ -228,6 +228,7 @@ def main(words: list[str]) -> None:
     preparing = verbs.add_parser("prepare")
     preparing.add_argument("data", type=Path)
     preparing.add_argument("--bytes", type=int, default=LARGEST, help="of a domain's training text")
+    preparing.add_argument("--held", type=int, default=HELD, help="bytes of a domain's held-out text")
     running = verbs.add_parser("run")
     running.add_argument("data", type=Path)
     running.add_argument("out", type=Path)
@@ -237,12 +238,12 @@ def main(words: list[str]) -> None:
     running.add_argument("--deadline", type=float, default=float("inf"))
     running.add_argument("--seed", type=int, default=0)
     running.add_argument("--tiny", action="store_true", help="a few steps, for stories260K")
-    running.add_argument("--rounds", type=int)
-    running.add_argument("--batch", type=int)
+    for name in ("rounds", "steps", "batch", "length"):
+        running.add_argument(f"--{name}", type=int)
     verbs.add_parser("table").add_argument("out", type=Path)
     given = parser.parse_args(words)
     if given.verb == "prepare":
-        prepare(given.data, given.bytes)
+        prepare(given.data, given.bytes, given.held)
     elif given.verb == "table":
         table(given.out)
     else:
@@ -252,7 +253,8 @@ def main(words: list[str]) -> None:
         bench = Bench(
             given.data.absolute(), given.out, model=model, device=given.device, seed=given.seed, tiny=given.tiny
         )
-        sizes = {"num_rounds": given.rounds, "batch_size": given.batch}
+        sizes = {"num_rounds": given.rounds, "max_steps": given.steps, "batch_size": given.batch}
+        sizes |= {"seq_length": given.length}
         bench.settings = bench.settings | {key: value for key, value in sizes.items() if value is not None}
         bench.run(given.arms or list(ARMS), given.deadline)
 
