@@ -20,6 +20,7 @@ OUTER: dict[str, dict[str, Any]] = {
     "corrected": {"momentum": 0.9, "bias_correction": True, "outer_warmup": 0.1, "outer_decay": 0.5},
     "light": {"outer_lr": 0.9, "momentum": 0.5, "outer_decay": 0.25},
     "mean": {"outer_lr": 1.0, "momentum": 0.0},
+    "averaged": {"outer_lr": 1.0, "momentum": 0.0, "inner_state": "average"},  # AdamW's moments travel too
     "lookahead": {"outer_lr": 0.5, "momentum": 0.0},
     "delay": {"delay": 1},  # of `law`: what sending while training costs
     "delay_fragments": {"delay": 1, "fragments": 4},
