@@ -39,8 +39,9 @@ def chosen(rows: list[Row], arm: Arm) -> Arm:
     """Return the arm with its learning rate and outer step, which may be the best of the arms that have been run."""
     if arm.outer == BEST:
         like = {"size": "4m", "algorithm": "diloco", "clients": 4, "inner": 25, "codec": "none", "seed": 1}
-        like |= {"optimizer": arm.optimizer, "split": "iid", "rows": 0}
-        found = [row for row in rows if row["loss"] is not None and like.items() <= ({"rows": 0} | row).items()]
+        like |= {"optimizer": arm.optimizer, "split": "iid", "rows": 0, "half_life": 1}
+        known = [{"rows": 0, "half_life": 1} | row for row in rows if row["loss"] is not None]
+        found = [row for row in known if like.items() <= row.items()]
         arm = replace(arm, outer=_least(found)["outer"] if found else FALLBACK_OUTER)
     if arm.lr == BEST:
         tuned = [row for row in rows if row["tuned"] and row["loss"] is not None and row["optimizer"] == arm.optimizer]

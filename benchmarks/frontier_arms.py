@@ -84,6 +84,9 @@ class Arm:
     """0: those of the setting."""
     rows: int = 0
     """Of a global batch; 0: those of the setting."""
+    half_life: int = 1
+    """Times that of the recipe, of AdamW's second moment and Muon's momentum, in steps: of K clients with a K-th of
+    the batch each, K is the recipe's in tokens, as small batches ask for (Marek et al. 2025, arXiv 2507.07101)."""
     seed: int = 1
 
     @property
@@ -177,6 +180,7 @@ def keys_of(arm: Arm, setting: Setting, data: Path, device: str) -> dict[str, An
         "compile": "off",  # auto compiles long runs only, and arms should compute alike
         "optimizer": arm.optimizer,
         "learning_rate": float(arm.lr),
+        "adam_beta2": RECIPE["adam_beta2"] ** (1 / arm.half_life),
         "seed": arm.seed,
         "num_clients": arm.clients,
         "sample_clients": arm.clients,
@@ -192,6 +196,8 @@ def keys_of(arm: Arm, setting: Setting, data: Path, device: str) -> dict[str, An
         "report": False,
         "threads": 1,
     }
+    if arm.optimizer == "muon":
+        keys |= {"muon_momentum": 0.95 ** (1 / arm.half_life)}
     keys |= _data(arm, data)
     keys |= {"fed_alg": {"data_parallel": "fedsgd"}.get(arm.algorithm, arm.algorithm)}
     if arm.algorithm in ("central", "local"):
