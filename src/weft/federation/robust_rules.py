@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from weft.core.exchange import Codec
 from weft.core.types import DELTA
+from weft.federation.own_aggregator import needed
 from weft.federation.plan import Plan
 from weft.federation.remedies import AGGREGATOR, ALGORITHM, LORA, WEIGHTING, Refusal, name_of
 from weft.federation.rules import compares_norms
@@ -74,7 +75,7 @@ def _cohorts(plan: Plan) -> list[Refusal]:
     """Return the rules of the cohort, of weights, and of the server's own rows."""
     aggregator, rule = plan.aggregator, type(plan.aggregator).__name__
     updates, each = plan.updates_of(plan.cohort), plan.clients_of_update
-    needs = aggregator.needs(updates) if plan.cohort else 0
+    needs = needed(aggregator, updates) if plan.cohort else 0
     once, own_rows = aggregator.counts_clients, int(plan.everywhere)
     fewer = "write a smaller number of attackers in --aggregator_args"
     keep: int = getattr(aggregator, "keep", 0)
