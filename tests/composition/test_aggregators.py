@@ -106,6 +106,19 @@ def test_a_cohort_below_the_breakdown_point_is_refused(name: str, attackers: int
         plan_of(sample_clients=least - 1, **keys)
 
 
+def test_the_rules_that_are_named_instead_stand_as_many_attackers():
+    """Names of rules that need as many clients were once among them, and so was a --sample_clients that was given."""
+    keys = {"aggregator": "krum", "sample_clients": 7, "aggregator_args": {"attackers": 3}}
+    with pytest.raises(ConfigError, match="write --sample_clients 9, of --num_clients 9 or more") as caught:
+        plan_of(num_clients=7, **keys | {"sample_clients": 9})
+    named = str(caught.value).split("--aggregator ")[-1].rstrip(".").replace(" or ", ", ").split(", ")
+    assert {"mean", "median", "trimmed_mean"} <= set(named)
+    assert not {"multi_krum", "bulyan"} & set(named)
+    for name in named:
+        own = {} if name in ("mean", "foolsgold") else {"aggregator_args": {"attackers": 3}}
+        plan_of(num_clients=7, sample_clients=7, aggregator=name, **own)
+
+
 @pytest.mark.parametrize(
     ("more", "most"), [({}, 10), ({"attackers": 0}, 12), ({"before": "bucketing", "attackers": 1}, 5)], ids=str
 )

@@ -76,7 +76,7 @@ def _cohorts(plan: Plan) -> list[Refusal]:
     aggregator, rule = plan.aggregator, type(plan.aggregator).__name__
     updates, each = plan.updates_of(plan.cohort), plan.clients_of_update
     needs = needed(aggregator, updates) if plan.cohort else 0
-    once, own_rows = aggregator.counts_clients, int(plan.everywhere)
+    once, least = aggregator.counts_clients, needs * each - int(plan.everywhere)
     fewer = "write a smaller number of attackers in --aggregator_args"
     keep: int = getattr(aggregator, "keep", 0)
     most: int = getattr(aggregator, "most_kept", int)(updates)
@@ -85,7 +85,7 @@ def _cohorts(plan: Plan) -> list[Refusal]:
             needs > updates and plan.algorithm.shares,
             f"{rule} needs {needs} updates in a round to stand the attackers that it is asked to, and a round has "
             f"{updates}",
-            [f"write --sample_clients {needs * each - own_rows}", fewer, AGGREGATOR],
+            [f"write --sample_clients {least}, of --num_clients {least} or more", fewer, AGGREGATOR],
         ),
         Refusal(
             bool(plan.cohort) and needs <= updates and keep > most,
