@@ -304,3 +304,10 @@ def test_rules_that_know_clients_are_refused_with_sums_of_groups(name: str):
     with pytest.raises(ConfigError, match=r"whose update is whose.*write --aggregator mean"):
         plan_of(aggregator=name, protection="masks", group_size=3, **own)
     plan_of(aggregator="median", protection="masks", group_size=3)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_with_masks_sums_of_groups_are_the_remedy(name: str):
+    more = "" if name == "foolsgold" else ".*or add --group_size, with which sums of groups are compared"
+    with pytest.raises(ConfigError, match=f"Masks shows the server sums only: write --aggregator mean{more}"):
+        plan_of(aggregator=name, protection="masks")

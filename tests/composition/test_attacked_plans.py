@@ -6,10 +6,13 @@ every attack with every algorithm and every rule.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from weft import config as configuration
 from weft import registry
+from weft.cli import main
 from weft.errors import ConfigError
 from weft.launch import compose
 
@@ -72,3 +75,35 @@ def test_a_search_does_not_ask_for_the_loss_at_every_trial(attack: str):
 
 def test_every_attack_is_of_a_kind_that_is_named_here():
     assert ON_UPDATES | ON_TALKS | SERVER | {"preference_swap"} == set(ATTACKS)
+
+
+WRONG = {
+    "attackers": (["sft", "--aggregator", "median", "--aggregator_args", "attackers=3"], "needs 7 updates in a round"),
+    "no root": (["sft", "--aggregator", "fltrust"], "and there are none: add --public_data FILE"),
+    "an empty root": (["sft", "--aggregator", "fltrust", "--public_data", "{empty}"], "is empty: give a file with"),
+    "a root that is not there": (["sft", "--aggregator", "loss_gate", "--public_data", "{tmp}/none.jsonl"], "no file"),
+    "nobody honest": (["sft", "--attack", "alie", "--num_malicious", "3"], "nobody honest"),
+    "an attack at sites": (["submit", "--attack", "alie"], "sites are never asked to lie"),
+    "an attack at sites of one machine": (["up", "--attack", "alie"], "sites are never asked to lie"),
+    "no row left": (["sft", "--clean", "length", "--clean_args", "length.least=9999"], "leaves no row to the client"),
+    "a file with an error": (["sft", "--aggregator", "{broken}:Mine"], "is not valid Python (line 1"),
+}
+
+
+@pytest.mark.parametrize(("words", "sentence"), WRONG.values(), ids=WRONG.keys())
+def test_the_command_line_refuses_in_one_sentence_and_leaves_nothing(
+    keys, words: list[str], sentence: str, tmp_path: Path, capsys
+):
+    empty, broken, out = tmp_path / "empty.jsonl", tmp_path / "mine.py", tmp_path / "out"
+    empty.write_text("")
+    broken.write_text("class Mine(:\n")
+    command, *more = [word.format(empty=empty, broken=broken, tmp=tmp_path) for word in words]
+    given = ["--model_name_or_path", str(keys["model_name_or_path"]), "--output_dir", str(out), "--seq_length", "128"]
+    if command != "submit":  # where sites have the rows
+        given += ["--dataset_name", str(keys["dataset_name"]), "--num_clients", "3", "--template", "alpaca"]
+    before = sorted(tmp_path.iterdir())
+    assert main([command, *given, *more]) == 2
+    said = capsys.readouterr()
+    assert sentence in " ".join(said.err.split())
+    assert "Traceback" not in said.err
+    assert sorted(tmp_path.iterdir()) == before
