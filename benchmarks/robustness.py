@@ -67,6 +67,9 @@ DEFENCES: dict[str, dict[str, Any]] = {
 CLEANED = {"clean": ["triggers"]}
 SPREAD: dict[str, dict[str, Any]] = {name: DEFENCES[name] for name in ("mean", "nnm + trimmed_mean", "multi_krum")}
 SPREAD["mean, rows cleaned"] = DEFENCES["mean"] | CLEANED
+CENTRAL = "central training"
+ON_ROWS = ("none", "label_flip", "back_door", "spread_poison")
+"""Attacks that pooled rows can have too: is it worse in a federation?"""
 SHARES = (0.2, 0.3, 0.1, 0.4)
 
 
@@ -123,7 +126,8 @@ def cases(seeds: list[int]) -> list[tuple[str, str, float, int]]:
         for attack in ATTACKS
         if attack not in ("none", "spread_poison")
     ]
-    return [*clean, *spread, *attacked]
+    central = [(attack, CENTRAL, 0.2 * (attack in ON_ROWS[1:3]), seed) for seed in seeds for attack in ON_ROWS]
+    return [*clean, *spread, *central, *attacked]
 
 
 def measure(task: str, attack: str, defence: str, share: float, seed: int) -> dict[str, Any]:
@@ -131,9 +135,12 @@ def measure(task: str, attack: str, defence: str, share: float, seed: int) -> di
     import weft
 
     began = time.process_time()
-    keys = setting(task, seed) | (SPREAD | DEFENCES)[defence]
+    keys = setting(task, seed) | (SPREAD | DEFENCES).get(defence, {})
+    if defence == CENTRAL:  # it sees each row as often as the clients do
+        keys |= {"fed_alg": "central", "max_steps": keys["max_steps"] * keys["num_clients"]}
+        del keys["sample_clients"]
     attackers = max(1, round(10 * share)) if share else 2
-    if keys["aggregator"] != "mean":
+    if keys.get("aggregator", "mean") != "mean":
         keys["aggregator_args"] = keys.get("aggregator_args", {}) | {"attackers": attackers}
     if attack != "none":
         keys |= {"attack": attack, "attack_args": ATTACKS[attack]}
@@ -227,7 +234,7 @@ def table(out: Path, picture: Path | None) -> None:
     print(f"{machine()}; macro-F1 {start:.3f} before, {clean:.3f} after the plain mean without an attack\n")
     print("| defence | " + " | ".join(f"{attack} {share:.0%}" for share, attack in columns) + " |")
     print("|---" * (len(columns) + 1) + "|")
-    values, names = [], list(DEFENCES | SPREAD)
+    values, names = [], [*(DEFENCES | SPREAD), CENTRAL]
     for defence in names:
         cells, line = [], []
         for share, attack in columns:
@@ -240,8 +247,30 @@ def table(out: Path, picture: Path | None) -> None:
             cells.append(text + (f" / {statistics.mean(success):.0%}" if success else ""))
         values.append(line)
         print(f"| {defence} | " + " | ".join(cells) + " |")
+    flags(found, names, columns)
     if picture is not None:
         draw(picture, names, values, [f"{attack} {share:.0%}" for share, attack in columns])
+
+
+def flags(found: list[dict[str, Any]], names: list[str], columns: list[tuple[float, str]]) -> None:
+    """Print how many of the flagged clients attack, and how many of those that attack are flagged."""
+    columns = [(share, attack) for share, attack in columns if share]
+    print("\n| flagged: precision, recall | " + " | ".join(f"{attack} {share:.0%}" for share, attack in columns) + " |")
+    print("|---" * (len(columns) + 1) + "|")
+    for defence in names:
+        cells = []
+        for share, attack in columns:
+            some = [
+                one["found"]
+                for one in found
+                if (one["share"], one["attack"], one["defence"]) == (share, attack, defence) and one["found"]
+            ]
+            shares = [one["precision"] for one in some if one["precision"] is not None]
+            recalls = [one["recall"] for one in some if one["recall"] is not None]
+            text = f"{statistics.mean(shares):.0%}, {statistics.mean(recalls):.0%}" if shares and recalls else "nobody"
+            cells.append(text if some else "")
+        if any(cell not in ("", "nobody") for cell in cells):
+            print(f"| {defence} | " + " | ".join(cells) + " |")
 
 
 def draw(picture: Path, names: list[str], values: list[list[float]], columns: list[str]) -> None:

@@ -106,6 +106,19 @@ def test_a_cohort_below_the_breakdown_point_is_refused(name: str, attackers: int
         plan_of(sample_clients=least - 1, **keys)
 
 
+def test_the_rules_that_are_named_instead_stand_as_many_attackers():
+    """Names of rules that need as many clients were once among them, and so was a --sample_clients that was given."""
+    keys = {"aggregator": "krum", "sample_clients": 7, "aggregator_args": {"attackers": 3}}
+    with pytest.raises(ConfigError, match="write --sample_clients 9, of --num_clients 9 or more") as caught:
+        plan_of(num_clients=7, **keys | {"sample_clients": 9})
+    named = str(caught.value).split("--aggregator ")[-1].rstrip(".").replace(" or ", ", ").split(", ")
+    assert {"mean", "median", "trimmed_mean"} <= set(named)
+    assert not {"multi_krum", "bulyan"} & set(named)
+    for name in named:
+        own = {} if name in ("mean", "foolsgold") else {"aggregator_args": {"attackers": 3}}
+        plan_of(num_clients=7, sample_clients=7, aggregator=name, **own)
+
+
 @pytest.mark.parametrize(
     ("more", "most"), [({}, 10), ({"attackers": 0}, 12), ({"before": "bucketing", "attackers": 1}, 5)], ids=str
 )
@@ -291,3 +304,10 @@ def test_rules_that_know_clients_are_refused_with_sums_of_groups(name: str):
     with pytest.raises(ConfigError, match=r"whose update is whose.*write --aggregator mean"):
         plan_of(aggregator=name, protection="masks", group_size=3, **own)
     plan_of(aggregator="median", protection="masks", group_size=3)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_with_masks_sums_of_groups_are_the_remedy(name: str):
+    more = "" if name == "foolsgold" else ".*or add --group_size, with which sums of groups are compared"
+    with pytest.raises(ConfigError, match=f"Masks shows the server sums only: write --aggregator mean{more}"):
+        plan_of(aggregator=name, protection="masks")

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 import weft
+from support.updates import update
 from weft.aggregation.mean import Mean
 from weft.core.exchange import Aggregator
+from weft.core.party import Gathering, Party
 from weft.core.types import Total, Update
 from weft.errors import ConfigError, RunError
 from weft.federation.own_aggregator import checked
 
+ROUND = Gathering(Party("", 0), 2)
 HEAD = """
 import torch
 from weft.core.exchange import Aggregator
@@ -31,9 +34,40 @@ BEFORE = {
     "raises at import": ("1 / 0\n", "cannot be loaded"),
     "no such class": ("class Other: pass\n", "Mine"),
     "no aggregator": ("class Mine: pass\n", "Mine"),
+    "needs that raise": (
+        HEAD + "Mine.needs = lambda self, cohort: cohort / 0\n",
+        "The aggregator Mine failed in its needs with ZeroDivisionError: division by zero (line 12 of '",
+    ),
+    "needs of no number": (
+        HEAD + "Mine.needs = lambda self, cohort: 'two'\n",
+        "The aggregator Mine needs 'two' updates, and that is no number of them: correct its needs.",
+    ),
 }
 OF = HEAD + "def change(v): return v\nof = Mine.combine\n"
+TOTAL = HEAD + "def change(v): return v\nof = Mine.combine\n" + "from dataclasses import replace\n"
+
+
+def returning(**changes: str) -> str:
+    """A file whose total has other fields, written in Python."""
+    fields = ", ".join(f"{name}={value}" for name, value in changes.items())
+    return TOTAL + f"Mine.combine = lambda self, updates: replace(of(self, updates), {fields})\n"
+
+
 DURING = {
+    "no tensors": (
+        HEAD + "def change(v): return v.numpy()\n",
+        "returned streams that hold something else than tensors",
+    ),
+    "whole numbers": (HEAD + "def change(v): return v.long()\n", "in torch.int64 instead of torch.float32 in round 1"),
+    "no streams": (returning(streams="{}"), "returned other tensors than the updates have"),
+    "strangers": (returning(clients="('me',)"), "returned clients among whom 'me' sent no update in round 1"),
+    "a name": (returning(flagged="'me'"), "returned flagged clients as a str instead of a tuple of names in round 1"),
+    "no weight": (returning(weight="float('nan')"), "returned a weight of nan in round 1"),
+    "no memory": (returning(memory="{'a': 1}"), "returned a memory that is no streams of tensors in round 1"),
+    "before a round": (
+        TOTAL + "def boom(self, gathering): raise ValueError('boom')\nMine.for_round = boom\n",
+        "failed in round 1 with ValueError: boom (line 15 of '",
+    ),
     "wrong shape": (HEAD + "def change(v): return torch.zeros(3)\n", "of shape (3,) instead of ("),
     "not finite": (HEAD + "def change(v): return v * float('nan')\n", "numbers that are not finite in '"),
     "raises": (
@@ -114,6 +148,30 @@ def test_an_error_of_an_update_is_not_one_of_the_aggregator():
             return Total({}, tuple(update.client for update in updates), 1.0)
 
     with pytest.raises(ConnectionError, match="the wire broke"):
-        checked(Own(), 0).combine(updates())
-    assert checked(Own(), 0).combine([]) == Total({}, (), 1.0)
-    assert isinstance(checked(Mean(), 0), Mean)
+        checked(Own(), ROUND).combine(updates())
+    assert checked(Own(), ROUND).combine([]) == Total({}, (), 1.0)
+    assert isinstance(checked(Mean(), ROUND), Mean)
+
+
+def test_fewer_updates_than_the_aggregator_needs_may_have_no_streams():
+    """The round is repeated; the control is a rule that needs no more than it got."""
+
+    class Own(Aggregator):
+        def needs(self, cohort: int) -> int:
+            return cohort
+
+        def combine(self, updates: Iterable[Update]) -> Total:
+            return Total({}, tuple(update.client for update in updates), 1.0)
+
+    sent = [update("a"), update("b")]
+    assert checked(Own(), Gathering(Party("", 0), 3)).combine(sent).clients == ("a", "b")
+    with pytest.raises(RunError, match="returned other tensors than the updates have"):
+        checked(Own(), Gathering(Party("", 0), 2)).combine(sent)
+
+
+def test_a_rule_that_fails_while_an_attack_searches_ends_the_run_in_the_same_sentence(keys, tmp_path: Path):
+    file = tmp_path / "mine.py"
+    file.write_text(DURING["raises"][0])
+    attack = {"attack": "alie", "attack_args": {"search": True}, "num_malicious": 1, "sample_clients": 3}
+    with pytest.raises(RunError, match="The aggregator Mine failed in round 1 with ValueError: boom"):
+        weft.train(keys | attack | {"aggregator": f"{file}:Mine"})

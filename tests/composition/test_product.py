@@ -181,11 +181,17 @@ def test_every_other_attack_is_refused_before_a_model_is_loaded(attack_keys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", ROBUST)
+@pytest.mark.parametrize("rule", [*ROBUST, *ROOTED])
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_every_attack_goes_with_every_robust_rule(attack_keys, attack: str, rule: str):
-    more = {"aggregator": rule, "num_clients": 11, "sample_clients": 11}
-    run = weft.train(attack_keys(attack, "fedavg") | more, quiet=True)
+def test_every_attack_goes_with_every_robust_rule(attack_keys, attack: str, rule: str, tmp_path: Path):
+    """What an attack refuses of other parts is in test_attacked_plans.py."""
+    keys = attack_keys(attack, "fedavg") | {"aggregator": rule, "num_clients": 11, "sample_clients": 11}
+    if rule in ROOTED:
+        rows = colour_rows(20, seed=3)
+        pairs = [row | {"prompt": row["instruction"], "chosen": row["output"], "rejected": "none"} for row in rows]
+        root = write_rows(tmp_path / "root.jsonl", pairs if attack == "preference_swap" else rows)
+        keys |= {"public_data": str(root)}
+    run = weft.train(keys, quiet=True)
     assert math.isfinite(run.summary["train_loss"])
     assert run.summary["failures"] == {}
 

@@ -33,6 +33,14 @@ def rules(f: int) -> dict[str, object]:
     }
 
 
+def buckets(vectors: np.ndarray, size: int) -> dict[str, object]:
+    """Return what Bucketing makes of the vectors, and the order that it draws: here of the same seed once more."""
+    np.random.seed(size)
+    order = np.random.permutation(len(vectors))
+    np.random.seed(size)
+    return {"size": size, "order": order.tolist(), "means": byzfl.Bucketing(size)(vectors.copy()).tolist()}
+
+
 def main() -> None:
     rng = np.random.default_rng(0)
     found = []
@@ -55,6 +63,7 @@ def main() -> None:
                 "vectors": vectors.tolist(),
                 "after": after,
                 "honest": honest.tolist(),
+                "buckets": buckets(vectors, 2 if n % 2 else 3),
                 "attacks": {attack: vector.tolist() for attack, vector in attacks.items()},
             }
         )

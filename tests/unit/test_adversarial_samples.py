@@ -168,6 +168,18 @@ def test_synonyms_keep_capitals_and_are_other_words(local: LocalModel):
     assert not any(word.lower().startswith("apple"[:4]) for word in synonyms.of("apple"))
 
 
+def test_rows_without_a_word_are_not_among_those_that_are_drawn(folder: Path, tiny_model: Path, tmp_path, capsys):
+    """Where all that were drawn had none, the shares were once divided by no rows."""
+    rows = [{"thing": "the old house" if number == 7 else " ", "colour": COLOURS[number % 3]} for number in range(9)]
+    write_rows(tmp_path / "few.jsonl", rows)
+    scorer = "choice:\n  choices: [red, green, blue]\n  answer: colour"
+    (tmp_path / "few.yaml").write_text(own_task("few", scorer, file="few"))
+    given = ["attack", str(tiny_model), "--on", str(tmp_path / "few.yaml"), "--task_data", str(tmp_path), "--json"]
+    for limit in ("1", "9"):
+        assert main([*given, "--limit", limit, "--attacks", "characters", "--output_dir", str(tmp_path / limit)]) == 0
+        assert json.loads(capsys.readouterr().out)["items"] == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

@@ -18,6 +18,7 @@ from weft.core.types import DELTA, SCALARS, Total, Update
 from weft.data.formats import Example, Turn
 from weft.data.preferences import PreferencePair
 from weft.errors import ConfigError
+from weft.launch.malicious import recognised
 
 BYZFL = json.loads((ROOT / "tests" / "oracles" / "byzfl.json").read_text(encoding="utf-8"))
 
@@ -121,6 +122,22 @@ def test_without_honest_clients_in_a_round_attackers_take_their_own_updates():
             sent = attack_of(name).send(updates_of(np.ones((2, 3))), [], scene)
             assert [one.client for one in sent] == ["c0", "c1"], name
             assert all(bool(one.streams[DELTA]["w"].isfinite().all()) for one in sent), name
+
+
+@pytest.mark.parametrize(
+    ("malicious", "flagged", "precision", "recall"),
+    [
+        ("ab", "acd", 1 / 3, 1 / 2),  # one of three flagged ones attacks; of two attackers one is flagged
+        ("ab", "ab", 1.0, 1.0),
+        ("ab", "", None, 0.0),
+        ("", "c", 0.0, None),
+        ("az", "a", 1.0, 1.0),  # z is not of this round
+    ],
+)
+def test_who_is_recognised(malicious: str, flagged: str, precision: float | None, recall: float | None):
+    found = recognised(set(malicious), list("abcd"), set(flagged))
+    assert (found["precision"], found["recall"]) == (precision, recall)
+    assert found["malicious"] == sorted(set(malicious) & set("abcd"))
 
 
 def asked(question: str, answer: str) -> Example:

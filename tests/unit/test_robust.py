@@ -17,6 +17,7 @@ from support.paths import ROOT
 from weft import registry
 from weft.aggregation.flame import largest_group
 from weft.aggregation.foolsgold import FoolsGold
+from weft.aggregation.robust import buckets
 from weft.core.exchange import Aggregator
 from weft.core.gram import Gram, Rows
 from weft.core.party import Gathering, Party
@@ -64,6 +65,14 @@ def test_rules_are_those_of_byzfl(case: dict[str, Any], name: str, before: str):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("case", BYZFL, ids=lambda case: case["name"])
+def test_buckets_are_those_of_byzfl(case: dict[str, Any]):
+    """The last bucket, which may be smaller, counts as the others do."""
+    made = buckets(np.array(case["buckets"]["order"]), case["buckets"]["size"]).numpy() @ np.array(case["vectors"])
+    np.testing.assert_allclose(made, case["buckets"]["means"], rtol=1e-5, atol=1e-9)
+    assert len(made) == -(-len(case["vectors"]) // case["buckets"]["size"])
+
+
 ROWS = arrays(np.float64, (11, 6), elements=st.floats(-100, 100, width=32))
 MOVES = arrays(np.float64, (6,), elements=st.floats(-100, 100, width=32))
 COMMON = settings(max_examples=25, deadline=None)
@@ -108,14 +117,14 @@ def test_the_order_of_clients_does_not_matter(name: str, before: str, rows: np.n
 @pytest.mark.parametrize(
     "name", [name for name in RULES if name not in ("centered_clipping", "norm_clipping", "sign_vote")]
 )
+@pytest.mark.parametrize("before", ["none", "nnm"])
 @COMMON
 @given(rows=ROWS, by=MOVES)
-def test_what_is_added_to_all_is_added_to_the_total(name: str, rows: np.ndarray, by: np.ndarray):
+def test_what_is_added_to_all_is_added_to_the_total(name: str, before: str, rows: np.ndarray, by: np.ndarray):
     """The other three look from zero, or from the last total, and are not to be moved with the updates."""
-    rows = distinct(rows)
-    np.testing.assert_allclose(
-        combined(name, rows + by, attackers=2), combined(name, rows, attackers=2) + by, atol=1e-5
-    )
+    rows, how = distinct(rows), {"attackers": 2, "before": before}
+    assume(before == "none" or name not in CHOICES or not tied(name, rows, 2))
+    np.testing.assert_allclose(combined(name, rows + by, **how), combined(name, rows, **how) + by, atol=1e-5)
 
 
 def attacks(honest: np.ndarray, f: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -280,8 +289,9 @@ def test_the_mean_has_no_such_bound():
     assert apart > 1e9
 
 
-STANDING = [(name, {}) for name in RULES if name != "bulyan"] + [("trimmed_mean", {"before": "nnm"})]
-STANDING += [("geometric_median", {"before": "nnm"}), ("mean", None)]
+STANDING = [(name, {}) for name in (*RULES, "flame")]
+STANDING += [(name, {"before": "nnm"}) for name in ("trimmed_mean", "geometric_median", "krum", "bulyan")]
+STANDING += [("trimmed_mean", {"before": "bucketing"}), ("mean", None)]
 
 
 @pytest.mark.parametrize(("name", "parameters"), STANDING, ids=str)
@@ -565,6 +575,23 @@ def rooted(name: str, rows: np.ndarray, loss: Any = None, **parameters: Any) -> 
     params = {"w": torch.zeros(3, dtype=torch.float64), "layers.0.b": torch.zeros(1, 3, dtype=torch.float64)}
     seen = Gathering(Party("", 0), len(rows), params, trusted="c0", loss=loss)
     return rule_of(name, **parameters).for_round(seen).combine(updates_of(rows))
+
+
+@pytest.mark.parametrize("name", ["fltrust", "loss_gate"])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_order_of_clients_does_not_matter_to_rules_with_rows_of_the_servers_own(name: str, seed: int):
+    rng = np.random.default_rng(seed)
+    rows, order = rng.normal(0.5, 1, (9, 6)), rng.permutation(9)
+    params = {"w": torch.zeros(3, dtype=torch.float64), "layers.0.b": torch.zeros(1, 3, dtype=torch.float64)}
+
+    def loss(changed: dict[str, torch.Tensor]) -> float:
+        return float(sum(((params | changed)[one] - 1).square().sum() for one in NAMES))
+
+    rule = rule_of(name).for_round(Gathering(Party("", 0), 9, params, trusted="c0", loss=loss))
+    sent = updates_of(rows)
+    plain, turned = rule.combine(sent), rule.combine([sent[place] for place in order])
+    np.testing.assert_allclose(vector(turned), vector(plain), atol=1e-12)
+    assert set(turned.flagged) == set(plain.flagged)
 
 
 def test_fltrust_follows_the_servers_own_update_whatever_the_majority_sends():

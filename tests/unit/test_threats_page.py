@@ -43,3 +43,28 @@ def test_no_cell_is_empty():
 def test_every_audit_answers_a_threat_and_is_explained(audit: str):
     assert f"`{audit}`" in PAGE
     assert f"`{audit}`" in (ROOT / "docs" / "audits.md").read_text(encoding="utf-8")
+
+
+def paper() -> list[list[str]]:
+    """Return the rows of the table of the position paper's threats: threat, answer, module, test, measured."""
+    return [row for row in rows() if len(row) == 5 and "`weft." in row[2]]
+
+
+def test_every_threat_of_the_paper_has_a_module_a_test_and_a_measurement():
+    found = paper()
+    assert len(found) == 11
+    for threat, _, modules, tests, measured in found:
+        assert "test_" in tests, threat
+        assert re.search(r"\d|\]\(audits\.md|not measured", measured), threat
+        for module in re.findall(r"`(weft\.[\w.]+)`", modules):
+            place = ROOT / "src" / module.replace(".", "/")
+            assert place.with_suffix(".py").is_file() or (place / "__init__.py").is_file(), module
+
+
+def test_the_shares_that_were_measured_stand_where_they_were_measured():
+    """A share of the table that no page of measurements has was never measured, or is an earlier one."""
+    measured = " ".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("benchmarks.md", "log.md"))
+    known = " ".join(measured.split())
+    shares = [share for row in paper() for share in re.findall(r"\d+ %|\d\.\d\d|\d+ of \d{3}", row[4])]
+    assert len(shares) > 20
+    assert not [share for share in shares if share not in known]

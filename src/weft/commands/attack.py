@@ -65,8 +65,9 @@ def run(argv: list[str]) -> int:
     items = items_of(task, rows_of(task, folders, 0), 0, None)
     column = column_of(task, items, arguments.column)
     # At random, since rows of a task may be in the order of their answers.
-    order = generator(arguments.seed, "attack").permutation(len(items))[: arguments.limit]
-    chosen = [items[int(number)] for number in sorted(order) if str(items[int(number)].row[column]).strip()]
+    order = generator(arguments.seed, "attack").permutation(len(items)).tolist()
+    worded = [number for number in order if str(items[number].row[column]).strip()]
+    chosen = [items[number] for number in sorted(worded[: arguments.limit])]
     subject = subject_of(arguments)
     assert isinstance(subject.model, LocalModel)
     attacker = Attacker(task, subject.model, column=column, budget=arguments.budget, seed=arguments.seed)

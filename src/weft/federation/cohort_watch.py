@@ -64,7 +64,7 @@ class CohortWatch:
         gathering = Gathering(
             server(AGGREGATOR), plan.updates_of(self.asked), params, plan.sharing.scale, plan.trusted, loss
         )
-        return checked(plan.aggregator.for_round(gathering), state.round)
+        return checked(plan.aggregator, gathering)
 
     def _loss(self, changed: Tensors) -> float:
         """Return the loss on the server's own rows with some parameters replaced; infinite where it cannot be had."""

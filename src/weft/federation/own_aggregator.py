@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from weft.core.exchange import Aggregator
+from weft.core.party import Gathering
 from weft.core.types import Streams, Total, Update
-from weft.errors import RunError, WeftError
+from weft.errors import ConfigError, RunError, WeftError
 
 REMEDY = "correct it, and go on with --resume"
 
@@ -20,16 +25,47 @@ class _Elsewhere(Exception):
         self.error = error
 
 
-class Checked(Aggregator):
-    """Does what an aggregator of a user's does, and looks at what comes of it."""
+@dataclass
+class _Seen:
+    """What an aggregator was given."""
 
-    def __init__(self, own: Aggregator, round: int) -> None:
-        """Wrap an aggregator for a round, counted from 0."""
-        self.own, self.round = own, round
+    streams: Streams = field(default_factory=dict)
+    """Of the first update."""
+    clients: set[str] = field(default_factory=set)
+    updates: int = 0
+
+    def noted(self, updates: Iterable[Update]) -> Iterator[Update]:
+        """Yield the updates; errors of theirs are told apart from the aggregator's."""
+        try:
+            for update in updates:
+                self.streams = self.streams or update.streams
+                self.clients.update(update.senders)
+                self.updates += 1
+                yield update
+        except Exception as error:
+            raise _Elsewhere(error) from error
+
+
+class Checked(Aggregator):
+    """Does what an aggregator of a user's does in a round, and looks at what comes of it."""
+
+    def __init__(self, own: Aggregator, gathering: Gathering) -> None:
+        """Wrap an aggregator, and make it that of a round.
+
+        Raises:
+            RunError: it cannot be that.
+        """
+        self.name, self.gathering = f"The aggregator {type(own).__name__}", gathering
+        try:
+            self.own = own.for_round(gathering)
+        except WeftError:
+            raise
+        except Exception as error:
+            raise self._failed(error) from error
 
     def needs(self, cohort: int) -> int:
         """Return what the aggregator needs."""
-        return self.own.needs(cohort)
+        return needed(self.own, cohort)
 
     def combine(self, updates: Iterable[Update]) -> Total:
         """Return the aggregator's total.
@@ -37,56 +73,100 @@ class Checked(Aggregator):
         Raises:
             RunError: it failed, or its total is none of these updates.
         """
-        seen: list[Streams] = []
-        name = f"The aggregator {type(self.own).__name__}"
+        seen = _Seen()
         try:
-            total = self.own.combine(_noted(updates, seen))
+            total = self.own.combine(seen.noted(updates))
         except _Elsewhere as wrapped:
             raise wrapped.error from None
         except WeftError:
             raise
         except Exception as error:
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            said = " ".join(str(error).split())[:200]
-            raise RunError(
-                f"{name} failed in round {self.round + 1} with {type(error).__name__}{': ' if said else ''}"
-                f"{said.rstrip('.')} (line {frame.lineno} of '{frame.filename}')",
-                REMEDY,
-            ) from error
-        if fault := _fault(total, seen[0] if seen else {}):
-            raise RunError(f"{name} returned {fault} in round {self.round + 1}", REMEDY)
+            raise self._failed(error) from error
+        enough = seen.updates >= max(1, self.needs(self.gathering.cohort))
+        if fault := _fault(total, seen, enough=enough):
+            raise RunError(f"{self.name} returned {fault} in round {self.gathering.party.round + 1}", REMEDY)
         return total
 
+    def _failed(self, error: Exception) -> RunError:
+        return RunError(
+            f"{self.name} failed in round {self.gathering.party.round + 1} with {_described(error)}", REMEDY
+        )
 
-def checked(aggregator: Aggregator, round: int) -> Aggregator:
-    """Return an aggregator as it is, or one that is checked, where it is not Weft's own."""
-    return aggregator if type(aggregator).__module__.startswith("weft.") else Checked(aggregator, round)
+
+def checked(aggregator: Aggregator, gathering: Gathering) -> Aggregator:
+    """Return the aggregator of a round; one that is not Weft's own is checked."""
+    return Checked(aggregator, gathering) if _is_own(aggregator) else aggregator.for_round(gathering)
 
 
-def _noted(updates: Iterable[Update], seen: list[Streams]) -> Iterator[Update]:
-    """Yield the updates; the shapes of the first are kept, and errors of theirs are told apart."""
+def needed(aggregator: Aggregator, cohort: int) -> int:
+    """Return the number of updates that an aggregator needs in a round of `cohort` clients.
+
+    Raises:
+        ConfigError: one of a user's cannot say.
+    """
+    if not _is_own(aggregator):
+        return aggregator.needs(cohort)
+    name = f"The aggregator {type(aggregator).__name__}"
     try:
-        for update in updates:
-            if not seen:
-                seen.append(update.streams)
-            yield update
+        needs = aggregator.needs(cohort)
+    except WeftError:
+        raise
     except Exception as error:
-        raise _Elsewhere(error) from error
+        raise ConfigError(f"{name} failed in its needs with {_described(error)}: correct it.") from error
+    if not isinstance(needs, int):
+        raise ConfigError(f"{name} needs {needs!r} updates, and that is no number of them: correct its needs.")
+    return needs
 
 
-def _fault(total: object, like: Streams) -> str:
+def _is_own(aggregator: Aggregator) -> bool:
+    return not type(aggregator).__module__.startswith("weft.")
+
+
+def _described(error: Exception) -> str:
+    """Return an error in words, with the place where it was raised."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    said = " ".join(str(error).split())[:200]
+    place = f"line {frame.lineno} of '{frame.filename}'"
+    return f"{type(error).__name__}{': ' if said else ''}{said.rstrip('.')} ({place})"
+
+
+def _fault(total: object, seen: _Seen, *, enough: bool) -> str:
     """Return what is wrong with a total of updates like these; "": nothing."""
     if not isinstance(total, Total):
         return f"a {type(total).__name__} instead of a Total"
-    if not total.streams or not total.clients or not like:
-        return ""
+    for what, names in (("clients", total.clients), ("flagged clients", total.flagged)):
+        if not isinstance(names, tuple):
+            return f"{what} as a {type(names).__name__} instead of a tuple of names"
+        if strange := [name for name in names if name not in seen.clients]:
+            return f"{what} among whom '{strange[0]}' sent no update"
+    if not (isinstance(total.weight, (int, float)) and 0 <= total.weight < math.inf):
+        return f"a weight of {total.weight}"
+    if not _are_streams(total.memory):
+        return "a memory that is no streams of tensors"
+    if not total.clients or (not total.streams and not enough):
+        return ""  # the round is repeated, or changes nothing
+    return _fault_of(total.streams, seen.streams)
+
+
+def _fault_of(streams: Streams, like: Streams) -> str:
+    if not _are_streams(streams):
+        return "streams that hold something else than tensors"
     for stream, values in like.items():
-        given = total.streams.get(stream, {})
+        given = streams.get(stream, {})
         if strange := sorted(given.keys() ^ values.keys()):
             return f"other tensors than the updates have ('{strange[0]}')"
         for name, value in values.items():
             if given[name].shape != value.shape:
                 return f"'{name}' of shape {tuple(given[name].shape)} instead of {tuple(value.shape)}"
+            if given[name].is_floating_point() != value.is_floating_point():
+                return f"'{name}' in {given[name].dtype} instead of {value.dtype}"
             if not bool(given[name].isfinite().all()):
                 return f"numbers that are not finite in '{name}'"
     return ""
+
+
+def _are_streams(given: object) -> bool:
+    return isinstance(given, dict) and all(
+        isinstance(values, dict) and all(isinstance(value, Tensor) for value in values.values())
+        for values in given.values()
+    )

@@ -12,6 +12,7 @@ from weft.core.declarations import Metric
 from weft.core.exchange import Aggregator, Codec, Privacy, Protection, Weighting
 from weft.core.objective import Objective
 from weft.core.parts import Algorithm
+from weft.federation.own_aggregator import needed
 from weft.federation.sharing import Sharing
 from weft.training.loop import GradientSteps
 
@@ -72,7 +73,7 @@ class Plan:
 
     def quorum_of(self, clients: Iterable[str], asked: int) -> int:
         """Return the number of clients that a round of these needs, of `asked` that were asked."""
-        needs = self.aggregator.needs(self.updates_of(asked)) * self.clients_of_update
+        needs = needed(self.aggregator, self.updates_of(asked)) * self.clients_of_update
         return max(self.quorum, needs, *(self.cohorts.get(client, 0) for client in clients))
 
     @property

@@ -158,6 +158,14 @@ def _with_algorithm(plan: Plan, algorithm: Algorithm) -> Plan:
     return replace(plan, algorithm=algorithm, local=local)
 
 
+def _with_aggregator(plan: Plan, aggregator: Any) -> Plan:
+    """Return the plan with another aggregator, which is to stand the attackers that the plan's is asked to."""
+    asked = getattr(plan.aggregator, "attackers", None)
+    if asked is not None and hasattr(aggregator, "attackers"):
+        aggregator = replace(aggregator, attackers=asked)
+    return replace(plan, aggregator=aggregator)
+
+
 ALGORITHM = Another("fed_alg", registry.ALGORITHMS, lambda plan: _inner_of(plan.algorithm), _with_algorithm)
 LORA = Another(
     "lora_aggregation",
@@ -175,7 +183,7 @@ AGGREGATOR = Another(
     "aggregator",
     registry.AGGREGATORS,
     lambda plan: plan.aggregator,
-    lambda plan, aggregator: replace(plan, aggregator=aggregator),
+    _with_aggregator,
 )
 CODEC_DOWN = Another(
     "codec_down",

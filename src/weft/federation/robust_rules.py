@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from weft.core.exchange import Codec
 from weft.core.types import DELTA
+from weft.federation.own_aggregator import needed
 from weft.federation.plan import Plan
 from weft.federation.remedies import AGGREGATOR, ALGORITHM, LORA, WEIGHTING, Refusal, name_of
 from weft.federation.rules import compares_norms
@@ -74,8 +75,8 @@ def _cohorts(plan: Plan) -> list[Refusal]:
     """Return the rules of the cohort, of weights, and of the server's own rows."""
     aggregator, rule = plan.aggregator, type(plan.aggregator).__name__
     updates, each = plan.updates_of(plan.cohort), plan.clients_of_update
-    needs = aggregator.needs(updates) if plan.cohort else 0
-    once, own_rows = aggregator.counts_clients, int(plan.everywhere)
+    needs = needed(aggregator, updates) if plan.cohort else 0
+    once, least = aggregator.counts_clients, needs * each - int(plan.everywhere)
     fewer = "write a smaller number of attackers in --aggregator_args"
     keep: int = getattr(aggregator, "keep", 0)
     most: int = getattr(aggregator, "most_kept", int)(updates)
@@ -84,7 +85,7 @@ def _cohorts(plan: Plan) -> list[Refusal]:
             needs > updates and plan.algorithm.shares,
             f"{rule} needs {needs} updates in a round to stand the attackers that it is asked to, and a round has "
             f"{updates}",
-            [f"write --sample_clients {needs * each - own_rows}", fewer, AGGREGATOR],
+            [f"write --sample_clients {least}, of --num_clients {least} or more", fewer, AGGREGATOR],
         ),
         Refusal(
             bool(plan.cohort) and needs <= updates and keep > most,

@@ -11,6 +11,7 @@ from weft.core.exchange import Runtime
 from weft.core.party import Gathering, Party
 from weft.core.seeds import derive
 from weft.core.types import DELTA, Message, Reply, Task, Tensors, Total, Update
+from weft.federation.own_aggregator import checked
 from weft.federation.plan import Plan
 
 
@@ -63,7 +64,7 @@ class Attacked(Around):
         )
 
         def rule(updates: Sequence[Update]) -> Total:
-            return plan.aggregator.for_round(seen).combine(updates)
+            return checked(plan.aggregator, seen).combine(updates)
 
         return Scene(first.round, derive(self.seed, "attack", first.round, first.attempt), len(tasks), rule)
 

@@ -219,11 +219,12 @@ def column_of(task: EvalTask, items: Sequence[Item], column: str | None) -> str:
     Raises:
         ConfigError: there is no such column, it has no words, or its text does not stand in the question as it is.
     """
-    inside = {
-        name: sum(len(str(item.row.get(name, ""))) for item in items)
-        for name in items[0].row
-        if _stands_in(task, items[0], name) and any(WORD.search(str(item.row.get(name, ""))) for item in items)
-    }
+    inside = {}
+    for name in items[0].row:
+        texts = [str(item.row.get(name, "")) for item in items]
+        worded = next((place for place, text in enumerate(texts) if WORD.search(text)), None)
+        if worded is not None and _stands_in(task, items[worded], name):
+            inside[name] = sum(map(len, texts))
     if column is None and inside:
         return max(inside, key=lambda name: (inside[name], name))
     if column in inside:
