@@ -221,6 +221,10 @@ def test_temperature_and_excess_loss_choose_the_shares(pretraining, folder: Path
         pretraining | keys | {"mixture_reference": str(reference.path), "output_dir": str(tmp_path / "read")}
     )
     assert set(lines(read, "round")[0]["mixture"]) == set(DOMAINS)
+    with pytest.raises(
+        DataError, match=r"has a client 'client_0', which is no domain .* or write the losses as fruit="
+    ):
+        weft.train(pretraining | keys | {"mixture_reference": str(flat.path), "output_dir": str(tmp_path / "other")})
 
 
 def test_public_text_is_a_domain_of_every_client(pretraining, folder: Path, tmp_path: Path):
@@ -246,8 +250,20 @@ BAD: dict[str, tuple[dict[str, object], str]] = {
     "public unnamed": ({"mixture": "sky=1", "public_data": "x"}, "add public=SHARE"),
     "public unread": ({"mixture": "sky=0.5,public=0.5"}, "write --public_data FILE"),
     "excess of nothing": ({"mixture": "excess"}, "belong together"),
+    "a loss of no domain": (
+        {"mixture": "excess", "mixture_reference": "fruits=2,plants=2,sky=2"},
+        "mixture_reference names the domain 'fruits', which is not there: did you mean 'fruit'",
+    ),
+    "a client without a loss": (
+        {"mixture": "excess", "mixture_reference": "sky=2", "split_strategy": "domain", "num_clients": 3},
+        "no row of a domain with a loss in mixture_reference, but of fruit: give one of these a loss",
+    ),
     "no such run": ({"mixture": "excess", "mixture_reference": "runs/none"}, "is no finished run"),
     "single rows": ({"mixture": "sky=1", "privacy_unit": "row", "target_epsilon": 8}, "leave out --mixture"),
+    "tasks of single rows": (
+        {"pretraining_task": "prefix=0.5", "privacy_unit": "row", "target_epsilon": 8},
+        "write --pretraining_task causal, or --privacy_unit client",
+    ),
     "canaries": ({"mixture": "sky=1", "canaries": 10}, "leave out --mixture or --canaries"),
     "two columns": (
         {"mixture": "sky=1", "mixture_column": "kind", "split_strategy": "by", "split_column": "text"},
