@@ -99,6 +99,37 @@ def test_tasks_and_a_mixture_train_and_a_resumed_run_is_the_same(pretraining, tm
     assert weft.train(pretraining | adapter | {"output_dir": str(tmp_path / "lora")}).summary["eval"]["fim_loss"] > 0
 
 
+EVERYTHING = {
+    "fed_alg": "diloco",
+    "fed_args": {"delay": 1, "fragments": 2, "bias_correction": True, "outer_warmup": 0.3, "outer_decay": 0.5},
+    "optimizer": "muon",
+    "codec": "sparse_loco",
+    "mixture": "temperature",
+}
+RESUMED: dict[str, dict[str, object]] = {
+    "temperature": {"mixture": "temperature", "pretraining_task": "prefix=0.5"},
+    "excess": {"mixture": "excess", "mixture_reference": "fruit=1,plants=2,sky=0"},
+    "central": {"mixture": "temperature", "fed_alg": "central", "keep_moments": True},
+    "everything": EVERYTHING | TASKS,
+}
+
+
+@pytest.mark.parametrize("changes", RESUMED.values(), ids=RESUMED.keys())
+def test_a_resumed_run_draws_the_same_rows_and_ends_with_the_same_bits(
+    pretraining, tmp_path: Path, changes: dict[str, object]
+):
+    given = pretraining | changes | {"num_rounds": 5, "save_model_freq": 1, "checkpoint_seconds": 0, "eval_every": 2}
+    run = weft.train(given, quiet=True)
+    again = tmp_path / "again"
+    shutil.copytree(run.path, again)
+    for path in (*again.glob("checkpoints/round_00000[345]"), again / "model"):
+        shutil.rmtree(path)
+    (again / "summary.json").unlink()
+    resumed = weft.train(given | {"output_dir": str(again)}, resume=True, quiet=True)
+    assert (again / "metrics.jsonl").read_bytes() == (run.path / "metrics.jsonl").read_bytes()
+    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(run).items())
+
+
 def test_new_marks_begin_at_the_mean_of_the_embeddings(pretraining, tiny_model: Path):
     from weft.config import build
     from weft.models.load import base_model
