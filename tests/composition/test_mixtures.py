@@ -145,6 +145,27 @@ def test_new_marks_begin_at_the_mean_of_the_embeddings(pretraining, tiny_model: 
     assert model.get_output_embeddings().weight.shape == after.shape
 
 
+def test_a_dry_run_tells_the_shares_of_the_mean_client(pretraining, folder: Path):
+    """20, 40 and 60 rows; a client of one domain has nothing else."""
+    from weft.config import build
+    from weft.launch.dry_run import describe
+
+    def said(changes: dict[str, object]) -> str:
+        (line,) = re.findall(
+            r"^mixture +(.*)$", describe(build(pretraining | changes)).partition("\n\n")[0], re.MULTILINE
+        )
+        return line
+
+    assert said(SHARES) == "fruit 50.0%, plants 50.0%, sky 0.0%"
+    by_rows = re.findall(r"[\d.]+", said({"mixture": "temperature", "mixture_temperature": 1, "eval_fraction": 0}))
+    assert [float(share) for share in by_rows] == pytest.approx([100 / 6, 200 / 6, 300 / 6], abs=4)
+    alone = {"split_strategy": "domain", "num_clients": 3, "sample_clients": 3, "mixture": "excess"}
+    assert said(alone | {"mixture_reference": "fruit=2,plants=2,sky=2"}) == (
+        "fruit 33.3%, plants 33.3%, sky 33.3%, times what excess loss makes of it"
+    )
+    assert "mixture" not in describe(build(pretraining)).partition("\n\n")[0]
+
+
 def test_a_dry_run_tells_the_marks_and_counts_their_embeddings(pretraining):
     from weft.config import build
     from weft.launch.dry_run import describe

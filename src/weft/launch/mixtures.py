@@ -16,7 +16,7 @@ from weft.data.documents import Documents
 from weft.data.source_kinds import Texts
 from weft.data.sources import Sources
 from weft.errors import ConfigError, DataError
-from weft.federation.clients import Clients
+from weft.federation.clients import Clients, View
 from weft.keys.pretraining import EXCESS, PUBLIC, TEMPERATURE, mixture_shares, numbers_of
 from weft.training.mixture import PREFIX, Mixture
 
@@ -154,6 +154,20 @@ def _check_names(config: RunConfig, sources: Sources, names: Sequence[str], pres
                     f"losses as {present[0]}=LOSS,..."
                 )
             raise DataError(f"{key} names the domain '{name}', which is not there: {hint}")
+
+
+def mixture_text(config: RunConfig, names: Sequence[str], clients: Clients) -> str | None:
+    """Return the shares of the domains in a client's batches, the mean of all clients; None: there is no mixture."""
+    rule = mixture_of(config)
+    if rule is None or clients.domains is None:
+        return None
+    rule = replace(rule, reference=())  # asks for no loss then
+    found = np.zeros(len(names))
+    mixing = [domains for domains in clients.domains if domains]
+    for domains in mixing:
+        found[sorted(domains)] += rule.shares_of({n: View(clients.table, rows) for n, rows in domains.items()}, len)
+    text = ", ".join(f"{name} {share:.1%}" for name, share in zip(names, found / len(mixing), strict=True))
+    return text + (", times what excess loss makes of it" if config.mixture == EXCESS else "")
 
 
 def sampled(names: Sequence[str], sums: dict[str, float]) -> dict[str, float]:
