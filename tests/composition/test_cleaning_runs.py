@@ -18,6 +18,8 @@ from weft.cli import main
 from weft.config import build
 from weft.core.libraries import Tokenizer
 from weft.data.cleaning.cleaner import Sample
+from weft.data.load import kind_of
+from weft.data.parts import Selection, files_of
 from weft.errors import ConfigError, DataError
 from weft.federation.clients import InMemory
 from weft.launch.cleaning import losses
@@ -269,6 +271,15 @@ class TestTheCommand:
         assert report["left"] == len(rows)
         assert report["cleaners"]["exact_duplicates"]["left_out"] == 132 - len(rows)
         assert "personal_data" in capsys.readouterr().out
+
+    def test_a_folder_of_its_files_is_read_without_their_counts(self, marked: Path, tmp_path: Path):
+        folder = tmp_path / "cleaned"
+        folder.mkdir()
+        for name in ("a.jsonl", "b.jsonl"):
+            assert main(["clean", str(marked), "--out", str(folder / name), "--clean", "exact_duplicates"]) == 0
+        write_rows(folder / "other.report.json", [{"text": "a report that is data"}])
+        read = [path.name for path in files_of(folder, Selection(), kind_of)]
+        assert read == ["a.jsonl", "b.jsonl", "other.report.json"]
 
     def test_a_run_on_its_file_is_a_run_with_clean(self, keys, tmp_path: Path, tiny_tokenizer):
         rows = colour_rows(40)

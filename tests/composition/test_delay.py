@@ -286,7 +286,7 @@ def test_parts_that_go_with_a_delay(delayed, changes: dict):
         ({"fed_args": {"delay": 1, "inner_state": "average"}}, "kept or reset"),
         ({"fed_args": {"delay": 1, "alpha": 1.0}}, "from 0 to below 1"),
         ({"fed_args": {"alpha": 0.2}}, "write such as delay=1"),
-        ({"fed_alg": "scaffold"}, "has no parameter 'delay'"),
+        ({"fed_alg": "scaffold"}, "has no parameter 'delay', which diloco has: write --fed_alg diloco, or leave out"),
         ({"use_peft": True, "lora_aggregation": "rolora"}, "factors in every round"),
         ({"use_peft": True, "privacy_unit": "client", "noise_multiplier": 1.0}, "accounts for one bounded sum"),
         ({"use_peft": True, "privacy_unit": "row", "noise_multiplier": 1.0}, "draws its noise for one task"),

@@ -99,6 +99,37 @@ def test_tasks_and_a_mixture_train_and_a_resumed_run_is_the_same(pretraining, tm
     assert weft.train(pretraining | adapter | {"output_dir": str(tmp_path / "lora")}).summary["eval"]["fim_loss"] > 0
 
 
+EVERYTHING = {
+    "fed_alg": "diloco",
+    "fed_args": {"delay": 1, "fragments": 2, "bias_correction": True, "outer_warmup": 0.3, "outer_decay": 0.5},
+    "optimizer": "muon",
+    "codec": "sparse_loco",
+    "mixture": "temperature",
+}
+RESUMED: dict[str, dict[str, object]] = {
+    "temperature": {"mixture": "temperature", "pretraining_task": "prefix=0.5"},
+    "excess": {"mixture": "excess", "mixture_reference": "fruit=1,plants=2,sky=0"},
+    "central": {"mixture": "temperature", "fed_alg": "central", "keep_moments": True},
+    "everything": EVERYTHING | TASKS,
+}
+
+
+@pytest.mark.parametrize("changes", RESUMED.values(), ids=RESUMED.keys())
+def test_a_resumed_run_draws_the_same_rows_and_ends_with_the_same_bits(
+    pretraining, tmp_path: Path, changes: dict[str, object]
+):
+    given = pretraining | changes | {"num_rounds": 5, "save_model_freq": 1, "checkpoint_seconds": 0, "eval_every": 2}
+    run = weft.train(given, quiet=True)
+    again = tmp_path / "again"
+    shutil.copytree(run.path, again)
+    for path in (*again.glob("checkpoints/round_00000[345]"), again / "model"):
+        shutil.rmtree(path)
+    (again / "summary.json").unlink()
+    resumed = weft.train(given | {"output_dir": str(again)}, resume=True, quiet=True)
+    assert (again / "metrics.jsonl").read_bytes() == (run.path / "metrics.jsonl").read_bytes()
+    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(run).items())
+
+
 def test_new_marks_begin_at_the_mean_of_the_embeddings(pretraining, tiny_model: Path):
     from weft.config import build
     from weft.models.load import base_model
@@ -112,6 +143,27 @@ def test_new_marks_begin_at_the_mean_of_the_embeddings(pretraining, tiny_model: 
     assert torch.equal(after[: len(before)], before)
     assert torch.allclose(after[len(before) :], before.mean(dim=0).expand(3, -1))
     assert model.get_output_embeddings().weight.shape == after.shape
+
+
+def test_a_dry_run_tells_the_shares_of_the_mean_client(pretraining, folder: Path):
+    """20, 40 and 60 rows; a client of one domain has nothing else."""
+    from weft.config import build
+    from weft.launch.dry_run import describe
+
+    def said(changes: dict[str, object]) -> str:
+        (line,) = re.findall(
+            r"^mixture +(.*)$", describe(build(pretraining | changes)).partition("\n\n")[0], re.MULTILINE
+        )
+        return line
+
+    assert said(SHARES) == "fruit 50.0%, plants 50.0%, sky 0.0%"
+    by_rows = re.findall(r"[\d.]+", said({"mixture": "temperature", "mixture_temperature": 1, "eval_fraction": 0}))
+    assert [float(share) for share in by_rows] == pytest.approx([100 / 6, 200 / 6, 300 / 6], abs=4)
+    alone = {"split_strategy": "domain", "num_clients": 3, "sample_clients": 3, "mixture": "excess"}
+    assert said(alone | {"mixture_reference": "fruit=2,plants=2,sky=2"}) == (
+        "fruit 33.3%, plants 33.3%, sky 33.3%, times what excess loss makes of it"
+    )
+    assert "mixture" not in describe(build(pretraining)).partition("\n\n")[0]
 
 
 def test_a_dry_run_tells_the_marks_and_counts_their_embeddings(pretraining):
@@ -221,6 +273,10 @@ def test_temperature_and_excess_loss_choose_the_shares(pretraining, folder: Path
         pretraining | keys | {"mixture_reference": str(reference.path), "output_dir": str(tmp_path / "read")}
     )
     assert set(lines(read, "round")[0]["mixture"]) == set(DOMAINS)
+    with pytest.raises(
+        DataError, match=r"has a client 'client_0', which is no domain .* or write the losses as fruit="
+    ):
+        weft.train(pretraining | keys | {"mixture_reference": str(flat.path), "output_dir": str(tmp_path / "other")})
 
 
 def test_public_text_is_a_domain_of_every_client(pretraining, folder: Path, tmp_path: Path):
@@ -246,8 +302,20 @@ BAD: dict[str, tuple[dict[str, object], str]] = {
     "public unnamed": ({"mixture": "sky=1", "public_data": "x"}, "add public=SHARE"),
     "public unread": ({"mixture": "sky=0.5,public=0.5"}, "write --public_data FILE"),
     "excess of nothing": ({"mixture": "excess"}, "belong together"),
+    "a loss of no domain": (
+        {"mixture": "excess", "mixture_reference": "fruits=2,plants=2,sky=2"},
+        "mixture_reference names the domain 'fruits', which is not there: did you mean 'fruit'",
+    ),
+    "a client without a loss": (
+        {"mixture": "excess", "mixture_reference": "sky=2", "split_strategy": "domain", "num_clients": 3},
+        "no row of a domain with a loss in mixture_reference, but of fruit: give one of these a loss",
+    ),
     "no such run": ({"mixture": "excess", "mixture_reference": "runs/none"}, "is no finished run"),
     "single rows": ({"mixture": "sky=1", "privacy_unit": "row", "target_epsilon": 8}, "leave out --mixture"),
+    "tasks of single rows": (
+        {"pretraining_task": "prefix=0.5", "privacy_unit": "row", "target_epsilon": 8},
+        "write --pretraining_task causal, or --privacy_unit client",
+    ),
     "canaries": ({"mixture": "sky=1", "canaries": 10}, "leave out --mixture or --canaries"),
     "two columns": (
         {"mixture": "sky=1", "mixture_column": "kind", "split_strategy": "by", "split_column": "text"},

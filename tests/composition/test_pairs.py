@@ -26,6 +26,13 @@ PROMPTS: dict[str, dict[str, object]] = {"soft": {"use_peft": False, "prompt_met
 TASKS: dict[str, dict[str, object]] = {
     "sft": {},
     "text": {"objective": "causal_lm", "template": None},
+    "mixed tasks": {
+        "objective": "causal_lm",
+        "template": None,
+        "pretraining_task": "prefix=0.8",
+        "mixture": "temperature",
+        "mixture_column": "kind",
+    },
     "grpo": {"objective": "grpo", "reward": "length", "max_new_tokens": 4, "num_generations": 2, "batch_size": 2},
 }
 TASKS |= {
@@ -42,9 +49,12 @@ PATHS: dict[str, dict[str, object]] = {
 }
 """How a step is computed; the last two are chosen by size and device, and are forced below."""
 CODECS = tuple(name for name in registry.CODECS if name != "none")
+MIDDLES = {"pretraining_task": "fim=0.4,prefix=0.4"}
+"""What "mixed tasks" are where embeddings are trained: an adapter learns no new marks, and is refused."""
+OUTER = {"bias_correction": True, "outer_warmup": 0.5, "outer_decay": 0.5}
 NEW_BASIS = ("stack", "svd", "merge")
 """Aggregations after which the factors of the next round are others."""
-MEASURED = {"sft": "loss", "text": "bits_per_byte", "grpo": "reward"}
+MEASURED = {"sft": "loss", "text": "bits_per_byte", "mixed tasks": "prefix_loss", "grpo": "reward"}
 AXES = {
     "algorithm": ALGORITHMS,
     "aggregation": list(registry.LORA_AGGREGATIONS),
@@ -71,6 +81,8 @@ def goes_together(row: Row) -> bool:
 CHOSEN = covering(AXES, goes_together)
 DELAYED = [row for row in CHOSEN if row[0] == "diloco" and row[1] != "rolora"][::2]
 """Combinations in which updates travel while the next round is trained; RoLoRA is refused with it."""
+KEPT = [row for row in CHOSEN if row[0] in BASELINES][::2]
+"""Combinations in which a baseline's moments go on from round to round."""
 
 
 def rules() -> list[str]:
@@ -102,6 +114,8 @@ def test_every_pair_is_there_and_many_triples_are_not():
     assert pairs_in(CHOSEN) == pairs_in(every)
     assert len(CHOSEN) < len(every) / 5
     assert len({row[1] for row in DELAYED}) > 2
+    assert {row[0] for row in KEPT} == BASELINES
+    assert {row[4] for row in KEPT} >= {"as chosen", "muon"}
     assert set(CHOSEN) <= set(every)
 
 
@@ -120,6 +134,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     kinds = {
         "sft": rows,
         "text": [{"text": f"{row['instruction']} {row['output']}"} for row in rows],
+        "mixed tasks": [
+            {"text": f"{row['instruction']} {row['output']}", "kind": "ab"[place % 2]} for place, row in enumerate(rows)
+        ],
         "pairs": [row | {"chosen": row["output"], "rejected": "no colour"} for row in rows],
         "kto": [row | {"completion": row["output"], "label": place % 2 == 0} for place, row in enumerate(rows)],
     }
@@ -160,14 +177,19 @@ def test_every_pair_of_parts_trains_two_rounds(
     if rule != "mean":
         none = {} if rule == "foolsgold" else {"attackers": 0}
         changes |= {"aggregator": rule, "aggregator_args": none, "sample_clients": 3}
-    ways = [name for name, keys_of_path in PATHS.items() if keys_of_path == path]
-    if any((algorithm, aggregation, kind, task, way, codec) in DELAYED for way in ways):
+    rows = {(algorithm, aggregation, kind, task, way, codec) for way, own in PATHS.items() if own == path}
+    if not rows.isdisjoint(DELAYED):
         changes |= {"fed_args": {"delay": 1}, "sample_clients": 3}
+    elif algorithm == "diloco":
+        changes |= {"fed_args": OUTER}
+    changes |= {"keep_moments": True} if not rows.isdisjoint(KEPT) else {}
+    changes |= MIDDLES if task == "mixed tasks" and kind == "full" else {}
     changes["dataset_name"] = sources["sft" if task == "grpo" else task if task in sources else "pairs"]
     run = weft.train(keys | changes, quiet=True)
     assert run.summary["rounds"] == 2
     assert run.summary["failures"] == {}
     assert math.isfinite(run.summary["eval"][MEASURED.get(task, "preference_accuracy")])
+    assert ("fim_loss" in run.summary["eval"]) == ("fim" in str(changes.get("pretraining_task")))
     known = kind in ("lora", "rslora") and algorithm not in BASELINES | SEEDS and aggregation != "fedsa"
     known = known and rule == "mean"  # the error is that of a mean
     assert (run.summary["product_error"] is not None) == known

@@ -194,6 +194,7 @@ OWN = Path(__file__).parents[1] / "support" / "mixing_parts.py"
 NOT_WITH_ROWS: dict[str, tuple[dict[str, object], str, str]] = {
     "grpo": (TASKS["grpo"], "has no loss of single rows", "weft sft"),
     "a loss of one's own": ({"objective": f"{OWN}:Whole"}, "has no loss of single rows", "weft sft"),
+    "perturbed embeddings": ({"adversarial_training": True}, "has no loss of single rows", "--adversarial_training"),
     "a term of one's own": ({"fed_alg": f"{OWN}:Bent"}, "adds a term to the loss", "--fed_alg"),
     "few-shot prompts": ({"few_shot": 2}, "before all its others", "leave out --few_shot"),
     "public rows in batches": ({"public_data": "x", "public_share": 0.5}, "need no hiding", "leave out --public_data"),

@@ -221,10 +221,11 @@ def _rewritten(value: Any, chosen: Sequence[tuple[str, Cleaner]]) -> Any:
 
 def _write(out: Path, rows: list[Any], report: JsonObject) -> None:
     from weft.core.files import write_atomic
+    from weft.data.parts import COUNTS_SUFFIX
 
     try:
         write_atomic(out, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows).encode())
-        write_atomic(out.with_name(out.name + ".report.json"), (json.dumps(report, indent=1) + "\n").encode())
+        write_atomic(out.with_name(out.name + COUNTS_SUFFIX), (json.dumps(report, indent=1) + "\n").encode())
     except OSError as error:
         raise ConfigError(f"'{out}' cannot be written ({error.strerror}): give another --out.") from error
 

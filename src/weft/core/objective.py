@@ -39,6 +39,8 @@ class Objective:
     """The loss is the summed cross-entropy of the batch's targets."""
     separable: ClassVar[bool] = False
     """The loss of a row does not depend on other rows: `separate` and `row_losses` are defined."""
+    separable_with: ClassVar[str] = ""
+    """What makes it so, as a remedy for the user, such as "leave out --KEY"; empty: only another objective."""
     apart: ClassVar[str] = ""
     """What differs from `loss` where rows are kept apart, as a sentence for the user; empty: nothing."""
     evaluator: ClassVar[str] = "held_out"

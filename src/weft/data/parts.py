@@ -38,6 +38,8 @@ _SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}[^/]*\.[^/]*")
 _SPLIT_PATTERN = re.compile(r"(\w+(?:\.\w+)*)\s*(\[.*\](?:\(\w+\))?)?")
 IGNORED = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 """Files that describe a data set."""
+COUNTS_SUFFIX = ".report.json"
+"""What `weft clean` appends to the name of a file that it writes, for the counts beside it."""
 MODELS = {"tokenizer_config.json", "adapter_config.json"}
 RUNS = {"config.yaml", "metrics.jsonl"}
 
@@ -192,7 +194,8 @@ def _below(folder: Path, kind_of: Kind) -> list[Path]:
             folders.clear()  # a list that os.walk reads afterwards: nothing below is visited
             continue
         folders[:] = [name for name in folders if not name.startswith((".", "__"))]
-        names = [name for name in files if not name.startswith(".") and name not in IGNORED]
+        described = {*IGNORED, *(name + COUNTS_SUFFIX for name in files)}
+        names = [name for name in files if not name.startswith(".") and name not in described]
         data_paths += [inside / name for name in names if kind_of(inside / name) is not None]
     return sorted(data_paths)
 

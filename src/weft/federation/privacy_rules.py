@@ -21,7 +21,10 @@ def in_steps(plan: Plan) -> list[Refusal]:
         Refusal(
             inside and not plan.objective.separable,
             f"{learner} has no loss of single rows, and {private} bounds what each adds",
-            ["use `weft sft`, `weft pretrain` or `weft dpo`", "write --privacy_unit client"],
+            [
+                plan.objective.separable_with or "use `weft sft`, `weft pretrain` or `weft dpo`",
+                "write --privacy_unit client",
+            ],
         ),
         Refusal(
             inside and algorithm.batch_loss,

@@ -25,6 +25,7 @@ from weft.launch.budgets import check_first_round, deciding_units, guarantee_of
 from weft.launch.client import ClientBuilder
 from weft.launch.data_warnings import warning_lines
 from weft.launch.memory_estimate import describe_memory
+from weft.launch.mixtures import mixture_text
 from weft.launch.own_files import check_own_files
 from weft.launch.population import Population, template_name
 from weft.launch.privacy_plan import privacy_line, privacy_warnings
@@ -134,7 +135,7 @@ def _plan(config: RunConfig) -> dict[str, str]:
         sizes = count(builder, model_config, population)
         for line in privacy_warnings(config, plan, sizes.trained, units):
             progress.note(line)
-    remark = plan.protection.remark
+    remark, mixture = plan.protection.remark, mixture_text(config, population.domains, population.trained)
     private = privacy_line(config, plan, sizes.trained, units)
     traffic = sizes.traffic
     most = "at most " if _packs(plan) else ""
@@ -150,6 +151,7 @@ def _plan(config: RunConfig) -> dict[str, str]:
         **({} if private is None else {"privacy": private}),
         "rows": population.account.summary(),
         **({} if marks is None else {"middles": marks}),
+        **({} if mixture is None else {"mixture": mixture}),
         "template": template_name(config, builder.tokenizer, plan.objective.rows),
         "answers": _answers(config, population, plan.objective.rows),
         "local work": f"{_steps(config)}, {config.gradient_accumulation_steps} x {config.batch_size} rows per step",

@@ -16,8 +16,8 @@ from weft.data.documents import Documents
 from weft.data.source_kinds import Texts
 from weft.data.sources import Sources
 from weft.errors import ConfigError, DataError
-from weft.federation.clients import Clients
-from weft.keys.pretraining import PUBLIC, TEMPERATURE, mixture_shares, numbers_of
+from weft.federation.clients import Clients, View
+from weft.keys.pretraining import EXCESS, PUBLIC, TEMPERATURE, mixture_shares, numbers_of
 from weft.training.mixture import PREFIX, Mixture
 
 
@@ -102,15 +102,22 @@ def mixed(
         mixes = any(name in groups and shares[name] > 0 and name not in shared for name in names)
         if not mixes and groups.keys() - shared.keys():
             has = ", ".join(sorted(groups.keys() - shared.keys()))
+            key, number = _numbers(config)
             raise DataError(
-                f"The client '{client}' has no row of a domain with a share in mixture, but of {has}: give one "
-                "of these a share, or write --leave_out with the client's name."
+                f"The client '{client}' has no row of a domain with a {number} in {key}, but of {has}: give one "
+                f"of these a {number}, or write --leave_out with the client's name."
             )
         domains.append(own)
     left = [name for name in present if name not in names or not shares[name]]
     if left:
-        sources.log(f"Rows of {', '.join(left)} are not trained on: mixture has no share for them.")
+        key, number = _numbers(config)
+        sources.log(f"Rows of {', '.join(left)} are not trained on: {key} has no {number} for them.")
     return replace(clients, domains=domains), names
+
+
+def _numbers(config: RunConfig) -> tuple[str, str]:
+    """Return the key that names the domains, and what it gives each."""
+    return ("mixture_reference", "loss") if config.mixture == EXCESS else ("mixture", "share")
 
 
 def _grouped(domains: Sequence[str], numbers: np.ndarray) -> dict[str, np.ndarray]:
@@ -135,11 +142,32 @@ def _check_names(config: RunConfig, sources: Sources, names: Sequence[str], pres
             f"All rows are of one domain, '{own[0]}', so there is nothing to mix: write --mixture_column COLUMN with "
             "the column that names the domain of a row, or give each domain a file of its own."
         )
+    reference, key = config.mixture_reference or "", _numbers(config)[0]
     for name in names:
         if name not in present:
             guess = registry.nearest(name, list(present))
             hint = f"did you mean '{guess}'?" if guess else f"the data has {', '.join(present)}."
-            raise DataError(f"mixture names the domain '{name}', which is not there: {hint}")
+            if config.mixture == EXCESS and "=" not in reference:
+                raise DataError(
+                    f"The run '{reference}' of mixture_reference has a client '{name}', which is no domain of this "
+                    "data: name a run with a client for each domain, such as of --split_strategy domain, or write the "
+                    f"losses as {present[0]}=LOSS,..."
+                )
+            raise DataError(f"{key} names the domain '{name}', which is not there: {hint}")
+
+
+def mixture_text(config: RunConfig, names: Sequence[str], clients: Clients) -> str | None:
+    """Return the shares of the domains in a client's batches, the mean of all clients; None: there is no mixture."""
+    rule = mixture_of(config)
+    if rule is None or clients.domains is None:
+        return None
+    rule = replace(rule, reference=())  # asks for no loss then
+    found = np.zeros(len(names))
+    mixing = [domains for domains in clients.domains if domains]
+    for domains in mixing:
+        found[sorted(domains)] += rule.shares_of({n: View(clients.table, rows) for n, rows in domains.items()}, len)
+    text = ", ".join(f"{name} {share:.1%}" for name, share in zip(names, found / len(mixing), strict=True))
+    return text + (", times what excess loss makes of it" if config.mixture == EXCESS else "")
 
 
 def sampled(names: Sequence[str], sums: dict[str, float]) -> dict[str, float]:

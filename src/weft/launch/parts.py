@@ -17,6 +17,8 @@ from weft.data.cleaning.cleaner import Cleaner
 from weft.data.splits import Shares, Split
 from weft.errors import ConfigError, DataError
 
+MOST = 4
+"""Parts that an error message names, at most."""
 BOUND = 2
 """Parameters of a split that are not its own: the rows, and how they are to be split."""
 
@@ -158,7 +160,28 @@ def _own_values(key: str, config: RunConfig, hints: Mapping[str, Any], run_keys:
         run_keys: parameters that are set by keys of a run, and these keys.
     """
     kind, name = kinds.KINDS[key], getattr(config, key)
-    return _typed(getattr(config, kind.args), hints, run_keys, f"The {kind.word} {name}", kind.args)
+    settings = getattr(config, kind.args)
+    for parameter in settings:
+        if parameter in hints or parameter in run_keys or registry.nearest(parameter, list(hints)):
+            continue
+        if others := _parts_with(key, parameter):
+            raise ConfigError(
+                f"The {kind.word} {name} has no parameter '{parameter}', which {' and '.join(others)} "
+                f"{'has' if len(others) == 1 else 'have'}: write --{key} {' or '.join(others)}, or leave out "
+                f"{parameter} in --{kind.args}."
+            )
+    return _typed(settings, hints, run_keys, f"The {kind.word} {name}", kind.args)
+
+
+def _parts_with(key: str, parameter: str) -> list[str]:
+    """Return the names of Weft's parts of a kind that have a parameter of their own by this name, `MOST` at most."""
+    parts = {name: kinds.load_part(key, name) for name in kinds.KINDS[key].table}
+    own = {
+        name: {field.name for field in fields(part) if field.init and "key" not in field.metadata}
+        for name, part in parts.items()
+        if is_dataclass(part)
+    }
+    return [name for name, names in own.items() if parameter in names][:MOST]
 
 
 def _typed(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ STRIDE = 2.0
 class Adversarial(Wrapped):
     """Another objective under perturbed input embeddings, in training alone."""
 
+    separable_with: ClassVar[str] = "leave out --adversarial_training"
     radius: float
     """Largest norm of a perturbation, as a share of the norm of the line's embeddings."""
     steps: int

@@ -38,6 +38,7 @@ class PretrainingTasks(CausalLM):
     """
 
     separable: ClassVar[bool] = False  # what a row becomes follows from `act`, which private steps do not call
+    separable_with: ClassVar[str] = "write --pretraining_task causal"
     evaluator: ClassVar[str] = "pretraining"
     shares: dict[str, float] = field(default_factory=dict)
     """Of the tasks, by name; they add up to 1."""

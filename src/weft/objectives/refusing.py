@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 
@@ -63,6 +63,7 @@ class Mixed:
 class Refusing(Wrapped):
     """Another objective, and the mean loss of answers to attack prompts, in training alone."""
 
+    separable_with: ClassVar[str] = "leave out --adversarial_prompts"
     share: float
     """Attack prompts for each row of a batch (rounded, 1 at least), and the weight of their mean loss."""
     requests: Requests | None = field(default=None, compare=False)
