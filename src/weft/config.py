@@ -105,8 +105,17 @@ def settle(
     Raises:
         ConfigError: as `build` does; a key without effect in this run.
     """
-    config = build(defaults(dict(values)) | dict(values))
+    config = build(_over(defaults(dict(values)), dict(values)))
     return config, effects.check(config, explicit_keys, EFFECTS, command=command, exempt=exempt)
+
+
+def _over(defaults: JsonObject, given: JsonObject) -> JsonObject:
+    """Return given keys over a verb's defaults; of `fed_args` what is not given stays the verb's."""
+    merged = defaults | given
+    own = defaults.get("fed_args")
+    if isinstance(own, dict) and given.get("fed_args") is not None:
+        merged["fed_args"] = own | RunConfig._pairs(given["fed_args"])
+    return merged
 
 
 def canonical(values: Mapping[str, object]) -> JsonObject:
