@@ -79,11 +79,9 @@ def harmful(folder: Path) -> dict[str, Any]:
     """Return files and texts of harmful and harmless requests, none of them in two places.
 
     bad: 260 harmful requests with compliance, for an attacker. own, later: files of 80 refusals and 240 helpful
-    answers each, of which 50 are to requests like those of `harmless`. asked, harmless: 100 and 60 texts to measure on.
+    answers each, of which 50 are to requests like those of `harmless`. asked, harmless: 100 and 52 texts to measure on.
     """
     goals, helpful, plain = map(rows_of, ("eval/advbench", "instruct/mix5_by_domain", "instruct/self_instruct_human"))
-    # All prompts of a batch are as long as the longest one, and there is one of 6,000 characters.
-    plain = [row for row in plain if len(row["instruction"] + row["input"]) < 400]
     for rows in (goals, helpful, plain):
         random.Random(0).shuffle(rows)
 
@@ -93,11 +91,13 @@ def harmful(folder: Path) -> dict[str, Any]:
         kept = ("instruction", "input", "output")
         return write(folder / f"{name}.jsonl", refusals + [{key: row[key] for key in kept} for row in answers])
 
+    # All prompts of a batch are as long as the longest one, and there is one of 6,000 characters.
+    harmless = [f"{row['instruction']}\n{row['input']}".strip() for row in plain[:60]]
     bad = [{"instruction": row["goal"], "output": row["target"]} for row in goals[:260]]
     return {
         "bad": write(folder / "bad.jsonl", bad),
         "own": mix("own", 0),
         "later": mix("later", 1),
         "asked": [row["goal"] for row in goals[420:]],
-        "harmless": [f"{row['instruction']}\n{row['input']}".strip() for row in plain[:60]],
+        "harmless": [text for text in harmless if len(text) < 400],
     }
