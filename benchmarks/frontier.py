@@ -67,7 +67,8 @@ def in_memory() -> str | None:
 
 def facts(arm: Arm, name: str) -> Row:
     """Return what a row says of an arm before it is run: its name, and what was chosen."""
-    tuned = f"lr={arm.lr}" in name and arm.size == "4m"
+    usual = (arm.size, arm.split, arm.rows, arm.half_life) == ("4m", "iid", 0, 1)
+    tuned = f"lr={arm.lr}" in name and usual
     return {"arm": name, "kind": arm.kind, "tuned": tuned, **vars(arm), "lr": float(arm.lr)}
 
 

@@ -14,22 +14,23 @@ AIMS = ((100, 0.03), (20, 0.015))
 def points(rows: list[dict[str, Any]], size: str, clients: int, seed: int = 1) -> dict[str, list[tuple[float, float]]]:
     """Return (times fewer bytes than data parallel, loss above the best central one) of DiLoCo's arms.
 
-    By codec and optimizer; of arms that differ in the outer step or the learning rate alone, the best.
+    By codec, optimizer and half-life; of arms that differ in the outer step or the learning rate alone, the best.
     """
     central = best_central(rows)
-    best: dict[tuple[str, str, int], tuple[float, float]] = {}
+    best: dict[tuple[str, int], tuple[float, float]] = {}
     for row in rows:
         base = central.get((row["size"], row["steps"], 0, row["seed"]))
         found = tuple(row.get(name, 0) for name in ("size", "clients", "seed", "split", "rows"))
         wanted = found == (size, clients, seed, "iid", 0)
         if not wanted or base is None or not row["bytes"] or row["algorithm"] not in ("diloco", "fedavg"):
             continue
-        key = row["codec"], row["optimizer"], row["inner"]
+        name = f"{row['codec']}, {row['optimizer']}{', longer half-life' * (row.get('half_life', 1) > 1)}"
+        key = name, row["inner"]
         point = row["data_parallel_bytes"] / row["bytes"], row["loss"] / base - 1
         best[key] = min(best.get(key, point), point, key=lambda point: point[1])
     lines: dict[str, list[tuple[float, float]]] = {}
-    for (codec, optimizer, _), point in sorted(best.items()):
-        lines.setdefault(f"{codec}, {optimizer}", []).append(point)
+    for (name, _), point in sorted(best.items()):
+        lines.setdefault(name, []).append(point)
     return {name: sorted(found) for name, found in lines.items()}
 
 
