@@ -44,10 +44,12 @@ def draw(rows: list[dict[str, Any]], path: Path, size: str = "4m") -> None:
     rows = [row for row in rows if row["loss"] is not None]
     panels = {clients: points(rows, size, clients) for clients in (1, 2, 4, 8)}
     panels = {clients: lines for clients, lines in panels.items() if lines} or {4: {}}
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4.2), sharey=True, squeeze=False)
+    names = sorted({name for lines in panels.values() for name in lines})
+    colours = {name: f"C{number}" for number, name in enumerate(names)}
     for axis, (clients, lines) in zip(axes[0], panels.items(), strict=True):
         for name, found in lines.items():
-            axis.plot([x for x, _ in found], [100 * y for _, y in found], marker="o", label=name)
+            axis.plot([x for x, _ in found], [100 * y for _, y in found], marker="o", color=colours[name])
         if clients == 4:
             for fewer, more in AIMS:
                 axis.plot([fewer], [100 * more], marker="*", markersize=12, color="black", linestyle="none")
@@ -55,9 +57,11 @@ def draw(rows: list[dict[str, Any]], path: Path, size: str = "4m") -> None:
         axis.set_xscale("log")
         axis.set_title(f"{clients} client{'s' if clients > 1 else ''}")
         axis.set_xlabel("times fewer bytes than data parallel")
-        if lines:
-            axis.legend(fontsize=7)
     axes[0][0].set_ylabel("held-out loss above central, %")
-    figure.tight_layout()
+    # Below the panels, where it covers no point.
+    marks = [plt.Line2D([], [], marker="o", color=colours[name], label=name) for name in names]
+    marks.append(plt.Line2D([], [], marker="*", color="black", linestyle="none", label="aims"))
+    figure.legend(handles=marks, loc="lower center", ncols=4, fontsize=8)
+    figure.tight_layout(rect=(0, 0.06 + 0.05 * (len(marks) // 4), 1, 1))
     figure.savefig(path, dpi=120)
     plt.close(figure)

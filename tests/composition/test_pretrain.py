@@ -165,25 +165,25 @@ def test_the_recipe_is_the_plain_mean_and_what_is_given_stays(scratch):
 
 
 @pytest.mark.parametrize(
-    ("changes", "clients"),
+    ("changes", "tokens"),
     [
-        ({}, 2),  # sample_clients is 2
-        ({"sample_clients": 4}, 4),
-        ({"sample_clients": "4"}, 4),
-        ({"sample_clients": 8, "num_clients": 4}, 4),
-        ({"num_clients": 1}, 1),
-        ({"num_clients": None, "sample_clients": 3}, 3),
-        ({"sample_clients": "four"}, 2),  # refused later
+        ({"batch_size": 4, "seq_length": 64}, 256),
+        ({"batch_size": "4", "seq_length": 64, "gradient_accumulation_steps": 2}, 512),
+        ({"seq_length": 32, "recipe": "photon"}, 256),  # 8 rows
     ],
 )
-def test_moments_last_as_many_steps_longer_as_clients_share_a_batch(changes: dict[str, object], clients: int):
+def test_moments_of_small_batches_last_for_as_many_tokens(changes: dict[str, object], tokens: int):
     found = defaults(changes | {"optimizer": "muon"})
     for key in ("adam_beta2", "muon_momentum"):
-        # Half of what a step brings is left after as many tokens of the whole batch as with one client.
-        assert math.log(0.5) / math.log(found[key]) == pytest.approx(clients * math.log(0.5) / math.log(0.95))
+        assert math.log(0.5) / math.log(found[key]) * tokens == pytest.approx(12_500)
     assert "muon_momentum" not in defaults(changes)
-    for other in ({"recipe": "photon"}, {"fed_alg": "fedavg"}, {"fed_alg": "central"}):
-        assert defaults(changes | other)["adam_beta2"] == 0.95
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"batch_size": 16, "seq_length": 64}, {"batch_size": "four"}, {"batch_size": 10**400}]
+)
+def test_moments_of_usual_batches_are_those_of_the_recipe(changes: dict[str, object]):
+    assert defaults(changes)["adam_beta2"] == 0.95
 
 
 def test_the_recipe_photon_keeps_nothing_at_clients(scratch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from weft.config import RunConfig
 from weft.json_types import JsonObject
 from weft.verbs import train_verb
 
@@ -19,10 +20,9 @@ RECIPE: JsonObject = {
     "adam_beta2": 0.95,
 }
 """DiLoCo's (Douillard et al. 2023, section 3), with a learning rate for small models."""
-DECAY = 0.95
-"""Of AdamW's second moment and of Muon's momentum, for a step of the whole batch."""
-SAMPLED = 2
-"""Clients of a round where no number is given."""
+HALF_LIFE = 12_500
+"""Tokens of a client after which half of what a step brings to its moments is left, at the least. Smaller batches would
+make moments that forget sooner (Marek et al. 2025, arXiv 2507.07101); measured in docs/benchmarks.md."""
 PHOTON: JsonObject = RECIPE | {"learning_rate": 2e-3, "batch_size": 8}
 """Photon's (Sani et al. 2024, arXiv 2411.02908): stateless clients, small batches, a high learning rate."""
 
@@ -34,24 +34,24 @@ def defaults(keys: JsonObject) -> JsonObject:
     # Merging gives clients fresh adapters, which the outer momentum of DiLoCo does not fit.
     if keys.get("lora_aggregation") == "merge":
         values["fed_alg"] = "fedavg"
+    tokens = min(_tokens(values | keys), HALF_LIFE)
+    decay = values["adam_beta2"] = max(values["adam_beta2"], 0.5 ** (tokens / HALF_LIFE))
+    if keys.get("optimizer") == "muon":
+        values["muon_momentum"] = decay
     if keys.get("fed_alg", values["fed_alg"]) == "diloco":
-        if photon:
-            return values | {"fed_args": {"outer_lr": 0.7, "momentum": 0.7, "inner_state": "reset"}}
-        # K clients share the batch of a step. Moments of a K-th of it are as smooth if they last for K times as many
-        # steps (Marek et al. 2025, arXiv 2507.07101); what that and the plain mean are worth: docs/benchmarks.md.
-        decay = DECAY ** (1 / _cohort(keys))
-        values |= {"adam_beta2": decay, "fed_args": {"momentum": 0.0}}
-        if keys.get("optimizer") == "muon":
-            values["muon_momentum"] = decay
+        # The plain mean was best in runs of up to 60 rounds (docs/benchmarks.md).
+        values["fed_args"] = {"outer_lr": 0.7, "momentum": 0.7, "inner_state": "reset"} if photon else {"momentum": 0.0}
     return values
 
 
-def _cohort(keys: JsonObject) -> int:
-    """Return the clients of a round, as far as keys tell; values that cannot be are refused where keys are checked."""
-    given = [str(keys.get(key)) for key in ("sample_clients", "num_clients")]
-    sampled, people = (int(text) if text.isdecimal() else 0 for text in given)
-    sampled = sampled or SAMPLED
-    return min(sampled, people or sampled)
+def _tokens(keys: JsonObject) -> int:
+    """Return the most tokens of a client's step; what cannot be a number is refused where keys are checked."""
+    count = 1
+    for name in ("batch_size", "seq_length", "gradient_accumulation_steps"):
+        value = keys.get(name)
+        text = str(RunConfig.model_fields[name].default if value is None else value)
+        count *= int(text) if text.isdecimal() else HALF_LIFE
+    return count
 
 
 def run(argv: list[str]) -> int:
