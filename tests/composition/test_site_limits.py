@@ -268,5 +268,7 @@ def test_limits_stand_in_site_yaml(sites: FakeSites, run, tmp_path: Path):
     file.write_text(yaml.safe_dump(policy))
     sites.policies["hospital_b"] = read_policy(file)
     sites.begin("hospital_b")
-    done = serve(run | {"batch_size": 2000, "num_rounds": 1, "max_steps": 1}, sites, list(NAMES), "1")
+    # A step of 2,000 rows takes seconds where other processes have the cores.
+    own = {"batch_size": 2000, "num_rounds": 1, "max_steps": 1, "silence_timeout": 60.0}
+    done = serve(run | own, sites, list(NAMES), "1")
     assert done.summary["clients"].keys() == {"hospital_b"}
