@@ -92,8 +92,9 @@ WRONG = {
 
 @pytest.mark.parametrize(("words", "sentence"), WRONG.values(), ids=WRONG.keys())
 def test_the_command_line_refuses_in_one_sentence_and_leaves_nothing(
-    keys, words: list[str], sentence: str, tmp_path: Path, capsys
+    keys, words: list[str], sentence: str, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.chdir(tmp_path)  # where `weft up` has its folder
     empty, broken, out = tmp_path / "empty.jsonl", tmp_path / "mine.py", tmp_path / "out"
     empty.write_text("")
     broken.write_text("class Mine(:\n")

@@ -196,13 +196,17 @@ def test_the_split_is_the_same_where_its_seed_is(keys, tmp_path: Path):
 
 def test_sites_of_this_machine_get_the_part_and_their_own_test_rows(keys, folder: Path, tmp_path: Path):
     config = build(keys | {"dataset_name": str(folder), "eval_dataset_split": "test"})
-    made = _deal_rows(config, tmp_path / "sites", 2)
+    made = _deal_rows(config, tmp_path / "sites", ["site_0", "site_1"])
     counts = {
         key: [len(Path(own[key] or "").read_text().splitlines()) for own in made.values()] for key in made["site_0"]
     }
     assert counts == {"path": [6, 6], "eval": [2, 2]}
     with pytest.raises(DataError, match="12 of the held-out rows"):
-        _deal_rows(build(keys | {"dataset_name": str(folder), "eval_dataset_split": "train"}), tmp_path / "sites", 2)
+        _deal_rows(
+            build(keys | {"dataset_name": str(folder), "eval_dataset_split": "train"}),
+            tmp_path / "sites",
+            ["site_0", "site_1"],
+        )
 
 
 @pytest.mark.parametrize(

@@ -229,7 +229,7 @@ def test_the_sites_of_weft_up_accept_what_its_run_asks_for(run, tmp_path: Path):
     words = {"prompt_method": "text", "fed_alg": "fedtext", "use_peft": False, "endpoint": "http://127.0.0.1:9/v1"}
     asked = own | words | {"endpoint_model": "large", "batch_size": 5000}
     asked["clients"] = {"a": str(tmp_path / "rows.jsonl")}
-    made = read_policy(_write_policies(build(asked), tmp_path / "up", None)["a"])
+    made = read_policy(_write_policies(build(asked), tmp_path / "up", ["a"])["a"])
     assert refusal(made, build(run | words | {"endpoint_model": "large", "batch_size": 5000}), 3) is None
     assert made.endpoint == words["endpoint"]
     assert "at most" in str(refusal(made, build(run | words | {"batch_size": 5001}), 3))

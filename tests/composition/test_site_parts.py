@@ -173,5 +173,5 @@ def test_a_local_federation_gives_each_party_the_file(run, file: Path, tmp_path:
 
     left = {key: value for key, value in run.items() if key not in ("sites", "runtime")}
     config = build(left | {"clients": {"a": str(file)}, "fed_alg": f"{file}:MyAlgorithm"})
-    made = _write_policies(config, tmp_path / "up", None)
+    made = _write_policies(config, tmp_path / "up", ["a"])
     assert read_policy(made["a"]).accept.parts == {str(file): plugins.digest_of(PARTS.encode())}

@@ -6,7 +6,7 @@ import json
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -152,12 +152,13 @@ def up(
         ConfigError: the run names no data, or is no run for sites.
         RunError: the federation did not start, or the run ended early and was not resubmitted.
     """
+    names = list(policies) or _site_names(config, count)
+    at_sites = {"dataset_name", "clients", "eval_dataset_name", "dataset_split", "eval_dataset_split", "runtime"}
+    keys = {key: value for key, value in config.model_dump(mode="json").items() if key not in at_sites}
+    # Before rows are written: what is refused leaves nothing behind.
+    run = build(keys | {"runtime": "nvflare", "sites": config.sites or names})
     with private_files(), own_folder(work):
-        policies = dict(policies) or _write_policies(config, work, count)
-        at_sites = {"dataset_name", "clients", "eval_dataset_name", "dataset_split", "eval_dataset_split", "runtime"}
-        keys = {key: value for key, value in config.model_dump(mode="json").items() if key not in at_sites}
-        run = build(keys | {"runtime": "nvflare", "sites": config.sites or list(policies)})
-        return _run(run, name, work, policies, port, hear)
+        return _run(run, name, work, dict(policies) or _write_policies(config, work, names), port, hear)
 
 
 def _run(
@@ -183,16 +184,23 @@ def _run(
         return watch(parties.admin, submission, name, hear)
 
 
-def _write_policies(config: RunConfig, work: Path, count: int | None) -> dict[str, Path]:
+def _site_names(config: RunConfig, count: int | None) -> list[str]:
+    """Return the names of a run's clients, or those of sites that its rows are dealt to; ConfigError without data."""
+    if config.clients:
+        return [client.name for client in config.clients]
+    if config.dataset_name:
+        return [f"site_{number}" for number in range(count or config.num_clients)]
+    raise ConfigError("No data is named: write --dataset_name FILE, clients, or --site NAME=site.yaml.")
+
+
+def _write_policies(config: RunConfig, work: Path, names: Sequence[str]) -> dict[str, Path]:
     """Write a site.yaml for every client of a run, which accepts the run's model and parts; return their paths."""
     data: dict[str, dict[str, str | None]]
     if config.clients:
         splits = {"split": config.dataset_split, "eval_split": config.eval_dataset_split}
         data = {client.name: {"path": client.data, "eval": client.eval} | splits for client in config.clients}
-    elif config.dataset_name:
-        data = _deal_rows(config, work / "sites", count or config.num_clients)
     else:
-        raise ConfigError("No data is named: write --dataset_name FILE, clients, or --site NAME=site.yaml.")
+        data = _deal_rows(config, work / "sites", names)
     files = [Path(file.path).expanduser().resolve() for _, file in kinds.files_of(config.model_dump())]
     parts = {str(path): plugins.digest_of(plugins.read(PartFile(str(path), ""))) for path in files}
     policies = {}
@@ -207,7 +215,7 @@ def _write_policies(config: RunConfig, work: Path, count: int | None) -> dict[st
         # All rows lie on this machine already, so that there is nobody to keep a report on few of them from.
         told = {"min_report_rows": 1, "statistics": config.data_statistics}
         told["partly_encrypted"] = bool(config.encrypt)
-        domains = {"domains": list(names)} if (names := named_domains(config)) else {}
+        domains = {"domains": list(mixed)} if (mixed := named_domains(config)) else {}
         accept = {"models": models, "parts": parts, "limits": limits} | told | domains
         endpoint = {"endpoint": config.endpoint, "endpoint_key": config.endpoint_key} if config.endpoint else {}
         folders = [str(Path(folder).expanduser().resolve()) for folder in config.task_data]
@@ -219,7 +227,7 @@ def _write_policies(config: RunConfig, work: Path, count: int | None) -> dict[st
     return policies
 
 
-def _deal_rows(config: RunConfig, folder: Path, count: int) -> dict[str, dict[str, str | None]]:
+def _deal_rows(config: RunConfig, folder: Path, names: Sequence[str]) -> dict[str, dict[str, str | None]]:
     """Deal the rows of a run's data set to files at random, one for each site, and its held-out rows if it has any.
 
     Returns:
@@ -235,20 +243,20 @@ def _deal_rows(config: RunConfig, folder: Path, count: int) -> dict[str, dict[st
             f"{len(both)} of the held-out rows are also among the rows to train on: name other rows with "
             "--eval_dataset_name or --eval_dataset_split, or write --held_out_overlap leave_out to train without them."
         )
-    train = [row for row in train if row not in both]
+    train, count = [row for row in train if row not in both], len(names)
     for rows in (train, held_out):
         if len(rows) < count and (rows or rows is train):
             raise DataError(f"There are {count} sites and {len(rows)} rows for them: write fewer --num_clients.")
     folder.mkdir(parents=True, exist_ok=True)
     sample = generator(split_seed(config), "sites").permutation(len(train))[: config.dataset_sample]
     paths: dict[str, dict[str, str | None]] = {}
-    for number in range(count):
+    for number, name in enumerate(names):
         share = {"path": [train[int(row)] for row in sample[number::count]], "eval": held_out[number::count]}
-        files = {"path": folder / f"site_{number}.jsonl", "eval": folder / f"site_{number}.eval.jsonl"}
+        files = {"path": folder / f"{name}.jsonl", "eval": folder / f"{name}.eval.jsonl"}
         for key, rows in share.items():
             if rows:
                 files[key].write_text("".join(row + "\n" for row in rows), encoding="utf-8")
-        paths[f"site_{number}"] = {key: str(files[key]) if rows else None for key, rows in share.items()}
+        paths[name] = {key: str(files[key]) if rows else None for key, rows in share.items()}
     return paths
 
 
