@@ -44,7 +44,7 @@ BEFORE = {
     ),
 }
 OF = HEAD + "def change(v): return v\nof = Mine.combine\n"
-TOTAL = HEAD + "def change(v): return v\nof = Mine.combine\n" + "from dataclasses import replace\n"
+TOTAL = OF + "from dataclasses import replace\n"
 
 
 def returning(**changes: str) -> str:
