@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ RULES = ("median", "trimmed_mean", "krum", "multi_krum", "bulyan", "geometric_me
 RULES += ("norm_clipping", "sign_vote", "foolsgold", "flame")
 ALONE = ("foolsgold", "flame")
 """They take no step before them."""
+EXACT = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
+"""A large block goes back to the system once it is free. Else glibc keeps what it likes: 0 to 3.3 updates were seen."""
 PEAKS = """
 import ctypes, json, sys
 from weft import registry
@@ -22,7 +25,7 @@ import torch
 def used(field):
     return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(field))
 
-CLIENTS, SIZES = 11, (1 << 20, 3 << 20)
+CLIENTS, SIZES = 11, (1 << 19, 3 << 19)
 trim = ctypes.CDLL("libc.so.6").malloc_trim
 vectors = [torch.randn(SIZES[1], generator=torch.Generator().manual_seed(n)) for n in range(CLIENTS)]
 
@@ -50,9 +53,10 @@ print(json.dumps(found))
 def test_a_rule_takes_memory_for_its_result_and_a_block_of_columns():
     """In updates for each more parameter: 1 is the result. Lists of blocks took 4 to 15."""
     asked = [(name, before) for name in RULES for before in ("none", "nnm") if before == "none" or name not in ALONE]
-    done = subprocess.run([sys.executable, "-c", PEAKS, json.dumps(asked)], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", PEAKS, json.dumps(asked)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | EXACT)
     found = json.loads(done.stdout)
     assert len(found) == 20
     histories = found.pop("foolsgold none")
-    assert {name: size for name, size in found.items() if size > 3} == {}
-    assert histories < 15  # those of 11 clients, which it remembers
+    assert {name: size for name, size in found.items() if size > 1.1} == {}
+    assert histories < 12.1  # those of 11 clients, which it remembers
