@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,3 +162,16 @@ def load_installed(point: EntryPoint, word: str) -> Any:
 def package_of(point: EntryPoint) -> str:
     """Return the name and the version of an entry point's package."""
     return f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.module
+
+
+def is_own(part: object) -> bool:
+    """Return whether a part is not Weft's: what goes wrong in it is said in a sentence."""
+    return not type(part).__module__.startswith("weft.")
+
+
+def described(error: Exception) -> str:
+    """Return an error of a user's part in words, with the place where it was raised."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    said = " ".join(str(error).split())[:200]
+    place = f"line {frame.lineno} of '{frame.filename}'"
+    return f"{type(error).__name__}{': ' if said else ''}{said.rstrip('.')} ({place})"

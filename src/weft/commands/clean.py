@@ -209,13 +209,15 @@ def _surprise(config: RunConfig) -> Any:
 
 def _rewritten(value: Any, chosen: Sequence[tuple[str, Cleaner]]) -> Any:
     """Return a row with every text in it rewritten, also in columns that are not read."""
+    from weft.data.cleaning.cleaner import rewrite
+
     if isinstance(value, dict):
         return {key: _rewritten(cell, chosen) for key, cell in value.items()}
     if isinstance(value, (list, tuple)):
         return [_rewritten(cell, chosen) for cell in value]
     if isinstance(value, str):
         for _, cleaner in chosen:
-            value = cleaner.rewrite(value, Counter())
+            value = rewrite(cleaner, value, Counter())
     return value
 
 

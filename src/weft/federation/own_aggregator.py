@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -13,6 +12,7 @@ from weft.core.exchange import Aggregator
 from weft.core.party import Gathering
 from weft.core.types import Streams, Total, Update
 from weft.errors import ConfigError, RunError, WeftError
+from weft.plugins import described, is_own
 
 REMEDY = "correct it, and go on with --resume"
 
@@ -88,14 +88,12 @@ class Checked(Aggregator):
         return total
 
     def _failed(self, error: Exception) -> RunError:
-        return RunError(
-            f"{self.name} failed in round {self.gathering.party.round + 1} with {_described(error)}", REMEDY
-        )
+        return RunError(f"{self.name} failed in round {self.gathering.party.round + 1} with {described(error)}", REMEDY)
 
 
 def checked(aggregator: Aggregator, gathering: Gathering) -> Aggregator:
     """Return the aggregator of a round; one that is not Weft's own is checked."""
-    return Checked(aggregator, gathering) if _is_own(aggregator) else aggregator.for_round(gathering)
+    return Checked(aggregator, gathering) if is_own(aggregator) else aggregator.for_round(gathering)
 
 
 def needed(aggregator: Aggregator, cohort: int) -> int:
@@ -104,7 +102,7 @@ def needed(aggregator: Aggregator, cohort: int) -> int:
     Raises:
         ConfigError: one of a user's cannot say.
     """
-    if not _is_own(aggregator):
+    if not is_own(aggregator):
         return aggregator.needs(cohort)
     name = f"The aggregator {type(aggregator).__name__}"
     try:
@@ -112,22 +110,10 @@ def needed(aggregator: Aggregator, cohort: int) -> int:
     except WeftError:
         raise
     except Exception as error:
-        raise ConfigError(f"{name} failed in its needs with {_described(error)}: correct it.") from error
+        raise ConfigError(f"{name} failed in its needs with {described(error)}: correct it.") from error
     if not isinstance(needs, int):
         raise ConfigError(f"{name} needs {needs!r} updates, and that is no number of them: correct its needs.")
     return needs
-
-
-def _is_own(aggregator: Aggregator) -> bool:
-    return not type(aggregator).__module__.startswith("weft.")
-
-
-def _described(error: Exception) -> str:
-    """Return an error in words, with the place where it was raised."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    said = " ".join(str(error).split())[:200]
-    place = f"line {frame.lineno} of '{frame.filename}'"
-    return f"{type(error).__name__}{': ' if said else ''}{said.rstrip('.')} ({place})"
 
 
 def _fault(total: object, seen: _Seen, *, enough: bool) -> str:
@@ -145,10 +131,11 @@ def _fault(total: object, seen: _Seen, *, enough: bool) -> str:
         return "a memory that is no streams of tensors"
     if not total.clients or (not total.streams and not enough):
         return ""  # the round is repeated, or changes nothing
-    return _fault_of(total.streams, seen.streams)
+    return fault_of(total.streams, seen.streams)
 
 
-def _fault_of(streams: Streams, like: Streams) -> str:
+def fault_of(streams: Streams, like: Streams, *, finite: bool = True) -> str:
+    """Return what is wrong with streams that are to have the names and shapes of others; "": nothing."""
     if not _are_streams(streams):
         return "streams that hold something else than tensors"
     for stream, values in like.items():
@@ -160,7 +147,7 @@ def _fault_of(streams: Streams, like: Streams) -> str:
                 return f"'{name}' of shape {tuple(given[name].shape)} instead of {tuple(value.shape)}"
             if given[name].is_floating_point() != value.is_floating_point():
                 return f"'{name}' in {given[name].dtype} instead of {value.dtype}"
-            if not bool(given[name].isfinite().all()):
+            if finite and not bool(given[name].isfinite().all()):
                 return f"numbers that are not finite in '{name}'"
     return ""
 

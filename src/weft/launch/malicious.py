@@ -17,6 +17,7 @@ from weft.core.seeds import derive, generator
 from weft.data.encode import closed_set
 from weft.data.formats import Example
 from weft.errors import ConfigError
+from weft.federation.own_attack import poisoned
 from weft.federation.plan import Plan
 from weft.json_types import JsonObject
 from weft.launch.parts import part
@@ -82,7 +83,8 @@ def poison(config: RunConfig, examples: list[Any], names: Sequence[str], train: 
         if name not in bad:
             continue
         lots = random.Random(derive(config.seed, "poison", name))
-        changed = attack.poison([examples[number] for number in numbers], choices and sorted(choices), lots)
+        rows = [examples[number] for number in numbers]
+        changed = poisoned(attack, rows, choices and sorted(choices), lots)
         for number, example in zip(numbers.tolist(), changed, strict=True):
             examples[number] = example
     return True

@@ -13,7 +13,7 @@ import numpy as np
 
 from weft import kinds, plugins, registry
 from weft.config import RunConfig
-from weft.data.cleaning.cleaner import Cleaner
+from weft.data.cleaning.cleaner import Cleaner, start
 from weft.data.splits import Shares, Split
 from weft.errors import ConfigError, DataError
 
@@ -114,7 +114,7 @@ def cleaners(config: RunConfig) -> list[tuple[str, Cleaner]]:
                 f"The cleaner {public} compares questions with their answers, and plain text has none: leave {public} "
                 "out of --clean."
             )
-        cleaner.start()
+        start(cleaner)
         made.append((public, cleaner))
     return made
 

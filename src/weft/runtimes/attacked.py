@@ -12,6 +12,7 @@ from weft.core.party import Gathering, Party
 from weft.core.seeds import derive
 from weft.core.types import DELTA, Message, Reply, Task, Tensors, Total, Update
 from weft.federation.own_aggregator import checked
+from weft.federation.own_attack import forge
 from weft.federation.plan import Plan
 
 
@@ -51,8 +52,7 @@ class Attacked(Around):
         honest = [update for update in updates if update.client not in self.malicious]
         forged: dict[str, Update] = {}
         if own:
-            sent = self.plan.attack.send(own, honest, self._scene(tasks))
-            forged = {update.client: update for update in sent}
+            forged = forge(self.plan.attack, own, honest, self._scene(tasks))
         for reply in replies:
             yield forged.get(reply.client, reply) if isinstance(reply, Update) else reply
 

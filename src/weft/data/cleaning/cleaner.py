@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
+from weft.errors import ConfigError, WeftError
 from weft.json_types import JsonObject
+from weft.plugins import described, is_own
 
 NOTHING_LEFT = "nothing left of the answer"
 
@@ -105,7 +108,7 @@ def clean(samples: Sequence[Sample], cleaners: Sequence[tuple[str, Cleaner]], to
         before = len(outcome.samples)
         changed = _rewrite(outcome, cleaner, counts)
         numbers = list(outcome.samples)
-        for place, reason in cleaner.faults([outcome.samples[number] for number in numbers], tools).items():
+        for place, reason in faults(cleaner, [outcome.samples[number] for number in numbers], tools).items():
             del outcome.samples[numbers[place]]
             counts[reason] += 1
         outcome.add_step(name, before - len(outcome.samples), changed, counts)
@@ -122,8 +125,8 @@ def _rewrite(outcome: Outcome, cleaner: Cleaner, counts: Counter[str]) -> int:
     changed = 0
     for number, sample in list(outcome.samples.items()):
         new = Sample(
-            tuple(cleaner.rewrite(text, counts) for text in sample.prompts),
-            tuple(cleaner.rewrite(text, counts) for text in sample.answers),
+            tuple(rewrite(cleaner, text, counts) for text in sample.prompts),
+            tuple(rewrite(cleaner, text, counts) for text in sample.answers),
         )
         if new == sample:
             continue
@@ -135,6 +138,66 @@ def _rewrite(outcome: Outcome, cleaner: Cleaner, counts: Counter[str]) -> int:
         outcome.changed.add(number)
         changed += 1
     return changed
+
+
+def start(cleaner: Cleaner) -> None:
+    """Prepare a cleaner; ConfigError where it cannot be used, or one of a user's failed."""
+    with _said(cleaner, "start"):
+        cleaner.start()
+
+
+def rewrite(cleaner: Cleaner, text: str, counts: Counter[str]) -> str:
+    """Return a text as a cleaner rewrites it.
+
+    Raises:
+        ConfigError: a cleaner of a user's failed, or returned no text.
+    """
+    with _said(cleaner, "rewrite"):
+        new = cleaner.rewrite(text, counts)
+    if not isinstance(new, str):
+        raise ConfigError(
+            f"The cleaner {type(cleaner).__name__} made a {type(new).__name__} of a text: correct its rewrite, which "
+            "returns a str."
+        )
+    return new
+
+
+def faults(cleaner: Cleaner, samples: Sequence[Sample], tools: Tools) -> dict[int, str]:
+    """Return the numbers of the rows that a cleaner leaves out, each with the reason.
+
+    Raises:
+        ConfigError: a cleaner of a user's failed, or named no rows of these.
+    """
+    with _said(cleaner, "faults"):
+        found = cleaner.faults(samples, tools)
+    if not isinstance(found, dict):
+        strange = f"a {type(found).__name__}"
+    elif unknown := [
+        place for place in found if not (isinstance(place, (int, np.integer)) and 0 <= place < len(samples))
+    ]:
+        strange = f"row {unknown[0]!r} of {len(samples)} rows"
+    elif unsaid := [reason for reason in found.values() if not isinstance(reason, str)]:
+        strange = f"the reason {unsaid[0]!r}"
+    else:
+        return found
+    raise ConfigError(
+        f"The cleaner {type(cleaner).__name__} returned {strange}: correct its faults, which returns numbers of rows, "
+        "each with a reason in words."
+    )
+
+
+@contextmanager
+def _said(cleaner: Cleaner, method: str) -> Iterator[None]:
+    """Say an error of a user's cleaner in a sentence."""
+    try:
+        yield
+    except WeftError:
+        raise
+    except Exception as error:
+        if not is_own(cleaner):
+            raise
+        name = type(cleaner).__name__
+        raise ConfigError(f"The cleaner {name} failed with {described(error)}: correct its {method}.") from error
 
 
 def add_up(steps: Sequence[dict[str, JsonObject]]) -> dict[str, JsonObject]:
