@@ -41,6 +41,23 @@ def test_the_factored_svd_is_the_dense_one(shape: tuple[int, int, int, int], ran
     torch.testing.assert_close(found.a.norm(dim=1)[:kept], s[:kept].sqrt(), rtol=1e-3, atol=2e-3 * float(s[0].sqrt()))
 
 
+def test_leading_values_are_those_of_a_whole_svd_down_to_what_float32_tells():
+    """Values from 1 down to 1e-12: those above 1e-7 agree, the others leave no more than rounding, and none is nan."""
+    random = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(60, 40, generator=random, dtype=torch.float64))[0] for _ in "lr")
+    values = torch.logspace(0, -12, 40, dtype=torch.float64)
+    matrix = (left * values) @ right.T
+    for one in (matrix[:, :50], matrix[:50]):  # taller than wide, and wider than tall
+        u, s, vt = lowrank._leading(one, 30)
+        whole = torch.linalg.svdvals(one)[:30]
+        sure = whole > 1e-7
+        torch.testing.assert_close(s[sure], whole[sure], rtol=0, atol=1e-9)
+        assert sure.sum() > 20
+        assert s[~sure].max() < 2e-7
+        assert u.isfinite().all()
+        assert torch.linalg.norm((u * s) @ vt - one) < 2e-7
+
+
 @settings(deadline=None, max_examples=40)
 @given(sizes)
 def test_without_a_rank_nothing_is_lost(shape: tuple[int, int, int, int]):

@@ -97,7 +97,7 @@ def truncate(product: Product, rank: int | None = None) -> Product:
 def _truncate(product: Product, rank: int | None, dtype: torch.dtype) -> Product:
     left, right, core = _core(product)
     # float64 costs little on the small matrix, and preserves the precision of float32 factors.
-    u, s, vt = torch.linalg.svd(core.double(), full_matrices=False)
+    u, s, vt = torch.linalg.svd(core.double(), full_matrices=False) if rank is None else _leading(core.double(), rank)
     if rank is None:
         limit = min(product.b.shape[0], product.a.shape[1])
         count = int((s > s[:1] * torch.finfo(dtype).eps).sum()) if s.numel() else 0
@@ -112,6 +112,21 @@ def _truncate(product: Product, rank: int | None, dtype: torch.dtype) -> Product
         b = torch.nn.functional.pad(b, (0, width - count))
         a = torch.nn.functional.pad(a, (0, 0, 0, width - count))
     return Product(b.contiguous(), a.contiguous())
+
+
+def _leading(core: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return U, S and V^T of the largest singular values, in less than half of the time of a whole SVD.
+
+    The eigenvectors of core^T core are V. Squares lose values below 1e-8 of the largest, which is below what float32
+    factors tell; U S is core V itself, so that nothing is divided by a square root of rounding.
+    """
+    wide = core.shape[0] < core.shape[1]
+    tall = core.T if wide else core
+    vectors = torch.linalg.eigh(tall.T @ tall).eigenvectors.flip(1)[:, :rank]
+    images = tall @ vectors
+    s = torch.linalg.vector_norm(images, dim=0)
+    units = images / s.clamp(min=torch.finfo(s.dtype).tiny)
+    return (vectors, s, units.T) if wide else (units, s, vectors.T)
 
 
 class _Reflectors(NamedTuple):
