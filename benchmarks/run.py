@@ -26,7 +26,7 @@ from common import RESULTS, Result, machine
 
 NAMES = [
     "startup", "overhead", "overhead dpo", "overhead pretrain", "usual", "memory", "population", "lora", "wire",
-    "generate", "text", "evaluate", "private", "masks", "robustness cost",
+    "generate", "text", "evaluate", "private", "masks", "robustness cost", "commits",
 ]  # fmt: skip
 ELSEWHERE = [
     Result("GPU: a round / its bare steps", None, 1.05, True, needs="a GPU: benchmarks/gpu.py"),

@@ -64,6 +64,15 @@ def test_the_arms_of_a_study_set_keys_that_work(name: str, keys: str, monkeypatc
         settle(*gather({"dataset_name": "any"} | getattr(study, keys) | changes, {}))
 
 
+def test_the_benchmark_of_commits_measures_a_wait(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """With a state of 8 KB. The control: rounds that wait for each checkpoint wait longer."""
+    commits = module("commits", monkeypatch)
+    commits.main(rounds=3, seconds=0.05, tensors=2, numbers=1000, side=8)
+    told = {line.partition(":")[0]: line for line in capsys.readouterr().out.splitlines()}
+    thread, wait = (float(told[name].split(": ")[1].split(" %")[0]) for name in ("in a thread", "rounds wait"))
+    assert thread < wait
+
+
 @pytest.mark.slow
 def test_the_benchmark_of_a_gpu_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """With tiny sizes, so that it works at the first call where a GPU is lent."""
