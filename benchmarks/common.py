@@ -7,6 +7,7 @@ import os
 import platform
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -156,8 +157,8 @@ def bare_steps(model: Any, objective: Any, windows: list[list[Any]]) -> None:
 
 
 def median(values: list[float]) -> float:
-    """Return the middle value."""
-    return sorted(values)[len(values) // 2]
+    """Return the middle value, or the mean of the two in the middle."""
+    return statistics.median(values)
 
 
 def capability() -> str:

@@ -28,7 +28,7 @@ PRETRAIN = {"objective": "causal_lm", "fed_alg": "diloco", "dataset_sample": Non
 
 
 def main(verb: str = "sft", dtype: str = "auto") -> None:
-    """Alternate bare steps and whole rounds in one process, and print the ratio of the medians.
+    """Alternate bare steps and whole rounds in one process, and print the median of the ratios of neighbours.
 
     Args:
         verb: sft (LoRA, FedAvg), dpo (the same, on pairs), or pretrain (all parameters, DiLoCo with kept moments).
@@ -119,7 +119,7 @@ def main(verb: str = "sft", dtype: str = "auto") -> None:
         print(f"bare steps {median(plain):.3f} s, a round {median(whole):.3f} s, {tokens / sum(whole):,.0f} tokens/s")
         report(
             f"a round / its bare steps (7.4 M, {verb}, {config.batch_size} x 256, {model.dtype})",
-            median(whole) / median(plain),
+            median([round / steps for round, steps in zip(whole, plain, strict=True)]),
             1.05,
             most=True,
         )
