@@ -18,7 +18,7 @@ from typing import Any
 
 from common import machine, make_model, make_rows, median, report
 
-STEPS, BATCH, CLIENTS, ROUNDS = 10, 16, 2, 1
+STEPS, BATCH, CLIENTS, ROUNDS = 10, 16, 2, 2
 TRL, OURS = "trl, in float32", "Weft, in float32"
 TRL_16, OURS_16 = "trl, its defaults: bfloat16 by autocast", "Weft, in bfloat16"
 
