@@ -12,13 +12,14 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from weft.errors import ConfigError
+from weft.errors import ConfigError, WeftError
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -175,3 +176,16 @@ def described(error: Exception) -> str:
     said = " ".join(str(error).split())[:200]
     place = f"line {frame.lineno} of '{frame.filename}'"
     return f"{type(error).__name__}{': ' if said else ''}{said.rstrip('.')} ({place})"
+
+
+@contextmanager
+def said(part: object, failure: Callable[[str], WeftError]) -> Iterator[None]:
+    """Turn an error of a user's part into one of Weft's; `failure` makes it of the words of `described`."""
+    try:
+        yield
+    except WeftError:
+        raise
+    except Exception as error:
+        if not is_own(part):
+            raise
+        raise failure(described(error)) from error

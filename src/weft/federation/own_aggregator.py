@@ -12,7 +12,7 @@ from weft.core.exchange import Aggregator
 from weft.core.party import Gathering
 from weft.core.types import Streams, Total, Update
 from weft.errors import ConfigError, RunError, WeftError
-from weft.plugins import described, is_own
+from weft.plugins import described, is_own, said
 
 REMEDY = "correct it, and go on with --resume"
 
@@ -56,12 +56,8 @@ class Checked(Aggregator):
             RunError: it cannot be that.
         """
         self.name, self.gathering = f"The aggregator {type(own).__name__}", gathering
-        try:
+        with said(own, self._failed):
             self.own = own.for_round(gathering)
-        except WeftError:
-            raise
-        except Exception as error:
-            raise self._failed(error) from error
 
     def needs(self, cohort: int) -> int:
         """Return what the aggregator needs."""
@@ -81,14 +77,14 @@ class Checked(Aggregator):
         except WeftError:
             raise
         except Exception as error:
-            raise self._failed(error) from error
+            raise self._failed(described(error)) from error
         enough = seen.updates >= max(1, self.needs(self.gathering.cohort))
         if fault := _fault(total, seen, enough=enough):
             raise RunError(f"{self.name} returned {fault} in round {self.gathering.party.round + 1}", REMEDY)
         return total
 
-    def _failed(self, error: Exception) -> RunError:
-        return RunError(f"{self.name} failed in round {self.gathering.party.round + 1} with {described(error)}", REMEDY)
+    def _failed(self, why: str) -> RunError:
+        return RunError(f"{self.name} failed in round {self.gathering.party.round + 1} with {why}", REMEDY)
 
 
 def checked(aggregator: Aggregator, gathering: Gathering) -> Aggregator:
@@ -105,12 +101,8 @@ def needed(aggregator: Aggregator, cohort: int) -> int:
     if not is_own(aggregator):
         return aggregator.needs(cohort)
     name = f"The aggregator {type(aggregator).__name__}"
-    try:
+    with said(aggregator, lambda why: ConfigError(f"{name} failed in its needs with {why}: correct it.")):
         needs = aggregator.needs(cohort)
-    except WeftError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"{name} failed in its needs with {described(error)}: correct it.") from error
     if not isinstance(needs, int):
         raise ConfigError(f"{name} needs {needs!r} updates, and that is no number of them: correct its needs.")
     return needs

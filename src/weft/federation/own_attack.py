@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 from weft.core.attack import Attack, Scene
 from weft.core.types import Update
-from weft.errors import ConfigError, RunError, WeftError
+from weft.errors import ConfigError, RunError
 from weft.federation.own_aggregator import REMEDY, fault_of
-from weft.plugins import described, is_own
-
-Result = TypeVar("Result")
+from weft.plugins import is_own, said
 
 
 def forge(attack: Attack, own: Sequence[Update], honest: Sequence[Update], scene: Scene) -> dict[str, Update]:
@@ -24,9 +22,8 @@ def forge(attack: Attack, own: Sequence[Update], honest: Sequence[Update], scene
     if not is_own(attack):
         return {update.client: update for update in attack.send(own, honest, scene)}
     name, when = _name(attack), f"in round {scene.round + 1}"
-    forged = _guarded(
-        lambda: list(attack.send(own, honest, scene)), lambda why: RunError(f"{name} {why} {when}", REMEDY)
-    )
+    with said(attack, lambda why: RunError(f"{name} failed with {why} {when}", REMEDY)):
+        forged = list(attack.send(own, honest, scene))
     honestly = {update.client: update for update in own}
     for update in forged:
         if not isinstance(update, Update):
@@ -47,9 +44,8 @@ def poisoned(attack: Attack, rows: list[Any], choices: Sequence[str] | None, lot
     if not is_own(attack):
         return attack.poison(rows, choices, lots)
     name = _name(attack)
-    changed = _guarded(
-        lambda: list(attack.poison(rows, choices, lots)), lambda why: ConfigError(f"{name} {why}: correct its poison.")
-    )
+    with said(attack, lambda why: ConfigError(f"{name} failed with {why}: correct its poison.")):
+        changed = list(attack.poison(rows, choices, lots))
     if len(changed) != len(rows):
         raise ConfigError(
             f"{name} made {len(changed)} rows of {len(rows)}: correct its poison, which keeps their number."
@@ -64,13 +60,3 @@ def poisoned(attack: Attack, rows: list[Any], choices: Sequence[str] | None, lot
 
 def _name(attack: Attack) -> str:
     return f"The attack {type(attack).__name__}"
-
-
-def _guarded(action: Callable[[], Result], failure: Callable[[str], WeftError]) -> Result:
-    """Return what an action returns; an error of the user's code becomes one of Weft's."""
-    try:
-        return action()
-    except WeftError:
-        raise
-    except Exception as error:
-        raise failure(f"failed with {described(error)}") from error

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
-from weft.errors import ConfigError, WeftError
+from weft.errors import ConfigError
 from weft.json_types import JsonObject
-from weft.plugins import described, is_own
+from weft.plugins import said
 
 NOTHING_LEFT = "nothing left of the answer"
 
@@ -186,18 +186,10 @@ def faults(cleaner: Cleaner, samples: Sequence[Sample], tools: Tools) -> dict[in
     )
 
 
-@contextmanager
-def _said(cleaner: Cleaner, method: str) -> Iterator[None]:
+def _said(cleaner: Cleaner, method: str) -> AbstractContextManager[None]:
     """Say an error of a user's cleaner in a sentence."""
-    try:
-        yield
-    except WeftError:
-        raise
-    except Exception as error:
-        if not is_own(cleaner):
-            raise
-        name = type(cleaner).__name__
-        raise ConfigError(f"The cleaner {name} failed with {described(error)}: correct its {method}.") from error
+    name = type(cleaner).__name__
+    return said(cleaner, lambda why: ConfigError(f"The cleaner {name} failed with {why}: correct its {method}."))
 
 
 def add_up(steps: Sequence[dict[str, JsonObject]]) -> dict[str, JsonObject]:
