@@ -14,13 +14,15 @@ RULES = ("median", "trimmed_mean", "krum", "multi_krum", "bulyan", "geometric_me
 RULES += ("norm_clipping", "sign_vote", "foolsgold", "flame")
 ALONE = ("foolsgold", "flame")
 """They take no step before them."""
-EXACT = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
+EXACT = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 """A large block goes back to the system once it is free. Else glibc keeps what it likes: 0 to 3.3 updates were seen."""
 PEAKS = """
 import ctypes, json, sys
 from weft import registry
 from weft.core.types import DELTA, Update
 import torch
+
+torch.set_num_threads(1)
 
 def used(field):
     return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(field))
@@ -58,5 +60,5 @@ def test_a_rule_takes_memory_for_its_result_and_a_block_of_columns():
     found = json.loads(done.stdout)
     assert len(found) == 20
     histories = found.pop("foolsgold none")
-    assert {name: size for name, size in found.items() if size > 1.1} == {}
-    assert histories < 12.1  # those of 11 clients, which it remembers
+    assert {name: size for name, size in found.items() if size > 1.5} == {}
+    assert histories < 12.5  # those of 11 clients, which it remembers
